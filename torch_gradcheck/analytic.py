@@ -1,0 +1,139 @@
+"""The gradient on trial: autograd's own, or one derived by hand, as flat float64 arrays, one a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from torch_gradcheck.differences.sampling import Floats
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective import Objective
+from torch_gradcheck.precision import epsilon
+from torch_gradcheck.theta import Theta, ThetaEntry, close_names
+
+
+@dataclass(frozen=True)
+class AnalyticGradient:
+    """The gradient on trial of one parameter.
+
+    Attributes:
+        values: shape (coordinates,), float64; zeros where there is none.
+        reached: False when the backward never reached the parameter (None instead of a tensor).
+        epsilon: machine epsilon of the precision it was given in; its own rounding is no mistake.
+    """
+
+    values: Floats
+    reached: bool
+    epsilon: float
+
+
+def autograd_gradients(objective: Objective, theta: Theta) -> dict[int, AnalyticGradient]:
+    """One autograd backward of J, by position in θ of the checked parameters.
+
+    Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
+    in the backward) do not fire; hooks on the tensors do. Where the closure runs its own backward, or a reentrant
+    checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken.
+    """
+    positions = theta.checked
+    parameters = [theta[position].parameter for position in positions]
+    if not objective.runs_backward:
+        with torch.enable_grad(), objective.evaluation() as loss:
+            gradients = _asked(loss, parameters)
+    else:
+        with torch.enable_grad(), objective.evaluation():
+            gradients = [parameter.grad for parameter in parameters]
+    return {
+        position: _analytic(theta[position], gradient, epsilon(objective.dtype))
+        for position, gradient in zip(positions, gradients, strict=True)
+    }
+
+
+def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, AnalyticGradient]:
+    """Gradients derived by hand, by position in θ.
+
+    Raises:
+        InvalidRequestError: a name the model does not have, a checked parameter without a gradient, a shape or a kind
+            of number that does not fit.
+    """
+    names = {name: entry for entry in theta for name in (entry.name, *entry.aliases)}
+    unknown = [name for name in gradients if name not in names]
+    if unknown:
+        raise InvalidRequestError(
+            f"gradients has {unknown[0]!r}, which is no checked parameter; {close_names(str(unknown[0]), list(names))}."
+        )
+    return {position: _given(theta[position], gradients) for position in theta.checked}
+
+
+def _asked(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
+    if not loss.requires_grad:
+        return [None for _ in parameters]
+    try:
+        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
+    except RuntimeError as error:
+        if "Checkpointing is not compatible" not in str(error):
+            raise
+    with _accumulating(parameters):
+        loss.backward()
+        return [parameter.grad for parameter in parameters]
+
+
+@contextmanager
+def _accumulating(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.grad = None
+
+
+def _analytic(entry: ThetaEntry, gradient: torch.Tensor | None, eps: float) -> AnalyticGradient:
+    if gradient is None:
+        return AnalyticGradient(np.zeros(entry.coordinates), reached=False, epsilon=eps)
+    return AnalyticGradient(_flat(entry, gradient), reached=True, epsilon=eps)
+
+
+def _flat(entry: ThetaEntry, gradient: torch.Tensor) -> Floats:
+    """C-ordered float64 values; a complex gradient g = ∂J/∂Re + i·∂J/∂Im as (real, imaginary) pairs."""
+    dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
+    if entry.is_complex:
+        dense = torch.view_as_real(dense.to(torch.complex128).resolve_conj().contiguous())
+    return np.array(dense.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()
+
+
+def _given(entry: ThetaEntry, gradients: Mapping[str, Any]) -> AnalyticGradient:
+    keys = [name for name in (entry.name, *entry.aliases) if name in gradients]
+    if not keys:
+        raise InvalidRequestError(
+            f"gradients has nothing for parameter {entry.name!r} of shape {entry.shape}; "
+            "add it, or leave the parameter out with exclude=."
+        )
+    if len(keys) > 1:
+        raise InvalidRequestError(
+            f"gradients names one tied parameter twice, as {keys[0]!r} and {keys[1]!r}: give their sum once."
+        )
+    value = gradients[keys[0]]
+    if value is None:
+        return _analytic(entry, None, epsilon(torch.float64))
+    tensor = _as_tensor(keys[0], value)
+    if tuple(tensor.shape) != entry.shape:
+        raise InvalidRequestError(
+            f"gradients[{keys[0]!r}] has shape {tuple(tensor.shape)}, the parameter has {entry.shape}."
+        )
+    if tensor.is_complex() and not entry.is_complex:
+        raise InvalidRequestError(f"gradients[{keys[0]!r}] is complex ({tensor.dtype}), the parameter is real.")
+    inexact = tensor.is_floating_point() or tensor.is_complex()
+    return _analytic(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))
+
+
+def _as_tensor(name: str, value: Any) -> torch.Tensor:
+    try:
+        return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(
+            f"gradients[{name!r}] must be a tensor or an array of numbers, got {type(value).__name__}."
+        ) from error

@@ -1,0 +1,186 @@
+"""The check, from one end to the other: borrow, evaluate, differentiate on both sides, compare, report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, given_gradients
+from torch_gradcheck.batch import batch_loss
+from torch_gradcheck.borrow import Loan
+from torch_gradcheck.compare import compared_row, frozen_row, relative_error
+from torch_gradcheck.engines.plain import PlainEngine
+from torch_gradcheck.facts import ParameterReport
+from torch_gradcheck.notes import notes_of
+from torch_gradcheck.numerical import Numerical, Tried
+from torch_gradcheck.objective import Objective
+from torch_gradcheck.progress import progress_bar
+from torch_gradcheck.report import Report
+from torch_gradcheck.request import Mode, Request, callable_argument, request
+from torch_gradcheck.settle import check_unchanged, settled_objective
+from torch_gradcheck.theta import Theta, theta_of
+
+Patterns = str | Sequence[str] | None
+
+
+def check_module(
+    model: nn.Module,
+    loss_fn: Callable[..., Any],
+    batch: Any,
+    *,
+    gradients: Mapping[str, Any] | None = None,
+    method: str = "auto",
+    eps: float | None = None,
+    tolerance: float = 1e-5,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    mode: Mode = "eval",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Report:
+    """Checks the gradients of `model` under `loss_fn` on `batch` against centered differences.
+
+    The method of Andrew Ng's lecture: every entry of dθ is compared with (J(θ+ε) − J(θ−ε)) / 2ε, and judged by
+    ‖dθapprox − dθ‖₂ / (‖dθapprox‖₂ + ‖dθ‖₂). Everything runs in `dtype`; nothing of the caller's changes.
+
+    Args:
+        model: what is checked.
+        loss_fn: gives the scalar loss from the model's output (and the targets); may read the model's parameters.
+        batch: how the model is called. A tuple or list `(inputs, *targets)`: `loss_fn(model(inputs), *targets)`, inputs
+            that are a tuple or list being positional arguments and a mapping keyword arguments. A mapping:
+            `loss_fn(model(**batch))`. Anything else: `loss_fn(model(batch))`.
+        gradients: what is on trial. None: one autograd backward of J. A mapping from parameter name to tensor or
+            array: gradients derived by hand.
+        method: `"exact"`: centered differences on every coordinate. `"auto"` is the same in this version.
+        eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
+        tolerance: the largest relative error that passes.
+        include, exclude: glob pattern or list of them, on parameter names.
+        mode: `"eval"`, `"train"` or `"keep"` (each module's own flag). The random state is the same at every
+            evaluation of J in each of them.
+        dtype: the precision of the check, `torch.float64` or `torch.float32`.
+        seed: of everything that is drawn at random: same seed, same report.
+        progress: True or False; None shows a bar only for long work on a terminal.
+
+    Raises:
+        InvalidRequestError: an argument that cannot be used.
+        NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss that cannot be checked.
+    """
+    asked = request(
+        model,
+        gradients=gradients,
+        method=method,
+        eps=eps,
+        tolerance=tolerance,
+        include=include,
+        exclude=exclude,
+        mode=mode,
+        dtype=dtype,
+        seed=seed,
+        progress=progress,
+    )
+    callable_argument("loss_fn", loss_fn)
+    return _check(model, [loss_fn], lambda: batch_loss(model, loss_fn, batch, dtype), asked)
+
+
+def check_closure(
+    model: nn.Module,
+    closure: Callable[[], Any],
+    *,
+    gradients: Mapping[str, Any] | None = None,
+    method: str = "auto",
+    eps: float | None = None,
+    tolerance: float = 1e-5,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    mode: Mode = "eval",
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Report:
+    """Checks the gradients of `model` under a zero-argument `closure` that returns the scalar loss.
+
+    For every shape that `check_module` has no words for: several losses, GAN steps, regularisers, parameters captured
+    in a list. A closure that calls `backward()` itself, as those of `torch.optim` do, is judged by what that leaves in
+    `.grad`. Modules and tensors that the closure captures are lent in `dtype` too. Options, result and errors are those
+    of `check_module`.
+    """
+    asked = request(
+        model,
+        gradients=gradients,
+        method=method,
+        eps=eps,
+        tolerance=tolerance,
+        include=include,
+        exclude=exclude,
+        mode=mode,
+        dtype=dtype,
+        seed=seed,
+        progress=progress,
+    )
+    callable_argument("closure", closure)
+    return _check(model, [closure], lambda: closure, asked)
+
+
+def _check(
+    model: nn.Module, functions: list[Callable[..., Any]], computation: Callable[[], Callable[[], Any]], asked: Request
+) -> Report:
+    """The pipeline. `computation` gives the function that computes the loss, once the model is lent."""
+    started = time.perf_counter()
+    theta = theta_of(model, asked.include, asked.exclude)
+    given = None if asked.gradients is None else given_gradients(asked.gradients, theta)
+    with Loan(model, functions, asked.mode, asked.dtype, asked.seed) as borrowed:
+        objective = settled_objective(model, computation(), borrowed, asked.dtype)
+        gradients = autograd_gradients(objective, theta) if given is None else given
+        engine = PlainEngine(objective.value, [entry.parameter for entry in theta])
+        numerical = Numerical(objective, theta, engine, asked)
+        with progress_bar(asked.progress) as bar:
+            trials = dict(numerical.trials(gradients, bar))
+        check_unchanged(objective)
+    return _report(theta, trials, objective, numerical, asked, time.perf_counter() - started)
+
+
+def _report(
+    theta: Theta,
+    trials: dict[int, Tried],
+    objective: Objective,
+    numerical: Numerical,
+    asked: Request,
+    seconds: float,
+) -> Report:
+    rows = tuple(_rows(theta, trials, asked))
+    return Report(
+        parameters=rows,
+        relative_error=_over_theta(trials),
+        loss=objective.loss,
+        method="exact",
+        evaluations=objective.evaluations,
+        seconds=seconds,
+        tolerance=asked.tolerance,
+        dtype=str(asked.dtype).removeprefix("torch."),
+        mode=asked.mode,
+        seed=asked.seed,
+        noise=numerical.noise.sigma,
+        notes=notes_of(rows, objective, numerical.noise, asked),
+    )
+
+
+def _rows(theta: Theta, trials: dict[int, Tried], asked: Request) -> list[ParameterReport]:
+    return [
+        compared_row(entry, trials[position], asked.tolerance) if entry.checked else frozen_row(entry)
+        for position, entry in enumerate(theta)
+    ]
+
+
+def _over_theta(trials: dict[int, Tried]) -> float:
+    """Ng's ratio over the whole θ."""
+    with np.errstate(all="ignore"):
+        return relative_error(
+            np.concatenate([tried.analytic.values for tried in trials.values()]),
+            np.concatenate([tried.answer.numeric for tried in trials.values()]),
+        )

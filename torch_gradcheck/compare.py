@@ -1,0 +1,133 @@
+"""From the answer to every coordinate to one row a parameter: its status, figures and worst coordinates."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torch_gradcheck.differences.sampling import Floats
+from torch_gradcheck.differences.trial import Answer, Outcome
+from torch_gradcheck.facts import Coordinate, ParameterReport, Status, Verdict
+from torch_gradcheck.numerical import Tried
+from torch_gradcheck.theta import ThetaEntry
+
+WORST = 10
+"""How many coordinates a row keeps."""
+
+STATUS = {
+    Outcome.MATCH: Status.MATCH,
+    Outcome.KINK: Status.KINK,
+    Outcome.UNDECIDED: Status.UNDECIDED,
+    Outcome.MISMATCH: Status.MISMATCH,
+}
+
+
+def relative_error(analytic: Floats, numeric: Floats) -> float:
+    """Ng's ratio ‖approx − grad‖₂ / (‖approx‖₂ + ‖grad‖₂); 0 when both are zero, NaN or infinite when an entry is.
+
+    Source: Andrew Ng, Deep Learning Specialization, course 2, "Gradient checking".
+    """
+    # Scaled by the largest entry first: squares of gradients of 1e-200 would all be zero.
+    scale = float(max(np.max(np.abs(analytic), initial=0.0), np.max(np.abs(numeric), initial=0.0)))
+    if scale == 0.0:
+        return 0.0
+    grad, approx = analytic / scale, numeric / scale
+    return float(np.linalg.norm(approx - grad) / (np.linalg.norm(approx) + np.linalg.norm(grad)))
+
+
+def frozen_row(entry: ThetaEntry) -> ParameterReport:
+    """The row of a parameter that is not on trial."""
+    return ParameterReport(
+        entry.name, entry.aliases, entry.shape, entry.parameter.numel(), Status.FROZEN, "requires_grad is False"
+    )
+
+
+def compared_row(entry: ThetaEntry, tried: Tried, tolerance: float) -> ParameterReport:
+    """The row of a parameter whose gradient was tried."""
+    analytic, answer = tried.analytic.values, tried.answer
+    with np.errstate(all="ignore"):
+        ratio = relative_error(analytic, answer.numeric)
+        difference = np.abs(analytic - answer.numeric)
+    status, reason = _status(tried, ratio, tolerance)
+    return ParameterReport(
+        name=entry.name,
+        aliases=entry.aliases,
+        shape=entry.shape,
+        numel=entry.parameter.numel(),
+        status=status,
+        reason=reason,
+        relative_error=ratio,
+        verdict=Verdict.of(ratio),
+        max_abs_error=float(np.max(difference, initial=0.0)),
+        noise=float(np.max(answer.error, initial=0.0)),
+        eps=answer.window.step,
+        checked=len(analytic),
+        mismatched=int(np.sum(answer.outcome == Outcome.MISMATCH)),
+        worst=_worst(entry, analytic, answer),
+        evaluations=tried.evaluations,
+        seconds=tried.seconds,
+    )
+
+
+def _status(tried: Tried, ratio: float, tolerance: float) -> tuple[Status, str]:
+    """The status of the whole tensor and, where it is not a plain match, one sentence about it."""
+    answer, count = tried.answer, len(tried.analytic.values)
+    number = {outcome: int(np.sum(answer.outcome == outcome)) for outcome in Outcome}
+    if number[Outcome.MISMATCH]:
+        return Status.MISMATCH, f"{number[Outcome.MISMATCH]} of {count} coordinates are wrong"
+    if _is_flat(tried):
+        return _flat_or_unused(tried)
+    if number[Outcome.UNDECIDED]:
+        return Status.UNDECIDED, (
+            f"at {number[Outcome.UNDECIDED]} of {count} coordinates no two steps agree on a derivative "
+            f"(noise of J, a jump, or many kinks close by)"
+        )
+    if ratio > tolerance:
+        return Status.UNDECIDED, _resolution(tried, ratio)
+    if number[Outcome.KINK]:
+        return Status.KINK, (
+            f"J is not differentiable along {number[Outcome.KINK]} of {count} coordinates; "
+            "there the gradient lies between the one-sided slopes"
+        )
+    return Status.MATCH, ""
+
+
+def _is_flat(tried: Tried) -> bool:
+    answer = tried.answer
+    within = (np.abs(tried.analytic.values) <= answer.error) & (np.abs(answer.numeric) <= answer.error)
+    return bool(np.all(within & (answer.outcome == Outcome.MATCH)))
+
+
+def _flat_or_unused(tried: Tried) -> tuple[Status, str]:
+    answer = tried.answer
+    if not len(answer.numeric):
+        return Status.FLAT, "it has no entries"
+    if not tried.analytic.reached and not np.any(answer.numeric):
+        return Status.UNUSED, "the loss does not reach it, and J does not change with it"
+    bar = float(np.max(answer.error))
+    return Status.FLAT, (
+        f"both sides are zero to within {bar:.0e}: nothing was proven, a wrong backward would look the same"
+    )
+
+
+def _resolution(tried: Tried, ratio: float) -> str:
+    analytic, answer = tried.analytic.values, tried.answer
+    norms = float(np.linalg.norm(analytic) + np.linalg.norm(answer.numeric))
+    bar = float(np.linalg.norm(answer.error)) / norms
+    return f"the noise of J hides errors below {bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
+
+
+def _worst(entry: ThetaEntry, analytic: Floats, answer: Answer) -> tuple[Coordinate, ...]:
+    """The coordinates furthest off: wrong ones first, then by difference in excess of the error bar."""
+    with np.errstate(all="ignore"):
+        excess = np.nan_to_num(np.abs(analytic - answer.numeric), nan=np.inf)
+    order = np.lexsort((np.arange(len(analytic)), -excess, -answer.outcome))[:WORST]
+    return tuple(_coordinate(entry, int(k), analytic, answer) for k in order)
+
+
+def _coordinate(entry: ThetaEntry, k: int, analytic: Floats, answer: Answer) -> Coordinate:
+    index, part = entry.locate(k)
+    outcome = Outcome(int(answer.outcome[k]))
+    slopes = (float(answer.left[k]), float(answer.right[k])) if outcome is Outcome.KINK else None
+    return Coordinate(
+        index, float(analytic[k]), float(answer.numeric[k]), float(answer.error[k]), STATUS[outcome], part, slopes
+    )

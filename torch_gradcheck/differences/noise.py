@@ -1,0 +1,37 @@
+"""How noisy J is: its roundoff, measured from values of J itself."""
+
+from __future__ import annotations
+
+from math import comb
+
+import numpy as np
+
+from torch_gradcheck.differences.sampling import Floats
+
+POINTS = 9
+"""How many equally spaced values of J a measurement takes."""
+
+
+def measured_noise(values: Floats) -> float:
+    """One standard deviation of the noise in equally spaced values of a smooth function.
+
+    The k-th difference removes a polynomial trend of degree k − 1 and leaves noise of variance C(2k, k)·σ²:
+
+        σ_k² = mean((Δᵏf)²) / C(2k, k)
+
+    The estimate is the first σ_k that agrees with the two orders after it within a factor of 4, and whose differences
+    change sign, as those of noise do; where no order does, the smallest σ_k. Source: Moré and Wild, "Estimating
+    computational noise", SIAM J. Sci. Comput. 33 (2011).
+
+    Args:
+        values: shape (m + 1,), m ≥ 4, f at equally spaced points close to each other.
+    """
+    orders = range(1, len(values) - 1)
+    differences = {k: np.diff(values, k) for k in orders}
+    sigma = {k: float(np.sqrt(np.mean(d**2) / comb(2 * k, k))) for k, d in differences.items()}
+    for k in list(orders)[:-2]:
+        three = [sigma[k], sigma[k + 1], sigma[k + 2]]
+        changes_sign = differences[k].min() < 0 < differences[k].max()
+        if changes_sign and max(three) <= 4 * min(three):
+            return sigma[k]
+    return min(sigma.values())

@@ -1,0 +1,282 @@
+"""Tries a whole gradient against centered differences: every entry once, every disagreement on a ladder of steps.
+
+A disagreement is not yet a mistake: the step may be too large (truncation, a kink crossed) or too small (roundoff).
+Only an estimate that agrees with itself on two ladders, and leaves no slope of f that the gradient could be, accuses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torch_gradcheck.differences.ladder import Estimates, Noise, Window, climb, through_window, window_for
+from torch_gradcheck.differences.sampling import Flags, Floats, Indices, Sampler
+
+PROBES = 8
+"""How many entries are looked at first, to see whether the step suits the tensor."""
+
+BATCH = 64
+"""How many disagreeing entries go up the ladder at a time."""
+
+SECOND_LADDER = 0.61
+"""The second ladder's unit against the first one's: none of its steps is a step of the first."""
+
+ACCUSATION = 3.0
+"""How many error bars a gradient must be off to be accused."""
+
+NEARBY_POINTS = 8
+"""How many points near θ are tried for slopes that a kink at θ itself could hide."""
+
+ANALYTIC_ROUNDING = 64.0
+"""How many machine epsilons of the largest entry the analytic side may be off by rounding alone."""
+
+
+class Outcome(IntEnum):
+    """What was found of one entry."""
+
+    MATCH = 0
+    KINK = 1
+    UNDECIDED = 2
+    MISMATCH = 3
+
+
+NearbySampler = Callable[[int, float], Sampler]
+"""(k, scale) to a sampler of f around the k-th random point at that relative distance from θ."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is tried.
+
+    Attributes:
+        sampler: evaluates f_i(t) = J(θ + t·e_i).
+        nearby: the same around points near θ.
+        analytic: shape (N,), the gradient on trial.
+        analytic_epsilon: machine epsilon of the precision it was given in.
+        unit: shape (N,), the scale of each argument: max(1, |θ_i|).
+        noise: of J.
+        tolerance: the largest relative error that passes.
+        eps: a step to use as it is, None to choose one.
+    """
+
+    sampler: Sampler
+    nearby: NearbySampler
+    analytic: Floats
+    analytic_epsilon: float
+    unit: Floats
+    noise: Noise
+    tolerance: float
+    eps: float | None
+
+    def agrees(self, which: Indices, numeric: Floats, error: Floats, margin: float = 1.0) -> Flags:
+        """Whether the gradient is within the tolerance and `margin` error bars of `numeric`; never where NaN."""
+        analytic = self.analytic[which]
+        allowed = self.tolerance * (np.abs(analytic) + np.abs(numeric)) + margin * error + self.rounding
+        return np.asarray(np.abs(analytic - numeric) <= allowed)
+
+    @property
+    def rounding(self) -> float:
+        """The analytic side's own rounding, in the unit of a derivative."""
+        finite = self.analytic[np.isfinite(self.analytic)]
+        return ANALYTIC_ROUNDING * self.analytic_epsilon * float(np.max(np.abs(finite), initial=0.0))
+
+
+@dataclass
+class Answer:
+    """What was found, entry by entry; arrays of shape (N,).
+
+    Attributes:
+        numeric: the derivative of J, refined where the first one disagreed; at a kink the slope nearest to the
+            gradient on trial.
+        error: its error bar.
+        outcome: `Outcome` values.
+        left, right: one-sided slopes where the entry went up the ladder, else NaN.
+        window: the difference that most entries were judged by.
+    """
+
+    numeric: Floats
+    error: Floats
+    outcome: NDArray[np.int8]
+    left: Floats
+    right: Floats
+    window: Window
+
+
+def first_step(noise: Noise) -> float:
+    """The relative step that balances roundoff against truncation where nothing is known but the noise of J.
+
+    C(h) is off by σ/h from roundoff and by h²·f'''/6 from truncation; the sum is smallest at h = (3σ / f''')^(1/3).
+    With f''' of the order of J that is (σ/J)^(1/3), near 1e-5 in float64, where the lecture's 1e-7 is all roundoff.
+    """
+    scale = max(abs(noise.at_zero), np.finfo(np.float64).tiny)
+    ratio = float(np.clip(noise.sigma / scale, noise.epsilon / 4, noise.epsilon * 1e3))
+    return ratio ** (1 / 3)
+
+
+def try_gradient(question: Question, carried: Window | None) -> Answer:
+    """Judges every entry of the gradient on trial.
+
+    Args:
+        question: what is tried.
+        carried: the window that suited the tensor before; tried where the first step drowns in noise.
+    """
+    everything = np.arange(len(question.analytic), dtype=np.int64)
+    window = _chosen_window(question, carried)
+    numeric, error = through_window(question.sampler, everything, question.unit, window, question.noise)
+    answer = Answer(
+        numeric, error, np.zeros(len(numeric), np.int8), *np.full((2, len(numeric)), np.nan), window=window
+    )
+    _judge_suspects(question, answer, np.flatnonzero(~question.agrees(everything, numeric, error)))
+    return answer
+
+
+def _chosen_window(question: Question, carried: Window | None) -> Window:
+    if question.eps is not None:
+        return Window(question.eps, 0)
+    default = Window(first_step(question.noise), 0)
+    if carried is not None and _drowns(question, default) and not _drowns(question, carried):
+        default = carried
+    probes = _probes(question.analytic)
+    unit = question.unit[probes]
+    numeric, error = through_window(question.sampler, probes, unit, default, question.noise)
+    if not _drowns(question, default) and bool(question.agrees(probes, numeric, error).all()):
+        return default
+    estimates = climb(question.sampler, probes, unit, question.noise)
+    window, typical = window_for(estimates.tableau, question.noise.epsilon, _needed(question, estimates))
+    better = typical < float(np.median(error)) or not _drowns(question, default)
+    return window if better and np.isfinite(typical) else default
+
+
+def _needed(question: Question, estimates: Estimates | None = None) -> float:
+    """The error bar that resolves a relative error of a quarter of the tolerance in a typical entry.
+
+    Infinite where both sides are zero to within their error: no window tells more than that.
+    """
+    typical = _root_mean_square(question.analytic)
+    if estimates is not None:
+        resolved = estimates.central[np.abs(estimates.central) > estimates.error]
+        typical = max(typical, _root_mean_square(resolved))
+        if typical <= float(np.median(estimates.error)):
+            return float("inf")
+    return question.tolerance / 4 * typical
+
+
+def _root_mean_square(values: Floats) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(finite**2))) if len(finite) else 0.0
+
+
+def _drowns(question: Question, window: Window) -> bool:
+    """Whether roundoff alone, at this window, would hide a relative error of the size of the tolerance."""
+    noise = question.noise
+    roundoff = max(noise.sigma, noise.epsilon / 2 * abs(noise.at_zero)) / window.step
+    return roundoff > _needed(question)
+
+
+def _probes(analytic: Floats) -> Indices:
+    """The entry with the largest gradient, and others evenly over the tensor."""
+    spread = np.linspace(0, len(analytic) - 1, min(PROBES, len(analytic))).astype(np.int64)
+    largest = int(np.argmax(np.nan_to_num(np.abs(analytic))))
+    return np.unique(np.append(spread, largest))
+
+
+def _judge_suspects(question: Question, answer: Answer, suspects: Indices) -> None:
+    """Takes disagreeing entries up the ladder, a batch at a time, until a mistake is confirmed or none is left.
+
+    Once one is confirmed, the tensor is wrong; what remains is only counted, by one more step each, so that a failure
+    costs no more than a few times a pass.
+    """
+    not_finite = suspects[~np.isfinite(question.analytic[suspects])]
+    answer.outcome[not_finite] = Outcome.MISMATCH
+    waiting = _worst_first(question, answer, suspects[np.isfinite(question.analytic[suspects])])
+    while len(waiting):
+        batch, waiting = waiting[:BATCH], waiting[BATCH:]
+        _judge_on_ladder(question, answer, batch)
+        if len(waiting) and np.any(answer.outcome[batch] == Outcome.MISMATCH):
+            _count_by_second_step(question, answer, waiting)
+            return
+
+
+def _worst_first(question: Question, answer: Answer, suspects: Indices) -> Indices:
+    off = np.nan_to_num(np.abs(question.analytic[suspects] - answer.numeric[suspects]), nan=np.inf)
+    return suspects[np.argsort(-off, kind="stable")]
+
+
+def _judge_on_ladder(question: Question, answer: Answer, which: Indices) -> None:
+    estimates = climb(question.sampler, which, question.unit[which], question.noise)
+    outcome = _outcomes(question, which, estimates)
+    accused = np.flatnonzero(outcome == Outcome.MISMATCH)
+    if len(accused):
+        again = climb(question.sampler, which[accused], SECOND_LADDER * question.unit[which[accused]], question.noise)
+        confirmed = _outcomes(question, which[accused], again) == Outcome.MISMATCH
+        consistent = np.abs(again.central - estimates.central[accused]) <= again.error + estimates.error[accused]
+        outcome[accused[~(confirmed & consistent)]] = Outcome.UNDECIDED
+        outcome = _excuse_hidden_kinks(question, which, outcome)
+    analytic = question.analytic[which]
+    low, high = np.minimum(estimates.left, estimates.right), np.maximum(estimates.left, estimates.right)
+    numeric = np.where(outcome == Outcome.KINK, np.clip(analytic, low, high), estimates.central)
+    answer.numeric[which], answer.error[which] = numeric, estimates.error
+    answer.left[which], answer.right[which] = estimates.left, estimates.right
+    answer.outcome[which] = outcome
+
+
+def _outcomes(question: Question, which: Indices, estimates: Estimates) -> NDArray[np.int8]:
+    """Match, kink, mismatch or undecided, from one ladder's estimates."""
+    analytic, central = question.analytic[which], estimates.central
+    off = np.abs(analytic - central)
+    match = np.isfinite(estimates.error) & question.agrees(which, central, estimates.error)
+    between = off <= np.abs(estimates.right - estimates.left) / 2 + estimates.error + estimates.jump_error
+    kink = estimates.kinked & between
+    outside = off > estimates.half_width + question.tolerance * (np.abs(analytic) + np.abs(central))
+    wrong = outside & ~question.agrees(which, central, estimates.error, margin=ACCUSATION)
+    choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
+    return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
+
+
+def _excuse_hidden_kinks(question: Question, which: Indices, outcome: NDArray[np.int8]) -> NDArray[np.int8]:
+    """An accused entry whose gradient is among the slopes that f has right next to θ lies at a kink, too.
+
+    With several units of a ReLU layer at exactly 0, autograd's choice of a slope in each need not lie between the two
+    slopes along one coordinate, and still is the gradient of a piece of f that touches θ. Pieces that touch θ do so at
+    any distance: where the slopes draw together as the distance shrinks, f is merely curved, and nothing is excused.
+    """
+    accused = np.flatnonzero(outcome == Outcome.MISMATCH)[:PROBES]
+    if not len(accused):
+        return outcome
+    entries = which[accused]
+    far, _ = _slopes_nearby(question, entries, 1.0)
+    near, noise = _slopes_nearby(question, entries, 1.0 / 16)
+    analytic = question.analytic[entries]
+    inside = (near.min(axis=0) <= analytic) & (analytic <= near.max(axis=0))
+    persistent = np.ptp(near, axis=0) > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
+    excused = inside & persistent
+    outcome[accused[excused]] = Outcome.KINK
+    if excused.all():
+        outcome[outcome == Outcome.MISMATCH] = Outcome.KINK
+    return outcome
+
+
+def _slopes_nearby(question: Question, entries: Indices, scale: float) -> tuple[Floats, Floats]:
+    """Centered differences of f at points near θ, shape (NEARBY_POINTS, K), and their largest error bar, (K,)."""
+    distance = scale * question.noise.epsilon**0.32  # 1e-5 in float64
+    window = Window(distance / 8, 0)
+    pairs = [
+        through_window(question.nearby(k, distance), entries, question.unit[entries], window, question.noise)
+        for k in range(NEARBY_POINTS)
+    ]
+    return np.array([slopes for slopes, _ in pairs]), np.max([error for _, error in pairs], axis=0)
+
+
+def _count_by_second_step(question: Question, answer: Answer, which: Indices) -> None:
+    """Entries of a tensor known to be wrong: wrong too if another step gives the same derivative, else undecided."""
+    window = Window(answer.window.step * SECOND_LADDER, answer.window.order)
+    numeric, error = through_window(question.sampler, which, question.unit[which], window, question.noise)
+    both = answer.error[which] + error
+    off = np.abs(question.analytic[which] - numeric)
+    steady = np.abs(answer.numeric[which] - numeric) <= both + off / 10
+    wrong = steady & ~question.agrees(which, numeric, both, margin=ACCUSATION)
+    answer.outcome[which] = np.where(wrong, Outcome.MISMATCH, Outcome.UNDECIDED)

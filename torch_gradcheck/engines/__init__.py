@@ -1,0 +1,1 @@
+"""Ways to evaluate J at many perturbed parameters, behind one interface."""

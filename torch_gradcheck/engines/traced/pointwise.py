@@ -1,0 +1,109 @@
+"""Rules for elementwise operations: what is touched stays touched, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, map_tensors, rule
+from torch_gradcheck.engines.traced.tape import flatten
+from torch_gradcheck.engines.traced.touched import Region, Touched, pick
+
+aten = torch.ops.aten
+
+
+def pointwise(call: Call) -> Results:
+    """An elementwise operation, its operands broadcast against each other."""
+    ndim = call.base.ndim
+    operands: list[Touched] = []
+    shapes: list[torch.Size] = []
+
+    def collect(x: Tensor | Touched) -> None:
+        if isinstance(x, Touched):
+            operands.append(x)
+        shapes.append(x.base.shape if isinstance(x, Touched) else x.shape)
+
+    arguments = (call.args, tuple(call.kwargs.values()))
+    map_tensors(arguments, collect)
+    region = common_region(operands, call.base.shape)
+    args, kwargs = map_tensors(arguments, lambda x: restricted(x, region, ndim))
+    results = flatten(call.func(*args, **dict(zip(call.kwargs, kwargs, strict=True))))
+    return [
+        Touched(base, _cast(new, base), region) for base, new in zip(call.bases, results, strict=True)
+    ]
+
+
+def common_region(operands: list[Touched], shape: torch.Size) -> Region:
+    """The smallest region of the result that holds what any operand touches."""
+    region: list[Any] = []
+    for d in range(-len(shape), 0):
+        spans = [x.region[d] if -d <= x.base.ndim and x.base.shape[d] == shape[d] else None for x in operands]
+        first = spans[0]
+        agree = first is not None and all(span is not None and span.same(first) for span in spans[1:])
+        region.append(first if agree else None)
+    return tuple(region)
+
+
+def restricted(x: Tensor | Touched, region: Region, ndim: int) -> Tensor:
+    """The entries of an operand that meet a region of the result, shape (K or 1, …) with ndim dimensions more."""
+    if isinstance(x, Touched):
+        missing = [d for d in range(-x.base.ndim, 0) if x.region[d] is not None and region[d] is None]
+        new = x.widened([x.base.ndim + d for d in missing]).new if missing else x.new
+    else:
+        shape = x.shape
+        own = tuple(region[d] if shape[d] != 1 else None for d in range(-x.ndim, 0))
+        if all(span is None for span in own):
+            return x
+        new = pick(x, own)
+    lacking = ndim + 1 - new.ndim
+    return new.reshape(new.shape[0], *(1,) * lacking, *new.shape[1:]) if lacking else new
+
+
+def _cast(new: Tensor, base: Tensor) -> Tensor:
+    """A 0-dim tensor takes no part in type promotion, its batch of values does."""
+    return new if new.dtype == base.dtype else new.to(base.dtype)
+
+
+def rule_of(func: Any) -> Rule | None:
+    """The rule registered for an operation, or the elementwise one if torch says it is elementwise."""
+    if func in RULES:
+        return RULES[func]
+    return pointwise if torch.Tag.pointwise in getattr(func, "tags", ()) else None
+
+
+_UNTAGGED = (
+    "_conj", "_prelu_kernel", "complex", "elu_backward", "hardsigmoid_backward", "hardswish", "hardswish_backward",
+    "hardtanh_backward", "leaky_relu_backward", "rsub", "softplus_backward", "resolve_conj", "resolve_neg",
+    "_neg_view", "mish_backward", "masked_fill", "special_entr", "logit_backward", "log_sigmoid_backward",
+)  # fmt: skip
+for _name in _UNTAGGED:
+    for _overload in getattr(aten, _name).overloads() if hasattr(aten, _name) else ():
+        RULES[getattr(getattr(aten, _name), _overload)] = pointwise
+
+
+@rule(aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh.default)
+def same(call: Call) -> Results:
+    """Copies: values are never written to, so the touched ones can be shared."""
+    x = call.args[0]
+    return [Touched(call.base, x.new, x.region)]
+
+
+@rule(aten._to_copy.default)
+def cast(call: Call) -> Results:
+    """Another dtype; layouts and devices stay, since the tape holds plain CPU tensors only where it casts."""
+    x = call.args[0]
+    return [Touched(call.base, x.new.to(call.base.device, call.base.dtype), x.region)]
+
+
+@rule(aten.copy.default)
+def copy(call: Call) -> Results:
+    """copy(self, source): the source in the shape and dtype of self."""
+    x = call.args[1]
+    if not isinstance(x, Touched):
+        return [None]
+    lacking = call.base.ndim - x.base.ndim
+    if any(n != m for n, m in zip(x.base.shape, call.base.shape[lacking:], strict=True)) or lacking:
+        raise NoRuleError
+    return [Touched(call.base, x.new.to(call.base.dtype), x.region)]

@@ -1,0 +1,146 @@
+"""Rules for matrix products.
+
+With A touched in a box of rows r and columns c, C = A·B changes in the rows r alone:
+
+    C[r, :] at θ + h·e  =  C[r, :] at θ  +  (A[r, c] at θ + h·e  −  A[r, c] at θ) · B[c, :]
+
+One column of A is an outer product, and one coordinate of a weight needs no product at all. The sum is rounded once,
+like the sum inside a product; the difference of two neighbouring numbers is not rounded.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from torch_gradcheck.engines.traced.pointwise import common_region, restricted
+from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Results, rule
+from torch_gradcheck.engines.traced.touched import Region, Touched, pick, pick_each, place
+
+aten = torch.ops.aten
+
+
+@rule(aten.mm.default, aten.bmm.default)
+def product(call: Call) -> Results:
+    """A·B, or one for every index of the first dimension."""
+    return [multiplied(call.args[0], call.args[1], call.base, None)]
+
+
+@rule(aten.addmm.default, aten.baddbmm.default)
+def product_and_sum(call: Call) -> Results:
+    """bias + A·B."""
+    if call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1:
+        raise NoRuleError
+    bias, A, B = call.args
+    start = bias.base if isinstance(bias, Touched) else bias
+    result = None
+    if isinstance(A, Touched) or isinstance(B, Touched):
+        result = multiplied(A, B, call.base, start)
+    if isinstance(bias, Touched):
+        result = plus_difference(result, bias, call.base)
+    return [result]
+
+
+@rule(aten.mv.default)
+def matrix_times_vector(call: Call) -> Results:
+    """A·v."""
+    A, v = call.args
+    C = multiplied(A, _unsqueezed(v, 1), call.base.unsqueeze(1), None)
+    return [Touched(call.base, C.new.squeeze(2), C.region[:1])]
+
+
+@rule(aten.dot.default, aten.vdot.default)
+def dot(call: Call) -> Results:
+    """Σ u·v."""
+    u, v = call.args
+    if call.base.is_complex():
+        raise NoRuleError
+    C = multiplied(_unsqueezed(u, 0), _unsqueezed(v, 1), call.base.reshape(1, 1), None)
+    return [Touched(call.base, C.new.reshape(-1), ())]
+
+
+def _unsqueezed(x: Tensor | Touched, d: int) -> Tensor | Touched:
+    if isinstance(x, Tensor):
+        return x.unsqueeze(d)
+    return Touched(x.base.unsqueeze(d), x.new.unsqueeze(d + 1), (*x.region[:d], None, *x.region[d:]))
+
+
+def plus_difference(x: Touched | None, summand: Touched, base: Tensor) -> Touched:
+    """x, or `base` where x is None, plus what the touched summand moved by; the summand is broadcast."""
+    difference = Touched(summand.base, summand.delta(), summand.region)
+    operands = [difference] if x is None else [x, difference]
+    region = common_region(operands, base.shape)
+    zeros = Touched(summand.base.new_zeros(()).expand_as(summand.base), difference.new, difference.region)
+    start = pick(base, region) if x is None else restricted(x, region, base.ndim)
+    return Touched(base, start + restricted(zeros, region, base.ndim), region)
+
+
+def multiplied(A: Tensor | Touched, B: Tensor | Touched, C: Tensor, bias: Tensor | None) -> Touched:
+    """(bias +) A·B for K perturbations, where C is that at θ; leading dimensions are a batch of products."""
+    if isinstance(A, Tensor):
+        if isinstance(B, Tensor):
+            raise TypeError("neither factor is touched")
+        turned = multiplied(_transposed(B), A.mT, C.mT, None if bias is None else _turned_bias(bias, C))
+        return _transposed(turned)
+    if isinstance(B, Tensor):
+        return _times_fixed(A, B, C, bias)
+    return _both_touched(A, B, C, bias)
+
+
+def _turned_bias(bias: Tensor, C: Tensor) -> Tensor:
+    return bias.expand_as(C).mT
+
+
+def _transposed(x: Touched) -> Touched:
+    return Touched(x.base.mT, x.new.mT, (*x.region[:-2], x.region[-1], x.region[-2]))
+
+
+def _times_fixed(A: Touched, B: Tensor, C: Tensor, bias: Tensor | None) -> Touched:
+    """A touched, B as it was."""
+    *batch, rows, columns = A.region
+    region: Region = (*batch, rows, None)
+    if columns is None or 2 * columns.length > A.base.shape[-1]:
+        A = A.widened([A.base.ndim - 1])
+        new = _matmul(A.new, pick(B, (*batch, None, None)))
+        if bias is not None:
+            new += pick(bias.expand_as(C), region)
+        return Touched(C, new, region)
+    W = pick(B, (*batch, columns, None))
+    start = pick(C, region)
+    if columns.length == 1:
+        return Touched(C, torch.addcmul(start, A.delta(), W), region)
+    return Touched(C, _matmul(A.delta(), W).add_(start), region)
+
+
+def _matmul(A: Tensor, B: Tensor) -> Tensor:
+    """(K, …, R, C) times (K or 1, …, C, N), in one matrix product where B is the same for all."""
+    if B.shape[0] != 1:
+        return A @ B
+    B = B[0]
+    if B.ndim == 2:
+        return A @ B
+    if A.shape[2:].numel() <= B.shape[1:].numel() or A.ndim > 4:
+        return A @ B
+    # A batch of products with the same B for all perturbations: their rows side by side save copies of B.
+    K, batch, R, C = A.shape
+    rows = A.transpose(0, 1).reshape(batch, K * R, C)
+    return torch.bmm(rows, B).reshape(batch, K, R, -1).transpose(0, 1)
+
+
+def _both_touched(A: Touched, B: Touched, C: Tensor, bias: Tensor | None) -> Touched:
+    """A·B with both touched, as when a weight acts on its own output one step later."""
+    *batch, inner, columns = B.region
+    thin = inner is not None and 2 * inner.length <= B.base.shape[-2] and all(span is None for span in batch)
+    if not thin or any(span is not None for span in A.region[:-2]):
+        A, B = A.widened(), B.widened()
+        new = A.new @ B.new
+        return Touched(C, new if bias is None else new.add_(bias), (None,) * C.ndim)
+    # A·B at θ + h·e is A·(B at θ) with all of A's change, plus A's columns times B's change.
+    outcome = _times_fixed(A, B.base, C, bias).widened([C.ndim - 2, C.ndim - 1])
+    A = A.widened([A.base.ndim - 2, A.base.ndim - 1])
+    picked = pick_each(A.new, (*(None,) * (A.base.ndim - 1), inner))
+    update = picked @ B.delta()
+    new = place(outcome.new, (*(None,) * (C.ndim - 1), columns), update, accumulate=True)
+    return Touched(C, new, (None,) * C.ndim)
+
+

@@ -1,0 +1,240 @@
+"""Runs J once and writes its tape: every operation that a parameter can move, by numbered values.
+
+What no parameter can move (the batch, masks, random draws, their products) enters the tape as constants. Python
+that looks at a value which a parameter can move would be baked in by a trace, so it ends the trace.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode_stack,
+)
+
+from torch_gradcheck.engines.traced.mutations import mutated_arguments, without_side_effects
+from torch_gradcheck.engines.traced.tape import Ref, Tape, flatten
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.engines.traced.windows import Windows
+
+aten = torch.ops.aten
+
+
+def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[Tape, list[int], int]:
+    """Evaluate J once, with gradients enabled, and record it.
+
+    Dispatch modes of the caller's stay in force, in front of the recording: the tape holds what they made of J.
+
+    Returns:
+        The tape, the number of every parameter's value, the number of J's.
+
+    Raises:
+        Untraceable: J looks at values in Python, or does what the tape has no notion of.
+    """
+    tape = Tape()
+    windows = Windows(tape)
+    numbers = []
+    for parameter in parameters:
+        if not windows.holds(parameter):
+            windows.bind(parameter, tape.constant(parameter, depends=True))
+        numbers.append(windows.value(parameter))
+    callers_modes = [mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, TorchDispatchMode)]
+    with ExitStack() as stack:
+        stack.enter_context(_disable_current_modes())
+        # Fused attention kernels have no formula to batch; the plain one is made of products and a softmax.
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(Recorder(windows))
+        for mode in callers_modes:
+            stack.enter_context(InFront(mode))
+        stack.enter_context(PythonReads(windows))
+        J = objective()
+    return tape, numbers, windows.value(J)
+
+
+class Mode(TorchDispatchMode):
+    """A dispatch mode that does not import torch's compiler, which takes longer than most checks."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+class InFront(Mode):
+    """Lets a mode that is already in force work on operations before they are recorded."""
+
+    def __init__(self, mode: TorchDispatchMode) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self._mode.__torch_dispatch__(func, types, args, kwargs or {})
+
+
+class PythonReads(TorchFunctionMode):
+    """Stops J where it takes values out of torch without an operation that a dispatch mode would see."""
+
+    _READS = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
+
+    def __init__(self, windows: Windows) -> None:
+        super().__init__()
+        self._windows = windows
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in self._READS and isinstance(args[0], Tensor) and self._windows.depends(args[0]):
+            reason = f"Tensor.{name} takes a value to Python that depends on a parameter"
+            raise Untraceable(reason, op=name, module=running_module())
+        return func(*args, **(kwargs or {}))
+
+
+class Recorder(Mode):
+    """Writes down each operation that a parameter can move, as it runs."""
+
+    def __init__(self, windows: Windows) -> None:
+        super().__init__()
+        self._windows = windows
+        self._tape = windows.tape
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func._can_decompose() and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+            with self:
+                return func.decompose(*args, **kwargs)
+        if func in _BATCH_NORMS:
+            return self._batch_norm(func, args, kwargs)
+        return self._operation(func, args, kwargs)
+
+    def _operation(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operation; record it if a parameter can move its results."""
+        mutated = mutated_arguments(func, args, kwargs)
+        moved = func not in _SHAPE_ONLY and self._depends((args, tuple(kwargs.values())))
+        if moved and func in _OVERWRITES:
+            moved = self._depends((args[1:], tuple(kwargs.values())))
+        if moved:
+            _refuse_python_reads(func, self._depends, args)
+            args_taken, kwargs_taken = self._numbered(args), {key: self._numbered(x) for key, x in kwargs.items()}
+        for x in mutated:
+            self._windows.before_write(x)
+        result = func(*args, **kwargs)
+        if moved:
+            self._write(func, args_taken, kwargs_taken, mutated, result)
+        else:
+            for x in mutated:
+                self._windows.overwrite(x)
+        return result
+
+    def _write(
+        self, func: OpOverload, args: Any, kwargs: dict[str, Any], mutated: list[Tensor], result: Any
+    ) -> None:
+        """Put an operation that has run on the tape, in a form without side effects."""
+        results = mutated or flatten(result)
+        if func in _WINDOWS_ONLY or (not mutated and all(self._windows.holds(x) for x in results)):
+            return  # no new value: where it is read, its window on known memory tells which it is
+        frozen = tuple(x.clone() for x in results) if torch.Tag.nondeterministic_seeded in func.tags else None
+        function = without_side_effects(func) if mutated else _RESHAPES.get(func, func)
+        outputs = self._tape.record(function, args, kwargs, count=len(results), module=running_module(), frozen=frozen)
+        for x, number in zip(results, outputs, strict=True):
+            if mutated:
+                self._windows.write(x, number)
+            else:
+                self._windows.bind(x, number)
+
+    def _batch_norm(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Batch normalization, whose signature does not tell that it updates running statistics."""
+        x, weight, bias, mean, variance, training, momentum, eps = args
+        updated = [statistic for statistic in (mean, variance) if training and statistic is not None]
+        for statistic in updated:
+            self._windows.before_write(statistic)
+        moved = self._depends((x, weight, bias, *(() if training else (mean, variance))))
+        taken = self._numbered((x, weight, bias, mean, variance)) if moved and not training else None
+        taken = self._numbered((x, weight, bias)) if moved and training else taken
+        result = func(*args, **kwargs)
+        for statistic in updated:
+            self._windows.poison(statistic, "running statistics are read in the evaluation that updates them")
+        if moved and training:
+            self._write(aten._native_batch_norm_legit.no_stats, (*taken, True, momentum, eps), {}, [], result)
+        elif moved:
+            self._write(aten._native_batch_norm_legit_no_training.default, (*taken, momentum, eps), {}, [], result)
+        return result
+
+    def _depends(self, tree: Any) -> bool:
+        return any(self._windows.depends(x) for x in flatten(tree))
+
+    def _numbered(self, tree: Any) -> Any:
+        """The same arguments with numbers in the place of tensors."""
+        if isinstance(tree, Tensor):
+            return Ref(self._windows.value(tree))
+        if isinstance(tree, (tuple, list)):
+            return type(tree)(self._numbered(item) for item in tree)
+        return tree
+
+
+def _refuse_python_reads(func: OpOverload, depends: Callable[[Any], bool], args: tuple[Any, ...]) -> None:
+    """Stop at operations whose result is a Python value, or has a shape that depends on values."""
+    if func in _RESIZES:
+        raise Untraceable(f"{func} changes the memory under a tensor", op=str(func), module=running_module())
+    if torch.Tag.data_dependent_output in func.tags:
+        reason = f"{func} (item, a condition or a comparison) takes a value to Python that depends on a parameter"
+        raise Untraceable(reason, op=str(func), module=running_module())
+    if torch.Tag.dynamic_output_shape in func.tags:
+        # x[mask] has a shape that follows from the mask alone.
+        deciding = args[1:] if func in _SELECTIONS else args
+        if func is aten.index.Tensor:
+            deciding = tuple(index for index in flatten(args[1]) if index.dtype in (torch.bool, torch.uint8))
+        if depends(deciding):
+            reason = f"{func} has a shape that depends on values which depend on a parameter"
+            raise Untraceable(reason, op=str(func), module=running_module())
+
+
+def running_module() -> nn.Module | None:
+    """The innermost module whose forward is running."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "_call_impl":
+            module = frame.f_locals.get("self")
+            return module if isinstance(module, nn.Module) else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _overloads(*names: str) -> frozenset[OpOverload]:
+    """All overloads of these operations that exist in this version of torch."""
+    packets = [getattr(aten, name) for name in names if hasattr(aten, name)]
+    return frozenset(getattr(packet, overload) for packet in packets for overload in packet.overloads())
+
+
+_SHAPE_ONLY = _overloads(
+    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full", "sym_size", "sym_numel", "sym_stride",
+)  # fmt: skip
+# What they write depends on nothing they overwrite.
+_OVERWRITES = _overloads(
+    "zero_", "fill_", "copy_", "bernoulli_", "uniform_", "normal_", "random_", "exponential_", "geometric_",
+    "cauchy_", "log_normal_",
+)  # fmt: skip
+_SELECTIONS = _overloads("index", "masked_select")
+_RESIZES = _overloads("resize_", "resize_as_")
+_WINDOWS_ONLY = _overloads("as_strided", "set_")
+_BATCH_NORMS = _overloads("native_batch_norm")
+# A batch of values need not have the strides that `view` asks for.
+_RESHAPES: dict[OpOverload, Callable[..., Any]] = {
+    aten.view.default: aten.reshape.default,
+    aten._unsafe_view.default: aten.reshape.default,
+}

@@ -1,0 +1,22 @@
+"""The answer "J cannot be evaluated from a trace", with the operation and module that stood in the way."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Untraceable(Exception):
+    """J, or J as a function of one parameter, cannot be evaluated from a trace; the plain engine can.
+
+    Attributes:
+        reason: one sentence, naming the operation where there is one.
+        op: name of the operation, or None.
+        module: the innermost module that was running, or None; its owner can look up the qualified name.
+    """
+
+    def __init__(self, reason: str, *, op: str | None = None, module: nn.Module | None = None) -> None:
+        where = f" (in {type(module).__name__})" if module is not None else ""
+        super().__init__(reason + where)
+        self.reason = reason
+        self.op = op
+        self.module = module

@@ -1,0 +1,43 @@
+"""Everything the package raises of its own; each error says what is wrong, where, the figures, and what to do."""
+
+from __future__ import annotations
+
+
+class GradcheckError(Exception):
+    """Base of every error of this package."""
+
+
+class InvalidRequestError(GradcheckError, TypeError, ValueError):
+    """An argument of the caller's cannot be used: wrong type, wrong value, or it does not fit the model."""
+
+
+class NonScalarLossError(GradcheckError):
+    """J(θ) is not one real number: it has several entries, is complex, or is not a tensor at all."""
+
+
+class NonFiniteLossError(GradcheckError):
+    """J(θ) is NaN or infinite at the weights being checked.
+
+    Attributes:
+        module: qualified name of the first module whose output is not finite, None if the loss itself is the first.
+    """
+
+    def __init__(self, message: str, module: str | None = None) -> None:
+        super().__init__(message)
+        self.module = module
+
+
+class NonDeterministicLossError(GradcheckError):
+    """Two equal calls gave two values of J(θ), though the random state was the same.
+
+    Attributes:
+        module: qualified name of the first module whose output changes, None if it is the loss.
+    """
+
+    def __init__(self, message: str, module: str | None = None) -> None:
+        super().__init__(message)
+        self.module = module
+
+
+class GradientMismatchError(GradcheckError, AssertionError):
+    """A checked gradient is wrong; the text is the report's table."""

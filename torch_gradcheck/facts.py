@@ -1,0 +1,203 @@
+"""What a check found, as typed frozen rows: facts only, no formatting and no computation on tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """What could be said of one parameter's gradient."""
+
+    MATCH = "match"
+    """Agrees within the tolerance."""
+    MISMATCH = "mismatch"
+    """Wrong by more than the tolerance and the error bar, confirmed at other step sizes."""
+    KINK = "kink"
+    """Disagrees only where J is not differentiable, and lies between the one-sided slopes."""
+    FLAT = "flat"
+    """Both sides are zero to within the noise: nothing was proven."""
+    UNUSED = "unused"
+    """The loss does not reach the parameter, and J does not depend on it."""
+    UNDECIDED = "undecided"
+    """The noise of J is too large to tell."""
+    FROZEN = "frozen"
+    """`requires_grad` is false: not checked."""
+
+
+class Verdict(StrEnum):
+    """The word for a relative error, on the scale of Andrew Ng's lecture on gradient checking."""
+
+    GREAT = "great"
+    GOOD = "good"
+    DOUBTFUL = "doubtful"
+    WORRY = "worry"
+
+    @classmethod
+    def of(cls, relative_error: float) -> Verdict:
+        """The word for ‖approx − grad‖₂ / (‖approx‖₂ + ‖grad‖₂); NaN is a worry."""
+        if relative_error <= 1e-7:
+            return cls.GREAT
+        if relative_error <= 1e-5:
+            return cls.GOOD
+        if relative_error <= 1e-3:
+            return cls.DOUBTFUL
+        return cls.WORRY
+
+
+class DiagnosisKind(StrEnum):
+    """What the gradient on trial is, compared with the right one."""
+
+    SCALED = "scaled"
+    SIGN_FLIPPED = "sign_flipped"
+    MISSING = "missing"
+    WEIGHT_DECAY = "weight_decay"
+    TRANSPOSED = "transposed"
+    PERMUTED = "permuted"
+    PARTIAL = "partial"
+    CLIPPED = "clipped"
+    LOW_PRECISION = "low_precision"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinate:
+    """One entry of a parameter: where it is, and its derivative from both sides.
+
+    Attributes:
+        index: position in the parameter's shape; `()` for a 0-dim parameter.
+        analytic: the gradient on trial at this entry.
+        numeric: the centered difference of J, refined where the first one disagreed.
+        noise: the error bar of `numeric`, in the same unit.
+        status: `match`, `mismatch`, `kink` or `undecided`.
+        part: `"real"` or `"imag"` for an entry of a complex parameter, else None.
+        slopes: the left and right slope of J where they differ (a kink), else None.
+    """
+
+    index: tuple[int, ...]
+    analytic: float
+    numeric: float
+    noise: float
+    status: Status
+    part: str | None = None
+    slopes: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """What kind of mistake a wrong gradient is, with the evidence in one sentence."""
+
+    kind: DiagnosisKind
+    message: str
+    factor: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterReport:
+    """What was found about one parameter tensor.
+
+    Attributes:
+        name: the first name in `named_parameters()` order.
+        aliases: the other names of a tied parameter.
+        shape, numel: of the parameter tensor.
+        status: see `Status`.
+        reason: one sentence behind a status that is not plain `match`, else "".
+        relative_error: ‖numeric − analytic‖₂ / (‖numeric‖₂ + ‖analytic‖₂) over the checked coordinates;
+            0 when both are zero, NaN when it was not checked (`frozen`).
+        verdict: the word for `relative_error`; None when not checked.
+        max_abs_error: the largest |numeric − analytic|; NaN when not checked.
+        noise: the largest error bar of a numeric derivative, in the unit of a derivative.
+        eps: the step of the centered difference that most coordinates were judged at.
+        checked: how many coordinates (a complex entry has two) or directions were.
+        mismatched: how many coordinates are wrong.
+        worst: the worst coordinates, worst first.
+        diagnosis: the kind of mistake, None when there is none.
+        evaluations: how often J was evaluated for this parameter.
+        seconds: wall time spent on it.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    numel: int
+    status: Status
+    reason: str = ""
+    relative_error: float = float("nan")
+    verdict: Verdict | None = None
+    max_abs_error: float = float("nan")
+    noise: float = float("nan")
+    eps: float = float("nan")
+    checked: int = 0
+    mismatched: int = 0
+    worst: tuple[Coordinate, ...] = ()
+    diagnosis: Diagnosis | None = None
+    evaluations: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Everything a check found; iterates over its `ParameterReport`s in the order of `named_parameters()`.
+
+    Attributes:
+        parameters: one row a distinct parameter.
+        relative_error: Ng's ratio over the whole checked θ.
+        loss: J(θ).
+        method: `"exact"` or `"projected"`.
+        evaluations: how often J was evaluated, forward passes for the analytic side included.
+        seconds: wall time of the whole check.
+        tolerance: the largest relative error that passes.
+        dtype: the precision of the check, such as `"float64"`.
+        mode: `"eval"`, `"train"` or `"keep"`.
+        seed: what the check's own random choices were drawn from.
+        noise: the measured noise of J, one standard deviation, in the unit of J.
+        culprit: the innermost module whose own backward is wrong, `"loss_fn"`, or None.
+        notes: what the reader should know, a sentence each.
+    """
+
+    parameters: tuple[ParameterReport, ...]
+    relative_error: float
+    loss: float
+    method: str
+    evaluations: int
+    seconds: float
+    tolerance: float
+    dtype: str
+    mode: str
+    seed: int
+    noise: float
+    culprit: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """No parameter is a mismatch."""
+        return not self.mismatches
+
+    @property
+    def verdict(self) -> str:
+        """The word for `relative_error`."""
+        return Verdict.of(self.relative_error)
+
+    @property
+    def mismatches(self) -> list[ParameterReport]:
+        """The rows that are wrong, worst first (a ratio of NaN is the worst)."""
+        wrong = [row for row in self.parameters if row.status is Status.MISMATCH]
+        return sorted(wrong, key=lambda row: (row.relative_error != row.relative_error, row.relative_error), reverse=True)
+
+    def __iter__(self) -> Iterator[ParameterReport]:
+        return iter(self.parameters)
+
+    def __len__(self) -> int:
+        return len(self.parameters)
+
+    def __getitem__(self, name: str) -> ParameterReport:
+        for row in self.parameters:
+            if name == row.name or name in row.aliases:
+                return row
+        known = [row.name for row in self.parameters]
+        close = get_close_matches(str(name), known, n=3)
+        hint = f"; close: {', '.join(close)}" if close else ""
+        raise KeyError(f"no parameter {name!r} in this report{hint}")

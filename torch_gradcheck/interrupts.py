@@ -1,0 +1,64 @@
+"""Ctrl-C cannot tear what must be whole: signals that land inside protected functions wait until these are done."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+HELD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name))
+
+Handler = Callable[[int, FrameType | None], Any]
+
+
+class HeldSignals:
+    """Wraps the Python handlers of `HELD` signals between `install` and `release`.
+
+    A signal that arrives while one of the protected code objects is running (anywhere on the stack) is remembered;
+    any other goes straight to the caller's own handler, so that Ctrl-C in the model's forward raises there as ever.
+    Looking at the stack, and not at a flag, leaves no gap between the start of a `finally` and its first line.
+    Signal handlers belong to the main thread; in any other thread this does nothing.
+    """
+
+    def __init__(self, protected: frozenset[CodeType]) -> None:
+        self._protected = protected
+        self._handlers: dict[int, Handler] = {}
+        self._waiting: list[tuple[int, FrameType | None]] = []
+
+    def install(self) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in HELD:
+            handler = signal.getsignal(number)
+            if callable(handler):
+                self._handlers[number] = handler
+                signal.signal(number, self._receive)
+
+    def release(self) -> None:
+        """Gives the handlers back, then delivers what has waited; the caller's handler may raise from here."""
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        handlers, self._handlers = self._handlers, {}
+        waiting, self._waiting = self._waiting, []
+        for number, frame in waiting:
+            handlers[number](number, frame)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a signal has been held back."""
+        return bool(self._waiting)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        if self._is_protected(frame):
+            self._waiting.append((number, frame))
+        else:
+            self._handlers[number](number, frame)
+
+    def _is_protected(self, frame: FrameType | None) -> bool:
+        while frame is not None:
+            if frame.f_code in self._protected:
+                return True
+            frame = frame.f_back
+        return False

@@ -1,0 +1,43 @@
+"""θ moved as a whole along a random direction, and put back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+
+
+class RandomDirection:
+    """A direction in θ: for every real number x in it ± max(1, |x|), signs drawn from `seed`.
+
+    Args:
+        parameters: the tensors that make up θ; complex ones move in both parts.
+        seed: the same seed gives the same signs, on every device.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
+        self._tensors = [_real(parameter.data) for parameter in parameters]
+        generator = torch.Generator().manual_seed(seed)
+        self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
+
+    @contextmanager
+    def at(self, distance: float) -> Iterator[None]:
+        """θ + distance · direction inside the block; θ, by assignment, after it."""
+        before = [tensor.clone() for tensor in self._tensors]
+        try:
+            for tensor, velocity in zip(self._tensors, self._velocities, strict=True):
+                tensor.add_(velocity, alpha=distance)
+            yield
+        finally:
+            for tensor, saved in zip(self._tensors, before, strict=True):
+                tensor.copy_(saved)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+    return signs * tensor.abs().clamp(min=1)

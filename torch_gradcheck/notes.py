@@ -1,0 +1,87 @@
+"""What the reader of a report should know besides its rows, a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch_gradcheck.differences.ladder import SIGMAS, Noise
+from torch_gradcheck.facts import ParameterReport, Status
+from torch_gradcheck.objective import Objective
+from torch_gradcheck.request import Request
+
+LECTURE_EPS = 1e-7
+
+
+def notes_of(
+    rows: Sequence[ParameterReport], objective: Objective, noise: Noise, asked: Request
+) -> list[str]:
+    """The notes on the step, on overridden precisions, on how J had to be evaluated, and on what was not proven."""
+    notes = [
+        _on_step(rows, noise, asked),
+        _on_overridden(objective),
+        _on_graph(objective),
+        _on_spread(objective),
+        _on_unproven(rows),
+    ]
+    return [note for note in notes if note]
+
+
+def _on_step(rows: Sequence[ParameterReport], noise: Noise, asked: Request) -> str:
+    steps = sorted({row.eps for row in rows if row.checked})
+    if not steps:
+        return ""
+    if asked.eps is None:
+        listed = f"{steps[0]:.1e}" if len(steps) == 1 else f"{steps[0]:.1e} to {steps[-1]:.1e}"
+        return (
+            f"eps = {listed} · max(1, |θ|) instead of the lecture's 1e-07: J has noise {noise.sigma:.0e}, "
+            f"which would put {_bar(noise, LECTURE_EPS):.0e} on every derivative there"
+        )
+    drowned = [row for row in rows if row.checked and _bar(noise, asked.eps) > asked.tolerance * _typical(row)]
+    if not drowned:
+        return ""
+    return (
+        f"eps = {asked.eps:g} drowns in noise for {len(drowned)} of {len(rows)} parameters: J has noise "
+        f"{noise.sigma:.0e}, which puts {_bar(noise, asked.eps):.0e} on every derivative; leave eps out"
+    )
+
+
+def _bar(noise: Noise, step: float) -> float:
+    return SIGMAS * max(noise.sigma, noise.epsilon / 2 * abs(noise.at_zero)) / step
+
+
+def _typical(row: ParameterReport) -> float:
+    return max((abs(coordinate.numeric) for coordinate in row.worst), default=0.0)
+
+
+def _on_overridden(objective: Objective) -> str:
+    if not objective.overridden:
+        return ""
+    modules = sorted({name or "the model's forward or the loss" for names in objective.overridden.values() for name in names})
+    shown = ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")
+    precision = str(objective.dtype).removeprefix("torch.")
+    return (
+        f"casts and tensors of a lower precision were computed in {precision} "
+        f"({', '.join(sorted(objective.overridden))}) in {shown}"
+    )
+
+
+def _on_graph(objective: Objective) -> str:
+    if objective.runs_backward:
+        return "the closure calls backward() itself: what it leaves in .grad is what was checked"
+    if objective.needs_graph:
+        return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
+    return ""
+
+
+def _on_spread(objective: Objective) -> str:
+    if not objective.spread:
+        return ""
+    return f"two equal calls differ by {objective.spread:.0e}, within roundoff: taken as noise of J"
+
+
+def _on_unproven(rows: Sequence[ParameterReport]) -> str:
+    unproven = [row.name for row in rows if row.status in (Status.FLAT, Status.UNDECIDED)]
+    if not unproven:
+        return ""
+    shown = ", ".join(unproven[:3]) + (f" and {len(unproven) - 3} more" if len(unproven) > 3 else "")
+    return f"not proven right: {shown}; see the reason of each"

@@ -1,0 +1,109 @@
+"""The reference: J's noise measured, then every checked parameter's gradient tried against centered differences."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch_gradcheck.analytic import AnalyticGradient
+from torch_gradcheck.differences.ladder import Noise, Window
+from torch_gradcheck.differences.noise import POINTS, measured_noise
+from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
+from torch_gradcheck.differences.trial import Answer, Question, try_gradient
+from torch_gradcheck.engines.engine import Engine
+from torch_gradcheck.moved import RandomDirection
+from torch_gradcheck.objective import Objective
+from torch_gradcheck.precision import epsilon
+from torch_gradcheck.progress import ProgressBar
+from torch_gradcheck.request import Request
+from torch_gradcheck.theta import Theta, ThetaEntry
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One parameter's gradient on trial, the answer to it, and what that cost."""
+
+    analytic: AnalyticGradient
+    answer: Answer
+    evaluations: int
+    seconds: float
+
+
+class Numerical:
+    """Centered differences of J over θ, through one engine.
+
+    Args:
+        objective: J.
+        theta: its parameters, lent in the precision of the check.
+        engine: evaluates J with one coordinate moved.
+        request: tolerance, step and seed.
+    """
+
+    def __init__(self, objective: Objective, theta: Theta, engine: Engine, request: Request) -> None:
+        self._objective, self._theta, self._engine, self._request = objective, theta, engine, request
+        self.noise = Noise(objective.loss, self._sigma(), epsilon(objective.dtype))
+
+    def trials(
+        self, gradients: dict[int, AnalyticGradient], progress: ProgressBar
+    ) -> Iterator[tuple[int, Tried]]:
+        """Every checked parameter tried, in the order of θ, with its position."""
+        progress.start(2 * self._theta.coordinates, "")
+        carried: Window | None = None
+        for position in self._theta.checked:
+            entry = self._theta[position]
+            progress.at(entry.name)
+            started, before = time.perf_counter(), self._objective.evaluations
+            answer = try_gradient(self._question(position, gradients[position], progress), carried)
+            if answer.window.order or answer.window.step > 1e-4:
+                carried = answer.window
+            yield position, Tried(
+                gradients[position], answer, self._objective.evaluations - before, time.perf_counter() - started
+            )
+
+    def _question(self, position: int, gradient: AnalyticGradient, progress: ProgressBar) -> Question:
+        def sampler(which: Indices, steps: Floats) -> Samples:
+            samples = self._engine.sample(position, which, steps)
+            progress.advance(len(which))
+            return samples
+
+        def nearby(k: int, distance: float) -> Sampler:
+            def sample_there(which: Indices, steps: Floats) -> Samples:
+                with self._direction(k + 1).at(distance):
+                    return self._engine.sample(position, which, steps)
+
+            return sample_there
+
+        return Question(
+            sampler=sampler,
+            nearby=nearby,
+            analytic=gradient.values,
+            analytic_epsilon=gradient.epsilon,
+            unit=np.maximum(1.0, np.abs(flat_values(self._theta[position]))),
+            noise=self.noise,
+            tolerance=self._request.tolerance,
+            eps=self._request.eps,
+        )
+
+    def _sigma(self) -> float:
+        """The noise of J near θ: on one side of it, so that a kink at θ itself is not taken for noise."""
+        spacing = epsilon(self._objective.dtype) ** (2 / 3)
+        direction = self._direction(0)
+        values = []
+        for point in range(1, POINTS + 1):
+            with direction.at(point * spacing):
+                values.append(self._objective.value())
+        return max(measured_noise(np.array(values)), self._objective.spread)
+
+    def _direction(self, k: int) -> RandomDirection:
+        parameters = [self._theta[position].parameter for position in self._theta.checked]
+        return RandomDirection(parameters, (self._request.seed + k) % 2**63)
+
+
+def flat_values(entry: ThetaEntry) -> Floats:
+    """What the parameter holds, in the order of its coordinates."""
+    tensor = entry.parameter.detach()
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return np.asarray(real.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()

@@ -1,0 +1,110 @@
+"""J(θ): one deterministic scalar function of the borrowed parameters, evaluated in one precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.borrow import Borrowed
+from torch_gradcheck.errors import NonScalarLossError
+from torch_gradcheck.precision import PrecisionMode, epsilon
+from torch_gradcheck.watch import watched
+
+ROUNDOFF_BETWEEN_CALLS = 1e3
+"""Two equal calls may differ by this many machine epsilons (atomic adds on a GPU) and still be one function."""
+
+
+class Objective:
+    """J(θ) at whatever the borrowed parameters hold.
+
+    Made by `settled_objective`, which finds out what an evaluation needs.
+
+    Attributes:
+        model: the borrowed model.
+        dtype: the precision J is evaluated in.
+        loss: J(θ) at the weights being checked.
+        evaluations: how often J has been evaluated.
+        spread: how far evaluations at the same θ lay apart; 0 when they agree to the bit.
+        overridden: op name → modules in which a lower precision was overridden.
+        needs_graph: J is another function without autograd, or calls autograd itself.
+        runs_backward: the closure calls `backward()` itself, as closures of `torch.optim` do.
+    """
+
+    def __init__(
+        self, model: nn.Module, compute: Callable[[], Any], borrowed: Borrowed, dtype: torch.dtype
+    ) -> None:
+        self.model, self.dtype = model, dtype
+        self.loss = math.nan
+        self.evaluations = 0
+        self.spread = 0.0
+        self.overridden: dict[str, set[str]] = {}
+        self.needs_graph = True
+        self.runs_backward = False
+        self._compute, self._borrowed = compute, borrowed
+        self._needs_mode = True
+
+    def __call__(self) -> torch.Tensor:
+        """J as a 0-dim tensor, with a graph where one is needed; leaves the state as it was."""
+        with torch.set_grad_enabled(self.needs_graph), self.evaluation() as loss:
+            return loss
+
+    def value(self) -> float:
+        """J(θ), as cheaply as possible."""
+        return float(self().detach())
+
+    @contextmanager
+    def evaluation(self, mode: PrecisionMode | None = None) -> Iterator[torch.Tensor]:
+        """J as a tensor, in the regime it was computed in, so that a backward inside the block shares it."""
+        regime: AbstractContextManager[Any] = mode or (PrecisionMode(self.dtype) if self._needs_mode else nullcontext())
+        self._borrowed.before_evaluation()
+        self.evaluations += 1
+        try:
+            with regime:
+                yield scalar(self._compute())
+        finally:
+            self._borrowed.after_evaluation()
+
+    def record_evaluation(self) -> float:
+        """J(θ) with a graph, noting which casts had to be overridden and which generators it draws from."""
+        with watched(self.model) as watch:
+            mode = PrecisionMode(self.dtype, watch.module_at_hand)
+            with torch.enable_grad(), self.evaluation(mode) as loss:
+                value = float(loss.detach())
+                self.runs_backward = self._borrowed.has_gradients()
+                self._borrowed.learn_from_evaluation()
+        self.overridden = mode.overridden
+        self._needs_mode = bool(mode.overridden)
+        return value
+
+    def try_without_graph(self) -> float | None:
+        """J(θ) under no_grad, None when J calls autograd itself."""
+        self.needs_graph = False
+        try:
+            return self.value()
+        except RuntimeError as error:
+            if "require grad" not in str(error):  # what autograd says when it is called under no_grad
+                raise
+            return None
+
+    def same(self, one: float, other: float) -> bool:
+        """Whether two values of J are one number up to the roundoff two equal calls may differ by."""
+        return one == other or abs(one - other) <= ROUNDOFF_BETWEEN_CALLS * epsilon(self.dtype) * abs(other)
+
+
+def scalar(loss: object) -> torch.Tensor:
+    """`loss` as a 0-dim tensor; raises `NonScalarLossError` unless it is one real number."""
+    advice = "The loss must be one real number: reduce it, for example with .mean() or .sum()."
+    if not isinstance(loss, torch.Tensor):
+        raise NonScalarLossError(f"the loss is a {type(loss).__name__}, not a tensor. {advice}")
+    if loss.numel() != 1:
+        raise NonScalarLossError(f"the loss has shape {tuple(loss.shape)} with {loss.numel()} entries. {advice}")
+    if loss.is_complex():
+        raise NonScalarLossError(f"the loss is complex ({loss.dtype}). {advice} Take .abs() or .real first.")
+    if not loss.dtype.is_floating_point:
+        raise NonScalarLossError(f"the loss is of dtype {loss.dtype}, which has no gradient. {advice}")
+    return loss.reshape(())

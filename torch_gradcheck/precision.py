@@ -1,0 +1,93 @@
+"""One precision all the way through: tensors in it, and a dispatch mode that keeps the model's own casts in it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
+
+KEEP = {torch.ops.aten.view.dtype}
+"""Ops whose dtype argument reinterprets bits and does not cast."""
+
+
+def epsilon(dtype: torch.dtype) -> float:
+    """Machine epsilon of a floating or complex dtype."""
+    return float(torch.finfo(dtype).eps)
+
+
+def is_lower(dtype: torch.dtype, precision: torch.dtype) -> bool:
+    """Whether numbers of `dtype` are rounded more coarsely than those of `precision`; False for integers."""
+    inexact = dtype.is_floating_point or dtype.is_complex
+    return inexact and epsilon(dtype) > epsilon(precision)
+
+
+def in_precision(dtype: torch.dtype, precision: torch.dtype) -> torch.dtype:
+    """`dtype` with its width replaced by that of `precision`; integers and booleans stay."""
+    if dtype.is_complex:
+        return COMPLEX[precision]
+    return precision if dtype.is_floating_point else dtype
+
+
+class PrecisionMode(TorchDispatchMode):
+    """Rewrites every lower precision to the given one: casts, factory calls and tensors the borrowing did not reach.
+
+    A model that casts inside (`.float()` before a softmax, autocast, a float32 mask) would otherwise compute in that
+    lower precision whatever its parameters hold. Works below autograd, so that custom Functions are reached too.
+
+    Attributes:
+        overridden: op name → names of the modules it was overridden in, filled when `module_at_hand` is given.
+    """
+
+    def __init__(self, precision: torch.dtype, module_at_hand: Callable[[], str] = lambda: "") -> None:
+        super().__init__()
+        self.precision = precision
+        self.overridden: dict[str, set[str]] = {}
+        self._module_at_hand = module_at_hand
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        writes = _written_arguments(func)
+        raised = tuple(
+            arg if position in writes else self._raised(func, arg) for position, arg in enumerate(args)
+        )
+        raised_kwargs = {
+            name: arg if name in writes else self._raised(func, arg) for name, arg in (kwargs or {}).items()
+        }
+        return func(*raised, **raised_kwargs)
+
+    def _raised(self, func: Any, argument: Any) -> Any:
+        if isinstance(argument, torch.Tensor):
+            if not is_lower(argument.dtype, self.precision):
+                return argument
+            self._record(func)
+            return argument.to(in_precision(argument.dtype, self.precision))
+        if isinstance(argument, torch.dtype):
+            if func in KEEP or not is_lower(argument, self.precision):
+                return argument
+            self._record(func)
+            return in_precision(argument, self.precision)
+        if isinstance(argument, list | tuple):
+            return type(argument)([self._raised(func, item) for item in argument])
+        return argument
+
+    def _record(self, func: Any) -> None:
+        name = getattr(func, "overloadpacket", func).__name__
+        self.overridden.setdefault(name, set()).add(self._module_at_hand())
+
+
+@functools.cache
+def _written_arguments(func: Any) -> frozenset[int | str]:
+    """Positions and names of the arguments an op writes to: those must stay the objects they are."""
+    written: set[int | str] = set()
+    schema = getattr(func, "_schema", None)
+    for position, argument in enumerate(schema.arguments if schema else ()):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            written |= {position, argument.name}
+    return frozenset(written)
+

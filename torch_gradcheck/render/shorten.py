@@ -1,0 +1,69 @@
+"""Names cut in the middle to the width of a column, and still told apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def shortened(names: Sequence[str], width: int) -> list[str]:
+    """`names`, each in at most `width` terminal cells: an ellipsis stands for the middle of those that are longer.
+
+    The end keeps two thirds, since it says more than the beginning, and the number of a block is kept before either.
+    Where two names would look the same, the cut moves to where they differ; where no cut tells them apart, they are
+    numbered. Different names are shown differently.
+    """
+    shown = {name: name if cells_of(name) <= width else _cut(_from_block(name), width, width // 3) for name in names}
+    for alike in _alike(shown):
+        shown |= _told_apart(alike, width)
+    shown |= _numbered([name for alike in _alike(shown) for name in alike], width)
+    return [shown[name] for name in names]
+
+
+def _from_block(name: str) -> str:
+    """`…7.norm.weight` for `model.layers.7.norm.weight`."""
+    return re.sub(r"^.*\.(?=\d+\.)", "…", name)
+
+
+def _cut(name: str, width: int, head: int) -> str:
+    """`name` in `width` cells, `head` of them for its beginning."""
+    if cells_of(name) <= width:
+        return name
+    beginning, end = name, name
+    while cells_of(beginning) > head:
+        beginning = beginning[:-1]
+    while cells_of(end) > width - 1 - head:
+        end = end[1:]
+    return f"{beginning}…{end}"
+
+
+def _alike(shown: dict[str, str]) -> list[list[str]]:
+    """The groups of names that are shown as the same string."""
+    groups: dict[str, list[str]] = {}
+    for name, form in shown.items():
+        groups.setdefault(form, []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _told_apart(names: Sequence[str], width: int) -> dict[str, str]:
+    """The first cut that keeps `names` apart; nothing if there is none."""
+    for head in range(1, width - 1):
+        forms = [_cut(name, width, head) for name in names]
+        if len(set(forms)) == len(names):
+            return dict(zip(names, forms, strict=True))
+    return {}
+
+
+def _numbered(names: Sequence[str], width: int) -> dict[str, str]:
+    numbered = {}
+    for number, name in enumerate(names, start=1):
+        room = width - len(f"#{number}")
+        numbered[name] = f"{_cut(name, room, room // 3)}#{number}"
+    return numbered
+
+
+def cells_of(text: str) -> int:
+    """How many cells of a terminal `text` takes."""
+    from rich.cells import cell_len  # here and not above: importing torch_gradcheck must stay quick
+
+    return cell_len(text)

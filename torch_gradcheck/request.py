@@ -1,0 +1,146 @@
+"""What was asked of a check: every option validated and given one form, nothing computed yet."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from torch_gradcheck.errors import InvalidRequestError
+
+Mode = Literal["eval", "train", "keep"]
+Gradients = Mapping[str, Any] | None
+
+MODES = ("eval", "train", "keep")
+METHODS = ("auto", "exact")
+DTYPES = (torch.float64, torch.float32)
+MAX_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a check, as `check_module` documents them."""
+
+    gradients: Gradients
+    method: str
+    eps: float | None
+    tolerance: float
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    mode: Mode
+    dtype: torch.dtype
+    seed: int
+    progress: bool | None
+
+
+def request(
+    model: object,
+    *,
+    gradients: object,
+    method: object,
+    eps: object,
+    tolerance: object,
+    include: object,
+    exclude: object,
+    mode: object,
+    dtype: object,
+    seed: object,
+    progress: object,
+) -> Request:
+    """The validated request; raises `InvalidRequestError` naming the argument, what was found and what to do."""
+    _check_model(model)
+    return Request(
+        gradients=_gradients(gradients),
+        method=_one_of("method", method, METHODS),
+        eps=None if eps is None else _positive_number("eps", eps),
+        tolerance=_positive_number("tolerance", tolerance),
+        include=_patterns("include", include),
+        exclude=_patterns("exclude", exclude),
+        mode=_one_of("mode", mode, MODES),  # type: ignore[arg-type]
+        dtype=_dtype(dtype),
+        seed=_seed(seed),
+        progress=_progress(progress),
+    )
+
+
+def callable_argument(name: str, value: object) -> None:
+    """Raises when `value`, given as argument `name`, cannot be called."""
+    if not callable(value):
+        raise InvalidRequestError(f"{name} must be callable, got {_found(value)}.")
+
+
+def _check_model(model: object) -> None:
+    if isinstance(model, type) and issubclass(model, torch.nn.Module):
+        raise InvalidRequestError(f"model is the class {model.__name__}; give an instance: {model.__name__}(...).")
+    if not isinstance(model, torch.nn.Module):
+        raise InvalidRequestError(f"model must be a torch.nn.Module, got {_found(model)}.")
+
+
+def _gradients(value: object) -> Gradients:
+    if value is None or isinstance(value, Mapping):
+        return value
+    if isinstance(value, str) and value == "grad":
+        raise InvalidRequestError(
+            'gradients="grad" (judging what .grad holds) is not available in this version; '
+            "give a mapping {name: parameter.grad} to judge it against float64, with a tolerance to match its dtype."
+        )
+    raise InvalidRequestError(
+        f"gradients must be None or a mapping from parameter name to tensor or array, got {_found(value)}."
+    )
+
+
+def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
+    if isinstance(value, str) and value in choices:
+        return value
+    raise InvalidRequestError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_found(value)}.")
+
+
+def _positive_number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise InvalidRequestError(f"{name} must be a positive number, got {_found(value)}.")
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidRequestError(f"{name} must be a positive number, got {_found(value)}.") from error
+    if not (math.isfinite(number) and number > 0):
+        raise InvalidRequestError(f"{name} must be a positive finite number, got {number!r}.")
+    return number
+
+
+def _patterns(name: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list | tuple | set | frozenset) and all(isinstance(item, str) for item in value):
+        if not value:
+            raise InvalidRequestError(f"{name} is empty: leave it out, or name a glob pattern such as 'encoder.*'.")
+        return tuple(value)
+    raise InvalidRequestError(f"{name} must be a glob pattern or a list of them, got {_found(value)}.")
+
+
+def _dtype(value: object) -> torch.dtype:
+    if isinstance(value, torch.dtype) and value in DTYPES:
+        return value
+    allowed = " or ".join(map(str, DTYPES))
+    raise InvalidRequestError(f"dtype must be {allowed} (the precision of the check), got {_found(value)}.")
+
+
+def _seed(value: object) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED:
+        return value
+    raise InvalidRequestError(f"seed must be an integer from 0 to {MAX_SEED}, got {_found(value)}.")
+
+
+def _progress(value: object) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise InvalidRequestError(f"progress must be True, False or None, got {_found(value)}.")
+
+
+def _found(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text}" if len(text) <= 60 else f"a {type(value).__name__}"
