@@ -42,10 +42,11 @@ def autograd_gradients(objective: Objective, theta: Theta) -> dict[int, Analytic
     positions = theta.checked
     parameters = [theta[position].parameter for position in positions]
     if not objective.runs_backward:
-        with torch.enable_grad(), objective.evaluation() as loss:
-            gradients = _asked(loss, parameters)
+        with torch.enable_grad(), objective.evaluation():
+            gradients = _asked(objective.compute(), parameters)
     else:
         with torch.enable_grad(), objective.evaluation():
+            objective.compute()
             gradients = [parameter.grad for parameter in parameters]
     return {
         position: _analytic(theta[position], gradient, epsilon(objective.dtype))

@@ -91,6 +91,7 @@ class Loan:
     def _take(self) -> Borrowed:
         """Sets everything aside; each step registers its way back before it changes anything."""
         generators = [value for module in self._holders for value in vars(module).values() if is_generator(value)]
+        _check_buffers(self._model)
         inference = torch.inference_mode(False)
         inference.__enter__()
         self._undo = [lambda: inference.__exit__(None, None, None)]
@@ -238,8 +239,7 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def check_lent_whole(model: nn.Module) -> None:
-    """Raises when the model cannot be borrowed: its buffers hold no numbers."""
+def _check_buffers(model: nn.Module) -> None:
     for name, buffer in model.named_buffers():
         if buffer.is_meta:
             raise InvalidRequestError(

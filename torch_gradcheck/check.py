@@ -140,7 +140,7 @@ def _check(
         engine = PlainEngine(objective.value, [entry.parameter for entry in theta])
         numerical = Numerical(objective, theta, engine, asked)
         with progress_bar(asked.progress) as bar:
-            trials = dict(numerical.trials(gradients, bar))
+            trials = numerical.trials(gradients, bar)
         check_unchanged(objective)
     return _report(theta, trials, objective, numerical, asked, time.perf_counter() - started)
 

@@ -9,7 +9,7 @@ import torch
 
 
 class RandomDirection:
-    """A direction in θ: for every real number x in it ± max(1, |x|), signs drawn from `seed`.
+    """A direction in θ: every real number in it moves by ± its size, signs drawn from `seed`.
 
     Args:
         parameters: the tensors that make up θ; complex ones move in both parts.
@@ -40,4 +40,11 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 
 def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
-    return signs * tensor.abs().clamp(min=1)
+    return signs * sizes(tensor)
+
+
+def sizes(tensor: torch.Tensor) -> torch.Tensor:
+    """|x| of every entry; for a zero the root mean square of the tensor, and 1 where all of it is zero."""
+    absolute = tensor.abs()
+    typical = absolute.square().mean().sqrt() if tensor.numel() else absolute.new_ones(())
+    return torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +13,15 @@ from torch_gradcheck.differences.noise import POINTS, measured_noise
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
 from torch_gradcheck.differences.trial import Answer, Question, try_gradient
 from torch_gradcheck.engines.engine import Engine
-from torch_gradcheck.moved import RandomDirection
+from torch_gradcheck.moved import RandomDirection, sizes
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import epsilon
 from torch_gradcheck.progress import ProgressBar
 from torch_gradcheck.request import Request
 from torch_gradcheck.theta import Theta, ThetaEntry
+
+WIDE = 1e-4
+"""A relative step this large was chosen because gradients are small: the next parameter's may be, too."""
 
 
 @dataclass(frozen=True)
@@ -46,22 +48,21 @@ class Numerical:
         self._objective, self._theta, self._engine, self._request = objective, theta, engine, request
         self.noise = Noise(objective.loss, self._sigma(), epsilon(objective.dtype))
 
-    def trials(
-        self, gradients: dict[int, AnalyticGradient], progress: ProgressBar
-    ) -> Iterator[tuple[int, Tried]]:
-        """Every checked parameter tried, in the order of θ, with its position."""
+    def trials(self, gradients: dict[int, AnalyticGradient], progress: ProgressBar) -> dict[int, Tried]:
+        """Every checked parameter tried, in the order of θ, by position."""
         progress.start(2 * self._theta.coordinates, "")
+        trials: dict[int, Tried] = {}
         carried: Window | None = None
         for position in self._theta.checked:
-            entry = self._theta[position]
-            progress.at(entry.name)
+            progress.at(self._theta[position].name)
             started, before = time.perf_counter(), self._objective.evaluations
             answer = try_gradient(self._question(position, gradients[position], progress), carried)
-            if answer.window.order or answer.window.step > 1e-4:
+            if answer.window.step > WIDE:
                 carried = answer.window
-            yield position, Tried(
+            trials[position] = Tried(
                 gradients[position], answer, self._objective.evaluations - before, time.perf_counter() - started
             )
+        return trials
 
     def _question(self, position: int, gradient: AnalyticGradient, progress: ProgressBar) -> Question:
         def sampler(which: Indices, steps: Floats) -> Samples:
@@ -76,12 +77,14 @@ class Numerical:
 
             return sample_there
 
+        values = flat_values(self._theta[position])
         return Question(
             sampler=sampler,
             nearby=nearby,
             analytic=gradient.values,
             analytic_epsilon=gradient.epsilon,
-            unit=np.maximum(1.0, np.abs(flat_values(self._theta[position]))),
+            unit=np.maximum(1.0, np.abs(values)),
+            scale=sizes(torch.from_numpy(values)).numpy(),
             noise=self.noise,
             tolerance=self._request.tolerance,
             eps=self._request.eps,
@@ -90,12 +93,30 @@ class Numerical:
     def _sigma(self) -> float:
         """The noise of J near θ: on one side of it, so that a kink at θ itself is not taken for noise."""
         spacing = epsilon(self._objective.dtype) ** (2 / 3)
-        direction = self._direction(0)
+        values = self._along(0, spacing)
+        sigma = measured_noise(values) or self._quantum(spacing)
+        return max(sigma, self._objective.spread)
+
+    def _quantum(self, spacing: float) -> float:
+        """Where J does not move at all: the smallest change it makes at larger distances, 0 if it makes none.
+
+        A loss rounded to 0, or to a constant, is not free of noise: it is rounded in larger quantities inside of it.
+        """
+        while spacing < 1:
+            spacing *= 8
+            changes = np.abs(np.diff(self._along(0, spacing)))
+            if np.any(changes > 0):
+                return float(np.min(changes[changes > 0]))
+        return 0.0
+
+    def _along(self, k: int, spacing: float) -> Floats:
+        """J at POINTS equally spaced points in a random direction from θ, θ itself left out."""
+        direction = self._direction(k)
         values = []
         for point in range(1, POINTS + 1):
             with direction.at(point * spacing):
                 values.append(self._objective.value())
-        return max(measured_noise(np.array(values)), self._objective.spread)
+        return np.array(values)
 
     def _direction(self, k: int) -> RandomDirection:
         parameters = [self._theta[position].parameter for position in self._theta.checked]

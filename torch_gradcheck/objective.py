@@ -50,31 +50,36 @@ class Objective:
 
     def __call__(self) -> torch.Tensor:
         """J as a 0-dim tensor, with a graph where one is needed; leaves the state as it was."""
-        with torch.set_grad_enabled(self.needs_graph), self.evaluation() as loss:
-            return loss
+        with torch.set_grad_enabled(self.needs_graph), self.evaluation():
+            return self.compute()
 
     def value(self) -> float:
         """J(θ), as cheaply as possible."""
         return float(self().detach())
 
     @contextmanager
-    def evaluation(self, mode: PrecisionMode | None = None) -> Iterator[torch.Tensor]:
-        """J as a tensor, in the regime it was computed in, so that a backward inside the block shares it."""
+    def evaluation(self, mode: PrecisionMode | None = None) -> Iterator[None]:
+        """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
         regime: AbstractContextManager[Any] = mode or (PrecisionMode(self.dtype) if self._needs_mode else nullcontext())
         self._borrowed.before_evaluation()
         self.evaluations += 1
         try:
             with regime:
-                yield scalar(self._compute())
+                yield
         finally:
             self._borrowed.after_evaluation()
+
+    def compute(self) -> torch.Tensor:
+        """J as a 0-dim tensor; only inside `evaluation`."""
+        # Not a part of the context manager: a StopIteration of the user's cannot pass through a generator.
+        return scalar(self._compute())
 
     def record_evaluation(self) -> float:
         """J(θ) with a graph, noting which casts had to be overridden and which generators it draws from."""
         with watched(self.model) as watch:
             mode = PrecisionMode(self.dtype, watch.module_at_hand)
-            with torch.enable_grad(), self.evaluation(mode) as loss:
-                value = float(loss.detach())
+            with torch.enable_grad(), self.evaluation(mode):
+                value = float(self.compute().detach())
                 self.runs_backward = self._borrowed.has_gradients()
                 self._borrowed.learn_from_evaluation()
         self.overridden = mode.overridden

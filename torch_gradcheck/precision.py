@@ -43,6 +43,12 @@ class PrecisionMode(TorchDispatchMode):
         overridden: op name → names of the modules it was overridden in, filled when `module_at_hand` is given.
     """
 
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the guard against being compiled imports the whole of torch._dynamo: two seconds
+
     def __init__(self, precision: torch.dtype, module_at_hand: Callable[[], str] = lambda: "") -> None:
         super().__init__()
         self.precision = precision

@@ -17,8 +17,17 @@ from torch_gradcheck.differences.sampling import Flags, Floats, Indices, Sampler
 RATIO = 8.0
 """From one rung to the next smaller one; a power of two, so that θ ± h is mostly exact."""
 
+SMALLEST = 1e-11
+"""No step is smaller than this, relative to the unit of the argument."""
+
 ORDERS = 4
 """How many columns the extrapolation tableau has: the plain differences and three extrapolations."""
+
+CENTRAL_POWERS = (2, 4, 6)
+"""The powers of h in the error of a centered difference of a smooth f."""
+
+JUMP_POWERS = (1, 3, 5)
+"""The powers of h in the difference between the two one-sided slopes of a smooth f."""
 
 SIGMAS = 6.0
 """How many standard deviations of noise an error bar allows."""
@@ -54,10 +63,17 @@ class Window(NamedTuple):
 
 
 class Tableau(NamedTuple):
-    """Extrapolated slopes A_j of every rung, (ORDERS, K, S), and their error bars, infinite where there are none."""
+    """Extrapolated slopes A_j of every rung, all (ORDERS, K, S), infinite errors where there is none.
+
+    Attributes:
+        values: the slopes.
+        errors: their error bars, wide enough to accuse by.
+        expected: what the error should be if f is smooth; good enough to choose a step by.
+    """
 
     values: Floats
     errors: Floats
+    expected: Floats
 
 
 @dataclass(frozen=True)
@@ -67,34 +83,44 @@ class Estimates:
     Attributes:
         central: the two-sided derivative.
         error: its error bar; infinite where no two rungs agree.
-        left, right: the one-sided slopes.
-        jump_error: the error bar of `right − left`.
+        step: the relative step of the smallest rung it was made of.
+        jump: right slope minus left slope; not 0 at a kink.
+        jump_error: its error bar.
         tableau: every two-sided estimate.
     """
 
     central: Floats
     error: Floats
-    left: Floats
-    right: Floats
+    step: Floats
+    jump: Floats
     jump_error: Floats
     tableau: Tableau
 
     @property
+    def left(self) -> Floats:
+        """The slope on the left of 0."""
+        return self.central - self.jump / 2
+
+    @property
+    def right(self) -> Floats:
+        """The slope on the right of 0."""
+        return self.central + self.jump / 2
+
+    @property
     def kinked(self) -> Flags:
         """Where the two one-sided slopes really differ: f is not differentiable at 0."""
-        return np.asarray(np.abs(self.right - self.left) > self.jump_error)
+        return np.asarray(np.abs(self.jump) > self.jump_error)
 
     @property
     def half_width(self) -> Floats:
         """How far a gradient may lie from `central` and still be between slopes that f may have."""
-        jump = np.abs(self.right - self.left) + self.jump_error
-        return np.nan_to_num(jump / 2, nan=np.inf, posinf=np.inf)
+        return np.nan_to_num((np.abs(self.jump) + self.jump_error) / 2, nan=np.inf, posinf=np.inf)
 
 
-def rungs(epsilon: float) -> Floats:
-    """The relative steps, largest first, for a precision with this machine epsilon: 2⁻³ down to about ε^0.6."""
-    count = int(np.log(epsilon**-0.6) / np.log(RATIO))
-    return np.asarray(RATIO ** -np.arange(1, count + 1, dtype=np.float64))
+def rungs() -> Floats:
+    """The relative steps, largest first: 1 down to about 1e-11; where θ cannot hold a step, that rung tells nothing."""
+    count = int(np.log(SMALLEST**-1) / np.log(RATIO))
+    return np.asarray(RATIO ** -np.arange(0, count + 1, dtype=np.float64))
 
 
 def climb(sampler: Sampler, which: Indices, unit: Floats, noise: Noise) -> Estimates:
@@ -103,16 +129,15 @@ def climb(sampler: Sampler, which: Indices, unit: Floats, noise: Noise) -> Estim
     Args:
         sampler: evaluates f_i(t).
         which: shape (K,), the functions to differentiate.
-        unit: shape (K,), the scale of each one's argument; steps are `unit · rungs(ε)`.
+        unit: shape (K,), the scale of each one's argument; steps are `unit · rungs()`.
         noise: of f.
     """
     with np.errstate(all="ignore"):  # f may be infinite at a large step; such a rung is never chosen
-        slopes = _slopes(sampler, which, unit, rungs(noise.epsilon), noise)
-        central = extrapolated(slopes.central, slopes.central_noise, order=2)
-        right, right_error = _best(extrapolated(slopes.right, slopes.one_sided_noise, order=1))
-        left, left_error = _best(extrapolated(slopes.left, slopes.one_sided_noise, order=1))
-        value, error = _best(central)
-    return Estimates(value, error, left, right, left_error + right_error, central)
+        slopes = _slopes(sampler, which, unit, rungs(), noise)
+        central = extrapolated(slopes.central, slopes.central_noise, CENTRAL_POWERS)
+        jump, jump_error, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS))
+        value, error, rung = _best(central)
+    return Estimates(value, error, rungs()[rung], jump, jump_error, central)
 
 
 def through_window(
@@ -124,17 +149,17 @@ def through_window(
         slopes = _slopes(sampler, which, unit, steps, noise)
         value, roundoff = slopes.central, slopes.central_noise
         for j in range(window.order):
-            value, roundoff = _next_column(value, roundoff, order=2, j=j)
+            value, roundoff = _next_column(value, roundoff, CENTRAL_POWERS[j])
     return value[:, -1], roundoff[:, -1]
 
 
-def window_for(tableau: Tableau, epsilon: float, needed: float) -> tuple[Window, float]:
-    """The cheapest window whose error bar is at most `needed` for the typical (median) function, and that error bar.
+def window_for(tableau: Tableau, needed: float) -> tuple[Window, float]:
+    """The cheapest window whose error is at most `needed` for the typical (median) function, and that error.
 
-    Where none is that good, the one with the smallest error bar.
+    Where none is that good, the one with the smallest error.
     """
-    typical = np.median(tableau.errors, axis=1)
-    steps = rungs(epsilon)
+    typical = np.median(tableau.expected, axis=1)
+    steps = rungs()
     for order in range(ORDERS):
         rung = int(np.argmin(typical[order]))
         if typical[order, rung] <= needed:
@@ -147,10 +172,9 @@ class _Slopes(NamedTuple):
     """Difference quotients at every rung and their noise, each (K, S)."""
 
     central: Floats
-    right: Floats
-    left: Floats
+    jump: Floats
     central_noise: Floats
-    one_sided_noise: Floats
+    jump_noise: Floats
 
 
 def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floats, noise: Noise) -> _Slopes:
@@ -162,38 +186,66 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
     width = np.where(t_plus > t_minus, t_plus - t_minus, np.nan)  # a step too small for θ's precision moves nothing
     return _Slopes(
         (plus - minus) / width,
-        (plus - noise.at_zero) / t_plus,
-        (minus - noise.at_zero) / t_minus,
+        (plus - noise.at_zero) / t_plus - (minus - noise.at_zero) / t_minus,
         noise.of_slope(width, plus, minus),
-        noise.of_slope(width / 2, plus, minus),
+        noise.of_slope(width / 4, plus, minus),
     )
 
 
-def extrapolated(slopes: Floats, roundoff: Floats, order: int) -> Tableau:
-    """Ridders' tableau: column j removes the error term h^p, p = order·(j + 1), from two neighbouring rungs,
+def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...]) -> Tableau:
+    """Ridders' tableau: column j + 1 removes the error term h^p, p = powers[j], from two neighbouring rungs,
 
         A_{j+1}(h/r) = (r^p · A_j(h/r) − A_j(h)) / (r^p − 1)
 
-    An entry's truncation error is its distance from what it was made of and from the entry a rung above; its roundoff
-    is carried along. Source: Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Adv. Eng. Softw. 4 (1982).
+    Source: Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Adv. Eng. Softw. 4 (1982). Roundoff is carried
+    along. Truncation is an entry's distance from what it was made of and from the entry a rung above, or an eighth of
+    the latter where the slopes are seen to settle as those of a smooth f do. Where they are not, a kink could hide
+    between the rungs, as far as the roundoff two rungs further down lets it: that much is added. And the derivative
+    being a limit, an estimate must agree with the plain slopes of all smaller rungs within their roundoff: what a
+    saturated f says of itself far away from 0 agrees with itself too.
     """
     count, steps = slopes.shape
     values = np.full((ORDERS, count, steps), np.nan)
-    errors = np.full((ORDERS, count, steps), np.inf)
+    errors, expected = np.full((2, ORDERS, count, steps), np.inf)
+    settled = _settling(slopes, roundoff, RATIO ** powers[0] / 2)
+    hidden = np.concatenate([roundoff[:, 2:], np.full((count, min(2, steps)), np.inf)], axis=1)[:, :steps]
     value, noise, made_of = slopes, roundoff, np.zeros_like(slopes)
     for j in range(min(ORDERS, steps)):
-        truncation = np.maximum(made_of, _from_rung_above(value))
+        above = _from_rung_above(value)
+        below = _beyond_noise_of_smaller_rungs(value, slopes[:, j:], roundoff[:, j:])
+        # One order of decay from rung to rung is asked of a smooth f, which has two or more.
+        smooth = np.maximum(above / RATIO + noise, below)
+        rough = np.maximum(np.maximum(made_of, above) + noise + hidden[:, j:], below)
         values[j, :, j:] = value
-        errors[j, :, j:] = np.nan_to_num(truncation + noise, nan=np.inf, posinf=np.inf)
-        if j + 1 < steps:
+        expected[j, :, j:] = _or_infinite(smooth)
+        errors[j, :, j:] = _or_infinite(np.where(settled[:, j:], smooth, rough))
+        if j + 1 < min(ORDERS, steps):
             finer = value[:, 1:]
-            value, noise = _next_column(value, noise, order, j)
+            value, noise = _next_column(value, noise, powers[j])
             made_of = np.abs(value - finer)
-    return Tableau(values, errors)
+    return Tableau(values, errors, expected)
 
 
-def _next_column(value: Floats, noise: Floats, order: int, j: int) -> tuple[Floats, Floats]:
-    factor = RATIO ** (order * (j + 1))
+def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
+    """Rungs at the end of three (of two at the top) whose slopes draw together by `decay` each time, about what is due
+    for a smooth f, or agree within roundoff.
+    """
+    distance = _from_rung_above(slopes)
+    calm = np.zeros(slopes.shape, dtype=bool)
+    allowed = np.maximum(distance[:, :-1] / decay, roundoff[:, 1:] + roundoff[:, :-1])
+    calm[:, 1:] = (distance[:, 1:] <= allowed) & np.isfinite(distance[:, :-1])
+    settled = np.zeros(slopes.shape, dtype=bool)
+    settled[:, 1:] = calm[:, 1:] & calm[:, :-1]
+    settled[:, 2:3] = calm[:, 2:3]
+    return settled
+
+
+def _or_infinite(errors: Floats) -> Floats:
+    return np.nan_to_num(errors, nan=np.inf, posinf=np.inf)
+
+
+def _next_column(value: Floats, noise: Floats, power: int) -> tuple[Floats, Floats]:
+    factor = RATIO**power
     return (
         (factor * value[:, 1:] - value[:, :-1]) / (factor - 1),
         (factor * noise[:, 1:] + noise[:, :-1]) / (factor - 1),
@@ -207,10 +259,19 @@ def _from_rung_above(column: Floats) -> Floats:
     return distance
 
 
-def _best(tableau: Tableau) -> tuple[Floats, Floats]:
-    """For each function the estimate with the smallest error bar, and that error bar."""
+def _beyond_noise_of_smaller_rungs(estimates: Floats, slopes: Floats, roundoff: Floats) -> Floats:
+    """How much further each estimate is from the plain slope of some smaller rung than that slope's roundoff allows."""
+    beyond = np.zeros_like(estimates)
+    for rung in range(1, slopes.shape[1]):
+        distance = np.abs(estimates[:, :rung] - slopes[:, rung : rung + 1]) - roundoff[:, rung : rung + 1]
+        beyond[:, :rung] = np.fmax(beyond[:, :rung], distance)
+    return beyond
+
+
+def _best(tableau: Tableau) -> tuple[Floats, Floats, Indices]:
+    """For each function the estimate with the smallest error bar, that error bar, and its rung."""
     orders, count, steps = tableau.values.shape
     values = tableau.values.transpose(1, 0, 2).reshape(count, orders * steps)
     errors = tableau.errors.transpose(1, 0, 2).reshape(count, orders * steps)
     rows, best = np.arange(count), np.argmin(errors, axis=1)
-    return values[rows, best], errors[rows, best]
+    return values[rows, best], errors[rows, best], np.asarray(best % steps, dtype=np.int64)

@@ -13,7 +13,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.differences.ladder import Estimates, Noise, Window, climb, through_window, window_for
+from torch_gradcheck.differences.ladder import SIGMAS, Estimates, Noise, Window, climb, through_window, window_for
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices, Sampler
 
 PROBES = 8
@@ -27,6 +27,9 @@ SECOND_LADDER = 0.61
 
 ACCUSATION = 3.0
 """How many error bars a gradient must be off to be accused."""
+
+HIDING = 0.1
+"""A piece of f this small against the size of its argument is not believed to have a slope of its own."""
 
 NEARBY_POINTS = 8
 """How many points near θ are tried for slopes that a kink at θ itself could hide."""
@@ -57,7 +60,8 @@ class Question:
         nearby: the same around points near θ.
         analytic: shape (N,), the gradient on trial.
         analytic_epsilon: machine epsilon of the precision it was given in.
-        unit: shape (N,), the scale of each argument: max(1, |θ_i|).
+        unit: shape (N,), what steps are multiples of: max(1, |θ_i|).
+        scale: shape (N,), the size of the arguments, at which f may well vary: |θ_i|, or the tensor's where it is 0.
         noise: of J.
         tolerance: the largest relative error that passes.
         eps: a step to use as it is, None to choose one.
@@ -68,6 +72,7 @@ class Question:
     analytic: Floats
     analytic_epsilon: float
     unit: Floats
+    scale: Floats
     noise: Noise
     tolerance: float
     eps: float | None
@@ -76,7 +81,7 @@ class Question:
         """Whether the gradient is within the tolerance and `margin` error bars of `numeric`; never where NaN."""
         analytic = self.analytic[which]
         allowed = self.tolerance * (np.abs(analytic) + np.abs(numeric)) + margin * error + self.rounding
-        return np.asarray(np.abs(analytic - numeric) <= allowed)
+        return np.asarray(np.isfinite(analytic) & (np.abs(analytic - numeric) <= allowed))
 
     @property
     def rounding(self) -> float:
@@ -91,7 +96,7 @@ class Answer:
 
     Attributes:
         numeric: the derivative of J, refined where the first one disagreed; at a kink the slope nearest to the
-            gradient on trial.
+            gradient on trial, within the error bars of the one-sided ones.
         error: its error bar.
         outcome: `Outcome` values.
         left, right: one-sided slopes where the entry went up the ladder, else NaN.
@@ -125,7 +130,7 @@ def try_gradient(question: Question, carried: Window | None) -> Answer:
         carried: the window that suited the tensor before; tried where the first step drowns in noise.
     """
     everything = np.arange(len(question.analytic), dtype=np.int64)
-    window = _chosen_window(question, carried)
+    window = _chosen_window(question, carried) if len(everything) else Window(first_step(question.noise), 0)
     numeric, error = through_window(question.sampler, everything, question.unit, window, question.noise)
     answer = Answer(
         numeric, error, np.zeros(len(numeric), np.int8), *np.full((2, len(numeric)), np.nan), window=window
@@ -146,7 +151,7 @@ def _chosen_window(question: Question, carried: Window | None) -> Window:
     if not _drowns(question, default) and bool(question.agrees(probes, numeric, error).all()):
         return default
     estimates = climb(question.sampler, probes, unit, question.noise)
-    window, typical = window_for(estimates.tableau, question.noise.epsilon, _needed(question, estimates))
+    window, typical = window_for(estimates.tableau, _needed(question, estimates))
     better = typical < float(np.median(error)) or not _drowns(question, default)
     return window if better and np.isfinite(typical) else default
 
@@ -215,10 +220,10 @@ def _judge_on_ladder(question: Question, answer: Answer, which: Indices) -> None
         confirmed = _outcomes(question, which[accused], again) == Outcome.MISMATCH
         consistent = np.abs(again.central - estimates.central[accused]) <= again.error + estimates.error[accused]
         outcome[accused[~(confirmed & consistent)]] = Outcome.UNDECIDED
-        outcome = _excuse_hidden_kinks(question, which, outcome)
-    analytic = question.analytic[which]
-    low, high = np.minimum(estimates.left, estimates.right), np.maximum(estimates.left, estimates.right)
-    numeric = np.where(outcome == Outcome.KINK, np.clip(analytic, low, high), estimates.central)
+        outcome = _excuse_hidden_kinks(question, which, outcome, estimates)
+    bar = estimates.error + estimates.jump_error
+    low, high = np.minimum(estimates.left, estimates.right) - bar, np.maximum(estimates.left, estimates.right) + bar
+    numeric = np.where(outcome == Outcome.KINK, np.clip(question.analytic[which], low, high), estimates.central)
     answer.numeric[which], answer.error[which] = numeric, estimates.error
     answer.left[which], answer.right[which] = estimates.left, estimates.right
     answer.outcome[which] = outcome
@@ -229,15 +234,27 @@ def _outcomes(question: Question, which: Indices, estimates: Estimates) -> NDArr
     analytic, central = question.analytic[which], estimates.central
     off = np.abs(analytic - central)
     match = np.isfinite(estimates.error) & question.agrees(which, central, estimates.error)
-    between = off <= np.abs(estimates.right - estimates.left) / 2 + estimates.error + estimates.jump_error
+    between = off <= np.abs(estimates.jump) / 2 + estimates.error + estimates.jump_error
     kink = estimates.kinked & between
     outside = off > estimates.half_width + question.tolerance * (np.abs(analytic) + np.abs(central))
     wrong = outside & ~question.agrees(which, central, estimates.error, margin=ACCUSATION)
+    wrong &= _hiding_place(question, off) <= HIDING * question.scale[which]
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
     return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
 
 
-def _excuse_hidden_kinks(question: Question, which: Indices, outcome: NDArray[np.int8]) -> NDArray[np.int8]:
+def _hiding_place(question: Question, off: Floats) -> Floats:
+    """The width of the piece of f, right at 0, that could have the gradient on trial for its slope unseen: its rise is
+    below the noise.
+    """
+    noise = max(question.noise.sigma, question.noise.epsilon / 2 * abs(question.noise.at_zero))
+    with np.errstate(divide="ignore"):
+        return np.asarray(SIGMAS * noise / off)
+
+
+def _excuse_hidden_kinks(
+    question: Question, which: Indices, outcome: NDArray[np.int8], estimates: Estimates
+) -> NDArray[np.int8]:
     """An accused entry whose gradient is among the slopes that f has right next to θ lies at a kink, too.
 
     With several units of a ReLU layer at exactly 0, autograd's choice of a slope in each need not lie between the two
@@ -248,8 +265,10 @@ def _excuse_hidden_kinks(question: Question, which: Indices, outcome: NDArray[np
     if not len(accused):
         return outcome
     entries = which[accused]
-    far, _ = _slopes_nearby(question, entries, 1.0)
-    near, noise = _slopes_nearby(question, entries, 1.0 / 16)
+    # No further than 1e-5 in float64, and well within the step at which f still looks smooth.
+    distance = min(question.noise.epsilon**0.32, float(np.min(estimates.step[accused])) / 8)
+    far, _ = _slopes_nearby(question, entries, distance)
+    near, noise = _slopes_nearby(question, entries, distance / 16)
     analytic = question.analytic[entries]
     inside = (near.min(axis=0) <= analytic) & (analytic <= near.max(axis=0))
     persistent = np.ptp(near, axis=0) > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
@@ -260,9 +279,8 @@ def _excuse_hidden_kinks(question: Question, which: Indices, outcome: NDArray[np
     return outcome
 
 
-def _slopes_nearby(question: Question, entries: Indices, scale: float) -> tuple[Floats, Floats]:
+def _slopes_nearby(question: Question, entries: Indices, distance: float) -> tuple[Floats, Floats]:
     """Centered differences of f at points near θ, shape (NEARBY_POINTS, K), and their largest error bar, (K,)."""
-    distance = scale * question.noise.epsilon**0.32  # 1e-5 in float64
     window = Window(distance / 8, 0)
     pairs = [
         through_window(question.nearby(k, distance), entries, question.unit[entries], window, question.noise)

@@ -7,14 +7,15 @@ input channel i as tap k sees it: a strided window on the padded input, read in 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from torch_gradcheck.engines.traced.products import plus_difference
-from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, rule
+from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, rule, touched_only
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Span, Touched, pick
 
@@ -86,73 +87,88 @@ def _lonely(channel: Span | None, x: Touched, geometry: Geometry) -> bool:
 
 def _weight_touched(call: Call, x: Tensor, weight: Touched, geometry: Geometry) -> Touched:
     """The kernel touched in one coordinate each, or in whole filters."""
-    if all(span.length == 1 if span is not None else n == 1
-           for span, n in zip(weight.region, weight.base.shape, strict=True)):
+    extents = weight.new.shape[1:]
+    if extents.numel() == 1:
         return _coordinate_touched(call, x, weight, geometry)
     if geometry.transposed or geometry.groups != 1:
         raise NoRuleError
     filters = weight.widened(range(1, weight.base.ndim))
-    out = filters.region[0]
     moved = call.func(x, filters.delta().flatten(0, 1), None, *call.args[3:])
     moved = moved.unflatten(1, (weight.count, -1)).transpose(0, 1)
-    region = (None, out, *(None,) * (call.base.ndim - 2))
+    region = (None, filters.region[0], *(None,) * (call.base.ndim - 2))
     return Touched(call.base, moved + pick(call.base, region), region)
 
 
 def _coordinate_touched(call: Call, x: Tensor, weight: Touched, geometry: Geometry) -> Touched:
     """One coordinate of the kernel for each perturbation."""
-    first, second, *taps = (
-        span.starts if span is not None else np.zeros(weight.count, dtype=np.int64) for span in weight.region
-    )
+    zeros = np.zeros(weight.count, dtype=np.int64)
+    first, second, *taps = (zeros if span is None else span.starts for span in weight.region)
     inner, outer = weight.base.shape[1], call.base.shape[1] // geometry.groups
     if geometry.transposed:
         into, out = first, first // (x.shape[1] // geometry.groups) * outer + second
+        taps = [n - 1 - tap for n, tap in zip(weight.base.shape[2:], taps, strict=True)]
     else:
         into, out = first // outer * inner + second, first
-    seen = _seen_by_taps(x, call.base, weight.base, geometry)
+    seen = seen_by_taps(x, weight.base.shape[2:], call.base.shape[2:], geometry)
     picked = seen[tuple(torch.from_numpy(index) for index in (into, *taps))]
     step = weight.delta().reshape(-1, *(1,) * call.base.ndim)
     region = (None, Span(out, 1), *(None,) * (call.base.ndim - 2))
     return Touched(call.base, torch.addcmul(pick(call.base, region), picked.unsqueeze(2), step), region)
 
 
-def _seen_by_taps(x: Tensor, out: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """A view of shape (channels, *taps, batch, *output positions): the input each tap multiplies there.
+def seen_by_taps(x: Tensor, taps: Sequence[int], out: Sequence[int], geometry: Geometry) -> Tensor:
+    """A view of shape (channels, *taps, batch, *output positions): the input that each tap multiplies there.
 
-    A transposed convolution is a plain one over the input with stride − 1 zeros between its entries.
+    A transposed convolution is a plain one with the taps in reverse order, over the input with stride − 1 zeros
+    between its entries.
     """
-    spatial = out.ndim - 2
-    sizes = weight.shape[2:]
-    lengths, firsts, steps, moves = [], [], [], []
-    for d in range(spatial):
-        reach = (sizes[d] - 1) * geometry.dilation[d]
-        if geometry.transposed:
-            before, first, step, move = max(reach - geometry.padding[d], 0), None, 1, -geometry.dilation[d]
-            first = reach + before - (reach - geometry.padding[d])
-        else:
-            before, first, step, move = geometry.padding[d], 0, geometry.stride[d], geometry.dilation[d]
-        last = first + max(0, move) * (sizes[d] - 1) + (out.shape[d + 2] - 1) * step
-        lengths.append((before, last + 1))
-        firsts.append(first)
-        steps.append(step)
-        moves.append(move)
-    spread = geometry.stride if geometry.transposed else [1] * spatial
-    padded = _padded(x, lengths, spread)
-    strides = padded.stride()
-    return padded.as_strided(
-        (x.shape[1], *sizes, x.shape[0], *out.shape[2:]),
-        (strides[1], *(0 for _ in sizes), strides[0], *(s * n for s, n in zip(strides[2:], steps, strict=True))),
-        sum(first * s for first, s in zip(firsts, strides[2:], strict=True)),
-    ) if not any(moves) else _strided(padded, x, out, sizes, firsts, steps, moves)
+    steps, pads = geometry.stride, []
+    if geometry.transposed:
+        x, steps = _spread_out(x, geometry.stride), [1] * len(taps)
+    for d in reversed(range(len(taps))):
+        reach = (taps[d] - 1) * geometry.dilation[d]
+        left = reach - geometry.padding[d] if geometry.transposed else geometry.padding[d]
+        pads += [left, (out[d] - 1) * steps[d] + reach + 1 - left - x.shape[d + 2]]
+    padded = F.pad(x, pads).contiguous()
+    batch, channels, *places = padded.stride()
+    sizes = (x.shape[1], *taps, x.shape[0], *out)
+    by_tap = (n * s for n, s in zip(geometry.dilation, places, strict=True))
+    by_step = (n * s for n, s in zip(steps, places, strict=True))
+    return padded.as_strided(sizes, (channels, *by_tap, batch, *by_step))
 
 
-def _strided(
-    padded: Tensor,
-    x: Tensor,
-    out: Tensor,
-    sizes: Sequence[int],
-    firsts: list[int],
-    steps: list[int],
-    moves: list[int],
-) -> Tensor:
-    return padded
+def _spread_out(x: Tensor, stride: Sequence[int]) -> Tensor:
+    sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
+    spread = x.new_zeros((*x.shape[:2], *sizes))
+    places: tuple[Any, ...] = (..., *(slice(None, None, s) for s in stride))
+    spread[places] = x
+    return spread
+
+
+def pooling(spatial: int) -> Rule:
+    """A rule for pooling and resizing over the last dimensions, with any number of dimensions before them."""
+
+    def pool(call: Call) -> Results:
+        touched_only(call, 0)
+        x: Touched = call.args[0]
+        lead = x.base.ndim - spatial
+        x = x.widened(range(lead, x.base.ndim))
+        folded = x.new.flatten(0, lead - 1) if lead > 1 else x.new
+        results = flatten(call.func(folded, *call.args[1:], **call.kwargs))
+        found: Results = []
+        for base, new in zip(call.bases, results, strict=True):
+            found.append(Touched(base, new.reshape(*x.new.shape[: lead + 1], *new.shape[2:]), x.region))
+        return found
+
+    return pool
+
+
+_POOLING = {
+    "max_pool2d_with_indices": 2, "max_pool3d_with_indices": 3, "avg_pool2d": 2, "avg_pool3d": 3,
+    "_adaptive_avg_pool2d": 2, "_adaptive_avg_pool3d": 3, "adaptive_max_pool2d": 2, "upsample_nearest2d": 2,
+    "upsample_bilinear2d": 2, "upsample_nearest1d": 1, "reflection_pad2d": 2, "reflection_pad1d": 1,
+    "replication_pad2d": 2, "replication_pad1d": 1,
+}  # fmt: skip
+for _name, _spatial in _POOLING.items():
+    if hasattr(aten, _name):
+        RULES[getattr(aten, _name).default] = pooling(_spatial)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torch_gradcheck.engines.traced.rules import Call, Results, map_tensors
+from torch_gradcheck.engines.traced.rules import Call, Results, all_touched, map_tensors
 from torch_gradcheck.engines.traced.tape import flatten
-from torch_gradcheck.engines.traced.touched import Touched, untouched
+from torch_gradcheck.engines.traced.touched import Touched
 
 _without_vmap: set[Any] = set()
 """Operations that vmap has failed on in this process."""
@@ -17,7 +18,7 @@ _without_vmap: set[Any] = set()
 
 def general(call: Call) -> Results:
     """Evaluate any operation for K perturbations."""
-    dense = map_tensors((call.args, tuple(call.kwargs.values())), lambda x: x.widened() if isinstance(x, Touched) else x)
+    dense = map_tensors((call.args, tuple(call.kwargs.values())), _widened)
     results = None
     if call.func not in _without_vmap:
         try:
@@ -28,34 +29,37 @@ def general(call: Call) -> Results:
             _without_vmap.add(call.func)
     if results is None:
         results = _by_loop(call, dense)
-    return [Touched(base, new, untouched(base)) for base, new in zip(call.bases, results, strict=True)]
+    return [Touched(base, new, (None,) * base.ndim) for base, new in zip(call.bases, results, strict=True)]
 
 
 def _by_vmap(call: Call, dense: Any) -> list[Tensor]:
-    batched = [x.new for x in _leaves(dense) if isinstance(x, Touched)]
+    batched = [x.new for x in all_touched(dense)]
 
     def function(*slices: Tensor) -> tuple[Tensor, ...]:
         queue = iter(slices)
         args, kwargs = map_tensors(dense, lambda x: next(queue) if isinstance(x, Touched) else x)
         return tuple(flatten(call.func(*args, **dict(zip(call.kwargs, kwargs, strict=True)))))
 
-    enabled = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)  # its loop is slower than ours
+    functorch: Any = torch._C._functorch
+    enabled = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)  # its loop is slower than ours
     try:
         return list(torch.vmap(function)(*batched))
     finally:
-        torch._C._functorch._set_vmap_fallback_enabled(enabled)
+        functorch._set_vmap_fallback_enabled(enabled)
 
 
 def _by_loop(call: Call, dense: Any) -> list[Tensor]:
     rows = []
     for k in range(call.count):
-        args, kwargs = map_tensors(dense, lambda x, k=k: x.new[k] if isinstance(x, Touched) else x)
+        args, kwargs = map_tensors(dense, partial(_slice, k))
         rows.append(flatten(call.func(*args, **dict(zip(call.kwargs, kwargs, strict=True)))))
     return [torch.stack(column) for column in zip(*rows, strict=True)]
 
 
-def _leaves(tree: Any) -> list[Any]:
-    found: list[Any] = []
-    map_tensors(tree, lambda x: found.append(x))
-    return found
+def _widened(x: Tensor | Touched) -> Tensor | Touched:
+    return x.widened() if isinstance(x, Touched) else x
+
+
+def _slice(k: int, x: Tensor | Touched) -> Tensor:
+    return x.new[k] if isinstance(x, Touched) else x

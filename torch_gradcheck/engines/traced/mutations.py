@@ -26,8 +26,16 @@ def mutated_arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str,
     return written
 
 
-def without_side_effects(func: OpOverload) -> Callable[..., Any]:
-    """A function of the same arguments that returns what the written arguments would hold."""
+def without_side_effects(func: OpOverload, plain: bool) -> Callable[..., Any]:
+    """A function of the same arguments that returns what the written arguments would hold.
+
+    Args:
+        func: the operation.
+        plain: whether its functional form, if there is one, gives the very same; otherwise it runs on copies, which
+            are followed by what else it returns.
+    """
+    if not plain:
+        return OnCopies(func)
     name = func._schema.name.removeprefix("aten::")
     if name.endswith("_") and not name.endswith("__"):
         packet = getattr(aten, name[:-1], None)
@@ -38,17 +46,18 @@ def without_side_effects(func: OpOverload) -> Callable[..., Any]:
 
 
 class OnCopies:
-    """Runs a mutating operation on copies of what it writes to and returns the copies."""
+    """Runs a mutating operation on copies of what it writes to; returns the copies, then whatever else it returns."""
 
     def __init__(self, func: OpOverload) -> None:
         self.func = func
         self.__name__ = func._schema.name.removeprefix("aten::")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
         args, kwargs = self._copied(args, kwargs)
-        self.func(*args, **kwargs)
+        result = self.func(*args, **kwargs)
         written = mutated_arguments(self.func, args, kwargs)
-        return written[0] if len(written) == 1 else tuple(written)
+        return (*written, *(x for x in flatten(result) if not any(x is copy for copy in written)))
 
     def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         positional, named = list(args), dict(kwargs)

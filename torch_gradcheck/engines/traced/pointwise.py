@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, map_tensors, rule
+from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, all_touched, map_tensors, rule
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Region, Touched, pick
 
@@ -17,22 +17,57 @@ aten = torch.ops.aten
 def pointwise(call: Call) -> Results:
     """An elementwise operation, its operands broadcast against each other."""
     ndim = call.base.ndim
-    operands: list[Touched] = []
-    shapes: list[torch.Size] = []
-
-    def collect(x: Tensor | Touched) -> None:
-        if isinstance(x, Touched):
-            operands.append(x)
-        shapes.append(x.base.shape if isinstance(x, Touched) else x.shape)
-
     arguments = (call.args, tuple(call.kwargs.values()))
-    map_tensors(arguments, collect)
+    operands = all_touched(arguments)
     region = common_region(operands, call.base.shape)
+    in_place = _in_place(call, region)
     args, kwargs = map_tensors(arguments, lambda x: restricted(x, region, ndim))
+    if in_place is not None:
+        return [Touched(call.base, in_place(*args, **dict(zip(call.kwargs, kwargs, strict=True))), region)]
     results = flatten(call.func(*args, **dict(zip(call.kwargs, kwargs, strict=True))))
-    return [
-        Touched(base, _cast(new, base), region) for base, new in zip(call.bases, results, strict=True)
-    ]
+    return [Touched(base, _cast(new, base), region) for base, new in zip(call.bases, results, strict=True)]
+
+
+def _in_place(call: Call, region: Region) -> Any:
+    """The operation in place, if its first operand is large, fills the result and is read by nobody else."""
+    x = call.args[0]
+    if not isinstance(x, Touched) or not x.spare or x.new.numel() < _WORTH_WRITING_IN_PLACE:
+        return None
+    extents = [span.length if span is not None else n for span, n in zip(region, call.base.shape, strict=True)]
+    if list(x.new.shape[1:]) != extents or x.new.dtype != call.base.dtype or len(call.bases) != 1:
+        return None
+    if any(given is x for given in call.args[1:]) or call.kwargs:
+        return None
+    if call.func not in _IN_PLACE:
+        _IN_PLACE[call.func] = _in_place_form(call.func)
+    return _IN_PLACE[call.func]
+
+
+def _in_place_form(func: Any) -> Any:
+    packet = getattr(aten, func._schema.name.removeprefix("aten::") + "_", None)
+    return getattr(packet, func._overloadname, None)
+
+
+_WORTH_WRITING_IN_PLACE = 4096
+_IN_PLACE: dict[Any, Any] = {}
+
+
+@rule(aten.tanh.default)
+def hyperbolic_tangent(call: Call) -> Results:
+    """tanh by its addition theorem, which takes a third of the time of the function itself.
+
+    With y = tanh x at θ and d how far x moved, tanh(x + d) = (y + tanh d) / (1 + y · tanh d). For |d| ≤ 10⁻⁴,
+    tanh d = d − d³/3 to less than a rounding error; x that moved further go the long way.
+    """
+    x: Touched = call.args[0]
+    d = x.delta() if x.new.numel() >= _WORTH_WRITING_IN_PLACE and x.base.is_floating_point() else None
+    if d is None or not all(abs(float(extreme)) <= 1e-4 for extreme in torch.aminmax(d)):
+        return pointwise(call)
+    y = pick(call.base, x.region)
+    t = torch.mul(d, d)
+    torch.addcmul(d, t, d, value=-1 / 3, out=t)
+    denominator = torch.addcmul(d.new_ones(()), t, y, out=d)
+    return [Touched(call.base, t.add_(y).div_(denominator), x.region)]
 
 
 def common_region(operands: list[Touched], shape: torch.Size) -> Region:

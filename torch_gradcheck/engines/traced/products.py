@@ -105,7 +105,7 @@ def _times_fixed(A: Touched, B: Tensor, C: Tensor, bias: Tensor | None) -> Touch
         if bias is not None:
             new += pick(bias.expand_as(C), region)
         return Touched(C, new, region)
-    W = pick(B, (*batch, columns, None))
+    W = pick(B, (*batch, columns, None)).contiguous()
     start = pick(C, region)
     if columns.length == 1:
         return Touched(C, torch.addcmul(start, A.delta(), W), region)
@@ -142,5 +142,3 @@ def _both_touched(A: Touched, B: Touched, C: Tensor, bias: Tensor | None) -> Tou
     update = picked @ B.delta()
     new = place(outcome.new, (*(None,) * (C.ndim - 1), columns), update, accumulate=True)
     return Touched(C, new, (None,) * C.ndim)
-
-

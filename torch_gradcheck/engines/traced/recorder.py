@@ -30,13 +30,13 @@ from torch_gradcheck.engines.traced.windows import Windows
 aten = torch.ops.aten
 
 
-def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[Tape, list[int], int]:
+def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[Tape, list[int], int, float]:
     """Evaluate J once, with gradients enabled, and record it.
 
     Dispatch modes of the caller's stay in force, in front of the recording: the tape holds what they made of J.
 
     Returns:
-        The tape, the number of every parameter's value, the number of J's.
+        The tape, the number of every parameter's value, the number of J's, J.
 
     Raises:
         Untraceable: J looks at values in Python, or does what the tape has no notion of.
@@ -48,7 +48,7 @@ def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tup
         if not windows.holds(parameter):
             windows.bind(parameter, tape.constant(parameter, depends=True))
         numbers.append(windows.value(parameter))
-    callers_modes = [mode for mode in _get_current_dispatch_mode_stack() if isinstance(mode, TorchDispatchMode)]
+    callers_modes = _get_current_dispatch_mode_stack()
     with ExitStack() as stack:
         stack.enter_context(_disable_current_modes())
         # Fused attention kernels have no formula to batch; the plain one is made of products and a softmax.
@@ -59,7 +59,7 @@ def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tup
             stack.enter_context(InFront(mode))
         stack.enter_context(PythonReads(windows))
         J = objective()
-    return tape, numbers, windows.value(J)
+    return tape, numbers, windows.value(J), float(J.detach())
 
 
 class Mode(TorchDispatchMode):
@@ -74,7 +74,7 @@ class InFront(Mode):
     """Lets a mode that is already in force work on operations before they are recorded."""
 
     def __init__(self, mode: TorchDispatchMode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._mode = mode
 
     def __torch_dispatch__(
@@ -106,7 +106,7 @@ class Recorder(Mode):
     """Writes down each operation that a parameter can move, as it runs."""
 
     def __init__(self, windows: Windows) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._windows = windows
         self._tape = windows.tape
 
@@ -132,26 +132,36 @@ class Recorder(Mode):
             args_taken, kwargs_taken = self._numbered(args), {key: self._numbered(x) for key, x in kwargs.items()}
         for x in mutated:
             self._windows.before_write(x)
+        promotes = func is not aten.copy_.default and _mixed(args)
         result = func(*args, **kwargs)
         if moved:
-            self._write(func, args_taken, kwargs_taken, mutated, result)
+            self._write(func, args_taken, kwargs_taken, mutated, result, promotes)
         else:
             for x in mutated:
                 self._windows.overwrite(x)
         return result
 
     def _write(
-        self, func: OpOverload, args: Any, kwargs: dict[str, Any], mutated: list[Tensor], result: Any
+        self,
+        func: OpOverload,
+        args: Any,
+        kwargs: dict[str, Any],
+        mutated: list[Tensor],
+        result: Any,
+        promotes: bool = False,
     ) -> None:
         """Put an operation that has run on the tape, in a form without side effects."""
-        results = mutated or flatten(result)
+        fresh = [x for x in flatten(result) if not any(x is written for written in mutated)]
+        results = [*mutated, *fresh]
         if func in _WINDOWS_ONLY or (not mutated and all(self._windows.holds(x) for x in results)):
             return  # no new value: where it is read, its window on known memory tells which it is
         frozen = tuple(x.clone() for x in results) if torch.Tag.nondeterministic_seeded in func.tags else None
-        function = without_side_effects(func) if mutated else _RESHAPES.get(func, func)
+        function: Callable[..., Any] = _RESHAPES.get(func, func)
+        if mutated:
+            function = without_side_effects(func, plain=not fresh and not promotes)
         outputs = self._tape.record(function, args, kwargs, count=len(results), module=running_module(), frozen=frozen)
-        for x, number in zip(results, outputs, strict=True):
-            if mutated:
+        for position, (x, number) in enumerate(zip(results, outputs, strict=True)):
+            if position < len(mutated):
                 self._windows.write(x, number)
             else:
                 self._windows.bind(x, number)
@@ -163,8 +173,9 @@ class Recorder(Mode):
         for statistic in updated:
             self._windows.before_write(statistic)
         moved = self._depends((x, weight, bias, *(() if training else (mean, variance))))
-        taken = self._numbered((x, weight, bias, mean, variance)) if moved and not training else None
-        taken = self._numbered((x, weight, bias)) if moved and training else taken
+        taken: tuple[Any, ...] = ()
+        if moved:
+            taken = self._numbered((x, weight, bias) if training else (x, weight, bias, mean, variance))
         result = func(*args, **kwargs)
         for statistic in updated:
             self._windows.poison(statistic, "running statistics are read in the evaluation that updates them")
@@ -203,6 +214,11 @@ def _refuse_python_reads(func: OpOverload, depends: Callable[[Any], bool], args:
             raise Untraceable(reason, op=str(func), module=running_module())
 
 
+def _mixed(args: tuple[Any, ...]) -> bool:
+    """Whether floating dtypes differ, so that an operation in place rounds where its functional form promotes."""
+    return len({x.dtype for x in flatten(args) if x.is_floating_point() or x.is_complex()}) > 1
+
+
 def running_module() -> nn.Module | None:
     """The innermost module whose forward is running."""
     frame = sys._getframe(1)
@@ -229,10 +245,11 @@ _OVERWRITES = _overloads(
     "zero_", "fill_", "copy_", "bernoulli_", "uniform_", "normal_", "random_", "exponential_", "geometric_",
     "cauchy_", "log_normal_",
 )  # fmt: skip
-_SELECTIONS = _overloads("index", "masked_select")
+# Their first argument has no say in the shape of the result.
+_SELECTIONS = _overloads("index", "masked_select", "_ctc_loss")
 _RESIZES = _overloads("resize_", "resize_as_")
 _WINDOWS_ONLY = _overloads("as_strided", "set_")
-_BATCH_NORMS = _overloads("native_batch_norm")
+_BATCH_NORMS = frozenset({aten.native_batch_norm.default, aten._native_batch_norm_legit.default})
 # A batch of values need not have the strides that `view` asks for.
 _RESHAPES: dict[OpOverload, Callable[..., Any]] = {
     aten.view.default: aten.reshape.default,

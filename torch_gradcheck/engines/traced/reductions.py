@@ -91,6 +91,25 @@ def along(position: int) -> Rule:
     return scan
 
 
+@rule(aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default)
+def softmax(call: Call) -> Results:
+    """Softmax or its logarithm, shifted by the maximum at θ: that of the moved values is hardly another."""
+    x: Touched = call.args[0]
+    if not x.base.ndim or x.base.dtype != call.base.dtype:
+        raise NoRuleError
+    d = dimensions(call.args[1], x.base.ndim)[0]
+    x = x.widened([d])
+    shifted = x.new - pick(x.base, x.region).amax(d + 1, keepdim=True)
+    exponentials = shifted.exp()
+    total = exponentials.sum(d + 1, keepdim=True)
+    low, high = torch.aminmax(total)
+    if not (float(low) > 1e-3 and float(high) < 1e6):  # rows of −∞, or values that moved far
+        return [Touched(call.base, call.func(x.new, d + 1, *call.args[2:], **call.kwargs), x.region)]
+    if call.func is aten._log_softmax.default:
+        return [Touched(call.base, shifted.sub_(total.log_()), x.region)]
+    return [Touched(call.base, exponentials.div_(total), x.region)]
+
+
 _REDUCTIONS = {
     "amax.default": (1, 2), "amin.default": (1, 2), "argmax.default": (1, 2), "argmin.default": (1, 2),
     "logsumexp.default": (1, 2), "var.correction": (1, 9), "std.correction": (1, 9), "var_mean.correction": (1, 9),
@@ -98,8 +117,7 @@ _REDUCTIONS = {
     "norm.ScalarOpt_dim": (2, 3), "any.dim": (1, 2), "all.dim": (1, 2), "median.dim": (1, 2),
 }  # fmt: skip
 _SCANS = {
-    "_softmax.default": 1, "_log_softmax.default": 1, "_safe_softmax.default": 1, "cumsum.default": 1,
-    "cumprod.default": 1, "logcumsumexp.default": 1, "sort.default": 1,
+    "cumsum.default": 1, "cumprod.default": 1, "logcumsumexp.default": 1, "sort.default": 1,
 }  # fmt: skip
 
 

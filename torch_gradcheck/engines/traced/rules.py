@@ -33,6 +33,7 @@ class Call:
 
     @property
     def base(self) -> Tensor:
+        """Its only or first result at θ."""
         return self.bases[0]
 
     def arg(self, position: int, name: str = "", default: Any = None) -> Any:
@@ -84,8 +85,15 @@ def map_tensors(tree: Any, function: Callable[[Any], Any]) -> Any:
     """The same nesting with the function applied to every tensor, touched or not."""
     if isinstance(tree, (Tensor, Touched)):
         return function(tree)
-    if isinstance(tree, (tuple, list)):
+    if type(tree) is tuple or type(tree) is list:
         return type(tree)(map_tensors(item, function) for item in tree)
     return tree
 
 
+def all_touched(tree: Any) -> list[Touched]:
+    """The touched tensors among nested arguments."""
+    if isinstance(tree, Touched):
+        return [tree]
+    if isinstance(tree, (tuple, list)):
+        return [x for item in tree for x in all_touched(item)]
+    return []

@@ -37,6 +37,7 @@ class Operation:
 
     @property
     def name(self) -> str:
+        """What the operation is called, for messages."""
         return str(getattr(self.func, "__name__", self.func))
 
     def inputs(self) -> Iterator[int]:
@@ -99,8 +100,10 @@ def substitute(tree: Any, value: Callable[[int], Any]) -> Any:
     """The same nesting with every `Ref` replaced by value(number)."""
     if isinstance(tree, Ref):
         return value(tree.id)
-    if isinstance(tree, (tuple, list)):
+    if type(tree) is tuple or type(tree) is list:
         return type(tree)(substitute(item, value) for item in tree)
+    if type(tree) is dict:
+        return {key: substitute(item, value) for key, item in tree.items()}
     return tree
 
 

@@ -22,7 +22,7 @@ class Span:
     def __init__(self, starts: NDArray[np.int64], length: int) -> None:
         self.starts = starts
         self.length = length
-        self._only: int | None | bool = False  # False: not known yet
+        self._only: int | bool | None = False  # False: not known yet
         self._index: Tensor | None = None
 
     @property
@@ -42,11 +42,13 @@ class Span:
         return self._index
 
     def same(self, other: Span) -> bool:
+        """Whether these are the same indices for every perturbation."""
         if self is other:
             return True
         return self.length == other.length and bool((self.starts == other.starts).all())
 
     def shifted(self, offset: int) -> Span:
+        """All starts moved by an offset."""
         return Span(self.starts + offset, self.length) if offset else self
 
 
@@ -61,20 +63,24 @@ class Touched:
         base: its value at θ.
         new: shape (K, *extents), the values inside the region; outside it, `base` holds.
         region: a `Span` or None for every dimension of `base`.
+        owned: whether nothing else reads the memory of `new`.
+        spare: whether, besides, nobody reads `new` after the operation that runs now, so that it may write there.
     """
 
-    __slots__ = ("base", "new", "region")
+    __slots__ = ("base", "new", "owned", "region", "spare")
 
     def __init__(self, base: Tensor, new: Tensor, region: Sequence[Span | None]) -> None:
         self.base = base
         self.new = new
+        self.owned = False
+        self.spare = False
         self.region: Region = tuple(
-            None if span is None or span.length == size else span
-            for span, size in zip(region, base.shape, strict=True)
+            None if span is None or span.length == size else span for span, size in zip(region, base.shape, strict=True)
         )
 
     @property
     def count(self) -> int:
+        """K."""
         return self.new.shape[0]
 
     @property
@@ -98,10 +104,6 @@ class Touched:
         return Touched(self.base, place(whole, inner, self.new), kept)
 
 
-def untouched(base: Tensor) -> Region:
-    return (None,) * base.ndim
-
-
 def pick(base: Tensor, region: Region) -> Tensor:
     """Entries of a tensor in a region: shape (K, *extents), or (1, *extents) where that is the same for all."""
     dims = [d for d, span in enumerate(region) if span is not None]
@@ -113,7 +115,7 @@ def pick(base: Tensor, region: Region) -> Tensor:
         return base.unsqueeze(0)
     rest = [d for d in range(base.ndim) if d not in dims]
     found = base.permute(*dims, *rest)[tuple(_indices(region, dims))]
-    return found.permute(0, *_inverse([*dims, *rest]))
+    return found.permute(0, *_inverse([*dims, *rest])).contiguous()
 
 
 def place(whole: Tensor, region: Region, new: Tensor, accumulate: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 
-class Untraceable(Exception):
+class Untraceable(Exception):  # noqa: N818 - an answer, not a fault: the plain engine takes over
     """J, or J as a function of one parameter, cannot be evaluated from a trace; the plain engine can.
 
     Attributes:

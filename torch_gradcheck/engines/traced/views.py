@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_gradcheck.engines.traced.rules import Call, Results, rule, touched_only
 from torch_gradcheck.engines.traced.pointwise import common_region, restricted
+from torch_gradcheck.engines.traced.rules import Call, Results, rule, touched_only
 from torch_gradcheck.engines.traced.touched import Span, Touched
 from torch_gradcheck.engines.traced.windows import read_window, scatter_window
 
@@ -21,7 +21,7 @@ def _at(dim: int, ndim: int) -> int:
     return dim + ndim if dim < 0 else dim
 
 
-def permuted(x: Touched, base: Tensor, order: Sequence[int]) -> Touched:
+def _permuted(x: Touched, base: Tensor, order: Sequence[int]) -> Touched:
     return Touched(base, x.new.permute(0, *(d + 1 for d in order)), [x.region[d] for d in order])
 
 
@@ -38,7 +38,7 @@ def permute(call: Call) -> Results:
         order = [_at(d, ndim) for d in call.args[1]]
     else:
         order.reverse()
-    return [permuted(x, call.base, order)]
+    return [_permuted(x, call.base, order)]
 
 
 @rule(aten.unsqueeze.default)
@@ -124,7 +124,7 @@ def split(call: Call) -> Results:
 
 @rule(aten.unbind.int)
 def unbind(call: Call) -> Results:
-    """x[0], x[1], …"""
+    """x[0], x[1] and so on."""
     x: Touched = call.args[0]
     d = _at(call.arg(1, "dim", 0), x.base.ndim)
     return [_selected(x, d, index, base) for index, base in enumerate(call.bases)]

@@ -29,7 +29,8 @@ class Window(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> Window:
-        return cls(x.storage_offset(), tuple(x.shape), x.stride(), x.dtype, (x.is_conj(), x.is_neg()))
+        """The window x is."""
+        return cls(int(x.storage_offset()), tuple(x.shape), x.stride(), x.dtype, (x.is_conj(), x.is_neg()))
 
     def covers(self, storage: torch.UntypedStorage) -> bool:
         """Whether every byte of the storage is seen once."""
@@ -50,6 +51,7 @@ class Window(NamedTuple):
         return (*(d for d in range(len(self.shape)) if self.shape[d] == 1), *order)
 
     def memory_order(self) -> tuple[int, ...]:
+        """Dimensions from the one with the largest steps in memory to that with the smallest."""
         order = self._order()
         if order is None:
             raise Untraceable("a write into memory with gaps or overlaps")
@@ -88,6 +90,7 @@ class Windows:
         self._memory: dict[int, Memory] = {}
 
     def memory(self, x: Tensor) -> Memory:
+        """What is known of x's storage."""
         if x.layout != torch.strided:
             raise Untraceable(f"a tensor with layout {x.layout}")
         storage = x.untyped_storage()
@@ -181,7 +184,7 @@ class Windows:
         if memory.whole is not None:
             (root, value), pieces = memory.whole, memory.writes
         else:
-            whole = torch.empty(0, dtype=x.dtype).set_(memory.storage)  # type: ignore[call-overload]
+            whole = torch.empty(0, dtype=x.dtype).set_(memory.storage)
             root, value = Window.of(whole), self.tape.constant(whole.clone())
             pieces = [(window, number) for window, number in memory.values.items() if self.tape.depends[number]]
         for window, number in pieces:
@@ -206,7 +209,10 @@ def read_window(x: Tensor, seen: Window, wanted: Window, lead: int = 0) -> Tenso
     """Entries of x's storage through another window.
 
     Args:
-        x: values of the window `seen`, which covers the storage, after `lead` batch dimensions.
+        x: values of a window that covers the storage, after some dimensions of a batch.
+        seen: that window.
+        wanted: the other window.
+        lead: how many dimensions of a batch come first.
     """
     flat = _flat(x, seen, lead)
     sizes, strides = (*flat.shape[:lead], *wanted.shape), (*flat.stride()[:lead], *wanted.strides)
@@ -231,4 +237,3 @@ def _flat(x: Tensor, seen: Window, lead: int) -> Tensor:
     order = seen.memory_order()
     moved = x.permute(*range(lead), *(lead + d for d in order))
     return moved.contiguous().reshape(*x.shape[:lead], -1)
-

@@ -1,0 +1,102 @@
+"""The examples do what they tell their readers: right gradients pass, each planted mistake is flagged where it is."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import digits_from_scratch as scratch
+import digits_mlp
+from torch_gradcheck import check_module
+
+ROOT = Path(__file__).parents[2]
+
+
+ALL = {"W1", "b1", "W2", "b2", "W3", "b3"}
+
+
+@pytest.fixture(scope="module")
+def titled_reports():
+    """What the script prints, in its order."""
+    return list(scratch.reports())
+
+
+@pytest.mark.parametrize(
+    ("position", "title", "wrong"),
+    [
+        pytest.param(0, "at random initialisation", set(), id="right, at random initialisation"),
+        pytest.param(1, "after training", set(), id="right, after training"),
+        pytest.param(2, scratch.ForgottenPenalty.__doc__, {"W1", "W2", "W3"}, id="forgotten penalty"),
+        pytest.param(3, scratch.ForgottenMean.__doc__, {"b1", "b2", "b3"}, id="forgotten mean"),
+        pytest.param(4, scratch.ForgottenSquare.__doc__, {"W1", "b1", "W2", "b2"}, id="forgotten square"),
+    ],
+)
+def test_backprop_by_hand_is_wrong_under_exactly_these_names(titled_reports, position, title, wrong):
+    found, report = titled_reports[position]
+
+    assert title in found
+    assert report.passed is (not wrong)
+    assert {row.name for row in report.mismatches} == wrong
+    assert {row.name for row in report if row.status == "match"} == ALL - wrong
+
+
+def test_both_writings_of_the_cost_agree(titled_reports):
+    X, labels = scratch.digits()
+    _, report = titled_reports[0]
+
+    assert report.loss == pytest.approx(scratch.cost(scratch.initial_parameters(), X[:, :50], labels[:50]), rel=1e-12)
+
+
+def test_gradient_descent_learns_the_digits():
+    X, labels = scratch.digits()
+    initial = scratch.initial_parameters()
+    trained = scratch.train(initial, X[:, :50], labels[:50], steps=40)
+
+    assert scratch.accuracy(initial, X[:, :50], labels[:50]) < 0.3
+    assert scratch.accuracy(trained, X[:, :50], labels[:50]) > 0.9
+
+
+def test_script_prints_every_report_under_its_title(titled_reports, monkeypatch, capsys):
+    monkeypatch.setattr(scratch, "reports", lambda: titled_reports)
+
+    scratch.main()
+
+    assert capsys.readouterr().out == "".join(f"\n{title}\n\n{report}\n" for title, report in titled_reports)
+
+
+def test_problem_passes():
+    report = check_module(*digits_mlp.problem())
+
+    assert {row.name for row in report if row.status == "match"} == {
+        "hidden.weight",
+        "hidden.bias",
+        "output.weight",
+        "output.bias",
+    }
+
+
+def test_broken_problem_is_wrong_before_the_broken_activation_only():
+    report = check_module(*digits_mlp.broken_problem())
+
+    assert {row.name for row in report.mismatches} == {"hidden.weight", "hidden.bias"}
+    assert {row.name for row in report if row.status == "match"} == {"output.weight", "output.bias"}
+
+
+@pytest.mark.parametrize(("function", "status"), [("problem", 0), ("broken_problem", 1)])
+def test_command_line_exits_with_the_verdict(function, status):
+    finished = subprocess.run(
+        [sys.executable, "-m", "torch_gradcheck", f"examples/digits_mlp.py:{function}"],
+        cwd=ROOT,
+        env=os.environ | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert finished.returncode == status, finished.stderr
+    assert "hidden.weight" in finished.stdout

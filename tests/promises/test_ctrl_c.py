@@ -1,0 +1,157 @@
+"""Promise: Ctrl-C at any moment of a check leaves nothing changed, and comes through as KeyboardInterrupt.
+
+Python cannot raise from everywhere (a generator that is being closed, a lookup that C code makes): there, and only
+there, an interrupt is lost and the check goes on.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _pop_mode
+
+from torch_gradcheck import Report, check_module
+from zoo.interruptions import CtrlC, exception_of, interrupted_at, sites_of
+from zoo.losses import probe
+from zoo.snapshot import Snapshot
+
+pytestmark = pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="Ctrl-C does not raise in this process"
+)
+
+
+@pytest.fixture(autouse=True)
+def put_back() -> Iterator[None]:
+    """What a failing test leaves in the process must not reach other tests."""
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_grad_enabled(True)
+    np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
+    while torch._C._len_torch_dispatch_stack():
+        _pop_mode()
+
+
+def model_and_batch() -> tuple[nn.Module, Tensor]:
+    model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout(0.5), nn.Linear(2, 1, bias=False)).to(torch.bfloat16)
+    model[0].eval()
+    model[2].weight.grad = torch.ones(1, 2, dtype=torch.bfloat16)
+    return model, torch.randn(3, 2).to(torch.bfloat16)
+
+
+def check(model: nn.Module, batch: Tensor) -> Report:
+    return check_module(model, probe, batch, mode="train")
+
+
+def seconds_of_a_check() -> float:
+    times = []
+    for _ in range(3):
+        model, batch = model_and_batch()
+        start = time.perf_counter()
+        check(model, batch)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def check_with_ctrl_c(model: nn.Module, batch: Tensor, delay: float, reports: list[Report]) -> None:
+    with CtrlC(delay):
+        reports.append(check(model, batch))
+
+
+def test_from_another_thread_at_random_times() -> None:
+    usual, draw, inside, lost = seconds_of_a_check(), random.Random(4), 0, 0
+    for attempt in range(60):
+        model, batch = model_and_batch()
+        before, reports = Snapshot(model=model, batch=batch), []
+        caught = exception_of(check_with_ctrl_c, model, batch, draw.uniform(0, 1.1 * usual), reports)
+        assert before.changes() == [], f"attempt {attempt}"
+        assert caught is None or isinstance(caught, KeyboardInterrupt)
+        lost += caught is None
+        inside += not reports
+    assert inside >= 20, "many of the signals must have come while the check was running"
+    assert lost <= 2
+
+
+def test_at_many_points_where_python_looks_for_signals() -> None:
+    """A sample, drawn with a seed, of the first and last passages of every site a check comes through."""
+    check(*model_and_batch())
+    model, batch = model_and_batch()
+    passed = sites_of(lambda: check(model, batch))
+    points = sorted((site, passage) for site, last in passed.items() for passage in {1, last})
+    sample = random.Random(6).sample(points, min(300, len(points)))
+    lost = 0
+    for site, passage in sample:
+        before = Snapshot(model=model, batch=batch)
+        caught = interrupted_at(site, passage, lambda: check(model, batch))
+        assert before.changes() == [], (site, passage)
+        assert caught is None or isinstance(caught, KeyboardInterrupt)
+        lost += caught is None
+    assert lost <= 0.03 * len(sample)
+
+
+def test_twice_in_a_row() -> None:
+    usual, draw = seconds_of_a_check(), random.Random(7)
+    for attempt in range(20):
+        model, batch = model_and_batch()
+        before, reports = Snapshot(model=model, batch=batch), []
+        delay = draw.uniform(0, usual)
+        caught = exception_of(_two_ctrl_cs, model, batch, delay, reports)
+        assert before.changes() == [], f"attempt {attempt}"
+        assert isinstance(caught, KeyboardInterrupt)
+
+
+def _two_ctrl_cs(model: nn.Module, batch: Tensor, delay: float, reports: list[Report]) -> None:
+    with CtrlC(delay + 2e-4):
+        check_with_ctrl_c(model, batch, delay, reports)
+
+
+@contextmanager
+def handler(number: int, function: Any) -> Iterator[None]:
+    usual = signal.signal(number, function)
+    yield
+    signal.signal(number, usual)
+
+
+def test_a_handler_of_the_callers_that_does_not_raise_is_called_and_the_check_goes_on() -> None:
+    heard: list[int] = []
+    usual = seconds_of_a_check()
+    model, batch = model_and_batch()
+    with handler(signal.SIGINT, lambda number, frame: heard.append(number)):
+        before, reports = Snapshot(model=model, batch=batch), []
+        check_with_ctrl_c(model, batch, usual / 2, reports)
+        assert before.changes() == []
+    assert heard == [signal.SIGINT]
+    assert reports[0].passed
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
+def test_an_alarm_of_the_callers_that_raises() -> None:
+    """As timeouts do."""
+
+    def time_out(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    usual, draw, lost = seconds_of_a_check(), random.Random(5), 0
+    with handler(signal.SIGALRM, time_out):
+        for attempt in range(30):
+            model, batch = model_and_batch()
+            before = Snapshot(model=model, batch=batch)
+            caught = exception_of(_alarmed, model, batch, draw.uniform(1e-5, usual))
+            assert before.changes() == [], f"attempt {attempt}"
+            assert caught is None or isinstance(caught, TimeoutError)
+            lost += caught is None
+    assert lost <= 2
+
+
+def _alarmed(model: nn.Module, batch: Tensor, delay: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, delay)
+    check(model, batch)
+    time.sleep(0.1)

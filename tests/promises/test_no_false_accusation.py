@@ -1,0 +1,111 @@
+"""Promise: no correct model is accused, however delicate, and on the same models a small planted error is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from torch_gradcheck import Report, check_module
+from zoo.delicate import DELICATE, Delicate, Problem
+
+SEEDS = range(5)
+every_model = pytest.mark.parametrize("model", DELICATE, ids=lambda model: model.id)
+SPOILED = [(model, name) for model in DELICATE for name in model.to_spoil]
+every_spoiled = pytest.mark.parametrize(("model", "name"), SPOILED, ids=lambda value: getattr(value, "id", value))
+
+
+def check(row: Delicate, problem: Problem, **options: Any) -> Report:
+    options = {"mode": row.mode, "include": row.include, **options}
+    return check_module(problem.model, problem.loss_fn, problem.batch, **options)
+
+
+def spoil(problem: Problem, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    """The gradient on trial of one parameter goes through `change`."""
+    problem.model.get_parameter(name).register_hook(change)
+
+
+def off_by_a_ten_thousandth(g: Tensor) -> Tensor:
+    return g * (1 + 1e-4)
+
+
+def one_larger_entry_off_by_a_hundredth(g: Tensor) -> Tensor:
+    flat = g.flatten().clone()
+    flat[flat.abs().argmax()] *= 1.01
+    return flat.view_as(g)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@every_model
+def test_a_correct_model_is_not_accused(model: Delicate, seed: int) -> None:
+    report = check(model, model.build(seed))
+    assert report.passed, str(report)
+    surprises = {
+        row.name: (str(row.status), row.reason)
+        for row in report
+        if row.status not in model.statuses.get(row.name, "match").split()
+    }
+    assert not surprises, str(report)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@every_model
+def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -> None:
+    report = check(model, model.build(seed), dtype=torch.float32)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("change", [off_by_a_ten_thousandth, one_larger_entry_off_by_a_hundredth])
+@every_spoiled
+def test_a_small_planted_error_is_found(model: Delicate, name: str, change: Callable[[Tensor], Tensor]) -> None:
+    for seed in SEEDS[:2]:
+        problem = model.build(seed)
+        spoil(problem, name, change)
+        report = check(model, problem)
+        assert [row.name for row in report.mismatches] == [name], str(report)
+
+
+EASY = ["loss-times-1e-12", "loss-times-1", "loss-times-1e+06", "summed-over-300-rows", "key-bias", "relu-mlp"]
+
+
+@pytest.mark.parametrize(("factor", "seed"), [(2.0, 0), (2.0, 1), (0.5, 2), (-1.0, 3), (0.0, 4)])
+@pytest.mark.parametrize("name", EASY)
+def test_a_factor_is_found_in_float32(name: str, factor: float, seed: int) -> None:
+    row = next(row for row in DELICATE if row.id == name)
+    problem = row.build(seed)
+    spoil(problem, row.to_spoil[0], lambda g: factor * g)
+    report = check(row, problem, dtype=torch.float32)
+    assert [row.name for row in report.mismatches] == [row.to_spoil[0]], str(report)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["loss-times-1", "relu-at-zero", "softmax-summed", "constant-of-a-million"])
+def test_one_entry_that_is_not_finite_is_always_a_mismatch(name: str, value: float) -> None:
+    row = next(row for row in DELICATE if row.id == name)
+    problem = row.build(0)
+
+    def change(g: Tensor) -> Tensor:
+        changed = g.clone()
+        changed.view(-1)[1] = value
+        return changed
+
+    spoil(problem, "0.weight", change)
+    assert [row.name for row in check(row, problem).mismatches] == ["0.weight"]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_gradient_outside_the_two_slopes_of_a_corner_is_a_mismatch(seed: int) -> None:
+    row = next(row for row in DELICATE if row.id == "relu-at-zero")
+    problem = row.build(seed)
+    spoil(problem, "0.bias", lambda g: g + 3)
+    assert [row.name for row in check(row, problem).mismatches] == ["0.bias"]
+
+
+def test_no_wrong_name_is_spoiled_in_the_table() -> None:
+    for row in DELICATE:
+        names = dict(row.build(0).model.named_parameters())
+        assert set(row.to_spoil) <= set(names), row.id
+        assert set(row.statuses) <= set(names), row.id

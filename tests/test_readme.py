@@ -1,0 +1,211 @@
+"""What README.md shows is what happens: every fenced block in it is run.
+
+How a block is written:
+
+- ```python blocks under one heading are one program, run from top to bottom in an empty directory that has the
+  repository's examples/. What a reader need not see stands in a block inside an HTML comment.
+- ```python raises=NAME is a block that ends with an exception of that name; its message counts as printed.
+- ```sh blocks have one command a line: `torch-gradcheck …` or `python SCRIPT …`, run in such a directory too. The line
+  ends with `# exit status N` where that is not 0. The two lines that set an environment up are run by .ci/run.
+- a ```text block right behind one of these is what it prints. Times, numbers of evaluations and figures like 1.3e-09,
+  which are mostly rounding, may differ from machine to machine, and so may the white space and rules around them.
+  Any other ```text block is a quotation.
+- there are no blocks of other kinds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+SET_UP = "python3 -m venv"
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: the heading above it, what its fence says, its text and lines, and what it should print."""
+
+    heading: str
+    language: str
+    options: str
+    text: str
+    line: int
+    end: int
+    prints: str | None = None
+
+
+def blocks(markdown: str) -> list[Block]:
+    """The fenced blocks in order; a text block right behind another becomes what that one prints."""
+    found = list(_fenced(markdown.splitlines()))
+    joined = []
+    for block, following in pairwise([*found, None]):
+        adjacent = following is not None and following.language == "text" and following.line - block.end <= 2
+        joined.append(Block(**vars(block) | {"prints": following.text}) if adjacent else block)
+    return joined
+
+
+def _fenced(lines: list[str]) -> Iterable[Block]:
+    heading, opening = "", None
+    for number, line in enumerate(lines, start=1):
+        if opening is None and line.startswith("#"):
+            heading = line.strip("# ")
+        elif opening is None and line.startswith("```"):
+            opening = number
+        elif opening is not None and line.startswith("```"):
+            language, _, options = lines[opening - 1].removeprefix("```").partition(" ")
+            yield Block(heading, language, options, "\n".join(lines[opening : number - 1]), opening, number)
+            opening = None
+
+
+def programs(markdown: str) -> dict[str, list[Block]]:
+    """The python blocks, by the heading that they stand under."""
+    found: dict[str, list[Block]] = {}
+    for block in blocks(markdown):
+        if block.language == "python":
+            found.setdefault(block.heading, []).append(block)
+    return found
+
+
+def commands(markdown: str) -> list[tuple[str, int, str | None]]:
+    """The commands of the sh blocks: each with its exit status and, for the last of a block, what it should print."""
+    found = []
+    for block in (block for block in blocks(markdown) if block.language == "sh"):
+        lines = block.text.splitlines()
+        for line in lines:
+            command, _, status = line.partition("# exit status")
+            found.append((command.strip(), int(status or 0), block.prints if line == lines[-1] else None))
+    return found
+
+
+def comparable(printed: str) -> str:
+    """What is the same on every machine."""
+    for varies, constant in (
+        (r"\b\d+(\.\d+)? ?(s|ms|µs|min)\b", "# s"),
+        (r"\b[\d,]+ evaluations", "# evaluations"),
+        (r"\b\d(\.\d+)?e-\d+\b", "#e-#"),
+        (r"[─━═]+", "─"),
+        (r"\s+", " "),
+    ):
+        printed = re.sub(varies, constant, printed)
+    return printed.strip()
+
+
+def run(block: Block, namespace: dict[str, object]) -> str:
+    """Executes a python block and gives what it printed; tracebacks point into README.md."""
+    code = compile("\n" * block.line + block.text, str(README), "exec")
+    expected, raised = block.options.removeprefix("raises="), ""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(code, namespace)
+    except Exception as error:
+        raised = type(error).__name__
+        if raised != expected:
+            raise
+        printed.write(str(error))
+    assert raised == expected
+    return printed.getvalue()
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A directory with nothing but the examples, at 80 columns."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+TEXT = README.read_text(encoding="utf-8")
+SET_UPS = [line for line, _, _ in commands(TEXT) if line.startswith(SET_UP)]
+COMMANDS = [command for command in commands(TEXT) if not command[0].startswith(SET_UP)]
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("program", programs(TEXT).values(), ids=programs(TEXT))
+def test_python_blocks_run_and_print_what_they_say(program):
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for block in program:
+        printed = run(block, namespace)
+        if block.prints is not None:
+            assert comparable(printed) == comparable(block.prints), f"README.md, line {block.line}"
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(("command", "status", "prints"), COMMANDS, ids=[command[0] for command in COMMANDS])
+def test_commands_exit_and_print_as_they_say(command, status, prints):
+    program, *arguments = shlex.split(command)
+    programs = {"torch-gradcheck": ["-m", "torch_gradcheck"], "python": []}
+    assert program in programs, f"README.md: no rule for running {command!r}"
+
+    finished = subprocess.run(
+        [sys.executable, *programs[program], *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert finished.returncode == status, finished.stderr
+    if prints is not None:
+        assert comparable(finished.stdout) == comparable(prints)
+
+
+def test_ci_runs_the_two_commands_that_set_up():
+    taken = re.search(r"grep '\^(.+)' README.md", (ROOT / ".ci" / "run").read_text())
+
+    assert taken is not None
+    assert taken.group(1) == SET_UP
+    assert [line.rpartition(" && .venv/bin/")[2] for line in SET_UPS] == [
+        "torch-gradcheck examples/digits_mlp.py:problem",
+        "pytest",
+    ]
+
+
+def test_every_block_is_of_a_kind_that_is_run():
+    assert {block.language for block in blocks(TEXT)} <= {"python", "sh", "text"}
+
+
+def test_exit_status_and_output_belong_to_their_command():
+    markdown = "```sh\npython a.py\ntorch-gradcheck b.py:f  # exit status 1\n```\n\n```text\nwrong\n```"
+
+    assert commands(markdown) == [("python a.py", 0, None), ("torch-gradcheck b.py:f", 1, "wrong")]
+
+
+def test_a_block_that_prints_something_else_is_noticed():
+    markdown = "```python\nprint('in 0.12 s:', 2)\n```\n\n```text\nin 7.5 s: 3\n```"
+    (block, _) = blocks(markdown)
+
+    printed = comparable(run(block, {}))
+
+    assert printed == "in # s: 2"
+    assert printed != comparable(block.prints)
+
+
+def test_a_block_that_does_not_raise_is_noticed():
+    (block,) = blocks("```python raises=ValueError\nx = 1\n```")
+
+    with pytest.raises(AssertionError, match="ValueError"):
+        run(block, {})
+
+
+def test_a_traceback_points_to_its_line_in_the_readme():
+    (block,) = blocks("# Title\n\n```python\nx = 1\nx / 0\n```")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        run(block, {})
+
+    assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (README, 5)

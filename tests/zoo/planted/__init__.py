@@ -1,0 +1,30 @@
+"""Planted wrong gradients: a mistake from real life a row, with its correct twin and what a check should say."""
+
+from zoo.planted.activations import activation_bugs
+from zoo.planted.by_hand import hand_written_bugs
+from zoo.planted.graphs import graph_bugs
+from zoo.planted.hooks import hook_bugs, random_bugs
+from zoo.planted.linear import linear_bugs
+from zoo.planted.losses import loss_bugs
+from zoo.planted.normalisations import normalisation_bugs
+from zoo.planted.row import Planted, Problem
+from zoo.planted.sequences import other_bugs, sequence_bugs
+from zoo.planted.shapes import embedding_bugs, shape_bugs
+from zoo.planted.truth import truly_wrong
+
+PLANTED: list[Planted] = [
+    *linear_bugs(),
+    *activation_bugs(),
+    *normalisation_bugs(),
+    *shape_bugs(),
+    *embedding_bugs(),
+    *graph_bugs(),
+    *hook_bugs(),
+    *random_bugs(),
+    *sequence_bugs(),
+    *other_bugs(),
+    *loss_bugs(),
+    *hand_written_bugs(),
+]
+
+__all__ = ["PLANTED", "Planted", "Problem", "truly_wrong"]

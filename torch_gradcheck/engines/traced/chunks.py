@@ -1,0 +1,60 @@
+"""How many perturbations to evaluate at a time: the number with the best measured throughput that memory allows."""
+
+from __future__ import annotations
+
+import torch
+
+SMALLEST, FIRST, LARGEST = 16, 64, 8192
+
+
+def keep_freed_memory() -> None:
+    """Have the C library reuse the memory of one operation for the next.
+
+    By default glibc gives blocks above 128 KiB back to the system at once, and fetching fresh pages then takes several
+    times longer than computing their content. It raises that limit to the size of the largest such block it has seen
+    freed, 32 MiB at most; this one is never written to, so it takes no memory.
+    """
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+
+
+class ChunkSize:
+    """Climbs from FIRST by factors of two while that makes a perturbation cheaper.
+
+    Args:
+        limit: bytes that the values of one chunk may take.
+        each: bytes that one perturbation may need; as long as nothing is measured, this bounds the chunk.
+    """
+
+    def __init__(self, limit: int, each: int) -> None:
+        self._limit = limit
+        self._affordable = self._fitting(each)
+        self._survivable = LARGEST  # less after running out of memory
+        self._seconds: dict[int, float] = {}  # per perturbation, the best seen at each size
+
+    @property
+    def size(self) -> int:
+        """The size to use next."""
+        largest = min(self._affordable, self._survivable)
+        if not self._seconds:
+            return min(FIRST, largest)
+        best = min(self._seconds, key=self._seconds.__getitem__)
+        if best == max(self._seconds):
+            return min(2 * best, largest)
+        if best == min(self._seconds):
+            return min(max(best // 2, SMALLEST), largest)
+        return min(best, largest)
+
+    def measured(self, size: int, seconds: float, peak_bytes: int) -> None:
+        """Take in what a chunk cost."""
+        each = seconds / size
+        self._seconds[size] = min(each, self._seconds.get(size, each))
+        self._affordable = self._fitting(peak_bytes / size)
+
+    def out_of_memory(self, size: int) -> None:
+        """A chunk of this size was too large."""
+        self._survivable = max(1, size // 2)
+        self._seconds = {known: seconds for known, seconds in self._seconds.items() if known <= self._survivable}
+
+    def _fitting(self, each: float) -> int:
+        """How many perturbations fit: temporaries beside the values of a chunk are at most as large again."""
+        return max(1, min(LARGEST, int(self._limit / max(2 * each, 1))))

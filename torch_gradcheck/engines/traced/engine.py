@@ -1,0 +1,176 @@
+"""The traced engine: J recorded once, then evaluated for many perturbations at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
+from torch_gradcheck.engines.traced.chunks import ChunkSize, keep_freed_memory
+from torch_gradcheck.engines.traced.program import compiled, evaluated
+from torch_gradcheck.engines.traced.touched import Span, Touched
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.engines.traced.workers import on_all_cores
+
+MEMORY_LIMIT = 2**30
+"""Bytes that perturbed values may take beside the model and one forward's activations."""
+
+WORTH_A_CHUNK = 16
+"""Perturbations that are worth a chunk of their own."""
+
+
+class TracedEngine:
+    """Evaluates J from a record of the operations it consists of.
+
+    For each parameter the operations upstream are not repeated, those downstream run for a chunk of perturbations at
+    a time, and only on what these touch. θ is neither written nor copied, and J's Python does not run again: the
+    engine is good for as long as θ, buffers and batch hold the values they had.
+
+    Args:
+        objective: J(θ), deterministic, a 0-dim real tensor.
+        parameters: θ, read by the objective as these very objects, or through any view of their memory.
+        memory_limit: bytes for the values of all chunks under way; the values of one forward come on top.
+
+    Raises:
+        Untraceable: J cannot be recorded.
+    """
+
+    def __init__(
+        self, objective: Callable[[], Tensor], parameters: Sequence[Tensor], *, memory_limit: int = MEMORY_LIMIT
+    ) -> None:
+        started = perf_counter()
+        keep_freed_memory()
+        self._program = compiled(objective, parameters)
+        self._threads = torch.get_num_threads()
+        each = [self._program.bytes_each(parameter) for parameter in range(len(parameters))]
+        self._chunks = [ChunkSize(memory_limit // self._threads, size) for size in each]
+        self.seconds_to_trace = perf_counter() - started
+
+    def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
+        """J(θ + steps[k]·e_coordinates[k]) for every k; see `Engine`.
+
+        Raises:
+            Untraceable: J as a function of this parameter cannot be evaluated from the record.
+        """
+        coordinates, steps = np.asarray(coordinates, dtype=np.int64), np.asarray(steps, dtype=np.float64)
+        values, taken = np.empty(len(steps)), np.empty(len(steps))
+        # Neighbours in memory tend to touch the same rows and columns, which is cheaper.
+        waiting = [np.argsort(coordinates, kind="stable")]
+
+        def take() -> Indices | None:
+            if not waiting:
+                return None
+            rest = waiting.pop()
+            here = self._next(parameter, coordinates, rest)
+            if len(here) < len(rest):
+                waiting.append(rest[len(here) :])
+            return here
+
+        def work(here: Indices) -> None:
+            samples = self._chunk(parameter, coordinates[here], steps[here])
+            if samples is None:
+                waiting.append(here)
+            else:
+                taken[here], values[here] = samples
+
+        few = len(steps) < 2 * self._chunks[parameter].size
+        with _disable_current_modes(), torch.no_grad():
+            on_all_cores(take, work, 1 if few else self._threads)
+        return Samples(taken, values)
+
+    def agrees(self, parameter: int, reference: Engine, noise: float, *, probes: int = 4) -> str | None:
+        """Compare with another engine at a few coordinates and both signs of the step.
+
+        Args:
+            parameter: which one.
+            reference: the engine to believe.
+            noise: what two right ways to evaluate J may differ by.
+            probes: how many coordinates.
+
+        Returns:
+            Why this engine is not to be used for this parameter, or None.
+        """
+        theta = _real_coordinates(self._theta(parameter))
+        if theta.numel() == 0:
+            return None
+        random = np.random.default_rng(parameter)
+        drawn = random.integers(theta.numel(), size=probes)
+        drawn[:2] = 0, theta.numel() - 1
+        coordinates = np.repeat(np.unique(drawn), 2)
+        eps = torch.finfo(theta.dtype).eps
+        here = theta[torch.from_numpy(coordinates)].double().numpy()
+        steps = eps ** (1 / 3) * np.maximum(1.0, np.abs(here))
+        steps[1::2] *= -1
+        expected = reference.sample(parameter, coordinates, steps)
+        try:
+            found = self.sample(parameter, coordinates, expected.steps)
+        except Untraceable as reason:
+            return str(reason)
+        allowed = noise + 64 * eps * np.abs(expected.values)
+        wrong = ~(np.abs(found.values - expected.values) <= allowed) & np.isfinite(expected.values)
+        if not wrong.any():
+            return None
+        k = int(np.argmax(wrong))
+        return (
+            f"coordinate {coordinates[k]} moved by {expected.steps[k]:.3g} gives J = {found.values[k]!r} from the "
+            f"recorded operations, {expected.values[k]!r} from J itself"
+        )
+
+    def _next(self, parameter: int, coordinates: Indices, order: Indices) -> Indices:
+        """The perturbations of the next chunk."""
+        here = order[: self._chunks[parameter].size]
+        theta = self._theta(parameter)
+        if theta.ndim > 2:
+            # Kernels of convolutions: with one output channel at a time the next layer convolves that one alone.
+            channel = theta[0].numel() * (2 if theta.is_complex() else 1)
+            alone = int(np.searchsorted(coordinates[here], (coordinates[here[0]] // channel + 1) * channel))
+            if alone >= WORTH_A_CHUNK:
+                here = here[:alone]
+        return here
+
+    def _theta(self, parameter: int) -> Tensor:
+        return self._program.values[self._program.parameters[parameter]]
+
+    def _chunk(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples | None:
+        """One chunk, or None where memory did not suffice and the next should be smaller."""
+        started = perf_counter()
+        theta = self._theta(parameter)
+        moved, taken = perturbed(theta, coordinates, steps)
+        try:
+            J, peak_bytes = evaluated(self._program, parameter, moved)
+        except (RuntimeError, MemoryError) as error:
+            if len(steps) == 1 or isinstance(error, Untraceable):
+                raise
+            self._chunks[parameter].out_of_memory(len(steps))
+            return None
+        if len(steps) == self._chunks[parameter].size:  # smaller chunks tell nothing
+            self._chunks[parameter].measured(len(steps), perf_counter() - started, peak_bytes)
+        return Samples(taken, J.double().numpy())
+
+
+def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Touched, Floats]:
+    """θ with one coordinate moved by each step, and the steps that its precision allows."""
+    flat = _real_coordinates(theta)
+    at = torch.from_numpy(coordinates)
+    old = flat[at].double()
+    x = (old + torch.from_numpy(steps)).to(flat.dtype)
+    taken = (x.double() - old).numpy()
+    entries = coordinates
+    if theta.is_complex():
+        entries = coordinates // 2
+        pairs = flat.reshape(-1, 2)[torch.from_numpy(entries)]
+        pairs[torch.arange(len(steps)), at % 2] = x
+        x = torch.view_as_complex(pairs)
+    places = np.unravel_index(entries, tuple(theta.shape)) if theta.ndim else ()
+    region = [Span(place.astype(np.int64), 1) for place in places]
+    return Touched(theta, x.reshape(-1, *(1 for _ in region)), region), taken
+
+
+def _real_coordinates(theta: Tensor) -> Tensor:
+    """θ in C order; (real, imaginary) pairs of a complex one."""
+    return (torch.view_as_real(theta.resolve_conj()) if theta.is_complex() else theta).reshape(-1)

@@ -1,0 +1,194 @@
+"""The tape as a program: values at θ, and for each parameter the operations that its coordinates can touch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from torch_gradcheck.engines.traced import convolutions, lookups, normalizations, products, reductions, views
+from torch_gradcheck.engines.traced.general import general
+from torch_gradcheck.engines.traced.pointwise import hyperbolic_tangent, pointwise, rule_of
+from torch_gradcheck.engines.traced.recorder import record
+from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Rule
+from torch_gradcheck.engines.traced.tape import Operation, Tape, flatten, substitute
+from torch_gradcheck.engines.traced.touched import Touched
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.engines.traced.workers import one_core
+
+FRESH = frozenset({pointwise, hyperbolic_tangent, products.product, products.product_and_sum, reductions.softmax})
+"""Rules whose results never share memory with anything."""
+
+RULE_FILES = (convolutions, lookups, normalizations, products, reductions, views)
+"""Imported for the rules they register."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operation of a suffix.
+
+    Attributes:
+        operation: what to do.
+        rule: how to do it for many perturbations.
+        inputs: numbers of the values it reads.
+        last_use: numbers of the values that no later step reads.
+        fresh: whether its results have memory of their own.
+    """
+
+    operation: Operation
+    rule: Rule
+    inputs: tuple[int, ...]
+    last_use: tuple[int, ...]
+    fresh: bool
+
+
+class Program:
+    """J as operations on numbered values, with every value at θ that depends on a parameter.
+
+    Attributes:
+        parameters: the number of every parameter's value.
+        output: the number of J's.
+        values: the values at θ.
+    """
+
+    def __init__(self, tape: Tape, parameters: Sequence[int], output: int) -> None:
+        self.parameters = list(parameters)
+        self.output = output
+        self._operations = _needed(tape, output)
+        used = {output, *parameters, *(i for operation in self._operations for i in operation.inputs())}
+        self.values: dict[int, Tensor] = {i: x for i, x in tape.constants.items() if i in used}
+        for operation in self._operations:
+            self._run(operation)
+        self._suffixes: dict[int, list[Step]] = {}
+
+    def _run(self, operation: Operation) -> None:
+        """Evaluate one operation at θ."""
+        if operation.frozen is not None:
+            results = list(operation.frozen)
+        else:
+            args, kwargs = substitute((operation.args, operation.kwargs), self.values.__getitem__)
+            results = flatten(operation.func(*args, **kwargs))
+        self.values.update(zip(operation.outputs, results, strict=True))
+
+    def suffix(self, parameter: int) -> list[Step]:
+        """The operations between one parameter and J, in order."""
+        if parameter not in self._suffixes:
+            self._suffixes[parameter] = self._build_suffix(self.parameters[parameter])
+        return self._suffixes[parameter]
+
+    def bytes_each(self, parameter: int) -> int:
+        """The most bytes that one perturbation may need, were every entry touched."""
+        held = peak = self.values[self.parameters[parameter]].nbytes
+        for step in self.suffix(parameter):
+            held += sum(self.values[number].nbytes for number in step.operation.outputs)
+            peak = max(peak, held)
+            held -= sum(self.values[number].nbytes for number in step.last_use)
+        return peak
+
+    def _build_suffix(self, seed: int) -> list[Step]:
+        reached, operations = {seed}, []
+        for operation in self._operations:
+            if any(i in reached for i in operation.inputs()):
+                reached.update(operation.outputs)
+                operations.append(operation)
+        steps: list[Step] = []
+        read_later = {self.output}
+        for operation in reversed(operations):
+            inputs = tuple(i for i in dict.fromkeys(operation.inputs()) if i in reached)
+            last = tuple(i for i in inputs if i not in read_later)
+            read_later.update(last)
+            rule = rule_of(operation.func) or general
+            steps.append(Step(operation, rule, inputs, last, rule in FRESH and not _returns_view(operation.func)))
+        return steps[::-1]
+
+
+def _needed(tape: Tape, output: int) -> list[Operation]:
+    """The operations that J depends on, in order."""
+    wanted, needed = {output}, []
+    for operation in reversed(tape.operations):
+        if any(i in wanted for i in operation.outputs):
+            wanted.update(operation.inputs())
+            needed.append(operation)
+    return needed[::-1]
+
+
+def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Program:
+    """Record J and evaluate the record once.
+
+    Raises:
+        Untraceable: J cannot be recorded, or the record gives another value.
+    """
+    with one_core():
+        tape, numbers, output, J = record(objective, parameters)
+        with _disable_current_modes(), torch.no_grad():
+            program = Program(tape, numbers, output)
+    again = float(program.values[output])
+    tolerance = 1e4 * torch.finfo(program.values[output].dtype).eps
+    if not abs(again - J) <= tolerance * max(abs(J), abs(again)):
+        raise Untraceable(f"the recorded operations give {again!r} where J is {J!r}")
+    return program
+
+
+def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor, int]:
+    """J with one parameter touched, shape (K,), and the most bytes that were held on the way.
+
+    Raises:
+        Untraceable: an operation has no rule that works on these values.
+    """
+    touched: dict[int, Touched] = {program.parameters[parameter]: moved}
+    held = peak = moved.new.nbytes
+    for step in program.suffix(parameter):
+        if any(i in touched for i in step.inputs):
+            _mark(step, touched)
+            results = _apply(step, program.values, touched, moved.count)
+            for number, result in zip(step.operation.outputs, results, strict=True):
+                if result is not None:
+                    result.owned = step.fresh
+                    touched[number] = result
+                    held += result.new.nbytes
+        peak = max(peak, held)
+        for number in step.last_use:
+            if number in touched:
+                held -= touched.pop(number).new.nbytes
+    if program.output not in touched:
+        return program.values[program.output].reshape(1).expand(moved.count), peak
+    return touched[program.output].new.reshape(moved.count), peak
+
+
+def _mark(step: Step, touched: dict[int, Touched]) -> None:
+    """Tell the rule which memory it may write to, and remember which memory its results share."""
+    for number in step.inputs:
+        x = touched.get(number)
+        if x is not None:
+            x.owned = x.owned and step.fresh
+            x.spare = x.owned and number in step.last_use
+
+
+def _returns_view(func: Any) -> bool:
+    schema = getattr(func, "_schema", None)
+    return schema is None or any(result.alias_info is not None for result in schema.returns)
+
+
+def _apply(step: Step, values: dict[int, Tensor], touched: dict[int, Touched], count: int) -> Any:
+    operation = step.operation
+    if operation.frozen is not None:
+        reason = f"{operation.name} draws random numbers by a law that depends on the parameter"
+        raise Untraceable(reason, op=operation.name, module=operation.module)
+    args, kwargs = substitute((operation.args, operation.kwargs), lambda i: touched.get(i) or values[i])
+    call = Call(operation.func, args, kwargs, [values[i] for i in operation.outputs], count)
+    try:
+        try:
+            return step.rule(call)
+        except NoRuleError:
+            return general(call)
+    except MemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+        if "memory" in str(error):
+            raise
+        reason = f"{operation.name} cannot be evaluated for many perturbations: {error}"
+        raise Untraceable(reason, op=operation.name, module=operation.module) from error
