@@ -58,7 +58,9 @@ def batch_loss(model: nn.Module, loss_fn: Callable[..., Any], batch: Any, dtype:
     Inputs that are themselves a tuple or list are positional arguments, a mapping keyword arguments.
     """
     if isinstance(batch, tuple | list) and not batch and not hasattr(batch, "_fields"):
-        raise InvalidRequestError("batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor.")
+        raise InvalidRequestError(
+            "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
+        )
     copy = BatchCopy(batch, dtype)
 
     def loss() -> Any:

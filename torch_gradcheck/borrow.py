@@ -100,7 +100,7 @@ class Loan:
         tensors = _StandIns([*modules.tensors(), *self._captured], self._dtype)
         self._undo += [switches.restore, random.restore, modules.restore, tensors.swap_back]
         tensors.swap_in()
-        switches.settle(self._dtype)
+        switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
         if self._mode != "keep":
             self._model.train(self._mode == "train")
         return Borrowed(tensors, modules, generators, self._seed)
@@ -189,10 +189,7 @@ class _ModuleStates:
         self._contents = [(value, _content(value)) for value in held if isinstance(value, CONTAINERS)]
         dicts = [vars(module) for module in modules] + [value for value in held if isinstance(value, dict)]
         self._tensor_names = [
-            (names, name, value)
-            for names in dicts
-            for name, value in names.items()
-            if isinstance(value, torch.Tensor)
+            (names, name, value) for names in dicts for name, value in names.items() if isinstance(value, torch.Tensor)
         ]
 
     def tensors(self) -> list[torch.Tensor]:

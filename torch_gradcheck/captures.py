@@ -25,8 +25,10 @@ class Captures:
 
 
 def captures_of(function: Callable[..., Any]) -> Captures:
-    """Modules and tensors that `function` holds: closure cells, defaults, partials, bound objects, and those globals
-    that its code names; through lists, tuples and mappings and the attributes of a bound object.
+    """Modules and tensors that `function` holds.
+
+    In closure cells, defaults, partials, bound objects, and those globals that its code names; through lists, tuples
+    and mappings and the attributes of a bound object.
     """
     found = Captures()
     _collect(function, found, set(), DEPTH)
@@ -85,6 +87,6 @@ def _names_used(function: FunctionType) -> set[str]:
 
 def _held_by_object(value: Any) -> Iterator[Any]:
     yield from vars(value).values()
-    call = getattr(type(value), "__call__", None)
+    call = vars(type(value)).get("__call__")
     if isinstance(call, FunctionType):
         yield from _held_by_function(call)

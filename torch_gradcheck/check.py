@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, given_gradients
+from torch_gradcheck.analytic import autograd_gradients, given_gradients
 from torch_gradcheck.batch import batch_loss
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.compare import compared_row, frozen_row, relative_error
@@ -60,7 +60,8 @@ def check_module(
         method: `"exact"`: centered differences on every coordinate. `"auto"` is the same in this version.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
         tolerance: the largest relative error that passes.
-        include, exclude: glob pattern or list of them, on parameter names.
+        include: glob pattern or list of them, on parameter names: only these are checked.
+        exclude: the same: these are not.
         mode: `"eval"`, `"train"` or `"keep"` (each module's own flag). The random state is the same at every
             evaluation of J in each of them.
         dtype: the precision of the check, `torch.float64` or `torch.float32`.
@@ -181,6 +182,6 @@ def _over_theta(trials: dict[int, Tried]) -> float:
     """Ng's ratio over the whole θ."""
     with np.errstate(all="ignore"):
         return relative_error(
-            np.concatenate([tried.analytic.values for tried in trials.values()]),
+            np.concatenate([tried.analytic for tried in trials.values()]),
             np.concatenate([tried.answer.numeric for tried in trials.values()]),
         )

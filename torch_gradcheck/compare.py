@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.differences.trial import Answer, Outcome
+from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.facts import Coordinate, ParameterReport, Status, Verdict
 from torch_gradcheck.numerical import Tried
 from torch_gradcheck.theta import ThetaEntry
@@ -43,7 +43,7 @@ def frozen_row(entry: ThetaEntry) -> ParameterReport:
 
 def compared_row(entry: ThetaEntry, tried: Tried, tolerance: float) -> ParameterReport:
     """The row of a parameter whose gradient was tried."""
-    analytic, answer = tried.analytic.values, tried.answer
+    analytic, answer = tried.analytic, tried.answer
     with np.errstate(all="ignore"):
         ratio = relative_error(analytic, answer.numeric)
         difference = np.abs(analytic - answer.numeric)
@@ -62,7 +62,7 @@ def compared_row(entry: ThetaEntry, tried: Tried, tolerance: float) -> Parameter
         eps=answer.window.step,
         checked=len(analytic),
         mismatched=int(np.sum(answer.outcome == Outcome.MISMATCH)),
-        worst=_worst(entry, analytic, answer),
+        worst=_worst(entry, tried),
         evaluations=tried.evaluations,
         seconds=tried.seconds,
     )
@@ -70,7 +70,7 @@ def compared_row(entry: ThetaEntry, tried: Tried, tolerance: float) -> Parameter
 
 def _status(tried: Tried, ratio: float, tolerance: float) -> tuple[Status, str]:
     """The status of the whole tensor and, where it is not a plain match, one sentence about it."""
-    answer, count = tried.answer, len(tried.analytic.values)
+    answer, count = tried.answer, len(tried.analytic)
     number = {outcome: int(np.sum(answer.outcome == outcome)) for outcome in Outcome}
     if number[Outcome.MISMATCH]:
         return Status.MISMATCH, f"{number[Outcome.MISMATCH]} of {count} coordinates are wrong"
@@ -82,7 +82,7 @@ def _status(tried: Tried, ratio: float, tolerance: float) -> tuple[Status, str]:
             f"(noise of J, a jump, or many kinks close by)"
         )
     if ratio > tolerance:
-        return Status.UNDECIDED, _resolution(tried, ratio)
+        return Status.UNDECIDED, _resolution(tried, ratio, tolerance)
     if number[Outcome.KINK]:
         return Status.KINK, (
             f"J is not differentiable along {number[Outcome.KINK]} of {count} coordinates; "
@@ -93,7 +93,7 @@ def _status(tried: Tried, ratio: float, tolerance: float) -> tuple[Status, str]:
 
 def _is_flat(tried: Tried) -> bool:
     answer = tried.answer
-    within = (np.abs(tried.analytic.values) <= answer.error) & (np.abs(answer.numeric) <= answer.error)
+    within = (np.abs(tried.analytic) <= answer.error) & (np.abs(answer.numeric) <= answer.error)
     return bool(np.all(within & (answer.outcome == Outcome.MATCH)))
 
 
@@ -101,7 +101,7 @@ def _flat_or_unused(tried: Tried) -> tuple[Status, str]:
     answer = tried.answer
     if not len(answer.numeric):
         return Status.FLAT, "it has no entries"
-    if not tried.analytic.reached and not np.any(answer.numeric):
+    if not tried.reached and not np.any(answer.numeric):
         return Status.UNUSED, "the loss does not reach it, and J does not change with it"
     bar = float(np.max(answer.error))
     return Status.FLAT, (
@@ -109,25 +109,33 @@ def _flat_or_unused(tried: Tried) -> tuple[Status, str]:
     )
 
 
-def _resolution(tried: Tried, ratio: float) -> str:
-    analytic, answer = tried.analytic.values, tried.answer
-    norms = float(np.linalg.norm(analytic) + np.linalg.norm(answer.numeric))
-    bar = float(np.linalg.norm(answer.error)) / norms
+def _resolution(tried: Tried, ratio: float, tolerance: float) -> str:
+    norms = float(np.linalg.norm(tried.analytic) + np.linalg.norm(tried.answer.numeric))
+    bar = float(np.linalg.norm(tried.answer.error)) / norms
+    if bar < ratio:
+        return f"the ratio {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
     return f"the noise of J hides errors below {bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
 
 
-def _worst(entry: ThetaEntry, analytic: Floats, answer: Answer) -> tuple[Coordinate, ...]:
-    """The coordinates furthest off: wrong ones first, then by difference in excess of the error bar."""
+def _worst(entry: ThetaEntry, tried: Tried) -> tuple[Coordinate, ...]:
+    """The coordinates furthest off, wrong ones first."""
     with np.errstate(all="ignore"):
-        excess = np.nan_to_num(np.abs(analytic - answer.numeric), nan=np.inf)
-    order = np.lexsort((np.arange(len(analytic)), -excess, -answer.outcome))[:WORST]
-    return tuple(_coordinate(entry, int(k), analytic, answer) for k in order)
+        off = np.nan_to_num(np.abs(tried.analytic - tried.answer.numeric), nan=np.inf)
+    order = np.lexsort((np.arange(len(off)), -off, -tried.answer.outcome))[:WORST]
+    return tuple(_coordinate(entry, tried, int(k)) for k in order)
 
 
-def _coordinate(entry: ThetaEntry, k: int, analytic: Floats, answer: Answer) -> Coordinate:
-    index, part = entry.locate(k)
+def _coordinate(entry: ThetaEntry, tried: Tried, k: int) -> Coordinate:
+    answer = tried.answer
+    index, part = entry.locate(int(tried.coordinates[k]))
     outcome = Outcome(int(answer.outcome[k]))
     slopes = (float(answer.left[k]), float(answer.right[k])) if outcome is Outcome.KINK else None
     return Coordinate(
-        index, float(analytic[k]), float(answer.numeric[k]), float(answer.error[k]), STATUS[outcome], part, slopes
+        index,
+        float(tried.analytic[k]),
+        float(answer.numeric[k]),
+        float(answer.error[k]),
+        STATUS[outcome],
+        part,
+        slopes,
     )

@@ -185,7 +185,9 @@ class Facts:
     def mismatches(self) -> list[ParameterReport]:
         """The rows that are wrong, worst first (a ratio of NaN is the worst)."""
         wrong = [row for row in self.parameters if row.status is Status.MISMATCH]
-        return sorted(wrong, key=lambda row: (row.relative_error != row.relative_error, row.relative_error), reverse=True)
+        return sorted(
+            wrong, key=lambda row: (row.relative_error != row.relative_error, row.relative_error), reverse=True
+        )
 
     def __iter__(self) -> Iterator[ParameterReport]:
         return iter(self.parameters)

@@ -9,6 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+WORTH_A_SECOND_THREAD = 100_000
+"""A model with fewer coordinates is evaluated on one thread: on operations this small threads mostly wait
+for each other, on a busy machine forty times as long as they work.
+"""
+
 
 class Switch(NamedTuple):
     """One global setting: how it is read, and how a value read is put back."""
@@ -46,7 +51,8 @@ def _switches() -> list[Switch]:
 
     return [
         Switch(torch.get_default_dtype, torch.set_default_dtype),
-        Switch(torch.is_grad_enabled, torch.set_grad_enabled),
+        Switch(torch.is_grad_enabled, torch._C._set_grad_enabled),
+        Switch(torch.get_num_threads, torch.set_num_threads),
         Switch(torch.is_anomaly_enabled, torch.set_anomaly_enabled),
         Switch(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         Switch(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
@@ -76,18 +82,24 @@ class SwitchState:
     def __init__(self) -> None:
         self._saved = [(switch, switch.read()) for switch in _switches()]
 
-    def settle(self, precision: torch.dtype) -> None:
-        """One J everywhere: no autocast, no fused inference paths, no cached parametrizations, `precision` by default."""
+    def settle(self, precision: torch.dtype, coordinates: int) -> None:
+        """One J everywhere: no autocast, no fused inference paths, no cached parametrizations, `precision` by default.
+
+        And one thread, where a second has nothing to do but to wait.
+        """
         from torch.nn.utils import parametrize
 
         torch.set_grad_enabled(True)
         torch.set_default_dtype(precision)
+        if coordinates < WORTH_A_SECOND_THREAD:
+            torch.set_num_threads(1)
         for device in filter(None, ("cpu", accelerator_type())):
             torch.set_autocast_enabled(device, False)
         torch.backends.mha.set_fastpath_enabled(False)
         parametrize._cache_enabled, parametrize._cache = 0, {}
 
     def restore(self) -> None:
+        """Puts back every setting that is no longer what it was."""
         for switch, value in self._saved:
             if switch.read() is not value and switch.read() != value:
                 switch.write(value)
@@ -101,8 +113,10 @@ class RandomState:
 
     @classmethod
     def of_everything(cls, own: Sequence[Any] = ()) -> RandomState:
-        """Every generator a model may draw from: Python's and numpy's global ones, torch's on the CPU and on every
-        device of the accelerator, and the `own` ones that the caller's objects hold.
+        """Every generator a model may draw from.
+
+        Python's and numpy's global ones, torch's on the CPU and on every device of the accelerator, and the `own` ones
+        that the caller's objects hold.
         """
         return cls([*_global_generators(), *map(_own_generator, own)])
 
@@ -131,14 +145,13 @@ def seed_everything(seed: int) -> None:
 def _global_generators() -> list[Switch]:
     generators = [
         Switch(random.getstate, random.setstate),
-        Switch(lambda: np.random.get_state(), np.random.set_state),
+        Switch(np.random.get_state, np.random.set_state),
         Switch(torch.get_rng_state, torch.set_rng_state),
     ]
     device = accelerator_type()
     if device is not None:
         module = torch.get_device_module(device)
-        for index in range(module.device_count()):
-            generators.append(_device_generator(module, index))
+        generators += [_device_generator(module, index) for index in range(module.device_count())]
     return generators
 
 
@@ -150,12 +163,19 @@ def _device_generator(module: Any, index: int) -> Switch:
 
 def _own_generator(generator: Any) -> Switch:
     if isinstance(generator, torch.Generator):
-        return Switch(generator.get_state, generator.set_state)
+        return Switch(generator.get_state, _ignoring_result(generator.set_state))
     if isinstance(generator, np.random.Generator):
         return _attribute(generator.bit_generator, "state")
     if isinstance(generator, np.random.RandomState):
         return Switch(generator.get_state, generator.set_state)
     return Switch(generator.getstate, generator.setstate)
+
+
+def _ignoring_result(function: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def call(value: Any) -> None:
+        function(value)
+
+    return call
 
 
 def _same(one: Any, other: Any) -> bool:

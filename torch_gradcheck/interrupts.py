@@ -28,6 +28,7 @@ class HeldSignals:
         self._waiting: list[tuple[int, FrameType | None]] = []
 
     def install(self) -> None:
+        """Puts this object's handler in the place of the caller's."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in HELD:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch_gradcheck.deliberate import remarks_on
 from torch_gradcheck.differences.ladder import SIGMAS, Noise
 from torch_gradcheck.facts import ParameterReport, Status
 from torch_gradcheck.objective import Objective
@@ -12,9 +13,7 @@ from torch_gradcheck.request import Request
 LECTURE_EPS = 1e-7
 
 
-def notes_of(
-    rows: Sequence[ParameterReport], objective: Objective, noise: Noise, asked: Request
-) -> list[str]:
+def notes_of(rows: Sequence[ParameterReport], objective: Objective, noise: Noise, asked: Request) -> list[str]:
     """The notes on the step, on overridden precisions, on how J had to be evaluated, and on what was not proven."""
     notes = [
         _on_step(rows, noise, asked),
@@ -23,7 +22,7 @@ def notes_of(
         _on_spread(objective),
         _on_unproven(rows),
     ]
-    return [note for note in notes if note]
+    return [note for note in notes if note] + remarks_on(objective.model)
 
 
 def _on_step(rows: Sequence[ParameterReport], noise: Noise, asked: Request) -> str:
@@ -56,7 +55,9 @@ def _typical(row: ParameterReport) -> float:
 def _on_overridden(objective: Objective) -> str:
     if not objective.overridden:
         return ""
-    modules = sorted({name or "the model's forward or the loss" for names in objective.overridden.values() for name in names})
+    modules = sorted(
+        {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
+    )
     shown = ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")
     precision = str(objective.dtype).removeprefix("torch.")
     return (

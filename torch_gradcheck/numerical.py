@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from torch_gradcheck.analytic import AnalyticGradient
 from torch_gradcheck.differences.ladder import Noise, Window
 from torch_gradcheck.differences.noise import POINTS, measured_noise
@@ -26,9 +27,19 @@ WIDE = 1e-4
 
 @dataclass(frozen=True)
 class Tried:
-    """One parameter's gradient on trial, the answer to it, and what that cost."""
+    """One parameter's gradient on trial, the answer to it, and what that cost.
 
-    analytic: AnalyticGradient
+    Attributes:
+        coordinates: shape (N,), the flat coordinates that were tried.
+        analytic: shape (N,), the gradient on trial there.
+        reached: whether the backward reached the parameter at all.
+        answer: what was found, coordinate by coordinate.
+        evaluations, seconds: how often J was evaluated for it, and the wall time.
+    """
+
+    coordinates: Indices
+    analytic: Floats
+    reached: bool
     answer: Answer
     evaluations: int
     seconds: float
@@ -56,32 +67,41 @@ class Numerical:
         for position in self._theta.checked:
             progress.at(self._theta[position].name)
             started, before = time.perf_counter(), self._objective.evaluations
-            answer = try_gradient(self._question(position, gradients[position], progress), carried)
+            coordinates = self._theta[position].tried
+            question = self._question(position, coordinates, gradients[position], progress)
+            answer = try_gradient(question, carried)
             if answer.window.step > WIDE:
                 carried = answer.window
             trials[position] = Tried(
-                gradients[position], answer, self._objective.evaluations - before, time.perf_counter() - started
+                coordinates,
+                question.analytic,
+                gradients[position].reached,
+                answer,
+                evaluations=self._objective.evaluations - before,
+                seconds=time.perf_counter() - started,
             )
         return trials
 
-    def _question(self, position: int, gradient: AnalyticGradient, progress: ProgressBar) -> Question:
+    def _question(
+        self, position: int, coordinates: Indices, gradient: AnalyticGradient, progress: ProgressBar
+    ) -> Question:
         def sampler(which: Indices, steps: Floats) -> Samples:
-            samples = self._engine.sample(position, which, steps)
+            samples = self._engine.sample(position, coordinates[which], steps)
             progress.advance(len(which))
             return samples
 
         def nearby(k: int, distance: float) -> Sampler:
             def sample_there(which: Indices, steps: Floats) -> Samples:
                 with self._direction(k + 1).at(distance):
-                    return self._engine.sample(position, which, steps)
+                    return self._engine.sample(position, coordinates[which], steps)
 
             return sample_there
 
-        values = flat_values(self._theta[position])
+        values = flat_values(self._theta[position])[coordinates]
         return Question(
             sampler=sampler,
             nearby=nearby,
-            analytic=gradient.values,
+            analytic=gradient.values[coordinates],
             analytic_epsilon=gradient.epsilon,
             unit=np.maximum(1.0, np.abs(values)),
             scale=sizes(torch.from_numpy(values)).numpy(),

@@ -35,9 +35,7 @@ class Objective:
         runs_backward: the closure calls `backward()` itself, as closures of `torch.optim` do.
     """
 
-    def __init__(
-        self, model: nn.Module, compute: Callable[[], Any], borrowed: Borrowed, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: nn.Module, compute: Callable[[], Any], borrowed: Borrowed, dtype: torch.dtype) -> None:
         self.model, self.dtype = model, dtype
         self.loss = math.nan
         self.evaluations = 0

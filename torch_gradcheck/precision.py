@@ -50,7 +50,7 @@ class PrecisionMode(TorchDispatchMode):
         return False  # the guard against being compiled imports the whole of torch._dynamo: two seconds
 
     def __init__(self, precision: torch.dtype, module_at_hand: Callable[[], str] = lambda: "") -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.precision = precision
         self.overridden: dict[str, set[str]] = {}
         self._module_at_hand = module_at_hand
@@ -59,9 +59,7 @@ class PrecisionMode(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         writes = _written_arguments(func)
-        raised = tuple(
-            arg if position in writes else self._raised(func, arg) for position, arg in enumerate(args)
-        )
+        raised = tuple(arg if position in writes else self._raised(func, arg) for position, arg in enumerate(args))
         raised_kwargs = {
             name: arg if name in writes else self._raised(func, arg) for name, arg in (kwargs or {}).items()
         }
@@ -96,4 +94,3 @@ def _written_arguments(func: Any) -> frozenset[int | str]:
         if argument.alias_info is not None and argument.alias_info.is_write:
             written |= {position, argument.name}
     return frozenset(written)
-

@@ -1,4 +1,4 @@
-"""Makes sure, before any verdict, that J is one finite, deterministic number; if not, says in which module it breaks."""
+"""Makes sure, before any verdict, that J is one finite, deterministic number; else says in which module it breaks."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from torch_gradcheck.deliberate import left_out_coordinates
+from torch_gradcheck.differences.sampling import Indices
 from torch_gradcheck.errors import InvalidRequestError
 
 
@@ -24,6 +26,7 @@ class ThetaEntry:
         parameter: the caller's own object.
         checked: whether its gradient is on trial (selected by the patterns and not frozen).
         frozen: `requires_grad` is false.
+        left_out: flat coordinates that are not tried, see `deliberate`.
     """
 
     name: str
@@ -31,19 +34,27 @@ class ThetaEntry:
     parameter: nn.Parameter
     checked: bool
     frozen: bool
+    left_out: Indices
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the parameter."""
         return tuple(self.parameter.shape)
 
     @property
     def is_complex(self) -> bool:
+        """Whether its entries have an imaginary part."""
         return self.parameter.is_complex()
 
     @property
     def coordinates(self) -> int:
         """How many real numbers it holds: a complex entry is two, its real and its imaginary part."""
         return self.parameter.numel() * (2 if self.is_complex else 1)
+
+    @property
+    def tried(self) -> Indices:
+        """The flat coordinates that are tried, in order."""
+        return np.setdiff1d(np.arange(self.coordinates, dtype=np.int64), self.left_out, assume_unique=True)
 
     def locate(self, coordinate: int) -> tuple[tuple[int, ...], str | None]:
         """Index in the parameter's shape, and "real" or "imag" for a complex one, of a flat coordinate."""
@@ -108,7 +119,7 @@ def theta_of(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
     entries = []
     for parameter, group in names.items():
         _check_is_ordinary(group[0], parameter)
-        entries.append(_entry(parameter, group, include, exclude))
+        entries.append(_entry(model, parameter, group, include, exclude))
     _check_something_to_do(entries, include, exclude)
     return Theta([entry for entry in entries if entry is not None])
 
@@ -129,14 +140,15 @@ def _names_by_parameter(model: nn.Module) -> dict[nn.Parameter, list[str]]:
 
 
 def _entry(
-    parameter: nn.Parameter, names: list[str], include: Sequence[str], exclude: Sequence[str]
+    model: nn.Module, parameter: nn.Parameter, names: list[str], include: Sequence[str], exclude: Sequence[str]
 ) -> ThetaEntry | None:
     """Its entry, or None when the patterns leave it out."""
     included = not include or _matches_any(names, include)
     if not included or _matches_any(names, exclude):
         return None
     frozen = not parameter.requires_grad
-    return ThetaEntry(names[0], tuple(names[1:]), parameter, checked=not frozen, frozen=frozen)
+    left_out = left_out_coordinates(model, parameter)
+    return ThetaEntry(names[0], tuple(names[1:]), parameter, checked=not frozen, frozen=frozen, left_out=left_out)
 
 
 def _matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:
@@ -151,7 +163,7 @@ def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]
 
 
 def _check_is_ordinary(name: str, parameter: nn.Parameter) -> None:
-    if isinstance(parameter, nn.parameter.UninitializedTensorMixin):
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise InvalidRequestError(
             f"parameter {name!r} is not initialised yet (a lazy module): call the model once on a batch first."
         )

@@ -25,9 +25,11 @@ class ForwardWatch:
         return self._stack[-1] if self._stack else ""
 
     def enter(self, name: str) -> None:
+        """A call of module `name` begins."""
         self._stack.append(name)
 
     def leave(self, name: str) -> None:
+        """It ends."""
         with suppress(ValueError):
             while self._stack.pop() != name:  # a forward that raised left its children on the stack
                 pass
@@ -46,13 +48,13 @@ def watched(model: nn.Module, on_output: OnOutput | None = None) -> Iterator[For
     handles = []
 
     def hooks_for(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
-        def before(module: nn.Module, inputs: Any) -> None:
+        def before(*_: Any) -> None:
             watch.enter(name)
 
-        def after(module: nn.Module, inputs: Any, output: Any) -> None:
+        def after(*arguments: Any) -> None:
             watch.leave(name)
             if on_output is not None:
-                on_output(name, [tensor for _, tensor in tensors_in(output)])
+                on_output(name, [tensor for _, tensor in tensors_in(arguments[-1])])
 
         return before, after
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_gradcheck.engines.engine import Floats, Indices, Samples
-from torch_gradcheck.engines.traced import TracedEngine, Untraceable
+from torch_gradcheck.engines.traced import TracedEngine, Untraceable, worth_tracing
 
 
 class Eager:
@@ -252,7 +252,10 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Callable[[], Tensor]]]] = {
 def double() -> Any:
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # J is small here
     yield
+    torch.set_num_threads(threads)
     torch.set_default_dtype(torch.float32)
 
 
@@ -446,6 +449,30 @@ def test_running_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr("torch_gradcheck.engines.traced.engine.evaluated", limited)
     np.testing.assert_allclose(engine.sample(0, *some(parameters[0], 100)).values, expected, rtol=1e-14)
+
+
+def test_threads_do_not_matter_and_are_put_back() -> None:
+    _, objective, parameters = built("lstm")
+    expected = TracedEngine(objective, parameters).sample(0, *some(parameters[0], 700))
+    torch.set_num_threads(2)
+    engine = TracedEngine(objective, parameters)
+    np.testing.assert_allclose(engine.sample(0, *some(parameters[0], 700)).values, expected.values, rtol=1e-14)
+    assert torch.get_num_threads() == 2
+
+
+def test_an_exception_in_a_thread_is_raised() -> None:
+    first, x = nn.Linear(30, 20), torch.ones(4, 30)
+    objective = seeded(lambda: torch.bernoulli(first(x).sigmoid()).mean())
+    torch.set_num_threads(2)
+    engine = TracedEngine(objective, list(first.parameters()))
+    with pytest.raises(Untraceable, match="bernoulli"):
+        engine.sample(0, np.arange(600), np.full(600, 1e-5))
+    assert torch.get_num_threads() == 2
+
+
+def test_tracing_is_not_worth_it_for_a_handful_of_coordinates() -> None:
+    assert not worth_tracing(evaluations=2 * 40, parameters=2)
+    assert worth_tracing(evaluations=2 * 200, parameters=4)
 
 
 def transformers_loss(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -438,7 +439,8 @@ ABSTRACT = {
 }
 
 
-def parametric_classes() -> Iterator[type[nn.Module]]:
+@functools.cache
+def parametric_classes() -> list[type[nn.Module]]:
     """The classes of torch.nn whose source, bases included, makes a parameter or a module that has one."""
     makers = {"Parameter", "UninitializedParameter", "register_parameter", "_get_clones"}
     classes = [c for _, c in inspect.getmembers(nn, inspect.isclass) if issubclass(c, nn.Module) and c is not nn.Module]
@@ -446,12 +448,13 @@ def parametric_classes() -> Iterator[type[nn.Module]]:
     while True:
         more = {c for c in classes if c not in found and _called_names(c) & makers}
         if not more:
-            return iter(sorted(found, key=lambda c: c.__name__))
+            return sorted(found, key=lambda c: c.__name__)
         found |= more
         makers |= {c.__name__ for c in more}
 
 
-def _called_names(cls: type[nn.Module]) -> set[str]:
+@functools.cache
+def _called_names(cls: type[nn.Module]) -> frozenset[str]:
     """Names called in the source of a class and its bases below nn.Module."""
     names: set[str] = set()
     for base in cls.__mro__:
@@ -459,4 +462,4 @@ def _called_names(cls: type[nn.Module]) -> set[str]:
             for node in ast.walk(ast.parse(inspect.getsource(base))):
                 if isinstance(node, ast.Call):
                     names.add(getattr(node.func, "attr", getattr(node.func, "id", "")))
-    return names
+    return frozenset(names)

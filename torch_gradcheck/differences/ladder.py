@@ -193,7 +193,9 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
 
 
 def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...]) -> Tableau:
-    """Ridders' tableau: column j + 1 removes the error term h^p, p = powers[j], from two neighbouring rungs,
+    """Ridders' extrapolation tableau.
+
+    Column j + 1 removes the error term h^p, p = powers[j], from two neighbouring rungs,
 
         A_{j+1}(h/r) = (r^p · A_j(h/r) − A_j(h)) / (r^p − 1)
 
@@ -227,8 +229,9 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...]) -> T
 
 
 def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
-    """Rungs at the end of three (of two at the top) whose slopes draw together by `decay` each time, about what is due
-    for a smooth f, or agree within roundoff.
+    """Rungs at the end of three (of two at the top) whose slopes settle as those of a smooth f do.
+
+    They draw together by `decay` from rung to rung, or agree within roundoff.
     """
     distance = _from_rung_above(slopes)
     calm = np.zeros(slopes.shape, dtype=bool)

@@ -119,7 +119,7 @@ def first_step(noise: Noise) -> float:
     """
     scale = max(abs(noise.at_zero), np.finfo(np.float64).tiny)
     ratio = float(np.clip(noise.sigma / scale, noise.epsilon / 4, noise.epsilon * 1e3))
-    return ratio ** (1 / 3)
+    return float(np.cbrt(ratio))
 
 
 def try_gradient(question: Question, carried: Window | None) -> Answer:
@@ -132,9 +132,8 @@ def try_gradient(question: Question, carried: Window | None) -> Answer:
     everything = np.arange(len(question.analytic), dtype=np.int64)
     window = _chosen_window(question, carried) if len(everything) else Window(first_step(question.noise), 0)
     numeric, error = through_window(question.sampler, everything, question.unit, window, question.noise)
-    answer = Answer(
-        numeric, error, np.zeros(len(numeric), np.int8), *np.full((2, len(numeric)), np.nan), window=window
-    )
+    left, right = np.full((2, len(numeric)), np.nan)
+    answer = Answer(numeric, error, np.zeros(len(numeric), np.int8), left, right, window)
     _judge_suspects(question, answer, np.flatnonzero(~question.agrees(everything, numeric, error)))
     return answer
 
@@ -244,8 +243,9 @@ def _outcomes(question: Question, which: Indices, estimates: Estimates) -> NDArr
 
 
 def _hiding_place(question: Question, off: Floats) -> Floats:
-    """The width of the piece of f, right at 0, that could have the gradient on trial for its slope unseen: its rise is
-    below the noise.
+    """The width of a piece of f, right at 0, that could have the gradient on trial for its slope and not be seen.
+
+    Its rise would be below the noise.
     """
     noise = max(question.noise.sigma, question.noise.epsilon / 2 * abs(question.noise.at_zero))
     with np.errstate(divide="ignore"):

@@ -26,6 +26,7 @@ class PlainEngine:
         self._parameters = parameters
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
+        """See `Engine.sample`."""
         tensor = self._parameters[parameter].data
         flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
         taken, values = np.empty(len(steps)), np.empty(len(steps))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-SMALLEST, FIRST, LARGEST = 16, 64, 8192
+SMALLEST, FIRST, LARGEST = 16, 128, 8192
 
 
 def keep_freed_memory() -> None:

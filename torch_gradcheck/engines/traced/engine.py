@@ -23,6 +23,22 @@ MEMORY_LIMIT = 2**30
 WORTH_A_CHUNK = 16
 """Perturbations that are worth a chunk of their own."""
 
+PROBES = 4
+"""Coordinates that `agrees` compares, two steps each."""
+
+TRACE_IN_EVALUATIONS = 80
+"""What recording J costs, in plain evaluations of J: 7 to 79 were measured, the more the shorter its operations."""
+
+
+def worth_tracing(evaluations: int, parameters: int) -> bool:
+    """Whether the plain engine takes longer than recording J and making sure of it for every parameter.
+
+    Args:
+        evaluations: how often J is to be evaluated, as a rule twice for each coordinate.
+        parameters: how many tensors θ consists of.
+    """
+    return evaluations > TRACE_IN_EVALUATIONS + 2 * PROBES * parameters
+
 
 class TracedEngine:
     """Evaluates J from a record of the operations it consists of.
@@ -83,7 +99,7 @@ class TracedEngine:
             on_all_cores(take, work, 1 if few else self._threads)
         return Samples(taken, values)
 
-    def agrees(self, parameter: int, reference: Engine, noise: float, *, probes: int = 4) -> str | None:
+    def agrees(self, parameter: int, reference: Engine, noise: float, *, probes: int = PROBES) -> str | None:
         """Compare with another engine at a few coordinates and both signs of the step.
 
         Args:

@@ -17,15 +17,28 @@ aten = torch.ops.aten
 def pointwise(call: Call) -> Results:
     """An elementwise operation, its operands broadcast against each other."""
     ndim = call.base.ndim
-    arguments = (call.args, tuple(call.kwargs.values()))
-    operands = all_touched(arguments)
-    region = common_region(operands, call.base.shape)
-    in_place = _in_place(call, region)
-    args, kwargs = map_tensors(arguments, lambda x: restricted(x, region, ndim))
-    if in_place is not None:
-        return [Touched(call.base, in_place(*args, **dict(zip(call.kwargs, kwargs, strict=True))), region)]
-    results = flatten(call.func(*args, **dict(zip(call.kwargs, kwargs, strict=True))))
+    args, kwargs = _dense_operands(call), call.kwargs
+    region: Region = (None,) * ndim
+    if args is None:
+        arguments = (call.args, tuple(call.kwargs.values()))
+        region = common_region(all_touched(arguments), call.base.shape)
+        args, given = map_tensors(arguments, lambda x: restricted(x, region, ndim))
+        kwargs = dict(zip(call.kwargs, given, strict=True))
+    func = _in_place(call, region) or call.func
+    results = flatten(func(*args, **kwargs))
     return [Touched(base, _cast(new, base), region) for base, new in zip(call.bases, results, strict=True)]
+
+
+def _dense_operands(call: Call) -> Any:
+    """The operands as they are where all that is touched is touched in full, the case that is not to be slow."""
+    if call.kwargs:
+        return None
+    operands = []
+    for x in call.args:
+        if isinstance(x, (tuple, list)) or (isinstance(x, Touched) and not (x.full and x.base.ndim == call.base.ndim)):
+            return None
+        operands.append(x.new if isinstance(x, Touched) else x)
+    return operands
 
 
 def _in_place(call: Call, region: Region) -> Any:

@@ -101,6 +101,9 @@ def _times_fixed(A: Touched, B: Tensor, C: Tensor, bias: Tensor | None) -> Touch
     region: Region = (*batch, rows, None)
     if columns is None or 2 * columns.length > A.base.shape[-1]:
         A = A.widened([A.base.ndim - 1])
+        if bias is not None and bias.ndim == 1 and C.ndim == 2 and A.new.is_contiguous():
+            new = torch.addmm(bias, A.new.flatten(0, 1), B).unflatten(0, A.new.shape[:2])
+            return Touched(C, new, region)
         new = _matmul(A.new, pick(B, (*batch, None, None)))
         if bias is not None:
             new += pick(bias.expand_as(C), region)
@@ -139,6 +142,6 @@ def _both_touched(A: Touched, B: Touched, C: Tensor, bias: Tensor | None) -> Tou
     outcome = _times_fixed(A, B.base, C, bias).widened([C.ndim - 2, C.ndim - 1])
     A = A.widened([A.base.ndim - 2, A.base.ndim - 1])
     picked = pick_each(A.new, (*(None,) * (A.base.ndim - 1), inner))
-    update = picked @ B.delta()
+    update = picked * B.delta() if picked.shape[-1] == 1 else picked @ B.delta()
     new = place(outcome.new, (*(None,) * (C.ndim - 1), columns), update, accumulate=True)
     return Touched(C, new, (None,) * C.ndim)

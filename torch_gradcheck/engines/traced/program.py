@@ -15,7 +15,7 @@ from torch_gradcheck.engines.traced.general import general
 from torch_gradcheck.engines.traced.pointwise import hyperbolic_tangent, pointwise, rule_of
 from torch_gradcheck.engines.traced.recorder import record
 from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Rule
-from torch_gradcheck.engines.traced.tape import Operation, Tape, flatten, substitute
+from torch_gradcheck.engines.traced.tape import Operation, Ref, Tape, flatten, substitute
 from torch_gradcheck.engines.traced.touched import Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.engines.traced.workers import one_core
@@ -178,7 +178,14 @@ def _apply(step: Step, values: dict[int, Tensor], touched: dict[int, Touched], c
     if operation.frozen is not None:
         reason = f"{operation.name} draws random numbers by a law that depends on the parameter"
         raise Untraceable(reason, op=operation.name, module=operation.module)
-    args, kwargs = substitute((operation.args, operation.kwargs), lambda i: touched.get(i) or values[i])
+
+    def value(number: int) -> Tensor | Touched:
+        return touched.get(number) or values[number]
+
+    args = tuple(
+        value(x.id) if type(x) is Ref else substitute(x, value) if type(x) is list else x for x in operation.args
+    )
+    kwargs = substitute(operation.kwargs, value) if operation.kwargs else {}
     call = Call(operation.func, args, kwargs, [values[i] for i in operation.outputs], count)
     try:
         try:

@@ -63,30 +63,31 @@ class Touched:
         base: its value at θ.
         new: shape (K, *extents), the values inside the region; outside it, `base` holds.
         region: a `Span` or None for every dimension of `base`.
+        full: whether every entry is in the region.
         owned: whether nothing else reads the memory of `new`.
         spare: whether, besides, nobody reads `new` after the operation that runs now, so that it may write there.
     """
 
-    __slots__ = ("base", "new", "owned", "region", "spare")
+    __slots__ = ("base", "full", "new", "owned", "region", "spare")
 
     def __init__(self, base: Tensor, new: Tensor, region: Sequence[Span | None]) -> None:
         self.base = base
         self.new = new
         self.owned = False
         self.spare = False
-        self.region: Region = tuple(
-            None if span is None or span.length == size else span for span, size in zip(region, base.shape, strict=True)
-        )
+        self.full = not any(region)
+        self.region: Region = tuple(region)
+        if not self.full:
+            sizes = base.shape
+            self.region = tuple(
+                None if span is None or span.length == sizes[d] else span for d, span in enumerate(self.region)
+            )
+            self.full = not any(self.region)
 
     @property
     def count(self) -> int:
         """K."""
         return self.new.shape[0]
-
-    @property
-    def full(self) -> bool:
-        """Whether every entry counts as touched."""
-        return all(span is None for span in self.region)
 
     def delta(self) -> Tensor:
         """Shape (K, *extents): how far the entries in the region moved."""
@@ -94,6 +95,8 @@ class Touched:
 
     def widened(self, dims: Sequence[int] | None = None) -> Touched:
         """The same with all indices of these dimensions (default: of every one) in the region."""
+        if self.full:
+            return self
         dims = range(self.base.ndim) if dims is None else dims
         if all(self.region[d] is None for d in dims):
             return self
@@ -131,7 +134,8 @@ def place(whole: Tensor, region: Region, new: Tensor, accumulate: bool = False) 
     lead = torch.arange(whole.shape[0]).reshape(-1, *(1 for _ in dims))
     view = whole.permute(0, *(d + 1 for d in dims), *(d + 1 for d in rest))
     values = new.permute(0, *(d + 1 for d in dims), *(d + 1 for d in rest))
-    view.index_put_((lead, *_indices(region, dims)), values, accumulate)
+    at = (lead, *_indices(region, dims))
+    view[at] = view[at].add_(values) if accumulate else values
     return whole
 
 

@@ -36,7 +36,9 @@ def on_all_cores(take: Callable[[], T | None], work: Callable[[T], None], thread
         threads: how many, this one included; each runs torch's operations on one core meanwhile.
     """
     lock, failures = Lock(), list[BaseException]()
-    others = [Thread(target=_drain_on_one_core, args=(take, work, lock, failures), daemon=True) for _ in range(threads - 1)]
+    others = [
+        Thread(target=_drain_on_one_core, args=(take, work, lock, failures), daemon=True) for _ in range(threads - 1)
+    ]
     with one_core():
         try:
             for other in others:

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from torch_gradcheck.differences.noise import POINTS, measured_noise
+from torch_gradcheck.differences.sampling import Floats
+
+T = np.arange(1, POINTS + 1) / POINTS
+
+TRENDS: dict[str, Callable[[Floats], Floats]] = {
+    "none": np.zeros_like,
+    "constant": lambda t: np.full_like(t, 3.7),
+    "linear": lambda t: 1 + 2 * t,
+    "quadratic": lambda t: 1 - t + 5 * t**2,
+    "cubic": lambda t: t**3 - 4 * t,
+    "gentle sine": lambda t: np.sin(0.3 * t),
+}
+
+
+def noisy(trend: Callable[[Floats], Floats], sigma: float, seed: int) -> Floats:
+    """`trend` on a millionth of its own scale, as close together as the check takes its points, and normal noise."""
+    return trend(1e-6 * T) + sigma * np.random.default_rng(seed).standard_normal(POINTS)
+
+
+@pytest.mark.parametrize("sigma", [1e-12, 1e-10, 1e-8], ids="sigma={}".format)
+@pytest.mark.parametrize("trend", TRENDS)
+def test_known_noise_on_a_trend_is_measured_within_a_factor(trend: str, sigma: float) -> None:
+    measured = np.array([measured_noise(noisy(TRENDS[trend], sigma, seed)) for seed in range(200)])
+    assert 0.7 * sigma < np.median(measured) < 1.4 * sigma
+    assert measured.max() < 3 * sigma
+    assert np.quantile(measured, 0.02) > sigma / 4
+
+
+@pytest.mark.parametrize("trend", TRENDS)
+def test_a_trend_alone_is_not_taken_for_noise(trend: str) -> None:
+    values = TRENDS[trend](T)
+    changes = np.ptp(values)
+    assert measured_noise(values) <= 1e-4 * changes + 1e-15
+
+
+@pytest.mark.parametrize("trend", ["quadratic", "cubic", "gentle sine"])
+def test_noise_far_below_a_steep_trend_is_seen(trend: str) -> None:
+    sigma = 1e-7
+    measured = [
+        measured_noise(TRENDS[trend](T) + sigma * np.random.default_rng(seed).standard_normal(POINTS))
+        for seed in range(200)
+    ]
+    assert sigma / 2 < np.median(measured) < 2 * sigma
+
+
+@pytest.mark.parametrize("quantum", [2.0**-52, 1e-8, 1e-3, 1.0], ids="quantum={:.0e}".format)
+def test_values_rounded_to_a_quantum_have_about_its_rounding_error(quantum: float) -> None:
+    """Rounding to multiples of q is noise of q/√12."""
+    measured = []
+    for seed in range(200):
+        start, slope = np.random.default_rng(seed).uniform(0, 1, 2)
+        measured.append(measured_noise(np.round((start + (3 + 10 * slope) * T)) * quantum))
+    sigma = quantum / np.sqrt(12)
+    assert sigma / 3 < np.median(measured) < 3 * sigma
+    assert max(measured) < 4 * sigma
+
+
+def test_float32_values_have_the_noise_of_float32() -> None:
+    values = np.sin(1 + 1e-4 * T).astype(np.float32).astype(np.float64)
+    eps = float(np.finfo(np.float32).eps)
+    assert eps / 20 < measured_noise(values) < 2 * eps
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.5e12], ids=str)
+def test_values_that_do_not_change_have_none(value: float) -> None:
+    assert measured_noise(np.full(POINTS, value)) == 0.0
+
+
+def test_one_flipped_bit_among_equal_values_is_seen() -> None:
+    values = np.ones(POINTS)
+    values[4] += 1e-15
+    assert 1e-16 < measured_noise(values) < 1e-15
+
+
+@pytest.mark.parametrize("count", [5, 7, 9, 20])
+def test_any_number_of_points_from_five_on(count: int) -> None:
+    sigma, rng = 1e-9, np.random.default_rng(3)
+    measured = [measured_noise(1.0 + sigma * rng.standard_normal(count)) for _ in range(200)]
+    assert sigma / 2 < np.median(measured) < 2 * sigma
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(seed=st.integers(0, 10**6), exponent=st.floats(-100, 100), offset=st.floats(-10, 10))
+def test_noise_scales_with_the_values_and_ignores_their_offset(seed: int, exponent: float, offset: float) -> None:
+    values = np.random.default_rng(seed).standard_normal(POINTS)
+    scale = 10.0**exponent
+    assert measured_noise(scale * values) == pytest.approx(scale * measured_noise(values), rel=1e-9)
+    assert measured_noise(values + offset) == pytest.approx(measured_noise(values), rel=1e-9)

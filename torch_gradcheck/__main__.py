@@ -1,0 +1,8 @@
+"""`python -m torch_gradcheck` is the command `torch-gradcheck`."""
+
+import sys
+
+from torch_gradcheck.command_line import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""The command `torch-gradcheck FILE.py:FUNCTION`: checks what FUNCTION() returns, and exits 0, 1 or 2."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from torch_gradcheck.check import check_module
+from torch_gradcheck.errors import GradcheckError, InvalidRequestError
+from torch_gradcheck.render.html import page
+from torch_gradcheck.report import Report
+from torch_gradcheck.request import DTYPES, METHODS, MODES
+from torch_gradcheck.theta import close_names
+from torch_gradcheck.version import __version__
+
+PASSED, MISMATCH, COULD_NOT_CHECK = 0, 1, 2
+
+DESCRIPTION = "Checks the gradients of a PyTorch model against float64 centered differences."
+EPILOG = "Exit status: 0 no gradient is wrong, 1 at least one is, 2 it could not be checked."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status.
+
+    Args:
+        arguments: what stands behind the command's name; None takes it from the shell.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        report = _checked(options)
+        _write(options.json, lambda: report.to_json(indent=2))
+        _write(options.html, lambda: page(report, title=options.target))
+    except (GradcheckError, OSError) as error:
+        print(f"torch-gradcheck: {error}", file=sys.stderr)
+        return COULD_NOT_CHECK
+    _print(str(report))
+    return PASSED if report.passed else MISMATCH
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="torch-gradcheck", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument(
+        "target",
+        metavar="FILE.py:FUNCTION",
+        help="or package.module:FUNCTION; FUNCTION() returns (model, loss_fn, batch)",
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    parser.add_argument("--method", choices=METHODS, default="auto")
+    parser.add_argument("--eps", type=float, metavar="STEP", help="step of the difference; by default adapted")
+    parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative error that passes (1e-5)")
+    parser.add_argument("--include", action="append", metavar="GLOB", help="check these parameters only; repeatable")
+    parser.add_argument("--exclude", action="append", metavar="GLOB", help="leave these out; repeatable")
+    parser.add_argument("--mode", choices=MODES, default="eval")
+    parser.add_argument("--dtype", choices=[_short(dtype) for dtype in DTYPES], default=_short(DTYPES[0]))
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of what is drawn at random, FUNCTION's weights included (0)"
+    )
+    parser.add_argument(
+        "--progress", action=argparse.BooleanOptionalAction, help="a bar; by default for long work on a terminal"
+    )
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the report as JSON too")
+    parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as a page too")
+    return parser
+
+
+def _checked(options: argparse.Namespace) -> Report:
+    torch.manual_seed(options.seed)
+    model, loss_fn, batch = _problem(options.target)
+    return check_module(
+        model,
+        loss_fn,
+        batch,
+        method=options.method,
+        eps=options.eps,
+        tolerance=options.tolerance,
+        include=options.include,
+        exclude=options.exclude,
+        mode=options.mode,
+        dtype=getattr(torch, options.dtype),
+        seed=options.seed,
+        progress=options.progress,
+    )
+
+
+def _problem(target: str) -> tuple[Any, Any, Any]:
+    """What the target's function returns; raises `InvalidRequestError` when there is no such thing."""
+    where, colon, name = target.rpartition(":")
+    if not colon or not where or not name:
+        raise InvalidRequestError(f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.")
+    result = _function(where, name)()
+    if not isinstance(result, tuple | list) or len(result) != 3:
+        raise InvalidRequestError(
+            f"{target}() must return (model, loss_fn, batch), got {type(result).__name__}"
+            f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}."
+        )
+    return result[0], result[1], result[2]
+
+
+def _function(where: str, name: str) -> Callable[[], Any]:
+    module = _module_in_file(Path(where)) if where.endswith(".py") else _module_by_name(where)
+    found = getattr(module, name, None)
+    if not callable(found):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise InvalidRequestError(f"{where} has no function {name!r}; {close_names(name, functions)}.")
+    return found  # type: ignore[no-any-return]
+
+
+def _module_in_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise InvalidRequestError(f"there is no file {path} in {Path.cwd()}.")
+    sys.path.insert(0, str(path.resolve().parent))  # the file's own imports, as when it is run as a script
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InvalidRequestError(f"{path} cannot be loaded as a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _module_by_name(name: str) -> ModuleType:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # a missing import of the user's module, not the module itself
+        raise InvalidRequestError(f"there is no module {name!r} ({error}); a file is named with its .py.") from error
+
+
+def _write(path: Path | None, content: Callable[[], str]) -> None:
+    if path is not None:
+        path.write_text(content(), encoding="utf-8")
+
+
+def _print(text: str) -> None:
+    """Prints, whatever letters the terminal's encoding lacks."""
+    encoding = sys.stdout.encoding or "utf-8"
+    print(text.encode(encoding, errors="replace").decode(encoding))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
