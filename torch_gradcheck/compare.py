@@ -71,7 +71,7 @@ def compared_row(entry: ThetaEntry, tried: Tried, tolerance: float) -> Parameter
 def _status(tried: Tried, ratio: float, tolerance: float) -> tuple[Status, str]:
     """The status of the whole tensor and, where it is not a plain match, one sentence about it."""
     answer, count = tried.answer, len(tried.analytic)
-    number = {outcome: int(np.sum(answer.outcome == outcome)) for outcome in Outcome}
+    number = {outcome: int(np.sum(answer.outcome == outcome)) for outcome in STATUS}
     if number[Outcome.MISMATCH]:
         return Status.MISMATCH, f"{number[Outcome.MISMATCH]} of {count} coordinates are wrong"
     if _is_flat(tried):
@@ -128,8 +128,8 @@ def _worst(entry: ThetaEntry, tried: Tried) -> tuple[Coordinate, ...]:
 def _coordinate(entry: ThetaEntry, tried: Tried, k: int) -> Coordinate:
     answer = tried.answer
     index, part = entry.locate(int(tried.coordinates[k]))
-    outcome = Outcome(int(answer.outcome[k]))
-    slopes = (float(answer.left[k]), float(answer.right[k])) if outcome is Outcome.KINK else None
+    outcome = int(answer.outcome[k])
+    slopes = (float(answer.left[k]), float(answer.right[k])) if outcome == Outcome.KINK else None
     return Coordinate(
         index,
         float(tried.analytic[k]),

@@ -26,6 +26,16 @@ def _attribute(owner: Any, name: str) -> Switch:
     return Switch(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
 
 
+def _modes_in_force() -> int:
+    return torch._C._len_torch_dispatch_stack()
+
+
+def _pop_modes_down_to(count: int) -> None:
+    """Ends dispatch modes that an interrupt in the frames of a context manager left in force."""
+    while torch._C._len_torch_dispatch_stack() > count:
+        torch._C._pop_torch_dispatch_stack()
+
+
 def _autocast(device: str) -> tuple[Switch, Switch]:
     return (
         Switch(
@@ -53,6 +63,8 @@ def _switches() -> list[Switch]:
         Switch(torch.get_default_dtype, torch.set_default_dtype),
         Switch(torch.is_grad_enabled, torch._C._set_grad_enabled),
         Switch(torch.get_num_threads, torch.set_num_threads),
+        Switch(np.geterr, lambda value: np.seterr(**value)),
+        Switch(_modes_in_force, _pop_modes_down_to),
         Switch(torch.is_anomaly_enabled, torch.set_anomaly_enabled),
         Switch(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         Switch(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),

@@ -14,7 +14,7 @@ from torch_gradcheck.differences.noise import POINTS, measured_noise
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
 from torch_gradcheck.differences.trial import Answer, Question, try_gradient
 from torch_gradcheck.engines.engine import Engine
-from torch_gradcheck.moved import RandomDirection, sizes
+from torch_gradcheck.moved import RandomDirection
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import epsilon
 from torch_gradcheck.progress import ProgressBar
@@ -104,7 +104,7 @@ class Numerical:
             analytic=gradient.values[coordinates],
             analytic_epsilon=gradient.epsilon,
             unit=np.maximum(1.0, np.abs(values)),
-            scale=sizes(torch.from_numpy(values)).numpy(),
+            scale=_scale(values),
             noise=self.noise,
             tolerance=self._request.tolerance,
             eps=self._request.eps,
@@ -114,20 +114,12 @@ class Numerical:
         """The noise of J near θ: on one side of it, so that a kink at θ itself is not taken for noise."""
         spacing = epsilon(self._objective.dtype) ** (2 / 3)
         values = self._along(0, spacing)
-        sigma = measured_noise(values) or self._quantum(spacing)
-        return max(sigma, self._objective.spread)
-
-    def _quantum(self, spacing: float) -> float:
-        """Where J does not move at all: the smallest change it makes at larger distances, 0 if it makes none.
-
-        A loss rounded to 0, or to a constant, is not free of noise: it is rounded in larger quantities inside of it.
-        """
-        while spacing < 1:
-            spacing *= 8
-            changes = np.abs(np.diff(self._along(0, spacing)))
-            if np.any(changes > 0):
-                return float(np.min(changes[changes > 0]))
-        return 0.0
+        noise = self._objective.spread
+        if np.ptp(values) > 0:
+            return max(measured_noise(values), noise)
+        # J does not move at all. A loss that is rounded to 0, or to a constant, is not free of noise for that: the
+        # quantities inside of it are rounded.
+        return max(epsilon(self._objective.dtype) * self._objective.largest_output, noise)
 
     def _along(self, k: int, spacing: float) -> Floats:
         """J at POINTS equally spaced points in a random direction from θ, θ itself left out."""
@@ -141,6 +133,12 @@ class Numerical:
     def _direction(self, k: int) -> RandomDirection:
         parameters = [self._theta[position].parameter for position in self._theta.checked]
         return RandomDirection(parameters, (self._request.seed + k) % 2**63)
+
+
+def _scale(values: Floats) -> Floats:
+    """The larger of |x| and the root mean square of all, 1 where all are 0."""
+    typical = float(np.sqrt(np.mean(values**2))) if len(values) else 0.0
+    return np.maximum(np.abs(values), typical or 1.0)
 
 
 def flat_values(entry: ThetaEntry) -> Floats:

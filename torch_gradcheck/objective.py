@@ -30,6 +30,7 @@ class Objective:
         loss: J(θ) at the weights being checked.
         evaluations: how often J has been evaluated.
         spread: how far evaluations at the same θ lay apart; 0 when they agree to the bit.
+        largest_output: the largest number in the output of a module.
         overridden: op name → modules in which a lower precision was overridden.
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: the closure calls `backward()` itself, as closures of `torch.optim` do.
@@ -40,6 +41,7 @@ class Objective:
         self.loss = math.nan
         self.evaluations = 0
         self.spread = 0.0
+        self.largest_output = 0.0
         self.overridden: dict[str, set[str]] = {}
         self.needs_graph = True
         self.runs_backward = False
@@ -74,7 +76,7 @@ class Objective:
 
     def record_evaluation(self) -> float:
         """J(θ) with a graph, noting which casts had to be overridden and which generators it draws from."""
-        with watched(self.model) as watch:
+        with watched(self.model, self._record_output) as watch:
             mode = PrecisionMode(self.dtype, watch.module_at_hand)
             with torch.enable_grad(), self.evaluation(mode):
                 value = float(self.compute().detach())
@@ -83,6 +85,11 @@ class Objective:
         self.overridden = mode.overridden
         self._needs_mode = bool(mode.overridden)
         return value
+
+    def _record_output(self, _: str, tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
+                self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
 
     def try_without_graph(self) -> float | None:
         """J(θ) under no_grad, None when J calls autograd itself."""

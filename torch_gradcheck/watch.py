@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,7 +30,7 @@ class ForwardWatch:
 
     def leave(self, name: str) -> None:
         """It ends."""
-        with suppress(ValueError):
+        if name in self._stack:  # it is not where a hook of the caller's raised before `enter`
             while self._stack.pop() != name:  # a forward that raised left its children on the stack
                 pass
 

@@ -71,9 +71,11 @@ class Family:
 
     def J(self, x: Floats) -> float:
         """J at x, one sum in a fixed order, as a model computes it."""
+        return self.total(self._parts(x))
+
+    def total(self, parts: Floats) -> float:
         with np.errstate(all="ignore"):
-            parts = [g(x[i : i + 1])[0] for i, g in enumerate(self.functions)]
-            return float(np.sum(np.array(parts, dtype=self.precision), dtype=self.precision))
+            return float(np.sum(parts, dtype=self.precision))
 
     def sampler(self, which: Indices, steps: Floats) -> Samples:
         return self._sample(self.x, which, steps)
@@ -89,8 +91,10 @@ class Family:
 
     @property
     def scale(self) -> Floats:
+        """As the check has it: the larger of |θ_i| and the root mean square, 1 where all is 0."""
         size = np.abs(self.x).astype(np.float64)
-        return np.where(size > 0, size, 1.0)
+        typical = float(np.sqrt(np.mean(size**2))) if len(size) else 0.0
+        return np.maximum(size, typical) if typical else np.ones_like(size)
 
     @property
     def noise(self) -> Noise:
@@ -123,9 +127,15 @@ class Family:
 
     def _sample(self, x: Floats, which: Indices, steps: Floats) -> Samples:
         self.evaluations += len(which)
-        taken, values = np.empty(len(which)), np.empty(len(which))
-        for k, (i, step) in enumerate(zip(which, steps, strict=True)):
-            moved = x.copy()
-            moved[i] = float(x[i]) + step
-            taken[k], values[k] = float(moved[i]) - float(x[i]), self.J(moved)
+        taken, values, parts = np.empty(len(which)), np.empty(len(which)), self._parts(x)
+        with np.errstate(all="ignore"):
+            for k, (i, step) in enumerate(zip(which, steps, strict=True)):
+                moved = np.array([float(x[i]) + step], dtype=self.precision)
+                taken[k] = float(moved[0]) - float(x[i])
+                before, parts[i] = parts[i], self.functions[i](moved)[0]
+                values[k], parts[i] = self.total(parts), before
         return Samples(taken, values)
+
+    def _parts(self, x: Floats) -> Floats:
+        with np.errstate(all="ignore"):
+            return np.array([g(x[i : i + 1])[0] for i, g in enumerate(self.functions)], dtype=self.precision)

@@ -27,12 +27,12 @@ def noisy(trend: Callable[[Floats], Floats], sigma: float, seed: int) -> Floats:
     return trend(1e-6 * T) + sigma * np.random.default_rng(seed).standard_normal(POINTS)
 
 
-@pytest.mark.parametrize("sigma", [1e-12, 1e-10, 1e-8], ids="sigma={}".format)
+@pytest.mark.parametrize("sigma", [1e-12, 1e-10, 1e-8], ids="sigma={:.0e}".format)
 @pytest.mark.parametrize("trend", TRENDS)
 def test_known_noise_on_a_trend_is_measured_within_a_factor(trend: str, sigma: float) -> None:
     measured = np.array([measured_noise(noisy(TRENDS[trend], sigma, seed)) for seed in range(200)])
     assert 0.7 * sigma < np.median(measured) < 1.4 * sigma
-    assert measured.max() < 3 * sigma
+    assert measured.max() < 4 * sigma
     assert np.quantile(measured, 0.02) > sigma / 4
 
 

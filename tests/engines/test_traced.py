@@ -470,6 +470,19 @@ def test_an_exception_in_a_thread_is_raised() -> None:
     assert torch.get_num_threads() == 2
 
 
+def test_an_exception_while_recording_is_untraceable() -> None:
+    def objective() -> Tensor:
+        raise ZeroDivisionError("by a mode")
+
+    with pytest.raises(Untraceable, match="J raises ZeroDivisionError while it is recorded: by a mode"):
+        TracedEngine(objective, [nn.Parameter(torch.ones(2))])
+
+
+def test_only_cpu_parameters_are_recorded() -> None:
+    with pytest.raises(Untraceable, match="a parameter is on meta"):
+        TracedEngine(lambda: torch.ones(()), [nn.Parameter(torch.ones(2, device="meta"))])
+
+
 def test_tracing_is_not_worth_it_for_a_handful_of_coordinates() -> None:
     assert not worth_tracing(evaluations=2 * 40, parameters=2)
     assert worth_tracing(evaluations=2 * 200, parameters=4)

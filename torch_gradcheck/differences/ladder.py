@@ -14,12 +14,6 @@ import numpy as np
 
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices, Sampler
 
-RATIO = 8.0
-"""From one rung to the next smaller one; a power of two, so that θ ± h is mostly exact."""
-
-SMALLEST = 1e-11
-"""No step is smaller than this, relative to the unit of the argument."""
-
 ORDERS = 4
 """How many columns the extrapolation tableau has: the plain differences and three extrapolations."""
 
@@ -31,6 +25,29 @@ JUMP_POWERS = (1, 3, 5)
 
 SIGMAS = 6.0
 """How many standard deviations of noise an error bar allows."""
+
+
+class Ladder(NamedTuple):
+    """Steps to try, relative to the unit of the argument: 1, 1/ratio, 1/ratio², ..., down to about `smallest`.
+
+    The ratio is a power of two, so that θ ± h is mostly exact. A step that θ cannot hold tells nothing, no more.
+    """
+
+    ratio: float
+    smallest: float
+
+    @property
+    def rungs(self) -> Floats:
+        """The steps, largest first."""
+        count = int(np.log(1 / self.smallest) / np.log(self.ratio))
+        return np.asarray(self.ratio ** -np.arange(0, count + 1, dtype=np.float64))
+
+
+COARSE = Ladder(ratio=8.0, smallest=1e-11)
+"""Reaches everything from kinks next to θ to gradients far below the noise of small steps."""
+
+FINE = Ladder(ratio=2.0, smallest=1e-4)
+"""Extrapolates better at the large steps that small gradients need."""
 
 
 class Noise(NamedTuple):
@@ -53,7 +70,7 @@ class Noise(NamedTuple):
 
 
 class Window(NamedTuple):
-    """Which centered difference to take: extrapolated from `order + 1` rungs, the smallest of them `step` wide.
+    """Which centered difference to take: extrapolated from `order + 1` coarse rungs, the smallest of them `step` wide.
 
     `Window(h, 0)` is the plain (f(h) − f(−h)) / 2h. Steps are relative to the unit of each argument.
     """
@@ -69,11 +86,13 @@ class Tableau(NamedTuple):
         values: the slopes.
         errors: their error bars, wide enough to accuse by.
         expected: what the error should be if f is smooth; good enough to choose a step by.
+        local: how well a slope agrees with that of the rung above, and the roundoff of both.
     """
 
     values: Floats
     errors: Floats
     expected: Floats
+    local: Floats
 
 
 @dataclass(frozen=True)
@@ -111,45 +130,57 @@ class Estimates:
         """Where the two one-sided slopes really differ: f is not differentiable at 0."""
         return np.asarray(np.abs(self.jump) > self.jump_error)
 
+    def replaced(self, positions: Indices, other: Estimates, others: Indices) -> Estimates:
+        """These estimates, those at `positions` taken from the `others` of another ladder; the tableau stays."""
+
+        def mixed(mine: Floats, theirs: Floats) -> Floats:
+            result = mine.copy()
+            result[positions] = theirs[others]
+            return result
+
+        return Estimates(
+            mixed(self.central, other.central),
+            mixed(self.error, other.error),
+            mixed(self.step, other.step),
+            mixed(self.jump, other.jump),
+            mixed(self.jump_error, other.jump_error),
+            self.tableau,
+        )
+
     @property
     def half_width(self) -> Floats:
         """How far a gradient may lie from `central` and still be between slopes that f may have."""
         return np.nan_to_num((np.abs(self.jump) + self.jump_error) / 2, nan=np.inf, posinf=np.inf)
 
 
-def rungs() -> Floats:
-    """The relative steps, largest first: 1 down to about 1e-11; where θ cannot hold a step, that rung tells nothing."""
-    count = int(np.log(SMALLEST**-1) / np.log(RATIO))
-    return np.asarray(RATIO ** -np.arange(0, count + 1, dtype=np.float64))
-
-
-def climb(sampler: Sampler, which: Indices, unit: Floats, noise: Noise) -> Estimates:
+def climb(sampler: Sampler, which: Indices, unit: Floats, noise: Noise, ladder: Ladder = COARSE) -> Estimates:
     """Derivatives of f_i for i in `which`, from every rung.
 
     Args:
         sampler: evaluates f_i(t).
         which: shape (K,), the functions to differentiate.
-        unit: shape (K,), the scale of each one's argument; steps are `unit · rungs()`.
+        unit: shape (K,), the scale of each one's argument; steps are `unit · ladder.rungs`.
         noise: of f.
+        ladder: which steps.
     """
     with np.errstate(all="ignore"):  # f may be infinite at a large step; such a rung is never chosen
-        slopes = _slopes(sampler, which, unit, rungs(), noise)
-        central = extrapolated(slopes.central, slopes.central_noise, CENTRAL_POWERS)
-        jump, jump_error, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS))
+        slopes = _slopes(sampler, which, unit, ladder.rungs, noise)
+        central = extrapolated(slopes.central, slopes.central_noise, CENTRAL_POWERS, ladder.ratio)
+        jump, jump_error, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS, ladder.ratio))
         value, error, rung = _best(central)
-    return Estimates(value, error, rungs()[rung], jump, jump_error, central)
+    return Estimates(value, error, ladder.rungs[rung], jump, jump_error, central)
 
 
 def through_window(
     sampler: Sampler, which: Indices, unit: Floats, window: Window, noise: Noise
 ) -> tuple[Floats, Floats]:
     """The centered difference that `window` names, shape (K,), and the error bar that the noise of f gives it."""
-    steps = window.step * RATIO ** np.arange(window.order, -1, -1, dtype=np.float64)
+    steps = window.step * COARSE.ratio ** np.arange(window.order, -1, -1, dtype=np.float64)
     with np.errstate(all="ignore"):
         slopes = _slopes(sampler, which, unit, steps, noise)
         value, roundoff = slopes.central, slopes.central_noise
         for j in range(window.order):
-            value, roundoff = _next_column(value, roundoff, CENTRAL_POWERS[j])
+            value, roundoff = _next_column(value, roundoff, COARSE.ratio ** CENTRAL_POWERS[j])
     return value[:, -1], roundoff[:, -1]
 
 
@@ -159,7 +190,7 @@ def window_for(tableau: Tableau, needed: float) -> tuple[Window, float]:
     Where none is that good, the one with the smallest error.
     """
     typical = np.median(tableau.expected, axis=1)
-    steps = rungs()
+    steps = COARSE.rungs
     for order in range(ORDERS):
         rung = int(np.argmin(typical[order]))
         if typical[order, rung] <= needed:
@@ -192,7 +223,7 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
     )
 
 
-def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...]) -> Tableau:
+def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], ratio: float) -> Tableau:
     """Ridders' extrapolation tableau.
 
     Column j + 1 removes the error term h^p, p = powers[j], from two neighbouring rungs,
@@ -200,38 +231,39 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...]) -> T
         A_{j+1}(h/r) = (r^p · A_j(h/r) − A_j(h)) / (r^p − 1)
 
     Source: Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Adv. Eng. Softw. 4 (1982). Roundoff is carried
-    along. Truncation is an entry's distance from what it was made of and from the entry a rung above, or an eighth of
-    the latter where the slopes are seen to settle as those of a smooth f do. Where they are not, a kink could hide
+    along. Truncation is an entry's distance from what it was made of and from the entry a rung above, or a `ratio`th
+    of the latter where the slopes are seen to settle as those of a smooth f do. Where they are not, a kink could hide
     between the rungs, as far as the roundoff two rungs further down lets it: that much is added. And the derivative
     being a limit, an estimate must agree with the plain slopes of all smaller rungs within their roundoff: what a
     saturated f says of itself far away from 0 agrees with itself too.
     """
     count, steps = slopes.shape
     values = np.full((ORDERS, count, steps), np.nan)
-    errors, expected = np.full((2, ORDERS, count, steps), np.inf)
-    settled = _settling(slopes, roundoff, RATIO ** powers[0] / 2)
+    errors, expected, local = np.full((3, ORDERS, count, steps), np.inf)
+    settled = _settling(slopes, roundoff, 0.75 * ratio ** powers[0])
     hidden = np.concatenate([roundoff[:, 2:], np.full((count, min(2, steps)), np.inf)], axis=1)[:, :steps]
     value, noise, made_of = slopes, roundoff, np.zeros_like(slopes)
     for j in range(min(ORDERS, steps)):
         above = _from_rung_above(value)
         below = _beyond_noise_of_smaller_rungs(value, slopes[:, j:], roundoff[:, j:])
         # One order of decay from rung to rung is asked of a smooth f, which has two or more.
-        smooth = np.maximum(above / RATIO + noise, below)
+        smooth = np.maximum(above / ratio + noise, below)
         rough = np.maximum(np.maximum(made_of, above) + noise + hidden[:, j:], below)
         values[j, :, j:] = value
         expected[j, :, j:] = _or_infinite(smooth)
+        local[j, :, j:] = _or_infinite(above + noise)
         errors[j, :, j:] = _or_infinite(np.where(settled[:, j:], smooth, rough))
         if j + 1 < min(ORDERS, steps):
             finer = value[:, 1:]
-            value, noise = _next_column(value, noise, powers[j])
+            value, noise = _next_column(value, noise, ratio ** powers[j])
             made_of = np.abs(value - finer)
-    return Tableau(values, errors, expected)
+    return Tableau(values, errors, expected, local)
 
 
 def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
     """Rungs at the end of three (of two at the top) whose slopes settle as those of a smooth f do.
 
-    They draw together by `decay` from rung to rung, or agree within roundoff.
+    They draw together by about what is due, `decay`, from rung to rung, or agree within roundoff.
     """
     distance = _from_rung_above(slopes)
     calm = np.zeros(slopes.shape, dtype=bool)
@@ -247,8 +279,7 @@ def _or_infinite(errors: Floats) -> Floats:
     return np.nan_to_num(errors, nan=np.inf, posinf=np.inf)
 
 
-def _next_column(value: Floats, noise: Floats, power: int) -> tuple[Floats, Floats]:
-    factor = RATIO**power
+def _next_column(value: Floats, noise: Floats, factor: float) -> tuple[Floats, Floats]:
     return (
         (factor * value[:, 1:] - value[:, :-1]) / (factor - 1),
         (factor * noise[:, 1:] + noise[:, :-1]) / (factor - 1),

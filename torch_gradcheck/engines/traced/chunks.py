@@ -17,6 +17,11 @@ def keep_freed_memory() -> None:
     torch.empty(2**25 - 2**16, dtype=torch.uint8)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    return isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
+
+
 class ChunkSize:
     """Climbs from FIRST by factors of two while that makes a perturbation cheaper.
 

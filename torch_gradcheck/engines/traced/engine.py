@@ -11,17 +11,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
-from torch_gradcheck.engines.traced.chunks import ChunkSize, keep_freed_memory
+from torch_gradcheck.engines.traced.chunks import ChunkSize, is_out_of_memory, keep_freed_memory
+from torch_gradcheck.engines.traced.general import vmap_or_nothing
 from torch_gradcheck.engines.traced.program import compiled, evaluated
 from torch_gradcheck.engines.traced.touched import Span, Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.engines.traced.workers import on_all_cores
+from torch_gradcheck.engines.traced.workers import drain, on_all_cores
 
 MEMORY_LIMIT = 2**30
 """Bytes that perturbed values may take beside the model and one forward's activations."""
 
 WORTH_A_CHUNK = 16
 """Perturbations that are worth a chunk of their own."""
+
+WORTH_ALL_CORES = 2**26
+"""Bytes from which torch may spread the operations of a lone chunk over the cores."""
 
 PROBES = 4
 """Coordinates that `agrees` compares, two steps each."""
@@ -63,8 +67,8 @@ class TracedEngine:
         keep_freed_memory()
         self._program = compiled(objective, parameters)
         self._threads = torch.get_num_threads()
-        each = [self._program.bytes_each(parameter) for parameter in range(len(parameters))]
-        self._chunks = [ChunkSize(memory_limit // self._threads, size) for size in each]
+        self._bytes_each = [self._program.bytes_each(parameter) for parameter in range(len(parameters))]
+        self._chunks = [ChunkSize(memory_limit // self._threads, size) for size in self._bytes_each]
         self.seconds_to_trace = perf_counter() - started
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
@@ -95,8 +99,12 @@ class TracedEngine:
                 taken[here], values[here] = samples
 
         few = len(steps) < 2 * self._chunks[parameter].size
-        with _disable_current_modes(), torch.no_grad():
-            on_all_cores(take, work, 1 if few else self._threads)
+        large = self._bytes_each[parameter] * len(steps) > WORTH_ALL_CORES
+        with _disable_current_modes(), torch.no_grad(), vmap_or_nothing():
+            if few and large:
+                drain(take, work)
+            else:
+                on_all_cores(take, work, 1 if few else self._threads)
         return Samples(taken, values)
 
     def agrees(self, parameter: int, reference: Engine, noise: float, *, probes: int = PROBES) -> str | None:
@@ -160,7 +168,7 @@ class TracedEngine:
         try:
             J, peak_bytes = evaluated(self._program, parameter, moved)
         except (RuntimeError, MemoryError) as error:
-            if len(steps) == 1 or isinstance(error, Untraceable):
+            if len(steps) == 1 or not is_out_of_memory(error):
                 raise
             self._chunks[parameter].out_of_memory(len(steps))
             return None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from torch_gradcheck.engines.traced.chunks import is_out_of_memory
+from torch_gradcheck.engines.traced.mutations import OnCopies
 from torch_gradcheck.engines.traced.rules import Call, Results, all_touched, map_tensors
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Touched
@@ -16,15 +20,27 @@ _without_vmap: set[Any] = set()
 """Operations that vmap has failed on in this process."""
 
 
+@contextmanager
+def vmap_or_nothing() -> Iterator[None]:
+    """Let vmap fail where it would loop: our loop is faster, and does not warn. A switch of the whole process."""
+    functorch: Any = torch._C._functorch
+    enabled = functorch._is_vmap_fallback_enabled()
+    functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        functorch._set_vmap_fallback_enabled(enabled)
+
+
 def general(call: Call) -> Results:
     """Evaluate any operation for K perturbations."""
     dense = map_tensors((call.args, tuple(call.kwargs.values())), _widened)
     results = None
-    if call.func not in _without_vmap:
+    if call.func not in _without_vmap and not isinstance(call.func, OnCopies):
         try:
             results = _by_vmap(call, dense)
-        except (RuntimeError, ValueError, NotImplementedError) as error:
-            if "memory" in str(error):
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            if is_out_of_memory(error):
                 raise
             _without_vmap.add(call.func)
     if results is None:
@@ -40,13 +56,7 @@ def _by_vmap(call: Call, dense: Any) -> list[Tensor]:
         args, kwargs = map_tensors(dense, lambda x: next(queue) if isinstance(x, Touched) else x)
         return tuple(flatten(call.func(*args, **dict(zip(call.kwargs, kwargs, strict=True)))))
 
-    functorch: Any = torch._C._functorch
-    enabled = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)  # its loop is slower than ours
-    try:
-        return list(torch.vmap(function)(*batched))
-    finally:
-        functorch._set_vmap_fallback_enabled(enabled)
+    return list(torch.vmap(function)(*batched))
 
 
 def _by_loop(call: Call, dense: Any) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def mutated_arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str,
     return written
 
 
+@cache
 def without_side_effects(func: OpOverload, plain: bool) -> Callable[..., Any]:
     """A function of the same arguments that returns what the written arguments would hold.
 
@@ -42,7 +44,19 @@ def without_side_effects(func: OpOverload, plain: bool) -> Callable[..., Any]:
         overload = getattr(packet, func._overloadname, None) if packet is not None else None
         if overload is not None and len(overload._schema.arguments) == len(func._schema.arguments):
             return overload  # type: ignore[no-any-return]
+    if func._schema.arguments[-1].name == "out":
+        return _returning(func) or OnCopies(func)
     return OnCopies(func)
+
+
+def _returning(func: OpOverload) -> Callable[..., Any] | None:
+    """The overload with the arguments of an out= operation but for `out`, which its calls then must not have."""
+    wanted = [(argument.name, str(argument.type)) for argument in func._schema.arguments[:-1]]
+    for overload in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, overload)
+        if [(argument.name, str(argument.type)) for argument in other._schema.arguments] == wanted:
+            return other  # type: ignore[no-any-return]
+    return None
 
 
 class OnCopies:

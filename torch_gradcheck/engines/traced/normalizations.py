@@ -1,4 +1,4 @@
-"""Rules for layer, group and batch normalization."""
+"""Rules for layer, group, batch and weight normalization."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from torch_gradcheck.engines.traced.pointwise import common_region, restricted
 from torch_gradcheck.engines.traced.products import plus_difference
-from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Results, rule
+from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Results, all_touched, rule
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Touched, pick
 
@@ -132,3 +133,19 @@ def _normalized(x: Tensor, statistics: tuple[Tensor, Tensor] | None, eps: float,
     else:
         mean, variance = (s.reshape(1, 1, -1, *(1,) * trailing) if s.ndim == 1 else s for s in statistics)
     return (x - mean).mul_(torch.rsqrt(variance + eps))
+
+
+@rule(aten._weight_norm_interface.default)
+def weight_norm(call: Call) -> Results:
+    """g · v / ‖v‖ by rows: one coordinate of v touches its row."""
+    v, g = call.args[:2]
+    if call.arg(2, "dim", 0) != 0 or call.base.ndim < 2:
+        raise NoRuleError
+    if isinstance(v, Touched):
+        v = v.widened(range(1, call.base.ndim))
+    region = common_region(all_touched([v, g]), call.base.shape)
+    v, g = (restricted(x, region, call.base.ndim) for x in (v, g))
+    norm = torch.linalg.vector_norm(v, dim=tuple(range(1 - call.base.ndim, 0)), keepdim=True)
+    new = v * (g / norm)
+    norms = norm.expand(new.shape[0], *new.shape[1:2], *norm.shape[-call.base.ndim + 1 :])
+    return [Touched(call.base, new, region), Touched(call.bases[1], norms, region)]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.traced import convolutions, lookups, normalizations, products, reductions, views
+from torch_gradcheck.engines.traced.chunks import is_out_of_memory
 from torch_gradcheck.engines.traced.general import general
 from torch_gradcheck.engines.traced.pointwise import hyperbolic_tangent, pointwise, rule_of
 from torch_gradcheck.engines.traced.recorder import record
@@ -122,10 +123,18 @@ def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> P
     Raises:
         Untraceable: J cannot be recorded, or the record gives another value.
     """
+    for parameter in parameters:
+        if parameter.device.type != "cpu":
+            raise Untraceable(f"a parameter is on {parameter.device}; recorded operations are evaluated on the CPU")
     with one_core():
-        tape, numbers, output, J = record(objective, parameters)
-        with _disable_current_modes(), torch.no_grad():
-            program = Program(tape, numbers, output)
+        try:
+            tape, numbers, output, J = record(objective, parameters)
+            with _disable_current_modes(), torch.no_grad():
+                program = Program(tape, numbers, output)
+        except Untraceable:
+            raise
+        except Exception as error:  # J has been evaluated before, so this is for the recording to answer for
+            raise Untraceable(f"J raises {type(error).__name__} while it is recorded: {error}") from error
     again = float(program.values[output])
     tolerance = 1e4 * torch.finfo(program.values[output].dtype).eps
     if not abs(again - J) <= tolerance * max(abs(J), abs(again)):
@@ -192,10 +201,8 @@ def _apply(step: Step, values: dict[int, Tensor], touched: dict[int, Touched], c
             return step.rule(call)
         except NoRuleError:
             return general(call)
-    except MemoryError:
-        raise
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        if "memory" in str(error):
+        if is_out_of_memory(error):
             raise
         reason = f"{operation.name} cannot be evaluated for many perturbations: {error}"
         raise Untraceable(reason, op=operation.name, module=operation.module) from error

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import (
     _get_current_dispatch_mode_stack,
 )
 
-from torch_gradcheck.engines.traced.mutations import mutated_arguments, without_side_effects
+from torch_gradcheck.engines.traced.mutations import OnCopies, mutated_arguments, without_side_effects
 from torch_gradcheck.engines.traced.tape import Ref, Tape, flatten
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.engines.traced.windows import Windows
@@ -132,7 +132,7 @@ class Recorder(Mode):
             args_taken, kwargs_taken = self._numbered(args), {key: self._numbered(x) for key, x in kwargs.items()}
         for x in mutated:
             self._windows.before_write(x)
-        promotes = func is not aten.copy_.default and _mixed(args)
+        promotes = func is not aten.copy_.default and _mixed((args, tuple(kwargs.values())))
         result = func(*args, **kwargs)
         if moved:
             self._write(func, args_taken, kwargs_taken, mutated, result, promotes)
@@ -153,12 +153,18 @@ class Recorder(Mode):
         """Put an operation that has run on the tape, in a form without side effects."""
         fresh = [x for x in flatten(result) if not any(x is written for written in mutated)]
         results = [*mutated, *fresh]
-        if func in _WINDOWS_ONLY or (not mutated and all(self._windows.holds(x) for x in results)):
+        if (
+            func in _WINDOWS_ONLY
+            or torch.Tag.inplace_view in func.tags
+            or (not mutated and all(self._windows.holds(x) for x in results))
+        ):
             return  # no new value: where it is read, its window on known memory tells which it is
         frozen = tuple(x.clone() for x in results) if torch.Tag.nondeterministic_seeded in func.tags else None
         function: Callable[..., Any] = _RESHAPES.get(func, func)
         if mutated:
             function = without_side_effects(func, plain=not fresh and not promotes)
+            if not isinstance(function, OnCopies):
+                kwargs.pop("out", None)
         outputs = self._tape.record(function, args, kwargs, count=len(results), module=running_module(), frozen=frozen)
         for position, (x, number) in enumerate(zip(results, outputs, strict=True)):
             if position < len(mutated):
@@ -178,7 +184,10 @@ class Recorder(Mode):
             taken = self._numbered((x, weight, bias) if training else (x, weight, bias, mean, variance))
         result = func(*args, **kwargs)
         for statistic in updated:
-            self._windows.poison(statistic, "running statistics are read in the evaluation that updates them")
+            if moved:
+                self._windows.write(statistic, *self._tape.record(unknown_statistic, (taken[0],)))
+            else:
+                self._windows.overwrite(statistic)
         if moved and training:
             self._write(aten._native_batch_norm_legit.no_stats, (*taken, True, momentum, eps), {}, [], result)
         elif moved:
@@ -217,6 +226,11 @@ def _refuse_python_reads(func: OpOverload, depends: Callable[[Any], bool], args:
 def _mixed(args: tuple[Any, ...]) -> bool:
     """Whether floating dtypes differ, so that an operation in place rounds where its functional form promotes."""
     return len({x.dtype for x in flatten(args) if x.is_floating_point() or x.is_complex()}) > 1
+
+
+def unknown_statistic(_: Tensor) -> Tensor:
+    """Stands for running statistics after their update, which J as a rule does not read."""
+    raise Untraceable("J reads running statistics that it has updated", op="native_batch_norm")
 
 
 def running_module() -> nn.Module | None:

@@ -66,11 +66,10 @@ class Memory:
     values: dict[Window, int] = field(default_factory=dict)
     whole: tuple[Window, int] | None = None  # a value of the whole storage, out of date by the `writes`
     writes: list[tuple[Window, int]] = field(default_factory=list)
-    poison: str | None = None
 
     def replace(self, values: dict[Window, int]) -> None:
         """From now on the content is this and nothing else."""
-        self.values, self.whole, self.writes, self.poison = values, None, [], None
+        self.values, self.whole, self.writes = values, None, []
 
     def numbers(self) -> list[int]:
         """Numbers of all values that some part of the content comes from."""
@@ -102,8 +101,6 @@ class Windows:
     def value(self, x: Tensor) -> int:
         """The number of the value that x holds now."""
         memory, window = self.memory(x), Window.of(x)
-        if memory.poison is not None:
-            raise Untraceable(memory.poison)
         if window not in memory.values:
             memory.values[window] = self._derive(memory, window, x)
         return memory.values[window]
@@ -124,8 +121,6 @@ class Windows:
         memory = self._memory.get(x.untyped_storage()._cdata)
         if memory is None:
             return False
-        if memory.poison is not None:
-            return True
         number = memory.values.get(Window.of(x))
         if number is not None:
             return self.tape.depends[number]
@@ -147,10 +142,6 @@ class Windows:
             self.write(x, self.tape.constant(x.clone()))
         else:
             memory.replace({})
-
-    def poison(self, x: Tensor, reason: str) -> None:
-        """x's memory was written with something the tape does not keep; reading it ends the trace."""
-        self.memory(x).poison = reason
 
     def write(self, x: Tensor, number: int) -> None:
         """x's memory now holds this value; windows that overlap it are out of date."""

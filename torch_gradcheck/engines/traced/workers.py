@@ -6,8 +6,8 @@ gives back while an operation runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from threading import Lock, Thread
 from typing import TypeVar
 
@@ -43,7 +43,7 @@ def on_all_cores(take: Callable[[], T | None], work: Callable[[T], None], thread
         try:
             for other in others:
                 other.start()
-            _drain(take, work, lock, failures)
+            drain(take, work, lock, failures)
         except BaseException as error:  # Ctrl-C too: the others are not left running
             failures.append(error)
         finally:
@@ -59,14 +59,20 @@ def _drain_on_one_core(
     torch.set_num_threads(1)
     with torch.no_grad():
         try:
-            _drain(take, work, lock, failures)
+            drain(take, work, lock, failures)
         except BaseException as error:
             failures.append(error)
 
 
-def _drain(take: Callable[[], T | None], work: Callable[[T], None], lock: Lock, failures: list[BaseException]) -> None:
+def drain(
+    take: Callable[[], T | None],
+    work: Callable[[T], None],
+    lock: Lock | None = None,
+    failures: Sequence[BaseException] = (),
+) -> None:
+    """Call work(chunk) for every chunk that take() gives, until it gives None or another thread has failed."""
     while not failures:
-        with lock:
+        with lock or nullcontext():
             chunk = take()
         if chunk is None:
             return
