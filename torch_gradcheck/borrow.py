@@ -75,8 +75,8 @@ class Loan:
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Borrowed:
-        self._signals.install()
         try:
+            self._signals.install()
             borrowed = self._take()
         except BaseException:
             self._give_back()
@@ -106,9 +106,13 @@ class Loan:
         return Borrowed(tensors, modules, generators, self._seed)
 
     def _give_back(self) -> None:
-        while self._undo:
-            self._undo.pop()()
-        self._signals.release()
+        try:
+            while self._undo:
+                self._undo.pop()()
+        finally:
+            if self._undo:
+                self._give_back()  # whatever went wrong with one thing, the others come back
+            self._signals.release()
 
 
 class _StandIns:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import _pop_mode
 
 WORTH_A_SECOND_THREAD = 100_000
 """A model with fewer coordinates is evaluated on one thread: on operations this small threads mostly wait
@@ -33,7 +34,11 @@ def _modes_in_force() -> int:
 def _pop_modes_down_to(count: int) -> None:
     """Ends dispatch modes that an interrupt in the frames of a context manager left in force."""
     while torch._C._len_torch_dispatch_stack() > count:
-        torch._C._pop_torch_dispatch_stack()
+        _pop_mode()
+
+
+def _set_numpy_errors(value: Any) -> None:
+    np.seterr(**value)
 
 
 def _autocast(device: str) -> tuple[Switch, Switch]:
@@ -63,7 +68,7 @@ def _switches() -> list[Switch]:
         Switch(torch.get_default_dtype, torch.set_default_dtype),
         Switch(torch.is_grad_enabled, torch._C._set_grad_enabled),
         Switch(torch.get_num_threads, torch.set_num_threads),
-        Switch(np.geterr, lambda value: np.seterr(**value)),
+        Switch(np.geterr, _set_numpy_errors),
         Switch(_modes_in_force, _pop_modes_down_to),
         Switch(torch.is_anomaly_enabled, torch.set_anomaly_enabled),
         Switch(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),

@@ -38,13 +38,21 @@ class HeldSignals:
                 signal.signal(number, self._receive)
 
     def release(self) -> None:
-        """Gives the handlers back, then delivers what has waited; the caller's handler may raise from here."""
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        handlers, self._handlers = self._handlers, {}
-        waiting, self._waiting = self._waiting, []
-        for number, frame in waiting:
-            handlers[number](number, frame)
+        """Gives the handlers back, then delivers what has waited; the caller's handlers may raise from here."""
+        given_back = dict(self._handlers)
+        self._give_back()
+        while self._waiting:
+            number, frame = self._waiting.pop()
+            given_back[number](number, frame)
+
+    def _give_back(self) -> None:
+        try:
+            for number, handler in list(self._handlers.items()):
+                signal.signal(number, handler)
+                del self._handlers[number]
+        finally:
+            if self._handlers:
+                self._give_back()  # a handler that is back already has raised
 
     @property
     def waiting(self) -> bool:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -57,21 +56,13 @@ class Objective:
         """J(θ), as cheaply as possible."""
         return float(self().detach())
 
-    @contextmanager
-    def evaluation(self, mode: PrecisionMode | None = None) -> Iterator[None]:
+    def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
-        regime: AbstractContextManager[Any] = mode or (PrecisionMode(self.dtype) if self._needs_mode else nullcontext())
-        self._borrowed.before_evaluation()
         self.evaluations += 1
-        try:
-            with regime:
-                yield
-        finally:
-            self._borrowed.after_evaluation()
+        return _Evaluation(self._borrowed, mode or (PrecisionMode(self.dtype) if self._needs_mode else None))
 
     def compute(self) -> torch.Tensor:
         """J as a 0-dim tensor; only inside `evaluation`."""
-        # Not a part of the context manager: a StopIteration of the user's cannot pass through a generator.
         return scalar(self._compute())
 
     def record_evaluation(self) -> float:
@@ -104,6 +95,26 @@ class Objective:
     def same(self, one: float, other: float) -> bool:
         """Whether two values of J are one number up to the roundoff two equal calls may differ by."""
         return one == other or abs(one - other) <= ROUNDOFF_BETWEEN_CALLS * epsilon(self.dtype) * abs(other)
+
+
+class _Evaluation:
+    """The state that J is evaluated in.
+
+    A class, as `Loan` is: an interrupt would leave a generator suspended, to end at some later time.
+    """
+
+    def __init__(self, borrowed: Borrowed, mode: PrecisionMode | None) -> None:
+        self._borrowed, self._mode = borrowed, mode
+
+    def __enter__(self) -> None:
+        self._borrowed.before_evaluation()
+        if self._mode is not None:
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *exception: object) -> None:
+        if self._mode is not None:
+            self._mode.__exit__(*exception)  # type: ignore[no-untyped-call]
+        self._borrowed.after_evaluation()
 
 
 def scalar(loss: object) -> torch.Tensor:

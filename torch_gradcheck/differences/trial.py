@@ -12,7 +12,17 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.differences.ladder import FINE, SIGMAS, Estimates, Noise, Tableau, Window, climb, through_window, window_for
+from torch_gradcheck.differences.ladder import (
+    FINE,
+    SIGMAS,
+    Estimates,
+    Noise,
+    Tableau,
+    Window,
+    climb,
+    through_window,
+    window_for,
+)
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices, Sampler
 
 PROBES = 8
