@@ -14,16 +14,14 @@ from torch_gradcheck.analytic import autograd_gradients, given_gradients
 from torch_gradcheck.batch import batch_loss
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.compare import compared_row, frozen_row, relative_error
-from torch_gradcheck.engines.plain import PlainEngine
 from torch_gradcheck.facts import ParameterReport
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
-from torch_gradcheck.objective import Objective
 from torch_gradcheck.progress import progress_bar
 from torch_gradcheck.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, request
 from torch_gradcheck.settle import check_unchanged, settled_objective
-from torch_gradcheck.theta import Theta, theta_of
+from torch_gradcheck.theta import ThetaEntry, theta_of
 
 Patterns = str | Sequence[str] | None
 
@@ -133,49 +131,36 @@ def _check(
 ) -> Report:
     """The pipeline. `computation` gives the function that computes the loss, once the model is lent."""
     started = time.perf_counter()
+    threads = torch.get_num_threads()
     theta = theta_of(model, asked.include, asked.exclude)
     given = None if asked.gradients is None else given_gradients(asked.gradients, theta)
     with Loan(model, functions, asked.mode, asked.dtype, asked.seed) as borrowed:
         objective = settled_objective(model, computation(), borrowed, asked.dtype)
         gradients = autograd_gradients(objective, theta) if given is None else given
-        engine = PlainEngine(objective.value, [entry.parameter for entry in theta])
-        numerical = Numerical(objective, theta, engine, asked)
+        numerical = Numerical(objective, theta, asked, threads)
         with progress_bar(asked.progress) as bar:
             trials = numerical.trials(gradients, bar)
         check_unchanged(objective)
-    return _report(theta, trials, objective, numerical, asked, time.perf_counter() - started)
-
-
-def _report(
-    theta: Theta,
-    trials: dict[int, Tried],
-    objective: Objective,
-    numerical: Numerical,
-    asked: Request,
-    seconds: float,
-) -> Report:
-    rows = tuple(_rows(theta, trials, asked))
+        rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
+        ratio = _over_theta(trials)
     return Report(
-        parameters=rows,
-        relative_error=_over_theta(trials),
+        parameters=tuple(rows),
+        relative_error=ratio,
         loss=objective.loss,
         method="exact",
         evaluations=objective.evaluations,
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
         tolerance=asked.tolerance,
         dtype=str(asked.dtype).removeprefix("torch."),
         mode=asked.mode,
         seed=asked.seed,
         noise=numerical.noise.sigma,
-        notes=notes_of(rows, objective, numerical.noise, asked),
+        notes=notes_of(rows, objective, numerical, asked),
     )
 
 
-def _rows(theta: Theta, trials: dict[int, Tried], asked: Request) -> list[ParameterReport]:
-    return [
-        compared_row(entry, trials[position], asked.tolerance) if entry.checked else frozen_row(entry)
-        for position, entry in enumerate(theta)
-    ]
+def _row(entry: ThetaEntry, tried: Tried | None, asked: Request) -> ParameterReport:
+    return frozen_row(entry) if tried is None else compared_row(entry, tried, asked.tolerance)
 
 
 def _over_theta(trials: dict[int, Tried]) -> float:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch import nn
+
 from torch_gradcheck.deliberate import remarks_on
 from torch_gradcheck.differences.ladder import SIGMAS, Noise
+from torch_gradcheck.engines.chosen import ChosenEngine, module_name_of
 from torch_gradcheck.facts import ParameterReport, Status
+from torch_gradcheck.numerical import Numerical
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.request import Request
 
 LECTURE_EPS = 1e-7
 
 
-def notes_of(rows: Sequence[ParameterReport], objective: Objective, noise: Noise, asked: Request) -> list[str]:
+def notes_of(rows: Sequence[ParameterReport], objective: Objective, numerical: Numerical, asked: Request) -> list[str]:
     """The notes on the step, on overridden precisions, on how J had to be evaluated, and on what was not proven."""
     notes = [
-        _on_step(rows, noise, asked),
+        _on_step(rows, numerical.noise, asked),
+        _on_engine(numerical.engine, objective.model, rows),
         _on_overridden(objective),
         _on_graph(objective),
         _on_spread(objective),
@@ -58,11 +63,10 @@ def _on_overridden(objective: Objective) -> str:
     modules = sorted(
         {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
     )
-    shown = ", ".join(modules[:3]) + (f" and {len(modules) - 3} more" if len(modules) > 3 else "")
     precision = str(objective.dtype).removeprefix("torch.")
     return (
         f"casts and tensors of a lower precision were computed in {precision} "
-        f"({', '.join(sorted(objective.overridden))}) in {shown}"
+        f"({', '.join(sorted(objective.overridden))}) in {_named(modules)}"
     )
 
 
@@ -72,6 +76,15 @@ def _on_graph(objective: Objective) -> str:
     if objective.needs_graph:
         return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
     return ""
+
+
+def _on_engine(engine: ChosenEngine, model: nn.Module, rows: Sequence[ParameterReport]) -> str:
+    if not engine.refused:
+        return ""
+    parameter, refusal = next(iter(engine.refused.items()))
+    where = module_name_of(refusal, model)
+    whom = "every parameter" if parameter is None else _named([rows[p].name for p in engine.refused if p is not None])
+    return f"evaluated one coordinate at a time for {whom}: {refusal}{f' (in {where})' if where else ''}"
 
 
 def _on_spread(objective: Objective) -> str:
@@ -84,5 +97,8 @@ def _on_unproven(rows: Sequence[ParameterReport]) -> str:
     unproven = [row.name for row in rows if row.status in (Status.FLAT, Status.UNDECIDED)]
     if not unproven:
         return ""
-    shown = ", ".join(unproven[:3]) + (f" and {len(unproven) - 3} more" if len(unproven) > 3 else "")
-    return f"not proven right: {shown}; see the reason of each"
+    return f"not proven right: {_named(unproven)}; see the reason of each"
+
+
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 
 from torch_gradcheck.analytic import AnalyticGradient
-from torch_gradcheck.differences.ladder import Noise, Window
+from torch_gradcheck.differences.ladder import SIGMAS, Noise, Window
 from torch_gradcheck.differences.noise import POINTS, measured_noise
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
 from torch_gradcheck.differences.trial import Answer, Question, try_gradient
+from torch_gradcheck.engines.chosen import ChosenEngine
 from torch_gradcheck.engines.engine import Engine
+from torch_gradcheck.engines.plain import PlainEngine
+from torch_gradcheck.engines.traced import TracedEngine, worth_tracing
 from torch_gradcheck.moved import RandomDirection
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import epsilon
@@ -51,13 +54,14 @@ class Numerical:
     Args:
         objective: J.
         theta: its parameters, lent in the precision of the check.
-        engine: evaluates J with one coordinate moved.
+        threads: how many cores the traced engine may keep busy.
         request: tolerance, step and seed.
     """
 
-    def __init__(self, objective: Objective, theta: Theta, engine: Engine, request: Request) -> None:
-        self._objective, self._theta, self._engine, self._request = objective, theta, engine, request
+    def __init__(self, objective: Objective, theta: Theta, request: Request, threads: int) -> None:
+        self._objective, self._theta, self._request, self._threads = objective, theta, request, threads
         self.noise = Noise(objective.loss, self._sigma(), epsilon(objective.dtype))
+        self.engine = self._chosen_engine()
 
     def trials(self, gradients: dict[int, AnalyticGradient], progress: ProgressBar) -> dict[int, Tried]:
         """Every checked parameter tried, in the order of θ, by position."""
@@ -85,29 +89,50 @@ class Numerical:
     def _question(
         self, position: int, coordinates: Indices, gradient: AnalyticGradient, progress: ProgressBar
     ) -> Question:
-        def sampler(which: Indices, steps: Floats) -> Samples:
-            samples = self._engine.sample(position, coordinates[which], steps)
-            progress.advance(len(which))
-            return samples
+        def sampler_of(engine: Engine) -> Sampler:
+            def sampler(which: Indices, steps: Floats) -> Samples:
+                samples = engine.sample(position, coordinates[which], steps)
+                progress.advance(len(which))
+                return samples
+
+            return sampler
 
         def nearby(k: int, distance: float) -> Sampler:
             def sample_there(which: Indices, steps: Floats) -> Samples:
                 with self._direction(k + 1).at(distance):
-                    return self._engine.sample(position, coordinates[which], steps)
+                    return self.engine.plain.sample(position, coordinates[which], steps)
 
             return sample_there
 
         values = flat_values(self._theta[position])[coordinates]
         return Question(
-            sampler=sampler,
+            sampler=sampler_of(self.engine),
+            second=sampler_of(self.engine.plain),
+            second_at_zero=self.noise.at_zero,
             nearby=nearby,
             analytic=gradient.values[coordinates],
             analytic_epsilon=gradient.epsilon,
             unit=np.maximum(1.0, np.abs(values)),
             scale=_scale(values),
-            noise=self.noise,
+            noise=self.noise._replace(at_zero=self.engine.at_zero(position)) if len(coordinates) else self.noise,
             tolerance=self._request.tolerance,
             eps=self._request.eps,
+        )
+
+    def _chosen_engine(self) -> ChosenEngine:
+        """The traced engine beside the plain one, where tracing pays and nothing in J forbids it."""
+        parameters: list[torch.Tensor] = [entry.parameter for entry in self._theta]
+        checked = self._theta.checked
+        pays = worth_tracing(2 * self._theta.coordinates, len(checked)) and not self._objective.runs_backward
+
+        def trace() -> TracedEngine:
+            return TracedEngine(self._objective, parameters, threads=self._threads)
+
+        return ChosenEngine(
+            PlainEngine(self._objective.value, parameters),
+            trace if pays else None,
+            noise=SIGMAS * self.noise.sigma,
+            counted=self._objective.count,
         )
 
     def _sigma(self) -> float:

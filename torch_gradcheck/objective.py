@@ -52,6 +52,10 @@ class Objective:
         with torch.set_grad_enabled(self.needs_graph), self.evaluation():
             return self.compute()
 
+    def count(self, evaluations: int) -> None:
+        """Evaluations that were made without calling this object."""
+        self.evaluations += evaluations
+
     def value(self) -> float:
         """J(θ), as cheaply as possible."""
         return float(self().detach())

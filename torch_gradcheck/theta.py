@@ -187,7 +187,8 @@ def _check_something_to_do(
         raise InvalidRequestError(
             f"include={list(include) or None} and exclude={list(exclude)} leave none of the {len(entries)} parameters."
         )
-    if all(entry.frozen for entry in selected):
+    frozen = [entry for entry in selected if entry.frozen]
+    if len(frozen) == len(selected):
         names = ", ".join(entry.name for entry in selected[:5])
         raise InvalidRequestError(
             f"none of the {len(selected)} selected parameters requires a gradient ({names}"

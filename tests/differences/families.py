@@ -98,7 +98,7 @@ class Family:
 
     @property
     def noise(self) -> Noise:
-        """Measured as the check does: J at equally spaced points on one side of x, farther off where J does not move."""
+        """Measured as the check does: J at equally spaced points on one side of x, farther off where it is constant."""
         spacing = self.epsilon ** (2 / 3)
         sigma = measured_noise(self._along(spacing))
         while not sigma and spacing < 1:

@@ -58,7 +58,9 @@ def covers(estimates: Estimates, slope: float) -> bool:
     sign=st.sampled_from([1.0, -1.0]),
     exponent=st.floats(-12, 12),
 )
-def test_the_error_bar_covers_the_error_at_every_scale(known: Known, place: float, sign: float, exponent: float) -> None:
+def test_the_error_bar_covers_the_error_at_every_scale(
+    known: Known, place: float, sign: float, exponent: float
+) -> None:
     low, high = known.arguments
     x = (sign if known.negative else 1.0) * 10 ** (low + place * (high - low))
     c = 10.0**exponent
@@ -88,7 +90,10 @@ def test_most_derivatives_are_known_to_nine_digits(known: Known) -> None:
 
 @wide
 @given(
-    one=st.sampled_from(KNOWN), other=st.sampled_from(KNOWN), x=st.floats(0.01, 2), c=st.sampled_from([1e-12, 1.0, 1e12])
+    one=st.sampled_from(KNOWN),
+    other=st.sampled_from(KNOWN),
+    x=st.floats(0.01, 2),
+    c=st.sampled_from([1e-12, 1.0, 1e12]),
 )
 def test_products(one: Known, other: Known, x: float, c: float) -> None:
     """(f·g)' = f'·g + f·g'."""

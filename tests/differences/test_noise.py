@@ -59,7 +59,7 @@ def test_values_rounded_to_a_quantum_have_about_its_rounding_error(quantum: floa
     measured = []
     for seed in range(200):
         start, slope = np.random.default_rng(seed).uniform(0, 1, 2)
-        measured.append(measured_noise(np.round((start + (3 + 10 * slope) * T)) * quantum))
+        measured.append(measured_noise(np.round(start + (3 + 10 * slope) * T) * quantum))
     sigma = quantum / np.sqrt(12)
     assert sigma / 3 < np.median(measured) < 3 * sigma
     assert max(measured) < 4 * sigma

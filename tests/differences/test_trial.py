@@ -48,7 +48,9 @@ def outcomes(answer: Answer) -> list[str]:
     return [NAMES[int(outcome)] for outcome in answer.outcome]
 
 
-def tried(functions: list[Callable[[Floats], Floats]], x: list[float], gradient: list[float], **options: float) -> Answer:
+def tried(
+    functions: list[Callable[[Floats], Floats]], x: list[float], gradient: list[float], **options: float
+) -> Answer:
     return try_gradient(Family(functions, x).question(np.array(gradient), **options), None)
 
 
@@ -146,13 +148,13 @@ def test_a_gradient_without_entries() -> None:
     assert len(answer.outcome) == 0
 
 
-def test_zero_is_right_where_J_does_not_move() -> None:
+def test_zero_is_right_where_the_loss_does_not_move() -> None:
     functions = [np.ones_like, np.zeros_like, lambda v: 0 * v]
     answer = tried([*functions, np.sin], [0.5, 0.0, -3.0, 0.2], [0, 0, 0, np.cos(0.2)])
     assert set(outcomes(answer)) == {"MATCH"}
 
 
-def test_not_zero_is_wrong_where_J_does_not_move() -> None:
+def test_not_zero_is_wrong_where_the_loss_does_not_move() -> None:
     answer = tried([np.ones_like, np.sin], [0.5, 0.2], [1e-3, np.cos(0.2)])
     assert outcomes(answer) == ["MISMATCH", "MATCH"]
 
@@ -190,7 +192,9 @@ def test_nor_beside_an_entry_of_ordinary_scale(exponent: int, place: float) -> N
 def test_a_wrong_gradient_on_a_small_natural_scale_is_found(off: float, exponent: int) -> None:
     s = 10.0**exponent
     slope = 1 / s / np.cosh(0.3) ** 2
-    answer = tried([lambda v: np.tanh(v / s), lambda v: np.sin(v / s)], [0.3 * s, 0.2 * s], [off * slope, np.cos(0.2) / s])
+    answer = tried(
+        [lambda v: np.tanh(v / s), lambda v: np.sin(v / s)], [0.3 * s, 0.2 * s], [off * slope, np.cos(0.2) / s]
+    )
     assert outcomes(answer) == ["MISMATCH", "MATCH"]
 
 
@@ -252,7 +256,9 @@ def test_corners_close_by_are_stepped_over(side: float, exponent: int) -> None:
 @pytest.mark.parametrize("exponent", range(-15, -9))
 def test_a_corner_closer_than_any_step_accuses_nobody(exponent: int) -> None:
     for side in (1, -1):
-        answer = tried([lambda v, side=side: np.abs(v - side * 10.0**exponent), np.sin], [0.0, 0.4], [-side, np.cos(0.4)])
+        answer = tried(
+            [lambda v, side=side: np.abs(v - side * 10.0**exponent), np.sin], [0.0, 0.4], [-side, np.cos(0.4)]
+        )
         assert outcomes(answer)[0] in ("KINK", "UNDECIDED", "MATCH")
         assert outcomes(answer)[1] == "MATCH"
 
@@ -395,7 +401,7 @@ def test_a_derivative_that_no_two_steps_agree_on_is_not_judged() -> None:
 
 
 @pytest.mark.parametrize("x", [0.3, 0.7, 2.0])
-def test_J_in_float32(x: float) -> None:
+def test_a_loss_in_float32(x: float) -> None:
     for known in SMOOTH:
         family = Family([known.f, np.sin], [x, 0.4], np.float32)
         at = family.x.astype(np.float64)
@@ -406,7 +412,7 @@ def test_J_in_float32(x: float) -> None:
         assert not visible or found[0] == "MISMATCH", known.id
 
 
-def test_a_part_of_J_in_float32_with_its_noise_known() -> None:
+def test_a_part_of_the_loss_in_float32_with_its_noise_known() -> None:
     """Plateaus at small steps agree on a slope of 0: their noise is what keeps them from accusing."""
     for x in np.linspace(0.2, 2, 10):
         family = Family([lambda v: np.sin(v) + np.exp(v).astype(np.float32).astype(np.float64)], [x])
@@ -420,7 +426,14 @@ def test_a_part_of_J_in_float32_with_its_noise_known() -> None:
 
 @pytest.mark.parametrize(
     ("at_zero", "sigma", "step"),
-    [(1.0, 1e-16, 4e-6), (2.3, 2.2e-16, 5e-6), (1e-12, 1e-28, 4e-6), (1e6, 1e-10, 5e-6), (1.0, 1e-3, 6e-5), (0.0, 0.0, 4e-6)],
+    [
+        (1.0, 1e-16, 4e-6),
+        (2.3, 2.2e-16, 5e-6),
+        (1e-12, 1e-28, 4e-6),
+        (1e6, 1e-10, 5e-6),
+        (1.0, 1e-3, 6e-5),
+        (0.0, 0.0, 4e-6),
+    ],
     ids=["unit", "two", "tiny", "huge", "noisy", "zero"],
 )
 def test_the_first_step_balances_roundoff_and_truncation(at_zero: float, sigma: float, step: float) -> None:

@@ -7,7 +7,7 @@ Only an estimate that agrees with itself on two ladders, and leaves no slope of 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,7 @@ class Question:
 
     Attributes:
         sampler: evaluates f_i(t) = J(θ + t·e_i).
+        second: the same in the plainest way, for second opinions; its f_i(0) is `second_at_zero`.
         nearby: the same around points near θ.
         analytic: shape (N,), the gradient on trial.
         analytic_epsilon: machine epsilon of the precision it was given in.
@@ -81,6 +82,8 @@ class Question:
     """
 
     sampler: Sampler
+    second: Sampler
+    second_at_zero: float
     nearby: NearbySampler
     analytic: Floats
     analytic_epsilon: float
@@ -95,6 +98,10 @@ class Question:
         analytic = self.analytic[which]
         allowed = self.tolerance * (np.abs(analytic) + np.abs(numeric)) + margin * error + self.rounding
         return np.asarray(np.isfinite(analytic) & (np.abs(analytic - numeric) <= allowed))
+
+    def to_second(self) -> Question:
+        """The same question, to the second sampler."""
+        return replace(self, sampler=self.second, noise=self.noise._replace(at_zero=self.second_at_zero))
 
     @property
     def rounding(self) -> float:
@@ -235,7 +242,8 @@ def _judge_on_ladder(question: Question, answer: Answer, which: Indices) -> None
     estimates, outcome = _look_closely(question, which, question.unit[which])
     accused = np.flatnonzero(outcome == Outcome.MISMATCH)
     if len(accused):
-        again, second = _look_closely(question, which[accused], SECOND_LADDER * question.unit[which[accused]])
+        unit = SECOND_LADDER * question.unit[which[accused]]
+        again, second = _look_closely(question.to_second(), which[accused], unit)
         confirmed = second == Outcome.MISMATCH
         consistent = np.abs(again.central - estimates.central[accused]) <= again.error + estimates.error[accused]
         outcome[accused[~(confirmed & consistent)]] = Outcome.UNDECIDED

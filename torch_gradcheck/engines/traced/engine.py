@@ -55,18 +55,24 @@ class TracedEngine:
         objective: J(θ), deterministic, a 0-dim real tensor.
         parameters: θ, read by the objective as these very objects, or through any view of their memory.
         memory_limit: bytes for the values of all chunks under way; the values of one forward come on top.
+        threads: how many cores to keep busy; None as many as torch does.
 
     Raises:
         Untraceable: J cannot be recorded.
     """
 
     def __init__(
-        self, objective: Callable[[], Tensor], parameters: Sequence[Tensor], *, memory_limit: int = MEMORY_LIMIT
+        self,
+        objective: Callable[[], Tensor],
+        parameters: Sequence[Tensor],
+        *,
+        memory_limit: int = MEMORY_LIMIT,
+        threads: int | None = None,
     ) -> None:
         started = perf_counter()
         keep_freed_memory()
         self._program = compiled(objective, parameters)
-        self._threads = torch.get_num_threads()
+        self._threads = threads or torch.get_num_threads()
         self._bytes_each = [self._program.bytes_each(parameter) for parameter in range(len(parameters))]
         self._chunks = [ChunkSize(memory_limit // self._threads, size) for size in self._bytes_each]
         self.seconds_to_trace = perf_counter() - started

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_gradcheck.captures import captures_of
+
+T = torch.ones(3)
+M = nn.Linear(2, 2)
+UNUSED = torch.zeros(9)
+
+
+def names_a_global(y: Tensor) -> Tensor:
+    return (y * T).sum()
+
+
+def names_a_global_inside() -> list[Tensor]:
+    return [(lambda: T)() for _ in range(2)]
+
+
+class Loss:
+    def __init__(self, weight: Tensor, module: nn.Module) -> None:
+        self.weights, self.nested = [weight], {"module": module}
+
+    def __call__(self, y: Tensor) -> Tensor:
+        return y.sum()
+
+    def method(self, y: Tensor) -> Tensor:
+        return y.sum()
+
+
+class CallsAGlobal:
+    def __call__(self, y: Tensor) -> Tensor:
+        return y * T
+
+
+def closure_over(*values: Any) -> Callable[[], Any]:
+    return lambda: values
+
+
+def cell_not_filled() -> Callable[[], Any]:
+    def function() -> Any:
+        return later
+
+    if not callable(function):
+        later = 1
+    return function
+
+
+def found(function: Any) -> tuple[list[nn.Module], list[Tensor]]:
+    captures = captures_of(function)
+    return list(captures.modules.values()), list(captures.tensors.values())
+
+
+def default(y: Tensor, weight: Tensor = T, *, module: nn.Module = M) -> Tensor:
+    return y
+
+
+BOTH = {
+    "closure": closure_over(T, M),
+    "in a list in a closure": closure_over([T, (M,)]),
+    "defaults": default,
+    "partial": functools.partial(print, T, end=M),
+    "partial of a partial": functools.partial(functools.partial(print, T), M),
+    "object": Loss(T, M),
+    "bound method": Loss(T, M).method,
+    "partial of a bound method": functools.partial(Loss(T, M).method, 1),
+    "function in a closure": closure_over(closure_over(T, M)),
+}
+
+
+@pytest.mark.parametrize("function", BOTH.values(), ids=BOTH)
+def test_what_it_holds_is_found(function: Any) -> None:
+    modules, tensors = found(function)
+    assert [id(module) for module in modules] == [id(M)]
+    assert [id(tensor) for tensor in tensors] == [id(T)]
+
+
+GLOBALS = {"function": names_a_global, "inner function": names_a_global_inside, "__call__": CallsAGlobal()}
+
+
+@pytest.mark.parametrize("function", GLOBALS.values(), ids=GLOBALS)
+def test_globals_that_the_code_names(function: Any) -> None:
+    _, tensors = found(function)
+    assert [id(tensor) for tensor in tensors] == [id(T)]
+
+
+def test_globals_that_it_does_not_name_stay_out() -> None:
+    assert id(UNUSED) not in captures_of(names_a_global).tensors
+
+
+def test_a_module_is_itself_and_not_taken_apart() -> None:
+    modules, tensors = found(M)
+    assert modules == [M]
+    assert tensors == []
+    modules, tensors = found(M.forward)
+    assert modules == [M]
+
+
+def test_each_once() -> None:
+    modules, tensors = found(closure_over(T, [T, T], M, {"m": M}))
+    assert (len(modules), len(tensors)) == (1, 1)
+
+
+def test_circles_end() -> None:
+    circle: list[Any] = [T]
+    circle.append(circle)
+    assert found(closure_over(circle))[1] == [T]
+
+
+@pytest.mark.parametrize("function", [cell_not_filled(), print, len, torch.sum, int], ids=str)
+def test_nothing_to_find(function: Any) -> None:
+    assert found(function) == ([], [])
+
+
+def test_far_away_is_not_searched() -> None:
+    far: Any = T
+    for _ in range(20):
+        far = [far]
+    assert found(closure_over(far)) == ([], [])

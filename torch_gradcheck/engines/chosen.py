@@ -1,0 +1,84 @@
+"""Chooses each parameter's engine: the traced one where it pays and agrees with the plain one, else the plain one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from torch_gradcheck.engines.engine import Floats, Indices, Samples
+from torch_gradcheck.engines.plain import PlainEngine
+from torch_gradcheck.engines.traced import TracedEngine, Untraceable
+
+
+class ChosenEngine:
+    """The fastest engine that can be trusted, parameter by parameter.
+
+    The traced engine is asked for a parameter only after its values have agreed with plain ones at a few coordinates.
+
+    Args:
+        plain: the engine to believe.
+        trace: records J; None where that is not worth its time.
+        noise: what two right ways to evaluate J may differ by, in the unit of J.
+        counted: told how many evaluations the traced engine has made.
+
+    Attributes:
+        refused: parameter, or None for all of them → why the traced engine was not used.
+        traced: how many samples the traced engine has taken.
+    """
+
+    def __init__(
+        self,
+        plain: PlainEngine,
+        trace: Callable[[], TracedEngine] | None,
+        noise: float,
+        counted: Callable[[int], None],
+    ) -> None:
+        self.plain = plain
+        self.refused: dict[int | None, Untraceable] = {}
+        self.traced = 0
+        self._noise, self._counted = noise, counted
+        self._traced = None if trace is None else self._recorded(trace)
+        self._agreed: dict[int, bool] = {}
+
+    def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
+        """See `Engine.sample`."""
+        if self._traced is not None and self._may_trace(parameter, self._traced):
+            try:
+                samples = self._traced.sample(parameter, coordinates, steps)
+            except Untraceable as refusal:
+                self._refuse(parameter, refusal)
+            else:
+                self.traced += len(steps)
+                self._counted(len(steps))
+                return samples
+        return self.plain.sample(parameter, coordinates, steps)
+
+    def at_zero(self, parameter: int) -> float:
+        """J(θ) as the engine of this parameter computes it, with its own roundoff."""
+        return float(self.sample(parameter, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0])
+
+    def _recorded(self, trace: Callable[[], TracedEngine]) -> TracedEngine | None:
+        try:
+            return trace()
+        except Untraceable as refusal:
+            self.refused[None] = refusal
+            return None
+
+    def _may_trace(self, parameter: int, traced: TracedEngine) -> bool:
+        if parameter not in self._agreed:
+            difference = traced.agrees(parameter, self.plain, self._noise)
+            self._agreed[parameter] = difference is None
+            if difference is not None:
+                self.refused[parameter] = Untraceable(difference)
+        return self._agreed[parameter]
+
+    def _refuse(self, parameter: int, refusal: Untraceable) -> None:
+        self._agreed[parameter] = False
+        self.refused[parameter] = refusal
+
+
+def module_name_of(refusal: Untraceable, model: torch.nn.Module) -> str:
+    """The qualified name of the module that a refusal names, "" where it names none of the model's."""
+    return next((name for name, module in model.named_modules() if module is refusal.module), "")
