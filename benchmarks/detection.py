@@ -32,6 +32,7 @@ from time import perf_counter
 from typing import Any, Literal
 
 import torch
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ from torch_gradcheck import Status, check_module
 
 RESULTS = Path(__file__).parent / "results" / "detection.json"
 
-WIDTH = 120
+WIDTH = 140
 """Of the printed table."""
 
 SIZES = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -360,9 +361,9 @@ def table(counts: Sequence[Count]) -> Table:
     rows: dict[tuple[float, Place], list[Count]] = {}
     for count in counts:
         rows.setdefault((count.size, count.place), []).append(count)
-    shown = Table("planted error", "in", "trials", *contestants)
+    shown = Table("planted error", "in", "trials", *contestants, box=SIMPLE)
     for (size, place), row in rows.items():
-        heading = [f"{size:.0e}" if size < 1 else "factor 2", place] if size else ["none: false alarms", ""]
+        heading = [f"{size:.0e}" if size < 1 else "factor 2", place] if size else ["none", "(false alarms)"]
         shown.add_row(*heading, str(row[0].trials), *map(figure, row))
     return shown
 

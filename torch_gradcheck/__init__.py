@@ -1,17 +1,25 @@
-"""Tells the truth about gradients: `check_module(model, loss_fn, batch)` against float64 centered differences."""
+"""Tells the truth about gradients: `check_module(model, loss_fn, batch)` against float64 centered differences.
 
-from torch_gradcheck.check import check_closure, check_module
-from torch_gradcheck.errors import (
-    GradcheckError,
-    GradientMismatchError,
-    InvalidRequestError,
-    NonDeterministicLossError,
-    NonFiniteLossError,
-    NonScalarLossError,
-)
-from torch_gradcheck.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
-from torch_gradcheck.report import Report
+Names are imported when they are first used, so that `import torch_gradcheck` costs a training script nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from torch_gradcheck.version import __version__
+
+if TYPE_CHECKING:
+    from torch_gradcheck.check import check_closure, check_module
+    from torch_gradcheck.errors import (
+        GradcheckError,
+        GradientMismatchError,
+        InvalidRequestError,
+        NonDeterministicLossError,
+        NonFiniteLossError,
+        NonScalarLossError,
+    )
+    from torch_gradcheck.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
+    from torch_gradcheck.report import Report
 
 __all__ = [
     "Coordinate",
@@ -31,3 +39,34 @@ __all__ = [
     "check_closure",
     "check_module",
 ]
+
+_HOMES = {
+    "check_closure": "check",
+    "check_module": "check",
+    "GradcheckError": "errors",
+    "GradientMismatchError": "errors",
+    "InvalidRequestError": "errors",
+    "NonDeterministicLossError": "errors",
+    "NonFiniteLossError": "errors",
+    "NonScalarLossError": "errors",
+    "Coordinate": "facts",
+    "Diagnosis": "facts",
+    "DiagnosisKind": "facts",
+    "ParameterReport": "facts",
+    "Status": "facts",
+    "Verdict": "facts",
+    "Report": "report",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, from the file it lives in (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

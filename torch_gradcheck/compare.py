@@ -73,7 +73,8 @@ def _status(tried: Tried, ratio: float, tolerance: float) -> tuple[Status, str]:
     answer, count = tried.answer, len(tried.analytic)
     number = {outcome: int(np.sum(answer.outcome == outcome)) for outcome in STATUS}
     if number[Outcome.MISMATCH]:
-        return Status.MISMATCH, f"{number[Outcome.MISMATCH]} of {count} coordinates are wrong"
+        wrong = number[Outcome.MISMATCH]
+        return Status.MISMATCH, f"{wrong} of {count} coordinates {'is' if wrong == 1 else 'are'} wrong"
     if _is_flat(tried):
         return _flat_or_unused(tried)
     if number[Outcome.UNDECIDED]:

@@ -110,6 +110,8 @@ class Family:
     def question(self, analytic: Floats, *, tolerance: float = 1e-5, eps: float | None = None) -> Question:
         return Question(
             sampler=self.sampler,
+            second=self.sampler,
+            second_at_zero=float(self.J(self.x)),
             nearby=self.nearby,
             analytic=np.asarray(analytic, dtype=np.float64),
             analytic_epsilon=self.epsilon,

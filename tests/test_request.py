@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from collections import OrderedDict
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.request import Request, callable_argument, request
+
+MODEL = nn.Linear(1, 1)
+DEFAULTS: dict[str, Any] = {
+    "gradients": None,
+    "method": "auto",
+    "eps": None,
+    "tolerance": 1e-5,
+    "include": None,
+    "exclude": None,
+    "mode": "eval",
+    "dtype": torch.float64,
+    "seed": 0,
+    "progress": None,
+}
+
+
+def asked(model: object = MODEL, **options: Any) -> Request:
+    return request(model, **{**DEFAULTS, **options})
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "form"),
+    [
+        ("eps", 1, 1.0),
+        ("eps", np.float32(0.5), 0.5),
+        ("eps", torch.tensor(0.25), 0.25),
+        ("tolerance", 3, 3.0),
+        ("include", "a.*", ("a.*",)),
+        ("include", ["a", "b"], ("a", "b")),
+        ("exclude", ("a",), ("a",)),
+        ("exclude", {"a"}, ("a",)),
+        ("include", None, ()),
+        ("mode", "keep", "keep"),
+        ("method", "exact", "exact"),
+        ("dtype", torch.float32, torch.float32),
+        ("seed", 2**63 - 1, 2**63 - 1),
+        ("progress", True, True),
+    ],
+)
+def test_each_option_has_one_form(option: str, value: Any, form: Any) -> None:
+    result = getattr(asked(**{option: value}), option)
+    assert result == form
+    assert type(result) is type(form)
+
+
+@pytest.mark.parametrize("mapping", [{}, OrderedDict(a=1), MappingProxyType({"a": 1})], ids=["dict", "ordered", "proxy"])
+def test_gradients_are_any_mapping(mapping: Any) -> None:
+    assert asked(gradients=mapping).gradients is mapping
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("gradients", [1], r"gradients must be .* got list \[1\]"),
+        ("method", "fast", "method must be one of 'auto', 'exact'"),
+        ("method", None, "method must be one of"),
+        ("eps", 0, r"eps must be a positive finite number, got 0\.0"),
+        ("eps", -1e-7, "eps must be a positive finite number"),
+        ("eps", float("nan"), "eps must be a positive finite number, got nan"),
+        ("eps", float("inf"), "eps must be a positive finite number, got inf"),
+        ("eps", "1e-7", "eps must be a positive number, got str '1e-7'"),
+        ("eps", True, "eps must be a positive number, got bool True"),
+        ("eps", torch.ones(2), "eps must be a positive number, got Tensor"),
+        ("eps", 1j, "eps must be a positive number"),
+        ("tolerance", None, "tolerance must be a positive number, got NoneType None"),
+        ("include", [], "include is empty: leave it out"),
+        ("include", [1], "include must be a glob pattern or a list of them"),
+        ("exclude", 3, "exclude must be a glob pattern or a list of them, got int 3"),
+        ("mode", "Eval", "mode must be one of 'eval', 'train', 'keep', got str 'Eval'"),
+        ("dtype", torch.float16, r"dtype must be torch\.float64 or torch\.float32 .* got dtype torch\.float16"),
+        ("dtype", "float64", "dtype must be"),
+        ("seed", -1, "seed must be an integer from 0 to"),
+        ("seed", 2**63, "seed must be an integer from 0 to"),
+        ("seed", 1.0, "got float 1.0"),
+        ("seed", True, "got bool True"),
+        ("progress", 1, "progress must be True, False or None, got int 1"),
+    ],
+)
+def test_an_option_that_cannot_be_used(option: str, value: Any, words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        asked(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (nn.Linear, r"model is the class Linear; give an instance: Linear\(\.\.\.\)"),
+        (torch.sum, r"model must be a torch\.nn\.Module, got"),
+        (None, r"model must be a torch\.nn\.Module, got NoneType None"),
+    ],
+    ids=["class", "function", "nothing"],
+)
+def test_a_model_that_is_none(model: object, words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        asked(model)
+
+
+def test_a_function_that_is_none() -> None:
+    callable_argument("closure", print)
+    with pytest.raises(InvalidRequestError, match="closure must be callable, got int 3"):
+        callable_argument("closure", 3)
+
+
+def test_long_values_are_not_printed() -> None:
+    with pytest.raises(InvalidRequestError, match=r"got a list\.$"):
+        asked(gradients=list(range(1000)))
+
+
+def test_a_request_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        asked().eps = 1.0  # type: ignore[misc]
