@@ -1,10 +1,11 @@
 """How long an exact check takes, beside the textbook loop and torch.autograd.gradcheck in slow mode, in one run.
 
-    python benchmarks/loop.py              # writes benchmarks/results/loop.json, 2 minutes
+    python benchmarks/loop.py              # writes benchmarks/results/loop.json, 1 minute
     python benchmarks/loop.py --quick      # the small model once, writes nothing
 
 The three take turns, so that whatever else the machine does meanwhile falls on all of them; a ratio is the median of
-the ratios within a turn.
+the ratios within a turn. They have one thread unless told otherwise: on kernels as small as these, a second one waits
+more than it works, and the rivals, which run most of them, would look slower than they are.
 """
 
 from __future__ import annotations
@@ -153,8 +154,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5, help="turns on each model (default: 5)")
     parser.add_argument("--quick", action="store_true", help="one turn on the small model; writes nothing")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: 1)")
     arguments = parser.parse_args()
 
+    torch.set_num_threads(arguments.threads)
     cases = [small_mlp()] if arguments.quick else [small_mlp(), digits_sized_mlp()]
     timings = [timing(case, 1 if arguments.quick else arguments.repeats) for case in cases]
     Console().print(table(timings))

@@ -190,10 +190,11 @@ class SwishFunction(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dA: Tensor) -> Tensor:
-        """DX."""
+        """The slope of the activation times dA."""
         (x,) = ctx.saved_tensors
         σ = torch.sigmoid(x)
-        return dA * (σ + x * σ * (1 - σ))
+        dX: Tensor = dA * (σ + x * σ * (1 - σ))
+        return dX
 
 
 class ByHand(nn.Linear):
@@ -201,7 +202,8 @@ class ByHand(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer puts out."""
-        outputs: Tensor = SwishFunction.apply(AffineFunction.apply(x, self.weight, self.bias))
+        Z = AffineFunction.apply(x, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        outputs: Tensor = SwishFunction.apply(Z)  # type: ignore[no-untyped-call]
         return outputs
 
 
@@ -277,7 +279,7 @@ def smallest(parameters: Mapping[str, Tensor], subset: int | None) -> list[str]:
     ranked = sorted(parameters, key=lambda name: parameters[name].numel())
     if subset is None:
         return ranked
-    total, names = 0, []
+    total, names = 0, list[str]()
     for name in ranked:
         total += parameters[name].numel()
         if names and total > subset:
@@ -345,7 +347,7 @@ def forward_flops(case: Case) -> int:
     model, inputs = case.in_double()
     with FlopCounterMode(display=False) as counter:
         model(inputs)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def matrix_product_rate(size: int = 1024, repeats: int = 9) -> float:

@@ -168,7 +168,9 @@ def test_hooks_on_the_accumulating_node_sleep_and_survive() -> None:
     assert sorted(fired) == ["node", "post"]
 
 
-@pytest.mark.parametrize(("mode", "inside"), [("eval", [False] * 3), ("train", [True] * 3), ("keep", [True, False, True])])
+@pytest.mark.parametrize(
+    ("mode", "inside"), [("eval", [False] * 3), ("train", [True] * 3), ("keep", [True, False, True])]
+)
 def test_the_flag_of_each_module(mode: str, inside: list[bool]) -> None:
     model = nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())
     model[0].eval()
@@ -224,15 +226,15 @@ def test_random_state_and_switches_come_back() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     pass
 
 
 def test_after_an_exception() -> None:
     model = Keeper()
-    with pytest.raises(Refused), loan(model):
+    with pytest.raises(RefusedError), loan(model):  # noqa: PT012
         model(torch.ones(2))
-        raise Refused
+        raise RefusedError
     assert model.weight.dtype == torch.float32
     assert model.history == [1]
 
@@ -297,7 +299,7 @@ def test_an_interrupt_while_taking_is_held_until_all_is_given_back(monkeypatch: 
 def test_an_interrupt_while_giving_back_is_held_until_all_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
     model, reached = nn.Sequential(nn.Linear(2, 2), nn.Dropout()), []
     before = state(model)
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), loan(model):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt), loan(model):  # noqa: PT012
         reached.append(True)
         interrupting(patched, "_swap_tensor_impl")
     assert state(model) == before
@@ -308,7 +310,7 @@ def test_an_interrupt_while_giving_back_is_held_until_all_is_back(monkeypatch: p
 def test_an_interrupt_inside_raises_at_once() -> None:
     model, after = nn.Linear(2, 2), []
     before = state(model)
-    with pytest.raises(KeyboardInterrupt), loan(model):
+    with pytest.raises(KeyboardInterrupt), loan(model):  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         after.append(True)
     assert after == []

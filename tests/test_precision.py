@@ -12,8 +12,8 @@ from torch_gradcheck.watch import watched
 X = torch.arange(6, dtype=torch.float64).reshape(2, 3) / 7
 
 LOWERED: dict[str, Callable[[], Tensor]] = {
-    "float()": lambda: X.float(),
-    "half()": lambda: X.half(),
+    "float()": X.float,
+    "half()": X.half,
     "to bfloat16": lambda: X.to(torch.bfloat16),
     "to a tensor's dtype": lambda: X.to(torch.zeros(1, dtype=torch.float32)),
     "type": lambda: X.type(torch.float32),
@@ -44,9 +44,9 @@ def test_what_would_be_lower_is_float64(make: Callable[[], Tensor]) -> None:
 
 
 KEPT: dict[str, tuple[Callable[[], Tensor], torch.dtype]] = {
-    "double()": (lambda: X.double(), torch.float64),
-    "long()": (lambda: X.long(), torch.int64),
-    "bool()": (lambda: X.bool(), torch.bool),
+    "double()": (X.double, torch.float64),
+    "long()": (X.long, torch.int64),
+    "bool()": (X.bool, torch.bool),
     "int8": (lambda: torch.zeros(2, dtype=torch.int8), torch.int8),
     "comparison": (lambda: X > 1, torch.bool),
     "complex128": (lambda: X.to(torch.complex128), torch.complex128),

@@ -56,7 +56,9 @@ def test_each_option_has_one_form(option: str, value: Any, form: Any) -> None:
     assert type(result) is type(form)
 
 
-@pytest.mark.parametrize("mapping", [{}, OrderedDict(a=1), MappingProxyType({"a": 1})], ids=["dict", "ordered", "proxy"])
+@pytest.mark.parametrize(
+    "mapping", [{}, OrderedDict(a=1), MappingProxyType({"a": 1})], ids=["dict", "ordered", "proxy"]
+)
 def test_gradients_are_any_mapping(mapping: Any) -> None:
     assert asked(gradients=mapping).gradients is mapping
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
@@ -116,7 +117,9 @@ class Bad(nn.Module):
 def test_the_first_module_that_is_not_finite_is_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.ReLU(), Bad()), nn.Linear(3, 1))
     model[0].bias.data.fill_(-100)
-    with pytest.raises(NonFiniteLossError, match=r"first module whose output is not finite is '1\.1' \(Bad\)") as caught:
+    with pytest.raises(
+        NonFiniteLossError, match=r"first module whose output is not finite is '1\.1' \(Bad\)"
+    ) as caught:
         settled(model, lambda: model(X).sum())
     assert caught.value.module == "1.1"
 
@@ -136,16 +139,17 @@ def test_a_parameter_that_is_not_finite() -> None:
 
 
 class Counting(nn.Module):
-    calls = [0]
+    calls = count(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        Counting.calls[0] += 1
-        return x + Counting.calls[0]
+        return x + next(Counting.calls)
 
 
 def test_the_first_module_that_changes_is_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3), Counting(), nn.Linear(3, 1))
-    with pytest.raises(NonDeterministicLossError, match=r"first module whose output changes is '1' \(Counting\)") as caught:
+    with pytest.raises(
+        NonDeterministicLossError, match=r"first module whose output changes is '1' \(Counting\)"
+    ) as caught:
         settled(model, lambda: model(X).sum())
     assert caught.value.module == "1"
 

@@ -68,7 +68,9 @@ def test_frozen_parameters_are_entries_that_are_not_checked() -> None:
     model = Tied()
     model.body.requires_grad_(False)
     theta = theta_of(model)
-    assert [entry.name for entry in theta if entry.frozen] == [f"body.{k}.{p}" for k in (0, 1) for p in ("weight", "bias")]
+    assert [entry.name for entry in theta if entry.frozen] == [
+        f"body.{k}.{p}" for k in (0, 1) for p in ("weight", "bias")
+    ]
     assert theta.coordinates == 34 - 17
     assert {theta.locate(k)[0] for k in range(theta.coordinates)} == {"encoder.weight", "scale", "phase"}
 
@@ -114,7 +116,12 @@ def test_hints_are_the_close_names_or_else_the_first_ones() -> None:
 
 REFUSED = {
     "no parameters": (nn.ReLU(), (), (), r"model \(ReLU\) has no parameters"),
-    "all frozen": (nn.Linear(2, 2).requires_grad_(False), (), (), "none of the 2 selected parameters requires a gradient"),
+    "all frozen": (
+        nn.Linear(2, 2).requires_grad_(False),
+        (),
+        (),
+        "none of the 2 selected parameters requires a gradient",
+    ),
     "nothing left": (nn.Linear(2, 2), ("weight",), ("*",), "leave none of the 2 parameters"),
     "lazy": (nn.LazyLinear(2), (), (), r"parameter 'weight' is not initialised yet \(a lazy module\)"),
     "meta": (nn.Linear(2, 2, device="meta"), (), (), "parameter 'weight' is on the meta device"),

@@ -73,14 +73,25 @@ def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, Ana
 def _asked(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
     if not loss.requires_grad:
         return [None for _ in parameters]
-    try:
+    if not _runs_a_backward_inside(loss):
         return list(torch.autograd.grad(loss, parameters, allow_unused=True))
-    except RuntimeError as error:
-        if "Checkpointing is not compatible" not in str(error):
-            raise
     with _accumulating(parameters):
         loss.backward()
         return [parameter.grad for parameter in parameters]
+
+
+def _runs_a_backward_inside(loss: torch.Tensor) -> bool:
+    """Whether a reentrant checkpoint is part of the graph: it accumulates, and answers None to who asks."""
+    waiting, seen = [loss.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        waiting += [following for following, _ in node.next_functions]
+    return False
 
 
 @contextmanager

@@ -53,6 +53,7 @@ class Borrowed:
     def learn_from_evaluation(self) -> None:
         """After the first evaluation: what it did not touch need not be put back after each of the others."""
         self._random.narrow_to_moved()
+        self._tensors.learn_what_changes()
         self._collects_gradients = self.has_gradients()
 
 
@@ -126,6 +127,7 @@ class _StandIns:
         self._hooks = [_copied(tensor._backward_hooks) for tensor in self._tensors]
         self._swapped = 0
         self._versions: list[int] = []
+        self._restless = set(range(len(self._tensors)))
 
     def swap_in(self) -> None:
         for tensor, other in zip(self._tensors, self._others, strict=True):
@@ -149,10 +151,15 @@ class _StandIns:
         for tensor in self._tensors:
             tensor.grad = None
 
+    def learn_what_changes(self) -> None:
+        """After the first evaluation; torch's batch norms write to their statistics and leave the version as it was."""
+        pairs = zip(self._tensors, self._pristine, strict=True)
+        self._restless = {position for position, (now, first) in enumerate(pairs) if not torch.equal(now, first)}
+
     def rewind(self) -> None:
         """Stand-ins that an evaluation wrote to hold their first values again."""
         for position, tensor in enumerate(self._tensors):
-            if tensor._version != self._versions[position]:
+            if position in self._restless or tensor._version != self._versions[position]:
                 with torch.no_grad():
                     tensor.data.copy_(self._pristine[position])
                 self._versions[position] = tensor._version

@@ -11,8 +11,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
-KEEP = {torch.ops.aten.view.dtype}
+aten = torch.ops.aten
+
+KEEP = {aten.view.dtype}
 """Ops whose dtype argument reinterprets bits and does not cast."""
+
+CASTS = {
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.to.device,
+    aten.to.other,
+    aten.lift_fresh.default,
+    aten.type_as.default,
+    aten.view_as_complex.default,
+}
+"""Ops that may return what they are given, but are no views."""
 
 
 def epsilon(dtype: torch.dtype) -> float:
@@ -58,6 +71,8 @@ class PrecisionMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if _is_view(func):
+            return func(*args, **(kwargs or {}))  # of the tensor itself, which may be written to through it
         writes = _written_arguments(func)
         raised = tuple(arg if position in writes else self._raised(func, arg) for position, arg in enumerate(args))
         raised_kwargs = {
@@ -83,6 +98,14 @@ class PrecisionMode(TorchDispatchMode):
     def _record(self, func: Any) -> None:
         name = getattr(func, "overloadpacket", func).__name__
         self.overridden.setdefault(name, set()).add(self._module_at_hand())
+
+
+@functools.cache
+def _is_view(func: Any) -> bool:
+    """Whether what an op returns shares memory with what it is given, and it writes to neither."""
+    schema = getattr(func, "_schema", None)
+    aliases = [argument.alias_info for argument in schema.arguments] if schema else []
+    return func not in CASTS and any(aliases) and not any(alias and alias.is_write for alias in aliases)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ def engine_for(parameters: list[Tensor], J: Callable[[], Tensor]) -> PlainEngine
 def test_values_are_those_of_the_moved_parameter() -> None:
     w = torch.arange(6, dtype=torch.float64).reshape(2, 3)
     weights = torch.tensor([[1.0, 10, 100], [1000, 1e4, 1e5]], dtype=torch.float64)
-    engine = engine_for([w], lambda: (w * weights).sum())
+    engine = engine_for([w], lambda: torch.sum(w * weights))
     samples = engine.sample(0, np.array([0, 4, 5, 4]), np.array([0.5, 1.0, -2.0, 0.0]))
     base = float((w * weights).sum())
     assert samples.steps.tolist() == [0.5, 1.0, -2.0, 0.0]
@@ -70,19 +70,21 @@ def test_the_parameter_is_chosen_by_its_position() -> None:
 
 def test_the_step_is_the_one_taken() -> None:
     w = torch.tensor([1.0, 1e6], dtype=torch.float32)
-    samples = engine_for([w], lambda: w.sum()).sample(0, np.array([0, 1]), np.array([1e-9, 0.1]))
+    samples = engine_for([w], lambda: torch.sum(w)).sample(0, np.array([0, 1]), np.array([1e-9, 0.1]))
     assert samples.steps.tolist() == [0.0, 0.125]
 
 
 def test_theta_is_put_back_to_the_bit_and_its_version_stays() -> None:
     w = nn.Parameter(torch.tensor([0.1, 1e-300, -0.0, 3e15], dtype=torch.float64))
     before, version = w.detach().clone(), w._version
-    engine_for([w], lambda: w.sum()).sample(0, np.arange(4), np.array([1e-7, 1e5, -1.0, 0.3]))
+    engine_for([w], lambda: torch.sum(w)).sample(0, np.arange(4), np.array([1e-7, 1e5, -1.0, 0.3]))
     assert w.detach().view(torch.int64).tolist() == before.view(torch.int64).tolist()
     assert w._version == version
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), StopIteration()], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [ValueError("x"), KeyboardInterrupt(), StopIteration()], ids=lambda e: type(e).__name__
+)
 def test_theta_is_put_back_when_the_loss_raises(error: BaseException) -> None:
     w = torch.tensor([0.1, 0.2], dtype=torch.float64)
 
@@ -98,10 +100,10 @@ def test_values_that_are_not_finite_come_through() -> None:
     w = torch.tensor([0.0], dtype=torch.float64)
     samples = engine_for([w], lambda: 1 / (w - 1).log().sum()).sample(0, np.array([0, 0]), np.array([0.5, 2.0]))
     assert np.isnan(samples.values[0])
-    assert engine_for([w], lambda: (1 / w).sum()).sample(0, np.array([0]), np.array([0.0])).values[0] == np.inf
+    assert engine_for([w], lambda: torch.sum(1 / w)).sample(0, np.array([0]), np.array([0.0])).values[0] == np.inf
 
 
 def test_nothing_to_sample() -> None:
     w = torch.empty(0, 2, dtype=torch.float64)
-    samples = engine_for([w], lambda: w.sum()).sample(0, np.empty(0, dtype=np.int64), np.empty(0))
+    samples = engine_for([w], lambda: torch.sum(w)).sample(0, np.empty(0, dtype=np.int64), np.empty(0))
     assert len(samples.steps) == len(samples.values) == 0

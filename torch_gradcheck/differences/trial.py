@@ -257,10 +257,11 @@ def _judge_on_ladder(question: Question, answer: Answer, which: Indices) -> None
 
 
 def _look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
-    """Estimates and outcomes from the coarse ladder, and from the fine one where that leaves a question open."""
+    """Estimates and outcomes from the coarse ladder, and from the fine one where only a kink could still excuse."""
     estimates = climb(question.sampler, which, unit, question.noise)
     outcome = _outcomes(question, which, estimates)
-    open_ones = np.flatnonzero((outcome == Outcome.UNDECIDED) & np.isfinite(estimates.error))
+    resolved = np.abs(question.analytic[which] - estimates.central) > ACCUSATION * estimates.error
+    open_ones = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
     if len(open_ones):
         finer = climb(question.sampler, which[open_ones], unit[open_ones], question.noise, FINE)
         settled = _outcomes(question, which[open_ones], finer)
@@ -313,25 +314,35 @@ def _excuse_hidden_kinks(
     """An accused entry whose gradient is among the slopes that f has right next to θ lies at a kink, too.
 
     With several units of a ReLU layer at exactly 0, autograd's choice of a slope in each need not lie between the two
-    slopes along one coordinate, and still is the gradient of a piece of f that touches θ. Pieces that touch θ do so at
-    any distance: where the slopes draw together as the distance shrinks, f is merely curved, and nothing is excused.
+    slopes along one coordinate, and still is the gradient of a piece of f that touches θ: a kink. Or the pieces it
+    chose do not meet at all, and the gradient is a sum over the units that no piece has: up to a span of the slopes
+    outside of more than two of them nothing can be told. Pieces that touch θ do so at any distance: where the slopes draw together as
+    the distance shrinks, f is merely curved, and nothing is excused.
     """
-    accused = np.flatnonzero(outcome == Outcome.MISMATCH)[:PROBES]
-    if not len(accused):
+    accused = np.flatnonzero(outcome == Outcome.MISMATCH)
+    tried = accused[:PROBES]
+    if not len(tried):
         return outcome
-    entries = which[accused]
+    entries = which[tried]
     # No further than 1e-5 in float64, and well within the step at which f still looks smooth.
-    distance = min(question.noise.epsilon**0.32, float(np.min(estimates.step[accused])) / 8)
+    distance = min(question.noise.epsilon**0.32, float(np.min(estimates.step[tried])) / 8)
     far, _ = _slopes_nearby(question, entries, distance)
     near, noise = _slopes_nearby(question, entries, distance / 16)
+    low, high, span = near.min(axis=0), near.max(axis=0), np.ptp(near, axis=0)
+    persistent = span > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
     analytic = question.analytic[entries]
-    inside = (near.min(axis=0) <= analytic) & (analytic <= near.max(axis=0))
-    persistent = np.ptp(near, axis=0) > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
-    excused = inside & persistent
-    outcome[accused[excused]] = Outcome.KINK
-    if excused.all():
-        outcome[outcome == Outcome.MISMATCH] = Outcome.KINK
+    a_piece = (low <= analytic) & (analytic <= high)
+    a_sum = (_pieces(near, noise) > 2) & (low - span <= analytic) & (analytic <= high + span)
+    outcome[tried[persistent & a_sum]] = Outcome.UNDECIDED
+    outcome[tried[persistent & a_piece]] = Outcome.KINK
+    if not np.any(outcome[tried] == Outcome.MISMATCH):
+        outcome[accused[PROBES:]] = Outcome.UNDECIDED
     return outcome
+
+
+def _pieces(slopes: Floats, noise: Floats) -> Indices:
+    """How many different slopes, beyond their noise, each function has among those of nearby points."""
+    return np.asarray(1 + np.sum(np.diff(np.sort(slopes, axis=0), axis=0) > 4 * noise, axis=0))
 
 
 def _slopes_nearby(question: Question, entries: Indices, distance: float) -> tuple[Floats, Floats]:

@@ -1,0 +1,66 @@
+"""The speed benchmark runs, and its figures have the shape that the README's table is made from."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import speed
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_quick_run_prints_a_table_and_writes_the_figures_where_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    command = [sys.executable, "benchmarks/speed.py", "--quick", "--json", str(path)]
+    few_threads = os.environ | {"OMP_NUM_THREADS": "1"}  # short operations on threads that spin take seconds
+    printed = subprocess.run(command, cwd=ROOT, env=few_threads, capture_output=True, text=True, check=True).stdout
+    assert all(name in printed for name in speed.CONTESTANTS)
+    figures = json.loads(path.read_text())
+    assert set(figures) == {"environment", "matrix_product_gflops", "timings"}
+    assert {"cpu", "cores", "threads", "torch", "commit", "date"} <= set(figures["environment"])
+    assert figures["matrix_product_gflops"] > 0
+    (row,) = figures["timings"]
+    assert set(row) == set(speed.Timing.__dataclass_fields__)
+    assert row["coordinates"] == 201
+    for each in ("tried", "seconds", "median_seconds", "peak_mib"):
+        assert set(row[each]) == set(speed.CONTESTANTS)
+    assert set(row["times_slower"]) == {speed.LOOP, speed.GRADCHECK}
+    assert all(len(seconds) == 1 and seconds[0] > 0 for seconds in row["seconds"].values())
+    assert row["tried"] == dict.fromkeys(speed.CONTESTANTS, 201)
+    assert row["share_of_limit"] > 0
+    assert row["seconds_to_trace"] > 0
+
+
+SIZES = {"small": 201, "mlp": 8970, "lenet": 61706, "transformer": 9844, "lstm": 4849, "custom": 5122}
+
+
+@pytest.mark.parametrize("key", speed.CASES)
+def test_the_models_are_those_of_the_table(key: str) -> None:
+    case = speed.built(key)
+    assert case.coordinates == SIZES[key]
+    assert case.model(case.inputs).shape[0] == len(case.targets)
+
+
+@pytest.mark.parametrize("rival", [speed.LOOP, speed.GRADCHECK])
+def test_a_subset_is_spread_or_small(rival: str) -> None:
+    case = speed.built("small")
+    assert speed.CONTESTANTS[rival](case, None) == 201
+    assert 0 < speed.CONTESTANTS[rival](case, 30) < 60
+
+
+def test_the_smallest_parameters_fill_the_subset() -> None:
+    sizes = {"a": torch.zeros(5), "b": torch.zeros(2), "c": torch.zeros(9)}
+    assert speed.smallest(sizes, None) == ["b", "a", "c"]
+    assert speed.smallest(sizes, 8) == ["b", "a"]
+    assert speed.smallest(sizes, 1) == ["b"]
+
+
+def test_operations_of_a_forward() -> None:
+    assert speed.forward_flops(speed.built("mlp")) == 2 * 32 * (64 * 64 + 64 * 64 + 64 * 10)
