@@ -316,8 +316,8 @@ def _excuse_hidden_kinks(
     With several units of a ReLU layer at exactly 0, autograd's choice of a slope in each need not lie between the two
     slopes along one coordinate, and still is the gradient of a piece of f that touches θ: a kink. Or the pieces it
     chose do not meet at all, and the gradient is a sum over the units that no piece has: up to a span of the slopes
-    outside of more than two of them nothing can be told. Pieces that touch θ do so at any distance: where the slopes draw together as
-    the distance shrinks, f is merely curved, and nothing is excused.
+    outside of more than two of them nothing can be told. Pieces that touch θ do so at any distance: where the slopes
+    draw together as the distance shrinks, f is merely curved, and nothing is excused.
     """
     accused = np.flatnonzero(outcome == Outcome.MISMATCH)
     tried = accused[:PROBES]
