@@ -234,8 +234,8 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
     along. Truncation is an entry's distance from what it was made of and from the entry a rung above, or a `ratio`th
     of the latter where the slopes are seen to settle as those of a smooth f do. Where they are not, a kink could hide
     between the rungs, as far as the roundoff two rungs further down lets it: that much is added. And the derivative
-    being a limit, an estimate must agree with the plain slopes of all smaller rungs within their roundoff: what a
-    saturated f says of itself far away from 0 agrees with itself too.
+    being a limit, an estimate must agree with those of all smaller rungs, of its own column, within their roundoff: what
+    a saturated f says of itself far away from 0 agrees with itself too.
     """
     count, steps = slopes.shape
     values = np.full((ORDERS, count, steps), np.nan)
@@ -245,7 +245,7 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
     value, noise, made_of = slopes, roundoff, np.zeros_like(slopes)
     for j in range(min(ORDERS, steps)):
         above = _from_rung_above(value)
-        below = _beyond_noise_of_smaller_rungs(value, slopes[:, j:], roundoff[:, j:])
+        below = _beyond_noise_of_smaller_rungs(value, noise)
         # One order of decay from rung to rung is asked of a smooth f, which has two or more.
         smooth = np.maximum(above / ratio + noise, below)
         rough = np.maximum(np.maximum(made_of, above) + noise + hidden[:, j:], below)
@@ -293,11 +293,11 @@ def _from_rung_above(column: Floats) -> Floats:
     return distance
 
 
-def _beyond_noise_of_smaller_rungs(estimates: Floats, slopes: Floats, roundoff: Floats) -> Floats:
-    """How much further each estimate is from the plain slope of some smaller rung than that slope's roundoff allows."""
-    beyond = np.zeros_like(estimates)
-    for rung in range(1, slopes.shape[1]):
-        distance = np.abs(estimates[:, :rung] - slopes[:, rung : rung + 1]) - roundoff[:, rung : rung + 1]
+def _beyond_noise_of_smaller_rungs(column: Floats, noise: Floats) -> Floats:
+    """How much further each estimate is from that of some smaller rung than the roundoff of the latter allows."""
+    beyond = np.zeros_like(column)
+    for rung in range(1, column.shape[1]):
+        distance = np.abs(column[:, :rung] - column[:, rung : rung + 1]) - noise[:, rung : rung + 1]
         beyond[:, :rung] = np.fmax(beyond[:, :rung], distance)
     return beyond
 

@@ -315,9 +315,10 @@ def _excuse_hidden_kinks(
 
     With several units of a ReLU layer at exactly 0, autograd's choice of a slope in each need not lie between the two
     slopes along one coordinate, and still is the gradient of a piece of f that touches θ: a kink. Or the pieces it
-    chose do not meet at all, and the gradient is a sum over the units that no piece has: up to a span of the slopes
-    outside of more than two of them nothing can be told. Pieces that touch θ do so at any distance: where the slopes
-    draw together as the distance shrinks, f is merely curved, and nothing is excused.
+    chose do not meet at all, and the gradient is a sum over the units that no piece has: where more than two slopes are
+    seen, nothing can be told up to their span, as many times as there are slopes, outside of them; and nothing at all
+    where each point has its own, for then there are more units than points. Pieces that touch θ do so at any distance:
+    where the slopes draw together as the distance shrinks, f is merely curved, and nothing is excused.
     """
     accused = np.flatnonzero(outcome == Outcome.MISMATCH)
     tried = accused[:PROBES]
@@ -332,7 +333,9 @@ def _excuse_hidden_kinks(
     persistent = span > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
     analytic = question.analytic[entries]
     a_piece = (low <= analytic) & (analytic <= high)
-    a_sum = (_pieces(near, noise) > 2) & (low - span <= analytic) & (analytic <= high + span)
+    pieces = _pieces(near, noise)
+    within = (low - pieces * span <= analytic) & (analytic <= high + pieces * span)
+    a_sum = (pieces > 2) & (within | (pieces == NEARBY_POINTS))
     outcome[tried[persistent & a_sum]] = Outcome.UNDECIDED
     outcome[tried[persistent & a_piece]] = Outcome.KINK
     if not np.any(outcome[tried] == Outcome.MISMATCH):
