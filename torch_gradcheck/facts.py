@@ -109,7 +109,8 @@ class ParameterReport:
         verdict: the word for `relative_error`; None when not checked.
         max_abs_error: the largest |numeric − analytic|; NaN when not checked.
         noise: the largest error bar of a numeric derivative, in the unit of a derivative.
-        eps: the step of the centered difference that most coordinates were judged at.
+        eps: the step of the centered difference that most coordinates were judged at: a given one as it is, one that
+            the check chose as a multiple of max(1, |θ|).
         checked: how many coordinates (a complex entry has two) or directions were.
         mismatched: how many coordinates are wrong.
         worst: the worst coordinates, worst first.

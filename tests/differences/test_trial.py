@@ -334,7 +334,7 @@ def test_a_gradient_that_no_choice_gives_is_not_excused() -> None:
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-5, 1e-7], ids="eps={:.0e}".format)
 def test_a_given_step_is_used_as_it_is(eps: float) -> None:
-    """As it is, in units of max(1, |θ|); a disagreement is still looked at on the ladder."""
+    """A disagreement is still looked at on the ladder."""
     family, gradient = network(10)
     answer = try_gradient(family.question(gradient, eps=eps), None)
     assert answer.window == Window(eps, 0)
@@ -344,11 +344,12 @@ def test_a_given_step_is_used_as_it_is(eps: float) -> None:
     assert set(outcomes(answer)) == {"MISMATCH"}
 
 
-def test_a_given_step_gives_the_plain_formula_where_it_agrees() -> None:
-    family = Family([np.exp], [0.25])
+@pytest.mark.parametrize("x", [0.25, 4.0])
+def test_a_given_step_gives_the_plain_formula_where_it_agrees(x: float) -> None:
+    family = Family([np.exp], [x])
     eps = 2.0**-10
-    answer = try_gradient(family.question(np.exp([0.25]), eps=eps, tolerance=1e-3), None)
-    assert answer.numeric[0] == (np.exp(0.25 + eps) - np.exp(0.25 - eps)) / (2 * eps)
+    answer = try_gradient(family.question(np.exp([x]), eps=eps, tolerance=1e-3), None)
+    assert answer.numeric[0] == (np.exp(x + eps) - np.exp(x - eps)) / (2 * eps)
 
 
 @pytest.mark.parametrize("eps", [1e-15, 1e-30, 1.0, 1e3], ids="eps={:.0e}".format)

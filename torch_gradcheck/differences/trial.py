@@ -78,7 +78,7 @@ class Question:
             root mean square, 1 where all of it is 0.
         noise: of J.
         tolerance: the largest relative error that passes.
-        eps: a step to use as it is, None to choose one.
+        eps: a step to use as it is, the same for every entry; None to choose one.
     """
 
     sampler: Sampler
@@ -102,6 +102,11 @@ class Question:
     def to_second(self) -> Question:
         """The same question, to the second sampler."""
         return replace(self, sampler=self.second, noise=self.noise._replace(at_zero=self.second_at_zero))
+
+    def through(self, window: Window, which: Indices) -> tuple[Floats, Floats]:
+        """The centered differences that `window` names, in units of the argument or, for a given step, of 1."""
+        unit = self.unit[which] if self.eps is None else np.ones(len(which))
+        return through_window(self.sampler, which, unit, window, self.noise)
 
     @property
     def rounding(self) -> float:
@@ -151,7 +156,7 @@ def try_gradient(question: Question, carried: Window | None) -> Answer:
     """
     everything = np.arange(len(question.analytic), dtype=np.int64)
     window = _chosen_window(question, carried) if len(everything) else Window(first_step(question.noise), 0)
-    numeric, error = through_window(question.sampler, everything, question.unit, window, question.noise)
+    numeric, error = question.through(window, everything)
     left, right = np.full((2, len(numeric)), np.nan)
     answer = Answer(numeric, error, np.zeros(len(numeric), np.int8), left, right, window)
     _judge_suspects(question, answer, np.flatnonzero(~question.agrees(everything, numeric, error)))
@@ -165,11 +170,10 @@ def _chosen_window(question: Question, carried: Window | None) -> Window:
     if carried is not None and _drowns(question, default) and not _drowns(question, carried):
         default = carried
     probes = _probes(question.analytic)
-    unit = question.unit[probes]
-    numeric, error = through_window(question.sampler, probes, unit, default, question.noise)
+    numeric, error = question.through(default, probes)
     if not _drowns(question, default) and bool(question.agrees(probes, numeric, error).all()):
         return default
-    estimates = climb(question.sampler, probes, unit, question.noise)
+    estimates = climb(question.sampler, probes, question.unit[probes], question.noise)
     if not _drowns(question, default) and _same_derivatives(question, numeric, error, estimates):
         return default  # the step suits; it is the gradient that is wrong
     window, typical = window_for(estimates.tableau, _needed(question, estimates))
@@ -361,7 +365,7 @@ def _slopes_nearby(question: Question, entries: Indices, distance: float) -> tup
 def _count_by_second_step(question: Question, answer: Answer, which: Indices) -> None:
     """Entries of a tensor known to be wrong: wrong too if another step gives the same derivative, else undecided."""
     window = Window(answer.window.step * SECOND_LADDER, answer.window.order)
-    numeric, error = through_window(question.sampler, which, question.unit[which], window, question.noise)
+    numeric, error = question.through(window, which)
     both = answer.error[which] + error
     off = np.abs(question.analytic[which] - numeric)
     steady = np.abs(answer.numeric[which] - numeric) <= both + off / 10
