@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.captures import captures_of
+from torch_gradcheck.deliberate import PowerIterations
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.global_state import RandomState, SwitchState, is_generator, seed_everything
 from torch_gradcheck.interrupts import HeldSignals
@@ -97,10 +98,11 @@ class Loan:
         inference.__enter__()
         self._undo = [lambda: inference.__exit__(None, None, None)]
         switches, random = SwitchState(), RandomState.of_everything(generators)
-        modules = _ModuleStates(self._holders)
+        modules, iterations = _ModuleStates(self._holders), PowerIterations(self._holders)
         tensors = _StandIns([*modules.tensors(), *self._captured], self._dtype)
-        self._undo += [switches.restore, random.restore, modules.restore, tensors.swap_back]
+        self._undo += [switches.restore, random.restore, iterations.restore, modules.restore, tensors.swap_back]
         tensors.swap_in()
+        iterations.hold()
         switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
         if self._mode != "keep":
             self._model.train(self._mode == "train")

@@ -143,6 +143,7 @@ def _check(
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
         ratio = _over_theta(trials)
+        notes = notes_of(rows, objective, numerical, asked)
     return Report(
         parameters=tuple(rows),
         relative_error=ratio,
@@ -155,7 +156,7 @@ def _check(
         mode=asked.mode,
         seed=asked.seed,
         noise=numerical.noise.sigma,
-        notes=notes_of(rows, objective, numerical, asked),
+        notes=notes,
     )
 
 

@@ -234,8 +234,8 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
     along. Truncation is an entry's distance from what it was made of and from the entry a rung above, or a `ratio`th
     of the latter where the slopes are seen to settle as those of a smooth f do. Where they are not, a kink could hide
     between the rungs, as far as the roundoff two rungs further down lets it: that much is added. And the derivative
-    being a limit, an estimate must agree with those of all smaller rungs, of its own column, within their roundoff: what
-    a saturated f says of itself far away from 0 agrees with itself too.
+    being a limit, an estimate must agree with those of all smaller rungs in its column, within their roundoff: what a
+    saturated f says of itself far away from 0 agrees with itself too.
     """
     count, steps = slopes.shape
     values = np.full((ORDERS, count, steps), np.nan)
