@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.parameter import is_lazy
 
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.errors import InvalidRequestError
@@ -139,13 +140,22 @@ def _given(entry: ThetaEntry, gradients: Mapping[str, Any]) -> AnalyticGradient:
     if tensor.is_complex() and not entry.is_complex:
         raise InvalidRequestError(f"gradients[{keys[0]!r}] is complex ({tensor.dtype}), the parameter is real.")
     inexact = tensor.is_floating_point() or tensor.is_complex()
-    return _analytic(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))
+    try:
+        return _analytic(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise InvalidRequestError(
+            f"gradients[{keys[0]!r}] holds no numbers to compare with (dtype {tensor.dtype}, device {tensor.device}, "
+            f"layout {tensor.layout}): give an ordinary tensor or array."
+        ) from error
 
 
 def _as_tensor(name: str, value: Any) -> torch.Tensor:
     try:
-        return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        if not (tensor.is_nested or is_lazy(tensor)):
+            return tensor
+        raise TypeError("it has no shape")
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidRequestError(
-            f"gradients[{name!r}] must be a tensor or an array of numbers, got {type(value).__name__}."
+            f"gradients[{name!r}] must be an ordinary tensor or an array of numbers, got {type(value).__name__}."
         ) from error

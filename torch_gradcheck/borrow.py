@@ -10,28 +10,31 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from torch_gradcheck.captures import captures_of
+from torch_gradcheck.captures import Captures, captures_of
 from torch_gradcheck.deliberate import PowerIterations
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.global_state import RandomState, SwitchState, is_generator, seed_everything
+from torch_gradcheck.global_state import RandomState, SwitchState, seed_everything
 from torch_gradcheck.interrupts import HeldSignals
 from torch_gradcheck.precision import in_precision
 from torch_gradcheck.request import Mode
 
-CONTAINERS = (dict, list, set, deque)
+ONE_AT_A_TIME = RLock()
+"""Random state and switches belong to the whole process: checks in several threads wait for each other."""
 
 
 class Borrowed:
     """The stand-ins while they are lent, and the way back to their first state around each evaluation of J."""
 
-    def __init__(self, tensors: _StandIns, modules: _ModuleStates, generators: Sequence[Any], seed: int) -> None:
+    def __init__(self, tensors: _StandIns, holders: _HolderStates, generators: Sequence[Any], seed: int) -> None:
         self._tensors = tensors
-        self._modules = modules
+        self._holders = holders
         self._collects_gradients = True
         seed_everything(seed)
         self._random = RandomState.of_everything(generators)
@@ -43,7 +46,7 @@ class Borrowed:
     def after_evaluation(self) -> None:
         """Buffers and whatever else the model wrote to hold their first values again."""
         self._tensors.rewind()
-        self._modules.rewind_tensors()
+        self._holders.rewind_tensors()
         if self._collects_gradients:
             self._tensors.drop_gradients()
 
@@ -63,22 +66,34 @@ class Loan:
 
     A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
     could land and leave the stand-ins in place.
+
+    Args:
+        model: what is lent.
+        functions: what is called to compute J: loss or closure.
+        batch: what they are called on; copied by others, only its random generators are of interest here.
+        mode, dtype, seed: as the request has them.
     """
 
     def __init__(
-        self, model: nn.Module, functions: Sequence[Callable[..., Any]], mode: Mode, dtype: torch.dtype, seed: int
+        self,
+        model: nn.Module,
+        functions: Sequence[Callable[..., Any]],
+        batch: Any,
+        mode: Mode,
+        dtype: torch.dtype,
+        seed: int,
     ) -> None:
         self._model, self._mode, self._dtype, self._seed = model, mode, dtype, seed
-        captures = [captures_of(function) for function in functions]
-        roots = [model, *(module for capture in captures for module in capture.modules.values())]
-        self._holders = list(dict.fromkeys(module for root in roots for module in root.modules()))
-        self._captured = [tensor for capture in captures for tensor in capture.tensors.values()]
+        self._captures = captures_of(model, *functions)
+        self._generators = [*self._captures.generators.values(), *captures_of(batch).generators.values()]
         self._signals = HeldSignals(frozenset({Loan.__enter__.__code__, Loan.__exit__.__code__}))
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Borrowed:
         try:
             self._signals.install()
+            ONE_AT_A_TIME.acquire()
+            self._undo.append(ONE_AT_A_TIME.release)
             borrowed = self._take()
         except BaseException:
             self._give_back()
@@ -92,21 +107,20 @@ class Loan:
 
     def _take(self) -> Borrowed:
         """Sets everything aside; each step registers its way back before it changes anything."""
-        generators = [value for module in self._holders for value in vars(module).values() if is_generator(value)]
-        _check_buffers(self._model)
+        _check_numbers(self._model, self._captures)
         inference = torch.inference_mode(False)
         inference.__enter__()
-        self._undo = [lambda: inference.__exit__(None, None, None)]
-        switches, random = SwitchState(), RandomState.of_everything(generators)
-        modules, iterations = _ModuleStates(self._holders), PowerIterations(self._holders)
-        tensors = _StandIns([*modules.tensors(), *self._captured], self._dtype)
-        self._undo += [switches.restore, random.restore, iterations.restore, modules.restore, tensors.swap_back]
+        self._undo.append(lambda: inference.__exit__(None, None, None))
+        switches, random = SwitchState(), RandomState.of_everything(self._generators)
+        holders, iterations = _HolderStates(self._captures), PowerIterations(self._captures.modules.values())
+        tensors = _StandIns(list(self._captures.tensors.values()), self._dtype)
+        self._undo += [switches.restore, random.restore, iterations.restore, holders.restore, tensors.swap_back]
         tensors.swap_in()
         iterations.hold()
         switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
         if self._mode != "keep":
             self._model.train(self._mode == "train")
-        return Borrowed(tensors, modules, generators, self._seed)
+        return Borrowed(tensors, holders, self._generators, self._seed)
 
     def _give_back(self) -> None:
         try:
@@ -124,7 +138,7 @@ class _StandIns:
     def __init__(self, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
         self._tensors = [tensor for tensor in dict.fromkeys(tensors) if _can_stand_in(tensor)]
         with torch.no_grad():
-            self._others = [_stand_in(tensor, dtype) for tensor in self._tensors]
+            self._others = _stand_ins(self._tensors, dtype)
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [_copied(tensor._backward_hooks) for tensor in self._tensors]
         self._swapped = 0
@@ -171,9 +185,35 @@ def _can_stand_in(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
-def _stand_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    copy = tensor.detach().to(in_precision(tensor.dtype, dtype), copy=True)
-    return copy.requires_grad_(tensor.requires_grad)
+def _stand_ins(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """A copy of each; one that sees a parameter change (a buffer made of `weight.data`) sees its copy change, too."""
+    owners = {_memory(tensor): tensor for tensor in reversed(tensors) if tensor.requires_grad and tensor.is_leaf}
+    seen_by_others = {_memory(tensor) for tensor in tensors if not tensor.requires_grad} & owners.keys()
+    storages: dict[tuple[Any, ...], torch.Tensor] = {}
+    copies = []
+    for tensor in tensors:
+        memory, lent_in = _memory(tensor), in_precision(tensor.dtype, dtype)
+        if memory not in seen_by_others or (tensor.requires_grad and tensor is not owners[memory]):
+            copy = tensor.detach().to(lent_in, copy=True)
+        else:
+            if memory not in storages:
+                storages[memory] = _at(tensor, tensor.untyped_storage()).to(lent_in, copy=True)
+            place = (tensor.storage_offset(), tensor.shape, tensor.stride())
+            copy = _at(storages[memory], storages[memory].untyped_storage(), *place)
+        copies.append(copy.requires_grad_(tensor.requires_grad))
+    return copies
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """The same for tensors that may see each other's values change."""
+    address = tensor.untyped_storage().data_ptr()
+    as_it_is = not (tensor.is_conj() or tensor.is_neg())
+    return (tensor.device, tensor.dtype, address if address and as_it_is else id(tensor))
+
+
+def _at(like: torch.Tensor, storage: torch.UntypedStorage, *place: Any) -> torch.Tensor:
+    """A tensor of its own, no view, on a storage: at offset, shape and stride, or all of it one after the other."""
+    return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, *place)
 
 
 def _copied(hooks: Any) -> Any:
@@ -190,38 +230,29 @@ def _restore_hooks(tensor: torch.Tensor, hooks: Any) -> None:
         tensor._backward_hooks.update(hooks)
 
 
-class _ModuleStates:
-    """The attributes of modules (flags, buffers' and parameters' names, hooks, whatever they keep), shallowly.
+class _HolderStates:
+    """What modules and objects keep in their attributes (flags, hooks, counters, ...), containers and arrays hold."""
 
-    Containers among the attributes are remembered by their content too: `self.history.append(...)` is undone.
-    """
-
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._attributes = [(module, dict(vars(module))) for module in modules]
-        held = [value for _, attributes in self._attributes for value in attributes.values()]
-        self._contents = [(value, _content(value)) for value in held if isinstance(value, CONTAINERS)]
-        dicts = [vars(module) for module in modules] + [value for value in held if isinstance(value, dict)]
+    def __init__(self, captures: Captures) -> None:
+        attributes = [vars(holder) for holder in (*captures.modules.values(), *captures.objects.values())]
+        self._contents = [(held, _content(held)) for held in (*attributes, *captures.containers.values())]
+        self._arrays = [(array, array.copy()) for array in captures.arrays.values() if array.flags.writeable]
         self._tensor_names = [
-            (names, name, value) for names in dicts for name, value in names.items() if isinstance(value, torch.Tensor)
+            (names, name, value)
+            for names, _ in self._contents
+            if isinstance(names, dict)
+            for name, value in names.items()
+            if isinstance(value, torch.Tensor)
         ]
 
-    def tensors(self) -> list[torch.Tensor]:
-        """Parameters, buffers, and tensors kept as plain attributes or one container deep."""
-        found = []
-        for _, attributes in self._attributes:
-            for value in attributes.values():
-                inside = value.values() if isinstance(value, dict) else value
-                candidates = inside if isinstance(value, (*CONTAINERS, tuple)) else (value,)
-                found += [candidate for candidate in candidates if isinstance(candidate, torch.Tensor)]
-        return found
-
     def restore(self) -> None:
-        for module, attributes in self._attributes:
-            if not _same_items(vars(module), attributes):
-                _refill(vars(module), attributes)
+        """All that was held is held again, the same objects under the same names."""
         for container, content in self._contents:
             if not _same_items(container, content):
                 _refill(container, content)
+        for array, first in self._arrays:
+            if array.tobytes() != first.tobytes():
+                array[...] = first
 
     def rewind_tensors(self) -> None:
         """Attributes and registered names that held a tensor hold that same tensor again."""
@@ -249,9 +280,20 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def _check_buffers(model: nn.Module) -> None:
+def _check_numbers(model: nn.Module, captures: Captures) -> None:
+    """Raises where a module holds a tensor without numbers to compute with."""
     for name, buffer in model.named_buffers():
-        if buffer.is_meta:
-            raise InvalidRequestError(
-                f"buffer {name!r} is on the meta device and holds no numbers: materialise the model first."
-            )
+        _check_has_numbers(f"buffer {name!r}", buffer)
+    for module in captures.modules.values():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            _check_has_numbers(f"{name!r} of a {type(module).__name__}", tensor)
+
+
+def _check_has_numbers(what: str, tensor: torch.Tensor) -> None:
+    if is_lazy(tensor):
+        raise InvalidRequestError(f"{what} is not initialised yet (a lazy module): call it once on a batch first.")
+    if tensor.is_meta:
+        raise InvalidRequestError(
+            f"{what} is on the meta device and holds no numbers: materialise the module first, "
+            "for example with to_empty(device='cpu') and an initialisation."
+        )

@@ -196,6 +196,9 @@ class Facts:
     def __len__(self) -> int:
         return len(self.parameters)
 
+    def __contains__(self, name: object) -> bool:
+        return any(name == row.name or name in row.aliases for row in self.parameters)
+
     def __getitem__(self, name: str) -> ParameterReport:
         for row in self.parameters:
             if name == row.name or name in row.aliases:

@@ -126,6 +126,8 @@ def scalar(loss: object) -> torch.Tensor:
     advice = "The loss must be one real number: reduce it, for example with .mean() or .sum()."
     if not isinstance(loss, torch.Tensor):
         raise NonScalarLossError(f"the loss is a {type(loss).__name__}, not a tensor. {advice}")
+    if loss.is_nested or loss.is_meta or loss.layout is not torch.strided:
+        raise NonScalarLossError(f"the loss is no ordinary tensor ({loss.layout}, device {loss.device}). {advice}")
     if loss.numel() != 1:
         raise NonScalarLossError(f"the loss has shape {tuple(loss.shape)} with {loss.numel()} entries. {advice}")
     if loss.is_complex():
