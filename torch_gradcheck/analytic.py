@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn.parameter import is_lazy
 
 from torch_gradcheck.differences.sampling import Floats
@@ -37,18 +38,13 @@ def autograd_gradients(objective: Objective, theta: Theta) -> dict[int, Analytic
     """One autograd backward of J, by position in θ of the checked parameters.
 
     Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
-    in the backward) do not fire; hooks on the tensors do. Where the closure runs its own backward, or a reentrant
-    checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken.
+    in the backward) do not fire; hooks on the tensors do. Where the closure has run the backward of J itself, or a
+    reentrant checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken.
     """
     positions = theta.checked
     parameters = [theta[position].parameter for position in positions]
-    if not objective.runs_backward:
-        with torch.enable_grad(), objective.evaluation():
-            gradients = _asked(objective.compute(), parameters)
-    else:
-        with torch.enable_grad(), objective.evaluation():
-            objective.compute()
-            gradients = [parameter.grad for parameter in parameters]
+    with torch.enable_grad(), objective.evaluation():
+        gradients = _asked(objective.compute(), parameters, objective)
     return {
         position: _analytic(theta[position], gradient, epsilon(objective.dtype))
         for position, gradient in zip(positions, gradients, strict=True)
@@ -71,14 +67,26 @@ def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, Ana
     return {position: _given(theta[position], gradients) for position in theta.checked}
 
 
-def _asked(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
+def _asked(loss: torch.Tensor, parameters: list[nn.Parameter], objective: Objective) -> list[torch.Tensor | None]:
     if not loss.requires_grad:
-        return [None for _ in parameters]
-    if not _runs_a_backward_inside(loss):
-        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
-    with _accumulating(parameters):
-        loss.backward()
-        return [parameter.grad for parameter in parameters]
+        return _accumulated(parameters, objective) if objective.runs_backward else [None for _ in parameters]
+    if _runs_a_backward_inside(loss):
+        with _accumulating(parameters):
+            loss.backward()
+            return [parameter.grad for parameter in parameters]
+    asked = [parameter for parameter in parameters if parameter.requires_grad]  # not those that the forward has frozen
+    try:
+        gradients = iter(torch.autograd.grad(loss, asked, allow_unused=True))
+        return [next(gradients) if parameter.requires_grad else None for parameter in parameters]
+    except RuntimeError as error:
+        if objective.runs_backward and "second time" in str(error):  # the closure has used the graph up
+            return _accumulated(parameters, objective)
+        raise
+
+
+def _accumulated(parameters: list[nn.Parameter], objective: Objective) -> list[torch.Tensor | None]:
+    objective.takes_accumulated = True
+    return [parameter.grad for parameter in parameters]
 
 
 def _runs_a_backward_inside(loss: torch.Tensor) -> bool:
@@ -96,7 +104,7 @@ def _runs_a_backward_inside(loss: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _accumulating(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+def _accumulating(parameters: list[nn.Parameter]) -> Iterator[None]:
     try:
         yield
     finally:
@@ -157,5 +165,5 @@ def _as_tensor(name: str, value: Any) -> torch.Tensor:
         raise TypeError("it has no shape")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidRequestError(
-            f"gradients[{name!r}] must be an ordinary tensor or an array of numbers, got {type(value).__name__}."
+            f"gradients[{name!r}] must be a tensor or an array of numbers, got {type(value).__name__}."
         ) from error

@@ -29,6 +29,13 @@ ONE_AT_A_TIME = RLock()
 """Random state and switches belong to the whole process: checks in several threads wait for each other."""
 
 
+ABSENT = object()
+"""Stands for the value of a name that is not there."""
+
+SETTLING = 3
+"""How many evaluations it takes to see what J does to its surroundings: with a graph, without, with one again."""
+
+
 class Borrowed:
     """The stand-ins while they are lent, and the way back to their first state around each evaluation of J."""
 
@@ -36,6 +43,7 @@ class Borrowed:
         self._tensors = tensors
         self._holders = holders
         self._collects_gradients = True
+        self._settling = SETTLING
         seed_everything(seed)
         self._random = RandomState.of_everything(generators)
 
@@ -45,8 +53,11 @@ class Borrowed:
 
     def after_evaluation(self) -> None:
         """Buffers and whatever else the model wrote to hold their first values again."""
+        if self._settling:
+            self._settling -= 1
+            self._holders.learn_what_is_filled()
         self._tensors.rewind()
-        self._holders.rewind_tensors()
+        self._holders.rewind()
         if self._collects_gradients:
             self._tensors.drop_gradients()
 
@@ -120,6 +131,7 @@ class Loan:
         switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
         if self._mode != "keep":
             self._model.train(self._mode == "train")
+            holders.start()
         return Borrowed(tensors, holders, self._generators, self._seed)
 
     def _give_back(self) -> None:
@@ -235,30 +247,61 @@ class _HolderStates:
 
     def __init__(self, captures: Captures) -> None:
         attributes = [vars(holder) for holder in (*captures.modules.values(), *captures.objects.values())]
-        self._contents = [(held, _content(held)) for held in (*attributes, *captures.containers.values())]
+        self._held = [*attributes, *captures.containers.values()]
+        self._first = [_content(held) for held in self._held]
         self._arrays = [(array, array.copy()) for array in captures.arrays.values() if array.flags.writeable]
+        self.start()
+
+    def start(self) -> None:
+        """What is held now, in the mode of the check, is what every evaluation starts from."""
+        self._start = [_content(held) for held in self._held]
+        self._last = self._start
         self._tensor_names = [
             (names, name, value)
-            for names, _ in self._contents
+            for names in self._held
             if isinstance(names, dict)
             for name, value in names.items()
             if isinstance(value, torch.Tensor)
         ]
+        self._filled: list[tuple[dict[Any, Any], Any, Any]] = []
+
+    def learn_what_is_filled(self) -> None:
+        """After each of the first evaluations: caches, and whatever says that they are filled.
+
+        These are names that changed once, and did not change again in the last evaluation. What changes every time, a
+        counter, stays changed: a J that depends on it is not one function.
+        """
+        now = [_content(held) for held in self._held]
+        filled = [
+            (held, name, start.get(name, ABSENT))
+            for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True)
+            if isinstance(held, dict)
+            for name, value in new.items()
+            if value is last.get(name, ABSENT) and value is not start.get(name, ABSENT)
+        ]
+        if any(isinstance(held[name], torch.Tensor) for held, name, _ in filled):
+            self._filled += filled
+        self._last = now
 
     def restore(self) -> None:
         """All that was held is held again, the same objects under the same names."""
-        for container, content in self._contents:
+        for container, content in zip(self._held, self._first, strict=True):
             if not _same_items(container, content):
                 _refill(container, content)
         for array, first in self._arrays:
             if array.tobytes() != first.tobytes():
                 array[...] = first
 
-    def rewind_tensors(self) -> None:
-        """Attributes and registered names that held a tensor hold that same tensor again."""
+    def rewind(self) -> None:
+        """Names that held a tensor hold that same tensor again, and caches are as empty as they were."""
         for names, name, tensor in self._tensor_names:
             if names.get(name) is not tensor:
                 names[name] = tensor
+        for names, name, value in self._filled:
+            if value is ABSENT:
+                names.pop(name, None)
+            else:
+                names[name] = value
 
 
 def _content(container: Any) -> Any:

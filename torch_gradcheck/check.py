@@ -138,10 +138,14 @@ def _check(
     started = time.perf_counter()
     threads = torch.get_num_threads()
     theta = theta_of(model, asked.include, asked.exclude)
-    given = None if asked.gradients is None else given_gradients(asked.gradients, theta)
+    given = {} if asked.gradients is None else given_gradients(asked.gradients, theta)
     with Loan(model, functions, batch, asked.mode, asked.dtype, asked.seed) as borrowed:
+        theta = theta_of(model, asked.include, asked.exclude)  # a model's own train() and eval() may freeze and thaw
         objective = settled_objective(model, computation(), borrowed, asked.dtype)
-        gradients = autograd_gradients(objective, theta) if given is None else given
+        if asked.gradients is None:
+            gradients = autograd_gradients(objective, theta)
+        else:
+            gradients = given if given.keys() >= set(theta.checked) else given_gradients(asked.gradients, theta)
         numerical = Numerical(objective, theta, asked, threads)
         with progress_bar(asked.progress) as bar:
             trials = numerical.trials(gradients, bar)

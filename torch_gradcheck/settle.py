@@ -31,11 +31,29 @@ def settled_objective(
     objective.loss = objective.record_evaluation()
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
-    without_graph = objective.try_without_graph()
-    if without_graph != objective.loss:
+    if _without_graph(objective) != objective.loss:
         objective.needs_graph = True
         check_unchanged(objective)
     return objective
+
+
+def _without_graph(objective: Objective) -> float | None:
+    """J(θ) under no_grad; None where it raises there and nowhere else, since it needs autograd itself.
+
+    An exception that does not come again under the same conditions is the user's own, and has nothing to do with them.
+    """
+    objective.needs_graph = False
+    try:
+        return objective.value()
+    except Exception as error:
+        objective.needs_graph = True
+        objective.value()
+        objective.needs_graph = False
+        try:
+            objective.value()
+        except Exception:
+            return None
+        raise error
 
 
 def check_unchanged(objective: Objective) -> None:
