@@ -43,6 +43,9 @@ HIDING = 0.1
 NEARBY_POINTS = 8
 """How many points near θ are tried for slopes that a kink at θ itself could hide."""
 
+NEXT_DOOR = 3
+"""At how many of them the gradient itself is tried, where it can be had there."""
+
 ANALYTIC_ROUNDING = 64.0
 """How many machine epsilons of the largest entry the analytic side may be off by rounding alone."""
 
@@ -62,6 +65,9 @@ class Outcome:
 NearbySampler = Callable[[int, float], Sampler]
 """(k, scale) to a sampler of f around the k-th random point at that relative distance from θ."""
 
+NearbyGradient = Callable[[int, float], Floats]
+"""(k, scale) to what stands on trial there, shape (N,)."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -71,6 +77,8 @@ class Question:
         sampler: evaluates f_i(t) = J(θ + t·e_i).
         second: the same in the plainest way, for second opinions; its f_i(0) is `second_at_zero`.
         nearby: the same around points near θ.
+        nearby_analytic: the gradient at these points, from the same source; None where there is none, as for one that
+            was derived by hand.
         analytic: shape (N,), the gradient on trial.
         analytic_epsilon: machine epsilon of the precision it was given in.
         unit: shape (N,), what steps are multiples of: max(1, |θ_i|).
@@ -85,6 +93,7 @@ class Question:
     second: Sampler
     second_at_zero: float
     nearby: NearbySampler
+    nearby_analytic: NearbyGradient | None
     analytic: Floats
     analytic_epsilon: float
     unit: Floats
@@ -102,6 +111,14 @@ class Question:
     def to_second(self) -> Question:
         """The same question, to the second sampler."""
         return replace(self, sampler=self.second, noise=self.noise._replace(at_zero=self.second_at_zero))
+
+    def next_door(self, k: int, distance: float) -> Question:
+        """The same question at the k-th point near θ, where no unit of J lies on its corner."""
+        assert self.nearby_analytic is not None
+        sampler = self.nearby(k, distance)
+        at_zero = float(sampler(np.zeros(1, dtype=np.int64), np.zeros(1)).values[0])
+        noise = self.noise._replace(at_zero=at_zero)
+        return replace(self, sampler=sampler, noise=noise, analytic=self.nearby_analytic(k, distance))
 
     def through(self, window: Window, which: Indices) -> tuple[Floats, Floats]:
         """The centered differences that `window` names, in units of the argument or, for a given step, of 1."""
@@ -235,6 +252,7 @@ def _judge_suspects(question: Question, answer: Answer, suspects: Indices) -> No
         if len(waiting) and np.any(answer.outcome[batch] == Outcome.MISMATCH):
             _count_by_second_step(question, answer, waiting)
             return
+    _judge_undecided_next_door(question, answer)
 
 
 def _worst_first(question: Question, answer: Answer, suspects: Indices) -> Indices:
@@ -329,22 +347,50 @@ def _excuse_hidden_kinks(
     if not len(tried):
         return outcome
     entries = which[tried]
-    # No further than 1e-5 in float64, and well within the step at which f still looks smooth.
-    distance = min(question.noise.epsilon**0.32, float(np.min(estimates.step[tried])) / 8)
+    distance = min(_nearby_distance(question), float(np.min(estimates.step[tried])) / 8)
     far, _ = _slopes_nearby(question, entries, distance)
     near, noise = _slopes_nearby(question, entries, distance / 16)
-    low, high, span = near.min(axis=0), near.max(axis=0), np.ptp(near, axis=0)
-    persistent = span > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
-    analytic = question.analytic[entries]
-    a_piece = (low <= analytic) & (analytic <= high)
-    pieces = _pieces(near, noise)
-    within = (low - pieces * span <= analytic) & (analytic <= high + pieces * span)
-    a_sum = (pieces > 2) & (within | (pieces == NEARBY_POINTS))
+    persistent = np.ptp(near, axis=0) > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
+    a_piece, a_sum = _chosen_by(question.analytic[entries], near, noise)
+    if persistent.any() and question.nearby_analytic is not None:
+        right, wrong = _found_next_door(question, entries, distance)
+        a_piece, a_sum = a_piece & ~wrong, (a_sum | right) & ~wrong
     outcome[tried[persistent & a_sum]] = Outcome.UNDECIDED
     outcome[tried[persistent & a_piece]] = Outcome.KINK
     if not np.any(outcome[tried] == Outcome.MISMATCH):
         outcome[accused[PROBES:]] = Outcome.UNDECIDED
     return outcome
+
+
+def _nearby_distance(question: Question) -> float:
+    """How far off points near θ are: 1e-5 in float64."""
+    return float(question.noise.epsilon**0.32)
+
+
+def _chosen_by(analytic: Floats, near: Floats, noise: Floats) -> tuple[Flags, Flags]:
+    """Whether the gradient could be that of a piece of f next to θ, or a sum over units that chose different pieces."""
+    low, high, span = near.min(axis=0), near.max(axis=0), np.ptp(near, axis=0)
+    pieces = _pieces(near, noise)
+    within = (low - pieces * span <= analytic) & (analytic <= high + pieces * span)
+    return (low <= analytic) & (analytic <= high), (pieces > 2) & (within | (pieces == NEARBY_POINTS))
+
+
+def _found_next_door(question: Question, entries: Indices, distance: float) -> tuple[Flags, Flags]:
+    """Whether the gradient is right at some of the points next to θ, and whether it is wrong at all of them."""
+    outcomes = np.array(
+        [_look_closely(question.next_door(k, distance), entries, question.unit[entries])[1] for k in range(NEXT_DOOR)]
+    )
+    return (outcomes == Outcome.MATCH).any(axis=0), (outcomes == Outcome.MISMATCH).all(axis=0)
+
+
+def _judge_undecided_next_door(question: Question, answer: Answer) -> None:
+    """With many kinks at θ itself no two steps agree; a mistake in the backward shows beside θ, too."""
+    undecided = np.flatnonzero(answer.outcome == Outcome.UNDECIDED)
+    if question.nearby_analytic is None or not len(undecided):
+        return
+    entries = _worst_first(question, answer, undecided)[:PROBES]
+    _, wrong = _found_next_door(question, entries, _nearby_distance(question))
+    answer.outcome[entries[wrong]] = Outcome.MISMATCH
 
 
 def _pieces(slopes: Floats, noise: Floats) -> Indices:
