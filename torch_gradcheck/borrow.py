@@ -9,7 +9,7 @@ graphs that were built on it, and is swapped back in the end.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from threading import RLock
 from typing import Any
 
@@ -264,30 +264,39 @@ class _HolderStates:
             if isinstance(value, torch.Tensor)
         ]
         self._filled: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._grown: list[tuple[Any, Any]] = []
 
     def learn_what_is_filled(self) -> None:
-        """After each of the first evaluations: caches, and whatever says that they are filled.
+        """After each of the first evaluations: state, caches, and whatever says that they are filled.
 
-        These are names that changed once, and did not change again in the last evaluation. What changes every time, a
-        counter, stays changed: a J that depends on it is not one function.
+        These are names that hold another tensor, and other names that changed once and not again in the last
+        evaluation. What changes every time without tensors, a counter, stays changed: a J that depends on it is not one
+        function.
         """
         now = [_content(held) for held in self._held]
-        filled = [
-            (held, name, start.get(name, ABSENT))
+        changed = [
+            (held, name, start.get(name, ABSENT), value is last.get(name, ABSENT))
             for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True)
             if isinstance(held, dict)
             for name, value in new.items()
-            if value is last.get(name, ABSENT) and value is not start.get(name, ABSENT)
+            if value is not start.get(name, ABSENT)
         ]
-        if any(isinstance(held[name], torch.Tensor) for held, name, _ in filled):
-            self._filled += filled
+        with_tensors = any(isinstance(held[name], torch.Tensor) for held, name, _, _ in changed)
+        self._filled += [
+            (held, name, start)
+            for held, name, start, settled in changed
+            if isinstance(held[name], torch.Tensor) or (settled and with_tensors)
+        ]
+        self._grown += [
+            (held, start)
+            for held, start, new in zip(self._held, self._start, now, strict=True)
+            if not isinstance(held, dict) and any(isinstance(value, torch.Tensor) for value in new)
+        ]
         self._last = now
 
     def restore(self) -> None:
         """All that was held is held again, the same objects under the same names."""
-        for container, content in zip(self._held, self._first, strict=True):
-            if not _same_items(container, content):
-                _refill(container, content)
+        _refill_changed(zip(self._held, self._first, strict=True))
         for array, first in self._arrays:
             if array.tobytes() != first.tobytes():
                 array[...] = first
@@ -302,6 +311,13 @@ class _HolderStates:
                 names.pop(name, None)
             else:
                 names[name] = value
+        _refill_changed(self._grown)
+
+
+def _refill_changed(contents: Iterable[tuple[Any, Any]]) -> None:
+    for container, content in contents:
+        if not _same_items(container, content):
+            _refill(container, content)
 
 
 def _content(container: Any) -> Any:

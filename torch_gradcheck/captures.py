@@ -19,6 +19,9 @@ from torch_gradcheck.global_state import is_generator
 DEPTH = 4
 """How many steps of holding (a partial of a method of an object in a list ...) are followed."""
 
+MANY = 1000
+"""A container of more things than this is data, and not looked through."""
+
 CONTAINERS = (dict, list, set, deque)
 
 NOT_ENTERED = {"_thread", "asyncio", "concurrent", "io", "logging", "multiprocessing", "rich", "threading", "tqdm"}
@@ -106,9 +109,9 @@ def _held(value: Any) -> Iterator[Any]:
     elif isinstance(value, FunctionType):
         yield from _held_by_function(value)
     elif isinstance(value, list | tuple | set | frozenset | deque):
-        yield from list(value)
+        yield from list(value) if len(value) <= MANY else ()
     elif isinstance(value, Mapping):
-        yield from list(value.values())
+        yield from list(value.values()) if len(value) <= MANY else ()
     elif _has_attributes(value):
         yield from _held_by_object(value)
 

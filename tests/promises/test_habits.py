@@ -84,8 +84,33 @@ def filled() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("build", [Cached, KeyedByVersion, Flagged, filled], ids=lambda build: build.__name__)
-def test_caches(build: Callable[[], nn.Module]) -> None:
+class Carries(Cached):
+    """Takes up in each call where the last one stopped."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(x @ self.weight + (0 if self.merged is None else self.merged))
+        self.merged = y.detach()
+        return y
+
+
+class Collects(Carries):
+    """Keeps what it has seen in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight + sum(self.seen)
+        self.seen.append(y.detach())
+        return y
+
+
+KEEPERS = [Cached, KeyedByVersion, Flagged, filled, Carries, Collects]
+
+
+@pytest.mark.parametrize("build", KEEPERS, ids=lambda build: build.__name__)
+def test_caches_and_states(build: Callable[[], nn.Module]) -> None:
     assert statuses(checked(build())) == {"weight": "match"}
 
 

@@ -105,6 +105,7 @@ class Estimates:
         step: the relative step of the smallest rung it was made of.
         jump: right slope minus left slope; not 0 at a kink.
         jump_error: its error bar.
+        range: the distance between the largest and the smallest value that was seen of f.
         tableau: every two-sided estimate.
     """
 
@@ -113,6 +114,7 @@ class Estimates:
     step: Floats
     jump: Floats
     jump_error: Floats
+    range: Floats
     tableau: Tableau
 
     @property
@@ -144,6 +146,7 @@ class Estimates:
             mixed(self.step, other.step),
             mixed(self.jump, other.jump),
             mixed(self.jump_error, other.jump_error),
+            mixed(self.range, other.range),
             self.tableau,
         )
 
@@ -168,7 +171,7 @@ def climb(sampler: Sampler, which: Indices, unit: Floats, noise: Noise, ladder: 
         central = extrapolated(slopes.central, slopes.central_noise, CENTRAL_POWERS, ladder.ratio)
         jump, jump_error, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS, ladder.ratio))
         value, error, rung = _best(central)
-    return Estimates(value, error, ladder.rungs[rung], jump, jump_error, central)
+    return Estimates(value, error, ladder.rungs[rung], jump, jump_error, slopes.range, central)
 
 
 def through_window(
@@ -200,12 +203,13 @@ def window_for(tableau: Tableau, needed: float) -> tuple[Window, float]:
 
 
 class _Slopes(NamedTuple):
-    """Difference quotients at every rung and their noise, each (K, S)."""
+    """Difference quotients at every rung and their noise, each (K, S), and the range of f, (K,)."""
 
     central: Floats
     jump: Floats
     central_noise: Floats
     jump_noise: Floats
+    range: Floats
 
 
 def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floats, noise: Noise) -> _Slopes:
@@ -220,6 +224,8 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
         (plus - noise.at_zero) / t_plus - (minus - noise.at_zero) / t_minus,
         noise.of_slope(width, plus, minus),
         noise.of_slope(width / 4, plus, minus),
+        np.fmax(plus, minus).max(axis=1, initial=noise.at_zero)
+        - np.fmin(plus, minus).min(axis=1, initial=noise.at_zero),
     )
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torch_gradcheck.differences.ladder import (
+    COARSE,
     FINE,
     SIGMAS,
     Estimates,
@@ -47,7 +49,10 @@ NEXT_DOOR = 3
 """At how many of them the gradient itself is tried, where it can be had there."""
 
 ANALYTIC_ROUNDING = 64.0
-"""How many machine epsilons of the largest entry the analytic side may be off by rounding alone."""
+"""How many machine epsilons of the largest entry the analytic side may be off by rounding alone ..."""
+
+COMPUTED_IN = float(np.finfo(np.float32).eps)
+"""... those of float32 at most: a gradient in a lower precision has been rounded to it in the end, entry by entry."""
 
 
 class Outcome:
@@ -105,7 +110,7 @@ class Question:
     def agrees(self, which: Indices, numeric: Floats, error: Floats, margin: float = 1.0) -> Flags:
         """Whether the gradient is within the tolerance and `margin` error bars of `numeric`; never where NaN."""
         analytic = self.analytic[which]
-        allowed = self.tolerance * (np.abs(analytic) + np.abs(numeric)) + margin * error + self.rounding
+        allowed = self.tolerance * (np.abs(analytic) + np.abs(numeric)) + margin * error + self.rounding[which]
         return np.asarray(np.isfinite(analytic) & (np.abs(analytic - numeric) <= allowed))
 
     def to_second(self) -> Question:
@@ -125,11 +130,12 @@ class Question:
         unit = self.unit[which] if self.eps is None else np.ones(len(which))
         return through_window(self.sampler, which, unit, window, self.noise)
 
-    @property
-    def rounding(self) -> float:
-        """The analytic side's own rounding, in the unit of a derivative."""
-        finite = self.analytic[np.isfinite(self.analytic)]
-        return ANALYTIC_ROUNDING * self.analytic_epsilon * float(np.max(np.abs(finite), initial=0.0))
+    @cached_property
+    def rounding(self) -> Floats:
+        """The analytic side's own rounding, shape (N,), in the unit of a derivative."""
+        size = np.abs(np.nan_to_num(self.analytic, posinf=0.0, neginf=0.0))
+        on_the_way = ANALYTIC_ROUNDING * min(self.analytic_epsilon, COMPUTED_IN) * float(np.max(size, initial=0.0))
+        return np.asarray(on_the_way + self.analytic_epsilon * size)
 
 
 @dataclass
@@ -304,6 +310,7 @@ def _outcomes(question: Question, which: Indices, estimates: Estimates) -> NDArr
     wrong = outside & ~question.agrees(which, central, estimates.error, margin=ACCUSATION)
     wrong &= _hiding_place(question, off) <= HIDING * question.scale[which]
     wrong &= estimates.step * question.unit[which] <= question.scale[which]  # f was seen from closer than its own size
+    wrong &= _widest_piece(estimates, off) > COARSE.rungs[-1] * question.unit[which]
     wrong &= ~_supported(analytic, off, estimates.tableau)
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
     return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
@@ -318,6 +325,15 @@ def _supported(analytic: Floats, off: Floats, tableau: Tableau) -> Flags:
     with np.errstate(invalid="ignore"):
         close = np.abs(tableau.values - analytic[:, None]) <= tableau.local
         return np.asarray((close & (tableau.local <= off[:, None] / 4)).any(axis=(0, 2)))
+
+
+def _widest_piece(estimates: Estimates, off: Floats) -> Floats:
+    """How wide a piece of f right at 0 could be that had the gradient on trial for its slope.
+
+    f would rise by |off| times its width there, and that is no more than the range in which f was seen.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(estimates.range / off)
 
 
 def _hiding_place(question: Question, off: Floats) -> Floats:
