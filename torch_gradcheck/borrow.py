@@ -264,35 +264,35 @@ class _HolderStates:
             if isinstance(value, torch.Tensor)
         ]
         self._filled: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._settled: list[tuple[dict[Any, Any], Any, Any]] = []
         self._grown: list[tuple[Any, Any]] = []
 
     def learn_what_is_filled(self) -> None:
         """After each of the first evaluations: state, caches, and whatever says that they are filled.
 
-        These are names that hold another tensor, and other names that changed once and not again in the last
-        evaluation. What changes every time without tensors, a counter, stays changed: a J that depends on it is not one
-        function.
+        These are names that changed once and not again, and names that hold another tensor every time. What changes
+        every time without tensors, a counter, stays changed: a J that depends on it is not one function.
         """
         now = [_content(held) for held in self._held]
-        changed = [
-            (held, name, start.get(name, ABSENT), value is last.get(name, ABSENT))
-            for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True)
-            if isinstance(held, dict)
-            for name, value in new.items()
-            if value is not start.get(name, ABSENT)
-        ]
-        with_tensors = any(isinstance(held[name], torch.Tensor) for held, name, _, _ in changed)
-        self._filled += [
-            (held, name, start)
-            for held, name, start, settled in changed
-            if isinstance(held[name], torch.Tensor) or (settled and with_tensors)
-        ]
-        self._grown += [
-            (held, start)
-            for held, start, new in zip(self._held, self._start, now, strict=True)
-            if not isinstance(held, dict) and any(isinstance(value, torch.Tensor) for value in new)
-        ]
+        for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True):
+            if isinstance(held, dict):
+                self._learn_names(held, start, last, new)
+            elif len(last) != len(start) and any(isinstance(value, torch.Tensor) for value in new):
+                self._grown.append((held, start))
         self._last = now
+        if any(isinstance(held.get(name), torch.Tensor) for held, name, _ in self._settled):
+            self._filled += self._settled
+        self._settled = []
+
+    def _learn_names(
+        self, held: dict[Any, Any], start: dict[Any, Any], last: dict[Any, Any], new: dict[Any, Any]
+    ) -> None:
+        for name, value in new.items():
+            before, first = last.get(name, ABSENT), start.get(name, ABSENT)
+            if value is before and value is not first:
+                self._settled.append((held, name, first))
+            elif value is not before and before is not first and isinstance(value, torch.Tensor):
+                self._filled.append((held, name, first))
 
     def restore(self) -> None:
         """All that was held is held again, the same objects under the same names."""

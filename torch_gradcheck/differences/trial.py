@@ -230,9 +230,7 @@ def _root_mean_square(values: Floats) -> float:
 
 def _drowns(question: Question, window: Window) -> bool:
     """Whether roundoff alone, at this window, would hide a relative error of the size of the tolerance."""
-    noise = question.noise
-    roundoff = max(noise.sigma, noise.epsilon / 2 * abs(noise.at_zero)) / window.step
-    return roundoff > _needed(question)
+    return _roundoff(question) / window.step > _needed(question)
 
 
 def _probes(analytic: Floats) -> Indices:
@@ -310,7 +308,7 @@ def _outcomes(question: Question, which: Indices, estimates: Estimates) -> NDArr
     wrong = outside & ~question.agrees(which, central, estimates.error, margin=ACCUSATION)
     wrong &= _hiding_place(question, off) <= HIDING * question.scale[which]
     wrong &= estimates.step * question.unit[which] <= question.scale[which]  # f was seen from closer than its own size
-    wrong &= _widest_piece(estimates, off) > COARSE.rungs[-1] * question.unit[which]
+    wrong &= ~_between_steps(question, which, estimates, off)
     wrong &= ~_supported(analytic, off, estimates.tableau)
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
     return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
@@ -327,13 +325,19 @@ def _supported(analytic: Floats, off: Floats, tableau: Tableau) -> Flags:
         return np.asarray((close & (tableau.local <= off[:, None] / 4)).any(axis=(0, 2)))
 
 
-def _widest_piece(estimates: Estimates, off: Floats) -> Floats:
-    """How wide a piece of f right at 0 could be that had the gradient on trial for its slope.
+def _between_steps(question: Question, which: Indices, estimates: Estimates, off: Floats) -> Flags:
+    """Whether a piece of f right at 0, with the gradient on trial for its slope, would lie between the smallest steps.
 
-    f would rise by |off| times its width there, and that is no more than the range in which f was seen.
+    f would rise by |off| times its width there, and that is no more than the range in which f was seen. So x/|x| rises,
+    or the norm of a row of zeros. An f that does not move at all has no such piece.
     """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(estimates.range / off)
+    moves = estimates.range > 2 * SIGMAS * _roundoff(question)
+    return np.asarray(moves & (off * COARSE.rungs[-1] * question.unit[which] > estimates.range))
+
+
+def _roundoff(question: Question) -> float:
+    """One standard deviation of the noise of a value of f."""
+    return max(question.noise.sigma, question.noise.epsilon / 2 * abs(question.noise.at_zero))
 
 
 def _hiding_place(question: Question, off: Floats) -> Floats:
@@ -341,9 +345,8 @@ def _hiding_place(question: Question, off: Floats) -> Floats:
 
     Its rise would be below the noise.
     """
-    noise = max(question.noise.sigma, question.noise.epsilon / 2 * abs(question.noise.at_zero))
     with np.errstate(divide="ignore"):
-        return np.asarray(SIGMAS * noise / off)
+        return np.asarray(SIGMAS * _roundoff(question) / off)
 
 
 def _excuse_hidden_kinks(
