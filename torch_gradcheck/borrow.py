@@ -26,7 +26,10 @@ from torch_gradcheck.precision import in_precision
 from torch_gradcheck.request import Mode
 
 ONE_AT_A_TIME = RLock()
-"""Random state and switches belong to the whole process: checks in several threads wait for each other."""
+"""Random state and switches belong to the whole process: checks in several threads wait for each other.
+
+A forward that itself waits for a check in another thread would wait for ever.
+"""
 
 
 ABSENT = object()
@@ -101,10 +104,10 @@ class Loan:
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Borrowed:
+        ONE_AT_A_TIME.acquire()  # before signals are held back: Ctrl-C ends the waiting
         try:
-            self._signals.install()
-            ONE_AT_A_TIME.acquire()
             self._undo.append(ONE_AT_A_TIME.release)
+            self._signals.install()
             borrowed = self._take()
         except BaseException:
             self._give_back()
@@ -199,13 +202,12 @@ def _can_stand_in(tensor: torch.Tensor) -> bool:
 
 def _stand_ins(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
     """A copy of each; one that sees a parameter change (a buffer made of `weight.data`) sees its copy change, too."""
-    owners = {_memory(tensor): tensor for tensor in reversed(tensors) if tensor.requires_grad and tensor.is_leaf}
-    seen_by_others = {_memory(tensor) for tensor in tensors if not tensor.requires_grad} & owners.keys()
+    together = _seen_by_others(tensors)
     storages: dict[tuple[Any, ...], torch.Tensor] = {}
     copies = []
     for tensor in tensors:
         memory, lent_in = _memory(tensor), in_precision(tensor.dtype, dtype)
-        if memory not in seen_by_others or (tensor.requires_grad and tensor is not owners[memory]):
+        if id(tensor) not in together:
             copy = tensor.detach().to(lent_in, copy=True)
         else:
             if memory not in storages:
@@ -214,6 +216,32 @@ def _stand_ins(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torc
             copy = _at(storages[memory], storages[memory].untyped_storage(), *place)
         copies.append(copy.requires_grad_(tensor.requires_grad))
     return copies
+
+
+def _seen_by_others(tensors: Sequence[torch.Tensor]) -> set[int]:
+    """The ids of parameters whose memory other tensors see, and of these.
+
+    Two parameters on the same numbers stay two: each has a gradient of its own.
+    """
+    owners: dict[tuple[Any, ...], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        if tensor.requires_grad and tensor.is_leaf:
+            group = owners.setdefault(_memory(tensor), [])
+            if not any(_overlap(tensor, other) for other in group):
+                group.append(tensor)
+    seen = [tensor for tensor in tensors if not tensor.requires_grad and _memory(tensor) in owners]
+    return {id(tensor) for tensor in seen} | {id(owner) for tensor in seen for owner in owners[_memory(tensor)]}
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    (start, end), (other_start, other_end) = _extent(one), _extent(other)
+    return start < other_end and other_start < end
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where in its storage a tensor begins, and where it ends."""
+    length = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    return tensor.storage_offset(), tensor.storage_offset() + (length if tensor.numel() else 0)
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -313,6 +313,23 @@ def test_memory_shared_with_a_buffer_or_a_captured_tensor_is_seen() -> None:
     assert [entry.index[0] for entry in report["weight"].worst if str(entry.status) == "mismatch"] == [1] * 4
 
 
+class Flat(nn.Module):
+    """Two parameters side by side in one buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.register_buffer("flat", torch.randn(15))
+        self.weight, self.bias = nn.Parameter(self.flat[:12].view(4, 3)), nn.Parameter(self.flat[12:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.bias + self.flat.square().sum()
+
+
+def test_a_buffer_that_sees_several_parameters() -> None:
+    assert {row.name for row in checked(Flat()).mismatches} == {"weight", "bias"}
+
+
 def test_two_parameters_on_one_memory_are_two() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
