@@ -241,7 +241,8 @@ def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     """Where in its storage a tensor begins, and where it ends."""
     length = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    return tensor.storage_offset(), tensor.storage_offset() + (length if tensor.numel() else 0)
+    start = int(tensor.storage_offset())
+    return start, start + (int(length) if tensor.numel() else 0)
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
