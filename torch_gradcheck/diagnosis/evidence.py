@@ -18,6 +18,9 @@ EXPLAINED = 0.02
 OUTLIERS = 0.02
 """This share of the entries may be off further: their derivative was taken with two steps only."""
 
+PROVEN = 0.01
+"""An entry that is off by no more than this share of the tolerance is right, not just close."""
+
 NEGLIGIBLE = 1e-6
 """An entry this small against the largest has nothing to say about what is right."""
 
@@ -34,6 +37,7 @@ class Evidence:
         judged: the entries known to be right or wrong; not those at kinks, undecided or left out.
         theta: what the parameter holds.
         shape: of the parameter; with a last axis of 2 (real, imaginary) for a complex one.
+        parts: whether it has that axis.
         reached: False where the backward gave None.
         epsilon: machine epsilon of the precision the gradient on trial is kept in.
         tolerance: the relative error that passes.
@@ -46,6 +50,7 @@ class Evidence:
     judged: Flags
     theta: Floats
     shape: tuple[int, ...]
+    parts: bool = False
     reached: bool = True
     epsilon: float = float(np.finfo(np.float64).eps)
     tolerance: float = 1e-5
@@ -76,8 +81,9 @@ class Evidence:
 
     @cached_property
     def right(self) -> Flags:
-        """Entries proven right."""
-        return np.asarray(self.resolved & ~self.wrong)
+        """Entries proven right; what is off by less than the tolerance, yet by more than its error bar, is not."""
+        off = np.abs(self.off) <= BARS * self.error + PROVEN * self.tolerance * np.abs(self.numeric)
+        return np.asarray(self.resolved & ~self.wrong & off)
 
     @cached_property
     def off(self) -> Floats:
