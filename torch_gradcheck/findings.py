@@ -53,7 +53,7 @@ def findings_of(
     blame = find_culprit(objective, theta, numerical, trials, given)
     evidences = {position: evidence_of(theta[position], tried, tolerance) for position, tried in trials.items()}
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
-    diagnoses = diagnose_all(evidences, blame.meanings)
+    diagnoses = diagnose_all(evidences, blame.meanings, blame.rounding)
     told = [replace(row, diagnosis=diagnoses[k]) if k in wrong else row for k, row in enumerate(rows)]
     return Findings(told, blame.culprit, [*blame.notes, *_in_common(told)])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch_gradcheck.analytic import gradients_of
 from torch_gradcheck.blame.recording import Call, summary
 from torch_gradcheck.blame.snapshots import replaced
 from torch_gradcheck.blame.tangents import Tangents, Wrong
+from torch_gradcheck.diagnosis import Rounding, rounding_of_all
 from torch_gradcheck.differences.ladder import Noise, Window, climb, through_window
 from torch_gradcheck.differences.sampling import Floats, Indices, Samples
 from torch_gradcheck.differences.trial import first_step
@@ -41,15 +42,28 @@ class Part:
     Attributes:
         error: its gradient along the direction, less the derivative; NaN or infinite where the gradient is.
         noise: the error bar of that.
+        of_theta: its gradient for the wrong coordinate itself.
         mutates: whether the backward wrote to the gradient it was given.
+        rounding: the lower precision that all its gradients are numbers of, if there is one.
     """
 
     error: float
     noise: float
+    of_theta: float = 0.0
     mutates: bool = False
+    rounding: Rounding | None = None
 
 
 NOTHING = Part(0.0, 0.0)
+
+
+class _Analytic(NamedTuple):
+    """What a call's own backward says; see `Part`."""
+
+    total: float
+    of_theta: float
+    mutates: bool
+    rounding: Rounding | None
 
 
 class Laboratory:
@@ -64,7 +78,7 @@ class Laboratory:
         self.objective, self.limit, self.runs = objective, limit, 0
 
     def part(self, call: Call, tangents: Tangents, wrong: Wrong) -> Part:
-        """The part of E that lies in a call.
+        """The part of E that lies in a call, by the gradients that left it in the real run.
 
         Raises:
             CannotBeRunAlone: it raises, puts out something else, is not differentiable here, or is too noisy to tell.
@@ -73,37 +87,34 @@ class Laboratory:
             return NOTHING
         if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
             return NOTHING  # what is wrong with it happened further downstream
-        pairs = zip(tangents, call.differentiable, strict=True)
-        tangents = [tangent if asked else None for tangent, asked in pairs]  # what is detached is its caller's affair
-        reference = self._reference(call, tangents, wrong)
-        analytic, mutates = self._analytic(call, tangents, wrong)
-        numeric, noise = self._numeric(call, tangents, wrong, reference, analytic)
-        return Part(analytic - numeric, noise, mutates)
-
-    def _reference(self, call: Call, tangents: Tangents, wrong: Wrong) -> list[torch.Tensor]:
+        tangents = _asked_for(call, tangents)
         outputs = self.outputs(call, tangents, wrong, 0.0)[1]
         if not _same(call, outputs):
             raise CannotBeRunAlone("puts out something else when it is run alone")
-        return outputs
+        analytic = self._analytic(call, tangents, wrong)
+        numeric, noise = self._numeric(call, tangents, wrong, outputs, analytic.total)
+        return Part(analytic.total - numeric, noise, analytic.of_theta, analytic.mutates, analytic.rounding)
 
-    def _analytic(self, call: Call, tangents: Tangents, wrong: Wrong) -> tuple[float, bool]:
-        """⟨its gradient for x, ẋ⟩, its gradient for θ included, before the parameter's own hooks."""
+    def _analytic(self, call: Call, tangents: Tangents, wrong: Wrong) -> _Analytic:
+        """⟨its gradient for x, ẋ⟩ and its gradient for θ before the parameter's own hooks."""
         parameter = wrong.entry.parameter
         with self._alone(call), torch.enable_grad():
-            inputs: list[torch.Tensor] = []
-            outputs = self._called(call, _with_leaves(call, inputs))
-            pairs = _differentiable(call, outputs)
-            cotangents = [cotangent.clone() for _, cotangent in pairs]
+            leaves: list[torch.Tensor] = []
+            outputs = self._called(call, _with_leaves(call, leaves))
+            received = [(g.clone(), output) for g, output in _received(call, outputs) if output.requires_grad]
+            cotangents = [g for g, _ in received]
             with before_hooks(parameter) as raw:
-                leaves = [leaf for leaf in inputs if leaf.requires_grad]
-                found = gradients_of([output for output, _ in pairs], [*leaves, parameter], cotangents)
-            gradients = dict(zip(map(id, leaves), found, strict=False))
-        total = sum(wrong.of(gradient) for gradient in raw)
-        for leaf, tangent in zip(inputs, tangents, strict=True):
-            gradient = gradients.get(id(leaf))
+                inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
+                found = gradients_of([output for _, output in received], [*inputs, parameter], cotangents)
+        gradients = dict(zip(inputs, found, strict=False))
+        of_theta = total = sum(wrong.of(gradient) for gradient in raw)
+        for k, leaf in enumerate(leaves):
+            gradient, tangent = gradients.pop(leaf, None), tangents[k]  # a tensor given twice counts once
+            gradient = call.returned.get(k, gradient)
             if tangent is not None and gradient is not None:
                 total += inner(gradient, tangent)
-        return total, any(cotangent._version for cotangent in cotangents)
+        mutates = any(cotangent._version for cotangent in cotangents)
+        return _Analytic(total, of_theta, mutates, rounding_of([each for each in found if each is not None]))
 
     def _numeric(
         self, call: Call, tangents: Tangents, wrong: Wrong, reference: list[torch.Tensor], analytic: float
@@ -162,40 +173,56 @@ class Laboratory:
         return outputs
 
 
+def _asked_for(call: Call, tangents: Tangents) -> Tangents:
+    """The tangents of the inputs that a gradient was asked for: what is detached is its caller's affair."""
+    return [tangent if asked else None for tangent, asked in zip(tangents, call.differentiable, strict=True)]
+
+
 def _moved(call: Call, tangents: Tangents, step: float) -> tuple[Any, Any]:
+    moved: dict[torch.Tensor, torch.Tensor] = {}
     position = iter(range(len(tangents)))
 
     def replace(tensor: torch.Tensor) -> torch.Tensor:
         k = next(position, None)
-        tangent = tangents[k] if k is not None else None
-        moved = tensor.clone() if tangent is None else tensor + step * tangent
-        return moved.requires_grad_(k is not None and call.differentiable[k] and torch.is_grad_enabled())
+        if tensor not in moved:
+            tangent = tangents[k] if k is not None else None
+            new = tensor.clone() if tangent is None else tensor + step * tangent
+            asked = k is not None and call.differentiable[k]
+            moved[tensor] = new.requires_grad_(asked and torch.is_grad_enabled())
+        return moved[tensor]
 
     arguments: tuple[Any, Any] = replaced(call.arguments, replace)
     return arguments
 
 
-def _with_leaves(call: Call, inputs: list[torch.Tensor]) -> tuple[Any, Any]:
-    """The arguments with a new leaf for every tensor, which `inputs` then lists in order."""
+def _with_leaves(call: Call, leaves: list[torch.Tensor]) -> tuple[Any, Any]:
+    """The arguments with new leaves for their tensors, which `leaves` then lists in order."""
+    views: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def replace(tensor: torch.Tensor) -> torch.Tensor:
-        k = len(inputs)
-        leaf = tensor.clone().requires_grad_(k < len(call.differentiable) and call.differentiable[k])
-        if k < len(call.differentiable):
-            inputs.append(leaf)
-        return leaf.view_as(leaf) if leaf.requires_grad else leaf  # a module may write to its input; not to a leaf
+        k = len(leaves)
+        known = k < len(call.differentiable)
+        if tensor not in views:
+            leaf = tensor.clone().requires_grad_(known and call.differentiable[k])
+            # A module may write to its input, and must not to a leaf.
+            views[tensor] = leaf, leaf.view_as(leaf) if leaf.requires_grad else leaf
+        if known:
+            leaves.append(views[tensor][0])
+        return views[tensor][1]
 
     arguments: tuple[Any, Any] = replaced(call.arguments, replace)
     return arguments
-
-
-def _differentiable(call: Call, outputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [(output, g) for g, output in _received(call, outputs) if output.requires_grad]
 
 
 def _received(call: Call, outputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Each gradient that arrived with the output it arrived for."""
     return [(g, output) for g, output in zip(call.cotangents, outputs, strict=True) if g is not None]
+
+
+def rounding_of(gradients: Sequence[torch.Tensor]) -> Rounding | None:
+    """The lower precision that every one of these numbers is a number of."""
+    strided = [each.detach() for each in gradients if each.layout is torch.strided and not each.is_complex()]
+    return rounding_of_all([each.cpu().double().numpy().ravel() for each in strided])
 
 
 def _same(call: Call, outputs: Sequence[torch.Tensor]) -> bool:

@@ -35,6 +35,8 @@ class Call:
         random: the state of the random generators when it began.
         outputs: shape, sum and sum of absolutes of each tensor it put out.
         cotangents: the gradient that arrived for each of them, None where none did.
+        returned: the gradient that left it for a tensor in `arguments`, by position, where that was seen: a tensor
+            that it was given twice has one, at its first position.
         finished: False if it raised.
         leaks: whether a graph leaves it by other ways than its outputs (an attribute, an object's inside).
     """
@@ -49,6 +51,7 @@ class Call:
     children: list[Call] = field(default_factory=list)
     outputs: list[tuple[tuple[int, ...], float, float]] = field(default_factory=list)
     cotangents: list[torch.Tensor | None] = field(default_factory=list)
+    returned: dict[int, torch.Tensor] = field(default_factory=dict)
     finished: bool = False
     leaks: bool = False
 
@@ -97,14 +100,13 @@ class Recording:
         self._undo = [lambda: setattr(nn.Module, "__call__", module_call), lambda: setattr(Function, "apply", apply)]
 
         def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self._around(module, lambda: module_call(module, *args, **kwargs), args, kwargs)
+            return self._around(module, lambda a, k: module_call(module, *a, **k), args, kwargs)
 
         def recorded_apply(function: type[Function], *args: Any, **kwargs: Any) -> Any:
-            def apply_it() -> Any:
-                return apply.__get__(None, function)(*args, **kwargs)
-
-            own = not function.__module__.startswith("torch.")
-            return self._around(function, apply_it, args, kwargs) if own else apply_it()
+            bound = apply.__get__(None, function)
+            if function.__module__.startswith("torch."):
+                return bound(*args, **kwargs)
+            return self._around(function, lambda a, k: bound(*a, **k), args, kwargs)
 
         nn.Module.__call__ = recorded_call  # type: ignore[method-assign]
         Function.apply = classmethod(recorded_apply)  # type: ignore[assignment, method-assign]
@@ -119,13 +121,13 @@ class Recording:
         """Calls made by the loss function or closure itself."""
         return [call for call in self.calls if call.parent is None and not call.in_backward]
 
-    def _around(self, owner: Owner, run: Callable[[], Any], args: Any, kwargs: Any) -> Any:
+    def _around(self, owner: Owner, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
         self.full = self.full or self._snapshots.bytes > MEMORY_LIMIT
         if self.full:
-            return run()
+            return run(args, kwargs)
         call = self._begin(owner, args, kwargs)
         try:
-            result = run()
+            result = run(*self._inputs_tapped(call, args, kwargs))
         finally:
             while self._stack.pop() is not call:
                 pass
@@ -149,6 +151,27 @@ class Recording:
         if parent is not None:
             parent.children.append(call)
         return call
+
+    def _inputs_tapped(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The arguments as the callee sees them: tensors among them are views, which tell what gradient leaves."""
+        if not self._taps:
+            return args, kwargs
+        positions = {path: k for k, (path, _) in enumerate(tensors_in((args, kwargs)))}
+        views: dict[int, torch.Tensor] = {}  # a tensor given twice stays one tensor
+
+        def view(path: str, value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value.grad_fn is None:
+                return value
+            if id(value) not in views:
+                position = positions[path]
+                views[id(value)] = value.view_as(value)
+                views[id(value)].register_hook(lambda gradient: _left(call, position, gradient))
+            return views[id(value)]
+
+        return (
+            tuple(view(f"[0][{k}]", value) for k, value in enumerate(args)),
+            {name: view(f"[1][{name!r}]", value) for name, value in kwargs.items()},
+        )
 
     def _finished(self, call: Call, result: Any) -> Any:
         call.finished = True
@@ -181,6 +204,12 @@ def summary(tensor: torch.Tensor) -> tuple[tuple[int, ...], float, float]:
     return tuple(values.shape), float(total.double().sum()), float(size.sum())
 
 
+def _left(call: Call, position: int, gradient: torch.Tensor | None) -> None:
+    if gradient is not None:
+        before, now = call.returned.get(position), gradient.detach().clone()
+        call.returned[position] = now if before is None else before + now
+
+
 def _arrived(call: Call, position: int, gradient: torch.Tensor | None) -> None:
     if gradient is not None:
         before, now = call.cotangents[position], gradient.detach().clone()
@@ -202,7 +231,8 @@ def paired_with_recomputed(calls: list[Call]) -> None:
         again = next((other for other in waiting if _same_call(call, other)), None)
         if again is not None:
             waiting.remove(again)
-            call.cotangents, call.differentiable, call.grad_enabled = again.cotangents, again.differentiable, True
+            call.cotangents, call.returned = again.cotangents, again.returned
+            call.differentiable, call.grad_enabled = again.differentiable, True
 
 
 def _same_call(one: Call, other: Call) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, gradients_of
 from torch_gradcheck.blame.alone import NOTHING, CannotBeRunAlone, Laboratory, Part, before_hooks
-from torch_gradcheck.blame.recording import Call, Recording, paired_with_recomputed
+from torch_gradcheck.blame.recording import Call, Owner, Recording, paired_with_recomputed
 from torch_gradcheck.blame.tangents import Tangents, Wrong, tangents_of
 from torch_gradcheck.blame.verdicts import Blame, Verdict
 from torch_gradcheck.blame.words import Words
@@ -104,7 +104,8 @@ def find_culprit(
     verdicts = [_verdict(each, run, laboratory, step) for each in wrong]
     culprit, notes = words.told(verdicts, run.calls)
     cost = words.cost(laboratory.runs, objective.evaluations - evaluations)
-    return Blame(culprit, (*notes, cost), tuple(_meanings(run)), words.order(run.calls))
+    rounding = next((each for verdict in verdicts for each in verdict.roundings), None)
+    return Blame(culprit, (*notes, cost), tuple(_meanings(run)), words.order(run.calls), rounding)
 
 
 def _meanings(run: Run) -> Iterator[Meaning]:
@@ -169,6 +170,7 @@ def _verdict(wrong: Wrong, run: Run, laboratory: Laboratory, step: float) -> Ver
         verdict.hook = wrong.analytic - sum(wrong.of(gradient) for gradient in raw)
     search = _Search(verdict, laboratory)
     search.split(None, Part(wrong.error - verdict.hook, wrong.noise), run.roots)
+    search.compare_with_run(sum(wrong.of(gradient) for gradient in raw))
     for call in verdict.own:
         if call is not None and not isinstance(call.owner, nn.Module):
             verdict.inputs[call] = search.wrong_inputs(call)
@@ -181,6 +183,7 @@ class _Search:
     def __init__(self, verdict: Verdict, laboratory: Laboratory) -> None:
         self._verdict, self._laboratory = verdict, laboratory
         self._error = verdict.wrong.error
+        self._of_theta: dict[Call, float] = {}
 
     def split(self, call: Call | None, part: Part | None, children: Sequence[Call]) -> None:
         """Blames the children for their parts, and `call` for what they leave of `part`, if that is known."""
@@ -188,6 +191,7 @@ class _Search:
         for child, found in parts.items():
             if found is None or self._tells(found):
                 self.split(child, found, child.children)
+                self._note_rounding(child, found)
             if found is not None and found.mutates:
                 self._verdict.mutating.append(child)
         rest = None if part is None else _less(part, [found for found in parts.values() if found is not None])
@@ -198,6 +202,17 @@ class _Search:
             self._verdict.own[call] = rest.error
         else:
             self._verdict.unclear.append((leak, "lets a graph out by an attribute or inside of an object"))
+
+    def compare_with_run(self, whole: float) -> None:
+        """Whether the modules that hold the parameter give it, each call alone, what they gave it together."""
+        parameter = self._verdict.wrong.entry.parameter
+        holders = [call for call in self._verdict.tangents if _holds(call.owner, parameter) and call.receives]
+        for call in holders:
+            if call not in self._of_theta:
+                self._part(call)
+        alone = [self._of_theta.get(call, math.nan) for call in holders]
+        if len(holders) > 1 and abs(sum(alone) - whole) > TELLING * abs(self._error):
+            self._verdict.unlike += holders
 
     def wrong_inputs(self, call: Call) -> list[str]:
         """The inputs whose gradients, each by itself, are wrong."""
@@ -212,15 +227,25 @@ class _Search:
 
     def _part(self, call: Call, tangents: Tangents | None = None) -> Part | None:
         try:
-            return self._laboratory.part(call, tangents or self._verdict.tangents[call], self._verdict.wrong)
+            part = self._laboratory.part(call, tangents or self._verdict.tangents[call], self._verdict.wrong)
         except CannotBeRunAlone as reason:
             self._verdict.unclear.append((call, str(reason)))
             return None
+        self._of_theta[call] = part.of_theta
+        return part
+
+    def _note_rounding(self, call: Call, part: Part | None) -> None:
+        if call in self._verdict.own and part is not None and part.rounding is not None:
+            self._verdict.roundings.append(part.rounding)
 
     def _tells(self, part: Part) -> bool:
         if not math.isfinite(part.error) or not math.isfinite(self._error):
             return not math.isfinite(part.error)
         return abs(part.error) > max(TELLING * abs(self._error), BARS * part.noise)
+
+
+def _holds(owner: Owner, parameter: nn.Parameter) -> bool:
+    return isinstance(owner, nn.Module) and any(held is parameter for held in owner._parameters.values())
 
 
 def _less(part: Part, inside: Sequence[Part]) -> Part:

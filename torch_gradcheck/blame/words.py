@@ -81,6 +81,9 @@ class Words:
     def _detail(self, call: Call | None, verdict: Verdict) -> str:
         if call is not None and call in verdict.mutating:
             return f": {_kind(call)} writes to the gradient it is given, which spoils other branches"
+        if call is not None and call in verdict.unlike:
+            uses = len(verdict.unlike)
+            return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
         if call is not None and not isinstance(call.owner, nn.Module):
             return f": {_kind(call)} gives a wrong gradient{_for_inputs(call, verdict.inputs.get(call, []))}"
         if call is not None and call.owner not in self._names:
@@ -140,8 +143,8 @@ def _downstream_first(verdicts: Sequence[Verdict], calls: Sequence[Call]) -> lis
 
 
 def _blamed(call: Call | None, verdict: Verdict) -> Call | None:
-    """The call itself, or one inside of it that writes to the gradient it is given."""
-    inside = [each for each in verdict.mutating if call is None or each in call.inside()]
+    """The call itself, or one inside of it that is right alone and spoils gradients in company."""
+    inside = [each for each in (*verdict.mutating, *verdict.unlike) if call is None or each in call.inside()]
     return inside[0] if inside else call
 
 

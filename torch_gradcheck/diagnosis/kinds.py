@@ -15,6 +15,7 @@ import numpy as np
 from torch_gradcheck.diagnosis.evidence import Evidence
 from torch_gradcheck.diagnosis.factors import Meaning, meaning_of
 from torch_gradcheck.diagnosis.places import slices, words_of_axis, wrong_places
+from torch_gradcheck.diagnosis.roundings import rounding_of_all
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind
 
@@ -127,20 +128,23 @@ def clipped(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
 
 def low_precision(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
     """Every entry is a number that a lower precision can hold, close to the right one as that precision goes."""
-    if not evidence.finite or np.sum(evidence.analytic != 0) < 2:
+    rounding = rounding_of_all([evidence.analytic[evidence.judged]]) if evidence.finite else None
+    if rounding is None or rounding.epsilon <= evidence.epsilon:
         return None
-    for name, rounded, epsilon in _roundings(evidence.analytic):
-        largest = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
-        off = np.abs(evidence.off[evidence.judged])
-        allowed = ROUNDINGS * epsilon * largest + evidence.error[evidence.judged]
-        if epsilon > evidence.epsilon and np.array_equal(rounded, evidence.analytic) and np.all(off <= allowed):
-            return _firm(
-                DiagnosisKind.LOW_PRECISION,
-                f"dθ is right but for rounding: every entry is a {name} number, off by at most "
-                f"{np.max(off) / largest:.0e} of the largest (the epsilon of {name} is {epsilon:.0e}): "
-                f"it went through {name} on the way",
-            )
-    return None
+    off = off_by(evidence)
+    if off > ROUNDINGS * rounding.epsilon:
+        return None
+    return _firm(
+        DiagnosisKind.LOW_PRECISION,
+        f"dθ is right but for rounding: every entry is a {rounding.name} number, off by at most {off:.0e} of the "
+        f"largest (the epsilon of {rounding.name} is {rounding.epsilon:.0e}): it went through {rounding.name}",
+    )
+
+
+def off_by(evidence: Evidence) -> float:
+    """The largest difference beyond its error bar, relative to the largest right entry."""
+    off = np.abs(evidence.off[evidence.judged]) - evidence.error[evidence.judged]
+    return float(np.max(off, initial=0.0) / np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
 
 
 def partial(evidence: Evidence, meanings: Sequence[Meaning]) -> Finding | None:
@@ -291,20 +295,6 @@ def clipped_to_round_norm(factor: float | None, norm: float, over: str, epsilon:
 def _is_round(number: float, epsilon: float) -> bool:
     """Whether `number` has no more than two digits."""
     return abs(number - float(f"{number:.1e}")) <= max(1e-10, 64 * epsilon) * abs(number)
-
-
-def _roundings(values: Floats) -> Iterator[tuple[str, Floats, float]]:
-    """The values rounded to each lower precision, its name and its epsilon, the coarsest first."""
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-        yield "bfloat16", _to_bfloat16(single), 2.0**-7
-        yield "float16", values.astype(np.float16).astype(np.float64), 2.0**-10
-        yield "float32", single.astype(np.float64), 2.0**-23
-
-
-def _to_bfloat16(single: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Floats:
-    """The upper 16 bits of each float32; a number that has no others is a bfloat16."""
-    return (single.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
 
 
 def _what_is_there(evidence: Evidence, meanings: Sequence[Meaning]) -> str:
