@@ -76,6 +76,8 @@ class Laboratory:
 
     def __init__(self, objective: Objective, limit: int) -> None:
         self.objective, self.limit, self.runs = objective, limit, 0
+        # All of θ is asked for, as in the real run: a branch that is not asked does not run, and spoils nothing.
+        self._theta = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
 
     def part(self, call: Call, tangents: Tangents, wrong: Wrong) -> Part:
         """The part of E that lies in a call, by the gradients that left it in the real run.
@@ -105,7 +107,7 @@ class Laboratory:
             cotangents = [g for g, _ in received]
             with before_hooks(parameter) as raw:
                 inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
-                found = gradients_of([output for _, output in received], [*inputs, parameter], cotangents)
+                found = gradients_of([output for _, output in received], [*inputs, *self._theta], cotangents)
         gradients = dict(zip(inputs, found, strict=False))
         of_theta = total = sum(wrong.of(gradient) for gradient in raw)
         for k, leaf in enumerate(leaves):

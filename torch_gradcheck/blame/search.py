@@ -202,6 +202,8 @@ class _Search:
             self._verdict.own[call] = rest.error
         else:
             self._verdict.unclear.append((leak, "lets a graph out by an attribute or inside of an object"))
+            if not self._tells(parts.get(leak, NOTHING) or NOTHING):
+                self.split(leak, None, leak.children)
 
     def compare_with_run(self, whole: float) -> None:
         """Whether the modules that hold the parameter give it, each call alone, what they gave it together."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_gradcheck.blame.recording import Call, Recording
+from torch_gradcheck.blame.recording import Call, Recording, alike
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.structure import tensors_in
 from torch_gradcheck.theta import ThetaEntry
@@ -75,7 +75,7 @@ def tangents_of(calls: Sequence[Call], wrong: Wrong, step: float, objective: Obj
         return None
     tangents = {}
     for call, one, other in zip(calls, plus, minus, strict=False):
-        if not call.owner is one.owner is other.owner:
+        if not (alike(call, one) and alike(call, other)):
             return None
         inputs = zip(tensors_in(one.arguments), tensors_in(other.arguments), strict=False)
         tangents[call] = [_slope(a, b, ahead - back) for (_, a), (_, b) in inputs]
