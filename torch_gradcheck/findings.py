@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torch_gradcheck.blame import find_culprit
-from torch_gradcheck.diagnosis import Evidence, diagnose_all
+from torch_gradcheck.blame import Blame, find_culprit
+from torch_gradcheck.diagnosis import Evidence, diagnose_all, wrong_map
 from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport, Status
 from torch_gradcheck.numerical import Numerical, Tried, flat_values
@@ -54,8 +54,11 @@ def findings_of(
     evidences = {position: evidence_of(theta[position], tried, tolerance) for position, tried in trials.items()}
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
     diagnoses = diagnose_all(evidences, blame.meanings, blame.rounding)
-    told = [replace(row, diagnosis=diagnoses[k]) if k in wrong else row for k, row in enumerate(rows)]
-    return Findings(told, blame.culprit, [*blame.notes, *_in_common(told)])
+    told = [
+        replace(row, diagnosis=diagnoses[k], map=wrong_map(evidences[k])) if k in wrong else row
+        for k, row in enumerate(rows)
+    ]
+    return Findings(told, blame.culprit, [*blame.notes, *_in_common(told, blame)])
 
 
 def evidence_of(entry: ThetaEntry, tried: Tried, tolerance: float) -> Evidence:
@@ -83,21 +86,35 @@ def evidence_of(entry: ThetaEntry, tried: Tried, tolerance: float) -> Evidence:
     )
 
 
-def _in_common(rows: Sequence[ParameterReport]) -> list[str]:
+def _in_common(rows: Sequence[ParameterReport], blame: Blame) -> list[str]:
     """A sentence on each mistake that shows in several parameters."""
     groups: dict[tuple[DiagnosisKind, str], list[str]] = {}
     for row in rows:
         if row.diagnosis is not None and row.diagnosis.kind is not DiagnosisKind.UNKNOWN:
             groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row.name)
     return [
-        f"one mistake in {len(names)} parameters ({_listed(names)}): {kind.replace('_', ' ')}{factor}"
+        f"one mistake in {len(names)} parameters{_upstream(names, blame)}, {_listed(names)}: {_in_words(kind)}{factor}"
         for (kind, factor), names in groups.items()
-        if len(names) > 1
+        if len(names) > 1 and kind is not DiagnosisKind.PARTIAL
     ]
 
 
+def _upstream(names: Sequence[str], blame: Blame) -> str:
+    """That all of them are used before the culprit is, if they are."""
+    position = {module: k for k, module in enumerate(blame.order)}
+    culprit = position.get(blame.culprit or "")
+    modules = [name.rpartition(".")[0] for name in names]
+    if not culprit or any(position.get(module, culprit) >= culprit for module in modules):
+        return ""
+    return f" upstream of {blame.culprit}"
+
+
+def _in_words(kind: DiagnosisKind) -> str:
+    return kind.value.replace("_", " ")
+
+
 def _factor(diagnosis: Diagnosis) -> str:
-    return "" if diagnosis.factor is None else f" by {diagnosis.factor:.4g}"
+    return "" if diagnosis.factor is None else f" by the same factor {diagnosis.factor:.4g}"
 
 
 def _listed(names: Sequence[str]) -> str:

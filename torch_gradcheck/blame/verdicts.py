@@ -53,6 +53,6 @@ class Verdict:
     mutating: list[Call] = field(default_factory=list)
     unlike: list[Call] = field(default_factory=list)
     roundings: list[Rounding] = field(default_factory=list)
-    inputs: dict[Call, list[str]] = field(default_factory=dict)
+    inputs: dict[Call | None, list[str]] = field(default_factory=dict)
     unclear: list[tuple[Call, str]] = field(default_factory=list)
     open: str = ""

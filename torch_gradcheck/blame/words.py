@@ -31,7 +31,8 @@ class Words:
         """The culprit, and sentences on it; or None, and the reason."""
         guilty: dict[str, str] = {}
         for call, verdict in _downstream_first(verdicts, calls):
-            guilty.setdefault(self.name_of(call), self._on(call, verdict))
+            inputs = dict.fromkeys(path for each in verdicts for path in each.inputs.get(call, []))
+            guilty.setdefault(self.name_of(call), self._on(call, verdict, sorted(inputs)))
         for verdict in verdicts:
             if abs(verdict.hook) > SHARE * abs(verdict.wrong.error):
                 guilty |= self._on_hook(verdict)
@@ -67,9 +68,9 @@ class Words:
         """What the search took."""
         return f"looking for the culprit took {runs:,} runs of single modules and {evaluations} evaluations of J"
 
-    def _on(self, call: Call | None, verdict: Verdict) -> str:
+    def _on(self, call: Call | None, verdict: Verdict, inputs: Sequence[str]) -> str:
         where = f"the mistake is in the backward of {self._described(call)}"
-        return f"{where}{self._detail(call, verdict)}; {_share(call, verdict)}"
+        return f"{where}{self._detail(call, verdict, inputs)}; {_share(call, verdict)}"
 
     def _described(self, call: Call | None) -> str:
         name = self.name_of(call)
@@ -78,14 +79,14 @@ class Words:
         module = next(module for module, known in self._names.items() if known == name)
         return f"{name} ({type(module).__name__})" if name else f"the model itself ({type(module).__name__})"
 
-    def _detail(self, call: Call | None, verdict: Verdict) -> str:
+    def _detail(self, call: Call | None, verdict: Verdict, inputs: Sequence[str]) -> str:
         if call is not None and call in verdict.mutating:
             return f": {_kind(call)} writes to the gradient it is given, which spoils other branches"
         if call is not None and call in verdict.unlike:
             uses = len(verdict.unlike)
             return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
         if call is not None and not isinstance(call.owner, nn.Module):
-            return f": {_kind(call)} gives a wrong gradient{_for_inputs(call, verdict.inputs.get(call, []))}"
+            return f": {_kind(call)} gives a wrong gradient{_for_inputs(call, inputs)}"
         if call is not None and call.owner not in self._names:
             return f": in {_kind(call)}, which is no module of the model"
         children = [child for child in verdict.tangents if child.parent is call]

@@ -308,5 +308,5 @@ def _what_is_there(evidence: Evidence, meanings: Sequence[Meaning]) -> str:
     factor = float(np.dot(a, n) / np.dot(n, n)) if np.any(n) else np.nan
     if len(a) > 1 and np.all(np.abs(a - factor * n) <= 10 * evidence.tolerance * np.abs(a) + 3 * evidence.error[there]):
         meaning = meaning_of(factor, meanings)
-        return f", where it is {_number(factor)} × the right one{f' ({meaning})' if meaning else ''}"
+        return f", where it is {_number(factor)} × the right one{f', {meaning}' if meaning else ''}"
     return ""
