@@ -68,7 +68,7 @@ class Call:
 
     def run(self, arguments: tuple[Any, Any]) -> Any:
         """Calls the owner once more, with other arguments."""
-        function = self.owner if isinstance(self.owner, nn.Module) else self.owner.apply
+        function: Callable[..., Any] = self.owner if isinstance(self.owner, nn.Module) else self.owner.apply
         return function(*arguments[0], **arguments[1])
 
 

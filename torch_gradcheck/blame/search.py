@@ -92,12 +92,18 @@ def find_culprit(
     wrong = _followed(theta, trials, gradients)
     if not wrong:
         return Blame(None, (words.by_hand(),))
+    try:
+        return _searched(objective, numerical, wrong, words)
+    except (
+        Exception
+    ) as error:  # whatever the caller's code does when it is watched, the verdict on its gradients stands
+        return Blame(None, (words.nobody(f"a run of J in which calls are recorded raises {_said(error)}"),))
+
+
+def _searched(objective: Objective, numerical: Numerical, wrong: Sequence[Wrong], words: Words) -> Blame:
     laboratory = Laboratory(objective, LIMIT)
     evaluations = objective.evaluations
-    try:
-        run = Run.of(objective, wrong)
-    except RuntimeError as error:  # an in-place operation that torch forbids on the views the recording makes
-        return Blame(None, (words.nobody(f"the calls of modules could not be recorded ({error})"),))
+    run = Run.of(objective, wrong)
     if run.full:
         return Blame(None, (words.nobody("the inputs of all modules together take more than 1 GiB"),))
     step = first_step(numerical.noise)
@@ -106,6 +112,11 @@ def find_culprit(
     cost = words.cost(laboratory.runs, objective.evaluations - evaluations)
     rounding = next((each for verdict in verdicts for each in verdict.roundings), None)
     return Blame(culprit, (*notes, cost), tuple(_meanings(run)), words.order(run.calls), rounding)
+
+
+def _said(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _meanings(run: Run) -> Iterator[Meaning]:

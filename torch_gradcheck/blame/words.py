@@ -25,7 +25,8 @@ class Words:
     """Names calls after the modules of `model`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {module: name for name, module in reversed(list(model.named_modules()))}
+        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
 
     def told(self, verdicts: Sequence[Verdict], calls: Sequence[Call]) -> tuple[str | None, tuple[str, ...]]:
         """The culprit, and sentences on it; or None, and the reason."""
@@ -47,8 +48,8 @@ class Words:
     def name_of(self, call: Call | None) -> str:
         """The qualified name of the innermost module of the model that a call is part of; `loss_fn` outside of all."""
         while call is not None:
-            if isinstance(call.owner, nn.Module) and call.owner in self._names:
-                return self._names[call.owner]
+            if id(call.owner) in self._names:
+                return self._names[id(call.owner)]
             call = call.parent
         return LOSS
 
@@ -76,8 +77,7 @@ class Words:
         name = self.name_of(call)
         if name == LOSS:
             return "the loss function or closure"
-        module = next(module for module, known in self._names.items() if known == name)
-        return f"{name} ({type(module).__name__})" if name else f"the model itself ({type(module).__name__})"
+        return f"{name or 'the model itself'} ({self._kinds[name]})"
 
     def _detail(self, call: Call | None, verdict: Verdict, inputs: Sequence[str]) -> str:
         if call is not None and call in verdict.mutating:
@@ -87,7 +87,7 @@ class Words:
             return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
         if call is not None and not isinstance(call.owner, nn.Module):
             return f": {_kind(call)} gives a wrong gradient{_for_inputs(call, inputs)}"
-        if call is not None and call.owner not in self._names:
+        if call is not None and id(call.owner) not in self._names:
             return f": in {_kind(call)}, which is no module of the model"
         children = [child for child in verdict.tangents if child.parent is call]
         return self._cut(call, children, verdict) or _hooked(call) or self._combined(children)
@@ -115,8 +115,7 @@ class Words:
         return f": in its own forward, which combines {', '.join(names[:NAMED])}{more}; each of them is right"
 
     def _short(self, call: Call) -> str:
-        known = self._names.get(call.owner, "") if isinstance(call.owner, nn.Module) else ""
-        return known or _kind(call)
+        return self._names.get(id(call.owner), "") or _kind(call)
 
     def _on_hook(self, verdict: Verdict) -> dict[str, str]:
         parameter, name = verdict.wrong.entry.parameter, verdict.wrong.entry.name

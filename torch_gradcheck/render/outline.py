@@ -246,7 +246,7 @@ def _picture(found: WrongMap) -> Picture | None:
     judged = {share for line in found.cells for share in line if not math.isnan(share)}
     if len(judged) < 2:
         return None
-    size = " × ".join(filter(None, (found.down, found.across)))
+    size = " × ".join(printable(part) for part in (found.down, found.across) if part)
     down, across = found.block
     cell = "" if found.block == (1, 1) else f", a cell is {down} × {across}"
     return Picture(
