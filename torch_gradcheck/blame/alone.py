@@ -169,10 +169,16 @@ class Laboratory:
         try:
             outputs = [tensor for _, tensor in tensors_in(call.run(arguments))]
         except Exception as error:
-            raise CannotBeRunAlone(f"raises {type(error).__name__} when it is run alone") from error
+            raise CannotBeRunAlone(f"raises {said(error)} when it is run alone") from error
         if [tuple(output.shape) for output in outputs] != [shape for shape, _, _ in call.outputs]:
             raise CannotBeRunAlone("puts out something else when it is run alone")
         return outputs
+
+
+def said(error: Exception) -> str:
+    """An exception in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__} ({lines[0]})" if lines else type(error).__name__
 
 
 def _asked_for(call: Call, tangents: Tangents) -> Tangents:
@@ -189,8 +195,8 @@ def _moved(call: Call, tangents: Tangents, step: float) -> tuple[Any, Any]:
         if tensor not in moved:
             tangent = tangents[k] if k is not None else None
             new = tensor.clone() if tangent is None else tensor + step * tangent
-            asked = k is not None and call.differentiable[k]
-            moved[tensor] = new.requires_grad_(asked and torch.is_grad_enabled())
+            asked = k is not None and call.differentiable[k] and torch.is_grad_enabled()
+            moved[tensor] = _writable(new.requires_grad_()) if asked else new
         return moved[tensor]
 
     arguments: tuple[Any, Any] = replaced(call.arguments, replace)
@@ -206,14 +212,18 @@ def _with_leaves(call: Call, leaves: list[torch.Tensor]) -> tuple[Any, Any]:
         known = k < len(call.differentiable)
         if tensor not in views:
             leaf = tensor.clone().requires_grad_(known and call.differentiable[k])
-            # A module may write to its input, and must not to a leaf.
-            views[tensor] = leaf, leaf.view_as(leaf) if leaf.requires_grad else leaf
+            views[tensor] = leaf, _writable(leaf)
         if known:
             leaves.append(views[tensor][0])
         return views[tensor][1]
 
     arguments: tuple[Any, Any] = replaced(call.arguments, replace)
     return arguments
+
+
+def _writable(leaf: torch.Tensor) -> torch.Tensor:
+    """A copy of the leaf: a module may write to its input, and must not to a leaf or its views."""
+    return leaf.clone() if leaf.requires_grad else leaf
 
 
 def _received(call: Call, outputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:

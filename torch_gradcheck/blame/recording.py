@@ -72,12 +72,29 @@ class Call:
         return function(*arguments[0], **arguments[1])
 
 
+@dataclass(frozen=True)
+class Taps:
+    """What a recording replaces by copies; J must not notice.
+
+    Attributes:
+        outputs: those of every call, to see what gradient arrives.
+        inputs: those of every call too, to see what gradient leaves; a module may write to its input for others to see.
+        rooted: outputs without a graph get one, so that what lies downstream of a cut receives its gradients.
+    """
+
+    outputs: bool = True
+    inputs: bool = True
+    rooted: bool = True
+
+
+NO_TAPS = Taps(outputs=False, inputs=False, rooted=False)
+
+
 class Recording:
     """Records every call inside the block; the patches are on torch's own classes, and `Loan` takes them back too.
 
     Args:
-        taps: whether gradients that arrive for outputs are to be kept: outputs are replaced by views of themselves.
-        rooted: outputs without a graph are tapped too, so that what lies downstream of a cut receives its gradients.
+        taps: what is to be replaced by a copy that tells which gradient arrives for it.
 
     Attributes:
         calls: every call in the order in which they began.
@@ -85,11 +102,10 @@ class Recording:
         full: whether there was not enough memory for all of them.
     """
 
-    def __init__(self, taps: bool, rooted: bool = False) -> None:
+    def __init__(self, taps: Taps = NO_TAPS) -> None:
         self.calls: list[Call] = []
         self.leaves: list[torch.Tensor] = []
         self.full = False
-        self._rooted = rooted
         self._taps, self._stack = taps, list[Call]()
         self._snapshots = Snapshots()
         self._undo: list[Callable[[], Any]] = []
@@ -153,24 +169,24 @@ class Recording:
         return call
 
     def _inputs_tapped(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """The arguments as the callee sees them: tensors among them are views, which tell what gradient leaves."""
-        if not self._taps:
+        """The arguments as the callee sees them: tensors among them are copies, which tell what gradient leaves."""
+        if not self._taps.inputs:
             return args, kwargs
         positions = {path: k for k, (path, _) in enumerate(tensors_in((args, kwargs)))}
-        views: dict[int, torch.Tensor] = {}  # a tensor given twice stays one tensor
+        copies: dict[int, torch.Tensor] = {}  # a tensor given twice stays one tensor
 
-        def view(path: str, value: Any) -> Any:
+        def copy(path: str, value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or value.grad_fn is None:
                 return value
-            if id(value) not in views:
+            if id(value) not in copies:
                 position = positions[path]
-                views[id(value)] = value.view_as(value)
-                views[id(value)].register_hook(lambda gradient: _left(call, position, gradient))
-            return views[id(value)]
+                copies[id(value)] = value.clone()
+                copies[id(value)].register_hook(lambda gradient: _left(call, position, gradient))
+            return copies[id(value)]
 
         return (
-            tuple(view(f"[0][{k}]", value) for k, value in enumerate(args)),
-            {name: view(f"[1][{name!r}]", value) for name, value in kwargs.items()},
+            tuple(copy(f"[0][{k}]", value) for k, value in enumerate(args)),
+            {name: copy(f"[1][{name!r}]", value) for name, value in kwargs.items()},
         )
 
     def _finished(self, call: Call, result: Any) -> Any:
@@ -178,22 +194,22 @@ class Recording:
         call.outputs = [summary(tensor) for _, tensor in tensors_in(result)]
         call.cotangents = [None for _ in call.outputs]
         call.leaks = hides_a_graph(result) or (isinstance(call.owner, nn.Module) and _keeps_a_graph(call.owner))
-        if not self._taps:
+        if not self._taps.outputs:
             return result
         positions = iter(range(len(call.outputs)))
         return rebuilt(result, lambda tensor: self._tapped(call, next(positions), tensor))
 
     def _tapped(self, call: Call, position: int, tensor: torch.Tensor) -> torch.Tensor:
-        """The output as its caller sees it: a view of it, which tells what gradient arrives."""
+        """The output as its caller sees it: a copy of it, which tells what gradient arrives."""
         inexact = tensor.is_floating_point() or tensor.is_complex()
-        if tensor.grad_fn is None and inexact and self._rooted and torch.is_grad_enabled():
+        if tensor.grad_fn is None and inexact and self._taps.rooted and torch.is_grad_enabled():
             tensor = tensor.detach().requires_grad_()
             self.leaves.append(tensor)
         elif tensor.grad_fn is None:
             return tensor
-        view = tensor.view_as(tensor)
-        view.register_hook(lambda gradient: _arrived(call, position, gradient))
-        return view
+        copy = tensor.clone()
+        copy.register_hook(lambda gradient: _arrived(call, position, gradient))
+        return copy
 
 
 def summary(tensor: torch.Tensor) -> tuple[tuple[int, ...], float, float]:

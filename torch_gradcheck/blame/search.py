@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, gradients_of
-from torch_gradcheck.blame.alone import NOTHING, CannotBeRunAlone, Laboratory, Part, before_hooks
-from torch_gradcheck.blame.recording import Call, Owner, Recording, paired_with_recomputed
+from torch_gradcheck.blame.alone import NOTHING, CannotBeRunAlone, Laboratory, Part, before_hooks, said
+from torch_gradcheck.blame.recording import Call, Owner, Recording, Taps, paired_with_recomputed
 from torch_gradcheck.blame.tangents import Tangents, Wrong, tangents_of
 from torch_gradcheck.blame.verdicts import Blame, Verdict
 from torch_gradcheck.blame.words import Words
@@ -42,15 +42,20 @@ BARS = 3.0
 class Run:
     """The real run of J, recorded: calls, gradients that arrived, and gradients of θ before the parameters' hooks.
 
-    Raises:
-        RuntimeError: an operation that torch forbids on the views that the recording makes of outputs.
+    Attributes:
+        loss: J as it came out; another number than J(θ) where J notices that it is recorded.
+        raw: the gradients of each watched parameter before its hooks.
+        full: whether the calls took too much memory.
+        roots: calls made by the loss function or closure itself.
+        calls: all of them, those left out that a backward makes.
     """
 
-    def __init__(self, objective: Objective, wrong: Sequence[Wrong], rooted: bool) -> None:
+    def __init__(self, objective: Objective, wrong: Sequence[Wrong], taps: Taps) -> None:
         self._objective = objective
         self._parameters = [each for each in objective.model.parameters() if each.requires_grad]
+        self.loss = math.nan
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
-        with torch.enable_grad(), objective.evaluation(), Recording(taps=True, rooted=rooted) as recording:
+        with torch.enable_grad(), objective.evaluation(), Recording(taps) as recording:
             self._backward(list(dict.fromkeys(each.entry.parameter for each in wrong)), recording)
         paired_with_recomputed(recording.calls)
         self.full = recording.full
@@ -59,11 +64,19 @@ class Run:
 
     @classmethod
     def of(cls, objective: Objective, wrong: Sequence[Wrong]) -> Run:
-        """A run that shows what lies downstream of a cut, where J bears that."""
-        try:
-            return cls(objective, wrong, rooted=True)
-        except RuntimeError:
-            return cls(objective, wrong, rooted=False)
+        """The run that shows most, among those that J bears without noticing.
+
+        Raises:
+            RuntimeError: there is none.
+        """
+        for taps in (Taps(), Taps(inputs=False), Taps(inputs=False, rooted=False)):
+            try:
+                run = cls(objective, wrong, taps)
+            except RuntimeError:  # autograd forbids what J does to a tensor that has a graph now
+                continue
+            if objective.same(run.loss, objective.loss):
+                return run
+        raise RuntimeError("J is another function when its calls are recorded")
 
     def _backward(self, watched: list[nn.Parameter], recording: Recording) -> None:
         if watched:
@@ -71,6 +84,7 @@ class Run:
                 self._backward(watched[1:], recording)
             return
         loss = self._objective.compute()
+        self.loss = float(loss.detach())
         if not self._objective.runs_backward and loss.requires_grad:
             gradients_of([loss], [*self._parameters, *recording.leaves], [torch.ones_like(loss)])
 
@@ -97,7 +111,7 @@ def find_culprit(
     except (
         Exception
     ) as error:  # whatever the caller's code does when it is watched, the verdict on its gradients stands
-        return Blame(None, (words.nobody(f"a run of J in which calls are recorded raises {_said(error)}"),))
+        return Blame(None, (words.nobody(f"a run of J in which calls are recorded raises {said(error)}"),))
 
 
 def _searched(objective: Objective, numerical: Numerical, wrong: Sequence[Wrong], words: Words) -> Blame:
@@ -112,11 +126,6 @@ def _searched(objective: Objective, numerical: Numerical, wrong: Sequence[Wrong]
     cost = words.cost(laboratory.runs, objective.evaluations - evaluations)
     rounding = next((each for verdict in verdicts for each in verdict.roundings), None)
     return Blame(culprit, (*notes, cost), tuple(_meanings(run)), words.order(run.calls), rounding)
-
-
-def _said(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _meanings(run: Run) -> Iterator[Meaning]:

@@ -83,7 +83,7 @@ def tangents_of(calls: Sequence[Call], wrong: Wrong, step: float, objective: Obj
 
 
 def _recorded(wrong: Wrong, step: float, objective: Objective) -> tuple[list[Call], float]:
-    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), Recording(taps=False) as recording:
+    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), Recording() as recording:
         objective.compute()
     return [call for call in recording.calls if not call.in_backward], taken
 
