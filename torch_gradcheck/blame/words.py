@@ -25,7 +25,7 @@ class Words:
     """Names calls after the modules of `model`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._names = {id(module): name for name, module in reversed(list(model.named_modules()))}
+        self._names: dict[int, str] = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
 
     def told(self, verdicts: Sequence[Verdict], calls: Sequence[Call]) -> tuple[str | None, tuple[str, ...]]:
@@ -119,7 +119,7 @@ class Words:
 
     def _on_hook(self, verdict: Verdict) -> dict[str, str]:
         parameter, name = verdict.wrong.entry.parameter, verdict.wrong.entry.name
-        if parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None):
+        if parameter._backward_hooks:
             return {name: f"a hook on the parameter {name} changes its gradient; the backward up to there is right"}
         return {NOBODY: self.nobody("what .grad holds is not what the backward gave it: it is changed afterwards")}
 

@@ -18,7 +18,7 @@ ROWS, COLUMNS = 16, 48
 def wrong_map(evidence: Evidence) -> WrongMap:
     """The picture of a gradient: the first axis downwards, all others beside each other; one axis lies along a line."""
     rows, columns = _two_dimensional(evidence.shape)
-    block = (math.ceil(rows / ROWS), math.ceil(columns / COLUMNS))
+    block = (max(1, math.ceil(rows / ROWS)), max(1, math.ceil(columns / COLUMNS)))
     judged = evidence.judged | evidence.wrong
     with np.errstate(invalid="ignore"):
         share = _summed(evidence.wrong, rows, columns, block) / _summed(judged, rows, columns, block)
