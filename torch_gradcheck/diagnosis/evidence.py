@@ -21,6 +21,9 @@ OUTLIERS = 0.02
 PROVEN = 0.01
 """An entry that is off by no more than this share of the tolerance is right, not just close."""
 
+CONTRAST = 0.1
+"""And difference and error bar are this much smaller, relative to it, than what the wrong ones are off by."""
+
 NEGLIGIBLE = 1e-6
 """An entry this small against the largest has nothing to say about what is right."""
 
@@ -81,9 +84,17 @@ class Evidence:
 
     @cached_property
     def right(self) -> Flags:
-        """Entries proven right; what is off by less than the tolerance, yet by more than its error bar, is not."""
-        off = np.abs(self.off) <= BARS * self.error + PROVEN * self.tolerance * np.abs(self.numeric)
-        return np.asarray(self.resolved & ~self.wrong & off)
+        """Entries proven right: a mistake like that of the wrong ones would have been seen in them.
+
+        What is off by less than the tolerance, yet by more than its error bar, is not proven right either.
+        """
+        size, off, bar = np.abs(self.numeric), np.abs(self.off), BARS * self.error
+        with np.errstate(all="ignore"):
+            relative = np.nan_to_num((off / (size + np.abs(self.analytic)))[self.wrong], nan=1.0)
+            usual = float(np.median(relative)) if len(relative) else self.tolerance
+            agrees = off <= bar + PROVEN * self.tolerance * size
+            contrasts = off + bar <= CONTRAST * usual * size
+        return np.asarray(self.resolved & ~self.wrong & agrees & contrasts)
 
     @cached_property
     def off(self) -> Floats:

@@ -168,15 +168,36 @@ def _hint(evidence: Evidence) -> str:
     if not evidence.finite:
         wrong = ~np.isfinite(evidence.analytic)
         return f"dθ is not finite in {int(wrong.sum())} of {wrong.size} entries"
-    n, off = evidence.numeric[evidence.judged], evidence.off[evidence.judged]
-    a = evidence.analytic[evidence.judged]
+    with np.errstate(all="ignore"):
+        return _scaled_and_decayed(evidence) or _unlike(evidence)
+
+
+def _scaled_and_decayed(evidence: Evidence) -> str:
+    """A factor on the whole gradient but for a part that goes with θ, where a few numbers prove two unknowns."""
+    n, a, theta = (x[evidence.resolved] for x in (evidence.numeric, evidence.analytic, evidence.theta))
+    if len(n) < 4:
+        return ""
+    (factor, decay), *_ = np.linalg.lstsq(np.stack([n, theta], axis=1), a, rcond=None)
+    predicted = factor * evidence.numeric + decay * evidence.theta
+    residual = evidence.residual(predicted, factor)
+    if not np.isfinite(residual):
+        return ""
+    return (
+        f"dθ = {_number(factor)} × the right gradient {'+' if decay > 0 else '−'} {_number(abs(decay))} · θ (residual "
+        f"{residual:.0e}): a factor on all of it but a weight decay, or on that alone"
+    )
+
+
+def _unlike(evidence: Evidence) -> str:
+    """Length and direction against the right gradient."""
+    n, a = evidence.numeric[evidence.judged], evidence.analytic[evidence.judged]
     norms = np.linalg.norm(a) * np.linalg.norm(n)
     if not norms:
         return "no simple relation to the right gradient"
-    cosine = float(np.dot(a, n) / norms)
     return (
         f"no simple relation to the right gradient: length {_number(float(np.linalg.norm(a) / np.linalg.norm(n)))} × "
-        f"the right one, cosine {cosine:.6g} to it, off by {np.linalg.norm(off) / np.linalg.norm(n):.1e} of it"
+        f"the right one, cosine {float(np.dot(a, n) / norms):.6g} to it, off by "
+        f"{np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of it"
     )
 
 
