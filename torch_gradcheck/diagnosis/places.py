@@ -15,6 +15,9 @@ NAMED = 6
 SINGLE = 3
 """So many wrong entries are named one by one, unless they make up a whole slice."""
 
+MOST = 0.75
+"""Where more slices than this are wrong, the right ones are the exception."""
+
 FEW = 0.25
 """Wrong entries without a pattern are told one by one up to this share of all that say something ..."""
 
@@ -38,7 +41,7 @@ def wrong_places(evidence: Evidence) -> str:
 def _whole_slices(evidence: Evidence) -> str:
     for axis in range(len(evidence.shape)):
         wrong, right = _along(evidence, evidence.wrong, axis), _along(evidence, evidence.right, axis)
-        if not np.any(wrong & right):
+        if not np.any(wrong & right) and np.sum(wrong) <= MOST * np.sum(wrong | right):
             return slices(evidence.shape, axis, np.flatnonzero(wrong), evidence.parts)
     return ""
 
