@@ -16,7 +16,8 @@ ROOT = Path(torch_gradcheck.__file__).parent
 
 LADDER = """
     version errors facts
-    structure captures interrupts global_state precision progress moved
+    structure interrupts global_state precision progress moved
+    captures
     differences differences.sampling
     differences.noise differences.ladder
     differences.trial

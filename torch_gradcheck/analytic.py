@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.errors import InvalidRequestError
@@ -36,18 +38,13 @@ def autograd_gradients(objective: Objective, theta: Theta) -> dict[int, Analytic
     """One autograd backward of J, by position in θ of the checked parameters.
 
     Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
-    in the backward) do not fire; hooks on the tensors do. Where the closure runs its own backward, or a reentrant
-    checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken.
+    in the backward) do not fire; hooks on the tensors do. Where the closure has run the backward of J itself, or a
+    reentrant checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken.
     """
     positions = theta.checked
     parameters = [theta[position].parameter for position in positions]
-    if not objective.runs_backward:
-        with torch.enable_grad(), objective.evaluation():
-            gradients = _asked(objective.compute(), parameters)
-    else:
-        with torch.enable_grad(), objective.evaluation():
-            objective.compute()
-            gradients = [parameter.grad for parameter in parameters]
+    with torch.enable_grad(), objective.evaluation():
+        gradients = _asked(objective.compute(), parameters, objective)
     return {
         position: _analytic(theta[position], gradient, epsilon(objective.dtype))
         for position, gradient in zip(positions, gradients, strict=True)
@@ -70,8 +67,22 @@ def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, Ana
     return {position: _given(theta[position], gradients) for position in theta.checked}
 
 
-def _asked(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
-    return gradients_of([loss] if loss.requires_grad else [], parameters, [torch.ones_like(loss)])
+def _asked(loss: torch.Tensor, parameters: list[nn.Parameter], objective: Objective) -> list[torch.Tensor | None]:
+    if not loss.requires_grad:
+        return _accumulated(parameters, objective) if objective.runs_backward else [None for _ in parameters]
+    asked = [parameter for parameter in parameters if parameter.requires_grad]  # not those that the forward has frozen
+    try:
+        gradients = iter(gradients_of([loss], asked, [torch.ones_like(loss)]))
+        return [next(gradients) if parameter.requires_grad else None for parameter in parameters]
+    except RuntimeError as error:
+        if objective.runs_backward and "second time" in str(error):  # the closure has used the graph up
+            return _accumulated(parameters, objective)
+        raise
+
+
+def _accumulated(parameters: list[nn.Parameter], objective: Objective) -> list[torch.Tensor | None]:
+    objective.takes_accumulated = True
+    return [parameter.grad for parameter in parameters]
 
 
 def gradients_of(
@@ -149,13 +160,22 @@ def _given(entry: ThetaEntry, gradients: Mapping[str, Any]) -> AnalyticGradient:
     if tensor.is_complex() and not entry.is_complex:
         raise InvalidRequestError(f"gradients[{keys[0]!r}] is complex ({tensor.dtype}), the parameter is real.")
     inexact = tensor.is_floating_point() or tensor.is_complex()
-    return _analytic(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))
+    try:
+        return _analytic(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise InvalidRequestError(
+            f"gradients[{keys[0]!r}] holds no numbers to compare with (dtype {tensor.dtype}, device {tensor.device}, "
+            f"layout {tensor.layout}): give an ordinary tensor or array."
+        ) from error
 
 
 def _as_tensor(name: str, value: Any) -> torch.Tensor:
     try:
-        return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        if not (tensor.is_nested or is_lazy(tensor)):
+            return tensor
+        raise TypeError("it has no shape")
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidRequestError(
             f"gradients[{name!r}] must be a tensor or an array of numbers, got {type(value).__name__}."
         ) from error

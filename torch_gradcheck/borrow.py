@@ -9,29 +9,44 @@ graphs that were built on it, and is swapped back in the end.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from torch_gradcheck.captures import captures_of
+from torch_gradcheck.captures import Captures, captures_of
+from torch_gradcheck.deliberate import PowerIterations
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.global_state import RandomState, SwitchState, is_generator, seed_everything
+from torch_gradcheck.global_state import RandomState, SwitchState, seed_everything
 from torch_gradcheck.interrupts import HeldSignals
 from torch_gradcheck.precision import in_precision
 from torch_gradcheck.request import Mode
 
-CONTAINERS = (dict, list, set, deque)
+ONE_AT_A_TIME = RLock()
+"""Random state and switches belong to the whole process: checks in several threads wait for each other.
+
+A forward that itself waits for a check in another thread would wait for ever.
+"""
+
+
+ABSENT = object()
+"""Stands for the value of a name that is not there."""
+
+SETTLING = 3
+"""How many evaluations it takes to see what J does to its surroundings: with a graph, without, with one again."""
 
 
 class Borrowed:
     """The stand-ins while they are lent, and the way back to their first state around each evaluation of J."""
 
-    def __init__(self, tensors: _StandIns, modules: _ModuleStates, generators: Sequence[Any], seed: int) -> None:
+    def __init__(self, tensors: _StandIns, holders: _HolderStates, generators: Sequence[Any], seed: int) -> None:
         self._tensors = tensors
-        self._modules = modules
+        self._holders = holders
         self._collects_gradients = True
+        self._settling = SETTLING
         seed_everything(seed)
         self._random = RandomState.of_everything(generators)
 
@@ -41,8 +56,11 @@ class Borrowed:
 
     def after_evaluation(self) -> None:
         """Buffers and whatever else the model wrote to hold their first values again."""
+        if self._settling:
+            self._settling -= 1
+            self._holders.learn_what_is_filled()
         self._tensors.rewind()
-        self._modules.rewind_tensors()
+        self._holders.rewind()
         if self._collects_gradients:
             self._tensors.drop_gradients()
 
@@ -62,21 +80,33 @@ class Loan:
 
     A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
     could land and leave the stand-ins in place.
+
+    Args:
+        model: what is lent.
+        functions: what is called to compute J: loss or closure.
+        batch: what they are called on; copied by others, only its random generators are of interest here.
+        mode, dtype, seed: as the request has them.
     """
 
     def __init__(
-        self, model: nn.Module, functions: Sequence[Callable[..., Any]], mode: Mode, dtype: torch.dtype, seed: int
+        self,
+        model: nn.Module,
+        functions: Sequence[Callable[..., Any]],
+        batch: Any,
+        mode: Mode,
+        dtype: torch.dtype,
+        seed: int,
     ) -> None:
         self._model, self._mode, self._dtype, self._seed = model, mode, dtype, seed
-        captures = [captures_of(function) for function in functions]
-        roots = [model, *(module for capture in captures for module in capture.modules.values())]
-        self._holders = list(dict.fromkeys(module for root in roots for module in root.modules()))
-        self._captured = [tensor for capture in captures for tensor in capture.tensors.values()]
+        self._captures = captures_of(model, *functions)
+        self._generators = [*self._captures.generators.values(), *captures_of(batch).generators.values()]
         self._signals = HeldSignals(frozenset({Loan.__enter__.__code__, Loan.__exit__.__code__}))
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Borrowed:
+        ONE_AT_A_TIME.acquire()  # before signals are held back: Ctrl-C ends the waiting
         try:
+            self._undo.append(ONE_AT_A_TIME.release)
             self._signals.install()
             borrowed = self._take()
         except BaseException:
@@ -91,20 +121,21 @@ class Loan:
 
     def _take(self) -> Borrowed:
         """Sets everything aside; each step registers its way back before it changes anything."""
-        generators = [value for module in self._holders for value in vars(module).values() if is_generator(value)]
-        _check_buffers(self._model)
+        _check_numbers(self._model, self._captures)
         inference = torch.inference_mode(False)
         inference.__enter__()
-        self._undo = [lambda: inference.__exit__(None, None, None)]
-        switches, random = SwitchState(), RandomState.of_everything(generators)
-        modules = _ModuleStates(self._holders)
-        tensors = _StandIns([*modules.tensors(), *self._captured], self._dtype)
-        self._undo += [switches.restore, random.restore, modules.restore, tensors.swap_back]
+        self._undo.append(lambda: inference.__exit__(None, None, None))
+        switches, random = SwitchState(), RandomState.of_everything(self._generators)
+        holders, iterations = _HolderStates(self._captures), PowerIterations(self._captures.modules.values())
+        tensors = _StandIns(list(self._captures.tensors.values()), self._dtype)
+        self._undo += [switches.restore, random.restore, iterations.restore, holders.restore, tensors.swap_back]
         tensors.swap_in()
+        iterations.hold()
         switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
         if self._mode != "keep":
             self._model.train(self._mode == "train")
-        return Borrowed(tensors, modules, generators, self._seed)
+            holders.start()
+        return Borrowed(tensors, holders, self._generators, self._seed)
 
     def _give_back(self) -> None:
         try:
@@ -122,7 +153,7 @@ class _StandIns:
     def __init__(self, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
         self._tensors = [tensor for tensor in dict.fromkeys(tensors) if _can_stand_in(tensor)]
         with torch.no_grad():
-            self._others = [_stand_in(tensor, dtype) for tensor in self._tensors]
+            self._others = _stand_ins(self._tensors, dtype)
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [_copied(tensor._backward_hooks) for tensor in self._tensors]
         self._swapped = 0
@@ -169,9 +200,61 @@ def _can_stand_in(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
-def _stand_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    copy = tensor.detach().to(in_precision(tensor.dtype, dtype), copy=True)
-    return copy.requires_grad_(tensor.requires_grad)
+def _stand_ins(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """A copy of each; one that sees a parameter change (a buffer made of `weight.data`) sees its copy change, too."""
+    together = _seen_by_others(tensors)
+    storages: dict[tuple[Any, ...], torch.Tensor] = {}
+    copies = []
+    for tensor in tensors:
+        memory, lent_in = _memory(tensor), in_precision(tensor.dtype, dtype)
+        if id(tensor) not in together:
+            copy = tensor.detach().to(lent_in, copy=True)
+        else:
+            if memory not in storages:
+                storages[memory] = _at(tensor, tensor.untyped_storage()).to(lent_in, copy=True)
+            place = (tensor.storage_offset(), tensor.shape, tensor.stride())
+            copy = _at(storages[memory], storages[memory].untyped_storage(), *place)
+        copies.append(copy.requires_grad_(tensor.requires_grad))
+    return copies
+
+
+def _seen_by_others(tensors: Sequence[torch.Tensor]) -> set[int]:
+    """The ids of parameters whose memory other tensors see, and of these.
+
+    Two parameters on the same numbers stay two: each has a gradient of its own.
+    """
+    owners: dict[tuple[Any, ...], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        if tensor.requires_grad and tensor.is_leaf:
+            group = owners.setdefault(_memory(tensor), [])
+            if not any(_overlap(tensor, other) for other in group):
+                group.append(tensor)
+    seen = [tensor for tensor in tensors if not tensor.requires_grad and _memory(tensor) in owners]
+    return {id(tensor) for tensor in seen} | {id(owner) for tensor in seen for owner in owners[_memory(tensor)]}
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    (start, end), (other_start, other_end) = _extent(one), _extent(other)
+    return start < other_end and other_start < end
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where in its storage a tensor begins, and where it ends."""
+    length = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    start = int(tensor.storage_offset())
+    return start, start + (int(length) if tensor.numel() else 0)
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """The same for tensors that may see each other's values change."""
+    address = tensor.untyped_storage().data_ptr()
+    as_it_is = not (tensor.is_conj() or tensor.is_neg())
+    return (tensor.device, tensor.dtype, address if address and as_it_is else id(tensor))
+
+
+def _at(like: torch.Tensor, storage: torch.UntypedStorage, *place: Any) -> torch.Tensor:
+    """A tensor of its own, no view, on a storage: at offset, shape and stride, or all of it one after the other."""
+    return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, *place)
 
 
 def _copied(hooks: Any) -> Any:
@@ -188,44 +271,82 @@ def _restore_hooks(tensor: torch.Tensor, hooks: Any) -> None:
         tensor._backward_hooks.update(hooks)
 
 
-class _ModuleStates:
-    """The attributes of modules (flags, buffers' and parameters' names, hooks, whatever they keep), shallowly.
+class _HolderStates:
+    """What modules and objects keep in their attributes (flags, hooks, counters, ...), containers and arrays hold."""
 
-    Containers among the attributes are remembered by their content too: `self.history.append(...)` is undone.
-    """
+    def __init__(self, captures: Captures) -> None:
+        attributes = [vars(holder) for holder in (*captures.modules.values(), *captures.objects.values())]
+        self._held = [*attributes, *captures.containers.values()]
+        self._first = [_content(held) for held in self._held]
+        self._arrays = [(array, array.copy()) for array in captures.arrays.values() if array.flags.writeable]
+        self.start()
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
-        self._attributes = [(module, dict(vars(module))) for module in modules]
-        held = [value for _, attributes in self._attributes for value in attributes.values()]
-        self._contents = [(value, _content(value)) for value in held if isinstance(value, CONTAINERS)]
-        dicts = [vars(module) for module in modules] + [value for value in held if isinstance(value, dict)]
+    def start(self) -> None:
+        """What is held now, in the mode of the check, is what every evaluation starts from."""
+        self._start = [_content(held) for held in self._held]
+        self._last = self._start
         self._tensor_names = [
-            (names, name, value) for names in dicts for name, value in names.items() if isinstance(value, torch.Tensor)
+            (names, name, value)
+            for names in self._held
+            if isinstance(names, dict)
+            for name, value in names.items()
+            if isinstance(value, torch.Tensor)
         ]
+        self._filled: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._settled: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._grown: list[tuple[Any, Any]] = []
 
-    def tensors(self) -> list[torch.Tensor]:
-        """Parameters, buffers, and tensors kept as plain attributes or one container deep."""
-        found = []
-        for _, attributes in self._attributes:
-            for value in attributes.values():
-                inside = value.values() if isinstance(value, dict) else value
-                candidates = inside if isinstance(value, (*CONTAINERS, tuple)) else (value,)
-                found += [candidate for candidate in candidates if isinstance(candidate, torch.Tensor)]
-        return found
+    def learn_what_is_filled(self) -> None:
+        """After each of the first evaluations: state, caches, and whatever says that they are filled.
+
+        These are names that changed once and not again, and names that hold another tensor every time. What changes
+        every time without tensors, a counter, stays changed: a J that depends on it is not one function.
+        """
+        now = [_content(held) for held in self._held]
+        for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True):
+            if isinstance(held, dict):
+                self._learn_names(held, start, last, new)
+            elif len(last) != len(start) and any(isinstance(value, torch.Tensor) for value in new):
+                self._grown.append((held, start))
+        self._last = now
+        if any(isinstance(held.get(name), torch.Tensor) for held, name, _ in self._settled):
+            self._filled += self._settled
+        self._settled = []
+
+    def _learn_names(
+        self, held: dict[Any, Any], start: dict[Any, Any], last: dict[Any, Any], new: dict[Any, Any]
+    ) -> None:
+        for name, value in new.items():
+            before, first = last.get(name, ABSENT), start.get(name, ABSENT)
+            if value is before and value is not first:
+                self._settled.append((held, name, first))
+            elif value is not before and before is not first and isinstance(value, torch.Tensor):
+                self._filled.append((held, name, first))
 
     def restore(self) -> None:
-        for module, attributes in self._attributes:
-            if not _same_items(vars(module), attributes):
-                _refill(vars(module), attributes)
-        for container, content in self._contents:
-            if not _same_items(container, content):
-                _refill(container, content)
+        """All that was held is held again, the same objects under the same names."""
+        _refill_changed(zip(self._held, self._first, strict=True))
+        for array, first in self._arrays:
+            if array.tobytes() != first.tobytes():
+                array[...] = first
 
-    def rewind_tensors(self) -> None:
-        """Attributes and registered names that held a tensor hold that same tensor again."""
+    def rewind(self) -> None:
+        """Names that held a tensor hold that same tensor again, and caches are as empty as they were."""
         for names, name, tensor in self._tensor_names:
             if names.get(name) is not tensor:
                 names[name] = tensor
+        for names, name, value in self._filled:
+            if value is ABSENT:
+                names.pop(name, None)
+            else:
+                names[name] = value
+        _refill_changed(self._grown)
+
+
+def _refill_changed(contents: Iterable[tuple[Any, Any]]) -> None:
+    for container, content in contents:
+        if not _same_items(container, content):
+            _refill(container, content)
 
 
 def _content(container: Any) -> Any:
@@ -247,9 +368,20 @@ def _refill(container: Any, content: Any) -> None:
         container.update(content)
 
 
-def _check_buffers(model: nn.Module) -> None:
+def _check_numbers(model: nn.Module, captures: Captures) -> None:
+    """Raises where a module holds a tensor without numbers to compute with."""
     for name, buffer in model.named_buffers():
-        if buffer.is_meta:
-            raise InvalidRequestError(
-                f"buffer {name!r} is on the meta device and holds no numbers: materialise the model first."
-            )
+        _check_has_numbers(f"buffer {name!r}", buffer)
+    for module in captures.modules.values():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            _check_has_numbers(f"{name!r} of a {type(module).__name__}", tensor)
+
+
+def _check_has_numbers(what: str, tensor: torch.Tensor) -> None:
+    if is_lazy(tensor):
+        raise InvalidRequestError(f"{what} is not initialised yet (a lazy module): call it once on a batch first.")
+    if tensor.is_meta:
+        raise InvalidRequestError(
+            f"{what} is on the meta device and holds no numbers: materialise the module first, "
+            "for example with to_empty(device='cpu') and an initialisation."
+        )

@@ -20,7 +20,7 @@ from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
 from torch_gradcheck.report import Report
-from torch_gradcheck.request import Mode, Request, callable_argument, request
+from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, request
 from torch_gradcheck.settle import check_unchanged, settled_objective
 from torch_gradcheck.theta import ThetaEntry, theta_of
 
@@ -85,7 +85,7 @@ def check_module(
         progress=progress,
     )
     callable_argument("loss_fn", loss_fn)
-    return _check(model, [loss_fn], lambda: batch_loss(model, loss_fn, batch, dtype), asked)
+    return _check(model, [loss_fn], batch, lambda: batch_loss(model, loss_fn, batch, dtype), asked)
 
 
 def check_closure(
@@ -124,27 +124,39 @@ def check_closure(
         progress=progress,
     )
     callable_argument("closure", closure)
-    return _check(model, [closure], lambda: closure, asked)
+    closure_argument(closure)
+    return _check(model, [closure], None, lambda: closure, asked)
 
 
 def _check(
-    model: nn.Module, functions: list[Callable[..., Any]], computation: Callable[[], Callable[[], Any]], asked: Request
+    model: nn.Module,
+    functions: list[Callable[..., Any]],
+    batch: Any,
+    computation: Callable[[], Callable[[], Any]],
+    asked: Request,
 ) -> Report:
     """The pipeline. `computation` gives the function that computes the loss, once the model is lent."""
     started = time.perf_counter()
     threads = torch.get_num_threads()
     theta = theta_of(model, asked.include, asked.exclude)
-    given = None if asked.gradients is None else given_gradients(asked.gradients, theta)
-    with Loan(model, functions, asked.mode, asked.dtype, asked.seed) as borrowed:
+    given = {} if asked.gradients is None else given_gradients(asked.gradients, theta)
+    with Loan(model, functions, batch, asked.mode, asked.dtype, asked.seed) as borrowed:
+        theta = theta_of(model, asked.include, asked.exclude)  # a model's own train() and eval() may freeze and thaw
         objective = settled_objective(model, computation(), borrowed, asked.dtype)
-        gradients = autograd_gradients(objective, theta) if given is None else given
+        if asked.gradients is None:
+            gradients = autograd_gradients(objective, theta)
+        else:
+            gradients = given if given.keys() >= set(theta.checked) else given_gradients(asked.gradients, theta)
         numerical = Numerical(objective, theta, asked, threads)
         with progress_bar(asked.progress) as bar:
             trials = numerical.trials(gradients, bar)
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
-        found = findings_of(rows, objective, theta, numerical, trials, asked.tolerance, given=given is not None)
+        found = findings_of(
+            rows, objective, theta, numerical, trials, asked.tolerance, given=asked.gradients is not None
+        )
         ratio = _over_theta(trials)
+        notes = notes_of(rows, objective, numerical, asked)
     return Report(
         parameters=tuple(found.rows),
         relative_error=ratio,
@@ -158,7 +170,7 @@ def _check(
         seed=asked.seed,
         noise=numerical.noise.sigma,
         culprit=found.culprit,
-        notes=found.notes + notes_of(rows, objective, numerical, asked),
+        notes=found.notes + notes,
     )
 
 

@@ -126,7 +126,8 @@ class ParameterReport:
         verdict: the word for `relative_error`; None when not checked.
         max_abs_error: the largest |numeric − analytic|; NaN when not checked.
         noise: the largest error bar of a numeric derivative, in the unit of a derivative.
-        eps: the step of the centered difference that most coordinates were judged at.
+        eps: the step of the centered difference that most coordinates were judged at: a given one as it is, one that
+            the check chose as a multiple of max(1, |θ|).
         checked: how many coordinates (a complex entry has two) or directions were.
         mismatched: how many coordinates are wrong.
         worst: the worst coordinates, worst first.
@@ -214,6 +215,9 @@ class Facts:
 
     def __len__(self) -> int:
         return len(self.parameters)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == row.name or name in row.aliases for row in self.parameters)
 
     def __getitem__(self, name: str) -> ParameterReport:
         for row in self.parameters:

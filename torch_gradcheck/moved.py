@@ -18,7 +18,7 @@ class RandomDirection:
 
     def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
         self._tensors = [_real(parameter.data) for parameter in parameters]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
 
     @contextmanager
@@ -39,7 +39,7 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+    signs = torch.randint(0, 2, tensor.shape, generator=generator, device="cpu").to(tensor) * 2 - 1
     return signs * sizes(tensor)
 
 

@@ -71,7 +71,7 @@ def _on_overridden(objective: Objective) -> str:
 
 
 def _on_graph(objective: Objective) -> str:
-    if objective.runs_backward:
+    if objective.takes_accumulated:
         return "the closure calls backward() itself: what it leaves in .grad is what was checked"
     if objective.needs_graph:
         return "J was evaluated with autograd on: without it, it cannot be computed or is another function"

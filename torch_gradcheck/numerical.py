@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_gradcheck.analytic import AnalyticGradient
+from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients
 from torch_gradcheck.differences.ladder import SIGMAS, Noise, Window
 from torch_gradcheck.differences.noise import POINTS, measured_noise
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
-from torch_gradcheck.differences.trial import Answer, Question, try_gradient
+from torch_gradcheck.differences.trial import NEXT_DOOR, Answer, Question, try_gradient
 from torch_gradcheck.engines.chosen import ChosenEngine
 from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.engines.plain import PlainEngine
@@ -62,6 +62,7 @@ class Numerical:
         self._objective, self._theta, self._request, self._threads = objective, theta, request, threads
         self.noise = Noise(objective.loss, self._sigma(), epsilon(objective.dtype))
         self.engine = self._chosen_engine()
+        self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
 
     def trials(self, gradients: dict[int, AnalyticGradient], progress: ProgressBar) -> dict[int, Tried]:
         """Every checked parameter tried, in the order of θ, by position."""
@@ -104,12 +105,16 @@ class Numerical:
 
             return sample_there
 
+        def nearby_analytic(k: int, distance: float) -> Floats:
+            return self._gradients_nearby(k, distance)[position].values[coordinates]
+
         values = flat_values(self._theta[position])[coordinates]
         return Question(
             sampler=sampler_of(self.engine),
             second=sampler_of(self.engine.plain),
             second_at_zero=self.noise.at_zero,
             nearby=nearby,
+            nearby_analytic=nearby_analytic if self._request.gradients is None else None,
             analytic=gradient.values[coordinates],
             analytic_epsilon=gradient.epsilon,
             unit=np.maximum(1.0, np.abs(values)),
@@ -118,6 +123,15 @@ class Numerical:
             tolerance=self._request.tolerance,
             eps=self._request.eps,
         )
+
+    def _gradients_nearby(self, k: int, distance: float) -> dict[int, AnalyticGradient]:
+        """What autograd says at the k-th point near θ; the last few are kept for the parameters that follow."""
+        if (k, distance) not in self._nearby:
+            if len(self._nearby) >= NEXT_DOOR:
+                self._nearby.pop(next(iter(self._nearby)))
+            with self._direction(k + 1).at(distance):
+                self._nearby[k, distance] = autograd_gradients(self._objective, self._theta)
+        return self._nearby[k, distance]
 
     def _chosen_engine(self) -> ChosenEngine:
         """The traced engine beside the plain one, where tracing pays and nothing in J forbids it."""

@@ -77,7 +77,7 @@ class Laboratory:
     def __init__(self, objective: Objective, limit: int) -> None:
         self.objective, self.limit, self.runs = objective, limit, 0
         # All of θ is asked for, as in the real run: a branch that is not asked does not run, and spoils nothing.
-        self._theta = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+        self._theta = list(objective.model.parameters())
 
     def part(self, call: Call, tangents: Tangents, wrong: Wrong) -> Part:
         """The part of E that lies in a call, by the gradients that left it in the real run.
@@ -106,8 +106,9 @@ class Laboratory:
             received = [(g.clone(), output) for g, output in _received(call, outputs) if output.requires_grad]
             cotangents = [g for g, _ in received]
             with before_hooks(parameter) as raw:
+                theta = [each for each in self._theta if each.requires_grad]
                 inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
-                found = gradients_of([output for _, output in received], [*inputs, *self._theta], cotangents)
+                found = gradients_of([output for _, output in received], [*inputs, *theta], cotangents)
         gradients = dict(zip(inputs, found, strict=False))
         of_theta = total = sum(wrong.of(gradient) for gradient in raw)
         for k, leaf in enumerate(leaves):

@@ -137,6 +137,12 @@ class Recording:
         """Calls made by the loss function or closure itself."""
         return [call for call in self.calls if call.parent is None and not call.in_backward]
 
+    def forget_gradients(self) -> None:
+        """As if no backward had run yet."""
+        for call in self.calls:
+            call.cotangents = [None for _ in call.outputs]
+            call.returned.clear()
+
     def _around(self, owner: Owner, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
         self.full = self.full or self._snapshots.bytes > MEMORY_LIMIT
         if self.full:

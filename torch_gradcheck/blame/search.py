@@ -52,7 +52,6 @@ class Run:
 
     def __init__(self, objective: Objective, wrong: Sequence[Wrong], taps: Taps) -> None:
         self._objective = objective
-        self._parameters = [each for each in objective.model.parameters() if each.requires_grad]
         self.loss = math.nan
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
         with torch.enable_grad(), objective.evaluation(), Recording(taps) as recording:
@@ -85,8 +84,13 @@ class Run:
             return
         loss = self._objective.compute()
         self.loss = float(loss.detach())
-        if not self._objective.runs_backward and loss.requires_grad:
-            gradients_of([loss], [*self._parameters, *recording.leaves], [torch.ones_like(loss)])
+        if self._objective.takes_accumulated or not loss.requires_grad:
+            return
+        recording.forget_gradients()  # of backwards that the closure has run besides
+        for seen in self.raw.values():
+            seen.clear()
+        theta = [each for each in self._objective.model.parameters() if each.requires_grad]
+        gradients_of([loss], [*theta, *recording.leaves], [torch.ones_like(loss)])
 
 
 def find_culprit(

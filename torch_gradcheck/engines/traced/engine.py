@@ -194,7 +194,7 @@ def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Touch
     if theta.is_complex():
         entries = coordinates // 2
         pairs = flat.reshape(-1, 2)[torch.from_numpy(entries)]
-        pairs[torch.arange(len(steps)), at % 2] = x
+        pairs[torch.arange(len(steps), device="cpu"), at % 2] = x
         x = torch.view_as_complex(pairs)
     places = np.unravel_index(entries, tuple(theta.shape)) if theta.ndim else ()
     region = [Span(place.astype(np.int64), 1) for place in places]
