@@ -38,6 +38,19 @@ LADDER = """
     engines.traced
     engines.chosen
     numerical
+    diagnosis.evidence diagnosis.factors diagnosis.roundings
+    diagnosis.places
+    diagnosis.kinds diagnosis.picture
+    diagnosis.diagnose
+    diagnosis
+    blame.snapshots
+    blame.recording
+    blame.tangents
+    blame.alone blame.verdicts
+    blame.words
+    blame.search
+    blame
+    findings
     compare notes
     render render.shorten render.schema render.outline
     render.text render.html

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -70,13 +70,9 @@ def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, Ana
 def _asked(loss: torch.Tensor, parameters: list[nn.Parameter], objective: Objective) -> list[torch.Tensor | None]:
     if not loss.requires_grad:
         return _accumulated(parameters, objective) if objective.runs_backward else [None for _ in parameters]
-    if _runs_a_backward_inside(loss):
-        with _accumulating(parameters):
-            loss.backward()
-            return [parameter.grad for parameter in parameters]
     asked = [parameter for parameter in parameters if parameter.requires_grad]  # not those that the forward has frozen
     try:
-        gradients = iter(torch.autograd.grad(loss, asked, allow_unused=True))
+        gradients = iter(gradients_of([loss], asked, [torch.ones_like(loss)]))
         return [next(gradients) if parameter.requires_grad else None for parameter in parameters]
     except RuntimeError as error:
         if objective.runs_backward and "second time" in str(error):  # the closure has used the graph up
@@ -89,9 +85,25 @@ def _accumulated(parameters: list[nn.Parameter], objective: Objective) -> list[t
     return [parameter.grad for parameter in parameters]
 
 
-def _runs_a_backward_inside(loss: torch.Tensor) -> bool:
+def gradients_of(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """Autograd's gradient of Σ ⟨cotangent, output⟩ for every input, None where it is not reached.
+
+    All `outputs` have a graph. Where a checkpoint cannot be asked, what accumulates in the inputs' `.grad` is taken.
+    """
+    if not outputs:
+        return [None for _ in inputs]
+    if not _runs_a_backward_inside(outputs):
+        return list(torch.autograd.grad(outputs, inputs, cotangents[: len(outputs)], allow_unused=True))
+    with _accumulating(inputs):
+        torch.autograd.backward(outputs, cotangents[: len(outputs)])
+        return [each.grad for each in inputs]
+
+
+def _runs_a_backward_inside(outputs: Sequence[torch.Tensor]) -> bool:
     """Whether a reentrant checkpoint is part of the graph: it accumulates, and answers None to who asks."""
-    waiting, seen = [loss.grad_fn], set()
+    waiting, seen = [output.grad_fn for output in outputs], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -104,12 +116,12 @@ def _runs_a_backward_inside(loss: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _accumulating(parameters: list[nn.Parameter]) -> Iterator[None]:
+def _accumulating(inputs: Sequence[torch.Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter in parameters:
-            parameter.grad = None
+        for each in inputs:
+            each.grad = None
 
 
 def _analytic(entry: ThetaEntry, gradient: torch.Tensor | None, eps: float) -> AnalyticGradient:

@@ -15,6 +15,7 @@ from torch_gradcheck.batch import batch_loss
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.compare import compared_row, frozen_row, relative_error
 from torch_gradcheck.facts import ParameterReport
+from torch_gradcheck.findings import findings_of
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
@@ -151,10 +152,13 @@ def _check(
             trials = numerical.trials(gradients, bar)
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
+        found = findings_of(
+            rows, objective, theta, numerical, trials, asked.tolerance, given=asked.gradients is not None
+        )
         ratio = _over_theta(trials)
         notes = notes_of(rows, objective, numerical, asked)
     return Report(
-        parameters=tuple(rows),
+        parameters=tuple(found.rows),
         relative_error=ratio,
         loss=objective.loss,
         method="exact",
@@ -165,7 +169,8 @@ def _check(
         mode=asked.mode,
         seed=asked.seed,
         noise=numerical.noise.sigma,
-        notes=notes,
+        culprit=found.culprit,
+        notes=found.notes + notes,
     )
 
 

@@ -65,6 +65,10 @@ class Objective:
     def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
         self.evaluations += 1
+        return self.regime(mode)
+
+    def regime(self, mode: PrecisionMode | None = None) -> _Evaluation:
+        """The same for a part of J that is run alone, which is no evaluation of J."""
         return _Evaluation(self._borrowed, mode or (PrecisionMode(self.dtype) if self._needs_mode else None))
 
     def compute(self) -> torch.Tensor:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_gradcheck.facts import Coordinate, Facts, ParameterReport, Status
+from torch_gradcheck.facts import Coordinate, DiagnosisKind, Facts, ParameterReport, Status, WrongMap
 
 MANY = 30
 """A table of more rows than this is folded: it shows at most so many wrong ones ..."""
@@ -21,6 +21,12 @@ NAMED = 6
 MARKS = {Status.MISMATCH: "✗", Status.MATCH: " ", Status.FROZEN: "-"}
 NOTHING_PROVEN = "?"
 """The mark of every other status."""
+
+PLACED = (DiagnosisKind.PARTIAL, DiagnosisKind.PERMUTED, DiagnosisKind.TRANSPOSED)
+"""Kinds that say something of their own about each tensor."""
+
+SHADES = "·░▒▓█"
+"""A cell of a picture, from all right to all wrong."""
 
 COUNTED = {
     Status.KINK: "at a kink",
@@ -89,13 +95,23 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Where the wrong entries lie: a caption, lines of characters, and the same as shares from 0 to 1 (None: empty)."""
+
+    caption: str
+    lines: tuple[str, ...]
+    cells: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Mistake:
-    """A wrong parameter: what is known about the mistake, and its worst coordinates."""
+    """A wrong parameter: what is known about the mistake, its worst coordinates, and where they lie if not all over."""
 
     name: str
     shape: str
     sentences: tuple[str, ...]
     entries: tuple[Entry, ...]
+    picture: Picture | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,16 +145,16 @@ def outline(facts: Facts) -> Outline:
     """What is to be said about `facts`; every string is printable, of bounded number, and free of markup."""
     rows = [*facts.mismatches, *(row for row in facts if row.status is not Status.MISMATCH)]
     shown, left_out = _fold(rows)
-    gaps = _gaps(rows)
+    gaps, groups = _gaps(rows), _alike(facts)
     return Outline(
         headline=headline(facts),
-        culprit=None if facts.culprit is None else printable(facts.culprit),
+        culprit=None if facts.culprit is None else printable(facts.culprit) or "the model's own forward",
         summary=_summary(facts),
         lines=tuple(map(_line, shown)),
         folds=tuple(_folded(group) for group in left_out),
         tied=_tied(facts),
-        mistakes=tuple(map(_mistake, facts.mismatches[:LISTED])),
-        more_mistakes=_more(len(facts.mismatches) - LISTED, "that are wrong; report.mismatches has them all"),
+        mistakes=tuple(mistake for group in groups[:LISTED] for mistake in _mistakes(group)),
+        more_mistakes=_more(sum(map(len, groups[LISTED:])), "that are wrong; report.mismatches has them all"),
         gaps=tuple(gaps[:LISTED]),
         more_gaps=_more(len(gaps) - LISTED, "reasons why something was not proven; to_dict() has them all"),
         notes=tuple(map(_sentence, facts.notes)),
@@ -217,6 +233,30 @@ def _tied(facts: Facts) -> tuple[str, ...]:
     return (*sentences, more) if more else tuple(sentences)
 
 
+def _alike(facts: Facts) -> list[list[ParameterReport]]:
+    """Wrong rows, those together that one mistake explains; all unknown ones are one where there is a culprit."""
+    groups: dict[object, list[ParameterReport]] = {}
+    for row in facts.mismatches:
+        found = row.diagnosis
+        single = (
+            found is None or found.kind in PLACED or (found.kind is DiagnosisKind.UNKNOWN and facts.culprit is None)
+        )
+        key = row.name if single or found is None else (found.kind, found.factor and figure(found.factor))
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _mistakes(rows: Sequence[ParameterReport]) -> list[Mistake]:
+    """The first of the rows that one mistake explains, and one line for all others."""
+    first, *others = rows
+    if not others or first.diagnosis is None:
+        return [_mistake(first)]
+    names = _names([row.name for row in others])
+    sentence = f"{first.diagnosis.kind}, as {printable(first.name)}"
+    shapes = {_shape(row.shape) for row in others}
+    return [_mistake(first), Mistake(names, shapes.pop() if len(shapes) == 1 else "various", (sentence,), (), None)]
+
+
 def _mistake(row: ParameterReport) -> Mistake:
     diagnosis = f"{row.diagnosis.kind}: {row.diagnosis.message}" if row.diagnosis else ""
     return Mistake(
@@ -224,7 +264,29 @@ def _mistake(row: ParameterReport) -> Mistake:
         shape=_shape(row.shape),
         sentences=tuple(_sentence(said) for said in (diagnosis, row.reason) if said),
         entries=tuple(map(_entry, row.worst)),
+        picture=None if row.map is None else _picture(row.map),
     )
+
+
+def _picture(found: WrongMap) -> Picture | None:
+    """None where every cell says the same."""
+    judged = {share for line in found.cells for share in line if not math.isnan(share)}
+    if len(judged) < 2:
+        return None
+    size = " × ".join(printable(part) for part in (found.down, found.across) if part)
+    down, across = found.block
+    cell = "" if found.block == (1, 1) else f", a cell is {down} × {across}"
+    return Picture(
+        caption=f"where ({size}{cell}): {SHADES[-1]} wrong, {SHADES[0]} right",
+        lines=tuple("".join(map(_shade, line)) for line in found.cells),
+        cells=tuple(tuple(None if math.isnan(share) else share for share in line) for line in found.cells),
+    )
+
+
+def _shade(share: float) -> str:
+    if math.isnan(share):
+        return " "
+    return SHADES[math.ceil(share * (len(SHADES) - 1))] if share < 1 else SHADES[-1]
 
 
 def _entry(coordinate: Coordinate) -> Entry:
