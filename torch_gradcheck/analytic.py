@@ -1,8 +1,8 @@
-"""The gradient on trial: autograd's own, or one derived by hand, as flat float64 arrays, one a parameter."""
+"""The gradient on trial: autograd's own, one derived by hand, or what `.grad` holds, flat in float64 by parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ import torch
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective import Objective
-from torch_gradcheck.precision import epsilon
+from torch_gradcheck.precision import PrecisionMode, epsilon
 from torch_gradcheck.theta import Theta, ThetaEntry, close_names
 
 
@@ -32,26 +32,45 @@ class AnalyticGradient:
     epsilon: float
 
 
-def autograd_gradients(objective: Objective, theta: Theta) -> dict[int, AnalyticGradient]:
+def autograd_gradients(
+    objective: Objective, theta: Theta, mode: PrecisionMode | None = None
+) -> dict[int, AnalyticGradient]:
     """One autograd backward of J, by position in θ of the checked parameters.
 
     Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
     in the backward) do not fire; hooks on the tensors do. Where the closure runs its own backward, or a reentrant
-    checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken.
+    checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken. `mode` is the precision mode of the
+    evaluation, None for the usual one.
+    """
+    with torch.enable_grad(), objective.evaluation(mode):
+        return gradients_of(objective.compute, theta, epsilon(objective.dtype))
+
+
+def gradients_of(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
+    """The gradients of J as `compute` evaluates it, on stand-ins without `.grad`, by position in θ.
+
+    `eps` is machine epsilon of the precision. Where `compute` runs a backward itself, what it leaves in `.grad` counts.
     """
     positions = theta.checked
     parameters = [theta[position].parameter for position in positions]
-    if not objective.runs_backward:
-        with torch.enable_grad(), objective.evaluation():
-            gradients = _asked(objective.compute(), parameters)
-    else:
-        with torch.enable_grad(), objective.evaluation():
-            objective.compute()
-            gradients = [parameter.grad for parameter in parameters]
+    loss = compute()
+    left = [parameter.grad for parameter in parameters]
+    gradients = _asked(loss, parameters) if all(grad is None for grad in left) else left
     return {
-        position: _analytic(theta[position], gradient, epsilon(objective.dtype))
+        position: _analytic(theta[position], gradient, eps)
         for position, gradient in zip(positions, gradients, strict=True)
     }
+
+
+def left_gradients(theta: Theta, scale: float = 1.0) -> dict[int, AnalyticGradient]:
+    """What the parameters' `.grad` holds now, divided by the loss scale it still carries, by position in θ."""
+    gradients = {}
+    for position in theta.checked:
+        grad = theta[position].parameter.grad
+        eps = epsilon(theta[position].parameter.dtype if grad is None else grad.dtype)
+        left = _analytic(theta[position], grad, eps)
+        gradients[position] = AnalyticGradient(left.values / scale, left.reached, eps)
+    return gradients
 
 
 def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, AnalyticGradient]:

@@ -9,7 +9,8 @@ graphs that were built on it, and is swapped back in the end.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,14 +26,26 @@ from torch_gradcheck.request import Mode
 CONTAINERS = (dict, list, set, deque)
 
 
+@dataclass(frozen=True)
+class Start:
+    """What an evaluation of J starts from, where that is not a seed and what the model holds now.
+
+    Attributes:
+        random: the state of the random generators.
+        values: buffer → what it is to hold.
+    """
+
+    random: RandomState
+    values: Mapping[torch.Tensor, torch.Tensor] = field(default_factory=dict)
+
+
 class Borrowed:
     """The stand-ins while they are lent, and the way back to their first state around each evaluation of J."""
 
-    def __init__(self, tensors: _StandIns, modules: _ModuleStates, generators: Sequence[Any], seed: int) -> None:
+    def __init__(self, tensors: _StandIns, modules: _ModuleStates, generators: Sequence[Any]) -> None:
         self._tensors = tensors
         self._modules = modules
         self._collects_gradients = True
-        seed_everything(seed)
         self._random = RandomState.of_everything(generators)
 
     def before_evaluation(self) -> None:
@@ -60,14 +73,20 @@ class Borrowed:
 class Loan:
     """Lends a model in `mode`, everything it and `functions` hold in `dtype`; takes it back whatever happens.
 
-    A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
+    `dtype` None leaves every tensor in its own. The random state is seeded by `seed`, or that of `start`. A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
     could land and leave the stand-ins in place.
     """
 
     def __init__(
-        self, model: nn.Module, functions: Sequence[Callable[..., Any]], mode: Mode, dtype: torch.dtype, seed: int
+        self,
+        model: nn.Module,
+        functions: Sequence[Callable[..., Any]],
+        mode: Mode,
+        dtype: torch.dtype | None,
+        seed: int,
+        start: Start | None = None,
     ) -> None:
-        self._model, self._mode, self._dtype, self._seed = model, mode, dtype, seed
+        self._model, self._mode, self._dtype, self._seed, self._start = model, mode, dtype, seed, start
         captures = [captures_of(function) for function in functions]
         roots = [model, *(module for capture in captures for module in capture.modules.values())]
         self._holders = list(dict.fromkeys(module for root in roots for module in root.modules()))
@@ -98,13 +117,18 @@ class Loan:
         self._undo = [lambda: inference.__exit__(None, None, None)]
         switches, random = SwitchState(), RandomState.of_everything(generators)
         modules = _ModuleStates(self._holders)
-        tensors = _StandIns([*modules.tensors(), *self._captured], self._dtype)
+        first_values = self._start.values if self._start else {}
+        tensors = _StandIns([*modules.tensors(), *self._captured], self._dtype, first_values)
         self._undo += [switches.restore, random.restore, modules.restore, tensors.swap_back]
         tensors.swap_in()
         switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
         if self._mode != "keep":
             self._model.train(self._mode == "train")
-        return Borrowed(tensors, modules, generators, self._seed)
+        if self._start is None:
+            seed_everything(self._seed)
+        else:
+            self._start.random.restore()
+        return Borrowed(tensors, modules, generators)
 
     def _give_back(self) -> None:
         try:
@@ -119,10 +143,15 @@ class Loan:
 class _StandIns:
     """Copies of tensors in the precision of the check, and the swap that puts them in place."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        dtype: torch.dtype | None,
+        values: Mapping[torch.Tensor, torch.Tensor],
+    ) -> None:
         self._tensors = [tensor for tensor in dict.fromkeys(tensors) if _can_stand_in(tensor)]
         with torch.no_grad():
-            self._others = [_stand_in(tensor, dtype) for tensor in self._tensors]
+            self._others = [_stand_in(tensor, values.get(tensor, tensor), dtype) for tensor in self._tensors]
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [_copied(tensor._backward_hooks) for tensor in self._tensors]
         self._swapped = 0
@@ -169,8 +198,8 @@ def _can_stand_in(tensor: torch.Tensor) -> bool:
     return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
-def _stand_in(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    copy = tensor.detach().to(in_precision(tensor.dtype, dtype), copy=True)
+def _stand_in(tensor: torch.Tensor, value: torch.Tensor, dtype: torch.dtype | None) -> torch.Tensor:
+    copy = value.detach().to(in_precision(tensor.dtype, dtype), copy=True)
     return copy.requires_grad_(tensor.requires_grad)
 
 

@@ -33,10 +33,18 @@ class Objective:
         overridden: op name → modules in which a lower precision was overridden.
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: the closure calls `backward()` itself, as closures of `torch.optim` do.
+        drawn_in: the precision in which random numbers are drawn; None: that of the check.
     """
 
-    def __init__(self, model: nn.Module, compute: Callable[[], Any], borrowed: Borrowed, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(
+        self,
+        model: nn.Module,
+        compute: Callable[[], Any],
+        borrowed: Borrowed,
+        dtype: torch.dtype,
+        drawn_in: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan
         self.evaluations = 0
         self.spread = 0.0
@@ -63,7 +71,11 @@ class Objective:
     def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
         self.evaluations += 1
-        return _Evaluation(self._borrowed, mode or (PrecisionMode(self.dtype) if self._needs_mode else None))
+        if mode is None and self._needs_mode:
+            mode = PrecisionMode(self.dtype)
+        if mode is not None:
+            mode.drawn_in = self.drawn_in
+        return _Evaluation(self._borrowed, mode)
 
     def compute(self) -> torch.Tensor:
         """J as a 0-dim tensor; only inside `evaluation`."""
@@ -78,7 +90,7 @@ class Objective:
                 self.runs_backward = self._borrowed.has_gradients()
                 self._borrowed.learn_from_evaluation()
         self.overridden = mode.overridden
-        self._needs_mode = bool(mode.overridden)
+        self._needs_mode = bool(mode.overridden) or self.drawn_in is not None
         return value
 
     def _record_output(self, _: str, tensors: list[torch.Tensor]) -> None:

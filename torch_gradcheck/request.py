@@ -12,7 +12,7 @@ import torch
 from torch_gradcheck.errors import InvalidRequestError
 
 Mode = Literal["eval", "train", "keep"]
-Gradients = Mapping[str, Any] | None
+Gradients = Mapping[str, Any] | Literal["grad"] | None
 
 MODES = ("eval", "train", "keep")
 METHODS = ("auto", "exact")
@@ -83,12 +83,9 @@ def _gradients(value: object) -> Gradients:
     if value is None or isinstance(value, Mapping):
         return value
     if isinstance(value, str) and value == "grad":
-        raise InvalidRequestError(
-            'gradients="grad" (judging what .grad holds) is not available in this version; '
-            "give a mapping {name: parameter.grad} to judge it against float64, with a tolerance to match its dtype."
-        )
+        return "grad"
     raise InvalidRequestError(
-        f"gradients must be None or a mapping from parameter name to tensor or array, got {_found(value)}."
+        f'gradients must be None, "grad", or a mapping from parameter name to tensor or array, got {_found(value)}.'
     )
 
 

@@ -18,16 +18,22 @@ Output = tuple[str, list[torch.Tensor]]
 
 
 def settled_objective(
-    model: nn.Module, compute: Callable[[], Any], borrowed: Borrowed, dtype: torch.dtype
+    model: nn.Module,
+    compute: Callable[[], Any],
+    borrowed: Borrowed,
+    dtype: torch.dtype,
+    drawn_in: torch.dtype | None = None,
 ) -> Objective:
     """J, evaluated twice at θ: with a graph, then without one; the cheaper way is kept where both agree to the bit.
+
+    `drawn_in` is the precision of random draws, None for that of the check.
 
     Raises:
         NonScalarLossError: J is not one real number.
         NonFiniteLossError: J(θ) is NaN or infinite.
         NonDeterministicLossError: equal calls give different values.
     """
-    objective = Objective(model, compute, borrowed, dtype)
+    objective = Objective(model, compute, borrowed, dtype, drawn_in)
     objective.loss = objective.record_evaluation()
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)

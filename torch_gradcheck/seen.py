@@ -1,0 +1,77 @@
+"""What a training loop's own forward started from, seen through a hook on the model, so that it can be run again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.borrow import Start
+from torch_gradcheck.global_state import RandomState, accelerator_type, is_generator
+
+
+@dataclass(frozen=True)
+class SeenForward:
+    """One call of the model with gradients on, as it began.
+
+    Attributes:
+        start: the random state and what the buffers held.
+        autocast: device type → whether autocast was on, and to which dtype.
+        versions: parameter → its version counter: another one later means that it was written to.
+        args, kwargs: what the model was called with.
+    """
+
+    start: Start
+    autocast: Mapping[str, tuple[bool, torch.dtype]]
+    versions: Mapping[nn.Parameter, int]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def weights_moved(self) -> bool:
+        """Whether a parameter has been written to since."""
+        return any(parameter._version != version for parameter, version in self.versions.items())
+
+
+class ForwardHook:
+    """Notes each call of a model while it is attached; attached twice is attached once."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.calls: list[SeenForward] = []
+        self._handle: Any = None
+
+    def attach(self) -> None:
+        """From here on calls are noted, starting with none."""
+        self.calls = []
+        if self._handle is None:
+            self._handle = self.model.register_forward_pre_hook(self._note, with_kwargs=True, prepend=True)
+
+    def detach(self) -> None:
+        """Calls are no longer noted, and those that were are forgotten."""
+        self.calls = []
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+
+    def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _in_backward():
+            return
+        generators = [value for module in model.modules() for value in vars(module).values() if is_generator(value)]
+        buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+        versions = {parameter: parameter._version for parameter in model.parameters()}
+        start = Start(RandomState.of_everything(generators), buffers)
+        self.calls.append(SeenForward(start, autocast_now(), versions, args, kwargs))
+
+
+def autocast_now() -> dict[str, tuple[bool, torch.dtype]]:
+    """Device type → whether autocast is on, and to which dtype."""
+    devices = filter(None, ("cpu", accelerator_type()))
+    return {device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices}
+
+
+def _in_backward() -> bool:
+    """Whether a backward is running: a checkpoint calls the model again there."""
+    return torch._C._current_graph_task_id() != -1
