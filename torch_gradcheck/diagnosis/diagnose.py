@@ -1,0 +1,83 @@
+"""Names the mistake of one wrong gradient, or of several that one mistake may have spoiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from torch_gradcheck.diagnosis.evidence import Evidence
+from torch_gradcheck.diagnosis.factors import CLOSE, Meaning
+from torch_gradcheck.diagnosis.kinds import KINDS, Finding, clipped, clipped_to_round_norm, unknown
+from torch_gradcheck.facts import Diagnosis, DiagnosisKind
+
+Key = TypeVar("Key")
+
+
+def diagnose(evidence: Evidence, meanings: Sequence[Meaning] = ()) -> Diagnosis | None:
+    """The kind of mistake of one gradient, None where nothing is wrong.
+
+    Args:
+        evidence: the gradient on trial beside the right one.
+        meanings: factors that would mean something here (the batch size, a loss scale, how often gradients were
+            accumulated); they go before those that always mean the same.
+    """
+    return diagnose_all({"": evidence}, meanings).get("")
+
+
+def diagnose_all(evidences: Mapping[Key, Evidence], meanings: Sequence[Meaning] = ()) -> dict[Key, Diagnosis]:
+    """The kind of mistake of every gradient with a wrong entry.
+
+    `evidences` holds all gradients that were tried, the right ones too: a norm clipped over all of them shows in none
+    alone. What one gradient is too small to prove (a factor in a single entry) counts where another proves the same.
+    """
+    wrong = {key: evidence for key, evidence in evidences.items() if evidence.wrong.any()}
+    findings = {key: _finding(evidence, meanings) for key, evidence in wrong.items()}
+    together = _clipped_together(evidences, findings)
+    firm = [found.diagnosis for found in findings.values() if found is not None and found.firm]
+    return {
+        key: together or (found.diagnosis if found and (found.firm or _seen(found, firm)) else unknown(wrong[key]))
+        for key, found in findings.items()
+    }
+
+
+def _finding(evidence: Evidence, meanings: Sequence[Meaning]) -> Finding | None:
+    """The first kind that is proven; else the first that fits."""
+    fitting: Finding | None = None
+    with np.errstate(all="ignore"):
+        for kind in KINDS:
+            found = kind(evidence, meanings)
+            if found is not None and found.diagnosis.kind is DiagnosisKind.SCALED:
+                found = clipped(evidence, meanings) or found  # scaled, to a norm that no gradient has by itself
+            if found is not None and found.firm:
+                return found
+            fitting = fitting or found
+    return fitting
+
+
+def _seen(found: Finding, firm: Sequence[Diagnosis]) -> bool:
+    """Whether another parameter proves the same kind and factor."""
+    mine = found.diagnosis
+    return any(
+        other.kind is mine.kind
+        and mine.factor is not None
+        and other.factor is not None
+        and abs(other.factor - mine.factor) <= CLOSE * abs(mine.factor)
+        for other in firm
+    )
+
+
+def _clipped_together(evidences: Mapping[Key, Evidence], findings: Mapping[Key, Finding | None]) -> Diagnosis | None:
+    """All gradients scaled down by one factor to a round norm over all of them."""
+    factors = [found.diagnosis.factor for found in findings.values() if found and found.diagnosis.factor is not None]
+    scaled = [found for found in findings.values() if found and found.diagnosis.kind is DiagnosisKind.SCALED]
+    if len(scaled) < 2 or len(scaled) < len(findings) or any(e.right.any() for e in evidences.values()):
+        return None
+    factor = float(np.median(factors))
+    if any(abs(one - factor) > CLOSE * abs(factor) for one in factors):
+        return None
+    norm = float(np.sqrt(sum(np.sum(np.square(evidence.analytic)) for evidence in evidences.values())))
+    epsilon = max(evidence.epsilon for evidence in evidences.values())
+    found = clipped_to_round_norm(factor, norm, " over all of θ", epsilon)
+    return found.diagnosis if found else None
