@@ -16,11 +16,10 @@ Loss = Callable[[], Any]
 
 
 class BatchCopy:
-    """The caller's batch with every tensor copied: floating ones into `dtype` (None: their own), on the
-    device they are on.
+    """The caller's batch with every tensor copied: floating ones into `dtype`, on the device they are on.
 
-    A tensor that occurs twice is one tensor in the copy too. An evaluation may write to its batch; `fresh` hands out
-    the first values again.
+    `dtype` None leaves all in their own. A tensor that occurs twice is one tensor in the copy too. An evaluation may
+    write to its batch; `fresh` hands out the first values again.
     """
 
     def __init__(self, batch: Any, dtype: torch.dtype | None) -> None:

@@ -73,7 +73,9 @@ class Borrowed:
 class Loan:
     """Lends a model in `mode`, everything it and `functions` hold in `dtype`; takes it back whatever happens.
 
-    `dtype` None leaves every tensor in its own. The random state is seeded by `seed`, or that of `start`. A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
+    `dtype` None leaves every tensor in its own. The random state is seeded with `seed`, or that of `start`.
+
+    A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
     could land and leave the stand-ins in place.
     """
 

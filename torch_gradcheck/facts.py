@@ -59,6 +59,8 @@ class DiagnosisKind(StrEnum):
     PARTIAL = "partial"
     CLIPPED = "clipped"
     LOW_PRECISION = "low_precision"
+    ACCUMULATED = "accumulated"
+    STALE = "stale"
     UNKNOWN = "unknown"
 
 

@@ -17,13 +17,11 @@ from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.objective import scalar
 from torch_gradcheck.precision import epsilon
 from torch_gradcheck.rounding import RoundingMode
+from torch_gradcheck.seen import Autocast
 from torch_gradcheck.theta import Theta
 
 NOISY_RUNS = 4
 """How many runs with rounding as noise tell how far it can move a gradient."""
-
-Autocast = Mapping[str, tuple[bool, torch.dtype]]
-"""Device type → whether autocast is on for it, and to which dtype."""
 
 
 @dataclass(frozen=True)

@@ -28,14 +28,11 @@ CASTS = {
 """Ops that may return what they are given, but are no views."""
 
 
-DRAWS = {
-    getattr(aten, name)
-    for name in (
-        "rand rand_like randn randn_like normal normal_functional bernoulli bernoulli_ uniform uniform_ normal_ "
-        "exponential exponential_ cauchy_ geometric_ log_normal_ multinomial poisson"
-    ).split()
-    if hasattr(aten, name)
-}
+_NAMES_OF_DRAWS = """
+    rand rand_like randn randn_like normal normal_functional bernoulli bernoulli_ uniform uniform_ normal_
+    exponential exponential_ cauchy_ geometric_ log_normal_ multinomial poisson
+"""
+DRAWS = {getattr(aten, name) for name in _NAMES_OF_DRAWS.split() if hasattr(aten, name)}
 """Ops that draw floating random numbers, or by a law that floating numbers give."""
 
 

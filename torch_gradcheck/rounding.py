@@ -111,7 +111,7 @@ def rounds(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an operation's results are rounded: it computes, and does not only move numbers or draw them."""
     packet = getattr(func, "overloadpacket", func)
     if packet is aten._to_copy:
-        return args[0].is_floating_point()
+        return bool(args[0].is_floating_point())
     tags = getattr(func, "tags", ())
     return packet not in EXACT and torch.Tag.nondeterministic_seeded not in tags and not is_view(func)
 
@@ -135,14 +135,12 @@ def _floating(result: Any) -> list[torch.Tensor]:
     return []
 
 
-EXACT = {
-    getattr(aten, name)
-    for name in (
-        "clone copy_ cat stack constant_pad_nd embedding index index_select gather where masked_fill masked_fill_ "
-        "masked_select relu relu_ neg abs sign round floor ceil trunc maximum minimum amax amin max min sort topk "
-        "max_pool2d_with_indices max_pool3d_with_indices triu tril flip roll repeat zero_ fill_ zeros ones full "
-        "zeros_like ones_like full_like new_zeros new_ones new_full new_empty empty empty_like empty_strided "
-        "new_empty_strided arange linspace scalar_tensor lift_fresh threshold_backward"
-    ).split()
-}
+_NAMES_OF_EXACT = """
+    clone copy_ cat stack constant_pad_nd embedding index index_select gather where masked_fill masked_fill_
+    masked_select relu relu_ neg abs sign round floor ceil trunc maximum minimum amax amin max min sort topk
+    max_pool2d_with_indices max_pool3d_with_indices triu tril flip roll repeat zero_ fill_ zeros ones full
+    zeros_like ones_like full_like new_zeros new_ones new_full new_empty empty empty_like empty_strided
+    new_empty_strided arange linspace scalar_tensor lift_fresh threshold_backward
+"""
+EXACT = {getattr(aten, name) for name in _NAMES_OF_EXACT.split()}
 """Operations that move numbers, choose among them or make them up, and round nothing."""

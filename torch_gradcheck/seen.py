@@ -12,6 +12,9 @@ from torch import nn
 from torch_gradcheck.borrow import Start
 from torch_gradcheck.global_state import RandomState, accelerator_type, is_generator
 
+Autocast = Mapping[str, tuple[bool, torch.dtype]]
+"""Device type → whether autocast is on for it, and to which dtype."""
+
 
 @dataclass(frozen=True)
 class SeenForward:
@@ -19,13 +22,13 @@ class SeenForward:
 
     Attributes:
         start: the random state and what the buffers held.
-        autocast: device type → whether autocast was on, and to which dtype.
+        autocast: under which autocast.
         versions: parameter → its version counter: another one later means that it was written to.
         args, kwargs: what the model was called with.
     """
 
     start: Start
-    autocast: Mapping[str, tuple[bool, torch.dtype]]
+    autocast: Autocast
     versions: Mapping[nn.Parameter, int]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -66,8 +69,8 @@ class ForwardHook:
         self.calls.append(SeenForward(start, autocast_now(), versions, args, kwargs))
 
 
-def autocast_now() -> dict[str, tuple[bool, torch.dtype]]:
-    """Device type → whether autocast is on, and to which dtype."""
+def autocast_now() -> Autocast:
+    """The autocast that is in force."""
     devices = filter(None, ("cpu", accelerator_type()))
     return {device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices}
 
