@@ -45,7 +45,7 @@ def diagnosed(theta: Theta, tried: Mapping[int, Tried], references: Sequence[Ref
     for position, diagnosis in found.items():
         if diagnosis.kind is DiagnosisKind.CLIPPED:
             found[position] = replace(diagnosis, message=f"{diagnosis.message}. {IF_MEANT}")
-        elif diagnosis.kind is not DiagnosisKind.SCALED diagnosis.kind is not DiagnosisKind.MISSING:
+        elif diagnosis.kind not in (DiagnosisKind.SCALED, DiagnosisKind.MISSING):
             found[position] = _of_another_batch(position, evidences[position], references) or diagnosis
     return found
 
