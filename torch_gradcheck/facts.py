@@ -157,6 +157,8 @@ class Facts:
         noise: the measured noise of J, one standard deviation, in the unit of J.
         culprit: the innermost module whose own backward is wrong, `"loss_fn"`, or None.
         notes: what the reader should know, a sentence each.
+        in_grad: what was found of the `.grad` that a training step left, where that was checked besides; a parameter's
+            row is then the worse of the two.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -172,6 +174,7 @@ class Facts:
     noise: float
     culprit: str | None = None
     notes: list[str] = field(default_factory=list)
+    in_grad: Facts | None = None
 
     @property
     def passed(self) -> bool:

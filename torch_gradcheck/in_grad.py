@@ -50,7 +50,6 @@ PLAIN = {
     DiagnosisKind.SIGN_FLIPPED,
     DiagnosisKind.MISSING,
     DiagnosisKind.WEIGHT_DECAY,
-    DiagnosisKind.CLIPPED,
     DiagnosisKind.ACCUMULATED,
     DiagnosisKind.STALE,
 }
@@ -114,11 +113,11 @@ class LeftInGrad:
         if self.cannot:
             return None, []
         if self.step.autocast is not None:
-            return self._run(Regime(self.step.autocast, self.step.scale)), []
-        plain = self._run(Regime(autocast_now(), self.step.scale))
+            return self._run(Regime(self.step.autocast, self.step.loss_scale)), []
+        plain = self._run(Regime(autocast_now(), self.step.loss_scale))
         if plain is None or self._share_within(plain) > 0.5:
             return plain, []
-        others = [runs for regime in _autocasts(self._theta, self.step.scale) if (runs := self._run(regime))]
+        others = [runs for regime in _autocasts(self._theta, self.step.loss_scale) if (runs := self._run(regime))]
         for runs in others:
             if self._share_closer(runs, plain) > 0.5:
                 return runs, []
@@ -381,7 +380,7 @@ def _judge(tried: Tried, bars: Bars, tolerance: float) -> Judged:
 def _from_multiple(given: Floats, of: Floats) -> float:
     """The distance of a gradient from the nearest multiple of another; infinite where one is not finite."""
     square = float(np.dot(of, of))
-    factor = float(np.dot(given, of)) / square if square > 0 else 0.0
+    factor = float(np.dot(given, of)) / square if square > 0 and len(of) > 1 else 1.0  # one number is any multiple
     return float(np.nan_to_num(np.linalg.norm(given - factor * of), nan=np.inf))
 
 

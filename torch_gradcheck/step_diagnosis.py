@@ -28,6 +28,12 @@ BARS = 3.0
 """How many error bars a diagnosis may be off by; those of `.grad` are limits."""
 
 
+ROUND_NORM = 1e-5
+"""A norm is a round number, of two digits, when it is this close: clipping leaves it at the limit up to rounding."""
+
+UNSURE = (DiagnosisKind.UNKNOWN, DiagnosisKind.PARTIAL, DiagnosisKind.SCALED)
+"""Kinds that a few numbers may look like by chance."""
+
 IF_MEANT = "If the loop means to clip before step(), say so: clip_norm= or clip_value="
 
 
@@ -43,11 +49,68 @@ def diagnosed(theta: Theta, tried: Mapping[int, Tried], references: Sequence[Ref
     evidences = {position: _evidence(theta[position], each) for position, each in tried.items()}
     found = diagnose_all(evidences, _meanings(evidences.values()))
     for position, diagnosis in found.items():
-        if diagnosis.kind is DiagnosisKind.CLIPPED:
-            found[position] = replace(diagnosis, message=f"{diagnosis.message}. {IF_MEANT}")
-        elif diagnosis.kind not in (DiagnosisKind.SCALED, DiagnosisKind.MISSING):
+        if not np.any(evidences[position].analytic):
+            found[position] = _missing(evidences[position])
+        elif diagnosis.kind not in (DiagnosisKind.SCALED, DiagnosisKind.CLIPPED):
             found[position] = _of_another_batch(position, evidences[position], references) or diagnosis
-    return found
+    return _all_alike(evidences, _norm_clipped(evidences, found))
+
+
+def _missing(evidence: Evidence) -> Diagnosis:
+    how = "zero everywhere" if evidence.reached else "None: the backward never reached it, or zero_grad() came after it"
+    size = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
+    message = f".grad is {how}, though J depends on the parameter (derivatives up to {size:.1e})"
+    return Diagnosis(DiagnosisKind.MISSING, message)
+
+
+def _norm_clipped(evidences: Mapping[int, Evidence], found: dict[int, Diagnosis]) -> dict[int, Diagnosis]:
+    """Where all are scaled down alike, and to a norm that is a round number, they were clipped."""
+    factors = [diagnosis.factor for diagnosis in found.values() if diagnosis.kind is DiagnosisKind.SCALED]
+    given = np.concatenate([evidence.analytic for evidence in evidences.values()])
+    if 2 * len(factors) <= len(found) or not np.all(np.isfinite(given)):
+        return found
+    factor, norm = float(np.median(np.array(factors, dtype=float))), float(np.linalg.norm(given))
+    if not 0 < factor < 1 or abs(norm - float(f"{norm:.1e}")) > ROUND_NORM * norm or words_of_factor(factor):
+        return found
+    clipped = Diagnosis(
+        DiagnosisKind.CLIPPED,
+        f"dθ = {factor:.4g} × the right gradient, and the norm of all of them together is {norm:.4g}",
+        factor,
+    )
+    return dict.fromkeys(found, clipped)
+
+
+def _all_alike(evidences: Mapping[int, Evidence], found: Mapping[int, Diagnosis]) -> dict[int, Diagnosis]:
+    """Mistakes that one tensor is too small to tell are those of another, where that explains them; clipping, a hint."""
+    limit = max(
+        (float(np.max(np.abs(evidences[at].analytic))) for at, each in found.items() if _in_value(each)), default=0.0
+    )
+    alike = {}
+    for position, diagnosis in found.items():
+        evidence = evidences[position]
+        if diagnosis.kind in UNSURE and not words_of_factor(diagnosis.factor or 0.0):
+            known = (other for other in found.values() if other.kind not in UNSURE or other.factor)
+            diagnosis = next((other for other in known if _explains(other, evidence, limit)), diagnosis)
+        if diagnosis.kind is DiagnosisKind.CLIPPED:
+            diagnosis = replace(diagnosis, message=f"{diagnosis.message}. {IF_MEANT}")
+        alike[position] = diagnosis
+    return alike
+
+
+def _explains(diagnosis: Diagnosis, evidence: Evidence, limit: float) -> bool:
+    """Whether the mistake of another parameter explains this one's."""
+    if _in_value(diagnosis):
+        return evidence.explains(np.clip(evidence.numeric, -limit, limit))
+    if diagnosis.factor is None:
+        return False
+    if diagnosis.kind is DiagnosisKind.WEIGHT_DECAY:
+        return evidence.explains(evidence.numeric + diagnosis.factor * evidence.theta)
+    off = np.abs(evidence.analytic - diagnosis.factor * evidence.numeric)[evidence.judged]
+    return bool(np.all(off <= BARS * max(1.0, abs(diagnosis.factor)) * evidence.error[evidence.judged]))
+
+
+def _in_value(diagnosis: Diagnosis) -> bool:
+    return diagnosis.kind is DiagnosisKind.CLIPPED and diagnosis.factor is None
 
 
 def _evidence(entry: ThetaEntry, tried: Tried) -> Evidence:

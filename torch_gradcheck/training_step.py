@@ -25,7 +25,8 @@ class TrainingStep:
     Attributes:
         forwards: the model's own forwards of this step; None where nobody watched.
         batches: how many forwards and backwards make up the step.
-        scale: what the loss was multiplied by and `.grad` still carries.
+        loss_scale: what the loss was multiplied by before its backward.
+        scale: how much of that `.grad` still carries.
         clip_norm, clip_value: limits the loop has put on `.grad` already.
         earlier: parameter → what its `.grad` held when the step before was done with it.
         previous: J of the batch before.
@@ -33,6 +34,7 @@ class TrainingStep:
 
     forwards: tuple[SeenForward, ...] | None = None
     batches: int = 1
+    loss_scale: float = 1.0
     scale: float = 1.0
     clip_norm: float | None = None
     clip_value: float | None = None
