@@ -25,7 +25,7 @@ from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
 from torch_gradcheck.global_state import RandomState
 from torch_gradcheck.native import NativeRuns, Regime, native_runs
-from torch_gradcheck.numerical import Tried
+from torch_gradcheck.numerical import Tried, flat_values
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import epsilon
 from torch_gradcheck.request import Request
@@ -54,6 +54,9 @@ PLAIN = {
     DiagnosisKind.STALE,
 }
 """Mistakes of a whole gradient that rounding does not imitate."""
+
+TELLING = 8
+"""So many entries are proportional to θ by no accident."""
 
 RESOLVED = 0.5
 """A match counts as one where an error of this share of the gradient would have been seen."""
@@ -206,6 +209,12 @@ class LeftInGrad:
             left = self.left[position]
             given = replace(tried, analytic=left.values[tried.coordinates], reached=left.reached, answer=expected)
             judged[position] = _judge(given, bars, self._asked.tolerance)
+            if native and _only_decayed(
+                given.analytic, native[0], flat_values(self._theta[position])[tried.coordinates]
+            ):
+                error = np.full_like(native[0], 64 * left.epsilon * np.max(np.abs(native[0]), initial=0.0))
+                rerun = replace(given, answer=replace(expected, numeric=native[0], error=error))
+                judged[position] = _judge(rerun, Bars(0.0, 0.0), self._asked.tolerance)
         return judged
 
     def _expected(self, trials: Mapping[int, Tried]) -> tuple[dict[int, Floats], float]:
@@ -272,11 +281,13 @@ class LeftInGrad:
 
     def _row(self, entry: ThetaEntry, judged: Judged) -> ParameterReport:
         row = compared_row(entry, judged.tried, tolerance=np.inf)
-        if row.status is not Status.MATCH:
-            return row
         size = float(np.linalg.norm(judged.tried.answer.numeric))
-        if judged.bars.norm <= RESOLVED * size:
+        unknown = float(np.linalg.norm(judged.tried.answer.error - judged.bars.entry))
+        says_something = row.status is Status.MATCH or (row.status is Status.FLAT and size > unknown)
+        if not says_something:
             return row
+        if judged.bars.norm <= RESOLVED * size:
+            return replace(row, status=Status.MATCH, reason="")
         how_much = f"by {judged.bars.norm / size:.0%} of its size" if judged.bars.norm < np.inf else "without limit"
         reason = f"rounding in the training step's precision may move a right gradient {how_much}"
         return replace(row, status=Status.UNDECIDED, reason=reason)
@@ -375,6 +386,16 @@ def _judge(tried: Tried, bars: Bars, tolerance: float) -> Judged:
     outcome = np.where(answer.outcome == Outcome.MISMATCH, Outcome.MATCH, answer.outcome)
     outcome[(wrong & known) | ~finite] = Outcome.MISMATCH
     return Judged(replace(tried, answer=replace(answer, error=error, outcome=outcome.astype(np.int8))), bars)
+
+
+def _only_decayed(given: Floats, plain: Floats, theta: Floats) -> bool:
+    """Whether `.grad` is the plain run and a multiple of θ, to so many digits that less than the rounding tells."""
+    off, square = given - plain, float(np.dot(theta, theta))
+    if len(off) < TELLING or not square or not np.all(np.isfinite(off)):
+        return False
+    left = off - float(np.dot(off, theta)) / square * theta
+    size = float(np.linalg.norm(off))
+    return size > 1e-4 * float(np.linalg.norm(given)) and float(np.linalg.norm(left)) < 0.01 * size
 
 
 def _from_multiple(given: Floats, of: Floats) -> float:

@@ -6,7 +6,9 @@ import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 from torch.amp.grad_scaler import OptState
 
 from torch_gradcheck.analytic import left_gradients
-from torch_gradcheck.batch import batch_loss
+from torch_gradcheck.batch import BatchCopy, batch_loss
 from torch_gradcheck.borrow import Start
 from torch_gradcheck.check import Patterns, check_backward
 from torch_gradcheck.differences.sampling import Floats
@@ -28,12 +30,15 @@ from torch_gradcheck.facts import ParameterReport, Status
 from torch_gradcheck.render.outline import headline
 from torch_gradcheck.report import Report
 from torch_gradcheck.request import Mode, callable_argument, count, one_of, positive_number, request
-from torch_gradcheck.seen import ForwardHook
+from torch_gradcheck.seen import ForwardHook, SeenForward
 from torch_gradcheck.step_check import check_left_in_grad
 from torch_gradcheck.theta import theta_of
 from torch_gradcheck.training_step import Computation, TrainingStep
 
 logger = logging.getLogger("torch_gradcheck")
+
+Loss = partial[Callable[[], Any]]
+"""From a batch and a precision to J as a function of nothing."""
 
 OnMismatch = Literal["raise", "warn", "record"]
 NOTHING: Any = object()
@@ -90,7 +95,10 @@ class GradientMonitor:
         *,
         at: int | Iterable[int] = (0,),
         every: int | None = None,
-        on_mismatch: OnMismatch = "raise",
+        on_mismatch: Loss = partial[Callable[[], Any]]
+"""From a batch and a precision to J as a function of nothing."""
+
+OnMismatch = "raise",
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
@@ -121,7 +129,8 @@ class GradientMonitor:
         callable_argument("loss_fn", loss_fn)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
         self._loss_fn, self._scaler = loss_fn, scaler
-        self._accumulate = count("accumulate", accumulate, at_least=1)
+        self._loss: Loss = partial(batch_loss, self._model, loss_fn)
+        self._accumulate = self._divisor = count("accumulate", accumulate, at_least=1)
         self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
         self._clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)
         self._clip_value = None if clip_value is None else positive_number("clip_value", clip_value)
@@ -135,6 +144,26 @@ class GradientMonitor:
         self._previous: Computation | None = None
         self._call = self._wake = 0
         self._await(0)
+
+    @classmethod
+    def of_closure(cls, model: nn.Module, closure: Callable[..., Any], **options: Any) -> GradientMonitor:
+        """A monitor of a loss that `loss_fn(model(inputs), *targets)` has no words for.
+
+        `step(batch)` then takes `closure(batch)` for the loss, and `step()` takes `closure()`, as `check_closure` does.
+        Options are those of the class. Call `watch()` where the forward begins, if the step is random.
+        """
+        monitor = cls(model, closure, **options)
+        monitor._loss = partial(_closure_loss, closure)
+        return monitor
+
+    def watch(self) -> AbstractContextManager[None]:
+        """Says that a forward begins here, where the model is not called as a whole: `with monitor.watch(): ...`.
+
+        Enter it within autocast, once for each batch. What a call of the model shows needs no `watch`.
+        """
+        if self._hook.attached:
+            self._hook.note_now()
+        return nullcontext()
 
     def step(self, batch: Any = NOTHING) -> Report | None:
         """After the backward and before the optimizer's step: checks, if this step is scheduled.
@@ -155,6 +184,30 @@ class GradientMonitor:
         if call != self._wake:
             return None
         return self._wake_up(call, batch)
+
+    def step_over(self, batches: Callable[[], Sequence[Any]], divisor: int | None = None) -> Report | None:
+        """`step` for trainers: one optimizer step over several batches, which are asked for when it is scheduled.
+
+        J is the sum over them divided by `divisor`; None: by their number.
+        """
+        call = self._call
+        self._call = call + 1
+        if call != self._wake:
+            return None
+        self._batches = list(batches())
+        self._divisor = divisor or len(self._batches)
+        if call >= self._target:
+            return self._finish()
+        self._wake = call + 1
+        self._remember(self._batches)
+        self._batches = []
+        self._hook.attach()
+        return None
+
+    @property
+    def seen(self) -> list[SeenForward]:
+        """The forwards of the step under way, as far as they are watched: none unless it is scheduled."""
+        return self._hook.calls
 
     def close(self) -> None:
         """Lets go of the model and of everything remembered, and logs the summary; more calls do nothing."""
@@ -197,26 +250,22 @@ class GradientMonitor:
             self._hook.attach()
 
     def _wake_up(self, call: int, batch: Any) -> Report | None:
-        if batch is NOTHING:
-            raise InvalidRequestError(
-                "step() was called without a batch on a scheduled step: give it what was trained on."
-            )
+        if batch is NOTHING and self._loss.func is batch_loss:
+            raise InvalidRequestError("step() was called without a batch on a scheduled step: give it what was trained on.")
         begins = self._target * self._accumulate
         self._wake = call + 1
         if call < begins:
-            self._remember(batch)
+            self._remember([batch])
             self._hook.attach()
             return None
         self._batches.append(batch)
-        if len(self._batches) < self._accumulate:
-            return None
-        return self._finish(batch)
+        return self._finish() if len(self._batches) == self._accumulate else None
 
-    def _finish(self, batch: Any) -> Report | None:
-        """The last call of a scheduled step: checks, and waits for the next."""
-        step, checked = self._target, tuple(self._batches)
+    def _finish(self) -> Report | None:
+        """The end of a scheduled step: checks, and waits for the next."""
+        step, batches = self._target, tuple(self._batches)
         try:
-            report = self._checked(checked)
+            report = self._checked(batches)
         except GradcheckError as error:
             self.errors[step] = error
             return self._react(step, error, None)
@@ -228,7 +277,7 @@ class GradientMonitor:
             self._forget()
             self._await(step + 1)
             if self._target == step + 1:
-                self._remember(batch)
+                self._remember(batches[-1:])
 
     def _react(self, step: int, error: GradcheckError | None, report: Report | None) -> Report | None:
         if error is not None and self._on_mismatch == "raise":
@@ -238,13 +287,13 @@ class GradientMonitor:
             warnings.warn(f"step {step}: {words}", GradientMismatchWarning, stacklevel=5)
         return report
 
-    def _remember(self, batch: Any) -> None:
+    def _remember(self, batches: Sequence[Any]) -> None:
         """What a step leaves that the next one, which is scheduled, may hold by mistake."""
         theta = theta_of(self._model, self._asked.include, self._asked.exclude)
         self._earlier = {
             theta[at].parameter: left.values for at, left in left_gradients(theta, self._carried()).items()
         }
-        self._previous = self._computation([batch], [])
+        self._previous = self._computation(batches, [])
 
     def _forget(self) -> None:
         self._batches, self._earlier, self._previous = [], {}, None
@@ -275,8 +324,10 @@ class GradientMonitor:
     def _computation(self, batches: Sequence[Any], starts: Sequence[Start]) -> Computation:
         """J as the mean over the batches of a step, each from its own random state."""
 
+        divisor = self._divisor
+
         def computation(precision: torch.dtype | None) -> Callable[[], Any]:
-            losses = [batch_loss(self._model, self._loss_fn, batch, precision) for batch in batches]
+            losses = [self._loss(batch, precision) for batch in batches]
 
             def mean() -> Any:
                 total: Any = 0
@@ -284,9 +335,9 @@ class GradientMonitor:
                     if position and starts:
                         starts[position].random.restore()
                     total = total + loss()
-                return total / len(losses)
+                return total / divisor
 
-            return losses[0] if len(losses) == 1 else mean
+            return losses[0] if len(losses) == divisor == 1 else mean
 
         return computation
 
@@ -296,6 +347,14 @@ class GradientMonitor:
             return 1.0
         stages = [state["stage"] for state in self._scaler._per_optimizer_states.values()]
         return 1.0 if OptState.UNSCALED in stages else self._scaler.get_scale()
+
+
+def _closure_loss(closure: Callable[..., Any], batch: Any, precision: torch.dtype | None) -> Callable[[], Any]:
+    """J as a closure of the batch, or of nothing."""
+    if batch is NOTHING:
+        return closure
+    copy = BatchCopy(batch, precision)
+    return lambda: closure(copy.fresh())
 
 
 def joined(backward: Report, in_grad: Report) -> Report:

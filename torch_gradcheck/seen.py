@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -45,10 +46,16 @@ class ForwardHook:
         self.model = model
         self.calls: list[SeenForward] = []
         self._handle: Any = None
+        self._told = False
+
+    @property
+    def attached(self) -> bool:
+        """Whether calls are noted."""
+        return self._handle is not None
 
     def attach(self) -> None:
         """From here on calls are noted, starting with none."""
-        self.calls = []
+        self.calls, self._told = [], False
         if self._handle is None:
             self._handle = self.model.register_forward_pre_hook(self._note, with_kwargs=True, prepend=True)
 
@@ -59,14 +66,26 @@ class ForwardHook:
             self._handle.remove()
             self._handle = None
 
+    def note_now(self) -> None:
+        """Notes that a forward begins here, whatever modules it calls; calls of the model count no more."""
+        if not self._told:
+            self.calls, self._told = [], True
+        self.calls.append(seen_now(self.model))
+
     def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or _in_backward():
+        if torch.compiler.is_compiling() or self._told or not torch.is_grad_enabled() or _in_backward():
             return
-        generators = [value for module in model.modules() for value in vars(module).values() if is_generator(value)]
-        buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
-        versions = {parameter: parameter._version for parameter in model.parameters()}
-        start = Start(RandomState.of_everything(generators), buffers)
-        self.calls.append(SeenForward(start, autocast_now(), versions, args, kwargs))
+        self.calls.append(seen_now(model, args, kwargs))
+
+
+def seen_now(
+    model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
+) -> SeenForward:
+    """What a forward that begins now starts from."""
+    generators = [value for module in model.modules() for value in vars(module).values() if is_generator(value)]
+    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+    versions = {parameter: parameter._version for parameter in model.parameters()}
+    return SeenForward(Start(RandomState.of_everything(generators), buffers), autocast_now(), versions, args, kwargs)
 
 
 def autocast_now() -> Autocast:

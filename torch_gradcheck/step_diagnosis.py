@@ -81,20 +81,23 @@ def _norm_clipped(evidences: Mapping[int, Evidence], found: dict[int, Diagnosis]
 
 
 def _all_alike(evidences: Mapping[int, Evidence], found: Mapping[int, Diagnosis]) -> dict[int, Diagnosis]:
-    """Mistakes that one tensor is too small to tell are those of another, where that explains them; clipping, a hint."""
+    """What one tensor is too small to tell is the mistake of another, where that explains it."""
     limit = max(
         (float(np.max(np.abs(evidences[at].analytic))) for at, each in found.items() if _in_value(each)), default=0.0
     )
-    alike = {}
+    alike = dict(found)
     for position, diagnosis in found.items():
         evidence = evidences[position]
         if diagnosis.kind in UNSURE and not words_of_factor(diagnosis.factor or 0.0):
             known = (other for other in found.values() if other.kind not in UNSURE or other.factor)
-            diagnosis = next((other for other in known if _explains(other, evidence, limit)), diagnosis)
-        if diagnosis.kind is DiagnosisKind.CLIPPED:
-            diagnosis = replace(diagnosis, message=f"{diagnosis.message}. {IF_MEANT}")
-        alike[position] = diagnosis
-    return alike
+            alike[position] = next((other for other in known if _explains(other, evidence, limit)), diagnosis)
+    return {position: _with_hint(diagnosis) for position, diagnosis in alike.items()}
+
+
+def _with_hint(diagnosis: Diagnosis) -> Diagnosis:
+    if diagnosis.kind is not DiagnosisKind.CLIPPED:
+        return diagnosis
+    return replace(diagnosis, message=f"{diagnosis.message}. {IF_MEANT}")
 
 
 def _explains(diagnosis: Diagnosis, evidence: Evidence, limit: float) -> bool:
