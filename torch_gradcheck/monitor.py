@@ -95,10 +95,7 @@ class GradientMonitor:
         *,
         at: int | Iterable[int] = (0,),
         every: int | None = None,
-        on_mismatch: Loss = partial[Callable[[], Any]]
-"""From a batch and a precision to J as a function of nothing."""
-
-OnMismatch = "raise",
+        on_mismatch: OnMismatch = "raise",
         accumulate: int = 1,
         clip_norm: float | None = None,
         clip_value: float | None = None,
@@ -251,7 +248,7 @@ OnMismatch = "raise",
 
     def _wake_up(self, call: int, batch: Any) -> Report | None:
         if batch is NOTHING and self._loss.func is batch_loss:
-            raise InvalidRequestError("step() was called without a batch on a scheduled step: give it what was trained on.")
+            raise InvalidRequestError("step() was called without a batch: give it what this step was trained on.")
         begins = self._target * self._accumulate
         self._wake = call + 1
         if call < begins:
