@@ -320,7 +320,6 @@ class GradientMonitor:
 
     def _computation(self, batches: Sequence[Any], starts: Sequence[Start]) -> Computation:
         """J as the mean over the batches of a step, each from its own random state."""
-
         divisor = self._divisor
 
         def computation(precision: torch.dtype | None) -> Callable[[], Any]:
