@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -99,10 +100,14 @@ class Objective:
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
 
     def try_without_graph(self) -> float | None:
-        """J(θ) under no_grad, None when J calls autograd itself."""
+        """J(θ) under no_grad, None when J calls autograd itself, or warns that it misses it (reentrant checkpoints)."""
         self.needs_graph = False
         try:
-            return self.value()
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="None of the inputs have requires_grad", category=UserWarning)
+                return self.value()
+        except UserWarning:
+            return None
         except RuntimeError as error:
             if "require grad" not in str(error):  # what autograd says when it is called under no_grad
                 raise
