@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, left_gradients
+from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, gradients_of, left_gradients
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.compare import compared_row, frozen_row
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
-from torch_gradcheck.global_state import RandomState
+from torch_gradcheck.global_state import RandomState, seed_everything
 from torch_gradcheck.native import NativeRuns, Regime, native_runs
 from torch_gradcheck.numerical import Tried, flat_values
 from torch_gradcheck.objective import Objective
@@ -55,11 +55,17 @@ PLAIN = {
 }
 """Mistakes of a whole gradient that rounding does not imitate."""
 
-TELLING = 8
-"""So many entries are proportional to θ by no accident."""
+DRAWS = 20
+"""How often a step's random numbers are drawn anew before a parameter counts as always reached."""
 
-RESOLVED = 0.5
-"""A match counts as one where an error of this share of the gradient would have been seen."""
+TELLING = 8
+"""So many entries are proportional by no accident."""
+
+ROUNDINGS = 64.0
+"""How many machine epsilons of the largest entry two runs of one step may differ by."""
+
+RESOLVED = 1.0
+"""A match counts as one where an error of this share of the gradient would have been seen: none, or twice of it."""
 
 
 class Bars(NamedTuple):
@@ -103,6 +109,7 @@ class LeftInGrad:
         self._theta, self._asked, self.step = theta, asked, step
         self._model, self._functions = model, functions
         self.left = left_gradients(theta, step.scale)
+        self._missing: set[int] = set()
         self.cannot = step.weights_moved() or ("" if step.forwards else taken_in_backward(theta))
         self._run: Callable[[Regime], NativeRuns | None] = lambda regime: native_runs(
             model, functions, computation, theta, regime, asked.seed, step.start
@@ -160,11 +167,22 @@ class LeftInGrad:
             moving = _reads_what_it_updates(objective)
         if (random or moving) and self.step.start is None:
             self.cannot = self.step.not_replayed(self._model)
+            self._missing = self._always_reached(objective)
         elif random and self.runs is not None and not self._same_loss(objective, self.runs):
             self.cannot = (
                 f"the training step was random, and J = {self.runs.losses[0]:.6g} in its own precision but "
                 f"{objective.loss:.6g} in the check's with the same random state: other random numbers were drawn"
             )
+
+    def _always_reached(self, objective: Objective) -> set[int]:
+        """Parameters without a `.grad` that J depends on however its random numbers fall."""
+        missing = {position for position, left in self.left.items() if not left.reached}
+        for draw in range(DRAWS if missing else 0):
+            with torch.enable_grad(), objective.evaluation():
+                seed_everything(draw)
+                gradients = gradients_of(objective.compute, self._theta, epsilon(objective.dtype))
+            missing = {position for position in missing if np.any(gradients[position].values)}
+        return missing
 
     def _same_loss(self, objective: Objective, runs: NativeRuns) -> bool:
         plain, *noisy = runs.losses
@@ -209,12 +227,11 @@ class LeftInGrad:
             left = self.left[position]
             given = replace(tried, analytic=left.values[tried.coordinates], reached=left.reached, answer=expected)
             judged[position] = _judge(given, bars, self._asked.tolerance)
-            if native and _only_decayed(
-                given.analytic, native[0], flat_values(self._theta[position])[tried.coordinates]
-            ):
-                error = np.full_like(native[0], 64 * left.epsilon * np.max(np.abs(native[0]), initial=0.0))
-                rerun = replace(given, answer=replace(expected, numeric=native[0], error=error))
-                judged[position] = _judge(rerun, Bars(0.0, 0.0), self._asked.tolerance)
+            if native and self.step.clip_value is None:
+                plain = share * native[0]
+                theta = flat_values(self._theta[position])[tried.coordinates]
+                if any(_off_along(given.analytic, plain, direction) for direction in (theta, plain)):
+                    judged[position] = _judge_by_rerun(given, plain, left.epsilon, self._asked.tolerance)
         return judged
 
     def _expected(self, trials: Mapping[int, Tried]) -> tuple[dict[int, Floats], float]:
@@ -276,7 +293,7 @@ class LeftInGrad:
             elif position in judged:
                 rows.append(replace(self._row(entry, judged[position]), diagnosis=diagnoses.get(position)))
             else:
-                rows.append(self._unjudged_row(entry, self.left[position]))
+                rows.append(self._unjudged_row(position, entry, self.left[position]))
         return rows
 
     def _row(self, entry: ThetaEntry, judged: Judged) -> ParameterReport:
@@ -292,23 +309,20 @@ class LeftInGrad:
         reason = f"rounding in the training step's precision may move a right gradient {how_much}"
         return replace(row, status=Status.UNDECIDED, reason=reason)
 
-    def _unjudged_row(self, entry: ThetaEntry, left: AnalyticGradient) -> ParameterReport:
-        """Of a `.grad` with nothing to compare it with: only what is no number is wrong whatever it should be."""
+    def _unjudged_row(self, position: int, entry: ThetaEntry, left: AnalyticGradient) -> ParameterReport:
+        """Of a `.grad` with nothing to compare it with: what is no number, or not there, is wrong all the same."""
         row = replace(frozen_row(entry), status=Status.UNDECIDED, reason=self.cannot)
-        wrong = int(np.sum(~np.isfinite(left.values)))
-        if not wrong:
-            return row
-        reason = f"{wrong} of {len(left.values)} coordinates {'is' if wrong == 1 else 'are'} not finite"
-        return replace(
-            row,
-            status=Status.MISMATCH,
-            reason=reason,
-            relative_error=np.nan,
-            verdict=Verdict.WORRY,
-            checked=len(left.values),
-            mismatched=wrong,
-            diagnosis=Diagnosis(DiagnosisKind.UNKNOWN, f".grad holds NaN or infinity: {reason}"),
-        )
+        count = len(left.values)
+        infinite = int(np.sum(~np.isfinite(left.values)))
+        if infinite:
+            reason = f"{infinite} of {count} coordinates {'is' if infinite == 1 else 'are'} not finite"
+            diagnosis = Diagnosis(DiagnosisKind.UNKNOWN, f".grad holds NaN or infinity: {reason}")
+            return _wrong_row(row, np.nan, count, infinite, reason, diagnosis)
+        if position in self._missing:
+            reason = "None: the backward never reached it, or zero_grad() came after it"
+            diagnosis = Diagnosis(DiagnosisKind.MISSING, f".grad is {reason}; J depends on it whatever is drawn")
+            return _wrong_row(row, 1.0, count, count, f".grad is {reason}", diagnosis)
+        return row
 
     def notes(self, rows: Sequence[ParameterReport]) -> list[str]:
         """What was judged, and how, a sentence each."""
@@ -388,14 +402,24 @@ def _judge(tried: Tried, bars: Bars, tolerance: float) -> Judged:
     return Judged(replace(tried, answer=replace(answer, error=error, outcome=outcome.astype(np.int8))), bars)
 
 
-def _only_decayed(given: Floats, plain: Floats, theta: Floats) -> bool:
-    """Whether `.grad` is the plain run and a multiple of θ, to so many digits that less than the rounding tells."""
-    off, square = given - plain, float(np.dot(theta, theta))
-    if len(off) < TELLING or not square or not np.all(np.isfinite(off)):
+def _off_along(given: Floats, plain: Floats, direction: Floats) -> bool:
+    """Whether `.grad` is off from the plain run by a multiple of θ, or of the run itself, and next to nothing else.
+
+    So it is when the loop decays, or scales, a gradient that it computed just as the run did: no rounding does that,
+    however coarse, and smaller mistakes show than rounding would hide.
+    """
+    off, square = given - plain, float(np.dot(direction, direction))
+    if len(off) < TELLING or not np.isfinite(square) or not square or not np.all(np.isfinite(off)):
         return False
-    left = off - float(np.dot(off, theta)) / square * theta
+    left = off - float(np.dot(off, direction)) / square * direction
     size = float(np.linalg.norm(off))
     return size > 1e-4 * float(np.linalg.norm(given)) and float(np.linalg.norm(left)) < 0.01 * size
+
+
+def _judge_by_rerun(given: Tried, plain: Floats, eps: float, tolerance: float) -> Judged:
+    """The same with the plain run in the place of the right gradient, from which rounding does not tell it apart."""
+    error = np.full_like(plain, ROUNDINGS * eps * np.max(np.abs(plain), initial=0.0))
+    return _judge(replace(given, answer=replace(given.answer, numeric=plain, error=error)), Bars(0.0, 0.0), tolerance)
 
 
 def _from_multiple(given: Floats, of: Floats) -> float:
@@ -403,6 +427,22 @@ def _from_multiple(given: Floats, of: Floats) -> float:
     square = float(np.dot(of, of))
     factor = float(np.dot(given, of)) / square if square > 0 and len(of) > 1 else 1.0  # one number is any multiple
     return float(np.nan_to_num(np.linalg.norm(given - factor * of), nan=np.inf))
+
+
+def _wrong_row(
+    row: ParameterReport, ratio: float, checked: int, mismatched: int, reason: str, diagnosis: Diagnosis
+) -> ParameterReport:
+    """The row of a `.grad` that is wrong whatever it should be."""
+    return replace(
+        row,
+        status=Status.MISMATCH,
+        reason=reason,
+        relative_error=ratio,
+        verdict=Verdict.WORRY,
+        checked=checked,
+        mismatched=mismatched,
+        diagnosis=diagnosis,
+    )
 
 
 def _wrong(judged: Mapping[int, Judged]) -> list[int]:

@@ -68,7 +68,7 @@ class Run:
         """Everything, as bytes and numbers."""
         module = getattr(self.model, "_orig_mod", self.model)
         facts: dict[str, Any] = {"losses": self.losses, "flags": [m.training for m in module.modules()]}
-        facts |= {name: tensor for name, tensor in module.state_dict().items()}
+        facts |= dict(module.state_dict())
         facts |= {f"{name}.grad": p.grad for name, p in module.named_parameters()}
         for name, thing in self.kept.items():
             facts[name] = copy.deepcopy(thing.state_dict())
