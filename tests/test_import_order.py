@@ -16,14 +16,21 @@ ROOT = Path(torch_gradcheck.__file__).parent
 
 LADDER = """
     version errors facts
+    diagnosis.factors
     structure captures interrupts global_state precision progress moved
     differences differences.sampling
     differences.noise differences.ladder
     differences.trial
-    deliberate request watch batch
+    diagnosis.evidence
+    diagnosis.places
+    diagnosis.kinds
+    diagnosis.diagnose
+    diagnosis
+    deliberate request watch batch rounding
     theta borrow
-    objective
-    analytic settle
+    objective seen
+    analytic settle training_step
+    native
     engines engines.engine
     engines.plain
     engines.traced.chunks engines.traced.tape engines.traced.touched engines.traced.untraceable engines.traced.workers
@@ -36,11 +43,17 @@ LADDER = """
     engines.traced
     engines.chosen
     numerical
-    compare notes
+    compare notes rounding_bars
     render render.shorten render.schema render.outline
     render.text render.html
     report
+    judge step_diagnosis
+    step_rows
+    in_grad
+    step_check
     check
+    monitor
+    integrations integrations.lightning integrations.transformers
     torch_gradcheck
     command_line
     __main__
