@@ -16,16 +16,10 @@ ROOT = Path(torch_gradcheck.__file__).parent
 
 LADDER = """
     version errors facts
-    diagnosis.factors
     structure captures interrupts global_state precision progress moved
     differences differences.sampling
     differences.noise differences.ladder
     differences.trial
-    diagnosis.evidence
-    diagnosis.places
-    diagnosis.kinds
-    diagnosis.diagnose
-    diagnosis
     deliberate request watch batch rounding
     theta borrow
     objective seen
@@ -43,6 +37,19 @@ LADDER = """
     engines.traced
     engines.chosen
     numerical
+    diagnosis.evidence diagnosis.factors diagnosis.roundings
+    diagnosis.places
+    diagnosis.kinds diagnosis.picture
+    diagnosis.diagnose
+    diagnosis
+    blame.snapshots
+    blame.recording
+    blame.tangents
+    blame.alone blame.verdicts
+    blame.words
+    blame.search
+    blame
+    findings
     compare notes rounding_bars
     render render.shorten render.schema render.outline
     render.text render.html

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -43,10 +43,10 @@ def autograd_gradients(
     evaluation, None for the usual one.
     """
     with torch.enable_grad(), objective.evaluation(mode):
-        return gradients_of(objective.compute, theta, epsilon(objective.dtype))
+        return theta_gradients(objective.compute, theta, epsilon(objective.dtype))
 
 
-def gradients_of(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
+def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
     """The gradients of J as `compute` evaluates it, on stand-ins without `.grad`, by position in θ.
 
     `eps` is machine epsilon of the precision. Where `compute` runs a backward itself, what it leaves in `.grad` counts.
@@ -90,18 +90,28 @@ def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, Ana
 
 
 def _asked(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
-    if not loss.requires_grad:
-        return [None for _ in parameters]
-    if not _runs_a_backward_inside(loss):
-        return list(torch.autograd.grad(loss, parameters, allow_unused=True))
-    with _accumulating(parameters):
-        loss.backward()
-        return [parameter.grad for parameter in parameters]
+    return gradients_of([loss] if loss.requires_grad else [], parameters, [torch.ones_like(loss)])
 
 
-def _runs_a_backward_inside(loss: torch.Tensor) -> bool:
+def gradients_of(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    """Autograd's gradient of Σ ⟨cotangent, output⟩ for every input, None where it is not reached.
+
+    All `outputs` have a graph. Where a checkpoint cannot be asked, what accumulates in the inputs' `.grad` is taken.
+    """
+    if not outputs:
+        return [None for _ in inputs]
+    if not _runs_a_backward_inside(outputs):
+        return list(torch.autograd.grad(outputs, inputs, cotangents[: len(outputs)], allow_unused=True))
+    with _accumulating(inputs):
+        torch.autograd.backward(outputs, cotangents[: len(outputs)])
+        return [each.grad for each in inputs]
+
+
+def _runs_a_backward_inside(outputs: Sequence[torch.Tensor]) -> bool:
     """Whether a reentrant checkpoint is part of the graph: it accumulates, and answers None to who asks."""
-    waiting, seen = [loss.grad_fn], set()
+    waiting, seen = [output.grad_fn for output in outputs], set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -114,12 +124,12 @@ def _runs_a_backward_inside(loss: torch.Tensor) -> bool:
 
 
 @contextmanager
-def _accumulating(parameters: list[torch.nn.Parameter]) -> Iterator[None]:
+def _accumulating(inputs: Sequence[torch.Tensor]) -> Iterator[None]:
     try:
         yield
     finally:
-        for parameter in parameters:
-            parameter.grad = None
+        for each in inputs:
+            each.grad = None
 
 
 def _analytic(entry: ThetaEntry, gradient: torch.Tensor | None, eps: float) -> AnalyticGradient:

@@ -15,6 +15,7 @@ from torch_gradcheck.batch import batch_loss
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.compare import compared_row, frozen_row, over_theta
 from torch_gradcheck.facts import ParameterReport
+from torch_gradcheck.findings import findings_of
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
@@ -153,9 +154,10 @@ def check_backward(
             trials = numerical.trials(gradients, bar)
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
+        found = findings_of(rows, objective, theta, numerical, trials, asked.tolerance, given=given is not None)
         ratio = over_theta(trials.values())
     report = Report(
-        parameters=tuple(rows),
+        parameters=tuple(found.rows),
         relative_error=ratio,
         loss=objective.loss,
         method="exact",
@@ -166,7 +168,8 @@ def check_backward(
         mode=asked.mode,
         seed=asked.seed,
         noise=numerical.noise.sigma,
-        notes=notes_of(rows, objective, numerical, asked),
+        culprit=found.culprit,
+        notes=found.notes + notes_of(rows, objective, numerical, asked),
     )
     return report, Examination(objective.loss, gradients, trials)
 

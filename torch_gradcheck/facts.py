@@ -97,6 +97,23 @@ class Diagnosis:
 
 
 @dataclass(frozen=True, slots=True)
+class WrongMap:
+    """Where the wrong entries of a tensor lie: a picture of at most 16 × 48 cells.
+
+    Attributes:
+        cells: lines of cells; the share of a block's judged entries that are wrong, NaN where none was judged.
+        down: what the lines are, such as "10 rows"; "" where there is one line only.
+        across: what a line consists of, such as "8 columns".
+        block: how many lines and how many entries along a line one cell stands for.
+    """
+
+    cells: tuple[tuple[float, ...], ...]
+    down: str
+    across: str
+    block: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterReport:
     """What was found about one parameter tensor.
 
@@ -116,6 +133,7 @@ class ParameterReport:
         mismatched: how many coordinates are wrong.
         worst: the worst coordinates, worst first.
         diagnosis: the kind of mistake, None when there is none.
+        map: where the wrong entries lie, None when there are none.
         evaluations: how often J was evaluated for this parameter.
         seconds: wall time spent on it.
     """
@@ -135,6 +153,7 @@ class ParameterReport:
     mismatched: int = 0
     worst: tuple[Coordinate, ...] = ()
     diagnosis: Diagnosis | None = None
+    map: WrongMap | None = None
     evaluations: int = 0
     seconds: float = 0.0
 
@@ -155,7 +174,8 @@ class Facts:
         mode: `"eval"`, `"train"` or `"keep"`.
         seed: what the check's own random choices were drawn from.
         noise: the measured noise of J, one standard deviation, in the unit of J.
-        culprit: the innermost module whose own backward is wrong, `"loss_fn"`, or None.
+        culprit: the innermost module whose own backward is wrong ("" for the model's own forward), `"loss_fn"`, the
+            name of a parameter whose hook is at fault, or None; `notes` says more, and the reason where it is None.
         notes: what the reader should know, a sentence each.
         in_grad: what was found of the `.grad` that a training step left, where that was checked besides; a parameter's
             row is then the worse of the two.

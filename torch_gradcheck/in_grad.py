@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, gradients_of, left_gradients
+from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, left_gradients, theta_gradients
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.compare import frozen_row
 from torch_gradcheck.differences.sampling import Floats
@@ -139,7 +139,7 @@ class LeftInGrad:
         for draw in range(DRAWS if missing else 0):
             with torch.enable_grad(), objective.evaluation():
                 seed_everything(draw)
-                gradients = gradients_of(objective.compute, self._theta, epsilon(objective.dtype))
+                gradients = theta_gradients(objective.compute, self._theta, epsilon(objective.dtype))
             missing = {position for position in missing if np.any(gradients[position].values)}
         return missing
 

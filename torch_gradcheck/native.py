@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.analytic import gradients_of
+from torch_gradcheck.analytic import theta_gradients
 from torch_gradcheck.borrow import Borrowed, Loan, Start
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.objective import scalar
@@ -99,7 +99,7 @@ def _run(
         with torch.enable_grad(), ExitStack() as stack:
             if noise is not None:
                 stack.enter_context(noise)
-            gradients = gradients_of(scaled, theta, epsilon(torch.float64))
+            gradients = theta_gradients(scaled, theta, epsilon(torch.float64))
         scale = 1.0 if borrowed.has_gradients() else regime.scale
     finally:
         borrowed.after_evaluation()

@@ -72,6 +72,10 @@ class Objective:
     def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
         self.evaluations += 1
+        return self.regime(mode)
+
+    def regime(self, mode: PrecisionMode | None = None) -> _Evaluation:
+        """The same for a part of J that is run alone, which is no evaluation of J."""
         if mode is None and self._needs_mode:
             mode = PrecisionMode(self.dtype)
         if mode is not None:

@@ -10,9 +10,9 @@ import numpy as np
 
 from torch_gradcheck.diagnosis import Evidence, Meaning, diagnose_all
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind
-from torch_gradcheck.numerical import Tried, flat_values
+from torch_gradcheck.findings import evidence_of
+from torch_gradcheck.numerical import Tried
 from torch_gradcheck.theta import Theta, ThetaEntry
 
 CLOSE = 5e-3
@@ -46,7 +46,7 @@ class Reference(NamedTuple):
 
 def diagnosed(theta: Theta, tried: Mapping[int, Tried], references: Sequence[Reference]) -> dict[int, Diagnosis]:
     """The kind of mistake of every wrong `.grad`, by position in θ."""
-    evidences = {position: _evidence(theta[position], each) for position, each in tried.items()}
+    evidences = {position: step_evidence(theta[position], each) for position, each in tried.items()}
     found = diagnose_all(evidences, _meanings(evidences.values()))
     for position, diagnosis in found.items():
         if not np.any(evidences[position].analytic):
@@ -116,25 +116,10 @@ def _in_value(diagnosis: Diagnosis) -> bool:
     return diagnosis.kind is DiagnosisKind.CLIPPED and diagnosis.factor is None
 
 
-def _evidence(entry: ThetaEntry, tried: Tried) -> Evidence:
-    """One parameter's numbers, in its shape."""
-    answer = tried.answer
-    right, given, error = (np.zeros(entry.coordinates) for _ in range(3))
-    outcome = np.full(entry.coordinates, Outcome.UNDECIDED)
-    for whole, part in ((right, answer.numeric), (given, tried.analytic), (error, answer.error / BARS)):
-        whole[tried.coordinates] = part
-    outcome[tried.coordinates] = answer.outcome
-    return Evidence(
-        analytic=given,
-        numeric=np.where(outcome == Outcome.UNDECIDED, np.nan, right),
-        error=error,
-        wrong=outcome == Outcome.MISMATCH,
-        judged=(outcome == Outcome.MATCH) | (outcome == Outcome.MISMATCH),
-        theta=flat_values(entry),
-        shape=(*entry.shape, 2) if entry.is_complex else entry.shape,
-        reached=tried.reached,
-        epsilon=ROUNDED,
-    )
+def step_evidence(entry: ThetaEntry, tried: Tried) -> Evidence:
+    """One parameter's numbers; their error bars are limits, and hold the rounding of `.grad` already."""
+    evidence = evidence_of(entry, tried, tolerance=0.0)
+    return replace(evidence, error=evidence.error / BARS, epsilon=ROUNDED)
 
 
 def _meanings(evidences: Iterable[Evidence]) -> list[Meaning]:

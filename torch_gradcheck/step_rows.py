@@ -8,8 +8,10 @@ import numpy as np
 
 from torch_gradcheck.analytic import AnalyticGradient
 from torch_gradcheck.compare import compared_row, frozen_row
+from torch_gradcheck.diagnosis import wrong_map
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
 from torch_gradcheck.judge import Judged
+from torch_gradcheck.step_diagnosis import step_evidence
 from torch_gradcheck.theta import ThetaEntry
 
 RESOLVED = 1.0
@@ -18,7 +20,9 @@ RESOLVED = 1.0
 
 def judged_row(entry: ThetaEntry, judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
     """The row of a `.grad` that was compared with the right gradient."""
-    row = replace(compared_row(entry, judged.tried, tolerance=np.inf), diagnosis=diagnosis)
+    row = compared_row(entry, judged.tried, tolerance=np.inf)
+    if row.status is Status.MISMATCH:
+        return replace(row, diagnosis=diagnosis, map=wrong_map(step_evidence(entry, judged.tried)))
     size = float(np.linalg.norm(judged.tried.answer.numeric))
     unknown = float(np.linalg.norm(judged.tried.answer.error - judged.bars.entry))
     says_something = row.status is Status.MATCH or (row.status is Status.FLAT and size > unknown)

@@ -7,7 +7,16 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from torch_gradcheck.facts import Coordinate, Diagnosis, DiagnosisKind, Facts, ParameterReport, Status, Verdict
+from torch_gradcheck.facts import (
+    Coordinate,
+    Diagnosis,
+    DiagnosisKind,
+    Facts,
+    ParameterReport,
+    Status,
+    Verdict,
+    WrongMap,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -205,6 +214,18 @@ def everything_wrong() -> Facts:
     return facts(*rows, relative_error=0.333)
 
 
+def partly_wrong() -> Facts:
+    """Wrong in places, drawn; the model's own forward is the culprit."""
+    cells = tuple(tuple(float(row in (3, 4) and column != 6) for column in range(8)) for row in range(10))
+    blocks = ((0.0, 0.2, 0.5, 0.75, 1.0, NAN),)
+    rows = [
+        wrong("fc.weight", 10, 8, mismatched=14, map=WrongMap(cells, "10 rows", "8 columns", (1, 1))),
+        wrong("fc.bias", 600, mismatched=250, map=WrongMap(blocks, "", "600 entries", (1, 100))),
+        wrong("all", 4, map=WrongMap(((1.0, 1.0, NAN, 1.0),), "", "4 entries", (1, 1))),
+    ]
+    return facts(*rows, culprit="")
+
+
 def no_parameters() -> Facts:
     """Nothing to check."""
     return facts(relative_error=0.0)
@@ -220,6 +241,7 @@ SAMPLES = {
         odd_shapes_and_figures,
         two_hundred_tensors,
         everything_wrong,
+        partly_wrong,
         no_parameters,
     )
 }
@@ -233,6 +255,9 @@ def any_of(row_type: type[Any], **parts: st.SearchStrategy[Any]) -> st.SearchStr
 COUNT = st.integers(min_value=0, max_value=2**63)
 SHAPE = st.lists(COUNT, max_size=6).map(tuple)
 ANY_COORDINATE = any_of(Coordinate, index=SHAPE)
+ANY_SHARE = st.just(NAN) | st.floats(min_value=0, max_value=1)
+ANY_LINE = st.lists(ANY_SHARE, max_size=48).map(tuple)
+ANY_MAP = any_of(WrongMap, cells=st.lists(ANY_LINE, max_size=16).map(tuple), block=st.tuples(COUNT, COUNT))
 ANY_ROW = any_of(
     ParameterReport,
     shape=SHAPE,
@@ -241,5 +266,6 @@ ANY_ROW = any_of(
     mismatched=COUNT,
     worst=st.lists(ANY_COORDINATE, max_size=5).map(tuple),
     diagnosis=st.none() | any_of(Diagnosis),
+    map=st.none() | ANY_MAP,
 )
 ANY_FACTS = any_of(Facts, parameters=st.lists(ANY_ROW, max_size=40).map(tuple))

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given
 
 from tests.render.samples import ANY_FACTS, INF, NAN, SAMPLES, facts, match
-from torch_gradcheck.facts import Coordinate, Diagnosis, DiagnosisKind, Facts, ParameterReport, Status, Verdict
+from torch_gradcheck.facts import (
+    Coordinate,
+    Diagnosis,
+    DiagnosisKind,
+    Facts,
+    ParameterReport,
+    Status,
+    Verdict,
+    WrongMap,
+)
 from torch_gradcheck.render.schema import SCHEMA_VERSION, as_dict, as_json
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "SCHEMA.md").read_text(encoding="utf-8")
@@ -92,8 +101,9 @@ def test_indent_is_passed_on() -> None:
         ("Coordinate", [field.name for field in fields(Coordinate)]),
         ("Diagnosis", [field.name for field in fields(Diagnosis)]),
         ("Status", list(Status)),
+        ("Map", [field.name for field in fields(WrongMap)]),
     ],
-    ids=["report", "parameter", "coordinate", "diagnosis", "status"],
+    ids=["report", "parameter", "coordinate", "diagnosis", "status", "map"],
 )
 def test_document_has_every_key_and_no_other(title: str, keys: list[str]) -> None:
     assert documented_keys(title) == keys

@@ -7,5 +7,16 @@ see a norm clipped over all of θ, and confirm what one of them alone is too sma
 from torch_gradcheck.diagnosis.diagnose import diagnose, diagnose_all
 from torch_gradcheck.diagnosis.evidence import Evidence
 from torch_gradcheck.diagnosis.factors import Meaning, count_meanings
+from torch_gradcheck.diagnosis.picture import wrong_map
+from torch_gradcheck.diagnosis.roundings import Rounding, rounding_of_all
 
-__all__ = ["Evidence", "Meaning", "count_meanings", "diagnose", "diagnose_all"]
+__all__ = [
+    "Evidence",
+    "Meaning",
+    "Rounding",
+    "count_meanings",
+    "diagnose",
+    "diagnose_all",
+    "rounding_of_all",
+    "wrong_map",
+]

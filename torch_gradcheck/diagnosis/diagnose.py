@@ -9,10 +9,14 @@ import numpy as np
 
 from torch_gradcheck.diagnosis.evidence import Evidence
 from torch_gradcheck.diagnosis.factors import CLOSE, Meaning
-from torch_gradcheck.diagnosis.kinds import KINDS, Finding, clipped, clipped_to_round_norm, unknown
+from torch_gradcheck.diagnosis.kinds import KINDS, Finding, clipped, clipped_to_round_norm, off_by, unknown
+from torch_gradcheck.diagnosis.roundings import Rounding
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind
 
 Key = TypeVar("Key")
+
+PASSED_ON = 8.0
+"""How many machine epsilons of its largest entry a gradient may be off by that was rounded further downstream."""
 
 
 def diagnose(evidence: Evidence, meanings: Sequence[Meaning] = ()) -> Diagnosis | None:
@@ -26,18 +30,26 @@ def diagnose(evidence: Evidence, meanings: Sequence[Meaning] = ()) -> Diagnosis 
     return diagnose_all({"": evidence}, meanings).get("")
 
 
-def diagnose_all(evidences: Mapping[Key, Evidence], meanings: Sequence[Meaning] = ()) -> dict[Key, Diagnosis]:
+def diagnose_all(
+    evidences: Mapping[Key, Evidence], meanings: Sequence[Meaning] = (), rounding: Rounding | None = None
+) -> dict[Key, Diagnosis]:
     """The kind of mistake of every gradient with a wrong entry.
 
-    `evidences` holds all gradients that were tried, the right ones too: a norm clipped over all of them shows in none
-    alone. What one gradient is too small to prove (a factor in a single entry) counts where another proves the same.
+    What one gradient is too small to prove (a factor in a single entry) counts where another proves the same.
+
+    Args:
+        evidences: all gradients that were tried, the right ones too: a norm clipped over all of them shows in none
+            alone.
+        meanings: as for `diagnose`.
+        rounding: a precision that a gradient on the way to these was seen to be rounded to.
     """
     wrong = {key: evidence for key, evidence in evidences.items() if evidence.wrong.any()}
     findings = {key: _finding(evidence, meanings) for key, evidence in wrong.items()}
     together = _clipped_together(evidences, findings)
     firm = [found.diagnosis for found in findings.values() if found is not None and found.firm]
     return {
-        key: together or (found.diagnosis if found and (found.firm or _seen(found, firm)) else unknown(wrong[key]))
+        key: together
+        or (found.diagnosis if found and (found.firm or _seen(found, firm)) else _last(wrong[key], rounding))
         for key, found in findings.items()
     }
 
@@ -65,6 +77,17 @@ def _seen(found: Finding, firm: Sequence[Diagnosis]) -> bool:
         and other.factor is not None
         and abs(other.factor - mine.factor) <= CLOSE * abs(mine.factor)
         for other in firm
+    )
+
+
+def _last(evidence: Evidence, rounding: Rounding | None) -> Diagnosis:
+    """Rounded on the way, where that was seen and explains how far off it is; else unknown."""
+    if rounding is None or not evidence.finite or off_by(evidence) > PASSED_ON * rounding.epsilon:
+        return unknown(evidence)
+    return Diagnosis(
+        DiagnosisKind.LOW_PRECISION,
+        f"dθ is off by at most {off_by(evidence):.0e} of its largest entry: a gradient on the way to it went through "
+        f"{rounding.name}, whose epsilon is {rounding.epsilon:.0e}",
     )
 
 

@@ -18,6 +18,12 @@ EXPLAINED = 0.02
 OUTLIERS = 0.02
 """This share of the entries may be off further: their derivative was taken with two steps only."""
 
+PROVEN = 0.01
+"""An entry that is off by no more than this share of the tolerance is right, not just close."""
+
+CONTRAST = 0.1
+"""And difference and error bar are this much smaller, relative to it, than what the wrong ones are off by."""
+
 NEGLIGIBLE = 1e-6
 """An entry this small against the largest has nothing to say about what is right."""
 
@@ -34,6 +40,7 @@ class Evidence:
         judged: the entries known to be right or wrong; not those at kinks, undecided or left out.
         theta: what the parameter holds.
         shape: of the parameter; with a last axis of 2 (real, imaginary) for a complex one.
+        parts: whether it has that axis.
         reached: False where the backward gave None.
         epsilon: machine epsilon of the precision the gradient on trial is kept in.
         tolerance: the relative error that passes.
@@ -46,6 +53,7 @@ class Evidence:
     judged: Flags
     theta: Floats
     shape: tuple[int, ...]
+    parts: bool = False
     reached: bool = True
     epsilon: float = float(np.finfo(np.float64).eps)
     tolerance: float = 1e-5
@@ -76,8 +84,17 @@ class Evidence:
 
     @cached_property
     def right(self) -> Flags:
-        """Entries proven right."""
-        return np.asarray(self.resolved & ~self.wrong)
+        """Entries proven right: a mistake like that of the wrong ones would have been seen in them.
+
+        What is off by less than the tolerance, yet by more than its error bar, is not proven right either.
+        """
+        size, off, bar = np.abs(self.numeric), np.abs(self.off), BARS * self.error
+        with np.errstate(all="ignore"):
+            relative = np.nan_to_num((off / (size + np.abs(self.analytic)))[self.wrong], nan=1.0)
+            usual = float(np.median(relative)) if len(relative) else self.tolerance
+            agrees = off <= bar + PROVEN * self.tolerance * size
+            contrasts = off + bar <= CONTRAST * usual * size
+        return np.asarray(self.resolved & ~self.wrong & agrees & contrasts)
 
     @cached_property
     def off(self) -> Floats:

@@ -18,8 +18,8 @@ class Meaning(NamedTuple):
 
 
 ALWAYS = (
-    Meaning(2.0, "accumulated twice, a backward run twice, or a factor 2 too many"),
-    Meaning(0.5, "a factor 2 forgotten, as in the slope of a square"),
+    Meaning(2.0, "a factor 2 too many (counted twice, or a backward run twice)"),
+    Meaning(0.5, "a factor 2 forgotten (as in the slope of a square)"),
     Meaning(-2.0, "a flipped sign, and a factor 2 too many"),
     Meaning(-0.5, "a flipped sign, and a factor 2 forgotten"),
 )
@@ -31,8 +31,8 @@ def count_meanings(count: int, of_what: str) -> list[Meaning]:
         return []
     root = math.sqrt(count)
     return [
-        Meaning(float(count), f"the number of {of_what}: a sum where a mean was meant"),
-        Meaning(1 / count, f"1 / the number of {of_what}: a mean where a sum was meant"),
+        Meaning(float(count), f"the number of {of_what} (a sum where a mean was meant)"),
+        Meaning(1 / count, f"1 / the number of {of_what} (a mean where a sum was meant)"),
         Meaning(root, f"√{count}, {count} being the number of {of_what}"),
         Meaning(1 / root, f"1/√{count}, {count} being the number of {of_what}"),
     ]
@@ -40,11 +40,10 @@ def count_meanings(count: int, of_what: str) -> list[Meaning]:
 
 def meaning_of(factor: float, known: Sequence[Meaning]) -> str:
     """What `factor` may stand for, "" where it looks like nothing in particular."""
-    fitting = [meaning.words for meaning in known if _close(factor, meaning.factor)]
+    fitting = [meaning.words for meaning in (*ALWAYS, *known) if _close(factor, meaning.factor)]
     if not fitting and (power := _loss_scale(factor)):
-        fitting = [f"{power}: a loss scale that was {'not taken out' if factor > 1 else 'divided out twice'}"]
-    fitting += [meaning.words for meaning in ALWAYS if _close(factor, meaning.factor)]
-    return "; or ".join(_distinct(fitting)[:2])
+        fitting = [f"{power}, a loss scale that was {'not taken out' if factor > 1 else 'divided out twice'}"]
+    return ", or ".join(_distinct(fitting)[:2])
 
 
 def _close(one: float, other: float) -> bool:

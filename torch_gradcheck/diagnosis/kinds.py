@@ -15,6 +15,7 @@ import numpy as np
 from torch_gradcheck.diagnosis.evidence import Evidence
 from torch_gradcheck.diagnosis.factors import Meaning, meaning_of
 from torch_gradcheck.diagnosis.places import slices, words_of_axis, wrong_places
+from torch_gradcheck.diagnosis.roundings import rounding_of_all
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind
 
@@ -127,20 +128,23 @@ def clipped(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
 
 def low_precision(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
     """Every entry is a number that a lower precision can hold, close to the right one as that precision goes."""
-    if not evidence.finite or np.sum(evidence.analytic != 0) < 2:
+    rounding = rounding_of_all([evidence.analytic[evidence.judged]]) if evidence.finite else None
+    if rounding is None or rounding.epsilon <= evidence.epsilon:
         return None
-    for name, rounded, epsilon in _roundings(evidence.analytic):
-        largest = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
-        off = np.abs(evidence.off[evidence.judged])
-        allowed = ROUNDINGS * epsilon * largest + evidence.error[evidence.judged]
-        if epsilon > evidence.epsilon and np.array_equal(rounded, evidence.analytic) and np.all(off <= allowed):
-            return _firm(
-                DiagnosisKind.LOW_PRECISION,
-                f"dθ is right but for rounding: every entry is a {name} number, off by at most "
-                f"{np.max(off) / largest:.0e} of the largest (the epsilon of {name} is {epsilon:.0e}): "
-                f"it went through {name} on the way",
-            )
-    return None
+    off = off_by(evidence)
+    if off > ROUNDINGS * rounding.epsilon:
+        return None
+    return _firm(
+        DiagnosisKind.LOW_PRECISION,
+        f"dθ is right but for rounding: every entry is a {rounding.name} number, off by at most {off:.0e} of the "
+        f"largest (the epsilon of {rounding.name} is {rounding.epsilon:.0e}): it went through {rounding.name}",
+    )
+
+
+def off_by(evidence: Evidence) -> float:
+    """The largest difference beyond its error bar, relative to the largest right entry."""
+    off = np.abs(evidence.off[evidence.judged]) - evidence.error[evidence.judged]
+    return float(np.max(off, initial=0.0) / np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
 
 
 def partial(evidence: Evidence, meanings: Sequence[Meaning]) -> Finding | None:
@@ -164,15 +168,36 @@ def _hint(evidence: Evidence) -> str:
     if not evidence.finite:
         wrong = ~np.isfinite(evidence.analytic)
         return f"dθ is not finite in {int(wrong.sum())} of {wrong.size} entries"
-    n, off = evidence.numeric[evidence.judged], evidence.off[evidence.judged]
-    a = evidence.analytic[evidence.judged]
+    with np.errstate(all="ignore"):
+        return _scaled_and_decayed(evidence) or _unlike(evidence)
+
+
+def _scaled_and_decayed(evidence: Evidence) -> str:
+    """A factor on the whole gradient but for a part that goes with θ, where a few numbers prove two unknowns."""
+    n, a, theta = (x[evidence.resolved] for x in (evidence.numeric, evidence.analytic, evidence.theta))
+    if len(n) < 4:
+        return ""
+    (factor, decay), *_ = np.linalg.lstsq(np.stack([n, theta], axis=1), a, rcond=None)
+    predicted = factor * evidence.numeric + decay * evidence.theta
+    residual = evidence.residual(predicted, factor)
+    if not np.isfinite(residual):
+        return ""
+    return (
+        f"dθ = {_number(factor)} × the right gradient {'+' if decay > 0 else '−'} {_number(abs(decay))} · θ (residual "
+        f"{residual:.0e}): a factor on all of it but a weight decay, or on that alone"
+    )
+
+
+def _unlike(evidence: Evidence) -> str:
+    """Length and direction against the right gradient."""
+    n, a = evidence.numeric[evidence.judged], evidence.analytic[evidence.judged]
     norms = np.linalg.norm(a) * np.linalg.norm(n)
     if not norms:
         return "no simple relation to the right gradient"
-    cosine = float(np.dot(a, n) / norms)
     return (
         f"no simple relation to the right gradient: length {_number(float(np.linalg.norm(a) / np.linalg.norm(n)))} × "
-        f"the right one, cosine {cosine:.6g} to it, off by {np.linalg.norm(off) / np.linalg.norm(n):.1e} of it"
+        f"the right one, cosine {float(np.dot(a, n) / norms):.6g} to it, off by "
+        f"{np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of it"
     )
 
 
@@ -293,20 +318,6 @@ def _is_round(number: float, epsilon: float) -> bool:
     return abs(number - float(f"{number:.1e}")) <= max(1e-10, 64 * epsilon) * abs(number)
 
 
-def _roundings(values: Floats) -> Iterator[tuple[str, Floats, float]]:
-    """The values rounded to each lower precision, its name and its epsilon, the coarsest first."""
-    with np.errstate(over="ignore"):
-        single = values.astype(np.float32)
-        yield "bfloat16", _to_bfloat16(single), 2.0**-7
-        yield "float16", values.astype(np.float16).astype(np.float64), 2.0**-10
-        yield "float32", single.astype(np.float64), 2.0**-23
-
-
-def _to_bfloat16(single: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> Floats:
-    """The upper 16 bits of each float32; a number that has no others is a bfloat16."""
-    return (single.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)
-
-
 def _what_is_there(evidence: Evidence, meanings: Sequence[Meaning]) -> str:
     """What the wrong entries are, where one thing can be said of all of them."""
     there: Flags = evidence.wrong
@@ -318,5 +329,5 @@ def _what_is_there(evidence: Evidence, meanings: Sequence[Meaning]) -> str:
     factor = float(np.dot(a, n) / np.dot(n, n)) if np.any(n) else np.nan
     if len(a) > 1 and np.all(np.abs(a - factor * n) <= 10 * evidence.tolerance * np.abs(a) + 3 * evidence.error[there]):
         meaning = meaning_of(factor, meanings)
-        return f", where it is {_number(factor)} × the right one{f' ({meaning})' if meaning else ''}"
+        return f", where it is {_number(factor)} × the right one{f', {meaning}' if meaning else ''}"
     return ""

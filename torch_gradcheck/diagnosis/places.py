@@ -39,7 +39,7 @@ def _whole_slices(evidence: Evidence) -> str:
     for axis in range(len(evidence.shape)):
         wrong, right = _along(evidence, evidence.wrong, axis), _along(evidence, evidence.right, axis)
         if not np.any(wrong & right):
-            return slices(evidence.shape, axis, np.flatnonzero(wrong))
+            return slices(evidence.shape, axis, np.flatnonzero(wrong), evidence.parts)
     return ""
 
 
@@ -50,7 +50,7 @@ def _few_slices(evidence: Evidence) -> str:
     share, axis = min(shares)
     if share > FEW:
         return ""
-    named = slices(evidence.shape, axis, np.flatnonzero(_along(evidence, evidence.wrong, axis)))
+    named = slices(evidence.shape, axis, np.flatnonzero(_along(evidence, evidence.wrong, axis)), evidence.parts)
     return f"{int(evidence.wrong.sum())} entries in {named}"
 
 
@@ -70,9 +70,11 @@ def _along(evidence: Evidence, flags: Flags, axis: int) -> Flags:
     return np.asarray(flags.reshape(evidence.shape).any(axis=others))
 
 
-def slices(shape: Sequence[int], axis: int, which: Indices) -> str:
-    """Slices along an axis in words: "rows 3-5 of 10", "column 2 of 4", "channel 0 of 8"."""
-    one, many = words_of_axis(len(shape), axis)
+def slices(shape: Sequence[int], axis: int, which: Indices, parts: bool = False) -> str:
+    """Slices along an axis in words: "rows 3-5 of 10", "column 2 of 4"; the last one may be (real, imaginary) parts."""
+    if len(shape) > 1 and axis == len(shape) - 1 and parts:
+        return "the imaginary part" if which[0] else "the real part"
+    one, many = words_of_axis(len(shape) - parts, axis)
     ranges = _ranges(which)
     named = ", ".join(ranges[:NAMED]) + (", ..." if len(ranges) > NAMED else "")
     return f"{one if len(which) == 1 else many} {named} of {shape[axis]}"

@@ -56,6 +56,8 @@ STYLE = """
 .torch-gradcheck .said { margin: .1em 0 .1em 1.2em; }
 .torch-gradcheck .said, .torch-gradcheck li { white-space: pre-line; }
 .torch-gradcheck details table { margin: .3em 0 .6em 1.2em; }
+.torch-gradcheck details table.map { border-collapse: separate; border-spacing: 1px; }
+.torch-gradcheck table.map td { width: 9px; height: 9px; min-width: 4px; padding: 0; border: 0; }
 .torch-gradcheck ul { margin: .2em 0; padding-left: 1.4em; }
 """
 
@@ -94,6 +96,17 @@ FRAGMENT = """
 {% endfor %}
 </tbody></table>
 {% endmacro %}
+{% macro heat(picture) %}
+<p class="said">{{ picture.caption }}</p>
+<table class="map">
+{% for line in picture.cells %}
+<tr>{% for share in line %}
+<td{% if share is not none %} style="background: rgba({{ "207, 34, 46" if share else "26, 127, 55" }},
+ {{- " %.2f" % (0.25 + 0.75 * share) }})"{% endif %}></td>
+{%- endfor %}</tr>
+{% endfor %}
+</table>
+{% endmacro %}
 <div class="torch-gradcheck">
 <style>{{ style }}</style>
 <p class="headline">{% if not passed %}{{ badge("mismatch") }} {% endif %}{{ said.headline }}</p>
@@ -120,6 +133,9 @@ FRAGMENT = """
 {% endfor %}
 {% if mistake.entries %}
 {{ worst(mistake.entries) }}
+{% endif %}
+{% if mistake.picture %}
+{{ heat(mistake.picture) }}
 {% endif %}
 </details>
 {% endfor %}

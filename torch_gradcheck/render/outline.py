@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_gradcheck.facts import Coordinate, Facts, ParameterReport, Status
+from torch_gradcheck.facts import Coordinate, Facts, ParameterReport, Status, WrongMap
 
 MANY = 30
 """A table of more rows than this is folded: it shows at most so many wrong ones ..."""
@@ -21,6 +21,9 @@ NAMED = 6
 MARKS = {Status.MISMATCH: "✗", Status.MATCH: " ", Status.FROZEN: "-"}
 NOTHING_PROVEN = "?"
 """The mark of every other status."""
+
+SHADES = "·░▒▓█"
+"""A cell of a picture, from all right to all wrong."""
 
 COUNTED = {
     Status.KINK: "at a kink",
@@ -89,13 +92,23 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """Where the wrong entries lie: a caption, lines of characters, and the same as shares from 0 to 1 (None: empty)."""
+
+    caption: str
+    lines: tuple[str, ...]
+    cells: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Mistake:
-    """A wrong parameter: what is known about the mistake, and its worst coordinates."""
+    """A wrong parameter: what is known about the mistake, its worst coordinates, and where they lie if not all over."""
 
     name: str
     shape: str
     sentences: tuple[str, ...]
     entries: tuple[Entry, ...]
+    picture: Picture | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +145,7 @@ def outline(facts: Facts) -> Outline:
     gaps = _gaps(rows)
     return Outline(
         headline=headline(facts),
-        culprit=None if facts.culprit is None else printable(facts.culprit),
+        culprit=None if facts.culprit is None else printable(facts.culprit) or "the model's own forward",
         summary=_summary(facts),
         lines=tuple(map(_line, shown)),
         folds=tuple(_folded(group) for group in left_out),
@@ -224,7 +237,29 @@ def _mistake(row: ParameterReport) -> Mistake:
         shape=_shape(row.shape),
         sentences=tuple(_sentence(said) for said in (diagnosis, row.reason) if said),
         entries=tuple(map(_entry, row.worst)),
+        picture=None if row.map is None else _picture(row.map),
     )
+
+
+def _picture(found: WrongMap) -> Picture | None:
+    """None where every cell says the same."""
+    judged = {share for line in found.cells for share in line if not math.isnan(share)}
+    if len(judged) < 2:
+        return None
+    size = " × ".join(printable(part) for part in (found.down, found.across) if part)
+    down, across = found.block
+    cell = "" if found.block == (1, 1) else f", a cell is {down} × {across}"
+    return Picture(
+        caption=f"where ({size}{cell}): {SHADES[-1]} wrong, {SHADES[0]} right",
+        lines=tuple("".join(map(_shade, line)) for line in found.cells),
+        cells=tuple(tuple(None if math.isnan(share) else share for share in line) for line in found.cells),
+    )
+
+
+def _shade(share: float) -> str:
+    if math.isnan(share):
+        return " "
+    return SHADES[math.ceil(share * (len(SHADES) - 1))] if share < 1 else SHADES[-1]
 
 
 def _entry(coordinate: Coordinate) -> Entry:

@@ -119,6 +119,8 @@ def _mistakes(said: Outline) -> Iterator[list[RenderableType]]:
         section += [_indented(sentence) for sentence in mistake.sentences]
         if mistake.entries:
             section.append(_indented(_entries(mistake.entries[:COORDINATES])))
+        if mistake.picture is not None:
+            section += [_indented(line) for line in (mistake.picture.caption, *mistake.picture.lines)]
         yield section
     yield [said.more_mistakes]
 

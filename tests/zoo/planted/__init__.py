@@ -7,6 +7,8 @@ from zoo.planted.hooks import hook_bugs, random_bugs
 from zoo.planted.linear import linear_bugs
 from zoo.planted.losses import loss_bugs
 from zoo.planted.normalisations import normalisation_bugs
+from zoo.planted.places import network_bugs, place_bugs
+from zoo.planted.pretrained import pretrained_bugs
 from zoo.planted.row import Planted, Problem
 from zoo.planted.sequences import other_bugs, sequence_bugs
 from zoo.planted.shapes import embedding_bugs, shape_bugs
@@ -25,6 +27,9 @@ PLANTED: list[Planted] = [
     *other_bugs(),
     *loss_bugs(),
     *hand_written_bugs(),
+    *place_bugs(),
+    *network_bugs(),
+    *pretrained_bugs(),
 ]
 
 __all__ = ["PLANTED", "Planted", "Problem", "truly_wrong"]

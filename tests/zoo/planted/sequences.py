@@ -104,7 +104,8 @@ def sequence_bugs() -> Iterator[Planted]:
         kinds = {**dict.fromkeys(FRONT, "unknown"), "layer.weight": "partial"}
         yield plant(f"lstm-{name}-gate-missing", sandwich(layer, 3, 2), FRONT + WEIGHT, kinds)
     cell = ("layer.cell.weight_ih", "layer.cell.weight_hh", "layer.cell.bias_ih", "layer.cell.bias_hh")
-    yield plant("rnn-state-detached", sandwich(Recurrent, 3, 2), FRONT + cell)
+    steps = {**dict.fromkeys(cell, "unknown"), **dict.fromkeys(FRONT, "partial")}  # right for the last step
+    yield plant("rnn-state-detached", sandwich(Recurrent, 3, 2), FRONT + cell, steps)
     query, key, value = (f"layer.{part}.weight" for part in ("query", "key", "value"))
     scaled = {**dict.fromkeys(FRONT, "unknown"), query: "scaled", key: "scaled"}
     for mistake, wrong, kinds in (
@@ -154,4 +155,4 @@ class Rotated(nn.Module):
 
 def other_bugs() -> Iterator[Planted]:
     yield plant("tied-weight-one-use-detached", tied_problem, ("tokens.weight",), culprit="")
-    yield plant("complex-without-conjugate", sandwich(Rotated), WEIGHT)
+    yield plant("complex-without-conjugate", sandwich(Rotated), WEIGHT, "partial")

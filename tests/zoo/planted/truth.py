@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,13 +16,20 @@ def autograd_gradients(problem: Problem, mode: str) -> dict[str, Tensor]:
     names, parameters = zip(*model.named_parameters(), strict=True)
     for parameter in parameters:
         parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float64))
-    inputs, *targets = (t.double() if t.is_floating_point() else t for t in problem.batch)
+    inputs, *targets = map(_double, problem.batch)
     torch.manual_seed(0)
-    found = torch.autograd.grad(problem.loss_fn(model(inputs), *targets), parameters, allow_unused=True)
-    gradients = {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, parameters, found, strict=True)}
+    output = model(**inputs) if isinstance(inputs, dict) else model(inputs)
+    problem.loss_fn(output, *targets).backward()
+    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in zip(names, parameters, strict=True)}
     if problem.gradients is not None:
         gradients.update({name: value.double() for name, value in problem.gradients.items()})
     return gradients
+
+
+def _double(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _double(held) for name, held in value.items()}
+    return value.double() if value.is_floating_point() else value
 
 
 def truly_wrong(row: Planted) -> set[str]:
