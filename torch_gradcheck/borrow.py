@@ -8,6 +8,7 @@ graphs that were built on it, and is swapped back in the end.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,7 +117,7 @@ class Loan:
         _check_buffers(self._model)
         inference = torch.inference_mode(False)
         inference.__enter__()
-        self._undo = [lambda: inference.__exit__(None, None, None)]
+        self._undo = [lambda: inference.__exit__(None, None, None), *_compiled_parts_run_eagerly()]
         switches, random = SwitchState(), RandomState.of_everything(generators)
         modules = _ModuleStates(self._holders)
         first_values = self._start.values if self._start else {}
@@ -276,6 +277,14 @@ def _refill(container: Any, content: Any) -> None:
         container.extend(content)
     else:
         container.update(content)
+
+
+def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:
+    """What torch.compile has compiled would be compiled again, with the check's own modes in it; the way back."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes two seconds
+        return []
+    stance = torch.compiler.set_stance("force_eager")
+    return [lambda: stance.__exit__(None, None, None)]
 
 
 def _check_buffers(model: nn.Module) -> None:

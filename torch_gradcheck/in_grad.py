@@ -119,19 +119,34 @@ class LeftInGrad:
         """Finds out whether J is what the step computed; `cannot` says why not."""
         if self.cannot:
             return
-        random, moving = _draws(objective), False
-        if not random and self.step.start is None:
-            moving = _reads_what_it_updates(objective)
-        if (random or moving) and self.step.start is None:
+        random = _draws(objective)
+        if self.step.start is not None:
+            self.cannot = self._other_numbers(objective) if random else ""
+        elif random or _reads_what_it_updates(objective):
             self.cannot = self.step.not_replayed(self._model)
             self._missing = self._always_reached(objective)
-        elif random and self.runs is None:
-            self.cannot = "the training step was random, and could not be run again in its own precision to compare"
-        elif random and self.runs is not None and not self._same_loss(objective, self.runs):
-            self.cannot = (
-                f"the training step was random, and J = {self.runs.losses[0]:.6g} in its own precision but "
-                f"{objective.loss:.6g} in the check's with the same random state: other random numbers were drawn"
-            )
+
+    def _other_numbers(self, objective: Objective) -> str:
+        """Why the random numbers of the check are not those of the step; "" where they are."""
+        runs = self.runs
+        if runs is None:
+            return "the training step was random, and could not be run again in its own precision to compare"
+        if (self.step.compiled or _is_compiled(self._model)) and not self._follows(runs):
+            return "the training step was random and compiled: a compiler may draw other random numbers"
+        if self._same_loss(objective, runs):
+            return ""
+        return (
+            f"the training step was random, and J = {runs.losses[0]:.6g} in its own precision but "
+            f"{objective.loss:.6g} in the check's with the same random state: other random numbers were drawn"
+        )
+
+    def _follows(self, runs: NativeRuns) -> bool:
+        """Whether most of `.grad` is a multiple of the plain run: the same random numbers were drawn."""
+        close = [
+            _from_multiple(left.values, runs.gradients[position][0]) <= 0.1 * float(np.linalg.norm(left.values))
+            for position, left in self.left.items()
+        ]
+        return float(np.mean(close)) > 0.5
 
     def _always_reached(self, objective: Objective) -> set[int]:
         """Parameters without a `.grad` that J depends on however its random numbers fall."""
@@ -306,6 +321,12 @@ def _autocasts(theta: Theta, scale: float) -> list[Regime]:
         return []
     device = theta[0].parameter.device.type
     return [Regime({device: (True, dtype)}, scale) for dtype in (torch.bfloat16, torch.float16)]
+
+
+def _is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile had its hands on a part of it."""
+    compiled = (getattr(module, "_compiled_call_impl", None) for module in model.modules())
+    return any(compiled) or any(hasattr(module, "_orig_mod") for module in model.modules())
 
 
 def _draws(objective: Objective) -> bool:

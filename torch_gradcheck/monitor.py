@@ -307,6 +307,7 @@ class GradientMonitor:
         step = TrainingStep(
             forwards=forwards,
             batches=len(batches),
+            compiled=self._hook.model is not self._model,
             loss_scale=1.0 if self._scaler is None else self._scaler.get_scale(),
             scale=self._carried(),
             clip_norm=self._clip_norm,

@@ -25,6 +25,7 @@ class TrainingStep:
     Attributes:
         forwards: the model's own forwards of this step; None where nobody watched.
         batches: how many forwards and backwards make up the step.
+        compiled: the loop called a compiled form of the model.
         loss_scale: what the loss was multiplied by before its backward.
         scale: how much of that `.grad` still carries.
         clip_norm, clip_value: limits the loop has put on `.grad` already.
@@ -34,6 +35,7 @@ class TrainingStep:
 
     forwards: tuple[SeenForward, ...] | None = None
     batches: int = 1
+    compiled: bool = False
     loss_scale: float = 1.0
     scale: float = 1.0
     clip_norm: float | None = None
