@@ -21,10 +21,11 @@ LADDER = """
     differences differences.sampling
     differences.noise differences.ladder
     differences.trial
-    deliberate request watch batch
+    deliberate request watch batch rounding stand_ins holder_states
     theta borrow
-    objective
-    analytic settle
+    objective seen
+    analytic settle training_step
+    native
     engines engines.engine
     engines.plain
     engines.upstream
@@ -51,11 +52,17 @@ LADDER = """
     blame.search
     blame
     findings
-    compare notes
+    compare notes rounding_bars
     render render.shorten render.schema render.outline
     render.text render.html
     report
+    judge step_diagnosis
+    step_rows
+    in_grad
+    step_check
     check
+    monitor
+    integrations integrations.lightning integrations.transformers
     torch_gradcheck
     command_line
     __main__

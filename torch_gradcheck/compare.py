@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from torch_gradcheck.differences.sampling import Floats
@@ -32,6 +34,15 @@ def relative_error(analytic: Floats, numeric: Floats) -> float:
         return 0.0
     grad, approx = analytic / scale, numeric / scale
     return float(np.linalg.norm(approx - grad) / (np.linalg.norm(approx) + np.linalg.norm(grad)))
+
+
+def over_theta(trials: Iterable[Tried]) -> float:
+    """Ng's ratio over the whole θ."""
+    tried = list(trials)
+    with np.errstate(all="ignore"):
+        return relative_error(
+            np.concatenate([each.analytic for each in tried]), np.concatenate([each.answer.numeric for each in tried])
+        )
 
 
 def frozen_row(entry: ThetaEntry) -> ParameterReport:

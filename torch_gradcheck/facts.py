@@ -59,6 +59,8 @@ class DiagnosisKind(StrEnum):
     PARTIAL = "partial"
     CLIPPED = "clipped"
     LOW_PRECISION = "low_precision"
+    ACCUMULATED = "accumulated"
+    STALE = "stale"
     UNKNOWN = "unknown"
 
 
@@ -176,6 +178,8 @@ class Facts:
         culprit: the innermost module whose own backward is wrong ("" for the model's own forward), `"loss_fn"`, the
             name of a parameter whose hook is at fault, or None; `notes` says more, and the reason where it is None.
         notes: what the reader should know, a sentence each.
+        in_grad: what was found of the `.grad` that a training step left, where that was checked besides; a parameter's
+            row is then the worse of the two.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -191,6 +195,7 @@ class Facts:
     noise: float
     culprit: str | None = None
     notes: list[str] = field(default_factory=list)
+    in_grad: Facts | None = None
 
     @property
     def passed(self) -> bool:
