@@ -18,8 +18,8 @@ LADDER = """
     version errors facts
     structure captures interrupts global_state precision progress moved
     differences differences.sampling
-    differences.noise differences.ladder
-    differences.trial
+    differences.noise differences.ladder differences.odds
+    differences.looks differences.trial
     deliberate request watch batch
     theta borrow
     objective
@@ -32,11 +32,17 @@ LADDER = """
     engines.traced.lookups engines.traced.products engines.traced.views
     engines.traced.convolutions engines.traced.normalizations
     engines.traced.program
+    engines.traced.rederive
     engines.traced.engine
     engines.traced
     engines.chosen
     numerical
-    compare notes
+    projected projected.directions projected.questions projected.scales
+    projected.certify projected.locate
+    projected.accuse
+    projected.trials
+    compare method notes
+    compare_projected
     render render.shorten render.schema render.outline
     render.text render.html
     report

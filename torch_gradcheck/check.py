@@ -14,10 +14,13 @@ from torch_gradcheck.analytic import autograd_gradients, given_gradients
 from torch_gradcheck.batch import batch_loss
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.compare import compared_row, frozen_row, relative_error
+from torch_gradcheck.compare_projected import projected_row
 from torch_gradcheck.facts import ParameterReport
+from torch_gradcheck.method import chosen_method
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
+from torch_gradcheck.projected.trials import Projected
 from torch_gradcheck.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, request
 from torch_gradcheck.settle import check_unchanged, settled_objective
@@ -55,7 +58,9 @@ def check_module(
             `loss_fn(model(**batch))`. Anything else: `loss_fn(model(batch))`.
         gradients: what is on trial. None: one autograd backward of J. A mapping from parameter name to tensor or
             array: gradients derived by hand.
-        method: `"exact"`: centered differences on every coordinate. `"auto"` is the same in this version.
+        method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
+            verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
+            takes seconds, as the operations of J let expect, else projected.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
         tolerance: the largest relative error that passes.
         include: glob pattern or list of them, on parameter names: only these are checked.
@@ -138,8 +143,12 @@ def _check(
         objective = settled_objective(model, computation(), borrowed, asked.dtype)
         gradients = autograd_gradients(objective, theta) if given is None else given
         numerical = Numerical(objective, theta, asked, threads)
+        chosen = chosen_method(asked.method, numerical, theta)
         with progress_bar(asked.progress) as bar:
-            trials = numerical.trials(gradients, bar)
+            if chosen.method == "exact":
+                trials = numerical.trials(gradients, bar)
+            else:
+                trials = Projected(objective, theta, asked, numerical, gradients, bar).trials()
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
         ratio = _over_theta(trials)
@@ -147,7 +156,7 @@ def _check(
         parameters=tuple(rows),
         relative_error=ratio,
         loss=objective.loss,
-        method="exact",
+        method=chosen.method,
         evaluations=objective.evaluations,
         seconds=time.perf_counter() - started,
         tolerance=asked.tolerance,
@@ -155,12 +164,16 @@ def _check(
         mode=asked.mode,
         seed=asked.seed,
         noise=numerical.noise.sigma,
-        notes=notes_of(rows, objective, numerical, asked),
+        notes=[*chosen.notes, *notes_of(rows, objective, numerical, asked)],
     )
 
 
 def _row(entry: ThetaEntry, tried: Tried | None, asked: Request) -> ParameterReport:
-    return frozen_row(entry) if tried is None else compared_row(entry, tried, asked.tolerance)
+    if tried is None:
+        return frozen_row(entry)
+    if tried.proof is None:
+        return compared_row(entry, tried, asked.tolerance)
+    return projected_row(entry, tried, tried.proof, asked.tolerance)
 
 
 def _over_theta(trials: dict[int, Tried]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torch_gradcheck.differences.sampling import Floats
+from torch_gradcheck.differences.sampling import Floats, Indices
 from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.facts import Coordinate, ParameterReport, Status, Verdict
 from torch_gradcheck.numerical import Tried
@@ -122,8 +122,18 @@ def _worst(entry: ThetaEntry, tried: Tried) -> tuple[Coordinate, ...]:
     """The coordinates furthest off, wrong ones first."""
     with np.errstate(all="ignore"):
         off = np.nan_to_num(np.abs(tried.analytic - tried.answer.numeric), nan=np.inf)
-    order = np.lexsort((np.arange(len(off)), -off, -tried.answer.outcome))[:WORST]
-    return tuple(_coordinate(entry, tried, int(k)) for k in order)
+    outcome = tried.answer.outcome
+    candidates = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
+    order = np.lexsort((candidates, -off[candidates], -outcome[candidates]))[:WORST]
+    return tuple(_coordinate(entry, tried, int(k)) for k in candidates[order])
+
+
+def _largest(off: Floats, among: Indices) -> Indices:
+    """The `WORST` that are furthest off, the first of equal ones: without sorting millions."""
+    if len(among) <= WORST:
+        return among
+    least = np.partition(off[among], len(among) - WORST)[len(among) - WORST]
+    return np.concatenate([among[off[among] > least], among[off[among] == least][:WORST]])
 
 
 def _coordinate(entry: ThetaEntry, tried: Tried, k: int) -> Coordinate:

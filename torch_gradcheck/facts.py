@@ -110,7 +110,10 @@ class ParameterReport:
         max_abs_error: the largest |numeric − analytic|; NaN when not checked.
         noise: the largest error bar of a numeric derivative, in the unit of a derivative.
         eps: the step of the centered difference that most coordinates were judged at.
-        checked: how many coordinates (a complex entry has two) or directions were.
+        checked: how many coordinates (a complex entry has two) were compared.
+        directions: how many random directions verified what they were compared with; 0 where each was differenced.
+        detectable: the size of an error, relative to the gradient, that these would have missed with odds of 1e-6;
+            NaN without directions.
         mismatched: how many coordinates are wrong.
         worst: the worst coordinates, worst first.
         diagnosis: the kind of mistake, None when there is none.
@@ -130,6 +133,8 @@ class ParameterReport:
     noise: float = float("nan")
     eps: float = float("nan")
     checked: int = 0
+    directions: int = 0
+    detectable: float = float("nan")
     mismatched: int = 0
     worst: tuple[Coordinate, ...] = ()
     diagnosis: Diagnosis | None = None

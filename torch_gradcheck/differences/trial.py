@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch_gradcheck.differences.ladder import (
+    COARSE,
     FINE,
     SIGMAS,
     Estimates,
+    Ladder,
     Noise,
     Tableau,
     Window,
@@ -70,7 +72,7 @@ class Question:
     Attributes:
         sampler: evaluates f_i(t) = J(θ + t·e_i).
         second: the same in the plainest way, for second opinions; its f_i(0) is `second_at_zero`.
-        nearby: the same around points near θ.
+        nearby: the same around points near θ; None where J is known to have no kink at θ itself.
         analytic: shape (N,), the gradient on trial.
         analytic_epsilon: machine epsilon of the precision it was given in.
         unit: shape (N,), what steps are multiples of: max(1, |θ_i|).
@@ -79,12 +81,13 @@ class Question:
         noise: of J.
         tolerance: the largest relative error that passes.
         eps: a step to use as it is, None to choose one.
+        ladder: what a disagreement goes up; below `COARSE` there is the fine one.
     """
 
     sampler: Sampler
     second: Sampler
     second_at_zero: float
-    nearby: NearbySampler
+    nearby: NearbySampler | None
     analytic: Floats
     analytic_epsilon: float
     unit: Floats
@@ -92,6 +95,7 @@ class Question:
     noise: Noise
     tolerance: float
     eps: float | None
+    ladder: Ladder = COARSE
 
     def agrees(self, which: Indices, numeric: Floats, error: Floats, margin: float = 1.0) -> Flags:
         """Whether the gradient is within the tolerance and `margin` error bars of `numeric`; never where NaN."""
@@ -155,6 +159,17 @@ def try_gradient(question: Question, carried: Window | None) -> Answer:
     left, right = np.full((2, len(numeric)), np.nan)
     answer = Answer(numeric, error, np.zeros(len(numeric), np.int8), left, right, window)
     _judge_suspects(question, answer, np.flatnonzero(~question.agrees(everything, numeric, error)))
+    return answer
+
+
+def judge_each(question: Question) -> Answer:
+    """Takes every entry up the ladder at once: for a few that are believed to be wrong."""
+    nothing = np.full(len(question.analytic), np.nan)
+    answer = Answer(
+        nothing.copy(), nothing.copy(), np.zeros(len(nothing), np.int8), nothing.copy(), nothing.copy(),
+        Window(question.ladder.smallest, 0),
+    )
+    _judge_on_ladder(question, answer, np.arange(len(nothing), dtype=np.int64))
     return answer
 
 
@@ -247,7 +262,8 @@ def _judge_on_ladder(question: Question, answer: Answer, which: Indices) -> None
         confirmed = second == Outcome.MISMATCH
         consistent = np.abs(again.central - estimates.central[accused]) <= again.error + estimates.error[accused]
         outcome[accused[~(confirmed & consistent)]] = Outcome.UNDECIDED
-        outcome = _excuse_hidden_kinks(question, which, outcome, estimates)
+        if question.nearby is not None:
+            outcome = _excuse_hidden_kinks(question, question.nearby, which, outcome, estimates)
     bar = estimates.error + estimates.jump_error
     low, high = np.minimum(estimates.left, estimates.right) - bar, np.maximum(estimates.left, estimates.right) + bar
     numeric = np.where(outcome == Outcome.KINK, np.clip(question.analytic[which], low, high), estimates.central)
@@ -258,11 +274,11 @@ def _judge_on_ladder(question: Question, answer: Answer, which: Indices) -> None
 
 def _look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
     """Estimates and outcomes from the coarse ladder, and from the fine one where only a kink could still excuse."""
-    estimates = climb(question.sampler, which, unit, question.noise)
+    estimates = climb(question.sampler, which, unit, question.noise, question.ladder)
     outcome = _outcomes(question, which, estimates)
     resolved = np.abs(question.analytic[which] - estimates.central) > ACCUSATION * estimates.error
     open_ones = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
-    if len(open_ones):
+    if len(open_ones) and question.ladder is COARSE:
         finer = climb(question.sampler, which[open_ones], unit[open_ones], question.noise, FINE)
         settled = _outcomes(question, which[open_ones], finer)
         agree = np.abs(finer.central - estimates.central[open_ones]) <= finer.error + estimates.error[open_ones]
@@ -309,7 +325,7 @@ def _hiding_place(question: Question, off: Floats) -> Floats:
 
 
 def _excuse_hidden_kinks(
-    question: Question, which: Indices, outcome: NDArray[np.int8], estimates: Estimates
+    question: Question, nearby: NearbySampler, which: Indices, outcome: NDArray[np.int8], estimates: Estimates
 ) -> NDArray[np.int8]:
     """An accused entry whose gradient is among the slopes that f has right next to θ lies at a kink, too.
 
@@ -326,8 +342,8 @@ def _excuse_hidden_kinks(
     entries = which[tried]
     # No further than 1e-5 in float64, and well within the step at which f still looks smooth.
     distance = min(question.noise.epsilon**0.32, float(np.min(estimates.step[tried])) / 8)
-    far, _ = _slopes_nearby(question, entries, distance)
-    near, noise = _slopes_nearby(question, entries, distance / 16)
+    far, _ = _slopes_nearby(question, nearby, entries, distance)
+    near, noise = _slopes_nearby(question, nearby, entries, distance / 16)
     low, high, span = near.min(axis=0), near.max(axis=0), np.ptp(near, axis=0)
     persistent = span > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
     analytic = question.analytic[entries]
@@ -345,11 +361,13 @@ def _pieces(slopes: Floats, noise: Floats) -> Indices:
     return np.asarray(1 + np.sum(np.diff(np.sort(slopes, axis=0), axis=0) > 4 * noise, axis=0))
 
 
-def _slopes_nearby(question: Question, entries: Indices, distance: float) -> tuple[Floats, Floats]:
+def _slopes_nearby(
+    question: Question, nearby: NearbySampler, entries: Indices, distance: float
+) -> tuple[Floats, Floats]:
     """Centered differences of f at points near θ, shape (NEARBY_POINTS, K), and their largest error bar, (K,)."""
     window = Window(distance / 8, 0)
     pairs = [
-        through_window(question.nearby(k, distance), entries, question.unit[entries], window, question.noise)
+        through_window(nearby(k, distance), entries, question.unit[entries], window, question.noise)
         for k in range(NEARBY_POINTS)
     ]
     return np.array([slopes for slopes, _ in pairs]), np.max([error for _, error in pairs], axis=0)

@@ -55,6 +55,11 @@ class ChosenEngine:
                 return samples
         return self.plain.sample(parameter, coordinates, steps)
 
+    @property
+    def record(self) -> TracedEngine | None:
+        """The engine that holds the record of J, None where there is none."""
+        return self._traced
+
     def at_zero(self, parameter: int) -> float:
         """J(θ) as the engine of this parameter computes it, with its own roundoff."""
         return float(self.sample(parameter, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0])
