@@ -13,8 +13,8 @@ import numpy as np
 from torch_gradcheck.differences.ladder import SIGMAS, Ladder, Noise, Window, climb, through_window
 from torch_gradcheck.differences.sampling import Sampler
 
-QUIET = 4.0
-"""The first step is where roundoff is this much smaller than the tolerance."""
+TYPICAL = 3.0
+"""An error bar of roundoff is six standard deviations and more: a third of it is what roundoff does."""
 
 RUNGS = 6
 AROUND = Ladder(ratio=4.0, smallest=4.0 ** -(RUNGS - 0.5))
@@ -41,7 +41,7 @@ class Look(NamedTuple):
     @property
     def threshold(self) -> float:
         """What an error must exceed to be seen."""
-        return max(self.residual, self.bar)
+        return max(self.residual, self.bar / TYPICAL)
 
     def agrees(self, tolerance: float) -> bool:
         """Whether they are one slope, to within the tolerance or the roundoff; never where f is not finite."""
@@ -49,8 +49,8 @@ class Look(NamedTuple):
 
 
 def quiet_step(noise: Noise, tolerance: float) -> float:
-    """The step at which roundoff is a quarter of the tolerance, for slopes of the order of 1."""
-    return float(QUIET * noise.of_slope(np.array([2.0]), np.array([noise.at_zero]))[0] / tolerance)
+    """The step at which the error bar of roundoff is the tolerance, for slopes of the order of 1."""
+    return float(noise.of_slope(np.array([2.0]), np.array([noise.at_zero]))[0] / tolerance)
 
 
 def look(sampler: Sampler, slope: float, step: float, noise: Noise) -> Look:
@@ -70,7 +70,7 @@ def search(sampler: Sampler, slope: float, top: float, noise: Noise) -> Look:
     residuals = np.array([_distance(value, slope) for value in estimates.tableau.values[0, 0]])
     bars = noise.of_slope(2 * steps, np.full(len(steps), noise.at_zero))
     expected = np.concatenate([residuals[:1], residuals[:-1] / AROUND.ratio])
-    best = int(np.argmin(np.maximum(np.maximum(residuals, bars), expected)))
+    best = int(np.argmin(np.maximum(np.maximum(residuals, bars / TYPICAL), expected)))
     return Look(float(steps[best]), float(residuals[best]), float(bars[best]), steps=len(steps))
 
 

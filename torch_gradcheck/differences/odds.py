@@ -35,7 +35,7 @@ class Proof:
     remark: str = ""
 
 
-def detectable(threshold: float, directions: int, looks: int = 1) -> float:
+def detectable(threshold: float, directions: int, looks: float = 1.0) -> float:
     """The length of an error e that directions r_1 … r_K would have missed with odds of at most `ODDS`.
 
     Missed means |⟨e, r_k⟩ + b_k| ≤ threshold in all of them, whatever else, b_k, independent of r_k there is. A sum
@@ -49,6 +49,6 @@ def detectable(threshold: float, directions: int, looks: int = 1) -> float:
     Args:
         threshold: how far J's slope lay from the gradient's at most, in any direction.
         directions: K.
-        looks: how many steps a direction had to choose from.
+        looks: how many steps a direction had to choose from, in the geometric mean.
     """
     return looks * 2 * threshold * sqrt(2) * DENSITY * float(ODDS ** (-1 / directions))
