@@ -13,7 +13,7 @@ from torch import nn
 from torch_gradcheck.analytic import autograd_gradients, given_gradients
 from torch_gradcheck.batch import batch_loss
 from torch_gradcheck.borrow import Loan
-from torch_gradcheck.compare import compared_row, frozen_row, relative_error
+from torch_gradcheck.compare import compared_row, frozen_row, relative_error_over
 from torch_gradcheck.compare_projected import projected_row
 from torch_gradcheck.facts import ParameterReport
 from torch_gradcheck.method import chosen_method
@@ -179,7 +179,4 @@ def _row(entry: ThetaEntry, tried: Tried | None, asked: Request) -> ParameterRep
 def _over_theta(trials: dict[int, Tried]) -> float:
     """Ng's ratio over the whole θ."""
     with np.errstate(all="ignore"):
-        return relative_error(
-            np.concatenate([tried.analytic for tried in trials.values()]),
-            np.concatenate([tried.answer.numeric for tried in trials.values()]),
-        )
+        return relative_error_over((tried.analytic, tried.answer.numeric) for tried in trials.values())

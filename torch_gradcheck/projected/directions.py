@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 
@@ -49,10 +50,10 @@ class Directions:
         self._tensors = {position: real_coordinates(theta[position].parameter.data) for position in theta.checked}
         self._saved = {position: tensor.clone() for position, tensor in self._tensors.items()}
 
-    @property
+    @cached_property
     def sizes(self) -> dict[int, float]:
         """The root mean square of each parameter's entries, 1 where all are 0."""
-        means = {position: float(x.square().mean().sqrt()) if x.numel() else 0.0 for position, x in self._saved.items()}
+        means = {position: _root_mean_square(x) for position, x in self._saved.items()}
         return {position: mean or 1.0 for position, mean in means.items()}
 
     def random(self, number: int, scales: Mapping[int, float]) -> Direction:
@@ -100,6 +101,10 @@ class Directions:
         for position, (scale, components) in direction.items():
             saved, moved = self._saved[position], self._tensors[position]
             torch.add(saved, components.to(moved.device).view(saved.shape), alpha=step * scale, out=moved)
+
+
+def _root_mean_square(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5 if x.numel() else 0.0
 
 
 def real_coordinates(tensor: Tensor) -> Tensor:
