@@ -15,7 +15,7 @@ import torch
 from torch_gradcheck.differences.ladder import Noise
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
 from torch_gradcheck.differences.trial import ACCUSATION, Answer, Outcome, judge_each
-from torch_gradcheck.projected.certify import HORIZON, Certificate
+from torch_gradcheck.projected.certify import Certificate
 from torch_gradcheck.projected.directions import Direction, Directions, Motion, slope
 from torch_gradcheck.projected.questions import question_of, roundoff_of
 
@@ -27,6 +27,9 @@ SINGLE = 8
 
 COORDINATES = 2
 """How many wrong coordinates are confirmed one by one: in one tensor, or in as many as are wrong."""
+
+FURTHEST = 0.25
+"""The largest part of its own size that a tensor or a coordinate is moved by."""
 
 RESOLVED = 256.0
 """By how much an entry's error exceeds the roundoff at the third of them."""
@@ -105,7 +108,7 @@ class Accuser:
         """What differences of J say of single coordinates whose gradient is off by `error`."""
         values = self._trial[position][coordinates]
         size = np.full(len(values), self._sizes[position])
-        unit = np.minimum(16 * RESOLVED * roundoff_of(self._noise) / np.abs(error), HORIZON * size)
+        unit = np.minimum(16 * RESOLVED * roundoff_of(self._noise) / np.abs(error), FURTHEST * size)
         sampler = self._sampler_of(position)
 
         def at_coordinates(which: Indices, steps: Floats) -> Samples:
@@ -124,7 +127,8 @@ class Accuser:
             for position, suspect in block.items()
         }
         step = max(suspect.certificate.step for suspect in block.values())
-        answer, predicted = self._judged(direction, step), slope(direction, self._verified)
+        answer = self._judged(direction, max(step, RESOLVED / 8 * roundoff_of(self._noise) / weakest))
+        predicted = slope(direction, self._verified)
         borne_out = abs(answer.numeric[0] - predicted) <= weakest / 2
         return bool(answer.outcome[0] == Outcome.MISMATCH and borne_out and weakest > ACCUSATION * answer.error[0])
 
@@ -134,7 +138,7 @@ class Accuser:
             for position, (scale, components) in direction.items()
         )
         sampler = self._directions.sampler([direction])
-        unit = np.array([min(16 * step, HORIZON * reach)])
+        unit = np.array([min(16 * step, FURTHEST * reach)])
         analytic = np.array([slope(direction, self._trial)])
         return judge_each(question_of(sampler, analytic, unit, np.array([reach]), self._noise, self._tolerance))
 

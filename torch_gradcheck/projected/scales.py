@@ -9,8 +9,8 @@ from torch_gradcheck.differences.sampling import Floats
 CAP = 30.0
 """How many times further than the typical tensor, measured by its own size, one may move."""
 
-VANISHING = 1e10
-"""A gradient this many times smaller than the largest, for the size of the tensor, is zero but for rounding."""
+FURTHEST = 1e4
+"""How many times further than the tensor that moves least."""
 
 
 def scales(lengths: Floats, sizes: Floats) -> Floats:
@@ -28,8 +28,8 @@ def scales(lengths: Floats, sizes: Floats) -> Floats:
     alive = relative[np.isfinite(relative)]
     if not len(alive):
         return sizes
-    typical = float(np.median(alive[alive <= VANISHING * alive.min()]))
-    return np.asarray(np.minimum(relative, CAP * typical) * sizes)
+    furthest = min(CAP * float(np.median(alive)), FURTHEST * float(alive.min()))
+    return np.asarray(np.minimum(relative, furthest) * sizes)
 
 
 def capped(scale: Floats, lengths: Floats) -> Floats:

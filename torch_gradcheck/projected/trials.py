@@ -124,7 +124,8 @@ class Projected:
         entry = self._theta[position]
         if gradient is None:
             return np.zeros(entry.coordinates)
-        flat = real_coordinates(gradient.detach().resolve_conj().contiguous()).reshape(-1).double().numpy()
+        dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
+        flat = real_coordinates(dense.resolve_conj()).reshape(-1).double().numpy()
         return _cleaned(entry, flat) if np.isfinite(flat).all() else self._trial[position]
 
     def _disagreeing(self, position: int, reference: Floats) -> Flags:
