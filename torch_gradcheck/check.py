@@ -143,7 +143,7 @@ def _check(
         objective = settled_objective(model, computation(), borrowed, asked.dtype)
         gradients = autograd_gradients(objective, theta) if given is None else given
         numerical = Numerical(objective, theta, asked, threads)
-        chosen = chosen_method(asked.method, numerical, theta)
+        chosen = chosen_method(asked.method, objective, theta, numerical)
         with progress_bar(asked.progress) as bar:
             if chosen.method == "exact":
                 trials = numerical.trials(gradients, bar)
@@ -164,7 +164,7 @@ def _check(
         mode=asked.mode,
         seed=asked.seed,
         noise=numerical.noise.sigma,
-        notes=[*chosen.notes, *notes_of(rows, objective, numerical, asked)],
+        notes=[*chosen.notes, *notes_of(rows, objective, numerical, asked, chosen.method)],
     )
 
 

@@ -166,7 +166,11 @@ def judge_each(question: Question) -> Answer:
     """Takes every entry up the ladder at once: for a few that are believed to be wrong."""
     nothing = np.full(len(question.analytic), np.nan)
     answer = Answer(
-        nothing.copy(), nothing.copy(), np.zeros(len(nothing), np.int8), nothing.copy(), nothing.copy(),
+        nothing.copy(),
+        nothing.copy(),
+        np.zeros(len(nothing), np.int8),
+        nothing.copy(),
+        nothing.copy(),
         Window(question.ladder.smallest, 0),
     )
     _judge_on_ladder(question, answer, np.arange(len(nothing), dtype=np.int64))

@@ -16,8 +16,8 @@ FURTHEST = 1e4
 def scales(lengths: Floats, sizes: Floats) -> Floats:
     """What the random components of each tensor are multiplied by.
 
-    1/‖g‖, so that a step t along a direction changes J by about t for each tensor; less where that would move the tensor
-    much further than the others are moved: a gradient of zero must not be looked for beyond the horizon.
+    1/‖g‖, so that a step t along a direction changes J by about t for each tensor; less where that would move the
+    tensor much further than the others are moved: a gradient of zero must not be looked for beyond the horizon.
 
     Args:
         lengths: shape (T,), ‖g‖ of each tensor.

@@ -14,7 +14,6 @@ from torch_gradcheck.differences.ladder import Window
 from torch_gradcheck.differences.odds import Proof
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
 from torch_gradcheck.differences.trial import ACCUSATION, ANALYTIC_ROUNDING, Answer, Outcome, try_gradient
-from torch_gradcheck.engines.traced import Untraceable
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.progress import ProgressBar
@@ -61,9 +60,6 @@ class Projected:
         numerical: the noise of J, the engines, and the trial of single coordinates.
         gradients: those on trial, by position in θ.
         progress: told of every evaluation.
-
-    Attributes:
-        unverified: why the record of J gave no gradient to compare with, "" where it did.
     """
 
     def __init__(
@@ -80,7 +76,6 @@ class Projected:
         self._directions = Directions(objective, theta, request.seed, progress)
         self._certifier = Certifier(self._directions, numerical.noise, request.tolerance, request.eps)
         self._trial = {position: _cleaned(theta[position], g.values) for position, g in gradients.items()}
-        self.unverified = ""
 
     def trials(self) -> dict[int, Tried]:
         """Every checked parameter tried, in the order of θ, by position."""
@@ -108,16 +103,9 @@ class Projected:
 
     def _rederived(self) -> dict[int, Floats]:
         """The gradient by the record of J; of a parameter that it gives none for, the one on trial."""
-        record = self._numerical.engine.record
-        if record is None:
-            self.unverified = "J could not be recorded"
+        found = self._numerical.engine.gradients()
+        if found is None:
             return self._trial
-        try:
-            found = record.gradients()
-        except Untraceable as refusal:
-            self.unverified = str(refusal)
-            return self._trial
-        self._objective.count(1)
         return {position: self._usable(position, found[position]) for position in self._theta.checked}
 
     def _usable(self, position: int, gradient: torch.Tensor | None) -> Floats:
@@ -173,9 +161,7 @@ class Projected:
         confirmed = accuser.confirmed(suspects)
         for position, suspect in suspects.items():
             places = np.searchsorted(tried[position].coordinates, suspect.coordinates)
-            tried[position].answer.outcome[places] = (
-                Outcome.MISMATCH if position in confirmed else Outcome.UNDECIDED
-            )
+            tried[position].answer.outcome[places] = Outcome.MISMATCH if position in confirmed else Outcome.UNDECIDED
         for position, k in accuser.worst({p: suspects[p] for p in confirmed}):
             self._confirm_single(accuser, tried[position], position, suspects[position], k)
 
