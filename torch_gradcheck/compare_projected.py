@@ -1,4 +1,4 @@
-"""From a tensor tried along directions to its row: what `compare` says of its coordinates, and what was proven of them."""
+"""From a tensor tried along directions to its row: what `compare` says of it, and what the directions proved."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch_gradcheck.facts import ParameterReport, Status
 from torch_gradcheck.numerical import Tried
 from torch_gradcheck.theta import ThetaEntry
 
+JUDGED = (Status.MATCH, Status.MISMATCH, Status.UNDECIDED)
+"""Statuses of gradients that are not zero: an error can be told against their length."""
+
 
 def projected_row(entry: ThetaEntry, tried: Tried, proof: Proof, tolerance: float) -> ParameterReport:
     """The row of a parameter whose gradient was tried along directions."""
@@ -22,7 +25,7 @@ def projected_row(entry: ThetaEntry, tried: Tried, proof: Proof, tolerance: floa
         status=status,
         reason=reason,
         directions=proof.directions,
-        detectable=_relative(proof.detectable, tried) if proof.directions else float("nan"),
+        detectable=_relative(proof.detectable, tried) if proof.directions and status in JUDGED else float("nan"),
         mismatched=max(row.mismatched, 1) if status is Status.MISMATCH else row.mismatched,
     )
 

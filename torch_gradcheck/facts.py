@@ -113,7 +113,7 @@ class ParameterReport:
         checked: how many coordinates (a complex entry has two) were compared.
         directions: how many random directions verified what they were compared with; 0 where each was differenced.
         detectable: the size of an error, relative to the gradient, that these would have missed with odds of 1e-6;
-            NaN without directions.
+            NaN without directions, and for a gradient of zero.
         mismatched: how many coordinates are wrong.
         worst: the worst coordinates, worst first.
         diagnosis: the kind of mistake, None when there is none.

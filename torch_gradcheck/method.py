@@ -51,16 +51,16 @@ def chosen_method(asked: str, objective: Objective, theta: Theta, numerical: Num
 
 def _seconds_of_differences(objective: Objective, theta: Theta, numerical: Numerical) -> float:
     """What two evaluations of J for every coordinate would take, from the record of J if there is one."""
-    each = {position: numerical.engine.seconds_each(position) for position in theta.checked}
-    eager: float = _seconds_of_evaluation(objective) if None in each.values() else 0.0
-    per_coordinate = {position: eager if seconds is None else seconds for position, seconds in each.items()}
-    return sum(2 * theta[position].coordinates * seconds for position, seconds in per_coordinate.items())
+    from_record = {position: numerical.engine.seconds_each(position) for position in theta.checked}
+    eager = _seconds_of_evaluation(objective) if None in from_record.values() else 0.0
+    each = {position: eager if seconds is None else seconds for position, seconds in from_record.items()}
+    return sum(2 * theta[position].coordinates * seconds for position, seconds in each.items())
 
 
 def _seconds_of_evaluation(objective: Objective) -> float:
     with CountingMode() as counted:
         objective.value()
-    return counted.operations * SECONDS_AN_OPERATION + counted.entries * SECONDS_AN_ENTRY
+    return float(counted.operations * SECONDS_AN_OPERATION + counted.entries * SECONDS_AN_ENTRY)
 
 
 class CountingMode(TorchDispatchMode):

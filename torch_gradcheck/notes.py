@@ -90,8 +90,8 @@ def _on_directions(rows: Sequence[ParameterReport]) -> str:
     entries = sum(row.checked for row in verified)
     return (
         f"{entries:,} entries were compared with a gradient that J's slopes along {least.directions} random directions "
-        f"bear out: an error of {least.detectable:.0e} of its gradient in {least.name}, of less in any other tensor, "
-        f"would have been missed with odds of {ODDS:.0e}"
+        f"bear out: an error of {least.detectable:.0e} of the gradient of any tensor would have been missed with odds "
+        f"of {ODDS:.0e}"
     )
 
 

@@ -82,9 +82,9 @@ class Projected:
         self._progress.start(EVALUATIONS, "directions")
         verified = self._verified()
         tried = {position: self._compared(position, found) for position, found in verified.items()}
-        self._accuse(verified, tried)
+        unconfirmed = self._accuse(verified, tried)
         for position in self._theta.checked:
-            if position not in tried:
+            if position not in tried or (position in unconfirmed and len(tried[position].coordinates) <= FEW):
                 tried[position] = self._tried_directly(position)
         return {position: tried[position] for position in self._theta.checked}
 
@@ -145,11 +145,11 @@ class Projected:
             proof=certificate.proof,
         )
 
-    def _accuse(self, verified: Mapping[int, Verified], tried: Mapping[int, Tried]) -> None:
-        """Marks the wrong coordinates of tensors that J says are wrong."""
+    def _accuse(self, verified: Mapping[int, Verified], tried: Mapping[int, Tried]) -> set[int]:
+        """Marks the wrong coordinates of tensors that J says are wrong; returns the other suspects."""
         suspects = {p: suspect for p, found in verified.items() if (suspect := self._suspect(p, found)) is not None}
         if not suspects:
-            return
+            return set()
         accuser = Accuser(
             self._directions,
             self._numerical.plain_sampler,
@@ -164,6 +164,7 @@ class Projected:
             tried[position].answer.outcome[places] = Outcome.MISMATCH if position in confirmed else Outcome.UNDECIDED
         for position, k in accuser.worst({p: suspects[p] for p in confirmed}):
             self._confirm_single(accuser, tried[position], position, suspects[position], k)
+        return suspects.keys() - confirmed
 
     def _suspect(self, position: int, verified: Verified) -> Suspect | None:
         """What is wrong with a tensor, None where nothing is, or nothing that J could show."""
