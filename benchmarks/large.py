@@ -12,8 +12,8 @@ gradients and with one mistake at a time in them:
 
 Contestants take turns, on one model object in float64. The fast mode of gradcheck, with its default tolerances, is
 given all parameters as inputs of J; where it fails it goes on to compute everything in slow mode for its message, which
-would take days: that part is cut off. Then this check alone: 1e-4 of the gradient in single tensors, and correct models,
-over seeds that draw weights, batch and the check's own directions.
+would take days: that part is cut off. Then this check alone: 1e-4 of the gradient in single tensors, and correct
+models, over seeds that draw weights, batch and the check's own directions.
 """
 
 from __future__ import annotations

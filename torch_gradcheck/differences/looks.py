@@ -16,9 +16,8 @@ from torch_gradcheck.differences.sampling import Sampler
 TYPICAL = 3.0
 """An error bar of roundoff is six standard deviations and more: a third of it is what roundoff does."""
 
-RUNGS = 6
-AROUND = Ladder(ratio=4.0, smallest=4.0 ** -(RUNGS - 0.5))
-"""Six steps, of which the quiet one is the fourth."""
+AROUND = Ladder(ratio=4.0, smallest=4.0**-4.5)
+"""Five steps, of which the quiet one is the last but one."""
 ABOVE = 64.0
 """How much larger than the quiet step the first of them is."""
 
@@ -59,18 +58,19 @@ def look(sampler: Sampler, slope: float, step: float, noise: Noise) -> Look:
     return Look(step, _distance(value[0], slope), float(bar[0]), steps=1)
 
 
-def search(sampler: Sampler, slope: float, top: float, noise: Noise) -> Look:
+def search(sampler: Sampler, slope: float, top: float, noise: Noise, tolerance: float) -> Look:
     """At several steps, `top` the largest; the one kept agrees well and is no lucky one.
 
     Kinks crossed move a difference quotient by more the larger the step: a fourth of the residual four times further
-    out is what to expect of a step.
+    out is what to expect of a step. Where roundoff hides much more than it must, agreement means nothing.
     """
     estimates = climb(sampler, np.zeros(1, np.int64), np.array([top]), noise, AROUND)
     steps = top * AROUND.rungs
     residuals = np.array([_distance(value, slope) for value in estimates.tableau.values[0, 0]])
     bars = noise.of_slope(2 * steps, np.full(len(steps), noise.at_zero))
     expected = np.concatenate([residuals[:1], residuals[:-1] / AROUND.ratio])
-    best = int(np.argmin(np.maximum(np.maximum(residuals, bars / TYPICAL), expected)))
+    likely = np.maximum(np.maximum(residuals, bars / TYPICAL), expected)
+    best = int(np.argmin(np.where(bars <= AROUND.ratio * max(tolerance, bars.min()), likely, np.inf)))
     return Look(float(steps[best]), float(residuals[best]), float(bars[best]), steps=len(steps))
 
 

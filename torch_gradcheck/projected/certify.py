@@ -115,14 +115,14 @@ class Certifier:
         closer = look(sampler, predicted, step / CLOSER, self._noise)
         if closer.residual <= self._tolerance:
             return closer._replace(steps=2)
-        return search(sampler, predicted, self._top(scale), self._noise)
+        return search(sampler, predicted, self._top(scale), self._noise, self._tolerance)
 
     def _search(self, gradients: Mapping[int, Floats], scale: Mapping[int, float], number: int) -> Look:
         direction = self._directions.random(number, scale)
         sampler, predicted = self._directions.sampler([direction]), slope(direction, gradients)
         if self._eps is not None:
             return look(sampler, predicted, self._eps * self._reach(scale), self._noise)
-        return search(sampler, predicted, self._top(scale), self._noise)
+        return search(sampler, predicted, self._top(scale), self._noise, self._tolerance)
 
     def _separated(
         self, gradients: Mapping[int, Floats], scale: Mapping[int, float], step: float, positions: list[int]
