@@ -19,8 +19,8 @@ LADDER = """
     structure interrupts global_state precision progress moved
     captures
     differences differences.sampling
-    differences.noise differences.ladder
-    differences.trial
+    differences.noise differences.ladder differences.odds
+    differences.looks differences.trial
     deliberate request watch batch rounding stand_ins holder_states
     theta borrow
     objective seen
@@ -35,10 +35,17 @@ LADDER = """
     engines.traced.lookups engines.traced.products engines.traced.views
     engines.traced.convolutions engines.traced.normalizations
     engines.traced.program
+    engines.traced.effort engines.traced.rederive
     engines.traced.engine
     engines.traced
     engines.chosen
     numerical
+    projected projected.directions projected.questions projected.scales
+    projected.certify projected.locate
+    projected.accuse
+    projected.trials
+    method
+    reference
     diagnosis.evidence diagnosis.factors diagnosis.roundings
     diagnosis.places
     diagnosis.kinds diagnosis.picture
@@ -53,6 +60,7 @@ LADDER = """
     blame
     findings
     compare notes rounding_bars
+    compare_projected
     render render.shorten render.schema render.outline
     render.text render.html
     report

@@ -14,12 +14,14 @@ from torch_gradcheck.analytic import autograd_gradients, given_gradients
 from torch_gradcheck.batch import batch_loss
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.captures import captures_of
-from torch_gradcheck.compare import compared_row, frozen_row, over_theta
+from torch_gradcheck.compare import frozen_row, over_theta
+from torch_gradcheck.compare_projected import tried_row
 from torch_gradcheck.facts import ParameterReport
 from torch_gradcheck.findings import findings_of
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
+from torch_gradcheck.reference import tried_by_method
 from torch_gradcheck.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, request
 from torch_gradcheck.settle import check_unchanged, settled_objective
@@ -60,7 +62,9 @@ def check_module(
         gradients: what is on trial. None: one autograd backward of J. A mapping from parameter name to tensor or
             array: gradients derived by hand. `"grad"`: what the parameters' `.grad` holds now, as a training step left
             it, judged by what rounding can do in the step's own precision; the mode is then `"keep"`, unless `"train"`.
-        method: `"exact"`: centered differences on every coordinate. `"auto"` is the same in this version.
+        method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
+            verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
+            takes seconds, as the operations of J let expect, else projected.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
         tolerance: the largest relative error that passes.
         include: glob pattern or list of them, on parameter names: only these are checked.
@@ -162,17 +166,17 @@ def check_backward(
         gradients = autograd_gradients(objective, theta) if given is None else given
         numerical = Numerical(objective, theta, asked, threads)
         with progress_bar(asked.progress) as bar:
-            trials = numerical.trials(gradients, bar)
+            chosen, trials = tried_by_method(objective, theta, asked, numerical, gradients, bar)
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
         found = findings_of(rows, objective, theta, numerical, trials, asked.tolerance, given=given is not None)
         ratio = over_theta(trials.values())
-        notes = notes_of(rows, objective, numerical, asked)
+        notes = notes_of(rows, objective, numerical, asked, chosen.method)
     report = Report(
         parameters=tuple(found.rows),
         relative_error=ratio,
         loss=objective.loss,
-        method="exact",
+        method=chosen.method,
         evaluations=objective.evaluations,
         seconds=time.perf_counter() - started,
         tolerance=asked.tolerance,
@@ -181,10 +185,10 @@ def check_backward(
         seed=asked.seed,
         noise=numerical.noise.sigma,
         culprit=found.culprit,
-        notes=found.notes + notes,
+        notes=[*found.notes, *chosen.notes, *notes],
     )
-    return report, Examination(objective.loss, gradients, trials)
+    return report, Examination(objective.loss, gradients, chosen, trials)
 
 
 def _row(entry: ThetaEntry, tried: Tried | None, asked: Request) -> ParameterReport:
-    return frozen_row(entry) if tried is None else compared_row(entry, tried, asked.tolerance)
+    return frozen_row(entry) if tried is None else tried_row(entry, tried, asked.tolerance)

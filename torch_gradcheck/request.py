@@ -16,7 +16,7 @@ Mode = Literal["eval", "train", "keep"]
 Gradients = Mapping[str, Any] | Literal["grad"] | None
 
 MODES = ("eval", "train", "keep")
-METHODS = ("auto", "exact")
+METHODS = ("auto", "exact", "projected")
 DTYPES = (torch.float64, torch.float32)
 MAX_SEED = 2**63 - 1
 
