@@ -306,7 +306,7 @@ class _HolderStates:
         for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True):
             if isinstance(held, dict):
                 self._learn_names(held, start, last, new)
-            elif len(last) != len(start) and any(isinstance(value, torch.Tensor) for value in new):
+            elif not _same_items(held, start) and any(isinstance(value, torch.Tensor) for value in (*new, *start)):
                 self._grown.append((held, start))
         self._last = now
         if any(isinstance(held.get(name), torch.Tensor) for held, name, _ in self._settled):

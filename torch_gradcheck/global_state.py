@@ -169,6 +169,10 @@ class RandomState:
         for generator, state in self._saved:
             generator.write(state)
 
+    def has_moved(self) -> bool:
+        """Whether a generator is no longer where it was."""
+        return any(not _same(generator.read(), state) for generator, state in self._saved)
+
     def narrow_to_moved(self) -> None:
         """Forgets the generators that still are where they were: nothing draws from them."""
         self._saved = [(generator, state) for generator, state in self._saved if not _same(generator.read(), state)]

@@ -17,6 +17,7 @@ from torch_gradcheck.engines.chosen import ChosenEngine
 from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.engines.plain import PlainEngine
 from torch_gradcheck.engines.traced import TracedEngine, worth_tracing
+from torch_gradcheck.engines.upstream import UpstreamEngine
 from torch_gradcheck.moved import RandomDirection
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import epsilon
@@ -142,8 +143,11 @@ class Numerical:
         def trace() -> TracedEngine:
             return TracedEngine(self._objective, parameters, threads=self._threads)
 
+        plain = PlainEngine(self._objective.value, parameters)
+        remembers = UpstreamEngine(plain, self._objective.model, self._objective.value, parameters)
         return ChosenEngine(
-            PlainEngine(self._objective.value, parameters),
+            plain,
+            remembers if pays and not self._objective.needs_graph else None,
             trace if pays else None,
             noise=SIGMAS * self.noise.sigma,
             counted=self._objective.count,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from torch_gradcheck.engines.engine import Floats, Indices, Samples
+from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.plain import PlainEngine
 from torch_gradcheck.engines.traced import TracedEngine, Untraceable
 
@@ -19,6 +19,7 @@ class ChosenEngine:
 
     Args:
         plain: the engine to believe.
+        fallback: what takes the samples that the traced engine cannot; None for the plain engine.
         trace: records J; None where that is not worth its time.
         noise: what two right ways to evaluate J may differ by, in the unit of J.
         counted: told how many evaluations the traced engine has made.
@@ -31,11 +32,13 @@ class ChosenEngine:
     def __init__(
         self,
         plain: PlainEngine,
+        fallback: Engine | None,
         trace: Callable[[], TracedEngine] | None,
         noise: float,
         counted: Callable[[int], None],
     ) -> None:
         self.plain = plain
+        self._fallback: Engine = fallback or plain
         self.refused: dict[int | None, Untraceable] = {}
         self.traced = 0
         self._noise, self._counted = noise, counted
@@ -53,7 +56,7 @@ class ChosenEngine:
                 self.traced += len(steps)
                 self._counted(len(steps))
                 return samples
-        return self.plain.sample(parameter, coordinates, steps)
+        return self._fallback.sample(parameter, coordinates, steps)
 
     def at_zero(self, parameter: int) -> float:
         """J(θ) as the engine of this parameter computes it, with its own roundoff."""
