@@ -57,6 +57,18 @@ def test_a_closure_that_runs_its_own_backward() -> None:
     assert check_closure(model, closure).culprit == "1"
 
 
+def test_a_closure_that_runs_another_backward_besides() -> None:
+    torch.manual_seed(7)
+    parts = nn.ModuleDict({"G": layers(), "D": nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))})
+
+    def closure() -> Tensor:
+        parts["D"](parts["G"](X).detach()).square().mean().backward()
+        parts["D"].zero_grad()
+        return nn.functional.softplus(-parts["D"](parts["G"](X))).mean()
+
+    assert check_closure(parts, closure).culprit == "G.1"
+
+
 def test_a_closure_that_changes_grad_afterwards() -> None:
     model = layers(wrong=False)
 
