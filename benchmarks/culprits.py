@@ -4,10 +4,10 @@
     python benchmarks/culprits.py --quick      # eight models
 
 A model is a stack of two to four blocks (residual, attention, recurrent, convolutional, gated, shared, a torch encoder
-layer), half of its larger tensors frozen. One of its modules is wrapped in a module with a mistake, or the loss function
-is, or a parameter gets a hook. The check runs in eval or train mode. The culprit is right if it is the wrapper, `loss_fn`
-or the parameter; models in which no checked gradient is spoiled do not count. The share of the check's time that goes
-into finding the culprit and the kind of mistake is measured in the same run.
+layer), half of its larger tensors frozen. One of its modules is wrapped in a module with a mistake, or the loss
+function is, or a parameter gets a hook. The check runs in eval or train mode. The culprit is right if it is the
+wrapper, `loss_fn` or the parameter; models in which no checked gradient is spoiled do not count. The share of the
+check's time that goes into finding the culprit and the kind of mistake is measured in the same run.
 """
 
 from __future__ import annotations

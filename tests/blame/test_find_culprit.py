@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -343,3 +344,12 @@ def test_a_function_with_setup_context() -> None:
     report = check_module(nn.Sequential(nn.Linear(3, 2), Layer()), squared_error, (X, T))
     assert report.culprit == "1"
     assert "autograd.Function Doubled gives a wrong gradient for x;" in report.notes[0]
+
+
+def test_another_threads_model_is_not_recorded() -> None:
+    with recording.Recording() as recorded:
+        thread = threading.Thread(target=lambda: layers()(X))
+        thread.start()
+        thread.join()
+        layers()(X)
+    assert [type(call.owner).__name__ for call in recorded.roots] == ["Sequential"]

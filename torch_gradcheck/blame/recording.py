@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,7 @@ class Recording:
         self.calls: list[Call] = []
         self.leaves: list[torch.Tensor] = []
         self.full = False
+        self._thread = threading.get_ident()
         self._taps, self._stack = taps, list[Call]()
         self._snapshots = Snapshots()
         self._undo: list[Callable[[], Any]] = []
@@ -145,7 +147,7 @@ class Recording:
 
     def _around(self, owner: Owner, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
         self.full = self.full or self._snapshots.bytes > MEMORY_LIMIT
-        if self.full:
+        if self.full or threading.get_ident() != self._thread:  # the patches reach other threads' models too
             return run(args, kwargs)
         call = self._begin(owner, args, kwargs)
         try:
