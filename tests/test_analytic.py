@@ -20,7 +20,7 @@ X = torch.tensor([[1.0, 2.0, 3.0]])
 
 def by_autograd(model: nn.Module, closure: Callable[[], Any], **patterns: Any) -> dict[str, AnalyticGradient]:
     theta = theta_of(model, **patterns)
-    with Loan(model, [closure], None, "keep", torch.float64, seed=0) as borrowed:
+    with Loan(model, [closure], "keep", torch.float64, seed=0) as borrowed:
         objective = settled_objective(model, closure, borrowed, torch.float64)
         gradients = autograd_gradients(objective, theta)
         assert all(parameter.grad is None for parameter in model.parameters())

@@ -14,7 +14,7 @@ from torch_gradcheck.errors import InvalidRequestError
 
 
 def loan(model: nn.Module, *functions: Any, mode: Any = "eval", dtype: torch.dtype = torch.float64) -> Loan:
-    return Loan(model, functions, None, mode, dtype, seed=0)
+    return Loan(model, functions, mode, dtype, seed=0)
 
 
 class Keeper(nn.Module):

@@ -19,12 +19,13 @@ LADDER = """
     structure interrupts global_state precision progress moved
     captures
     differences differences.sampling
-    differences.noise differences.ladder
-    differences.trial
-    deliberate request watch batch
+    differences.noise differences.ladder differences.odds
+    differences.looks differences.trial
+    deliberate request watch batch rounding stand_ins holder_states
     theta borrow
-    objective
-    analytic settle
+    objective seen
+    analytic settle training_step
+    native
     engines engines.engine
     engines.plain
     engines.upstream
@@ -34,10 +35,17 @@ LADDER = """
     engines.traced.lookups engines.traced.products engines.traced.views
     engines.traced.convolutions engines.traced.normalizations
     engines.traced.program
+    engines.traced.effort engines.traced.rederive
     engines.traced.engine
     engines.traced
     engines.chosen
     numerical
+    projected projected.directions projected.questions projected.scales
+    projected.certify projected.locate
+    projected.accuse
+    projected.trials
+    method
+    reference
     diagnosis.evidence diagnosis.factors diagnosis.roundings
     diagnosis.places
     diagnosis.kinds diagnosis.picture
@@ -51,11 +59,18 @@ LADDER = """
     blame.search
     blame
     findings
-    compare notes
+    compare notes rounding_bars
+    compare_projected
     render render.shorten render.schema render.outline
     render.text render.html
     report
+    judge step_diagnosis
+    step_rows
+    in_grad
+    step_check
     check
+    monitor
+    integrations integrations.lightning integrations.transformers
     torch_gradcheck
     command_line
     __main__

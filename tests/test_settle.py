@@ -26,7 +26,7 @@ X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 def settled(
     model: nn.Module, closure: Callable[[], Any], then: Callable[[Objective], Any] = lambda objective: None
 ) -> Objective:
-    with Loan(model, [closure], None, "train", torch.float64, seed=0) as borrowed:
+    with Loan(model, [closure], "train", torch.float64, seed=0) as borrowed:
         objective = settled_objective(model, closure, borrowed, torch.float64)
         then(objective)
     return objective

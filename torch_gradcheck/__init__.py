@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from torch_gradcheck.errors import (
         GradcheckError,
         GradientMismatchError,
+        GradientMismatchWarning,
         InvalidRequestError,
         NonDeterministicLossError,
         NonFiniteLossError,
         NonScalarLossError,
     )
     from torch_gradcheck.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
+    from torch_gradcheck.monitor import GradientMonitor
     from torch_gradcheck.report import Report
 
 __all__ = [
@@ -27,6 +29,8 @@ __all__ = [
     "DiagnosisKind",
     "GradcheckError",
     "GradientMismatchError",
+    "GradientMismatchWarning",
+    "GradientMonitor",
     "InvalidRequestError",
     "NonDeterministicLossError",
     "NonFiniteLossError",
@@ -45,6 +49,7 @@ _HOMES = {
     "check_module": "check",
     "GradcheckError": "errors",
     "GradientMismatchError": "errors",
+    "GradientMismatchWarning": "errors",
     "InvalidRequestError": "errors",
     "NonDeterministicLossError": "errors",
     "NonFiniteLossError": "errors",
@@ -55,6 +60,7 @@ _HOMES = {
     "ParameterReport": "facts",
     "Status": "facts",
     "Verdict": "facts",
+    "GradientMonitor": "monitor",
     "Report": "report",
 }
 

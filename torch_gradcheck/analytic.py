@@ -1,10 +1,10 @@
-"""The gradient on trial: autograd's own, or one derived by hand, as flat float64 arrays, one a parameter."""
+"""The gradient on trial: autograd's own, one derived by hand, or what `.grad` holds, flat in float64 by parameter."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective import Objective
-from torch_gradcheck.precision import epsilon
+from torch_gradcheck.precision import PrecisionMode, epsilon
 from torch_gradcheck.theta import Theta, ThetaEntry, close_names
 
 
@@ -27,28 +27,53 @@ class AnalyticGradient:
         values: shape (coordinates,), float64; zeros where there is none.
         reached: False when the backward never reached the parameter (None instead of a tensor).
         epsilon: machine epsilon of the precision it was given in; its own rounding is no mistake.
+        accumulated: it is what a backward that J ran itself has left in `.grad`.
     """
 
     values: Floats
     reached: bool
     epsilon: float
+    accumulated: bool = False
 
 
-def autograd_gradients(objective: Objective, theta: Theta) -> dict[int, AnalyticGradient]:
+def autograd_gradients(
+    objective: Objective, theta: Theta, mode: PrecisionMode | None = None
+) -> dict[int, AnalyticGradient]:
     """One autograd backward of J, by position in θ of the checked parameters.
 
     Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
     in the backward) do not fire; hooks on the tensors do. Where the closure has run the backward of J itself, or a
-    reentrant checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken.
+    reentrant checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken. `mode` is the precision
+    mode of the evaluation, None for the usual one.
+    """
+    with torch.enable_grad(), objective.evaluation(mode):
+        gradients = theta_gradients(objective.compute, theta, epsilon(objective.dtype))
+    objective.takes_accumulated = any(gradient.accumulated for gradient in gradients.values())
+    return gradients
+
+
+def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
+    """The gradients of J as `compute` evaluates it, on stand-ins without `.grad`, by position in θ.
+
+    `eps` is machine epsilon of the precision.
     """
     positions = theta.checked
-    parameters = [theta[position].parameter for position in positions]
-    with torch.enable_grad(), objective.evaluation():
-        gradients = _asked(objective.compute(), parameters, objective)
+    gradients, accumulated = _asked(compute(), [theta[position].parameter for position in positions])
     return {
-        position: _analytic(theta[position], gradient, epsilon(objective.dtype))
+        position: replace(_analytic(theta[position], gradient, eps), accumulated=accumulated)
         for position, gradient in zip(positions, gradients, strict=True)
     }
+
+
+def left_gradients(theta: Theta, scale: float = 1.0) -> dict[int, AnalyticGradient]:
+    """What the parameters' `.grad` holds now, divided by the loss scale it still carries, by position in θ."""
+    gradients = {}
+    for position in theta.checked:
+        grad = theta[position].parameter.grad
+        eps = epsilon(theta[position].parameter.dtype if grad is None else grad.dtype)
+        left = _analytic(theta[position], grad, eps)
+        gradients[position] = AnalyticGradient(left.values / scale, left.reached, eps)
+    return gradients
 
 
 def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, AnalyticGradient]:
@@ -67,22 +92,20 @@ def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, Ana
     return {position: _given(theta[position], gradients) for position in theta.checked}
 
 
-def _asked(loss: torch.Tensor, parameters: list[nn.Parameter], objective: Objective) -> list[torch.Tensor | None]:
+def _asked(loss: torch.Tensor, parameters: list[nn.Parameter]) -> tuple[list[torch.Tensor | None], bool]:
+    """The gradients, and whether they are what a backward that J ran itself has left in `.grad`."""
+    left = [parameter.grad for parameter in parameters]
+    ran = any(gradient is not None for gradient in left)
     if not loss.requires_grad:
-        return _accumulated(parameters, objective) if objective.runs_backward else [None for _ in parameters]
+        return left, ran
     asked = [parameter for parameter in parameters if parameter.requires_grad]  # not those that the forward has frozen
     try:
         gradients = iter(gradients_of([loss], asked, [torch.ones_like(loss)]))
-        return [next(gradients) if parameter.requires_grad else None for parameter in parameters]
+        return [next(gradients) if parameter.requires_grad else None for parameter in parameters], False
     except RuntimeError as error:
-        if objective.runs_backward and "second time" in str(error):  # the closure has used the graph up
-            return _accumulated(parameters, objective)
+        if ran and "second time" in str(error):  # the closure has used the graph up
+            return left, True
         raise
-
-
-def _accumulated(parameters: list[nn.Parameter], objective: Objective) -> list[torch.Tensor | None]:
-    objective.takes_accumulated = True
-    return [parameter.grad for parameter in parameters]
 
 
 def gradients_of(

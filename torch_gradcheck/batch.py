@@ -19,11 +19,11 @@ Loss = Callable[[], Any]
 class BatchCopy:
     """The caller's batch with every tensor copied: floating ones into `dtype`, on the device they are on.
 
-    A tensor that occurs twice is one tensor in the copy too. An evaluation may write to its batch; `fresh` hands out
-    the first values again.
+    `dtype` None leaves all in their own. A tensor that occurs twice is one tensor in the copy too. An evaluation may
+    write to its batch; `fresh` hands out the first values again.
     """
 
-    def __init__(self, batch: Any, dtype: torch.dtype) -> None:
+    def __init__(self, batch: Any, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
         self._copies: dict[int, torch.Tensor] = {}
         self._kept: list[torch.Tensor] = []  # the originals, so that no id is used twice
@@ -52,7 +52,7 @@ class BatchCopy:
         return tensor
 
 
-def batch_loss(model: nn.Module, loss_fn: Callable[..., Any], batch: Any, dtype: torch.dtype) -> Loss:
+def batch_loss(model: nn.Module, loss_fn: Callable[..., Any], batch: Any, dtype: torch.dtype | None) -> Loss:
     """J as a function of nothing: the model called on the batch as API.md's table says, then `loss_fn`.
 
     A tuple or list is `(inputs, *targets)`; a mapping is the model's keyword arguments; anything else its one input.

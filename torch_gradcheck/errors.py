@@ -39,5 +39,9 @@ class NonDeterministicLossError(GradcheckError):
         self.module = module
 
 
+class GradientMismatchWarning(UserWarning):
+    """A gradient is wrong, or could not be checked, and the monitor was asked to warn and go on."""
+
+
 class GradientMismatchError(GradcheckError, AssertionError):
     """A checked gradient is wrong; the text is the report's table."""

@@ -59,6 +59,8 @@ class DiagnosisKind(StrEnum):
     PARTIAL = "partial"
     CLIPPED = "clipped"
     LOW_PRECISION = "low_precision"
+    ACCUMULATED = "accumulated"
+    STALE = "stale"
     UNKNOWN = "unknown"
 
 
@@ -128,7 +130,10 @@ class ParameterReport:
         noise: the largest error bar of a numeric derivative, in the unit of a derivative.
         eps: the step of the centered difference that most coordinates were judged at: a given one as it is, one that
             the check chose as a multiple of max(1, |θ|).
-        checked: how many coordinates (a complex entry has two) or directions were.
+        checked: how many coordinates (a complex entry has two) were compared.
+        directions: how many random directions verified what they were compared with; 0 where each was differenced.
+        detectable: the size of an error, relative to the gradient, that these would have missed with odds of 1e-6;
+            NaN without directions, and for a gradient of zero.
         mismatched: how many coordinates are wrong.
         worst: the worst coordinates, worst first.
         diagnosis: the kind of mistake, None when there is none.
@@ -149,6 +154,8 @@ class ParameterReport:
     noise: float = float("nan")
     eps: float = float("nan")
     checked: int = 0
+    directions: int = 0
+    detectable: float = float("nan")
     mismatched: int = 0
     worst: tuple[Coordinate, ...] = ()
     diagnosis: Diagnosis | None = None
@@ -176,6 +183,8 @@ class Facts:
         culprit: the innermost module whose own backward is wrong ("" for the model's own forward), `"loss_fn"`, the
             name of a parameter whose hook is at fault, or None; `notes` says more, and the reason where it is None.
         notes: what the reader should know, a sentence each.
+        in_grad: what was found of the `.grad` that a training step left, where that was checked besides; a parameter's
+            row is then the worse of the two.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -191,6 +200,7 @@ class Facts:
     noise: float
     culprit: str | None = None
     notes: list[str] = field(default_factory=list)
+    in_grad: Facts | None = None
 
     @property
     def passed(self) -> bool:

@@ -126,15 +126,16 @@ class SwitchState:
     def __init__(self) -> None:
         self._saved = [(switch, switch.read()) for switch in _switches()]
 
-    def settle(self, precision: torch.dtype, coordinates: int) -> None:
+    def settle(self, precision: torch.dtype | None, coordinates: int) -> None:
         """One J everywhere: no autocast, no fused inference paths, no cached parametrizations, `precision` by default.
 
-        And one thread, where a second has nothing to do but to wait.
+        None leaves the default precision as it is. And one thread, where a second has nothing to do but to wait.
         """
         from torch.nn.utils import parametrize
 
         torch.set_grad_enabled(True)
-        torch.set_default_dtype(precision)
+        if precision is not None:
+            torch.set_default_dtype(precision)
         if coordinates < WORTH_A_SECOND_THREAD:
             torch.set_num_threads(1)
         for device in filter(None, ("cpu", accelerator_type())):

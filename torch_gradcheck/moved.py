@@ -12,7 +12,7 @@ class RandomDirection:
     """A direction in θ: every real number in it moves by ± its size, signs drawn from `seed`.
 
     Args:
-        parameters: the tensors that make up θ; complex ones move in both parts.
+        parameters: the tensors that make up θ, as they are now; complex ones move in both parts.
         seed: the same seed gives the same signs, on every device.
     """
 
@@ -20,17 +20,17 @@ class RandomDirection:
         self._tensors = [_real(parameter.data) for parameter in parameters]
         generator = torch.Generator("cpu").manual_seed(seed)
         self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
+        self._before = [tensor.clone() for tensor in self._tensors]
 
     @contextmanager
     def at(self, distance: float) -> Iterator[None]:
         """θ + distance · direction inside the block; θ, by assignment, after it."""
-        before = [tensor.clone() for tensor in self._tensors]
         try:
             for tensor, velocity in zip(self._tensors, self._velocities, strict=True):
                 tensor.add_(velocity, alpha=distance)
             yield
         finally:
-            for tensor, saved in zip(self._tensors, before, strict=True):
+            for tensor, saved in zip(self._tensors, self._before, strict=True):
                 tensor.copy_(saved)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients
 from torch_gradcheck.differences.ladder import SIGMAS, Noise, Window
 from torch_gradcheck.differences.noise import POINTS, measured_noise
+from torch_gradcheck.differences.odds import Proof
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
 from torch_gradcheck.differences.trial import NEXT_DOOR, Answer, Question, try_gradient
 from torch_gradcheck.engines.chosen import ChosenEngine
@@ -39,6 +40,7 @@ class Tried:
         reached: whether the backward reached the parameter at all.
         answer: what was found, coordinate by coordinate.
         evaluations, seconds: how often J was evaluated for it, and the wall time.
+        proof: what directions proved, where not every coordinate was looked at.
     """
 
     coordinates: Indices
@@ -47,6 +49,7 @@ class Tried:
     answer: Answer
     evaluations: int
     seconds: float
+    proof: Proof | None = None
 
 
 class Numerical:
@@ -74,7 +77,7 @@ class Numerical:
             progress.at(self._theta[position].name)
             started, before = time.perf_counter(), self._objective.evaluations
             coordinates = self._theta[position].tried
-            question = self._question(position, coordinates, gradients[position], progress)
+            question = self.question(position, coordinates, gradients[position], progress)
             answer = try_gradient(question, carried)
             if answer.window.step > WIDE:
                 carried = answer.window
@@ -88,9 +91,15 @@ class Numerical:
             )
         return trials
 
-    def _question(
+    def plain_sampler(self, position: int) -> Sampler:
+        """J along single coordinates of one parameter, evaluated in the plainest way."""
+        return lambda which, steps: self.engine.plain.sample(position, which, steps)
+
+    def question(
         self, position: int, coordinates: Indices, gradient: AnalyticGradient, progress: ProgressBar
     ) -> Question:
+        """Whether these coordinates of one parameter's gradient are right."""
+
         def sampler_of(engine: Engine) -> Sampler:
             def sampler(which: Indices, steps: Floats) -> Samples:
                 samples = engine.sample(position, coordinates[which], steps)
@@ -138,7 +147,8 @@ class Numerical:
         """The traced engine beside the plain one, where tracing pays and nothing in J forbids it."""
         parameters: list[torch.Tensor] = [entry.parameter for entry in self._theta]
         checked = self._theta.checked
-        pays = worth_tracing(2 * self._theta.coordinates, len(checked)) and not self._objective.runs_backward
+        pays = self._request.method == "projected" or worth_tracing(2 * self._theta.coordinates, len(checked))
+        pays = pays and not self._objective.runs_backward
 
         def trace() -> TracedEngine:
             return TracedEngine(self._objective, parameters, threads=self._threads)

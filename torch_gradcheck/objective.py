@@ -34,10 +34,18 @@ class Objective:
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
         takes_accumulated: the gradient on trial is what that backward left in `.grad`.
+        drawn_in: the precision in which random numbers are drawn; None: that of the check.
     """
 
-    def __init__(self, model: nn.Module, compute: Callable[[], Any], borrowed: Borrowed, dtype: torch.dtype) -> None:
-        self.model, self.dtype = model, dtype
+    def __init__(
+        self,
+        model: nn.Module,
+        compute: Callable[[], Any],
+        borrowed: Borrowed,
+        dtype: torch.dtype,
+        drawn_in: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan
         self.evaluations = 0
         self.spread = 0.0
@@ -69,7 +77,11 @@ class Objective:
 
     def regime(self, mode: PrecisionMode | None = None) -> _Evaluation:
         """The same for a part of J that is run alone, which is no evaluation of J."""
-        return _Evaluation(self._borrowed, mode or (PrecisionMode(self.dtype) if self._needs_mode else None))
+        if mode is None and self._needs_mode:
+            mode = PrecisionMode(self.dtype)
+        if mode is not None:
+            mode.drawn_in = self.drawn_in
+        return _Evaluation(self._borrowed, mode)
 
     def compute(self) -> torch.Tensor:
         """J as a 0-dim tensor; only inside `evaluation`."""
@@ -84,7 +96,7 @@ class Objective:
                 self.runs_backward = self._borrowed.has_gradients()
                 self._borrowed.learn_from_evaluation()
         self.overridden = mode.overridden
-        self._needs_mode = bool(mode.overridden)
+        self._needs_mode = bool(mode.overridden) or self.drawn_in is not None
         return value
 
     def _record_output(self, _: str, tensors: list[torch.Tensor]) -> None:

@@ -28,6 +28,14 @@ CASTS = {
 """Ops that may return what they are given, but are no views."""
 
 
+_NAMES_OF_DRAWS = """
+    rand rand_like randn randn_like normal normal_functional bernoulli bernoulli_ uniform uniform_ normal_
+    exponential exponential_ cauchy_ geometric_ log_normal_ multinomial poisson
+"""
+DRAWS = {getattr(aten, name) for name in _NAMES_OF_DRAWS.split() if hasattr(aten, name)}
+"""Ops that draw floating random numbers, or by a law that floating numbers give."""
+
+
 def epsilon(dtype: torch.dtype) -> float:
     """Machine epsilon of a floating or complex dtype."""
     return float(torch.finfo(dtype).eps)
@@ -39,8 +47,10 @@ def is_lower(dtype: torch.dtype, precision: torch.dtype) -> bool:
     return inexact and epsilon(dtype) > epsilon(precision)
 
 
-def in_precision(dtype: torch.dtype, precision: torch.dtype) -> torch.dtype:
-    """`dtype` with its width replaced by that of `precision`; integers and booleans stay."""
+def in_precision(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dtype:
+    """`dtype` with its width replaced by that of `precision`; integers and booleans stay, and all of them for None."""
+    if precision is None:
+        return dtype
     if dtype.is_complex:
         return COMPLEX[precision]
     return precision if dtype.is_floating_point else dtype
@@ -54,8 +64,11 @@ class PrecisionMode(TorchDispatchMode):
 
     Attributes:
         overridden: op name → names of the modules it was overridden in, filled when `module_at_hand` is given.
+        drawn_in: the precision random numbers are drawn in, before they are raised; None: that of the check. A
+            generator in the same state draws other numbers in another precision.
     """
 
+    drawn_in: torch.dtype | None = None
     supports_higher_order_operators = True
 
     @classmethod
@@ -71,14 +84,29 @@ class PrecisionMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if _is_view(func):
+        if is_view(func):
             return func(*args, **(kwargs or {}))  # of the tensor itself, which may be written to through it
-        writes = _written_arguments(func)
+        if self.drawn_in is not None and _is_draw(func):
+            return self._drawn(func, args, dict(kwargs or {}), self.drawn_in)
+        writes = written_arguments(func)
         raised = tuple(arg if position in writes else self._raised(func, arg) for position, arg in enumerate(args))
         raised_kwargs = {
             name: arg if name in writes else self._raised(func, arg) for name, arg in (kwargs or {}).items()
         }
         return func(*raised, **raised_kwargs)
+
+    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: torch.dtype) -> Any:
+        """What a draw in `drawn_in` gives, in the precision of the check."""
+        writes = written_arguments(func)
+        lowered = [_lowered(arg, drawn_in) for arg in args]
+        takes_dtype = any(argument.name == "dtype" for argument in func._schema.arguments)
+        if takes_dtype and kwargs.get("dtype") in (None, self.precision):
+            kwargs["dtype"] = drawn_in
+        result = func(*lowered, **kwargs)
+        for position, arg in enumerate(args):
+            if position in writes and isinstance(arg, torch.Tensor):
+                return arg.copy_(lowered[position])
+        return result.to(self.precision) if result.is_floating_point() else result
 
     def _raised(self, func: Any, argument: Any) -> Any:
         if isinstance(argument, torch.Tensor):
@@ -100,8 +128,20 @@ class PrecisionMode(TorchDispatchMode):
         self.overridden.setdefault(name, set()).add(self._module_at_hand())
 
 
+def _lowered(argument: Any, dtype: torch.dtype) -> Any:
+    """A floating tensor in another precision, anything else as it is."""
+    is_floating = isinstance(argument, torch.Tensor) and argument.is_floating_point()
+    return argument.to(dtype) if is_floating else argument
+
+
 @functools.cache
-def _is_view(func: Any) -> bool:
+def _is_draw(func: Any) -> bool:
+    """Whether an op does nothing but draw floating random numbers."""
+    return getattr(func, "overloadpacket", None) in DRAWS
+
+
+@functools.cache
+def is_view(func: Any) -> bool:
     """Whether what an op returns shares memory with what it is given, and it writes to neither."""
     schema = getattr(func, "_schema", None)
     aliases = [argument.alias_info for argument in schema.arguments] if schema else []
@@ -109,7 +149,7 @@ def _is_view(func: Any) -> bool:
 
 
 @functools.cache
-def _written_arguments(func: Any) -> frozenset[int | str]:
+def written_arguments(func: Any) -> frozenset[int | str]:
     """Positions and names of the arguments an op writes to: those must stay the objects they are."""
     written: set[int | str] = set()
     schema = getattr(func, "_schema", None)

@@ -13,10 +13,10 @@ import torch
 from torch_gradcheck.errors import InvalidRequestError
 
 Mode = Literal["eval", "train", "keep"]
-Gradients = Mapping[str, Any] | None
+Gradients = Mapping[str, Any] | Literal["grad"] | None
 
 MODES = ("eval", "train", "keep")
-METHODS = ("auto", "exact")
+METHODS = ("auto", "exact", "projected")
 DTYPES = (torch.float64, torch.float32)
 MAX_SEED = 2**63 - 1
 
@@ -55,12 +55,12 @@ def request(
     _check_model(model)
     return Request(
         gradients=_gradients(gradients),
-        method=_one_of("method", method, METHODS),
-        eps=None if eps is None else _positive_number("eps", eps),
-        tolerance=_positive_number("tolerance", tolerance),
+        method=one_of("method", method, METHODS),
+        eps=None if eps is None else positive_number("eps", eps),
+        tolerance=positive_number("tolerance", tolerance),
         include=_patterns("include", include),
         exclude=_patterns("exclude", exclude),
-        mode=_one_of("mode", mode, MODES),  # type: ignore[arg-type]
+        mode=one_of("mode", mode, MODES),  # type: ignore[arg-type]
         dtype=_dtype(dtype),
         seed=_seed(seed),
         progress=_progress(progress),
@@ -107,22 +107,21 @@ def _gradients(value: object) -> Gradients:
     if value is None or isinstance(value, Mapping):
         return value
     if isinstance(value, str) and value == "grad":
-        raise InvalidRequestError(
-            'gradients="grad" (judging what .grad holds) is not available in this version; '
-            "give a mapping {name: parameter.grad} to judge it against float64, with a tolerance to match its dtype."
-        )
+        return "grad"
     raise InvalidRequestError(
-        f"gradients must be None or a mapping from parameter name to tensor or array, got {_found(value)}."
+        f'gradients must be None, "grad", or a mapping from parameter name to tensor or array, got {_found(value)}.'
     )
 
 
-def _one_of(name: str, value: object, choices: Sequence[str]) -> str:
+def one_of(name: str, value: object, choices: Sequence[str]) -> str:
+    """`value`, which argument `name` is given; raises unless it is one of the choices."""
     if isinstance(value, str) and value in choices:
         return value
     raise InvalidRequestError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_found(value)}.")
 
 
-def _positive_number(name: str, value: object) -> float:
+def positive_number(name: str, value: object) -> float:
+    """`value`, which argument `name` is given, as a float; raises unless it is positive and finite."""
     if isinstance(value, bool) or not hasattr(value, "__float__"):
         raise InvalidRequestError(f"{name} must be a positive number, got {_found(value)}.")
     try:
@@ -151,6 +150,13 @@ def _dtype(value: object) -> torch.dtype:
         return value
     allowed = " or ".join(map(str, DTYPES))
     raise InvalidRequestError(f"dtype must be {allowed} (the precision of the check), got {_found(value)}.")
+
+
+def count(name: str, value: object, at_least: int) -> int:
+    """`value`, which argument `name` is given; raises unless it is an integer that large."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= at_least:
+        return value
+    raise InvalidRequestError(f"{name} must be an integer from {at_least} on, got {_found(value)}.")
 
 
 def _seed(value: object) -> int:

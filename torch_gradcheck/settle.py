@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -25,9 +26,15 @@ Output = tuple[str, list[torch.Tensor]]
 
 
 def settled_objective(
-    model: nn.Module, compute: Callable[[], Any], borrowed: Borrowed, dtype: torch.dtype
+    model: nn.Module,
+    compute: Callable[[], Any],
+    borrowed: Borrowed,
+    dtype: torch.dtype,
+    drawn_in: torch.dtype | None = None,
 ) -> Objective:
     """J, evaluated twice at θ: with a graph, then without one; the cheaper way is kept where both agree to the bit.
+
+    `drawn_in` is the precision of random draws, None for that of the check.
 
     Raises:
         NonScalarLossError: J is not one real number.
@@ -35,7 +42,7 @@ def settled_objective(
         NonDeterministicLossError: equal calls give different values.
         InvalidRequestError: J needs an operation that has no kernel in `dtype`.
     """
-    objective = Objective(model, compute, borrowed, dtype)
+    objective = Objective(model, compute, borrowed, dtype, drawn_in)
     try:
         objective.loss = objective.record_evaluation()
     except RuntimeError as error:
@@ -72,16 +79,23 @@ def _without_graph(objective: Objective) -> float | None:
     """
     objective.needs_graph = False
     try:
-        return objective.value()
+        return _value_unwarned(objective)
     except Exception as error:
         objective.needs_graph = True
         objective.value()
         objective.needs_graph = False
         try:
-            objective.value()
+            _value_unwarned(objective)
         except Exception:
             return None
         raise error
+
+
+def _value_unwarned(objective: Objective) -> float:
+    """J(θ); a warning of reentrant checkpoints, that they miss autograd, is an error here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="None of the inputs have requires_grad", category=UserWarning)
+        return objective.value()
 
 
 def check_unchanged(objective: Objective) -> None:

@@ -27,6 +27,7 @@ class ThetaEntry:
         checked: whether its gradient is on trial (selected by the patterns and not frozen).
         frozen: `requires_grad` is false.
         left_out: flat coordinates that are not tried, see `deliberate`.
+        own_dtype: the caller's, also while the parameter is lent.
     """
 
     name: str
@@ -35,6 +36,7 @@ class ThetaEntry:
     checked: bool
     frozen: bool
     left_out: Indices
+    own_dtype: torch.dtype = torch.float64
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,7 +152,15 @@ def _entry(
         return None
     frozen = not parameter.requires_grad
     left_out = left_out_coordinates(model, parameter)
-    return ThetaEntry(names[0], tuple(names[1:]), parameter, checked=not frozen, frozen=frozen, left_out=left_out)
+    return ThetaEntry(
+        name=names[0],
+        aliases=tuple(names[1:]),
+        parameter=parameter,
+        checked=not frozen,
+        frozen=frozen,
+        left_out=left_out,
+        own_dtype=parameter.dtype,
+    )
 
 
 def _matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:

@@ -18,6 +18,7 @@ from torch_gradcheck.differences.ladder import (
     FINE,
     SIGMAS,
     Estimates,
+    Ladder,
     Noise,
     Tableau,
     Window,
@@ -81,7 +82,7 @@ class Question:
     Attributes:
         sampler: evaluates f_i(t) = J(θ + t·e_i).
         second: the same in the plainest way, for second opinions; its f_i(0) is `second_at_zero`.
-        nearby: the same around points near θ.
+        nearby: the same around points near θ; None where J is known to have no kink at θ itself.
         nearby_analytic: the gradient at these points, from the same source; None where there is none, as for one that
             was derived by hand.
         analytic: shape (N,), the gradient on trial.
@@ -92,12 +93,13 @@ class Question:
         noise: of J.
         tolerance: the largest relative error that passes.
         eps: a step to use as it is, the same for every entry; None to choose one.
+        ladder: what a disagreement goes up; below `COARSE` there is the fine one.
     """
 
     sampler: Sampler
     second: Sampler
     second_at_zero: float
-    nearby: NearbySampler
+    nearby: NearbySampler | None
     nearby_analytic: NearbyGradient | None
     analytic: Floats
     analytic_epsilon: float
@@ -106,6 +108,7 @@ class Question:
     noise: Noise
     tolerance: float
     eps: float | None
+    ladder: Ladder = COARSE
 
     def agrees(self, which: Indices, numeric: Floats, error: Floats, margin: float = 1.0) -> Flags:
         """Whether the gradient is within the tolerance and `margin` error bars of `numeric`; never where NaN."""
@@ -119,6 +122,7 @@ class Question:
 
     def next_door(self, k: int, distance: float) -> Question:
         """The same question at the k-th point near θ, where no unit of J lies on its corner."""
+        assert self.nearby is not None
         assert self.nearby_analytic is not None
         sampler = self.nearby(k, distance)
         at_zero = float(sampler(np.zeros(1, dtype=np.int64), np.zeros(1)).values[0])
@@ -133,9 +137,14 @@ class Question:
     @cached_property
     def rounding(self) -> Floats:
         """The analytic side's own rounding, shape (N,), in the unit of a derivative."""
-        size = np.abs(np.nan_to_num(self.analytic, posinf=0.0, neginf=0.0))
-        on_the_way = ANALYTIC_ROUNDING * min(self.analytic_epsilon, COMPUTED_IN) * float(np.max(size, initial=0.0))
-        return np.asarray(on_the_way + self.analytic_epsilon * size)
+        return rounding_of(self.analytic, self.analytic_epsilon)
+
+
+def rounding_of(analytic: Floats, epsilon: float) -> Floats:
+    """How far each entry of a gradient in a precision of machine epsilon `epsilon` may be off by rounding alone."""
+    size = np.abs(np.nan_to_num(analytic, posinf=0.0, neginf=0.0))
+    on_the_way = ANALYTIC_ROUNDING * min(epsilon, COMPUTED_IN) * float(np.max(size, initial=0.0))
+    return np.asarray(on_the_way + epsilon * size)
 
 
 @dataclass
@@ -183,6 +192,21 @@ def try_gradient(question: Question, carried: Window | None) -> Answer:
     left, right = np.full((2, len(numeric)), np.nan)
     answer = Answer(numeric, error, np.zeros(len(numeric), np.int8), left, right, window)
     _judge_suspects(question, answer, np.flatnonzero(~question.agrees(everything, numeric, error)))
+    return answer
+
+
+def judge_each(question: Question) -> Answer:
+    """Takes every entry up the ladder at once: for a few that are believed to be wrong."""
+    nothing = np.full(len(question.analytic), np.nan)
+    answer = Answer(
+        nothing.copy(),
+        nothing.copy(),
+        np.zeros(len(nothing), np.int8),
+        nothing.copy(),
+        nothing.copy(),
+        Window(question.ladder.smallest, 0),
+    )
+    _judge_on_ladder(question, answer, np.arange(len(nothing), dtype=np.int64))
     return answer
 
 
@@ -273,7 +297,8 @@ def _judge_on_ladder(question: Question, answer: Answer, which: Indices) -> None
         confirmed = second == Outcome.MISMATCH
         consistent = np.abs(again.central - estimates.central[accused]) <= again.error + estimates.error[accused]
         outcome[accused[~(confirmed & consistent)]] = Outcome.UNDECIDED
-        outcome = _excuse_hidden_kinks(question, which, outcome, estimates)
+        if question.nearby is not None:
+            outcome = _excuse_hidden_kinks(question, question.nearby, which, outcome, estimates)
     bar = estimates.error + estimates.jump_error
     low, high = np.minimum(estimates.left, estimates.right) - bar, np.maximum(estimates.left, estimates.right) + bar
     numeric = np.where(outcome == Outcome.KINK, np.clip(question.analytic[which], low, high), estimates.central)
@@ -284,11 +309,11 @@ def _judge_on_ladder(question: Question, answer: Answer, which: Indices) -> None
 
 def _look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
     """Estimates and outcomes from the coarse ladder, and from the fine one where only a kink could still excuse."""
-    estimates = climb(question.sampler, which, unit, question.noise)
+    estimates = climb(question.sampler, which, unit, question.noise, question.ladder)
     outcome = _outcomes(question, which, estimates)
     resolved = np.abs(question.analytic[which] - estimates.central) > ACCUSATION * estimates.error
     open_ones = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
-    if len(open_ones):
+    if len(open_ones) and question.ladder is COARSE:
         finer = climb(question.sampler, which[open_ones], unit[open_ones], question.noise, FINE)
         settled = _outcomes(question, which[open_ones], finer)
         agree = np.abs(finer.central - estimates.central[open_ones]) <= finer.error + estimates.error[open_ones]
@@ -332,7 +357,7 @@ def _between_steps(question: Question, which: Indices, estimates: Estimates, off
     or the norm of a row of zeros. An f that does not move at all has no such piece.
     """
     moves = estimates.range > 2 * SIGMAS * _roundoff(question)
-    return np.asarray(moves & (off * COARSE.rungs[-1] * question.unit[which] > estimates.range))
+    return np.asarray(moves & (off * question.ladder.rungs[-1] * question.unit[which] > estimates.range))
 
 
 def _roundoff(question: Question) -> float:
@@ -350,7 +375,7 @@ def _hiding_place(question: Question, off: Floats) -> Floats:
 
 
 def _excuse_hidden_kinks(
-    question: Question, which: Indices, outcome: NDArray[np.int8], estimates: Estimates
+    question: Question, nearby: NearbySampler, which: Indices, outcome: NDArray[np.int8], estimates: Estimates
 ) -> NDArray[np.int8]:
     """An accused entry whose gradient is among the slopes that f has right next to θ lies at a kink, too.
 
@@ -367,8 +392,8 @@ def _excuse_hidden_kinks(
         return outcome
     entries = which[tried]
     distance = min(_nearby_distance(question), float(np.min(estimates.step[tried])) / 8)
-    far, _ = _slopes_nearby(question, entries, distance)
-    near, noise = _slopes_nearby(question, entries, distance / 16)
+    far, _ = _slopes_nearby(question, nearby, entries, distance)
+    near, noise = _slopes_nearby(question, nearby, entries, distance / 16)
     persistent = np.ptp(near, axis=0) > np.maximum(np.ptp(far, axis=0) / 4, 4 * noise)
     a_piece, a_sum = _chosen_by(question.analytic[entries], near, noise)
     if persistent.any() and question.nearby_analytic is not None:
@@ -405,7 +430,7 @@ def _found_next_door(question: Question, entries: Indices, distance: float) -> t
 def _judge_undecided_next_door(question: Question, answer: Answer) -> None:
     """With many kinks at θ itself no two steps agree; a mistake in the backward shows beside θ, too."""
     undecided = np.flatnonzero(answer.outcome == Outcome.UNDECIDED)
-    if question.nearby_analytic is None or not len(undecided):
+    if question.nearby is None or question.nearby_analytic is None or not len(undecided):
         return
     entries = _worst_first(question, answer, undecided)[:PROBES]
     _, wrong = _found_next_door(question, entries, _nearby_distance(question))
@@ -417,11 +442,13 @@ def _pieces(slopes: Floats, noise: Floats) -> Indices:
     return np.asarray(1 + np.sum(np.diff(np.sort(slopes, axis=0), axis=0) > 4 * noise, axis=0))
 
 
-def _slopes_nearby(question: Question, entries: Indices, distance: float) -> tuple[Floats, Floats]:
+def _slopes_nearby(
+    question: Question, nearby: NearbySampler, entries: Indices, distance: float
+) -> tuple[Floats, Floats]:
     """Centered differences of f at points near θ, shape (NEARBY_POINTS, K), and their largest error bar, (K,)."""
     window = Window(distance / 8, 0)
     pairs = [
-        through_window(question.nearby(k, distance), entries, question.unit[entries], window, question.noise)
+        through_window(nearby(k, distance), entries, question.unit[entries], window, question.noise)
         for k in range(NEARBY_POINTS)
     ]
     return np.array([slopes for slopes, _ in pairs]), np.max([error for _, error in pairs], axis=0)

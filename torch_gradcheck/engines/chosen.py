@@ -58,6 +58,25 @@ class ChosenEngine:
                 return samples
         return self._fallback.sample(parameter, coordinates, steps)
 
+    def gradients(self) -> list[torch.Tensor | None] | None:
+        """The gradient that the record of J gives, by parameter, None where J depends on none.
+
+        None for all of it where there is no such gradient, for the reason in `refused`.
+        """
+        if self._traced is None:
+            return None
+        try:
+            gradients = self._traced.gradients()
+        except Untraceable as refusal:
+            self.refused[None] = refusal
+            return None
+        self._counted(1)
+        return gradients
+
+    def seconds_each(self, parameter: int) -> float | None:
+        """What one coordinate of a parameter takes from the record, an estimate; None where there is no record."""
+        return None if self._traced is None else self._traced.seconds_each(parameter)
+
     def at_zero(self, parameter: int) -> float:
         """J(θ) as the engine of this parameter computes it, with its own roundoff."""
         return float(self.sample(parameter, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0])

@@ -1,0 +1,72 @@
+"""A test suite over one's own layers: every layer, in both modes, against centered differences.
+
+pytest examples/test_layers.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from torch_gradcheck import check_module
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) · g over the last axis."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised x."""
+        return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + 1e-6) * self.gain
+
+
+class GatedUnit(nn.Module):
+    """silu(W x) · V x, with dropout."""
+
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.gate = nn.Linear(features, hidden)
+        self.value = nn.Linear(features, hidden)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The gated hidden units."""
+        hidden: Tensor = self.dropout(nn.functional.silu(self.gate(x)) * self.value(x))
+        return hidden
+
+
+class ClampedScale(nn.Module):
+    """x · s, s kept above 0.1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The scaled x."""
+        return x * self.scale.clamp(min=0.1)
+
+
+Mode = Literal["eval", "train"]
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "RMSNorm": lambda: RMSNorm(6),
+    "GatedUnit": lambda: GatedUnit(6, 4),
+    "ClampedScale": ClampedScale,
+    "a block": lambda: nn.Sequential(RMSNorm(6), GatedUnit(6, 6), ClampedScale(), nn.Linear(6, 2)),
+}
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_gradients(layer: Callable[[], nn.Module], mode: Mode) -> None:
+    """Autograd agrees with the layer's own forward."""
+    torch.manual_seed(0)
+    check_module(layer(), lambda y: y.square().mean(), torch.randn(5, 6), mode=mode).raise_if_failed()

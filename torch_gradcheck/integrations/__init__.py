@@ -1,0 +1,1 @@
+"""Callbacks for trainers, each an optional module over the monitor that imports its trainer."""

@@ -1,0 +1,89 @@
+"""A Lightning callback: the gradients of `training_step`, and what is in `.grad` before the optimizer uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.optim import Optimizer
+
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.monitor import GradientMonitor
+
+
+class GradientMonitorCallback(Callback):
+    """`Trainer(callbacks=[GradientMonitorCallback(at=[0], every=1000)])`.
+
+    J is what `training_step` returns, over the batches of one optimizer step; what it logs is not logged again. `.grad`
+    is looked at when the precision plugin has unscaled it, and before it is clipped.
+
+    Args:
+        options: those of `GradientMonitor`, but for `accumulate`, which the trainer knows.
+
+    Attributes:
+        monitor: the monitor of the last `fit`, None before the first.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self.monitor: GradientMonitor | None = None
+        self._options = options
+        self._pending: list[tuple[Any, int]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts a monitor."""
+        if not pl_module.automatic_optimization:
+            raise InvalidRequestError(
+                "the callback cannot follow manual optimization: use GradientMonitor.of_closure in training_step."
+            )
+        self.monitor = GradientMonitor.of_closure(pl_module, partial(_loss, pl_module), **self._options)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Sees what the forward starts from."""
+        assert self.monitor is not None
+        self._pending.append((batch, batch_idx))
+        with trainer.precision_plugin.train_step_context():
+            self.monitor.watch()
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Checks, on scheduled steps."""
+        assert self.monitor is not None
+        batches, self._pending = self._pending, []
+        try:
+            self.monitor.step_over(lambda: _silenced(pl_module, batches), trainer.accumulate_grad_batches)
+        finally:
+            _restore_log(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Closes the monitor."""
+        if self.monitor is not None:
+            self.monitor.close()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Closes the monitor."""
+        self.on_train_end(trainer, pl_module)
+
+
+def _loss(module: LightningModule, batch: tuple[Any, int]) -> Tensor:
+    output: Any = module.training_step(*batch)
+    loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
+    return loss
+
+
+def _silenced(module: LightningModule, batches: list[tuple[Any, int]]) -> list[tuple[Any, int]]:
+    """The batches, for a check that is about to call `training_step`: from here on it logs nothing."""
+    vars(module).update(log=_log_nothing, log_dict=_log_nothing)
+    return batches
+
+
+def _restore_log(module: LightningModule) -> None:
+    for name in ("log", "log_dict"):
+        if vars(module).get(name) is _log_nothing:
+            del vars(module)[name]
+
+
+def _log_nothing(*_: Any, **__: Any) -> None:
+    """Stands for `log` and `log_dict`."""
