@@ -55,6 +55,16 @@ SPOILED: dict[str, tuple[Floats, str, str]] = {
     "float16": (G.astype(np.float16).astype(float), "low_precision", "every entry is a float16 number"),
     "row zero": (np.where(np.arange(4)[:, None] == 2, 0, G), "partial", "except in row 2 of 4, where it is zero"),
     "columns twice": (np.where(np.arange(6) > 3, 2 * G, G), "partial", "columns 4-5 of 6, where it is 2 × the right"),
+    "a block": (
+        np.where((np.arange(4) > 1)[:, None] & (np.arange(6) % 5 == 1), 0, G),
+        "partial",
+        "entries [2, 1], [3, 1], where it is zero",
+    ),
+    "a larger block": (
+        np.where((np.arange(4) > 1)[:, None] & (np.abs(np.arange(6) - 2) < 2), 0, G),
+        "partial",
+        "except in rows 2-3 of 4, columns 1-3 of 6, where it is zero",
+    ),
     "one entry": (entry((1, 2), 1.01 * G[1, 2]), "partial", "entry [1, 2]"),
     "nan": (entry((1, 2), np.nan), "partial", "entry [1, 2], where 1 are not finite"),
     "all nan": (np.nan * G, "unknown", "not finite in 24 of 24"),
