@@ -12,6 +12,7 @@ from torch import nn
 from torch_gradcheck.borrow import Borrowed
 from torch_gradcheck.errors import NonDeterministicLossError, NonFiniteLossError
 from torch_gradcheck.objective import Objective
+from torch_gradcheck.precision import DrawnIn
 from torch_gradcheck.watch import watched
 
 Output = tuple[str, list[torch.Tensor]]
@@ -22,11 +23,11 @@ def settled_objective(
     compute: Callable[[], Any],
     borrowed: Borrowed,
     dtype: torch.dtype,
-    drawn_in: torch.dtype | None = None,
+    drawn_in: DrawnIn | None = None,
 ) -> Objective:
     """J, evaluated twice at θ: with a graph, then without one; the cheaper way is kept where both agree to the bit.
 
-    `drawn_in` is the precision of random draws, None for that of the check.
+    `drawn_in` are the precisions of random draws, None for that of the check.
 
     Raises:
         NonScalarLossError: J is not one real number.
