@@ -24,6 +24,7 @@ LADDER = """
     deliberate request watch batch rounding stand_ins holder_states outside_caches
     theta borrow
     objective seen
+    implicit_draws
     analytic settle training_step
     native
     engines engines.engine

@@ -18,6 +18,7 @@ from torch_gradcheck.compare import frozen_row, over_theta
 from torch_gradcheck.compare_projected import tried_row
 from torch_gradcheck.facts import ParameterReport
 from torch_gradcheck.findings import findings_of
+from torch_gradcheck.implicit_draws import excused
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
@@ -169,6 +170,7 @@ def check_backward(
             chosen, trials = tried_by_method(objective, theta, asked, numerical, gradients, bar)
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
+        rows = excused(rows, objective, theta)
         found = findings_of(rows, objective, theta, numerical, trials, asked.tolerance, given=given is not None)
         ratio = over_theta(trials.values())
         notes = notes_of(rows, objective, numerical, asked, chosen.method)
