@@ -35,7 +35,7 @@ class Words:
             inputs = dict.fromkeys(path for each in verdicts for path in each.inputs.get(call, []))
             guilty.setdefault(self.name_of(call), self._on(call, verdict, sorted(inputs)))
         for verdict in verdicts:
-            if abs(verdict.hook) > SHARE * abs(verdict.wrong.error):
+            if not math.isfinite(verdict.hook) or abs(verdict.hook) > SHARE * abs(verdict.wrong.error):
                 guilty |= self._on_hook(verdict)
         if not guilty:
             return None, (self._reason(verdicts),)
