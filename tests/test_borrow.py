@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.borrow import Loan
+from torch_gradcheck.borrow import Loan, Start
 from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.global_state import RandomState
 
 
-def loan(model: nn.Module, *functions: Any, mode: Any = "eval", dtype: torch.dtype = torch.float64) -> Loan:
+def loan(model: nn.Module, *functions: Any, mode: Any = "eval", dtype: torch.dtype | None = torch.float64) -> Loan:
     return Loan(model, functions, mode, dtype, seed=0)
 
 
@@ -315,3 +316,48 @@ def test_an_interrupt_inside_raises_at_once() -> None:
         after.append(True)
     assert after == []
     assert state(model) == before
+
+
+def test_none_leaves_every_tensor_in_its_own_precision() -> None:
+    model = nn.Sequential(nn.Linear(2, 2).half(), nn.Linear(2, 2).double())
+    default = torch.get_default_dtype()
+    with loan(model, dtype=None):
+        assert [parameter.dtype for parameter in model.parameters()] == [torch.float16] * 2 + [torch.float64] * 2
+        assert torch.get_default_dtype() is default
+
+
+def test_a_start_gives_random_state_and_buffers_their_first_values() -> None:
+    model = nn.BatchNorm1d(2)
+    generators = torch.Generator().manual_seed(5).get_state()
+    torch.set_rng_state(generators)
+    start = Start(RandomState.of_everything(), {model.get_buffer("running_mean"): torch.tensor([3.0, 4.0])})
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with Loan(model, [], "train", torch.float64, seed=0, start=start) as borrowed:
+        for _ in range(2):
+            borrowed.before_evaluation()
+            assert model.get_buffer("running_mean").tolist() == [3.0, 4.0]
+            assert torch.equal(torch.rand(3, dtype=torch.float32), expected)
+            model(torch.ones(4, 2, dtype=torch.float64))
+            borrowed.after_evaluation()
+    assert model.get_buffer("running_mean").tolist() == [0.0, 0.0]
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_compiled_parts_run_eagerly_and_are_compiled_as_before_afterwards() -> None:
+    calls = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        calls.append(graph)
+        return graph
+
+    inner = nn.Linear(2, 2)
+    model = nn.Sequential(torch.compile(inner, backend=backend), nn.Tanh())
+    x = torch.ones(1, 2)
+    model(x)
+    with loan(model):
+        model(x.double())
+    assert len(calls) == 1
+    model(x)
+    assert len(calls) == 1, "the compiled code of before the loan still fits"

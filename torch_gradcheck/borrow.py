@@ -133,7 +133,8 @@ class Loan:
         self._undo += [lambda: inference.__exit__(None, None, None), *_compiled_parts_run_eagerly()]
         switches, random = SwitchState(), RandomState.of_everything(self._generators)
         holders, iterations = HolderStates(self._captures), PowerIterations(self._captures.modules.values())
-        first_values = self._start.values if self._start else {}
+        values = self._start.values.items() if self._start else ()
+        first_values = {buffer: value for buffer, value in values if not iterations.moves(buffer)}
         tensors = StandIns(list(self._captures.tensors.values()), self._dtype, first_values)
         self._undo += [switches.restore, random.restore, iterations.restore, holders.restore, tensors.swap_back]
         tensors.swap_in()

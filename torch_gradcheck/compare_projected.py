@@ -45,8 +45,6 @@ def _status(
     if not proof.directions:
         nothing_wrong_found = row.status in (Status.MATCH, Status.FLAT) and len(tried.coordinates) < len(entry.tried)
         return Status.UNDECIDED if nothing_wrong_found else row.status, _sentence(row.reason, proof.remark)
-    if row.status is Status.UNDECIDED and np.any(tried.answer.outcome):
-        return row.status, "it is not the gradient that J's slopes bear out, but no difference of J confirms that"
     judged = _relative(proof.resolution, tried)
     if row.status is Status.MATCH and judged > tolerance:
         return Status.UNDECIDED, f"along random directions J resolves errors above {judged:.0e} of its gradient only"

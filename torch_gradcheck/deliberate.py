@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
@@ -36,7 +36,13 @@ class PowerIterations:
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
-        self._norms = [(norm, norm.n_power_iterations) for module in modules for norm in _spectral_norms(module)]
+        found = [(module, norm) for module in modules for norm in _spectral_norms(module)]
+        self._norms = [(norm, norm.n_power_iterations) for _, norm in found]
+        self._vectors = {id(vector) for module, norm in found for vector in _singular_vectors(module, norm)}
+
+    def moves(self, buffer: Tensor) -> bool:
+        """Whether it is one of the vectors: the forward that moved them computed with what they hold now."""
+        return id(buffer) in self._vectors
 
     def hold(self) -> None:
         """No iteration takes place, whatever the mode."""
@@ -59,6 +65,11 @@ def remarks_on(model: nn.Module) -> list[str]:
         if module.training and list(_spectral_norms(module))
     ]
     return of_embeddings + of_norms
+
+
+def _singular_vectors(module: nn.Module, norm: _SpectralNorm | SpectralNorm) -> list[Tensor]:
+    names = ("_u", "_v") if norm is module else (f"{norm.name}_u", f"{norm.name}_v")
+    return [buffer for name, buffer in module.named_buffers(recurse=False) if name in names]
 
 
 def _spectral_norms(module: nn.Module) -> Iterator[_SpectralNorm | SpectralNorm]:

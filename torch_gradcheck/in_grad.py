@@ -18,11 +18,11 @@ from torch_gradcheck.compare import frozen_row
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport
 from torch_gradcheck.global_state import RandomState, seed_everything
-from torch_gradcheck.judge import Judged, judge, judge_by_rerun
+from torch_gradcheck.judge import ROUNDINGS, Judged, judge, judge_by_rerun
 from torch_gradcheck.native import NativeRuns, Regime, native_runs
 from torch_gradcheck.numerical import Tried, flat_values
 from torch_gradcheck.objective import Objective
-from torch_gradcheck.precision import epsilon
+from torch_gradcheck.precision import DrawnIn, epsilon
 from torch_gradcheck.request import Request
 from torch_gradcheck.rounding_bars import MARGIN, Bars, KernelGradients, apart, bars_of
 from torch_gradcheck.seen import autocast_now
@@ -67,6 +67,7 @@ class LeftInGrad:
         self._model, self._functions = model, functions
         self.left = left_gradients(theta, step.scale)
         self._missing: set[int] = set()
+        self._default = torch.get_default_dtype()
         self.cannot = step.weights_moved() or ("" if step.forwards else taken_in_backward(theta))
         self._run: Callable[[Regime], NativeRuns | None] = lambda regime: native_runs(
             model, functions, computation, theta, regime, asked.seed, step.start
@@ -92,11 +93,7 @@ class LeftInGrad:
 
     def _share_within(self, runs: NativeRuns) -> float:
         """The share of the parameters whose `.grad` is the plain run's, up to rounding."""
-        within = [
-            bool(np.max(np.abs(self.left[position].values - plain), initial=0.0) <= apart(plain, noisy).entry)
-            for position, (plain, *noisy) in runs.gradients.items()
-        ]
-        return float(np.mean(within))
+        return _share_of(self.left, runs)
 
     def _share_closer(self, runs: NativeRuns, others: NativeRuns) -> float:
         """The share of the parameters whose `.grad` is much closer to a multiple of this run's than of the other's."""
@@ -110,30 +107,29 @@ class LeftInGrad:
     # --- while the model is lent -----------------------------------------------------------------------------------
 
     @property
-    def drawn_in(self) -> torch.dtype | None:
-        """The precision the step drew its random numbers in."""
-        lowest = _coarsest(self._theta)
-        return lowest if self.step.start is not None and lowest is not torch.float64 else None
+    def drawn_in(self) -> DrawnIn | None:
+        """The precisions the step drew its random numbers in."""
+        return None if self.step.start is None else DrawnIn(self._default, _coarsest(self._theta))
 
-    def check_replay(self, objective: Objective) -> None:
+    def check_replay(self, objective: Objective, exact: Mapping[int, AnalyticGradient]) -> None:
         """Finds out whether J is what the step computed; `cannot` says why not."""
         if self.cannot:
             return
         random = _draws(objective)
         if self.step.start is not None:
-            self.cannot = self._other_numbers(objective) if random else ""
-        elif random or _reads_what_it_updates(objective):
+            self.cannot = self._other_numbers(objective, exact) if random else ""
+        elif random or _reads_what_it_updates(objective, self._theta):
             self.cannot = self.step.not_replayed(self._model)
             self._missing = self._always_reached(objective)
 
-    def _other_numbers(self, objective: Objective) -> str:
+    def _other_numbers(self, objective: Objective, exact: Mapping[int, AnalyticGradient]) -> str:
         """Why the random numbers of the check are not those of the step; "" where they are."""
         runs = self.runs
         if runs is None:
             return "the training step was random, and could not be run again in its own precision to compare"
         if (self.step.compiled or _is_compiled(self._model)) and not self._follows(runs):
             return "the training step was random and compiled: a compiler may draw other random numbers"
-        if self._same_loss(objective, runs):
+        if self._same_loss(objective, runs) and _share_of(exact, runs) > 0.5:
             return ""
         return (
             f"the training step was random, and J = {runs.losses[0]:.6g} in its own precision but "
@@ -208,9 +204,16 @@ class LeftInGrad:
             given = replace(tried, analytic=left.values[tried.coordinates], reached=left.reached, answer=expected)
             judged[position] = judge(given, bars, self._asked.tolerance)
             if native and self.step.clip_value is None:
+                plain, *noisy = native
                 theta = flat_values(self._theta[position])[tried.coordinates]
-                plain = share_of_runs * native[0]
-                judged[position] = judge_by_rerun(judged[position], plain, theta, left.epsilon, self._asked.tolerance)
+                judged[position] = judge_by_rerun(
+                    judged[position],
+                    share_of_runs * plain,
+                    share_of_runs * apart(plain, noisy).entry / MARGIN,
+                    theta,
+                    left.epsilon,
+                    self._asked.tolerance,
+                )
         return judged
 
     def _expected(self, trials: Mapping[int, Tried]) -> tuple[dict[int, Floats], float]:
@@ -297,11 +300,22 @@ class LeftInGrad:
         )
 
 
+def _share_of(gradients: Mapping[int, AnalyticGradient], runs: NativeRuns) -> float:
+    """The share of the parameters whose gradient is that of the plain run, up to rounding."""
+    with np.errstate(invalid="ignore"):
+        within = [
+            bool(np.max(np.abs(gradients[position].values - plain), initial=0.0) <= apart(plain, noisy).entry)
+            for position, (plain, *noisy) in runs.gradients.items()
+        ]
+    return float(np.mean(within))
+
+
 def _from_multiple(given: Floats, of: Floats) -> float:
     """The distance of a gradient from the nearest multiple of another; infinite where one is not finite."""
-    square = float(np.dot(of, of))
-    factor = float(np.dot(given, of)) / square if square > 0 and len(of) > 1 else 1.0  # one number is any multiple
-    return float(np.nan_to_num(np.linalg.norm(given - factor * of), nan=np.inf))
+    with np.errstate(invalid="ignore", over="ignore"):
+        square = float(np.dot(of, of))
+        factor = float(np.dot(given, of)) / square if square > 0 and len(of) > 1 else 1.0  # one number is any multiple
+        return float(np.nan_to_num(np.linalg.norm(given - factor * of), nan=np.inf))
 
 
 def _wrong(judged: Mapping[int, Judged]) -> int:
@@ -337,8 +351,16 @@ def _draws(objective: Objective) -> bool:
         return before.has_moved()
 
 
-def _reads_what_it_updates(objective: Objective) -> bool:
-    """Whether J is another number after an evaluation, as spectral norm's is in training: it moves its buffers."""
-    with objective.evaluation():
-        first = float(objective.compute().detach())
-        return not objective.same(float(objective.compute().detach()), first)
+def _reads_what_it_updates(objective: Objective, theta: Theta) -> bool:
+    """Whether the gradient is another after an evaluation, as spectral norm's is in training: J moves its buffers."""
+    if objective.runs_backward:
+        return False
+    eps = epsilon(objective.dtype)
+    with torch.enable_grad(), objective.evaluation():
+        first, second = (theta_gradients(objective.compute, theta, eps) for _ in range(2))
+    return any(
+        np.max(np.abs(first[at].values - second[at].values), initial=0.0)
+        > ROUNDINGS * eps * np.max(np.abs(each.values))
+        for at, each in first.items()
+        if len(each.values)
+    )

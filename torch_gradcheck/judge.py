@@ -20,6 +20,9 @@ DIFFERENT = 1e-4
 ROUNDINGS = 16.0
 """How many machine epsilons of the largest entry two runs of one step may differ by."""
 
+BEYOND = 2.0
+"""How many times further than rounding as noise moved it an entry is off that is wrong among equal ones."""
+
 
 @dataclass(frozen=True)
 class Judged:
@@ -58,26 +61,40 @@ def judge(tried: Tried, bars: Bars, tolerance: float) -> Judged:
     return Judged(replace(tried, answer=replace(answer, error=error, outcome=outcome.astype(np.int8))), bars)
 
 
-def judge_by_rerun(judged: Judged, plain: Floats, theta: Floats, eps: float, tolerance: float) -> Judged:
-    """Judges by the step's plain run, where `.grad` is off from it by a multiple of θ, or of itself, and nothing else.
+def judge_by_rerun(judged: Judged, plain: Floats, apart: float, theta: Floats, eps: float, tolerance: float) -> Judged:
+    """Judges by the step's plain run, where it shows a mistake that rounding would hide.
 
-    So it is when the loop decays, or scales, a gradient that it computed just as the run did: no rounding does that,
-    however coarse, and smaller mistakes show than rounding would hide.
+    A loop that computes its gradient just as the run does, and then spoils it, leaves traces that no rounding does,
+    however coarse: `.grad` is off by a multiple of θ, or of itself, and by nothing else; or off in some entries and
+    equal to the last digits in most.
 
     Args:
         judged: what was found without.
         plain: the run, as the loop clips it.
+        apart: the furthest that rounding as noise moved an entry of it.
         theta: what the parameter holds.
         eps: machine epsilon of `.grad`.
         tolerance: the relative error that passes.
     """
     given = judged.tried
-    if not any(_off_along(given.analytic, plain, direction, eps) for direction in (theta, plain)):
+    largest = float(np.max(np.abs(plain), initial=0.0))
+    rounding = np.minimum(ROUNDINGS * eps * largest, np.maximum(2 * eps * np.abs(plain), DIFFERENT * largest))
+    if any(_off_along(given.analytic, plain, direction, eps) for direction in (theta, plain)):
+        error = rounding
+    elif _equal_elsewhere(given.analytic, plain, eps):
+        error = np.maximum(rounding, BEYOND * apart)
+    else:
         return judged
-    error = np.full_like(plain, ROUNDINGS * eps * np.max(np.abs(plain), initial=0.0))
     beside = replace(given, answer=replace(given.answer, numeric=plain, error=error))
-    by_rerun = judge(beside, Bars(0.0, 0.0), tolerance)
+    by_rerun = judge(beside, Bars(0.0, float("inf")), tolerance)
     return by_rerun if by_rerun.is_wrong else judged
+
+
+def _equal_elsewhere(given: Floats, plain: Floats, eps: float) -> bool:
+    """Whether most entries of two gradients are the same number."""
+    telling = plain != 0
+    same = np.abs(given - plain) <= 2 * eps * np.abs(plain)
+    return bool(np.sum(telling) >= TELLING and np.mean(same[telling]) > 0.5)
 
 
 def _off_along(given: Floats, plain: Floats, direction: Floats, eps: float) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from torch_gradcheck.engines.traced import worth_tracing
 from torch_gradcheck.numerical import Numerical
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.theta import Theta
@@ -37,6 +38,8 @@ def chosen_method(asked: str, objective: Objective, theta: Theta, numerical: Num
     """What `"auto"` means for this J; any other method as it was asked for."""
     if asked != "auto":
         return Chosen(asked)
+    if not worth_tracing(2 * theta.coordinates, len(theta.checked)):
+        return Chosen("exact")
     seconds = _seconds_of_differences(objective, theta, numerical)
     if seconds <= LONG:
         return Chosen("exact")

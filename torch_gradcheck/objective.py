@@ -11,7 +11,7 @@ from torch import nn
 
 from torch_gradcheck.borrow import Borrowed
 from torch_gradcheck.errors import NonScalarLossError
-from torch_gradcheck.precision import PrecisionMode, epsilon
+from torch_gradcheck.precision import DrawnIn, PrecisionMode, epsilon
 from torch_gradcheck.watch import watched
 
 ROUNDOFF_BETWEEN_CALLS = 1e3
@@ -34,7 +34,7 @@ class Objective:
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
         takes_accumulated: the gradient on trial is what that backward left in `.grad`.
-        drawn_in: the precision in which random numbers are drawn; None: that of the check.
+        drawn_in: the precisions in which random numbers are drawn; None: that of the check.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Objective:
         compute: Callable[[], Any],
         borrowed: Borrowed,
         dtype: torch.dtype,
-        drawn_in: torch.dtype | None = None,
+        drawn_in: DrawnIn | None = None,
     ) -> None:
         self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan

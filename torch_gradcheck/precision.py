@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -56,6 +56,13 @@ def in_precision(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dty
     return precision if dtype.is_floating_point else dtype
 
 
+class DrawnIn(NamedTuple):
+    """The caller's precisions: of numbers drawn out of nothing, and of those drawn like a tensor, or into one."""
+
+    default: torch.dtype
+    tensors: torch.dtype
+
+
 class PrecisionMode(TorchDispatchMode):
     """Rewrites every lower precision to the given one: casts, factory calls and tensors the borrowing did not reach.
 
@@ -64,11 +71,11 @@ class PrecisionMode(TorchDispatchMode):
 
     Attributes:
         overridden: op name → names of the modules it was overridden in, filled when `module_at_hand` is given.
-        drawn_in: the precision random numbers are drawn in, before they are raised; None: that of the check. A
+        drawn_in: the precisions random numbers are drawn in, before they are raised; None: that of the check. A
             generator in the same state draws other numbers in another precision.
     """
 
-    drawn_in: torch.dtype | None = None
+    drawn_in: DrawnIn | None = None
     supports_higher_order_operators = True
 
     @classmethod
@@ -95,13 +102,14 @@ class PrecisionMode(TorchDispatchMode):
         }
         return func(*raised, **raised_kwargs)
 
-    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: torch.dtype) -> Any:
-        """What a draw in `drawn_in` gives, in the precision of the check."""
+    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: DrawnIn) -> Any:
+        """What a draw in the caller's precision gives, in that of the check."""
         writes = written_arguments(func)
-        lowered = [_lowered(arg, drawn_in) for arg in args]
+        lowered = [_lowered(arg, drawn_in.tensors) for arg in args]
         takes_dtype = any(argument.name == "dtype" for argument in func._schema.arguments)
         if takes_dtype and kwargs.get("dtype") in (None, self.precision):
-            kwargs["dtype"] = drawn_in
+            like = any(isinstance(arg, torch.Tensor) for arg in args)
+            kwargs["dtype"] = drawn_in.tensors if like else drawn_in.default
         result = func(*lowered, **kwargs)
         for position, arg in enumerate(args):
             if position in writes and isinstance(arg, torch.Tensor):

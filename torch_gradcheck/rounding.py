@@ -18,8 +18,8 @@ from torch_gradcheck.precision import PrecisionMode, is_view, written_arguments
 aten = torch.ops.aten
 
 MOVED = 0.6
-"""The largest move, in machine epsilons of a result: a result in the middle of its binade moves by one place or none,
-with about twice the variance of what rounding to nearest does."""
+"""The largest move, in machine epsilons of a result: it then moves by a last place or stays, with a few times the
+variance of what rounding to nearest does."""
 
 
 class RoundingMode(TorchDispatchMode):

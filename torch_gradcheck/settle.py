@@ -15,6 +15,7 @@ from torch import nn
 from torch_gradcheck.borrow import Borrowed
 from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossError, NonFiniteLossError
 from torch_gradcheck.objective import Objective
+from torch_gradcheck.precision import DrawnIn
 from torch_gradcheck.watch import watched
 
 NO_KERNEL = re.compile(
@@ -30,11 +31,11 @@ def settled_objective(
     compute: Callable[[], Any],
     borrowed: Borrowed,
     dtype: torch.dtype,
-    drawn_in: torch.dtype | None = None,
+    drawn_in: DrawnIn | None = None,
 ) -> Objective:
     """J, evaluated twice at θ: with a graph, then without one; the cheaper way is kept where both agree to the bit.
 
-    `drawn_in` is the precision of random draws, None for that of the check.
+    `drawn_in` are the precisions of random draws, None for that of the check.
 
     Raises:
         NonScalarLossError: J is not one real number.

@@ -72,8 +72,8 @@ def check_left_in_grad(
     left = LeftInGrad(model, functions, computation, theta, asked, step)
     with Loan(model, functions, asked.mode, asked.dtype, asked.seed, step.start) as borrowed:
         objective = settled_objective(model, computation(asked.dtype), borrowed, asked.dtype, left.drawn_in)
-        left.check_replay(objective)
         gradients = autograd_gradients(objective, theta)
+        left.check_replay(objective, gradients)
         numerical = Numerical(objective, theta, asked, threads)
         if examined is not None and examined.is_of(objective.loss, gradients):
             chosen, trials = examined.chosen, dict(examined.trials)

@@ -14,6 +14,7 @@ from torch import nn
 import digits_from_scratch as scratch
 import digits_mlp
 import find_the_bug
+import train_digits
 from torch_gradcheck import check_module
 
 ROOT = Path(__file__).parents[2]
@@ -122,3 +123,57 @@ def test_the_mended_model_is_right_and_the_mistake_is_not_seen_before_training()
 
     assert untrained.passed
     assert mended.passed
+
+
+def test_the_right_loop_learns_and_is_right_at_every_check():
+    model, monitor = train_digits.right()
+
+    assert train_digits.accuracy(model) > 0.97
+    assert list(monitor.reports) == [0, 200, 400]
+    for report in monitor.reports.values():
+        assert {str(row.status) for row in report.in_grad} <= {"match", "flat"}
+        assert report.in_grad["6.weight"].status == "match"
+
+
+@pytest.mark.parametrize(
+    ("mistake", "step", "kind", "words"),
+    [
+        (train_digits.forgotten_zero_grad, 1, "accumulated", "zero_grad() is missing"),
+        (train_digits.forgotten_division, 0, "scaled", "not divided by 4 accumulation steps"),
+        (train_digits.forgotten_unscale, 0, "scaled", "2^16, a loss scale that was not taken out"),
+        (train_digits.misplaced_zero_grad, 0, "missing", "zero_grad() came after it"),
+    ],
+)
+def test_each_classic_mistake_is_caught_and_named(mistake, step, kind, words):
+    monitor = train_digits.wrong(mistake)
+
+    assert next(step for step, report in monitor.reports.items() if not report.passed) == step
+    for row in monitor.reports[step].mismatches:
+        assert row.diagnosis.kind == kind
+        assert words in row.diagnosis.message
+
+
+def test_the_training_script_tells_what_it_found(monkeypatch, capsys):
+    model, monitor = train_digits.right()
+    monkeypatch.setattr(train_digits, "right", lambda: (model, monitor))
+
+    train_digits.main()
+
+    printed = capsys.readouterr().out
+    assert printed.startswith("gradients checked on 3 of 401 training steps, none wrong\naccuracy 0.9")
+    for mistake in train_digits.MISTAKES:
+        assert mistake.__doc__ in printed
+
+
+def test_the_suite_over_layers_passes():
+    finished = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_layers.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+    assert finished.returncode == 0, finished.stdout
+    assert "8 passed" in finished.stdout

@@ -14,10 +14,10 @@ import torch
 
 from torch_gradcheck.differences.ladder import Noise
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
-from torch_gradcheck.differences.trial import ACCUSATION, Answer, Outcome, judge_each
+from torch_gradcheck.differences.trial import ACCUSATION, Answer, judge_each
 from torch_gradcheck.projected.certify import Certificate
 from torch_gradcheck.projected.directions import Direction, Directions, Motion, slope
-from torch_gradcheck.projected.questions import question_of, roundoff_of
+from torch_gradcheck.projected.questions import question_of, refutes, roundoff_of
 
 BLOCKS = 4
 """How many blocks, each of one or more tensors, are confirmed at most; those of several only if all of it is wrong."""
@@ -48,6 +48,12 @@ class Suspect:
     coordinates: Indices
     error: Floats
     certificate: Certificate
+
+    def sizes(self, entries: int) -> Floats:
+        """|error| at every coordinate of the tensor."""
+        sizes = np.zeros(entries)
+        sizes[self.coordinates] = np.abs(self.error)
+        return sizes
 
     def motion(self, entries: int, length: float) -> Motion:
         """Along the error, `length` long."""
@@ -130,7 +136,8 @@ class Accuser:
         answer = self._judged(direction, max(step, RESOLVED / 8 * roundoff_of(self._noise) / weakest))
         predicted = slope(direction, self._verified)
         borne_out = abs(answer.numeric[0] - predicted) <= weakest / 2
-        return bool(answer.outcome[0] == Outcome.MISMATCH and borne_out and weakest > ACCUSATION * answer.error[0])
+        resolved = weakest > ACCUSATION * answer.error[0]
+        return bool(resolved and borne_out and refutes(answer, slope(direction, self._trial)))
 
     def _judged(self, direction: Direction, step: float) -> Answer:
         reach = min(

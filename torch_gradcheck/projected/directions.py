@@ -23,11 +23,6 @@ class Motion(NamedTuple):
     scale: float
     components: Tensor
 
-    @property
-    def length(self) -> float:
-        """‖scale · components‖."""
-        return abs(self.scale) * float(torch.linalg.vector_norm(self.components, dtype=torch.float64))
-
 
 Direction = Mapping[int, Motion]
 """Position of a parameter in θ to how it moves."""

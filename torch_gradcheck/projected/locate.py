@@ -9,21 +9,15 @@ import torch
 
 from torch_gradcheck.differences.ladder import Noise, Window, through_window
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.differences.trial import ACCUSATION, Outcome, judge_each
+from torch_gradcheck.differences.trial import ACCUSATION, judge_each
 from torch_gradcheck.projected.directions import Direction, Directions, Motion, slope
-from torch_gradcheck.projected.questions import question_of
+from torch_gradcheck.projected.questions import question_of, refutes
 
 LOCATED = 3
 """How many wrong coordinates of a tensor are looked for."""
 
 REFUTING = 4
 """How many directions must refute a gradient."""
-
-SMOOTH = 0.01
-"""How much J's slopes on both sides of θ may differ, against what the gradient is off by.
-
-At a kink a gradient need not lie between the two slopes along a direction through many coordinates.
-"""
 
 
 class Locator:
@@ -74,8 +68,7 @@ class Locator:
         analytic, reach = np.array([self._slope(direction)]), np.array([self._size / self._scale])
         sampler, unit = self._directions.sampler([direction]), np.array([16 * self._step])
         answer = judge_each(question_of(sampler, analytic, unit, reach, self._noise, self._tolerance))
-        off, jump = answer.numeric[0] - analytic[0], answer.right[0] - answer.left[0]
-        return bool(answer.outcome[0] == Outcome.MISMATCH and abs(jump) <= SMOOTH * abs(off))
+        return refutes(answer, analytic[0])
 
     def _descend(self, scale: float, components: torch.Tensor, residual: float) -> int:
         """The coordinate that is arrived at by going to the half with the larger residual, again and again."""

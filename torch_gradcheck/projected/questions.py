@@ -6,10 +6,16 @@ import numpy as np
 
 from torch_gradcheck.differences.ladder import Ladder, Noise
 from torch_gradcheck.differences.sampling import Floats, Sampler
-from torch_gradcheck.differences.trial import Question
+from torch_gradcheck.differences.trial import Answer, Outcome, Question
 
 SHORT = Ladder(ratio=4.0, smallest=4.0**-5.5)
 """Six steps: where the first is known to be about right, the rest of a long ladder tells nothing more."""
+
+SMOOTH = 0.05
+"""How much J's slopes on both sides of θ may differ, against what the gradient is off by, for J to be smooth there.
+
+At a kink a gradient need not lie between the two slopes along a direction through many coordinates.
+"""
 
 
 def question_of(
@@ -40,6 +46,12 @@ def question_of(
         eps=None,
         ladder=SHORT,
     )
+
+
+def refutes(answer: Answer, analytic: float) -> bool:
+    """Whether a slope on trial along one direction is wrong, and J is smooth along it."""
+    off, jump = answer.numeric[0] - analytic, answer.right[0] - answer.left[0]
+    return bool(answer.outcome[0] == Outcome.MISMATCH and abs(jump) <= SMOOTH * abs(off))
 
 
 def roundoff_of(noise: Noise) -> float:

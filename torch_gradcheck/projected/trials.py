@@ -84,8 +84,8 @@ class Projected:
         tried = {position: self._compared(position, found) for position, found in verified.items()}
         unconfirmed = self._accuse(verified, tried)
         for position in self._theta.checked:
-            if position not in tried or (position in unconfirmed and len(tried[position].coordinates) <= FEW):
-                tried[position] = self._tried_directly(position)
+            if position not in tried or position in unconfirmed:
+                tried[position] = self._tried_directly(position, unconfirmed.get(position))
         return {position: tried[position] for position in self._theta.checked}
 
     # The gradient that is verified --------------------------------------------------------------------------------
@@ -145,11 +145,11 @@ class Projected:
             proof=certificate.proof,
         )
 
-    def _accuse(self, verified: Mapping[int, Verified], tried: Mapping[int, Tried]) -> set[int]:
+    def _accuse(self, verified: Mapping[int, Verified], tried: Mapping[int, Tried]) -> dict[int, Suspect]:
         """Marks the wrong coordinates of tensors that J says are wrong; returns the other suspects."""
         suspects = {p: suspect for p, found in verified.items() if (suspect := self._suspect(p, found)) is not None}
         if not suspects:
-            return set()
+            return {}
         accuser = Accuser(
             self._directions,
             self._numerical.plain_sampler,
@@ -159,12 +159,12 @@ class Projected:
             self._request.tolerance,
         )
         confirmed = accuser.confirmed(suspects)
-        for position, suspect in suspects.items():
-            places = np.searchsorted(tried[position].coordinates, suspect.coordinates)
-            tried[position].answer.outcome[places] = Outcome.MISMATCH if position in confirmed else Outcome.UNDECIDED
+        for position in confirmed:
+            places = np.searchsorted(tried[position].coordinates, suspects[position].coordinates)
+            tried[position].answer.outcome[places] = Outcome.MISMATCH
         for position, k in accuser.worst({p: suspects[p] for p in confirmed}):
             self._confirm_single(accuser, tried[position], position, suspects[position], k)
-        return suspects.keys() - confirmed
+        return {p: suspect for p, suspect in suspects.items() if p not in confirmed}
 
     def _suspect(self, position: int, verified: Verified) -> Suspect | None:
         """What is wrong with a tensor, None where nothing is, or nothing that J could show."""
@@ -189,12 +189,16 @@ class Projected:
 
     # Tensors whose gradient J does not bear out -------------------------------------------------------------------
 
-    def _tried_directly(self, position: int) -> Tried:
+    def _tried_directly(self, position: int, suspect: Suspect | None) -> Tried:
         """Some coordinates one by one: all of a small tensor, else a sample and those that bisection leads to."""
         started, before = time.perf_counter(), self._objective.evaluations
         entry, given = self._theta[position], self._gradients[position]
         everything = entry.tried
-        coordinates = everything if len(everything) <= FEW else _sample(everything, given.values, self._request.seed)
+        coordinates = everything
+        if len(everything) > FEW:
+            telling = np.abs(given.values) if suspect is None else suspect.sizes(len(given.values))
+            telling[~np.isfinite(given.values)] = np.inf
+            coordinates = _sample(everything, telling, self._request.seed)
         answer = self._answer(position, coordinates)
         refuted = False
         if len(coordinates) < len(everything) and not np.any(answer.outcome == Outcome.MISMATCH):
@@ -247,9 +251,8 @@ def _cleaned(entry: ThetaEntry, values: Floats) -> Floats:
     return cleaned
 
 
-def _sample(coordinates: Indices, gradient: Floats, seed: int) -> Indices:
-    """Those that are not finite or largest in the gradient, and others at random; sorted."""
-    sizes = np.nan_to_num(np.abs(gradient[coordinates]), nan=np.inf)
-    largest = np.argpartition(-sizes, SAMPLED // 2)[: SAMPLED // 2]
+def _sample(coordinates: Indices, telling: Floats, seed: int) -> Indices:
+    """Those that tell most, and others at random; sorted."""
+    largest = np.argpartition(-telling[coordinates], SAMPLED // 2)[: SAMPLED // 2]
     drawn = np.random.default_rng(seed).choice(len(coordinates), SAMPLED // 2, replace=False)
     return coordinates[np.union1d(largest, drawn)]

@@ -39,6 +39,8 @@ def _fields(row: object) -> dict[str, object]:
 
 def _plain(value: object) -> object:
     """`value` in JSON's own types."""
+    if isinstance(value, Facts):
+        return as_dict(value)
     if isinstance(value, StrEnum):
         return value.value
     if isinstance(value, float):

@@ -18,6 +18,9 @@ SECONDS_A_PRODUCT = 1e-10
 SECONDS_AN_ENTRY = 5e-10
 """What an entry that another operation writes takes."""
 
+SECONDS_A_SAMPLE = 2e-6
+"""What a perturbation takes at least, however little it touches."""
+
 SECONDS_AN_OPERATION = 1e-7
 """What an operation takes besides, its share in those of a whole chunk of perturbations."""
 
@@ -30,7 +33,7 @@ _SECOND_FACTOR = {aten.mm.default: 1, aten.bmm.default: 1, aten.addmm.default: 2
 def seconds_each(program: Program, parameter: int) -> float:
     """What J with one coordinate of this parameter moved takes, as an estimate."""
     depth: dict[int, int] = {program.parameters[parameter]: 0}
-    seconds = 0.0
+    seconds = SECONDS_A_SAMPLE
     for step in program.suffix(parameter):
         layers = min(depth[number] for number in step.inputs)
         products = _products(program, step)

@@ -1,0 +1,149 @@
+"""Promise: no correct training step is accused, in whatever precision; what a loop does wrong is found and named."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from torch_gradcheck import GradientMonitor, Report, check_module
+from zoo.training import MODELS, REGIMES, Regime, Trained, backward, built
+
+LACKING = {("recurrent", "autocast float16"): "torch has no such kernel on the CPU"}
+CASES = [
+    pytest.param(model, regime, id=f"{model}, {regime}")
+    for model in MODELS
+    for regime in REGIMES
+    if (model, regime) not in LACKING
+]
+
+
+def watched(trained: Trained, regime: Regime, spoil: Callable[[nn.Module], None] | None = None) -> Report:
+    """The report on one step, whose forward the monitor sees."""
+    monitor = GradientMonitor(trained.model, trained.loss_fn, on_mismatch="record")
+    torch.manual_seed(9)
+    backward(trained, regime)
+    if spoil is not None:
+        spoil(trained.model)
+    report = monitor.step(trained.batch)
+    assert report is not None
+    monitor.close()
+    return report
+
+
+def statuses(report: Report) -> dict[str, str]:
+    assert report.in_grad is not None
+    return {row.name: str(row.status) for row in report.in_grad}
+
+
+@functools.cache
+def right_report(model: str, regime: str) -> Report:
+    return watched(built(model, REGIMES[regime]), REGIMES[regime])
+
+
+@pytest.mark.parametrize(("model", "regime"), CASES)
+def test_a_correct_step_is_not_accused(model: str, regime: str) -> None:
+    report = right_report(model, regime)
+    assert report.passed, str(report.in_grad)
+    if regime in ("float32", "float64"):
+        assert set(statuses(report).values()) <= {"match", "flat"}, str(report.in_grad)
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+@pytest.mark.parametrize("model", ["mlp", "spectral", "fitted", "stagnating", "underflowing"])
+def test_a_correct_step_that_nobody_saw_is_not_accused(model: str, regime: str) -> None:
+    """The autocast has to be told from the gradients; a random step cannot be judged."""
+    trained = built(model, REGIMES[regime])
+    backward(trained, REGIMES[regime])
+    report = check_module(trained.model, trained.loss_fn, trained.batch, gradients="grad")
+    assert report.passed, str(report)
+    if model == "mlp":
+        assert {str(row.status) for row in report} == {"undecided"}
+        assert "random" in report.parameters[0].reason
+
+
+def double(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad.mul_(2)
+
+
+def spoil_a_tenth(model: nn.Module) -> None:
+    """A tenth of the entries of every gradient, and at least one, those that matter most."""
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        flat = parameter.grad.to_dense().flatten()
+        largest = flat.abs().topk(max(1, len(flat) // 10)).indices
+        flat[largest] = 0
+        parameter.grad = flat.view(parameter.shape)
+
+
+@pytest.mark.parametrize("spoil", [double, spoil_a_tenth], ids=["twice", "a tenth is zero"])
+@pytest.mark.parametrize("regime", ["float32", "bfloat16", "autocast bfloat16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_wrong_step_is_found_wherever_something_was_proven(
+    model: str, regime: str, spoil: Callable[[nn.Module], None]
+) -> None:
+    right = statuses(right_report(model, regime))
+    wrong = statuses(watched(built(model, REGIMES[regime]), REGIMES[regime], spoil))
+    assert [name for name in right if right[name] == "match" and wrong[name] != "mismatch"] == []
+    assert "match" in right.values() or model in ("underflowing", "stagnating", "fitted")
+
+
+@pytest.mark.parametrize("regime", REGIMES)
+def test_what_is_no_number_is_always_wrong(regime: str) -> None:
+    trained = built("mlp", REGIMES[regime])
+    backward(trained, REGIMES[regime])
+    weight = trained.model.get_parameter("4.weight")
+    assert weight.grad is not None
+    weight.grad[1, 2] = torch.inf
+    report = check_module(trained.model, trained.loss_fn, trained.batch, gradients="grad")
+    assert [row.name for row in report.mismatches] == ["4.weight"]
+    assert report["4.weight"].mismatched == 1
+    assert "not finite" in report["4.weight"].reason
+
+
+def test_a_parameter_without_grad_is_wrong_even_where_nobody_saw_the_random_step() -> None:
+    trained = built("mlp", REGIMES["float32"])
+    backward(trained, REGIMES["float32"])
+    trained.model.get_parameter("0.weight").grad = None
+    report = check_module(trained.model, trained.loss_fn, trained.batch, gradients="grad")
+    assert [(row.name, str(row.diagnosis.kind)) for row in report.mismatches if row.diagnosis] == [
+        ("0.weight", "missing")
+    ]
+    assert report["4.weight"].status == "undecided"
+
+
+class WrongInFloat32(torch.autograd.Function):
+    """A backward that is right in float64, where a check of the model looks, and 10 % off in float32."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        factor = 1.1 if x.dtype == torch.float32 else 1.0
+        return grad * (1 - torch.tanh(x) ** 2) * factor
+
+
+class Wrong(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.outer(WrongInFloat32.apply(self.inner(x)))
+
+
+def test_a_backward_that_is_wrong_in_the_steps_own_precision_only_is_found() -> None:
+    torch.manual_seed(0)
+    trained = Trained(Wrong(), nn.MSELoss(), (torch.randn(7, 4), torch.randn(7, 2)))
+    assert check_module(*trained).passed
+    report = watched(trained, REGIMES["float32"])
+    assert {row.name for row in report.mismatches} == {"inner.weight", "inner.bias"}
