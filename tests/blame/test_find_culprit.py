@@ -84,6 +84,19 @@ def test_a_closure_that_changes_grad_afterwards() -> None:
     assert "changed afterwards" in report.notes[0]
 
 
+@pytest.mark.parametrize("change", [lambda g: g * float("nan"), lambda g: 3 * g], ids=["nan", "factor"])
+def test_a_hook_on_a_parameter(change: Callable[[Tensor], Tensor]) -> None:
+    model = layers(wrong=False)
+    model[0].weight.register_hook(change)
+    report = check_module(model, squared_error, (X, T))
+    assert report.culprit == "0.weight"
+    assert "a hook on the parameter 0.weight" in report.notes[0]
+
+
+def test_in_float32_too() -> None:
+    assert check_module(layers(), squared_error, (X, T), dtype=torch.float32).culprit == "1"
+
+
 # Gradients given by hand ------------------------------------------------------------------------------------------
 
 

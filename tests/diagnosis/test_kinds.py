@@ -166,6 +166,25 @@ def test_entries_that_prove_nothing_do_not_hide_a_factor() -> None:
     assert found.kind == "scaled"
 
 
+COARSE = np.where((np.arange(24) % 7 == 0).reshape(4, 6), 1e-3, BAR)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        pytest.param(lambda g: 2 * g, "scaled", id="factor"),
+        pytest.param(lambda g: g - 0.1 * THETA, "weight_decay", id="decay"),
+        pytest.param(lambda g: g[[2, 0, 1, 3]], "permuted", id="rows in another order"),
+        pytest.param(lambda g: g.T.reshape(4, 6), "transposed", id="transposed"),
+    ],
+)
+def test_a_few_coarse_entries_do_not_spoil_a_fit(change: Callable[[Floats], Floats], kind: str) -> None:
+    seen = G + COARSE * np.random.default_rng(5).uniform(-1, 1, size=G.shape)
+    found = diagnose(Evidence.of(change(G), seen, THETA, COARSE))
+    assert found is not None
+    assert found.kind == kind, found
+
+
 def test_noise_as_large_as_the_gradient_proves_no_factor() -> None:
     noisy = Evidence.of(2 * G, G + 0.3 * THETA, THETA, error=0.2)
     found = diagnose(noisy)

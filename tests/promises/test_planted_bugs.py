@@ -71,6 +71,18 @@ def test_kinds_and_culprits_are_told_in_95_percent() -> None:
     assert sum(culprits) >= 0.95 * len(culprits)
 
 
+@pytest.mark.parametrize("bug", PLANTED[::6], ids=lambda bug: bug.id)
+def test_the_projected_method_tells_the_same(bug: Planted) -> None:
+    problem = bug.build(True)
+    report = check_module(
+        problem.model, problem.loss_fn, problem.batch, gradients=problem.gradients, mode=bug.mode, method="projected"
+    )
+    assert report.culprit in (bug.culprit, None), str(report)
+    for row in report.mismatches:
+        assert row.diagnosis is not None
+        assert row.diagnosis.kind in (expected_kind(bug, row.name), "unknown"), row
+
+
 @every_bug
 def test_the_correct_twin_passes(bug: Planted) -> None:
     report = check(bug.build(False), bug.mode)

@@ -199,14 +199,16 @@ def _verdict(wrong: Wrong, run: Run, laboratory: Laboratory, step: float, known:
     if tangents is None:
         return Verdict(wrong, open="J is made of other calls at neighbouring points")
     verdict = Verdict(wrong, tangents)
-    raw = run.raw.get(wrong.entry.parameter, [])
-    if raw:
-        verdict.hook = wrong.analytic - sum(wrong.of(gradient) for gradient in raw)
+    raw = [wrong.of(gradient) for gradient in run.raw.get(wrong.entry.parameter, [])]
+    if raw and math.isfinite(sum(raw)):
+        verdict.hook = wrong.analytic - sum(raw)
+    if not math.isfinite(verdict.hook):
+        return verdict  # the gradient was a number before its hooks
     search = _Search(verdict, laboratory)
     whole = Part(wrong.error - verdict.hook, wrong.noise)
     if not search.explained_by(known, whole):
         search.split(None, whole, run.roots)
-    search.compare_with_run(sum(wrong.of(gradient) for gradient in raw))
+    search.compare_with_run(sum(raw))
     for call in verdict.own:
         if call is not None and not isinstance(call.owner, nn.Module):
             verdict.inputs[call] = search.wrong_inputs(call)
@@ -263,11 +265,13 @@ class _Search:
         """Whether the modules that hold the parameter give it, each call alone, what they gave it together."""
         parameter = self._verdict.wrong.entry.parameter
         holders = [call for call in self._verdict.tangents if _holds(call.owner, parameter) and call.receives]
+        if len(holders) < 2:
+            return
         for call in holders:
             if call not in self._of_theta:
                 self._part(call)
         alone = [self._of_theta.get(call, math.nan) for call in holders]
-        if len(holders) > 1 and abs(sum(alone) - whole) > TELLING * abs(self._error):
+        if abs(sum(alone) - whole) > TELLING * abs(self._error):
             self._verdict.unlike += holders
 
     def wrong_inputs(self, call: Call) -> list[str]:

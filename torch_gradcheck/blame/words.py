@@ -13,6 +13,8 @@ from torch_gradcheck.blame.recording import Call
 from torch_gradcheck.blame.verdicts import Verdict
 
 LOSS = "loss_fn"
+NOBODY = "\0"
+"""No name of a module: what is wrong is no module's fault."""
 
 SHARE = 0.1
 """Parameter hooks are at fault if they make up this much of the error."""
@@ -35,7 +37,7 @@ class Words:
             inputs = dict.fromkeys(path for each in verdicts for path in each.inputs.get(call, []))
             guilty.setdefault(self.name_of(call), self._on(call, verdict, sorted(inputs)))
         for verdict in verdicts:
-            if abs(verdict.hook) > SHARE * abs(verdict.wrong.error):
+            if not math.isfinite(verdict.hook) or abs(verdict.hook) > SHARE * abs(verdict.wrong.error):
                 guilty |= self._on_hook(verdict)
         if not guilty:
             return None, (self._reason(verdicts),)
@@ -130,9 +132,6 @@ class Words:
             for call, why in verdict.unclear:
                 return self.nobody(f"{self._short(call) or 'the model itself'} {why}")
         return self.nobody("every module is right when it is run alone, and so is what is left for the loss")
-
-
-NOBODY = "\0"
 
 
 def _downstream_first(verdicts: Sequence[Verdict], calls: Sequence[Call]) -> list[tuple[Call | None, Verdict]]:

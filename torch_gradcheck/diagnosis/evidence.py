@@ -104,29 +104,35 @@ class Evidence:
         """Analytic minus numeric."""
         return np.asarray(self.analytic - self.numeric)
 
-    def residual(self, predicted: Floats, gain: float = 1.0) -> float:
+    @cached_property
+    def weights(self) -> Floats:
+        """What an entry counts in a fit: 1 / its error bar, those of the best entries being taken as equal."""
+        floor = NEGLIGIBLE * float(np.max(np.abs(np.nan_to_num(self.numeric))[self.judged], initial=0.0))
+        return np.asarray(1 / np.maximum(self.error, floor or 1.0))
+
+    def residual(self, predicted: Floats, gain: float = 1.0, error: Floats | None = None) -> float:
         """‖analytic − predicted‖₂ / ‖analytic‖₂ if `predicted` explains the mistake, else infinite.
 
         It does if it is within the tolerance and the error bars (times `gain`, the factor on `numeric` in it) entry by
-        entry, outliers apart, and leaves next to nothing of the mistake.
+        entry, outliers apart, and leaves next to nothing of the mistake. Where `predicted` is made of other entries
+        than its own, `error` holds their error bars.
         """
+        bars = BARS * max(abs(gain), 1.0) * (self.error if error is None else np.maximum(error, self.error))
         known = np.flatnonzero(self.judged & np.isfinite(predicted))
-        if len(known) > GLANCE and np.mean(self._outside(predicted, gain, known[:: len(known) // GLANCE])) > GLARING:
+        if len(known) > GLANCE and np.mean(self._outside(predicted, bars, known[:: len(known) // GLANCE])) > GLARING:
             return np.inf
         left, off = np.abs(self.analytic - predicted)[known], np.abs(self.off)[known]
-        bar = BARS * max(abs(gain), 1.0) * self.error[known]
-        outside = self._outside(predicted, gain, known)
+        bar, outside = bars[known], self._outside(predicted, bars, known)
         if np.sum(outside) > OUTLIERS * len(left) or np.any(left[outside] > off[outside] / 5):
             return np.inf
         if np.linalg.norm(left) > EXPLAINED * np.linalg.norm(off) + np.linalg.norm(bar):
             return np.inf
         return float(np.linalg.norm(left) / max(np.linalg.norm(self.analytic[known]), np.finfo(np.float64).tiny))
 
-    def _outside(self, predicted: Floats, gain: float, which: Indices) -> Flags:
+    def _outside(self, predicted: Floats, bars: Floats, which: Indices) -> Flags:
         """Entries that are off by more than tolerance, error bar and rounding allow."""
         analytic, expected = self.analytic[which], predicted[which]
-        bar = BARS * max(abs(gain), 1.0) * self.error[which]
-        allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bar + self._rounding
+        allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bars[which] + self._rounding
         return np.asarray(np.abs(analytic - expected) > allowed)
 
     @cached_property
@@ -136,6 +142,10 @@ class Evidence:
     def explains(self, predicted: Floats) -> bool:
         """Whether `predicted` explains the mistake."""
         return bool(np.isfinite(self.residual(predicted)))
+
+    def rearranged(self, order: Indices) -> bool:
+        """Whether `numeric[order]` explains the mistake."""
+        return bool(np.isfinite(self.residual(self.numeric[order], error=self.error[order])))
 
     def grid(self, values: Floats) -> Floats:
         """A flat array in the parameter's shape."""

@@ -7,7 +7,7 @@ a wrong kind is worse than none.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -27,6 +27,9 @@ CLIP_EPS = 1e-6
 
 ROUNDINGS = 4.0
 """How many machine epsilons of the largest entry a low precision may cost."""
+
+
+MISPLACED = "the right numbers in the wrong places"
 
 
 class Finding(NamedTuple):
@@ -56,7 +59,8 @@ def scaled(evidence: Evidence, meanings: Sequence[Meaning]) -> Finding | None:
     n, a = evidence.numeric[evidence.resolved], evidence.analytic[evidence.resolved]
     if not len(n) or not evidence.finite:
         return None
-    factor = float(np.dot(a, n) / np.dot(n, n))
+    w = evidence.weights[evidence.resolved]
+    factor = float(np.dot(w * a, w * n) / np.dot(w * n, w * n))
     residual = evidence.residual(factor * evidence.numeric, factor)
     if not np.isfinite(residual) or factor == 0:
         return None
@@ -77,7 +81,8 @@ def weight_decay(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
     off, theta = evidence.off[evidence.judged], evidence.theta[evidence.judged]
     if not np.any(theta) or not evidence.finite:
         return None
-    factor = float(np.dot(off, theta) / np.dot(theta, theta))
+    w = evidence.weights[evidence.judged]
+    factor = float(np.dot(w * off, w * theta) / np.dot(w * theta, w * theta))
     predicted = evidence.numeric + factor * evidence.theta
     residual = evidence.residual(predicted)
     telling = np.abs(factor * theta) > 10 * (evidence.error[evidence.judged] + evidence.tolerance * np.abs(off))
@@ -97,15 +102,13 @@ def transposed(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
     """Two axes swapped, whether or not the shape shows it."""
     if not evidence.finite or _distinct(evidence) < 3:
         return None
+    places = _places(evidence)
     for one, other in combinations(range(len(evidence.shape)), 2):
-        swapped = np.swapaxes(evidence.grid(evidence.numeric), one, other)
-        as_it_is = swapped.shape == evidence.shape and evidence.explains(swapped.ravel())
-        if as_it_is or evidence.explains(swapped.reshape(evidence.shape).ravel()):
+        swapped = np.swapaxes(places, one, other)
+        as_it_is = swapped.shape == evidence.shape and evidence.rearranged(swapped.ravel())
+        if as_it_is or evidence.rearranged(swapped.reshape(evidence.shape).ravel()):
             axes = "" if len(evidence.shape) == 2 else f" in axes {one} and {other}"
-            return _firm(
-                DiagnosisKind.TRANSPOSED,
-                f"dθ is the right gradient transposed{axes}: the right numbers in the wrong places",
-            )
+            return _firm(DiagnosisKind.TRANSPOSED, f"dθ is the right gradient transposed{axes}: {MISPLACED}")
     return None
 
 
@@ -113,11 +116,9 @@ def permuted(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
     """The right numbers in other places: reversed, rolled, slices or entries in another order."""
     if not evidence.finite or _distinct(evidence) < 2:
         return None
-    for predicted, words in (*_reversals(evidence), *_reorderings(evidence), *_sorted(evidence)):
-        if evidence.explains(predicted):
-            return _firm(
-                DiagnosisKind.PERMUTED, f"dθ is the right gradient {words}: the right numbers in the wrong places"
-            )
+    for order, words in chain(_reversals(evidence), _reorderings(evidence), _sorted(evidence)):
+        if evidence.rearranged(order):
+            return _firm(DiagnosisKind.PERMUTED, f"dθ is the right gradient {words}: {MISPLACED}")
     return None
 
 
@@ -177,7 +178,8 @@ def _scaled_and_decayed(evidence: Evidence) -> str:
     n, a, theta = (x[evidence.resolved] for x in (evidence.numeric, evidence.analytic, evidence.theta))
     if len(n) < 4:
         return ""
-    (factor, decay), *_ = np.linalg.lstsq(np.stack([n, theta], axis=1), a, rcond=None)
+    w = evidence.weights[evidence.resolved]
+    (factor, decay), *_ = np.linalg.lstsq(np.stack([w * n, w * theta], axis=1), w * a, rcond=None)
     predicted = factor * evidence.numeric + decay * evidence.theta
     residual = evidence.residual(predicted, factor)
     if not np.isfinite(residual):
@@ -214,34 +216,38 @@ def _number(value: float) -> str:
 
 
 def _distinct(evidence: Evidence) -> int:
-    """How many different numbers, beyond the error bars, the right gradient has where it says something."""
+    """How many different numbers, beyond the usual error bar, the right gradient has where it says something."""
     values = np.sort(evidence.numeric[evidence.resolved])
     if not len(values):
         return 0
-    apart = 10 * (float(np.max(evidence.error[evidence.resolved])) + evidence.tolerance * np.abs(values[1:]))
+    apart = 10 * (float(np.median(evidence.error[evidence.resolved])) + evidence.tolerance * np.abs(values[1:]))
     return 1 + int(np.sum(np.diff(values) > apart))
 
 
-def _reversals(evidence: Evidence) -> Iterator[tuple[Floats, str]]:
+def _places(evidence: Evidence) -> Indices:
+    """The flat position of every entry, in the parameter's shape."""
+    return np.arange(evidence.numeric.size, dtype=np.int64).reshape(evidence.shape)
+
+
+def _reversals(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
     """Read backwards along one or several axes."""
     dimensions = range(len(evidence.shape))
     for count in (1, 2, 3):
         for axes in combinations(dimensions, count):
             if all(evidence.shape[axis] > 2 or len(axes) > 1 for axis in axes):
                 where = " and ".join(words_of_axis(len(evidence.shape), axis)[1] for axis in axes)
-                yield np.flip(evidence.grid(evidence.numeric), axes).ravel(), f"with {where} reversed"
+                yield np.flip(_places(evidence), axes).ravel(), f"with {where} reversed"
 
 
-def _reorderings(evidence: Evidence) -> Iterator[tuple[Floats, str]]:
+def _reorderings(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
     """Slices along one axis in another order, the one that the numbers themselves suggest."""
     analytic, numeric = evidence.grid(evidence.analytic), np.nan_to_num(evidence.grid(evidence.numeric))
     for axis, length in enumerate(evidence.shape):
         if 2 <= length <= LONGEST:
-            order = _matched(
-                np.moveaxis(analytic, axis, 0).reshape(length, -1), np.moveaxis(numeric, axis, 0).reshape(length, -1)
-            )
+            mine, others = (np.moveaxis(values, axis, 0).reshape(length, -1) for values in (analytic, numeric))
+            order = _matched(mine, others)
             if len(set(order.tolist())) == length:
-                yield np.take(numeric, order, axis).ravel(), _order_in_words(evidence, axis, order)
+                yield np.take(_places(evidence), order, axis).ravel(), _order_in_words(evidence, axis, order)
 
 
 def _matched(slices_of: Floats, among: Floats) -> Indices:
@@ -260,12 +266,12 @@ def _order_in_words(evidence: Evidence, axis: int, order: Indices) -> str:
     return f"with {slices(evidence.shape, axis, np.flatnonzero(order != np.arange(length)))} in another order"
 
 
-def _sorted(evidence: Evidence) -> Iterator[tuple[Floats, str]]:
+def _sorted(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
     """Single entries in another order."""
     if np.all(np.isfinite(evidence.numeric)) and _distinct(evidence) >= 3:
-        predicted = np.empty_like(evidence.numeric)
-        predicted[np.argsort(evidence.analytic, kind="stable")] = np.sort(evidence.numeric)
-        yield predicted, "with its entries in another order"
+        order = np.empty(evidence.numeric.size, dtype=np.int64)
+        order[np.argsort(evidence.analytic, kind="stable")] = np.argsort(evidence.numeric, kind="stable")
+        yield order, "with its entries in another order"
 
 
 def _clipped_in_value(evidence: Evidence) -> Finding | None:

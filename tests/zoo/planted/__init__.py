@@ -14,7 +14,7 @@ from zoo.planted.sequences import other_bugs, sequence_bugs
 from zoo.planted.shapes import embedding_bugs, shape_bugs
 from zoo.planted.truth import truly_wrong
 
-PLANTED: list[Planted] = [
+SMALL: list[Planted] = [
     *linear_bugs(),
     *activation_bugs(),
     *normalisation_bugs(),
@@ -29,7 +29,9 @@ PLANTED: list[Planted] = [
     *hand_written_bugs(),
     *place_bugs(),
     *network_bugs(),
-    *pretrained_bugs(),
 ]
+"""In models of plain torch, whose batch is a tuple of tensors."""
 
-__all__ = ["PLANTED", "Planted", "Problem", "truly_wrong"]
+PLANTED: list[Planted] = [*SMALL, *pretrained_bugs()]
+
+__all__ = ["PLANTED", "SMALL", "Planted", "Problem", "truly_wrong"]
