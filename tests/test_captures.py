@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import functools
+import logging
+import random
+import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,7 +83,7 @@ BOTH = {
 def test_what_it_holds_is_found(function: Any) -> None:
     modules, tensors = found(function)
     assert [id(module) for module in modules] == [id(M)]
-    assert [id(tensor) for tensor in tensors] == [id(T)]
+    assert {id(tensor) for tensor in tensors} == {id(T), id(M.weight), id(M.bias)}
 
 
 GLOBALS = {"function": names_a_global, "inner function": names_a_global_inside, "__call__": CallsAGlobal()}
@@ -94,17 +99,45 @@ def test_globals_that_it_does_not_name_stay_out() -> None:
     assert id(UNUSED) not in captures_of(names_a_global).tensors
 
 
-def test_a_module_is_itself_and_not_taken_apart() -> None:
-    modules, tensors = found(M)
-    assert modules == [M]
-    assert tensors == []
-    modules, tensors = found(M.forward)
-    assert modules == [M]
+def test_a_module_with_all_inside_of_it() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2)))
+    for holder in (net, net.forward):
+        modules, tensors = found(holder)
+        assert modules == list(net.modules())
+        assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in net.state_dict(keep_vars=True).values()}
 
 
 def test_each_once() -> None:
     modules, tensors = found(closure_over(T, [T, T], M, {"m": M}))
-    assert (len(modules), len(tensors)) == (1, 1)
+    assert (len(modules), len(tensors)) == (1, 3)
+
+
+class Holder:
+    def __init__(self, *held: Any) -> None:
+        self.held = held
+
+
+def test_every_kind_where_it_belongs() -> None:
+    array, generator, own = np.zeros(3), torch.Generator(), random.Random(0)
+    inside, queue = {"a": array}, deque([own])
+    holder = Holder(inside, [generator], queue)
+    net, counted = nn.Linear(1, 1), list[int]()
+    net.helper = holder
+    net.register_forward_hook(lambda *_: counted.append(1))
+    found = captures_of(net)
+    assert list(found.arrays) == [id(array)]
+    assert set(found.generators) == {id(generator), id(own)}
+    assert {id(inside), id(queue)} <= set(found.containers)
+    assert list(found.objects) == [id(holder)]
+    assert id(counted) not in found.containers, "what a function counts, it counts on purpose"
+    assert not captures_of(closure_over(holder)).objects
+
+
+@pytest.mark.parametrize("value", [threading.Lock(), threading.current_thread(), logging.getLogger(), np, Holder])
+def test_what_is_no_state_of_a_models_stays_out(value: Any) -> None:
+    net = nn.Linear(1, 1)
+    net.held = value
+    assert not captures_of(net).objects
 
 
 def test_circles_end() -> None:

@@ -16,27 +16,36 @@ ROOT = Path(torch_gradcheck.__file__).parent
 
 LADDER = """
     version errors facts
-    structure captures interrupts global_state precision progress moved
+    structure interrupts global_state precision progress moved
+    captures
     differences differences.sampling
-    differences.noise differences.ladder
-    differences.trial
-    deliberate request watch batch rounding
+    differences.noise differences.ladder differences.odds
+    differences.looks differences.trial
+    deliberate request watch batch rounding stand_ins holder_states
     theta borrow
     objective seen
     analytic settle training_step
     native
     engines engines.engine
     engines.plain
+    engines.upstream
     engines.traced.chunks engines.traced.tape engines.traced.touched engines.traced.untraceable engines.traced.workers
     engines.traced.mutations engines.traced.rules engines.traced.windows
     engines.traced.general engines.traced.pointwise engines.traced.recorder engines.traced.reductions
     engines.traced.lookups engines.traced.products engines.traced.views
     engines.traced.convolutions engines.traced.normalizations
     engines.traced.program
+    engines.traced.effort engines.traced.rederive
     engines.traced.engine
     engines.traced
     engines.chosen
     numerical
+    projected projected.directions projected.questions projected.scales
+    projected.certify projected.locate
+    projected.accuse
+    projected.trials
+    method
+    reference
     diagnosis.evidence diagnosis.factors diagnosis.roundings
     diagnosis.places
     diagnosis.kinds diagnosis.picture
@@ -51,6 +60,7 @@ LADDER = """
     blame
     findings
     compare notes rounding_bars
+    compare_projected
     render render.shorten render.schema render.outline
     render.text render.html
     report

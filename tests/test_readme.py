@@ -29,6 +29,8 @@ from pathlib import Path
 
 import pytest
 
+from readme_tables import with_tables
+
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SET_UP = "python3 -m venv"
@@ -209,3 +211,8 @@ def test_a_traceback_points_to_its_line_in_the_readme():
         run(block, {})
 
     assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (README, 5)
+
+
+def test_the_tables_are_those_of_the_results():
+    """`python benchmarks/readme_tables.py` writes them."""
+    assert with_tables(TEXT) == TEXT

@@ -9,8 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from torch_gradcheck import check_module
 from torch_gradcheck.borrow import Loan
-from torch_gradcheck.errors import NonDeterministicLossError, NonFiniteLossError, NonScalarLossError
+from torch_gradcheck.errors import (
+    InvalidRequestError,
+    NonDeterministicLossError,
+    NonFiniteLossError,
+    NonScalarLossError,
+)
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.settle import check_unchanged, settled_objective
 
@@ -177,3 +183,20 @@ def test_a_difference_of_a_few_roundings_is_noise() -> None:
     model, calls = nn.Linear(3, 1), iter(range(100))
     objective = settled(model, lambda: model(X).square().sum() * (1 + (next(calls) % 2) * 2.0**-50), check_unchanged)
     assert 0 < objective.spread < 1e-14 * objective.loss
+
+
+class NoKernel(nn.Linear):
+    """As experts of transformers' mixtures are: a kernel for float32 and lower only."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype is torch.float64:
+            raise RuntimeError("Expected mat_a to be Float32, BFloat16 or Float16 matrix, got Double")
+        return super().forward(x)
+
+
+def test_a_kernel_that_float64_does_not_have() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Tanh(), NoKernel(3, 2))
+    with pytest.raises(InvalidRequestError, match=r"dtype=torch.float64: '1' \(NoKernel\) uses .* dtype=torch.float32"):
+        check_module(model, torch.sum, torch.randn(4, 3))
+    assert check_module(model, torch.sum, torch.randn(4, 3), dtype=torch.float32).passed

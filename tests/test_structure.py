@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -93,3 +94,43 @@ def test_paths() -> None:
 
 def test_a_size_stays_a_size() -> None:
     assert isinstance(rebuilt(torch.Size([2, 3]), torch.clone), torch.Size)
+
+
+class Node:
+    """A plain object, which may hold itself."""
+
+    def __init__(self, x: Any, other: Any = None) -> None:
+        self.x, self.other = x, other
+
+
+def test_objects_that_hold_tensors_are_copied() -> None:
+    node = Node(A, {"inner": Node([B], "text")})
+    new = rebuilt((node, node), lambda tensor: tensor * 2)
+    assert new[0] is new[1] is not node
+    assert torch.equal(new[0].x, 2 * A)
+    assert torch.equal(new[0].other["inner"].x[0], 2 * B)
+    assert node.x is A
+    assert node.other["inner"].x[0] is B
+
+
+def test_objects_without_numbers_stay_themselves() -> None:
+    node = Node("x", Node(3))
+    assert rebuilt([node], torch.clone)[0] is node
+    assert rebuilt([torch.relu, Node], torch.clone) == [torch.relu, Node]
+
+
+def test_circles_end() -> None:
+    node = Node(A)
+    node.other = Node(B, node)
+    new = rebuilt(node, torch.clone)
+    assert new.other.other is new is not node
+    empty = Node(None)
+    empty.other = empty
+    assert rebuilt(empty, torch.clone) is empty
+
+
+def test_arrays_are_copied() -> None:
+    array = np.arange(3.0)
+    (new,) = rebuilt([array], torch.clone)
+    new += 1
+    assert array.tolist() == [0, 1, 2]

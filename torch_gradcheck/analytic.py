@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
 
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.errors import InvalidRequestError
@@ -25,11 +27,13 @@ class AnalyticGradient:
         values: shape (coordinates,), float64; zeros where there is none.
         reached: False when the backward never reached the parameter (None instead of a tensor).
         epsilon: machine epsilon of the precision it was given in; its own rounding is no mistake.
+        accumulated: it is what a backward that J ran itself has left in `.grad`.
     """
 
     values: Floats
     reached: bool
     epsilon: float
+    accumulated: bool = False
 
 
 def autograd_gradients(
@@ -38,26 +42,25 @@ def autograd_gradients(
     """One autograd backward of J, by position in θ of the checked parameters.
 
     Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
-    in the backward) do not fire; hooks on the tensors do. Where the closure runs its own backward, or a reentrant
-    checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken. `mode` is the precision mode of the
-    evaluation, None for the usual one.
+    in the backward) do not fire; hooks on the tensors do. Where the closure has run the backward of J itself, or a
+    reentrant checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken. `mode` is the precision
+    mode of the evaluation, None for the usual one.
     """
     with torch.enable_grad(), objective.evaluation(mode):
-        return theta_gradients(objective.compute, theta, epsilon(objective.dtype))
+        gradients = theta_gradients(objective.compute, theta, epsilon(objective.dtype))
+    objective.takes_accumulated = any(gradient.accumulated for gradient in gradients.values())
+    return gradients
 
 
 def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
     """The gradients of J as `compute` evaluates it, on stand-ins without `.grad`, by position in θ.
 
-    `eps` is machine epsilon of the precision. Where `compute` runs a backward itself, what it leaves in `.grad` counts.
+    `eps` is machine epsilon of the precision.
     """
     positions = theta.checked
-    parameters = [theta[position].parameter for position in positions]
-    loss = compute()
-    left = [parameter.grad for parameter in parameters]
-    gradients = _asked(loss, parameters) if all(grad is None for grad in left) else left
+    gradients, accumulated = _asked(compute(), [theta[position].parameter for position in positions])
     return {
-        position: _analytic(theta[position], gradient, eps)
+        position: replace(_analytic(theta[position], gradient, eps), accumulated=accumulated)
         for position, gradient in zip(positions, gradients, strict=True)
     }
 
@@ -89,8 +92,20 @@ def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, Ana
     return {position: _given(theta[position], gradients) for position in theta.checked}
 
 
-def _asked(loss: torch.Tensor, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor | None]:
-    return gradients_of([loss] if loss.requires_grad else [], parameters, [torch.ones_like(loss)])
+def _asked(loss: torch.Tensor, parameters: list[nn.Parameter]) -> tuple[list[torch.Tensor | None], bool]:
+    """The gradients, and whether they are what a backward that J ran itself has left in `.grad`."""
+    left = [parameter.grad for parameter in parameters]
+    ran = any(gradient is not None for gradient in left)
+    if not loss.requires_grad:
+        return left, ran
+    asked = [parameter for parameter in parameters if parameter.requires_grad]  # not those that the forward has frozen
+    try:
+        gradients = iter(gradients_of([loss], asked, [torch.ones_like(loss)]))
+        return [next(gradients) if parameter.requires_grad else None for parameter in parameters], False
+    except RuntimeError as error:
+        if ran and "second time" in str(error):  # the closure has used the graph up
+            return left, True
+        raise
 
 
 def gradients_of(
@@ -168,13 +183,22 @@ def _given(entry: ThetaEntry, gradients: Mapping[str, Any]) -> AnalyticGradient:
     if tensor.is_complex() and not entry.is_complex:
         raise InvalidRequestError(f"gradients[{keys[0]!r}] is complex ({tensor.dtype}), the parameter is real.")
     inexact = tensor.is_floating_point() or tensor.is_complex()
-    return _analytic(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))
+    try:
+        return _analytic(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))
+    except (RuntimeError, NotImplementedError, TypeError) as error:
+        raise InvalidRequestError(
+            f"gradients[{keys[0]!r}] holds no numbers to compare with (dtype {tensor.dtype}, device {tensor.device}, "
+            f"layout {tensor.layout}): give an ordinary tensor or array."
+        ) from error
 
 
 def _as_tensor(name: str, value: Any) -> torch.Tensor:
     try:
-        return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:
+        tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+        if not (tensor.is_nested or is_lazy(tensor)):
+            return tensor
+        raise TypeError("it has no shape")
+    except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidRequestError(
             f"gradients[{name!r}] must be a tensor or an array of numbers, got {type(value).__name__}."
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -65,20 +66,46 @@ def batch_loss(model: nn.Module, loss_fn: Callable[..., Any], batch: Any, dtype:
 
     def loss() -> Any:
         fresh = copy.fresh()
-        if _is_sequence(fresh):
-            inputs, *targets = fresh
-            return loss_fn(_called(model, inputs), *targets)
-        return loss_fn(_called(model, fresh) if isinstance(fresh, Mapping) else model(fresh))
+        inputs, targets = (fresh[0], fresh[1:]) if _is_sequence(fresh) else (fresh, ())
+        return _fitting("loss_fn", loss_fn, (_called(model, inputs), *targets), {})
 
     return loss
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
-        return model(**inputs)
-    if _is_sequence(inputs):
-        return model(*inputs)
-    return model(inputs)
+        if not all(isinstance(name, str) for name in inputs):
+            raise InvalidRequestError(f"batch has keys that are no names of arguments: {list(inputs)}.")
+        return _fitting("model", model, (), inputs)
+    return _fitting("model", model, tuple(inputs) if _is_sequence(inputs) else (inputs,), {})
+
+
+def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What the call gives; a call that its signature has no place for is the batch's fault."""
+    try:
+        return function(*args, **kwargs)
+    except TypeError as error:
+        misfit = _misfit(function.forward if isinstance(function, nn.Module) else function, args, kwargs)
+        if not misfit:
+            raise
+        raise InvalidRequestError(
+            f"batch does not fit {name}: it is called with {len(args)} positional arguments and the keywords "
+            f"{list(kwargs)}, which gives {misfit}. A batch is (inputs, *targets); inputs that are a tuple or list are "
+            "positional arguments of the model, a mapping its keyword arguments."
+        ) from error
+
+
+def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Why the arguments do not fit the signature of a function; "" where they do, or it has none to be read."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return f"{error} ({signature})"
+    return ""
 
 
 def _is_sequence(value: Any) -> bool:

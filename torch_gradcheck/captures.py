@@ -1,51 +1,104 @@
-"""What a loss function or closure holds on to: modules and tensors it reaches without being given them."""
+"""What the caller's functions, modules and batch hold on to: all that an evaluation of J could reach, and change."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import FunctionType, MethodType
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
+
+from torch_gradcheck.global_state import is_generator
 
 DEPTH = 4
 """How many steps of holding (a partial of a method of an object in a list ...) are followed."""
 
+MANY = 1000
+"""A container of more things than this is data, and not looked through."""
+
+CONTAINERS = (dict, list, set, deque)
+
+NOT_ENTERED = {"_thread", "asyncio", "concurrent", "io", "logging", "multiprocessing", "rich", "threading", "tqdm"}
+"""Packages whose objects are no state of a model's, and may change at any time without it."""
+
 
 @dataclass
 class Captures:
-    """Distinct modules and tensors, in the order they were met."""
+    """Distinct things by their id, in the order they were met.
+
+    Attributes:
+        modules, tensors, arrays, generators: of torch, of numpy, and random ones of any kind.
+        containers: dicts, lists, sets and deques that modules hold, and not by way of a function: what a function
+            counts or logs, it does on purpose.
+        objects: anything else that has attributes of its own, likewise.
+    """
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
     tensors: dict[int, torch.Tensor] = field(default_factory=dict)
+    arrays: dict[int, np.ndarray[Any, Any]] = field(default_factory=dict)
+    generators: dict[int, Any] = field(default_factory=dict)
+    containers: dict[int, Any] = field(default_factory=dict)
+    objects: dict[int, object] = field(default_factory=dict)
 
 
-def captures_of(function: Callable[..., Any]) -> Captures:
-    """Modules and tensors that `function` holds.
+def captures_of(*holders: Any) -> Captures:
+    """What functions, modules and values hold.
 
-    In closure cells, defaults, partials, bound objects, and those globals that its code names; through lists, tuples
-    and mappings and the attributes of a bound object.
+    Functions: in closure cells, defaults, partials, bound objects, and those globals that their code names. Modules: in
+    the attributes of all their submodules. On from there through lists, tuples, mappings and the attributes of objects.
     """
-    found = Captures()
-    _collect(function, found, set(), DEPTH)
-    return found
+    walk = _Walk()
+    for holder in holders:
+        walk.into(holder, DEPTH, of_module=False)
+    return walk.found
 
 
-def _collect(value: Any, found: Captures, seen: set[int], depth: int) -> None:
-    if id(value) in seen or depth < 0:
-        return
-    seen.add(id(value))
-    if isinstance(value, nn.Module):
-        found.modules[id(value)] = value
-    elif isinstance(value, torch.Tensor):
-        found.tensors[id(value)] = value
-    else:
+class _Walk:
+    def __init__(self) -> None:
+        self.found = Captures()
+        self._seen: set[int] = set()
+
+    def into(self, value: Any, depth: int, of_module: bool) -> None:
+        """Takes in `value` and what it holds; `of_module`: whether it is state of a module."""
+        if id(value) in self._seen or depth < 0:
+            return
+        self._seen.add(id(value))
+        if isinstance(value, nn.Module):
+            for module in value.modules():
+                self._into_module(module)
+            return
+        kind = self._kind(value, of_module)
+        if kind is not None:
+            kind[id(value)] = value
+        of_module = of_module and not isinstance(value, FunctionType | MethodType | functools.partial)
         for held in _held(value):
-            _collect(held, found, seen, depth - 1)
+            self.into(held, depth - 1, of_module)
+
+    def _into_module(self, module: nn.Module) -> None:
+        self.found.modules[id(module)] = module
+        self._seen.add(id(module))
+        for held in vars(module).values():
+            self.into(held, DEPTH, of_module=True)
+
+    def _kind(self, value: Any, of_module: bool) -> dict[int, Any] | None:
+        """Where a thing belongs; None for what cannot change or is to change."""
+        if isinstance(value, torch.Tensor):
+            return self.found.tensors
+        if isinstance(value, np.ndarray):
+            return self.found.arrays
+        if is_generator(value):
+            return self.found.generators
+        if not of_module:
+            return None
+        if isinstance(value, CONTAINERS):
+            return self.found.containers
+        return self.found.objects if _has_attributes(value) else None
 
 
 def _held(value: Any) -> Iterator[Any]:
@@ -55,12 +108,20 @@ def _held(value: Any) -> Iterator[Any]:
         yield from (value.__func__, value.__self__)
     elif isinstance(value, FunctionType):
         yield from _held_by_function(value)
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from value
+    elif isinstance(value, list | tuple | set | frozenset | deque):
+        yield from list(value) if len(value) <= MANY else ()
     elif isinstance(value, Mapping):
-        yield from value.values()
-    elif hasattr(value, "__dict__") and not isinstance(value, type) and not inspect.ismodule(value):
+        yield from list(value.values()) if len(value) <= MANY else ()
+    elif _has_attributes(value):
         yield from _held_by_object(value)
+
+
+def _has_attributes(value: Any) -> bool:
+    """Whether it is an object with attributes that may be state of J's."""
+    if isinstance(value, type | ModuleType | FunctionType | MethodType | functools.partial | torch.Tensor | np.ndarray):
+        return False
+    is_open = type(value).__module__.partition(".")[0] not in NOT_ENTERED
+    return is_open and type(getattr(value, "__dict__", None)) is dict
 
 
 def _held_by_function(function: FunctionType) -> Iterator[Any]:
@@ -86,7 +147,7 @@ def _names_used(function: FunctionType) -> set[str]:
 
 
 def _held_by_object(value: Any) -> Iterator[Any]:
-    yield from vars(value).values()
+    yield from list(vars(value).values())
     call = vars(type(value)).get("__call__")
     if isinstance(call, FunctionType):
         yield from _held_by_function(call)

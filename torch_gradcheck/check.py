@@ -13,14 +13,17 @@ from torch import nn
 from torch_gradcheck.analytic import autograd_gradients, given_gradients
 from torch_gradcheck.batch import batch_loss
 from torch_gradcheck.borrow import Loan
-from torch_gradcheck.compare import compared_row, frozen_row, over_theta
+from torch_gradcheck.captures import captures_of
+from torch_gradcheck.compare import frozen_row, over_theta
+from torch_gradcheck.compare_projected import tried_row
 from torch_gradcheck.facts import ParameterReport
 from torch_gradcheck.findings import findings_of
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
+from torch_gradcheck.reference import tried_by_method
 from torch_gradcheck.report import Report
-from torch_gradcheck.request import Mode, Request, callable_argument, request
+from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, request
 from torch_gradcheck.settle import check_unchanged, settled_objective
 from torch_gradcheck.step_check import Examination, check_left_in_grad
 from torch_gradcheck.theta import ThetaEntry, theta_of
@@ -59,7 +62,9 @@ def check_module(
         gradients: what is on trial. None: one autograd backward of J. A mapping from parameter name to tensor or
             array: gradients derived by hand. `"grad"`: what the parameters' `.grad` holds now, as a training step left
             it, judged by what rounding can do in the step's own precision; the mode is then `"keep"`, unless `"train"`.
-        method: `"exact"`: centered differences on every coordinate. `"auto"` is the same in this version.
+        method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
+            verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
+            takes seconds, as the operations of J let expect, else projected.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
         tolerance: the largest relative error that passes.
         include: glob pattern or list of them, on parameter names: only these are checked.
@@ -88,7 +93,8 @@ def check_module(
         progress=progress,
     )
     callable_argument("loss_fn", loss_fn)
-    return checked(model, [loss_fn], lambda precision: batch_loss(model, loss_fn, batch, precision), asked)
+    own = captures_of(batch).generators.values()  # the batch itself is copied, by the computation
+    return checked(model, [loss_fn, *own], lambda precision: batch_loss(model, loss_fn, batch, precision), asked)
 
 
 def check_closure(
@@ -127,10 +133,11 @@ def check_closure(
         progress=progress,
     )
     callable_argument("closure", closure)
+    closure_argument(closure)
     return checked(model, [closure], lambda _: closure, asked)
 
 
-def checked(model: nn.Module, functions: list[Callable[..., Any]], computation: Computation, asked: Request) -> Report:
+def checked(model: nn.Module, functions: list[Any], computation: Computation, asked: Request) -> Report:
     """The check that was asked for. `computation` gives the function that computes the loss, once the model is lent."""
     if asked.gradients == "grad":
         mode: Mode = "train" if asked.mode == "train" else "keep"
@@ -139,28 +146,37 @@ def checked(model: nn.Module, functions: list[Callable[..., Any]], computation: 
 
 
 def check_backward(
-    model: nn.Module, functions: list[Callable[..., Any]], computation: Computation, asked: Request
+    model: nn.Module, functions: list[Any], computation: Computation, asked: Request
 ) -> tuple[Report, Examination]:
-    """The pipeline; also hands on what it examined, for another check of the same J."""
+    """The pipeline; also hands on what it examined, for another check of the same J.
+
+    Args:
+        model: what is checked.
+        functions: what is called to compute J, and whatever else is to be lent or set aside.
+        computation: gives the function that computes the loss, once the model is lent.
+        asked: the options.
+    """
     started = time.perf_counter()
     threads = torch.get_num_threads()
     theta = theta_of(model, asked.include, asked.exclude)
     given = given_gradients(asked.gradients, theta) if isinstance(asked.gradients, Mapping) else None
     with Loan(model, functions, asked.mode, asked.dtype, asked.seed) as borrowed:
+        theta = theta_of(model, asked.include, asked.exclude)  # a model's own train() and eval() may freeze and thaw
         objective = settled_objective(model, computation(asked.dtype), borrowed, asked.dtype)
         gradients = autograd_gradients(objective, theta) if given is None else given
         numerical = Numerical(objective, theta, asked, threads)
         with progress_bar(asked.progress) as bar:
-            trials = numerical.trials(gradients, bar)
+            chosen, trials = tried_by_method(objective, theta, asked, numerical, gradients, bar)
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
         found = findings_of(rows, objective, theta, numerical, trials, asked.tolerance, given=given is not None)
         ratio = over_theta(trials.values())
+        notes = notes_of(rows, objective, numerical, asked, chosen.method)
     report = Report(
         parameters=tuple(found.rows),
         relative_error=ratio,
         loss=objective.loss,
-        method="exact",
+        method=chosen.method,
         evaluations=objective.evaluations,
         seconds=time.perf_counter() - started,
         tolerance=asked.tolerance,
@@ -169,10 +185,10 @@ def check_backward(
         seed=asked.seed,
         noise=numerical.noise.sigma,
         culprit=found.culprit,
-        notes=found.notes + notes_of(rows, objective, numerical, asked),
+        notes=[*found.notes, *chosen.notes, *notes],
     )
-    return report, Examination(objective.loss, gradients, trials)
+    return report, Examination(objective.loss, gradients, chosen, trials)
 
 
 def _row(entry: ThetaEntry, tried: Tried | None, asked: Request) -> ParameterReport:
-    return frozen_row(entry) if tried is None else compared_row(entry, tried, asked.tolerance)
+    return frozen_row(entry) if tried is None else tried_row(entry, tried, asked.tolerance)

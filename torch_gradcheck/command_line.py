@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +19,7 @@ from torch_gradcheck.check import check_module
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.render.html import page
 from torch_gradcheck.report import Report
-from torch_gradcheck.request import DTYPES, METHODS, MODES
+from torch_gradcheck.request import DTYPES, MAX_SEED, METHODS, MODES
 from torch_gradcheck.theta import close_names
 from torch_gradcheck.version import __version__
 
@@ -38,11 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         report = _checked(options)
         _write(options.json, lambda: report.to_json(indent=2))
         _write(options.html, lambda: page(report, title=options.target))
+        _print(str(report))
     except (GradcheckError, OSError) as error:
-        print(f"torch-gradcheck: {error}", file=sys.stderr)
-        return COULD_NOT_CHECK
-    _print(str(report))
+        return _could_not_check(str(error))
+    except KeyboardInterrupt:
+        return _could_not_check("interrupted")
+    except (Exception, SystemExit) as error:  # of the user's own code: it is shown, and is no verdict
+        traceback.print_exception(error)
+        return _could_not_check(f"{options.target} ended in {type(error).__name__}")
     return PASSED if report.passed else MISMATCH
+
+
+def _could_not_check(why: str) -> int:
+    print(f"torch-gradcheck: {why}", file=sys.stderr)
+    return COULD_NOT_CHECK
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", choices=MODES, default="eval")
     parser.add_argument("--dtype", choices=[_short(dtype) for dtype in DTYPES], default=_short(DTYPES[0]))
     parser.add_argument(
-        "--seed", type=int, default=0, help="of what is drawn at random, FUNCTION's weights included (0)"
+        "--seed", type=_seed, default=0, help="of what is drawn at random, FUNCTION's weights included (0)"
     )
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="a bar; by default for long work on a terminal"
@@ -69,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the report as JSON too")
     parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as a page too")
     return parser
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and {MAX_SEED}")
+    return value
 
 
 def _checked(options: argparse.Namespace) -> Report:
@@ -114,7 +132,7 @@ def _function(where: str, name: str) -> Callable[[], Any]:
 
 
 def _module_in_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not path.stem or not path.is_file():
         raise InvalidRequestError(f"there is no file {path} in {Path.cwd()}.")
     sys.path.insert(0, str(path.resolve().parent))  # the file's own imports, as when it is run as a script
     spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -127,6 +145,8 @@ def _module_in_file(path: Path) -> ModuleType:
 
 
 def _module_by_name(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InvalidRequestError(f"{name!r} is neither a file that ends in .py nor the name of a module.")
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
@@ -142,9 +162,14 @@ def _write(path: Path | None, content: Callable[[], str]) -> None:
 
 
 def _print(text: str) -> None:
-    """Prints, whatever letters the terminal's encoding lacks."""
+    """Prints, whatever letters the terminal's encoding lacks; who closes the pipe early has read enough."""
+    if sys.stdout is None:
+        return
     encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, errors="replace").decode(encoding))
+    try:
+        print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
 
 
 def _short(dtype: torch.dtype) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from torch_gradcheck.differences.sampling import Floats
+from torch_gradcheck.differences.sampling import Floats, Indices
 from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.facts import Coordinate, ParameterReport, Status, Verdict
 from torch_gradcheck.numerical import Tried
@@ -14,6 +14,9 @@ from torch_gradcheck.theta import ThetaEntry
 
 WORST = 10
 """How many coordinates a row keeps."""
+
+SQUARABLE = (1e-120, 1e140)
+"""Between these, squares of entries neither vanish nor overflow, and neither do those of much smaller ones matter."""
 
 STATUS = {
     Outcome.MATCH: Status.MATCH,
@@ -28,21 +31,37 @@ def relative_error(analytic: Floats, numeric: Floats) -> float:
 
     Source: Andrew Ng, Deep Learning Specialization, course 2, "Gradient checking".
     """
-    # Scaled by the largest entry first: squares of gradients of 1e-200 would all be zero.
-    scale = float(max(np.max(np.abs(analytic), initial=0.0), np.max(np.abs(numeric), initial=0.0)))
+    return relative_error_over([(analytic, numeric)])
+
+
+def relative_error_over(pairs: Iterable[tuple[Floats, Floats]]) -> float:
+    """The same over several tensors as one vector, without making it."""
+    lengths = np.array([_lengths(analytic, numeric) for analytic, numeric in pairs]).reshape(-1, 3)
+    # Scaled by the largest first: squares of gradients of 1e-200 would all be zero.
+    scale = float(np.max(lengths, initial=0.0))
     if scale == 0.0:
         return 0.0
-    grad, approx = analytic / scale, numeric / scale
-    return float(np.linalg.norm(approx - grad) / (np.linalg.norm(approx) + np.linalg.norm(grad)))
+    off, grad, approx = np.linalg.norm(lengths / scale, axis=0)
+    return float(off / (approx + grad))
+
+
+def _lengths(analytic: Floats, numeric: Floats) -> tuple[float, float, float]:
+    """‖numeric − analytic‖₂, ‖analytic‖₂, ‖numeric‖₂."""
+    scale = max((float(max(x.max(), -x.min())) for x in (analytic, numeric) if len(x)), default=0.0)
+    if scale == 0.0:
+        return 0.0, 0.0, 0.0
+    if not SQUARABLE[0] < scale < SQUARABLE[1]:
+        analytic, numeric = analytic / scale, numeric / scale
+    else:
+        scale = 1.0
+    off, grad, approx = (float(scale * np.linalg.norm(x)) for x in (numeric - analytic, analytic, numeric))
+    return off, grad, approx
 
 
 def over_theta(trials: Iterable[Tried]) -> float:
     """Ng's ratio over the whole θ."""
-    tried = list(trials)
     with np.errstate(all="ignore"):
-        return relative_error(
-            np.concatenate([each.analytic for each in tried]), np.concatenate([each.answer.numeric for each in tried])
-        )
+        return relative_error_over((tried.analytic, tried.answer.numeric) for tried in trials)
 
 
 def frozen_row(entry: ThetaEntry) -> ParameterReport:
@@ -133,8 +152,18 @@ def _worst(entry: ThetaEntry, tried: Tried) -> tuple[Coordinate, ...]:
     """The coordinates furthest off, wrong ones first."""
     with np.errstate(all="ignore"):
         off = np.nan_to_num(np.abs(tried.analytic - tried.answer.numeric), nan=np.inf)
-    order = np.lexsort((np.arange(len(off)), -off, -tried.answer.outcome))[:WORST]
-    return tuple(_coordinate(entry, tried, int(k)) for k in order)
+    outcome = tried.answer.outcome
+    candidates = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
+    order = np.lexsort((candidates, -off[candidates], -outcome[candidates]))[:WORST]
+    return tuple(_coordinate(entry, tried, int(k)) for k in candidates[order])
+
+
+def _largest(off: Floats, among: Indices) -> Indices:
+    """The `WORST` that are furthest off, the first of equal ones: without sorting millions."""
+    if len(among) <= WORST:
+        return among
+    least = np.partition(off[among], len(among) - WORST)[len(among) - WORST]
+    return np.concatenate([among[off[among] > least], among[off[among] == least][:WORST]])
 
 
 def _coordinate(entry: ThetaEntry, tried: Tried, k: int) -> Coordinate:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from torch_gradcheck.differences.sampling import Indices
 
@@ -27,9 +29,53 @@ def left_out_coordinates(model: nn.Module, parameter: nn.Parameter) -> Indices:
     return np.concatenate(spans) if spans else np.empty(0, dtype=np.int64)
 
 
+class PowerIterations:
+    """The power iterations of spectral norms in training mode, which move singular vectors as the weight moves.
+
+    Torch takes those vectors for constants in the backward. So must J: they are held still while it is differentiated.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        found = [(module, norm) for module in modules for norm in _spectral_norms(module)]
+        self._norms = [(norm, norm.n_power_iterations) for _, norm in found]
+        self._vectors = {id(vector) for module, norm in found for vector in _singular_vectors(module, norm)}
+
+    def moves(self, buffer: Tensor) -> bool:
+        """Whether it is one of the vectors: the forward that moved them computed with what they hold now."""
+        return id(buffer) in self._vectors
+
+    def hold(self) -> None:
+        """No iteration takes place, whatever the mode."""
+        for norm, _ in self._norms:
+            norm.n_power_iterations = 0
+
+    def restore(self) -> None:
+        """They take place as before."""
+        for norm, count in self._norms:
+            norm.n_power_iterations = count
+
+
 def remarks_on(model: nn.Module) -> list[str]:
-    """A sentence on each embedding whose gradient is not, or not all of, the derivative of J."""
-    return [remark for name, embedding in _embeddings(model) for remark in _remarks(name, embedding)]
+    """A sentence on each module whose gradient is not, or not all of, the derivative of what it computes."""
+    of_embeddings = [remark for name, embedding in _embeddings(model) for remark in _remarks(name, embedding)]
+    of_norms = [
+        f"the power iteration of {name or 'the model'} (spectral norm) was held still: "
+        "torch takes its vectors for constants, on purpose"
+        for name, module in model.named_modules()
+        if module.training and list(_spectral_norms(module))
+    ]
+    return of_embeddings + of_norms
+
+
+def _singular_vectors(module: nn.Module, norm: _SpectralNorm | SpectralNorm) -> list[Tensor]:
+    names = ("_u", "_v") if norm is module else (f"{norm.name}_u", f"{norm.name}_v")
+    return [buffer for name, buffer in module.named_buffers(recurse=False) if name in names]
+
+
+def _spectral_norms(module: nn.Module) -> Iterator[_SpectralNorm | SpectralNorm]:
+    if isinstance(module, _SpectralNorm):
+        yield module
+    yield from (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))
 
 
 def _remarks(name: str, embedding: Embedding) -> Iterator[str]:

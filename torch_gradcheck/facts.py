@@ -128,8 +128,12 @@ class ParameterReport:
         verdict: the word for `relative_error`; None when not checked.
         max_abs_error: the largest |numeric − analytic|; NaN when not checked.
         noise: the largest error bar of a numeric derivative, in the unit of a derivative.
-        eps: the step of the centered difference that most coordinates were judged at.
-        checked: how many coordinates (a complex entry has two) or directions were.
+        eps: the step of the centered difference that most coordinates were judged at: a given one as it is, one that
+            the check chose as a multiple of max(1, |θ|).
+        checked: how many coordinates (a complex entry has two) were compared.
+        directions: how many random directions verified what they were compared with; 0 where each was differenced.
+        detectable: the size of an error, relative to the gradient, that these would have missed with odds of 1e-6;
+            NaN without directions, and for a gradient of zero.
         mismatched: how many coordinates are wrong.
         worst: the worst coordinates, worst first.
         diagnosis: the kind of mistake, None when there is none.
@@ -150,6 +154,8 @@ class ParameterReport:
     noise: float = float("nan")
     eps: float = float("nan")
     checked: int = 0
+    directions: int = 0
+    detectable: float = float("nan")
     mismatched: int = 0
     worst: tuple[Coordinate, ...] = ()
     diagnosis: Diagnosis | None = None
@@ -219,6 +225,9 @@ class Facts:
 
     def __len__(self) -> int:
         return len(self.parameters)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name == row.name or name in row.aliases for row in self.parameters)
 
     def __getitem__(self, name: str) -> ParameterReport:
         for row in self.parameters:

@@ -37,6 +37,26 @@ def _pop_modes_down_to(count: int) -> None:
         _pop_mode()
 
 
+def _function_modes_in_force() -> int:
+    return torch._C._len_torch_function_stack()
+
+
+def _pop_function_modes_down_to(count: int) -> None:
+    """Ends function modes, likewise."""
+    while torch._C._len_torch_function_stack() > count:
+        torch.overrides._pop_mode()
+
+
+def _transforms_in_force() -> int:
+    """How many transforms of torch.func (vmap, grad, ...) are being computed."""
+    return len(torch._C._functorch.get_interpreter_stack() or ())
+
+
+def _pop_transforms_down_to(count: int) -> None:
+    """Ends transforms that an interrupt left in force, in which no tensor can require a gradient."""
+    torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(count)
+
+
 def _set_numpy_errors(value: Any) -> None:
     np.seterr(**value)
 
@@ -70,6 +90,8 @@ def _switches() -> list[Switch]:
         Switch(torch.get_num_threads, torch.set_num_threads),
         Switch(np.geterr, _set_numpy_errors),
         Switch(_modes_in_force, _pop_modes_down_to),
+        Switch(_function_modes_in_force, _pop_function_modes_down_to),
+        Switch(_transforms_in_force, _pop_transforms_down_to),
         Switch(torch.is_anomaly_enabled, torch.set_anomaly_enabled),
         Switch(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
         Switch(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),

@@ -12,25 +12,25 @@ class RandomDirection:
     """A direction in θ: every real number in it moves by ± its size, signs drawn from `seed`.
 
     Args:
-        parameters: the tensors that make up θ; complex ones move in both parts.
+        parameters: the tensors that make up θ, as they are now; complex ones move in both parts.
         seed: the same seed gives the same signs, on every device.
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
         self._tensors = [_real(parameter.data) for parameter in parameters]
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
+        self._before = [tensor.clone() for tensor in self._tensors]
 
     @contextmanager
     def at(self, distance: float) -> Iterator[None]:
         """θ + distance · direction inside the block; θ, by assignment, after it."""
-        before = [tensor.clone() for tensor in self._tensors]
         try:
             for tensor, velocity in zip(self._tensors, self._velocities, strict=True):
                 tensor.add_(velocity, alpha=distance)
             yield
         finally:
-            for tensor, saved in zip(self._tensors, before, strict=True):
+            for tensor, saved in zip(self._tensors, self._before, strict=True):
                 tensor.copy_(saved)
 
 
@@ -39,7 +39,7 @@ def _real(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    signs = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor) * 2 - 1
+    signs = torch.randint(0, 2, tensor.shape, generator=generator, device="cpu").to(tensor) * 2 - 1
     return signs * sizes(tensor)
 
 

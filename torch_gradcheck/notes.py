@@ -8,6 +8,7 @@ from torch import nn
 
 from torch_gradcheck.deliberate import remarks_on
 from torch_gradcheck.differences.ladder import SIGMAS, Noise
+from torch_gradcheck.differences.odds import ODDS
 from torch_gradcheck.engines.chosen import ChosenEngine, module_name_of
 from torch_gradcheck.facts import ParameterReport, Status
 from torch_gradcheck.numerical import Numerical
@@ -17,11 +18,14 @@ from torch_gradcheck.request import Request
 LECTURE_EPS = 1e-7
 
 
-def notes_of(rows: Sequence[ParameterReport], objective: Objective, numerical: Numerical, asked: Request) -> list[str]:
+def notes_of(
+    rows: Sequence[ParameterReport], objective: Objective, numerical: Numerical, asked: Request, method: str
+) -> list[str]:
     """The notes on the step, on overridden precisions, on how J had to be evaluated, and on what was not proven."""
+    projected = method == "projected"
     notes = [
-        _on_step(rows, numerical.noise, asked),
-        _on_engine(numerical.engine, objective.model, rows),
+        _on_directions(rows) if projected else _on_step(rows, numerical.noise, asked),
+        _on_engine(numerical.engine, objective.model, "" if projected else _whom(numerical.engine, rows)),
         _on_overridden(objective),
         _on_graph(objective),
         _on_spread(objective),
@@ -71,20 +75,42 @@ def _on_overridden(objective: Objective) -> str:
 
 
 def _on_graph(objective: Objective) -> str:
-    if objective.runs_backward:
+    if objective.takes_accumulated:
         return "the closure calls backward() itself: what it leaves in .grad is what was checked"
     if objective.needs_graph:
         return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
     return ""
 
 
-def _on_engine(engine: ChosenEngine, model: nn.Module, rows: Sequence[ParameterReport]) -> str:
+def _on_directions(rows: Sequence[ParameterReport]) -> str:
+    verified = [row for row in rows if row.status is Status.MATCH and row.directions]
+    if not verified:
+        return ""
+    least = max(verified, key=lambda row: row.detectable)
+    entries = sum(row.checked for row in verified)
+    return (
+        f"{entries:,} entries were compared with a gradient that J's slopes along {least.directions} random directions "
+        f"bear out: an error of {least.detectable:.0e} of the gradient of any tensor would have been missed with odds "
+        f"of {ODDS:.0e}"
+    )
+
+
+def _on_engine(engine: ChosenEngine, model: nn.Module, whom: str) -> str:
     if not engine.refused:
         return ""
-    parameter, refusal = next(iter(engine.refused.items()))
+    refusal = next(iter(engine.refused.values()))
     where = module_name_of(refusal, model)
-    whom = "every parameter" if parameter is None else _named([rows[p].name for p in engine.refused if p is not None])
-    return f"evaluated one coordinate at a time for {whom}: {refusal}{f' (in {where})' if where else ''}"
+    told = (
+        f"evaluated one coordinate at a time for {whom}" if whom else "J's slopes verified the gradient on trial itself"
+    )
+    return f"{told}: {refusal}{f' (in {where})' if where else ''}"
+
+
+def _whom(engine: ChosenEngine, rows: Sequence[ParameterReport]) -> str:
+    """The parameters that had to be evaluated one coordinate at a time."""
+    if None in engine.refused:
+        return "every parameter"
+    return _named([rows[position].name for position in engine.refused if position is not None])
 
 
 def _on_spread(objective: Objective) -> str:

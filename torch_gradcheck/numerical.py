@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_gradcheck.analytic import AnalyticGradient
+from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients
 from torch_gradcheck.differences.ladder import SIGMAS, Noise, Window
 from torch_gradcheck.differences.noise import POINTS, measured_noise
+from torch_gradcheck.differences.odds import Proof
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
-from torch_gradcheck.differences.trial import Answer, Question, try_gradient
+from torch_gradcheck.differences.trial import NEXT_DOOR, Answer, Question, try_gradient
 from torch_gradcheck.engines.chosen import ChosenEngine
 from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.engines.plain import PlainEngine
 from torch_gradcheck.engines.traced import TracedEngine, worth_tracing
+from torch_gradcheck.engines.upstream import UpstreamEngine
 from torch_gradcheck.moved import RandomDirection
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import epsilon
@@ -38,6 +40,7 @@ class Tried:
         reached: whether the backward reached the parameter at all.
         answer: what was found, coordinate by coordinate.
         evaluations, seconds: how often J was evaluated for it, and the wall time.
+        proof: what directions proved, where not every coordinate was looked at.
     """
 
     coordinates: Indices
@@ -46,6 +49,7 @@ class Tried:
     answer: Answer
     evaluations: int
     seconds: float
+    proof: Proof | None = None
 
 
 class Numerical:
@@ -62,6 +66,7 @@ class Numerical:
         self._objective, self._theta, self._request, self._threads = objective, theta, request, threads
         self.noise = Noise(objective.loss, self._sigma(), epsilon(objective.dtype))
         self.engine = self._chosen_engine()
+        self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
 
     def trials(self, gradients: dict[int, AnalyticGradient], progress: ProgressBar) -> dict[int, Tried]:
         """Every checked parameter tried, in the order of θ, by position."""
@@ -72,7 +77,7 @@ class Numerical:
             progress.at(self._theta[position].name)
             started, before = time.perf_counter(), self._objective.evaluations
             coordinates = self._theta[position].tried
-            question = self._question(position, coordinates, gradients[position], progress)
+            question = self.question(position, coordinates, gradients[position], progress)
             answer = try_gradient(question, carried)
             if answer.window.step > WIDE:
                 carried = answer.window
@@ -86,9 +91,15 @@ class Numerical:
             )
         return trials
 
-    def _question(
+    def plain_sampler(self, position: int) -> Sampler:
+        """J along single coordinates of one parameter, evaluated in the plainest way."""
+        return lambda which, steps: self.engine.plain.sample(position, which, steps)
+
+    def question(
         self, position: int, coordinates: Indices, gradient: AnalyticGradient, progress: ProgressBar
     ) -> Question:
+        """Whether these coordinates of one parameter's gradient are right."""
+
         def sampler_of(engine: Engine) -> Sampler:
             def sampler(which: Indices, steps: Floats) -> Samples:
                 samples = engine.sample(position, coordinates[which], steps)
@@ -104,12 +115,16 @@ class Numerical:
 
             return sample_there
 
+        def nearby_analytic(k: int, distance: float) -> Floats:
+            return self._gradients_nearby(k, distance)[position].values[coordinates]
+
         values = flat_values(self._theta[position])[coordinates]
         return Question(
             sampler=sampler_of(self.engine),
             second=sampler_of(self.engine.plain),
             second_at_zero=self.noise.at_zero,
             nearby=nearby,
+            nearby_analytic=nearby_analytic if self._request.gradients is None else None,
             analytic=gradient.values[coordinates],
             analytic_epsilon=gradient.epsilon,
             unit=np.maximum(1.0, np.abs(values)),
@@ -119,17 +134,30 @@ class Numerical:
             eps=self._request.eps,
         )
 
+    def _gradients_nearby(self, k: int, distance: float) -> dict[int, AnalyticGradient]:
+        """What autograd says at the k-th point near θ; the last few are kept for the parameters that follow."""
+        if (k, distance) not in self._nearby:
+            if len(self._nearby) >= NEXT_DOOR:
+                self._nearby.pop(next(iter(self._nearby)))
+            with self._direction(k + 1).at(distance):
+                self._nearby[k, distance] = autograd_gradients(self._objective, self._theta)
+        return self._nearby[k, distance]
+
     def _chosen_engine(self) -> ChosenEngine:
         """The traced engine beside the plain one, where tracing pays and nothing in J forbids it."""
         parameters: list[torch.Tensor] = [entry.parameter for entry in self._theta]
         checked = self._theta.checked
-        pays = worth_tracing(2 * self._theta.coordinates, len(checked)) and not self._objective.runs_backward
+        pays = self._request.method == "projected" or worth_tracing(2 * self._theta.coordinates, len(checked))
+        pays = pays and not self._objective.runs_backward
 
         def trace() -> TracedEngine:
             return TracedEngine(self._objective, parameters, threads=self._threads)
 
+        plain = PlainEngine(self._objective.value, parameters)
+        remembers = UpstreamEngine(plain, self._objective.model, self._objective.value, parameters)
         return ChosenEngine(
-            PlainEngine(self._objective.value, parameters),
+            plain,
+            remembers if pays and not self._objective.needs_graph else None,
             trace if pays else None,
             noise=SIGMAS * self.noise.sigma,
             counted=self._objective.count,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -33,7 +32,8 @@ class Objective:
         largest_output: the largest number in the output of a module.
         overridden: op name → modules in which a lower precision was overridden.
         needs_graph: J is another function without autograd, or calls autograd itself.
-        runs_backward: the closure calls `backward()` itself, as closures of `torch.optim` do.
+        runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
+        takes_accumulated: the gradient on trial is what that backward left in `.grad`.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
     """
 
@@ -53,6 +53,7 @@ class Objective:
         self.overridden: dict[str, set[str]] = {}
         self.needs_graph = True
         self.runs_backward = False
+        self.takes_accumulated = False
         self._compute, self._borrowed = compute, borrowed
         self._needs_mode = True
 
@@ -103,20 +104,6 @@ class Objective:
             if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
 
-    def try_without_graph(self) -> float | None:
-        """J(θ) under no_grad, None when J calls autograd itself, or warns that it misses it (reentrant checkpoints)."""
-        self.needs_graph = False
-        try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("error", message="None of the inputs have requires_grad", category=UserWarning)
-                return self.value()
-        except UserWarning:
-            return None
-        except RuntimeError as error:
-            if "require grad" not in str(error):  # what autograd says when it is called under no_grad
-                raise
-            return None
-
     def same(self, one: float, other: float) -> bool:
         """Whether two values of J are one number up to the roundoff two equal calls may differ by."""
         return one == other or abs(one - other) <= ROUNDOFF_BETWEEN_CALLS * epsilon(self.dtype) * abs(other)
@@ -147,6 +134,8 @@ def scalar(loss: object) -> torch.Tensor:
     advice = "The loss must be one real number: reduce it, for example with .mean() or .sum()."
     if not isinstance(loss, torch.Tensor):
         raise NonScalarLossError(f"the loss is a {type(loss).__name__}, not a tensor. {advice}")
+    if loss.is_nested or loss.is_meta or loss.layout is not torch.strided:
+        raise NonScalarLossError(f"the loss is no ordinary tensor ({loss.layout}, device {loss.device}). {advice}")
     if loss.numel() != 1:
         raise NonScalarLossError(f"the loss has shape {tuple(loss.shape)} with {loss.numel()} entries. {advice}")
     if loss.is_complex():

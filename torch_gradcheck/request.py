@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ Mode = Literal["eval", "train", "keep"]
 Gradients = Mapping[str, Any] | Literal["grad"] | None
 
 MODES = ("eval", "train", "keep")
-METHODS = ("auto", "exact")
+METHODS = ("auto", "exact", "projected")
 DTYPES = (torch.float64, torch.float32)
 MAX_SEED = 2**63 - 1
 
@@ -68,8 +69,25 @@ def request(
 
 def callable_argument(name: str, value: object) -> None:
     """Raises when `value`, given as argument `name`, cannot be called."""
+    if isinstance(value, type) and issubclass(value, torch.nn.Module):
+        raise InvalidRequestError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...).")
     if not callable(value):
         raise InvalidRequestError(f"{name} must be callable, got {_found(value)}.")
+
+
+def closure_argument(closure: Callable[..., Any]) -> None:
+    """Raises when a closure asks for arguments."""
+    try:
+        signature = inspect.signature(closure)
+    except (TypeError, ValueError):  # built in
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise InvalidRequestError(
+            f"closure must take no arguments, and has the signature {signature}: give `lambda: closure(...)`, "
+            "or use check_module(model, loss_fn, batch)."
+        ) from error
 
 
 def _check_model(model: object) -> None:
@@ -77,6 +95,12 @@ def _check_model(model: object) -> None:
         raise InvalidRequestError(f"model is the class {model.__name__}; give an instance: {model.__name__}(...).")
     if not isinstance(model, torch.nn.Module):
         raise InvalidRequestError(f"model must be a torch.nn.Module, got {_found(model)}.")
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InvalidRequestError(
+                f"model{f'.{name}' if name else ''} is a {type(module).__name__} of torch.jit, which is fixed to the "
+                "precision it was compiled in; check the module it was made from."
+            )
 
 
 def _gradients(value: object) -> Gradients:
@@ -102,7 +126,7 @@ def positive_number(name: str, value: object) -> float:
         raise InvalidRequestError(f"{name} must be a positive number, got {_found(value)}.")
     try:
         number = float(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise InvalidRequestError(f"{name} must be a positive number, got {_found(value)}.") from error
     if not (math.isfinite(number) and number > 0):
         raise InvalidRequestError(f"{name} must be a positive finite number, got {number!r}.")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
+import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +13,15 @@ import torch
 from torch import nn
 
 from torch_gradcheck.borrow import Borrowed
-from torch_gradcheck.errors import NonDeterministicLossError, NonFiniteLossError
+from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossError, NonFiniteLossError
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import DrawnIn
 from torch_gradcheck.watch import watched
+
+NO_KERNEL = re.compile(
+    r"not implemented for '\w*Double'|matrix, got Double|(does not|n't) support \S*(double|float64)", re.I
+)
+"""What torch says where an operation has no kernel for float64."""
 
 Output = tuple[str, list[torch.Tensor]]
 
@@ -33,16 +41,62 @@ def settled_objective(
         NonScalarLossError: J is not one real number.
         NonFiniteLossError: J(θ) is NaN or infinite.
         NonDeterministicLossError: equal calls give different values.
+        InvalidRequestError: J needs an operation that has no kernel in `dtype`.
     """
     objective = Objective(model, compute, borrowed, dtype, drawn_in)
-    objective.loss = objective.record_evaluation()
+    try:
+        objective.loss = objective.record_evaluation()
+    except RuntimeError as error:
+        if dtype is torch.float64 and NO_KERNEL.search(str(error)):
+            raise _no_kernel(objective, error) from error
+        raise
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
-    without_graph = objective.try_without_graph()
-    if without_graph != objective.loss:
+    if _without_graph(objective) != objective.loss:
         objective.needs_graph = True
         check_unchanged(objective)
     return objective
+
+
+def _no_kernel(objective: Objective, error: RuntimeError) -> InvalidRequestError:
+    where = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_call_impl":
+            where = _name_of(objective.model, frame.f_locals.get("self")) or where
+    return InvalidRequestError(
+        f"dtype=torch.float64: {where or 'the loss'} uses an operation that has no float64 kernel ({error}). "
+        "Check it with dtype=torch.float32, with wider error bars."
+    )
+
+
+def _name_of(model: nn.Module, module: object) -> str:
+    return next((f"{name!r} ({type(found).__name__})" for name, found in model.named_modules() if found is module), "")
+
+
+def _without_graph(objective: Objective) -> float | None:
+    """J(θ) under no_grad; None where it raises there and nowhere else, since it needs autograd itself.
+
+    An exception that does not come again under the same conditions is the user's own, and has nothing to do with them.
+    """
+    objective.needs_graph = False
+    try:
+        return _value_unwarned(objective)
+    except Exception as error:
+        objective.needs_graph = True
+        objective.value()
+        objective.needs_graph = False
+        try:
+            _value_unwarned(objective)
+        except Exception:
+            return None
+        raise error
+
+
+def _value_unwarned(objective: Objective) -> float:
+    """J(θ); a warning of reentrant checkpoints, that they miss autograd, is an error here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="None of the inputs have requires_grad", category=UserWarning)
+        return objective.value()
 
 
 def check_unchanged(objective: Objective) -> None:

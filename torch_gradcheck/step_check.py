@@ -14,9 +14,11 @@ from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients
 from torch_gradcheck.borrow import Loan
 from torch_gradcheck.compare import over_theta
 from torch_gradcheck.in_grad import LeftInGrad
+from torch_gradcheck.method import Chosen
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
+from torch_gradcheck.reference import tried_by_method
 from torch_gradcheck.report import Report
 from torch_gradcheck.request import Request
 from torch_gradcheck.settle import check_unchanged, settled_objective
@@ -30,11 +32,13 @@ class Examination(NamedTuple):
     Attributes:
         loss: J(θ).
         gradients: autograd's, by position in θ.
+        chosen: the method they were tried by.
         trials: what was found of them.
     """
 
     loss: float
     gradients: Mapping[int, AnalyticGradient]
+    chosen: Chosen
     trials: Mapping[int, Tried]
 
     def is_of(self, loss: float, gradients: Mapping[int, AnalyticGradient]) -> bool:
@@ -72,20 +76,21 @@ def check_left_in_grad(
         left.check_replay(objective, gradients)
         numerical = Numerical(objective, theta, asked, threads)
         if examined is not None and examined.is_of(objective.loss, gradients):
-            trials = dict(examined.trials)
+            chosen, trials = examined.chosen, dict(examined.trials)
         elif left.cannot:
-            trials = {}
+            chosen, trials = Chosen("exact"), {}
         else:
             with progress_bar(asked.progress) as bar:
-                trials = numerical.trials(gradients, bar)
+                chosen, trials = tried_by_method(objective, theta, asked, numerical, gradients, bar)
             check_unchanged(objective)
         judged = left.judged(objective, gradients, trials)
-    rows = left.rows(judged)
+        rows = left.rows(judged)
+        notes = notes_of(rows, objective, numerical, asked, chosen.method)
     return Report(
         parameters=tuple(rows),
         relative_error=over_theta(each.tried for each in judged.values()) if judged else float("nan"),
         loss=objective.loss,
-        method="exact",
+        method=chosen.method,
         evaluations=objective.evaluations,
         seconds=time.perf_counter() - started,
         tolerance=asked.tolerance,
@@ -93,5 +98,5 @@ def check_left_in_grad(
         mode=asked.mode,
         seed=asked.seed,
         noise=numerical.noise.sigma,
-        notes=[*left.notes(rows), *notes_of(rows, objective, numerical, asked)],
+        notes=[*left.notes(rows), *chosen.notes, *notes],
     )

@@ -1,4 +1,4 @@
-"""Batches are nested: tensors inside tuples, lists, mappings and dataclasses, rebuilt with every tensor replaced."""
+"""Batches are nested: tensors inside tuples, lists, mappings and objects, rebuilt with every tensor replaced."""
 
 from __future__ import annotations
 
@@ -7,31 +7,75 @@ import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
+import numpy as np
 import torch
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
 
-def rebuilt(value: Any, replace: Replace) -> Any:
-    """`value` in new containers of the same types, each tensor in it replaced; what holds no tensor stays itself.
+DEPTH = 4
+"""How many steps into an object are looked at for tensors."""
 
-    Reaches into tuples (named ones too), lists, dicts, other mappings (transformers' BatchEncoding) and dataclasses
-    (transformers' outputs). `replace` is called once for each occurrence of a tensor.
+
+def rebuilt(value: Any, replace: Replace) -> Any:
+    """`value` in new containers of the same types, each tensor in it replaced and each array copied.
+
+    Reaches into tuples (named ones too), lists, dicts, other mappings (transformers' BatchEncoding), dataclasses
+    (transformers' outputs) and plain objects that hold tensors in their attributes (graphs of torch_geometric). What
+    holds no tensor stays itself. `replace` is called once for each occurrence of a tensor.
     """
-    if isinstance(value, torch.Tensor):
-        return replace(value)
-    if isinstance(value, tuple):
-        items = [rebuilt(item, replace) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else _tuple_like(value, items)
-    if isinstance(value, list):
-        new = copy.copy(value)
-        new[:] = [rebuilt(item, replace) for item in value]
+    return _Copy(replace).of(value)
+
+
+class _Copy:
+    """One copy of a nested structure; an object that occurs twice in it, or inside of itself, is copied once."""
+
+    def __init__(self, replace: Replace) -> None:
+        self._replace = replace
+        self._objects: dict[int, Any] = {}
+
+    def of(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._replace(value)
+        if isinstance(value, np.ndarray):
+            return value.copy()
+        if isinstance(value, tuple):
+            items = [self.of(item) for item in value]
+            return type(value)(*items) if hasattr(value, "_fields") else _tuple_like(value, items)
+        if isinstance(value, list):
+            new = copy.copy(value)
+            new[:] = [self.of(item) for item in value]
+            return new
+        if isinstance(value, Mapping):
+            return self._mapping_like(value)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return self._dataclass_like(value)
+        return self._object_like(value) if _is_plain_object(value, DEPTH) else value
+
+    def _mapping_like(self, value: Mapping[Any, Any]) -> Any:
+        if type(value) is dict:
+            return {key: self.of(item) for key, item in value.items()}
+        new = copy.copy(value) if isinstance(value, MutableMapping) else dict(value)
+        for key, item in value.items():
+            copied = self.of(item)
+            if copied is not item:
+                new[key] = copied
         return new
-    if isinstance(value, Mapping):
-        return _mapping_like(value, replace)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _dataclass_like(value, replace)
-    return value
+
+    def _dataclass_like(self, value: Any) -> Any:
+        new = copy.copy(value)
+        for field in dataclasses.fields(value):
+            item = getattr(value, field.name)
+            copied = self.of(item)
+            if copied is not item:
+                object.__setattr__(new, field.name, copied)  # frozen dataclasses too
+        return new
+
+    def _object_like(self, value: Any) -> Any:
+        if id(value) not in self._objects:
+            new = self._objects[id(value)] = copy.copy(value)
+            vars(new).update({name: self.of(item) for name, item in vars(value).items()})
+        return self._objects[id(value)]
 
 
 def tensors_in(value: Any) -> list[tuple[str, torch.Tensor]]:
@@ -51,26 +95,21 @@ def _children(value: Any) -> list[tuple[str, Any]]:
     return []
 
 
+def _is_plain_object(value: Any, depth: int) -> bool:
+    """Whether it keeps tensors or arrays in attributes of its own, and is neither code nor a module."""
+    if isinstance(value, type | torch.nn.Module) or callable(value):
+        return False
+    attributes = getattr(value, "__dict__", None)
+    return type(attributes) is dict and any(_holds_numbers(item, depth - 1) for item in attributes.values())
+
+
+def _holds_numbers(value: Any, depth: int) -> bool:
+    if isinstance(value, torch.Tensor | np.ndarray):
+        return True
+    if depth < 0:
+        return False
+    return any(_holds_numbers(item, depth - 1) for _, item in _children(value)) or _is_plain_object(value, depth)
+
+
 def _tuple_like(value: tuple[Any, ...], items: list[Any]) -> Any:
     return tuple(items) if type(value) is tuple else type(value)(items)  # torch.Size and other plain subclasses
-
-
-def _mapping_like(value: Mapping[Any, Any], replace: Replace) -> Any:
-    if type(value) is dict:
-        return {key: rebuilt(item, replace) for key, item in value.items()}
-    new = copy.copy(value) if isinstance(value, MutableMapping) else dict(value)
-    for key, item in value.items():
-        replaced = rebuilt(item, replace)
-        if replaced is not item:
-            new[key] = replaced
-    return new
-
-
-def _dataclass_like(value: Any, replace: Replace) -> Any:
-    new = copy.copy(value)
-    for field in dataclasses.fields(value):
-        item = getattr(value, field.name)
-        replaced = rebuilt(item, replace)
-        if replaced is not item:
-            object.__setattr__(new, field.name, replaced)  # frozen dataclasses too
-    return new

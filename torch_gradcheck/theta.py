@@ -128,6 +128,8 @@ def theta_of(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
 
 def close_names(name: str, known: Sequence[str]) -> str:
     """A hint with the known names closest to a wrong one."""
+    if not known:
+        return "there are no names at all"
     close = get_close_matches(name, known, n=3, cutoff=0.4)
     listed = close or list(known[:5])
     more = "" if close or len(known) <= 5 else ", ..."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -55,6 +56,18 @@ def test_a_closure_that_runs_its_own_backward() -> None:
         return loss
 
     assert check_closure(model, closure).culprit == "1"
+
+
+def test_a_closure_that_runs_another_backward_besides() -> None:
+    torch.manual_seed(7)
+    parts = nn.ModuleDict({"G": layers(), "D": nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))})
+
+    def closure() -> Tensor:
+        parts["D"](parts["G"](X).detach()).square().mean().backward()
+        parts["D"].zero_grad()
+        return nn.functional.softplus(-parts["D"](parts["G"](X))).mean()
+
+    assert check_closure(parts, closure).culprit == "G.1"
 
 
 def test_a_closure_that_changes_grad_afterwards() -> None:
@@ -331,3 +344,12 @@ def test_a_function_with_setup_context() -> None:
     report = check_module(nn.Sequential(nn.Linear(3, 2), Layer()), squared_error, (X, T))
     assert report.culprit == "1"
     assert "autograd.Function Doubled gives a wrong gradient for x;" in report.notes[0]
+
+
+def test_another_threads_model_is_not_recorded() -> None:
+    with recording.Recording() as recorded:
+        thread = threading.Thread(target=lambda: layers()(X))
+        thread.start()
+        thread.join()
+        layers()(X)
+    assert [type(call.owner).__name__ for call in recorded.roots] == ["Sequential"]

@@ -48,11 +48,23 @@ SPOILED: dict[str, tuple[Floats, str, str]] = {
     "shuffled": (np.random.default_rng(8).permutation(G.ravel()).reshape(4, 6), "permuted", "in another order"),
     "clamped": (G.clip(-0.5, 0.5), "clipped", "stand at -0.5 and 0.5"),
     "negative ones cut": (G.clip(0, None), "clipped", "stand at 0"),
+    "right in one row only": (np.where(np.arange(4)[:, None] == 1, G, 2 * G), "partial", "rows 0, 2-3 of 4"),
+    "right in one column only": (np.where(np.arange(6) == 1, G, THETA), "unknown", "no simple relation"),
     "norm": (G * (0.1 / np.linalg.norm(G)), "clipped", "was limited to 0.1"),
     "torch's clip_grad_norm_": (G / (np.linalg.norm(G) + 1e-6), "clipped", "was limited to 1"),
     "float16": (G.astype(np.float16).astype(float), "low_precision", "every entry is a float16 number"),
     "row zero": (np.where(np.arange(4)[:, None] == 2, 0, G), "partial", "except in row 2 of 4, where it is zero"),
     "columns twice": (np.where(np.arange(6) > 3, 2 * G, G), "partial", "columns 4-5 of 6, where it is 2 × the right"),
+    "a block": (
+        np.where((np.arange(4) > 1)[:, None] & (np.arange(6) % 5 == 1), 0, G),
+        "partial",
+        "entries [2, 1], [3, 1], where it is zero",
+    ),
+    "a larger block": (
+        np.where((np.arange(4) > 1)[:, None] & (np.abs(np.arange(6) - 2) < 2), 0, G),
+        "partial",
+        "except in rows 2-3 of 4, columns 1-3 of 6, where it is zero",
+    ),
     "one entry": (entry((1, 2), 1.01 * G[1, 2]), "partial", "entry [1, 2]"),
     "nan": (entry((1, 2), np.nan), "partial", "entry [1, 2], where 1 are not finite"),
     "all nan": (np.nan * G, "unknown", "not finite in 24 of 24"),
@@ -138,6 +150,13 @@ def test_a_rounding_seen_on_the_way_explains_what_its_size_explains() -> None:
     close, far = G * (1 + 1e-4 * THETA), G * (1 + 0.1 * THETA)
     found = diagnose_all({"close": evidence(close), "far": evidence(far)}, rounding=rounding)
     assert (found["close"].kind, found["far"].kind) == ("low_precision", "unknown")
+
+
+def test_zeros_that_are_negative_by_chance_are_no_limit() -> None:
+    right = np.array([0.5, -0.3, 0.7, -0.1])
+    found = diagnose(Evidence.of(right.clip(0, None), right, right))
+    assert found is not None
+    assert (found.kind, "where it is zero" in found.message) == ("partial", True)
 
 
 def test_entries_that_prove_nothing_do_not_hide_a_factor() -> None:

@@ -113,6 +113,7 @@ class Family:
             second=self.sampler,
             second_at_zero=float(self.J(self.x)),
             nearby=self.nearby,
+            nearby_analytic=None,
             analytic=np.asarray(analytic, dtype=np.float64),
             analytic_epsilon=self.epsilon,
             unit=self.unit,

@@ -329,12 +329,29 @@ def test_a_gradient_that_no_choice_gives_is_not_excused() -> None:
     assert outcomes(answer) == ["MISMATCH", "MISMATCH"]
 
 
+@pytest.mark.parametrize("width", [1e-12, 1e-14, 1e-20], ids="width={:.0e}".format)
+def test_a_rise_between_the_smallest_steps_accuses_nobody(width: float) -> None:
+    """As x/|x| and norms of a row of zeros rise: the slope at 0 is right, and no step sees it."""
+    answer = tried([lambda v: np.tanh(v / width), np.sin], [0.0, 0.4], [1 / width, np.cos(0.4)])
+    assert outcomes(answer)[0] in ("MATCH", "UNDECIDED")
+    assert outcomes(tried([np.sin, np.sin], [0.1, 0.4], [1e9, np.cos(0.4)])) == ["MISMATCH", "MATCH"]
+
+
+@pytest.mark.parametrize(("precision", "error"), [(np.float16, 3e-2), (np.float32, 3e-5)], ids=["float16", "float32"])
+def test_a_gradient_in_a_lower_precision_is_rounded_and_no_more(precision: type, error: float) -> None:
+    family, gradient = network(10)
+    question = replace(family.question(gradient.astype(precision)), analytic_epsilon=float(np.finfo(precision).eps))
+    assert set(outcomes(try_gradient(question, None))) == {"MATCH"}
+    wrong = replace(question, analytic=((1 + error) * gradient).astype(precision).astype(np.float64))
+    assert "MISMATCH" in outcomes(try_gradient(wrong, None))
+
+
 # Steps that are given, and noise -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("eps", [1e-3, 1e-5, 1e-7], ids="eps={:.0e}".format)
 def test_a_given_step_is_used_as_it_is(eps: float) -> None:
-    """As it is, in units of max(1, |θ|); a disagreement is still looked at on the ladder."""
+    """A disagreement is still looked at on the ladder."""
     family, gradient = network(10)
     answer = try_gradient(family.question(gradient, eps=eps), None)
     assert answer.window == Window(eps, 0)
@@ -344,11 +361,12 @@ def test_a_given_step_is_used_as_it_is(eps: float) -> None:
     assert set(outcomes(answer)) == {"MISMATCH"}
 
 
-def test_a_given_step_gives_the_plain_formula_where_it_agrees() -> None:
-    family = Family([np.exp], [0.25])
+@pytest.mark.parametrize("x", [0.25, 4.0])
+def test_a_given_step_gives_the_plain_formula_where_it_agrees(x: float) -> None:
+    family = Family([np.exp], [x])
     eps = 2.0**-10
-    answer = try_gradient(family.question(np.exp([0.25]), eps=eps, tolerance=1e-3), None)
-    assert answer.numeric[0] == (np.exp(0.25 + eps) - np.exp(0.25 - eps)) / (2 * eps)
+    answer = try_gradient(family.question(np.exp([x]), eps=eps, tolerance=1e-3), None)
+    assert answer.numeric[0] == (np.exp(x + eps) - np.exp(x - eps)) / (2 * eps)
 
 
 @pytest.mark.parametrize("eps", [1e-15, 1e-30, 1.0, 1e3], ids="eps={:.0e}".format)

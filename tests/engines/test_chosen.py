@@ -157,6 +157,7 @@ def engine_of(
 ) -> ChosenEngine:
     return ChosenEngine(
         PlainEngine(lambda: float(objective().detach()), parameters),
+        None,
         lambda: TracedEngine(objective, parameters),
         noise=1e-13,
         counted=counted,
@@ -203,7 +204,7 @@ def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: p
 def test_without_a_trace_everything_is_plain() -> None:
     objective, parameters = small_objective()
     plain = PlainEngine(lambda: float(objective().detach()), parameters)
-    engine = ChosenEngine(plain, None, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
+    engine = ChosenEngine(plain, None, None, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
     assert engine.at_zero(0) == float(objective().detach())
     assert engine.refused == {}
     assert engine.traced == 0

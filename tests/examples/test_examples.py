@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import digits_from_scratch as scratch
 import digits_mlp
+import find_the_bug
 import train_digits
 from torch_gradcheck import check_module
 
@@ -101,6 +104,25 @@ def test_command_line_exits_with_the_verdict(function, status):
 
     assert finished.returncode == status, finished.stderr
     assert "hidden.weight" in finished.stdout
+
+
+def test_the_bug_is_found_though_the_model_learns():
+    losses, report = find_the_bug.report_after_training(mended=False)
+
+    assert losses[-1] < losses[0] / 4
+    assert report.culprit == "blocks.0.norm2"
+    assert "autograd.Function FusedLayerNorm gives a wrong gradient for x;" in report.notes[0]
+    upstream = ("embedding.", "blocks.0.norm1.", "blocks.0.attention.")
+    assert {row.name for row in report.mismatches} == {row.name for row in report if row.name.startswith(upstream)}
+
+
+def test_the_mended_model_is_right_and_the_mistake_is_not_seen_before_training():
+    torch.manual_seed(0)
+    untrained = check_module(find_the_bug.Transformer(), nn.CrossEntropyLoss(), find_the_bug.counting())
+    _, mended = find_the_bug.report_after_training(mended=True)
+
+    assert untrained.passed
+    assert mended.passed
 
 
 def test_the_right_loop_learns_and_is_right_at_every_check():

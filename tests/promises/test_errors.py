@@ -110,7 +110,7 @@ def test_a_model_that_is_none(model: Any, words: tuple[str, ...]) -> None:
 
 def test_a_loss_that_cannot_be_called() -> None:
     refused(net(), "loss_fn", "callable", "Tensor", loss_fn=torch.tensor(1.0))
-    with pytest.raises(InvalidRequestError, match="closure must be callable"):
+    with pytest.raises(InvalidRequestError, match=r"closure must be callable"):
         check_closure(net(), 3.0)
 
 
@@ -432,8 +432,41 @@ def test_an_exception_in_a_closure_comes_through_as_it_is(error: Exception) -> N
     assert caught.value is error
 
 
-def test_a_batch_that_does_not_fit_is_what_the_model_says() -> None:
-    with pytest.raises(TypeError, match="unexpected keyword argument"):
-        check_module(nn.Linear(3, 2), torch.sum, {"x": torch.randn(2, 3)})
+def two(a: Tensor, b: Tensor) -> Tensor:
+    return a.sum() + b.sum()
+
+
+MISFITS: dict[str, tuple[Any, Any, str]] = {
+    "keyword": (torch.sum, {"x": torch.randn(2, 3)}, r"batch does not fit model: .* the keywords \['x'\]"),
+    "no keyword": (torch.sum, {}, "batch does not fit model: it is called with 0 positional arguments"),
+    "no name": (torch.sum, {1: torch.randn(2, 3)}, r"batch has keys that are no names of arguments: \[1\]"),
+    "inputs": (torch.sum, ((torch.randn(2, 3), 1),), "batch does not fit model: it is called with 2 positional"),
+    "no target": (two, torch.randn(2, 3), "batch does not fit loss_fn: it is called with 1 .* 'b'"),
+    "targets": (two, (torch.randn(2, 3), 1, 2), "batch does not fit loss_fn: it is called with 3 .* too many"),
+}
+
+
+@pytest.mark.parametrize(("loss_fn", "batch", "words"), MISFITS.values(), ids=MISFITS)
+def test_a_batch_that_does_not_fit(loss_fn: Any, batch: Any, words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        check_module(net(), loss_fn, batch)
+
+
+def test_shapes_that_do_not_fit_are_what_the_model_says() -> None:
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         check_module(nn.Linear(3, 2), torch.sum, torch.randn(2, 4))
+
+
+def test_a_type_error_inside_of_a_model_is_not_the_batchs() -> None:
+    class Model(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return two(super().forward(x))  # type: ignore[call-arg]
+
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'b'") as caught:
+        check_module(Model(3, 2), torch.sum, torch.randn(2, 3))
+    assert not isinstance(caught.value, InvalidRequestError)
+
+
+def test_a_closure_with_arguments() -> None:
+    with pytest.raises(InvalidRequestError, match=r"closure must take no arguments, .* signature \(batch\)"):
+        check_closure(net(), lambda batch: batch.sum())

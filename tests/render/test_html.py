@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.render.samples import ANY_FACTS, SAMPLES, facts, match
-from torch_gradcheck.facts import Facts
+from tests.render.samples import ANY_FACTS, SAMPLES, coordinate, facts, match, wrong
+from torch_gradcheck.facts import Diagnosis, DiagnosisKind, Facts
 from torch_gradcheck.render.html import html, page
 
 TABLE = {"table", "thead", "tbody", "tr", "th", "td"}
@@ -104,3 +104,19 @@ def test_page_is_a_document_with_an_escaped_title() -> None:
     assert "<title>model.py:&lt;problem&gt;</title>" in document
     assert html(SAMPLES["all_right"]) in document
     assert Elements(document).addresses == []
+
+
+def test_wrong_places_are_a_heat_map() -> None:
+    source = html(SAMPLES["partly_wrong"])
+    assert source.count('<table class="map">') == 2, "where everything is wrong there is nothing to see"
+    assert source.count("rgba(207, 34, 46, 1.00)") == 14 + 1, "cells that are all wrong"
+    assert source.count("rgba(26, 127, 55, 0.25)") == 80 - 14 + 1, "cells that are all right"
+
+
+def test_one_mistake_in_many_parameters_is_told_once() -> None:
+    twice = Diagnosis(DiagnosisKind.SCALED, "dθ = 2 × the right gradient", 2.0)
+    rows = [wrong(f"layers.{k}.weight", 4, worst=(coordinate(1),), diagnosis=twice) for k in range(4)]
+    words = Elements(html(facts(*rows, culprit="norm"))).words
+    assert words.count("dθ = 2 × the right gradient") == 1
+    assert "layers.1.weight, layers.2.weight, layers.3.weight" in words
+    assert "scaled, as layers.0.weight" in words

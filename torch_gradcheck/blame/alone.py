@@ -12,7 +12,7 @@ import torch
 
 from torch_gradcheck.analytic import gradients_of
 from torch_gradcheck.blame.recording import Call, summary
-from torch_gradcheck.blame.snapshots import replaced
+from torch_gradcheck.blame.snapshots import replaced, tensors_of
 from torch_gradcheck.blame.tangents import Tangents, Wrong
 from torch_gradcheck.diagnosis import Rounding, rounding_of_all
 from torch_gradcheck.differences.ladder import Noise, Window, climb, through_window
@@ -20,7 +20,6 @@ from torch_gradcheck.differences.sampling import Floats, Indices, Samples
 from torch_gradcheck.differences.trial import first_step
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import epsilon
-from torch_gradcheck.structure import tensors_in
 
 SHARP = 0.02
 """An error bar of this share of E is narrow enough."""
@@ -77,7 +76,7 @@ class Laboratory:
     def __init__(self, objective: Objective, limit: int) -> None:
         self.objective, self.limit, self.runs = objective, limit, 0
         # All of θ is asked for, as in the real run: a branch that is not asked does not run, and spoils nothing.
-        self._theta = [parameter for parameter in objective.model.parameters() if parameter.requires_grad]
+        self._theta = list(objective.model.parameters())
 
     def part(self, call: Call, tangents: Tangents, wrong: Wrong) -> Part:
         """The part of E that lies in a call, by the gradients that left it in the real run.
@@ -106,8 +105,9 @@ class Laboratory:
             received = [(g.clone(), output) for g, output in _received(call, outputs) if output.requires_grad]
             cotangents = [g for g, _ in received]
             with before_hooks(parameter) as raw:
+                theta = [each for each in self._theta if each.requires_grad]
                 inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
-                found = gradients_of([output for _, output in received], [*inputs, *self._theta], cotangents)
+                found = _asked([output for _, output in received], [*inputs, *theta], cotangents)
         gradients = dict(zip(inputs, found, strict=False))
         of_theta = total = sum(wrong.of(gradient) for gradient in raw)
         for k, leaf in enumerate(leaves):
@@ -167,12 +167,21 @@ class Laboratory:
 
     def _called(self, call: Call, arguments: tuple[Any, Any]) -> list[torch.Tensor]:
         try:
-            outputs = [tensor for _, tensor in tensors_in(call.run(arguments))]
+            outputs = tensors_of(call.run(arguments))
         except Exception as error:
             raise CannotBeRunAlone(f"raises {said(error)} when it is run alone") from error
         if [tuple(output.shape) for output in outputs] != [shape for shape, _, _ in call.outputs]:
             raise CannotBeRunAlone("puts out something else when it is run alone")
         return outputs
+
+
+def _asked(
+    outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: list[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    try:
+        return gradients_of(outputs, inputs, cotangents)
+    except Exception as error:
+        raise CannotBeRunAlone(f"raises {said(error)} in its backward when it is run alone") from error
 
 
 def said(error: Exception) -> str:

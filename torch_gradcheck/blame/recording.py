@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,9 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-from torch_gradcheck.blame.snapshots import Snapshots, hides_a_graph
+from torch_gradcheck.blame.snapshots import Snapshots, tensors_of
 from torch_gradcheck.global_state import RandomState
-from torch_gradcheck.structure import rebuilt, tensors_in
+from torch_gradcheck.structure import rebuilt
 
 Owner = nn.Module | type[Function]
 
@@ -38,7 +39,7 @@ class Call:
         returned: the gradient that left it for a tensor in `arguments`, by position, where that was seen: a tensor
             that it was given twice has one, at its first position.
         finished: False if it raised.
-        leaks: whether a graph leaves it by other ways than its outputs (an attribute, an object's inside).
+        leaks: whether a graph leaves it by an attribute, besides its outputs.
     """
 
     owner: Owner
@@ -106,6 +107,7 @@ class Recording:
         self.calls: list[Call] = []
         self.leaves: list[torch.Tensor] = []
         self.full = False
+        self._thread = threading.get_ident()
         self._taps, self._stack = taps, list[Call]()
         self._snapshots = Snapshots()
         self._undo: list[Callable[[], Any]] = []
@@ -137,9 +139,15 @@ class Recording:
         """Calls made by the loss function or closure itself."""
         return [call for call in self.calls if call.parent is None and not call.in_backward]
 
+    def forget_gradients(self) -> None:
+        """As if no backward had run yet."""
+        for call in self.calls:
+            call.cotangents = [None for _ in call.outputs]
+            call.returned.clear()
+
     def _around(self, owner: Owner, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
         self.full = self.full or self._snapshots.bytes > MEMORY_LIMIT
-        if self.full:
+        if self.full or threading.get_ident() != self._thread:  # the patches reach other threads' models too
             return run(args, kwargs)
         call = self._begin(owner, args, kwargs)
         try:
@@ -152,7 +160,7 @@ class Recording:
     def _begin(self, owner: Owner, args: Any, kwargs: Any) -> Call:
         in_backward = torch._C._current_graph_task_id() != -1
         parent = self._stack[-1] if self._stack else None
-        given = [tensor.requires_grad for _, tensor in tensors_in((args, kwargs))]
+        given = [tensor.requires_grad for tensor in tensors_of((args, kwargs))]
         call = Call(
             owner,
             parent,
@@ -170,30 +178,30 @@ class Recording:
 
     def _inputs_tapped(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The arguments as the callee sees them: tensors among them are copies, which tell what gradient leaves."""
-        if not self._taps.inputs:
+        if not (self._taps.inputs and torch.is_grad_enabled()):
             return args, kwargs
-        positions = {path: k for k, (path, _) in enumerate(tensors_in((args, kwargs)))}
+        positions = {id(tensor): k for k, tensor in reversed(list(enumerate(tensors_of((args, kwargs)))))}
         copies: dict[int, torch.Tensor] = {}  # a tensor given twice stays one tensor
 
-        def copy(path: str, value: Any) -> Any:
+        def copy(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or value.grad_fn is None:
                 return value
             if id(value) not in copies:
-                position = positions[path]
+                position = positions[id(value)]
                 copies[id(value)] = value.clone()
                 copies[id(value)].register_hook(lambda gradient: _left(call, position, gradient))
             return copies[id(value)]
 
         return (
-            tuple(copy(f"[0][{k}]", value) for k, value in enumerate(args)),
-            {name: copy(f"[1][{name!r}]", value) for name, value in kwargs.items()},
+            tuple(copy(value) for value in args),
+            {name: copy(value) for name, value in kwargs.items()},
         )
 
     def _finished(self, call: Call, result: Any) -> Any:
         call.finished = True
-        call.outputs = [summary(tensor) for _, tensor in tensors_in(result)]
+        call.outputs = [summary(tensor) for tensor in tensors_of(result)]
         call.cotangents = [None for _ in call.outputs]
-        call.leaks = hides_a_graph(result) or (isinstance(call.owner, nn.Module) and _keeps_a_graph(call.owner))
+        call.leaks = isinstance(call.owner, nn.Module) and _keeps_a_graph(call.owner)
         if not self._taps.outputs:
             return result
         positions = iter(range(len(call.outputs)))
@@ -202,7 +210,9 @@ class Recording:
     def _tapped(self, call: Call, position: int, tensor: torch.Tensor) -> torch.Tensor:
         """The output as its caller sees it: a copy of it, which tells what gradient arrives."""
         inexact = tensor.is_floating_point() or tensor.is_complex()
-        if tensor.grad_fn is None and inexact and self._taps.rooted and torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return tensor
+        if tensor.grad_fn is None and inexact and self._taps.rooted:
             tensor = tensor.detach().requires_grad_()
             self.leaves.append(tensor)
         elif tensor.grad_fn is None:
@@ -235,7 +245,7 @@ def _arrived(call: Call, position: int, gradient: torch.Tensor | None) -> None:
 def _keeps_a_graph(module: nn.Module) -> bool:
     """Whether an attribute of the module holds a tensor with a graph: a way out besides its outputs."""
     held = [value for value in vars(module).values() if not isinstance(value, nn.Module)]
-    return any(tensor.grad_fn is not None for _, tensor in tensors_in(held))
+    return any(tensor.grad_fn is not None for tensor in tensors_of(held))
 
 
 def paired_with_recomputed(calls: list[Call]) -> None:
@@ -260,7 +270,7 @@ def alike(one: Call, other: Call) -> bool:
 def _same_call(one: Call, other: Call) -> bool:
     if not alike(one, other):
         return False
-    mine, others = tensors_in(one.arguments), tensors_in(other.arguments)
+    mine, others = tensors_of(one.arguments), tensors_of(other.arguments)
     return len(mine) == len(others) and all(
-        a.shape == b.shape and torch.equal(a, b) for (_, a), (_, b) in zip(mine, others, strict=True)
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, others, strict=True)
     )

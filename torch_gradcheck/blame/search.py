@@ -13,6 +13,7 @@ from torch import nn
 from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, gradients_of
 from torch_gradcheck.blame.alone import NOTHING, CannotBeRunAlone, Laboratory, Part, before_hooks, said
 from torch_gradcheck.blame.recording import Call, Owner, Recording, Taps, paired_with_recomputed
+from torch_gradcheck.blame.snapshots import tensors_of
 from torch_gradcheck.blame.tangents import Tangents, Wrong, tangents_of
 from torch_gradcheck.blame.verdicts import Blame, Verdict
 from torch_gradcheck.blame.words import Words
@@ -52,7 +53,6 @@ class Run:
 
     def __init__(self, objective: Objective, wrong: Sequence[Wrong], taps: Taps) -> None:
         self._objective = objective
-        self._parameters = [each for each in objective.model.parameters() if each.requires_grad]
         self.loss = math.nan
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
         with torch.enable_grad(), objective.evaluation(), Recording(taps) as recording:
@@ -85,8 +85,13 @@ class Run:
             return
         loss = self._objective.compute()
         self.loss = float(loss.detach())
-        if not self._objective.runs_backward and loss.requires_grad:
-            gradients_of([loss], [*self._parameters, *recording.leaves], [torch.ones_like(loss)])
+        if self._objective.takes_accumulated or not loss.requires_grad:
+            return
+        recording.forget_gradients()  # of backwards that the closure has run besides
+        for seen in self.raw.values():
+            seen.clear()
+        theta = [each for each in self._objective.model.parameters() if each.requires_grad]
+        gradients_of([loss], [*theta, *recording.leaves], [torch.ones_like(loss)])
 
 
 def find_culprit(
@@ -105,12 +110,10 @@ def find_culprit(
     gradients = autograd_gradients(objective, theta) if given else None
     wrong = _followed(theta, trials, gradients)
     if not wrong:
-        return Blame(None, (words.by_hand(),))
+        return Blame(None, (words.by_hand(),), _meanings(_seen(objective)))
     try:
         return _searched(objective, numerical, wrong, words)
-    except (
-        Exception
-    ) as error:  # whatever the caller's code does when it is watched, the verdict on its gradients stands
+    except Exception as error:  # whatever a watched run raises, the verdict on the gradients stands
         return Blame(None, (words.nobody(f"a run of J in which calls are recorded raises {said(error)}"),))
 
 
@@ -121,27 +124,37 @@ def _searched(objective: Objective, numerical: Numerical, wrong: Sequence[Wrong]
     if run.full:
         return Blame(None, (words.nobody("the inputs of all modules together take more than 1 GiB"),))
     step = first_step(numerical.noise)
-    verdicts = [_verdict(each, run, laboratory, step) for each in wrong]
+    verdicts: list[Verdict] = []
+    for each in wrong:
+        known = list(dict.fromkeys(call for verdict in verdicts for call in verdict.own))
+        verdicts.append(_verdict(each, run, laboratory, step, known))
     culprit, notes = words.told(verdicts, run.calls)
     cost = words.cost(laboratory.runs, objective.evaluations - evaluations)
     rounding = next((each for verdict in verdicts for each in verdict.roundings), None)
-    return Blame(culprit, (*notes, cost), tuple(_meanings(run)), words.order(run.calls), rounding)
+    return Blame(culprit, (*notes, cost), _meanings(run.calls), words.order(run.calls), rounding)
 
 
-def _meanings(run: Run) -> Iterator[Meaning]:
+def _seen(objective: Objective) -> list[Call]:
+    """The calls of an ordinary evaluation of J."""
+    with torch.enable_grad(), objective.evaluation(), Recording() as recording:
+        objective.compute()
+    return recording.calls
+
+
+def _meanings(calls: Sequence[Call]) -> tuple[Meaning, ...]:
     """Counts that a factor is often mistaken by: rows of the batch, entries and columns of the output, uses."""
-    for call in run.roots[:1]:
-        inputs = [tensor for _, tensor in tensors_in(call.arguments) if tensor.dim()]
-        batch = {len(tensor) for tensor in inputs[:1]}
-        for rows in batch:
-            yield from count_meanings(rows, "rows of the batch")
-        for shape, *_ in call.outputs[:1]:
-            yield from count_meanings(math.prod(shape), "entries of the output")
-            if shape and shape[0] in batch:
-                yield from count_meanings(math.prod(shape[1:]), "entries of a row of the output")
-    uses = Counter(call.owner for call in run.calls if isinstance(call.owner, nn.Module) and call.owner._parameters)
-    for count in sorted(set(uses.values()) - {1}):
-        yield from count_meanings(count, "uses of a shared module")
+    counts: list[tuple[int, str]] = []
+    if calls:
+        inputs = [tensor for tensor in tensors_of(calls[0].arguments) if tensor.dim()]
+        rows = len(inputs[0]) if inputs else 0
+        counts.append((rows, "rows of the batch"))
+        for shape, *_ in calls[0].outputs[:1]:
+            counts.append((math.prod(shape), "entries of the output"))
+            if shape and shape[0] == rows:
+                counts.append((math.prod(shape[1:]), "entries of a row of the output"))
+    uses = Counter(call.owner for call in calls if isinstance(call.owner, nn.Module) and call.owner._parameters)
+    counts += [(count, "uses of a shared module") for count in sorted(set(uses.values()))]
+    return tuple(meaning for count, of_what in counts for meaning in count_meanings(count, of_what))
 
 
 def _followed(theta: Theta, trials: Mapping[int, Tried], autograd: dict[int, AnalyticGradient] | None) -> list[Wrong]:
@@ -180,7 +193,8 @@ def _worst(theta: Theta, position: int, tried: Tried, autograd: AnalyticGradient
     return Wrong(entry, coordinate, analytic, numeric, noise, max(1.0, abs(held)))
 
 
-def _verdict(wrong: Wrong, run: Run, laboratory: Laboratory, step: float) -> Verdict:
+def _verdict(wrong: Wrong, run: Run, laboratory: Laboratory, step: float, known: Sequence[Call | None]) -> Verdict:
+    """What is found along one coordinate; `known` are the calls that others have led to."""
     tangents = tangents_of(run.calls, wrong, step * wrong.unit, laboratory.objective)
     if tangents is None:
         return Verdict(wrong, open="J is made of other calls at neighbouring points")
@@ -189,7 +203,9 @@ def _verdict(wrong: Wrong, run: Run, laboratory: Laboratory, step: float) -> Ver
     if raw:
         verdict.hook = wrong.analytic - sum(wrong.of(gradient) for gradient in raw)
     search = _Search(verdict, laboratory)
-    search.split(None, Part(wrong.error - verdict.hook, wrong.noise), run.roots)
+    whole = Part(wrong.error - verdict.hook, wrong.noise)
+    if not search.explained_by(known, whole):
+        search.split(None, whole, run.roots)
     search.compare_with_run(sum(wrong.of(gradient) for gradient in raw))
     for call in verdict.own:
         if call is not None and not isinstance(call.owner, nn.Module):
@@ -205,6 +221,22 @@ class _Search:
         self._error = verdict.wrong.error
         self._of_theta: dict[Call, float] = {}
 
+    def explained_by(self, known: Sequence[Call | None], whole: Part) -> bool:
+        """Whether calls known to be wrong make up all of the error, so that there is no need to look further."""
+        calls = [call for call in known if call is not None]
+        if len(calls) < len(known) or not calls or not math.isfinite(whole.error):
+            return False
+        own = {call: self._own(call) for call in calls}
+        parts = [part for part in own.values() if part is not None]
+        if len(parts) < len(calls) or self._tells(_less(whole, parts)):
+            return False
+        self._verdict.own |= {call: part.error for call, part in own.items() if part is not None and self._tells(part)}
+        return True
+
+    def _own(self, call: Call) -> Part | None:
+        part, *inside = [self._part(each) for each in (call, *call.children)]
+        return None if part is None or None in inside else _less(part, [each for each in inside if each is not None])
+
     def split(self, call: Call | None, part: Part | None, children: Sequence[Call]) -> None:
         """Blames the children for their parts, and `call` for what they leave of `part`, if that is known."""
         parts = {child: self._part(child) for child in children}
@@ -215,13 +247,15 @@ class _Search:
             if found is not None and found.mutates:
                 self._verdict.mutating.append(child)
         rest = None if part is None else _less(part, [found for found in parts.values() if found is not None])
-        if rest is None or not self._tells(rest) or None in parts.values():
+        # A Function that cannot be told about belongs to its caller; a module may be right or wrong.
+        unclear = [child for child, found in parts.items() if found is None and isinstance(child.owner, nn.Module)]
+        if rest is None or not self._tells(rest) or unclear:
             return
         leak = next((each for each in _family(call, children) if each.leaks), None)
         if leak is None:
             self._verdict.own[call] = rest.error
         else:
-            self._verdict.unclear.append((leak, "lets a graph out by an attribute or inside of an object"))
+            self._verdict.unclear.append((leak, "lets a graph out by an attribute"))
             if not self._tells(parts.get(leak, NOTHING) or NOTHING):
                 self.split(leak, None, leak.children)
 
@@ -238,10 +272,14 @@ class _Search:
 
     def wrong_inputs(self, call: Call) -> list[str]:
         """The inputs whose gradients, each by itself, are wrong."""
-        tangents = self._verdict.tangents[call]
+        tangents, inputs = self._verdict.tangents[call], tensors_of(call.arguments)
+        positions = [
+            (path, next(k for k, each in enumerate(inputs) if each is tensor))
+            for path, tensor in tensors_in(call.arguments)
+        ]
         return [
             path
-            for k, (path, _) in enumerate(tensors_in(call.arguments))
+            for path, k in positions
             if tangents[k] is not None
             and (found := self._part(call, [t if j == k else None for j, t in enumerate(tangents)])) is not None
             and self._tells(found)

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from torch_gradcheck.structure import rebuilt, tensors_in
+from torch_gradcheck.structure import rebuilt
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
 DEPTH = 5
-"""How many objects deep a cache that is handed from module to module may hold its tensors."""
+"""How many objects deep a cache that is handed from module to module may be."""
 
 AS_THEY_ARE = (nn.Module, torch.Tensor, torch.dtype, torch.device, torch.Generator, type, str, bytes)
 
@@ -45,44 +44,46 @@ class Snapshots:
         return self._copies[key]
 
 
-def replaced(value: Any, replace: Replace, depth: int = DEPTH) -> Any:
-    """As `structure.rebuilt`, and into plain objects too: transformers' caches are written to by those they are given.
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Every tensor that `replaced` replaces, in its order."""
+    found: list[torch.Tensor] = []
 
-    Tensors that `tensors_in` finds are replaced first, in its order.
-    """
-    return _objects_replaced(rebuilt(value, replace), replace, depth)
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    rebuilt(value, keep)
+    return found
 
 
-def _objects_replaced(value: Any, replace: Replace, depth: int) -> Any:
-    if isinstance(value, tuple | list) and type(value) in (tuple, list):
-        return type(value)(_objects_replaced(item, replace, depth) for item in value)
+def replaced(value: Any, replace: Replace) -> Any:
+    """As `structure.rebuilt`; objects that hold no tensor yet are copied too: whoever is given a cache writes to it."""
+    return _objects_copied(rebuilt(value, replace), DEPTH, {})
+
+
+def _objects_copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(_objects_copied(item, depth, copies) for item in value)
     if type(value) is dict:
-        return {key: _objects_replaced(item, replace, depth) for key, item in value.items()}
-    if depth == 0 or not is_opaque(value):
+        return {key: _objects_copied(item, depth, copies) for key, item in value.items()}
+    if depth == 0 or not _is_an_object(value):
         return value
+    if id(value) not in copies:
+        copies[id(value)] = _copied(value, depth, copies)
+    return copies[id(value)]
+
+
+def _copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:
     try:
         new = copy.copy(value)
-        attributes = vars(new)
     except Exception:  # an object that refuses to be copied is given as it is
         return value
-    for name, held in list(attributes.items()):
-        attributes[name] = replaced(held, replace, depth - 1)
+    attributes = vars(new)
+    attributes.update({name: _objects_copied(held, depth - 1, copies) for name, held in attributes.items()})
     return new
 
 
-def is_opaque(value: Any) -> bool:
-    """Whether `value` is an object of somebody's own, which may hold tensors and be written to."""
-    known = isinstance(value, AS_THEY_ARE) or callable(value) or inspect.ismodule(value)
-    return not known and hasattr(value, "__dict__") and not tensors_in(value)
-
-
-def hides_a_graph(value: Any, depth: int = DEPTH) -> bool:
-    """Whether objects in `value` hold tensors with a graph, where `tensors_in` does not see them."""
-    if type(value) in (tuple, list):
-        return any(hides_a_graph(item, depth) for item in value)
-    if isinstance(value, dict):
-        return any(hides_a_graph(item, depth) for item in value.values())
-    if depth == 0 or not is_opaque(value):
-        return False
-    held = list(vars(value).values())
-    return any(tensor.grad_fn is not None for _, tensor in tensors_in(held)) or hides_a_graph(held, depth - 1)
+def _is_an_object(value: Any) -> bool:
+    """Whether `value` is an object of somebody's own that may be written to."""
+    known = isinstance(value, AS_THEY_ARE) or callable(value)
+    return not known and type(getattr(value, "__dict__", None)) is dict

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from torch_gradcheck.blame.recording import Call, Recording, alike
+from torch_gradcheck.blame.snapshots import tensors_of
 from torch_gradcheck.objective import Objective
-from torch_gradcheck.structure import tensors_in
 from torch_gradcheck.theta import ThetaEntry
 
 Tangents = list[torch.Tensor | None]
@@ -77,8 +77,8 @@ def tangents_of(calls: Sequence[Call], wrong: Wrong, step: float, objective: Obj
     for call, one, other in zip(calls, plus, minus, strict=False):
         if not (alike(call, one) and alike(call, other)):
             return None
-        inputs = zip(tensors_in(one.arguments), tensors_in(other.arguments), strict=False)
-        tangents[call] = [_slope(a, b, ahead - back) for (_, a), (_, b) in inputs]
+        inputs = zip(tensors_of(one.arguments), tensors_of(other.arguments), strict=False)
+        tangents[call] = [_slope(a, b, ahead - back) for a, b in inputs]
     return tangents
 
 

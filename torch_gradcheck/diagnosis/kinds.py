@@ -276,7 +276,8 @@ def _clipped_in_value(evidence: Evidence) -> Finding | None:
     stuck = evidence.analytic[evidence.wrong]
     limits = [limit for limit in (low, high) if np.any(_at(stuck, limit))]
     at_limit = np.any([_at(stuck, limit) for limit in limits], axis=0) if limits else np.zeros(1)
-    few = len(stuck) < 2 or (len(stuck) < 4 and np.sum(evidence.right) < 2)
+    # Zeros may be negative by chance; any other number that two entries share is a limit.
+    few = len(stuck) < (6 if 0.0 in limits else 2) or (len(stuck) < 4 and np.sum(evidence.right) < 2)
     if few or not np.all(at_limit):
         return None
     between = " and ".join(f"{limit:.4g}" for limit in limits)

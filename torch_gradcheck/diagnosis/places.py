@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +15,9 @@ NAMED = 6
 
 SINGLE = 3
 """So many wrong entries are named one by one, unless they make up a whole slice."""
+
+MOST = 0.75
+"""Where more slices than this are wrong, the right ones are the exception."""
 
 FEW = 0.25
 """Wrong entries without a pattern are told one by one up to this share of all that say something ..."""
@@ -32,15 +36,25 @@ def wrong_places(evidence: Evidence) -> str:
         return ""
     if int(evidence.wrong.sum()) <= SINGLE:
         return _whole_slices(evidence) or _entries(evidence)
-    return _whole_slices(evidence) or _few_slices(evidence) or _entries(evidence)
+    return _whole_slices(evidence) or _block(evidence) or _few_slices(evidence) or _entries(evidence)
 
 
 def _whole_slices(evidence: Evidence) -> str:
     for axis in range(len(evidence.shape)):
         wrong, right = _along(evidence, evidence.wrong, axis), _along(evidence, evidence.right, axis)
-        if not np.any(wrong & right):
+        if not np.any(wrong & right) and np.sum(wrong) <= MOST * np.sum(wrong | right):
             return slices(evidence.shape, axis, np.flatnonzero(wrong), evidence.parts)
     return ""
+
+
+def _block(evidence: Evidence) -> str:
+    """Rows and columns at once: "rows 2-3 of 4, columns 1-2 of 6"."""
+    which = [np.flatnonzero(_along(evidence, evidence.wrong, axis)) for axis in range(len(evidence.shape))]
+    inside = np.ix_(*which)
+    if np.any(evidence.right.reshape(evidence.shape)[inside]) or math.prod(map(len, which)) > FEW * evidence.wrong.size:
+        return ""
+    partial = [axis for axis, indices in enumerate(which) if len(indices) < evidence.shape[axis]]
+    return ", ".join(slices(evidence.shape, axis, which[axis], evidence.parts) for axis in partial)
 
 
 def _few_slices(evidence: Evidence) -> str:

@@ -105,6 +105,7 @@ class Estimates:
         step: the relative step of the smallest rung it was made of.
         jump: right slope minus left slope; not 0 at a kink.
         jump_error: its error bar.
+        range: the distance between the largest and the smallest value that was seen of f.
         tableau: every two-sided estimate.
     """
 
@@ -113,6 +114,7 @@ class Estimates:
     step: Floats
     jump: Floats
     jump_error: Floats
+    range: Floats
     tableau: Tableau
 
     @property
@@ -144,6 +146,7 @@ class Estimates:
             mixed(self.step, other.step),
             mixed(self.jump, other.jump),
             mixed(self.jump_error, other.jump_error),
+            mixed(self.range, other.range),
             self.tableau,
         )
 
@@ -168,7 +171,7 @@ def climb(sampler: Sampler, which: Indices, unit: Floats, noise: Noise, ladder: 
         central = extrapolated(slopes.central, slopes.central_noise, CENTRAL_POWERS, ladder.ratio)
         jump, jump_error, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS, ladder.ratio))
         value, error, rung = _best(central)
-    return Estimates(value, error, ladder.rungs[rung], jump, jump_error, central)
+    return Estimates(value, error, ladder.rungs[rung], jump, jump_error, slopes.range, central)
 
 
 def through_window(
@@ -200,12 +203,13 @@ def window_for(tableau: Tableau, needed: float) -> tuple[Window, float]:
 
 
 class _Slopes(NamedTuple):
-    """Difference quotients at every rung and their noise, each (K, S)."""
+    """Difference quotients at every rung and their noise, each (K, S), and the range of f, (K,)."""
 
     central: Floats
     jump: Floats
     central_noise: Floats
     jump_noise: Floats
+    range: Floats
 
 
 def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floats, noise: Noise) -> _Slopes:
@@ -220,6 +224,8 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
         (plus - noise.at_zero) / t_plus - (minus - noise.at_zero) / t_minus,
         noise.of_slope(width, plus, minus),
         noise.of_slope(width / 4, plus, minus),
+        np.fmax(plus, minus).max(axis=1, initial=noise.at_zero)
+        - np.fmin(plus, minus).min(axis=1, initial=noise.at_zero),
     )
 
 
@@ -234,7 +240,7 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
     along. Truncation is an entry's distance from what it was made of and from the entry a rung above, or a `ratio`th
     of the latter where the slopes are seen to settle as those of a smooth f do. Where they are not, a kink could hide
     between the rungs, as far as the roundoff two rungs further down lets it: that much is added. And the derivative
-    being a limit, an estimate must agree with the plain slopes of all smaller rungs within their roundoff: what a
+    being a limit, an estimate must agree with those of all smaller rungs in its column, within their roundoff: what a
     saturated f says of itself far away from 0 agrees with itself too.
     """
     count, steps = slopes.shape
@@ -245,7 +251,7 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
     value, noise, made_of = slopes, roundoff, np.zeros_like(slopes)
     for j in range(min(ORDERS, steps)):
         above = _from_rung_above(value)
-        below = _beyond_noise_of_smaller_rungs(value, slopes[:, j:], roundoff[:, j:])
+        below = _beyond_noise_of_smaller_rungs(value, noise)
         # One order of decay from rung to rung is asked of a smooth f, which has two or more.
         smooth = np.maximum(above / ratio + noise, below)
         rough = np.maximum(np.maximum(made_of, above) + noise + hidden[:, j:], below)
@@ -293,11 +299,11 @@ def _from_rung_above(column: Floats) -> Floats:
     return distance
 
 
-def _beyond_noise_of_smaller_rungs(estimates: Floats, slopes: Floats, roundoff: Floats) -> Floats:
-    """How much further each estimate is from the plain slope of some smaller rung than that slope's roundoff allows."""
-    beyond = np.zeros_like(estimates)
-    for rung in range(1, slopes.shape[1]):
-        distance = np.abs(estimates[:, :rung] - slopes[:, rung : rung + 1]) - roundoff[:, rung : rung + 1]
+def _beyond_noise_of_smaller_rungs(column: Floats, noise: Floats) -> Floats:
+    """How much further each estimate is from that of some smaller rung than the roundoff of the latter allows."""
+    beyond = np.zeros_like(column)
+    for rung in range(1, column.shape[1]):
+        distance = np.abs(column[:, :rung] - column[:, rung : rung + 1]) - noise[:, rung : rung + 1]
         beyond[:, :rung] = np.fmax(beyond[:, :rung], distance)
     return beyond
 

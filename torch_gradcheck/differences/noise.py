@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import comb
+import math
 
 import numpy as np
 
@@ -28,10 +28,15 @@ def measured_noise(values: Floats) -> float:
     """
     orders = range(1, len(values) - 1)
     differences = {k: np.diff(values, k) for k in orders}
-    sigma = {k: float(np.sqrt(np.mean(d**2) / comb(2 * k, k))) for k, d in differences.items()}
+    sigma = {k: _root_mean_square(d) / math.sqrt(math.comb(2 * k, k)) for k, d in differences.items()}
     for k in list(orders)[:-2]:
         three = [sigma[k], sigma[k + 1], sigma[k + 2]]
         changes_sign = differences[k].min() < 0 < differences[k].max()
         if changes_sign and max(three) <= 4 * min(three):
             return sigma[k]
     return min(sigma.values())
+
+
+def _root_mean_square(values: Floats) -> float:
+    largest = float(np.max(np.abs(values)))  # whose square may be beyond what a float holds
+    return largest * float(np.sqrt(np.mean((values / largest) ** 2))) if largest else 0.0

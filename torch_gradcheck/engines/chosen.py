@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from torch_gradcheck.engines.engine import Floats, Indices, Samples
+from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.plain import PlainEngine
 from torch_gradcheck.engines.traced import TracedEngine, Untraceable
 
@@ -19,6 +19,7 @@ class ChosenEngine:
 
     Args:
         plain: the engine to believe.
+        fallback: what takes the samples that the traced engine cannot; None for the plain engine.
         trace: records J; None where that is not worth its time.
         noise: what two right ways to evaluate J may differ by, in the unit of J.
         counted: told how many evaluations the traced engine has made.
@@ -31,11 +32,13 @@ class ChosenEngine:
     def __init__(
         self,
         plain: PlainEngine,
+        fallback: Engine | None,
         trace: Callable[[], TracedEngine] | None,
         noise: float,
         counted: Callable[[int], None],
     ) -> None:
         self.plain = plain
+        self._fallback: Engine = fallback or plain
         self.refused: dict[int | None, Untraceable] = {}
         self.traced = 0
         self._noise, self._counted = noise, counted
@@ -53,7 +56,26 @@ class ChosenEngine:
                 self.traced += len(steps)
                 self._counted(len(steps))
                 return samples
-        return self.plain.sample(parameter, coordinates, steps)
+        return self._fallback.sample(parameter, coordinates, steps)
+
+    def gradients(self) -> list[torch.Tensor | None] | None:
+        """The gradient that the record of J gives, by parameter, None where J depends on none.
+
+        None for all of it where there is no such gradient, for the reason in `refused`.
+        """
+        if self._traced is None:
+            return None
+        try:
+            gradients = self._traced.gradients()
+        except Untraceable as refusal:
+            self.refused[None] = refusal
+            return None
+        self._counted(1)
+        return gradients
+
+    def seconds_each(self, parameter: int) -> float | None:
+        """What one coordinate of a parameter takes from the record, an estimate; None where there is no record."""
+        return None if self._traced is None else self._traced.seconds_each(parameter)
 
     def at_zero(self, parameter: int) -> float:
         """J(θ) as the engine of this parameter computes it, with its own roundoff."""

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_gradcheck.facts import Coordinate, Facts, ParameterReport, Status, WrongMap
+from torch_gradcheck.facts import Coordinate, DiagnosisKind, Facts, ParameterReport, Status, WrongMap
 
 MANY = 30
 """A table of more rows than this is folded: it shows at most so many wrong ones ..."""
@@ -21,6 +21,9 @@ NAMED = 6
 MARKS = {Status.MISMATCH: "✗", Status.MATCH: " ", Status.FROZEN: "-"}
 NOTHING_PROVEN = "?"
 """The mark of every other status."""
+
+PLACED = (DiagnosisKind.PARTIAL, DiagnosisKind.PERMUTED, DiagnosisKind.TRANSPOSED)
+"""Kinds that say something of their own about each tensor."""
 
 SHADES = "·░▒▓█"
 """A cell of a picture, from all right to all wrong."""
@@ -142,7 +145,7 @@ def outline(facts: Facts) -> Outline:
     """What is to be said about `facts`; every string is printable, of bounded number, and free of markup."""
     rows = [*facts.mismatches, *(row for row in facts if row.status is not Status.MISMATCH)]
     shown, left_out = _fold(rows)
-    gaps = _gaps(rows)
+    gaps, groups = _gaps(rows), _alike(facts)
     return Outline(
         headline=headline(facts),
         culprit=None if facts.culprit is None else printable(facts.culprit) or "the model's own forward",
@@ -150,8 +153,8 @@ def outline(facts: Facts) -> Outline:
         lines=tuple(map(_line, shown)),
         folds=tuple(_folded(group) for group in left_out),
         tied=_tied(facts),
-        mistakes=tuple(map(_mistake, facts.mismatches[:LISTED])),
-        more_mistakes=_more(len(facts.mismatches) - LISTED, "that are wrong; report.mismatches has them all"),
+        mistakes=tuple(mistake for group in groups[:LISTED] for mistake in _mistakes(group)),
+        more_mistakes=_more(sum(map(len, groups[LISTED:])), "that are wrong; report.mismatches has them all"),
         gaps=tuple(gaps[:LISTED]),
         more_gaps=_more(len(gaps) - LISTED, "reasons why something was not proven; to_dict() has them all"),
         notes=tuple(map(_sentence, facts.notes)),
@@ -228,6 +231,30 @@ def _tied(facts: Facts) -> tuple[str, ...]:
     sentences = [f"{printable(row.name)} is also {_names(row.aliases)}" for row in tied[:LISTED]]
     more = _more(len(tied) - LISTED, "with other names")
     return (*sentences, more) if more else tuple(sentences)
+
+
+def _alike(facts: Facts) -> list[list[ParameterReport]]:
+    """Wrong rows, those together that one mistake explains; all unknown ones are one where there is a culprit."""
+    groups: dict[object, list[ParameterReport]] = {}
+    for row in facts.mismatches:
+        found = row.diagnosis
+        single = (
+            found is None or found.kind in PLACED or (found.kind is DiagnosisKind.UNKNOWN and facts.culprit is None)
+        )
+        key = row.name if single or found is None else (found.kind, found.factor and figure(found.factor))
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _mistakes(rows: Sequence[ParameterReport]) -> list[Mistake]:
+    """The first of the rows that one mistake explains, and one line for all others."""
+    first, *others = rows
+    if not others or first.diagnosis is None:
+        return [_mistake(first)]
+    names = _names([row.name for row in others])
+    sentence = f"{first.diagnosis.kind}, as {printable(first.name)}"
+    shapes = {_shape(row.shape) for row in others}
+    return [_mistake(first), Mistake(names, shapes.pop() if len(shapes) == 1 else "various", (sentence,), (), None)]
 
 
 def _mistake(row: ParameterReport) -> Mistake:

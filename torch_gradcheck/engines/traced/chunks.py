@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
     times longer than computing their content. It raises that limit to the size of the largest such block it has seen
     freed, 32 MiB at most; this one is never written to, so it takes no memory.
     """
-    torch.empty(2**25 - 2**16, dtype=torch.uint8)
+    torch.empty(2**25 - 2**16, dtype=torch.uint8, device="cpu")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,8 +12,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.traced.chunks import ChunkSize, is_out_of_memory, keep_freed_memory
+from torch_gradcheck.engines.traced.effort import seconds_each
 from torch_gradcheck.engines.traced.general import vmap_or_nothing
 from torch_gradcheck.engines.traced.program import compiled, evaluated
+from torch_gradcheck.engines.traced.rederive import rederived
 from torch_gradcheck.engines.traced.touched import Span, Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.engines.traced.workers import drain, on_all_cores
@@ -113,6 +115,18 @@ class TracedEngine:
                 on_all_cores(take, work, 1 if few else self._threads)
         return Samples(taken, values)
 
+    def gradients(self) -> list[Tensor | None]:
+        """The gradient of every parameter by aten's own formulas, see `rederived`; None where J depends on none.
+
+        Raises:
+            Untraceable: the record cannot be differentiated.
+        """
+        return rederived(self._program)
+
+    def seconds_each(self, parameter: int) -> float:
+        """What one coordinate of this parameter takes, by the shapes in the record."""
+        return seconds_each(self._program, parameter)
+
     def agrees(self, parameter: int, reference: Engine, noise: float, *, probes: int = PROBES) -> str | None:
         """Compare with another engine at a few coordinates and both signs of the step.
 
@@ -194,7 +208,7 @@ def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Touch
     if theta.is_complex():
         entries = coordinates // 2
         pairs = flat.reshape(-1, 2)[torch.from_numpy(entries)]
-        pairs[torch.arange(len(steps)), at % 2] = x
+        pairs[torch.arange(len(steps), device="cpu"), at % 2] = x
         x = torch.view_as_complex(pairs)
     places = np.unravel_index(entries, tuple(theta.shape)) if theta.ndim else ()
     region = [Span(place.astype(np.int64), 1) for place in places]

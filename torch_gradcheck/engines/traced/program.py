@@ -53,16 +53,17 @@ class Program:
     Attributes:
         parameters: the number of every parameter's value.
         output: the number of J's.
+        operations: those that J depends on, in order.
         values: the values at θ.
     """
 
     def __init__(self, tape: Tape, parameters: Sequence[int], output: int) -> None:
         self.parameters = list(parameters)
         self.output = output
-        self._operations = _needed(tape, output)
-        used = {output, *parameters, *(i for operation in self._operations for i in operation.inputs())}
+        self.operations = _needed(tape, output)
+        used = {output, *parameters, *(i for operation in self.operations for i in operation.inputs())}
         self.values: dict[int, Tensor] = {i: x for i, x in tape.constants.items() if i in used}
-        for operation in self._operations:
+        for operation in self.operations:
             self._run(operation)
         self._suffixes: dict[int, list[Step]] = {}
 
@@ -92,7 +93,7 @@ class Program:
 
     def _build_suffix(self, seed: int) -> list[Step]:
         reached, operations = {seed}, []
-        for operation in self._operations:
+        for operation in self.operations:
             if any(i in reached for i in operation.inputs()):
                 reached.update(operation.outputs)
                 operations.append(operation)

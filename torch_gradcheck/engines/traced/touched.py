@@ -38,7 +38,9 @@ class Span:
         """Shape (K, length): every index."""
         if self._index is None:
             starts = torch.from_numpy(self.starts)
-            self._index = starts[:, None] if self.length == 1 else starts[:, None] + torch.arange(self.length)
+            self._index = (
+                starts[:, None] if self.length == 1 else starts[:, None] + torch.arange(self.length, device="cpu")
+            )
         return self._index
 
     def same(self, other: Span) -> bool:
@@ -131,7 +133,7 @@ def place(whole: Tensor, region: Region, new: Tensor, accumulate: bool = False) 
         _ = target.add_(new) if accumulate else target.copy_(new)
         return whole
     rest = [d for d in range(len(region)) if d not in dims]
-    lead = torch.arange(whole.shape[0]).reshape(-1, *(1 for _ in dims))
+    lead = torch.arange(whole.shape[0], device="cpu").reshape(-1, *(1 for _ in dims))
     view = whole.permute(0, *(d + 1 for d in dims), *(d + 1 for d in rest))
     values = new.permute(0, *(d + 1 for d in dims), *(d + 1 for d in rest))
     at = (lead, *_indices(region, dims))
@@ -147,7 +149,7 @@ def pick_each(whole: Tensor, region: Region) -> Tensor:
             whole = whole.narrow(d + 1, _only(region, d) or 0, _length(region, d))
         return whole
     rest = [d for d in range(len(region)) if d not in dims]
-    lead = torch.arange(whole.shape[0]).reshape(-1, *(1 for _ in dims))
+    lead = torch.arange(whole.shape[0], device="cpu").reshape(-1, *(1 for _ in dims))
     found = whole.permute(0, *(d + 1 for d in dims), *(d + 1 for d in rest))[(lead, *_indices(region, dims))]
     return found.permute(0, *_inverse([*dims, *rest]))
 

@@ -175,7 +175,7 @@ class Windows:
         if memory.whole is not None:
             (root, value), pieces = memory.whole, memory.writes
         else:
-            whole = torch.empty(0, dtype=x.dtype).set_(memory.storage)
+            whole = torch.empty(0, dtype=x.dtype, device=x.device).set_(memory.storage)
             root, value = Window.of(whole), self.tape.constant(whole.clone())
             pieces = [(window, number) for window, number in memory.values.items() if self.tape.depends[number]]
         for window, number in pieces:

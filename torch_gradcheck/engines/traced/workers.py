@@ -7,7 +7,7 @@ gives back while an operation runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from threading import Lock, Thread
 from typing import TypeVar
 
@@ -48,7 +48,8 @@ def on_all_cores(take: Callable[[], T | None], work: Callable[[T], None], thread
             failures.append(error)
         finally:
             for other in others:
-                other.join()
+                with suppress(RuntimeError):  # an interrupt came before it had started: it finds a failure, and ends
+                    other.join()
     if failures:
         raise failures[0]
 

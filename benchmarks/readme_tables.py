@@ -1,0 +1,95 @@
+"""README's tables of measured figures, written from benchmarks/results/: no figure there is typed by hand.
+
+python benchmarks/readme_tables.py         # rewrites what stands between the marks in README.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+Rows = list[Sequence[str]]
+
+
+def detection(figures: dict[str, Any]) -> Rows:
+    """False alarms and misses by the size of the planted error, a column a contestant."""
+    counts = figures["counts"]
+    contestants = list(dict.fromkeys(count["contestant"] for count in counts))
+    rows: Rows = [["planted error", *contestants]]
+    for size, place in dict.fromkeys((count["size"], count["place"]) for count in counts):
+        cells = [count for count in counts if (count["size"], count["place"]) == (size, place)]
+        if size == 0 and place != cells[0]["place"]:
+            continue
+        kind = "accused" if size == 0 else "missed"
+        found = {count["contestant"]: sum(count[kind].values()) for count in cells}
+        what = "none: false alarms" if size == 0 else f"{_size(size)} in {_place(place)}: missed"
+        rows.append([what, *(f"{found[name]} of {cells[0]['trials']}" for name in contestants)])
+    return rows
+
+
+def _size(size: float) -> str:
+    return "factor 2" if size == 1 else f"{size:.0e}"
+
+
+def _place(place: str) -> str:
+    return f"{'the ' if place.startswith('whole') else ''}{place}"
+
+
+def speed(figures: dict[str, Any]) -> Rows:
+    """Seconds, and how many times longer the others take, a row a model."""
+    rows: Rows = [
+        ["model", "coordinates", "check_module", "textbook loop", "gradcheck, slow", "peak memory", "share of limit"]
+    ]
+    for timing in figures["timings"]:
+        slower, subset = timing["times_slower"], timing["tried"]
+        others = [
+            f"{slower[name]:.1f} ×{'*' if subset[name] < timing['coordinates'] else ''}"
+            for name in ("textbook loop", "autograd.gradcheck")
+        ]
+        ours = "check_module"
+        rows.append(
+            [
+                timing["case"],
+                f"{timing['coordinates']:,}",
+                f"{timing['median_seconds'][ours]:.2f} s",
+                *others,
+                f"{timing['peak_mib'][ours]:.0f} MiB",
+                f"{timing['share_of_limit']:.0%}",
+            ]
+        )
+    return rows
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"detection": detection, "speed": speed}
+"""Name of a mark, and of the file of results, to what makes its table."""
+
+
+def markdown(rows: Rows) -> str:
+    """The rows as a table of GitHub's markdown; the first one is its head."""
+    head, *body = rows
+    return "\n".join(map(_line, [head, ["---"] * len(head), *body]))
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def with_tables(text: str) -> str:
+    """The text with what stands between `<!-- NAME -->` and `<!-- /NAME -->` written anew."""
+    for name, table in TABLES.items():
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        content = markdown(table(json.loads((RESULTS / f"{name}.json").read_text())))
+        text, count = marked.subn(rf"\g<1>{content}\n\g<2>", text)
+        assert count == 1, f"README.md has {count} places marked {name}"
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(with_tables(README.read_text()))

@@ -1,0 +1,34 @@
+"""The benchmark on large models runs in the small, and its figures have the shape of the README's table."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import large
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_quick_run_prints_tables_and_writes_the_figures_where_it_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "figures.json"
+    command = [sys.executable, "-W", "ignore", "benchmarks/large.py", "--quick", "--json", str(path)]
+    few_threads = os.environ | {"OMP_NUM_THREADS": "1"}
+    printed = subprocess.run(command, cwd=ROOT, env=few_threads, capture_output=True, text=True, check=True).stdout
+    figures = json.loads(path.read_text())
+    assert set(figures) == {"environment", "rules", "timings", "counts", "memory"}
+    for row in figures["timings"]:
+        assert set(row) == set(large.Timing.__dataclass_fields__)
+        assert row["case"] in printed
+        assert row["named"] == ([row["parameter"]] if row["mistake"] != large.CORRECT else [])
+        assert row["wrong"][0] == row["wrong"][1]
+    assert {(row["mistake"]) for row in figures["timings"]} == {large.CORRECT, *large.MISTAKES}
+    assert [row["wrong"] for row in figures["counts"]] == [[]] * 2
+
+
+def test_the_models_have_the_sizes_that_are_stated() -> None:
+    assert sum(p.numel() for p in large.ResNet().parameters()) == 11_173_962
+    assert large.built("small-resnet").coordinates == 5_266

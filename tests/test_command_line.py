@@ -1,0 +1,132 @@
+"""What the command says and exits with; what it prints of a report is the renderings' own matter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from torch_gradcheck.command_line import main
+
+PROBLEMS = """
+import sys
+import torch
+from torch import nn
+
+def right():
+    return nn.Linear(3, 2), nn.MSELoss(), (torch.ones(4, 3), torch.zeros(4, 2))
+
+def wrong():
+    model, loss_fn, batch = right()
+    model.weight.register_hook(lambda g: 2 * g)
+    return model, loss_fn, batch
+
+def raises():
+    raise ZeroDivisionError("of mine")
+
+def raises_in_the_loss():
+    model, _, batch = right()
+    return model, lambda *_: raises(), batch
+
+def leaves():
+    sys.exit(0)
+
+def is_interrupted():
+    raise KeyboardInterrupt
+
+def asks(argument):
+    return right()
+
+def gives_two():
+    return right()[:2]
+
+def many_targets():
+    model, loss_fn, batch = right()
+    return model, loss_fn, (*batch, 1, 2)
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.py"
+    path.write_text(PROBLEMS)
+    return path
+
+
+@pytest.mark.parametrize(("function", "status"), [("right", 0), ("wrong", 1)])
+def test_the_verdict(file: Path, capsys: pytest.CaptureFixture[str], function: str, status: int) -> None:
+    assert main([f"{file}:{function}"]) == status
+    assert ("✗ mismatch weight" in capsys.readouterr().out) == bool(status)
+
+
+NOT_CHECKED = {
+    "raises": "ZeroDivisionError: of mine",
+    "raises_in_the_loss": "ZeroDivisionError: of mine",
+    "leaves": "ended in SystemExit",
+    "is_interrupted": "interrupted",
+    "asks": "ended in TypeError",
+    "gives_two": "must return (model, loss_fn, batch), got tuple of 2",
+    "many_targets": "batch does not fit loss_fn",
+    "rigth": "no function 'rigth'; close names: right",
+}
+
+
+@pytest.mark.parametrize("function", NOT_CHECKED)
+def test_what_could_not_be_checked_is_no_verdict(file: Path, capsys: pytest.CaptureFixture[str], function: str) -> None:
+    assert main([f"{file}:{function}"]) == 2
+    printed = capsys.readouterr()
+    assert NOT_CHECKED[function] in printed.err
+    assert printed.out == ""
+
+
+TARGETS = {
+    "nothing": "is not of the form",
+    "missing.py:f": "there is no file missing.py",
+    ".py:f": "there is no file .py",
+    "no.such.module:f": "there is no module 'no.such.module'",
+    "..:f": "'..' is neither a file",
+    ".x:f": "'.x' is neither a file",
+}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_target_that_is_none(capsys: pytest.CaptureFixture[str], target: str) -> None:
+    assert main([target]) == 2
+    assert TARGETS[target] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["1 / 0", "def f(:", "import no_such_package"], ids=["raises", "syntax", "import"])
+def test_a_file_that_cannot_be_run(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: str) -> None:
+    (tmp_path / "broken.py").write_text(content)
+    assert main([f"{tmp_path / 'broken.py'}:f"]) == 2
+    assert "Error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flags", [["--seed", "-1"], ["--seed", str(2**70)], ["--eps", "x"], ["--mode", "no"]], ids=str)
+def test_flags_that_are_none(file: Path, flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([f"{file}:right", *flags])
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("flags", [["--eps", "nan"], ["--tolerance", "0"], ["--include", "x*"]], ids=str)
+def test_values_that_do_not_fit(file: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    assert main([f"{file}:right", *flags]) == 2
+    assert flags[0].removeprefix("--") in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:right", "--json", str(file.parent / "nowhere" / "report.json")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("function", "status"), [("right", 0), ("wrong", 1)])
+def test_a_pipe_that_is_closed_early(file: Path, function: str, status: int) -> None:
+    command = [sys.executable, "-m", "torch_gradcheck", f"{file}:{function}"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert (process.wait(), process.stderr and process.stderr.read()) == (status, "")
+    process.stderr and process.stderr.close()

@@ -1,0 +1,1 @@
+"""Gradients too long for a difference at every entry: verified along random directions, accused by single ones."""
