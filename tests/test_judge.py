@@ -8,7 +8,7 @@ from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.differences.trial import Answer, Outcome
 from torch_gradcheck.judge import Judged, judge, judge_by_rerun
 from torch_gradcheck.numerical import Tried
-from torch_gradcheck.rounding_bars import Bars, bars_of
+from torch_gradcheck.rounding_bars import Bars, apart_by_entry, bars_of
 
 RIGHT = np.random.default_rng(0).normal(size=40)
 THETA = np.random.default_rng(1).normal(size=40)
@@ -67,7 +67,7 @@ BARS = Bars(0.5, 2.0)
 
 
 def by_rerun(given: Floats, plain: Floats) -> Judged:
-    return judge_by_rerun(judge(tried(given), BARS, 1e-5), plain, 0.05, THETA, EPS, 1e-5)
+    return judge_by_rerun(judge(tried(given), BARS, 1e-5), plain, np.full(40, 0.025), THETA, EPS, 1e-5)
 
 
 PLAIN = RIGHT + np.random.default_rng(2).normal(scale=0.03, size=40)
@@ -123,3 +123,11 @@ def test_bars_without_a_native_run_are_those_of_the_kernels() -> None:
 
 def test_bars_have_no_limit_where_a_run_is_not_finite() -> None:
     assert bars_of([PLAIN, PLAIN * np.inf], PLAIN, kernels=lambda: [PLAIN]).entry == np.inf
+
+
+def test_an_entry_moves_as_its_row_and_column_do() -> None:
+    size = np.outer([1.0, 10.0, 1.0], [1.0, 1.0, 2.0]).ravel()
+    noisy = [size, -size, np.where(np.arange(9) == 4, 0.0, size)]
+    np.testing.assert_allclose(apart_by_entry(np.zeros(9), noisy, rows=3), size)
+    lucky = [np.where(np.arange(9) == 4, 0.0, each) for each in noisy]
+    assert 1 < apart_by_entry(np.zeros(9), lucky, rows=3)[4] < 10, "the entry that did not move is like its neighbours"
