@@ -100,7 +100,7 @@ def _asked(loss: torch.Tensor, parameters: list[nn.Parameter]) -> tuple[list[tor
         return left, ran
     asked = [parameter for parameter in parameters if parameter.requires_grad]  # not those that the forward has frozen
     try:
-        gradients = iter(gradients_of([loss], asked, [torch.ones_like(loss)]))
+        gradients = iter(gradients_of([loss], asked))
         return [next(gradients) if parameter.requires_grad else None for parameter in parameters], False
     except RuntimeError as error:
         if ran and "second time" in str(error):  # the closure has used the graph up
@@ -109,18 +109,19 @@ def _asked(loss: torch.Tensor, parameters: list[nn.Parameter]) -> tuple[list[tor
 
 
 def gradients_of(
-    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor] | None = None
 ) -> list[torch.Tensor | None]:
     """Autograd's gradient of Σ ⟨cotangent, output⟩ for every input, None where it is not reached.
 
-    All `outputs` have a graph. Where a checkpoint cannot be asked, what accumulates in the inputs' `.grad` is taken.
+    All `outputs` have a graph. Without `cotangents` they are scalars, and torch has no need to import sympy for half a
+    second. Where a checkpoint cannot be asked, what accumulates in the inputs' `.grad` is taken.
     """
     if not outputs:
         return [None for _ in inputs]
     if not _runs_a_backward_inside(outputs):
-        return list(torch.autograd.grad(outputs, inputs, cotangents[: len(outputs)], allow_unused=True))
+        return list(torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True))
     with _accumulating(inputs):
-        torch.autograd.backward(outputs, cotangents[: len(outputs)])
+        torch.autograd.backward(outputs, cotangents)
         return [each.grad for each in inputs]
 
 

@@ -18,6 +18,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.global_state import RandomState, SwitchState, seed_everything
 from torch_gradcheck.holder_states import HolderStates
 from torch_gradcheck.interrupts import HeldSignals
+from torch_gradcheck.outside_caches import OutsideCaches
 from torch_gradcheck.request import Mode
 from torch_gradcheck.stand_ins import StandIns
 
@@ -132,11 +133,13 @@ class Loan:
         inference.__enter__()
         self._undo += [lambda: inference.__exit__(None, None, None), *_compiled_parts_run_eagerly()]
         switches, random = SwitchState(), RandomState.of_everything(self._generators)
-        holders, iterations = HolderStates(self._captures), PowerIterations(self._captures.modules.values())
+        lent = self._captures.modules.values()
+        holders, iterations, caches = HolderStates(self._captures), PowerIterations(lent), OutsideCaches(lent)
         values = self._start.values.items() if self._start else ()
         first_values = {buffer: value for buffer, value in values if not iterations.moves(buffer)}
         tensors = StandIns(list(self._captures.tensors.values()), self._dtype, first_values)
-        self._undo += [switches.restore, random.restore, iterations.restore, holders.restore, tensors.swap_back]
+        self._undo += [switches.restore, random.restore, caches.restore, iterations.restore, holders.restore]
+        self._undo.append(tensors.swap_back)
         tensors.swap_in()
         iterations.hold()
         switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -377,3 +378,40 @@ def test_a_transform_that_an_interrupt_left_in_force_is_ended() -> None:
         check_module(model, loss_fn, (X, Y))
     assert not torch._C._functorch.get_interpreter_stack()
     torch.ones(1).requires_grad_()
+
+
+@functools.lru_cache
+def table(length: int) -> Tensor:
+    """Filled when it is first asked for."""
+    return torch.arange(float(length))
+
+
+TABLES: dict[int, Tensor] = {}
+
+
+class Positions(nn.Linear):
+    """Keeps tables behind a function, in a dict of its file, and in its class."""
+
+    offsets: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if Positions.offsets is None:
+            Positions.offsets = torch.ones(4)
+        TABLES.setdefault(4, torch.full((4,), 0.5))
+        return super().forward(x * table(4) + TABLES[4] + Positions.offsets)
+
+
+def test_caches_outside_of_the_model_are_the_callers() -> None:
+    torch.manual_seed(0)
+    model = Positions(4, 3)
+    assert checked(model).passed
+    assert (table.cache_info().currsize, TABLES, Positions.offsets) == (0, {}, None)
+    model(X)
+    kept = table(4), TABLES[4], Positions.offsets
+    assert checked(model).passed
+    assert all(one is other for one, other in zip(kept, (table(4), TABLES[4], Positions.offsets), strict=True))
+
+
+def test_a_model_and_a_batch_that_only_go_together_in_float64() -> None:
+    torch.manual_seed(0)
+    assert checked(nn.Linear(4, 3), F.mse_loss, (X.double(), Y.double())).passed

@@ -91,7 +91,7 @@ class Run:
         for seen in self.raw.values():
             seen.clear()
         theta = [each for each in self._objective.model.parameters() if each.requires_grad]
-        gradients_of([loss], [*theta, *recording.leaves], [torch.ones_like(loss)])
+        gradients_of([loss], [*theta, *recording.leaves])
 
 
 def find_culprit(
