@@ -24,7 +24,7 @@ from torch_gradcheck.numerical import Tried, flat_values
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import DrawnIn, epsilon
 from torch_gradcheck.request import Request
-from torch_gradcheck.rounding_bars import MARGIN, Bars, KernelGradients, apart, bars_of
+from torch_gradcheck.rounding_bars import MARGIN, Bars, KernelGradients, apart, apart_by_entry, bars_of
 from torch_gradcheck.seen import autocast_now
 from torch_gradcheck.step_diagnosis import Reference, diagnosed
 from torch_gradcheck.step_rows import judged_row, unjudged_row
@@ -209,12 +209,18 @@ class LeftInGrad:
                 judged[position] = judge_by_rerun(
                     judged[position],
                     share_of_runs * plain,
-                    share_of_runs * apart(plain, noisy).entry / MARGIN,
+                    share_of_runs * apart_by_entry(plain, noisy, self._rows(position, tried)),
                     theta,
                     left.epsilon,
                     self._asked.tolerance,
                 )
         return judged
+
+    def _rows(self, position: int, tried: Tried) -> int:
+        """How many rows the entries tried make up: 1 where they are no whole tensor, or none of several axes."""
+        entry = self._theta[position]
+        whole = len(tried.coordinates) == entry.coordinates and len(entry.shape) > 1
+        return entry.shape[0] if whole and entry.shape[0] else 1
 
     def _expected(self, trials: Mapping[int, Tried]) -> tuple[dict[int, Floats], float]:
         """What `.grad` should hold: the right gradients, clipped as the loop says it clips, and by which factor."""

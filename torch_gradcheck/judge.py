@@ -20,7 +20,7 @@ DIFFERENT = 1e-4
 ROUNDINGS = 16.0
 """How many machine epsilons of the largest entry two runs of one step may differ by."""
 
-BEYOND = 2.0
+BEYOND = 4.0
 """How many times further than rounding as noise moved it an entry is off that is wrong among equal ones."""
 
 
@@ -61,7 +61,7 @@ def judge(tried: Tried, bars: Bars, tolerance: float) -> Judged:
     return Judged(replace(tried, answer=replace(answer, error=error, outcome=outcome.astype(np.int8))), bars)
 
 
-def judge_by_rerun(judged: Judged, plain: Floats, apart: float, theta: Floats, eps: float, tolerance: float) -> Judged:
+def judge_by_rerun(judged: Judged, plain: Floats, apart: Floats, theta: Floats, eps: float, tolerance: float) -> Judged:
     """Judges by the step's plain run, where it shows a mistake that rounding would hide.
 
     A loop that computes its gradient just as the run does, and then spoils it, leaves traces that no rounding does,
@@ -71,7 +71,7 @@ def judge_by_rerun(judged: Judged, plain: Floats, apart: float, theta: Floats, e
     Args:
         judged: what was found without.
         plain: the run, as the loop clips it.
-        apart: the furthest that rounding as noise moved an entry of it.
+        apart: how far rounding as noise moves each entry of it.
         theta: what the parameter holds.
         eps: machine epsilon of `.grad`.
         tolerance: the relative error that passes.

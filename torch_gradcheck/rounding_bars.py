@@ -59,6 +59,24 @@ def apart(plain: Floats, noisy: Sequence[Floats]) -> Bars:
     return _furthest(noisy, plain, MARGIN)
 
 
+def apart_by_entry(plain: Floats, noisy: Sequence[Floats], rows: int) -> Floats:
+    """How far runs with rounding as noise moved each entry, or entries like it: those of its row and of its column.
+
+    What an entry's row and column say of it is their product by the mean of all, as if they moved independently.
+
+    Args:
+        plain: the plain run.
+        noisy: those with noise.
+        rows: how many rows of equal length the entries make up.
+    """
+    with np.errstate(all="ignore"):
+        moved = np.nan_to_num(np.max(np.abs(np.array(noisy) - plain), axis=0), nan=np.inf)
+        squares = np.square(moved).reshape(rows, -1)
+        across, down, whole = squares.mean(axis=1), squares.mean(axis=0), squares.mean()
+        alike = np.sqrt(np.nan_to_num(across[:, None] * down[None, :] / whole, nan=0.0)).ravel()
+    return np.asarray(np.maximum(moved, alike))
+
+
 def _furthest(runs: Sequence[Floats], exact: Floats, margin: float = 1.0) -> Bars:
     """The largest distance of a run, times the margin; infinite where a run is not finite."""
     with np.errstate(all="ignore"):
