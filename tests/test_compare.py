@@ -11,7 +11,7 @@ from torch import nn
 
 from torch_gradcheck.compare import WORST, compared_row, frozen_row, relative_error
 from torch_gradcheck.differences.ladder import Window
-from torch_gradcheck.differences.trial import Answer, Outcome
+from torch_gradcheck.differences.question import Answer, Outcome
 from torch_gradcheck.facts import ParameterReport, Status, Verdict
 from torch_gradcheck.numerical import Tried
 from torch_gradcheck.theta import ThetaEntry, theta_of

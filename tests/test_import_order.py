@@ -20,7 +20,10 @@ LADDER = """
     captures
     differences differences.sampling
     differences.noise differences.ladder differences.odds
-    differences.looks differences.trial
+    differences.looks differences.question
+    differences.step_size differences.closer_look
+    differences.corners
+    differences.trial
     deliberate request watch batch rounding stand_ins holder_states outside_caches
     theta borrow
     objective seen

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from torch_gradcheck.differences.ladder import Window
+from torch_gradcheck.differences.question import Answer, Outcome
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.differences.trial import Answer, Outcome
 from torch_gradcheck.judge import Judged, judge, judge_by_rerun
 from torch_gradcheck.numerical import Tried
 from torch_gradcheck.rounding_bars import Bars, apart_by_entry, bars_of

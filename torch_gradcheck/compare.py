@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from torch_gradcheck.differences.question import Outcome
 from torch_gradcheck.differences.sampling import Floats, Indices
-from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.facts import Coordinate, ParameterReport, Status, Verdict
 from torch_gradcheck.numerical import Tried
 from torch_gradcheck.theta import ThetaEntry

@@ -9,7 +9,7 @@ import numpy as np
 
 from torch_gradcheck.blame import Blame, find_culprit
 from torch_gradcheck.diagnosis import Evidence, diagnose_all, wrong_map
-from torch_gradcheck.differences.trial import Outcome
+from torch_gradcheck.differences.question import Outcome
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport, Status
 from torch_gradcheck.numerical import Numerical, Tried, flat_values
 from torch_gradcheck.objective import Objective

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from torch_gradcheck.differences.question import Outcome
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.differences.trial import Outcome
 from torch_gradcheck.numerical import Tried
 from torch_gradcheck.rounding_bars import Bars
 

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 
 from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients
+from torch_gradcheck.differences.corners import NEXT_DOOR
 from torch_gradcheck.differences.ladder import SIGMAS, Noise, Window
 from torch_gradcheck.differences.noise import POINTS, measured_noise
 from torch_gradcheck.differences.odds import Proof
+from torch_gradcheck.differences.question import Answer, Question
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
-from torch_gradcheck.differences.trial import NEXT_DOOR, Answer, Question, try_gradient
+from torch_gradcheck.differences.trial import try_gradient
 from torch_gradcheck.engines.chosen import ChosenEngine
 from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.engines.plain import PlainEngine

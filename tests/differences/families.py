@@ -9,8 +9,8 @@ import numpy as np
 
 from torch_gradcheck.differences.ladder import Noise
 from torch_gradcheck.differences.noise import POINTS, measured_noise
+from torch_gradcheck.differences.question import Question
 from torch_gradcheck.differences.sampling import Floats, Indices, Samples
-from torch_gradcheck.differences.trial import Question
 
 EPSILON = float(np.finfo(np.float64).eps)
 

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from tests.differences.families import EPSILON, KNOWN, Family
 from torch_gradcheck.differences.ladder import Noise, Window
+from torch_gradcheck.differences.question import Answer, Outcome
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.differences.trial import Answer, Outcome, first_step, try_gradient
+from torch_gradcheck.differences.step_size import first_step
+from torch_gradcheck.differences.trial import try_gradient
 
 wide = settings(derandomize=True, deadline=None, max_examples=50)
 seeds = st.integers(0, 10**6)

@@ -17,7 +17,7 @@ from torch_gradcheck.blame.tangents import Tangents, Wrong
 from torch_gradcheck.diagnosis import Rounding, rounding_of_all
 from torch_gradcheck.differences.ladder import Noise, Window, climb, through_window
 from torch_gradcheck.differences.sampling import Floats, Indices, Samples
-from torch_gradcheck.differences.trial import first_step
+from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import epsilon
 

@@ -18,7 +18,8 @@ from torch_gradcheck.blame.tangents import Tangents, Wrong, tangents_of
 from torch_gradcheck.blame.verdicts import Blame, Verdict
 from torch_gradcheck.blame.words import Words
 from torch_gradcheck.diagnosis import Meaning, count_meanings
-from torch_gradcheck.differences.trial import Outcome, first_step
+from torch_gradcheck.differences.question import Outcome
+from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.structure import tensors_in

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from torch_gradcheck.differences.closer_look import ACCUSATION
 from torch_gradcheck.differences.ladder import Noise
+from torch_gradcheck.differences.question import Answer
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
-from torch_gradcheck.differences.trial import ACCUSATION, Answer, judge_each
+from torch_gradcheck.differences.trial import judge_each
 from torch_gradcheck.projected.certify import Certificate
 from torch_gradcheck.projected.directions import Direction, Directions, Motion, slope
 from torch_gradcheck.projected.questions import question_of, refutes, roundoff_of

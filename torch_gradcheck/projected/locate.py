@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from torch_gradcheck.differences.closer_look import ACCUSATION
 from torch_gradcheck.differences.ladder import Noise, Window, through_window
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.differences.trial import ACCUSATION, judge_each
+from torch_gradcheck.differences.trial import judge_each
 from torch_gradcheck.projected.directions import Direction, Directions, Motion, slope
 from torch_gradcheck.projected.questions import question_of, refutes
 

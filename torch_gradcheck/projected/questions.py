@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from torch_gradcheck.differences.ladder import Ladder, Noise
+from torch_gradcheck.differences.question import Answer, Outcome, Question
 from torch_gradcheck.differences.sampling import Floats, Sampler
-from torch_gradcheck.differences.trial import Answer, Outcome, Question
 
 SHORT = Ladder(ratio=4.0, smallest=4.0**-5.5)
 """Six steps: where the first is known to be about right, the rest of a long ladder tells nothing more."""

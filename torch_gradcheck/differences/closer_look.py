@@ -1,0 +1,78 @@
+"""A closer look at entries that disagree, on a ladder of steps: match, kink, mismatch or undecided."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torch_gradcheck.differences.ladder import COARSE, FINE, SIGMAS, Estimates, Tableau, climb
+from torch_gradcheck.differences.question import Outcome, Question
+from torch_gradcheck.differences.sampling import Flags, Floats, Indices
+
+ACCUSATION = 3.0
+"""How many error bars a gradient must be off to be accused."""
+
+HIDING = 0.1
+"""A piece of f this small against the size of its argument is not believed to have a slope of its own."""
+
+
+def look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
+    """Estimates and outcomes from the coarse ladder, and from the fine one where only a kink could still excuse."""
+    estimates = climb(question.sampler, which, unit, question.noise, question.ladder)
+    outcome = _outcomes(question, which, estimates)
+    resolved = np.abs(question.analytic[which] - estimates.central) > ACCUSATION * estimates.error
+    open_ones = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
+    if len(open_ones) and question.ladder is COARSE:
+        finer = climb(question.sampler, which[open_ones], unit[open_ones], question.noise, FINE)
+        settled = _outcomes(question, which[open_ones], finer)
+        agree = np.abs(finer.central - estimates.central[open_ones]) <= finer.error + estimates.error[open_ones]
+        outcome[open_ones] = np.where(agree, settled, Outcome.UNDECIDED)
+        estimates = estimates.replaced(open_ones[agree], finer, np.flatnonzero(agree))
+    return estimates, outcome
+
+
+def _outcomes(question: Question, which: Indices, estimates: Estimates) -> NDArray[np.int8]:
+    """Match, kink, mismatch or undecided, from one ladder's estimates."""
+    analytic, central = question.analytic[which], estimates.central
+    off = np.abs(analytic - central)
+    match = np.isfinite(estimates.error) & question.agrees(which, central, estimates.error)
+    between = off <= np.abs(estimates.jump) / 2 + estimates.error + estimates.jump_error
+    kink = estimates.kinked & between
+    outside = off > estimates.half_width + question.tolerance * (np.abs(analytic) + np.abs(central))
+    wrong = outside & ~question.agrees(which, central, estimates.error, margin=ACCUSATION)
+    wrong &= _hiding_place(question, off) <= HIDING * question.scale[which]
+    wrong &= estimates.step * question.unit[which] <= question.scale[which]  # f was seen from closer than its own size
+    wrong &= ~_between_steps(question, which, estimates, off)
+    wrong &= ~_supported(analytic, off, estimates.tableau)
+    choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
+    return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
+
+
+def _supported(analytic: Floats, off: Floats, tableau: Tableau) -> Flags:
+    """Whether some larger steps, which agree with each other much better than with `central`, give the gradient.
+
+    So it is where a part of f is computed in a lower precision and is a staircase to small steps, however well these
+    agree with each other: what f's slope is depends on how closely one looks.
+    """
+    with np.errstate(invalid="ignore"):
+        close = np.abs(tableau.values - analytic[:, None]) <= tableau.local
+        return np.asarray((close & (tableau.local <= off[:, None] / 4)).any(axis=(0, 2)))
+
+
+def _between_steps(question: Question, which: Indices, estimates: Estimates, off: Floats) -> Flags:
+    """Whether a piece of f right at 0, with the gradient on trial for its slope, would lie between the smallest steps.
+
+    f would rise by |off| times its width there, and that is no more than the range in which f was seen. So x/|x| rises,
+    or the norm of a row of zeros. An f that does not move at all has no such piece.
+    """
+    moves = estimates.range > 2 * SIGMAS * question.roundoff
+    return np.asarray(moves & (off * question.ladder.rungs[-1] * question.unit[which] > estimates.range))
+
+
+def _hiding_place(question: Question, off: Floats) -> Floats:
+    """The width of a piece of f, right at 0, that could have the gradient on trial for its slope and not be seen.
+
+    Its rise would be below the noise.
+    """
+    with np.errstate(divide="ignore"):
+        return np.asarray(SIGMAS * question.roundoff / off)

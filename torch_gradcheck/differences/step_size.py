@@ -1,0 +1,83 @@
+"""Chooses the step, or the extrapolation, that a whole tensor is differenced by."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torch_gradcheck.differences.ladder import Estimates, Noise, Window, climb, window_for
+from torch_gradcheck.differences.question import Question
+from torch_gradcheck.differences.sampling import Floats, Indices
+
+PROBES = 8
+"""How many entries are looked at first, to see whether the step suits the tensor."""
+
+
+def first_step(noise: Noise) -> float:
+    """The relative step that balances roundoff against truncation where nothing is known but the noise of J.
+
+    C(h) is off by σ/h from roundoff and by h²·f'''/6 from truncation; the sum is smallest at h = (3σ / f''')^(1/3).
+    With f''' of the order of J that is (σ/J)^(1/3), near 1e-5 in float64, where the lecture's 1e-7 is all roundoff.
+    """
+    scale = max(abs(noise.at_zero), np.finfo(np.float64).tiny)
+    ratio = float(np.clip(noise.sigma / scale, noise.epsilon / 4, noise.epsilon * 1e3))
+    return float(np.cbrt(ratio))
+
+
+def chosen_window(question: Question, carried: Window | None) -> Window:
+    """The window for all entries: a given step, the default where it suits, else what a ladder at a few entries shows.
+
+    Args:
+        question: what is tried.
+        carried: the window that suited the tensor before; tried where the default one drowns in noise.
+    """
+    if question.eps is not None:
+        return Window(question.eps, 0)
+    default = Window(first_step(question.noise), 0)
+    if carried is not None and _drowns(question, default) and not _drowns(question, carried):
+        default = carried
+    probes = _probes(question.analytic)
+    numeric, error = question.through(default, probes)
+    if not _drowns(question, default) and bool(question.agrees(probes, numeric, error).all()):
+        return default
+    estimates = climb(question.sampler, probes, question.unit[probes], question.noise)
+    if not _drowns(question, default) and _same_derivatives(question, numeric, error, estimates):
+        return default  # the step suits; it is the gradient that is wrong
+    window, typical = window_for(estimates.tableau, _needed(question, estimates))
+    better = typical < float(np.median(error)) or not _drowns(question, default)
+    return window if better and np.isfinite(typical) else default
+
+
+def _same_derivatives(question: Question, numeric: Floats, error: Floats, estimates: Estimates) -> bool:
+    allowed = question.tolerance * np.abs(numeric) + error + estimates.error
+    return bool(np.mean(np.abs(numeric - estimates.central) <= allowed) > 0.5)
+
+
+def _needed(question: Question, estimates: Estimates | None = None) -> float:
+    """The error bar that resolves a relative error of a quarter of the tolerance in a typical entry.
+
+    Infinite where both sides are zero to within their error: no window tells more than that.
+    """
+    typical = _root_mean_square(question.analytic)
+    if estimates is not None:
+        resolved = estimates.central[np.abs(estimates.central) > estimates.error]
+        typical = max(typical, _root_mean_square(resolved))
+        if typical <= float(np.median(estimates.error)):
+            return float("inf")
+    return question.tolerance / 4 * typical
+
+
+def _root_mean_square(values: Floats) -> float:
+    finite = values[np.isfinite(values)]
+    return float(np.sqrt(np.mean(finite**2))) if len(finite) else 0.0
+
+
+def _drowns(question: Question, window: Window) -> bool:
+    """Whether roundoff alone, at this window, would hide a relative error of the size of the tolerance."""
+    return question.roundoff / window.step > _needed(question)
+
+
+def _probes(analytic: Floats) -> Indices:
+    """The entry with the largest gradient, and others evenly over the tensor."""
+    spread = np.linspace(0, len(analytic) - 1, min(PROBES, len(analytic))).astype(np.int64)
+    largest = int(np.argmax(np.nan_to_num(np.abs(analytic))))
+    return np.unique(np.append(spread, largest))
