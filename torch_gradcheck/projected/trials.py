@@ -132,14 +132,17 @@ class Projected:
         """The whole tensor against its verified gradient; nothing is accused yet but what is not finite."""
         coordinates, given = self._theta[position].tried, self._gradients[position]
         certificate = verified.certificate
-        numeric = verified.gradient[coordinates]
+        analytic, numeric = (
+            values[coordinates] if len(coordinates) < len(values) else values  # no copy: it may be millions
+            for values in (given.values, verified.gradient)
+        )
         nothing = np.broadcast_to(np.nan, numeric.shape)
         bar = np.broadcast_to(certificate.proof.resolution / np.sqrt(max(len(numeric), 1)), numeric.shape)
-        outcome = np.where(np.isfinite(given.values[coordinates]), Outcome.MATCH, Outcome.MISMATCH).astype(np.int8)
+        outcome = np.where(np.isfinite(analytic), Outcome.MATCH, Outcome.MISMATCH).astype(np.int8)
         window = Window(certificate.step * certificate.scale / max(1.0, self._directions.sizes[position]), 0)
         return Tried(
             coordinates,
-            given.values[coordinates],
+            analytic,
             given.reached,
             Answer(numeric, bar, outcome, nothing, nothing, window),
             evaluations=2 * certificate.proof.directions,
