@@ -28,6 +28,9 @@ ONE_AT_A_TIME = RLock()
 A forward that itself waits for a check in another thread would wait for ever.
 """
 
+PATIENCE = 0.1
+"""Seconds until a check that waits for another one looks whether Ctrl-C was pressed."""
+
 SETTLING = 3
 """How many evaluations it takes to see what J does to its surroundings: with a graph, without, with one again."""
 
@@ -111,10 +114,11 @@ class Loan:
         self._undo: list[Callable[[], None]] = []
 
     def __enter__(self) -> Borrowed:
-        ONE_AT_A_TIME.acquire()  # before signals are held back: Ctrl-C ends the waiting
         try:
-            self._undo.append(ONE_AT_A_TIME.release)
             self._signals.install()
+            while not self._wait_for_others():
+                self._give_back()  # delivers the interrupt
+                self._signals.install()
             borrowed = self._take()
         except BaseException:
             self._give_back()
@@ -125,6 +129,14 @@ class Loan:
 
     def __exit__(self, *exception: object) -> None:
         self._give_back()
+
+    def _wait_for_others(self) -> bool:
+        """Until no check is under way in another thread; False when a signal came meanwhile."""
+        while not ONE_AT_A_TIME.acquire(timeout=PATIENCE):
+            if self._signals.waiting:
+                return False
+        self._undo.append(ONE_AT_A_TIME.release)
+        return True
 
     def _take(self) -> Borrowed:
         """Sets everything aside; each step registers its way back before it changes anything."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +26,12 @@ class Switch(NamedTuple):
 
 def _attribute(owner: Any, name: str) -> Switch:
     return Switch(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+
+
+def _set_warning_filters(value: Any) -> None:
+    """Takes back what packages that were imported meanwhile (sympy) have added."""
+    warnings.filters[:] = value  # type: ignore[index]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
 
 
 def _modes_in_force() -> int:
@@ -89,6 +96,7 @@ def _switches() -> list[Switch]:
         Switch(torch.is_grad_enabled, torch._C._set_grad_enabled),
         Switch(torch.get_num_threads, torch.set_num_threads),
         Switch(np.geterr, _set_numpy_errors),
+        Switch(lambda: list(warnings.filters), _set_warning_filters),
         Switch(_modes_in_force, _pop_modes_down_to),
         Switch(_function_modes_in_force, _pop_function_modes_down_to),
         Switch(_transforms_in_force, _pop_transforms_down_to),
