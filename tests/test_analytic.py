@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, given_gradients
-from torch_gradcheck.borrow import Loan
+from torch_gradcheck.borrowing.borrow import Loan
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.settle import settled_objective
 from torch_gradcheck.theta import theta_of

@@ -15,21 +15,22 @@ import torch_gradcheck
 ROOT = Path(torch_gradcheck.__file__).parent
 
 LADDER = """
-    version errors facts
-    structure interrupts global_state precision progress moved
-    captures
+    version errors facts borrowing training
+    structure borrowing.interrupts borrowing.global_state precision progress moved
+    borrowing.captures
     differences differences.sampling
     differences.noise differences.ladder differences.odds
     differences.looks differences.question
     differences.step_size differences.closer_look
     differences.corners
     differences.trial
-    deliberate request watch batch rounding stand_ins holder_states outside_caches
-    theta borrow
-    objective seen
+    deliberate request watch batch training.rounding
+    borrowing.stand_ins borrowing.holder_states borrowing.outside_caches
+    theta borrowing.borrow
+    objective training.seen
     implicit_draws
-    analytic settle training_step
-    native
+    analytic settle training.training_step
+    training.native
     engines engines.engine
     engines.plain
     engines.upstream
@@ -63,17 +64,17 @@ LADDER = """
     blame.search
     blame
     findings
-    compare notes rounding_bars
+    compare notes training.rounding_bars
     compare_projected
     render render.shorten render.schema render.outline
     render.text render.html
     report
-    judge step_diagnosis
-    step_rows
-    in_grad
-    step_check
+    training.judge training.step_diagnosis
+    training.step_rows
+    training.in_grad
+    training.step_check
     check
-    monitor
+    training.monitor
     integrations integrations.lightning integrations.transformers
     torch_gradcheck
     command_line

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gradcheck import check_module
-from torch_gradcheck.borrow import Loan
+from torch_gradcheck.borrowing.borrow import Loan
 from torch_gradcheck.errors import (
     InvalidRequestError,
     NonDeterministicLossError,

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         NonScalarLossError,
     )
     from torch_gradcheck.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
-    from torch_gradcheck.monitor import GradientMonitor
     from torch_gradcheck.report import Report
+    from torch_gradcheck.training.monitor import GradientMonitor
 
 __all__ = [
     "Coordinate",
@@ -60,7 +60,7 @@ _HOMES = {
     "ParameterReport": "facts",
     "Status": "facts",
     "Verdict": "facts",
-    "GradientMonitor": "monitor",
+    "GradientMonitor": "training.monitor",
     "Report": "report",
 }
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from torch_gradcheck.analytic import autograd_gradients, given_gradients
 from torch_gradcheck.batch import batch_loss
-from torch_gradcheck.borrow import Loan
-from torch_gradcheck.captures import captures_of
+from torch_gradcheck.borrowing.borrow import Loan
+from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.compare import frozen_row, over_theta
 from torch_gradcheck.compare_projected import tried_row
 from torch_gradcheck.facts import ParameterReport
@@ -26,9 +26,9 @@ from torch_gradcheck.reference import tried_by_method
 from torch_gradcheck.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, request
 from torch_gradcheck.settle import check_unchanged, settled_objective
-from torch_gradcheck.step_check import Examination, check_left_in_grad
 from torch_gradcheck.theta import ThetaEntry, theta_of
-from torch_gradcheck.training_step import Computation, TrainingStep
+from torch_gradcheck.training.step_check import Examination, check_left_in_grad
+from torch_gradcheck.training.training_step import Computation, TrainingStep
 
 Patterns = str | Sequence[str] | None
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_gradcheck.borrow import Borrowed
+from torch_gradcheck.borrowing.borrow import Borrowed
 from torch_gradcheck.errors import NonScalarLossError
 from torch_gradcheck.precision import DrawnIn, PrecisionMode, epsilon
 from torch_gradcheck.watch import watched

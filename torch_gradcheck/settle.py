@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_gradcheck.borrow import Borrowed
+from torch_gradcheck.borrowing.borrow import Borrowed
 from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossError, NonFiniteLossError
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import DrawnIn

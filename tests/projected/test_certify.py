@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.borrow import Loan
+from torch_gradcheck.borrowing.borrow import Loan
 from torch_gradcheck.differences.ladder import Noise
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.progress import progress_bar

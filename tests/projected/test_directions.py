@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_gradcheck.borrow import Loan
+from torch_gradcheck.borrowing.borrow import Loan
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.progress import progress_bar
 from torch_gradcheck.projected.directions import Directions, slope

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd import Function
 
 from torch_gradcheck.blame.snapshots import Snapshots, tensors_of
-from torch_gradcheck.global_state import RandomState
+from torch_gradcheck.borrowing.global_state import RandomState
 from torch_gradcheck.structure import rebuilt
 
 Owner = nn.Module | type[Function]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_gradcheck.borrowing.global_state import RandomState
 from torch_gradcheck.engines.engine import Floats, Indices, Samples
 from torch_gradcheck.engines.plain import PlainEngine
-from torch_gradcheck.global_state import RandomState
 from torch_gradcheck.structure import tensors_in
 
 PROBES = 2

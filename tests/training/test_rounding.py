@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_gradcheck.rounding import MOVED, KernelsInMode, RoundingMode, move_at_random, rounds
+from torch_gradcheck.training.rounding import MOVED, KernelsInMode, RoundingMode, move_at_random, rounds
 
 aten = torch.ops.aten
 

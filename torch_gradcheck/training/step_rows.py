@@ -10,9 +10,9 @@ from torch_gradcheck.analytic import AnalyticGradient
 from torch_gradcheck.compare import compared_row, frozen_row
 from torch_gradcheck.diagnosis import wrong_map
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
-from torch_gradcheck.judge import Judged
-from torch_gradcheck.step_diagnosis import step_evidence
 from torch_gradcheck.theta import ThetaEntry
+from torch_gradcheck.training.judge import Judged
+from torch_gradcheck.training.step_diagnosis import step_evidence
 
 RESOLVED = 1.0
 """A match counts as one where an error of this share of the gradient would have been seen: none, or twice of it."""

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients
-from torch_gradcheck.borrow import Loan
+from torch_gradcheck.borrowing.borrow import Loan
 from torch_gradcheck.compare import over_theta
-from torch_gradcheck.in_grad import LeftInGrad
 from torch_gradcheck.method import Chosen
 from torch_gradcheck.notes import notes_of
 from torch_gradcheck.numerical import Numerical, Tried
@@ -23,7 +22,8 @@ from torch_gradcheck.report import Report
 from torch_gradcheck.request import Request
 from torch_gradcheck.settle import check_unchanged, settled_objective
 from torch_gradcheck.theta import theta_of
-from torch_gradcheck.training_step import Computation, TrainingStep
+from torch_gradcheck.training.in_grad import LeftInGrad
+from torch_gradcheck.training.training_step import Computation, TrainingStep
 
 
 class Examination(NamedTuple):

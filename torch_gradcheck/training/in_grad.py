@@ -13,23 +13,23 @@ import torch
 from torch import nn
 
 from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients, left_gradients, theta_gradients
-from torch_gradcheck.borrow import Loan
+from torch_gradcheck.borrowing.borrow import Loan
+from torch_gradcheck.borrowing.global_state import RandomState, seed_everything
 from torch_gradcheck.compare import frozen_row
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport
-from torch_gradcheck.global_state import RandomState, seed_everything
-from torch_gradcheck.judge import ROUNDINGS, Judged, judge, judge_by_rerun
-from torch_gradcheck.native import NativeRuns, Regime, native_runs
 from torch_gradcheck.numerical import Tried, flat_values
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.precision import DrawnIn, epsilon
 from torch_gradcheck.request import Request
-from torch_gradcheck.rounding_bars import MARGIN, Bars, KernelGradients, apart, apart_by_entry, bars_of
-from torch_gradcheck.seen import autocast_now
-from torch_gradcheck.step_diagnosis import Reference, diagnosed
-from torch_gradcheck.step_rows import judged_row, unjudged_row
 from torch_gradcheck.theta import Theta
-from torch_gradcheck.training_step import Computation, TrainingStep, taken_in_backward
+from torch_gradcheck.training.judge import ROUNDINGS, Judged, judge, judge_by_rerun
+from torch_gradcheck.training.native import NativeRuns, Regime, native_runs
+from torch_gradcheck.training.rounding_bars import MARGIN, Bars, KernelGradients, apart, apart_by_entry, bars_of
+from torch_gradcheck.training.seen import autocast_now
+from torch_gradcheck.training.step_diagnosis import Reference, diagnosed
+from torch_gradcheck.training.step_rows import judged_row, unjudged_row
+from torch_gradcheck.training.training_step import Computation, TrainingStep, taken_in_backward
 
 PLAIN = {
     DiagnosisKind.SCALED,

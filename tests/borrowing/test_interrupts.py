@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from torch_gradcheck.interrupts import HELD, HeldSignals
+from torch_gradcheck.borrowing.interrupts import HELD, HeldSignals
 
 received: list[int] = []
 

@@ -6,9 +6,9 @@ import pytest
 from torch_gradcheck.differences.ladder import Window
 from torch_gradcheck.differences.question import Answer, Outcome
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.judge import Judged, judge, judge_by_rerun
 from torch_gradcheck.numerical import Tried
-from torch_gradcheck.rounding_bars import Bars, apart_by_entry, bars_of
+from torch_gradcheck.training.judge import Judged, judge, judge_by_rerun
+from torch_gradcheck.training.rounding_bars import Bars, apart_by_entry, bars_of
 
 RIGHT = np.random.default_rng(0).normal(size=40)
 THETA = np.random.default_rng(1).normal(size=40)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_gradcheck.borrow import Start
-from torch_gradcheck.global_state import RandomState, accelerator_type, is_generator
+from torch_gradcheck.borrowing.borrow import Start
+from torch_gradcheck.borrowing.global_state import RandomState, accelerator_type, is_generator
 
 Autocast = Mapping[str, tuple[bool, torch.dtype]]
 """Device type → whether autocast is on for it, and to which dtype."""

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_gradcheck.borrow import Start
+from torch_gradcheck.borrowing.borrow import Start
 from torch_gradcheck.differences.sampling import Floats
-from torch_gradcheck.seen import Autocast, SeenForward
 from torch_gradcheck.theta import Theta
+from torch_gradcheck.training.seen import Autocast, SeenForward
 
 Computation = Callable[[torch.dtype | None], Callable[[], Any]]
 """From the precision of the check (None: every tensor's own) to the function that computes the loss."""

@@ -9,7 +9,7 @@ import numpy as np
 from torch_gradcheck.differences.question import Outcome
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.numerical import Tried
-from torch_gradcheck.rounding_bars import Bars
+from torch_gradcheck.training.rounding_bars import Bars
 
 TELLING = 8
 """So many entries are proportional by no accident."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_gradcheck.captures import Captures
+from torch_gradcheck.borrowing.captures import Captures
 
 ABSENT = object()
 """Stands for the value of a name that is not there."""

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torch_gradcheck.seen import ForwardHook, autocast_now
+from torch_gradcheck.training.seen import ForwardHook, autocast_now
 
 
 def net() -> nn.Module:

@@ -19,8 +19,8 @@ from torch_gradcheck.analytic import AnalyticGradient, autograd_gradients
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.numerical import Tried
 from torch_gradcheck.objective import Objective
-from torch_gradcheck.rounding import KernelsInMode
 from torch_gradcheck.theta import Theta
+from torch_gradcheck.training.rounding import KernelsInMode
 
 MARGIN = 6.0
 """How many times further than any of the noisy runs a gradient may be off. Over 2,200 tensors of correct models in

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.captures import captures_of
+from torch_gradcheck.borrowing.captures import captures_of
 
 T = torch.ones(3)
 M = nn.Linear(2, 2)

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from torch_gradcheck.step_diagnosis import words_of_factor
+from torch_gradcheck.training.step_diagnosis import words_of_factor
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.utils import parametrize
 
-from torch_gradcheck.global_state import RandomState, SwitchState, is_generator, seed_everything
+from torch_gradcheck.borrowing.global_state import RandomState, SwitchState, is_generator, seed_everything
 
 
 @pytest.fixture(autouse=True)

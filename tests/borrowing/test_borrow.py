@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.borrow import Loan, Start
+from torch_gradcheck.borrowing.borrow import Loan, Start
+from torch_gradcheck.borrowing.global_state import RandomState
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.global_state import RandomState
 
 
 def loan(model: nn.Module, *functions: Any, mode: Any = "eval", dtype: torch.dtype | None = torch.float64) -> Loan:

@@ -12,15 +12,15 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from torch_gradcheck.captures import Captures, captures_of
+from torch_gradcheck.borrowing.captures import Captures, captures_of
+from torch_gradcheck.borrowing.global_state import RandomState, SwitchState, seed_everything
+from torch_gradcheck.borrowing.holder_states import HolderStates
+from torch_gradcheck.borrowing.interrupts import HeldSignals
+from torch_gradcheck.borrowing.outside_caches import OutsideCaches
+from torch_gradcheck.borrowing.stand_ins import StandIns
 from torch_gradcheck.deliberate import PowerIterations
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.global_state import RandomState, SwitchState, seed_everything
-from torch_gradcheck.holder_states import HolderStates
-from torch_gradcheck.interrupts import HeldSignals
-from torch_gradcheck.outside_caches import OutsideCaches
 from torch_gradcheck.request import Mode
-from torch_gradcheck.stand_ins import StandIns
 
 ONE_AT_A_TIME = RLock()
 """Random state and switches belong to the whole process: checks in several threads wait for each other.

@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from torch_gradcheck.analytic import theta_gradients
-from torch_gradcheck.borrow import Borrowed, Loan, Start
+from torch_gradcheck.borrowing.borrow import Borrowed, Loan, Start
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.objective import scalar
 from torch_gradcheck.precision import epsilon
-from torch_gradcheck.rounding import RoundingMode
-from torch_gradcheck.seen import Autocast
 from torch_gradcheck.theta import Theta
+from torch_gradcheck.training.rounding import RoundingMode
+from torch_gradcheck.training.seen import Autocast
 
 NOISY_RUNS = 4
 """How many runs with rounding as noise tell how far it can move a gradient."""

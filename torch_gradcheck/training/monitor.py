@@ -17,7 +17,7 @@ from torch.amp.grad_scaler import OptState
 
 from torch_gradcheck.analytic import left_gradients
 from torch_gradcheck.batch import BatchCopy, batch_loss
-from torch_gradcheck.borrow import Start
+from torch_gradcheck.borrowing.borrow import Start
 from torch_gradcheck.check import Patterns, check_backward
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.errors import (
@@ -30,10 +30,10 @@ from torch_gradcheck.facts import ParameterReport, Status
 from torch_gradcheck.render.outline import headline
 from torch_gradcheck.report import Report
 from torch_gradcheck.request import Mode, callable_argument, count, one_of, positive_number, request
-from torch_gradcheck.seen import ForwardHook, SeenForward
-from torch_gradcheck.step_check import check_left_in_grad
 from torch_gradcheck.theta import theta_of
-from torch_gradcheck.training_step import Computation, TrainingStep
+from torch_gradcheck.training.seen import ForwardHook, SeenForward
+from torch_gradcheck.training.step_check import check_left_in_grad
+from torch_gradcheck.training.training_step import Computation, TrainingStep
 
 logger = logging.getLogger("torch_gradcheck")
 
