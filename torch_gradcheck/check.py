@@ -160,11 +160,13 @@ def check_backward(
     started = time.perf_counter()
     threads = torch.get_num_threads()
     theta = theta_of(model, asked.include, asked.exclude)
-    given = given_gradients(asked.gradients, theta) if isinstance(asked.gradients, Mapping) else None
+    given = asked.gradients if isinstance(asked.gradients, Mapping) else None
+    if given is not None:
+        given_gradients(given, theta)  # raises before anything is lent
     with Loan(model, functions, asked.mode, asked.dtype, asked.seed) as borrowed:
         theta = theta_of(model, asked.include, asked.exclude)  # a model's own train() and eval() may freeze and thaw
         objective = settled_objective(model, computation(asked.dtype), borrowed, asked.dtype)
-        gradients = autograd_gradients(objective, theta) if given is None else given
+        gradients = autograd_gradients(objective, theta) if given is None else given_gradients(given, theta)
         numerical = Numerical(objective, theta, asked, threads)
         with progress_bar(asked.progress) as bar:
             chosen, trials = tried_by_method(objective, theta, asked, numerical, gradients, bar)
