@@ -100,10 +100,12 @@ class Family:
     def noise(self) -> Noise:
         """Measured as the check does: J at equally spaced points on one side of x, farther off where it is constant."""
         spacing = self.epsilon ** (2 / 3)
-        sigma = measured_noise(self._along(spacing))
-        while not sigma and spacing < 1:
+        values = self._along(spacing)
+        sigma = measured_noise(values)
+        while not np.ptp(values) and spacing < 1:
             spacing *= 8
-            changes = np.abs(np.diff(self._along(spacing)))
+            values = self._along(spacing)
+            changes = np.abs(np.diff(values))
             sigma = float(np.min(changes[changes > 0], initial=np.inf)) if changes.any() else 0.0
         return Noise(self.J(self.x), sigma, self.epsilon)
 
