@@ -67,7 +67,30 @@ def speed(figures: dict[str, Any]) -> Rows:
     return rows
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"detection": detection, "speed": speed}
+def large(figures: dict[str, Any]) -> Rows:
+    """Seconds, evaluations, and what was said, a row a model and mistake."""
+    rows: Rows = [["model", "mistake", "torch_gradcheck", "J", "says", "gradcheck, fast mode", "says"]]
+    ours, theirs = "torch_gradcheck", "gradcheck fast_mode"
+    for timing in figures["timings"]:
+        seconds, accused = timing["median_seconds"], timing["accused"]
+        named, count = ", ".join(timing["named"]), max(timing["wrong"])
+        said = f"{count:,} wrong in `{named}`" if accused[ours] else "right"
+        mistake = timing["mistake"]
+        rows.append(
+            [
+                f"{timing['case']} ({timing['coordinates']:,})",
+                mistake if mistake == "none" else f"{mistake}: `{timing['parameter']}`",
+                f"{seconds[ours]:.1f} s",
+                f"{timing['evaluations']}",
+                said,
+                f"{seconds[theirs]:.1f} s",
+                "wrong" if accused[theirs] else "right",
+            ]
+        )
+    return rows
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"detection": detection, "speed": speed, "large": large}
 """Name of a mark, and of the file of results, to what makes its table."""
 
 
