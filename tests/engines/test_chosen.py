@@ -6,7 +6,7 @@ import ctypes
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -173,9 +173,18 @@ def test_traced_samples_are_counted_once_and_told() -> None:
     told: list[int] = []
     engine = engine_of(*small_objective(), told.append)
     engine.sample(0, np.arange(5), np.full(5, 1e-5))
-    engine.at_zero(1)
+    engine.sample(1, np.zeros(1, dtype=np.int64), np.zeros(1))
     assert told == [5, 1]
     assert engine.traced == 6
+
+
+def test_the_value_at_zero_is_that_of_the_parameters_own_engine() -> None:
+    objective, parameters = small_objective()
+    engine = engine_of(objective, parameters)
+    for position in range(len(parameters)):
+        by_sampling = engine.sample(position, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0]
+        assert engine.at_zero(position) == pytest.approx(by_sampling, rel=1e-15)
+    assert engine.at_zero(0) == pytest.approx(float(objective().detach()), rel=1e-14)
 
 
 def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: pytest.MonkeyPatch) -> None:

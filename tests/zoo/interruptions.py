@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -23,17 +24,22 @@ def exception_of(call: Callable[..., Any], *arguments: Any, **options: Any) -> B
 
 
 class CtrlC:
-    """SIGINT from another thread after `delay` seconds, as a terminal sends it; leaves when it has been sent."""
+    """SIGINT from another thread after `delay` seconds, as a terminal sends it; leaves when it has been sent.
+
+    The garbage collector rests meanwhile: an interrupt that lands in a callback of hypothesis' is swallowed there.
+    """
 
     def __init__(self, delay: float) -> None:
         self._thread = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
 
     def __enter__(self) -> None:
+        gc.disable()
         self._thread.start()
 
     def __exit__(self, *exception: object) -> None:
         self._thread.join()
         time.sleep(0.01)  # the handler runs in the main thread, when it next looks for signals
+        gc.enable()
 
 
 class Site(NamedTuple):

@@ -93,6 +93,8 @@ class Question:
 
     def through(self, window: Window, which: Indices) -> tuple[Floats, Floats]:
         """The centered differences that `window` names, in units of the argument or, for a given step, of 1."""
+        if not len(which):
+            return np.empty(0), np.empty(0)
         unit = self.unit[which] if self.eps is None else np.ones(len(which))
         return through_window(self.sampler, which, unit, window, self.noise)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from torch_gradcheck.differences.ladder import Estimates, Noise, Window, climb, window_for
@@ -9,7 +11,10 @@ from torch_gradcheck.differences.question import Question
 from torch_gradcheck.differences.sampling import Floats, Indices
 
 PROBES = 8
-"""How many entries are looked at first, to see whether the step suits the tensor."""
+"""How many entries are looked at first, to see whether the step suits the tensor ..."""
+
+FEW = 64
+"""... unless there are no more than this: then it is all of them, at one go."""
 
 
 def first_step(noise: Noise) -> float:
@@ -23,7 +28,23 @@ def first_step(noise: Noise) -> float:
     return float(np.cbrt(ratio))
 
 
-def chosen_window(question: Question, carried: Window | None) -> Window:
+class Differenced(NamedTuple):
+    """Entries that have been differenced on the way, by the window that was chosen in the end.
+
+    Attributes:
+        which: their positions.
+        numeric, error: the centered differences and their error bars.
+    """
+
+    which: Indices
+    numeric: Floats
+    error: Floats
+
+
+NONE_YET = Differenced(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
+
+
+def chosen_window(question: Question, carried: Window | None) -> tuple[Window, Differenced]:
     """The window for all entries: a given step, the default where it suits, else what a ladder at a few entries shows.
 
     Args:
@@ -31,20 +52,24 @@ def chosen_window(question: Question, carried: Window | None) -> Window:
         carried: the window that suited the tensor before; tried where the default one drowns in noise.
     """
     if question.eps is not None:
-        return Window(question.eps, 0)
+        return Window(question.eps, 0), NONE_YET
     default = Window(first_step(question.noise), 0)
     if carried is not None and _drowns(question, default) and not _drowns(question, carried):
         default = carried
     probes = _probes(question.analytic)
-    numeric, error = question.through(default, probes)
-    if not _drowns(question, default) and bool(question.agrees(probes, numeric, error).all()):
-        return default
+    looked_at = probes if len(question.analytic) > FEW else np.arange(len(question.analytic), dtype=np.int64)
+    seen = Differenced(looked_at, *question.through(default, looked_at))
+    if not _drowns(question, default) and bool(question.agrees(*seen).all()):
+        return default, seen
     estimates = climb(question.sampler, probes, question.unit[probes], question.noise)
-    if not _drowns(question, default) and _same_derivatives(question, numeric, error, estimates):
-        return default  # the step suits; it is the gradient that is wrong
+    among = np.searchsorted(looked_at, probes)
+    if not _drowns(question, default) and _same_derivatives(
+        question, seen.numeric[among], seen.error[among], estimates
+    ):
+        return default, seen  # the step suits; it is the gradient that is wrong
     window, typical = window_for(estimates.tableau, _needed(question, estimates))
-    better = typical < float(np.median(error)) or not _drowns(question, default)
-    return window if better and np.isfinite(typical) else default
+    better = typical < float(np.median(seen.error[among])) or not _drowns(question, default)
+    return (window, NONE_YET) if better and np.isfinite(typical) else (default, seen)
 
 
 def _same_derivatives(question: Question, numeric: Floats, error: Floats, estimates: Estimates) -> bool:

@@ -13,7 +13,7 @@ from torch_gradcheck.differences.corners import excuse_hidden_kinks, judge_undec
 from torch_gradcheck.differences.ladder import Window
 from torch_gradcheck.differences.question import Answer, Outcome, Question
 from torch_gradcheck.differences.sampling import Indices
-from torch_gradcheck.differences.step_size import chosen_window, first_step
+from torch_gradcheck.differences.step_size import NONE_YET, chosen_window, first_step
 
 BATCH = 16
 """How many disagreeing entries go up the ladder at a time; four times as many where none of the first is a mistake."""
@@ -30,8 +30,13 @@ def try_gradient(question: Question, carried: Window | None) -> Answer:
         carried: the window that suited the tensor before; tried where the first step drowns in noise.
     """
     everything = np.arange(len(question.analytic), dtype=np.int64)
-    window = chosen_window(question, carried) if len(everything) else Window(first_step(question.noise), 0)
-    numeric, error = question.through(window, everything)
+    window, seen = (
+        chosen_window(question, carried) if len(everything) else (Window(first_step(question.noise), 0), NONE_YET)
+    )
+    numeric, error = np.empty((2, len(everything)))
+    numeric[seen.which], error[seen.which] = seen.numeric, seen.error
+    rest = np.setdiff1d(everything, seen.which, assume_unique=True)
+    numeric[rest], error[rest] = question.through(window, rest)
     left, right = np.full((2, len(numeric)), np.nan)
     answer = Answer(numeric, error, np.zeros(len(numeric), np.int8), left, right, window)
     _judge_suspects(question, answer, np.flatnonzero(~question.agrees(everything, numeric, error)))

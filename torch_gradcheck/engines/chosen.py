@@ -79,6 +79,8 @@ class ChosenEngine:
 
     def at_zero(self, parameter: int) -> float:
         """J(θ) as the engine of this parameter computes it, with its own roundoff."""
+        if self._traced is not None and self._may_trace(parameter, self._traced) and parameter in self._traced.at_zero:
+            return self._traced.at_zero[parameter]
         return float(self.sample(parameter, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0])
 
     def _recorded(self, trace: Callable[[], TracedEngine]) -> TracedEngine | None:

@@ -30,7 +30,10 @@ WORTH_ALL_CORES = 2**26
 """Bytes from which torch may spread the operations of a lone chunk over the cores."""
 
 PROBES = 4
-"""Coordinates that `agrees` compares, two steps each."""
+"""Coordinates that `agrees` compares, two steps each; half as many of a tensor that has only a few."""
+
+FEW = 64
+"""Entries that are few."""
 
 TRACE_IN_EVALUATIONS = 80
 """What recording J costs, in plain evaluations of J: 7 to 79 were measured, the more the shorter its operations."""
@@ -59,6 +62,10 @@ class TracedEngine:
         memory_limit: bytes for the values of all chunks under way; the values of one forward come on top.
         threads: how many cores to keep busy; None as many as torch does.
 
+    Attributes:
+        seconds_to_trace: what recording took.
+        at_zero: parameter → J(θ) as its chunks compute it, with their own roundoff; known once `agrees` was asked.
+
     Raises:
         Untraceable: J cannot be recorded.
     """
@@ -78,6 +85,7 @@ class TracedEngine:
         self._bytes_each = [self._program.bytes_each(parameter) for parameter in range(len(parameters))]
         self._chunks = [ChunkSize(memory_limit // self._threads, size) for size in self._bytes_each]
         self.seconds_to_trace = perf_counter() - started
+        self.at_zero: dict[int, float] = {}
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """J(θ + steps[k]·e_coordinates[k]) for every k; see `Engine`.
@@ -143,7 +151,7 @@ class TracedEngine:
         if theta.numel() == 0:
             return None
         random = np.random.default_rng(parameter)
-        drawn = random.integers(theta.numel(), size=probes)
+        drawn = random.integers(theta.numel(), size=probes if theta.numel() > FEW else (probes + 1) // 2)
         drawn[:2] = 0, theta.numel() - 1
         coordinates = np.repeat(np.unique(drawn), 2)
         eps = torch.finfo(theta.dtype).eps
@@ -152,16 +160,17 @@ class TracedEngine:
         steps[1::2] *= -1
         expected = reference.sample(parameter, coordinates, steps)
         try:
-            found = self.sample(parameter, coordinates, expected.steps)
+            values = self.sample(parameter, np.append(coordinates, 0), np.append(expected.steps, 0.0)).values
         except Untraceable as reason:
             return str(reason)
+        found, self.at_zero[parameter] = values[:-1], float(values[-1])
         allowed = noise + 64 * eps * np.abs(expected.values)
-        wrong = ~(np.abs(found.values - expected.values) <= allowed) & np.isfinite(expected.values)
+        wrong = ~(np.abs(found - expected.values) <= allowed) & np.isfinite(expected.values)
         if not wrong.any():
             return None
         k = int(np.argmax(wrong))
         return (
-            f"coordinate {coordinates[k]} moved by {expected.steps[k]:.3g} gives J = {found.values[k]!r} from the "
+            f"coordinate {coordinates[k]} moved by {expected.steps[k]:.3g} gives J = {found[k]!r} from the "
             f"recorded operations, {expected.values[k]!r} from J itself"
         )
 
