@@ -33,13 +33,15 @@ class CtrlC:
         self._thread = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
 
     def __enter__(self) -> None:
+        self._collects = gc.isenabled()
         gc.disable()
         self._thread.start()
 
     def __exit__(self, *exception: object) -> None:
         self._thread.join()
         time.sleep(0.01)  # the handler runs in the main thread, when it next looks for signals
-        gc.enable()
+        if self._collects:
+            gc.enable()
 
 
 class Site(NamedTuple):
