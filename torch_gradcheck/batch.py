@@ -89,10 +89,16 @@ def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
         if not misfit:
             raise
         raise InvalidRequestError(
-            f"batch does not fit {name}: it is called with {len(args)} positional arguments and the keywords "
-            f"{list(kwargs)}, which gives {misfit}. A batch is (inputs, *targets); inputs that are a tuple or list are "
-            "positional arguments of the model, a mapping its keyword arguments."
+            f"batch does not fit {name}: it is called with {_counted(args, kwargs)}, and {misfit}. A batch is "
+            "(inputs, *targets); inputs that are a tuple or list are positional arguments of the model, a mapping its "
+            "keyword arguments."
         ) from error
+
+
+def _counted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """How many arguments of which kind."""
+    keywords = f" and the keywords {list(kwargs)}" if kwargs else ""
+    return f"{len(args)} positional argument{'' if len(args) == 1 else 's'}{keywords}"
 
 
 def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -104,7 +110,7 @@ def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        return f"{error} ({signature})"
+        return f"has the signature {signature}: {error}"
     return ""
 
 

@@ -6,7 +6,6 @@ there, an interrupt is lost and the check goes on.
 
 from __future__ import annotations
 
-import gc
 import random
 import signal
 import time
@@ -31,14 +30,9 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(autouse=True)
-def put_back() -> Iterator[None]:
-    """What a failing test leaves in the process must not reach other tests.
-
-    The garbage collector rests meanwhile: an interrupt that lands in a callback of hypothesis' is swallowed there.
-    """
-    gc.disable()
+def put_back(no_collector: None) -> Iterator[None]:
+    """What a failing test leaves in the process must not reach other tests."""
     yield
-    gc.enable()
     torch.set_default_dtype(torch.float32)
     torch.set_grad_enabled(True)
     np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")

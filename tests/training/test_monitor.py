@@ -462,6 +462,29 @@ def test_an_argument_that_cannot_be_used(options: dict[str, Any], text: str) -> 
         GradientMonitor(net(), cross_entropy, **options)
 
 
+@pytest.mark.parametrize("at", [None, 1.5, "0"], ids=repr)
+def test_steps_that_are_none(at: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="at must be a step or several"):
+        GradientMonitor(net(), cross_entropy, at=at)
+
+
+def test_a_closure_that_is_none() -> None:
+    with pytest.raises(InvalidRequestError, match="closure must be callable, got 3"):
+        GradientMonitor.of_closure(net(), 3)  # type: ignore[arg-type]
+
+
+def test_the_summary_says_where_grad_was_not_judged(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    (batch,) = batches(1)
+    with GradientMonitor(model, cross_entropy) as monitor:
+        cross_entropy(model(batch[0]), batch[1]).backward()
+        optimizer.step()
+        monitor.step(batch)
+    assert "none wrong, .grad not judged on 1\n  step 0: .grad could not be judged: the weights" in monitor.summary
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 def test_a_loss_function_that_is_none() -> None:
     with pytest.raises(InvalidRequestError, match="loss_fn must be callable"):
         GradientMonitor(net(), 3)  # type: ignore[arg-type]

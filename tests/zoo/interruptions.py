@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import sys
@@ -24,24 +23,17 @@ def exception_of(call: Callable[..., Any], *arguments: Any, **options: Any) -> B
 
 
 class CtrlC:
-    """SIGINT from another thread after `delay` seconds, as a terminal sends it; leaves when it has been sent.
-
-    The garbage collector rests meanwhile: an interrupt that lands in a callback of hypothesis' is swallowed there.
-    """
+    """SIGINT from another thread after `delay` seconds, as a terminal sends it; leaves when it has been sent."""
 
     def __init__(self, delay: float) -> None:
         self._thread = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
 
     def __enter__(self) -> None:
-        self._collects = gc.isenabled()
-        gc.disable()
         self._thread.start()
 
     def __exit__(self, *exception: object) -> None:
         self._thread.join()
         time.sleep(0.01)  # the handler runs in the main thread, when it next looks for signals
-        if self._collects:
-            gc.enable()
 
 
 class Site(NamedTuple):

@@ -131,7 +131,7 @@ class GradientMonitor:
         self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
         self._clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)
         self._clip_value = None if clip_value is None else positive_number("clip_value", clip_value)
-        self._at = frozenset(count("at", step, at_least=0) for step in ([at] if isinstance(at, int) else at))
+        self._at = _steps(at)
         self._every = None if every is None else count("every", every, at_least=1)
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
@@ -149,6 +149,7 @@ class GradientMonitor:
         `step(batch)` then takes `closure(batch)` for the loss, and `step()` takes `closure()`, as `check_closure` does.
         Options are those of the class. Call `watch()` where the forward begins, if the step is random.
         """
+        callable_argument("closure", closure)
         monitor = cls(model, closure, **options)
         monitor._loss = partial(_closure_loss, closure)
         return monitor
@@ -213,7 +214,8 @@ class GradientMonitor:
         self._wake = CLOSED
         self._hook.detach()
         self._forget()
-        log = logger.info if all(report.passed for report in self.reports.values()) else logger.warning
+        all_right = all(report.passed and not _unjudged(report) for report in self.reports.values())
+        log = logger.info if all_right else logger.warning
         log("%s", self.summary)
 
     @property
@@ -224,8 +226,11 @@ class GradientMonitor:
         failed = {step: f"could not be checked: {error}" for step, error in self.errors.items()}
         first = f"gradients checked on {len(checked)} of {self._call // self._accumulate} training steps"
         outcome = f"{len(wrong)} wrong" if wrong else "none wrong"
-        lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **failed}.items())]
-        return "\n".join([f"{first}, {outcome}", *lines])
+        right = {step: report for step, report in self.reports.items() if step not in wrong}
+        unjudged = {step: why for step, report in right.items() if (why := _unjudged(report))}
+        not_judged = f", .grad not judged on {len(unjudged)}" if unjudged else ""
+        lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unjudged, **failed}.items())]
+        return "\n".join([f"{first}, {outcome}{not_judged}", *lines])
 
     def __enter__(self) -> GradientMonitor:
         return self
@@ -382,3 +387,18 @@ def _notes_on(in_grad: Report) -> list[str]:
     reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
     undecided = [f".grad could not be judged everywhere: {reasons[0]}"] if reasons else []
     return [f"in .grad, as the training step left it: {listed}", *in_grad.notes[:1], *undecided]
+
+
+def _steps(at: Any) -> frozenset[int]:
+    """The steps that `at` names."""
+    if isinstance(at, str) or not isinstance(at, int | Iterable):
+        raise InvalidRequestError(f"at must be a step or several, counted from 0 (at=() for none), got {at!r}.")
+    return frozenset(count("at", step, at_least=0) for step in ([at] if isinstance(at, int) else at))
+
+
+def _unjudged(report: Report) -> str:
+    """Why nothing could be said about any `.grad`; "" where something could."""
+    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
+    if not rows or any(row.status is not Status.UNDECIDED for row in rows):
+        return ""
+    return f".grad could not be judged: {rows[0].reason}"
