@@ -469,7 +469,7 @@ def test_steps_that_are_none(at: Any) -> None:
 
 
 def test_a_closure_that_is_none() -> None:
-    with pytest.raises(InvalidRequestError, match="closure must be callable, got 3"):
+    with pytest.raises(InvalidRequestError, match="closure must be callable, got int 3"):
         GradientMonitor.of_closure(net(), 3)  # type: ignore[arg-type]
 
 
