@@ -150,7 +150,7 @@ def test_no_entries_are_flat() -> None:
     assert found.status is Status.FLAT
     assert found.reason == "it has no entries"
     assert found.checked == 0
-    assert found.worst == ()
+    assert found.worst == []
 
 
 def test_a_ratio_above_the_tolerance_within_the_error_bars_is_undecided() -> None:

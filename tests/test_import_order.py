@@ -21,7 +21,8 @@ LADDER = """
     differences differences.sampling
     differences.noise differences.ladder differences.odds
     differences.looks differences.question
-    differences.step_size differences.closer_look
+    differences.step_size
+    differences.closer_look
     differences.corners
     differences.trial
     deliberate request watch batch training.rounding

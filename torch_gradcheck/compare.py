@@ -148,14 +148,14 @@ def _resolution(tried: Tried, ratio: float, tolerance: float) -> str:
     return f"the noise of J hides errors below {bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
 
 
-def _worst(entry: ThetaEntry, tried: Tried) -> tuple[Coordinate, ...]:
+def _worst(entry: ThetaEntry, tried: Tried) -> list[Coordinate]:
     """The coordinates furthest off, wrong ones first."""
     with np.errstate(all="ignore"):
         off = np.nan_to_num(np.abs(tried.analytic - tried.answer.numeric), nan=np.inf)
     outcome = tried.answer.outcome
     candidates = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
     order = np.lexsort((candidates, -off[candidates], -outcome[candidates]))[:WORST]
-    return tuple(_coordinate(entry, tried, int(k)) for k in candidates[order])
+    return [_coordinate(entry, tried, int(k)) for k in candidates[order]]
 
 
 def _largest(off: Floats, among: Indices) -> Indices:

@@ -157,7 +157,7 @@ class ParameterReport:
     directions: int = 0
     detectable: float = float("nan")
     mismatched: int = 0
-    worst: tuple[Coordinate, ...] = ()
+    worst: list[Coordinate] = field(default_factory=list)
     diagnosis: Diagnosis | None = None
     map: WrongMap | None = None
     evaluations: int = 0

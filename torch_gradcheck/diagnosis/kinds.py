@@ -54,6 +54,10 @@ def missing(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
     )
 
 
+CLEAR = 3.0
+"""A factor explains something when it is this many residuals of its fit away from 1."""
+
+
 def scaled(evidence: Evidence, meanings: Sequence[Meaning]) -> Finding | None:
     """One factor off in every entry; −1 is `sign_flipped`."""
     n, a = evidence.numeric[evidence.resolved], evidence.analytic[evidence.resolved]
@@ -62,7 +66,7 @@ def scaled(evidence: Evidence, meanings: Sequence[Meaning]) -> Finding | None:
     w = evidence.weights[evidence.resolved]
     factor = float(np.dot(w * a, w * n) / np.dot(w * n, w * n))
     residual = evidence.residual(factor * evidence.numeric, factor)
-    if not np.isfinite(residual) or factor == 0:
+    if not np.isfinite(residual) or factor == 0 or abs(factor - 1) <= CLEAR * residual:
         return None
     meaning = meaning_of(factor, meanings)
     if abs(factor + 1) <= 1e-5:

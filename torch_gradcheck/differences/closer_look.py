@@ -8,9 +8,13 @@ from numpy.typing import NDArray
 from torch_gradcheck.differences.ladder import COARSE, FINE, SIGMAS, Estimates, Tableau, climb
 from torch_gradcheck.differences.question import Outcome, Question
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
+from torch_gradcheck.differences.step_size import probes_of
 
 ACCUSATION = 3.0
 """How many error bars a gradient must be off to be accused."""
+
+LOW_PRECISION = 1e-10
+"""A machine epsilon above this is that of float32 or less."""
 
 HIDING = 0.1
 """A piece of f this small against the size of its argument is not believed to have a slope of its own."""
@@ -39,13 +43,26 @@ def _outcomes(question: Question, which: Indices, estimates: Estimates) -> NDArr
     between = off <= np.abs(estimates.jump) / 2 + estimates.error + estimates.jump_error
     kink = estimates.kinked & between
     outside = off > estimates.half_width + question.tolerance * (np.abs(analytic) + np.abs(central))
-    wrong = outside & ~question.agrees(which, central, estimates.error, margin=ACCUSATION)
+    bar = _not_lucky(question, estimates.error)
+    wrong = outside & ~question.agrees(which, central, bar, margin=ACCUSATION)
     wrong &= _hiding_place(question, off) <= HIDING * question.scale[which]
     wrong &= estimates.step * question.unit[which] <= question.scale[which]  # f was seen from closer than its own size
     wrong &= ~_between_steps(question, which, estimates, off)
     wrong &= ~_supported(analytic, off, estimates.tableau)
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
     return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
+
+
+def _not_lucky(question: Question, error: Floats) -> Floats:
+    """The error bars to accuse by: in a low precision none is smaller than is usual in its tensor.
+
+    Few values of f differ at all there, and by chance the rungs of some entry agree much better than they should.
+    """
+    if question.noise.epsilon < LOW_PRECISION:
+        return error
+    probes = probes_of(question.analytic)
+    usual = climb(question.sampler, probes, question.unit[probes], question.noise, question.ladder).error
+    return np.maximum(error, float(np.median(usual)))
 
 
 def _supported(analytic: Floats, off: Floats, tableau: Tableau) -> Flags:

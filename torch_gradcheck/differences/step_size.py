@@ -56,7 +56,7 @@ def chosen_window(question: Question, carried: Window | None) -> tuple[Window, D
     default = Window(first_step(question.noise), 0)
     if carried is not None and _drowns(question, default) and not _drowns(question, carried):
         default = carried
-    probes = _probes(question.analytic)
+    probes = probes_of(question.analytic)
     looked_at = probes if len(question.analytic) > FEW else np.arange(len(question.analytic), dtype=np.int64)
     seen = Differenced(looked_at, *question.through(default, looked_at))
     if not _drowns(question, default) and bool(question.agrees(*seen).all()):
@@ -101,7 +101,7 @@ def _drowns(question: Question, window: Window) -> bool:
     return question.roundoff / window.step > _needed(question)
 
 
-def _probes(analytic: Floats) -> Indices:
+def probes_of(analytic: Floats) -> Indices:
     """The entry with the largest gradient, and others evenly over the tensor."""
     spread = np.linspace(0, len(analytic) - 1, min(PROBES, len(analytic))).astype(np.int64)
     largest = int(np.argmax(np.nan_to_num(np.abs(analytic))))

@@ -101,7 +101,16 @@ class Projected:
         if others:
             certificates, _ = self._certifier.certify(self._trial, others)
             verified |= {p: Verified(self._trial[p], certificate) for p, certificate in certificates.items()}
-        return verified
+        return {p: found for p, found in verified.items() if not self._proves_too_little(p, found)}
+
+    def _proves_too_little(self, position: int, found: Verified) -> bool:
+        """Whether a gradient on trial that is its own reference is one of a few entries, and coarsely verified.
+
+        Nothing else would be compared with it; to difference each entry takes little.
+        """
+        length = float(np.linalg.norm(found.gradient))
+        coarse = found.certificate.proof.resolution > self._request.tolerance * length > 0
+        return found.gradient is self._trial[position] and coarse and len(found.gradient) <= FEW
 
     def _rederived(self) -> dict[int, Floats]:
         """The gradient by the record of J; of a parameter that it gives none for, the one on trial."""

@@ -226,8 +226,8 @@ class LeftInGrad:
         """What `.grad` should hold: the right gradients, clipped as the loop says it clips, and by which factor."""
         right = {position: np.nan_to_num(tried.answer.numeric) for position, tried in trials.items()}
         limit = self.step.clip_value
-        if limit is not None:
-            return {position: np.clip(t, -limit, limit) for position, t in right.items()}, 1.0
+        if limit is not None:  # before the norm, where the loop limits both
+            right = {position: np.clip(t, -limit, limit) for position, t in right.items()}
         share = self._clipped_share(right, trials)
         return {position: t * share for position, t in right.items()}, share
 

@@ -125,6 +125,8 @@ class GradientMonitor:
         )
         callable_argument("loss_fn", loss_fn)
         self._model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        if scaler is not None and not hasattr(scaler, "get_scale"):
+            raise InvalidRequestError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}.")
         self._loss_fn, self._scaler = loss_fn, scaler
         self._loss: Loss = partial(batch_loss, self._model, loss_fn)
         self._accumulate = self._divisor = count("accumulate", accumulate, at_least=1)
