@@ -13,9 +13,6 @@ import numpy as np
 from torch_gradcheck.differences.ladder import SIGMAS, Ladder, Noise, Window, climb, through_window
 from torch_gradcheck.differences.sampling import Sampler
 
-TYPICAL = 3.0
-"""An error bar of roundoff is six standard deviations and more: a third of it is what roundoff does."""
-
 AROUND = Ladder(ratio=4.0, smallest=4.0**-4.5)
 """Five steps, of which the quiet one is the last but one."""
 ABOVE = 64.0
@@ -39,8 +36,8 @@ class Look(NamedTuple):
 
     @property
     def threshold(self) -> float:
-        """What an error must exceed to be seen."""
-        return max(self.residual, self.bar / TYPICAL)
+        """What an error must exceed to be seen: a residual that is smaller than the noise is luck."""
+        return max(self.residual, self.bar / SIGMAS)
 
     def agrees(self, tolerance: float) -> bool:
         """Whether they are one slope, to within the tolerance or the roundoff; never where f is not finite."""
@@ -69,7 +66,7 @@ def search(sampler: Sampler, slope: float, top: float, noise: Noise, tolerance: 
     residuals = np.array([_distance(value, slope) for value in estimates.tableau.values[0, 0]])
     bars = noise.of_slope(2 * steps, np.full(len(steps), noise.at_zero))
     expected = np.concatenate([residuals[:1], residuals[:-1] / AROUND.ratio])
-    likely = np.maximum(np.maximum(residuals, bars / TYPICAL), expected)
+    likely = np.maximum(np.maximum(residuals, bars / SIGMAS), expected)
     best = int(np.argmin(np.where(bars <= AROUND.ratio * max(tolerance, bars.min()), likely, np.inf)))
     return Look(float(steps[best]), float(residuals[best]), float(bars[best]), steps=len(steps))
 

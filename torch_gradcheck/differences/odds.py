@@ -49,6 +49,7 @@ def detectable(threshold: float, directions: int, looks: float = 1.0) -> float:
     Args:
         threshold: how far J's slope lay from the gradient's at most, in any direction.
         directions: K.
-        looks: how many steps a direction had to choose from, in the geometric mean.
+        looks: how many chances to agree a direction had, in the geometric mean: steps to choose from, directions that
+            may disagree.
     """
     return looks * 2 * threshold * sqrt(2) * DENSITY * float(ODDS ** (-1 / directions))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,7 +17,13 @@ from torch_gradcheck.projected.directions import Directions, slope
 from torch_gradcheck.projected.scales import capped, scales
 
 DIRECTIONS = 8
-"""How many random directions verify a gradient, besides the one that finds the step."""
+"""How many random directions verify a gradient, besides the one or two that find the step."""
+
+SPARE = 3
+"""How many more may disagree, since they happen to cross a kink: odds count the ways to choose those that agree."""
+
+SEARCHES, SEPARATING = range(100, 102), range(102, 104)
+"""Numbers of the directions that find the step, and of those that tell tensors apart."""
 
 HORIZON = 0.03
 """The largest part of its own size that a tensor is moved by."""
@@ -43,6 +51,25 @@ class Certificate:
     proof: Proof
     step: float
     scale: float
+
+
+class Looks(NamedTuple):
+    """A gradient along several directions.
+
+    Attributes:
+        step: of the differences.
+        seen: direction by direction.
+        allowed: what may lie between J's slope and the gradient's.
+    """
+
+    step: float
+    seen: list[Look]
+    allowed: float
+
+    @property
+    def agreeing(self) -> list[Look]:
+        """Those along which they are one."""
+        return [seen for seen in self.seen if seen.residual <= self.allowed]
 
 
 class Certifier:
@@ -89,33 +116,38 @@ class Certifier:
         refused: list[int] = []
         for _ in range(SEPARATIONS):
             looks = self._looks(gradients, scale)
-            if all(seen.agrees(self._tolerance) for seen in looks):
+            if len(looks.agreeing) >= DIRECTIONS:
                 break
-            failed = self._separated(gradients, scale, looks[0].step, list(scale))
+            failed = self._separated(gradients, scale, looks.step, list(scale))
             refused += failed
             scale = {position: scale[position] for position in scale if position not in failed}
             if not failed or not scale:
                 break
         return {position: _certificate(looks, scale[position]) for position in scale}, refused
 
-    def _looks(self, gradients: Mapping[int, Floats], scale: Mapping[int, float]) -> list[Look]:
-        """Direction 0, which finds the step, and then the directions that count, as long as they agree."""
-        looks = [self._search(gradients, scale, number=0)]
-        while len(looks) <= DIRECTIONS and looks[-1].agrees(self._tolerance):
-            looks.append(self._look(gradients, scale, len(looks), looks[0].step))
+    def _looks(self, gradients: Mapping[int, Floats], scale: Mapping[int, float]) -> Looks:
+        """Along random directions until enough agree or too many do not."""
+        for number in SEARCHES:
+            found = self._search(gradients, scale, number)
+            if found.agrees(self._tolerance):
+                break
+        else:
+            return Looks(found.step, [found], self._tolerance)
+        quiet = found.threshold <= self._tolerance
+        looks = Looks(found.step, [], self._tolerance if quiet else max(self._tolerance, found.bar))
+        while len(looks.agreeing) < DIRECTIONS and len(looks.seen) - len(looks.agreeing) <= SPARE:
+            looks.seen.append(self._look(gradients, scale, len(looks.seen), looks.step))
         return looks
 
     def _look(self, gradients: Mapping[int, Floats], scale: Mapping[int, float], number: int, step: float) -> Look:
-        """At that step or, where it happens to cross a kink, at a smaller one or the best of several."""
+        """At that step or, where it happens to cross a kink, at a smaller one."""
         direction = self._directions.random(number, scale)
         sampler, predicted = self._directions.sampler([direction]), slope(direction, gradients)
         seen = look(sampler, predicted, step, self._noise)
         if seen.agrees(self._tolerance) or self._eps is not None:
             return seen
         closer = look(sampler, predicted, step / CLOSER, self._noise)
-        if closer.residual <= self._tolerance:
-            return closer._replace(steps=2)
-        return search(sampler, predicted, self._top(scale), self._noise, self._tolerance)
+        return min(seen, closer, key=lambda one: one.threshold)._replace(steps=2)
 
     def _search(self, gradients: Mapping[int, Floats], scale: Mapping[int, float], number: int) -> Look:
         direction = self._directions.random(number, scale)
@@ -139,8 +171,11 @@ class Certifier:
         ]
 
     def _agree(self, gradients: Mapping[int, Floats], scale: Mapping[int, float], step: float) -> bool:
-        numbers = (DIRECTIONS + 1, DIRECTIONS + 2)
-        return all(self._look(gradients, scale, number, step).agrees(self._tolerance) for number in numbers)
+        return all(
+            self._look(gradients, scale, number, step).agrees(self._tolerance)
+            or self._search(gradients, scale, number).agrees(self._tolerance)
+            for number in SEPARATING
+        )
 
     def _scales(self, gradients: Mapping[int, Floats], positions: Sequence[int]) -> dict[int, float]:
         lengths = np.array([np.linalg.norm(gradients[position]) for position in positions])
@@ -168,14 +203,15 @@ class Certifier:
         return little
 
 
-def _certificate(looks: Sequence[Look], scale: float) -> Certificate:
-    """What the directions prove of a tensor of this scale; the first one, which found the step, is not counted."""
-    counted = looks[1:] or looks
+def _certificate(looks: Looks, scale: float) -> Certificate:
+    """What the directions that agree prove of a tensor of this scale; too few of them prove what all of them do."""
+    counted = looks.agreeing if len(looks.agreeing) >= DIRECTIONS else looks.seen
     threshold = max(seen.threshold for seen in counted)
     steps = float(np.exp(np.mean(np.log([seen.steps for seen in counted]))))
+    choices = comb(len(looks.seen), len(counted)) ** (1 / len(counted))
     proof = Proof(
         directions=len(counted),
         resolution=threshold / scale,
-        detectable=detectable(threshold, len(counted), steps) / scale,
+        detectable=detectable(threshold, len(counted), steps * choices) / scale,
     )
-    return Certificate(proof, looks[0].step, scale)
+    return Certificate(proof, looks.step, scale)
