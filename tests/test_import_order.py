@@ -15,7 +15,7 @@ import torch_gradcheck
 ROOT = Path(torch_gradcheck.__file__).parent
 
 LADDER = """
-    version errors facts borrowing training
+    version errors facts borrowing training autograd_graph
     structure borrowing.interrupts borrowing.global_state precision progress moved
     borrowing.captures
     differences differences.sampling

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from torch_gradcheck.autograd_graph import nodes_from
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective import Objective
@@ -127,16 +128,8 @@ def gradients_of(
 
 def _runs_a_backward_inside(outputs: Sequence[torch.Tensor]) -> bool:
     """Whether a reentrant checkpoint is part of the graph: it accumulates, and answers None to who asks."""
-    waiting, seen = [output.grad_fn for output in outputs], set()
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        waiting += [following for following, _ in node.next_functions]
-    return False
+    nodes = nodes_from(output.grad_fn for output in outputs)
+    return any(node.name() == "CheckpointFunctionBackward" for node in nodes)
 
 
 @contextmanager

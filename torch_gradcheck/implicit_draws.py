@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
+from torch_gradcheck.autograd_graph import nodes_from
 from torch_gradcheck.facts import ParameterReport, Status
 from torch_gradcheck.objective import Objective
 from torch_gradcheck.theta import Theta
@@ -42,16 +42,5 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
 def _upstream_of_draws(objective: Objective) -> set[int]:
     """The ids of the leaves that a draw depends on."""
     with torch.enable_grad(), objective.evaluation():
-        draws = [node for node in _graph([objective.compute().grad_fn]) if node.name().startswith(DRAWS)]
-        return {id(node.variable) for node in _graph(draws) if hasattr(node, "variable")}
-
-
-def _graph(starts: Sequence[Any]) -> set[Any]:
-    """The nodes of autograd's graph that can be reached."""
-    waiting, seen = list(starts), set[Any]()
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [following for following, _ in node.next_functions]
-    return seen
+        draws = [node for node in nodes_from([objective.compute().grad_fn]) if node.name().startswith(DRAWS)]
+        return {id(node.variable) for node in nodes_from(draws) if hasattr(node, "variable")}
