@@ -38,7 +38,6 @@ class Call:
         cotangents: the gradient that arrived for each of them, None where none did.
         returned: the gradient that left it for a tensor in `arguments`, by position, where that was seen: a tensor
             that it was given twice has one, at its first position.
-        finished: False if it raised.
         leaks: whether a graph leaves it by an attribute, besides its outputs.
     """
 
@@ -53,7 +52,6 @@ class Call:
     outputs: list[tuple[tuple[int, ...], float, float]] = field(default_factory=list)
     cotangents: list[torch.Tensor | None] = field(default_factory=list)
     returned: dict[int, torch.Tensor] = field(default_factory=dict)
-    finished: bool = False
     leaks: bool = False
 
     @property
@@ -198,7 +196,6 @@ class Recording:
         )
 
     def _finished(self, call: Call, result: Any) -> Any:
-        call.finished = True
         call.outputs = [summary(tensor) for tensor in tensors_of(result)]
         call.cotangents = [None for _ in call.outputs]
         call.leaks = isinstance(call.owner, nn.Module) and _keeps_a_graph(call.owner)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 
@@ -114,11 +113,3 @@ def flatten(result: Any) -> list[Tensor]:
     if isinstance(result, (tuple, list)):
         return [tensor for item in result for tensor in flatten(item)]
     return []
-
-
-def dense_strides(shape: tuple[int, ...] | torch.Size) -> tuple[int, ...]:
-    """Strides of a contiguous tensor of this shape."""
-    strides = [1] * len(shape)
-    for d in range(len(shape) - 2, -1, -1):
-        strides[d] = strides[d + 1] * max(shape[d + 1], 1)
-    return tuple(strides)
