@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
-SMALLEST, FIRST, LARGEST = 16, 128, 8192
+SMALLEST, LARGEST = 16, 8192
+
+CACHED = 2**21
+"""Bytes that an operation of a chunk may write before its results leave the cache until the next one reads them."""
 
 
 def keep_freed_memory() -> None:
@@ -22,17 +27,33 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
 
 
+class Footprint(NamedTuple):
+    """What one perturbation takes.
+
+    Attributes:
+        held: the most bytes at any time.
+        written: bytes by all operations together.
+        operations: how many.
+    """
+
+    held: int
+    written: int
+    operations: int
+
+
 class ChunkSize:
-    """Climbs from FIRST by factors of two while that makes a perturbation cheaper.
+    """Climbs by factors of two from what fits into the cache, while that makes a perturbation cheaper.
 
     Args:
         limit: bytes that the values of one chunk may take.
-        each: bytes that one perturbation may need; as long as nothing is measured, this bounds the chunk.
+        footprint: of one perturbation; as long as nothing is measured, what it may hold bounds the chunk.
     """
 
-    def __init__(self, limit: int, each: int) -> None:
+    def __init__(self, limit: int, footprint: Footprint) -> None:
         self._limit = limit
-        self._affordable = self._fitting(each)
+        cached = CACHED * footprint.operations // max(footprint.written, 1)
+        self._first = min(max(cached, SMALLEST), LARGEST)
+        self._affordable = self._fitting(footprint.held)
         self._survivable = LARGEST  # less after running out of memory
         self._seconds: dict[int, float] = {}  # per perturbation, the best seen at each size
 
@@ -41,7 +62,7 @@ class ChunkSize:
         """The size to use next."""
         largest = min(self._affordable, self._survivable)
         if not self._seconds:
-            return min(FIRST, largest)
+            return min(self._first, largest)
         best = min(self._seconds, key=self._seconds.__getitem__)
         if best == max(self._seconds):
             return min(2 * best, largest)

@@ -26,11 +26,11 @@ MEMORY_LIMIT = 2**30
 WORTH_A_CHUNK = 16
 """Perturbations that are worth a chunk of their own."""
 
-WORTH_ALL_CORES = 2**26
-"""Bytes from which torch may spread the operations of a lone chunk over the cores."""
+WORTH_ALL_CORES = 2**23
+"""Bytes that operations write from which several cores are faster than one."""
 
 PROBES = 4
-"""Coordinates that `agrees` compares, two steps each; half as many of a tensor that has only a few."""
+"""Coordinates that `agrees` compares, half as many of a tensor that has only a few; every other one moves down."""
 
 FEW = 64
 """Entries that are few."""
@@ -46,7 +46,7 @@ def worth_tracing(evaluations: int, parameters: int) -> bool:
         evaluations: how often J is to be evaluated, as a rule twice for each coordinate.
         parameters: how many tensors θ consists of.
     """
-    return evaluations > TRACE_IN_EVALUATIONS + 2 * PROBES * parameters
+    return evaluations > TRACE_IN_EVALUATIONS + PROBES * parameters
 
 
 class TracedEngine:
@@ -82,8 +82,8 @@ class TracedEngine:
         keep_freed_memory()
         self._program = compiled(objective, parameters)
         self._threads = threads or torch.get_num_threads()
-        self._bytes_each = [self._program.bytes_each(parameter) for parameter in range(len(parameters))]
-        self._chunks = [ChunkSize(memory_limit // self._threads, size) for size in self._bytes_each]
+        self._footprints = [self._program.footprint(parameter) for parameter in range(len(parameters))]
+        self._chunks = [ChunkSize(memory_limit // self._threads, footprint) for footprint in self._footprints]
         self.seconds_to_trace = perf_counter() - started
         self.at_zero: dict[int, float] = {}
 
@@ -95,6 +95,8 @@ class TracedEngine:
         """
         coordinates, steps = np.asarray(coordinates, dtype=np.int64), np.asarray(steps, dtype=np.float64)
         values, taken = np.empty(len(steps)), np.empty(len(steps))
+        threads = self._threads if self._footprints[parameter].written * len(steps) > WORTH_ALL_CORES else 1
+        share = -(-len(steps) // threads)
         # Neighbours in memory tend to touch the same rows and columns, which is cheaper.
         waiting = [np.argsort(coordinates, kind="stable")]
 
@@ -102,7 +104,7 @@ class TracedEngine:
             if not waiting:
                 return None
             rest = waiting.pop()
-            here = self._next(parameter, coordinates, rest)
+            here = self._next(parameter, coordinates, rest[:share])
             if len(here) < len(rest):
                 waiting.append(rest[len(here) :])
             return here
@@ -114,13 +116,11 @@ class TracedEngine:
             else:
                 taken[here], values[here] = samples
 
-        few = len(steps) < 2 * self._chunks[parameter].size
-        large = self._bytes_each[parameter] * len(steps) > WORTH_ALL_CORES
         with _disable_current_modes(), torch.no_grad(), vmap_or_nothing():
-            if few and large:
-                drain(take, work)
+            if len(steps) < threads:
+                drain(take, work)  # torch itself spreads the operations
             else:
-                on_all_cores(take, work, 1 if few else self._threads)
+                on_all_cores(take, work, threads)
         return Samples(taken, values)
 
     def gradients(self) -> list[Tensor | None]:
@@ -136,7 +136,7 @@ class TracedEngine:
         return seconds_each(self._program, parameter)
 
     def agrees(self, parameter: int, reference: Engine, noise: float, *, probes: int = PROBES) -> str | None:
-        """Compare with another engine at a few coordinates and both signs of the step.
+        """Compare with another engine at a few coordinates, with steps of both signs.
 
         Args:
             parameter: which one.
@@ -153,7 +153,7 @@ class TracedEngine:
         random = np.random.default_rng(parameter)
         drawn = random.integers(theta.numel(), size=probes if theta.numel() > FEW else (probes + 1) // 2)
         drawn[:2] = 0, theta.numel() - 1
-        coordinates = np.repeat(np.unique(drawn), 2)
+        coordinates = np.unique(drawn)
         eps = torch.finfo(theta.dtype).eps
         here = theta[torch.from_numpy(coordinates)].double().numpy()
         steps = eps ** (1 / 3) * np.maximum(1.0, np.abs(here))

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.traced import convolutions, lookups, normalizations, products, reductions, views
-from torch_gradcheck.engines.traced.chunks import is_out_of_memory
+from torch_gradcheck.engines.traced.chunks import Footprint, is_out_of_memory
 from torch_gradcheck.engines.traced.general import general
 from torch_gradcheck.engines.traced.pointwise import hyperbolic_tangent, pointwise, rule_of
 from torch_gradcheck.engines.traced.recorder import record
@@ -82,14 +82,18 @@ class Program:
             self._suffixes[parameter] = self._build_suffix(self.parameters[parameter])
         return self._suffixes[parameter]
 
-    def bytes_each(self, parameter: int) -> int:
-        """The most bytes that one perturbation may need, were every entry touched."""
+    def footprint(self, parameter: int) -> Footprint:
+        """What one perturbation of a parameter may take, were every entry touched."""
+        suffix = self.suffix(parameter)
         held = peak = self.values[self.parameters[parameter]].nbytes
-        for step in self.suffix(parameter):
-            held += sum(self.values[number].nbytes for number in step.operation.outputs)
+        written = 0
+        for step in suffix:
+            result = sum(self.values[number].nbytes for number in step.operation.outputs)
+            written += result
+            held += result
             peak = max(peak, held)
             held -= sum(self.values[number].nbytes for number in step.last_use)
-        return peak
+        return Footprint(peak, written, len(suffix))
 
     def _build_suffix(self, seed: int) -> list[Step]:
         reached, operations = {seed}, []
