@@ -71,11 +71,11 @@ def _input_touched(call: Call, x: Touched, geometry: Geometry) -> Touched:
     bias = bias.base if isinstance(bias, Touched) else bias
     region = (x.region[0], *(None,) * (call.base.ndim - 1))
     if channel is None or channel.only is None:
-        folded = call.func(x.new.flatten(0, 1), weight, bias, *call.args[3:])
-        return Touched(call.base, folded.unflatten(0, (x.count, -1)), region)
+        folded = call.func(x.held.flatten(0, 1), weight, None if x.is_moves else bias, *call.args[3:])
+        return x.like(call.base, folded.unflatten(0, (x.count, -1)), region)
     part = weight.narrow(0 if geometry.transposed else 1, channel.only, channel.length)
     moved = call.func(x.delta().flatten(0, 1), part, None, *call.args[3:]).unflatten(0, (x.count, -1))
-    return Touched(call.base, moved.add_(pick(call.base, region)), region)
+    return Touched(call.base, None, region, moved)
 
 
 def _lonely(channel: Span | None, x: Touched, geometry: Geometry) -> bool:
@@ -96,7 +96,7 @@ def _weight_touched(call: Call, x: Tensor, weight: Touched, geometry: Geometry) 
     moved = call.func(x, filters.delta().flatten(0, 1), None, *call.args[3:])
     moved = moved.unflatten(1, (weight.count, -1)).transpose(0, 1)
     region = (None, filters.region[0], *(None,) * (call.base.ndim - 2))
-    return Touched(call.base, moved + pick(call.base, region), region)
+    return Touched(call.base, None, region, moved)
 
 
 def _coordinate_touched(call: Call, x: Tensor, weight: Touched, geometry: Geometry) -> Touched:
@@ -113,7 +113,7 @@ def _coordinate_touched(call: Call, x: Tensor, weight: Touched, geometry: Geomet
     picked = seen[tuple(torch.from_numpy(index) for index in (into, *taps))]
     step = weight.delta().reshape(-1, *(1,) * call.base.ndim)
     region = (None, Span(out, 1), *(None,) * (call.base.ndim - 2))
-    return Touched(call.base, torch.addcmul(pick(call.base, region), picked.unsqueeze(2), step), region)
+    return Touched(call.base, None, region, picked.unsqueeze(2) * step)
 
 
 def seen_by_taps(x: Tensor, taps: Sequence[int], out: Sequence[int], geometry: Geometry) -> Tensor:
@@ -153,11 +153,12 @@ def pooling(spatial: int) -> Rule:
         x: Touched = call.args[0]
         lead = x.base.ndim - spatial
         x = x.widened(range(lead, x.base.ndim))
-        folded = x.new.flatten(0, lead - 1) if lead > 1 else x.new
+        x = x if call.func in _LINEAR else Touched(x.base, x.new, x.region)
+        folded = x.held.flatten(0, lead - 1) if lead > 1 else x.held
         results = flatten(call.func(folded, *call.args[1:], **call.kwargs))
         found: Results = []
         for base, new in zip(call.bases, results, strict=True):
-            found.append(Touched(base, new.reshape(*x.new.shape[: lead + 1], *new.shape[2:]), x.region))
+            found.append(x.like(base, new.reshape(*x.held.shape[: lead + 1], *new.shape[2:]), x.region))
         return found
 
     return pool
@@ -169,6 +170,7 @@ _POOLING = {
     "upsample_bilinear2d": 2, "upsample_nearest1d": 1, "reflection_pad2d": 2, "reflection_pad1d": 1,
     "replication_pad2d": 2, "replication_pad1d": 1,
 }  # fmt: skip
+_LINEAR = {getattr(aten, name).default for name in _POOLING if "max" not in name and hasattr(aten, name)}
 for _name, _spatial in _POOLING.items():
     if hasattr(aten, _name):
         RULES[getattr(aten, _name).default] = pooling(_spatial)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, all_touched, map_tensors, rule
+from torch_gradcheck.engines.traced.small_moves import COEFFICIENTS, SMALL, difference_quotient, largest
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Region, Touched, pick
 
@@ -65,22 +66,53 @@ _WORTH_WRITING_IN_PLACE = 4096
 _IN_PLACE: dict[Any, Any] = {}
 
 
-@rule(aten.tanh.default)
-def hyperbolic_tangent(call: Call) -> Results:
-    """tanh by its addition theorem, which takes a third of the time of the function itself.
+@rule(aten.add.Tensor, aten.sub.Tensor)
+def sum_or_difference(call: Call) -> Results:
+    """x ± α·y: moves add up, and what does not move adds nothing to them."""
+    x, y = call.args
+    if any(isinstance(operand, Touched) and not _moves_alike(operand, call) for operand in (x, y)):
+        return pointwise(call)
+    if not isinstance(y, Touched):
+        return [Touched(call.base, None, x.region, x.held)]
+    factor = call.kwargs.get("alpha", 1) * (-1 if call.func is aten.sub.Tensor else 1)
+    if not isinstance(x, Touched):
+        return [Touched(call.base, None, y.region, y.held if factor == 1 else factor * y.held)]
+    region = common_region([x, y], call.base.shape)
+    x, y = (operand.widened([d for d, span in enumerate(region) if span is None]) for operand in (x, y))
+    return [Touched(call.base, None, region, torch.add(x.held, y.held, alpha=factor))]
 
-    With y = tanh x at θ and d how far x moved, tanh(x + d) = (y + tanh d) / (1 + y · tanh d). For |d| ≤ 10⁻⁴,
-    tanh d = d − d³/3 to less than a rounding error; x that moved further go the long way.
-    """
+
+@rule(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
+def multiple(call: Call) -> Results:
+    """x · c or x / c with a c that does not move."""
+    x, c = call.args
+    if not isinstance(x, Touched) and call.func is aten.mul.Tensor:
+        x, c = c, x
+    if not isinstance(x, Touched) or isinstance(c, Touched) or call.kwargs or not _moves_alike(x, call):
+        return pointwise(call)
+    if isinstance(c, Tensor):
+        c = restricted(c, x.region, call.base.ndim)
+    return [Touched(call.base, None, x.region, call.func(x.held, c))]
+
+
+def _moves_alike(x: Touched, call: Call) -> bool:
+    """Whether an operand holds moves of the very entries of the result."""
+    return x.is_moves and x.base.shape == call.base.shape and x.base.dtype == call.base.dtype
+
+
+@rule(*COEFFICIENTS)
+def analytic(call: Call) -> Results:
+    """A function by its Taylor polynomial, where x moved so little that the polynomial is exact to the last digit."""
     x: Touched = call.args[0]
-    d = x.delta() if x.new.numel() >= _WORTH_WRITING_IN_PLACE and x.base.is_floating_point() else None
-    if d is None or not all(abs(float(extreme)) <= 1e-4 for extreme in torch.aminmax(d)):
+    worthwhile = x.held.numel() >= _WORTH_WRITING_IN_PLACE and x.base.is_floating_point()
+    d = x.delta() if worthwhile and x.base.dtype == call.base.dtype else None
+    if d is None or not (largest(d) if x.bound is None else x.bound) <= SMALL:
         return pointwise(call)
     y = pick(call.base, x.region)
-    t = torch.mul(d, d)
-    torch.addcmul(d, t, d, value=-1 / 3, out=t)
-    denominator = torch.addcmul(d.new_ones(()), t, y, out=d)
-    return [Touched(call.base, t.add_(y).div_(denominator), x.region)]
+    quotient = difference_quotient(call.func, y, d)
+    if x.is_moves:
+        return [Touched(call.base, None, x.region, quotient.mul_(d))]
+    return [Touched(call.base, torch.addcmul(y, d, quotient, out=quotient), x.region)]
 
 
 def common_region(operands: list[Touched], shape: torch.Size) -> Region:
@@ -135,7 +167,7 @@ for _name in _UNTAGGED:
 def same(call: Call) -> Results:
     """Copies: values are never written to, so the touched ones can be shared."""
     x = call.args[0]
-    return [Touched(call.base, x.new, x.region)]
+    return [x.like(call.base, x.held, x.region)]
 
 
 @rule(aten._to_copy.default)

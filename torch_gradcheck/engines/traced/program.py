@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 from torch_gradcheck.engines.traced import convolutions, lookups, normalizations, products, reductions, views
 from torch_gradcheck.engines.traced.chunks import Footprint, is_out_of_memory
 from torch_gradcheck.engines.traced.general import general
-from torch_gradcheck.engines.traced.pointwise import hyperbolic_tangent, pointwise, rule_of
+from torch_gradcheck.engines.traced.pointwise import analytic, multiple, pointwise, rule_of, sum_or_difference
 from torch_gradcheck.engines.traced.recorder import record
 from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Rule
 from torch_gradcheck.engines.traced.tape import Operation, Ref, Tape, flatten, substitute
@@ -21,8 +21,10 @@ from torch_gradcheck.engines.traced.touched import Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.engines.traced.workers import one_core
 
-FRESH = frozenset({pointwise, hyperbolic_tangent, products.product, products.product_and_sum, reductions.softmax})
-"""Rules whose results never share memory with anything."""
+FRESH = frozenset(
+    {analytic, multiple, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
+)
+"""Rules whose results share memory with nothing, unless they are an operand's very tensor."""
 
 RULE_FILES = (convolutions, lookups, normalizations, products, reductions, views)
 """Imported for the rules they register."""
@@ -154,20 +156,20 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
         Untraceable: an operation has no rule that works on these values.
     """
     touched: dict[int, Touched] = {program.parameters[parameter]: moved}
-    held = peak = moved.new.nbytes
+    held = peak = moved.held.nbytes
     for step in program.suffix(parameter):
         if any(i in touched for i in step.inputs):
             _mark(step, touched)
             results = _apply(step, program.values, touched, moved.count)
             for number, result in zip(step.operation.outputs, results, strict=True):
                 if result is not None:
-                    result.owned = step.fresh
+                    result.owned = step.fresh and not _passed_on(result, step, touched)
                     touched[number] = result
-                    held += result.new.nbytes
+                    held += result.held.nbytes
         peak = max(peak, held)
         for number in step.last_use:
             if number in touched:
-                held -= touched.pop(number).new.nbytes
+                held -= touched.pop(number).held.nbytes
     if program.output not in touched:
         return program.values[program.output].reshape(1).expand(moved.count), peak
     return touched[program.output].new.reshape(moved.count), peak
@@ -180,6 +182,16 @@ def _mark(step: Step, touched: dict[int, Touched]) -> None:
         if x is not None:
             x.owned = x.owned and step.fresh
             x.spare = x.owned and number in step.last_use
+
+
+def _passed_on(result: Touched, step: Step, touched: dict[int, Touched]) -> bool:
+    """Whether a result is the very tensor of an operand, which then is nobody's own."""
+    for number in step.inputs:
+        x = touched.get(number)
+        if x is not None and x.held is result.held:
+            x.owned = False
+            return True
+    return False
 
 
 def _returns_view(func: Any) -> bool:

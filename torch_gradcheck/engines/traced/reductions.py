@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from torch_gradcheck.engines.traced.small_moves import SMALL, exponential_minus_1, largest
 from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, rule, touched_only
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Span, Touched, pick
@@ -34,10 +35,10 @@ def sum_or_mean(call: Call) -> Results:
     divisor = 1
     for d in dims if call.func in _MEANS else ():
         divisor *= x.base.shape[d]
-    moved = x.delta() if inner else x.new
-    total = moved.sum([d + 1 for d in dims], keepdim) if dims else moved
-    new = total / divisor if divisor != 1 else total
-    return [Touched(call.base, pick(call.base, region) + new if inner else new, region)]
+    summands = x.delta() if inner else x.held
+    total = summands.sum([d + 1 for d in dims], keepdim) if dims else summands
+    total = total / divisor if divisor != 1 else total
+    return [Touched(call.base, None, region, total) if inner else x.like(call.base, total, region)]
 
 
 _MEANS = (aten.mean.default, aten.mean.dim)
@@ -93,21 +94,28 @@ def along(position: int) -> Rule:
 
 @rule(aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default)
 def softmax(call: Call) -> Results:
-    """Softmax or its logarithm, shifted by the maximum at θ: that of the moved values is hardly another."""
+    """Softmax or its logarithm by their addition theorems, which take a third of the time of the functions themselves.
+
+    With p the softmax of x at θ, d how far x moved and e = eᵈ − 1, both along the dimension:
+
+        log softmax(x + d) − log p  =  d − log(1 + Σ p·e)
+        softmax(x + d) − p          =  p · (e − Σ p·e) / (1 + Σ p·e)
+    """
     x: Touched = call.args[0]
     if not x.base.ndim or x.base.dtype != call.base.dtype:
         raise NoRuleError
-    d = dimensions(call.args[1], x.base.ndim)[0]
-    x = x.widened([d])
-    shifted = x.new - pick(x.base, x.region).amax(d + 1, keepdim=True)
-    exponentials = shifted.exp()
-    total = exponentials.sum(d + 1, keepdim=True)
-    low, high = torch.aminmax(total)
-    if not (float(low) > 1e-3 and float(high) < 1e6):  # rows of −∞, or values that moved far
-        return [Touched(call.base, call.func(x.new, d + 1, *call.args[2:], **call.kwargs), x.region)]
-    if call.func is aten._log_softmax.default:
-        return [Touched(call.base, shifted.sub_(total.log_()), x.region)]
-    return [Touched(call.base, exponentials.div_(total), x.region)]
+    along = dimensions(call.args[1], x.base.ndim)[0]
+    x = x.widened([along])
+    d = x.delta()
+    if not largest(d) <= SMALL:  # or rows of −∞
+        return [Touched(call.base, call.func(x.new, along + 1, *call.args[2:], **call.kwargs), x.region)]
+    is_log = call.func is aten._log_softmax.default
+    p = pick(call.base, x.region)
+    weighted = exponential_minus_1(d).mul_(p.exp() if is_log else p)
+    total = weighted.sum(along + 1, keepdim=True)
+    if is_log:
+        return [Touched(call.base, None, x.region, d - total.log1p_())]
+    return [Touched(call.base, None, x.region, weighted.addcmul_(p, total, value=-1).mul_((1 + total).reciprocal_()))]
 
 
 _REDUCTIONS = {

@@ -1,7 +1,8 @@
 """What K perturbations do to one tensor: the box of entries each of them touches, and the new values there.
 
 One coordinate of a weight touches one column of a linear layer's output, and an elementwise operation leaves that
-so. Boxes hold *values*, not differences: J at θ + h·e is computed from the same numbers as in a plain evaluation.
+so. A box holds the values at θ + h·e, or how far they moved from those at θ: after linear operations the moves cost less,
+and are rounded less than the values of a plain evaluation are.
 """
 
 from __future__ import annotations
@@ -61,20 +62,32 @@ Region = tuple[Span | None, ...]
 class Touched:
     """A tensor under K perturbations.
 
+    Args:
+        base: its value at θ.
+        new: shape (K, *extents), the values inside the region; None where `moved` is given.
+        region: a `Span` or None for every dimension of `base`.
+        moved: how far the values inside the region moved, in the place of `new`.
+
     Attributes:
         base: its value at θ.
-        new: shape (K, *extents), the values inside the region; outside it, `base` holds.
-        region: a `Span` or None for every dimension of `base`.
+        region: the indices touched; outside them, `base` holds.
         full: whether every entry is in the region.
-        owned: whether nothing else reads the memory of `new`.
-        spare: whether, besides, nobody reads `new` after the operation that runs now, so that it may write there.
+        is_moves: whether it holds moves, and `new` is a sum yet to be taken.
+        bound: what no move exceeds, where that is known.
+        owned: whether nothing else reads the memory of `held`.
+        spare: whether, besides, nobody reads this after the operation that runs now, so that it may write there.
     """
 
-    __slots__ = ("base", "full", "new", "owned", "region", "spare")
+    __slots__ = ("_new", "base", "bound", "full", "held", "is_moves", "owned", "region", "spare")
 
-    def __init__(self, base: Tensor, new: Tensor, region: Sequence[Span | None]) -> None:
+    def __init__(
+        self, base: Tensor, new: Tensor | None, region: Sequence[Span | None], moved: Tensor | None = None
+    ) -> None:
         self.base = base
-        self.new = new
+        self._new = new
+        self.is_moves = moved is not None
+        self.held: Tensor = moved if moved is not None else new  # type: ignore[assignment]
+        self.bound: float | None = None
         self.owned = False
         self.spare = False
         self.full = not any(region)
@@ -89,11 +102,22 @@ class Touched:
     @property
     def count(self) -> int:
         """K."""
-        return self.new.shape[0]
+        return self.held.shape[0]
+
+    @property
+    def new(self) -> Tensor:
+        """Shape (K, *extents): the values inside the region."""
+        if self._new is None:
+            self._new = pick(self.base, self.region) + self.held
+        return self._new
 
     def delta(self) -> Tensor:
         """Shape (K, *extents): how far the entries in the region moved."""
-        return self.new - pick(self.base, self.region)
+        return self.held if self.is_moves else self.held - pick(self.base, self.region)
+
+    def like(self, base: Tensor, held: Tensor, region: Sequence[Span | None]) -> Touched:
+        """Another tensor, by its moves if this one is, else by its values: what a linear operation makes of it."""
+        return Touched(base, None, region, held) if self.is_moves else Touched(base, held, region)
 
     def widened(self, dims: Sequence[int] | None = None) -> Touched:
         """The same with all indices of these dimensions (default: of every one) in the region."""
@@ -104,9 +128,13 @@ class Touched:
             return self
         kept = tuple(None if d in dims else span for d, span in enumerate(self.region))
         inner = tuple(span if d in dims else None for d, span in enumerate(self.region))
-        around = pick(self.base, kept)
-        whole = around.expand(self.count, *around.shape[1:]).clone(memory_format=torch.contiguous_format)
-        return Touched(self.base, place(whole, inner, self.new), kept)
+        if self.is_moves:
+            extents = [n if span is None else span.length for n, span in zip(self.base.shape, kept, strict=True)]
+            whole = self.held.new_zeros((self.count, *extents))
+        else:
+            around = pick(self.base, kept)
+            whole = around.expand(self.count, *around.shape[1:]).clone(memory_format=torch.contiguous_format)
+        return self.like(self.base, place(whole, inner, self.held), kept)
 
 
 def pick(base: Tensor, region: Region) -> Tensor:

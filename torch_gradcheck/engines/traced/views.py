@@ -22,7 +22,7 @@ def _at(dim: int, ndim: int) -> int:
 
 
 def _permuted(x: Touched, base: Tensor, order: Sequence[int]) -> Touched:
-    return Touched(base, x.new.permute(0, *(d + 1 for d in order)), [x.region[d] for d in order])
+    return x.like(base, x.held.permute(0, *(d + 1 for d in order)), [x.region[d] for d in order])
 
 
 @rule(aten.t.default, aten.transpose.int, aten.permute.default)
@@ -46,7 +46,7 @@ def unsqueeze(call: Call) -> Results:
     """A new dimension of size 1."""
     x: Touched = call.args[0]
     d = _at(call.args[1], x.base.ndim + 1)
-    return [Touched(call.base, x.new.unsqueeze(d + 1), (*x.region[:d], None, *x.region[d:]))]
+    return [x.like(call.base, x.held.unsqueeze(d + 1), (*x.region[:d], None, *x.region[d:]))]
 
 
 @rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
@@ -56,8 +56,8 @@ def squeeze(call: Call) -> Results:
     given = call.arg(1, "dim", tuple(range(x.base.ndim)))
     dims = {_at(d, x.base.ndim) for d in ((given,) if isinstance(given, int) else given)}
     kept = [d for d in range(x.base.ndim) if d not in dims or x.base.shape[d] != 1]
-    new = x.new.reshape(x.count, *(x.new.shape[d + 1] for d in kept))
-    return [Touched(call.base, new, [x.region[d] for d in kept])]
+    held = x.held.reshape(x.count, *(x.held.shape[d + 1] for d in kept))
+    return [x.like(call.base, held, [x.region[d] for d in kept])]
 
 
 @rule(aten.expand.default)
@@ -67,20 +67,20 @@ def expand(call: Call) -> Results:
     ndim, lacking = call.base.ndim, call.base.ndim - x.base.ndim
     region = (*(None,) * lacking, *x.region)
     sizes = [span.length if span is not None else n for span, n in zip(region, call.base.shape, strict=True)]
-    new = x.new.reshape(x.count, *(1,) * lacking, *x.new.shape[1:]) if lacking else x.new
-    return [Touched(call.base, new.expand(x.count, *sizes), region)] if ndim else [x]
+    held = x.held.reshape(x.count, *(1,) * lacking, *x.held.shape[1:]) if lacking else x.held
+    return [x.like(call.base, held.expand(x.count, *sizes), region)] if ndim else [x]
 
 
 def sliced(x: Touched, d: int, start: int, length: int, base: Tensor) -> Touched | None:
     """Indices start … start + length − 1 of dimension d."""
     span = x.region[d]
     if span is None:
-        return Touched(base, x.new.narrow(d + 1, start, length), x.region)
+        return x.like(base, x.held.narrow(d + 1, start, length), x.region)
     first, last = span.starts, span.starts + span.length
     if bool(((last <= start) | (first >= start + length)).all()):
         return None
     if bool(((first >= start) & (last <= start + length)).all()):
-        return Touched(base, x.new, (*x.region[:d], span.shifted(-start), *x.region[d + 1 :]))
+        return x.like(base, x.held, (*x.region[:d], span.shifted(-start), *x.region[d + 1 :]))
     return sliced(x.widened([d]), d, start, length, base)
 
 
@@ -93,8 +93,8 @@ def slice_(call: Call) -> Results:
     if step == 1:
         return [sliced(x, d, start, max(stop - start, 0), call.base)]
     x = x.widened([d])
-    picked = x.new[(slice(None),) * (d + 1) + (slice(start, stop, step),)]
-    return [Touched(call.base, picked, x.region)]
+    picked = x.held[(slice(None),) * (d + 1) + (slice(start, stop, step),)]
+    return [x.like(call.base, picked, x.region)]
 
 
 @rule(aten.select.int)
@@ -110,7 +110,7 @@ def _selected(x: Touched, d: int, index: int, base: Tensor) -> Touched | None:
     part = sliced(x, d, index, 1, x.base.narrow(d, index, 1))
     if part is None:
         return None
-    return Touched(base, part.new.squeeze(d + 1), (*part.region[:d], *part.region[d + 1 :]))
+    return part.like(base, part.held.squeeze(d + 1), (*part.region[:d], *part.region[d + 1 :]))
 
 
 @rule(aten.split.Tensor, aten.split_with_sizes.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default)
@@ -144,7 +144,7 @@ def stack(call: Call) -> Results:
     parts: list[Any] = []
     for x in call.args[0]:
         if isinstance(x, Touched):
-            parts.append(Touched(x.base.unsqueeze(d), x.new.unsqueeze(d + 1), (*x.region[:d], None, *x.region[d:])))
+            parts.append(x.like(x.base.unsqueeze(d), x.held.unsqueeze(d + 1), (*x.region[:d], None, *x.region[d:])))
         else:
             parts.append(x.unsqueeze(d))
     return [_joined(parts, d, call.base, call.count)]
@@ -172,7 +172,7 @@ def _one_joined(parts: Sequence[Tensor | Touched], x: Touched, d: int, base: Ten
         before += part.base.shape[d] if isinstance(part, Touched) else part.shape[d]
     own = x.region[d]
     span = own.shifted(before) if own is not None else Span(np.full(x.count, before), x.base.shape[d])
-    return Touched(base, x.new, (*x.region[:d], span, *x.region[d + 1 :]))
+    return x.like(base, x.held, (*x.region[:d], span, *x.region[d + 1 :]))
 
 
 @rule(aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten._reshape_alias.default)
@@ -187,7 +187,7 @@ def reshape(call: Call) -> Results:
     for olds, news in groups:
         region += _moved(x, olds, news, call.base.shape)
     sizes = [span.length if span is not None else n for span, n in zip(region, call.base.shape, strict=True)]
-    return [Touched(call.base, x.new.reshape(x.count, *sizes), region)]
+    return [x.like(call.base, x.held.reshape(x.count, *sizes), region)]
 
 
 def matching_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]] | None:
@@ -265,7 +265,7 @@ def flip(call: Call) -> Results:
     x: Touched = call.args[0]
     dims = [_at(d, x.base.ndim) for d in call.args[1]]
     x = x.widened(dims)
-    return [Touched(call.base, x.new.flip([d + 1 for d in dims]), x.region)]
+    return [x.like(call.base, x.held.flip([d + 1 for d in dims]), x.region)]
 
 
 @rule(aten.constant_pad_nd.default)
@@ -281,7 +281,7 @@ def pad(call: Call) -> Results:
 def view_as_real(call: Call) -> Results:
     """Complex entries as pairs."""
     x: Touched = call.args[0]
-    return [Touched(call.base, torch.view_as_real(x.new.resolve_conj()), (*x.region, None))]
+    return [x.like(call.base, torch.view_as_real(x.held.resolve_conj()), (*x.region, None))]
 
 
 @rule(aten.view_as_complex.default)
@@ -289,7 +289,7 @@ def view_as_complex(call: Call) -> Results:
     """Pairs as complex entries."""
     x: Touched = call.args[0]
     x = x.widened([x.base.ndim - 1])
-    return [Touched(call.base, torch.view_as_complex(x.new.contiguous()), x.region[:-1])]
+    return [x.like(call.base, torch.view_as_complex(x.held.contiguous()), x.region[:-1])]
 
 
 @rule(read_window)
