@@ -36,6 +36,7 @@ LADDER = """
     engines.plain
     engines.upstream
     engines.traced.chunks engines.traced.tape engines.traced.touched engines.traced.untraceable engines.traced.workers
+    engines.traced.small_moves
     engines.traced.mutations engines.traced.rules engines.traced.windows
     engines.traced.general engines.traced.pointwise engines.traced.recorder engines.traced.reductions
     engines.traced.lookups engines.traced.products engines.traced.views

@@ -11,6 +11,9 @@ SMALLEST, LARGEST = 16, 8192
 CACHED = 2**21
 """Bytes that an operation of a chunk may write before its results leave the cache until the next one reads them."""
 
+REUSED = 2**24
+"""Bytes that a chunk may hold at a time without the C library giving memory of a thread back and fetching it anew."""
+
 
 def keep_freed_memory() -> None:
     """Have the C library reuse the memory of one operation for the next.
@@ -74,7 +77,7 @@ class ChunkSize:
         """Take in what a chunk cost."""
         each = seconds / size
         self._seconds[size] = min(each, self._seconds.get(size, each))
-        self._affordable = self._fitting(peak_bytes / size)
+        self._affordable = min(self._fitting(peak_bytes / size), self._reusing(peak_bytes / size))
 
     def out_of_memory(self, size: int) -> None:
         """A chunk of this size was too large."""
@@ -84,3 +87,7 @@ class ChunkSize:
     def _fitting(self, each: float) -> int:
         """How many perturbations fit: temporaries beside the values of a chunk are at most as large again."""
         return max(1, min(LARGEST, int(self._limit / max(2 * each, 1))))
+
+    def _reusing(self, each: float) -> int:
+        """How many perturbations reuse memory, but no fewer than are worth a chunk."""
+        return max(SMALLEST, int(REUSED / max(each, 1)))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch_gradcheck.engines.traced.products import plus_difference
 from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, rule, touched_only
 from torch_gradcheck.engines.traced.tape import flatten
-from torch_gradcheck.engines.traced.touched import Span, Touched, pick
+from torch_gradcheck.engines.traced.touched import Span, Touched
 
 aten = torch.ops.aten
 

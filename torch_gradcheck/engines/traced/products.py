@@ -155,10 +155,10 @@ def _rows_times(A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
     if lacking:
         B = F.pad(B, (0, lacking))
         bias = None if bias is None else F.pad(bias, (0, lacking))
-    product = rows @ B if bias is None else torch.addmm(bias, rows, B)
+    product: Tensor = rows @ B if bias is None else torch.addmm(bias, rows, B)
     if lacking:
         product = product[:, :columns].contiguous()
-    return product.unflatten(0, A.shape[:2])
+    return product.reshape(*A.shape[:2], columns)
 
 
 def _both_touched(A: Touched, B: Touched, C: Tensor, bias: Tensor | None) -> Touched:

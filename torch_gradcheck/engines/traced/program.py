@@ -158,15 +158,16 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
     touched: dict[int, Touched] = {program.parameters[parameter]: moved}
     held = peak = moved.held.nbytes
     for step in program.suffix(parameter):
-        if any(i in touched for i in step.inputs):
-            _mark(step, touched)
+        operands = [x for x in map(touched.get, step.inputs) if x is not None]
+        if operands:
+            _mark(step, operands, touched)
             results = _apply(step, program.values, touched, moved.count)
             for number, result in zip(step.operation.outputs, results, strict=True):
                 if result is not None:
-                    result.owned = step.fresh and not _passed_on(result, step, touched)
+                    result.owned = step.fresh and not _passed_on(result, operands)
                     touched[number] = result
                     held += result.held.nbytes
-        peak = max(peak, held)
+            peak = max(peak, held)
         for number in step.last_use:
             if number in touched:
                 held -= touched.pop(number).held.nbytes
@@ -175,20 +176,24 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
     return touched[program.output].new.reshape(moved.count), peak
 
 
-def _mark(step: Step, touched: dict[int, Touched]) -> None:
+def _mark(step: Step, operands: list[Touched], touched: dict[int, Touched]) -> None:
     """Tell the rule which memory it may write to, and remember which memory its results share."""
-    for number in step.inputs:
-        x = touched.get(number)
+    if not step.fresh:
+        for x in operands:
+            x.owned = x.spare = False
+        return
+    for x in operands:
+        x.spare = False
+    for number in step.last_use:
+        x = touched.get(number)  # type: ignore[assignment]
         if x is not None:
-            x.owned = x.owned and step.fresh
-            x.spare = x.owned and number in step.last_use
+            x.spare = x.owned
 
 
-def _passed_on(result: Touched, step: Step, touched: dict[int, Touched]) -> bool:
+def _passed_on(result: Touched, operands: list[Touched]) -> bool:
     """Whether a result is the very tensor of an operand, which then is nobody's own."""
-    for number in step.inputs:
-        x = touched.get(number)
-        if x is not None and x.held is result.held:
+    for x in operands:
+        if x.held is result.held:
             x.owned = False
             return True
     return False
@@ -209,7 +214,7 @@ def _apply(step: Step, values: dict[int, Tensor], touched: dict[int, Touched], c
         return touched.get(number) or values[number]
 
     args = tuple(
-        value(x.id) if type(x) is Ref else substitute(x, value) if type(x) is list else x for x in operation.args
+        [value(x[0]) if type(x) is Ref else substitute(x, value) if type(x) is list else x for x in operation.args]
     )
     kwargs = substitute(operation.kwargs, value) if operation.kwargs else {}
     call = Call(operation.func, args, kwargs, [values[i] for i in operation.outputs], count)

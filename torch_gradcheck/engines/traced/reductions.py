@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from torch_gradcheck.engines.traced.small_moves import SMALL, exponential_minus_1, largest
 from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, rule, touched_only
+from torch_gradcheck.engines.traced.small_moves import SMALL, difference_quotient, largest
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Span, Touched, pick
 
@@ -111,7 +111,7 @@ def softmax(call: Call) -> Results:
         return [Touched(call.base, call.func(x.new, along + 1, *call.args[2:], **call.kwargs), x.region)]
     is_log = call.func is aten._log_softmax.default
     p = pick(call.base, x.region)
-    weighted = exponential_minus_1(d).mul_(p.exp() if is_log else p)
+    weighted = difference_quotient(aten.exp.default, p.exp() if is_log else p, d).mul_(d)
     total = weighted.sum(along + 1, keepdim=True)
     if is_log:
         return [Touched(call.base, None, x.region, d - total.log1p_())]

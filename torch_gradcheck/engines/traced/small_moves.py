@@ -1,4 +1,4 @@
-"""Functions close to an argument where they are known: what remains of their Taylor series is less than a rounding error.
+"""Functions close to where they are known: what remains of their Taylor series is less than a rounding error.
 
 A step of a difference moves what lies downstream by 10⁻⁵ or so, and there a polynomial in the move, with coefficients
 shared by all perturbations, takes a fraction of the time of the function.
@@ -26,12 +26,6 @@ def largest(d: Tensor) -> float:
         return float("inf")
     low, high = (float(extreme) for extreme in torch.aminmax(d))
     return max(-low, high) if low == low else low
-
-
-def exponential_minus_1(d: Tensor) -> Tensor:
-    """eᵈ − 1 = d + d²/2 + d³/6 for small d, in memory of its own."""
-    result = torch.add(d.new_full((), 1 / 2), d, alpha=1 / 6)
-    return torch.addcmul(d.new_ones(()), d, result, out=result).mul_(d)
 
 
 def difference_quotient(function: Any, y: Tensor, d: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What K perturbations do to one tensor: the box of entries each of them touches, and the new values there.
 
 One coordinate of a weight touches one column of a linear layer's output, and an elementwise operation leaves that
-so. A box holds the values at θ + h·e, or how far they moved from those at θ: after linear operations the moves cost less,
-and are rounded less than the values of a plain evaluation are.
+so. A box holds the values at θ + h·e, or how far they moved from those at θ: through linear operations the moves cost
+less, and they are rounded less than the values of a plain evaluation are.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class Touched:
         self.bound: float | None = None
         self.owned = False
         self.spare = False
-        self.full = not any(region)
         self.region: Region = tuple(region)
+        self.full = not any(self.region)
         if not self.full:
             sizes = base.shape
             self.region = tuple(

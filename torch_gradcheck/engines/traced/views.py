@@ -21,10 +21,6 @@ def _at(dim: int, ndim: int) -> int:
     return dim + ndim if dim < 0 else dim
 
 
-def _permuted(x: Touched, base: Tensor, order: Sequence[int]) -> Touched:
-    return x.like(base, x.held.permute(0, *(d + 1 for d in order)), [x.region[d] for d in order])
-
-
 @rule(aten.t.default, aten.transpose.int, aten.permute.default)
 def permute(call: Call) -> Results:
     """Dimensions in another order."""
@@ -38,7 +34,7 @@ def permute(call: Call) -> Results:
         order = [_at(d, ndim) for d in call.args[1]]
     else:
         order.reverse()
-    return [_permuted(x, call.base, order)]
+    return [x.like(call.base, x.held.permute(0, *(d + 1 for d in order)), [x.region[d] for d in order])]
 
 
 @rule(aten.unsqueeze.default)
@@ -179,6 +175,8 @@ def _one_joined(parts: Sequence[Tensor | Touched], x: Touched, d: int, base: Ten
 def reshape(call: Call) -> Results:
     """Dimensions merged and split: boxes stay boxes where they are contiguous."""
     x: Touched = call.args[0]
+    if x.full:
+        return [x.like(call.base, x.held.reshape(x.count, *call.base.shape), _NOWHERE[: call.base.ndim])]
     groups = matching_groups(x.base.shape, call.base.shape)
     if groups is None:
         groups = [(range(x.base.ndim), range(call.base.ndim))]
@@ -188,6 +186,10 @@ def reshape(call: Call) -> Results:
         region += _moved(x, olds, news, call.base.shape)
     sizes = [span.length if span is not None else n for span, n in zip(region, call.base.shape, strict=True)]
     return [x.like(call.base, x.held.reshape(x.count, *sizes), region)]
+
+
+_NOWHERE = (None,) * 64
+"""The region of a tensor that is touched everywhere, for as many dimensions as torch has."""
 
 
 def matching_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]] | None:
