@@ -382,7 +382,7 @@ def run(model: nn.Module, x: Tensor, targets: Tensor) -> Report:
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="Ctrl-C does not raise in this process"
 )
 @pytest.mark.usefixtures("two_threads")
-# Python swallows an interrupt that lands in the callback of a weak reference (torch._dynamo has some); the check goes on.
+# Python swallows an interrupt in the callback of a weak reference (torch._dynamo has some): the check then goes on.
 @pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("no_collector")
 def test_ctrl_c_during_a_traced_sample_changes_nothing_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
