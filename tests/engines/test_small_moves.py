@@ -82,7 +82,7 @@ class Masked(nn.Module):
 def test_moves_give_the_value_of_J(  # noqa: N802
     model: type[nn.Module], step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("torch_gradcheck.engines.traced.pointwise._WORTH_WRITING_IN_PLACE", 1)
+    monkeypatch.setattr("torch_gradcheck.engines.traced.pointwise._WORTH_LOOKING_AT", 1)
     torch.manual_seed(0)
     network, x, targets = model().double(), torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
 

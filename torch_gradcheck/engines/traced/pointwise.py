@@ -45,7 +45,7 @@ def _dense_operands(call: Call) -> Any:
 def _in_place(call: Call, region: Region) -> Any:
     """The operation in place, if its first operand is large, fills the result and is read by nobody else."""
     x = call.args[0]
-    if not isinstance(x, Touched) or not x.spare or x.new.numel() < _WORTH_WRITING_IN_PLACE:
+    if not isinstance(x, Touched) or not x.spare or x.new.numel() < _WORTH_LOOKING_AT:
         return None
     extents = [span.length if span is not None else n for span, n in zip(region, call.base.shape, strict=True)]
     if list(x.new.shape[1:]) != extents or x.new.dtype != call.base.dtype or len(call.bases) != 1:
@@ -62,7 +62,9 @@ def _in_place_form(func: Any) -> Any:
     return getattr(packet, func._overloadname, None)
 
 
-_WORTH_WRITING_IN_PLACE = 4096
+_WORTH_LOOKING_AT = 4096
+"""Entries from which a faster way is worth asking whether it is open: in place, or by a polynomial."""
+
 _IN_PLACE: dict[Any, Any] = {}
 
 
@@ -104,7 +106,7 @@ def _moves_alike(x: Touched, call: Call) -> bool:
 def analytic(call: Call) -> Results:
     """A function by its Taylor polynomial, where x moved so little that the polynomial is exact to the last digit."""
     x: Touched = call.args[0]
-    worthwhile = x.held.numel() >= _WORTH_WRITING_IN_PLACE and x.base.is_floating_point()
+    worthwhile = x.held.numel() >= _WORTH_LOOKING_AT and x.base.is_floating_point()
     d = x.delta() if worthwhile and x.base.dtype == call.base.dtype else None
     if d is None or not (largest(d) if x.bound is None else x.bound) <= SMALL:
         return pointwise(call)
