@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 SMALLEST, LARGEST = 16, 8192
+"""Perturbations that are worth a chunk of their own, and those that are enough."""
 
 CACHED = 2**21
 """Bytes that an operation of a chunk may write before its results leave the cache until the next one reads them."""

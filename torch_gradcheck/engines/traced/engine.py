@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
-from torch_gradcheck.engines.traced.chunks import ChunkSize, is_out_of_memory, keep_freed_memory
+from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
 from torch_gradcheck.engines.traced.effort import seconds_each
 from torch_gradcheck.engines.traced.general import vmap_or_nothing
 from torch_gradcheck.engines.traced.program import compiled, evaluated
@@ -22,9 +22,6 @@ from torch_gradcheck.engines.traced.workers import drain, on_all_cores
 
 MEMORY_LIMIT = 2**30
 """Bytes that perturbed values may take beside the model and one forward's activations."""
-
-WORTH_A_CHUNK = 16
-"""Perturbations that are worth a chunk of their own."""
 
 WORTH_ALL_CORES = 2**23
 """Bytes that operations write from which several cores are faster than one."""
@@ -182,7 +179,7 @@ class TracedEngine:
             # Kernels of convolutions: with one output channel at a time the next layer convolves that one alone.
             channel = theta[0].numel() * (2 if theta.is_complex() else 1)
             alone = int(np.searchsorted(coordinates[here], (coordinates[here[0]] // channel + 1) * channel))
-            if alone >= WORTH_A_CHUNK:
+            if alone >= SMALLEST:
                 here = here[:alone]
         return here
 

@@ -80,9 +80,6 @@ def nll_loss(call: Call) -> Results:
     factors = valid.to(x.base.dtype) if weight is None else weight[safe] * valid
     if reduction == 1:
         factors = factors / call.bases[1]
-    positions = torch.arange(target.shape[0], device="cpu")
-    if x.held.is_contiguous():
-        picked = x.held.reshape(x.count, -1).index_select(1, positions * x.base.shape[1] + safe)
-    else:
-        picked = x.held[:, positions, safe]
+    positions = torch.arange(target.shape[0], device="cpu") * x.base.shape[1] + safe
+    picked = x.held.reshape(x.count, -1).index_select(1, positions)
     return [x.like(call.base, picked @ -factors, ()), None]

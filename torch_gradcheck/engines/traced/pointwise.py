@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, all_touched, map_tensors, rule
-from torch_gradcheck.engines.traced.small_moves import COEFFICIENTS, SMALL, difference_quotient, largest
+from torch_gradcheck.engines.traced.small_moves import COEFFICIENTS, difference_quotient, is_small
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Region, Touched, pick
 
@@ -108,7 +108,7 @@ def analytic(call: Call) -> Results:
     x: Touched = call.args[0]
     worthwhile = x.held.numel() >= _WORTH_LOOKING_AT and x.base.is_floating_point()
     d = x.delta() if worthwhile and x.base.dtype == call.base.dtype else None
-    if d is None or not (largest(d) if x.bound is None else x.bound) <= SMALL:
+    if d is None or not is_small(d, x.bound):
         return pointwise(call)
     y = pick(call.base, x.region)
     quotient = difference_quotient(call.func, y, d)

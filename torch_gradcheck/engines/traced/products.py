@@ -62,9 +62,7 @@ def dot(call: Call) -> Results:
 
 
 def _unsqueezed(x: Tensor | Touched, d: int) -> Tensor | Touched:
-    if isinstance(x, Tensor):
-        return x.unsqueeze(d)
-    return x.like(x.base.unsqueeze(d), x.held.unsqueeze(d + 1), (*x.region[:d], None, *x.region[d:]))
+    return x.unsqueezed(d) if isinstance(x, Touched) else x.unsqueeze(d)
 
 
 def plus_difference(x: Touched | None, summand: Touched, base: Tensor) -> Touched:
@@ -107,10 +105,12 @@ def _times_fixed(A: Touched, B: Tensor, C: Tensor, bias: Tensor | None) -> Touch
             return _outer(A.delta(), W, C, region)
         return Touched(C, None, region, _matmul(A.delta(), W))
     A = A.widened([A.base.ndim - 1])
-    if not A.is_moves and bias is not None and bias.ndim == 1 and C.ndim == 2:
+    if A.is_moves:
+        bias = None  # it does not move
+    if bias is not None and bias.ndim == 1 and C.ndim == 2:
         return Touched(C, _rows_times(A.held, B, bias), region)
     held = _matmul(A.held, pick(B, (*batch, None, None)))
-    if not A.is_moves and bias is not None:
+    if bias is not None:
         held += pick(bias.expand_as(C), region)
     return A.like(C, held, region)
 

@@ -158,9 +158,9 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
     touched: dict[int, Touched] = {program.parameters[parameter]: moved}
     held = peak = moved.held.nbytes
     for step in program.suffix(parameter):
-        operands = [x for x in map(touched.get, step.inputs) if x is not None]
+        operands = {number: touched[number] for number in step.inputs if number in touched}
         if operands:
-            _mark(step, operands, touched)
+            _mark(step, operands)
             results = _apply(step, program.values, touched, moved.count)
             for number, result in zip(step.operation.outputs, results, strict=True):
                 if result is not None:
@@ -176,23 +176,16 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
     return touched[program.output].new.reshape(moved.count), peak
 
 
-def _mark(step: Step, operands: list[Touched], touched: dict[int, Touched]) -> None:
+def _mark(step: Step, operands: dict[int, Touched]) -> None:
     """Tell the rule which memory it may write to, and remember which memory its results share."""
-    if not step.fresh:
-        for x in operands:
-            x.owned = x.spare = False
-        return
-    for x in operands:
-        x.spare = False
-    for number in step.last_use:
-        x = touched.get(number)  # type: ignore[assignment]
-        if x is not None:
-            x.spare = x.owned
+    for number, x in operands.items():
+        x.owned = x.owned and step.fresh
+        x.spare = x.owned and number in step.last_use
 
 
-def _passed_on(result: Touched, operands: list[Touched]) -> bool:
+def _passed_on(result: Touched, operands: dict[int, Touched]) -> bool:
     """Whether a result is the very tensor of an operand, which then is nobody's own."""
-    for x in operands:
+    for x in operands.values():
         if x.held is result.held:
             x.owned = False
             return True
@@ -214,7 +207,7 @@ def _apply(step: Step, values: dict[int, Tensor], touched: dict[int, Touched], c
         return touched.get(number) or values[number]
 
     args = tuple(
-        [value(x[0]) if type(x) is Ref else substitute(x, value) if type(x) is list else x for x in operation.args]
+        [value(x.id) if type(x) is Ref else substitute(x, value) if type(x) is list else x for x in operation.args]
     )
     kwargs = substitute(operation.kwargs, value) if operation.kwargs else {}
     call = Call(operation.func, args, kwargs, [values[i] for i in operation.outputs], count)

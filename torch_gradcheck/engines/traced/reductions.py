@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from torch_gradcheck.engines.traced.rules import RULES, Call, NoRuleError, Results, Rule, rule, touched_only
-from torch_gradcheck.engines.traced.small_moves import SMALL, difference_quotient, largest
+from torch_gradcheck.engines.traced.small_moves import difference_quotient, is_small
 from torch_gradcheck.engines.traced.tape import flatten
 from torch_gradcheck.engines.traced.touched import Span, Touched, pick
 
@@ -104,15 +104,15 @@ def softmax(call: Call) -> Results:
     x: Touched = call.args[0]
     if not x.base.ndim or x.base.dtype != call.base.dtype:
         raise NoRuleError
-    along = dimensions(call.args[1], x.base.ndim)[0]
-    x = x.widened([along])
+    axis = dimensions(call.args[1], x.base.ndim)[0]
+    x = x.widened([axis])
     d = x.delta()
-    if not largest(d) <= SMALL:  # or rows of −∞
-        return [Touched(call.base, call.func(x.new, along + 1, *call.args[2:], **call.kwargs), x.region)]
+    if not is_small(d, x.bound):  # or rows of −∞
+        return [Touched(call.base, call.func(x.new, axis + 1, *call.args[2:], **call.kwargs), x.region)]
     is_log = call.func is aten._log_softmax.default
     p = pick(call.base, x.region)
     weighted = difference_quotient(aten.exp.default, p.exp() if is_log else p, d).mul_(d)
-    total = weighted.sum(along + 1, keepdim=True)
+    total = weighted.sum(axis + 1, keepdim=True)
     if is_log:
         return [Touched(call.base, None, x.region, d - total.log1p_())]
     return [Touched(call.base, None, x.region, weighted.addcmul_(p, total, value=-1).mul_((1 + total).reciprocal_()))]

@@ -28,6 +28,11 @@ def largest(d: Tensor) -> float:
     return max(-low, high) if low == low else low
 
 
+def is_small(d: Tensor, bound: float | None) -> bool:
+    """Whether no entry exceeds `SMALL`, by a bound where one is known; never where one is NaN."""
+    return (largest(d) if bound is None else bound) <= SMALL
+
+
 def difference_quotient(function: Any, y: Tensor, d: Tensor) -> Tensor:
     """(f(x + d) − y) / d for y = f(x) and small d: f'(x) + f''(x)/2 · d + f'''(x)/6 · d², in memory of its own."""
     first, second, third = COEFFICIENTS[function](y)

@@ -119,6 +119,11 @@ class Touched:
         """Another tensor, by its moves if this one is, else by its values: what a linear operation makes of it."""
         return Touched(base, None, region, held) if self.is_moves else Touched(base, held, region)
 
+    def unsqueezed(self, d: int) -> Touched:
+        """The same with a new dimension of size 1 before dimension d."""
+        region = (*self.region[:d], None, *self.region[d:])
+        return self.like(self.base.unsqueeze(d), self.held.unsqueeze(d + 1), region)
+
     def widened(self, dims: Sequence[int] | None = None) -> Touched:
         """The same with all indices of these dimensions (default: of every one) in the region."""
         if self.full:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,8 +40,7 @@ def permute(call: Call) -> Results:
 def unsqueeze(call: Call) -> Results:
     """A new dimension of size 1."""
     x: Touched = call.args[0]
-    d = _at(call.args[1], x.base.ndim + 1)
-    return [x.like(call.base, x.held.unsqueeze(d + 1), (*x.region[:d], None, *x.region[d:]))]
+    return [x.unsqueezed(_at(call.args[1], x.base.ndim + 1))]
 
 
 @rule(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims)
@@ -137,12 +135,7 @@ def cat(call: Call) -> Results:
 def stack(call: Call) -> Results:
     """Tensors side by side."""
     d = _at(call.arg(1, "dim", 0), call.base.ndim)
-    parts: list[Any] = []
-    for x in call.args[0]:
-        if isinstance(x, Touched):
-            parts.append(x.like(x.base.unsqueeze(d), x.held.unsqueeze(d + 1), (*x.region[:d], None, *x.region[d:])))
-        else:
-            parts.append(x.unsqueeze(d))
+    parts = [x.unsqueezed(d) if isinstance(x, Touched) else x.unsqueeze(d) for x in call.args[0]]
     return [_joined(parts, d, call.base, call.count)]
 
 
@@ -176,7 +169,7 @@ def reshape(call: Call) -> Results:
     """Dimensions merged and split: boxes stay boxes where they are contiguous."""
     x: Touched = call.args[0]
     if x.full:
-        return [x.like(call.base, x.held.reshape(x.count, *call.base.shape), _NOWHERE[: call.base.ndim])]
+        return [x.like(call.base, x.held.reshape(x.count, *call.base.shape), (None,) * call.base.ndim)]
     groups = matching_groups(x.base.shape, call.base.shape)
     if groups is None:
         groups = [(range(x.base.ndim), range(call.base.ndim))]
@@ -186,10 +179,6 @@ def reshape(call: Call) -> Results:
         region += _moved(x, olds, news, call.base.shape)
     sizes = [span.length if span is not None else n for span, n in zip(region, call.base.shape, strict=True)]
     return [x.like(call.base, x.held.reshape(x.count, *sizes), region)]
-
-
-_NOWHERE = (None,) * 64
-"""The region of a tensor that is touched everywhere, for as many dimensions as torch has."""
 
 
 def matching_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[range, range]] | None:
