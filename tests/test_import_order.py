@@ -74,6 +74,7 @@ LADDER = """
     training.judge training.step_diagnosis
     training.step_rows
     training.in_grad
+    reporting
     training.step_check
     check
     training.monitor

@@ -24,6 +24,7 @@ from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
 from torch_gradcheck.reference import tried_by_method
 from torch_gradcheck.report import Report
+from torch_gradcheck.reporting import reported
 from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, request
 from torch_gradcheck.settle import check_unchanged, settled_objective
 from torch_gradcheck.theta import ThetaEntry, theta_of
@@ -176,20 +177,16 @@ def check_backward(
         found = findings_of(rows, objective, theta, numerical, trials, asked.tolerance, given=given is not None)
         ratio = over_theta(trials.values())
         notes = notes_of(rows, objective, numerical, asked, chosen.method)
-    report = Report(
-        parameters=tuple(found.rows),
-        relative_error=ratio,
-        loss=objective.loss,
+    report = reported(
+        found.rows,
+        objective,
+        numerical,
+        asked,
         method=chosen.method,
-        evaluations=objective.evaluations,
-        seconds=time.perf_counter() - started,
-        tolerance=asked.tolerance,
-        dtype=str(asked.dtype).removeprefix("torch."),
-        mode=asked.mode,
-        seed=asked.seed,
-        noise=numerical.noise.sigma,
-        culprit=found.culprit,
+        started=started,
+        relative_error=ratio,
         notes=[*found.notes, *chosen.notes, *notes],
+        culprit=found.culprit,
     )
     return report, Examination(objective.loss, gradients, chosen, trials)
 

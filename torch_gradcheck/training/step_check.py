@@ -19,6 +19,7 @@ from torch_gradcheck.numerical import Numerical, Tried
 from torch_gradcheck.progress import progress_bar
 from torch_gradcheck.reference import tried_by_method
 from torch_gradcheck.report import Report
+from torch_gradcheck.reporting import reported
 from torch_gradcheck.request import Request
 from torch_gradcheck.settle import check_unchanged, settled_objective
 from torch_gradcheck.theta import theta_of
@@ -86,17 +87,13 @@ def check_left_in_grad(
         judged = left.judged(objective, gradients, trials)
         rows = left.rows(judged)
         notes = notes_of(rows, objective, numerical, asked, chosen.method)
-    return Report(
-        parameters=tuple(rows),
-        relative_error=over_theta(each.tried for each in judged.values()) if judged else float("nan"),
-        loss=objective.loss,
+    return reported(
+        rows,
+        objective,
+        numerical,
+        asked,
         method=chosen.method,
-        evaluations=objective.evaluations,
-        seconds=time.perf_counter() - started,
-        tolerance=asked.tolerance,
-        dtype=str(asked.dtype).removeprefix("torch."),
-        mode=asked.mode,
-        seed=asked.seed,
-        noise=numerical.noise.sigma,
+        started=started,
+        relative_error=over_theta(each.tried for each in judged.values()) if judged else float("nan"),
         notes=[*left.notes(rows), *chosen.notes, *notes],
     )
