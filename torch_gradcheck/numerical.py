@@ -123,15 +123,15 @@ class Numerical:
         values = flat_values(self._theta[position])[coordinates]
         return Question(
             sampler=sampler_of(self.engine),
+            at_zero=lambda: self.engine.at_zero(position),
             second=sampler_of(self.engine.plain),
-            second_at_zero=self.noise.at_zero,
             nearby=nearby,
             nearby_analytic=nearby_analytic if self._request.gradients is None else None,
             analytic=gradient.values[coordinates],
             analytic_epsilon=gradient.epsilon,
             unit=np.maximum(1.0, np.abs(values)),
             scale=_scale(values),
-            noise=self.noise._replace(at_zero=self.engine.at_zero(position)) if len(coordinates) else self.noise,
+            noise=self.noise,
             tolerance=self._request.tolerance,
             eps=self._request.eps,
         )

@@ -110,10 +110,11 @@ class Family:
         return Noise(self.J(self.x), sigma, self.epsilon)
 
     def question(self, analytic: Floats, *, tolerance: float = 1e-5, eps: float | None = None) -> Question:
+        at_zero = self.J(self.x)
         return Question(
             sampler=self.sampler,
+            at_zero=lambda: at_zero,
             second=self.sampler,
-            second_at_zero=float(self.J(self.x)),
             nearby=self.nearby,
             nearby_analytic=None,
             analytic=np.asarray(analytic, dtype=np.float64),

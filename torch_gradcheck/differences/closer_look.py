@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.differences.ladder import COARSE, FINE, SIGMAS, Estimates, Tableau, climb
+from torch_gradcheck.differences.ladder import COARSE, FINE, SIGMAS, Estimates, Tableau
 from torch_gradcheck.differences.question import Outcome, Question
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
 from torch_gradcheck.differences.step_size import probes_of
@@ -22,12 +22,12 @@ HIDING = 0.1
 
 def look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
     """Estimates and outcomes from the coarse ladder, and from the fine one where only a kink could still excuse."""
-    estimates = climb(question.sampler, which, unit, question.noise, question.ladder)
+    estimates = question.climb(which, unit, question.ladder)
     outcome = _outcomes(question, which, estimates)
     resolved = np.abs(question.analytic[which] - estimates.central) > ACCUSATION * estimates.error
     open_ones = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
     if len(open_ones) and question.ladder is COARSE:
-        finer = climb(question.sampler, which[open_ones], unit[open_ones], question.noise, FINE)
+        finer = question.climb(which[open_ones], unit[open_ones], FINE)
         settled = _outcomes(question, which[open_ones], finer)
         agree = np.abs(finer.central - estimates.central[open_ones]) <= finer.error + estimates.error[open_ones]
         outcome[open_ones] = np.where(agree, settled, Outcome.UNDECIDED)
@@ -61,7 +61,7 @@ def _not_lucky(question: Question, error: Floats) -> Floats:
     if question.noise.epsilon < LOW_PRECISION:
         return error
     probes = probes_of(question.analytic)
-    usual = climb(question.sampler, probes, question.unit[probes], question.noise, question.ladder).error
+    usual = question.climb(probes, question.unit[probes], question.ladder).error
     return np.maximum(error, float(np.median(usual)))
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.differences.ladder import COARSE, Ladder, Noise, Window, through_window
+from torch_gradcheck.differences.ladder import COARSE, Estimates, Ladder, Noise, Window, climb, through_window
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices, Sampler
 
 ANALYTIC_ROUNDING = 64.0
@@ -43,7 +43,9 @@ class Question:
 
     Attributes:
         sampler: evaluates f_i(t) = J(θ + t·e_i).
-        second: the same in the plainest way, for second opinions; its f_i(0) is `second_at_zero`.
+        at_zero: f(0) as `sampler` computes it, with its own roundoff. A function, to be called once samples have been
+            taken: it costs nothing then where a sampler finds it out along with the first ones.
+        second: f_i(t) in the plainest way, for second opinions; its f(0) is that of `noise`.
         nearby: the same around points near θ; None where J is known to have no kink at θ itself.
         nearby_analytic: the gradient at these points, from the same source; None where there is none, as for one that
             was derived by hand.
@@ -59,8 +61,8 @@ class Question:
     """
 
     sampler: Sampler
+    at_zero: Callable[[], float]
     second: Sampler
-    second_at_zero: float
     nearby: NearbySampler | None
     nearby_analytic: NearbyGradient | None
     analytic: Floats
@@ -80,7 +82,7 @@ class Question:
 
     def to_second(self) -> Question:
         """The same question, to the second sampler."""
-        return replace(self, sampler=self.second, noise=self.noise._replace(at_zero=self.second_at_zero))
+        return replace(self, sampler=self.second, at_zero=lambda: self.noise.at_zero)
 
     def next_door(self, k: int, distance: float) -> Question:
         """The same question at the k-th point near θ, where no unit of J lies on its corner."""
@@ -89,7 +91,8 @@ class Question:
         sampler = self.nearby(k, distance)
         at_zero = float(sampler(np.zeros(1, dtype=np.int64), np.zeros(1)).values[0])
         noise = self.noise._replace(at_zero=at_zero)
-        return replace(self, sampler=sampler, noise=noise, analytic=self.nearby_analytic(k, distance))
+        analytic = self.nearby_analytic(k, distance)
+        return replace(self, sampler=sampler, at_zero=lambda: at_zero, noise=noise, analytic=analytic)
 
     def through(self, window: Window, which: Indices) -> tuple[Floats, Floats]:
         """The centered differences that `window` names, in units of the argument or, for a given step, of 1."""
@@ -97,6 +100,11 @@ class Question:
             return np.empty(0), np.empty(0)
         unit = self.unit[which] if self.eps is None else np.ones(len(which))
         return through_window(self.sampler, which, unit, window, self.noise)
+
+    def climb(self, which: Indices, unit: Floats, ladder: Ladder) -> Estimates:
+        """Derivatives from every rung of `ladder`, its steps in multiples of `unit`, one for each of `which`."""
+        # Values are subtracted from f(0) there: it must have been computed as they are.
+        return climb(self.sampler, which, unit, self.noise._replace(at_zero=self.at_zero()), ladder)
 
     @property
     def roundoff(self) -> float:

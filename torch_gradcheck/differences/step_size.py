@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torch_gradcheck.differences.ladder import Estimates, Noise, Window, climb, window_for
+from torch_gradcheck.differences.ladder import COARSE, Estimates, Noise, Window, window_for
 from torch_gradcheck.differences.question import Question
 from torch_gradcheck.differences.sampling import Floats, Indices
 
@@ -61,7 +61,7 @@ def chosen_window(question: Question, carried: Window | None) -> tuple[Window, D
     seen = Differenced(looked_at, *question.through(default, looked_at))
     if not _drowns(question, default) and bool(question.agrees(*seen).all()):
         return default, seen
-    estimates = climb(question.sampler, probes, question.unit[probes], question.noise)
+    estimates = question.climb(probes, question.unit[probes], COARSE)
     among = np.searchsorted(looked_at, probes)
     if not _drowns(question, default) and _same_derivatives(
         question, seen.numeric[among], seen.error[among], estimates

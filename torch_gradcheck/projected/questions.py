@@ -33,8 +33,8 @@ def question_of(
     """
     return Question(
         sampler=sampler,
+        at_zero=lambda: noise.at_zero,
         second=sampler,
-        second_at_zero=noise.at_zero,
         nearby=None,
         nearby_analytic=None,
         analytic=analytic,
