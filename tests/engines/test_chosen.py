@@ -337,23 +337,22 @@ def test_evaluations_are_those_that_were_made(
 
 
 def samples_made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """How many samples each call of a traced engine took, those for comparison with the plain one left out."""
+    """How many samples each call of a traced engine took, those for comparison and for J(θ) left out."""
     made: list[int] = []
-    sample, agrees = TracedEngine.sample, TracedEngine.agrees
+    sample, compare = TracedEngine.sample, TracedEngine.sample_compared
 
     def sampled(self: TracedEngine, parameter: int, coordinates: Any, steps: Any) -> Any:
         samples = sample(self, parameter, coordinates, steps)
         made.append(len(steps))
         return samples
 
-    def compared(self: TracedEngine, *arguments: Any) -> str | None:
-        before = len(made)
-        difference = agrees(self, *arguments)
-        del made[before:]
-        return difference
+    def compared(self: TracedEngine, *arguments: Any) -> Any:
+        samples = compare(self, *arguments)
+        made[-1] = len(samples.steps) - 1
+        return samples
 
     monkeypatch.setattr(TracedEngine, "sample", sampled)
-    monkeypatch.setattr(TracedEngine, "agrees", compared)
+    monkeypatch.setattr(TracedEngine, "sample_compared", compared)
     return made
 
 

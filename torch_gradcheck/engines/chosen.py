@@ -15,7 +15,8 @@ from torch_gradcheck.engines.traced import TracedEngine, Untraceable
 class ChosenEngine:
     """The fastest engine that can be trusted, parameter by parameter.
 
-    The traced engine is asked for a parameter only after its values have agreed with plain ones at a few coordinates.
+    What the traced engine gives for a parameter is used only if its values agree with plain ones at a few coordinates,
+    which are compared along with the first samples.
 
     Args:
         plain: the engine to believe.
@@ -43,15 +44,16 @@ class ChosenEngine:
         self.traced = 0
         self._noise, self._counted = noise, counted
         self._traced = None if trace is None else self._recorded(trace)
-        self._agreed: dict[int, bool] = {}
+        self._at_zero: dict[int, float] = {}  # the traced engine's only of parameters whose values have agreed
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
-        if self._traced is not None and self._may_trace(parameter, self._traced):
+        if self._traced is not None and parameter not in self.refused:
             try:
-                samples = self._traced.sample(parameter, coordinates, steps)
+                samples = self._from_record(self._traced, parameter, coordinates, steps)
             except Untraceable as refusal:
-                self._refuse(parameter, refusal)
+                self.refused[parameter] = refusal
+                self._at_zero.pop(parameter, None)
             else:
                 self.traced += len(steps)
                 self._counted(len(steps))
@@ -78,10 +80,14 @@ class ChosenEngine:
         return None if self._traced is None else self._traced.seconds_each(parameter)
 
     def at_zero(self, parameter: int) -> float:
-        """J(θ) as the engine of this parameter computes it, with its own roundoff."""
-        if self._traced is not None and self._may_trace(parameter, self._traced) and parameter in self._traced.at_zero:
-            return self._traced.at_zero[parameter]
-        return float(self.sample(parameter, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0])
+        """J(θ) as the engine of this parameter computes it, with its own roundoff.
+
+        Where that is the traced one, it is known from the first samples on.
+        """
+        if parameter not in self._at_zero:
+            here = self.sample(parameter, np.zeros(1, dtype=np.int64), np.zeros(1))
+            self._at_zero[parameter] = float(here.values[0])
+        return self._at_zero[parameter]
 
     def _recorded(self, trace: Callable[[], TracedEngine]) -> TracedEngine | None:
         try:
@@ -90,17 +96,15 @@ class ChosenEngine:
             self.refused[None] = refusal
             return None
 
-    def _may_trace(self, parameter: int, traced: TracedEngine) -> bool:
-        if parameter not in self._agreed:
-            difference = traced.agrees(parameter, self.plain, self._noise)
-            self._agreed[parameter] = difference is None
-            if difference is not None:
-                self.refused[parameter] = Untraceable(difference)
-        return self._agreed[parameter]
-
-    def _refuse(self, parameter: int, refusal: Untraceable) -> None:
-        self._agreed[parameter] = False
-        self.refused[parameter] = refusal
+    def _from_record(self, traced: TracedEngine, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
+        """The traced engine's samples; the first ones of a parameter are compared, and bring J(θ) along."""
+        if parameter in self._at_zero:  # then they have been compared
+            return traced.sample(parameter, coordinates, steps)
+        taken, values = traced.sample_compared(
+            parameter, np.append(coordinates, 0), np.append(steps, 0.0), self.plain, self._noise
+        )
+        self._at_zero[parameter] = float(values[-1])
+        return Samples(taken[:-1], values[:-1])
 
 
 def module_name_of(refusal: Untraceable, model: torch.nn.Module) -> str:

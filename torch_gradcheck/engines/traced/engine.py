@@ -27,7 +27,7 @@ WORTH_ALL_CORES = 2**23
 """Bytes that operations write from which several cores are faster than one."""
 
 PROBES = 4
-"""Coordinates that `agrees` compares, half as many of a tensor that has only a few; every other one moves down."""
+"""Coordinates that are compared with J itself, half as many of a tensor of a few; every other one moves down."""
 
 FEW = 64
 """Entries that are few."""
@@ -61,7 +61,6 @@ class TracedEngine:
 
     Attributes:
         seconds_to_trace: what recording took.
-        at_zero: parameter → J(θ) as its chunks compute it, with their own roundoff; known once `agrees` was asked.
 
     Raises:
         Untraceable: J cannot be recorded.
@@ -82,7 +81,6 @@ class TracedEngine:
         self._footprints = [self._program.footprint(parameter) for parameter in range(len(parameters))]
         self._chunks = [ChunkSize(memory_limit // self._threads, footprint) for footprint in self._footprints]
         self.seconds_to_trace = perf_counter() - started
-        self.at_zero: dict[int, float] = {}
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """J(θ + steps[k]·e_coordinates[k]) for every k; see `Engine`.
@@ -132,35 +130,61 @@ class TracedEngine:
         """What one coordinate of this parameter takes, by the shapes in the record."""
         return seconds_each(self._program, parameter)
 
-    def agrees(self, parameter: int, reference: Engine, noise: float, *, probes: int = PROBES) -> str | None:
-        """Compare with another engine at a few coordinates, with steps of both signs.
+    def sample_compared(
+        self,
+        parameter: int,
+        coordinates: Indices,
+        steps: Floats,
+        reference: Engine,
+        noise: float,
+        *,
+        probes: int = PROBES,
+    ) -> Samples:
+        """The same as `sample`, once another engine has found the same at a few coordinates, with steps of both signs.
+
+        What is compared goes along with what was asked for, in one call: its fixed cost is that of many samples. The
+        steps are of a size of its own. At those asked for, be they tiny, 0, or so large that J overflows, two different
+        functions may look the same.
 
         Args:
             parameter: which one.
+            coordinates: asked for.
+            steps: asked for, one for each of the coordinates.
             reference: the engine to believe.
             noise: what two right ways to evaluate J may differ by.
-            probes: how many coordinates.
+            probes: how many coordinates to compare.
 
-        Returns:
-            Why this engine is not to be used for this parameter, or None.
+        Raises:
+            Untraceable: J as a function of this parameter cannot be evaluated from the record, or not rightly so.
         """
+        if self._theta(parameter).numel() == 0:
+            return self.sample(parameter, coordinates, steps)
+        probed, there = self._probes(parameter, probes)
+        expected = reference.sample(parameter, probed, there)
+        taken, values = self.sample(parameter, np.append(coordinates, probed), np.append(steps, expected.steps))
+        asked = len(steps)
+        difference = self._difference(parameter, probed, expected, values[asked:], noise)
+        if difference is not None:
+            raise Untraceable(difference)
+        return Samples(taken[:asked], values[:asked])
+
+    def _probes(self, parameter: int, count: int) -> tuple[Indices, Floats]:
+        """Coordinates to compare, the first and the last among them, and how far to move each."""
         theta = _real_coordinates(self._theta(parameter))
-        if theta.numel() == 0:
-            return None
         random = np.random.default_rng(parameter)
-        drawn = random.integers(theta.numel(), size=probes if theta.numel() > FEW else (probes + 1) // 2)
+        drawn = random.integers(theta.numel(), size=count if theta.numel() > FEW else (count + 1) // 2)
         drawn[:2] = 0, theta.numel() - 1
         coordinates = np.unique(drawn)
-        eps = torch.finfo(theta.dtype).eps
         here = theta[torch.from_numpy(coordinates)].double().numpy()
-        steps = eps ** (1 / 3) * np.maximum(1.0, np.abs(here))
+        steps = torch.finfo(theta.dtype).eps ** (1 / 3) * np.maximum(1.0, np.abs(here))
         steps[1::2] *= -1
-        expected = reference.sample(parameter, coordinates, steps)
-        try:
-            values = self.sample(parameter, np.append(coordinates, 0), np.append(expected.steps, 0.0)).values
-        except Untraceable as reason:
-            return str(reason)
-        found, self.at_zero[parameter] = values[:-1], float(values[-1])
+        return coordinates, steps
+
+    def _difference(
+        self, parameter: int, coordinates: Indices, expected: Samples, found: Floats, noise: float
+    ) -> str | None:
+        """The first value that is not what it should be, as a sentence; None where all are."""
+        eps = torch.finfo(self._theta(parameter).dtype).eps
         allowed = noise + 64 * eps * np.abs(expected.values)
         wrong = ~(np.abs(found - expected.values) <= allowed) & np.isfinite(expected.values)
         if not wrong.any():
