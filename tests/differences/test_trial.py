@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 from tests.differences.families import EPSILON, KNOWN, Family
 from torch_gradcheck.differences.ladder import Noise, Window
 from torch_gradcheck.differences.question import Answer, Outcome
-from torch_gradcheck.differences.sampling import Floats
+from torch_gradcheck.differences.sampling import Floats, Indices, Samples
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.differences.trial import try_gradient
 
 wide = settings(derandomize=True, deadline=None, max_examples=50)
 seeds = st.integers(0, 10**6)
 loss_scales = st.floats(-12, 12)
+
+N = 200
 
 SMOOTH = [known for known in KNOWN if known.id != "constant"]
 
@@ -460,9 +462,45 @@ def test_the_first_step_balances_roundoff_and_truncation(at_zero: float, sigma: 
     assert step / 2 < first_step(Noise(at_zero, sigma, EPSILON)) < 2 * step
 
 
+# Two ways to evaluate f --------------------------------------------------------------------------------------------
+
+APART = 1e-3
+"""How far two ways to evaluate f come apart here, more than its noise: it shows where they are mixed."""
+
+
+class InTwoWays:
+    """J as one engine evaluates it and, plainly, as another does; remembers what it was asked for."""
+
+    def __init__(self, family: Family, gradient: Floats) -> None:
+        self.family, self.asked = family, list[str]()
+        self.question = replace(family.question(gradient), sampler=self.sampler, at_zero=self.at_zero)
+
+    def sampler(self, which: Indices, steps: Floats) -> Samples:
+        self.asked.append("samples")
+        taken, values = self.family.sampler(which, steps)
+        return Samples(taken, values + APART)
+
+    def at_zero(self) -> float:
+        self.asked.append("zero")
+        return self.family.J(self.family.x) + APART
+
+
+@pytest.mark.parametrize("size", [20, N], ids="size={}".format)
+def test_values_are_compared_with_the_value_at_zero_of_the_same_engine(size: int) -> None:
+    family, gradient = network(size)
+    right, wrong = InTwoWays(family, gradient), InTwoWays(family, 2 * gradient)
+    assert set(outcomes(try_gradient(right.question, None))) == {"MATCH"}
+    assert "zero" not in right.asked, "only a closer look needs it"
+    answer = try_gradient(wrong.question, None)
+    assert set(outcomes(answer)) == {"MISMATCH"}  # a kink, or anything, if the two slopes were APART / step apart
+    looked_at = np.isfinite(answer.left)
+    np.testing.assert_allclose(answer.left[looked_at], answer.right[looked_at], rtol=1e-3)
+    assert wrong.asked[0] == "samples"
+    assert "zero" in wrong.asked
+
+
 # Cost --------------------------------------------------------------------------------------------------------------
 
-N = 200
 EXTRA = 9 * 2 * (1 + 13)
 """A look at nine entries: once at the first step, once on the whole ladder."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gradcheck import Report, check_module
+from torch_gradcheck.differences.step_size import FEW
 from torch_gradcheck.engines.chosen import ChosenEngine, module_name_of
 from torch_gradcheck.engines.plain import PlainEngine
 from torch_gradcheck.engines.traced import TracedEngine, Untraceable
@@ -81,6 +82,20 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[TracedEngine]:
             made.append(self)
 
     monkeypatch.setattr("torch_gradcheck.numerical.TracedEngine", Remembered)
+    return made
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The parameters of all calls of traced engines for samples, one after the other."""
+    made: list[int] = []
+    sample = TracedEngine.sample
+
+    def sampled(self: TracedEngine, parameter: int, coordinates: Any, steps: Any) -> Any:
+        made.append(parameter)
+        return sample(self, parameter, coordinates, steps)
+
+    monkeypatch.setattr(TracedEngine, "sample", sampled)
     return made
 
 
@@ -153,12 +168,16 @@ def test_the_module_of_a_refusal_is_named_by_its_owner() -> None:
 
 
 def engine_of(
-    objective: Callable[[], Tensor], parameters: list[Tensor], counted: Callable[[int], None] = lambda n: None
+    objective: Callable[[], Tensor],
+    parameters: list[Tensor],
+    counted: Callable[[int], None] = lambda n: None,
+    recorded: Callable[[], Tensor] | None = None,
 ) -> ChosenEngine:
+    """The engine of J, which is recorded as it is or as another."""
     return ChosenEngine(
         PlainEngine(lambda: float(objective().detach()), parameters),
         None,
-        lambda: TracedEngine(objective, parameters),
+        lambda: TracedEngine(recorded or objective, parameters),
         noise=1e-13,
         counted=counted,
     )
@@ -187,6 +206,64 @@ def test_the_value_at_zero_is_that_of_the_parameters_own_engine() -> None:
     assert engine.at_zero(0) == pytest.approx(float(objective().detach()), rel=1e-14)
 
 
+def test_the_value_at_zero_has_the_roundoff_of_the_samples_and_comes_with_them(calls: list[int]) -> None:
+    objective, parameters = small_objective()
+    apart = 5e-14  # what is recorded is J to within its noise, and J(θ) tells which of the two it was asked of
+    engine = engine_of(objective, parameters, recorded=lambda: objective() + apart)
+    for position in range(len(parameters)):
+        engine.sample(position, np.arange(5), np.full(5, 1e-5))
+        assert engine.at_zero(position) == pytest.approx(float(objective().detach()) + apart, rel=0, abs=apart / 4)
+    assert calls == [0, 1, 2, 3]
+
+
+def test_the_value_at_zero_is_compared_where_it_is_the_first_sample(calls: list[int]) -> None:
+    objective, parameters = small_objective()
+    trusted, wrong = (
+        engine_of(objective, parameters),
+        engine_of(objective, parameters, recorded=lambda: 2 * objective()),
+    )
+    plain = float(objective().detach())
+    assert trusted.at_zero(1) == trusted.at_zero(1) == pytest.approx(plain, rel=1e-14)
+    assert (trusted.refused, trusted.traced) == ({}, 1)
+    assert wrong.at_zero(1) == wrong.at_zero(1) == plain
+    assert (list(wrong.refused), wrong.traced) == ([1], 0)
+    assert calls == [1, 1]
+
+
+@pytest.mark.parametrize("step", [0.0, 1e-300, 1e-5, 1e300], ids="step={:.0e}".format)
+def test_first_samples_that_disagree_are_thrown_away_whatever_their_steps(step: float, calls: list[int]) -> None:
+    objective, parameters = small_objective()
+    bias, at_theta = parameters[3], parameters[3].detach().clone()
+    told: list[int] = []
+
+    def recorded() -> Tensor:
+        """As J, but for its slope."""
+        return objective() + (bias - at_theta).sum()
+
+    engine = engine_of(objective, parameters, told.append, recorded)
+    coordinates, steps = np.arange(5), np.full(5, step)
+    expected = engine.plain.sample(3, coordinates, steps)
+    for _ in range(2):
+        found = engine.sample(3, coordinates, steps)
+        np.testing.assert_array_equal(found.steps, expected.steps)
+        np.testing.assert_array_equal(found.values, expected.values)
+    assert calls == [3], "once refused, the record is not asked again"
+    assert str(engine.refused[3]).startswith("coordinate 0 moved by ")
+    assert "from the recorded operations" in str(engine.refused[3])
+    assert engine.at_zero(3) == float(objective().detach())
+    assert (engine.traced, told) == (0, [])
+
+
+def test_a_right_tensor_takes_as_few_calls_as_there_are_questions(calls: list[int]) -> None:
+    model = mlp()
+    few = [position for position, parameter in enumerate(model.parameters()) if parameter.numel() <= FEW]
+    report = checked(model, torch.randn(4, 6))
+    assert report.passed
+    assert few == [1, 3]
+    # A few entries of the others are looked at first, then the rest.
+    assert calls == [0, 0, 1, 2, 2, 3]
+
+
 def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = engine_of(*small_objective())
     coordinates, steps = np.arange(5), np.full(5, 1e-5)
@@ -203,6 +280,7 @@ def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: p
     np.testing.assert_array_equal(found.steps, expected.steps)
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-13)
     engine.sample(0, coordinates, steps)
+    assert engine.at_zero(0) == engine.plain.sample(0, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0]
     assert asked == [0]
     assert list(engine.refused) == [0]
     before = engine.traced
