@@ -288,6 +288,20 @@ def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: p
     assert engine.traced == before + 5
 
 
+def test_the_value_at_zero_changes_its_engine_with_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, parameters = small_objective()
+    engine = engine_of(objective, parameters, recorded=lambda: objective() + 5e-14)
+    plain = float(objective().detach())
+    assert engine.at_zero(0) != plain
+
+    def refuse(*_: Any) -> None:
+        raise Untraceable("changed its mind")
+
+    monkeypatch.setattr(TracedEngine, "sample", refuse)
+    engine.sample(0, np.arange(5), np.full(5, 1e-5))
+    assert engine.at_zero(0) == plain
+
+
 def test_without_a_trace_everything_is_plain() -> None:
     objective, parameters = small_objective()
     plain = PlainEngine(lambda: float(objective().detach()), parameters)
