@@ -35,7 +35,7 @@ LADDER = """
     engines engines.engine
     engines.plain
     engines.upstream
-    engines.traced.chunks engines.traced.tape engines.traced.touched engines.traced.untraceable engines.traced.workers
+    engines.traced.chunks engines.traced.tape engines.traced.touched engines.traced.untraceable engines.traced.cores
     engines.traced.small_moves
     engines.traced.mutations engines.traced.rules engines.traced.windows
     engines.traced.general engines.traced.pointwise engines.traced.recorder engines.traced.reductions

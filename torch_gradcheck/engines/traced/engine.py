@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import perf_counter
+from time import perf_counter, process_time
 
 import numpy as np
 import torch
@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
+from torch_gradcheck.engines.traced.cores import Cores, on_cores
 from torch_gradcheck.engines.traced.effort import seconds_each
 from torch_gradcheck.engines.traced.general import vmap_or_nothing
 from torch_gradcheck.engines.traced.program import compiled, evaluated
 from torch_gradcheck.engines.traced.rederive import rederived
 from torch_gradcheck.engines.traced.touched import Span, Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.engines.traced.workers import drain, on_all_cores
 
 MEMORY_LIMIT = 2**30
 """Bytes that perturbed values may take beside the model and one forward's activations."""
@@ -56,8 +56,8 @@ class TracedEngine:
     Args:
         objective: J(θ), deterministic, a 0-dim real tensor.
         parameters: θ, read by the objective as these very objects, or through any view of their memory.
-        memory_limit: bytes for the values of all chunks under way; the values of one forward come on top.
-        threads: how many cores to keep busy; None as many as torch does.
+        memory_limit: bytes for the values of a chunk; the values of one forward come on top.
+        threads: how many cores operations may be spread over; None as many as torch does.
 
     Attributes:
         seconds_to_trace: what recording took.
@@ -77,9 +77,9 @@ class TracedEngine:
         started = perf_counter()
         keep_freed_memory()
         self._program = compiled(objective, parameters)
-        self._threads = threads or torch.get_num_threads()
+        self._cores = Cores(threads or torch.get_num_threads())
         self._footprints = [self._program.footprint(parameter) for parameter in range(len(parameters))]
-        self._chunks = [ChunkSize(memory_limit // self._threads, footprint) for footprint in self._footprints]
+        self._chunks = [ChunkSize(memory_limit, footprint) for footprint in self._footprints]
         self.seconds_to_trace = perf_counter() - started
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
@@ -90,32 +90,16 @@ class TracedEngine:
         """
         coordinates, steps = np.asarray(coordinates, dtype=np.int64), np.asarray(steps, dtype=np.float64)
         values, taken = np.empty(len(steps)), np.empty(len(steps))
-        threads = self._threads if self._footprints[parameter].written * len(steps) > WORTH_ALL_CORES else 1
-        share = -(-len(steps) // threads)
+        is_long = self._footprints[parameter].written * len(steps) > WORTH_ALL_CORES
         # Neighbours in memory tend to touch the same rows and columns, which is cheaper.
-        waiting = [np.argsort(coordinates, kind="stable")]
-
-        def take() -> Indices | None:
-            if not waiting:
-                return None
-            rest = waiting.pop()
-            here = self._next(parameter, coordinates, rest[:share])
-            if len(here) < len(rest):
-                waiting.append(rest[len(here) :])
-            return here
-
-        def work(here: Indices) -> None:
-            samples = self._chunk(parameter, coordinates[here], steps[here])
-            if samples is None:
-                waiting.append(here)
-            else:
-                taken[here], values[here] = samples
-
+        rest = np.argsort(coordinates, kind="stable")
         with _disable_current_modes(), torch.no_grad(), vmap_or_nothing():
-            if len(steps) < threads:
-                drain(take, work)  # torch itself spreads the operations
-            else:
-                on_all_cores(take, work, threads)
+            while len(rest):
+                here = self._next(parameter, coordinates, rest)
+                samples = self._chunk(parameter, coordinates[here], steps[here], is_long=is_long)
+                if samples is not None:
+                    taken[here], values[here] = samples
+                    rest = rest[len(here) :]
         return Samples(taken, values)
 
     def gradients(self) -> list[Tensor | None]:
@@ -210,20 +194,24 @@ class TracedEngine:
     def _theta(self, parameter: int) -> Tensor:
         return self._program.values[self._program.parameters[parameter]]
 
-    def _chunk(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples | None:
+    def _chunk(self, parameter: int, coordinates: Indices, steps: Floats, *, is_long: bool) -> Samples | None:
         """One chunk, or None where memory did not suffice and the next should be smaller."""
-        started = perf_counter()
-        theta = self._theta(parameter)
-        moved, taken = perturbed(theta, coordinates, steps)
+        cores = self._cores.next(parameter) if is_long else 1
+        started, processor_started = perf_counter(), process_time()
+        moved, taken = perturbed(self._theta(parameter), coordinates, steps)
         try:
-            J, peak_bytes = evaluated(self._program, parameter, moved)
+            with on_cores(cores):
+                J, peak_bytes = evaluated(self._program, parameter, moved)
         except (RuntimeError, MemoryError) as error:
             if len(steps) == 1 or not is_out_of_memory(error):
                 raise
             self._chunks[parameter].out_of_memory(len(steps))
             return None
         if len(steps) == self._chunks[parameter].size:  # smaller chunks tell nothing
-            self._chunks[parameter].measured(len(steps), perf_counter() - started, peak_bytes)
+            each = (perf_counter() - started) / len(steps)
+            self._chunks[parameter].measured(len(steps), each, peak_bytes)
+            if is_long:
+                self._cores.measured(parameter, cores, each, (process_time() - processor_started) / len(steps))
         return Samples(taken, J.double().numpy())
 
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.traced import convolutions, lookups, normalizations, products, reductions, views
 from torch_gradcheck.engines.traced.chunks import Footprint, is_out_of_memory
+from torch_gradcheck.engines.traced.cores import on_cores
 from torch_gradcheck.engines.traced.general import general
 from torch_gradcheck.engines.traced.pointwise import analytic, multiple, pointwise, rule_of, sum_or_difference
 from torch_gradcheck.engines.traced.recorder import record
@@ -19,7 +20,6 @@ from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Rule
 from torch_gradcheck.engines.traced.tape import Operation, Ref, Tape, flatten, substitute
 from torch_gradcheck.engines.traced.touched import Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.engines.traced.workers import one_core
 
 FRESH = frozenset(
     {analytic, multiple, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
@@ -133,7 +133,7 @@ def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> P
     for parameter in parameters:
         if parameter.device.type != "cpu":
             raise Untraceable(f"a parameter is on {parameter.device}; recorded operations are evaluated on the CPU")
-    with one_core():
+    with on_cores(1):  # it is evaluated once: spreading short operations costs more than it saves
         try:
             tape, numbers, output, J = record(objective, parameters)
             with _disable_current_modes(), torch.no_grad():
