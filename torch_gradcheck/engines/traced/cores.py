@@ -16,6 +16,9 @@ SUSPICIOUS = 0.75
 """The part of the processor time that cores could give, or gave when all were found to be faster, which is worth a
 comparison."""
 
+WINDOW = 0.02
+"""Seconds after which processor time is looked at: clocks of other threads are ticks behind."""
+
 PAUSE = 16
 """Chunks on one core, where it was faster, before all are tried again; twice as many every further time."""
 
@@ -42,7 +45,8 @@ class Cores:
         self._count = count
         self._left_on_one, self._pause = 0, PAUSE
         self._usual = float(count)  # processor time in wall time
-        self._suspect: tuple[int, float, float] | None = None
+        self._seconds, self._processor_seconds = 0.0, 0.0  # since the last look
+        self._suspect: tuple[int, float] | None = None
 
     def next(self, parameter: int) -> int:
         """How many cores the next chunk of a parameter is to be spread over."""
@@ -50,27 +54,37 @@ class Cores:
             return 1
         return 1 if self._suspect is not None and self._suspect[0] == parameter else self._count
 
-    def measured(self, parameter: int, cores: int, seconds: float, processor_seconds: float) -> None:
-        """Take in what a perturbation of this parameter cost.
+    def measured(self, parameter: int, size: int, cores: int, seconds: float, processor_seconds: float) -> None:
+        """Take in what a chunk cost.
 
         Args:
             parameter: which one.
+            size: how many perturbations.
             cores: how many its operations were spread over.
             seconds: by the clock.
             processor_seconds: of all threads of this process.
         """
         if cores > 1:
-            busy = processor_seconds / seconds
-            self._suspect = None if busy >= SUSPICIOUS * self._usual else (parameter, seconds, busy)
+            self._seconds += seconds
+            self._processor_seconds += processor_seconds
+            self._suspect = None
+            if self._seconds >= WINDOW and self._busy < SUSPICIOUS * self._usual:
+                self._suspect = parameter, seconds / size
+            elif self._seconds >= WINDOW:
+                self._seconds = self._processor_seconds = 0.0
         elif self._left_on_one:
             self._left_on_one -= 1
         elif self._suspect is not None:
-            self._compare(seconds)
+            self._compare(self._suspect[1], seconds / size)
 
-    def _compare(self, seconds_on_one: float) -> None:
-        _, seconds_on_all, busy = self._suspect or (0, 0.0, 0.0)
+    @property
+    def _busy(self) -> float:
+        return self._processor_seconds / self._seconds
+
+    def _compare(self, each_on_all: float, each_on_one: float) -> None:
         self._suspect = None
-        if seconds_on_all > seconds_on_one:
+        if each_on_all > each_on_one:
             self._left_on_one, self._pause = self._pause, 2 * self._pause
         else:
-            self._usual = busy
+            self._usual = self._busy
+        self._seconds = self._processor_seconds = 0.0

@@ -208,10 +208,10 @@ class TracedEngine:
             self._chunks[parameter].out_of_memory(len(steps))
             return None
         if len(steps) == self._chunks[parameter].size:  # smaller chunks tell nothing
-            each = (perf_counter() - started) / len(steps)
-            self._chunks[parameter].measured(len(steps), each, peak_bytes)
+            seconds = perf_counter() - started
+            self._chunks[parameter].measured(len(steps), seconds / len(steps), peak_bytes)
             if is_long:
-                self._cores.measured(parameter, cores, each, (process_time() - processor_started) / len(steps))
+                self._cores.measured(parameter, len(steps), cores, seconds, process_time() - processor_started)
         return Samples(taken, J.double().numpy())
 
 
