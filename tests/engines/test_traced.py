@@ -469,7 +469,7 @@ def test_threads_do_not_matter_and_are_put_back() -> None:
     assert torch.get_num_threads() == 2
 
 
-def test_an_exception_in_a_thread_is_raised() -> None:
+def test_threads_are_put_back_after_an_exception() -> None:
     first, x = nn.Linear(30, 20), torch.ones(4, 30)
     objective = seeded(lambda: torch.bernoulli(first(x).sigmoid()).mean())
     torch.set_num_threads(2)
