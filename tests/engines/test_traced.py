@@ -519,3 +519,14 @@ def test_transformers(name: str) -> None:
         engine, reference = TracedEngine(objective, parameters), Eager(objective, parameters)
         for i in range(len(parameters)):
             assert difference(engine, i, reference, 1e-13) is None
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_memory_that_is_reused_belongs_to_nobody_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch_gradcheck.engines.traced.pointwise._WORTH_LOOKING_AT", 1)
+    _, objective, parameters = built(name)
+    engine, reference = TracedEngine(objective, parameters), Eager(objective, parameters)
+    for i, theta in enumerate(parameters):
+        coordinates, steps = some(theta, 12)
+        found, expected = engine.sample(i, coordinates, steps), reference.sample(i, coordinates, steps)
+        np.testing.assert_allclose(found.values, expected.values, rtol=2e-14, atol=2e-14)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -52,11 +53,10 @@ def _in_place(call: Call, region: Region) -> Any:
         return None
     if any(given is x for given in call.args[1:]) or call.kwargs:
         return None
-    if call.func not in _IN_PLACE:
-        _IN_PLACE[call.func] = _in_place_form(call.func)
-    return _IN_PLACE[call.func]
+    return _in_place_form(call.func)
 
 
+@cache
 def _in_place_form(func: Any) -> Any:
     packet = getattr(aten, func._schema.name.removeprefix("aten::") + "_", None)
     return getattr(packet, func._overloadname, None)
@@ -65,14 +65,14 @@ def _in_place_form(func: Any) -> Any:
 _WORTH_LOOKING_AT = 4096
 """Entries from which a faster way is worth asking whether it is open: in place, or by a polynomial."""
 
-_IN_PLACE: dict[Any, Any] = {}
-
 
 @rule(aten.add.Tensor, aten.sub.Tensor)
 def sum_or_difference(call: Call) -> Results:
     """x ± α·y: moves add up, and what does not move adds nothing to them."""
     x, y = call.args
     if any(isinstance(operand, Touched) and not _moves_alike(operand, call) for operand in (x, y)):
+        if call.func is aten.add.Tensor and not call.kwargs and _is_spare(y) and not _is_spare(x):
+            call = Call(call.func, (y, x), {}, call.bases, call.count)
         return pointwise(call)
     if not isinstance(y, Touched):
         return [Touched(call.base, None, x.region, x.held)]
@@ -81,7 +81,8 @@ def sum_or_difference(call: Call) -> Results:
         return [Touched(call.base, None, y.region, y.held if factor == 1 else factor * y.held)]
     region = common_region([x, y], call.base.shape)
     x, y = (operand.widened([d for d, span in enumerate(region) if span is None]) for operand in (x, y))
-    return [Touched(call.base, None, region, torch.add(x.held, y.held, alpha=factor))]
+    out = x.held if x.spare and x.held.shape == y.held.shape else None
+    return [Touched(call.base, None, region, torch.add(x.held, y.held, alpha=factor, out=out))]
 
 
 @rule(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
@@ -94,7 +95,12 @@ def multiple(call: Call) -> Results:
         return pointwise(call)
     if isinstance(c, Tensor):
         c = restricted(c, x.region, call.base.ndim)
-    return [Touched(call.base, None, x.region, call.func(x.held, c))]
+    func = _in_place_form(call.func) if x.spare else call.func
+    return [Touched(call.base, None, x.region, func(x.held, c))]
+
+
+def _is_spare(x: Any) -> bool:
+    return isinstance(x, Touched) and x.spare
 
 
 def _moves_alike(x: Touched, call: Call) -> bool:

@@ -14,7 +14,7 @@ from torch_gradcheck.engines.traced import convolutions, lookups, normalizations
 from torch_gradcheck.engines.traced.chunks import Footprint, is_out_of_memory
 from torch_gradcheck.engines.traced.cores import on_cores
 from torch_gradcheck.engines.traced.general import general
-from torch_gradcheck.engines.traced.pointwise import analytic, multiple, pointwise, rule_of, sum_or_difference
+from torch_gradcheck.engines.traced.pointwise import analytic, multiple, pointwise, rule_of, same, sum_or_difference
 from torch_gradcheck.engines.traced.recorder import record
 from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Rule
 from torch_gradcheck.engines.traced.tape import Operation, Ref, Tape, flatten, substitute
@@ -25,6 +25,9 @@ FRESH = frozenset(
     {analytic, multiple, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
 )
 """Rules whose results share memory with nothing, unless they are an operand's very tensor."""
+
+PASSING = frozenset({same, views.permute, views.reshape, views.squeeze, views.unsqueeze})
+"""Rules whose result is all of their operand's memory seen in another way, or a copy of it."""
 
 RULE_FILES = (convolutions, lookups, normalizations, products, reductions, views)
 """Imported for the rules they register."""
@@ -40,6 +43,7 @@ class Step:
         inputs: numbers of the values it reads.
         last_use: numbers of the values that no later step reads.
         fresh: whether its results have memory of their own.
+        passing: whether its result has its operand's memory, or a copy.
     """
 
     operation: Operation
@@ -47,6 +51,7 @@ class Step:
     inputs: tuple[int, ...]
     last_use: tuple[int, ...]
     fresh: bool
+    passing: bool
 
 
 class Program:
@@ -110,7 +115,8 @@ class Program:
             last = tuple(i for i in inputs if i not in read_later)
             read_later.update(last)
             rule = rule_of(operation.func) or general
-            steps.append(Step(operation, rule, inputs, last, rule in FRESH and not _returns_view(operation.func)))
+            fresh = rule in FRESH and not _returns_view(operation.func)
+            steps.append(Step(operation, rule, inputs, last, fresh, rule in PASSING))
         return steps[::-1]
 
 
@@ -164,7 +170,7 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
             results = _apply(step, program.values, touched, moved.count)
             for number, result in zip(step.operation.outputs, results, strict=True):
                 if result is not None:
-                    result.owned = step.fresh and not _passed_on(result, operands)
+                    result.owned = _is_owned(step, result, operands)
                     touched[number] = result
                     held += result.held.nbytes
             peak = max(peak, held)
@@ -177,19 +183,24 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
 
 
 def _mark(step: Step, operands: dict[int, Touched]) -> None:
-    """Tell the rule which memory it may write to, and remember which memory its results share."""
+    """Tell the rule which memory it may write to."""
     for number, x in operands.items():
-        x.owned = x.owned and step.fresh
+        x.owned = x.owned and (step.fresh or step.passing)
         x.spare = x.owned and number in step.last_use
 
 
-def _passed_on(result: Touched, operands: dict[int, Touched]) -> bool:
-    """Whether a result is the very tensor of an operand, which then is nobody's own."""
-    for x in operands.values():
-        if x.held is result.held:
+def _is_owned(step: Step, result: Touched, operands: dict[int, Touched]) -> bool:
+    """Whether nothing else reads the memory of a result; an operand that is read again and shares it loses its own."""
+    for number, x in operands.items():
+        if x.held is result.held or (step.passing and _share_memory(x.held, result.held)):
+            owned = x.owned and number in step.last_use
             x.owned = False
-            return True
-    return False
+            return owned
+    return step.fresh or step.passing
+
+
+def _share_memory(x: Tensor, y: Tensor) -> bool:
+    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
 def _returns_view(func: Any) -> bool:
