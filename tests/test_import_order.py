@@ -42,7 +42,7 @@ LADDER = """
     engines.traced.lookups engines.traced.products engines.traced.views
     engines.traced.convolutions engines.traced.normalizations
     engines.traced.program
-    engines.traced.effort engines.traced.rederive
+    engines.traced.effort engines.traced.evaluation engines.traced.rederive
     engines.traced.engine
     engines.traced
     engines.chosen

@@ -14,8 +14,9 @@ from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
 from torch_gradcheck.engines.traced.cores import Cores, on_cores
 from torch_gradcheck.engines.traced.effort import seconds_each
+from torch_gradcheck.engines.traced.evaluation import evaluated
 from torch_gradcheck.engines.traced.general import vmap_or_nothing
-from torch_gradcheck.engines.traced.program import compiled, evaluated
+from torch_gradcheck.engines.traced.program import compiled
 from torch_gradcheck.engines.traced.rederive import rederived
 from torch_gradcheck.engines.traced.touched import Span, Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable

@@ -11,14 +11,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.traced import convolutions, lookups, normalizations, products, reductions, views
-from torch_gradcheck.engines.traced.chunks import Footprint, is_out_of_memory
+from torch_gradcheck.engines.traced.chunks import Footprint
 from torch_gradcheck.engines.traced.cores import on_cores
 from torch_gradcheck.engines.traced.general import general
 from torch_gradcheck.engines.traced.pointwise import analytic, multiple, pointwise, rule_of, same, sum_or_difference
 from torch_gradcheck.engines.traced.recorder import record
-from torch_gradcheck.engines.traced.rules import Call, NoRuleError, Rule
-from torch_gradcheck.engines.traced.tape import Operation, Ref, Tape, flatten, substitute
-from torch_gradcheck.engines.traced.touched import Touched
+from torch_gradcheck.engines.traced.rules import Rule
+from torch_gradcheck.engines.traced.tape import Operation, Tape, flatten, substitute
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 
 FRESH = frozenset(
@@ -155,80 +154,6 @@ def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> P
     return program
 
 
-def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor, int]:
-    """J with one parameter touched, shape (K,), and the most bytes that were held on the way.
-
-    Raises:
-        Untraceable: an operation has no rule that works on these values.
-    """
-    touched: dict[int, Touched] = {program.parameters[parameter]: moved}
-    held = peak = moved.held.nbytes
-    for step in program.suffix(parameter):
-        operands = {number: touched[number] for number in step.inputs if number in touched}
-        if operands:
-            _mark(step, operands)
-            results = _apply(step, program.values, touched, moved.count)
-            for number, result in zip(step.operation.outputs, results, strict=True):
-                if result is not None:
-                    result.owned = _is_owned(step, result, operands)
-                    touched[number] = result
-                    held += result.held.nbytes
-            peak = max(peak, held)
-        for number in step.last_use:
-            if number in touched:
-                held -= touched.pop(number).held.nbytes
-    if program.output not in touched:
-        return program.values[program.output].reshape(1).expand(moved.count), peak
-    return touched[program.output].new.reshape(moved.count), peak
-
-
-def _mark(step: Step, operands: dict[int, Touched]) -> None:
-    """Tell the rule which memory it may write to."""
-    for number, x in operands.items():
-        x.owned = x.owned and (step.fresh or step.passing)
-        x.spare = x.owned and number in step.last_use
-
-
-def _is_owned(step: Step, result: Touched, operands: dict[int, Touched]) -> bool:
-    """Whether nothing else reads the memory of a result; an operand that is read again and shares it loses its own."""
-    for number, x in operands.items():
-        if x.held is result.held or (step.passing and _share_memory(x.held, result.held)):
-            owned = x.owned and number in step.last_use
-            x.owned = False
-            return owned
-    return step.fresh or step.passing
-
-
-def _share_memory(x: Tensor, y: Tensor) -> bool:
-    return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
-
-
 def _returns_view(func: Any) -> bool:
     schema = getattr(func, "_schema", None)
     return schema is None or any(result.alias_info is not None for result in schema.returns)
-
-
-def _apply(step: Step, values: dict[int, Tensor], touched: dict[int, Touched], count: int) -> Any:
-    operation = step.operation
-    if operation.frozen is not None:
-        reason = f"{operation.name} draws random numbers by a law that depends on the parameter"
-        raise Untraceable(reason, op=operation.name, module=operation.module)
-
-    def value(number: int) -> Tensor | Touched:
-        return touched.get(number) or values[number]
-
-    args = tuple(
-        [value(x.id) if type(x) is Ref else substitute(x, value) if type(x) is list else x for x in operation.args]
-    )
-    kwargs = substitute(operation.kwargs, value) if operation.kwargs else {}
-    call = Call(operation.func, args, kwargs, [values[i] for i in operation.outputs], count)
-    try:
-        try:
-            return step.rule(call)
-        except NoRuleError:
-            return general(call)
-    except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
-        if is_out_of_memory(error):
-            raise
-        reason = f"{operation.name} cannot be evaluated for many perturbations: {error}"
-        raise Untraceable(reason, op=operation.name, module=operation.module) from error
