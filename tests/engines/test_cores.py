@@ -37,7 +37,17 @@ def test_the_second_pause_is_twice_as_long() -> None:
 
 
 def test_little_processor_time_does_not_matter_where_all_cores_are_faster_even_so() -> None:
-    assert chosen(Cores(16), 20, busy=6.0, on_all=1, on_one=3) == [16, 1, *[16] * 18]
+    assert chosen(Cores(16), 20, busy=6.0, on_all=1, on_one=3) == [16, 8, *[16] * 18]
+
+
+def test_as_many_cores_are_used_as_are_faster_than_half_as_many() -> None:
+    best, cores, used = 4, Cores(64), []
+    for _ in range(20):
+        count = cores.next(0)
+        seconds = WINDOW * (1 + abs(count - best))
+        cores.measured(0, 64, count, seconds, seconds)
+        used.append(count)
+    assert used == [64, 32, 32, 16, 16, 8, 8, 4, 4, 2, *[4] * 10]
 
 
 def test_a_machine_that_gets_busy_is_noticed() -> None:

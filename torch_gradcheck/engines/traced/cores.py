@@ -1,4 +1,4 @@
-"""How many cores the operations of a chunk are spread over: as many as there are, unless one is measured to be faster.
+"""How many cores the operations of a chunk are spread over: all there are, unless fewer are measured to be faster.
 
 torch's own threads wait for each other after every operation, awake for a while: that takes microseconds, where threads
 of Python that take turns at its lock are put to sleep and woken again. But where other processes keep a core busy, the
@@ -13,14 +13,14 @@ from contextlib import contextmanager
 import torch
 
 SUSPICIOUS = 0.75
-"""The part of the processor time that cores could give, or gave when all were found to be faster, which is worth a
-comparison."""
+"""The part of the processor time that the cores could give, or gave when they were faster than half as many, below which
+that is looked at again."""
 
 WINDOW = 0.02
 """Seconds after which processor time is looked at: clocks of other threads are ticks behind."""
 
 PAUSE = 16
-"""Chunks on one core, where it was faster, before all are tried again; twice as many every further time."""
+"""Chunks on fewer cores, where these were faster, before all are tried again; twice as many every further time."""
 
 
 @contextmanager
@@ -35,24 +35,23 @@ def on_cores(count: int) -> Iterator[None]:
 
 
 class Cores:
-    """Chooses for chunk after chunk.
+    """Chooses for chunk after chunk: all of them, or half as many as before where these are faster.
 
     Args:
         count: how many there are.
     """
 
     def __init__(self, count: int) -> None:
-        self._count = count
-        self._left_on_one, self._pause = 0, PAUSE
-        self._usual = float(count)  # processor time in wall time
+        self._all = self._used = count
+        self._left, self._pause = 0, PAUSE
+        self._usual = 1.0  # of the processor time that the cores used could give
         self._seconds, self._processor_seconds = 0.0, 0.0  # since the last look
         self._suspect: tuple[int, float] | None = None
 
     def next(self, parameter: int) -> int:
         """How many cores the next chunk of a parameter is to be spread over."""
-        if self._left_on_one:
-            return 1
-        return 1 if self._suspect is not None and self._suspect[0] == parameter else self._count
+        is_trial = self._suspect is not None and self._suspect[0] == parameter
+        return self._used // 2 if is_trial else self._used
 
     def measured(self, parameter: int, size: int, cores: int, seconds: float, processor_seconds: float) -> None:
         """Take in what a chunk cost.
@@ -64,27 +63,36 @@ class Cores:
             seconds: by the clock.
             processor_seconds: of all threads of this process.
         """
-        if cores > 1:
-            self._seconds += seconds
-            self._processor_seconds += processor_seconds
-            self._suspect = None
-            if self._seconds >= WINDOW and self._busy < SUSPICIOUS * self._usual:
+        if cores < self._used:
+            self._compare(seconds / size)
+            return
+        self._suspect = None
+        self._seconds += seconds
+        self._processor_seconds += processor_seconds
+        if self._used > 1 and self._seconds >= WINDOW:
+            if self._busy < SUSPICIOUS * self._usual:
                 self._suspect = parameter, seconds / size
-            elif self._seconds >= WINDOW:
-                self._seconds = self._processor_seconds = 0.0
-        elif self._left_on_one:
-            self._left_on_one -= 1
-        elif self._suspect is not None:
-            self._compare(self._suspect[1], seconds / size)
+            else:
+                self._look_anew()
+        if self._left:
+            self._left -= 1
+            if not self._left:
+                self._used, self._pause, self._suspect = self._all, 2 * self._pause, None
+                self._look_anew()
 
     @property
     def _busy(self) -> float:
-        return self._processor_seconds / self._seconds
+        return self._processor_seconds / self._seconds / self._used
 
-    def _compare(self, each_on_all: float, each_on_one: float) -> None:
+    def _compare(self, each_on_half: float) -> None:
+        """Go on with half as many, for a while, where these took less time than all that were used."""
+        _, each = self._suspect or (0, each_on_half)
         self._suspect = None
-        if each_on_all > each_on_one:
-            self._left_on_one, self._pause = self._pause, 2 * self._pause
+        if each > each_on_half:
+            self._used, self._left, self._usual = self._used // 2, self._pause, 1.0
         else:
             self._usual = self._busy
+        self._look_anew()
+
+    def _look_anew(self) -> None:
         self._seconds = self._processor_seconds = 0.0
