@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 
 SUSPICIOUS = 0.75
-"""The part of the processor time that the cores could give, or gave when they were faster than half as many, below which
-that is looked at again."""
+"""The part of the processor time that the cores could give, or gave when they were faster than half as many; with
+less, half as many are tried."""
 
 WINDOW = 0.02
 """Seconds after which processor time is looked at: clocks of other threads are ticks behind."""
