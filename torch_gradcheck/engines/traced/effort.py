@@ -37,7 +37,7 @@ def seconds_each(program: Program, parameter: int) -> float:
     for step in program.suffix(parameter):
         layers = min(depth[number] for number in step.inputs)
         products = _products(program, step)
-        for number in step.operation.outputs:
+        for number in step.prepared.operation.outputs:
             depth[number] = layers + bool(products)
         seconds += SECONDS_AN_OPERATION + _seconds(program, step, products, layers)
     return seconds
@@ -45,8 +45,8 @@ def seconds_each(program: Program, parameter: int) -> float:
 
 def _seconds(program: Program, step: Step, products: float, layers: int) -> float:
     """Of one operation, `layers` products after the parameter."""
-    written = max(program.values[number].numel() for number in step.operation.outputs)
-    column = written / max(_width(program.values[step.operation.outputs[0]]), 1)
+    written = max(program.values[number].numel() for number in step.prepared.operation.outputs)
+    column = written / max(_width(program.values[step.prepared.operation.outputs[0]]), 1)
     if products and layers >= 2:
         return products * SECONDS_A_PRODUCT
     spread = layers >= 2 or (products and layers == 1)
@@ -55,7 +55,7 @@ def _seconds(program: Program, step: Step, products: float, layers: int) -> floa
 
 def _products(program: Program, step: Step) -> float:
     """Multiplications in a matrix product or a convolution, 0 for anything else."""
-    function, args = step.operation.func, step.operation.args
+    function, args = step.prepared.operation.func, step.prepared.operation.args
     if function is aten.convolution.default:
         weight = program.values[args[1].id]
         summed = weight.numel() / weight.shape[1 if args[6] else 0]
@@ -63,7 +63,7 @@ def _products(program: Program, step: Step) -> float:
         summed = program.values[args[_SECOND_FACTOR[function]].id].shape[-2]
     else:
         return 0.0
-    return float(program.values[step.operation.outputs[0]].numel() * summed)
+    return float(program.values[step.prepared.operation.outputs[0]].numel() * summed)
 
 
 def _width(x: Tensor) -> int:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from torch_gradcheck.engines.traced.chunks import is_out_of_memory
 from torch_gradcheck.engines.traced.general import general
-from torch_gradcheck.engines.traced.program import Program, Step
+from torch_gradcheck.engines.traced.program import Prepared, Program, Step
 from torch_gradcheck.engines.traced.rules import Call, NoRuleError
-from torch_gradcheck.engines.traced.tape import Ref, substitute
+from torch_gradcheck.engines.traced.tape import substitute
 from torch_gradcheck.engines.traced.touched import Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 
@@ -27,8 +27,8 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
         operands = {number: touched[number] for number in step.inputs if number in touched}
         if operands:
             _mark(step, operands)
-            results = _apply(step, program.values, touched, moved.count)
-            for number, result in zip(step.operation.outputs, results, strict=True):
+            results = _apply(step.prepared, program.values, touched, moved.count)
+            for number, result in zip(step.prepared.operation.outputs, results, strict=True):
                 if result is not None:
                     result.owned = _is_owned(step, result, operands)
                     touched[number] = result
@@ -45,26 +45,26 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
 def _mark(step: Step, operands: dict[int, Touched]) -> None:
     """Tell the rule which memory it may write to."""
     for number, x in operands.items():
-        x.owned = x.owned and (step.fresh or step.passing)
+        x.owned = x.owned and (step.prepared.fresh or step.prepared.passing)
         x.spare = x.owned and number in step.last_use
 
 
 def _is_owned(step: Step, result: Touched, operands: dict[int, Touched]) -> bool:
     """Whether nothing else reads the memory of a result; an operand that is read again and shares it loses its own."""
     for number, x in operands.items():
-        if x.held is result.held or (step.passing and _share_memory(x.held, result.held)):
+        if x.held is result.held or (step.prepared.passing and _share_memory(x.held, result.held)):
             owned = x.owned and number in step.last_use
             x.owned = False
             return owned
-    return step.fresh or step.passing
+    return step.prepared.fresh or step.prepared.passing
 
 
 def _share_memory(x: Tensor, y: Tensor) -> bool:
     return x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr()
 
 
-def _apply(step: Step, values: dict[int, Tensor], touched: dict[int, Touched], count: int) -> Any:
-    operation = step.operation
+def _apply(prepared: Prepared, values: dict[int, Tensor], touched: dict[int, Touched], count: int) -> Any:
+    operation = prepared.operation
     if operation.frozen is not None:
         reason = f"{operation.name} draws random numbers by a law that depends on the parameter"
         raise Untraceable(reason, op=operation.name, module=operation.module)
@@ -72,14 +72,17 @@ def _apply(step: Step, values: dict[int, Tensor], touched: dict[int, Touched], c
     def value(number: int) -> Tensor | Touched:
         return touched.get(number) or values[number]
 
-    args = tuple(
-        [value(x.id) if type(x) is Ref else substitute(x, value) if type(x) is list else x for x in operation.args]
-    )
+    args = list(prepared.args)
+    for position, number in prepared.places:
+        if number in touched:
+            args[position] = touched[number]
+    for position, tree in prepared.lists:
+        args[position] = substitute(tree, value)
     kwargs = substitute(operation.kwargs, value) if operation.kwargs else {}
-    call = Call(operation.func, args, kwargs, [values[i] for i in operation.outputs], count)
+    call = Call(operation.func, tuple(args), kwargs, prepared.bases, count)
     try:
         try:
-            return step.rule(call)
+            return prepared.rule(call)
         except NoRuleError:
             return general(call)
     except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:

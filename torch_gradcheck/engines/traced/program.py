@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch_gradcheck.engines.traced.general import general
 from torch_gradcheck.engines.traced.pointwise import analytic, multiple, pointwise, rule_of, same, sum_or_difference
 from torch_gradcheck.engines.traced.recorder import record
 from torch_gradcheck.engines.traced.rules import Rule
-from torch_gradcheck.engines.traced.tape import Operation, Tape, flatten, substitute
+from torch_gradcheck.engines.traced.tape import Operation, Ref, Tape, flatten, substitute
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 
 FRESH = frozenset(
@@ -33,14 +33,17 @@ RULE_FILES = (convolutions, lookups, normalizations, products, reductions, views
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One operation of a suffix.
+class Prepared:
+    """An operation and what of it is the same for all parameters.
 
     Attributes:
         operation: what to do.
         rule: how to do it for many perturbations.
         inputs: numbers of the values it reads.
-        last_use: numbers of the values that no later step reads.
+        args: its positional arguments at θ.
+        places: positions among them of tensors, with the numbers of these.
+        lists: positions among them of lists, with these as the record has them.
+        bases: its results at θ.
         fresh: whether its results have memory of their own.
         passing: whether its result has its operand's memory, or a copy.
     """
@@ -48,9 +51,26 @@ class Step:
     operation: Operation
     rule: Rule
     inputs: tuple[int, ...]
-    last_use: tuple[int, ...]
+    args: tuple[Any, ...]
+    places: tuple[tuple[int, int], ...]
+    lists: tuple[tuple[int, list[Any]], ...]
+    bases: list[Tensor]
     fresh: bool
     passing: bool
+
+
+class Step(NamedTuple):
+    """One operation of a suffix.
+
+    Attributes:
+        prepared: the operation.
+        inputs: numbers of the values that it reads and that the parameter moves.
+        last_use: those of them that no later step reads.
+    """
+
+    prepared: Prepared
+    inputs: tuple[int, ...]
+    last_use: tuple[int, ...]
 
 
 class Program:
@@ -69,18 +89,26 @@ class Program:
         self.operations = _needed(tape, output)
         used = {output, *parameters, *(i for operation in self.operations for i in operation.inputs())}
         self.values: dict[int, Tensor] = {i: x for i, x in tape.constants.items() if i in used}
-        for operation in self.operations:
-            self._run(operation)
+        self._prepared = [self._run(operation) for operation in self.operations]
         self._suffixes: dict[int, list[Step]] = {}
 
-    def _run(self, operation: Operation) -> None:
+    def _run(self, operation: Operation) -> Prepared:
         """Evaluate one operation at θ."""
-        if operation.frozen is not None:
-            results = list(operation.frozen)
-        else:
-            args, kwargs = substitute((operation.args, operation.kwargs), self.values.__getitem__)
-            results = flatten(operation.func(*args, **kwargs))
+        args, kwargs = substitute((operation.args, operation.kwargs), self.values.__getitem__)
+        results = list(operation.frozen or flatten(operation.func(*args, **kwargs)))
         self.values.update(zip(operation.outputs, results, strict=True))
+        rule = rule_of(operation.func) or general
+        return Prepared(
+            operation,
+            rule,
+            tuple(dict.fromkeys(operation.inputs())),
+            args,
+            tuple((position, x.id) for position, x in enumerate(operation.args) if type(x) is Ref),
+            tuple((position, x) for position, x in enumerate(operation.args) if type(x) is list),
+            results,
+            fresh=rule in FRESH and not _returns_view(operation.func),
+            passing=rule in PASSING,
+        )
 
     def suffix(self, parameter: int) -> list[Step]:
         """The operations between one parameter and J, in order."""
@@ -94,7 +122,7 @@ class Program:
         held = peak = self.values[self.parameters[parameter]].nbytes
         written = 0
         for step in suffix:
-            result = sum(self.values[number].nbytes for number in step.operation.outputs)
+            result = sum(self.values[number].nbytes for number in step.prepared.operation.outputs)
             written += result
             held += result
             peak = max(peak, held)
@@ -103,19 +131,17 @@ class Program:
 
     def _build_suffix(self, seed: int) -> list[Step]:
         reached, operations = {seed}, []
-        for operation in self.operations:
-            if any(i in reached for i in operation.inputs()):
-                reached.update(operation.outputs)
-                operations.append(operation)
+        for prepared in self._prepared:
+            if not reached.isdisjoint(prepared.inputs):
+                reached.update(prepared.operation.outputs)
+                operations.append(prepared)
         steps: list[Step] = []
         read_later = {self.output}
-        for operation in reversed(operations):
-            inputs = tuple(i for i in dict.fromkeys(operation.inputs()) if i in reached)
+        for prepared in reversed(operations):
+            inputs = tuple(i for i in prepared.inputs if i in reached)
             last = tuple(i for i in inputs if i not in read_later)
             read_later.update(last)
-            rule = rule_of(operation.func) or general
-            fresh = rule in FRESH and not _returns_view(operation.func)
-            steps.append(Step(operation, rule, inputs, last, fresh, rule in PASSING))
+            steps.append(Step(prepared, inputs, last))
         return steps[::-1]
 
 
