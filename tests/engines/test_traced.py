@@ -449,10 +449,10 @@ def test_running_out_of_memory_halves_the_chunk(monkeypatch: pytest.MonkeyPatch)
     engine = TracedEngine(objective, parameters)
     expected = engine.sample(0, *some(parameters[0], 100)).values
 
-    def limited(program: Any, parameter: int, moved: Any) -> Any:
+    def limited(program: Any, parameter: int, moved: Any, between: Any) -> Any:
         if moved.count > 5:
             raise RuntimeError("not enough memory: you tried to allocate too much")
-        return evaluated(program, parameter, moved)
+        return evaluated(program, parameter, moved, between)
 
     from torch_gradcheck.engines.traced.engine import evaluated
 

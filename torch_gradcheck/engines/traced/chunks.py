@@ -74,8 +74,9 @@ class ChunkSize:
             return min(max(best // 2, SMALLEST), largest)
         return min(best, largest)
 
-    def measured(self, size: int, each: float, peak_bytes: int) -> None:
-        """Take in what a chunk cost: seconds for each perturbation, and bytes for all of them."""
+    def measured(self, size: int, seconds: float, peak_bytes: int) -> None:
+        """Take in what a chunk cost."""
+        each = seconds / size
         self._seconds[size] = min(each, self._seconds.get(size, each))
         self._affordable = min(self._fitting(peak_bytes / size), self._reusing(peak_bytes / size))
 

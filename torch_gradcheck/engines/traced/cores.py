@@ -1,4 +1,4 @@
-"""How many cores the operations of a chunk are spread over: all there are, unless fewer are measured to be faster.
+"""How many cores the operations of a chunk are spread over: as many as there are and have something to do.
 
 torch's own threads wait for each other after every operation, awake for a while: that takes microseconds, where threads
 of Python that take turns at its lock are put to sleep and woken again. But where other processes keep a core busy, the
@@ -9,18 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import perf_counter, process_time
 
 import torch
 
-SUSPICIOUS = 0.75
-"""The part of the processor time that the cores could give, or gave when they were faster than half as many; with
-less, half as many are tried."""
+BUSY = 0.75
+"""The part of the processor time of all cores in use that a process which has them to itself takes at least: threads
+that wait for the next operation count as busy. With less, half as many are used."""
 
 WINDOW = 0.02
 """Seconds after which processor time is looked at: clocks of other threads are ticks behind."""
 
 PAUSE = 16
-"""Chunks on fewer cores, where these were faster, before all are tried again; twice as many every further time."""
+"""Chunks on fewer cores before all are tried again; twice as many every further time."""
 
 
 @contextmanager
@@ -35,64 +36,45 @@ def on_cores(count: int) -> Iterator[None]:
 
 
 class Cores:
-    """Chooses for chunk after chunk: all of them, or half as many as before where these are faster.
+    """Chooses how many, and changes that while a chunk is under way.
 
     Args:
         count: how many there are.
+
+    Attributes:
+        used: how many operations are spread over.
     """
 
     def __init__(self, count: int) -> None:
-        self._all = self._used = count
+        self.used = self._all = count
         self._left, self._pause = 0, PAUSE
-        self._usual = 1.0  # of the processor time that the cores used could give
-        self._seconds, self._processor_seconds = 0.0, 0.0  # since the last look
-        self._suspect: tuple[int, float] | None = None
+        self._seconds, self._processor_seconds = 0.0, 0.0  # of chunks before, since the last look
+        self._started, self._processor_started = 0.0, 0.0
 
-    def next(self, parameter: int) -> int:
-        """How many cores the next chunk of a parameter is to be spread over."""
-        is_trial = self._suspect is not None and self._suspect[0] == parameter
-        return self._used // 2 if is_trial else self._used
-
-    def measured(self, parameter: int, size: int, cores: int, seconds: float, processor_seconds: float) -> None:
-        """Take in what a chunk cost.
-
-        Args:
-            parameter: which one.
-            size: how many perturbations.
-            cores: how many its operations were spread over.
-            seconds: by the clock.
-            processor_seconds: of all threads of this process.
-        """
-        if cores < self._used:
-            self._compare(seconds / size)
-            return
-        self._suspect = None
-        self._seconds += seconds
-        self._processor_seconds += processor_seconds
-        if self._used > 1 and self._seconds >= WINDOW:
-            if self._busy < SUSPICIOUS * self._usual:
-                self._suspect = parameter, seconds / size
-            else:
-                self._look_anew()
+    @contextmanager
+    def chunk(self) -> Iterator[None]:
+        """Operations of a chunk are spread over the cores in use."""
         if self._left:
             self._left -= 1
-            if not self._left:
-                self._used, self._pause, self._suspect = self._all, 2 * self._pause, None
-                self._look_anew()
+        elif self.used < self._all:
+            self.used, self._pause = self._all, 2 * self._pause
+            self._seconds = self._processor_seconds = 0.0
+        self._started, self._processor_started = perf_counter(), process_time()
+        with on_cores(self.used):
+            yield
+        self._seconds += perf_counter() - self._started
+        self._processor_seconds += process_time() - self._processor_started
 
-    @property
-    def _busy(self) -> float:
-        return self._processor_seconds / self._seconds / self._used
-
-    def _compare(self, each_on_half: float) -> None:
-        """Go on with half as many, for a while, where these took less time than all that were used."""
-        _, each = self._suspect or (0, each_on_half)
-        self._suspect = None
-        if each > each_on_half:
-            self._used, self._left, self._usual = self._used // 2, self._pause, 1.0
-        else:
-            self._usual = self._busy
-        self._look_anew()
-
-    def _look_anew(self) -> None:
+    def look(self) -> None:
+        """To be called between two operations of a chunk: from time to time sees to it whether all cores are had."""
+        if self.used == 1:
+            return
+        seconds = self._seconds + perf_counter() - self._started
+        if seconds < WINDOW:
+            return
+        processor_seconds = self._processor_seconds + process_time() - self._processor_started
+        if processor_seconds < BUSY * self.used * seconds:
+            self.used, self._left = self.used // 2, self._pause
+            torch.set_num_threads(self.used)
         self._seconds = self._processor_seconds = 0.0
+        self._started, self._processor_started = perf_counter(), process_time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from time import perf_counter, process_time
+from time import perf_counter
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
-from torch_gradcheck.engines.traced.cores import Cores, on_cores
+from torch_gradcheck.engines.traced.cores import Cores
 from torch_gradcheck.engines.traced.effort import seconds_each
 from torch_gradcheck.engines.traced.evaluation import evaluated
 from torch_gradcheck.engines.traced.general import vmap_or_nothing
@@ -78,7 +78,7 @@ class TracedEngine:
         started = perf_counter()
         keep_freed_memory()
         self._program = compiled(objective, parameters)
-        self._cores = Cores(threads or torch.get_num_threads())
+        self._cores, self._one_core = Cores(threads or torch.get_num_threads()), Cores(1)
         self._footprints = [self._program.footprint(parameter) for parameter in range(len(parameters))]
         self._chunks = [ChunkSize(memory_limit, footprint) for footprint in self._footprints]
         self.seconds_to_trace = perf_counter() - started
@@ -197,22 +197,19 @@ class TracedEngine:
 
     def _chunk(self, parameter: int, coordinates: Indices, steps: Floats, *, is_long: bool) -> Samples | None:
         """One chunk, or None where memory did not suffice and the next should be smaller."""
-        cores = self._cores.next(parameter) if is_long else 1
-        started, processor_started = perf_counter(), process_time()
+        cores = self._cores if is_long else self._one_core
+        before, started = cores.used, perf_counter()
         moved, taken = perturbed(self._theta(parameter), coordinates, steps)
         try:
-            with on_cores(cores):
-                J, peak_bytes = evaluated(self._program, parameter, moved)
+            with cores.chunk():
+                J, peak_bytes = evaluated(self._program, parameter, moved, cores.look)
         except (RuntimeError, MemoryError) as error:
             if len(steps) == 1 or not is_out_of_memory(error):
                 raise
             self._chunks[parameter].out_of_memory(len(steps))
             return None
-        if len(steps) == self._chunks[parameter].size:  # smaller chunks tell nothing
-            seconds = perf_counter() - started
-            self._chunks[parameter].measured(len(steps), seconds / len(steps), peak_bytes)
-            if is_long:
-                self._cores.measured(parameter, len(steps), cores, seconds, process_time() - processor_started)
+        if len(steps) == self._chunks[parameter].size and cores.used == before:  # others tell nothing
+            self._chunks[parameter].measured(len(steps), perf_counter() - started, peak_bytes)
         return Samples(taken, J.double().numpy())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -15,8 +16,14 @@ from torch_gradcheck.engines.traced.touched import Touched
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 
 
-def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor, int]:
+def evaluated(program: Program, parameter: int, moved: Touched, between: Callable[[], None]) -> tuple[Tensor, int]:
     """J with one parameter touched, shape (K,), and the most bytes that were held on the way.
+
+    Args:
+        program: J.
+        parameter: which one.
+        moved: it, touched.
+        between: called after every operation.
 
     Raises:
         Untraceable: an operation has no rule that works on these values.
@@ -34,6 +41,7 @@ def evaluated(program: Program, parameter: int, moved: Touched) -> tuple[Tensor,
                     touched[number] = result
                     held += result.held.nbytes
             peak = max(peak, held)
+            between()
         for number in step.last_use:
             if number in touched:
                 held -= touched.pop(number).held.nbytes
