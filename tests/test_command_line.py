@@ -73,6 +73,24 @@ NOT_CHECKED = {
 }
 
 
+@pytest.mark.parametrize("where", ["missing/report", ""], ids=["no directory", "a directory"])
+@pytest.mark.parametrize("option", ["--json", "--html"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_check(
+    file: Path, capsys: pytest.CaptureFixture[str], option: str, where: str
+) -> None:
+    assert main([f"{file}:raises", option, str(file.parent / where)]) == 2
+    printed = capsys.readouterr()
+    assert "the report cannot be written to" in printed.err
+    assert "ZeroDivisionError" not in printed.err
+
+
+def test_functions_that_could_be_meant_are_listed_without_what_the_file_imports(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([f"{file}:zzz"]) == 2
+    assert "known names: right" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("function", NOT_CHECKED)
 def test_what_could_not_be_checked_is_no_verdict(file: Path, capsys: pytest.CaptureFixture[str], function: str) -> None:
     assert main([f"{file}:{function}"]) == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
 import traceback
@@ -37,10 +38,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
+        _refuse_unwritable(options.json, options.html)
         report = _checked(options)
+        _print(str(report))
         _write(options.json, lambda: report.to_json(indent=2))
         _write(options.html, lambda: page(report, title=options.target))
-        _print(str(report))
     except (GradcheckError, OSError) as error:
         return _could_not_check(str(error))
     except KeyboardInterrupt:
@@ -126,8 +128,11 @@ def _function(where: str, name: str) -> Callable[[], Any]:
     module = _module_in_file(Path(where)) if where.endswith(".py") else _module_by_name(where)
     found = getattr(module, name, None)
     if not callable(found):
-        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise InvalidRequestError(f"{where} has no function {name!r}; {close_names(name, functions)}.")
+        functions = [
+            key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
+        ]
+        own = [key for key in functions if vars(module)[key].__module__ == module.__name__]
+        raise InvalidRequestError(f"{where} has no function {name!r}; {close_names(name, own or list(functions))}")
     return found  # type: ignore[no-any-return]
 
 
@@ -154,6 +159,14 @@ def _module_by_name(name: str) -> ModuleType:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise  # a missing import of the user's module, not the module itself
         raise InvalidRequestError(f"there is no module {name!r} ({error}); a file is named with its .py.") from error
+
+
+def _refuse_unwritable(*paths: Path | None) -> None:
+    """Before the check, which may take long."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+            why = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+            raise InvalidRequestError(f"the report cannot be written to {path}: {why}.")
 
 
 def _write(path: Path | None, content: Callable[[], str]) -> None:

@@ -132,6 +132,11 @@ class _Evaluation:
 def scalar(loss: object) -> torch.Tensor:
     """`loss` as a 0-dim tensor; raises `NonScalarLossError` unless it is one real number."""
     advice = "The loss must be one real number: reduce it, for example with .mean() or .sum()."
+    if isinstance(loss, (int, float)):
+        raise NonScalarLossError(
+            f"the loss is a {type(loss).__name__}, not a tensor, so it has no gradient: return the tensor that it was "
+            "taken from, without .item()."
+        )
     if not isinstance(loss, torch.Tensor):
         raise NonScalarLossError(f"the loss is a {type(loss).__name__}, not a tensor. {advice}")
     if loss.is_nested or loss.is_meta or loss.layout is not torch.strided:

@@ -24,6 +24,9 @@ MOST = 64
 ROUNDED = float(np.finfo(np.float32).eps)
 """The error bars hold the rounding of `.grad` itself already; this much is left for the diagnosis to allow."""
 
+NEVER_REACHED = "the backward never reached it, zero_grad() came after it, or the check came before it"
+"""What may be behind a `.grad` of None."""
+
 BARS = 3.0
 """How many error bars a diagnosis may be off by; those of `.grad` are limits."""
 
@@ -57,7 +60,7 @@ def diagnosed(theta: Theta, tried: Mapping[int, Tried], references: Sequence[Ref
 
 
 def _missing(evidence: Evidence) -> Diagnosis:
-    how = "zero everywhere" if evidence.reached else "None: the backward never reached it, or zero_grad() came after it"
+    how = "zero everywhere" if evidence.reached else f"None: {NEVER_REACHED}"
     size = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
     message = f".grad is {how}, though J depends on the parameter (derivatives up to {size:.1e})"
     return Diagnosis(DiagnosisKind.MISSING, message)

@@ -12,7 +12,7 @@ from torch_gradcheck.diagnosis import wrong_map
 from torch_gradcheck.facts import Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
 from torch_gradcheck.theta import ThetaEntry
 from torch_gradcheck.training.judge import Judged
-from torch_gradcheck.training.step_diagnosis import step_evidence
+from torch_gradcheck.training.step_diagnosis import NEVER_REACHED, step_evidence
 
 RESOLVED = 1.0
 """A match counts as one where an error of this share of the gradient would have been seen: none, or twice of it."""
@@ -52,7 +52,7 @@ def unjudged_row(entry: ThetaEntry, left: AnalyticGradient, why: str, missing: b
         diagnosis = Diagnosis(DiagnosisKind.UNKNOWN, f".grad holds NaN or infinity: {reason}")
         return _wrong_row(row, np.nan, count, infinite, reason, diagnosis)
     if missing:
-        reason = "None: the backward never reached it, or zero_grad() came after it"
+        reason = f"None: {NEVER_REACHED}"
         diagnosis = Diagnosis(DiagnosisKind.MISSING, f".grad is {reason}; J depends on it whatever is drawn")
         return _wrong_row(row, 1.0, count, count, f".grad is {reason}", diagnosis)
     return row
