@@ -12,6 +12,7 @@ from torch_gradcheck.command_line import main
 
 PROBLEMS = """
 import sys
+from copy import deepcopy
 import torch
 from torch import nn
 
