@@ -55,7 +55,7 @@ def findings_of(
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
     diagnoses = diagnose_all(evidences, blame.meanings, blame.rounding)
     told = [
-        replace(row, diagnosis=diagnoses[k], map=wrong_map(evidences[k])) if k in wrong else row
+        replace(row, diagnosis=diagnoses.get(k), map=wrong_map(evidences[k])) if k in wrong else row
         for k, row in enumerate(rows)
     ]
     return Findings(told, blame.culprit, [*blame.notes, *_in_common(told, blame)])

@@ -28,6 +28,12 @@ from torch_gradcheck.progress import ProgressBar
 from torch_gradcheck.request import Request
 from torch_gradcheck.theta import Theta, ThetaEntry
 
+LARGER = 4.0
+"""How many times larger than at θ J is a step away where its noise is measured there too; and that noise, to count."""
+
+FAR = 0.1
+"""The longest such step, relative to θ."""
+
 WIDE = 1e-4
 """A relative step this large was chosen because gradients are small: the next parameter's may be, too."""
 
@@ -66,7 +72,11 @@ class Numerical:
 
     def __init__(self, objective: Objective, theta: Theta, request: Request, threads: int) -> None:
         self._objective, self._theta, self._request, self._threads = objective, theta, request, threads
-        self.noise = Noise(objective.loss, self._sigma(), epsilon(objective.dtype))
+        self._step = epsilon(objective.dtype) ** (1 / 3)
+        with self._direction(0).at(self._step):
+            self._a_step_away = objective.value()
+        sigma = self._sigma()
+        self.noise = Noise(objective.loss, sigma, epsilon(objective.dtype), self._growth(sigma))
         self.engine = self._chosen_engine()
         self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
 
@@ -152,8 +162,13 @@ class Numerical:
         pays = self._request.method == "projected" or worth_tracing(2 * self._theta.coordinates, len(checked))
         pays = pays and not self._objective.runs_backward
 
+        allowed = SIGMAS * max(self.noise.sigma, self.noise.growth * self._step)
+
         def trace() -> TracedEngine:
-            return TracedEngine(self._objective, parameters, threads=self._threads)
+            traced = TracedEngine(self._objective, parameters, threads=self._threads)
+            with self._direction(0).at(self._step):
+                traced.confirm(self._a_step_away, allowed)
+            return traced
 
         plain = PlainEngine(self._objective.value, parameters)
         remembers = UpstreamEngine(plain, self._objective.model, self._objective.value, parameters)
@@ -161,7 +176,7 @@ class Numerical:
             plain,
             remembers if pays and not self._objective.needs_graph else None,
             trace if pays else None,
-            noise=SIGMAS * self.noise.sigma,
+            noise=allowed,
             counted=self._objective.count,
         )
 
@@ -176,12 +191,32 @@ class Numerical:
         # quantities inside of it are rounded.
         return max(epsilon(self._objective.dtype) * self._objective.largest_output, noise)
 
-    def _along(self, k: int, spacing: float) -> Floats:
-        """J at POINTS equally spaced points in a random direction from θ, θ itself left out."""
+    def _growth(self, sigma: float) -> float:
+        """How noise grows with the distance from θ, where J is so much larger a step away that it may; else 0."""
+        if not LARGER * abs(self._objective.loss) < abs(self._a_step_away) < np.inf:
+            return 0.0
+        steps = np.minimum(self._step * np.array([1.0, 1e3]), FAR)
+        spacing = epsilon(self._objective.dtype) ** (2 / 3)
+        with np.errstate(all="ignore"):  # J may be infinite so far away
+            noises = np.array([measured_noise(self._along(0, spacing, start)) for start in steps])
+        grown = np.where((noises > LARGER * sigma) & np.isfinite(noises), noises, 0.0)
+        # The direction moves entries by their size, a step of 1 those below 1 by 1.
+        return float(np.max(grown / steps)) / min(1.0, self._typical_size())
+
+    def _typical_size(self) -> float:
+        """The root mean square of what is checked, 1 where all of it is 0."""
+        squares, count = 0.0, 0
+        for position in self._theta.checked:
+            values = flat_values(self._theta[position])
+            squares, count = squares + float(np.sum(values**2)), count + len(values)
+        return (squares / count) ** 0.5 if squares else 1.0
+
+    def _along(self, k: int, spacing: float, start: float = 0.0) -> Floats:
+        """J at POINTS equally spaced points in a random direction from θ, the one at `start` left out."""
         direction = self._direction(k)
         values = []
         for point in range(1, POINTS + 1):
-            with direction.at(point * spacing):
+            with direction.at(start + point * spacing):
                 values.append(self._objective.value())
         return np.array(values)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_gradcheck import Report, check_module
 from zoo.delicate import DELICATE, Delicate, Problem
@@ -49,6 +49,38 @@ def test_a_correct_model_is_not_accused(model: Delicate, seed: int) -> None:
         if row.status not in model.statuses.get(row.name, "match").split()
     }
     assert not surprises, str(report)
+
+
+NEAR_ZERO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "squares": torch.nn.functional.mse_loss,
+    "large squares": lambda y, t: 1e6 * (y - t).square().sum(),
+    "smooth l1": torch.nn.functional.smooth_l1_loss,
+    "fourth powers": lambda y, t: (y - t).pow(4).sum(),
+    "distances": torch.nn.functional.l1_loss,
+}
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("off", [0.0, 1e-14, 1e-12, 1e-10, 1e-6], ids=lambda off: f"off by {off:g}")
+@pytest.mark.parametrize("loss", NEAR_ZERO)
+def test_a_loss_that_vanishes_accuses_nobody(loss: str, off: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    targets = model(x).detach() + off * torch.randn(6, 3, dtype=torch.float64)
+    report = check_module(model, NEAR_ZERO[loss], (x, targets), progress=False)
+    assert report.passed, str(report)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_loss_that_almost_vanishes_still_finds_what_is_wrong(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).double()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    targets = model(x).detach() + 1e-6 * torch.randn(6, 3, dtype=torch.float64)
+    model[0].weight.register_hook(lambda g: 1.001 * g)
+    report = check_module(model, nn.MSELoss(), (x, targets), progress=False)
+    assert [row.name for row in report.mismatches] == ["0.weight"], str(report)
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -57,16 +57,27 @@ class Noise(NamedTuple):
         at_zero: f(0).
         sigma: one standard deviation of the noise of f near 0.
         epsilon: machine epsilon of the precision f is evaluated in.
+        growth: what a relative step of 1 has it grow to, in proportion. A loss that is 0 because numbers cancel, like
+            the squares of vanishing residuals, is noisier everywhere else: the rounding of a residual r shows there as
+            2 · r · ε.
     """
 
     at_zero: float
     sigma: float
     epsilon: float
+    growth: float = 0.0
 
-    def of_slope(self, width: Floats, *values: Floats) -> Floats:
-        """Error bar of a difference of two values divided by `width`; a value is rounded by ε/2 of itself at least."""
+    def of_slope(self, width: Floats, *values: Floats, steps: Floats | float = 0.0) -> Floats:
+        """Error bar of a difference of two values divided by `width`; a value is rounded by ε/2 of itself at least.
+
+        Args:
+            width: distance of the arguments.
+            values: shape of `width`, the two values.
+            steps: the relative steps they were taken at, where these are known.
+        """
         floor = self.epsilon / 2 * np.max(np.abs(values), axis=0)
-        return np.asarray(SIGMAS * np.sqrt(2) * np.maximum(self.sigma, floor) / np.abs(width))
+        sigma = np.maximum(np.maximum(self.sigma, self.growth * steps), floor)
+        return np.asarray(SIGMAS * np.sqrt(2) * sigma / np.abs(width))
 
 
 class Window(NamedTuple):
@@ -222,8 +233,8 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
     return _Slopes(
         (plus - minus) / width,
         (plus - noise.at_zero) / t_plus - (minus - noise.at_zero) / t_minus,
-        noise.of_slope(width, plus, minus),
-        noise.of_slope(width / 4, plus, minus),
+        noise.of_slope(width, plus, minus, steps=relative_steps),
+        noise.of_slope(width / 4, plus, minus, steps=relative_steps),
         np.fmax(plus, minus).max(axis=1, initial=noise.at_zero)
         - np.fmin(plus, minus).min(axis=1, initial=noise.at_zero),
     )

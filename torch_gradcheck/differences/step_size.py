@@ -98,7 +98,7 @@ def _root_mean_square(values: Floats) -> float:
 
 def _drowns(question: Question, window: Window) -> bool:
     """Whether roundoff alone, at this window, would hide a relative error of the size of the tolerance."""
-    return question.roundoff / window.step > _needed(question)
+    return question.roundoff / window.step + question.noise.growth > _needed(question)
 
 
 def probes_of(analytic: Floats) -> Indices:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
-from torch_gradcheck.engines.traced.cores import Cores
+from torch_gradcheck.engines.traced.cores import Cores, on_cores
 from torch_gradcheck.engines.traced.effort import seconds_each
 from torch_gradcheck.engines.traced.evaluation import evaluated
 from torch_gradcheck.engines.traced.general import vmap_or_nothing
@@ -102,6 +102,28 @@ class TracedEngine:
                     taken[here], values[here] = samples
                     rest = rest[len(here) :]
         return Samples(taken, values)
+
+    def confirm(self, expected: float, noise: float) -> None:
+        """Compare the record with J itself at what the parameters hold now, all of them moved.
+
+        Values may reach J by a way that the recording does not see: another thread, a pointer. They are constants in
+        the record, and the few coordinates that `sample_compared` looks at need not be among those they depend on.
+
+        Args:
+            expected: J there.
+            noise: what two right ways to evaluate J may differ by.
+
+        Raises:
+            Untraceable: the record gives another value.
+        """
+        with _disable_current_modes(), torch.no_grad(), on_cores(1):
+            found = self._program.again()
+        allowed = noise + 64 * torch.finfo(self._program.values[self._program.output].dtype).eps * abs(expected)
+        if found is not None and np.isfinite(expected) and not abs(found - expected) <= allowed:
+            raise Untraceable(
+                f"with all parameters moved the recorded operations give J = {found!r}, J itself {expected!r}: values "
+                "reach it by a way that the recording does not see"
+            )
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of every parameter by aten's own formulas, see `rederived`; None where J depends on none.

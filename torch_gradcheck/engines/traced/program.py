@@ -88,7 +88,8 @@ class Program:
         self.output = output
         self.operations = _needed(tape, output)
         used = {output, *parameters, *(i for operation in self.operations for i in operation.inputs())}
-        self.values: dict[int, Tensor] = {i: x for i, x in tape.constants.items() if i in used}
+        self._given = {i: x for i, x in tape.constants.items() if i in used}
+        self.values: dict[int, Tensor] = dict(self._given)
         self._prepared = [self._run(operation) for operation in self.operations]
         self._suffixes: dict[int, list[Step]] = {}
 
@@ -109,6 +110,21 @@ class Program:
             fresh=rule in FRESH and not _returns_view(operation.func),
             passing=rule in PASSING,
         )
+
+    def again(self) -> float | None:
+        """J by the record at what the parameters hold now; None where it holds draws made for what they held then."""
+        values, last_read = dict(self._given), {}
+        for position, operation in enumerate(self.operations):
+            last_read.update(dict.fromkeys(operation.inputs(), position))
+        for position, operation in enumerate(self.operations):
+            if operation.frozen is not None:
+                return None
+            args, kwargs = substitute((operation.args, operation.kwargs), values.__getitem__)
+            values.update(zip(operation.outputs, flatten(operation.func(*args, **kwargs)), strict=True))
+            for number in set(operation.inputs()):
+                if last_read[number] == position and number != self.output:
+                    del values[number]
+        return float(values[self.output])
 
     def suffix(self, parameter: int) -> list[Step]:
         """The operations between one parameter and J, in order."""
