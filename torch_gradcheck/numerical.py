@@ -185,7 +185,7 @@ class Numerical:
         spacing = epsilon(self._objective.dtype) ** (2 / 3)
         values = self._along(0, spacing)
         noise = self._objective.spread
-        if np.ptp(values) > 0:
+        if np.any(values != values[0]):
             return max(measured_noise(values), noise)
         # J does not move at all. A loss that is rounded to 0, or to a constant, is not free of noise for that: the
         # quantities inside of it are rounded.

@@ -120,12 +120,23 @@ def test_values_read_in_python_are_refused_by_the_names_of_op_and_module(
     assert not traced
 
 
-def test_a_record_that_disagrees_is_not_used_for_the_parameter_at_which_it_does() -> None:
+@pytest.mark.parametrize(
+    ("confirms", "whom", "why"),
+    [
+        (True, "every parameter", "with all parameters moved the recorded operations give J = "),
+        (False, "2.bias", "coordinate 0 moved by"),
+    ],
+    ids=["all moved", "one moved"],
+)
+def test_a_record_that_disagrees_is_not_used(
+    confirms: bool, whom: str, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not confirms:
+        monkeypatch.setattr(TracedEngine, "confirm", lambda *_: None)
     model = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), Hidden(12, 8))
     report = checked(model, torch.randn(4, 6))
     (note,) = notes_on_engine(report)
-    assert "for 2.bias: coordinate 0 moved by" in note
-    assert "from the recorded operations" in note
+    assert f"for {whom}: {why}" in note
     # The plain engine sees what autograd cannot: the derivative of the hidden term.
     assert [row.name for row in report.mismatches] == ["2.bias"]
     assert report["2.bias"].worst[0].index == (0,)

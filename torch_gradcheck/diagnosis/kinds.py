@@ -149,7 +149,8 @@ def low_precision(evidence: Evidence, _: Sequence[Meaning]) -> Finding | None:
 def off_by(evidence: Evidence) -> float:
     """The largest difference beyond its error bar, relative to the largest right entry."""
     off = np.abs(evidence.off[evidence.judged]) - evidence.error[evidence.judged]
-    return float(np.max(off, initial=0.0) / np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
+    largest = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
+    return float(np.max(off, initial=0.0)) / largest if largest else float("inf")
 
 
 def partial(evidence: Evidence, meanings: Sequence[Meaning]) -> Finding | None:

@@ -28,7 +28,7 @@ def measured_noise(values: Floats) -> float:
     """
     orders = range(1, len(values) - 1)
     differences = {k: np.diff(values, k) for k in orders}
-    sigma = {k: _root_mean_square(d) / math.sqrt(math.comb(2 * k, k)) for k, d in differences.items()}
+    sigma = {k: root_mean_square(d) / math.sqrt(math.comb(2 * k, k)) for k, d in differences.items()}
     for k in list(orders)[:-2]:
         three = [sigma[k], sigma[k + 1], sigma[k + 2]]
         changes_sign = differences[k].min() < 0 < differences[k].max()
@@ -37,6 +37,7 @@ def measured_noise(values: Floats) -> float:
     return min(sigma.values())
 
 
-def _root_mean_square(values: Floats) -> float:
-    largest = float(np.max(np.abs(values)))  # whose square may be beyond what a float holds
+def root_mean_square(values: Floats) -> float:
+    """√mean(x²), 0 of nothing."""
+    largest = float(np.max(np.abs(values), initial=0.0))  # whose square may be beyond what a float holds
     return largest * float(np.sqrt(np.mean((values / largest) ** 2))) if largest else 0.0

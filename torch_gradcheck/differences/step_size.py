@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from torch_gradcheck.differences.ladder import COARSE, Estimates, Noise, Window, window_for
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.differences.question import Question
 from torch_gradcheck.differences.sampling import Floats, Indices
 
@@ -92,8 +93,7 @@ def _needed(question: Question, estimates: Estimates | None = None) -> float:
 
 
 def _root_mean_square(values: Floats) -> float:
-    finite = values[np.isfinite(values)]
-    return float(np.sqrt(np.mean(finite**2))) if len(finite) else 0.0
+    return root_mean_square(values[np.isfinite(values)])
 
 
 def _drowns(question: Question, window: Window) -> bool:

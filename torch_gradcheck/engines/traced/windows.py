@@ -220,11 +220,11 @@ def scatter_window(x: Tensor, seen: Window, new: Tensor, written: Window, lead: 
     for position, d in enumerate(order):
         back[d] = position
     in_order = flat.reshape(*flat.shape[:lead], *(seen.shape[d] for d in order))
-    return in_order.permute(*range(lead), *(lead + d for d in back))
+    return in_order.permute([*range(lead), *(lead + d for d in back)])
 
 
 def _flat(x: Tensor, seen: Window, lead: int) -> Tensor:
     """x as one dimension in the order of its storage."""
     order = seen.memory_order()
-    moved = x.permute(*range(lead), *(lead + d for d in order))
+    moved = x.permute([*range(lead), *(lead + d for d in order)])
     return moved.contiguous().reshape(*x.shape[:lead], -1)
