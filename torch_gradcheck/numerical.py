@@ -73,11 +73,13 @@ class Numerical:
     def __init__(self, objective: Objective, theta: Theta, request: Request, threads: int) -> None:
         self._objective, self._theta, self._request, self._threads = objective, theta, request, threads
         self._step = epsilon(objective.dtype) ** (1 / 3)
-        with self._direction(0).at(self._step):
-            self._a_step_away = objective.value()
-        sigma = self._sigma()
-        self.noise = Noise(objective.loss, sigma, epsilon(objective.dtype), self._growth(sigma))
-        self.engine = self._chosen_engine()
+        direction = self._direction(0)
+        with direction.at(self._step):
+            a_step_away = objective.value()
+        sigma = self._sigma(direction)
+        growth = self._growth(direction, a_step_away, sigma)
+        self.noise = Noise(objective.loss, sigma, epsilon(objective.dtype), growth)
+        self.engine = self._chosen_engine(direction, a_step_away)
         self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
 
     def trials(self, gradients: dict[int, AnalyticGradient], progress: ProgressBar) -> dict[int, Tried]:
@@ -155,7 +157,7 @@ class Numerical:
                 self._nearby[k, distance] = autograd_gradients(self._objective, self._theta)
         return self._nearby[k, distance]
 
-    def _chosen_engine(self) -> ChosenEngine:
+    def _chosen_engine(self, direction: RandomDirection, a_step_away: float) -> ChosenEngine:
         """The traced engine beside the plain one, where tracing pays and nothing in J forbids it."""
         parameters: list[torch.Tensor] = [entry.parameter for entry in self._theta]
         checked = self._theta.checked
@@ -166,8 +168,8 @@ class Numerical:
 
         def trace() -> TracedEngine:
             traced = TracedEngine(self._objective, parameters, threads=self._threads)
-            with self._direction(0).at(self._step):
-                traced.confirm(self._a_step_away, allowed)
+            with direction.at(self._step):
+                traced.confirm(a_step_away, allowed)
             return traced
 
         plain = PlainEngine(self._objective.value, parameters)
@@ -180,10 +182,10 @@ class Numerical:
             counted=self._objective.count,
         )
 
-    def _sigma(self) -> float:
+    def _sigma(self, direction: RandomDirection) -> float:
         """The noise of J near θ: on one side of it, so that a kink at θ itself is not taken for noise."""
         spacing = epsilon(self._objective.dtype) ** (2 / 3)
-        values = self._along(0, spacing)
+        values = self._along(direction, spacing)
         noise = self._objective.spread
         if np.any(values != values[0]):
             return max(measured_noise(values), noise)
@@ -191,14 +193,14 @@ class Numerical:
         # quantities inside of it are rounded.
         return max(epsilon(self._objective.dtype) * self._objective.largest_output, noise)
 
-    def _growth(self, sigma: float) -> float:
+    def _growth(self, direction: RandomDirection, a_step_away: float, sigma: float) -> float:
         """How noise grows with the distance from θ, where J is so much larger a step away that it may; else 0."""
-        if not LARGER * abs(self._objective.loss) < abs(self._a_step_away) < np.inf:
+        if not LARGER * abs(self._objective.loss) < abs(a_step_away) < np.inf:
             return 0.0
         steps = np.minimum(self._step * np.array([1.0, 1e3]), FAR)
         spacing = epsilon(self._objective.dtype) ** (2 / 3)
         with np.errstate(all="ignore"):  # J may be infinite so far away
-            noises = np.array([measured_noise(self._along(0, spacing, start)) for start in steps])
+            noises = np.array([measured_noise(self._along(direction, spacing, start)) for start in steps])
         grown = np.where((noises > LARGER * sigma) & np.isfinite(noises), noises, 0.0)
         # The direction moves entries by their size, a step of 1 those below 1 by 1.
         return float(np.max(grown / steps)) / min(1.0, self._typical_size())
@@ -211,9 +213,8 @@ class Numerical:
             squares, count = squares + float(np.sum(values**2)), count + len(values)
         return (squares / count) ** 0.5 if squares else 1.0
 
-    def _along(self, k: int, spacing: float, start: float = 0.0) -> Floats:
-        """J at POINTS equally spaced points in a random direction from θ, the one at `start` left out."""
-        direction = self._direction(k)
+    def _along(self, direction: RandomDirection, spacing: float, start: float = 0.0) -> Floats:
+        """J at POINTS equally spaced points in a direction from θ, the one at `start` left out."""
         values = []
         for point in range(1, POINTS + 1):
             with direction.at(start + point * spacing):

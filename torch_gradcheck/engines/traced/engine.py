@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from random import Random
 from time import perf_counter
 
 import numpy as np
@@ -178,10 +179,10 @@ class TracedEngine:
     def _probes(self, parameter: int, count: int) -> tuple[Indices, Floats]:
         """Coordinates to compare, the first and the last among them, and how far to move each."""
         theta = _real_coordinates(self._theta(parameter))
-        random = np.random.default_rng(parameter)
-        drawn = random.integers(theta.numel(), size=count if theta.numel() > FEW else (count + 1) // 2)
-        drawn[:2] = 0, theta.numel() - 1
-        coordinates = np.unique(drawn)
+        random, last = Random(parameter), theta.numel() - 1
+        more = count - 2 if theta.numel() > FEW else (count + 1) // 2 - 2
+        drawn = {0, last, *(random.randint(0, last) for _ in range(more))}
+        coordinates = np.array(sorted(drawn), dtype=np.int64)
         here = theta[torch.from_numpy(coordinates)].double().numpy()
         steps = torch.finfo(theta.dtype).eps ** (1 / 3) * np.maximum(1.0, np.abs(here))
         steps[1::2] *= -1
