@@ -28,11 +28,14 @@ from torch_gradcheck.progress import ProgressBar
 from torch_gradcheck.request import Request
 from torch_gradcheck.theta import Theta, ThetaEntry
 
-LARGER = 4.0
-"""How many times larger than at θ J is a step away where its noise is measured there too; and that noise, to count."""
+FAR = 1e-2
+"""How far away from θ, relative to it, noise is measured again: what steps of a ladder may be taken by."""
 
-FAR = 0.1
-"""The longest such step, relative to θ."""
+FEWER_POINTS = 7
+"""How many values that takes, where no more than its size is asked for."""
+
+LARGER = 4.0
+"""How many times larger than at θ noise is there where it is seen to grow."""
 
 WIDE = 1e-4
 """A relative step this large was chosen because gradients are small: the next parameter's may be, too."""
@@ -77,7 +80,7 @@ class Numerical:
         with direction.at(self._step):
             a_step_away = objective.value()
         sigma = self._sigma(direction)
-        growth = self._growth(direction, a_step_away, sigma)
+        growth = self._growth(direction, sigma)
         self.noise = Noise(objective.loss, sigma, epsilon(objective.dtype), growth)
         self.engine = self._chosen_engine(direction, a_step_away)
         self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
@@ -193,17 +196,15 @@ class Numerical:
         # quantities inside of it are rounded.
         return max(epsilon(self._objective.dtype) * self._objective.largest_output, noise)
 
-    def _growth(self, direction: RandomDirection, a_step_away: float, sigma: float) -> float:
-        """How noise grows with the distance from θ, where J is so much larger a step away that it may; else 0."""
-        if not LARGER * abs(self._objective.loss) < abs(a_step_away) < np.inf:
-            return 0.0
-        steps = np.minimum(self._step * np.array([1.0, 1e3]), FAR)
+    def _growth(self, direction: RandomDirection, sigma: float) -> float:
+        """How noise grows with the distance from θ, by what it is far away; 0 where that is what it is at θ."""
         spacing = epsilon(self._objective.dtype) ** (2 / 3)
         with np.errstate(all="ignore"):  # J may be infinite so far away
-            noises = np.array([measured_noise(self._along(direction, spacing, start)) for start in steps])
-        grown = np.where((noises > LARGER * sigma) & np.isfinite(noises), noises, 0.0)
+            noise = measured_noise(self._along(direction, spacing, FEWER_POINTS, start=FAR))
+        if not LARGER * sigma < noise < np.inf:
+            return 0.0
         # The direction moves entries by their size, a step of 1 those below 1 by 1.
-        return float(np.max(grown / steps)) / min(1.0, self._typical_size())
+        return noise / FAR / min(1.0, self._typical_size())
 
     def _typical_size(self) -> float:
         """The root mean square of what is checked, 1 where all of it is 0."""
@@ -213,10 +214,10 @@ class Numerical:
             squares, count = squares + float(np.sum(values**2)), count + len(values)
         return (squares / count) ** 0.5 if squares else 1.0
 
-    def _along(self, direction: RandomDirection, spacing: float, start: float = 0.0) -> Floats:
-        """J at POINTS equally spaced points in a direction from θ, the one at `start` left out."""
+    def _along(self, direction: RandomDirection, spacing: float, points: int = POINTS, *, start: float = 0.0) -> Floats:
+        """J at equally spaced points in a direction from θ, the one at `start` left out."""
         values = []
-        for point in range(1, POINTS + 1):
+        for point in range(1, points + 1):
             with direction.at(start + point * spacing):
                 values.append(self._objective.value())
         return np.array(values)
