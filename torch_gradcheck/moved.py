@@ -25,13 +25,14 @@ class RandomDirection:
     @contextmanager
     def at(self, distance: float) -> Iterator[None]:
         """θ + distance · direction inside the block; θ, by assignment, after it."""
+        if not self._tensors:
+            yield
+            return
         try:
-            for tensor, velocity in zip(self._tensors, self._velocities, strict=True):
-                tensor.add_(velocity, alpha=distance)
+            torch._foreach_add_(self._tensors, self._velocities, alpha=distance)
             yield
         finally:
-            for tensor, saved in zip(self._tensors, self._before, strict=True):
-                tensor.copy_(saved)
+            torch._foreach_copy_(self._tensors, self._before)
 
 
 def _real(tensor: torch.Tensor) -> torch.Tensor:

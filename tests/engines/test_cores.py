@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from torch_gradcheck.engines.traced.cores import PAUSE, WINDOW, Cores, on_cores
+from torch_gradcheck.engines.traced.cores import PAUSE, WINDOW, Cores, OnCores
 
 
 class Machine:
@@ -28,6 +28,7 @@ class Machine:
                 self.clock += seconds / operations
                 self.processor_clock += seconds / operations * min(self.had, cores.used)
                 cores.look()
+        cores.ended()
         return used
 
 
@@ -103,7 +104,7 @@ def test_one_core_is_one_core(machine: Built) -> None:
     assert machine(1.0).run(Cores(1), LONG) == [1] * 10
 
 
-@pytest.mark.parametrize("spread", [on_cores(2), Cores(2).chunk()], ids=["cores", "chunk"])
+@pytest.mark.parametrize("spread", [OnCores(2), Cores(2).chunk()], ids=["cores", "chunk"])
 def test_the_number_of_threads_is_put_back(spread: object) -> None:
     def interrupted() -> None:
         with spread:  # type: ignore[attr-defined]

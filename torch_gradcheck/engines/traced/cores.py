@@ -7,8 +7,6 @@ threads of an operation wait for one that does not run, ten to forty times as lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from time import perf_counter, process_time
 
 import torch
@@ -24,15 +22,21 @@ PAUSE = 16
 """Chunks on fewer cores before all are tried again; twice as many every further time."""
 
 
-@contextmanager
-def on_cores(count: int) -> Iterator[None]:
-    """Operations of this thread are spread over so many cores."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+class OnCores:
+    """Operations of this thread are spread over so many cores inside the block.
+
+    No generator: one that an interrupt has left behind would put the number back when it is collected, whenever that is.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()
+        torch.set_num_threads(self._count)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_num_threads(self._before)
 
 
 class Cores:
@@ -51,17 +55,18 @@ class Cores:
         self._seconds, self._processor_seconds = 0.0, 0.0  # of chunks before, since the last look
         self._started, self._processor_started = 0.0, 0.0
 
-    @contextmanager
-    def chunk(self) -> Iterator[None]:
-        """Operations of a chunk are spread over the cores in use."""
+    def chunk(self) -> OnCores:
+        """The block in which operations of the next chunk are spread over the cores in use."""
         if self._left:
             self._left -= 1
         elif self.used < self._all:
             self.used, self._pause = self._all, 2 * self._pause
             self._seconds = self._processor_seconds = 0.0
         self._started, self._processor_started = perf_counter(), process_time()
-        with on_cores(self.used):
-            yield
+        return OnCores(self.used)
+
+    def ended(self) -> None:
+        """To be called after a chunk: what happens until the next one does not count."""
         self._seconds += perf_counter() - self._started
         self._processor_seconds += process_time() - self._processor_started
 

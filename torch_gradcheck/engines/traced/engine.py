@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
-from torch_gradcheck.engines.traced.cores import Cores, on_cores
+from torch_gradcheck.engines.traced.cores import Cores, OnCores
 from torch_gradcheck.engines.traced.effort import seconds_each
 from torch_gradcheck.engines.traced.evaluation import evaluated
 from torch_gradcheck.engines.traced.general import vmap_or_nothing
@@ -117,7 +117,7 @@ class TracedEngine:
         Raises:
             Untraceable: the record gives another value.
         """
-        with _disable_current_modes(), torch.no_grad(), on_cores(1):
+        with _disable_current_modes(), torch.no_grad(), OnCores(1):
             found = self._program.again()
         allowed = noise + 64 * torch.finfo(self._program.values[self._program.output].dtype).eps * abs(expected)
         if found is not None and np.isfinite(expected) and not abs(found - expected) <= allowed:
@@ -226,6 +226,7 @@ class TracedEngine:
         try:
             with cores.chunk():
                 J, peak_bytes = evaluated(self._program, parameter, moved, cores.look)
+            cores.ended()
         except (RuntimeError, MemoryError) as error:
             if len(steps) == 1 or not is_out_of_memory(error):
                 raise

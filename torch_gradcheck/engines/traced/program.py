@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.traced import convolutions, lookups, normalizations, products, reductions, views
 from torch_gradcheck.engines.traced.chunks import Footprint
-from torch_gradcheck.engines.traced.cores import on_cores
+from torch_gradcheck.engines.traced.cores import OnCores
 from torch_gradcheck.engines.traced.general import general
 from torch_gradcheck.engines.traced.pointwise import analytic, multiple, pointwise, rule_of, same, sum_or_difference
 from torch_gradcheck.engines.traced.recorder import record
@@ -180,7 +180,7 @@ def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> P
     for parameter in parameters:
         if parameter.device.type != "cpu":
             raise Untraceable(f"a parameter is on {parameter.device}; recorded operations are evaluated on the CPU")
-    with on_cores(1):  # it is evaluated once: spreading short operations costs more than it saves
+    with OnCores(1):  # it is evaluated once: spreading short operations costs more than it saves
         try:
             tape, numbers, output, J = record(objective, parameters)
             with _disable_current_modes(), torch.no_grad():
