@@ -25,7 +25,7 @@ PAUSE = 16
 class OnCores:
     """Operations of this thread are spread over so many cores inside the block.
 
-    No generator: one that an interrupt has left behind would put the number back when it is collected, whenever that is.
+    No generator: one that an interrupt leaves behind would put the number back when it is collected, whenever that is.
     """
 
     def __init__(self, count: int) -> None:
