@@ -232,7 +232,7 @@ def test_one_trial_serves_both_halves_where_they_are_of_one_function() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     report = monitored(Loop(model), 1).reports[0]
     assert report.in_grad is not None
-    assert report.in_grad.evaluations < 20
+    assert report.in_grad.evaluations < sum(row.checked for row in report)  # a trial takes two for each of them
     assert {str(row.status) for row in report.in_grad} == {"match"}
 
 
