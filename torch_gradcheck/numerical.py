@@ -187,8 +187,7 @@ class Numerical:
 
     def _sigma(self, direction: RandomDirection) -> float:
         """The noise of J near θ: on one side of it, so that a kink at θ itself is not taken for noise."""
-        spacing = epsilon(self._objective.dtype) ** (2 / 3)
-        values = self._along(direction, spacing)
+        values = self._along(direction)
         noise = self._objective.spread
         if np.any(values != values[0]):
             return max(measured_noise(values), noise)
@@ -198,9 +197,8 @@ class Numerical:
 
     def _growth(self, direction: RandomDirection, sigma: float) -> float:
         """How noise grows with the distance from θ, by what it is far away; 0 where that is what it is at θ."""
-        spacing = epsilon(self._objective.dtype) ** (2 / 3)
         with np.errstate(all="ignore"):  # J may be infinite so far away
-            noise = measured_noise(self._along(direction, spacing, FEWER_POINTS, start=FAR))
+            noise = measured_noise(self._along(direction, FEWER_POINTS, start=FAR))
         if not LARGER * sigma < noise < np.inf:
             return 0.0
         # The direction moves entries by their size, a step of 1 those below 1 by 1.
@@ -214,9 +212,9 @@ class Numerical:
             squares, count = squares + float(np.sum(values**2)), count + len(values)
         return (squares / count) ** 0.5 if squares else 1.0
 
-    def _along(self, direction: RandomDirection, spacing: float, points: int = POINTS, *, start: float = 0.0) -> Floats:
-        """J at equally spaced points in a direction from θ, the one at `start` left out."""
-        values = []
+    def _along(self, direction: RandomDirection, points: int = POINTS, *, start: float = 0.0) -> Floats:
+        """J at equally spaced points close to each other in a direction from θ, the one at `start` left out."""
+        spacing, values = epsilon(self._objective.dtype) ** (2 / 3), []
         for point in range(1, points + 1):
             with direction.at(start + point * spacing):
                 values.append(self._objective.value())

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
+from torch_gradcheck.differences.sampling import Flags
 from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
 from torch_gradcheck.engines.traced.cores import Cores, OnCores
@@ -119,8 +120,8 @@ class TracedEngine:
         """
         with _disable_current_modes(), torch.no_grad(), OnCores(1):
             found = self._program.again()
-        allowed = noise + 64 * torch.finfo(self._program.values[self._program.output].dtype).eps * abs(expected)
-        if found is not None and np.isfinite(expected) and not abs(found - expected) <= allowed:
+        dtype = self._program.values[self._program.output].dtype
+        if found is not None and _differ(np.array(found), np.array(expected), noise, dtype):
             raise Untraceable(
                 f"with all parameters moved the recorded operations give J = {found!r}, J itself {expected!r}: values "
                 "reach it by a way that the recording does not see"
@@ -192,9 +193,7 @@ class TracedEngine:
         self, parameter: int, coordinates: Indices, expected: Samples, found: Floats, noise: float
     ) -> str | None:
         """The first value that is not what it should be, as a sentence; None where all are."""
-        eps = torch.finfo(self._theta(parameter).dtype).eps
-        allowed = noise + 64 * eps * np.abs(expected.values)
-        wrong = ~(np.abs(found - expected.values) <= allowed) & np.isfinite(expected.values)
+        wrong = _differ(found, expected.values, noise, self._theta(parameter).dtype)
         if not wrong.any():
             return None
         k = int(np.argmax(wrong))
@@ -235,6 +234,13 @@ class TracedEngine:
         if len(steps) == self._chunks[parameter].size and cores.used == before:  # others tell nothing
             self._chunks[parameter].measured(len(steps), perf_counter() - started, peak_bytes)
         return Samples(taken, J.double().numpy())
+
+
+def _differ(found: Floats, expected: Floats, noise: float, dtype: torch.dtype) -> Flags:
+    """Where values of J are not what they should be; one that is not finite says nothing."""
+    allowed = noise + 64 * torch.finfo(dtype).eps * np.abs(expected)
+    with np.errstate(invalid="ignore"):  # ∞ − ∞
+        return np.asarray(~(np.abs(found - expected) <= allowed) & np.isfinite(expected))
 
 
 def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Touched, Floats]:

@@ -95,9 +95,7 @@ class Program:
 
     def _run(self, operation: Operation) -> Prepared:
         """Evaluate one operation at θ."""
-        args, kwargs = substitute((operation.args, operation.kwargs), self.values.__getitem__)
-        results = list(operation.frozen or flatten(operation.func(*args, **kwargs)))
-        self.values.update(zip(operation.outputs, results, strict=True))
+        args, results = _performed(operation, self.values)
         rule = rule_of(operation.func) or general
         return Prepared(
             operation,
@@ -119,8 +117,7 @@ class Program:
         for position, operation in enumerate(self.operations):
             if operation.frozen is not None:
                 return None
-            args, kwargs = substitute((operation.args, operation.kwargs), values.__getitem__)
-            values.update(zip(operation.outputs, flatten(operation.func(*args, **kwargs)), strict=True))
+            _performed(operation, values)
             for number in set(operation.inputs()):
                 if last_read[number] == position and number != self.output:
                     del values[number]
@@ -159,6 +156,14 @@ class Program:
             read_later.update(last)
             steps.append(Step(prepared, inputs, last))
         return steps[::-1]
+
+
+def _performed(operation: Operation, values: dict[int, Tensor]) -> tuple[tuple[Any, ...], list[Tensor]]:
+    """One operation on known values, to which its results are added; its positional arguments, and the results."""
+    args, kwargs = substitute((operation.args, operation.kwargs), values.__getitem__)
+    results = flatten(operation.func(*args, **kwargs)) if operation.frozen is None else list(operation.frozen)
+    values.update(zip(operation.outputs, results, strict=True))
+    return args, results
 
 
 def _needed(tape: Tape, output: int) -> list[Operation]:
