@@ -42,6 +42,12 @@ RESULTS = Path(__file__).parent / "results" / "speed.json"
 WIDTH = 150
 
 OURS, LOOP, GRADCHECK = "check_module", "textbook loop", "autograd.gradcheck"
+ENOUGH = 2.0
+"""Seconds of turns on a model, at least: a turn of milliseconds tells little."""
+
+TRACES = 25
+"""How often J is recorded, to know what that takes."""
+
 FEW = 40
 """Coordinates that show a rival's peak memory: it does not grow with their number."""
 
@@ -300,7 +306,7 @@ def timing(key: str, repeats: int, rate: float) -> Timing:
 
     Args:
         key: of the case.
-        repeats: turns.
+        repeats: turns, more of them where these are over in no time; 1 is 1.
         rate: floating-point operations a second that the machine is capable of.
     """
     for contestant in CONTESTANTS.values():
@@ -308,7 +314,8 @@ def timing(key: str, repeats: int, rate: float) -> Timing:
     case = built(key)
     tried: dict[str, int] = {}
     seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
-    for _ in range(repeats):
+    started = perf_counter()
+    while len(seconds[OURS]) < repeats or (repeats > 1 and perf_counter() - started < ENOUGH):
         for name, contestant in CONTESTANTS.items():
             start = perf_counter()
             tried[name] = contestant(case, case.subset)
@@ -324,7 +331,7 @@ def timing(key: str, repeats: int, rate: float) -> Timing:
         times_slower={rival: median_ratio(seconds[rival], seconds[OURS]) for rival in (LOOP, GRADCHECK)},
         wanted=case.wanted,
         peak_mib={name: peak_memory(key, name) for name in CONTESTANTS},
-        seconds_to_trace=median(seconds_to_trace(case) for _ in range(3)),
+        seconds_to_trace=median(seconds_to_trace(case) for _ in range(TRACES)),
         forward_flops=flops,
         share_of_limit=2 * case.coordinates * flops / rate / medians[OURS],
     )
@@ -413,7 +420,7 @@ def table(timings: Iterable[Timing]) -> Table:
 def main() -> None:
     """Reads the command line, times, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="turns on each model (default: 5)")
+    parser.add_argument("--repeats", type=int, default=5, help="turns on each model, or more (default: 5)")
     parser.add_argument("--quick", action="store_true", help="one turn on the small model; writes nothing")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--json", type=Path, help=f"where to write the figures (default: {RESULTS.name}, if not quick)")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 
@@ -22,17 +21,36 @@ class RandomDirection:
         self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
         self._before = [tensor.clone() for tensor in self._tensors]
 
-    @contextmanager
-    def at(self, distance: float) -> Iterator[None]:
+    def at(self, distance: float) -> _At:
         """θ + distance · direction inside the block; θ, by assignment, after it."""
-        if not self._tensors:
-            yield
-            return
-        try:
+        return _At(self, distance)
+
+    def move(self, distance: float) -> None:
+        """From θ to θ + distance · direction."""
+        if self._tensors:
             torch._foreach_add_(self._tensors, self._velocities, alpha=distance)
-            yield
-        finally:
+
+    def put_back(self) -> None:
+        """From wherever it is to θ."""
+        if self._tensors:
             torch._foreach_copy_(self._tensors, self._before)
+
+
+class _At:
+    """A class and not a generator, which an interrupt could leave behind, to put θ back at some later time."""
+
+    def __init__(self, direction: RandomDirection, distance: float) -> None:
+        self._direction, self._distance = direction, distance
+
+    def __enter__(self) -> None:
+        try:
+            self._direction.move(self._distance)
+        except BaseException:
+            self._direction.put_back()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        self._direction.put_back()
 
 
 def _real(tensor: torch.Tensor) -> torch.Tensor:

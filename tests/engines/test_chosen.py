@@ -58,8 +58,8 @@ class Drawing(nn.Module):
         return self.rest(torch.bernoulli(self.law(x).sigmoid()))
 
 
-def mlp(*extra: nn.Module) -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 12), nn.Tanh(), *extra, nn.Linear(12, 8))
+def mlp(*extra: nn.Module, hidden: int = 12) -> nn.Module:
+    return nn.Sequential(nn.Linear(6, hidden), nn.Tanh(), *extra, nn.Linear(hidden, 8))
 
 
 def checked(model: nn.Module, x: Tensor, **options: Any) -> Report:
@@ -266,7 +266,7 @@ def test_first_samples_that_disagree_are_thrown_away_whatever_their_steps(step: 
 
 
 def test_a_right_tensor_takes_as_few_calls_as_there_are_questions(calls: list[int]) -> None:
-    model = mlp()
+    model = mlp(hidden=24)
     few = [position for position, parameter in enumerate(model.parameters()) if parameter.numel() <= FEW]
     report = checked(model, torch.randn(4, 6))
     assert report.passed

@@ -14,7 +14,7 @@ from torch_gradcheck.differences.sampling import Floats, Indices
 PROBES = 8
 """How many entries are looked at first, to see whether the step suits the tensor ..."""
 
-FEW = 64
+FEW = 128
 """... unless there are no more than this: then it is all of them, at one go."""
 
 
@@ -57,19 +57,19 @@ def chosen_window(question: Question, carried: Window | None) -> tuple[Window, D
     default = Window(first_step(question.noise), 0)
     if carried is not None and _drowns(question, default) and not _drowns(question, carried):
         default = carried
-    probes = probes_of(question.analytic)
-    looked_at = probes if len(question.analytic) > FEW else np.arange(len(question.analytic), dtype=np.int64)
+    few = len(question.analytic) <= FEW
+    looked_at = np.arange(len(question.analytic), dtype=np.int64) if few else probes_of(question.analytic)
     seen = Differenced(looked_at, *question.through(default, looked_at))
-    if not _drowns(question, default) and bool(question.agrees(*seen).all()):
+    suits = not _drowns(question, default)
+    if suits and bool(question.agrees(*seen).all()):
         return default, seen
+    probes = probes_of(question.analytic)
     estimates = question.climb(probes, question.unit[probes], COARSE)
     among = np.searchsorted(looked_at, probes)
-    if not _drowns(question, default) and _same_derivatives(
-        question, seen.numeric[among], seen.error[among], estimates
-    ):
+    if suits and _same_derivatives(question, seen.numeric[among], seen.error[among], estimates):
         return default, seen  # the step suits; it is the gradient that is wrong
     window, typical = window_for(estimates.tableau, _needed(question, estimates))
-    better = typical < float(np.median(seen.error[among])) or not _drowns(question, default)
+    better = typical < float(np.median(seen.error[among])) or suits
     return (window, NONE_YET) if better and np.isfinite(typical) else (default, seen)
 
 

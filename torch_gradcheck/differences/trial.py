@@ -33,13 +33,15 @@ def try_gradient(question: Question, carried: Window | None) -> Answer:
     window, seen = (
         chosen_window(question, carried) if len(everything) else (Window(first_step(question.noise), 0), NONE_YET)
     )
-    numeric, error = np.empty((2, len(everything)))
+    numeric, error, left, right = np.full((4, len(everything)), np.nan)
     numeric[seen.which], error[seen.which] = seen.numeric, seen.error
-    rest = np.setdiff1d(everything, seen.which, assume_unique=True)
-    numeric[rest], error[rest] = question.through(window, rest)
-    left, right = np.full((2, len(numeric)), np.nan)
+    if len(seen.which) < len(everything):
+        rest = np.setdiff1d(everything, seen.which, assume_unique=True)
+        numeric[rest], error[rest] = question.through(window, rest)
     answer = Answer(numeric, error, np.zeros(len(numeric), np.int8), left, right, window)
-    _judge_suspects(question, answer, np.flatnonzero(~question.agrees(everything, numeric, error)))
+    suspects = np.flatnonzero(~question.agrees(everything, numeric, error))
+    if len(suspects):
+        _judge_suspects(question, answer, suspects)
     return answer
 
 
