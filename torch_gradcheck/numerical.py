@@ -31,6 +31,9 @@ from torch_gradcheck.theta import Theta, ThetaEntry
 FAR = 1e-2
 """How far away from θ, relative to it, noise is measured again: what steps of a ladder may be taken by."""
 
+APART = 1e-8
+"""How far apart the points are there, relative to θ: as wide as the stairs of J where 10⁸ is added and taken away."""
+
 FEWER_POINTS = 7
 """How many values that takes, where no more than its size is asked for."""
 
@@ -187,7 +190,7 @@ class Numerical:
 
     def _sigma(self, direction: RandomDirection) -> float:
         """The noise of J near θ: on one side of it, so that a kink at θ itself is not taken for noise."""
-        values = self._along(direction)
+        values = self._along(direction, POINTS, epsilon(self._objective.dtype) ** (2 / 3))
         noise = self._objective.spread
         if np.any(values != values[0]):
             return max(measured_noise(values), noise)
@@ -198,7 +201,8 @@ class Numerical:
     def _growth(self, direction: RandomDirection, sigma: float) -> float:
         """How noise grows with the distance from θ, by what it is far away; 0 where that is what it is at θ."""
         with np.errstate(all="ignore"):  # J may be infinite so far away
-            noise = measured_noise(self._along(direction, FEWER_POINTS, start=FAR))
+            spacing = max(APART, epsilon(self._objective.dtype) ** (2 / 3))
+            noise = measured_noise(self._along(direction, FEWER_POINTS, spacing, start=FAR))
         if not LARGER * sigma < noise < np.inf:
             return 0.0
         # The direction moves entries by their size, a step of 1 those below 1 by 1.
@@ -212,9 +216,9 @@ class Numerical:
             squares, count = squares + float(np.sum(values**2)), count + len(values)
         return (squares / count) ** 0.5 if squares else 1.0
 
-    def _along(self, direction: RandomDirection, points: int = POINTS, *, start: float = 0.0) -> Floats:
+    def _along(self, direction: RandomDirection, points: int, spacing: float, *, start: float = 0.0) -> Floats:
         """J at equally spaced points close to each other in a direction from θ, the one at `start` left out."""
-        spacing, values = epsilon(self._objective.dtype) ** (2 / 3), []
+        values = []
         for point in range(1, points + 1):
             with direction.at(start + point * spacing):
                 values.append(self._objective.value())

@@ -19,6 +19,13 @@ LOW_PRECISION = 1e-10
 HIDING = 0.1
 """A piece of f this small against the size of its argument is not believed to have a slope of its own."""
 
+IN_HIDING = 2.0 ** -np.arange(8)
+"""Where to look for a slope that noise may hide, in multiples of the width over which it rises by the noise ..."""
+
+IN_A_ROW = 4
+"""... and how many must agree there one after the other: slopes of noise that is nothing else do so by chance once in
+ten thousand times."""
+
 
 def look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
     """Estimates and outcomes from the coarse ladder, and from the fine one where only a kink could still excuse."""
@@ -32,6 +39,10 @@ def look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Esti
         agree = np.abs(finer.central - estimates.central[open_ones]) <= finer.error + estimates.error[open_ones]
         outcome[open_ones] = np.where(agree, settled, Outcome.UNDECIDED)
         estimates = estimates.replaced(open_ones[agree], finer, np.flatnonzero(agree))
+    accused = np.flatnonzero(outcome == Outcome.MISMATCH)
+    if len(accused):
+        off = np.abs(question.analytic[which] - estimates.central)
+        outcome[accused[_found_in_hiding(question, which[accused], off[accused])]] = Outcome.UNDECIDED
     return estimates, outcome
 
 
@@ -84,6 +95,25 @@ def _between_steps(question: Question, which: Indices, estimates: Estimates, off
     """
     moves = estimates.range > 2 * SIGMAS * question.roundoff
     return np.asarray(moves & (off * question.ladder.rungs[-1] * question.unit[which] > estimates.range))
+
+
+def _found_in_hiding(question: Question, which: Indices, off: Floats) -> Flags:
+    """Whether f has the gradient on trial for its slope where it would rise by no more than the noise.
+
+    What looks like noise may be f itself, far below the smallest step: sin(10¹²·x). Its slopes there agree with the
+    gradient, one after the other, as those of noise do not.
+    """
+    with np.errstate(all="ignore"):
+        steps = (question.roundoff / off)[:, None] * IN_HIDING
+        samples = question.sampler(np.tile(np.repeat(which, len(IN_HIDING)), 2), np.concatenate([steps, -steps], None))
+        after, before = samples.steps.reshape(2, *steps.shape)
+        above, below = samples.values.reshape(2, *steps.shape)
+        slopes = (above - below) / (after - before)
+        # Where f is too coarse to move at all, a gradient near 0 is not what agrees.
+        allowed = np.minimum(off, np.abs(question.analytic[which])) / 4
+        agree = np.abs(slopes - question.analytic[which][:, None]) < allowed[:, None]
+    in_a_row = np.lib.stride_tricks.sliding_window_view(agree, IN_A_ROW, axis=1)
+    return np.asarray(np.any(np.all(in_a_row, axis=2), axis=1))
 
 
 def _hiding_place(question: Question, off: Floats) -> Floats:
