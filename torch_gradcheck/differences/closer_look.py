@@ -19,6 +19,9 @@ LOW_PRECISION = 1e-10
 HIDING = 0.1
 """A piece of f this small against the size of its argument is not believed to have a slope of its own."""
 
+BETWEEN = 10
+"""How many steps below the smallest one are looked at, on each side of 0, where a piece of f may lie between them."""
+
 IN_HIDING = 2.0 ** -np.arange(8)
 """Where to look for a slope that noise may hide, in multiples of the width over which it rises by the noise ..."""
 
@@ -88,13 +91,44 @@ def _supported(analytic: Floats, off: Floats, tableau: Tableau) -> Flags:
 
 
 def _between_steps(question: Question, which: Indices, estimates: Estimates, off: Floats) -> Flags:
-    """Whether a piece of f right at 0, with the gradient on trial for its slope, would lie between the smallest steps.
+    """Whether a piece of f right at 0, with the gradient on trial for its slope, may lie between the smallest steps.
 
     f would rise by |off| times its width there, and that is no more than the range in which f was seen. So x/|x| rises,
-    or the norm of a row of zeros. An f that does not move at all has no such piece.
+    or the norm of a row of zeros. An f that does not move at all has no such piece, nor one that is calm there.
     """
     moves = estimates.range > 2 * SIGMAS * question.roundoff
-    return np.asarray(moves & (off * question.ladder.rungs[-1] * question.unit[which] > estimates.range))
+    between = moves & (off * question.ladder.rungs[-1] * question.unit[which] > estimates.range)
+    open_ones = np.flatnonzero(between)
+    if len(open_ones):
+        smallest = estimates.range[open_ones] / off[open_ones] / 4
+        slopes = np.abs(estimates.jump) + estimates.jump_error + estimates.error
+        between[open_ones] = ~_calm(
+            question, which[open_ones], smallest, estimates.central[open_ones], slopes[open_ones]
+        )
+    return np.asarray(between)
+
+
+def _calm(question: Question, which: Indices, smallest: Floats, slope: Floats, give: Floats) -> Flags:
+    """Whether f goes on between 0 and the smallest step of the ladder as it does above.
+
+    Args:
+        question: what is tried.
+        which: shape (K,), the functions.
+        smallest: how close to look.
+        slope: what f is to follow, within its noise ...
+        give: ... and how far that slope may be off, on either side of 0.
+    """
+    with np.errstate(all="ignore"):
+        largest = question.ladder.rungs[-1] * question.unit[which]
+        steps = np.geomspace(largest, smallest, BETWEEN, axis=1)
+        steps = np.concatenate([steps, -steps], axis=1)
+        samples = question.sampler(np.repeat(which, steps.shape[1]), steps.ravel())
+        taken, values = samples.steps.reshape(steps.shape), samples.values.reshape(steps.shape)
+        bend = give[:, None] * np.abs(taken)
+        beside = np.abs(values - question.at_zero() - slope[:, None] * taken)
+        straight = beside <= ACCUSATION * SIGMAS * question.roundoff + bend
+    seen = taken != 0  # what θ's precision can tell from θ
+    return np.asarray((straight | ~seen).all(axis=1) & (np.sum(seen, axis=1) >= BETWEEN / 2))
 
 
 def _found_in_hiding(question: Question, which: Indices, off: Floats) -> Flags:
