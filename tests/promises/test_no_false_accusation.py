@@ -86,6 +86,63 @@ def test_a_loss_that_almost_vanishes_still_finds_what_is_wrong(seed: int) -> Non
     assert [row.name for row in report.mismatches] == ["0.weight"], str(report)
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("large", [1e7, 1e8, 1e9], ids="{:.0e}".format)
+def test_a_vanishing_loss_of_rounded_outputs_accuses_nobody(large: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    layer = nn.Linear(4, 3).double()
+    x = torch.randn(5, 4, dtype=torch.float64)
+    targets = layer(x).detach()
+    report = check_module(layer, lambda y: (((y + large) - large) - targets).square().mean(), x, progress=False)
+    assert report.passed, str(report)
+
+
+class Oscillating(nn.Module):
+    """sin(frequency · w), summed."""
+
+    def __init__(self, frequency: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(3, dtype=torch.float64))
+        self.frequency = frequency
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x * torch.sin(self.frequency * self.w)).sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("exponent", range(0, 15, 2))
+def test_an_oscillation_is_not_accused_however_fast(exponent: int, seed: int) -> None:
+    """Beyond 10⁹ it is noise to every step that is taken, and slopes of 10¹² are nowhere to be seen."""
+    torch.manual_seed(seed)
+    model = Oscillating(10.0**exponent)
+    report = check_module(model, lambda y: y, torch.ones(3, dtype=torch.float64), progress=False)
+    assert report.passed, str(report)
+    assert exponent > 8 or report["w"].status == "match"
+
+
+@pytest.mark.parametrize("size", [1e3, 1e8, 1e12, 1e20], ids="{:.0e}".format)
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
+def test_an_exploded_entry_is_found(activation: type[nn.Module], size: float) -> None:
+    """However steep: a smooth J has no room for such a slope between the smallest steps either."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), activation(), nn.Linear(16, 3)).double()
+    model[0].weight.register_hook(lambda g: torch.where(torch.arange(g.numel()).view_as(g) == 7, size, g))
+    batch = (torch.randn(12, 6, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64))
+    report = check_module(model, nn.MSELoss(), batch, progress=False)
+    assert [(row.name, row.mismatched) for row in report.mismatches] == [("0.weight", 1)], str(report)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_lost_entry_of_an_oscillating_loss_is_found(seed: int) -> None:
+    """Steps that are too large give many a slope, 0 among them."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 3)).double()
+    model[0].weight.register_hook(lambda g: g * (g.abs() < g.abs().max()))
+    x = torch.randn(12, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    report = check_module(model, lambda y: torch.sin(30 * y).sum(), x, progress=False)
+    assert [(row.name, row.mismatched) for row in report.mismatches] == [("0.weight", 1)], str(report)
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 @every_model
 def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -> None:

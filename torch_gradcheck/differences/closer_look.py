@@ -16,6 +16,9 @@ ACCUSATION = 3.0
 LOW_PRECISION = 1e-10
 """A machine epsilon above this is that of float32 or less."""
 
+BETTER = (4.0, 32.0)
+"""How many times better larger steps must agree with each other than with smaller ones: several, and a single one."""
+
 HIDING = 0.1
 """A piece of f this small against the size of its argument is not believed to have a slope of its own."""
 
@@ -83,11 +86,13 @@ def _supported(analytic: Floats, off: Floats, tableau: Tableau) -> Flags:
     """Whether some larger steps, which agree with each other much better than with `central`, give the gradient.
 
     So it is where a part of f is computed in a lower precision and is a staircase to small steps, however well these
-    agree with each other: what f's slope is depends on how closely one looks.
+    agree with each other: what f's slope is depends on how closely one looks. A single estimate may give it by chance
+    where f oscillates, unless it is a good one.
     """
     with np.errstate(invalid="ignore"):
         close = np.abs(tableau.values - analytic[:, None]) <= tableau.local
-        return np.asarray((close & (tableau.local <= off[:, None] / 4)).any(axis=(0, 2)))
+    fair, good = (close & (tableau.local <= off[:, None] / better) for better in BETTER)
+    return np.asarray((np.sum(fair, axis=(0, 2)) > 1) | np.any(good, axis=(0, 2)))
 
 
 def _between_steps(question: Question, which: Indices, estimates: Estimates, off: Floats) -> Flags:
