@@ -180,9 +180,12 @@ class TracedEngine:
     def _probes(self, parameter: int, count: int) -> tuple[Indices, Floats]:
         """Coordinates to compare, the first and the last among them, and how far to move each."""
         theta = _real_coordinates(self._theta(parameter))
-        random, last = Random(parameter), theta.numel() - 1
+        last = theta.numel() - 1
         more = count - 2 if theta.numel() > FEW else (count + 1) // 2 - 2
-        drawn = {0, last, *(random.randint(0, last) for _ in range(more))}
+        drawn = {0, last}
+        if more > 0:
+            random = Random(parameter)
+            drawn.update(random.randint(0, last) for _ in range(more))
         coordinates = np.array(sorted(drawn), dtype=np.int64)
         here = theta[torch.from_numpy(coordinates)].double().numpy()
         steps = torch.finfo(theta.dtype).eps ** (1 / 3) * np.maximum(1.0, np.abs(here))
