@@ -21,7 +21,7 @@ LADDER = """
     differences differences.sampling
     differences.noise differences.ladder differences.odds
     differences.looks differences.question
-    differences.step_size
+    differences.step_size differences.between_steps
     differences.closer_look
     differences.corners
     differences.trial

@@ -120,6 +120,37 @@ def test_an_oscillation_is_not_accused_however_fast(exponent: int, seed: int) ->
     assert exponent > 8 or report["w"].status == "match"
 
 
+STEEP: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "normalized": lambda w, width: w / (w.abs() + width),
+    "normalized at 0.3": lambda w, width: (w - 0.3) / ((w - 0.3).abs() + width),
+    "bump at 0.3": lambda w, width: torch.exp(-(((w - 0.3) / width + 0.7) ** 2)),
+    "wave": lambda w, width: w / width * torch.exp(-((w / width) ** 2)),
+    "root": lambda w, width: torch.sqrt(w.relu() + width),
+    "logarithm": lambda w, width: torch.log(w.abs() + width),
+    "tanh": lambda w, width: torch.tanh(w / width),
+}
+"""Functions of which a piece as narrow as `width` is steep: at 0 or 0.3, and next to it."""
+
+
+class AtItsSteepest(nn.Module):
+    """One of `STEEP` at places next to where it is steep, and something smooth of them."""
+
+    def __init__(self, function: str, width: float) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.0, 1e-20, 1e-13, -1e-16, 0.3, 1.0], dtype=torch.float64))
+        self.function, self.width = function, width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return STEEP[self.function](self.w, self.width).sum() + (x * self.w).sin().sum()
+
+
+@pytest.mark.parametrize("width", [1e-6, 1e-9, 1e-12, 1e-15, 1e-18, 1e-25], ids="{:.0e}".format)
+@pytest.mark.parametrize("function", STEEP)
+def test_a_steep_piece_that_falls_between_the_steps_is_not_accused(function: str, width: float) -> None:
+    report = check_module(AtItsSteepest(function, width), lambda y: y, torch.ones(6, dtype=torch.float64))
+    assert report.passed, str(report)
+
+
 @pytest.mark.parametrize("size", [1e3, 1e8, 1e12, 1e20], ids="{:.0e}".format)
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 def test_an_exploded_entry_is_found(activation: type[nn.Module], size: float) -> None:

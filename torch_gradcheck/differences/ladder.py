@@ -143,6 +143,18 @@ class Estimates:
         """Where the two one-sided slopes really differ: f is not differentiable at 0."""
         return np.asarray(np.abs(self.jump) > self.jump_error)
 
+    def only(self, positions: Indices) -> Estimates:
+        """Those at `positions`."""
+        return Estimates(
+            self.central[positions],
+            self.error[positions],
+            self.step[positions],
+            self.jump[positions],
+            self.jump_error[positions],
+            self.range[positions],
+            Tableau(*(values[:, positions] for values in self.tableau)),
+        )
+
     def replaced(self, positions: Indices, other: Estimates, others: Indices) -> Estimates:
         """These estimates, those at `positions` taken from the `others` of another ladder; the tableau stays."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from torch_gradcheck.differences.closer_look import ACCUSATION, look_closely
+from torch_gradcheck.differences.between_steps import ACCUSATION
+from torch_gradcheck.differences.closer_look import look_closely
 from torch_gradcheck.differences.corners import excuse_hidden_kinks, judge_undecided_next_door
 from torch_gradcheck.differences.ladder import Window
 from torch_gradcheck.differences.question import Answer, Outcome, Question

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_gradcheck.differences.closer_look import ACCUSATION
+from torch_gradcheck.differences.between_steps import ACCUSATION
 from torch_gradcheck.differences.ladder import Noise
 from torch_gradcheck.differences.question import Answer
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.analytic import AnalyticGradient
-from torch_gradcheck.differences.closer_look import ACCUSATION
+from torch_gradcheck.differences.between_steps import ACCUSATION
 from torch_gradcheck.differences.ladder import Window
 from torch_gradcheck.differences.odds import Proof
 from torch_gradcheck.differences.question import Answer, Outcome, rounding_of

@@ -1,0 +1,87 @@
+"""What f does between 0 and the smallest step of a ladder, where a gradient too steep to be seen could still hold."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torch_gradcheck.differences.ladder import SIGMAS, Estimates
+from torch_gradcheck.differences.question import Question
+from torch_gradcheck.differences.sampling import Flags, Floats, Indices
+
+ACCUSATION = 3.0
+"""How many error bars a gradient must be off to be accused."""
+
+DECADES = 10.0 ** -np.arange(6)
+"""Where to look, in multiples of the smallest step: as far down as an argument of the size of 1 has digits ..."""
+
+CLOSER = 6
+"""... and at how many steps from there on, for an argument near 0, which has more."""
+
+IN_HIDING = 2.0 ** -np.arange(8)
+"""Where to look for a slope that noise may hide, in multiples of the width over which it rises by the noise ..."""
+
+IN_A_ROW = 4
+"""... and how many must agree there one after the other: slopes of noise that is nothing else do so by chance once in
+ten thousand times."""
+
+
+def may_hold_between_steps(question: Question, which: Indices, unit: Floats, estimates: Estimates) -> Flags:
+    """Whether f does not go on below the ladder as it does on it, so that the gradient on trial may be right there.
+
+    So x/(|x| + 1e-15) rises, sqrt(x + 1e-20), or the norm of a row of zeros. Where f is seen to be straight there is
+    no room for another slope, however steep.
+
+    Args:
+        question: what is tried.
+        which: shape (K,), the functions whose gradients are off.
+        unit: shape (K,), what the steps of the ladder were multiples of.
+        estimates: what the ladder gave.
+    """
+    with np.errstate(all="ignore"):
+        off = np.abs(question.analytic[which] - estimates.central)
+        return _bends(question, which, unit, estimates, off) | _slopes_in_hiding(question, which, off)
+
+
+def _bends(question: Question, which: Indices, unit: Floats, estimates: Estimates, off: Floats) -> Flags:
+    """Whether f leaves the line that it is on the ladder on its way to 0; a corner at 0, curvature and noise apart."""
+    visible = ACCUSATION * SIGMAS * question.roundoff
+    largest = question.ladder.rungs[-1] * unit
+    bends = off * largest > visible  # a slope that is not so steep would not be seen there
+    steep = np.flatnonzero(bends)
+    if not len(steep):
+        return np.asarray(bends)
+    decades = largest[steep, None] * DECADES
+    closer = np.geomspace(decades[:, -1], np.minimum(visible / off[steep], decades[:, -1]), CLOSER, axis=1)
+    steps = np.concatenate([decades, -decades, closer, -closer], axis=1)
+    taken, values = _sampled(question, which[steep], steps)
+    beside = np.abs(values - question.at_zero() - estimates.central[steep, None] * taken)
+    corner = (np.abs(estimates.jump) + estimates.jump_error + estimates.error)[steep, None]
+    # What curvature moves f off the line by is a hundredth of it a decade further down.
+    first = np.maximum(beside[:, :1], beside[:, len(DECADES) : len(DECADES) + 1])
+    curved = first / largest[steep, None] / 2
+    is_below = np.abs(taken) < largest[steep, None] / 2
+    bends[steep] = np.any(is_below & (beside > visible + (corner + curved) * np.abs(taken)), axis=1)
+    return np.asarray(bends)
+
+
+def _slopes_in_hiding(question: Question, which: Indices, off: Floats) -> Flags:
+    """Whether f has the gradient on trial for its slope where it would rise by no more than the noise.
+
+    What looks like noise may be f itself, far below the smallest step: sin(10¹²·x). Its slopes there agree with the
+    gradient, one after the other, as those of noise do not.
+    """
+    analytic = question.analytic[which]
+    steps = (question.roundoff / off)[:, None] * IN_HIDING
+    taken, values = _sampled(question, which, np.concatenate([steps, -steps], axis=1))
+    half = len(IN_HIDING)
+    slopes = (values[:, :half] - values[:, half:]) / (taken[:, :half] - taken[:, half:])
+    # Where f is too coarse to move at all, a gradient near 0 is not what agrees.
+    agree = np.abs(slopes - analytic[:, None]) < np.minimum(off, np.abs(analytic))[:, None] / 4
+    in_a_row = np.lib.stride_tricks.sliding_window_view(agree, IN_A_ROW, axis=1)
+    return np.asarray(np.any(np.all(in_a_row, axis=2), axis=1))
+
+
+def _sampled(question: Question, which: Indices, steps: Floats) -> tuple[Floats, Floats]:
+    """The steps as θ's precision lets them be, and f there; all (K, S)."""
+    samples = question.sampler(np.repeat(which, steps.shape[1]), steps.ravel())
+    return samples.steps.reshape(steps.shape), samples.values.reshape(steps.shape)
