@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck import Report, check_module
+from torch_gradcheck import Report, check_closure, check_module
 from zoo.delicate import DELICATE, Delicate, Problem
 
 SEEDS = range(5)
@@ -161,6 +161,14 @@ def test_an_exploded_entry_is_found(activation: type[nn.Module], size: float) ->
     batch = (torch.randn(12, 6, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64))
     report = check_module(model, nn.MSELoss(), batch, progress=False)
     assert [(row.name, row.mismatched) for row in report.mismatches] == [("0.weight", 1)], str(report)
+
+
+@pytest.mark.parametrize("size", [1.0, 1e30, 1e300], ids="{:.0e}".format)
+def test_a_gradient_of_what_is_always_zero_is_found(size: float) -> None:
+    model = nn.Linear(2, 2).double()
+    given = {"weight": torch.full((2, 2), size, dtype=torch.float64), "bias": torch.zeros(2, dtype=torch.float64)}
+    report = check_closure(model, lambda: 0.0 * model(torch.zeros(1, 2).double()).sum() * 0.0, gradients=given)
+    assert [row.name for row in report.mismatches] == ["weight"], str(report)
 
 
 @pytest.mark.parametrize("seed", range(4))

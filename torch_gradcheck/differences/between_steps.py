@@ -51,7 +51,8 @@ def _bends(question: Question, which: Indices, unit: Floats, estimates: Estimate
     if not len(steep):
         return np.asarray(bends)
     decades = largest[steep, None] * DECADES
-    closer = np.geomspace(decades[:, -1], np.minimum(visible / off[steep], decades[:, -1]), CLOSER, axis=1)
+    smallest = np.clip(visible / off[steep], np.finfo(np.float64).tiny, decades[:, -1])
+    closer = np.geomspace(decades[:, -1], smallest, CLOSER, axis=1)
     steps = np.concatenate([decades, -decades, closer, -closer], axis=1)
     taken, values = _sampled(question, which[steep], steps)
     beside = np.abs(values - question.at_zero() - estimates.central[steep, None] * taken)
