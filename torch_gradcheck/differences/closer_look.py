@@ -87,5 +87,5 @@ def _hiding_place(question: Question, off: Floats) -> Floats:
 
     Its rise would be below the noise.
     """
-    with np.errstate(divide="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore"):
         return np.asarray(SIGMAS * question.roundoff / off)
