@@ -22,6 +22,7 @@ LADDER = """
     differences.noise differences.ladder differences.odds
     differences.looks differences.question
     differences.step_size differences.between_steps
+    differences.stairs
     differences.closer_look
     differences.corners
     differences.trial

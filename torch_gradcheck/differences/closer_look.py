@@ -6,16 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch_gradcheck.differences.between_steps import ACCUSATION, may_hold_between_steps
-from torch_gradcheck.differences.ladder import COARSE, FINE, SIGMAS, Estimates, Tableau
+from torch_gradcheck.differences.ladder import COARSE, FINE, SIGMAS, Estimates
 from torch_gradcheck.differences.question import Outcome, Question
-from torch_gradcheck.differences.sampling import Flags, Floats, Indices
+from torch_gradcheck.differences.sampling import Floats, Indices
+from torch_gradcheck.differences.stairs import stands_on_a_stair
 from torch_gradcheck.differences.step_size import probes_of
 
 LOW_PRECISION = 1e-10
 """A machine epsilon above this is that of float32 or less."""
-
-BETTER = (4.0, 32.0)
-"""How many times better larger steps must agree with each other than with smaller ones: several, and a single one."""
 
 HIDING = 0.1
 """A piece of f this small against the size of its argument is not believed to have a slope of its own."""
@@ -35,8 +33,10 @@ def look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Esti
         estimates = estimates.replaced(open_ones[agree], finer, np.flatnonzero(agree))
     accused = np.flatnonzero(outcome == Outcome.MISMATCH)
     if len(accused):
-        steep = may_hold_between_steps(question, which[accused], unit[accused], estimates.only(accused))
-        outcome[accused[steep]] = Outcome.UNDECIDED
+        seen = estimates.only(accused)
+        excused = may_hold_between_steps(question, which[accused], unit[accused], seen)
+        excused |= stands_on_a_stair(question, which[accused], unit[accused], seen)
+        outcome[accused[excused]] = Outcome.UNDECIDED
     return estimates, outcome
 
 
@@ -52,7 +52,6 @@ def _outcomes(question: Question, which: Indices, estimates: Estimates) -> NDArr
     wrong = outside & ~question.agrees(which, central, bar, margin=ACCUSATION)
     wrong &= _hiding_place(question, off) <= HIDING * question.scale[which]
     wrong &= estimates.step * question.unit[which] <= question.scale[which]  # f was seen from closer than its own size
-    wrong &= ~_supported(analytic, off, estimates.tableau)
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
     return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
 
@@ -67,19 +66,6 @@ def _not_lucky(question: Question, error: Floats) -> Floats:
     probes = probes_of(question.analytic)
     usual = question.climb(probes, question.unit[probes], question.ladder).error
     return np.maximum(error, float(np.median(usual)))
-
-
-def _supported(analytic: Floats, off: Floats, tableau: Tableau) -> Flags:
-    """Whether some larger steps, which agree with each other much better than with `central`, give the gradient.
-
-    So it is where a part of f is computed in a lower precision and is a staircase to small steps, however well these
-    agree with each other: what f's slope is depends on how closely one looks. A single estimate may give it by chance
-    where f oscillates, unless it is a good one.
-    """
-    with np.errstate(invalid="ignore"):
-        close = np.abs(tableau.values - analytic[:, None]) <= tableau.local
-    fair, good = (close & (tableau.local <= off[:, None] / better) for better in BETTER)
-    return np.asarray((np.sum(fair, axis=(0, 2)) > 1) | np.any(good, axis=(0, 2)))
 
 
 def _hiding_place(question: Question, off: Floats) -> Floats:

@@ -1,0 +1,69 @@
+"""Whether f is a staircase: then small steps do not leave the stair that they stand on, and say nothing of its slope.
+
+So it is where a part of f is computed in a lower precision. However well the small steps agree with each other, what
+f's slope is depends on how closely one looks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torch_gradcheck.differences.between_steps import ACCUSATION
+from torch_gradcheck.differences.ladder import SIGMAS, Estimates
+from torch_gradcheck.differences.question import Question
+from torch_gradcheck.differences.sampling import Flags, Floats, Indices
+
+BETTER = 4.0
+"""How many times better larger steps must agree with each other than with smaller ones to support a gradient."""
+
+HALVINGS = 40
+"""How closely an edge is looked at: 2⁻⁴⁰ of where it lies is a few digits of the argument."""
+
+LAST = 8
+"""Over how many of these an edge must not become lower; a slope would, 256 times."""
+
+
+def stands_on_a_stair(question: Question, which: Indices, unit: Floats, estimates: Estimates) -> Flags:
+    """Whether larger steps give the gradient on trial, and f has an edge between these and the smaller ones.
+
+    Args:
+        question: what is tried.
+        which: shape (K,), the functions whose gradients are off.
+        unit: shape (K,), what the steps of the ladder were multiples of.
+        estimates: what the ladder gave.
+    """
+    with np.errstate(all="ignore"):
+        reach = _supporting_step(question, which, estimates) * unit
+        result = np.isfinite(reach)
+        supported = np.flatnonzero(result)
+        if len(supported):
+            result[supported] = _has_an_edge(question, which[supported], reach[supported], estimates.central[supported])
+    return np.asarray(result)
+
+
+def _supporting_step(question: Question, which: Indices, estimates: Estimates) -> Floats:
+    """The smallest step, in units, with an estimate that is the gradient on trial by its own standards; NaN without."""
+    tableau, analytic = estimates.tableau, question.analytic[which]
+    off = np.abs(analytic - estimates.central)
+    close = np.abs(tableau.values - analytic[:, None]) <= tableau.local
+    rungs = np.any(close & (tableau.local <= off[:, None] / BETTER), axis=0)
+    steps = np.where(rungs, question.ladder.rungs[: rungs.shape[1]], np.nan)
+    return np.asarray(np.fmin.reduce(steps, axis=1))
+
+
+def _has_an_edge(question: Question, which: Indices, reach: Floats, slope: Floats) -> Flags:
+    """Whether f jumps within `reach` of 0: halving the interval where it rises most besides `slope` does not end it."""
+    left, right = -reach, reach
+    at_left, at_right = (question.sampler(which, end).values for end in (left, right))
+    heights = []
+    for _ in range(HALVINGS):
+        samples = question.sampler(which, (left + right) / 2)
+        middle, at_middle = samples.steps, samples.values
+        before = np.abs(at_middle - at_left - slope * (middle - left))
+        after = np.abs(at_right - at_middle - slope * (right - middle))
+        first = before > after
+        left, at_left = np.where(first, left, middle), np.where(first, at_left, at_middle)
+        right, at_right = np.where(first, middle, right), np.where(first, at_middle, at_right)
+        heights.append(np.maximum(before, after))
+    visible = ACCUSATION * SIGMAS * question.roundoff
+    return np.asarray((heights[-1] > visible) & (heights[-1] > heights[-1 - LAST] / 2))
