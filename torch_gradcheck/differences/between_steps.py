@@ -17,6 +17,9 @@ DECADES = 10.0 ** -np.arange(6)
 CLOSER = 6
 """... and at how many steps from there on, for an argument near 0, which has more."""
 
+STRAIGHT = 0.05
+"""How much the slope may change there: for all but noise and curvature f is a straight line between such steps."""
+
 IN_HIDING = 2.0 ** -np.arange(8)
 """Where to look for a slope that noise may hide, in multiples of the width over which it rises by the noise ..."""
 
@@ -39,14 +42,14 @@ def may_hold_between_steps(question: Question, which: Indices, unit: Floats, est
     """
     with np.errstate(all="ignore"):
         off = np.abs(question.analytic[which] - estimates.central)
-        return _bends(question, which, unit, estimates, off) | _slopes_in_hiding(question, which, off)
+        return _bends(question, which, unit, off) | _slopes_in_hiding(question, which, off)
 
 
-def _bends(question: Question, which: Indices, unit: Floats, estimates: Estimates, off: Floats) -> Flags:
-    """Whether f leaves the line that it is on the ladder on its way to 0; a corner at 0, curvature and noise apart."""
+def _bends(question: Question, which: Indices, unit: Floats, off: Floats) -> Flags:
+    """Whether f, on its way from the smallest step of the ladder to 0, leaves the straight line, on either side."""
     visible = ACCUSATION * SIGMAS * question.roundoff
     largest = question.ladder.rungs[-1] * unit
-    bends = off * largest > visible  # a slope that is not so steep would not be seen there
+    bends = off * largest > visible  # else the slope is not so steep that it would be seen there
     steep = np.flatnonzero(bends)
     if not len(steep):
         return np.asarray(bends)
@@ -55,13 +58,12 @@ def _bends(question: Question, which: Indices, unit: Floats, estimates: Estimate
     closer = np.geomspace(decades[:, -1], smallest, CLOSER, axis=1)
     steps = np.concatenate([decades, -decades, closer, -closer], axis=1)
     taken, values = _sampled(question, which[steep], steps)
-    beside = np.abs(values - question.at_zero() - estimates.central[steep, None] * taken)
-    corner = (np.abs(estimates.jump) + estimates.jump_error + estimates.error)[steep, None]
-    # What curvature moves f off the line by is a hundredth of it a decade further down.
-    first = np.maximum(beside[:, :1], beside[:, len(DECADES) : len(DECADES) + 1])
-    curved = first / largest[steep, None] / 2
-    is_below = np.abs(taken) < largest[steep, None] / 2
-    bends[steep] = np.any(is_below & (beside > visible + (corner + curved) * np.abs(taken)), axis=1)
+    risen = values - question.at_zero()
+    ends = [0, len(DECADES)]
+    right, left = (risen[:, ends] / taken[:, ends]).T
+    line = np.where(taken > 0, right[:, None], left[:, None]) * taken
+    allowed = STRAIGHT * np.maximum(np.abs(right), np.abs(left))[:, None] * np.abs(taken)
+    bends[steep] = np.any(np.abs(risen - line) > 2 * visible + allowed, axis=1)
     return np.asarray(bends)
 
 

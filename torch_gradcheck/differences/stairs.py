@@ -14,7 +14,7 @@ from torch_gradcheck.differences.question import Question
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
 
 BETTER = 4.0
-"""How many times better larger steps must agree with each other than with smaller ones to support a gradient."""
+"""How many times better larger steps must agree with a gradient, and with each other, than with smaller ones."""
 
 HALVINGS = 40
 """How closely an edge is looked at: 2⁻⁴⁰ of where it lies is a few digits of the argument."""
@@ -42,11 +42,11 @@ def stands_on_a_stair(question: Question, which: Indices, unit: Floats, estimate
 
 
 def _supporting_step(question: Question, which: Indices, estimates: Estimates) -> Floats:
-    """The smallest step, in units, with an estimate that is the gradient on trial by its own standards; NaN without."""
+    """The smallest step, in units, with an estimate that is next to the gradient on trial; NaN without."""
     tableau, analytic = estimates.tableau, question.analytic[which]
     off = np.abs(analytic - estimates.central)
-    close = np.abs(tableau.values - analytic[:, None]) <= tableau.local
-    rungs = np.any(close & (tableau.local <= off[:, None] / BETTER), axis=0)
+    near = np.maximum(np.abs(tableau.values - analytic[:, None]), tableau.local) <= off[:, None] / BETTER
+    rungs = np.any(near, axis=0)
     steps = np.where(rungs, question.ladder.rungs[: rungs.shape[1]], np.nan)
     return np.asarray(np.fmin.reduce(steps, axis=1))
 
