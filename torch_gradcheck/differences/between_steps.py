@@ -11,14 +11,14 @@ from torch_gradcheck.differences.sampling import Flags, Floats, Indices
 ACCUSATION = 3.0
 """How many error bars a gradient must be off to be accused."""
 
-DECADES = 10.0 ** -np.arange(6)
-"""Where to look, in multiples of the smallest step: as far down as an argument of the size of 1 has digits ..."""
-
-CLOSER = 6
-"""... and at how many steps from there on, for an argument near 0, which has more."""
+LEVELS = 12
+"""At how many steps, one a decade, to look below the smallest one, at most."""
 
 STRAIGHT = 0.05
 """How much the slope may change there: for all but noise and curvature f is a straight line between such steps."""
+
+ROUNDING = 16.0
+"""Noise of no more machine epsilons of f than this is its rounding, which hides nothing that could be seen."""
 
 IN_HIDING = 2.0 ** -np.arange(8)
 """Where to look for a slope that noise may hide, in multiples of the width over which it rises by the noise ..."""
@@ -53,13 +53,12 @@ def _bends(question: Question, which: Indices, unit: Floats, off: Floats) -> Fla
     steep = np.flatnonzero(bends)
     if not len(steep):
         return np.asarray(bends)
-    decades = largest[steep, None] * DECADES
-    smallest = np.clip(visible / off[steep], np.finfo(np.float64).tiny, decades[:, -1])
-    closer = np.geomspace(decades[:, -1], smallest, CLOSER, axis=1)
-    steps = np.concatenate([decades, -decades, closer, -closer], axis=1)
-    taken, values = _sampled(question, which[steep], steps)
+    smallest = np.clip(visible / off[steep], np.finfo(np.float64).tiny, largest[steep])
+    levels = int(np.ceil(np.log10(np.max(largest[steep] / smallest)))) + 1
+    steps = np.geomspace(largest[steep], smallest, min(levels, LEVELS), axis=1)
+    taken, values = _sampled(question, which[steep], np.concatenate([steps, -steps], axis=1))
     risen = values - question.at_zero()
-    ends = [0, len(DECADES)]
+    ends = [0, steps.shape[1]]
     right, left = (risen[:, ends] / taken[:, ends]).T
     line = np.where(taken > 0, right[:, None], left[:, None]) * taken
     allowed = STRAIGHT * np.maximum(np.abs(right), np.abs(left))[:, None] * np.abs(taken)
@@ -73,6 +72,8 @@ def _slopes_in_hiding(question: Question, which: Indices, off: Floats) -> Flags:
     What looks like noise may be f itself, far below the smallest step: sin(10¹²·x). Its slopes there agree with the
     gradient, one after the other, as those of noise do not.
     """
+    if question.roundoff <= ROUNDING * question.noise.epsilon * abs(question.noise.at_zero):
+        return np.zeros(len(which), dtype=bool)
     analytic = question.analytic[which]
     steps = (question.roundoff / off)[:, None] * IN_HIDING
     taken, values = _sampled(question, which, np.concatenate([steps, -steps], axis=1))
