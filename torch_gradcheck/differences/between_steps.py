@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from torch_gradcheck.differences.ladder import SIGMAS, Estimates
 from torch_gradcheck.differences.question import Question
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
-
-ACCUSATION = 3.0
-"""How many error bars a gradient must be off to be accused."""
 
 LEVELS = 12
 """At how many steps, one a decade, to look below the smallest one, at most."""
@@ -28,7 +24,7 @@ IN_A_ROW = 4
 ten thousand times."""
 
 
-def may_hold_between_steps(question: Question, which: Indices, unit: Floats, estimates: Estimates) -> Flags:
+def may_hold_between_steps(question: Question, which: Indices, unit: Floats, off: Floats) -> Flags:
     """Whether f does not go on below the ladder as it does on it, so that the gradient on trial may be right there.
 
     So x/(|x| + 1e-15) rises, sqrt(x + 1e-20), or the norm of a row of zeros. Where f is seen to be straight there is
@@ -38,16 +34,15 @@ def may_hold_between_steps(question: Question, which: Indices, unit: Floats, est
         question: what is tried.
         which: shape (K,), the functions whose gradients are off.
         unit: shape (K,), what the steps of the ladder were multiples of.
-        estimates: what the ladder gave.
+        off: shape (K,), how far they are off the derivatives that the ladder gave.
     """
     with np.errstate(all="ignore"):
-        off = np.abs(question.analytic[which] - estimates.central)
         return _bends(question, which, unit, off) | _slopes_in_hiding(question, which, off)
 
 
 def _bends(question: Question, which: Indices, unit: Floats, off: Floats) -> Flags:
     """Whether f, on its way from the smallest step of the ladder to 0, leaves the straight line, on either side."""
-    visible = ACCUSATION * SIGMAS * question.roundoff
+    visible = question.visible
     largest = question.ladder.rungs[-1] * unit
     bends = off * largest > visible  # else the slope is not so steep that it would be seen there
     steep = np.flatnonzero(bends)

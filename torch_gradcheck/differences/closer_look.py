@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.differences.between_steps import ACCUSATION, may_hold_between_steps
-from torch_gradcheck.differences.ladder import COARSE, FINE, SIGMAS, Estimates
-from torch_gradcheck.differences.question import Outcome, Question
+from torch_gradcheck.differences.between_steps import may_hold_between_steps
+from torch_gradcheck.differences.ladder import COARSE, FINE, SIGMAS, Estimates, Tableau
+from torch_gradcheck.differences.question import ACCUSATION, Outcome, Question
 from torch_gradcheck.differences.sampling import Floats, Indices
 from torch_gradcheck.differences.stairs import stands_on_a_stair
 from torch_gradcheck.differences.step_size import probes_of
@@ -33,9 +33,10 @@ def look_closely(question: Question, which: Indices, unit: Floats) -> tuple[Esti
         estimates = estimates.replaced(open_ones[agree], finer, np.flatnonzero(agree))
     accused = np.flatnonzero(outcome == Outcome.MISMATCH)
     if len(accused):
-        seen = estimates.only(accused)
-        excused = may_hold_between_steps(question, which[accused], unit[accused], seen)
-        excused |= stands_on_a_stair(question, which[accused], unit[accused], seen)
+        functions, units, central = which[accused], unit[accused], estimates.central[accused]
+        tableau = Tableau(*(column[:, accused] for column in estimates.tableau))
+        excused = may_hold_between_steps(question, functions, units, np.abs(question.analytic[functions] - central))
+        excused |= stands_on_a_stair(question, functions, units, central, tableau)
         outcome[accused[excused]] = Outcome.UNDECIDED
     return estimates, outcome
 

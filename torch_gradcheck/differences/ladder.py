@@ -116,7 +116,6 @@ class Estimates:
         step: the relative step of the smallest rung it was made of.
         jump: right slope minus left slope; not 0 at a kink.
         jump_error: its error bar.
-        range: the distance between the largest and the smallest value that was seen of f.
         tableau: every two-sided estimate.
     """
 
@@ -125,7 +124,6 @@ class Estimates:
     step: Floats
     jump: Floats
     jump_error: Floats
-    range: Floats
     tableau: Tableau
 
     @property
@@ -143,18 +141,6 @@ class Estimates:
         """Where the two one-sided slopes really differ: f is not differentiable at 0."""
         return np.asarray(np.abs(self.jump) > self.jump_error)
 
-    def only(self, positions: Indices) -> Estimates:
-        """Those at `positions`."""
-        return Estimates(
-            self.central[positions],
-            self.error[positions],
-            self.step[positions],
-            self.jump[positions],
-            self.jump_error[positions],
-            self.range[positions],
-            Tableau(*(values[:, positions] for values in self.tableau)),
-        )
-
     def replaced(self, positions: Indices, other: Estimates, others: Indices) -> Estimates:
         """These estimates, those at `positions` taken from the `others` of another ladder; the tableau stays."""
 
@@ -169,7 +155,6 @@ class Estimates:
             mixed(self.step, other.step),
             mixed(self.jump, other.jump),
             mixed(self.jump_error, other.jump_error),
-            mixed(self.range, other.range),
             self.tableau,
         )
 
@@ -194,7 +179,7 @@ def climb(sampler: Sampler, which: Indices, unit: Floats, noise: Noise, ladder: 
         central = extrapolated(slopes.central, slopes.central_noise, CENTRAL_POWERS, ladder.ratio)
         jump, jump_error, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS, ladder.ratio))
         value, error, rung = _best(central)
-    return Estimates(value, error, ladder.rungs[rung], jump, jump_error, slopes.range, central)
+    return Estimates(value, error, ladder.rungs[rung], jump, jump_error, central)
 
 
 def through_window(
@@ -226,13 +211,12 @@ def window_for(tableau: Tableau, needed: float) -> tuple[Window, float]:
 
 
 class _Slopes(NamedTuple):
-    """Difference quotients at every rung and their noise, each (K, S), and the range of f, (K,)."""
+    """Difference quotients at every rung and their noise, each (K, S)."""
 
     central: Floats
     jump: Floats
     central_noise: Floats
     jump_noise: Floats
-    range: Floats
 
 
 def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floats, noise: Noise) -> _Slopes:
@@ -247,8 +231,6 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
         (plus - noise.at_zero) / t_plus - (minus - noise.at_zero) / t_minus,
         noise.of_slope(width, plus, minus, steps=relative_steps),
         noise.of_slope(width / 4, plus, minus, steps=relative_steps),
-        np.fmax(plus, minus).max(axis=1, initial=noise.at_zero)
-        - np.fmin(plus, minus).min(axis=1, initial=noise.at_zero),
     )
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.differences.ladder import COARSE, Estimates, Ladder, Noise, Window, climb, through_window
+from torch_gradcheck.differences.ladder import COARSE, SIGMAS, Estimates, Ladder, Noise, Window, climb, through_window
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices, Sampler
 
 ANALYTIC_ROUNDING = 64.0
@@ -17,6 +17,9 @@ ANALYTIC_ROUNDING = 64.0
 
 COMPUTED_IN = float(np.finfo(np.float32).eps)
 """... those of float32 at most: a gradient in a lower precision has been rounded to it in the end, entry by entry."""
+
+ACCUSATION = 3.0
+"""How many error bars a gradient must be off to be accused."""
 
 NearbySampler = Callable[[int, float], Sampler]
 """(k, scale) to a sampler of f around the k-th random point at that relative distance from θ."""
@@ -110,6 +113,11 @@ class Question:
     def roundoff(self) -> float:
         """One standard deviation of the noise of a value of f."""
         return max(self.noise.sigma, self.noise.epsilon / 2 * abs(self.noise.at_zero))
+
+    @property
+    def visible(self) -> float:
+        """How far f must move for it to be no noise."""
+        return ACCUSATION * SIGMAS * self.roundoff
 
     @cached_property
     def rounding(self) -> Floats:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torch_gradcheck.differences.between_steps import ACCUSATION
-from torch_gradcheck.differences.ladder import SIGMAS, Estimates
+from torch_gradcheck.differences.ladder import Tableau
 from torch_gradcheck.differences.question import Question
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
 
@@ -23,28 +22,29 @@ LAST = 8
 """Over how many of these an edge must not become lower; a slope would, 256 times."""
 
 
-def stands_on_a_stair(question: Question, which: Indices, unit: Floats, estimates: Estimates) -> Flags:
+def stands_on_a_stair(question: Question, which: Indices, unit: Floats, central: Floats, tableau: Tableau) -> Flags:
     """Whether larger steps give the gradient on trial, and f has an edge between these and the smaller ones.
 
     Args:
         question: what is tried.
-        which: shape (K,), the functions whose gradients are off.
+        which: shape (K,), the functions.
         unit: shape (K,), what the steps of the ladder were multiples of.
-        estimates: what the ladder gave.
+        central: shape (K,), the derivatives that the ladder gave, off which the gradients are.
+        tableau: every estimate of these, from every rung.
     """
     with np.errstate(all="ignore"):
-        reach = _supporting_step(question, which, estimates) * unit
+        reach = _supporting_step(question, which, central, tableau) * unit
         result = np.isfinite(reach)
         supported = np.flatnonzero(result)
         if len(supported):
-            result[supported] = _has_an_edge(question, which[supported], reach[supported], estimates.central[supported])
+            result[supported] = _has_an_edge(question, which[supported], reach[supported], central[supported])
     return np.asarray(result)
 
 
-def _supporting_step(question: Question, which: Indices, estimates: Estimates) -> Floats:
+def _supporting_step(question: Question, which: Indices, central: Floats, tableau: Tableau) -> Floats:
     """The smallest step, in units, with an estimate that is next to the gradient on trial; NaN without."""
-    tableau, analytic = estimates.tableau, question.analytic[which]
-    off = np.abs(analytic - estimates.central)
+    analytic = question.analytic[which]
+    off = np.abs(analytic - central)
     near = np.maximum(np.abs(tableau.values - analytic[:, None]), tableau.local) <= off[:, None] / BETTER
     rungs = np.any(near, axis=0)
     steps = np.where(rungs, question.ladder.rungs[: rungs.shape[1]], np.nan)
@@ -65,5 +65,4 @@ def _has_an_edge(question: Question, which: Indices, reach: Floats, slope: Float
         left, at_left = np.where(first, left, middle), np.where(first, at_left, at_middle)
         right, at_right = np.where(first, middle, right), np.where(first, at_middle, at_right)
         heights.append(np.maximum(before, after))
-    visible = ACCUSATION * SIGMAS * question.roundoff
-    return np.asarray((heights[-1] > visible) & (heights[-1] > heights[-1 - LAST] / 2))
+    return np.asarray((heights[-1] > question.visible) & (heights[-1] > heights[-1 - LAST] / 2))

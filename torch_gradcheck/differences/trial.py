@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from torch_gradcheck.differences.between_steps import ACCUSATION
 from torch_gradcheck.differences.closer_look import look_closely
 from torch_gradcheck.differences.corners import excuse_hidden_kinks, judge_undecided_next_door
 from torch_gradcheck.differences.ladder import Window
-from torch_gradcheck.differences.question import Answer, Outcome, Question
+from torch_gradcheck.differences.question import ACCUSATION, Answer, Outcome, Question
 from torch_gradcheck.differences.sampling import Indices
 from torch_gradcheck.differences.step_size import NONE_YET, chosen_window, first_step
 

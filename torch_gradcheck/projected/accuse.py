@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_gradcheck.differences.between_steps import ACCUSATION
 from torch_gradcheck.differences.ladder import Noise
-from torch_gradcheck.differences.question import Answer
+from torch_gradcheck.differences.question import ACCUSATION, Answer
 from torch_gradcheck.differences.sampling import Floats, Indices, Sampler, Samples
 from torch_gradcheck.differences.trial import judge_each
 from torch_gradcheck.projected.certify import Certificate

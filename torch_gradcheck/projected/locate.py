@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from torch_gradcheck.differences.between_steps import ACCUSATION
 from torch_gradcheck.differences.ladder import Noise, Window, through_window
+from torch_gradcheck.differences.question import ACCUSATION
 from torch_gradcheck.differences.sampling import Floats
 from torch_gradcheck.differences.trial import judge_each
 from torch_gradcheck.projected.directions import Direction, Directions, Motion, slope

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from torch_gradcheck.analytic import AnalyticGradient
-from torch_gradcheck.differences.between_steps import ACCUSATION
 from torch_gradcheck.differences.ladder import Window
 from torch_gradcheck.differences.odds import Proof
-from torch_gradcheck.differences.question import Answer, Outcome, rounding_of
+from torch_gradcheck.differences.question import ACCUSATION, Answer, Outcome, rounding_of
 from torch_gradcheck.differences.sampling import Flags, Floats, Indices
 from torch_gradcheck.differences.trial import try_gradient
 from torch_gradcheck.numerical import Numerical, Tried
