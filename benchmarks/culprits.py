@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from environment import environment
 from torch_gradcheck import check, check_module
-from torch_gradcheck.findings import findings_of
+from torch_gradcheck.diagnosis.findings import findings_of
 
 RESULTS = Path(__file__).parent / "results" / "culprits.json"
 WIDTH = 4

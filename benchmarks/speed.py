@@ -36,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from environment import environment
 from textbook import textbook_gradient
 from torch_gradcheck import check_module
-from torch_gradcheck.engines.traced import TracedEngine
+from torch_gradcheck.engines.traced.engine import TracedEngine
 
 RESULTS = Path(__file__).parent / "results" / "speed.json"
 WIDTH = 150

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
         NonFiniteLossError,
         NonScalarLossError,
     )
-    from torch_gradcheck.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
-    from torch_gradcheck.report import Report
-    from torch_gradcheck.training.monitor import GradientMonitor
+    from torch_gradcheck.monitoring.monitor import GradientMonitor
+    from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
+    from torch_gradcheck.reporting.report import Report
 
 __all__ = [
     "Coordinate",
@@ -54,14 +54,14 @@ _HOMES = {
     "NonDeterministicLossError": "errors",
     "NonFiniteLossError": "errors",
     "NonScalarLossError": "errors",
-    "Coordinate": "facts",
-    "Diagnosis": "facts",
-    "DiagnosisKind": "facts",
-    "ParameterReport": "facts",
-    "Status": "facts",
-    "Verdict": "facts",
-    "GradientMonitor": "training.monitor",
-    "Report": "report",
+    "Coordinate": "reporting.facts",
+    "Diagnosis": "reporting.facts",
+    "DiagnosisKind": "reporting.facts",
+    "ParameterReport": "reporting.facts",
+    "Status": "reporting.facts",
+    "Verdict": "reporting.facts",
+    "GradientMonitor": "monitoring.monitor",
+    "Report": "reporting.report",
 }
 
 

@@ -10,26 +10,26 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from torch_gradcheck.analytic import autograd_gradients, given_gradients
-from torch_gradcheck.batch import batch_loss
-from torch_gradcheck.borrowing.borrow import Loan
 from torch_gradcheck.borrowing.captures import captures_of
-from torch_gradcheck.compare import frozen_row, over_theta
-from torch_gradcheck.compare_projected import tried_row
-from torch_gradcheck.facts import ParameterReport
-from torch_gradcheck.findings import findings_of
-from torch_gradcheck.implicit_draws import excused
-from torch_gradcheck.notes import notes_of
-from torch_gradcheck.numerical import Numerical, Tried
-from torch_gradcheck.progress import progress_bar
-from torch_gradcheck.reference import tried_by_method
-from torch_gradcheck.report import Report
-from torch_gradcheck.reporting import reported
+from torch_gradcheck.borrowing.loan import Loan
+from torch_gradcheck.diagnosis.findings import findings_of
+from torch_gradcheck.gradients.by_autograd import autograd_gradients
+from torch_gradcheck.gradients.by_hand import given_gradients
+from torch_gradcheck.methods.choice import run_method
+from torch_gradcheck.methods.problem import Numerical
+from torch_gradcheck.methods.projected.rows import tried_row
+from torch_gradcheck.methods.summary import notes_of, reported
+from torch_gradcheck.objective.loss import Computation, batch_loss
+from torch_gradcheck.objective.preflight import check_unchanged, preflighted
+from torch_gradcheck.objective.theta import ThetaEntry, theta_of
+from torch_gradcheck.reporting.facts import ParameterReport
+from torch_gradcheck.reporting.progress import progress_bar
+from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, request
-from torch_gradcheck.settle import check_unchanged, settled_objective
-from torch_gradcheck.theta import ThetaEntry, theta_of
-from torch_gradcheck.training.step_check import Examination, check_left_in_grad
-from torch_gradcheck.training.training_step import Computation, TrainingStep
+from torch_gradcheck.training_step.check import Examination, check_left_in_grad
+from torch_gradcheck.training_step.step import TrainingStep
+from torch_gradcheck.verdicts.rows import excused, frozen_row, over_theta
+from torch_gradcheck.verdicts.trial import ParameterTrial
 
 Patterns = str | Sequence[str] | None
 
@@ -166,11 +166,11 @@ def check_backward(
         given_gradients(given, theta)  # raises before anything is lent
     with Loan(model, functions, asked.mode, asked.dtype, asked.seed) as borrowed:
         theta = theta_of(model, asked.include, asked.exclude)  # a model's own train() and eval() may freeze and thaw
-        objective = settled_objective(model, computation(asked.dtype), borrowed, asked.dtype)
+        objective = preflighted(model, computation(asked.dtype), borrowed, asked.dtype)
         gradients = autograd_gradients(objective, theta) if given is None else given_gradients(given, theta)
         numerical = Numerical(objective, theta, asked, threads)
         with progress_bar(asked.progress) as bar:
-            chosen, trials = tried_by_method(objective, theta, asked, numerical, gradients, bar)
+            chosen, trials = run_method(objective, theta, asked, numerical, gradients, bar)
         check_unchanged(objective)
         rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
         rows = excused(rows, objective, theta)
@@ -191,5 +191,5 @@ def check_backward(
     return report, Examination(objective.loss, gradients, chosen, trials)
 
 
-def _row(entry: ThetaEntry, tried: Tried | None, asked: Request) -> ParameterReport:
+def _row(entry: ThetaEntry, tried: ParameterTrial | None, asked: Request) -> ParameterReport:
     return frozen_row(entry) if tried is None else tried_row(entry, tried, asked.tolerance)

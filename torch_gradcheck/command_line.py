@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import importlib.util
 import inspect
 import os
@@ -18,15 +17,16 @@ import torch
 
 from torch_gradcheck.check import check_module
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
-from torch_gradcheck.render.html import page
-from torch_gradcheck.report import Report
+from torch_gradcheck.reporting.render.html import page
+from torch_gradcheck.reporting.report import Report
+from torch_gradcheck.reporting.words import close_names
 from torch_gradcheck.request import DTYPES, MAX_SEED, METHODS, MODES
-from torch_gradcheck.theta import close_names
 from torch_gradcheck.version import __version__
 
 PASSED, MISMATCH, COULD_NOT_CHECK = 0, 1, 2
 
 DESCRIPTION = "Checks the gradients of a PyTorch model against float64 centered differences."
+
 EPILOG = "Exit status: 0 no gradient is wrong, 1 at least one is, 2 it could not be checked."
 
 

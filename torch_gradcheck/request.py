@@ -13,11 +13,15 @@ import torch
 from torch_gradcheck.errors import InvalidRequestError
 
 Mode = Literal["eval", "train", "keep"]
+
 Gradients = Mapping[str, Any] | Literal["grad"] | None
 
 MODES = ("eval", "train", "keep")
+
 METHODS = ("auto", "exact", "projected")
+
 DTYPES = (torch.float64, torch.float32)
+
 MAX_SEED = 2**63 - 1
 
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torch_gradcheck.differences.ladder import Noise
-from torch_gradcheck.differences.noise import POINTS, measured_noise
-from torch_gradcheck.differences.question import Question
-from torch_gradcheck.differences.sampling import Floats, Indices, Samples
+from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise
+from torch_gradcheck.differences.sampling import Samples
+from torch_gradcheck.verdicts.entry_check import EntryCheck
 
 EPSILON = float(np.finfo(np.float64).eps)
 
@@ -109,9 +109,9 @@ class Family:
             sigma = float(np.min(changes[changes > 0], initial=np.inf)) if changes.any() else 0.0
         return Noise(self.J(self.x), sigma, self.epsilon)
 
-    def question(self, analytic: Floats, *, tolerance: float = 1e-5, eps: float | None = None) -> Question:
+    def question(self, analytic: Floats, *, tolerance: float = 1e-5, eps: float | None = None) -> EntryCheck:
         at_zero = self.J(self.x)
-        return Question(
+        return EntryCheck(
             sampler=self.sampler,
             at_zero=lambda: at_zero,
             second=self.sampler,

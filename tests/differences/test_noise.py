@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from torch_gradcheck.arrays import Floats
 from torch_gradcheck.differences.noise import POINTS, measured_noise
-from torch_gradcheck.differences.sampling import Floats
 
 T = np.arange(1, POINTS + 1) / POINTS
 

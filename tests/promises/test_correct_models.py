@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.zoo.modules import ABSTRACT, CASES, Case, parametric_classes
 from torch_gradcheck import check_module
-from zoo.modules import ABSTRACT, CASES, Case, parametric_classes
 
 
 @pytest.mark.parametrize("mode", ["eval", "train"])

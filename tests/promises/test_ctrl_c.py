@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _pop_mode
 
+from tests.zoo.interruptions import CtrlC, exception_of, interrupted_at, sites_of
+from tests.zoo.losses import probe
+from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import Report, check_module
-from zoo.interruptions import CtrlC, exception_of, interrupted_at, sites_of
-from zoo.losses import probe
-from zoo.snapshot import Snapshot
 
 pytestmark = pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="Ctrl-C does not raise in this process"

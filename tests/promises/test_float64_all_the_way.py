@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck import Report, check_closure, check_module
-from zoo.casting import (
+from tests.zoo.casting import (
     CASTS,
     Cast,
     ComplexNet,
@@ -25,8 +24,9 @@ from zoo.casting import (
     loss_with_a_global_tensor,
     loss_with_a_local_tensor,
 )
-from zoo.losses import probe, squared_error
-from zoo.transformers_models import PRETRAINED, Pretrained, built, loss_of
+from tests.zoo.losses import probe, squared_error
+from tests.zoo.transformers_models import PRETRAINED, Pretrained, built, loss_of
+from torch_gradcheck import Report, check_closure, check_module
 
 PRECISE = 1e-6
 """A ratio that float32 anywhere on the way cannot reach: its rounding of J over the step is far more."""

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import Report, check_closure, check_module
-from zoo.snapshot import Snapshot
 
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.zoo.delicate import DELICATE, Delicate, Problem
 from torch_gradcheck import Report, check_closure, check_module
-from zoo.delicate import DELICATE, Delicate, Problem
 
 SEEDS = range(5)
 every_model = pytest.mark.parametrize("model", DELICATE, ids=lambda model: model.id)

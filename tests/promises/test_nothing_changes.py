@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 
+from tests.zoo.interruptions import exception_of
+from tests.zoo.losses import probe, squared_error
+from tests.zoo.snapshot import Snapshot
+from tests.zoo.states import STATES, Setup, State
 from torch_gradcheck import check_closure, check_module
 from torch_gradcheck.errors import NonDeterministicLossError, NonFiniteLossError, NonScalarLossError
-from zoo.interruptions import exception_of
-from zoo.losses import probe, squared_error
-from zoo.snapshot import Snapshot
-from zoo.states import STATES, Setup, State
 
 every_state = pytest.mark.parametrize("state", STATES, ids=lambda state: state.id)
 

@@ -10,9 +10,9 @@ import torch
 import torch.fx.experimental.symbolic_shapes  # torch imports it in a first backward, and sympy sets a warning filter
 from torch import Tensor, nn
 
+from tests.zoo.snapshot import Snapshot
+from tests.zoo.training import REGIMES, Regime, Trained, backward, built
 from torch_gradcheck import GradientMonitor, check_module
-from zoo.snapshot import Snapshot
-from zoo.training import REGIMES, Regime, Trained, backward, built
 
 
 class Interrupts(nn.Module):

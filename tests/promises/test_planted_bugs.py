@@ -9,9 +9,9 @@ from functools import cache
 
 import pytest
 
+from tests.zoo.planted import PLANTED, Planted, Problem, truly_wrong
 from torch_gradcheck import Report, check_module
-from torch_gradcheck.facts import DiagnosisKind
-from zoo.planted import PLANTED, Planted, Problem, truly_wrong
+from torch_gradcheck.reporting.facts import DiagnosisKind
 
 KINDS = {str(kind) for kind in DiagnosisKind}
 every_bug = pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.id)

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.zoo.delicate import DELICATE, Delicate
+from tests.zoo.modules import CASES, Case
+from tests.zoo.planted import PLANTED, Planted
+from tests.zoo.snapshot import Snapshot
+from tests.zoo.states import STATES, State
 from torch_gradcheck import Report, check_closure, check_module
-from zoo.delicate import DELICATE, Delicate
-from zoo.modules import CASES, Case
-from zoo.planted import PLANTED, Planted
-from zoo.snapshot import Snapshot
-from zoo.states import STATES, State
 
 every_bug = pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.id)
 every_delicate = pytest.mark.parametrize("row", DELICATE, ids=lambda row: row.id)

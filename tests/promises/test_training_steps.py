@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from tests.zoo.training import MODELS, REGIMES, Regime, Trained, backward, built
 from torch_gradcheck import GradientMonitor, Report, check_module
-from zoo.training import MODELS, REGIMES, Regime, Trained, backward, built
 
 LACKING = {("recurrent", "autocast float16"): "torch has no such kernel on the CPU"}
 CASES = [

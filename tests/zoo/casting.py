@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from zoo.losses import squared_error
+from tests.zoo.losses import squared_error
 
 
 class Mixed(nn.Module):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from zoo.losses import probe
+from tests.zoo.losses import probe
 
 
 @dataclass(frozen=True)

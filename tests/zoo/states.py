@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from zoo.losses import probe
+from tests.zoo.losses import probe
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.structure import rebuilt
+from torch_gradcheck.objective.nested import rebuilt
 
 
 class Trained(NamedTuple):

@@ -1,1 +1,1 @@
-"""The model is borrowed: everything it holds is set aside, stand-ins take its place, and it comes back bit for bit."""
+"""The model is borrowed: everything it holds is set aside, copies take its place, and it comes back bit for bit."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.global_state import is_generator
+from torch_gradcheck.borrowing.random_state import is_generator
 
 DEPTH = 4
 """How many steps of holding (a partial of a method of an object in a list ...) are followed."""

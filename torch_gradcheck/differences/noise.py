@@ -1,12 +1,47 @@
-"""How noisy J is: its roundoff, measured from values of J itself."""
+"""Noise of J: its roundoff, measured from values of J itself, and the error bar it gives a slope."""
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from torch_gradcheck.differences.sampling import Floats
+from torch_gradcheck.arrays import Floats
+
+SIGMAS = 6.0
+"""How many standard deviations of noise an error bar allows."""
+
+
+class Noise(NamedTuple):
+    """What is known of f besides its values.
+
+    Attributes:
+        at_zero: f(0).
+        sigma: one standard deviation of the noise of f near 0.
+        epsilon: machine epsilon of the precision f is evaluated in.
+        growth: what a relative step of 1 has it grow to, in proportion. A loss that is 0 because numbers cancel, like
+            the squares of vanishing residuals, is noisier everywhere else: the rounding of a residual r shows there as
+            2 · r · ε.
+    """
+
+    at_zero: float
+    sigma: float
+    epsilon: float
+    growth: float = 0.0
+
+    def of_slope(self, width: Floats, *values: Floats, steps: Floats | float = 0.0) -> Floats:
+        """Error bar of a difference of two values divided by `width`; a value is rounded by ε/2 of itself at least.
+
+        Args:
+            width: distance of the arguments.
+            values: shape of `width`, the two values.
+            steps: the relative steps they were taken at, where these are known.
+        """
+        floor = self.epsilon / 2 * np.max(np.abs(values), axis=0)
+        sigma = np.maximum(np.maximum(self.sigma, self.growth * steps), floor)
+        return np.asarray(SIGMAS * np.sqrt(2) * sigma / np.abs(width))
+
 
 POINTS = 9
 """How many equally spaced values of J a measurement takes."""

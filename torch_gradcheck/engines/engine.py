@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from torch_gradcheck.differences.sampling import Floats, Indices, Samples
+from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.differences.sampling import Samples
 
 __all__ = ["Engine", "Floats", "Indices", "Samples"]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.training.monitor import GradientMonitor
+from torch_gradcheck.monitoring.monitor import GradientMonitor
 
 
 class GradientMonitorCallback(Callback):

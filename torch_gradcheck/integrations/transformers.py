@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.training.monitor import GradientMonitor
+from torch_gradcheck.monitoring.monitor import GradientMonitor
 
 
 def loss_of(output: Any) -> Tensor:

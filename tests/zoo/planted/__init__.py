@@ -1,18 +1,18 @@
 """Planted wrong gradients: a mistake from real life a row, with its correct twin and what a check should say."""
 
-from zoo.planted.activations import activation_bugs
-from zoo.planted.by_hand import hand_written_bugs
-from zoo.planted.graphs import graph_bugs
-from zoo.planted.hooks import hook_bugs, random_bugs
-from zoo.planted.linear import linear_bugs
-from zoo.planted.losses import loss_bugs
-from zoo.planted.normalisations import normalisation_bugs
-from zoo.planted.places import network_bugs, place_bugs
-from zoo.planted.pretrained import pretrained_bugs
-from zoo.planted.row import Planted, Problem
-from zoo.planted.sequences import other_bugs, sequence_bugs
-from zoo.planted.shapes import embedding_bugs, shape_bugs
-from zoo.planted.truth import truly_wrong
+from tests.zoo.planted.activations import activation_bugs
+from tests.zoo.planted.by_hand import hand_written_bugs
+from tests.zoo.planted.graphs import graph_bugs
+from tests.zoo.planted.hooks import hook_bugs, random_bugs
+from tests.zoo.planted.linear import linear_bugs
+from tests.zoo.planted.losses import loss_bugs
+from tests.zoo.planted.normalisations import normalisation_bugs
+from tests.zoo.planted.places import network_bugs, place_bugs
+from tests.zoo.planted.pretrained import pretrained_bugs
+from tests.zoo.planted.row import Planted, Problem
+from tests.zoo.planted.sequences import other_bugs, sequence_bugs
+from tests.zoo.planted.shapes import embedding_bugs, shape_bugs
+from tests.zoo.planted.truth import truly_wrong
 
 SMALL: list[Planted] = [
     *linear_bugs(),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.planted.row import Backward, Planted, simple
+from tests.zoo.planted.row import Backward, Planted, simple
 
 
 def slope(derivative: Callable[[Tensor], Tensor]) -> Backward:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.planted.row import FRONT, WEIGHT, HandWritten, Planted, Problem, plant, sandwich
+from tests.zoo.planted.row import FRONT, WEIGHT, HandWritten, Planted, Problem, plant, sandwich
 
 
 class Surgery(nn.Module):

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.planted.linear import multiplied_entry
-from zoo.planted.row import FRONT, WEIGHT, HandWritten, Planted, Problem, plant, sandwich
+from tests.zoo.planted.linear import multiplied_entry
+from tests.zoo.planted.row import FRONT, WEIGHT, HandWritten, Planted, Problem, plant, sandwich
 
 
 def hooked(hook: Callable[[nn.Module], None]) -> Callable[[bool], Problem]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from zoo.planted.row import BIAS, FRONT, WEIGHT, Backward, Planted, formula, plant, sandwich
+from tests.zoo.planted.row import BIAS, FRONT, WEIGHT, Backward, Planted, formula, plant, sandwich
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

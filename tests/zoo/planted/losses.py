@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.planted.normalisations import softmax
-from zoo.planted.row import Backward, HandWritten, Planted, Problem, plant
+from tests.zoo.planted.normalisations import softmax
+from tests.zoo.planted.row import Backward, HandWritten, Planted, Problem, plant
 
 
 def loss_bug(

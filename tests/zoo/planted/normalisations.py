@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.planted.row import BIAS, FRONT, WEIGHT, Backward, Planted, formula, plant, sandwich, simple
+from tests.zoo.planted.row import BIAS, FRONT, WEIGHT, Backward, Planted, formula, plant, sandwich, simple
 
 
 def softmax(x: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.losses import squared_error
-from zoo.planted.row import HandWritten, Planted, Problem, plant
+from tests.zoo.losses import squared_error
+from tests.zoo.planted.row import HandWritten, Planted, Problem, plant
 
 
 class Tanh(nn.Module):

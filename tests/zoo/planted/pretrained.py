@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor, nn
 
-from zoo.planted.row import HandWritten, Planted, Problem, plant
-from zoo.transformers_models import PRETRAINED, built, loss_of
+from tests.zoo.planted.row import HandWritten, Planted, Problem, plant
+from tests.zoo.transformers_models import PRETRAINED, built, loss_of
 
 
 class InsteadOf(nn.Module):

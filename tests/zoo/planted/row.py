@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo.losses import squared_error
+from tests.zoo.losses import squared_error
 
 Backward = Callable[..., tuple[Tensor | None, ...]]
 

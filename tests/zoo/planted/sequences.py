@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.losses import squared_error
-from zoo.planted.row import FRONT, WEIGHT, Backward, HandWritten, Planted, Problem, formula, plant, sandwich
+from tests.zoo.losses import squared_error
+from tests.zoo.planted.row import FRONT, WEIGHT, Backward, HandWritten, Planted, Problem, formula, plant, sandwich
 
 
 def lstm_step(x: Tensor, weight: Tensor) -> Tensor:

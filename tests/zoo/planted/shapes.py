@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from zoo.losses import squared_error
-from zoo.planted.row import (
+from tests.zoo.losses import squared_error
+from tests.zoo.planted.row import (
     BIAS,
     FRONT,
     WEIGHT,

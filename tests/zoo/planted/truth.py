@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.planted.row import Planted, Problem
+from tests.zoo.planted.row import Planted, Problem
 
 
 def autograd_gradients(problem: Problem, mode: str) -> dict[str, Tensor]:

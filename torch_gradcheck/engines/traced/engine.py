@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torch_gradcheck.differences.sampling import Flags
-from torch_gradcheck.engines.engine import Engine, Floats, Indices, Samples
+from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.differences.sampling import Samples
+from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
-from torch_gradcheck.engines.traced.cores import Cores, OnCores
-from torch_gradcheck.engines.traced.effort import seconds_each
+from torch_gradcheck.engines.traced.cost import seconds_each
 from torch_gradcheck.engines.traced.evaluation import evaluated
-from torch_gradcheck.engines.traced.general import vmap_or_nothing
+from torch_gradcheck.engines.traced.gradient import gradient_by_record
 from torch_gradcheck.engines.traced.program import compiled
-from torch_gradcheck.engines.traced.rederive import rederived
-from torch_gradcheck.engines.traced.touched import Span, Touched
+from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
+from torch_gradcheck.engines.traced.threads import OnThreads, ThreadCount
 from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.torch_internals.dispatch import vmap_or_nothing
 
 MEMORY_LIMIT = 2**30
 """Bytes that perturbed values may take beside the model and one forward's activations."""
@@ -80,7 +81,7 @@ class TracedEngine:
         started = perf_counter()
         keep_freed_memory()
         self._program = compiled(objective, parameters)
-        self._cores, self._one_core = Cores(threads or torch.get_num_threads()), Cores(1)
+        self._cores, self._one_core = ThreadCount(threads or torch.get_num_threads()), ThreadCount(1)
         self._footprints = [self._program.footprint(parameter) for parameter in range(len(parameters))]
         self._chunks = [ChunkSize(memory_limit, footprint) for footprint in self._footprints]
         self.seconds_to_trace = perf_counter() - started
@@ -118,7 +119,7 @@ class TracedEngine:
         Raises:
             Untraceable: the record gives another value.
         """
-        with _disable_current_modes(), torch.no_grad(), OnCores(1):
+        with _disable_current_modes(), torch.no_grad(), OnThreads(1):
             found = self._program.again()
         dtype = self._program.values[self._program.output].dtype
         if found is not None and _differ(np.array(found), np.array(expected), noise, dtype):
@@ -133,7 +134,7 @@ class TracedEngine:
         Raises:
             Untraceable: the record cannot be differentiated.
         """
-        return rederived(self._program)
+        return gradient_by_record(self._program)
 
     def seconds_each(self, parameter: int) -> float:
         """What one coordinate of this parameter takes, by the shapes in the record."""
@@ -246,7 +247,7 @@ def _differ(found: Floats, expected: Floats, noise: float, dtype: torch.dtype) -
         return np.asarray(~(np.abs(found - expected) <= allowed) & np.isfinite(expected))
 
 
-def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Touched, Floats]:
+def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Perturbed, Floats]:
     """θ with one coordinate moved by each step, and the steps that its precision allows."""
     flat = _real_coordinates(theta)
     at = torch.from_numpy(coordinates)
@@ -261,7 +262,7 @@ def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Touch
         x = torch.view_as_complex(pairs)
     places = np.unravel_index(entries, tuple(theta.shape)) if theta.ndim else ()
     region = [Span(place.astype(np.int64), 1) for place in places]
-    return Touched(theta, x.reshape(-1, *(1 for _ in region)), region), taken
+    return Perturbed(theta, x.reshape(-1, *(1 for _ in region)), region), taken
 
 
 def _real_coordinates(theta: Tensor) -> Tensor:

@@ -10,15 +10,23 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from torch_gradcheck.engines.traced import convolutions, lookups, normalizations, products, reductions, views
 from torch_gradcheck.engines.traced.chunks import Footprint
-from torch_gradcheck.engines.traced.cores import OnCores
-from torch_gradcheck.engines.traced.general import general
-from torch_gradcheck.engines.traced.pointwise import analytic, multiple, pointwise, rule_of, same, sum_or_difference
-from torch_gradcheck.engines.traced.recorder import record
-from torch_gradcheck.engines.traced.rules import Rule
-from torch_gradcheck.engines.traced.tape import Operation, Ref, Tape, flatten, substitute
+from torch_gradcheck.engines.traced.recording.recorder import record
+from torch_gradcheck.engines.traced.recording.tape import Operation, Ref, Tape, substitute
+from torch_gradcheck.engines.traced.rules import convolutions, indexing, normalizations, products, reductions, views
+from torch_gradcheck.engines.traced.rules.by_vmap import by_vmap
+from torch_gradcheck.engines.traced.rules.pointwise import (
+    analytic,
+    multiple,
+    pointwise,
+    rule_of,
+    same,
+    sum_or_difference,
+)
+from torch_gradcheck.engines.traced.rules.registry import Rule
+from torch_gradcheck.engines.traced.threads import OnThreads
 from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.torch_internals.operations import flatten
 
 FRESH = frozenset(
     {analytic, multiple, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
@@ -28,7 +36,7 @@ FRESH = frozenset(
 PASSING = frozenset({same, views.permute, views.reshape, views.squeeze, views.unsqueeze})
 """Rules whose result is all of their operand's memory seen in another way, or a copy of it."""
 
-RULE_FILES = (convolutions, lookups, normalizations, products, reductions, views)
+RULE_FILES = (convolutions, indexing, normalizations, products, reductions, views)
 """Imported for the rules they register."""
 
 
@@ -96,7 +104,7 @@ class Program:
     def _run(self, operation: Operation) -> Prepared:
         """Evaluate one operation at θ."""
         args, results = _performed(operation, self.values)
-        rule = rule_of(operation.func) or general
+        rule = rule_of(operation.func) or by_vmap
         return Prepared(
             operation,
             rule,
@@ -185,7 +193,7 @@ def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> P
     for parameter in parameters:
         if parameter.device.type != "cpu":
             raise Untraceable(f"a parameter is on {parameter.device}; recorded operations are evaluated on the CPU")
-    with OnCores(1):  # it is evaluated once: spreading short operations costs more than it saves
+    with OnThreads(1):  # it is evaluated once: spreading short operations costs more than it saves
         try:
             tape, numbers, output, J = record(objective, parameters)
             with _disable_current_modes(), torch.no_grad():

@@ -1,0 +1,196 @@
+"""Each kind is told from numbers alone, noise and all; what is near to a kind is not taken for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.diagnosis.kind.diagnose import diagnose
+from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import count_meanings
+from torch_gradcheck.precision.lower_precisions import Rounding
+
+BAR = 1e-10
+DRAW = np.random.default_rng(3)
+G, THETA = DRAW.normal(size=(4, 6)), DRAW.normal(size=(4, 6))
+CONV = DRAW.normal(size=(2, 3, 3, 3))
+ROWS = count_meanings(32, "rows of the batch")
+
+
+def evidence(analytic: Floats, numeric: Floats = G, theta: Floats = THETA) -> Evidence:
+    """The right gradient comes with noise, as differences do."""
+    noise = np.random.default_rng(5).normal(size=np.shape(numeric)) * BAR / 6
+    return Evidence.of(np.asarray(analytic), numeric + noise, theta, BAR)
+
+
+def entry(index: tuple[int, ...], value: float) -> Floats:
+    spoiled = G.copy()
+    spoiled[index] = value
+    return spoiled
+
+
+SPOILED: dict[str, tuple[Floats, str, str]] = {
+    "twice": (2 * G, "scaled", "dθ = 2 × the right gradient in every entry"),
+    "half": (G / 2, "scaled", "a factor 2 forgotten"),
+    "batch": (32 * G, "scaled", "the number of rows of the batch (a sum where a mean was meant)"),
+    "one over batch": (G / 32, "scaled", "1 / the number of rows of the batch"),
+    "root": (G * 32**0.5, "scaled", "√32"),
+    "loss scale": (2.0**16 * G, "scaled", "2^16, a loss scale that was not taken out"),
+    "0.01 % off": (1.0001 * G, "scaled", "dθ = 1.0001 ×"),
+    "sign": (-G, "sign_flipped", "a sign is flipped"),
+    "zero": (0 * G, "missing", "zero everywhere, though J depends on it"),
+    "no decay": (G - 0.1 * THETA, "weight_decay", "off by -0.1 · θ"),
+    "decay": (G + 1e-4 * THETA, "weight_decay", "the gradient has weight decay that the loss lacks"),
+    "transposed": (G.T.reshape(4, 6), "transposed", "the right gradient transposed"),
+    "rolled": (np.roll(G, 1, 1), "permuted", "with its columns rolled by 1"),
+    "rows in another order": (G[[2, 0, 1, 3]], "permuted", "rows in the order [2, 0, 1, 3]"),
+    "reversed": (G[:, ::-1], "permuted", "with columns reversed"),
+    "shuffled": (np.random.default_rng(8).permutation(G.ravel()).reshape(4, 6), "permuted", "in another order"),
+    "clamped": (G.clip(-0.5, 0.5), "clipped", "stand at -0.5 and 0.5"),
+    "negative ones cut": (G.clip(0, None), "clipped", "stand at 0"),
+    "right in one row only": (np.where(np.arange(4)[:, None] == 1, G, 2 * G), "partial", "rows 0, 2-3 of 4"),
+    "right in one column only": (np.where(np.arange(6) == 1, G, THETA), "unknown", "no simple relation"),
+    "norm": (G * (0.1 / np.linalg.norm(G)), "clipped", "was limited to 0.1"),
+    "torch's clip_grad_norm_": (G / (np.linalg.norm(G) + 1e-6), "clipped", "was limited to 1"),
+    "float16": (G.astype(np.float16).astype(float), "low_precision", "every entry is a float16 number"),
+    "row zero": (np.where(np.arange(4)[:, None] == 2, 0, G), "partial", "except in row 2 of 4, where it is zero"),
+    "columns twice": (np.where(np.arange(6) > 3, 2 * G, G), "partial", "columns 4-5 of 6, where it is 2 × the right"),
+    "a block": (
+        np.where((np.arange(4) > 1)[:, None] & (np.arange(6) % 5 == 1), 0, G),
+        "partial",
+        "entries [2, 1], [3, 1], where it is zero",
+    ),
+    "a larger block": (
+        np.where((np.arange(4) > 1)[:, None] & (np.abs(np.arange(6) - 2) < 2), 0, G),
+        "partial",
+        "except in rows 2-3 of 4, columns 1-3 of 6, where it is zero",
+    ),
+    "one entry": (entry((1, 2), 1.01 * G[1, 2]), "partial", "entry [1, 2]"),
+    "nan": (entry((1, 2), np.nan), "partial", "entry [1, 2], where 1 are not finite"),
+    "all nan": (np.nan * G, "unknown", "not finite in 24 of 24"),
+    "mean for sum but in the decay": (3 * G - 0.2 * THETA, "unknown", "dθ = 3 × the right gradient − 0.2 · θ"),
+    "noise": (DRAW.normal(size=G.shape), "unknown", "no simple relation"),
+    "centred": (G - G.mean(), "unknown", "no simple relation"),
+    "off by 0.01 % at random": (G * (1 + 1e-4 * DRAW.normal(size=G.shape)), "unknown", "cosine"),
+    "scaled but one": (np.where(THETA.max() == THETA, G, 2 * G), "unknown", "cosine"),
+}
+
+
+@pytest.mark.parametrize(("analytic", "kind", "words"), SPOILED.values(), ids=SPOILED)
+def test_kind_and_evidence(analytic: Floats, kind: str, words: str) -> None:
+    found = diagnose(evidence(analytic), ROWS)
+    assert found is not None
+    assert found.kind == kind, found
+    assert words in found.message
+
+
+@pytest.mark.parametrize("factor", [2.0, 1.0001, -3.0, 1 / 32, 65536.0], ids=str)
+def test_the_factor_is_measured(factor: float) -> None:
+    found = diagnose(evidence(factor * G))
+    assert found is not None
+    assert found.factor == pytest.approx(factor, rel=1e-8)
+
+
+def test_nothing_wrong_is_no_diagnosis() -> None:
+    assert diagnose(evidence(G)) is None
+
+
+def test_axes_of_a_convolution_are_named() -> None:
+    swapped = diagnose(evidence(np.swapaxes(CONV, 2, 3), CONV, CONV))
+    flipped = diagnose(evidence(CONV[:, :, ::-1, ::-1], CONV, CONV))
+    channel = diagnose(evidence(np.where(np.arange(3)[:, None, None] == 1, 0, CONV), CONV, CONV))
+    assert swapped is not None
+    assert (swapped.kind, "axes 2 and 3" in swapped.message) == ("transposed", True)
+    assert flipped is not None
+    assert (flipped.kind, "reversed" in flipped.message) == ("permuted", True)
+    assert channel is not None
+    assert "input channel 1 of 3" in channel.message
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        pytest.param(lambda g: 1.37 * g, "unknown", id="any factor"),
+        pytest.param(lambda g: 2 * g, "scaled", id="a factor that means something"),
+        pytest.param(lambda g: 0 * g, "missing", id="zero"),
+        pytest.param(lambda g: -g, "sign_flipped", id="sign"),
+    ],
+)
+def test_one_number_proves_little(change: Callable[[Floats], Floats], kind: str) -> None:
+    one = np.array([0.7])
+    found = diagnose(Evidence.of(change(one), one, one))
+    assert found is not None
+    assert found.kind == kind
+
+
+def test_one_number_is_believed_in_company() -> None:
+    one = np.array([0.7])
+    found = diagnose_all({"scale": Evidence.of(1.37 * one, one, one), "weight": evidence(1.37 * G)})
+    assert [found[name].kind for name in ("scale", "weight")] == ["scaled", "scaled"]
+
+
+def test_decay_of_constant_weights_is_believed_in_company_only() -> None:
+    ones = np.ones(6)
+    alone = {"norm.weight": Evidence.of(G[0] + 0.1, G[0], ones)}
+    company = {**alone, "weight": evidence(G + 0.1 * THETA)}
+    assert diagnose_all(alone)["norm.weight"].kind == "unknown"
+    assert diagnose_all(company)["norm.weight"].kind == "weight_decay"
+
+
+def test_a_norm_clipped_over_all_parameters() -> None:
+    norm = np.sqrt(np.sum(G**2) + np.sum(CONV**2))
+    spoiled = {"a": evidence(G * 0.5 / norm), "b": evidence(CONV * 0.5 / norm, CONV, CONV)}
+    found = diagnose_all(spoiled)
+    assert {diagnosis.kind for diagnosis in found.values()} == {"clipped"}
+    assert "over all of θ" in found["a"].message
+
+
+def test_a_rounding_seen_on_the_way_explains_what_its_size_explains() -> None:
+    rounding = Rounding("float16", 2.0**-10)
+    close, far = G * (1 + 1e-4 * THETA), G * (1 + 0.1 * THETA)
+    found = diagnose_all({"close": evidence(close), "far": evidence(far)}, rounding=rounding)
+    assert (found["close"].kind, found["far"].kind) == ("low_precision", "unknown")
+
+
+def test_zeros_that_are_negative_by_chance_are_no_limit() -> None:
+    right = np.array([0.5, -0.3, 0.7, -0.1])
+    found = diagnose(Evidence.of(right.clip(0, None), right, right))
+    assert found is not None
+    assert (found.kind, "where it is zero" in found.message) == ("partial", True)
+
+
+def test_entries_that_prove_nothing_do_not_hide_a_factor() -> None:
+    dead = np.where(np.arange(4)[:, None] < 2, 0, G)
+    found = diagnose(Evidence.of(2 * dead, dead, THETA, BAR))
+    assert found is not None
+    assert found.kind == "scaled"
+
+
+COARSE = np.where((np.arange(24) % 7 == 0).reshape(4, 6), 1e-3, BAR)
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        pytest.param(lambda g: 2 * g, "scaled", id="factor"),
+        pytest.param(lambda g: g - 0.1 * THETA, "weight_decay", id="decay"),
+        pytest.param(lambda g: g[[2, 0, 1, 3]], "permuted", id="rows in another order"),
+        pytest.param(lambda g: g.T.reshape(4, 6), "transposed", id="transposed"),
+    ],
+)
+def test_a_few_coarse_entries_do_not_spoil_a_fit(change: Callable[[Floats], Floats], kind: str) -> None:
+    seen = G + COARSE * np.random.default_rng(5).uniform(-1, 1, size=G.shape)
+    found = diagnose(Evidence.of(change(G), seen, THETA, COARSE))
+    assert found is not None
+    assert found.kind == kind, found
+
+
+def test_noise_as_large_as_the_gradient_proves_no_factor() -> None:
+    noisy = Evidence.of(2 * G, G + 0.3 * THETA, THETA, error=0.2)
+    found = diagnose(noisy)
+    assert found is not None
+    assert found.kind == "unknown"

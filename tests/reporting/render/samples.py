@@ -1,0 +1,271 @@
+"""Reports made by hand, one for each thing that a rendering must get right, and a strategy for all others."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+from hypothesis import strategies as st
+
+from torch_gradcheck.reporting.facts import (
+    Coordinate,
+    Diagnosis,
+    DiagnosisKind,
+    Facts,
+    ParameterReport,
+    Status,
+    Verdict,
+    WrongMap,
+)
+
+NAN, INF = float("nan"), float("inf")
+
+
+def facts(*rows: ParameterReport, **changes: Any) -> Facts:
+    """A check of the `rows` that says nothing remarkable, but for `changes`."""
+    plain = Facts(
+        parameters=rows,
+        relative_error=4.2e-9,
+        loss=2.302585093,
+        method="exact",
+        evaluations=1234,
+        seconds=0.391,
+        tolerance=1e-5,
+        dtype="float64",
+        mode="eval",
+        seed=0,
+        noise=4.4e-16,
+    )
+    return replace(plain, **changes)
+
+
+def match(name: str, *shape: int, relative_error: float = 3.1e-9, **changes: Any) -> ParameterReport:
+    """A row that agrees."""
+    return row(name, *shape, relative_error=relative_error, max_abs_error=2.4e-10, **changes)
+
+
+def wrong(name: str, *shape: int, relative_error: float = 0.333, **changes: Any) -> ParameterReport:
+    """A row in which every coordinate is wrong."""
+    plain = row(name, *shape, status=Status.MISMATCH, relative_error=relative_error, max_abs_error=0.0173)
+    return replace(plain, **{"mismatched": plain.checked, **changes})
+
+
+def unmeasured(name: str, *shape: int, status: Status = Status.FROZEN) -> ParameterReport:
+    """A row that was not checked: its figures are NaN."""
+    return ParameterReport(name, (), shape, size(shape), status)
+
+
+def row(name: str, *shape: int, status: Status = Status.MATCH, **changes: Any) -> ParameterReport:
+    """A row whose figures belong together."""
+    plain = ParameterReport(name, (), shape, size(shape), status, noise=1.1e-11, eps=1e-6, checked=size(shape))
+    changed = replace(plain, **changes)
+    return replace(changed, verdict=Verdict.of(changed.relative_error))
+
+
+def size(shape: tuple[int, ...]) -> int:
+    """How many entries a tensor of this shape has."""
+    total = 1
+    for length in shape:
+        total *= length
+    return total
+
+
+def coordinate(*index: int, analytic: float = 0.5, numeric: float = 0.25, **changes: Any) -> Coordinate:
+    """A wrong coordinate, unless `changes` say otherwise."""
+    return replace(Coordinate(index, analytic, numeric, noise=1.1e-11, status=Status.MISMATCH), **changes)
+
+
+def transformer_layer(prefix: str = "") -> list[ParameterReport]:
+    """The twelve parameters of `nn.TransformerEncoderLayer(16, 4, 64)`, all of them right."""
+    return [
+        match(f"{prefix}self_attn.in_proj_weight", 48, 16),
+        match(f"{prefix}self_attn.in_proj_bias", 48, relative_error=8.8e-8),
+        match(f"{prefix}self_attn.out_proj.weight", 16, 16),
+        match(f"{prefix}self_attn.out_proj.bias", 16),
+        match(f"{prefix}linear1.weight", 64, 16),
+        match(f"{prefix}linear1.bias", 64),
+        match(f"{prefix}linear2.weight", 16, 64),
+        match(f"{prefix}linear2.bias", 16),
+        match(f"{prefix}norm1.weight", 16),
+        match(f"{prefix}norm1.bias", 16),
+        match(f"{prefix}norm2.weight", 16),
+        match(f"{prefix}norm2.bias", 16),
+    ]
+
+
+def two_of_twelve_wrong() -> Facts:
+    """A LayerNorm with a wrong backward."""
+    rows = transformer_layer()
+    rows[2] = wrong(
+        rows[2].name,
+        16,
+        16,
+        relative_error=2.1e-3,
+        mismatched=3,
+        diagnosis=Diagnosis(DiagnosisKind.PARTIAL, "right except in row 3 of 16, columns 0, 5 and 11."),
+        worst=(
+            coordinate(3, 5, analytic=-0.0312517, numeric=-0.0139482),
+            coordinate(3, 0, analytic=0.0071, numeric=0.0070988),
+            coordinate(3, 11, analytic=1.25e-4, numeric=1.24e-4),
+            coordinate(3, 12, analytic=1.25e-9, numeric=1.24e-9),
+        ),
+    )
+    rows[8] = wrong(
+        rows[8].name,
+        16,
+        reason="16 of 16 coordinates are wrong by more than the tolerance and the error bar, at 4 step sizes.",
+        diagnosis=Diagnosis(
+            DiagnosisKind.SCALED,
+            "dθ = 2.000 × the right gradient in every entry (residual 3e-9): a sum where a mean was meant, or a "
+            "backward run twice.",
+            2.0,
+        ),
+        worst=(coordinate(4, analytic=0.0346, numeric=0.0173), coordinate(0, analytic=-0.02, numeric=-0.01)),
+    )
+    return facts(*rows, relative_error=0.0871, culprit="norm1", notes=["auto chose exact: 3,280 coordinates, 0.4 s."])
+
+
+def all_right() -> Facts:
+    """The report everybody hopes for."""
+    return facts(*transformer_layer())
+
+
+def nothing_wrong_not_all_proven() -> Facts:
+    """Every status but mismatch."""
+    rows = transformer_layer()
+    flat = "Both sides are below 3e-12, the noise: a wrong backward would look the same."
+    rows[1] = row(rows[1].name, 48, status=Status.FLAT, relative_error=1.0, max_abs_error=2e-13, reason=flat)
+    rows[3] = row(rows[3].name, 16, status=Status.FLAT, relative_error=0.0, max_abs_error=0.0, reason=flat)
+    rows[5] = row(
+        rows[5].name,
+        64,
+        status=Status.KINK,
+        relative_error=0.02,
+        max_abs_error=0.01,
+        worst=(coordinate(7, analytic=0.0, numeric=0.5, status=Status.KINK, slopes=(0.0, 1.0)),),
+        reason="At 1 of 64 coordinates J has a kink: slopes 0 and 1, the gradient is 0.",
+    )
+    rows[7] = row(rows[7].name, 16, status=Status.UNDECIDED, relative_error=0.4, max_abs_error=0.1, noise=0.3)
+    rows[9] = unmeasured(rows[9].name, 16, status=Status.UNUSED)
+    rows[11] = unmeasured(rows[11].name, 16)
+    return facts(*rows)
+
+
+def nothing_proven() -> Facts:
+    """Not wrong, and yet no reason to be glad."""
+    return facts(row("bias", 1, status=Status.FLAT, relative_error=0.0, max_abs_error=0.0), relative_error=0.0)
+
+
+def odd_shapes_and_figures() -> Facts:
+    """NaN, infinities, empty and 0-dim parameters, complex entries, ties, names of all sorts."""
+    return facts(
+        match("scale"),
+        match("empty", 0, 5, relative_error=0.0),
+        match("embedding.weight", 50257, 768, aliases=("head.weight", "decoder.embedding.weight")),
+        match("conv.weight", 1024, 1024, 3, 3, 3),
+        wrong(
+            "spectral.weight",
+            8,
+            5,
+            worst=(
+                coordinate(7, 4, part="imag", analytic=-0.5, numeric=0.5),
+                coordinate(0, 0, part="real", status=Status.UNDECIDED, noise=NAN),
+            ),
+        ),
+        wrong(
+            "not_finite",
+            2,
+            relative_error=NAN,
+            max_abs_error=INF,
+            reason="The gradient on trial is NaN or infinite at 2 of 2 coordinates.",
+            worst=(coordinate(0, analytic=NAN), coordinate(1, analytic=-INF)),
+        ),
+        match("heads.[0].[bold]weight", 3),
+        match("face.:smile:", 3),
+        match("层.権重.weight", 3),
+        match("line\nbreak\x1b[31m", 3),
+        relative_error=NAN,
+        loss=INF,
+        noise=NAN,
+        culprit="heads.[0]",
+        notes=[
+            "float32 casts were overridden in 3 places, model.rotary_emb among them: the check is in float64 all the "
+            "way through.",
+            "[red]The step[/red] was widened from 1e-07 to 1e-05: the noise of J is 4e-16.",
+        ],
+    )
+
+
+def two_hundred_tensors() -> Facts:
+    """A large model: two wrong parameters, one that is flat, a frozen embedding."""
+    rows = [unmeasured("model.embed_tokens.weight", 32000, 4096)]
+    for layer in range(17):
+        rows += transformer_layer(f"model.decoder.layers.{layer}.")
+    rows[40] = wrong(rows[40].name, *rows[40].shape, mismatched=15)
+    rows[150] = wrong(rows[150].name, *rows[150].shape, relative_error=1.9e-2)
+    rows[14] = row(rows[14].name, 48, status=Status.FLAT, relative_error=1.0, max_abs_error=1e-14)
+    rows[99] = replace(rows[99], relative_error=7.7e-6, verdict=Verdict.GOOD)
+    return facts(*rows, relative_error=3.4e-3, method="projected")
+
+
+def everything_wrong() -> Facts:
+    """More wrong parameters than are worth telling one by one."""
+    rows = [wrong(f"blocks.{index}.weight", 4, worst=(coordinate(1),), reason="wrong.") for index in range(60)]
+    return facts(*rows, relative_error=0.333)
+
+
+def partly_wrong() -> Facts:
+    """Wrong in places, drawn; the model's own forward is the culprit."""
+    cells = tuple(tuple(float(row in (3, 4) and column != 6) for column in range(8)) for row in range(10))
+    blocks = ((0.0, 0.2, 0.5, 0.75, 1.0, NAN),)
+    rows = [
+        wrong("fc.weight", 10, 8, mismatched=14, map=WrongMap(cells, "10 rows", "8 columns", (1, 1))),
+        wrong("fc.bias", 600, mismatched=250, map=WrongMap(blocks, "", "600 entries", (1, 100))),
+        wrong("all", 4, map=WrongMap(((1.0, 1.0, NAN, 1.0),), "", "4 entries", (1, 1))),
+    ]
+    return facts(*rows, culprit="")
+
+
+def no_parameters() -> Facts:
+    """Nothing to check."""
+    return facts(relative_error=0.0)
+
+
+SAMPLES = {
+    sample.__name__: sample()
+    for sample in (
+        two_of_twelve_wrong,
+        all_right,
+        nothing_wrong_not_all_proven,
+        nothing_proven,
+        odd_shapes_and_figures,
+        two_hundred_tensors,
+        everything_wrong,
+        partly_wrong,
+        no_parameters,
+    )
+}
+
+
+def any_of(row_type: type[Any], **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Rows of a type with any values in any field, `parts` where given."""
+    return st.builds(row_type, **{field.name: ... for field in fields(row_type)} | parts)
+
+
+COUNT = st.integers(min_value=0, max_value=2**63)
+SHAPE = st.lists(COUNT, max_size=6).map(tuple)
+ANY_COORDINATE = any_of(Coordinate, index=SHAPE)
+ANY_SHARE = st.just(NAN) | st.floats(min_value=0, max_value=1)
+ANY_LINE = st.lists(ANY_SHARE, max_size=48).map(tuple)
+ANY_MAP = any_of(WrongMap, cells=st.lists(ANY_LINE, max_size=16).map(tuple), block=st.tuples(COUNT, COUNT))
+ANY_ROW = any_of(
+    ParameterReport,
+    shape=SHAPE,
+    numel=COUNT,
+    checked=COUNT,
+    mismatched=COUNT,
+    worst=st.lists(ANY_COORDINATE, max_size=5).map(tuple),
+    diagnosis=st.none() | any_of(Diagnosis),
+    map=st.none() | ANY_MAP,
+)
+ANY_FACTS = any_of(Facts, parameters=st.lists(ANY_ROW, max_size=40).map(tuple))

@@ -1,0 +1,125 @@
+"""The text report, held by golden files: one for each sample, in golden/.
+
+After a change that is meant, this writes them anew; read the difference before you commit it:
+
+    TORCH_GRADCHECK_REWRITE_GOLDEN=1 pytest tests/reporting/render/test_text.py
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+
+from tests.reporting.render.samples import ANY_FACTS, SAMPLES, coordinate, facts, match, transformer_layer, wrong
+from torch_gradcheck.reporting.facts import Facts, Status
+from torch_gradcheck.reporting.render.text import text
+
+GOLDEN = Path(__file__).parent / "golden"
+REWRITE = os.environ.get("TORCH_GRADCHECK_REWRITE_GOLDEN") == "1"
+
+
+@pytest.mark.parametrize("name", SAMPLES, ids=str)
+def test_text_is_the_golden_one(name: str) -> None:
+    golden = GOLDEN / f"{name}.txt"
+    printed = text(SAMPLES[name]) + "\n"
+    if REWRITE:
+        golden.write_text(printed, encoding="utf-8")
+    assert printed == golden.read_text(encoding="utf-8")
+
+
+def test_every_golden_file_has_its_sample() -> None:
+    assert {golden.stem for golden in GOLDEN.iterdir()} == set(SAMPLES)
+
+
+@given(ANY_FACTS, st.integers(min_value=1, max_value=200))
+def test_any_report_fits_its_width_and_is_plain(report: Facts, width: int) -> None:
+    for line in text(report, width).split("\n"):
+        assert cell_len(line) <= max(width, 80)
+        assert line.isprintable()
+        assert line == line.rstrip()
+
+
+@given(st.text(st.characters(), min_size=1, max_size=30))  # lone surrogates too
+def test_any_name_can_be_written_to_a_file(name: str) -> None:
+    assert text(facts(match(name))).encode()
+
+
+@pytest.mark.parametrize("variable", ["COLUMNS", "FORCE_COLOR", "TTY_COMPATIBLE", "JUPYTER_COLUMNS"])
+def test_text_does_not_depend_on_the_terminal(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = text(SAMPLES["two_of_twelve_wrong"])
+    monkeypatch.setenv(variable, "40")
+    assert text(SAMPLES["two_of_twelve_wrong"]) == expected
+
+
+def test_text_is_text_in_a_notebook_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert text(SAMPLES["all_right"]).startswith("gradients right")
+
+
+@pytest.mark.parametrize(
+    ("width", "shown"),
+    [(80, "…3.sel…out_proj.bias"), (120, "model.decoder.layers.3.self_attn.out_proj.bias")],
+    ids=["80", "120"],
+)
+def test_a_wider_page_shows_longer_names_whole(width: int, shown: str) -> None:
+    table = text(SAMPLES["two_hundred_tensors"], width).split("\n\n")[1]
+    assert f"✗ mismatch {shown} " in table
+
+
+@pytest.mark.parametrize("tensors", [30, 31], ids=["whole", "folded"])
+def test_tables_of_more_than_thirty_rows_are_folded(tensors: int) -> None:
+    rows = [match(f"layers.{index}.weight", 3, relative_error=1e-9 * (index + 1)) for index in range(tensors)]
+    printed = text(facts(*rows))
+    assert ("… and 28 more that match, relative error at most 3.1e-08 (layers.30.weight)" in printed) == (tensors == 31)
+    assert ("layers.29.weight" in printed) == (tensors == 30)
+
+
+def test_wrong_rows_come_first_worst_on_top_then_the_models_order() -> None:
+    rows = [match("a", 1), wrong("b", 1, relative_error=0.1), match("c", 1), wrong("d", 1, relative_error=0.9)]
+    lines = text(facts(*rows)).split("\n")
+    start = next(number for number, line in enumerate(lines) if line.startswith("───")) + 1
+    assert [line[:12] for line in lines[start : start + 4]] == [
+        "✗ mismatch d",
+        "✗ mismatch b",
+        "  match    a",
+        "  match    c",
+    ]
+
+
+def test_three_coordinates_of_a_wrong_parameter_are_shown() -> None:
+    row = wrong("weight", 10, worst=tuple(coordinate(index) for index in range(10)))
+    printed = text(facts(row))
+    assert [f"[{index}]" in printed for index in range(5)] == [True, True, True, False, False]
+
+
+def test_eight_wrong_parameters_are_told_one_by_one() -> None:
+    printed = text(SAMPLES["everything_wrong"])
+    assert "✗ blocks.7.weight, shape 4" in printed
+    assert "✗ blocks.8.weight, shape 4" not in printed
+    assert "… and 52 more that are wrong; report.mismatches has them all" in printed
+
+
+@pytest.mark.parametrize(
+    ("sample", "headline"),
+    [
+        ("two_of_twelve_wrong", "gradients WRONG in 2 of 12 parameters"),
+        ("all_right", "gradients right: 12 of 12 parameters"),
+        ("nothing_proven", "no gradient proven right: 0 of 1 parameter, 1 flat (nothing proven)"),
+    ],
+    ids=["wrong", "right", "nothing proven"],
+)
+def test_the_first_line_is_the_outcome(sample: str, headline: str) -> None:
+    assert text(SAMPLES[sample]).split("\n")[0] == headline
+
+
+def test_a_reason_shared_by_many_is_given_once() -> None:
+    rows = [replace(row, status=Status.FLAT, reason="Too quiet.") for row in transformer_layer()]
+    printed = text(facts(*rows))
+    assert printed.count("Too quiet.") == 1
+    assert "and 6 more" in printed

@@ -1,0 +1,111 @@
+"""What modules and objects hold: remembered, put back in the end, and rewound between evaluations of J."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from torch_gradcheck.borrowing.captures import Captures
+
+ABSENT = object()
+"""Stands for the value of a name that is not there."""
+
+
+class AttributeStates:
+    """What modules and objects keep in their attributes (flags, hooks, counters, ...), containers and arrays hold."""
+
+    def __init__(self, captures: Captures) -> None:
+        attributes = [vars(holder) for holder in (*captures.modules.values(), *captures.objects.values())]
+        self._held = [*attributes, *captures.containers.values()]
+        self._first = [_content(held) for held in self._held]
+        self._arrays = [(array, array.copy()) for array in captures.arrays.values() if array.flags.writeable]
+        self.start()
+
+    def start(self) -> None:
+        """What is held now, in the mode of the check, is what every evaluation starts from."""
+        self._start = [_content(held) for held in self._held]
+        self._last = self._start
+        self._tensor_names = [
+            (names, name, value)
+            for names in self._held
+            if isinstance(names, dict)
+            for name, value in names.items()
+            if isinstance(value, torch.Tensor)
+        ]
+        self._filled: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._settled: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._grown: list[tuple[Any, Any]] = []
+
+    def learn_what_is_filled(self) -> None:
+        """After each of the first evaluations: state, caches, and whatever says that they are filled.
+
+        These are names that changed once and not again, and names that hold another tensor every time. What changes
+        every time without tensors, a counter, stays changed: a J that depends on it is not one function.
+        """
+        now = [_content(held) for held in self._held]
+        for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True):
+            if isinstance(held, dict):
+                self._learn_names(held, start, last, new)
+            elif not _same_items(held, start) and any(isinstance(value, torch.Tensor) for value in (*new, *start)):
+                self._grown.append((held, start))
+        self._last = now
+        if any(isinstance(held.get(name), torch.Tensor) for held, name, _ in self._settled):
+            self._filled += self._settled
+        self._settled = []
+
+    def _learn_names(
+        self, held: dict[Any, Any], start: dict[Any, Any], last: dict[Any, Any], new: dict[Any, Any]
+    ) -> None:
+        for name, value in new.items():
+            before, first = last.get(name, ABSENT), start.get(name, ABSENT)
+            if value is before and value is not first:
+                self._settled.append((held, name, first))
+            elif value is not before and before is not first and isinstance(value, torch.Tensor):
+                self._filled.append((held, name, first))
+
+    def restore(self) -> None:
+        """All that was held is held again, the same objects under the same names."""
+        _refill_changed(zip(self._held, self._first, strict=True))
+        for array, first in self._arrays:
+            if array.tobytes() != first.tobytes():
+                array[...] = first
+
+    def rewind(self) -> None:
+        """Names that held a tensor hold that same tensor again, and caches are as empty as they were."""
+        for names, name, tensor in self._tensor_names:
+            if names.get(name) is not tensor:
+                names[name] = tensor
+        for names, name, value in self._filled:
+            if value is ABSENT:
+                names.pop(name, None)
+            else:
+                names[name] = value
+        _refill_changed(self._grown)
+
+
+def _refill_changed(contents: Iterable[tuple[Any, Any]]) -> None:
+    for container, content in contents:
+        if not _same_items(container, content):
+            _refill(container, content)
+
+
+def _content(container: Any) -> Any:
+    return dict(container) if isinstance(container, dict) else list(container)
+
+
+def _same_items(container: Any, content: Any) -> bool:
+    now = _content(container)
+    if isinstance(content, dict):
+        return list(now) == list(content) and all(now[key] is content[key] for key in content)
+    return len(now) == len(content) and all(one is other for one, other in zip(now, content, strict=True))
+
+
+def _refill(container: Any, content: Any) -> None:
+    container.clear()
+    if isinstance(container, list | deque):
+        container.extend(content)
+    else:
+        container.update(content)

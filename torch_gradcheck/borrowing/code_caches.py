@@ -1,0 +1,101 @@
+"""Caches outside of the model, which its code fills while everything is lent in another precision, emptied again.
+
+Tables behind `functools.lru_cache`, in dicts of a module's file, and in attributes of classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+
+DEPTH = 3
+"""How many calls deep into the code of a model its caches are looked for."""
+
+ABSENT = object()
+
+
+class CodeCaches:
+    """What the code of these modules may keep between calls, as it is now.
+
+    Args:
+        modules: whose classes' code is looked through; that of torch itself keeps nothing.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        classes = {cls for module in modules for cls in type(module).__mro__ if not _is_torchs(cls)}
+        code = _Code()
+        for cls in classes:
+            for value in vars(cls).values():
+                code.into(value, DEPTH)
+        self._cached = [(function, function.cache_info().currsize) for function in code.cached.values()]
+        self._dicts = [(held, dict(held)) for held in code.dicts.values()]
+        self._classes = [(cls, dict(vars(cls))) for cls in classes]
+
+    def restore(self) -> None:
+        """Nothing is kept that holds a tensor and was not kept before."""
+        for function, size in self._cached:
+            if function.cache_info().currsize > size:
+                function.cache_clear()
+        for held, content in self._dicts:
+            for key, value in _new_tensors(held, content):
+                _put(held, key, value)
+        for cls, content in self._classes:
+            for name, value in _new_tensors(vars(cls), content):
+                delattr(cls, name) if value is ABSENT else setattr(cls, name, value)
+
+
+class _Code:
+    """Walks functions and the globals that they name."""
+
+    def __init__(self) -> None:
+        self.cached: dict[int, functools._lru_cache_wrapper[Any]] = {}
+        self.dicts: dict[int, dict[Any, Any]] = {}
+        self._seen: set[int] = set()
+
+    def into(self, value: Any, depth: int) -> None:
+        """Takes in what `value`, found in a class or among the globals of a function, keeps."""
+        if id(value) in self._seen or depth < 0:
+            return
+        self._seen.add(id(value))
+        value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
+        if isinstance(value, functools._lru_cache_wrapper):
+            self.cached[id(value)] = value
+            self.into(value.__wrapped__, depth)
+        elif type(value) is dict:
+            self.dicts[id(value)] = value
+        elif isinstance(value, FunctionType) and not _is_torchs(value):
+            for held in _globals_of(value):
+                self.into(held, depth - 1)
+
+
+def _globals_of(function: FunctionType) -> Iterator[Any]:
+    names = function.__globals__
+    return (names[name] for name in function.__code__.co_names if name in names)
+
+
+def _is_torchs(code: Any) -> bool:
+    return str(code.__module__).partition(".")[0] in ("torch", "builtins")
+
+
+def _new_tensors(now: Any, before: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    """The keys under which there is another tensor than before, and what was there."""
+    return [
+        (key, before.get(key, ABSENT))
+        for key, value in now.items()
+        if value is not before.get(key, ABSENT) and _holds_tensor(value)
+    ]
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_holds_tensor, value)))
+
+
+def _put(held: dict[Any, Any], key: Any, value: Any) -> None:
+    if value is ABSENT:
+        del held[key]
+    else:
+        held[key] = value

@@ -1,0 +1,202 @@
+"""The model is borrowed: what the caller owns is set aside, stand-ins take its place, and it comes back bit for bit."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from threading import RLock
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from torch_gradcheck.borrowing.attributes import AttributeStates
+from torch_gradcheck.borrowing.captures import Captures, captures_of
+from torch_gradcheck.borrowing.code_caches import CodeCaches
+from torch_gradcheck.borrowing.random_state import RandomState, seed_everything
+from torch_gradcheck.borrowing.signals import HeldSignals
+from torch_gradcheck.borrowing.spectral_norm import PowerIterations
+from torch_gradcheck.borrowing.switches import SwitchState
+from torch_gradcheck.borrowing.tensor_copies import TensorCopies
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.request import Mode
+
+ONE_AT_A_TIME = RLock()
+"""Random state and switches belong to the whole process: checks in several threads wait for each other.
+
+A forward that itself waits for a check in another thread would wait for ever.
+"""
+
+PATIENCE = 0.1
+"""Seconds until a check that waits for another one looks whether Ctrl-C was pressed."""
+
+LEARNING_EVALUATIONS = 3
+"""How many evaluations it takes to see what J does to its surroundings: with a graph, without, with one again."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """What an evaluation of J starts from, where that is not a seed and what the model holds now.
+
+    Attributes:
+        random: the state of the random generators.
+        values: buffer → what it is to hold.
+    """
+
+    random: RandomState
+    values: Mapping[torch.Tensor, torch.Tensor] = field(default_factory=dict)
+
+
+class Borrowed:
+    """The stand-ins while they are lent, and the way back to their first state around each evaluation of J."""
+
+    def __init__(self, tensors: TensorCopies, holders: AttributeStates, generators: Sequence[Any]) -> None:
+        self._tensors = tensors
+        self._holders = holders
+        self._collects_gradients = True
+        self._settling = LEARNING_EVALUATIONS
+        self._random = RandomState.of_everything(generators)
+
+    def before_evaluation(self) -> None:
+        """The random state of the first evaluation."""
+        self._random.restore()
+
+    def after_evaluation(self) -> None:
+        """Buffers and whatever else the model wrote to hold their first values again."""
+        if self._settling:
+            self._settling -= 1
+            self._holders.learn_what_is_filled()
+        self._tensors.rewind()
+        self._holders.rewind()
+        if self._collects_gradients:
+            self._tensors.drop_gradients()
+
+    def has_gradients(self) -> bool:
+        """Whether the evaluation left something in `.grad`: it ran a backward of its own."""
+        return self._tensors.have_gradients()
+
+    def learn_from_evaluation(self) -> None:
+        """After the first evaluation: what it did not touch need not be put back after each of the others."""
+        self._random.narrow_to_moved()
+        self._tensors.learn_what_changes()
+        self._collects_gradients = self.has_gradients()
+
+
+class Loan:
+    """Lends a model in `mode`, everything it and `functions` hold in `dtype`; takes it back whatever happens.
+
+    A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
+    could land and leave the stand-ins in place.
+
+    Args:
+        model: what is lent.
+        functions: what is called to compute J, and whatever else J reaches (random generators in a batch).
+        mode: as the request has it.
+        dtype: the precision; None leaves every tensor in its own.
+        seed: of the random state.
+        start: what evaluations start from instead.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        functions: Sequence[Any],
+        mode: Mode,
+        dtype: torch.dtype | None,
+        seed: int,
+        start: Start | None = None,
+    ) -> None:
+        self._model, self._mode, self._dtype, self._seed, self._start = model, mode, dtype, seed, start
+        self._captures = captures_of(model, *functions)
+        self._generators = list(self._captures.generators.values())
+        self._signals = HeldSignals(frozenset({Loan.__enter__.__code__, Loan.__exit__.__code__}))
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Borrowed:
+        try:
+            self._signals.install()
+            while not self._wait_for_others():
+                self._give_back()  # delivers the interrupt
+                self._signals.install()
+            borrowed = self._take()
+        except BaseException:
+            self._give_back()
+            raise
+        if self._signals.waiting:
+            self._give_back()  # delivers the interrupt
+        return borrowed
+
+    def __exit__(self, *exception: object) -> None:
+        self._give_back()
+
+    def _wait_for_others(self) -> bool:
+        """Until no check is under way in another thread; False when a signal came meanwhile."""
+        while not ONE_AT_A_TIME.acquire(timeout=PATIENCE):
+            if self._signals.waiting:
+                return False
+        self._undo.append(ONE_AT_A_TIME.release)
+        return True
+
+    def _take(self) -> Borrowed:
+        """Sets everything aside; each step registers its way back before it changes anything."""
+        _check_numbers(self._model, self._captures)
+        inference = torch.inference_mode(False)
+        inference.__enter__()
+        self._undo += [lambda: inference.__exit__(None, None, None), *_compiled_parts_run_eagerly()]
+        switches, random = SwitchState(), RandomState.of_everything(self._generators)
+        lent = self._captures.modules.values()
+        holders, iterations, caches = AttributeStates(self._captures), PowerIterations(lent), CodeCaches(lent)
+        values = self._start.values.items() if self._start else ()
+        first_values = {buffer: value for buffer, value in values if not iterations.moves(buffer)}
+        tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values)
+        self._undo += [switches.restore, random.restore, caches.restore, iterations.restore, holders.restore]
+        self._undo.append(tensors.swap_back)
+        tensors.swap_in()
+        iterations.hold()
+        switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
+        if self._mode != "keep":
+            self._model.train(self._mode == "train")
+            holders.start()
+        if self._start is None:
+            seed_everything(self._seed)
+        else:
+            self._start.random.restore()
+        return Borrowed(tensors, holders, self._generators)
+
+    def _give_back(self) -> None:
+        try:
+            while self._undo:
+                self._undo.pop()()
+        finally:
+            if self._undo:
+                self._give_back()  # whatever went wrong with one thing, the others come back
+            self._signals.release()
+
+
+def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:
+    """What torch.compile has compiled would be compiled again, with the check's own modes in it; the way back."""
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes two seconds
+        return []
+    stance = torch.compiler.set_stance("force_eager")
+    return [lambda: stance.__exit__(None, None, None)]
+
+
+def _check_numbers(model: nn.Module, captures: Captures) -> None:
+    """Raises where a module holds a tensor without numbers to compute with."""
+    for name, buffer in model.named_buffers():
+        _check_has_numbers(f"buffer {name!r}", buffer)
+    for module in captures.modules.values():
+        for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
+            _check_has_numbers(f"{name!r} of a {type(module).__name__}", tensor)
+
+
+def _check_has_numbers(what: str, tensor: torch.Tensor) -> None:
+    if is_lazy(tensor):
+        raise InvalidRequestError(f"{what} is not initialised yet (a lazy module): call it once on a batch first.")
+    if tensor.is_meta:
+        raise InvalidRequestError(
+            f"{what} is on the meta device and holds no numbers: materialise the module first, "
+            "for example with to_empty(device='cpu') and an initialisation."
+        )

@@ -1,0 +1,111 @@
+"""Random generators: their state read and put back, and all of them seeded."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from torch_gradcheck.borrowing.switches import Switch, attribute_switch
+from torch_gradcheck.torch_internals.devices import accelerator_type
+
+
+class RandomState:
+    """The state of random generators at one moment, to go back to."""
+
+    def __init__(self, generators: Sequence[Switch]) -> None:
+        self._saved = [(generator, generator.read()) for generator in generators]
+
+    @classmethod
+    def of_everything(cls, own: Sequence[Any] = ()) -> RandomState:
+        """Every generator a model may draw from.
+
+        Python's and numpy's global ones, torch's on the CPU and on every device of the accelerator, and the `own` ones
+        that the caller's objects hold.
+        """
+        return cls([*_global_generators(), *map(_own_generator, own)])
+
+    def restore(self) -> None:
+        """Puts the generators back."""
+        for generator, state in self._saved:
+            generator.write(state)
+
+    def has_moved(self) -> bool:
+        """Whether a generator is no longer where it was."""
+        return any(not _same(generator.read(), state) for generator, state in self._saved)
+
+    def narrow_to_moved(self) -> None:
+        """Forgets the generators that still are where they were: nothing draws from them."""
+        self._saved = [(generator, state) for generator, state in self._saved if not _same(generator.read(), state)]
+
+
+def is_generator(value: object) -> bool:
+    """Whether `value` is a random generator whose state can be read and put back."""
+    return isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python's, numpy's and torch's global generators, those of every device included.
+
+    Not by `torch.manual_seed`: for an accelerator that is not in use it leaves a call behind, with a stack trace, and
+    one more each time.
+    """
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    device = accelerator_type()
+    if device is not None:
+        module = torch.get_device_module(device)
+        (getattr(module, "manual_seed_all", None) or module.manual_seed)(seed)
+
+
+def _global_generators() -> list[Switch]:
+    generators = [
+        Switch(random.getstate, random.setstate),
+        Switch(np.random.get_state, np.random.set_state),
+        Switch(torch.get_rng_state, torch.set_rng_state),
+    ]
+    device = accelerator_type()
+    if device is not None:
+        module = torch.get_device_module(device)
+        generators += [_device_generator(module, index) for index in range(module.device_count())]
+    return generators
+
+
+def _device_generator(module: Any, index: int) -> Switch:
+    if not hasattr(module, "device_of"):  # mps has one generator and takes no index
+        return Switch(module.get_rng_state, module.set_rng_state)
+    return Switch(lambda: module.get_rng_state(index), lambda state: module.set_rng_state(state, index))
+
+
+def _own_generator(generator: Any) -> Switch:
+    if isinstance(generator, torch.Generator):
+        return Switch(generator.get_state, _ignoring_result(generator.set_state))
+    if isinstance(generator, np.random.Generator):
+        return attribute_switch(generator.bit_generator, "state")
+    if isinstance(generator, np.random.RandomState):
+        return Switch(generator.get_state, generator.set_state)
+    return Switch(generator.getstate, generator.setstate)
+
+
+def _ignoring_result(function: Callable[[Any], Any]) -> Callable[[Any], None]:
+    def call(value: Any) -> None:
+        function(value)
+
+    return call
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return np.array_equal(one, other)
+    if isinstance(one, dict):
+        return all(_same(one[key], other[key]) for key in one)
+    try:
+        return bool(one == other)  # Python's generator: 625 numbers
+    except ValueError:  # a tuple with an array in it, numpy's
+        return all(map(_same, one, other))

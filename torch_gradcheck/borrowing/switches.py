@@ -1,0 +1,131 @@
+"""Torch's and numpy's global switches, which a check sets and puts back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from torch_gradcheck.torch_internals.devices import accelerator_type
+from torch_gradcheck.torch_internals.dispatch import (
+    dispatch_modes_in_force,
+    function_modes_in_force,
+    pop_dispatch_modes_down_to,
+    pop_function_modes_down_to,
+    pop_transforms_down_to,
+    transforms_in_force,
+)
+
+WORTH_A_SECOND_THREAD = 100_000
+"""A model with fewer coordinates is evaluated on one thread: on operations this small threads mostly wait
+for each other, on a busy machine forty times as long as they work.
+"""
+
+
+class Switch(NamedTuple):
+    """One global setting: how it is read, and how a value read is put back."""
+
+    read: Callable[[], Any]
+    write: Callable[[Any], None]
+
+
+def attribute_switch(owner: Any, name: str) -> Switch:
+    """A setting that is an attribute of some object."""
+    return Switch(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
+
+
+def _set_warning_filters(value: Any) -> None:
+    """Takes back what packages that were imported meanwhile (sympy) have added."""
+    warnings.filters[:] = value  # type: ignore[index]
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _set_numpy_errors(value: Any) -> None:
+    np.seterr(**value)
+
+
+def _autocast(device: str) -> tuple[Switch, Switch]:
+    return (
+        Switch(
+            lambda: torch.is_autocast_enabled(device),
+            lambda value: torch.set_autocast_enabled(device, value),
+        ),
+        Switch(
+            lambda: torch.get_autocast_dtype(device),
+            lambda value: torch.set_autocast_dtype(device, value),
+        ),
+    )
+
+
+def _deterministic() -> Switch:
+    return Switch(
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1]),
+    )
+
+
+def _switches() -> list[Switch]:
+    from torch.nn.utils import parametrize
+
+    return [
+        Switch(torch.get_default_dtype, torch.set_default_dtype),
+        Switch(torch.is_grad_enabled, torch._C._set_grad_enabled),
+        Switch(torch.get_num_threads, torch.set_num_threads),
+        Switch(np.geterr, _set_numpy_errors),
+        Switch(lambda: list(warnings.filters), _set_warning_filters),
+        Switch(dispatch_modes_in_force, pop_dispatch_modes_down_to),
+        Switch(function_modes_in_force, pop_function_modes_down_to),
+        Switch(transforms_in_force, pop_transforms_down_to),
+        Switch(torch.is_anomaly_enabled, torch.set_anomaly_enabled),
+        Switch(torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+        Switch(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
+        Switch(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
+        _deterministic(),
+        *_autocast("cpu"),
+        *(_autocast(accelerator) if (accelerator := accelerator_type()) else ()),
+        attribute_switch(torch.backends.cudnn, "benchmark"),
+        attribute_switch(torch.backends.cudnn, "deterministic"),
+        attribute_switch(torch.backends.cudnn, "enabled"),
+        attribute_switch(torch.backends.cudnn, "allow_tf32"),
+        attribute_switch(torch.backends.cuda.matmul, "allow_tf32"),
+        attribute_switch(parametrize, "_cache_enabled"),
+        attribute_switch(parametrize, "_cache"),
+        attribute_switch(torch.nn.Module, "__call__"),  # `blame` records a run by way of these two
+        Switch(
+            lambda: vars(torch.autograd.Function)["apply"],
+            lambda value: setattr(torch.autograd.Function, "apply", value),
+        ),
+    ]
+
+
+class SwitchState:
+    """The caller's settings; `settle` makes those a check needs, `restore` puts every one back."""
+
+    def __init__(self) -> None:
+        self._saved = [(switch, switch.read()) for switch in _switches()]
+
+    def settle(self, precision: torch.dtype | None, coordinates: int) -> None:
+        """One J everywhere: no autocast, no fused inference paths, no cached parametrizations, `precision` by default.
+
+        None leaves the default precision as it is. And one thread, where a second has nothing to do but to wait.
+        """
+        from torch.nn.utils import parametrize
+
+        torch.set_grad_enabled(True)
+        if precision is not None:
+            torch.set_default_dtype(precision)
+        if coordinates < WORTH_A_SECOND_THREAD:
+            torch.set_num_threads(1)
+        for device in filter(None, ("cpu", accelerator_type())):
+            torch.set_autocast_enabled(device, False)
+        torch.backends.mha.set_fastpath_enabled(False)
+        parametrize._cache_enabled, parametrize._cache = 0, {}
+
+    def restore(self) -> None:
+        """Puts back every setting that is no longer what it was."""
+        for switch, value in self._saved:
+            if switch.read() is not value and switch.read() != value:
+                switch.write(value)

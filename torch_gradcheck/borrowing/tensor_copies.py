@@ -1,0 +1,161 @@
+"""Stand-ins: copies of the caller's tensors in the precision of the check, and the swap that puts them in place.
+
+Swap, never write. `torch._C._swap_tensor_impl` exchanges what two tensor objects stand for. The caller's Parameter
+objects stay the same Python objects, so that optimizers, tied weights, captured lists and closures all see the
+stand-ins; what they stood for before lies untouched aside, with its storage, `.grad`, hooks, version counter and the
+graphs that were built on it, and is swapped back in the end.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from torch_gradcheck.precision.dtypes import in_precision
+
+
+class TensorCopies:
+    """Copies of tensors, and the swap that puts them in place.
+
+    Args:
+        tensors: the caller's; those that cannot stand in for numbers (sparse, meta, quantised ones) are left alone.
+        dtype: the precision of the copies; None: each tensor's own.
+        values: tensor → what its copy is to hold instead.
+    """
+
+    def __init__(
+        self,
+        tensors: Sequence[torch.Tensor],
+        dtype: torch.dtype | None,
+        values: Mapping[torch.Tensor, torch.Tensor],
+    ) -> None:
+        self._tensors = [tensor for tensor in dict.fromkeys(tensors) if _can_be_copied(tensor)]
+        with torch.no_grad():
+            self._others = _copies(self._tensors, dtype, values)
+            self._pristine = [other.detach().clone() for other in self._others]
+        self._hooks = [_copied(tensor._backward_hooks) for tensor in self._tensors]
+        self._swapped = 0
+        self._versions: list[int] = []
+        self._restless = set(range(len(self._tensors)))
+
+    def swap_in(self) -> None:
+        """Every tensor object stands for its copy."""
+        for tensor, other in zip(self._tensors, self._others, strict=True):
+            torch._C._swap_tensor_impl(tensor, other)
+            self._swapped += 1
+            if tensor.requires_grad and tensor._backward_hooks:
+                tensor._backward_hooks = tensor._backward_hooks  # the caller's tensor hooks, on the stand-in too
+        self._versions = [tensor._version for tensor in self._tensors]
+
+    def swap_back(self) -> None:
+        """Every tensor object stands for what it stood for before."""
+        while self._swapped:
+            self._swapped -= 1
+            tensor, other = self._tensors[self._swapped], self._others[self._swapped]
+            torch._C._swap_tensor_impl(tensor, other)
+            _restore_hooks(tensor, self._hooks[self._swapped])
+
+    def have_gradients(self) -> bool:
+        """Whether something has been accumulated in `.grad`."""
+        return any(tensor.grad is not None for tensor in self._tensors if tensor.is_leaf)
+
+    def drop_gradients(self) -> None:
+        """Nothing is left in `.grad`."""
+        for tensor in self._tensors:
+            tensor.grad = None
+
+    def learn_what_changes(self) -> None:
+        """After the first evaluation; torch's batch norms write to their statistics and leave the version as it was."""
+        pairs = zip(self._tensors, self._pristine, strict=True)
+        self._restless = {position for position, (now, first) in enumerate(pairs) if not torch.equal(now, first)}
+
+    def rewind(self) -> None:
+        """Stand-ins that an evaluation wrote to hold their first values again."""
+        for position, tensor in enumerate(self._tensors):
+            if position in self._restless or tensor._version != self._versions[position]:
+                with torch.no_grad():
+                    tensor.data.copy_(self._pristine[position])
+                self._versions[position] = tensor._version
+
+
+def _can_be_copied(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def _copies(
+    tensors: Sequence[torch.Tensor], dtype: torch.dtype | None, values: Mapping[torch.Tensor, torch.Tensor]
+) -> list[torch.Tensor]:
+    """A copy of each, of its entry in `values` where it has one.
+
+    One that sees a parameter change (a buffer made of `weight.data`) sees its copy change, too.
+    """
+    together = _seen_by_others(tensors)
+    storages: dict[tuple[Any, ...], torch.Tensor] = {}
+    copies = []
+    for tensor in tensors:
+        memory, lent_in = _memory(tensor), in_precision(tensor.dtype, dtype)
+        if id(tensor) not in together:
+            copy = values.get(tensor, tensor).detach().to(lent_in, copy=True)
+        else:
+            if memory not in storages:
+                storages[memory] = _at(tensor, tensor.untyped_storage()).to(lent_in, copy=True)
+            place = (tensor.storage_offset(), tensor.shape, tensor.stride())
+            copy = _at(storages[memory], storages[memory].untyped_storage(), *place)
+        copies.append(copy.requires_grad_(tensor.requires_grad))
+    return copies
+
+
+def _seen_by_others(tensors: Sequence[torch.Tensor]) -> set[int]:
+    """The ids of parameters whose memory other tensors see, and of these.
+
+    Two parameters on the same numbers stay two: each has a gradient of its own.
+    """
+    owners: dict[tuple[Any, ...], list[torch.Tensor]] = {}
+    for tensor in tensors:
+        if tensor.requires_grad and tensor.is_leaf:
+            group = owners.setdefault(_memory(tensor), [])
+            if not any(_overlap(tensor, other) for other in group):
+                group.append(tensor)
+    seen = [tensor for tensor in tensors if not tensor.requires_grad and _memory(tensor) in owners]
+    return {id(tensor) for tensor in seen} | {id(owner) for tensor in seen for owner in owners[_memory(tensor)]}
+
+
+def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
+    (start, end), (other_start, other_end) = _extent(one), _extent(other)
+    return start < other_end and other_start < end
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Where in its storage a tensor begins, and where it ends."""
+    length = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    start = int(tensor.storage_offset())
+    return start, start + (int(length) if tensor.numel() else 0)
+
+
+def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
+    """The same for tensors that may see each other's values change."""
+    address = tensor.untyped_storage().data_ptr()
+    as_it_is = not (tensor.is_conj() or tensor.is_neg())
+    return (tensor.device, tensor.dtype, address if address and as_it_is else id(tensor))
+
+
+def _at(like: torch.Tensor, storage: torch.UntypedStorage, *place: Any) -> torch.Tensor:
+    """A tensor of its own, no view, on a storage: at offset, shape and stride, or all of it one after the other."""
+    return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, *place)
+
+
+def _copied(hooks: Any) -> Any:
+    return None if hooks is None else OrderedDict(hooks)
+
+
+def _restore_hooks(tensor: torch.Tensor, hooks: Any) -> None:
+    """Hooks that the model itself added to the stand-in during an evaluation go with it."""
+    if hooks is None:
+        if tensor._backward_hooks is not None:
+            tensor._backward_hooks = None
+    elif tensor._backward_hooks is not None and tensor._backward_hooks != hooks:
+        tensor._backward_hooks.clear()
+        tensor._backward_hooks.update(hooks)

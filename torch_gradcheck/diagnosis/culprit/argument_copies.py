@@ -1,0 +1,89 @@
+"""What a call was given, kept as it was: detached copies of all tensors, containers and objects around them rebuilt."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.objective.nested import rebuilt
+
+Replace = Callable[[torch.Tensor], torch.Tensor]
+
+DEPTH = 5
+"""How many objects deep a cache that is handed from module to module may be."""
+
+AS_THEY_ARE = (nn.Module, torch.Tensor, torch.dtype, torch.device, torch.Generator, type, str, bytes)
+
+
+class Snapshots:
+    """Copies of tensors, one for each tensor and version of it, whoever is given it.
+
+    Attributes:
+        bytes: how much memory the copies take.
+    """
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self._copies: dict[tuple[int, int], torch.Tensor] = {}
+        self._kept: list[torch.Tensor] = []  # so that no id is used twice
+
+    def of(self, value: Any) -> Any:
+        """`value` with every tensor in it copied and detached."""
+        return replaced(value, self._copied)
+
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        key = (id(tensor), tensor._version)
+        if key not in self._copies:
+            self._kept.append(tensor)
+            self._copies[key] = tensor.detach().clone()
+            self.bytes += tensor.numel() * tensor.element_size()
+        return self._copies[key]
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """Every tensor that `replaced` replaces, in its order."""
+    found: list[torch.Tensor] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    rebuilt(value, keep)
+    return found
+
+
+def replaced(value: Any, replace: Replace) -> Any:
+    """As `structure.rebuilt`; objects that hold no tensor yet are copied too: whoever is given a cache writes to it."""
+    return _objects_copied(rebuilt(value, replace), DEPTH, {})
+
+
+def _objects_copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(_objects_copied(item, depth, copies) for item in value)
+    if type(value) is dict:
+        return {key: _objects_copied(item, depth, copies) for key, item in value.items()}
+    if depth == 0 or not _is_an_object(value):
+        return value
+    if id(value) not in copies:
+        copies[id(value)] = _copied(value, depth, copies)
+    return copies[id(value)]
+
+
+def _copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:
+    try:
+        new = copy.copy(value)
+    except Exception:  # an object that refuses to be copied is given as it is
+        return value
+    attributes = vars(new)
+    attributes.update({name: _objects_copied(held, depth - 1, copies) for name, held in attributes.items()})
+    return new
+
+
+def _is_an_object(value: Any) -> bool:
+    """Whether `value` is an object of somebody's own that may be written to."""
+    known = isinstance(value, AS_THEY_ARE) or callable(value)
+    return not known and type(getattr(value, "__dict__", None)) is dict

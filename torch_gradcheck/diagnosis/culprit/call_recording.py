@@ -1,0 +1,273 @@
+"""Records one run of J call by call: modules and custom autograd.Functions, what each was given, what gradient came."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd import Function
+
+from torch_gradcheck.borrowing.random_state import RandomState
+from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, tensors_of
+from torch_gradcheck.objective.nested import rebuilt
+
+Owner = nn.Module | type[Function]
+
+MEMORY_LIMIT = 2**30
+"""Bytes that the inputs of all calls may take; beyond, no culprit is looked for."""
+
+
+@dataclass(eq=False)
+class RecordedCall:
+    """One call of a module or of a custom autograd.Function.
+
+    Attributes:
+        owner: the module, or the Function's class.
+        parent: the call it happened in, None in the loss function or closure itself.
+        children: the calls that happened in it.
+        arguments: (args, kwargs) as they were, tensors detached.
+        differentiable: for each tensor in `arguments`, whether a gradient for it was asked for.
+        grad_enabled: whether autograd was on.
+        in_backward: whether it was called by a backward (a checkpoint that recomputes).
+        random: the state of the random generators when it began.
+        outputs: shape, sum and sum of absolutes of each tensor it put out.
+        cotangents: the gradient that arrived for each of them, None where none did.
+        returned: the gradient that left it for a tensor in `arguments`, by position, where that was seen: a tensor
+            that it was given twice has one, at its first position.
+        leaks: whether a graph leaves it by an attribute, besides its outputs.
+    """
+
+    owner: Owner
+    parent: RecordedCall | None
+    arguments: tuple[Any, Any]
+    differentiable: list[bool]
+    grad_enabled: bool
+    in_backward: bool
+    random: RandomState
+    children: list[RecordedCall] = field(default_factory=list)
+    outputs: list[tuple[tuple[int, ...], float, float]] = field(default_factory=list)
+    cotangents: list[torch.Tensor | None] = field(default_factory=list)
+    returned: dict[int, torch.Tensor] = field(default_factory=dict)
+    leaks: bool = False
+
+    @property
+    def receives(self) -> bool:
+        """Whether a gradient came."""
+        return any(cotangent is not None for cotangent in self.cotangents)
+
+    def inside(self) -> Iterator[RecordedCall]:
+        """All calls that happened in it, at any depth."""
+        for child in self.children:
+            yield child
+            yield from child.inside()
+
+    def run(self, arguments: tuple[Any, Any]) -> Any:
+        """Calls the owner once more, with other arguments."""
+        function: Callable[..., Any] = self.owner if isinstance(self.owner, nn.Module) else self.owner.apply
+        return function(*arguments[0], **arguments[1])
+
+
+@dataclass(frozen=True)
+class GradientTaps:
+    """What a recording replaces by copies; J must not notice.
+
+    Attributes:
+        outputs: those of every call, to see what gradient arrives.
+        inputs: those of every call too, to see what gradient leaves; a module may write to its input for others to see.
+        rooted: outputs without a graph get one, so that what lies downstream of a cut receives its gradients.
+    """
+
+    outputs: bool = True
+    inputs: bool = True
+    rooted: bool = True
+
+
+NO_TAPS = GradientTaps(outputs=False, inputs=False, rooted=False)
+
+
+class Recording:
+    """Records every call inside the block; the patches are on torch's own classes, and `Loan` takes them back too.
+
+    Args:
+        taps: what is to be replaced by a copy that tells which gradient arrives for it.
+
+    Attributes:
+        calls: every call in the order in which they began.
+        leaves: what stands for outputs that had no graph.
+        full: whether there was not enough memory for all of them.
+    """
+
+    def __init__(self, taps: GradientTaps = NO_TAPS) -> None:
+        self.calls: list[RecordedCall] = []
+        self.leaves: list[torch.Tensor] = []
+        self.full = False
+        self._thread = threading.get_ident()
+        self._taps, self._stack = taps, list[RecordedCall]()
+        self._snapshots = Snapshots()
+        self._undo: list[Callable[[], Any]] = []
+
+    def __enter__(self) -> Recording:
+        module_call: Any = nn.Module.__call__
+        apply = vars(Function)["apply"]
+        self._undo = [lambda: setattr(nn.Module, "__call__", module_call), lambda: setattr(Function, "apply", apply)]
+
+        def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            return self._around(module, lambda a, k: module_call(module, *a, **k), args, kwargs)
+
+        def recorded_apply(function: type[Function], *args: Any, **kwargs: Any) -> Any:
+            bound = apply.__get__(None, function)
+            if function.__module__.startswith("torch."):
+                return bound(*args, **kwargs)
+            return self._around(function, lambda a, k: bound(*a, **k), args, kwargs)
+
+        nn.Module.__call__ = recorded_call  # type: ignore[method-assign]
+        Function.apply = classmethod(recorded_apply)  # type: ignore[assignment, method-assign]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    @property
+    def roots(self) -> list[RecordedCall]:
+        """Calls made by the loss function or closure itself."""
+        return [call for call in self.calls if call.parent is None and not call.in_backward]
+
+    def forget_gradients(self) -> None:
+        """As if no backward had run yet."""
+        for call in self.calls:
+            call.cotangents = [None for _ in call.outputs]
+            call.returned.clear()
+
+    def _around(self, owner: Owner, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
+        self.full = self.full or self._snapshots.bytes > MEMORY_LIMIT
+        if self.full or threading.get_ident() != self._thread:  # the patches reach other threads' models too
+            return run(args, kwargs)
+        call = self._begin(owner, args, kwargs)
+        try:
+            result = run(*self._inputs_tapped(call, args, kwargs))
+        finally:
+            while self._stack.pop() is not call:
+                pass
+        return self._finished(call, result)
+
+    def _begin(self, owner: Owner, args: Any, kwargs: Any) -> RecordedCall:
+        in_backward = torch._C._current_graph_task_id() != -1
+        parent = self._stack[-1] if self._stack else None
+        given = [tensor.requires_grad for tensor in tensors_of((args, kwargs))]
+        call = RecordedCall(
+            owner,
+            parent,
+            self._snapshots.of((args, kwargs)),
+            given,
+            torch.is_grad_enabled(),
+            in_backward,
+            RandomState.of_everything(),
+        )
+        self.calls.append(call)
+        self._stack.append(call)
+        if parent is not None:
+            parent.children.append(call)
+        return call
+
+    def _inputs_tapped(self, call: RecordedCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        """The arguments as the callee sees them: tensors among them are copies, which tell what gradient leaves."""
+        if not (self._taps.inputs and torch.is_grad_enabled()):
+            return args, kwargs
+        positions = {id(tensor): k for k, tensor in reversed(list(enumerate(tensors_of((args, kwargs)))))}
+        copies: dict[int, torch.Tensor] = {}  # a tensor given twice stays one tensor
+
+        def copy(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or value.grad_fn is None:
+                return value
+            if id(value) not in copies:
+                position = positions[id(value)]
+                copies[id(value)] = value.clone()
+                copies[id(value)].register_hook(lambda gradient: _left(call, position, gradient))
+            return copies[id(value)]
+
+        return (
+            tuple(copy(value) for value in args),
+            {name: copy(value) for name, value in kwargs.items()},
+        )
+
+    def _finished(self, call: RecordedCall, result: Any) -> Any:
+        call.outputs = [summary(tensor) for tensor in tensors_of(result)]
+        call.cotangents = [None for _ in call.outputs]
+        call.leaks = isinstance(call.owner, nn.Module) and _keeps_a_graph(call.owner)
+        if not self._taps.outputs:
+            return result
+        positions = iter(range(len(call.outputs)))
+        return rebuilt(result, lambda tensor: self._tapped(call, next(positions), tensor))
+
+    def _tapped(self, call: RecordedCall, position: int, tensor: torch.Tensor) -> torch.Tensor:
+        """The output as its caller sees it: a copy of it, which tells what gradient arrives."""
+        inexact = tensor.is_floating_point() or tensor.is_complex()
+        if not torch.is_grad_enabled():
+            return tensor
+        if tensor.grad_fn is None and inexact and self._taps.rooted:
+            tensor = tensor.detach().requires_grad_()
+            self.leaves.append(tensor)
+        elif tensor.grad_fn is None:
+            return tensor
+        copy = tensor.clone()
+        copy.register_hook(lambda gradient: _arrived(call, position, gradient))
+        return copy
+
+
+def summary(tensor: torch.Tensor) -> tuple[tuple[int, ...], float, float]:
+    """Shape, sum and sum of absolutes: what tells one output from another."""
+    values = tensor.detach()
+    size = values.abs().double() if values.dtype != torch.bool else values.double()
+    total = values.real if values.is_complex() else values
+    return tuple(values.shape), float(total.double().sum()), float(size.sum())
+
+
+def _left(call: RecordedCall, position: int, gradient: torch.Tensor | None) -> None:
+    if gradient is not None:
+        before, now = call.returned.get(position), gradient.detach().clone()
+        call.returned[position] = now if before is None else before + now
+
+
+def _arrived(call: RecordedCall, position: int, gradient: torch.Tensor | None) -> None:
+    if gradient is not None:
+        before, now = call.cotangents[position], gradient.detach().clone()
+        call.cotangents[position] = now if before is None else before + now
+
+
+def _keeps_a_graph(module: nn.Module) -> bool:
+    """Whether an attribute of the module holds a tensor with a graph: a way out besides its outputs."""
+    held = [value for value in vars(module).values() if not isinstance(value, nn.Module)]
+    return any(tensor.grad_fn is not None for tensor in tensors_of(held))
+
+
+def paired_with_recomputed(calls: list[RecordedCall]) -> None:
+    """Gives calls made without autograd the gradients of those that a checkpoint made again in its backward."""
+    waiting = [call for call in calls if call.in_backward and call.receives]
+    for call in calls:
+        if call.in_backward or call.grad_enabled:
+            continue
+        again = next((other for other in waiting if _same_call(call, other)), None)
+        if again is not None:
+            waiting.remove(again)
+            call.cotangents, call.returned = again.cotangents, again.returned
+            call.differentiable, call.grad_enabled = again.differentiable, True
+
+
+def alike(one: RecordedCall, other: RecordedCall) -> bool:
+    """Whether two calls may be the same one in two runs: a forward may make its module or Function anew each time."""
+    mine, others = (owner if isinstance(owner, type) else type(owner) for owner in (one.owner, other.owner))
+    return one.owner is other.owner or mine.__qualname__ == others.__qualname__
+
+
+def _same_call(one: RecordedCall, other: RecordedCall) -> bool:
+    if not alike(one, other):
+        return False
+    mine, others = tensors_of(one.arguments), tensors_of(other.arguments)
+    return len(mine) == len(others) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, others, strict=True)
+    )

@@ -1,0 +1,97 @@
+"""One coordinate of θ that is known to be wrong, and how the inputs of every call move with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
+from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, Recording, alike
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.theta import ThetaEntry
+
+Tangents = list[torch.Tensor | None]
+"""For each tensor of a call's arguments its derivative along the coordinate; None for what stands still."""
+
+
+@dataclass(frozen=True, eq=False)
+class WrongCoordinate:
+    """A coordinate whose gradient is wrong.
+
+    Attributes:
+        entry: its parameter.
+        coordinate: flat, in the order of `ThetaEntry.locate`.
+        analytic: autograd's gradient.
+        numeric, noise: the right one and its error bar.
+        unit: what steps are multiples of.
+    """
+
+    entry: ThetaEntry
+    coordinate: int
+    analytic: float
+    numeric: float
+    noise: float
+    unit: float
+
+    @property
+    def error(self) -> float:
+        """E, which the parts of all calls add up to."""
+        return self.analytic - self.numeric
+
+    @property
+    def name(self) -> str:
+        """Parameter and index."""
+        index, part = self.entry.locate(self.coordinate)
+        return f"{self.entry.name}{list(index) if index else ''}{f' ({part})' if part else ''}"
+
+    def of(self, gradient: torch.Tensor) -> float:
+        """The entry of a gradient of the whole parameter."""
+        dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
+        real = torch.view_as_real(dense.resolve_conj()) if self.entry.is_complex else dense
+        return float(real.reshape(-1)[self.coordinate])
+
+    @contextmanager
+    def moved(self, step: float) -> Iterator[float]:
+        """θ with this coordinate moved inside the block, which gets the step really taken; θ, by assignment, after."""
+        tensor = self.entry.parameter.data
+        flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        indices = torch.unravel_index(torch.tensor(self.coordinate), flat.shape) if flat.dim() else ()
+        entry = flat[tuple(int(index) for index in indices)]
+        before = entry.item()
+        entry.fill_(before + step)
+        try:
+            yield entry.item() - before
+        finally:
+            entry.fill_(before)
+
+
+def tangents_of(
+    calls: Sequence[RecordedCall], wrong: WrongCoordinate, step: float, objective: Objective
+) -> dict[RecordedCall, Tangents] | None:
+    """Centered differences of the inputs of all `calls`; None where J is made of other calls at the other points."""
+    (plus, ahead), (minus, back) = (_recorded(wrong, sign * step, objective) for sign in (1.0, -1.0))
+    if not len(calls) <= len(plus) == len(minus):
+        return None
+    tangents = {}
+    for call, one, other in zip(calls, plus, minus, strict=False):
+        if not (alike(call, one) and alike(call, other)):
+            return None
+        inputs = zip(tensors_of(one.arguments), tensors_of(other.arguments), strict=False)
+        tangents[call] = [_slope(a, b, ahead - back) for a, b in inputs]
+    return tangents
+
+
+def _recorded(wrong: WrongCoordinate, step: float, objective: Objective) -> tuple[list[RecordedCall], float]:
+    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), Recording() as recording:
+        objective.compute()
+    return [call for call in recording.calls if not call.in_backward], taken
+
+
+def _slope(plus: torch.Tensor, minus: torch.Tensor, width: float) -> torch.Tensor | None:
+    inexact = plus.is_floating_point() or plus.is_complex()
+    if not inexact or plus.shape != minus.shape or torch.equal(plus, minus):
+        return None
+    return (plus - minus) / width

@@ -1,0 +1,62 @@
+"""What a factor between a wrong gradient and the right one may stand for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+CLOSE = 1e-5
+"""A factor is the number it looks like when it is this close."""
+
+
+class FactorMeaning(NamedTuple):
+    """A factor, and the mistake that it is a sign of."""
+
+    factor: float
+    words: str
+
+
+ALWAYS = (
+    FactorMeaning(2.0, "a factor 2 too many (counted twice, or a backward run twice)"),
+    FactorMeaning(0.5, "a factor 2 forgotten (as in the slope of a square)"),
+    FactorMeaning(-2.0, "a flipped sign, and a factor 2 too many"),
+    FactorMeaning(-0.5, "a flipped sign, and a factor 2 forgotten"),
+)
+
+
+def count_meanings(count: int, of_what: str) -> list[FactorMeaning]:
+    """Meanings of n, 1/n, √n and 1/√n, where n is the number `of_what`, such as "rows of the batch"."""
+    if count < 2:
+        return []
+    root = math.sqrt(count)
+    return [
+        FactorMeaning(float(count), f"the number of {of_what} (a sum where a mean was meant)"),
+        FactorMeaning(1 / count, f"1 / the number of {of_what} (a mean where a sum was meant)"),
+        FactorMeaning(root, f"√{count}, {count} being the number of {of_what}"),
+        FactorMeaning(1 / root, f"1/√{count}, {count} being the number of {of_what}"),
+    ]
+
+
+def meaning_of(factor: float, known: Sequence[FactorMeaning]) -> str:
+    """What `factor` may stand for, "" where it looks like nothing in particular."""
+    fitting = [meaning.words for meaning in (*ALWAYS, *known) if _close(factor, meaning.factor)]
+    if not fitting and (power := _loss_scale(factor)):
+        fitting = [f"{power}, a loss scale that was {'not taken out' if factor > 1 else 'divided out twice'}"]
+    return ", or ".join(_distinct(fitting)[:2])
+
+
+def _close(one: float, other: float) -> bool:
+    return abs(one - other) <= CLOSE * abs(other)
+
+
+def _loss_scale(factor: float) -> str:
+    """A power of two from 2^8 on, or its inverse, as loss scaling uses them."""
+    if factor <= 0 or not math.isfinite(factor):
+        return ""
+    exponent = round(math.log2(factor))
+    return f"2^{exponent}" if 8 <= abs(exponent) <= 24 and _close(factor, 2.0**exponent) else ""
+
+
+def _distinct(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))

@@ -1,0 +1,345 @@
+"""The kinds of mistake: each function fits one of them to the evidence, and answers None where it does not fit.
+
+A fit counts only where it explains every judged entry within its error bar and leaves next to nothing of the mistake:
+a wrong kind is worse than none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, meaning_of
+from torch_gradcheck.diagnosis.kind.places import slices, words_of_axis, wrong_places
+from torch_gradcheck.precision.lower_precisions import rounding_of_all
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+
+LONGEST = 512
+"""Slices along axes longer than this are not matched with each other."""
+
+CLIP_EPS = 1e-6
+"""What torch.nn.utils.clip_grad_norm_ adds to the norm it divides by."""
+
+ROUNDINGS = 4.0
+"""How many machine epsilons of the largest entry a low precision may cost."""
+
+
+MISPLACED = "the right numbers in the wrong places"
+
+
+class Finding(NamedTuple):
+    """A diagnosis, and whether it is proven by this parameter alone."""
+
+    diagnosis: Diagnosis
+    firm: bool
+
+
+Kind = Callable[[Evidence, Sequence[FactorMeaning]], Finding | None]
+
+
+def missing(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
+    """Zero or None everywhere, though J depends on it."""
+    if np.any(evidence.analytic) or not evidence.resolved.any():
+        return None
+    how = "zero everywhere" if evidence.reached else "None: the backward never reaches it"
+    size = float(np.max(np.abs(evidence.numeric[evidence.resolved])))
+    return _firm(
+        DiagnosisKind.MISSING,
+        f"dθ is {how}, though J depends on it (derivatives up to {size:.1e}): detached, under no_grad, or forgotten",
+    )
+
+
+CLEAR = 3.0
+"""A factor explains something when it is this many residuals of its fit away from 1."""
+
+
+def scaled(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | None:
+    """One factor off in every entry; −1 is `sign_flipped`."""
+    n, a = evidence.numeric[evidence.resolved], evidence.analytic[evidence.resolved]
+    if not len(n) or not evidence.finite:
+        return None
+    w = evidence.weights[evidence.resolved]
+    factor = float(np.dot(w * a, w * n) / np.dot(w * n, w * n))
+    residual = evidence.residual(factor * evidence.numeric, factor)
+    if not np.isfinite(residual) or factor == 0 or abs(factor - 1) <= CLEAR * residual:
+        return None
+    meaning = meaning_of(factor, meanings)
+    if abs(factor + 1) <= 1e-5:
+        return _firm(
+            DiagnosisKind.SIGN_FLIPPED,
+            f"dθ = −1 × the right gradient {_everywhere(n, residual)}: a sign is flipped",
+            -1.0,
+        )
+    message = f"dθ = {_number(factor)} × the right gradient {_everywhere(n, residual)}"
+    found = Diagnosis(DiagnosisKind.SCALED, message + (f": {meaning}" if meaning else ""), factor)
+    return Finding(found, firm=len(n) > 1 or bool(meaning))
+
+
+def weight_decay(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
+    """Off by a multiple of θ."""
+    off, theta = evidence.off[evidence.judged], evidence.theta[evidence.judged]
+    if not np.any(theta) or not evidence.finite:
+        return None
+    w = evidence.weights[evidence.judged]
+    factor = float(np.dot(w * off, w * theta) / np.dot(w * theta, w * theta))
+    predicted = evidence.numeric + factor * evidence.theta
+    residual = evidence.residual(predicted)
+    telling = np.abs(factor * theta) > 10 * (evidence.error[evidence.judged] + evidence.tolerance * np.abs(off))
+    if not np.isfinite(residual) or factor == 0:
+        return None
+    what = (
+        "the loss has weight decay that the gradient lacks"
+        if factor < 0
+        else "the gradient has weight decay that the loss lacks"
+    )
+    message = f"dθ is off by {_number(factor)} · θ in every entry (residual {residual:.0e}): {what}"
+    varied = len(np.unique(np.round(np.abs(theta[telling]), 12))) > 1
+    return Finding(Diagnosis(DiagnosisKind.WEIGHT_DECAY, message, factor), firm=varied)
+
+
+def transposed(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
+    """Two axes swapped, whether or not the shape shows it."""
+    if not evidence.finite or _distinct(evidence) < 3:
+        return None
+    places = _places(evidence)
+    for one, other in combinations(range(len(evidence.shape)), 2):
+        swapped = np.swapaxes(places, one, other)
+        as_it_is = swapped.shape == evidence.shape and evidence.rearranged(swapped.ravel())
+        if as_it_is or evidence.rearranged(swapped.reshape(evidence.shape).ravel()):
+            axes = "" if len(evidence.shape) == 2 else f" in axes {one} and {other}"
+            return _firm(DiagnosisKind.TRANSPOSED, f"dθ is the right gradient transposed{axes}: {MISPLACED}")
+    return None
+
+
+def permuted(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
+    """The right numbers in other places: reversed, rolled, slices or entries in another order."""
+    if not evidence.finite or _distinct(evidence) < 2:
+        return None
+    for order, words in chain(_reversals(evidence), _reorderings(evidence), _sorted(evidence)):
+        if evidence.rearranged(order):
+            return _firm(DiagnosisKind.PERMUTED, f"dθ is the right gradient {words}: {MISPLACED}")
+    return None
+
+
+def clipped(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
+    """Limited in value, or in norm to a round number."""
+    return (_clipped_in_value(evidence) or _clipped_in_norm(evidence)) if evidence.finite else None
+
+
+def low_precision(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
+    """Every entry is a number that a lower precision can hold, close to the right one as that precision goes."""
+    rounding = rounding_of_all([evidence.analytic[evidence.judged]]) if evidence.finite else None
+    if rounding is None or rounding.epsilon <= evidence.epsilon:
+        return None
+    off = off_by(evidence)
+    if off > ROUNDINGS * rounding.epsilon:
+        return None
+    return _firm(
+        DiagnosisKind.LOW_PRECISION,
+        f"dθ is right but for rounding: every entry is a {rounding.name} number, off by at most {off:.0e} of the "
+        f"largest (the epsilon of {rounding.name} is {rounding.epsilon:.0e}): it went through {rounding.name}",
+    )
+
+
+def off_by(evidence: Evidence) -> float:
+    """The largest difference beyond its error bar, relative to the largest right entry."""
+    off = np.abs(evidence.off[evidence.judged]) - evidence.error[evidence.judged]
+    largest = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
+    return float(np.max(off, initial=0.0)) / largest if largest else float("inf")
+
+
+def partial(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | None:
+    """Right except in places that can be named."""
+    places = wrong_places(evidence)
+    if not places:
+        return None
+    return _firm(DiagnosisKind.PARTIAL, f"dθ is right except in {places}{_what_is_there(evidence, meanings)}")
+
+
+KINDS: tuple[Kind, ...] = (missing, scaled, weight_decay, transposed, permuted, clipped, low_precision, partial)
+"""The order in which they are tried."""
+
+
+def unknown(evidence: Evidence) -> Diagnosis:
+    """None of the kinds, with what can be said all the same."""
+    return Diagnosis(DiagnosisKind.UNKNOWN, _hint(evidence))
+
+
+def _hint(evidence: Evidence) -> str:
+    if not evidence.finite:
+        wrong = ~np.isfinite(evidence.analytic)
+        return f"dθ is not finite in {int(wrong.sum())} of {wrong.size} entries"
+    with np.errstate(all="ignore"):
+        return _scaled_and_decayed(evidence) or _unlike(evidence)
+
+
+def _scaled_and_decayed(evidence: Evidence) -> str:
+    """A factor on the whole gradient but for a part that goes with θ, where a few numbers prove two unknowns."""
+    n, a, theta = (x[evidence.resolved] for x in (evidence.numeric, evidence.analytic, evidence.theta))
+    if len(n) < 4:
+        return ""
+    w = evidence.weights[evidence.resolved]
+    (factor, decay), *_ = np.linalg.lstsq(np.stack([w * n, w * theta], axis=1), w * a, rcond=None)
+    predicted = factor * evidence.numeric + decay * evidence.theta
+    residual = evidence.residual(predicted, factor)
+    if not np.isfinite(residual):
+        return ""
+    return (
+        f"dθ = {_number(factor)} × the right gradient {'+' if decay > 0 else '−'} {_number(abs(decay))} · θ (residual "
+        f"{residual:.0e}): a factor on all of it but a weight decay, or on that alone"
+    )
+
+
+def _unlike(evidence: Evidence) -> str:
+    """Length and direction against the right gradient."""
+    n, a = evidence.numeric[evidence.judged], evidence.analytic[evidence.judged]
+    norms = np.linalg.norm(a) * np.linalg.norm(n)
+    if not norms:
+        return "no simple relation to the right gradient"
+    return (
+        f"no simple relation to the right gradient: length {_number(float(np.linalg.norm(a) / np.linalg.norm(n)))} × "
+        f"the right one, cosine {float(np.dot(a, n) / norms):.6g} to it, off by "
+        f"{np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of it"
+    )
+
+
+def _firm(kind: DiagnosisKind, message: str, factor: float | None = None) -> Finding:
+    return Finding(Diagnosis(kind, message, factor), firm=True)
+
+
+def _everywhere(resolved: Floats, residual: float) -> str:
+    return f"in every entry (residual {residual:.0e})" if len(resolved) > 1 else "in its one entry that is not zero"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if abs(value - 1) > 5e-4 else f"{value:.8g}"
+
+
+def _distinct(evidence: Evidence) -> int:
+    """How many different numbers, beyond the usual error bar, the right gradient has where it says something."""
+    values = np.sort(evidence.numeric[evidence.resolved])
+    if not len(values):
+        return 0
+    apart = 10 * (float(np.median(evidence.error[evidence.resolved])) + evidence.tolerance * np.abs(values[1:]))
+    return 1 + int(np.sum(np.diff(values) > apart))
+
+
+def _places(evidence: Evidence) -> Indices:
+    """The flat position of every entry, in the parameter's shape."""
+    return np.arange(evidence.numeric.size, dtype=np.int64).reshape(evidence.shape)
+
+
+def _reversals(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
+    """Read backwards along one or several axes."""
+    dimensions = range(len(evidence.shape))
+    for count in (1, 2, 3):
+        for axes in combinations(dimensions, count):
+            if all(evidence.shape[axis] > 2 or len(axes) > 1 for axis in axes):
+                where = " and ".join(words_of_axis(len(evidence.shape), axis)[1] for axis in axes)
+                yield np.flip(_places(evidence), axes).ravel(), f"with {where} reversed"
+
+
+def _reorderings(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
+    """Slices along one axis in another order, the one that the numbers themselves suggest."""
+    analytic, numeric = evidence.grid(evidence.analytic), np.nan_to_num(evidence.grid(evidence.numeric))
+    for axis, length in enumerate(evidence.shape):
+        if 2 <= length <= LONGEST:
+            mine, others = (np.moveaxis(values, axis, 0).reshape(length, -1) for values in (analytic, numeric))
+            order = _matched(mine, others)
+            if len(set(order.tolist())) == length:
+                yield np.take(_places(evidence), order, axis).ravel(), _order_in_words(evidence, axis, order)
+
+
+def _matched(slices_of: Floats, among: Floats) -> Indices:
+    """For each slice the one of the other array that it is closest to."""
+    square = np.sum(among**2, axis=1)
+    return np.asarray(np.argmin(square[None, :] - 2 * slices_of @ among.T, axis=1), dtype=np.int64)
+
+
+def _order_in_words(evidence: Evidence, axis: int, order: Indices) -> str:
+    many, length = words_of_axis(len(evidence.shape), axis)[1], len(order)
+    shift = int(-order[0]) % length
+    if np.array_equal(order, (np.arange(length) - shift) % length):
+        return f"with its {many} rolled by {shift if shift <= length // 2 else shift - length}"
+    if length <= 8:
+        return f"with its {many} in the order {order.tolist()}"
+    return f"with {slices(evidence.shape, axis, np.flatnonzero(order != np.arange(length)))} in another order"
+
+
+def _sorted(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
+    """Single entries in another order."""
+    if np.all(np.isfinite(evidence.numeric)) and _distinct(evidence) >= 3:
+        order = np.empty(evidence.numeric.size, dtype=np.int64)
+        order[np.argsort(evidence.analytic, kind="stable")] = np.argsort(evidence.numeric, kind="stable")
+        yield order, "with its entries in another order"
+
+
+def _clipped_in_value(evidence: Evidence) -> Finding | None:
+    """All wrong entries stand at a limit that the right ones exceed, and all others are within it."""
+    low, high = float(np.min(evidence.analytic)), float(np.max(evidence.analytic))
+    if low == high or not evidence.explains(np.clip(evidence.numeric, low, high)):
+        return None
+    stuck = evidence.analytic[evidence.wrong]
+    limits = [limit for limit in (low, high) if np.any(_at(stuck, limit))]
+    at_limit = np.any([_at(stuck, limit) for limit in limits], axis=0) if limits else np.zeros(1)
+    # Zeros may be negative by chance; any other number that two entries share is a limit.
+    few = len(stuck) < (6 if 0.0 in limits else 2) or (len(stuck) < 4 and np.sum(evidence.right) < 2)
+    if few or not np.all(at_limit):
+        return None
+    between = " and ".join(f"{limit:.4g}" for limit in limits)
+    return _firm(
+        DiagnosisKind.CLIPPED,
+        f"dθ is the right gradient limited in value: {len(stuck)} entries that should be beyond stand at {between}",
+    )
+
+
+def _at(values: Floats, limit: float) -> Flags:
+    return np.asarray(np.isclose(values, limit, rtol=1e-9, atol=0))
+
+
+def _clipped_in_norm(evidence: Evidence) -> Finding | None:
+    """Scaled down to a norm that is a round number, as nobody's gradient is by itself."""
+    found = scaled(evidence, ())
+    if found is None or not evidence.judged.all():
+        return None
+    return clipped_to_round_norm(found.diagnosis.factor, float(np.linalg.norm(evidence.analytic)), "", evidence.epsilon)
+
+
+def clipped_to_round_norm(factor: float | None, norm: float, over: str, epsilon: float) -> Finding | None:
+    """Gradients scaled down by `factor` to a total norm of `norm`, if that looks like a limit."""
+    if factor is None or not 0 < factor < 1:
+        return None
+    before = norm / factor
+    limit = next((limit for limit in (norm, norm * (before + CLIP_EPS) / before) if _is_round(limit, epsilon)), None)
+    if limit is None:
+        return None
+    return _firm(
+        DiagnosisKind.CLIPPED,
+        f"dθ = {_number(factor)} × the right gradient, whose norm{over} of {before:.4g} was limited to {limit:.4g}",
+        factor,
+    )
+
+
+def _is_round(number: float, epsilon: float) -> bool:
+    """Whether `number` has no more than two digits."""
+    return abs(number - float(f"{number:.1e}")) <= max(1e-10, 64 * epsilon) * abs(number)
+
+
+def _what_is_there(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> str:
+    """What the wrong entries are, where one thing can be said of all of them."""
+    there: Flags = evidence.wrong
+    a, n = evidence.analytic[there], evidence.numeric[there]
+    if not np.all(np.isfinite(a)):
+        return f", where {int(np.sum(~np.isfinite(a)))} are not finite"
+    if not np.any(a):
+        return ", where it is zero"
+    factor = float(np.dot(a, n) / np.dot(n, n)) if np.any(n) else np.nan
+    if len(a) > 1 and np.all(np.abs(a - factor * n) <= 10 * evidence.tolerance * np.abs(a) + 3 * evidence.error[there]):
+        meaning = meaning_of(factor, meanings)
+        return f", where it is {_number(factor)} × the right one{f', {meaning}' if meaning else ''}"
+    return ""

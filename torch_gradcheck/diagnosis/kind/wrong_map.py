@@ -1,0 +1,46 @@
+"""A small picture of a tensor: how many of its entries are wrong, block by block."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.places import words_of_axis
+from torch_gradcheck.reporting.facts import WrongMap
+
+ROWS, COLUMNS = 16, 48
+"""A picture has at most so many cells."""
+
+
+def wrong_map(evidence: Evidence) -> WrongMap:
+    """The picture of a gradient: the first axis downwards, all others beside each other; one axis lies along a line."""
+    rows, columns = _two_dimensional(evidence.shape)
+    block = (max(1, math.ceil(rows / ROWS)), max(1, math.ceil(columns / COLUMNS)))
+    judged = evidence.judged | evidence.wrong
+    with np.errstate(invalid="ignore"):
+        share = _summed(evidence.wrong, rows, columns, block) / _summed(judged, rows, columns, block)
+    cells = tuple(tuple(float(value) for value in line) for line in share)
+    return WrongMap(cells, *_labels(evidence.shape, rows, columns), block)
+
+
+def _two_dimensional(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
+
+
+def _labels(shape: tuple[int, ...], rows: int, columns: int) -> tuple[str, str]:
+    if len(shape) < 2:
+        return "", f"{columns} entries" if columns != 1 else "1 entry"
+    down, across = words_of_axis(len(shape), 0)[1], words_of_axis(len(shape), 1)[1]
+    rest = "×".join(map(str, shape[1:]))
+    return f"{rows} {down}", f"{columns} {across}" if len(shape) == 2 else f"{rest} entries of each"
+
+
+def _summed(flags: Flags, rows: int, columns: int, block: tuple[int, int]) -> Floats:
+    """How many flags are set in each block."""
+    down, across = math.ceil(rows / block[0]), math.ceil(columns / block[1])
+    padded = np.zeros((down * block[0], across * block[1]))
+    padded[:rows, :columns] = flags.reshape(rows, columns)
+    return np.asarray(padded.reshape(down, block[0], across, block[1]).sum(axis=(1, 3)))

@@ -1,0 +1,66 @@
+"""The gradient of a recorded J once more, by aten's own formulas: custom backwards, hooks and detachments are bypassed.
+
+The record numbers memory, so what `detach`, `.data` or a custom autograd.Function hides from autograd is plainly there.
+Its operations run again on leaves in the place of the parameters, and one backward gives the derivative of what J
+computes, whoever wrote the backward on trial. Nothing is proven by that: an operation may have a wrong formula, or be
+constant where J is not differentiable. It is a gradient to verify against J, no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
+
+from torch_gradcheck.engines.traced.program import Program
+from torch_gradcheck.engines.traced.recording.tape import Operation, substitute
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.torch_internals.operations import flatten
+
+aten = torch.ops.aten
+
+
+def gradient_by_record(program: Program) -> list[Tensor | None]:
+    """dJ of every parameter of the program, None where J does not depend on one.
+
+    Raises:
+        Untraceable: an operation cannot be differentiated, or not on these values.
+    """
+    leaves = [program.values[number].detach().requires_grad_() for number in program.parameters]
+    with _disable_current_modes(), torch.enable_grad():
+        try:
+            J = _replayed(program, leaves)
+            if not J.requires_grad:
+                return [None for _ in leaves]
+            return list(torch.autograd.grad(J, leaves, allow_unused=True))
+        except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
+            raise Untraceable(f"the record cannot be differentiated: {error}") from error
+
+
+def _replayed(program: Program, leaves: list[Tensor]) -> Tensor:
+    """J from the record, with a graph down to the leaves."""
+    values = program.values | dict(zip(program.parameters, leaves, strict=True))
+    for operation in program.operations:
+        values.update(zip(operation.outputs, _results(operation, values), strict=True))
+    return values[program.output]
+
+
+def _results(operation: Operation, values: dict[int, Tensor]) -> list[Tensor]:
+    if operation.frozen is not None:
+        return list(operation.frozen)
+    args, kwargs = substitute((operation.args, operation.kwargs), values.__getitem__)
+    return flatten(_DIFFERENTIABLE.get(operation.func, operation.func)(*args, **kwargs))
+
+
+def _batch_norm_in_eval_mode(x: Tensor, weight: Any, bias: Any, mean: Tensor, variance: Tensor, *rest: float) -> Any:
+    momentum, eps = rest
+    return torch.native_batch_norm(x, weight, bias, mean, variance, False, momentum, eps)
+
+
+# What the recorder writes in a form that autograd has no formula for.
+_DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {
+    aten._native_batch_norm_legit_no_training.default: _batch_norm_in_eval_mode,
+}

@@ -1,0 +1,230 @@
+"""Which value a piece of memory holds: views, aliases and in-place writes told apart while J is recorded.
+
+A tensor is a window on a storage: offset, sizes, strides. Two tensors with the same window are one value, however
+they came about (`detach`, `.data`, a tensor autograd saved); a write through one window outdates the others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import as_strided
+from torch import Tensor
+
+from torch_gradcheck.engines.traced.recording.tape import Ref, Tape
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+
+
+class MemoryView(NamedTuple):
+    """How a tensor looks at its storage."""
+
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+    flags: tuple[bool, bool]  # lazily conjugated, lazily negated
+
+    @classmethod
+    def of(cls, x: Tensor) -> MemoryView:
+        """The window x is."""
+        return cls(int(x.storage_offset()), tuple(x.shape), x.stride(), x.dtype, (x.is_conj(), x.is_neg()))
+
+    def covers(self, storage: torch.UntypedStorage) -> bool:
+        """Whether every byte of the storage is seen once."""
+        size = 1
+        for s in self.shape:
+            size *= s
+        sees_all = self.offset == 0 and size * self.dtype.itemsize == storage.nbytes()
+        return sees_all and self.flags == (False, False) and self._order() is not None
+
+    def _order(self) -> tuple[int, ...] | None:
+        """Dimensions in the order of memory, or None when entries overlap or leave gaps."""
+        order = sorted((d for d in range(len(self.shape)) if self.shape[d] != 1), key=lambda d: -self.strides[d])
+        expected = 1
+        for d in reversed(order):
+            if self.strides[d] != expected:
+                return None
+            expected *= self.shape[d]
+        return (*(d for d in range(len(self.shape)) if self.shape[d] == 1), *order)
+
+    def memory_order(self) -> tuple[int, ...]:
+        """Dimensions from the one with the largest steps in memory to that with the smallest."""
+        order = self._order()
+        if order is None:
+            raise Untraceable("a write into memory with gaps or overlaps")
+        return order
+
+
+@dataclass(slots=True)
+class Memory:
+    """One storage: the values its current content has, by window."""
+
+    storage: torch.UntypedStorage  # held, so that its address is not used again while we record
+    values: dict[MemoryView, int] = field(default_factory=dict)
+    whole: tuple[MemoryView, int] | None = None  # a value of the whole storage, out of date by the `writes`
+    writes: list[tuple[MemoryView, int]] = field(default_factory=list)
+
+    def replace(self, values: dict[MemoryView, int]) -> None:
+        """From now on the content is this and nothing else."""
+        self.values, self.whole, self.writes = values, None, []
+
+    def numbers(self) -> list[int]:
+        """Numbers of all values that some part of the content comes from."""
+        whole = [self.whole[1]] if self.whole is not None else []
+        return [*self.values.values(), *whole, *(number for _, number in self.writes)]
+
+    def covering(self) -> tuple[MemoryView, int] | None:
+        """A current value of the whole storage, if there is one."""
+        return next(((w, number) for w, number in self.values.items() if w.covers(self.storage)), None)
+
+
+class AliasTracker:
+    """Maps tensors to values of a tape while J runs."""
+
+    def __init__(self, tape: Tape) -> None:
+        self.tape = tape
+        self._memory: dict[int, Memory] = {}
+
+    def memory(self, x: Tensor) -> Memory:
+        """What is known of x's storage."""
+        if x.layout != torch.strided:
+            raise Untraceable(f"a tensor with layout {x.layout}")
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key not in self._memory:
+            self._memory[key] = Memory(storage)
+        return self._memory[key]
+
+    def value(self, x: Tensor) -> int:
+        """The number of the value that x holds now."""
+        memory, window = self.memory(x), MemoryView.of(x)
+        if window not in memory.values:
+            memory.values[window] = self._derive(memory, window, x)
+        return memory.values[window]
+
+    def holds(self, x: Tensor) -> bool:
+        """Whether this very window has been seen since the last write to its storage."""
+        memory = self._memory.get(x.untyped_storage()._cdata)
+        return memory is not None and MemoryView.of(x) in memory.values
+
+    def bind(self, x: Tensor, number: int) -> None:
+        """x is a fresh result or a view that holds this value."""
+        self.memory(x).values[MemoryView.of(x)] = number
+
+    def depends(self, x: Tensor) -> bool:
+        """Whether some parameter can move x."""
+        if x.layout != torch.strided:
+            raise Untraceable(f"a tensor with layout {x.layout}")
+        memory = self._memory.get(x.untyped_storage()._cdata)
+        if memory is None:
+            return False
+        number = memory.values.get(MemoryView.of(x))
+        if number is not None:
+            return self.tape.depends[number]
+        return any(self.tape.depends[n] for n in memory.numbers())
+
+    def before_write(self, x: Tensor) -> None:
+        """Take constants that live in x's storage aside, since it is about to change."""
+        memory = self._memory.get(x.untyped_storage()._cdata)
+        for number in memory.numbers() if memory is not None else ():
+            if number in self.tape.constants:
+                self.tape.constants[number] = self.tape.constants[number].clone()
+
+    def overwrite(self, x: Tensor) -> None:
+        """x's memory was written with something that no parameter can move."""
+        memory = self._memory.get(x.untyped_storage()._cdata)
+        if memory is None:
+            return
+        if any(self.tape.depends[number] for number in memory.numbers()):
+            self.write(x, self.tape.constant(x.clone()))
+        else:
+            memory.replace({})
+
+    def write(self, x: Tensor, number: int) -> None:
+        """x's memory now holds this value; windows that overlap it are out of date."""
+        memory, window = self.memory(x), MemoryView.of(x)
+        if window.covers(memory.storage):
+            memory.replace({window: number})
+            return
+        if memory.whole is None:
+            memory.whole, memory.writes = self._whole(memory, x), []
+        memory.writes.append((window, number))
+        kept = {w: n for w, n in memory.values.items() if not overlap(w, window)}
+        memory.values = {**kept, window: number}
+
+    def _derive(self, memory: Memory, window: MemoryView, x: Tensor) -> int:
+        """A window not seen before: what is there now unless some parameter can move it, else read from the whole."""
+        if not any(self.tape.depends[number] for number in memory.numbers()):
+            return self.tape.constant(x)
+        root, value = self._whole(memory, x)
+        if window == root:
+            return value
+        if window.dtype != root.dtype or window.flags != root.flags:
+            raise Untraceable("memory that is read under another dtype than it was written")
+        (number,) = self.tape.record(read_view, (Ref(value), root, window))
+        return number
+
+    def _whole(self, memory: Memory, x: Tensor) -> tuple[MemoryView, int]:
+        """A current value that covers the whole storage, put together from the pieces known if need be."""
+        found = memory.covering()
+        if found is not None:
+            return found
+        if memory.whole is not None:
+            (root, value), pieces = memory.whole, memory.writes
+        else:
+            whole = torch.empty(0, dtype=x.dtype, device=x.device).set_(memory.storage)
+            root, value = MemoryView.of(whole), self.tape.constant(whole.clone())
+            pieces = [(window, number) for window, number in memory.values.items() if self.tape.depends[number]]
+        for window, number in pieces:
+            (value,) = self.tape.record(scatter_view, (Ref(value), root, Ref(number), window))
+        memory.values[root], memory.whole, memory.writes = value, None, []
+        return root, value
+
+
+def overlap(one: MemoryView, other: MemoryView) -> bool:
+    """Whether two windows on one storage share an entry."""
+    if one.dtype != other.dtype:
+        return True
+    ends = [w.offset + sum((n - 1) * s for n, s in zip(w.shape, w.strides, strict=True)) for w in (one, other)]
+    if ends[0] < other.offset or ends[1] < one.offset:
+        return False
+    seen = np.zeros(max(ends) + 1, dtype=bool)
+    as_strided(seen[one.offset :], one.shape, one.strides)[...] = True
+    return bool(as_strided(seen[other.offset :], other.shape, other.strides).any())
+
+
+def read_view(x: Tensor, seen: MemoryView, wanted: MemoryView, lead: int = 0) -> Tensor:
+    """Entries of x's storage through another window.
+
+    Args:
+        x: values of a window that covers the storage, after some dimensions of a batch.
+        seen: that window.
+        wanted: the other window.
+        lead: how many dimensions of a batch come first.
+    """
+    flat = _flat(x, seen, lead)
+    sizes, strides = (*flat.shape[:lead], *wanted.shape), (*flat.stride()[:lead], *wanted.strides)
+    return flat.as_strided(sizes, strides, flat.storage_offset() + wanted.offset)
+
+
+def scatter_view(x: Tensor, seen: MemoryView, new: Tensor, written: MemoryView, lead: int = 0) -> Tensor:
+    """x with the entries under the window `written` replaced."""
+    flat = _flat(x, seen, lead).clone(memory_format=torch.contiguous_format)
+    sizes, strides = (*flat.shape[:lead], *written.shape), (*flat.stride()[:lead], *written.strides)
+    flat.as_strided(sizes, strides, written.offset).copy_(new)
+    order = seen.memory_order()
+    back = [0] * len(order)
+    for position, d in enumerate(order):
+        back[d] = position
+    in_order = flat.reshape(*flat.shape[:lead], *(seen.shape[d] for d in order))
+    return in_order.permute([*range(lead), *(lead + d for d in back)])
+
+
+def _flat(x: Tensor, seen: MemoryView, lead: int) -> Tensor:
+    """x as one dimension in the order of its storage."""
+    order = seen.memory_order()
+    moved = x.permute([*range(lead), *(lead + d for d in order)])
+    return moved.contiguous().reshape(*x.shape[:lead], -1)

@@ -1,0 +1,1 @@
+"""Rules: what each operation does to tensors of which K perturbations have moved a part."""

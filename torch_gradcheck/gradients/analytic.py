@@ -1,0 +1,43 @@
+"""The gradient on trial of one parameter, flat in float64, whatever its source."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.objective.theta import ThetaEntry
+
+
+@dataclass(frozen=True)
+class AnalyticGradient:
+    """The gradient on trial of one parameter.
+
+    Attributes:
+        values: shape (coordinates,), float64; zeros where there is none.
+        reached: False when the backward never reached the parameter (None instead of a tensor).
+        epsilon: machine epsilon of the precision it was given in; its own rounding is no mistake.
+        accumulated: it is what a backward that J ran itself has left in `.grad`.
+    """
+
+    values: Floats
+    reached: bool
+    epsilon: float
+    accumulated: bool = False
+
+
+def analytic_gradient(entry: ThetaEntry, gradient: torch.Tensor | None, eps: float) -> AnalyticGradient:
+    """The gradient on trial from a tensor of the parameter's shape, or from None where the backward gave none."""
+    if gradient is None:
+        return AnalyticGradient(np.zeros(entry.coordinates), reached=False, epsilon=eps)
+    return AnalyticGradient(_flat(entry, gradient), reached=True, epsilon=eps)
+
+
+def _flat(entry: ThetaEntry, gradient: torch.Tensor) -> Floats:
+    """C-ordered float64 values; a complex gradient g = ∂J/∂Re + i·∂J/∂Im as (real, imaginary) pairs."""
+    dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
+    if entry.is_complex:
+        dense = torch.view_as_real(dense.to(torch.complex128).resolve_conj().contiguous())
+    return np.array(dense.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()

@@ -1,0 +1,94 @@
+"""Autograd's gradient of J: one backward, asked for and not accumulated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.mode import PrecisionMode
+from torch_gradcheck.torch_internals.autograd import nodes_from
+
+
+def autograd_gradients(
+    objective: Objective, theta: Theta, mode: PrecisionMode | None = None
+) -> dict[int, AnalyticGradient]:
+    """One autograd backward of J, by position in θ of the checked parameters.
+
+    Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
+    in the backward) do not fire; hooks on the tensors do. Where the closure has run the backward of J itself, or a
+    reentrant checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken. `mode` is the precision
+    mode of the evaluation, None for the usual one.
+    """
+    with torch.enable_grad(), objective.evaluation(mode):
+        gradients = theta_gradients(objective.compute, theta, epsilon(objective.dtype))
+    objective.takes_accumulated = any(gradient.accumulated for gradient in gradients.values())
+    return gradients
+
+
+def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
+    """The gradients of J as `compute` evaluates it, on stand-ins without `.grad`, by position in θ.
+
+    `eps` is machine epsilon of the precision.
+    """
+    positions = theta.checked
+    gradients, accumulated = _asked(compute(), [theta[position].parameter for position in positions])
+    return {
+        position: replace(analytic_gradient(theta[position], gradient, eps), accumulated=accumulated)
+        for position, gradient in zip(positions, gradients, strict=True)
+    }
+
+
+def _asked(loss: torch.Tensor, parameters: list[nn.Parameter]) -> tuple[list[torch.Tensor | None], bool]:
+    """The gradients, and whether they are what a backward that J ran itself has left in `.grad`."""
+    left = [parameter.grad for parameter in parameters]
+    ran = any(gradient is not None for gradient in left)
+    if not loss.requires_grad:
+        return left, ran
+    asked = [parameter for parameter in parameters if parameter.requires_grad]  # not those that the forward has frozen
+    try:
+        gradients = iter(gradients_of([loss], asked))
+        return [next(gradients) if parameter.requires_grad else None for parameter in parameters], False
+    except RuntimeError as error:
+        if ran and "second time" in str(error):  # the closure has used the graph up
+            return left, True
+        raise
+
+
+def gradients_of(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor] | None = None
+) -> list[torch.Tensor | None]:
+    """Autograd's gradient of Σ ⟨cotangent, output⟩ for every input, None where it is not reached.
+
+    All `outputs` have a graph. Without `cotangents` they are scalars, and torch has no need to import sympy for half a
+    second. Where a checkpoint cannot be asked, what accumulates in the inputs' `.grad` is taken.
+    """
+    if not outputs:
+        return [None for _ in inputs]
+    if not _runs_a_backward_inside(outputs):
+        return list(torch.autograd.grad(outputs, inputs, cotangents, allow_unused=True))
+    with _accumulating(inputs):
+        torch.autograd.backward(outputs, cotangents)
+        return [each.grad for each in inputs]
+
+
+def _runs_a_backward_inside(outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether a reentrant checkpoint is part of the graph: it accumulates, and answers None to who asks."""
+    nodes = nodes_from(output.grad_fn for output in outputs)
+    return any(node.name() == "CheckpointFunctionBackward" for node in nodes)
+
+
+@contextmanager
+def _accumulating(inputs: Sequence[torch.Tensor]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for each in inputs:
+            each.grad = None

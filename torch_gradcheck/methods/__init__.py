@@ -1,0 +1,1 @@
+"""What is tried, and how much of it: every coordinate, or random directions."""

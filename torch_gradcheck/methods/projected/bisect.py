@@ -1,0 +1,104 @@
+"""Where J's slope along directions is not the gradient's and no verified one is at hand: finds entries by bisection."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.differences.noise import Noise
+from torch_gradcheck.differences.richardson import Stencil, through_stencil
+from torch_gradcheck.methods.projected.directions import Direction, Directions, Motion, slope
+from torch_gradcheck.methods.projected.slope_check import contradicts, entry_check_of
+from torch_gradcheck.verdicts.entry_check import ACCUSATION
+from torch_gradcheck.verdicts.judge import judge_each
+
+LOCATED = 3
+"""How many wrong coordinates of a tensor are looked for."""
+
+REFUTING = 4
+"""How many directions must refute a gradient."""
+
+
+class Bisection:
+    """One tensor's gradient against J, by directions through the tensor or parts of it.
+
+    Args:
+        directions: evaluates J along them.
+        position: of the parameter in θ.
+        gradient: on trial, finite.
+        scale: how far a step of 1 moves a coordinate.
+        step: at which random directions agree where they do.
+        noise: of J.
+        tolerance: the largest relative error that passes.
+    """
+
+    def __init__(
+        self,
+        directions: Directions,
+        position: int,
+        gradient: Floats,
+        scale: float,
+        step: float,
+        noise: Noise,
+        tolerance: float,
+    ) -> None:
+        self._directions, self._position, self._gradient = directions, position, gradient
+        self._scale, self._step, self._noise, self._tolerance = scale, step, noise, tolerance
+        self._size = directions.sizes[position]
+
+    def refuted(self) -> bool:
+        """Whether J is smooth along random directions, and its slope along each is not the gradient's."""
+        return all(self._is_refuted(number) for number in range(REFUTING))
+
+    def wrong_coordinates(self) -> Iterator[int]:
+        """Coordinates that may be wrong, worst first, until what remains is right or enough are found."""
+        motion = self._motion(0)
+        components = motion.components.clone()
+        for _ in range(LOCATED):
+            residual, bar = self._residual(motion.scale, components)
+            if abs(residual) <= max(self._tolerance, ACCUSATION * bar):
+                return
+            coordinate = self._descend(motion.scale, components, residual)
+            yield coordinate
+            components[coordinate] = 0
+
+    def _is_refuted(self, number: int) -> bool:
+        direction = {self._position: self._motion(number)}
+        analytic, reach = np.array([self._slope(direction)]), np.array([self._size / self._scale])
+        sampler, unit = self._directions.sampler([direction]), np.array([16 * self._step])
+        answer = judge_each(entry_check_of(sampler, analytic, unit, reach, self._noise, self._tolerance))
+        return contradicts(answer, analytic[0])
+
+    def _descend(self, scale: float, components: torch.Tensor, residual: float) -> int:
+        """The coordinate that is arrived at by going to the half with the larger residual, again and again."""
+        low, high = 0, len(components)
+        while high - low > 1:
+            middle = (low + high) // 2
+            part = torch.zeros_like(components)
+            part[low:middle] = components[low:middle]
+            left, _ = self._residual(scale, part)
+            if abs(left) >= abs(residual - left):
+                high, residual = middle, left
+            else:
+                low, residual = middle, residual - left
+        return low
+
+    def _residual(self, scale: float, components: torch.Tensor) -> tuple[float, float]:
+        """How far J's slope is from the gradient's, and its roundoff; few components are moved further."""
+        moving = int(torch.count_nonzero(components))
+        if not moving:
+            return 0.0, 0.0
+        further = float(np.sqrt(len(components) / moving))
+        direction = {self._position: Motion(scale * further, components)}
+        sampler, window = self._directions.sampler([direction]), Stencil(self._step, 0)
+        value, bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), window, self._noise)
+        return float(value[0] - self._slope(direction)) / further, float(bar[0]) / further
+
+    def _slope(self, direction: Direction) -> float:
+        return slope(direction, {self._position: self._gradient})
+
+    def _motion(self, number: int) -> Motion:
+        return self._directions.random(number, {self._position: self._scale})[self._position]

@@ -1,0 +1,116 @@
+"""Directions through many tensors of θ, and J along them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import groupby
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.differences.sampling import Sampler, Samples
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.reporting.progress import ProgressBar
+
+
+class Motion(NamedTuple):
+    """How one parameter moves in a direction: by `scale` times `components`, shape (coordinates,)."""
+
+    scale: float
+    components: Tensor
+
+
+Direction = Mapping[int, Motion]
+"""Position of a parameter in θ to how it moves."""
+
+
+class Directions:
+    """Makes directions in θ and evaluates J along them.
+
+    Holds one copy of θ, by which θ is put back; a random direction is kept in float32, half a copy.
+
+    Args:
+        objective: J.
+        theta: its parameters; those that are not checked stay where they are.
+        seed: of the random directions.
+        progress: told of every evaluation.
+    """
+
+    def __init__(self, objective: Objective, theta: Theta, seed: int, progress: ProgressBar) -> None:
+        self._objective, self._theta, self._seed, self._progress = objective, theta, seed, progress
+        self._tensors = {position: real_coordinates(theta[position].parameter.data) for position in theta.checked}
+        self._saved = {position: tensor.clone() for position, tensor in self._tensors.items()}
+
+    @cached_property
+    def sizes(self) -> dict[int, float]:
+        """The root mean square of each parameter's entries, 1 where all are 0."""
+        means = {position: _root_mean_square(x) for position, x in self._saved.items()}
+        return {position: mean or 1.0 for position, mean in means.items()}
+
+    def random(self, number: int, scales: Mapping[int, float]) -> Direction:
+        """The direction of that number through the tensors that have a scale.
+
+        Every component is ± the scale of its tensor times a number from [1/2, 3/2]; coordinates left out stay. What a
+        tensor does in a direction does not depend on which others take part.
+        """
+        return {position: Motion(scale, self._components(number, position)) for position, scale in scales.items()}
+
+    def sampler(self, directions: Sequence[Direction]) -> Sampler:
+        """f_i(t) = J(θ + t·directions[i])."""
+
+        def sample(which: Indices, steps: Floats) -> Samples:
+            values: list[float] = []
+            for i, mine in groupby(zip(which, steps, strict=True), lambda pair: pair[0]):
+                values += self._values(directions[i], [float(step) for _, step in mine])
+            return Samples(np.array(steps, dtype=np.float64), np.array(values))
+
+        return sample
+
+    def _components(self, number: int, position: int) -> Tensor:
+        entry = self._theta[position]
+        generator = np.random.default_rng([self._seed, number, position])
+        components = torch.from_numpy(generator.random(entry.coordinates, dtype=np.float32))
+        components.mul_(2).sub_(1)
+        components.add_(torch.full_like(components, 0.5).copysign_(components))
+        components[torch.from_numpy(entry.left_out)] = 0
+        return components
+
+    def _values(self, direction: Direction, steps: list[float]) -> list[float]:
+        """J at θ + each step · direction; θ is put back by assignment."""
+        values = []
+        try:
+            for step in steps:
+                self._move(direction, step)
+                values.append(self._objective.value())
+                self._progress.advance()
+        finally:
+            for position in direction:
+                self._tensors[position].copy_(self._saved[position])
+        return values
+
+    def _move(self, direction: Direction, step: float) -> None:
+        for position, (scale, components) in direction.items():
+            saved, moved = self._saved[position], self._tensors[position]
+            torch.add(saved, components.to(moved.device).view(saved.shape), alpha=step * scale, out=moved)
+
+
+def _root_mean_square(x: Tensor) -> float:
+    return float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5 if x.numel() else 0.0
+
+
+def real_coordinates(tensor: Tensor) -> Tensor:
+    """The real numbers that a tensor holds, sharing its memory."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def slope(direction: Direction, gradients: Mapping[int, Floats]) -> float:
+    """⟨gradient, direction⟩."""
+    return sum(
+        scale * float(torch.dot(torch.from_numpy(gradients[position]), components.double()))
+        for position, (scale, components) in direction.items()
+    )

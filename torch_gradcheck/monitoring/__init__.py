@@ -1,0 +1,1 @@
+"""Checks from inside a training loop, on scheduled steps."""

@@ -1,0 +1,47 @@
+"""One report of two checks: of the model's backward, and of the `.grad` that the loop left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.reporting.report import Report
+
+
+def joined(backward: Report, in_grad: Report) -> Report:
+    """One report of both checks: a parameter's row is the worse one, the backward's where they are alike."""
+    rows = [_worse(row, in_grad[row.name]) for row in backward]
+    ratio = backward.relative_error if backward.mismatches or in_grad.passed else in_grad.relative_error
+    return replace(
+        backward,
+        parameters=tuple(rows),
+        relative_error=ratio,
+        evaluations=backward.evaluations + in_grad.evaluations,
+        seconds=backward.seconds + in_grad.seconds,
+        notes=[*_notes_on(in_grad), *backward.notes],
+        in_grad=in_grad,
+    )
+
+
+def _worse(row: ParameterReport, left: ParameterReport) -> ParameterReport:
+    if row.status is Status.MISMATCH or left.status is not Status.MISMATCH:
+        return row
+    return replace(left, reason=f".grad: {left.reason}")
+
+
+def _notes_on(in_grad: Report) -> list[str]:
+    """What became of `.grad`, a sentence each."""
+    counts = Counter(str(row.status) for row in in_grad if row.status is not Status.FROZEN)
+    listed = ", ".join(f"{number} {status}" for status, number in counts.items())
+    reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
+    undecided = [f".grad could not be judged everywhere: {reasons[0]}"] if reasons else []
+    return [f"in .grad, as the training step left it: {listed}", *in_grad.notes[:1], *undecided]
+
+
+def unjudged(report: Report) -> str:
+    """Why nothing could be said about any `.grad`; "" where something could."""
+    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
+    if not rows or any(row.status is not Status.UNDECIDED for row in rows):
+        return ""
+    return f".grad could not be judged: {rows[0].reason}"

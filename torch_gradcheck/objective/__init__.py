@@ -1,0 +1,1 @@
+"""J(θ): one deterministic scalar function of the borrowed parameters."""

@@ -1,0 +1,47 @@
+"""The batch as the check sees it: copied once into its precision, whole again for every evaluation of J."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.nested import rebuilt
+from torch_gradcheck.precision.dtypes import in_precision
+
+
+class BatchCopy:
+    """The caller's batch with every tensor copied: floating ones into `dtype`, on the device they are on.
+
+    `dtype` None leaves all in their own. A tensor that occurs twice is one tensor in the copy too. An evaluation may
+    write to its batch; `fresh` hands out the first values again.
+    """
+
+    def __init__(self, batch: Any, dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
+        self._copies: dict[int, torch.Tensor] = {}
+        self._kept: list[torch.Tensor] = []  # the originals, so that no id is used twice
+        self._structure = rebuilt(batch, self._copied)
+        self._first = {id(copy): copy.detach().clone() for copy in self._copies.values()}
+        self._versions = {id(copy): copy._version for copy in self._copies.values()}
+
+    def fresh(self) -> Any:
+        """The batch in new containers, its tensors holding their first values."""
+        return rebuilt(self._structure, self._rewound)
+
+    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_meta:
+            raise InvalidRequestError("batch holds a tensor on the meta device, which has no numbers to compute with.")
+        if id(tensor) not in self._copies:
+            self._kept.append(tensor)
+            copy = tensor.detach().to(in_precision(tensor.dtype, self._dtype), copy=True)
+            self._copies[id(tensor)] = copy.requires_grad_(tensor.requires_grad)
+        return self._copies[id(tensor)]
+
+    def _rewound(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor._version != self._versions[id(tensor)] or tensor.grad is not None:
+            tensor.grad = None
+            tensor.data.copy_(self._first[id(tensor)])
+            self._versions[id(tensor)] = tensor._version
+        return tensor

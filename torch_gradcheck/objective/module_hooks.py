@@ -1,0 +1,69 @@
+"""Follows one forward pass module by module: which module is at hand, and what each one put out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.objective.nested import tensors_in
+
+OnOutput = Callable[[str, list[torch.Tensor]], None]
+
+
+class ModuleStack:
+    """The stack of modules being called, by qualified name; the model itself is ""."""
+
+    def __init__(self) -> None:
+        self._stack: list[str] = []
+
+    def module_at_hand(self) -> str:
+        """The innermost module being called; "" in the model's own forward and outside of it."""
+        return self._stack[-1] if self._stack else ""
+
+    def enter(self, name: str) -> None:
+        """A call of module `name` begins."""
+        self._stack.append(name)
+
+    def leave(self, name: str) -> None:
+        """It ends."""
+        if name in self._stack:  # it is not where a hook of the caller's raised before `enter`
+            while self._stack.pop() != name:  # a forward that raised left its children on the stack
+                pass
+
+
+@contextmanager
+def forward_hooks(model: nn.Module, on_output: OnOutput | None = None) -> Iterator[ModuleStack]:
+    """Watches every call of a module of `model` inside the block.
+
+    Args:
+        model: its modules get forward hooks for the time of the block.
+        on_output: called with a module's name and the tensors of its output, in the order the calls end, so that an
+            inner module comes before the one that contains it.
+    """
+    watch = ModuleStack()
+    handles = []
+
+    def hooks_for(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+        def before(*_: Any) -> None:
+            watch.enter(name)
+
+        def after(*arguments: Any) -> None:
+            watch.leave(name)
+            if on_output is not None:
+                on_output(name, [tensor for _, tensor in tensors_in(arguments[-1])])
+
+        return before, after
+
+    try:
+        for name, module in model.named_modules():
+            before, after = hooks_for(name)
+            handles.append(module.register_forward_pre_hook(before))
+            handles.append(module.register_forward_hook(after, always_call=True))
+        yield watch
+    finally:
+        for handle in handles:
+            handle.remove()

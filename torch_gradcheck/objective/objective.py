@@ -1,0 +1,183 @@
+"""J(θ): one deterministic scalar function of the borrowed parameters, evaluated in one precision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.borrowing.loan import Borrowed
+from torch_gradcheck.errors import NonScalarLossError
+from torch_gradcheck.objective.module_hooks import forward_hooks
+from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
+from torch_gradcheck.reporting.words import listed
+
+
+def on_overridden(objective: Objective) -> str:
+    """The note on lower precisions that were raised to that of the check, and in which modules; "" without."""
+    if not objective.overridden:
+        return ""
+    modules = sorted(
+        {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
+    )
+    precision = str(objective.dtype).removeprefix("torch.")
+    return (
+        f"casts and tensors of a lower precision were computed in {precision} "
+        f"({', '.join(sorted(objective.overridden))}) in {listed(modules)}"
+    )
+
+
+def on_graph(objective: Objective) -> str:
+    """The note on evaluations of J that need autograd; "" where they do not."""
+    if objective.takes_accumulated:
+        return "the closure calls backward() itself: what it leaves in .grad is what was checked"
+    if objective.needs_graph:
+        return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
+    return ""
+
+
+def on_spread(objective: Objective) -> str:
+    """The note on two equal calls that differ by roundoff; "" where they agree to the bit."""
+    if not objective.spread:
+        return ""
+    return f"two equal calls differ by {objective.spread:.0e}, within roundoff: taken as noise of J"
+
+
+ROUNDOFF_BETWEEN_CALLS = 1e3
+"""Two equal calls may differ by this many machine epsilons (atomic adds on a GPU) and still be one function."""
+
+
+class Objective:
+    """J(θ) at whatever the borrowed parameters hold.
+
+    Made by `settled_objective`, which finds out what an evaluation needs.
+
+    Attributes:
+        model: the borrowed model.
+        dtype: the precision J is evaluated in.
+        loss: J(θ) at the weights being checked.
+        evaluations: how often J has been evaluated.
+        spread: how far evaluations at the same θ lay apart; 0 when they agree to the bit.
+        largest_output: the largest number in the output of a module.
+        overridden: op name → modules in which a lower precision was overridden.
+        needs_graph: J is another function without autograd, or calls autograd itself.
+        runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
+        takes_accumulated: the gradient on trial is what that backward left in `.grad`.
+        drawn_in: the precisions in which random numbers are drawn; None: that of the check.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        compute: Callable[[], Any],
+        borrowed: Borrowed,
+        dtype: torch.dtype,
+        drawn_in: DrawnIn | None = None,
+    ) -> None:
+        self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
+        self.loss = math.nan
+        self.evaluations = 0
+        self.spread = 0.0
+        self.largest_output = 0.0
+        self.overridden: dict[str, set[str]] = {}
+        self.needs_graph = True
+        self.runs_backward = False
+        self.takes_accumulated = False
+        self._compute, self._borrowed = compute, borrowed
+        self._needs_mode = True
+
+    def __call__(self) -> torch.Tensor:
+        """J as a 0-dim tensor, with a graph where one is needed; leaves the state as it was."""
+        with torch.set_grad_enabled(self.needs_graph), self.evaluation():
+            return self.compute()
+
+    def count(self, evaluations: int) -> None:
+        """Evaluations that were made without calling this object."""
+        self.evaluations += evaluations
+
+    def value(self) -> float:
+        """J(θ), as cheaply as possible."""
+        return float(self().detach())
+
+    def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
+        """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
+        self.evaluations += 1
+        return self.regime(mode)
+
+    def regime(self, mode: PrecisionMode | None = None) -> _Evaluation:
+        """The same for a part of J that is run alone, which is no evaluation of J."""
+        if mode is None and self._needs_mode:
+            mode = PrecisionMode(self.dtype)
+        if mode is not None:
+            mode.drawn_in = self.drawn_in
+        return _Evaluation(self._borrowed, mode)
+
+    def compute(self) -> torch.Tensor:
+        """J as a 0-dim tensor; only inside `evaluation`."""
+        return scalar(self._compute())
+
+    def record_evaluation(self) -> float:
+        """J(θ) with a graph, noting which casts had to be overridden and which generators it draws from."""
+        with forward_hooks(self.model, self._record_output) as watch:
+            mode = PrecisionMode(self.dtype, watch.module_at_hand)
+            with torch.enable_grad(), self.evaluation(mode):
+                value = float(self.compute().detach())
+                self.runs_backward = self._borrowed.has_gradients()
+                self._borrowed.learn_from_evaluation()
+        self.overridden = mode.overridden
+        self._needs_mode = bool(mode.overridden) or self.drawn_in is not None
+        return value
+
+    def _record_output(self, _: str, tensors: list[torch.Tensor]) -> None:
+        for tensor in tensors:
+            if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
+                self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
+
+    def same(self, one: float, other: float) -> bool:
+        """Whether two values of J are one number up to the roundoff two equal calls may differ by."""
+        return one == other or abs(one - other) <= ROUNDOFF_BETWEEN_CALLS * epsilon(self.dtype) * abs(other)
+
+
+class _Evaluation:
+    """The state that J is evaluated in.
+
+    A class, as `Loan` is: an interrupt would leave a generator suspended, to end at some later time.
+    """
+
+    def __init__(self, borrowed: Borrowed, mode: PrecisionMode | None) -> None:
+        self._borrowed, self._mode = borrowed, mode
+
+    def __enter__(self) -> None:
+        self._borrowed.before_evaluation()
+        if self._mode is not None:
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *exception: object) -> None:
+        if self._mode is not None:
+            self._mode.__exit__(*exception)  # type: ignore[no-untyped-call]
+        self._borrowed.after_evaluation()
+
+
+def scalar(loss: object) -> torch.Tensor:
+    """`loss` as a 0-dim tensor; raises `NonScalarLossError` unless it is one real number."""
+    advice = "The loss must be one real number: reduce it, for example with .mean() or .sum()."
+    if isinstance(loss, (int, float)):
+        raise NonScalarLossError(
+            f"the loss is a {type(loss).__name__}, not a tensor, so it has no gradient: return the tensor that it was "
+            "taken from, without .item()."
+        )
+    if not isinstance(loss, torch.Tensor):
+        raise NonScalarLossError(f"the loss is a {type(loss).__name__}, not a tensor. {advice}")
+    if loss.is_nested or loss.is_meta or loss.layout is not torch.strided:
+        raise NonScalarLossError(f"the loss is no ordinary tensor ({loss.layout}, device {loss.device}). {advice}")
+    if loss.numel() != 1:
+        raise NonScalarLossError(f"the loss has shape {tuple(loss.shape)} with {loss.numel()} entries. {advice}")
+    if loss.is_complex():
+        raise NonScalarLossError(f"the loss is complex ({loss.dtype}). {advice} Take .abs() or .real first.")
+    if not loss.dtype.is_floating_point:
+        raise NonScalarLossError(f"the loss is of dtype {loss.dtype}, which has no gradient. {advice}")
+    return loss.reshape(())

@@ -1,0 +1,182 @@
+"""Makes sure, before any verdict, that J is one finite, deterministic number; else says in which module it breaks."""
+
+from __future__ import annotations
+
+import math
+import re
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.borrowing.loan import Borrowed
+from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossError, NonFiniteLossError
+from torch_gradcheck.objective.module_hooks import forward_hooks
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.precision.mode import DrawnIn
+
+NO_KERNEL = re.compile(
+    r"not implemented for '\w*Double'|matrix, got Double|(does not|n't) support \S*(double|float64)", re.I
+)
+"""What torch says where an operation has no kernel for float64."""
+
+Output = tuple[str, list[torch.Tensor]]
+
+
+def preflighted(
+    model: nn.Module,
+    compute: Callable[[], Any],
+    borrowed: Borrowed,
+    dtype: torch.dtype,
+    drawn_in: DrawnIn | None = None,
+) -> Objective:
+    """J, evaluated twice at θ: with a graph, then without one; the cheaper way is kept where both agree to the bit.
+
+    `drawn_in` are the precisions of random draws, None for that of the check.
+
+    Raises:
+        NonScalarLossError: J is not one real number.
+        NonFiniteLossError: J(θ) is NaN or infinite.
+        NonDeterministicLossError: equal calls give different values.
+        InvalidRequestError: J needs an operation that has no kernel in `dtype`.
+    """
+    objective = Objective(model, compute, borrowed, dtype, drawn_in)
+    try:
+        objective.loss = objective.record_evaluation()
+    except RuntimeError as error:
+        if dtype is torch.float64 and NO_KERNEL.search(str(error)):
+            raise _no_kernel(objective, error) from error
+        raise
+    if not math.isfinite(objective.loss):
+        raise _non_finite(objective)
+    if _without_graph(objective) != objective.loss:
+        objective.needs_graph = True
+        check_unchanged(objective)
+    return objective
+
+
+def _no_kernel(objective: Objective, error: RuntimeError) -> InvalidRequestError:
+    where = ""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_code.co_name == "_call_impl":
+            where = _name_of(objective.model, frame.f_locals.get("self")) or where
+    return InvalidRequestError(
+        f"dtype=torch.float64: {where or 'the loss'} uses an operation that has no float64 kernel ({error}). "
+        "Check it with dtype=torch.float32, with wider error bars."
+    )
+
+
+def _name_of(model: nn.Module, module: object) -> str:
+    return next((f"{name!r} ({type(found).__name__})" for name, found in model.named_modules() if found is module), "")
+
+
+def _without_graph(objective: Objective) -> float | None:
+    """J(θ) under no_grad; None where it raises there and nowhere else, since it needs autograd itself.
+
+    An exception that does not come again under the same conditions is the user's own, and has nothing to do with them.
+    """
+    objective.needs_graph = False
+    try:
+        return _value_unwarned(objective)
+    except Exception as error:
+        objective.needs_graph = True
+        objective.value()
+        objective.needs_graph = False
+        try:
+            _value_unwarned(objective)
+        except Exception:
+            return None
+        raise error
+
+
+def _value_unwarned(objective: Objective) -> float:
+    """J(θ); a warning of reentrant checkpoints, that they miss autograd, is an error here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="None of the inputs have requires_grad", category=UserWarning)
+        return objective.value()
+
+
+def check_unchanged(objective: Objective) -> None:
+    """Evaluates J(θ) once more; raises `NonDeterministicLossError` when it is not what it was before."""
+    again = objective.value()
+    if not objective.same(again, objective.loss):
+        raise _non_deterministic(objective, again)
+    objective.spread = max(objective.spread, abs(again - objective.loss))
+
+
+def _non_finite(objective: Objective) -> NonFiniteLossError:
+    found = f"J(θ) = {objective.loss}"
+    for name, parameter in objective.model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return NonFiniteLossError(
+                f"{found}: parameter {name!r} holds {_not_finite(parameter)}. Check it before it diverged."
+            )
+    for name, tensors in _outputs(objective):
+        for tensor in tensors:
+            if not torch.isfinite(tensor).all():
+                return NonFiniteLossError(
+                    f"{found}: the first module whose output is not finite is {_module(objective, name)}: "
+                    f"{_not_finite(tensor)}. Look at its inputs and at what it divides by, takes the log or root of.",
+                    module=name,
+                )
+    return NonFiniteLossError(
+        f"{found}, though every module's output is finite: it arises in the loss function. "
+        "Look at what it divides by, takes the log or root of."
+    )
+
+
+def _non_deterministic(objective: Objective, again: float) -> NonDeterministicLossError:
+    found = f"two equal calls gave J(θ) = {objective.loss!r} and {again!r} (difference {again - objective.loss:.3g})"
+    advice = (
+        "The generators of torch, numpy and Python, buffers and tensors of the modules were put back in between; "
+        "turn off what else changes (a counter, a clock, the system's entropy), or pass it in with the batch."
+    )
+    name = _first_difference(_outputs(objective), _outputs(objective))
+    if name is None:
+        return NonDeterministicLossError(
+            f"{found}, and no module's output changes: it is the loss function or closure. {advice}"
+        )
+    return NonDeterministicLossError(
+        f"{found}; the first module whose output changes is {_module(objective, name)}. {advice}", module=name
+    )
+
+
+def _outputs(objective: Objective) -> list[Output]:
+    """What each module put out during one evaluation, inner modules before those that contain them."""
+    outputs: list[Output] = []
+
+    def keep(name: str, tensors: list[torch.Tensor]) -> None:
+        outputs.append((name, [tensor.detach().clone() for tensor in tensors]))
+
+    with forward_hooks(objective.model, keep):
+        objective()
+    return outputs
+
+
+def _first_difference(one: list[Output], other: list[Output]) -> str | None:
+    for (name, tensors), (other_name, other_tensors) in zip(one, other, strict=False):
+        if name != other_name or not _equal(tensors, other_tensors):
+            return name
+    return None
+
+
+def _equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(
+        a.shape == b.shape and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _not_finite(tensor: torch.Tensor) -> str:
+    wrong = ~torch.isfinite(tensor)
+    nan, count = int(torch.isnan(tensor).sum()), int(wrong.sum())
+    index = tuple(wrong.nonzero()[0].tolist())
+    return f"{count} of {tensor.numel()} entries not finite ({nan} nan, {count - nan} infinite), first at {index}"
+
+
+def _module(objective: Objective, name: str) -> str:
+    module = objective.model.get_submodule(name)
+    return f"{name!r} ({type(module).__name__})" if name else f"the model itself ({type(module).__name__})"

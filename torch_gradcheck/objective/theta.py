@@ -1,0 +1,205 @@
+"""θ: the model's distinct parameters as one flat vector, every coordinate of it with a name and an index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.by_design import left_out_coordinates
+from torch_gradcheck.reporting.words import close_names
+
+
+def flat_values(entry: ThetaEntry) -> Floats:
+    """What the parameter holds, in the order of its coordinates."""
+    tensor = entry.parameter.detach()
+    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    return np.asarray(real.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()
+
+
+@dataclass(frozen=True)
+class ThetaEntry:
+    """One distinct parameter of θ.
+
+    Attributes:
+        name, aliases: the first name in `named_parameters()` order, and the others of a tied parameter.
+        parameter: the caller's own object.
+        checked: whether its gradient is on trial (selected by the patterns and not frozen).
+        frozen: `requires_grad` is false.
+        left_out: flat coordinates that are not tried, see `deliberate`.
+        own_dtype: the caller's, also while the parameter is lent.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    parameter: nn.Parameter
+    checked: bool
+    frozen: bool
+    left_out: Indices
+    own_dtype: torch.dtype = torch.float64
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the parameter."""
+        return tuple(self.parameter.shape)
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether its entries have an imaginary part."""
+        return self.parameter.is_complex()
+
+    @property
+    def coordinates(self) -> int:
+        """How many real numbers it holds: a complex entry is two, its real and its imaginary part."""
+        return self.parameter.numel() * (2 if self.is_complex else 1)
+
+    @property
+    def tried(self) -> Indices:
+        """The flat coordinates that are tried, in order."""
+        return np.setdiff1d(np.arange(self.coordinates, dtype=np.int64), self.left_out, assume_unique=True)
+
+    def locate(self, coordinate: int) -> tuple[tuple[int, ...], str | None]:
+        """Index in the parameter's shape, and "real" or "imag" for a complex one, of a flat coordinate."""
+        entry, part = (divmod(coordinate, 2)) if self.is_complex else (coordinate, None)
+        index = tuple(int(i) for i in np.unravel_index(entry, self.shape)) if self.shape else ()
+        return index, None if part is None else ("real", "imag")[part]
+
+
+class Theta(Sequence[ThetaEntry]):
+    """The distinct parameters in the order of `named_parameters()`."""
+
+    def __init__(self, entries: Sequence[ThetaEntry]) -> None:
+        self._entries = tuple(entries)
+
+    def __getitem__(self, position: int) -> ThetaEntry:  # type: ignore[override]
+        return self._entries[position]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[ThetaEntry]:
+        return iter(self._entries)
+
+    @property
+    def checked(self) -> list[int]:
+        """Positions of the parameters whose gradient is on trial."""
+        return [position for position, entry in enumerate(self._entries) if entry.checked]
+
+    @property
+    def coordinates(self) -> int:
+        """The length of the flat vector θ (checked parameters only)."""
+        return sum(self._entries[position].coordinates for position in self.checked)
+
+    def locate(self, coordinate: int) -> tuple[str, tuple[int, ...], str | None]:
+        """Parameter name, index and complex part of a coordinate of the flat vector θ.
+
+        Raises:
+            IndexError: if θ has no such coordinate.
+        """
+        offset = coordinate
+        for position in self.checked:
+            entry = self._entries[position]
+            if 0 <= offset < entry.coordinates:
+                return (entry.name, *entry.locate(offset))
+            offset -= entry.coordinates
+        raise IndexError(f"θ has {self.coordinates} coordinates, there is no coordinate {coordinate}")
+
+
+def theta_of(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Theta:
+    """The parameters of `model`, tied ones once, those that the glob patterns select marked for checking.
+
+    Raises:
+        InvalidRequestError: no parameters, none that requires a gradient, none selected, a pattern that matches
+            nothing, or a parameter that holds no ordinary numbers (uninitialised, meta, sparse, a tensor subclass).
+    """
+    names = _names_by_parameter(model)
+    if not names:
+        raise InvalidRequestError(f"model ({type(model).__name__}) has no parameters: there is no gradient to check.")
+    every_name = [name for group in names.values() for name in group]
+    _check_patterns("include", include, every_name)
+    _check_patterns("exclude", exclude, every_name)
+    entries = []
+    for parameter, group in names.items():
+        _check_is_ordinary(group[0], parameter)
+        entries.append(_entry(model, parameter, group, include, exclude))
+    _check_something_to_do(entries, include, exclude)
+    return Theta([entry for entry in entries if entry is not None])
+
+
+def _names_by_parameter(model: nn.Module) -> dict[nn.Parameter, list[str]]:
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return names
+
+
+def _entry(
+    model: nn.Module, parameter: nn.Parameter, names: list[str], include: Sequence[str], exclude: Sequence[str]
+) -> ThetaEntry | None:
+    """Its entry, or None when the patterns leave it out."""
+    included = not include or _matches_any(names, include)
+    if not included or _matches_any(names, exclude):
+        return None
+    frozen = not parameter.requires_grad
+    left_out = left_out_coordinates(model, parameter)
+    return ThetaEntry(
+        name=names[0],
+        aliases=tuple(names[1:]),
+        parameter=parameter,
+        checked=not frozen,
+        frozen=frozen,
+        left_out=left_out,
+        own_dtype=parameter.dtype,
+    )
+
+
+def _matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    for pattern in patterns:
+        if not _matches_any(names, [pattern]):
+            hint = close_names(pattern, names)
+            raise InvalidRequestError(f"{argument}={pattern!r} matches no parameter of the model; {hint}.")
+
+
+def _check_is_ordinary(name: str, parameter: nn.Parameter) -> None:
+    if isinstance(parameter, nn.parameter.UninitializedParameter):
+        raise InvalidRequestError(
+            f"parameter {name!r} is not initialised yet (a lazy module): call the model once on a batch first."
+        )
+    if parameter.is_meta:
+        raise InvalidRequestError(
+            f"parameter {name!r} is on the meta device and holds no numbers: "
+            "materialise the model first, for example with model.to_empty(device='cpu') and an initialisation."
+        )
+    if parameter.layout is not torch.strided or is_traceable_wrapper_subclass(parameter):
+        raise InvalidRequestError(
+            f"parameter {name!r} is a {type(parameter.data).__name__} of layout {parameter.layout}: "
+            "only ordinary dense tensors can be perturbed; check the model before it is sharded, quantised or pruned."
+        )
+
+
+def _check_something_to_do(
+    entries: Sequence[ThetaEntry | None], include: Sequence[str], exclude: Sequence[str]
+) -> None:
+    selected = [entry for entry in entries if entry is not None]
+    if not selected:
+        raise InvalidRequestError(
+            f"include={list(include) or None} and exclude={list(exclude)} leave none of the {len(entries)} parameters."
+        )
+    frozen = [entry for entry in selected if entry.frozen]
+    if len(frozen) == len(selected):
+        names = ", ".join(entry.name for entry in selected[:5])
+        raise InvalidRequestError(
+            f"none of the {len(selected)} selected parameters requires a gradient ({names}"
+            f"{', ...' if len(selected) > 5 else ''}): call requires_grad_() on what is to be checked."
+        )

@@ -1,0 +1,27 @@
+"""Floating dtypes: machine epsilon, which of two is coarser, and a dtype in another precision."""
+
+from __future__ import annotations
+
+import torch
+
+COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
+
+
+def epsilon(dtype: torch.dtype) -> float:
+    """Machine epsilon of a floating or complex dtype."""
+    return float(torch.finfo(dtype).eps)
+
+
+def is_lower(dtype: torch.dtype, precision: torch.dtype) -> bool:
+    """Whether numbers of `dtype` are rounded more coarsely than those of `precision`; False for integers."""
+    inexact = dtype.is_floating_point or dtype.is_complex
+    return inexact and epsilon(dtype) > epsilon(precision)
+
+
+def in_precision(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dtype:
+    """`dtype` with its width replaced by that of `precision`; integers and booleans stay, and all of them for None."""
+    if precision is None:
+        return dtype
+    if dtype.is_complex:
+        return COMPLEX[precision]
+    return precision if dtype.is_floating_point else dtype

@@ -1,0 +1,119 @@
+"""One precision all the way through: tensors in it, and a dispatch mode that keeps the model's own casts in it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_gradcheck.precision.dtypes import in_precision, is_lower
+from torch_gradcheck.torch_internals.operations import is_view, written_arguments
+
+aten = torch.ops.aten
+
+KEEP = {aten.view.dtype}
+"""Ops whose dtype argument reinterprets bits and does not cast."""
+
+
+_NAMES_OF_DRAWS = """
+    rand rand_like randn randn_like normal normal_functional bernoulli bernoulli_ uniform uniform_ normal_
+    exponential exponential_ cauchy_ geometric_ log_normal_ multinomial poisson
+"""
+
+DRAWS = {getattr(aten, name) for name in _NAMES_OF_DRAWS.split() if hasattr(aten, name)}
+"""Ops that draw floating random numbers, or by a law that floating numbers give."""
+
+
+class DrawnIn(NamedTuple):
+    """The caller's precisions: of numbers drawn out of nothing, and of those drawn like a tensor, or into one."""
+
+    default: torch.dtype
+    tensors: torch.dtype
+
+
+class PrecisionMode(TorchDispatchMode):
+    """Rewrites every lower precision to the given one: casts, factory calls and tensors the borrowing did not reach.
+
+    A model that casts inside (`.float()` before a softmax, autocast, a float32 mask) would otherwise compute in that
+    lower precision whatever its parameters hold. Works below autograd, so that custom Functions are reached too.
+
+    Attributes:
+        overridden: op name → names of the modules it was overridden in, filled when `module_at_hand` is given.
+        drawn_in: the precisions random numbers are drawn in, before they are raised; None: that of the check. A
+            generator in the same state draws other numbers in another precision.
+    """
+
+    drawn_in: DrawnIn | None = None
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the guard against being compiled imports the whole of torch._dynamo: two seconds
+
+    def __init__(self, precision: torch.dtype, module_at_hand: Callable[[], str] = lambda: "") -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.precision = precision
+        self.overridden: dict[str, set[str]] = {}
+        self._module_at_hand = module_at_hand
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if is_view(func):
+            return func(*args, **(kwargs or {}))  # of the tensor itself, which may be written to through it
+        if self.drawn_in is not None and _is_draw(func):
+            return self._drawn(func, args, dict(kwargs or {}), self.drawn_in)
+        writes = written_arguments(func)
+        raised = tuple(arg if position in writes else self._raised(func, arg) for position, arg in enumerate(args))
+        raised_kwargs = {
+            name: arg if name in writes else self._raised(func, arg) for name, arg in (kwargs or {}).items()
+        }
+        return func(*raised, **raised_kwargs)
+
+    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: DrawnIn) -> Any:
+        """What a draw in the caller's precision gives, in that of the check."""
+        writes = written_arguments(func)
+        lowered = [_lowered(arg, drawn_in.tensors) for arg in args]
+        takes_dtype = any(argument.name == "dtype" for argument in func._schema.arguments)
+        if takes_dtype and kwargs.get("dtype") in (None, self.precision):
+            like = any(isinstance(arg, torch.Tensor) for arg in args)
+            kwargs["dtype"] = drawn_in.tensors if like else drawn_in.default
+        result = func(*lowered, **kwargs)
+        for position, arg in enumerate(args):
+            if position in writes and isinstance(arg, torch.Tensor):
+                return arg.copy_(lowered[position])
+        return result.to(self.precision) if result.is_floating_point() else result
+
+    def _raised(self, func: Any, argument: Any) -> Any:
+        if isinstance(argument, torch.Tensor):
+            if not is_lower(argument.dtype, self.precision):
+                return argument
+            self._record(func)
+            return argument.to(in_precision(argument.dtype, self.precision))
+        if isinstance(argument, torch.dtype):
+            if func in KEEP or not is_lower(argument, self.precision):
+                return argument
+            self._record(func)
+            return in_precision(argument, self.precision)
+        if isinstance(argument, list | tuple):
+            return type(argument)([self._raised(func, item) for item in argument])
+        return argument
+
+    def _record(self, func: Any) -> None:
+        name = getattr(func, "overloadpacket", func).__name__
+        self.overridden.setdefault(name, set()).add(self._module_at_hand())
+
+
+def _lowered(argument: Any, dtype: torch.dtype) -> Any:
+    """A floating tensor in another precision, anything else as it is."""
+    is_floating = isinstance(argument, torch.Tensor) and argument.is_floating_point()
+    return argument.to(dtype) if is_floating else argument
+
+
+@functools.cache
+def _is_draw(func: Any) -> bool:
+    """Whether an op does nothing but draw floating random numbers."""
+    return getattr(func, "overloadpacket", None) in DRAWS

@@ -1,0 +1,148 @@
+"""Rounding made visible: a computation run again with every operation's result moved at random by a last place or so.
+
+Monte Carlo arithmetic: rounding is taken as noise of relative size ε on each result; how far a few such runs come
+apart is how far rounding can have moved what is computed, cancellation and crossed kinks included. A mistake in the
+computation is the same in all of them. Source: Parker, "Monte Carlo arithmetic" (1997).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from torch_gradcheck.precision.mode import PrecisionMode
+from torch_gradcheck.torch_internals.operations import is_view, written_arguments
+
+aten = torch.ops.aten
+
+MOVED = 0.6
+"""The largest move, in machine epsilons of a result: it then moves by a last place or stays, with a few times the
+variance of what rounding to nearest does."""
+
+
+class RoundingMode(TorchDispatchMode):
+    """Runs a computation in its own precisions, whatever each operation's is, with rounding as random noise.
+
+    Args:
+        generator: what the noise is drawn from.
+    """
+
+    supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in PrecisionMode
+
+    def __init__(self, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generator = generator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if rounds(func, args):
+            for tensor in _floating(result):
+                move_at_random(tensor, tensor.dtype, self._generator)
+        return result
+
+
+class KernelsInMode(PrecisionMode):
+    """Lets Python see one precision and runs torch's kernels in a coarser one, with rounding as random noise.
+
+    What the kernels of a dtype do besides rounding at random (sums that stagnate, results that underflow) shows here;
+    what code does on purpose where it meets that dtype does not.
+
+    Args:
+        precision: what Python sees.
+        kernels: the dtype of the kernels.
+        generator: what the noise is drawn from.
+    """
+
+    def __init__(self, precision: torch.dtype, kernels: torch.dtype, generator: torch.Generator) -> None:
+        super().__init__(precision)
+        self._kernels, self._generator = kernels, generator
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if not rounds(func, args):
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        try:
+            result = self._in_kernels_dtype(func, args, dict(kwargs or {}))
+        except (NotImplementedError, RuntimeError):  # no such kernel
+            result = super().__torch_dispatch__(func, types, args, kwargs)
+        for tensor in _floating(result):
+            move_at_random(tensor, self._kernels, self._generator)
+        return result
+
+    def _in_kernels_dtype(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        written = written_arguments(func)
+        lowered = [self._lowered(arg) for arg in args]
+        result = func(*lowered, **{name: self._lowered(arg) for name, arg in kwargs.items()})
+        given = {id(low): arg for low, arg in zip(lowered, args, strict=True)}
+        for position, arg in enumerate(args):
+            if position in written and isinstance(arg, torch.Tensor):
+                arg.copy_(lowered[position])
+        return self._raised_again(result, given)
+
+    def _lowered(self, argument: Any) -> Any:
+        if isinstance(argument, torch.Tensor):
+            return argument.to(self._kernels) if argument.is_floating_point() else argument
+        if isinstance(argument, torch.dtype):
+            return self._kernels if argument.is_floating_point else argument
+        if isinstance(argument, list | tuple):
+            return type(argument)([self._lowered(item) for item in argument])
+        return argument
+
+    def _raised_again(self, result: Any, given: Mapping[int, Any]) -> Any:
+        if isinstance(result, torch.Tensor):
+            if id(result) in given:
+                return given[id(result)]
+            return result.to(self.precision) if result.is_floating_point() else result
+        if isinstance(result, list | tuple):
+            return type(result)([self._raised_again(item, given) for item in result])
+        return result
+
+
+def rounds(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation's results are rounded: it computes, and does not only move numbers or draw them."""
+    packet = getattr(func, "overloadpacket", func)
+    if packet is aten._to_copy:
+        return bool(args[0].is_floating_point())
+    tags = getattr(func, "tags", ())
+    return packet not in EXACT and torch.Tag.nondeterministic_seeded not in tags and not is_view(func)
+
+
+def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch.Generator) -> None:
+    """Moves every entry, in place, by about as much as rounding it to `rounding` can; zeros and infinities stay."""
+    info = torch.finfo(rounding)
+    with torch.no_grad():
+        xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.device) * 2 - 1
+        size = torch.clamp(tensor.abs().double(), min=info.smallest_normal) * (MOVED * info.eps)
+        moved = tensor + xi * size
+        tensor.copy_(torch.where((tensor == 0) | ~torch.isfinite(moved), tensor, moved))
+
+
+def _floating(result: Any) -> list[torch.Tensor]:
+    if isinstance(result, torch.Tensor):
+        dense = result.layout is torch.strided and result.numel() > 0
+        return [result] if result.is_floating_point() and dense else []
+    if isinstance(result, tuple | list):
+        return [tensor for item in result for tensor in _floating(item)]
+    return []
+
+
+_NAMES_OF_EXACT = """
+    clone copy_ cat stack constant_pad_nd embedding index index_select gather where masked_fill masked_fill_
+    masked_select relu relu_ neg abs sign round floor ceil trunc maximum minimum amax amin max min sort topk
+    max_pool2d_with_indices max_pool3d_with_indices triu tril flip roll repeat zero_ fill_ zeros ones full
+    zeros_like ones_like full_like new_zeros new_ones new_full new_empty empty empty_like empty_strided
+    new_empty_strided arange linspace scalar_tensor lift_fresh threshold_backward
+"""
+
+EXACT = {getattr(aten, name) for name in _NAMES_OF_EXACT.split()}
+"""Operations that move numbers, choose among them or make them up, and round nothing."""

@@ -1,0 +1,138 @@
+"""A bar that shows how far long work has come, where somebody can see it, and costs nothing where nobody can."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+PATIENCE = 1.0
+"""Seconds that work lasts before a bar which nobody asked for is shown."""
+
+REDRAWN = 0.1
+"""Seconds from one drawing of the bar to the next."""
+
+
+class ProgressBar(Protocol):
+    """What the work tells of itself."""
+
+    def start(self, total: int, what: str) -> None:
+        """`total` units of work lie ahead, of which those for `what` come first."""
+
+    def at(self, what: str) -> None:
+        """The units from now on are for `what`, a parameter name."""
+
+    def advance(self, n: int = 1) -> None:
+        """`n` more units are done."""
+
+
+@contextmanager
+def progress_bar(enabled: bool | None) -> Iterator[ProgressBar]:
+    """A bar on stderr while the block runs; it is gone without a trace when the block is left, however it is left.
+
+    Args:
+        enabled: True shows it at once, on whatever stderr is; False never. None shows it where stderr is a terminal
+            that can redraw a line, after the work has lasted a second.
+    """
+    if enabled is False or sys.stderr is None or (enabled is None and not _somebody_watches()):
+        yield _Silent()
+        return
+    bar = _Bar(patience=0.0 if enabled else PATIENCE)
+    try:
+        yield bar
+    finally:
+        bar.close()
+
+
+def _somebody_watches() -> bool:
+    """Whether stderr is a terminal with a person at it; logs, notebooks, CI and dumb terminals are not."""
+    isatty = getattr(sys.stderr, "isatty", None)  # stderr may be a logger in disguise
+    if isatty is None or not isatty():
+        return False
+    return os.environ.get("TERM") not in ("dumb", "unknown") and os.environ.get("CI", "") in ("", "0", "false")
+
+
+class _Silent:
+    def start(self, total: int, what: str) -> None: ...
+
+    def at(self, what: str) -> None: ...
+
+    def advance(self, n: int = 1) -> None: ...
+
+
+class _Bar:
+    """Counts the work, and draws it at most every `REDRAWN` seconds, in the thread that does the work."""
+
+    def __init__(self, patience: float) -> None:
+        self._began = monotonic()
+        self._next_drawing = self._began + patience
+        self._total, self._done, self._what = 0, 0, ""
+        self._drawn: Progress | None = None
+
+    def start(self, total: int, what: str) -> None:
+        self._began = monotonic()
+        self._total, self._done, self._what = total, 0, what
+        self._draw_if_due()
+
+    def at(self, what: str) -> None:
+        self._what = what
+
+    def advance(self, n: int = 1) -> None:
+        self._done += n
+        self._draw_if_due()
+
+    def close(self) -> None:
+        """Takes the bar off the screen."""
+        if self._drawn:
+            self._drawn.stop()
+
+    def _draw_if_due(self) -> None:
+        now = monotonic()
+        if now >= self._next_drawing:
+            self._next_drawing = now + REDRAWN
+            self._draw(self._time_left(now))
+
+    def _draw(self, time_left: str) -> None:
+        self._drawn = self._drawn or _rich_bar()
+        [bar] = self._drawn.task_ids
+        self._drawn.update(bar, total=self._total, completed=self._done, what=self._what, left=time_left)
+        self._drawn.start()  # does nothing the second time
+        self._drawn.refresh()
+
+    def _time_left(self, now: float) -> str:
+        """In words, at the pace so far."""
+        if not self._done:
+            return ""
+        seconds = round((now - self._began) * max(self._total - self._done, 0) / self._done)
+        minutes, hours = seconds // 60, seconds // 3600
+        if hours:
+            return f"{hours} h {minutes % 60:02d} min left"
+        return f"{minutes} min {seconds % 60:02d} s left" if minutes else f"{seconds} s left"
+
+
+def _rich_bar() -> Progress:
+    """Not yet on the screen; drawn by whoever updates it, since a thread of its own could outlive the work."""
+    from rich.console import Console  # here and not above: rich is loaded only once something is shown
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.table import Column
+
+    name = Column(width=30, no_wrap=True, overflow="ellipsis")
+    progress = Progress(
+        TextColumn("{task.fields[what]}", markup=False, table_column=name),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[left]}", markup=False),
+        console=Console(file=sys.stderr, force_terminal=True, force_jupyter=False),
+        auto_refresh=False,
+        transient=True,
+        redirect_stdout=False,  # sys.stdout stays the caller's
+        redirect_stderr=False,
+    )
+    progress.add_task("", what="", left="")
+    return progress

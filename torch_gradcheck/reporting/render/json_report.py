@@ -1,0 +1,50 @@
+"""A report as JSON; docs/SCHEMA.md says what every key means."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import fields, is_dataclass
+from enum import StrEnum
+
+from torch_gradcheck.reporting.facts import Facts
+
+SCHEMA_VERSION = 1
+"""Grows when a key goes away or changes its meaning; a new key leaves it as it is."""
+
+
+def as_json(facts: Facts, indent: int | None = None) -> str:
+    """`as_dict` as JSON that every parser reads: there is no bare NaN or Infinity in it."""
+    return json.dumps(as_dict(facts), indent=indent, allow_nan=False)
+
+
+def as_dict(facts: Facts) -> dict[str, object]:
+    """Every field of the facts and what follows from them, in nothing but dicts, lists, strings, numbers and None.
+
+    A float that JSON has no number for is the string `"nan"`, `"inf"` or `"-inf"`; `float()` reads all three.
+    """
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "passed": facts.passed,
+        "verdict": str(facts.verdict),
+        "mismatches": [row.name for row in facts.mismatches],
+        **_fields(facts),
+    }
+
+
+def _fields(row: object) -> dict[str, object]:
+    assert is_dataclass(row)
+    return {field.name: _plain(getattr(row, field.name)) for field in fields(row)}
+
+
+def _plain(value: object) -> object:
+    """`value` in JSON's own types."""
+    if isinstance(value, Facts):
+        return as_dict(value)
+    if isinstance(value, StrEnum):
+        return value.value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else str(float(value))
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return _fields(value) if is_dataclass(value) else value

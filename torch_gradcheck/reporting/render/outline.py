@@ -1,0 +1,373 @@
+"""What a report says and in which order, in words and figures; the text and the HTML only lay it out."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch_gradcheck.reporting.facts import Coordinate, DiagnosisKind, Facts, ParameterReport, Status, WrongMap
+
+MANY = 30
+"""A table of more rows than this is folded: it shows at most so many wrong ones ..."""
+
+SHOWN = 3
+"""... and so many of every other status."""
+
+LISTED = 8
+"""How many wrong parameters, groups of unproven ones and tied ones are told about one by one."""
+
+NAMED = 6
+"""How many names stand in one sentence."""
+
+MARKS = {Status.MISMATCH: "✗", Status.MATCH: " ", Status.FROZEN: "-"}
+
+NOTHING_PROVEN = "?"
+"""The mark of every other status."""
+
+PLACED = (DiagnosisKind.PARTIAL, DiagnosisKind.PERMUTED, DiagnosisKind.TRANSPOSED)
+"""Kinds that say something of their own about each tensor."""
+
+SHADES = "·░▒▓█"
+"""A cell of a picture, from all right to all wrong."""
+
+COUNTED = {
+    Status.KINK: "at a kink",
+    Status.FLAT: "flat (nothing proven)",
+    Status.UNDECIDED: "undecided",
+    Status.UNUSED: "unused",
+    Status.FROZEN: "frozen (not checked)",
+}
+"""How the headline counts what is neither right nor wrong."""
+
+FOLDED = {
+    Status.MATCH: "that match",
+    Status.MISMATCH: "that are wrong",
+    Status.KINK: "at a kink",
+    Status.FLAT: "that are flat",
+    Status.UNDECIDED: "that are undecided",
+    Status.UNUSED: "that are unused",
+    Status.FROZEN: "that are frozen",
+}
+"""How the line for the rows that a folded table leaves out names them."""
+
+NOT_PROVEN = {
+    Status.UNDECIDED: "The noise of J is too large to tell right from wrong.",
+    Status.KINK: "J is not differentiable there: the gradient lies between the two one-sided slopes, which is all that "
+    "can be asked of it; it is not proven right.",
+    Status.FLAT: "Both sides are zero to within the noise: nothing was proven, a wrong backward would look the same.",
+    Status.UNUSED: "The loss does not reach it and J does not depend on it: there is no gradient to prove.",
+    Status.FROZEN: "requires_grad is false: not checked.",
+}
+"""What a status leaves open; a row's own reason, where it has one, says more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of the table; `-` stands for what was not measured."""
+
+    status: Status
+    mark: str
+    name: str
+    shape: str
+    relative_error: str
+    verdict: str
+    max_abs_error: str
+    noise: str
+    mismatched: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """The lines of one status that a long table leaves out, and the sentence that stands for them."""
+
+    sentence: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One coordinate of a wrong parameter; `remark` is what there is to say beyond its figures."""
+
+    index: str
+    analytic: str
+    numeric: str
+    difference: str
+    noise: str
+    remark: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Where the wrong entries lie: a caption, lines of characters, and the same as shares from 0 to 1 (None: empty)."""
+
+    caption: str
+    lines: tuple[str, ...]
+    cells: tuple[tuple[float | None, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """A wrong parameter: what is known about the mistake, its worst coordinates, and where they lie if not all over."""
+
+    name: str
+    shape: str
+    sentences: tuple[str, ...]
+    entries: tuple[Entry, ...]
+    picture: Picture | None
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Parameters of which the same thing was not proven, for the same reason."""
+
+    status: Status
+    mark: str
+    names: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """All that a report says, top to bottom."""
+
+    headline: str
+    culprit: str | None
+    summary: tuple[str, ...]
+    lines: tuple[Line, ...]
+    folds: tuple[Fold, ...]
+    tied: tuple[str, ...]
+    mistakes: tuple[Mistake, ...]
+    more_mistakes: str
+    gaps: tuple[Gap, ...]
+    more_gaps: str
+    notes: tuple[str, ...]
+
+
+def outline(facts: Facts) -> Outline:
+    """What is to be said about `facts`; every string is printable, of bounded number, and free of markup."""
+    rows = [*facts.mismatches, *(row for row in facts if row.status is not Status.MISMATCH)]
+    shown, left_out = _fold(rows)
+    gaps, groups = _gaps(rows), _alike(facts)
+    return Outline(
+        headline=headline(facts),
+        culprit=None if facts.culprit is None else printable(facts.culprit) or "the model's own forward",
+        summary=_summary(facts),
+        lines=tuple(map(_line, shown)),
+        folds=tuple(_folded(group) for group in left_out),
+        tied=_tied(facts),
+        mistakes=tuple(mistake for group in groups[:LISTED] for mistake in _mistakes(group)),
+        more_mistakes=_more(sum(map(len, groups[LISTED:])), "that are wrong; report.mismatches has them all"),
+        gaps=tuple(gaps[:LISTED]),
+        more_gaps=_more(len(gaps) - LISTED, "reasons why something was not proven; to_dict() has them all"),
+        notes=tuple(map(_sentence, facts.notes)),
+    )
+
+
+def headline(facts: Facts) -> str:
+    """The outcome in words, on one line: how many of how many gradients are wrong, right, or neither."""
+    counts = Counter(row.status for row in facts)
+    total = _count(len(facts), "parameter")
+    others = [f"{counts[status]:,} {words}" for status, words in COUNTED.items() if counts[status]]
+    if counts[Status.MISMATCH]:
+        outcome = f"gradients WRONG in {counts[Status.MISMATCH]:,} of {total}"
+    elif counts[Status.MATCH]:
+        outcome = f"gradients right: {counts[Status.MATCH]:,} of {total}"
+    else:
+        outcome = f"no gradient proven right: 0 of {total}"
+    return ", ".join([outcome, *others])
+
+
+def _summary(facts: Facts) -> tuple[str, ...]:
+    noise = "unknown" if math.isnan(facts.noise) else _error_bar(facts.noise)
+    return (
+        f"relative error {figure(facts.relative_error)} ({facts.verdict}) over the whole θ; "
+        f"up to {facts.tolerance:g} passes",
+        f"loss {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, "
+        f"{_count(facts.evaluations, 'evaluation')} of J, {facts.seconds:,.2f} s",
+        f"{printable(facts.dtype)}, mode {printable(facts.mode)}, seed {facts.seed}",
+    )
+
+
+def _fold(rows: Sequence[ParameterReport]) -> tuple[list[ParameterReport], list[list[ParameterReport]]]:
+    """The rows of a table in their order, and those that it leaves out, status by status."""
+    if len(rows) <= MANY:
+        return list(rows), []
+    by_status: dict[Status, list[ParameterReport]] = {}
+    for row in rows:
+        by_status.setdefault(row.status, []).append(row)
+    left_out = [group[MANY if status is Status.MISMATCH else SHOWN :] for status, group in by_status.items()]
+    hidden = {id(row) for group in left_out for row in group}
+    return [row for row in rows if id(row) not in hidden], [group for group in left_out if group]
+
+
+def _line(row: ParameterReport) -> Line:
+    measured = row.verdict is not None
+    return Line(
+        status=row.status,
+        mark=_mark(row.status),
+        name=printable(row.name),
+        shape=_shape(row.shape),
+        relative_error=figure(row.relative_error) if measured else "-",
+        verdict=row.verdict.value if row.verdict else "-",
+        max_abs_error=figure(row.max_abs_error) if measured else "-",
+        noise=_error_bar(row.noise),
+        mismatched=f"{_short(row.mismatched)}/{_short(row.checked)}" if measured else "-",
+    )
+
+
+def _folded(rows: Sequence[ParameterReport]) -> Fold:
+    status = rows[0].status
+    sentence = _more(len(rows), FOLDED[status])
+    if status in (Status.MATCH, Status.MISMATCH):
+        largest = max(rows, key=_badness)
+        sentence += f", relative error at most {figure(largest.relative_error)} ({printable(largest.name)})"
+    return Fold(sentence, tuple(map(_line, rows)))
+
+
+def _badness(row: ParameterReport) -> float:
+    return math.inf if math.isnan(row.relative_error) else row.relative_error
+
+
+def _tied(facts: Facts) -> tuple[str, ...]:
+    tied = [row for row in facts if row.aliases]
+    sentences = [f"{printable(row.name)} is also {_names(row.aliases)}" for row in tied[:LISTED]]
+    more = _more(len(tied) - LISTED, "with other names")
+    return (*sentences, more) if more else tuple(sentences)
+
+
+def _alike(facts: Facts) -> list[list[ParameterReport]]:
+    """Wrong rows, those together that one mistake explains; all unknown ones are one where there is a culprit."""
+    groups: dict[object, list[ParameterReport]] = {}
+    for row in facts.mismatches:
+        found = row.diagnosis
+        single = (
+            found is None or found.kind in PLACED or (found.kind is DiagnosisKind.UNKNOWN and facts.culprit is None)
+        )
+        key = row.name if single or found is None else (found.kind, found.factor and figure(found.factor))
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def _mistakes(rows: Sequence[ParameterReport]) -> list[Mistake]:
+    """The first of the rows that one mistake explains, and one line for all others."""
+    first, *others = rows
+    if not others or first.diagnosis is None:
+        return [_mistake(first)]
+    names = _names([row.name for row in others])
+    sentence = f"{first.diagnosis.kind}, as {printable(first.name)}"
+    shapes = {_shape(row.shape) for row in others}
+    return [_mistake(first), Mistake(names, shapes.pop() if len(shapes) == 1 else "various", (sentence,), (), None)]
+
+
+def _mistake(row: ParameterReport) -> Mistake:
+    diagnosis = f"{row.diagnosis.kind}: {row.diagnosis.message}" if row.diagnosis else ""
+    return Mistake(
+        name=printable(row.name),
+        shape=_shape(row.shape),
+        sentences=tuple(_sentence(said) for said in (diagnosis, row.reason) if said),
+        entries=tuple(map(_entry, row.worst)),
+        picture=None if row.map is None else _picture(row.map),
+    )
+
+
+def _picture(found: WrongMap) -> Picture | None:
+    """None where every cell says the same."""
+    judged = {share for line in found.cells for share in line if not math.isnan(share)}
+    if len(judged) < 2:
+        return None
+    size = " × ".join(printable(part) for part in (found.down, found.across) if part)
+    down, across = found.block
+    cell = "" if found.block == (1, 1) else f", a cell is {down} × {across}"
+    return Picture(
+        caption=f"where ({size}{cell}): {SHADES[-1]} wrong, {SHADES[0]} right",
+        lines=tuple("".join(map(_shade, line)) for line in found.cells),
+        cells=tuple(tuple(None if math.isnan(share) else share for share in line) for line in found.cells),
+    )
+
+
+def _shade(share: float) -> str:
+    if math.isnan(share):
+        return " "
+    return SHADES[math.ceil(share * (len(SHADES) - 1))] if share < 1 else SHADES[-1]
+
+
+def _entry(coordinate: Coordinate) -> Entry:
+    index = str(list(coordinate.index)) if coordinate.index else "()"
+    return Entry(
+        index=f"{index} {printable(coordinate.part)}" if coordinate.part else index,
+        analytic=f"{coordinate.analytic:.6e}",
+        numeric=f"{coordinate.numeric:.6e}",
+        difference=figure(coordinate.analytic - coordinate.numeric),
+        noise=_error_bar(coordinate.noise),
+        remark=_remark(coordinate),
+    )
+
+
+def _remark(coordinate: Coordinate) -> str:
+    words = [] if coordinate.status is Status.MISMATCH else [coordinate.status.value]
+    if coordinate.slopes:
+        words.append("slopes {:.2e} | {:.2e}".format(*coordinate.slopes))
+    return ", ".join(words)
+
+
+def _gaps(rows: Sequence[ParameterReport]) -> list[Gap]:
+    groups: dict[tuple[Status, str], list[str]] = {}
+    for status, plain_reason in NOT_PROVEN.items():
+        for row in rows:
+            if row.status is status:
+                groups.setdefault((status, row.reason or plain_reason), []).append(row.name)
+    return [Gap(status, _mark(status), _names(names), _sentence(why)) for (status, why), names in groups.items()]
+
+
+def _mark(status: Status) -> str:
+    return MARKS.get(status, NOTHING_PROVEN)
+
+
+def _names(names: Sequence[str]) -> str:
+    listed = ", ".join(map(printable, names[:NAMED]))
+    return f"{listed} and {len(names) - NAMED:,} more" if len(names) > NAMED else listed
+
+
+def _more(count: int, what: str) -> str:
+    """The line for `count` things left out; empty when there are none."""
+    return f"… and {count:,} more {what}" if count > 0 else ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _shape(shape: tuple[int, ...]) -> str:
+    return "×".join(map(str, shape)) if shape else "()"
+
+
+def figure(value: float) -> str:
+    """A measured figure, to two digits: `3.3e-01`, `0`, `nan`, `inf`."""
+    return f"{value:.1e}" if value else "0"
+
+
+def _error_bar(value: float) -> str:
+    """An error bar, to one digit; `-` when nobody knows it."""
+    return "-" if math.isnan(value) else f"{value:.0e}" if value else "0"
+
+
+def _short(count: int) -> str:
+    """A count in at most five characters: `61706`, `235k`, `11.2M`."""
+    if count < 100_000:
+        return str(count)
+    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
+        if count < 999.5 * size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0e}"
+
+
+def _sentence(text: str) -> str:
+    """Prose on its lines, each of them printable."""
+    return "\n".join(map(printable, text.splitlines()))
+
+
+def printable(text: str) -> str:
+    r"""`text` with line breaks, escape sequences and other control characters spelled out (`\n`, `\x1b`)."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

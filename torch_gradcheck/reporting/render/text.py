@@ -1,0 +1,168 @@
+"""A report as plain text of at most so many columns, laid out with rich."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import StringIO
+from typing import TYPE_CHECKING, Literal
+
+from torch_gradcheck.reporting.facts import Facts
+from torch_gradcheck.reporting.render.outline import Entry, Line, Outline, outline
+from torch_gradcheck.reporting.render.shorten import cells_of, shortened
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+WIDTH = 80
+"""Columns of the text, whatever the terminal: equal facts give equal text. A smaller width is taken as this one."""
+
+NAME_WIDTH = 26
+"""A long shape leaves this much to the name where both cannot have all they need ..."""
+
+SHAPE_WIDTH = 10
+"""... but keeps this much itself."""
+
+COORDINATES = 3
+"""How many coordinates of a wrong parameter are shown."""
+
+
+def text(facts: Facts, width: int | None = None) -> str:
+    """The report in lines of at most `width` columns (`None`: 80), without colour codes or trailing spaces."""
+    said, width = outline(facts), max(width or WIDTH, WIDTH)
+    sections = [
+        _rendered(_opening(said), width),
+        _rendered(_table(said, width), width),
+        *(_rendered(section, width) for section in _mistakes(said)),
+        _rendered(_gaps(said), width),
+        _rendered(_notes(said), width),
+    ]
+    return "\n\n".join(section for section in sections if section)
+
+
+def _rendered(renderables: Iterable[RenderableType], width: int) -> str:
+    """What rich makes of `renderables` on a page that is neither terminal nor notebook."""
+    from rich.console import Console
+
+    page = StringIO()
+    console = Console(
+        file=page,
+        width=width,
+        color_system=None,
+        force_terminal=False,
+        force_jupyter=False,  # in a notebook rich would show it there and leave the page empty
+        markup=False,
+        emoji=False,
+        highlight=False,
+    )
+    for renderable in renderables:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in page.getvalue().splitlines()).strip("\n")
+
+
+def _opening(said: Outline) -> list[str]:
+    culprit = [] if said.culprit is None else [f"culprit: {said.culprit}"]
+    return [said.headline, *culprit, *said.summary]
+
+
+def _table(said: Outline, width: int) -> Iterator[RenderableType]:
+    if not said.lines:
+        return
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
+    columns = _columns(said.lines, width)
+    for column in columns:
+        table.add_column(column.header, justify=column.justify, no_wrap=True)
+    for cells in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*cells)
+    yield table
+    yield from (fold.sentence for fold in said.folds)
+    yield from (f"tied: {sentence}" for sentence in said.tied)
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    cells: list[str]
+    justify: Literal["left", "right"] = "left"
+
+    @property
+    def width(self) -> int:
+        return max(map(cells_of, [*self.header.splitlines(), *self.cells]))
+
+    def within(self, width: int) -> _Column:
+        """The same column, its cells cut to `width`."""
+        return replace(self, cells=shortened(self.cells, width))
+
+
+def _columns(lines: Sequence[Line], width: int) -> list[_Column]:
+    """The table's columns; the figures have the room they need, names and shapes share what is left."""
+    status = _Column("  status", [f"{line.mark} {line.status}" for line in lines])
+    name = _Column("parameter", [line.name for line in lines])
+    shape = _Column("shape", [line.shape for line in lines])
+    figures = [
+        _Column("rel.\nerror", [line.relative_error for line in lines], "right"),
+        _Column("verdict", [line.verdict for line in lines]),
+        _Column("max abs\nerror", [line.max_abs_error for line in lines], "right"),
+        _Column("noise", [line.noise for line in lines], "right"),
+        _Column("wrong/\nchecked", [line.mismatched for line in lines], "right"),
+    ]
+    room = width - sum(column.width + 1 for column in (status, *figures)) - 1
+    shape = shape.within(min(shape.width, max(room - min(name.width, NAME_WIDTH), SHAPE_WIDTH)))
+    return [status, name.within(room - shape.width), shape, *figures]
+
+
+def _mistakes(said: Outline) -> Iterator[list[RenderableType]]:
+    """A section for each wrong parameter."""
+    for mistake in said.mistakes:
+        section: list[RenderableType] = [f"✗ {mistake.name}, shape {mistake.shape}"]
+        section += [_indented(sentence) for sentence in mistake.sentences]
+        if mistake.entries:
+            section.append(_indented(_entries(mistake.entries[:COORDINATES])))
+        if mistake.picture is not None:
+            section += [_indented(line) for line in (mistake.picture.caption, *mistake.picture.lines)]
+        yield section
+    yield [said.more_mistakes]
+
+
+def _entries(entries: Sequence[Entry]) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("index", overflow="fold")
+    for header in ("analytic", "numeric", "difference", "error bar"):
+        table.add_column(header, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for entry in entries:
+        table.add_row(entry.index, entry.analytic, entry.numeric, entry.difference, entry.noise, entry.remark)
+    return table
+
+
+def _gaps(said: Outline) -> Iterator[RenderableType]:
+    """What was not proven, and why."""
+    for gap in said.gaps:
+        yield f"{gap.mark} {gap.status}: {gap.names}"
+        yield _indented(gap.reason)
+    if said.more_gaps:
+        yield said.more_gaps
+
+
+def _notes(said: Outline) -> Iterator[RenderableType]:
+    from rich.table import Table
+
+    if not said.notes:
+        return
+    bullets = Table.grid(padding=(0, 1, 0, 0))
+    for note in said.notes:
+        bullets.add_row("-", note)
+    yield "notes"
+    yield bullets
+
+
+def _indented(renderable: RenderableType) -> RenderableType:
+    from rich.padding import Padding
+
+    return Padding(renderable, (0, 0, 0, 4))

@@ -1,0 +1,93 @@
+"""In-place and out= operations as functions without side effects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from torch_gradcheck.torch_internals.operations import flatten
+
+aten = torch.ops.aten
+
+
+def mutated_arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+    """The tensors among the arguments that the operation writes to, in the order of its signature."""
+    if not func._schema.is_mutable:
+        return []
+    written = []
+    for position, argument in enumerate(func._schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            given = args[position] if position < len(args) else kwargs.get(argument.name)
+            written += flatten([given])
+    return written
+
+
+@cache
+def without_side_effects(func: OpOverload, plain: bool) -> Callable[..., Any]:
+    """A function of the same arguments that returns what the written arguments would hold.
+
+    Args:
+        func: the operation.
+        plain: whether its functional form, if there is one, gives the very same; otherwise it runs on copies, which
+            are followed by what else it returns.
+    """
+    if not plain:
+        return OnCopies(func)
+    name = func._schema.name.removeprefix("aten::")
+    if name.endswith("_") and not name.endswith("__"):
+        packet = getattr(aten, name[:-1], None)
+        overload = getattr(packet, func._overloadname, None) if packet is not None else None
+        if overload is not None and len(overload._schema.arguments) == len(func._schema.arguments):
+            return overload  # type: ignore[no-any-return]
+    if func._schema.arguments[-1].name == "out":
+        return _returning(func) or OnCopies(func)
+    return OnCopies(func)
+
+
+def _returning(func: OpOverload) -> Callable[..., Any] | None:
+    """The overload with the arguments of an out= operation but for `out`, which its calls then must not have."""
+    wanted = [(argument.name, str(argument.type)) for argument in func._schema.arguments[:-1]]
+    for overload in func.overloadpacket.overloads():
+        other = getattr(func.overloadpacket, overload)
+        if [(argument.name, str(argument.type)) for argument in other._schema.arguments] == wanted:
+            return other  # type: ignore[no-any-return]
+    return None
+
+
+class OnCopies:
+    """Runs a mutating operation on copies of what it writes to; returns the copies, then whatever else it returns."""
+
+    def __init__(self, func: OpOverload) -> None:
+        self.func = func
+        self.__name__ = func._schema.name.removeprefix("aten::")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run it."""
+        args, kwargs = self._copied(args, kwargs)
+        result = self.func(*args, **kwargs)
+        written = mutated_arguments(self.func, args, kwargs)
+        return (*written, *(x for x in flatten(result) if not any(x is copy for copy in written)))
+
+    def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        positional, named = list(args), dict(kwargs)
+        for position, argument in enumerate(self.func._schema.arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            if position < len(positional):
+                positional[position] = _copy(positional[position])
+            elif argument.name in named:
+                named[argument.name] = _copy(named[argument.name])
+        return tuple(positional), named
+
+
+def _copy(given: Any) -> Any:
+    if isinstance(given, Tensor):
+        return given.clone()
+    if isinstance(given, (list, tuple)):
+        return type(given)(_copy(item) for item in given)
+    return given

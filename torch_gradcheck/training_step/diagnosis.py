@@ -1,0 +1,186 @@
+"""What a training loop did wrong, read off the `.grad` it left: factors of a step, and gradients of other batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.diagnosis.findings import evidence_of
+from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import FactorMeaning
+from torch_gradcheck.objective.theta import Theta, ThetaEntry
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+from torch_gradcheck.verdicts.trial import ParameterTrial
+
+CLOSE = 5e-3
+"""A factor is the number it looks like when it is this close: low precisions leave no more digits."""
+
+MOST = 64
+"""So many accumulation steps, or workers, are thought of."""
+
+ROUNDED = float(np.finfo(np.float32).eps)
+"""The error bars hold the rounding of `.grad` itself already; this much is left for the diagnosis to allow."""
+
+NEVER_REACHED = "the backward never reached it, zero_grad() came after it, or the check came before it"
+"""What may be behind a `.grad` of None."""
+
+BARS = 3.0
+"""How many error bars a diagnosis may be off by; those of `.grad` are limits."""
+
+
+ROUND_NORM = 1e-5
+"""A norm is a round number, of two digits, when it is this close: clipping leaves it at the limit up to rounding."""
+
+UNSURE = (DiagnosisKind.UNKNOWN, DiagnosisKind.PARTIAL, DiagnosisKind.SCALED)
+"""Kinds that a few numbers may look like by chance."""
+
+IF_MEANT = "If the loop means to clip before step(), say so: clip_norm= or clip_value="
+
+
+class Reference(NamedTuple):
+    """A gradient that `.grad` may hold, or hold as well: what it is of, and its values by position in θ."""
+
+    words: str
+    values: Mapping[int, Floats]
+
+
+def diagnosed(
+    theta: Theta, tried: Mapping[int, ParameterTrial], references: Sequence[Reference]
+) -> dict[int, Diagnosis]:
+    """The kind of mistake of every wrong `.grad`, by position in θ."""
+    evidences = {position: step_evidence(theta[position], each) for position, each in tried.items()}
+    found = diagnose_all(evidences, _meanings(evidences.values()))
+    for position, diagnosis in found.items():
+        if not np.any(evidences[position].analytic):
+            found[position] = _missing(evidences[position])
+        elif diagnosis.kind not in (DiagnosisKind.SCALED, DiagnosisKind.CLIPPED):
+            found[position] = _of_another_batch(position, evidences[position], references) or diagnosis
+    return _all_alike(evidences, _norm_clipped(evidences, found))
+
+
+def _missing(evidence: Evidence) -> Diagnosis:
+    how = "zero everywhere" if evidence.reached else f"None: {NEVER_REACHED}"
+    size = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
+    message = f".grad is {how}, though J depends on the parameter (derivatives up to {size:.1e})"
+    return Diagnosis(DiagnosisKind.MISSING, message)
+
+
+def _norm_clipped(evidences: Mapping[int, Evidence], found: dict[int, Diagnosis]) -> dict[int, Diagnosis]:
+    """Where all are scaled down alike, and to a norm that is a round number, they were clipped."""
+    factors = [diagnosis.factor for diagnosis in found.values() if diagnosis.kind is DiagnosisKind.SCALED]
+    given = np.concatenate([evidence.analytic for evidence in evidences.values()])
+    if 2 * len(factors) <= len(found) or not np.all(np.isfinite(given)):
+        return found
+    factor, norm = float(np.median(np.array(factors, dtype=float))), float(np.linalg.norm(given))
+    if not 0 < factor < 1 or abs(norm - float(f"{norm:.1e}")) > ROUND_NORM * norm or words_of_factor(factor):
+        return found
+    clipped = Diagnosis(
+        DiagnosisKind.CLIPPED,
+        f"dθ = {factor:.4g} × the right gradient, and the norm of all of them together is {norm:.4g}",
+        factor,
+    )
+    return dict.fromkeys(found, clipped)
+
+
+def _all_alike(evidences: Mapping[int, Evidence], found: Mapping[int, Diagnosis]) -> dict[int, Diagnosis]:
+    """What one tensor is too small to tell is the mistake of another, where that explains it."""
+    limit = max(
+        (float(np.max(np.abs(evidences[at].analytic))) for at, each in found.items() if _in_value(each)), default=0.0
+    )
+    alike = dict(found)
+    for position, diagnosis in found.items():
+        evidence = evidences[position]
+        if diagnosis.kind in UNSURE and not words_of_factor(diagnosis.factor or 0.0):
+            known = (other for other in found.values() if other.kind not in UNSURE or other.factor)
+            alike[position] = next((other for other in known if _explains(other, evidence, limit)), diagnosis)
+    return {position: _with_hint(diagnosis) for position, diagnosis in alike.items()}
+
+
+def _with_hint(diagnosis: Diagnosis) -> Diagnosis:
+    if diagnosis.kind is not DiagnosisKind.CLIPPED:
+        return diagnosis
+    return replace(diagnosis, message=f"{diagnosis.message}. {IF_MEANT}")
+
+
+def _explains(diagnosis: Diagnosis, evidence: Evidence, limit: float) -> bool:
+    """Whether the mistake of another parameter explains this one's."""
+    if _in_value(diagnosis):
+        return evidence.explains(np.clip(evidence.numeric, -limit, limit))
+    if diagnosis.factor is None:
+        return False
+    if diagnosis.kind is DiagnosisKind.WEIGHT_DECAY:
+        return evidence.explains(evidence.numeric + diagnosis.factor * evidence.theta)
+    off = np.abs(evidence.analytic - diagnosis.factor * evidence.numeric)[evidence.judged]
+    return bool(np.all(off <= BARS * max(1.0, abs(diagnosis.factor)) * evidence.error[evidence.judged]))
+
+
+def _in_value(diagnosis: Diagnosis) -> bool:
+    return diagnosis.kind is DiagnosisKind.CLIPPED and diagnosis.factor is None
+
+
+def step_evidence(entry: ThetaEntry, tried: ParameterTrial) -> Evidence:
+    """One parameter's numbers; their error bars are limits, and hold the rounding of `.grad` already."""
+    evidence = evidence_of(entry, tried, tolerance=0.0)
+    return replace(evidence, error=evidence.error / BARS, epsilon=ROUNDED)
+
+
+def _meanings(evidences: Iterable[Evidence]) -> list[FactorMeaning]:
+    """The factors that are found, as far as a training loop is known to leave such."""
+    factors = [_factor(evidence) for evidence in evidences if evidence.wrong.any() and evidence.resolved.any()]
+    return [FactorMeaning(factor, words) for factor in factors if (words := words_of_factor(factor))]
+
+
+def _factor(evidence: Evidence) -> float:
+    n, a = evidence.numeric[evidence.resolved], evidence.analytic[evidence.resolved]
+    with np.errstate(all="ignore"):
+        return float(np.nan_to_num(np.dot(a, n) / np.dot(n, n)))
+
+
+def words_of_factor(factor: float) -> str:
+    """What a training loop does to leave `factor` times the right gradient; "" where nothing is known to."""
+    if factor <= 0:
+        return ""
+    exponent = round(np.log2(factor))
+    if exponent >= 8 and _close(factor, 2.0**exponent):
+        return (
+            f"2^{exponent}, a loss scale that was not taken out. Call scaler.unscale_(optimizer) before step(), "
+            "or give the monitor scaler="
+        )
+    for count in range(2, MOST + 1):
+        if _close(factor, count):
+            return (
+                f"accumulated {count} times (no zero_grad()), the loss not divided by {count} accumulation steps, "
+                f"or summed over {count} workers where a mean was meant"
+            )
+        if _close(factor, 1 / count):
+            return (
+                f"the loss divided by {count} accumulation steps that were not taken, or a mean over {count} workers "
+                "where there was one"
+            )
+    return ""
+
+
+def _close(one: float, other: float) -> bool:
+    return abs(one - other) <= CLOSE * other
+
+
+def _of_another_batch(position: int, evidence: Evidence, references: Sequence[Reference]) -> Diagnosis | None:
+    """Whether `.grad` is a known gradient of another batch, or holds one besides its own."""
+    for words, values in references:
+        other = values.get(position)
+        if other is None or other.shape != evidence.analytic.shape or not np.any(other) or not evidence.finite:
+            continue
+        if evidence.explains(other):
+            return Diagnosis(DiagnosisKind.STALE, f"dθ is {words}, not that of this batch: stale")
+        if evidence.explains(evidence.numeric + other):
+            return Diagnosis(
+                DiagnosisKind.ACCUMULATED,
+                f"dθ is the right gradient plus {words}: zero_grad() is missing. "
+                "If gradients are accumulated on purpose, tell the monitor over how many batches: accumulate=",
+            )
+    return None

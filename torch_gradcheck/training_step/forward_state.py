@@ -1,0 +1,56 @@
+"""What a training loop's own forward started from, seen through a hook on the model, so that it can be run again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.borrowing.random_state import RandomState, is_generator
+from torch_gradcheck.torch_internals.devices import accelerator_type
+
+Autocast = Mapping[str, tuple[bool, torch.dtype]]
+"""Device type → whether autocast is on for it, and to which dtype."""
+
+
+@dataclass(frozen=True)
+class SeenForward:
+    """One call of the model with gradients on, as it began.
+
+    Attributes:
+        start: the random state and what the buffers held.
+        autocast: under which autocast.
+        versions: parameter → its version counter: another one later means that it was written to.
+        args, kwargs: what the model was called with.
+    """
+
+    start: Start
+    autocast: Autocast
+    versions: Mapping[nn.Parameter, int]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    def weights_moved(self) -> bool:
+        """Whether a parameter has been written to since."""
+        return any(parameter._version != version for parameter, version in self.versions.items())
+
+
+def seen_now(
+    model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
+) -> SeenForward:
+    """What a forward that begins now starts from."""
+    generators = [value for module in model.modules() for value in vars(module).values() if is_generator(value)]
+    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+    versions = {parameter: parameter._version for parameter in model.parameters()}
+    return SeenForward(Start(RandomState.of_everything(generators), buffers), autocast_now(), versions, args, kwargs)
+
+
+def autocast_now() -> Autocast:
+    """The autocast that is in force."""
+    devices = filter(None, ("cpu", accelerator_type()))
+    return {device: (torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)) for device in devices}

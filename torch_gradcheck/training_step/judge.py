@@ -1,0 +1,108 @@
+"""Which entries of a `.grad` are wrong: beyond what rounding may do, or off by what no rounding does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.training_step.error_bars import Bars
+from torch_gradcheck.verdicts.entry_check import Outcome
+from torch_gradcheck.verdicts.trial import ParameterTrial
+
+TELLING = 8
+"""So many entries are proportional by no accident."""
+
+DIFFERENT = 1e-4
+"""A relative difference that is no rounding of a factor, such as that of a clipped norm."""
+
+ROUNDINGS = 16.0
+"""How many machine epsilons of the largest entry two runs of one step may differ by."""
+
+BEYOND = 4.0
+"""How many times further than rounding as noise moved it an entry is off that is wrong among equal ones."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One parameter's `.grad` beside the right gradient.
+
+    Attributes:
+        tried: what was found, entry by entry; `answer.numeric` is what `.grad` should be (clipped, where the loop
+            clips), `answer.error` its error bar with that of rounding.
+        bars: what rounding may do.
+    """
+
+    tried: ParameterTrial
+    bars: Bars
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether an entry is."""
+        return bool(np.any(self.tried.answer.outcome == Outcome.MISMATCH))
+
+
+def judge(tried: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
+    """Which entries are wrong: each by more than the bar of an entry, or all of them by more than that of the norm."""
+    given, answer = tried.analytic, tried.answer
+    finite = np.isfinite(given)
+    error = answer.error + bars.entry
+    with np.errstate(all="ignore"):
+        size = tolerance * (np.abs(given) + np.abs(answer.numeric))
+        off = np.abs(given - answer.numeric)
+        wrong = ~finite | (off > size + error)
+        known = answer.outcome != Outcome.UNDECIDED
+        together = float(np.linalg.norm((off - size - answer.error).clip(min=0)[known & finite])) > bars.norm
+        if together and not wrong.any():
+            wrong = off > bars.norm / np.sqrt(max(len(off), 1))
+    outcome = np.where(answer.outcome == Outcome.MISMATCH, Outcome.MATCH, answer.outcome)
+    outcome[(wrong & known) | ~finite] = Outcome.MISMATCH
+    return Judged(replace(tried, answer=replace(answer, error=error, outcome=outcome.astype(np.int8))), bars)
+
+
+def judge_by_rerun(judged: Judged, plain: Floats, apart: Floats, theta: Floats, eps: float, tolerance: float) -> Judged:
+    """Judges by the step's plain run, where it shows a mistake that rounding would hide.
+
+    A loop that computes its gradient just as the run does, and then spoils it, leaves traces that no rounding does,
+    however coarse: `.grad` is off by a multiple of θ, or of itself, and by nothing else; or off in some entries and
+    equal to the last digits in most.
+
+    Args:
+        judged: what was found without.
+        plain: the run, as the loop clips it.
+        apart: how far rounding as noise moves each entry of it.
+        theta: what the parameter holds.
+        eps: machine epsilon of `.grad`.
+        tolerance: the relative error that passes.
+    """
+    given = judged.tried
+    largest = float(np.max(np.abs(plain), initial=0.0))
+    rounding = np.minimum(ROUNDINGS * eps * largest, np.maximum(2 * eps * np.abs(plain), DIFFERENT * largest))
+    if any(_off_along(given.analytic, plain, direction, eps) for direction in (theta, plain)):
+        error = rounding
+    elif _equal_elsewhere(given.analytic, plain, eps):
+        error = np.maximum(rounding, BEYOND * apart)
+    else:
+        return judged
+    beside = replace(given, answer=replace(given.answer, numeric=plain, error=error))
+    by_rerun = judge(beside, Bars(0.0, float("inf")), tolerance)
+    return by_rerun if by_rerun.is_wrong else judged
+
+
+def _equal_elsewhere(given: Floats, plain: Floats, eps: float) -> bool:
+    """Whether most entries of two gradients are the same number."""
+    telling = plain != 0
+    same = np.abs(given - plain) <= 2 * eps * np.abs(plain)
+    return bool(np.sum(telling) >= TELLING and np.mean(same[telling]) > 0.5)
+
+
+def _off_along(given: Floats, plain: Floats, direction: Floats, eps: float) -> bool:
+    """Whether two gradients differ, by more than a rounding of all of them, and along one direction only."""
+    off, square = given - plain, float(np.dot(direction, direction))
+    if len(off) < TELLING or not np.isfinite(square) or not square or not np.all(np.isfinite(off)):
+        return False
+    left = off - float(np.dot(off, direction)) / square * direction
+    size = float(np.linalg.norm(off))
+    differ = size > max(DIFFERENT, ROUNDINGS * eps) * float(np.linalg.norm(given))
+    return differ and float(np.linalg.norm(left)) < 0.01 * size

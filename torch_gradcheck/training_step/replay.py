@@ -1,0 +1,106 @@
+"""The training step's own computation, run again in its own precisions: what it gives, and how rounding moves that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
+from torch_gradcheck.gradients.by_autograd import theta_gradients
+from torch_gradcheck.objective.objective import scalar
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.rounding_noise import RoundingMode
+from torch_gradcheck.training_step.forward_state import Autocast
+
+NOISY_RUNS = 4
+"""How many runs with rounding as noise tell how far it can move a gradient."""
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How a training step computed: under which autocast, and its loss times which scale."""
+
+    autocast: Autocast
+    scale: float = 1.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether no autocast was on."""
+        return not any(enabled for enabled, _ in self.autocast.values())
+
+    def __str__(self) -> str:
+        names = [str(dtype).removeprefix("torch.") for enabled, dtype in self.autocast.values() if enabled]
+        return f"autocast to {names[0]}" if names else "no autocast"
+
+
+@dataclass(frozen=True)
+class Replays:
+    """What the runs gave, the first without noise.
+
+    Attributes:
+        regime: how they computed.
+        losses: J of each run.
+        gradients: position in θ → the gradient of each run.
+    """
+
+    regime: Regime
+    losses: Floats
+    gradients: Mapping[int, Sequence[Floats]]
+
+
+def replays_of(
+    model: nn.Module,
+    functions: Sequence[Callable[..., Any]],
+    computation: Callable[[torch.dtype | None], Callable[[], Any]],
+    theta: Theta,
+    regime: Regime,
+    seed: int,
+    start: Start | None,
+) -> Replays | None:
+    """Runs the step's forward and backward on a loan in the model's own dtypes; None where that cannot be done."""
+    generator = torch.Generator().manual_seed(seed)
+    runs, losses = [], []
+    with Loan(model, functions, "keep", None, seed, start) as borrowed:
+        try:
+            compute = computation(None)
+            for run in range(1 + NOISY_RUNS):
+                loss, gradients = _run(compute, borrowed, theta, regime, RoundingMode(generator) if run else None)
+                losses.append(loss)
+                runs.append(gradients)
+        except (RuntimeError, NotImplementedError):  # such as a kernel that this autocast has no dtype for
+            return None
+    by_position = {position: [run[position] for run in runs] for position in theta.checked}
+    return Replays(regime, np.array(losses), by_position)
+
+
+def _run(
+    compute: Callable[[], Any], borrowed: Borrowed, theta: Theta, regime: Regime, noise: RoundingMode | None
+) -> tuple[float, dict[int, Floats]]:
+    """J and its gradients; the loss is scaled for the backward, the gradients unscaled, as a GradScaler does."""
+    borrowed.before_evaluation()
+    losses = []
+
+    def scaled() -> torch.Tensor:
+        with ExitStack() as stack:
+            for device, (enabled, dtype) in regime.autocast.items():
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
+            losses.append(scalar(compute()))
+        return losses[0] * regime.scale
+
+    try:
+        with torch.enable_grad(), ExitStack() as stack:
+            if noise is not None:
+                stack.enter_context(noise)
+            gradients = theta_gradients(scaled, theta, epsilon(torch.float64))
+        scale = 1.0 if borrowed.has_gradients() else regime.scale
+    finally:
+        borrowed.after_evaluation()
+    return float(losses[0].detach()), {position: gradient.values / scale for position, gradient in gradients.items()}

@@ -1,0 +1,74 @@
+"""From a judged `.grad` to the row of its parameter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
+from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.objective.theta import ThetaEntry
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
+from torch_gradcheck.training_step.diagnosis import NEVER_REACHED, step_evidence
+from torch_gradcheck.training_step.judge import Judged
+from torch_gradcheck.verdicts.rows import compared_row, frozen_row
+
+RESOLVED = 1.0
+"""A match counts as one where an error of this share of the gradient would have been seen: none, or twice of it."""
+
+
+def judged_row(entry: ThetaEntry, judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
+    """The row of a `.grad` that was compared with the right gradient."""
+    row = compared_row(entry, judged.tried, tolerance=np.inf)
+    if row.status is Status.MISMATCH:
+        return replace(row, diagnosis=diagnosis, map=wrong_map(step_evidence(entry, judged.tried)))
+    size = float(np.linalg.norm(judged.tried.answer.numeric))
+    unknown = float(np.linalg.norm(judged.tried.answer.error - judged.bars.entry))
+    says_something = row.status is Status.MATCH or (row.status is Status.FLAT and size > unknown)
+    if not says_something:
+        return row
+    if judged.bars.norm <= RESOLVED * size:
+        return replace(row, status=Status.MATCH, reason="")
+    how_much = f"by {judged.bars.norm / size:.0%} of its size" if judged.bars.norm < np.inf else "without limit"
+    reason = f"rounding in the training step's precision may move a right gradient {how_much}"
+    return replace(row, status=Status.UNDECIDED, reason=reason)
+
+
+def unjudged_row(entry: ThetaEntry, left: AnalyticGradient, why: str, missing: bool) -> ParameterReport:
+    """The row of a `.grad` with nothing to compare it with: what is no number, or missing, is wrong all the same.
+
+    Args:
+        entry: the parameter.
+        left: its `.grad`.
+        why: it cannot be judged.
+        missing: it is None, and J depends on the parameter whatever random numbers are drawn.
+    """
+    row = replace(frozen_row(entry), status=Status.UNDECIDED, reason=why)
+    count = len(left.values)
+    infinite = int(np.sum(~np.isfinite(left.values)))
+    if infinite:
+        reason = f"{infinite} of {count} coordinates {'is' if infinite == 1 else 'are'} not finite"
+        diagnosis = Diagnosis(DiagnosisKind.UNKNOWN, f".grad holds NaN or infinity: {reason}")
+        return _wrong_row(row, np.nan, count, infinite, reason, diagnosis)
+    if missing:
+        reason = f"None: {NEVER_REACHED}"
+        diagnosis = Diagnosis(DiagnosisKind.MISSING, f".grad is {reason}; J depends on it whatever is drawn")
+        return _wrong_row(row, 1.0, count, count, f".grad is {reason}", diagnosis)
+    return row
+
+
+def _wrong_row(
+    row: ParameterReport, ratio: float, checked: int, mismatched: int, reason: str, diagnosis: Diagnosis
+) -> ParameterReport:
+    """The row of a `.grad` that is wrong whatever it should be."""
+    return replace(
+        row,
+        status=Status.MISMATCH,
+        reason=reason,
+        relative_error=ratio,
+        verdict=Verdict.WORRY,
+        checked=checked,
+        mismatched=mismatched,
+        diagnosis=diagnosis,
+    )

@@ -1,0 +1,90 @@
+"""What is known of a training step whose `.grad` is on trial, and what of it forbids a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.objective.loss import Computation
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
+
+
+@dataclass(frozen=True)
+class TrainingStep:
+    """One step of a training loop, between its backward and its optimizer.
+
+    Attributes:
+        forwards: the model's own forwards of this step; None where nobody watched.
+        batches: how many forwards and backwards make up the step.
+        compiled: the loop called a compiled form of the model.
+        loss_scale: what the loss was multiplied by before its backward.
+        scale: how much of that `.grad` still carries.
+        clip_norm, clip_value: limits the loop has put on `.grad` already.
+        earlier: parameter → what its `.grad` held when the step before was done with it.
+        previous: J of the batch before.
+    """
+
+    forwards: tuple[SeenForward, ...] | None = None
+    batches: int = 1
+    compiled: bool = False
+    loss_scale: float = 1.0
+    scale: float = 1.0
+    clip_norm: float | None = None
+    clip_value: float | None = None
+    earlier: Mapping[nn.Parameter, Floats] = field(default_factory=dict)
+    previous: Computation | None = None
+
+    @property
+    def start(self) -> Start | None:
+        """What the first forward started from, None where the forwards seen are not those of the step."""
+        return self.forwards[0].start if self.forwards and len(self.forwards) == self.batches else None
+
+    @property
+    def autocast(self) -> Autocast | None:
+        """What autocast the forwards ran under; None where nobody saw."""
+        return self.forwards[0].autocast if self.forwards else None
+
+    def weights_moved(self) -> str:
+        """Why `.grad` is not of the present weights; "" where nothing says so."""
+        if self.forwards and self.forwards[-1].weights_moved():
+            return (
+                "the weights have been written to since the step's forward: .grad is not of the present ones. "
+                "Call step() after backward() and before optimizer.step()"
+            )
+        return ""
+
+    def not_replayed(self, model: nn.Module) -> str:
+        """Why a step that draws random numbers, or reads what it updates, cannot be run again."""
+        if self.forwards is None:
+            seen = "nobody saw what it started from: a GradientMonitor made before the step does"
+        elif not self.forwards:
+            seen = "its forward did not go through a call of the model, so nobody saw what it started from"
+        else:
+            count = "1 forward was" if len(self.forwards) == 1 else f"{len(self.forwards)} forwards were"
+            seen = f"{count} seen in this step where {self.batches} was expected (accumulate=)"
+        return f"the training step was {_what_is_random(model)}, and {seen}"
+
+
+def taken_in_backward(theta: Theta) -> str:
+    """Why `.grad` may be gone: hooks that run as soon as it is there; "" where there are none."""
+    hooked = [entry.name for entry in theta if getattr(entry.parameter, "_post_accumulate_grad_hooks", None)]
+    if not hooked:
+        return ""
+    return (
+        f"hooks of register_post_accumulate_grad_hook on {len(hooked)} of {len(theta)} parameters ({hooked[0]}, ...) "
+        "may have taken .grad, and moved the weights, inside the backward"
+    )
+
+
+def _what_is_random(model: nn.Module) -> str:
+    droppers = [
+        name or "the model"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p
+    ]
+    return f"random (active dropout in {', '.join(droppers[:3])})" if droppers else "random, or reads what it updates"

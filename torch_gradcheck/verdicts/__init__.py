@@ -1,0 +1,1 @@
+"""Right, wrong, kink or undecided: entry by entry, then tensor by tensor."""

@@ -1,0 +1,44 @@
+"""Ng's ratio ‖approx − grad‖₂ / (‖approx‖₂ + ‖grad‖₂), over one tensor or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from torch_gradcheck.arrays import Floats
+
+SQUARABLE = (1e-120, 1e140)
+"""Between these, squares of entries neither vanish nor overflow, and neither do those of much smaller ones matter."""
+
+
+def relative_error(analytic: Floats, numeric: Floats) -> float:
+    """Ng's ratio ‖approx − grad‖₂ / (‖approx‖₂ + ‖grad‖₂); 0 when both are zero, NaN or infinite when an entry is.
+
+    Source: Andrew Ng, Deep Learning Specialization, course 2, "Gradient checking".
+    """
+    return relative_error_over([(analytic, numeric)])
+
+
+def relative_error_over(pairs: Iterable[tuple[Floats, Floats]]) -> float:
+    """The same over several tensors as one vector, without making it."""
+    lengths = np.array([_lengths(analytic, numeric) for analytic, numeric in pairs]).reshape(-1, 3)
+    # Scaled by the largest first: squares of gradients of 1e-200 would all be zero.
+    scale = float(np.max(lengths, initial=0.0))
+    if scale == 0.0:
+        return 0.0
+    off, grad, approx = np.linalg.norm(lengths / scale, axis=0)
+    return float(off / (approx + grad))
+
+
+def _lengths(analytic: Floats, numeric: Floats) -> tuple[float, float, float]:
+    """‖numeric − analytic‖₂, ‖analytic‖₂, ‖numeric‖₂."""
+    scale = max((float(max(x.max(), -x.min())) for x in (analytic, numeric) if len(x)), default=0.0)
+    if scale == 0.0:
+        return 0.0, 0.0, 0.0
+    if not SQUARABLE[0] < scale < SQUARABLE[1]:
+        analytic, numeric = analytic / scale, numeric / scale
+    else:
+        scale = 1.0
+    off, grad, approx = (float(scale * np.linalg.norm(x)) for x in (numeric - analytic, analytic, numeric))
+    return off, grad, approx

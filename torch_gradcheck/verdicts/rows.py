@@ -1,0 +1,179 @@
+"""From the answer to every coordinate to one row a parameter: its status, figures and worst coordinates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.objective.implicit_draws import upstream_of_draws
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.theta import Theta, ThetaEntry
+from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Status, Verdict
+from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.verdicts.entry_check import Outcome
+from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over
+from torch_gradcheck.verdicts.trial import ParameterTrial
+
+WORST = 10
+"""How many coordinates a row keeps."""
+
+STATUS = {
+    Outcome.MATCH: Status.MATCH,
+    Outcome.KINK: Status.KINK,
+    Outcome.UNDECIDED: Status.UNDECIDED,
+    Outcome.MISMATCH: Status.MISMATCH,
+}
+
+
+def over_theta(trials: Iterable[ParameterTrial]) -> float:
+    """Ng's ratio over the whole θ."""
+    with np.errstate(all="ignore"):
+        return relative_error_over((tried.analytic, tried.answer.numeric) for tried in trials)
+
+
+def frozen_row(entry: ThetaEntry) -> ParameterReport:
+    """The row of a parameter that is not on trial."""
+    return ParameterReport(
+        entry.name, entry.aliases, entry.shape, entry.parameter.numel(), Status.FROZEN, "requires_grad is False"
+    )
+
+
+def compared_row(entry: ThetaEntry, tried: ParameterTrial, tolerance: float) -> ParameterReport:
+    """The row of a parameter whose gradient was tried."""
+    analytic, answer = tried.analytic, tried.answer
+    with np.errstate(all="ignore"):
+        ratio = relative_error(analytic, answer.numeric)
+        difference = np.abs(analytic - answer.numeric)
+    status, reason = _status(tried, ratio, tolerance)
+    return ParameterReport(
+        name=entry.name,
+        aliases=entry.aliases,
+        shape=entry.shape,
+        numel=entry.parameter.numel(),
+        status=status,
+        reason=reason,
+        relative_error=ratio,
+        verdict=Verdict.of(ratio),
+        max_abs_error=float(np.max(difference, initial=0.0)),
+        noise=float(np.max(answer.error, initial=0.0)),
+        eps=answer.window.step,
+        checked=len(analytic),
+        mismatched=int(np.sum(answer.outcome == Outcome.MISMATCH)),
+        worst=_worst(entry, tried),
+        evaluations=tried.evaluations,
+        seconds=tried.seconds,
+    )
+
+
+def _status(tried: ParameterTrial, ratio: float, tolerance: float) -> tuple[Status, str]:
+    """The status of the whole tensor and, where it is not a plain match, one sentence about it."""
+    answer, count = tried.answer, len(tried.analytic)
+    number = {outcome: int(np.sum(answer.outcome == outcome)) for outcome in STATUS}
+    if number[Outcome.MISMATCH]:
+        wrong = number[Outcome.MISMATCH]
+        return Status.MISMATCH, f"{wrong} of {count} coordinates {'is' if wrong == 1 else 'are'} wrong"
+    if _is_flat(tried):
+        return _flat_or_unused(tried)
+    if number[Outcome.UNDECIDED]:
+        return Status.UNDECIDED, (
+            f"at {number[Outcome.UNDECIDED]} of {count} coordinates no two steps agree on a derivative "
+            f"(noise of J, a jump, or many kinks close by)"
+        )
+    if ratio > tolerance:
+        return Status.UNDECIDED, _resolution(tried, ratio, tolerance)
+    if number[Outcome.KINK]:
+        return Status.KINK, (
+            f"J is not differentiable along {number[Outcome.KINK]} of {count} coordinates; "
+            "there the gradient lies between the one-sided slopes"
+        )
+    return Status.MATCH, ""
+
+
+def _is_flat(tried: ParameterTrial) -> bool:
+    answer = tried.answer
+    within = (np.abs(tried.analytic) <= answer.error) & (np.abs(answer.numeric) <= answer.error)
+    return bool(np.all(within & (answer.outcome == Outcome.MATCH)))
+
+
+def _flat_or_unused(tried: ParameterTrial) -> tuple[Status, str]:
+    answer = tried.answer
+    if not len(answer.numeric):
+        return Status.FLAT, "it has no entries"
+    if not tried.reached and not np.any(answer.numeric):
+        return Status.UNUSED, "the loss does not reach it, and J does not change with it"
+    bar = float(np.max(answer.error))
+    return Status.FLAT, (
+        f"both sides are zero to within {bar:.0e}: nothing was proven, a wrong backward would look the same"
+    )
+
+
+def _resolution(tried: ParameterTrial, ratio: float, tolerance: float) -> str:
+    norms = float(np.linalg.norm(tried.analytic) + np.linalg.norm(tried.answer.numeric))
+    bar = float(np.linalg.norm(tried.answer.error)) / norms
+    if bar < ratio:
+        return f"the ratio {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
+    return f"the noise of J hides errors below {bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
+
+
+def _worst(entry: ThetaEntry, tried: ParameterTrial) -> list[Coordinate]:
+    """The coordinates furthest off, wrong ones first."""
+    with np.errstate(all="ignore"):
+        off = np.nan_to_num(np.abs(tried.analytic - tried.answer.numeric), nan=np.inf)
+    outcome = tried.answer.outcome
+    candidates = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
+    order = np.lexsort((candidates, -off[candidates], -outcome[candidates]))[:WORST]
+    return [_coordinate(entry, tried, int(k)) for k in candidates[order]]
+
+
+def _largest(off: Floats, among: Indices) -> Indices:
+    """The `WORST` that are furthest off, the first of equal ones: without sorting millions."""
+    if len(among) <= WORST:
+        return among
+    least = np.partition(off[among], len(among) - WORST)[len(among) - WORST]
+    return np.concatenate([among[off[among] > least], among[off[among] == least][:WORST]])
+
+
+def _coordinate(entry: ThetaEntry, tried: ParameterTrial, k: int) -> Coordinate:
+    answer = tried.answer
+    index, part = entry.locate(int(tried.coordinates[k]))
+    outcome = int(answer.outcome[k])
+    slopes = (float(answer.left[k]), float(answer.right[k])) if outcome == Outcome.KINK else None
+    return Coordinate(
+        index,
+        float(tried.analytic[k]),
+        float(answer.numeric[k]),
+        float(answer.error[k]),
+        STATUS[outcome],
+        part,
+        slopes,
+    )
+
+
+DRAWN = (
+    "J draws it from a gamma or Dirichlet distribution, whose gradient is right on average only: "
+    "differences of one draw say nothing about it"
+)
+
+
+def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta) -> list[ParameterReport]:
+    """The rows; a mismatch whose gradient comes through such a draw is undecided."""
+    if not any(row.status is Status.MISMATCH for row in rows):
+        return list(rows)
+    upstream = upstream_of_draws(objective)
+    return [
+        replace(row, status=Status.UNDECIDED, reason=DRAWN, mismatched=0)
+        if row.status is Status.MISMATCH and id(entry.parameter) in upstream
+        else row
+        for row, entry in zip(rows, theta, strict=True)
+    ]
+
+
+def on_unproven(rows: Sequence[ParameterReport]) -> str:
+    """The note that names the parameters of which nothing was proven; "" where there are none."""
+    unproven = [row.name for row in rows if row.status in (Status.FLAT, Status.UNDECIDED)]
+    if not unproven:
+        return ""
+    return f"not proven right: {listed(unproven)}; see the reason of each"
