@@ -109,12 +109,12 @@ class Family:
             sigma = float(np.min(changes[changes > 0], initial=np.inf)) if changes.any() else 0.0
         return Noise(self.J(self.x), sigma, self.epsilon)
 
-    def question(self, analytic: Floats, *, tolerance: float = 1e-5, eps: float | None = None) -> EntryCheck:
+    def check(self, analytic: Floats, *, tolerance: float = 1e-5, eps: float | None = None) -> EntryCheck:
         at_zero = self.J(self.x)
         return EntryCheck(
             sampler=self.sampler,
             at_zero=lambda: at_zero,
-            second=self.sampler,
+            eager_sampler=self.sampler,
             nearby=self.nearby,
             nearby_analytic=None,
             analytic=np.asarray(analytic, dtype=np.float64),

@@ -45,7 +45,7 @@ def slope_at(known: Known, x: float) -> float:
 
 def covers(estimates: Estimates, slope: float) -> bool:
     """Whether the derivative is within the error bar, up to the rounding of its own formula."""
-    return bool(abs(estimates.central[0] - slope) <= estimates.error[0] + 8 * EPSILON * abs(slope))
+    return bool(abs(estimates.central[0] - slope) <= estimates.error_bar[0] + 8 * EPSILON * abs(slope))
 
 
 # Smooth functions --------------------------------------------------------------------------------------------------
@@ -77,14 +77,14 @@ def test_the_error_bar_is_small(known: Known, x: float, c: float) -> None:
     size = max(abs(slope), c * abs(float(known.f(np.array([x]))[0])))
     estimates = climbed(scaled(c, known.f), x)
     assert covers(estimates, slope)
-    assert estimates.error[0] <= 1e-5 * size
+    assert estimates.error_bar[0] <= 1e-5 * size
 
 
 @every_known
 def test_most_derivatives_are_known_to_nine_digits(known: Known) -> None:
     places = np.geomspace(0.01, 3, 40)
     sizes = [max(abs(slope_at(known, x)), abs(float(known.f(np.array([x]))[0]))) for x in places]
-    bars = [climbed(known.f, x).error[0] for x in places]
+    bars = [climbed(known.f, x).error_bar[0] for x in places]
     assert np.quantile(np.array(bars) / sizes, 0.75) < 1e-9
 
 
@@ -101,7 +101,7 @@ def test_products(one: Known, other: Known, x: float, c: float) -> None:
     slope = float((c * (one.slope(at) * other.f(at) + one.f(at) * other.slope(at)))[0])
     estimates = climbed(lambda v: c * one.f(v) * other.f(v), x)
     cancelled = 8 * EPSILON * float(np.abs(c * one.slope(at) * other.f(at))[0])
-    assert abs(estimates.central[0] - slope) <= estimates.error[0] + cancelled
+    assert abs(estimates.central[0] - slope) <= estimates.error_bar[0] + cancelled
 
 
 @wide
@@ -112,14 +112,14 @@ def test_a_small_natural_scale_is_found(exponent: float, place: float) -> None:
     slope = 1 / s / np.cosh(place) ** 2
     estimates = climbed(lambda v: np.tanh(v / s), place * s)
     assert covers(estimates, slope)
-    assert estimates.error[0] <= 1e-4 * slope
+    assert estimates.error_bar[0] <= 1e-4 * slope
 
 
 @pytest.mark.parametrize("s", [1e-10, 1e-11, 1e-12, 1e-14], ids="s={:.0e}".format)
 @pytest.mark.parametrize("place", [0.0, 0.3])
 def test_a_scale_below_the_smallest_step_leaves_a_wide_error_bar(s: float, place: float) -> None:
     estimates = climbed(lambda v: np.tanh(v / s), place * s)
-    assert estimates.error[0] >= abs(estimates.central[0])
+    assert estimates.error_bar[0] >= abs(estimates.central[0])
 
 
 @pytest.mark.parametrize("x", [3.0, 10.0, 36.0, 40.0, 500.0], ids="x={:g}".format)
@@ -135,20 +135,20 @@ def test_steps_out_of_the_domain_are_left_out(f: Function) -> None:
         slope = 1 / x if f is np.log else 0.5 / np.sqrt(x)
         estimates = climbed(f, x)
         assert covers(estimates, slope)
-        assert estimates.error[0] < 1e-3 * slope
+        assert estimates.error_bar[0] < 1e-3 * slope
 
 
 @pytest.mark.parametrize("overflow", [np.inf, np.nan], ids=["inf", "nan"])
 def test_values_that_are_not_finite_far_away_are_left_out(overflow: float) -> None:
     estimates = climbed(lambda v: np.where(np.abs(v) > 1e-3, overflow, np.sin(v + 1)))
     assert covers(estimates, np.cos(1.0))
-    assert estimates.error[0] < 1e-8
+    assert estimates.error_bar[0] < 1e-8
 
 
 def test_a_function_that_is_finite_at_one_point_only_has_no_derivative() -> None:
     family = Family([lambda v: np.where(v == 0, 1.0, np.nan)], [0.0])
     estimates = extrapolated_derivatives(family.sampler, ONE, family.unit, Noise(1.0, 0.0, EPSILON))
-    assert estimates.error[0] == np.inf
+    assert estimates.error_bar[0] == np.inf
     assert not estimates.kinked[0]
     assert estimates.half_width[0] == np.inf
 
@@ -158,9 +158,9 @@ def test_many_functions_at_once_are_each_what_they_are_alone() -> None:
     together = extrapolated_derivatives(family.sampler, np.array([0, 1, 2]), family.unit, family.noise)
     for i in range(3):
         alone = extrapolated_derivatives(family.sampler, np.array([i]), family.unit[i : i + 1], family.noise)
-        assert (alone.central[0], alone.error[0], alone.step[0]) == (
+        assert (alone.central[0], alone.error_bar[0], alone.step[0]) == (
             together.central[i],
-            together.error[i],
+            together.error_bar[i],
             together.step[i],
         )
 
@@ -216,9 +216,9 @@ def test_a_corner_at_a_distance(distance: float, side: float) -> None:
     if distance >= 1e-9:
         assert not estimates.kinked[0]
         assert covers(estimates, slope)
-        assert estimates.error[0] <= 1e-9 + 4e-14 / distance
+        assert estimates.error_bar[0] <= 1e-9 + 4e-14 / distance
     else:
-        bar = estimates.error[0] + estimates.jump_error[0]
+        bar = estimates.error_bar[0] + estimates.jump_error_bar[0]
         assert estimates.kinked[0]
         low, high = sorted([estimates.left[0], estimates.right[0]])
         assert low - bar <= slope <= high + bar
@@ -250,8 +250,8 @@ def test_a_step_at_a_distance_is_not_taken_for_a_slope(exponent: float, size: fl
 @pytest.mark.parametrize("distance", [0.0, 1e-11, 1e-12])
 def test_a_step_at_the_point_has_no_derivative(distance: float, size: float) -> None:
     estimates = climbed(lambda v: np.sin(v + 0.3) + size * (v > distance))
-    assert estimates.error[0] > 1e8 * size
-    assert estimates.error[0] > abs(estimates.central[0])
+    assert estimates.error_bar[0] > 1e8 * size
+    assert estimates.error_bar[0] > abs(estimates.central[0])
 
 
 # Noise and low precision -------------------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ def test_noise_widens_the_error_bar_and_no_more(sigma: float) -> None:
         estimates = climbed(lambda v, rng=rng: np.sin(v) + sigma * rng.standard_normal(v.shape), 0.4)
         assert covers(estimates, np.cos(0.4))
         assert not estimates.kinked[0]
-        assert estimates.error[0] >= sigma
+        assert estimates.error_bar[0] >= sigma
 
 
 @pytest.mark.parametrize("sigma", [1e-13, 1e-10, 1e-7], ids="sigma={:.0e}".format)
@@ -272,7 +272,7 @@ def test_noise_leaves_what_it_must(sigma: float) -> None:
     bars = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        bars.append(climbed(lambda v, rng=rng: np.sin(v) + sigma * rng.standard_normal(v.shape), 0.4).error[0])
+        bars.append(climbed(lambda v, rng=rng: np.sin(v) + sigma * rng.standard_normal(v.shape), 0.4).error_bar[0])
     assert np.median(bars) <= 30 * sigma ** (2 / 3), "the best step of a plain centered difference"
 
 
@@ -296,20 +296,20 @@ def test_a_constant_has_slope_zero() -> None:
     for value in (0.0, 1.0, -1e8):
         estimates = climbed(lambda v, value=value: np.full_like(v, value))
         assert estimates.central[0] == 0.0
-        assert estimates.error[0] <= 1e-13 * max(1.0, abs(value))
+        assert estimates.error_bar[0] <= 1e-13 * max(1.0, abs(value))
         assert not estimates.kinked[0]
 
 
 # Windows -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("order", "error"), [(0, 0.2), (1, 2e-4), (2, 1e-9)], ids=["plain", "once", "twice"])
-def test_each_order_removes_a_power_of_the_step(order: int, error: float) -> None:
+@pytest.mark.parametrize(("order", "error_bar"), [(0, 0.2), (1, 2e-4), (2, 1e-9)], ids=["plain", "once", "twice"])
+def test_each_order_removes_a_power_of_the_step(order: int, error_bar: float) -> None:
     family = Family([np.exp], [0.0])
     step = 0.8 * 8.0**-order  # the largest of the rungs is 0.8
     value, roundoff = through_stencil(family.sampler, ONE, family.unit, Stencil(step, order), family.noise)
-    assert roundoff[0] < abs(value[0] - 1) < error
-    assert error / 100 < abs(value[0] - 1)
+    assert roundoff[0] < abs(value[0] - 1) < error_bar
+    assert error_bar / 100 < abs(value[0] - 1)
 
 
 def test_the_plain_window_is_the_lectures_formula() -> None:
@@ -339,20 +339,20 @@ def test_the_cheapest_window_that_is_good_enough(needed: float) -> None:
     family = Family([np.exp] * 5, np.linspace(0.1, 1, 5))
     everything = np.arange(5)
     tableau = extrapolated_derivatives(family.sampler, everything, family.unit, family.noise).tableau
-    window, typical = stencil_for(tableau, needed)
+    stencil, typical = stencil_for(tableau, needed)
     assert typical <= needed
-    value, _ = through_stencil(family.sampler, everything, family.unit, window, family.noise)
+    value, _ = through_stencil(family.sampler, everything, family.unit, stencil, family.noise)
     assert np.abs(value - np.exp(family.x)).max() <= 4 * needed
-    cheaper = tableau.expected[: window.order]
+    cheaper = tableau.expected[: stencil.order]
     assert not (np.median(cheaper, axis=1) <= needed).any()
 
 
 def test_where_none_is_good_enough_the_best_window() -> None:
     family = Family([np.exp], [0.5])
     tableau = extrapolated_derivatives(family.sampler, ONE, family.unit, family.noise).tableau
-    window, typical = stencil_for(tableau, 1e-30)
+    stencil, typical = stencil_for(tableau, 1e-30)
     assert typical == np.median(tableau.expected, axis=1).min()
-    assert window.step in COARSE.rungs
+    assert stencil.step in COARSE.rungs
 
 
 @pytest.mark.parametrize("ladder", [COARSE, FINE], ids=["coarse", "fine"])
@@ -373,5 +373,5 @@ def test_everything_scales_with_f(seed: int, exponent: float) -> None:
     a, b, factor = rng.uniform(0.5, 2), rng.uniform(0, 1), 2.0 ** round(exponent)
     one, other = climbed(lambda v: np.sin(a * v + b)), climbed(lambda v: factor * np.sin(a * v + b))
     assert other.central[0] == factor * one.central[0]
-    assert other.error[0] == factor * one.error[0]
+    assert other.error_bar[0] == factor * one.error_bar[0]
     assert other.kinked[0] == one.kinked[0]

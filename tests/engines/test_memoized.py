@@ -105,18 +105,18 @@ def engines(build: Callable[[], nn.Module]) -> tuple[EagerEngine, MemoizedEngine
         return loss
 
     parameters = list(model.parameters())
-    plain = EagerEngine(value, parameters)
-    return plain, MemoizedEngine(plain, model, value, parameters), parameters
+    eager = EagerEngine(value, parameters)
+    return eager, MemoizedEngine(eager, model, value, parameters), parameters
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
 def test_the_values_are_those_of_the_plain_engine_to_the_bit(build: Callable[[], nn.Module]) -> None:
-    plain, remembers, parameters = engines(build)
+    eager, remembers, parameters = engines(build)
     for position, parameter in enumerate(parameters):
         coordinates = np.arange(parameter.numel(), dtype=np.int64)
         for step in (1e-3, -1e-6):
             steps = np.full(len(coordinates), step)
-            expected = plain.sample(position, coordinates, steps)
+            expected = eager.sample(position, coordinates, steps)
             found = remembers.sample(position, coordinates, steps)
             assert found.values.tolist() == expected.values.tolist()
             assert found.steps.tolist() == expected.steps.tolist()

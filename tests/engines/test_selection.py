@@ -234,10 +234,10 @@ def test_the_value_at_zero_is_compared_where_it_is_the_first_sample(calls: list[
         engine_of(objective, parameters),
         engine_of(objective, parameters, recorded=lambda: 2 * objective()),
     )
-    plain = float(objective().detach())
-    assert trusted.at_zero(1) == trusted.at_zero(1) == pytest.approx(plain, rel=1e-14)
+    eager = float(objective().detach())
+    assert trusted.at_zero(1) == trusted.at_zero(1) == pytest.approx(eager, rel=1e-14)
     assert (trusted.refused, trusted.traced) == ({}, 1)
-    assert wrong.at_zero(1) == wrong.at_zero(1) == plain
+    assert wrong.at_zero(1) == wrong.at_zero(1) == eager
     assert (list(wrong.refused), wrong.traced) == ([1], 0)
     assert calls == [1, 1]
 
@@ -254,7 +254,7 @@ def test_first_samples_that_disagree_are_thrown_away_whatever_their_steps(step: 
 
     engine = engine_of(objective, parameters, told.append, recorded)
     coordinates, steps = np.arange(5), np.full(5, step)
-    expected = engine.plain.sample(3, coordinates, steps)
+    expected = engine.eager.sample(3, coordinates, steps)
     for _ in range(2):
         found = engine.sample(3, coordinates, steps)
         np.testing.assert_array_equal(found.steps, expected.steps)
@@ -292,7 +292,7 @@ def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: p
     np.testing.assert_array_equal(found.steps, expected.steps)
     np.testing.assert_allclose(found.values, expected.values, rtol=1e-13)
     engine.sample(0, coordinates, steps)
-    assert engine.at_zero(0) == engine.plain.sample(0, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0]
+    assert engine.at_zero(0) == engine.eager.sample(0, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0]
     assert asked == [0]
     assert list(engine.refused) == [0]
     before = engine.traced
@@ -303,21 +303,21 @@ def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: p
 def test_the_value_at_zero_changes_its_engine_with_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, parameters = small_objective()
     engine = engine_of(objective, parameters, recorded=lambda: objective() + 5e-14)
-    plain = float(objective().detach())
-    assert engine.at_zero(0) != plain
+    eager = float(objective().detach())
+    assert engine.at_zero(0) != eager
 
     def refuse(*_: Any) -> None:
         raise Untraceable("changed its mind")
 
     monkeypatch.setattr(TracedEngine, "sample", refuse)
     engine.sample(0, np.arange(5), np.full(5, 1e-5))
-    assert engine.at_zero(0) == plain
+    assert engine.at_zero(0) == eager
 
 
 def test_without_a_trace_everything_is_plain() -> None:
     objective, parameters = small_objective()
-    plain = EagerEngine(lambda: float(objective().detach()), parameters)
-    engine = SelectedEngine(plain, None, None, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
+    eager = EagerEngine(lambda: float(objective().detach()), parameters)
+    engine = SelectedEngine(eager, None, None, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
     assert engine.at_zero(0) == float(objective().detach())
     assert engine.refused == {}
     assert engine.traced == 0
@@ -390,11 +390,11 @@ def test_both_engines_find_the_same(name: str, eps: float | None, monkeypatch: p
     for pays in (True, False):
         monkeypatch.setattr("torch_gradcheck.methods.problem.worth_tracing", lambda *_, pays=pays: pays)
         reports.append(checked(model, x, mode=mode, eps=eps))
-    fast, plain = reports
+    fast, eager = reports
     assert notes_on_engine(fast) == []
-    assert fast.passed is plain.passed is (name != "planted bug")
-    assert fast.loss == plain.loss
-    for one, other in zip(fast, plain, strict=True):
+    assert fast.passed is eager.passed is (name != "planted bug")
+    assert fast.loss == eager.loss
+    for one, other in zip(fast, eager, strict=True):
         assert (one.name, one.status, one.checked, one.mismatched) == (
             other.name,
             other.status,

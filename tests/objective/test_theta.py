@@ -145,4 +145,4 @@ def test_a_sparse_parameter_is_refused() -> None:
 def test_a_row_that_is_never_trained_is_not_tried() -> None:
     entry = theta_of(nn.Embedding(4, 3, padding_idx=1))[0]
     assert entry.coordinates == 12
-    assert entry.tried.tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11]
+    assert entry.coordinates_on_trial.tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11]

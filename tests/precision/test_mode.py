@@ -139,7 +139,7 @@ class Casting(nn.Module):
 def test_the_modules_that_cast_are_recorded() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ModuleDict({"inner": Casting()})["inner"], nn.Tanh()).double()
     with forward_hooks(model) as watch:
-        mode = PrecisionMode(torch.float64, watch.module_at_hand)
+        mode = PrecisionMode(torch.float64, watch.current_module)
         with mode:
             model(X).half()
     assert set().union(*mode.overridden.values()) == {"1", ""}

@@ -15,15 +15,15 @@ THETA = np.random.default_rng(1).normal(size=40)
 EPS = 2.0**-23
 
 
-def tried(given: Floats, right: Floats = RIGHT, outcome: int = Outcome.MATCH) -> ParameterTrial:
+def trial(given: Floats, right: Floats = RIGHT, outcome: int = Outcome.MATCH) -> ParameterTrial:
     nothing = np.zeros(len(right))
     outcomes = np.full(len(right), outcome, dtype=np.int8)
-    answer = EntryResults(right, nothing + 1e-10, outcomes, nothing, nothing, Stencil(1e-5, 0))
-    return ParameterTrial(np.arange(len(right)), given, True, answer, evaluations=0, seconds=0.0)
+    results = EntryResults(right, nothing + 1e-10, outcomes, nothing, nothing, Stencil(1e-5, 0))
+    return ParameterTrial(np.arange(len(right)), given, True, results, evaluations=0, seconds=0.0)
 
 
 def wrong(judged: Judged) -> list[int]:
-    return np.flatnonzero(judged.tried.answer.outcome == Outcome.MISMATCH).tolist()
+    return np.flatnonzero(judged.trial.results.outcome == Outcome.MISMATCH).tolist()
 
 
 def spoiled(by: float, where: int = 7) -> Floats:
@@ -43,23 +43,23 @@ def spoiled(by: float, where: int = 7) -> Floats:
     ],
 )
 def test_an_entry_is_wrong_beyond_its_bar(given: Floats, expected: list[int]) -> None:
-    assert wrong(judge(tried(given), Bars(0.01, 1.0), 1e-5)) == expected
+    assert wrong(judge(trial(given), Bars(0.01, 1.0), 1e-5)) == expected
 
 
 def test_all_together_are_wrong_beyond_the_bar_of_the_norm() -> None:
     given = RIGHT * 1.05
-    assert wrong(judge(tried(given), Bars(1.0, 1.0), 1e-5)) == []
-    assert len(wrong(judge(tried(given), Bars(1.0, 0.1), 1e-5))) > 10
+    assert wrong(judge(trial(given), Bars(1.0, 1.0), 1e-5)) == []
+    assert len(wrong(judge(trial(given), Bars(1.0, 0.1), 1e-5))) > 10
 
 
 @pytest.mark.parametrize(("outcome", "given"), [(Outcome.UNDECIDED, RIGHT * 2), (Outcome.KINK, RIGHT)])
 def test_what_is_not_known_of_the_right_gradient_stays_so(outcome: int, given: Floats) -> None:
-    judged = judge(tried(given, outcome=outcome), Bars(0.01, 0.1), 1e-5)
-    assert set(judged.tried.answer.outcome.tolist()) == {outcome}
+    judged = judge(trial(given, outcome=outcome), Bars(0.01, 0.1), 1e-5)
+    assert set(judged.trial.results.outcome.tolist()) == {outcome}
 
 
 def test_a_gradient_that_autograd_gets_wrong_is_judged_by_the_right_one() -> None:
-    assert wrong(judge(tried(RIGHT, outcome=Outcome.MISMATCH), Bars(0.01, 0.1), 1e-5)) == []
+    assert wrong(judge(trial(RIGHT, outcome=Outcome.MISMATCH), Bars(0.01, 0.1), 1e-5)) == []
 
 
 BARS = Bars(0.5, 2.0)
@@ -67,7 +67,7 @@ BARS = Bars(0.5, 2.0)
 
 
 def by_rerun(given: Floats, plain: Floats) -> Judged:
-    return judge_by_rerun(judge(tried(given), BARS, 1e-5), plain, np.full(40, 0.025), THETA, EPS, 1e-5)
+    return judge_by_rerun(judge(trial(given), BARS, 1e-5), plain, np.full(40, 0.025), THETA, EPS, 1e-5)
 
 
 PLAIN = RIGHT + np.random.default_rng(2).normal(scale=0.03, size=40)
@@ -83,7 +83,7 @@ PLAIN = RIGHT + np.random.default_rng(2).normal(scale=0.03, size=40)
     ],
 )
 def test_the_plain_run_shows_what_rounding_would_hide(given: Floats) -> None:
-    assert not judge(tried(given), BARS, 1e-5).is_wrong
+    assert not judge(trial(given), BARS, 1e-5).is_wrong
     assert by_rerun(given, PLAIN).is_wrong
 
 

@@ -39,8 +39,8 @@ class Right:
         slopes = [known.slope(x[i : i + 1])[0] for i, known in enumerate(chosen)]
         self.gradient: Floats = weights * np.array(slopes)
 
-    def tried(self, gradient: Floats, **options: float) -> EntryResults:
-        return judge_gradient(self.family.question(gradient, **options), None)
+    def trial(self, gradient: Floats, **options: float) -> EntryResults:
+        return judge_gradient(self.family.check(gradient, **options), None)
 
 
 def _times(weight: float, f: Callable[[Floats], Floats]) -> Callable[[Floats], Floats]:
@@ -50,14 +50,14 @@ def _times(weight: float, f: Callable[[Floats], Floats]) -> Callable[[Floats], F
 NAMES = {int(getattr(Outcome, name)): name for name in ("MATCH", "KINK", "UNDECIDED", "MISMATCH")}
 
 
-def outcomes(answer: EntryResults) -> list[str]:
-    return [NAMES[int(outcome)] for outcome in answer.outcome]
+def outcomes(results: EntryResults) -> list[str]:
+    return [NAMES[int(outcome)] for outcome in results.outcome]
 
 
-def tried(
+def trial(
     functions: list[Callable[[Floats], Floats]], x: list[float], gradient: list[float], **options: float
 ) -> EntryResults:
-    return judge_gradient(Family(functions, x).question(np.array(gradient), **options), None)
+    return judge_gradient(Family(functions, x).check(np.array(gradient), **options), None)
 
 
 def network(width: int, seed: int = 0) -> tuple[Family, Floats]:
@@ -78,9 +78,9 @@ def network(width: int, seed: int = 0) -> tuple[Family, Floats]:
 @given(seed=seeds, exponent=loss_scales)
 def test_a_right_gradient_matches(seed: int, exponent: float) -> None:
     right = Right(seed, exponent)
-    answer = right.tried(right.gradient)
-    assert set(outcomes(answer)) == {"MATCH"}
-    covered = np.abs(answer.numeric - right.gradient) <= answer.error + 1e-5 * np.abs(right.gradient)
+    results = right.trial(right.gradient)
+    assert set(outcomes(results)) == {"MATCH"}
+    covered = np.abs(results.numeric - right.gradient) <= results.error_bar + 1e-5 * np.abs(right.gradient)
     assert covered.all()
 
 
@@ -90,14 +90,14 @@ def test_one_entry_off_by_a_hundredth_is_found_and_no_other(
     seed: int, exponent: float, place: float, off: float
 ) -> None:
     right = Right(seed, exponent)
-    noise_of_all = right.tried(right.gradient).error
+    noise_of_all = right.trial(right.gradient).error_bar
     visible = np.flatnonzero(noise_of_all < 1e-4 * np.abs(right.gradient))
     if not len(visible):
         return
     entry = visible[int(place * len(visible))]
     wrong = right.gradient.copy()
     wrong[entry] *= off
-    found = np.flatnonzero(right.tried(wrong).outcome == Outcome.MISMATCH)
+    found = np.flatnonzero(right.trial(wrong).outcome == Outcome.MISMATCH)
     assert found.tolist() == [entry]
 
 
@@ -105,13 +105,13 @@ def test_one_entry_off_by_a_hundredth_is_found_and_no_other(
 @given(seed=seeds, exponent=loss_scales, off=st.sampled_from([1 + 1e-4, 1 - 1e-4, 1.01, 2.0, 0.5, -1.0, 0.0]))
 def test_a_whole_gradient_that_is_wrong_is_found(seed: int, exponent: float, off: float) -> None:
     right = Right(seed, exponent)
-    assert "MISMATCH" in outcomes(right.tried(off * right.gradient))
+    assert "MISMATCH" in outcomes(right.trial(off * right.gradient))
 
 
 @pytest.mark.parametrize("off", [1e-7, 1e-6, 4e-6])
 def test_less_than_the_tolerance_is_no_mistake(off: float) -> None:
     family, gradient = network(20)
-    assert set(outcomes(judge_gradient(family.question((1 + off) * gradient), None))) == {"MATCH"}
+    assert set(outcomes(judge_gradient(family.check((1 + off) * gradient), None))) == {"MATCH"}
 
 
 @pytest.mark.parametrize("tolerance", [1e-6, 1e-5, 1e-3, 0.1], ids="{:.0e}".format)
@@ -119,15 +119,15 @@ def test_the_tolerance_is_where_matches_end(tolerance: float) -> None:
     """|a − n| ≤ tolerance·(|a| + |n|): a factor of 1 + 2·tolerance is the edge."""
     family, gradient = network(5)
     for factor, expected in ((1.7, "MATCH"), (2.3 if tolerance < 0.01 else 3.0, "MISMATCH")):
-        answer = judge_gradient(family.question((1 + factor * tolerance) * gradient, tolerance=tolerance), None)
-        assert set(outcomes(answer)) == {expected}, factor
+        results = judge_gradient(family.check((1 + factor * tolerance) * gradient, tolerance=tolerance), None)
+        assert set(outcomes(results)) == {expected}, factor
 
 
 def test_a_wrong_entry_among_much_larger_ones_is_found() -> None:
     """Ng's ratio over the vector is 1e-9: it says `great`."""
     family = Family([np.sin, lambda v: 1e7 * v, lambda v: 1e7 * np.sin(v)], [0.4, 0.2, 0.1])
     gradient = np.array([np.cos(0.4) * 1.5, 1e7, 1e7 * np.cos(0.1)])
-    assert outcomes(judge_gradient(family.question(gradient), None)) == ["MISMATCH", "MATCH", "MATCH"]
+    assert outcomes(judge_gradient(family.check(gradient), None)) == ["MISMATCH", "MATCH", "MATCH"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -137,39 +137,39 @@ def test_an_entry_that_is_not_finite_is_a_mismatch_and_spoils_no_other(flat: boo
     if flat:
         family.functions[3] = np.zeros_like
     gradient[3] = value
-    answer = judge_gradient(family.question(gradient), None)
-    assert outcomes(answer) == ["MATCH"] * 3 + ["MISMATCH"] + ["MATCH"] * 8
+    results = judge_gradient(family.check(gradient), None)
+    assert outcomes(results) == ["MATCH"] * 3 + ["MISMATCH"] + ["MATCH"] * 8
 
 
 def test_nothing_but_nan() -> None:
     family, gradient = network(100)
-    answer = judge_gradient(family.question(np.full(100, np.nan)), None)
-    assert set(outcomes(answer)) == {"MISMATCH"}
-    assert answer.numeric == pytest.approx(gradient, rel=1e-4)
+    results = judge_gradient(family.check(np.full(100, np.nan)), None)
+    assert set(outcomes(results)) == {"MISMATCH"}
+    assert results.numeric == pytest.approx(gradient, rel=1e-4)
 
 
 def test_a_gradient_without_entries() -> None:
     family = Family([], [])
-    answer = judge_gradient(family.question(np.zeros(0)), None)
-    assert len(answer.outcome) == 0
+    results = judge_gradient(family.check(np.zeros(0)), None)
+    assert len(results.outcome) == 0
 
 
 def test_zero_is_right_where_the_loss_does_not_move() -> None:
     functions = [np.ones_like, np.zeros_like, lambda v: 0 * v]
-    answer = tried([*functions, np.sin], [0.5, 0.0, -3.0, 0.2], [0, 0, 0, np.cos(0.2)])
-    assert set(outcomes(answer)) == {"MATCH"}
+    results = trial([*functions, np.sin], [0.5, 0.0, -3.0, 0.2], [0, 0, 0, np.cos(0.2)])
+    assert set(outcomes(results)) == {"MATCH"}
 
 
 def test_not_zero_is_wrong_where_the_loss_does_not_move() -> None:
-    answer = tried([np.ones_like, np.sin], [0.5, 0.2], [1e-3, np.cos(0.2)])
-    assert outcomes(answer) == ["MISMATCH", "MATCH"]
+    results = trial([np.ones_like, np.sin], [0.5, 0.2], [1e-3, np.cos(0.2)])
+    assert outcomes(results) == ["MISMATCH", "MATCH"]
 
 
 def test_a_gradient_known_in_float16_may_be_off_by_its_rounding() -> None:
     family, gradient = network(20)
-    question = family.question(gradient.astype(np.float16).astype(np.float64))
-    assert "MISMATCH" in outcomes(judge_gradient(question, None))
-    lenient = replace(question, analytic_epsilon=float(np.finfo(np.float16).eps))
+    check = family.check(gradient.astype(np.float16).astype(np.float64))
+    assert "MISMATCH" in outcomes(judge_gradient(check, None))
+    lenient = replace(check, analytic_epsilon=float(np.finfo(np.float16).eps))
     assert set(outcomes(judge_gradient(lenient, None))) == {"MATCH"}
 
 
@@ -181,16 +181,16 @@ def test_a_gradient_known_in_float16_may_be_off_by_its_rounding() -> None:
 def test_a_right_gradient_is_not_accused_however_small_the_natural_scale(exponent: int, place: float) -> None:
     """tanh(x/s): within the reach of the steps it is judged, below it undecided, and never accused."""
     s = 10.0**exponent
-    answer = tried([lambda v: np.tanh(v / s)], [place * s], [1 / s / np.cosh(place) ** 2])
-    assert outcomes(answer) == ["MATCH"] if exponent >= -8 else outcomes(answer) != ["MISMATCH"]
+    results = trial([lambda v: np.tanh(v / s)], [place * s], [1 / s / np.cosh(place) ** 2])
+    assert outcomes(results) == ["MATCH"] if exponent >= -8 else outcomes(results) != ["MISMATCH"]
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 30.0], ids=["at 0", "on the slope", "saturated"])
 @pytest.mark.parametrize("exponent", range(-11, 0))
 def test_nor_beside_an_entry_of_ordinary_scale(exponent: int, place: float) -> None:
     s = 10.0**exponent
-    answer = tried([lambda v: np.tanh(v / s), np.sin], [place * s, 0.3], [1 / s / np.cosh(place) ** 2, np.cos(0.3)])
-    assert outcomes(answer) == ["MATCH", "MATCH"] if exponent >= -8 else "MISMATCH" not in outcomes(answer)
+    results = trial([lambda v: np.tanh(v / s), np.sin], [place * s, 0.3], [1 / s / np.cosh(place) ** 2, np.cos(0.3)])
+    assert outcomes(results) == ["MATCH", "MATCH"] if exponent >= -8 else "MISMATCH" not in outcomes(results)
 
 
 @pytest.mark.parametrize("exponent", range(-7, 0))
@@ -198,10 +198,10 @@ def test_nor_beside_an_entry_of_ordinary_scale(exponent: int, place: float) -> N
 def test_a_wrong_gradient_on_a_small_natural_scale_is_found(off: float, exponent: int) -> None:
     s = 10.0**exponent
     slope = 1 / s / np.cosh(0.3) ** 2
-    answer = tried(
+    results = trial(
         [lambda v: np.tanh(v / s), lambda v: np.sin(v / s)], [0.3 * s, 0.2 * s], [off * slope, np.cos(0.2) / s]
     )
-    assert outcomes(answer) == ["MISMATCH", "MATCH"]
+    assert outcomes(results) == ["MISMATCH", "MATCH"]
 
 
 @wide
@@ -213,11 +213,11 @@ def test_scales_mixed_in_one_tensor(seed: int) -> None:
     x = s * rng.uniform(-1, 1, 12)
     gradient = np.cos(x / s) / s
     family = Family([lambda v, scale=scale: np.sin(v / scale) for scale in s], x)
-    answer = judge_gradient(family.question(gradient), None)
-    assert set(outcomes(answer)) == {"MATCH"}
+    results = judge_gradient(family.check(gradient), None)
+    assert set(outcomes(results)) == {"MATCH"}
     steep = int(np.argmax(np.abs(gradient)))
     gradient[steep] *= 1.01
-    assert outcomes(judge_gradient(family.question(gradient), None))[steep] == "MISMATCH"
+    assert outcomes(judge_gradient(family.check(gradient), None))[steep] == "MISMATCH"
 
 
 # Corners and jumps -------------------------------------------------------------------------------------------------
@@ -239,15 +239,15 @@ def test_scales_mixed_in_one_tensor(seed: int) -> None:
 @pytest.mark.parametrize("size", [1e-9, 1.0, 1e6], ids="size={:.0e}".format)
 def test_at_a_corner(gradient: float, expected: str, size: float) -> None:
     functions = [lambda v: size * np.abs(v), lambda v: size * np.sin(v + 0.3)]
-    answer = tried(functions, [0.0, 0.0], [size * gradient, size * np.cos(0.3)])
-    assert outcomes(answer) == [expected, "MATCH"]
-    assert (answer.left[0], answer.right[0]) == pytest.approx((-size, size), rel=1e-6) or expected == "MATCH"
+    results = trial(functions, [0.0, 0.0], [size * gradient, size * np.cos(0.3)])
+    assert outcomes(results) == [expected, "MATCH"]
+    assert (results.left[0], results.right[0]) == pytest.approx((-size, size), rel=1e-6) or expected == "MATCH"
 
 
 def test_the_numeric_side_of_a_kink_is_the_slope_nearest_to_the_gradient() -> None:
-    answer = tried([lambda v: np.maximum(v, 0) + np.sin(v + 1)], [0.0], [np.cos(1)])
-    assert outcomes(answer) == ["KINK"]
-    assert answer.numeric[0] == pytest.approx(np.cos(1), rel=1e-6)
+    results = trial([lambda v: np.maximum(v, 0) + np.sin(v + 1)], [0.0], [np.cos(1)])
+    assert outcomes(results) == ["KINK"]
+    assert results.numeric[0] == pytest.approx(np.cos(1), rel=1e-6)
 
 
 @pytest.mark.parametrize("exponent", range(-9, 0))
@@ -255,18 +255,18 @@ def test_the_numeric_side_of_a_kink_is_the_slope_nearest_to_the_gradient() -> No
 def test_corners_close_by_are_stepped_over(side: float, exponent: int) -> None:
     right = 1 if side < 0 else -1
     functions = [lambda v: np.abs(v - side * 10.0**exponent), np.sin]
-    assert outcomes(tried(functions, [0.0, 0.4], [right, np.cos(0.4)])) == ["MATCH", "MATCH"]
-    assert outcomes(tried(functions, [0.0, 0.4], [1.01 * right, np.cos(0.4)])) == ["MISMATCH", "MATCH"]
+    assert outcomes(trial(functions, [0.0, 0.4], [right, np.cos(0.4)])) == ["MATCH", "MATCH"]
+    assert outcomes(trial(functions, [0.0, 0.4], [1.01 * right, np.cos(0.4)])) == ["MISMATCH", "MATCH"]
 
 
 @pytest.mark.parametrize("exponent", range(-15, -9))
 def test_a_corner_closer_than_any_step_accuses_nobody(exponent: int) -> None:
     for side in (1, -1):
-        answer = tried(
+        results = trial(
             [lambda v, side=side: np.abs(v - side * 10.0**exponent), np.sin], [0.0, 0.4], [-side, np.cos(0.4)]
         )
-        assert outcomes(answer)[0] in ("KINK", "UNDECIDED", "MATCH")
-        assert outcomes(answer)[1] == "MATCH"
+        assert outcomes(results)[0] in ("KINK", "UNDECIDED", "MATCH")
+        assert outcomes(results)[1] == "MATCH"
 
 
 @wide
@@ -285,10 +285,10 @@ def test_many_corners_at_all_distances(seed: int) -> None:
         functions.append(f)
         gradient.append(np.cos(0.5) + weights[places < 0].sum())
     right = np.array(gradient)
-    assert set(outcomes(tried(functions, [0.0] * 8, gradient))) == {"MATCH"}
+    assert set(outcomes(trial(functions, [0.0] * 8, gradient))) == {"MATCH"}
     entry = int(np.argmax(np.abs(right)))
     right[entry] *= 1.01
-    found = outcomes(tried(functions, [0.0] * 8, list(right)))
+    found = outcomes(trial(functions, [0.0] * 8, list(right)))
     assert found[entry] == "MISMATCH"
     assert found.count("MISMATCH") == 1
 
@@ -297,16 +297,16 @@ def test_many_corners_at_all_distances(seed: int) -> None:
 @pytest.mark.parametrize("size", [1e-6, 1.0], ids="size={:.0e}".format)
 def test_a_jump_accuses_nobody(size: float, distance: float) -> None:
     functions = [lambda v: np.sin(v + 0.3) + size * (v > distance), np.sin]
-    answer = tried(functions, [0.0, 0.4], [np.cos(0.3), np.cos(0.4)])
-    assert outcomes(answer)[0] in ("UNDECIDED", "MATCH")
-    assert outcomes(answer)[1] == "MATCH"
+    results = trial(functions, [0.0, 0.4], [np.cos(0.3), np.cos(0.4)])
+    assert outcomes(results)[0] in ("UNDECIDED", "MATCH")
+    assert outcomes(results)[1] == "MATCH"
 
 
 @pytest.mark.parametrize("exponent", range(-9, 0))
 def test_a_jump_at_a_distance_is_stepped_over(exponent: int) -> None:
     functions = [lambda v: np.sin(v + 0.3) + (v > 10.0**exponent), np.sin]
-    assert outcomes(tried(functions, [0.0, 0.4], [np.cos(0.3), np.cos(0.4)])) == ["MATCH", "MATCH"]
-    assert outcomes(tried(functions, [0.0, 0.4], [1.01 * np.cos(0.3), np.cos(0.4)])) == ["MISMATCH", "MATCH"]
+    assert outcomes(trial(functions, [0.0, 0.4], [np.cos(0.3), np.cos(0.4)])) == ["MATCH", "MATCH"]
+    assert outcomes(trial(functions, [0.0, 0.4], [1.01 * np.cos(0.3), np.cos(0.4)])) == ["MISMATCH", "MATCH"]
 
 
 class SeveralUnitsAtZero(Family):
@@ -326,29 +326,29 @@ def test_a_choice_of_slope_in_each_of_several_units_is_excused(pattern: tuple[in
     """Autograd takes the slope 0 in each unit at 0: neither between the slopes of a coordinate, nor that of a piece."""
     family = SeveralUnitsAtZero()
     gradient = (family.A * pattern) @ family.W
-    assert "MISMATCH" not in outcomes(judge_gradient(family.question(gradient), None))
+    assert "MISMATCH" not in outcomes(judge_gradient(family.check(gradient), None))
 
 
 def test_a_gradient_that_no_choice_gives_is_not_excused() -> None:
     family = SeveralUnitsAtZero()
-    answer = judge_gradient(family.question(np.array([50.0, 50.0])), None)
-    assert outcomes(answer) == ["MISMATCH", "MISMATCH"]
+    results = judge_gradient(family.check(np.array([50.0, 50.0])), None)
+    assert outcomes(results) == ["MISMATCH", "MISMATCH"]
 
 
 @pytest.mark.parametrize("width", [1e-12, 1e-14, 1e-20], ids="width={:.0e}".format)
 def test_a_rise_between_the_smallest_steps_accuses_nobody(width: float) -> None:
     """As x/|x| and norms of a row of zeros rise: the slope at 0 is right, and no step sees it."""
-    answer = tried([lambda v: np.tanh(v / width), np.sin], [0.0, 0.4], [1 / width, np.cos(0.4)])
-    assert outcomes(answer)[0] in ("MATCH", "UNDECIDED")
-    assert outcomes(tried([np.sin, np.sin], [0.1, 0.4], [1e9, np.cos(0.4)])) == ["MISMATCH", "MATCH"]
+    results = trial([lambda v: np.tanh(v / width), np.sin], [0.0, 0.4], [1 / width, np.cos(0.4)])
+    assert outcomes(results)[0] in ("MATCH", "UNDECIDED")
+    assert outcomes(trial([np.sin, np.sin], [0.1, 0.4], [1e9, np.cos(0.4)])) == ["MISMATCH", "MATCH"]
 
 
-@pytest.mark.parametrize(("precision", "error"), [(np.float16, 3e-2), (np.float32, 3e-5)], ids=["float16", "float32"])
-def test_a_gradient_in_a_lower_precision_is_rounded_and_no_more(precision: type, error: float) -> None:
+@pytest.mark.parametrize(("precision", "error_bar"), [(np.float16, 3e-2), (np.float32, 3e-5)], ids=["half", "single"])
+def test_a_gradient_in_a_lower_precision_is_rounded_and_no_more(precision: type, error_bar: float) -> None:
     family, gradient = network(10)
-    question = replace(family.question(gradient.astype(precision)), analytic_epsilon=float(np.finfo(precision).eps))
-    assert set(outcomes(judge_gradient(question, None))) == {"MATCH"}
-    wrong = replace(question, analytic=((1 + error) * gradient).astype(precision).astype(np.float64))
+    check = replace(family.check(gradient.astype(precision)), analytic_epsilon=float(np.finfo(precision).eps))
+    assert set(outcomes(judge_gradient(check, None))) == {"MATCH"}
+    wrong = replace(check, analytic=((1 + error_bar) * gradient).astype(precision).astype(np.float64))
     assert "MISMATCH" in outcomes(judge_gradient(wrong, None))
 
 
@@ -359,26 +359,26 @@ def test_a_gradient_in_a_lower_precision_is_rounded_and_no_more(precision: type,
 def test_a_given_step_is_used_as_it_is(eps: float) -> None:
     """A disagreement is still looked at on the ladder."""
     family, gradient = network(10)
-    answer = judge_gradient(family.question(gradient, eps=eps), None)
-    assert answer.window == Stencil(eps, 0)
-    assert set(outcomes(answer)) == {"MATCH"}
-    answer = judge_gradient(family.question(1.01 * gradient, eps=eps), None)
-    assert answer.window == Stencil(eps, 0)
-    assert set(outcomes(answer)) == {"MISMATCH"}
+    results = judge_gradient(family.check(gradient, eps=eps), None)
+    assert results.stencil == Stencil(eps, 0)
+    assert set(outcomes(results)) == {"MATCH"}
+    results = judge_gradient(family.check(1.01 * gradient, eps=eps), None)
+    assert results.stencil == Stencil(eps, 0)
+    assert set(outcomes(results)) == {"MISMATCH"}
 
 
 @pytest.mark.parametrize("x", [0.25, 4.0])
 def test_a_given_step_gives_the_plain_formula_where_it_agrees(x: float) -> None:
     family = Family([np.exp], [x])
     eps = 2.0**-10
-    answer = judge_gradient(family.question(np.exp([x]), eps=eps, tolerance=1e-3), None)
-    assert answer.numeric[0] == (np.exp(x + eps) - np.exp(x - eps)) / (2 * eps)
+    results = judge_gradient(family.check(np.exp([x]), eps=eps, tolerance=1e-3), None)
+    assert results.numeric[0] == (np.exp(x + eps) - np.exp(x - eps)) / (2 * eps)
 
 
 @pytest.mark.parametrize("eps", [1e-15, 1e-30, 1.0, 1e3], ids="eps={:.0e}".format)
 def test_an_absurd_step_accuses_nobody(eps: float) -> None:
     family, gradient = network(10)
-    assert "MISMATCH" not in outcomes(judge_gradient(family.question(gradient, eps=eps), None))
+    assert "MISMATCH" not in outcomes(judge_gradient(family.check(gradient, eps=eps), None))
 
 
 class Noisy(Family):
@@ -397,7 +397,7 @@ def test_noise_accuses_nobody(sigma: float) -> None:
     for seed in range(5):
         family, gradient = network(20, seed)
         noisy = Noisy(family, sigma, seed)
-        assert "MISMATCH" not in outcomes(judge_gradient(noisy.question(gradient), None))
+        assert "MISMATCH" not in outcomes(judge_gradient(noisy.check(gradient), None))
 
 
 @pytest.mark.parametrize("sigma", [1e-15, 1e-12, 1e-9, 1e-6], ids="sigma={:.0e}".format)
@@ -405,23 +405,23 @@ def test_a_factor_of_two_is_found_in_noise(sigma: float) -> None:
     for seed in range(5):
         family, gradient = network(20, seed)
         noisy = Noisy(family, sigma, seed)
-        assert "MISMATCH" in outcomes(judge_gradient(noisy.question(2 * gradient), None))
+        assert "MISMATCH" in outcomes(judge_gradient(noisy.check(2 * gradient), None))
 
 
 def test_noise_that_is_too_large_is_not_hidden() -> None:
     """A gradient off by a hundredth in noise that hides as much: the error bars say so, nobody is accused."""
     family, gradient = network(20)
-    answer = judge_gradient(Noisy(family, 1e-3).question(1.01 * gradient), None)
-    assert "MISMATCH" not in outcomes(answer)
-    assert (answer.error > 0.01 * np.abs(gradient)).all()
+    results = judge_gradient(Noisy(family, 1e-3).check(1.01 * gradient), None)
+    assert "MISMATCH" not in outcomes(results)
+    assert (results.error_bar > 0.01 * np.abs(gradient)).all()
 
 
 def test_a_derivative_that_no_two_steps_agree_on_is_not_judged() -> None:
     """√|t|·sin(1/t) swings ever faster and steeper on the way to 0."""
     functions = [lambda v: np.sin(1 / np.where(v == 0, 1, v)) * np.sqrt(np.abs(v)), np.sin]
-    answer = tried(functions, [0.0, 0.4], [7.0, np.cos(0.4)])
-    assert outcomes(answer)[0] == "UNDECIDED" or answer.error[0] > 100
-    assert outcomes(answer)[1] == "MATCH"
+    results = trial(functions, [0.0, 0.4], [7.0, np.cos(0.4)])
+    assert outcomes(results)[0] == "UNDECIDED" or results.error_bar[0] > 100
+    assert outcomes(results)[1] == "MATCH"
 
 
 @pytest.mark.parametrize("x", [0.3, 0.7, 2.0])
@@ -430,9 +430,9 @@ def test_a_loss_in_float32(x: float) -> None:
         family = Family([known.f, np.sin], [x, 0.4], np.float32)
         at = family.x.astype(np.float64)
         gradient = np.array([known.slope(at[:1])[0], np.cos(at[1])])
-        assert set(outcomes(judge_gradient(family.question(gradient), None))) <= {"MATCH", "UNDECIDED"}, known.id
+        assert set(outcomes(judge_gradient(family.check(gradient), None))) <= {"MATCH", "UNDECIDED"}, known.id
         visible = abs(gradient[0]) > 1e-2 * abs(float(known.f(at[:1])[0]))
-        found = outcomes(judge_gradient(family.question(gradient * [2, 1]), None))
+        found = outcomes(judge_gradient(family.check(gradient * [2, 1]), None))
         assert not visible or found[0] == "MISMATCH", known.id
 
 
@@ -443,9 +443,9 @@ def test_a_part_of_the_loss_in_float32_with_its_noise_known() -> None:
         quantum = float(np.spacing(np.float32(np.exp(x))))
         noise = Noise(family.J(family.x), quantum / np.sqrt(12), EPSILON)
         for factor, allowed in ((1.0, {"MATCH", "UNDECIDED"}), (2.0, {"MISMATCH"})):
-            question = family.question(factor * np.array([np.cos(x) + np.exp(x)]))
-            answer = judge_gradient(replace(question, noise=noise), None)
-            assert set(outcomes(answer)) <= allowed, (x, factor)
+            check = family.check(factor * np.array([np.cos(x) + np.exp(x)]))
+            results = judge_gradient(replace(check, noise=noise), None)
+            assert set(outcomes(results)) <= allowed, (x, factor)
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ class InTwoWays:
 
     def __init__(self, family: Family, gradient: Floats) -> None:
         self.family, self.asked = family, list[str]()
-        self.question = replace(family.question(gradient), sampler=self.sampler, at_zero=self.at_zero)
+        self.check = replace(family.check(gradient), sampler=self.sampler, at_zero=self.at_zero)
 
     def sampler(self, which: Indices, steps: Floats) -> Samples:
         self.asked.append("samples")
@@ -491,12 +491,12 @@ class InTwoWays:
 def test_values_are_compared_with_the_value_at_zero_of_the_same_engine(size: int) -> None:
     family, gradient = network(size)
     right, wrong = InTwoWays(family, gradient), InTwoWays(family, 2 * gradient)
-    assert set(outcomes(judge_gradient(right.question, None))) == {"MATCH"}
+    assert set(outcomes(judge_gradient(right.check, None))) == {"MATCH"}
     assert "zero" not in right.asked, "only a closer look needs it"
-    answer = judge_gradient(wrong.question, None)
-    assert set(outcomes(answer)) == {"MISMATCH"}  # a kink, or anything, if the two slopes were APART / step apart
-    looked_at = np.isfinite(answer.left)
-    np.testing.assert_allclose(answer.left[looked_at], answer.right[looked_at], rtol=1e-3)
+    results = judge_gradient(wrong.check, None)
+    assert set(outcomes(results)) == {"MISMATCH"}  # a kink, or anything, if the two slopes were APART / step apart
+    looked_at = np.isfinite(results.left)
+    np.testing.assert_allclose(results.left[looked_at], results.right[looked_at], rtol=1e-3)
     assert wrong.asked[0] == "samples"
     assert "zero" in wrong.asked
 
@@ -508,9 +508,9 @@ EXTRA = 9 * 2 * (1 + 13)
 
 
 def cost(family: Family, gradient: Floats) -> int:
-    question = family.question(gradient)
+    check = family.check(gradient)
     family.evaluations = 0
-    judge_gradient(question, None)
+    judge_gradient(check, None)
     return family.evaluations
 
 
@@ -538,9 +538,9 @@ def test_a_carried_window_is_used_where_the_first_step_drowns() -> None:
     functions = [np.ones_like, *[lambda v: 1e-9 * np.sin(v)] * 20]
     family = Family(functions, [0.5] + [0.3] * 20)
     gradient = np.concatenate([[0.0], np.full(20, 1e-9 * np.cos(0.3))])
-    alone = judge_gradient(family.question(gradient), None)
-    assert alone.window.step > 1e-4
+    alone = judge_gradient(family.check(gradient), None)
+    assert alone.stencil.step > 1e-4
     family.evaluations = 0
-    carried = judge_gradient(family.question(gradient), alone.window)
-    assert carried.window == alone.window
-    assert set(outcomes(carried)) == {"MATCH"}
+    previous_stencil = judge_gradient(family.check(gradient), alone.stencil)
+    assert previous_stencil.stencil == alone.stencil
+    assert set(outcomes(previous_stencil)) == {"MATCH"}

@@ -30,23 +30,23 @@ def row(
     analytic: list[float],
     numeric: list[float],
     outcome: list[int] | int = Outcome.MATCH,
-    error: float = 1e-12,
+    error_bar: float = 1e-12,
     reached: bool = True,
     entry: ThetaEntry | None = None,
 ) -> ParameterReport:
     count = len(analytic)
-    answer = EntryResults(
+    results = EntryResults(
         numeric=np.array(numeric, dtype=np.float64),
-        error=np.full(count, error),
+        error_bar=np.full(count, error_bar),
         outcome=np.full(count, outcome, dtype=np.int8),
         left=np.full(count, -1.0),
         right=np.full(count, 1.0),
-        window=Stencil(1e-6, 0),
+        stencil=Stencil(1e-6, 0),
     )
-    tried = ParameterTrial(
-        np.arange(count), np.array(analytic, dtype=np.float64), reached, answer, evaluations=9, seconds=0.5
+    trial = ParameterTrial(
+        np.arange(count), np.array(analytic, dtype=np.float64), reached, results, evaluations=9, seconds=0.5
     )
-    return compared_row(entry or entry_of((count,)), tried, TOLERANCE)
+    return compared_row(entry or entry_of((count,)), trial, TOLERANCE)
 
 
 # Ng's ratio --------------------------------------------------------------------------------------------------------
@@ -130,13 +130,13 @@ def test_the_status_is_that_of_the_worst_coordinate(outcome: list[int], status: 
 
 
 def test_zero_on_both_sides_is_flat() -> None:
-    found = row([0.0, 1e-14], [1e-13, -1e-14], error=1e-12)
+    found = row([0.0, 1e-14], [1e-13, -1e-14], error_bar=1e-12)
     assert found.status is Status.FLAT
     assert "both sides are zero to within 1e-12: nothing was proven" in found.reason
 
 
 def test_zero_on_one_side_only_is_not_flat() -> None:
-    assert row([0.0, 1.0], [0.0, 1.0], error=1e-12).status is Status.MATCH
+    assert row([0.0, 1.0], [0.0, 1.0], error_bar=1e-12).status is Status.MATCH
 
 
 @pytest.mark.parametrize(
@@ -157,13 +157,13 @@ def test_no_entries_are_flat() -> None:
 
 
 def test_a_ratio_above_the_tolerance_within_the_error_bars_is_undecided() -> None:
-    found = row([1.0], [1.001], error=0.01)
+    found = row([1.0], [1.001], error_bar=0.01)
     assert found.status is Status.UNDECIDED
     assert "the noise of J hides errors below 5e-03" in found.reason
 
 
 def test_the_figures() -> None:
-    found = row([1.0, 2.0, 5.0], [1.0, 2.5, 5.0], [M, X, M], error=0.25)
+    found = row([1.0, 2.0, 5.0], [1.0, 2.5, 5.0], [M, X, M], error_bar=0.25)
     assert found.relative_error == pytest.approx(0.5 / (math.sqrt(30) + math.sqrt(32.25)))
     assert (found.max_abs_error, found.noise, found.eps, found.checked) == (0.5, 0.25, 1e-6, 3)
     assert (found.evaluations, found.seconds, found.numel, found.shape) == (9, 0.5, 3, (3,))

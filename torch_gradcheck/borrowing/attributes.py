@@ -35,11 +35,11 @@ class AttributeStates:
             for name, value in names.items()
             if isinstance(value, torch.Tensor)
         ]
-        self._filled: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._cache_attributes: list[tuple[dict[Any, Any], Any, Any]] = []
         self._settled: list[tuple[dict[Any, Any], Any, Any]] = []
-        self._grown: list[tuple[Any, Any]] = []
+        self._grown_containers: list[tuple[Any, Any]] = []
 
-    def learn_what_is_filled(self) -> None:
+    def learn_caches(self) -> None:
         """After each of the first evaluations: state, caches, and whatever says that they are filled.
 
         These are names that changed once and not again, and names that hold another tensor every time. What changes
@@ -50,10 +50,10 @@ class AttributeStates:
             if isinstance(held, dict):
                 self._learn_names(held, start, last, new)
             elif not _same_items(held, start) and any(isinstance(value, torch.Tensor) for value in (*new, *start)):
-                self._grown.append((held, start))
+                self._grown_containers.append((held, start))
         self._last = now
         if any(isinstance(held.get(name), torch.Tensor) for held, name, _ in self._settled):
-            self._filled += self._settled
+            self._cache_attributes += self._settled
         self._settled = []
 
     def _learn_names(
@@ -64,7 +64,7 @@ class AttributeStates:
             if value is before and value is not first:
                 self._settled.append((held, name, first))
             elif value is not before and before is not first and isinstance(value, torch.Tensor):
-                self._filled.append((held, name, first))
+                self._cache_attributes.append((held, name, first))
 
     def restore(self) -> None:
         """All that was held is held again, the same objects under the same names."""
@@ -78,12 +78,12 @@ class AttributeStates:
         for names, name, tensor in self._tensor_names:
             if names.get(name) is not tensor:
                 names[name] = tensor
-        for names, name, value in self._filled:
+        for names, name, value in self._cache_attributes:
             if value is ABSENT:
                 names.pop(name, None)
             else:
                 names[name] = value
-        _refill_changed(self._grown)
+        _refill_changed(self._grown_containers)
 
 
 def _refill_changed(contents: Iterable[tuple[Any, Any]]) -> None:

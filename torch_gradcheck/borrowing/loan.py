@@ -1,4 +1,4 @@
-"""The model is borrowed: what the caller owns is set aside, stand-ins take its place, and it comes back bit for bit."""
+"""The model is borrowed: what the caller owns is set aside, copies take its place, and it comes back bit for bit."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ class Start:
 
 
 class Borrowed:
-    """The stand-ins while they are lent, and the way back to their first state around each evaluation of J."""
+    """The copies while they are lent, and the way back to their first state around each evaluation of J."""
 
     def __init__(self, tensors: TensorCopies, holders: AttributeStates, generators: Sequence[Any]) -> None:
         self._tensors = tensors
         self._holders = holders
         self._collects_gradients = True
-        self._settling = LEARNING_EVALUATIONS
+        self._learning_evaluations = LEARNING_EVALUATIONS
         self._random = RandomState.of_everything(generators)
 
     def before_evaluation(self) -> None:
@@ -65,9 +65,9 @@ class Borrowed:
 
     def after_evaluation(self) -> None:
         """Buffers and whatever else the model wrote to hold their first values again."""
-        if self._settling:
-            self._settling -= 1
-            self._holders.learn_what_is_filled()
+        if self._learning_evaluations:
+            self._learning_evaluations -= 1
+            self._holders.learn_caches()
         self._tensors.rewind()
         self._holders.rewind()
         if self._collects_gradients:
@@ -88,7 +88,7 @@ class Loan:
     """Lends a model in `mode`, everything it and `functions` hold in `dtype`; takes it back whatever happens.
 
     A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
-    could land and leave the stand-ins in place.
+    could land and leave the copies in place.
 
     Args:
         model: what is lent.

@@ -1,8 +1,8 @@
-"""Stand-ins: copies of the caller's tensors in the precision of the check, and the swap that puts them in place.
+"""Copies: copies of the caller's tensors in the precision of the check, and the swap that puts them in place.
 
 Swap, never write. `torch._C._swap_tensor_impl` exchanges what two tensor objects stand for. The caller's Parameter
 objects stay the same Python objects, so that optimizers, tied weights, captured lists and closures all see the
-stand-ins; what they stood for before lies untouched aside, with its storage, `.grad`, hooks, version counter and the
+copies; what they stood for before lies untouched aside, with its storage, `.grad`, hooks, version counter and the
 graphs that were built on it, and is swapped back in the end.
 """
 
@@ -39,7 +39,7 @@ class TensorCopies:
         self._hooks = [_copied(tensor._backward_hooks) for tensor in self._tensors]
         self._swapped = 0
         self._versions: list[int] = []
-        self._restless = set(range(len(self._tensors)))
+        self._always_reset = set(range(len(self._tensors)))
 
     def swap_in(self) -> None:
         """Every tensor object stands for its copy."""
@@ -47,7 +47,7 @@ class TensorCopies:
             torch._C._swap_tensor_impl(tensor, other)
             self._swapped += 1
             if tensor.requires_grad and tensor._backward_hooks:
-                tensor._backward_hooks = tensor._backward_hooks  # the caller's tensor hooks, on the stand-in too
+                tensor._backward_hooks = tensor._backward_hooks  # the caller's tensor hooks, on the copy too
         self._versions = [tensor._version for tensor in self._tensors]
 
     def swap_back(self) -> None:
@@ -70,12 +70,12 @@ class TensorCopies:
     def learn_what_changes(self) -> None:
         """After the first evaluation; torch's batch norms write to their statistics and leave the version as it was."""
         pairs = zip(self._tensors, self._pristine, strict=True)
-        self._restless = {position for position, (now, first) in enumerate(pairs) if not torch.equal(now, first)}
+        self._always_reset = {position for position, (now, first) in enumerate(pairs) if not torch.equal(now, first)}
 
     def rewind(self) -> None:
-        """Stand-ins that an evaluation wrote to hold their first values again."""
+        """Copies that an evaluation wrote to hold their first values again."""
         for position, tensor in enumerate(self._tensors):
-            if position in self._restless or tensor._version != self._versions[position]:
+            if position in self._always_reset or tensor._version != self._versions[position]:
                 with torch.no_grad():
                     tensor.data.copy_(self._pristine[position])
                 self._versions[position] = tensor._version
@@ -152,7 +152,7 @@ def _copied(hooks: Any) -> Any:
 
 
 def _restore_hooks(tensor: torch.Tensor, hooks: Any) -> None:
-    """Hooks that the model itself added to the stand-in during an evaluation go with it."""
+    """Hooks that the model itself added to the copy during an evaluation go with it."""
     if hooks is None:
         if tensor._backward_hooks is not None:
             tensor._backward_hooks = None

@@ -55,7 +55,7 @@ def findings_of(
     if not any(row.status is Status.MISMATCH for row in rows):
         return Findings(rows, None, [])
     blame = find_culprit(objective, theta, numerical, trials, given)
-    evidences = {position: evidence_of(theta[position], tried, tolerance) for position, tried in trials.items()}
+    evidences = {position: evidence_of(theta[position], trial, tolerance) for position, trial in trials.items()}
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
     diagnoses = diagnose_all(evidences, blame.meanings, blame.rounding)
     told = [
@@ -65,27 +65,27 @@ def findings_of(
     return Findings(told, blame.culprit, [*blame.notes, *_in_common(told, blame)])
 
 
-def evidence_of(entry: ThetaEntry, tried: ParameterTrial, tolerance: float) -> Evidence:
+def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> Evidence:
     """The trial of one parameter as evidence; coordinates not tried, at kinks or undecided count for nothing."""
 
     def whole(
         values: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
     ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         full = np.full(entry.coordinates, np.nan)
-        full[tried.coordinates] = values
+        full[trial.coordinates] = values
         return full
 
-    outcome = whole(tried.answer.outcome.astype(np.float64))
+    outcome = whole(trial.results.outcome.astype(np.float64))
     return Evidence(
-        analytic=np.where(np.isnan(outcome), 0.0, whole(tried.analytic)),
-        numeric=whole(tried.answer.numeric),
-        error=np.nan_to_num(whole(tried.answer.error), nan=np.inf),
+        analytic=np.where(np.isnan(outcome), 0.0, whole(trial.analytic)),
+        numeric=whole(trial.results.numeric),
+        error_bar=np.nan_to_num(whole(trial.results.error_bar), nan=np.inf),
         wrong=outcome == Outcome.MISMATCH,
         judged=(outcome == Outcome.MISMATCH) | (outcome == Outcome.MATCH),
         theta=flat_values(entry),
         shape=(*entry.shape, 2) if entry.is_complex else entry.shape,
-        parts=entry.is_complex,
-        reached=tried.reached,
+        has_complex_axis=entry.is_complex,
+        reached=trial.reached,
         tolerance=tolerance,
     )
 

@@ -70,7 +70,7 @@ class Tableau(NamedTuple):
     """
 
     values: Floats
-    errors: Floats
+    error_bars: Floats
     expected: Floats
     local: Floats
 
@@ -89,10 +89,10 @@ class Estimates:
     """
 
     central: Floats
-    error: Floats
+    error_bar: Floats
     step: Floats
     jump: Floats
-    jump_error: Floats
+    jump_error_bar: Floats
     tableau: Tableau
 
     @property
@@ -108,7 +108,7 @@ class Estimates:
     @property
     def kinked(self) -> Flags:
         """Where the two one-sided slopes really differ: f is not differentiable at 0."""
-        return np.asarray(np.abs(self.jump) > self.jump_error)
+        return np.asarray(np.abs(self.jump) > self.jump_error_bar)
 
     def replaced(self, positions: Indices, other: Estimates, others: Indices) -> Estimates:
         """These estimates, those at `positions` taken from the `others` of another ladder; the tableau stays."""
@@ -120,17 +120,17 @@ class Estimates:
 
         return Estimates(
             mixed(self.central, other.central),
-            mixed(self.error, other.error),
+            mixed(self.error_bar, other.error_bar),
             mixed(self.step, other.step),
             mixed(self.jump, other.jump),
-            mixed(self.jump_error, other.jump_error),
+            mixed(self.jump_error_bar, other.jump_error_bar),
             self.tableau,
         )
 
     @property
     def half_width(self) -> Floats:
         """How far a gradient may lie from `central` and still be between slopes that f may have."""
-        return np.nan_to_num((np.abs(self.jump) + self.jump_error) / 2, nan=np.inf, posinf=np.inf)
+        return np.nan_to_num((np.abs(self.jump) + self.jump_error_bar) / 2, nan=np.inf, posinf=np.inf)
 
 
 def extrapolated_derivatives(
@@ -148,20 +148,20 @@ def extrapolated_derivatives(
     with np.errstate(all="ignore"):  # f may be infinite at a large step; such a rung is never chosen
         slopes = _slopes(sampler, which, unit, ladder.rungs, noise)
         central = extrapolated(slopes.central, slopes.central_noise, CENTRAL_POWERS, ladder.ratio)
-        jump, jump_error, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS, ladder.ratio))
-        value, error, rung = _best(central)
-    return Estimates(value, error, ladder.rungs[rung], jump, jump_error, central)
+        jump, jump_error_bar, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS, ladder.ratio))
+        value, error_bar, rung = _best(central)
+    return Estimates(value, error_bar, ladder.rungs[rung], jump, jump_error_bar, central)
 
 
 def through_stencil(
-    sampler: Sampler, which: Indices, unit: Floats, window: Stencil, noise: Noise
+    sampler: Sampler, which: Indices, unit: Floats, stencil: Stencil, noise: Noise
 ) -> tuple[Floats, Floats]:
     """The centered difference that `window` names, shape (K,), and the error bar that the noise of f gives it."""
-    steps = window.step * COARSE.ratio ** np.arange(window.order, -1, -1, dtype=np.float64)
+    steps = stencil.step * COARSE.ratio ** np.arange(stencil.order, -1, -1, dtype=np.float64)
     with np.errstate(all="ignore"):
         slopes = _slopes(sampler, which, unit, steps, noise)
         value, roundoff = slopes.central, slopes.central_noise
-        for j in range(window.order):
+        for j in range(stencil.order):
             value, roundoff = _next_column(value, roundoff, COARSE.ratio ** CENTRAL_POWERS[j])
     return value[:, -1], roundoff[:, -1]
 
@@ -221,7 +221,7 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
     """
     count, steps = slopes.shape
     values = np.full((ORDERS, count, steps), np.nan)
-    errors, expected, local = np.full((3, ORDERS, count, steps), np.inf)
+    error_bars, expected, local = np.full((3, ORDERS, count, steps), np.inf)
     settled = _settling(slopes, roundoff, 0.75 * ratio ** powers[0])
     hidden = np.concatenate([roundoff[:, 2:], np.full((count, min(2, steps)), np.inf)], axis=1)[:, :steps]
     value, noise, made_of = slopes, roundoff, np.zeros_like(slopes)
@@ -234,12 +234,12 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
         values[j, :, j:] = value
         expected[j, :, j:] = _or_infinite(smooth)
         local[j, :, j:] = _or_infinite(above + noise)
-        errors[j, :, j:] = _or_infinite(np.where(settled[:, j:], smooth, rough))
+        error_bars[j, :, j:] = _or_infinite(np.where(settled[:, j:], smooth, rough))
         if j + 1 < min(ORDERS, steps):
             finer = value[:, 1:]
             value, noise = _next_column(value, noise, ratio ** powers[j])
             made_of = np.abs(value - finer)
-    return Tableau(values, errors, expected, local)
+    return Tableau(values, error_bars, expected, local)
 
 
 def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
@@ -257,8 +257,8 @@ def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
     return settled
 
 
-def _or_infinite(errors: Floats) -> Floats:
-    return np.nan_to_num(errors, nan=np.inf, posinf=np.inf)
+def _or_infinite(error_bars: Floats) -> Floats:
+    return np.nan_to_num(error_bars, nan=np.inf, posinf=np.inf)
 
 
 def _next_column(value: Floats, noise: Floats, factor: float) -> tuple[Floats, Floats]:
@@ -288,6 +288,6 @@ def _best(tableau: Tableau) -> tuple[Floats, Floats, Indices]:
     """For each function the estimate with the smallest error bar, that error bar, and its rung."""
     orders, count, steps = tableau.values.shape
     values = tableau.values.transpose(1, 0, 2).reshape(count, orders * steps)
-    errors = tableau.errors.transpose(1, 0, 2).reshape(count, orders * steps)
-    rows, best = np.arange(count), np.argmin(errors, axis=1)
-    return values[rows, best], errors[rows, best], np.asarray(best % steps, dtype=np.int64)
+    error_bars = tableau.error_bars.transpose(1, 0, 2).reshape(count, orders * steps)
+    rows, best = np.arange(count), np.argmin(error_bars, axis=1)
+    return values[rows, best], error_bars[rows, best], np.asarray(best % steps, dtype=np.int64)

@@ -71,9 +71,9 @@ class MemoizedEngine:
     """
 
     def __init__(
-        self, plain: EagerEngine, model: nn.Module, value: Callable[[], float], parameters: list[torch.Tensor]
+        self, eager: EagerEngine, model: nn.Module, value: Callable[[], float], parameters: list[torch.Tensor]
     ) -> None:
-        self._plain, self._parameters = plain, parameters
+        self._eager, self._parameters = eager, parameters
         self._modules = list(model.modules())
         self._calls: dict[nn.Module, list[ModuleCall]] | None = None
         self._value = value
@@ -84,14 +84,14 @@ class MemoizedEngine:
         if self._trusted.get(parameter, True):
             with ExitStack() as stack:
                 self._answer(parameter, stack)
-                samples = self._plain.sample(parameter, coordinates, steps)
+                samples = self._eager.sample(parameter, coordinates, steps)
             if parameter not in self._trusted and len(steps):
-                first = self._plain.sample(parameter, coordinates[:PROBES], steps[:PROBES])
+                first = self._eager.sample(parameter, coordinates[:PROBES], steps[:PROBES])
                 same = (first.values == samples.values[:PROBES]) | (first.values != first.values)
                 self._trusted[parameter] = bool(same.all())
             if self._trusted.get(parameter, True):
                 return samples
-        return self._plain.sample(parameter, coordinates, steps)
+        return self._eager.sample(parameter, coordinates, steps)
 
     def _answer(self, parameter: int, stack: ExitStack) -> None:
         """Until `stack` ends, modules without the parameter answer calls that they know."""

@@ -38,14 +38,14 @@ class SelectedEngine:
 
     def __init__(
         self,
-        plain: EagerEngine,
+        eager: EagerEngine,
         fallback: Engine | None,
         trace: Callable[[], TracedEngine] | None,
         noise: float,
         counted: Callable[[int], None],
     ) -> None:
-        self.plain = plain
-        self._fallback: Engine = fallback or plain
+        self.eager = eager
+        self._fallback: Engine = fallback or eager
         self.refused: dict[int | None, Untraceable] = {}
         self.traced = 0
         self._noise, self._counted = noise, counted
@@ -107,7 +107,7 @@ class SelectedEngine:
         if parameter in self._at_zero:  # then they have been compared
             return traced.sample(parameter, coordinates, steps)
         taken, values = traced.sample_compared(
-            parameter, np.append(coordinates, 0), np.append(steps, 0.0), self.plain, self._noise
+            parameter, np.append(coordinates, 0), np.append(steps, 0.0), self.eager, self._noise
         )
         self._at_zero[parameter] = float(values[-1])
         return Samples(taken[:-1], values[:-1])

@@ -24,7 +24,7 @@ def autograd_gradients(
 
     Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
     in the backward) do not fire; hooks on the tensors do. Where the closure has run the backward of J itself, or a
-    reentrant checkpoint cannot be asked, what accumulates in the stand-ins' `.grad` is taken. `mode` is the precision
+    reentrant checkpoint cannot be asked, what accumulates in the copies' `.grad` is taken. `mode` is the precision
     mode of the evaluation, None for the usual one.
     """
     with torch.enable_grad(), objective.evaluation(mode):
@@ -34,7 +34,7 @@ def autograd_gradients(
 
 
 def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
-    """The gradients of J as `compute` evaluates it, on stand-ins without `.grad`, by position in θ.
+    """The gradients of J as `compute` evaluates it, on copies without `.grad`, by position in θ.
 
     `eps` is machine epsilon of the precision.
     """

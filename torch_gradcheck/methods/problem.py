@@ -71,30 +71,30 @@ class Numerical:
         """Every checked parameter tried, in the order of θ, by position."""
         progress.start(2 * self._theta.coordinates, "")
         trials: dict[int, ParameterTrial] = {}
-        carried: Stencil | None = None
+        previous_stencil: Stencil | None = None
         for position in self._theta.checked:
             progress.at(self._theta[position].name)
             started, before = time.perf_counter(), self._objective.evaluations
-            coordinates = self._theta[position].tried
-            question = self.question(position, coordinates, gradients[position], progress)
-            answer = judge_gradient(question, carried)
-            if answer.window.step > WIDE:
-                carried = answer.window
+            coordinates = self._theta[position].coordinates_on_trial
+            check = self.check(position, coordinates, gradients[position], progress)
+            results = judge_gradient(check, previous_stencil)
+            if results.stencil.step > WIDE:
+                previous_stencil = results.stencil
             trials[position] = ParameterTrial(
                 coordinates,
-                question.analytic,
+                check.analytic,
                 gradients[position].reached,
-                answer,
+                results,
                 evaluations=self._objective.evaluations - before,
                 seconds=time.perf_counter() - started,
             )
         return trials
 
-    def plain_sampler(self, position: int) -> Sampler:
+    def eager_sampler(self, position: int) -> Sampler:
         """J along single coordinates of one parameter, evaluated in the plainest way."""
-        return lambda which, steps: self.engine.plain.sample(position, which, steps)
+        return lambda which, steps: self.engine.eager.sample(position, which, steps)
 
-    def question(
+    def check(
         self, position: int, coordinates: Indices, gradient: AnalyticGradient, progress: ProgressBar
     ) -> EntryCheck:
         """Whether these coordinates of one parameter's gradient are right."""
@@ -110,7 +110,7 @@ class Numerical:
         def nearby(k: int, distance: float) -> Sampler:
             def sample_there(which: Indices, steps: Floats) -> Samples:
                 with self._direction(k + 1).at(distance):
-                    return self.engine.plain.sample(position, coordinates[which], steps)
+                    return self.engine.eager.sample(position, coordinates[which], steps)
 
             return sample_there
 
@@ -121,7 +121,7 @@ class Numerical:
         return EntryCheck(
             sampler=sampler_of(self.engine),
             at_zero=lambda: self.engine.at_zero(position),
-            second=sampler_of(self.engine.plain),
+            eager_sampler=sampler_of(self.engine.eager),
             nearby=nearby,
             nearby_analytic=nearby_analytic if self._request.gradients is None else None,
             analytic=gradient.values[coordinates],

@@ -13,7 +13,7 @@ from torch_gradcheck.borrowing.spectral_norm import spectral_norms
 Embedding = nn.Embedding | nn.EmbeddingBag
 
 
-def left_out_coordinates(model: nn.Module, parameter: nn.Parameter) -> Indices:
+def padding_coordinates(model: nn.Module, parameter: nn.Parameter) -> Indices:
     """Coordinates of `parameter` that an embedding never trains: the row of its `padding_idx`.
 
     J depends on that row where the batch holds padding, and autograd gives it no gradient, by definition of the module.

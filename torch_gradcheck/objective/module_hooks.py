@@ -20,7 +20,7 @@ class ModuleStack:
     def __init__(self) -> None:
         self._stack: list[str] = []
 
-    def module_at_hand(self) -> str:
+    def current_module(self) -> str:
         """The innermost module being called; "" in the model's own forward and outside of it."""
         return self._stack[-1] if self._stack else ""
 

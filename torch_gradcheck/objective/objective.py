@@ -123,7 +123,7 @@ class Objective:
     def record_evaluation(self) -> float:
         """J(θ) with a graph, noting which casts had to be overridden and which generators it draws from."""
         with forward_hooks(self.model, self._record_output) as watch:
-            mode = PrecisionMode(self.dtype, watch.module_at_hand)
+            mode = PrecisionMode(self.dtype, watch.current_module)
             with torch.enable_grad(), self.evaluation(mode):
                 value = float(self.compute().detach())
                 self.runs_backward = self._borrowed.has_gradients()

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.objective.by_design import left_out_coordinates
+from torch_gradcheck.objective.by_design import padding_coordinates
 from torch_gradcheck.reporting.words import close_names
 
 
@@ -42,7 +42,7 @@ class ThetaEntry:
     parameter: nn.Parameter
     checked: bool
     frozen: bool
-    left_out: Indices
+    padding: Indices
     own_dtype: torch.dtype = torch.float64
 
     @property
@@ -61,9 +61,9 @@ class ThetaEntry:
         return self.parameter.numel() * (2 if self.is_complex else 1)
 
     @property
-    def tried(self) -> Indices:
+    def coordinates_on_trial(self) -> Indices:
         """The flat coordinates that are tried, in order."""
-        return np.setdiff1d(np.arange(self.coordinates, dtype=np.int64), self.left_out, assume_unique=True)
+        return np.setdiff1d(np.arange(self.coordinates, dtype=np.int64), self.padding, assume_unique=True)
 
     def locate(self, coordinate: int) -> tuple[tuple[int, ...], str | None]:
         """Index in the parameter's shape, and "real" or "imag" for a complex one, of a flat coordinate."""
@@ -148,14 +148,14 @@ def _entry(
     if not included or _matches_any(names, exclude):
         return None
     frozen = not parameter.requires_grad
-    left_out = left_out_coordinates(model, parameter)
+    padding = padding_coordinates(model, parameter)
     return ThetaEntry(
         name=names[0],
         aliases=tuple(names[1:]),
         parameter=parameter,
         checked=not frozen,
         frozen=frozen,
-        left_out=left_out,
+        padding=padding,
         own_dtype=parameter.dtype,
     )
 

@@ -53,11 +53,11 @@ class PrecisionMode(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # the guard against being compiled imports the whole of torch._dynamo: two seconds
 
-    def __init__(self, precision: torch.dtype, module_at_hand: Callable[[], str] = lambda: "") -> None:
+    def __init__(self, precision: torch.dtype, current_module: Callable[[], str] = lambda: "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.precision = precision
         self.overridden: dict[str, set[str]] = {}
-        self._module_at_hand = module_at_hand
+        self._current_module = current_module
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -104,7 +104,7 @@ class PrecisionMode(TorchDispatchMode):
 
     def _record(self, func: Any) -> None:
         name = getattr(func, "overloadpacket", func).__name__
-        self.overridden.setdefault(name, set()).add(self._module_at_hand())
+        self.overridden.setdefault(name, set()).add(self._current_module())
 
 
 def _lowered(argument: Any, dtype: torch.dtype) -> Any:

@@ -95,6 +95,6 @@ def check_left_in_grad(
         asked,
         method=chosen.method,
         started=started,
-        relative_error=over_theta(each.tried for each in judged.values()) if judged else float("nan"),
+        relative_error=over_theta(each.trial for each in judged.values()) if judged else float("nan"),
         notes=[*left.notes(rows), *chosen.notes, *notes],
     )

@@ -50,10 +50,10 @@ class Reference(NamedTuple):
 
 
 def diagnosed(
-    theta: Theta, tried: Mapping[int, ParameterTrial], references: Sequence[Reference]
+    theta: Theta, trial: Mapping[int, ParameterTrial], references: Sequence[Reference]
 ) -> dict[int, Diagnosis]:
     """The kind of mistake of every wrong `.grad`, by position in θ."""
-    evidences = {position: step_evidence(theta[position], each) for position, each in tried.items()}
+    evidences = {position: step_evidence(theta[position], each) for position, each in trial.items()}
     found = diagnose_all(evidences, _meanings(evidences.values()))
     for position, diagnosis in found.items():
         if not np.any(evidences[position].analytic):
@@ -116,17 +116,17 @@ def _explains(diagnosis: Diagnosis, evidence: Evidence, limit: float) -> bool:
     if diagnosis.kind is DiagnosisKind.WEIGHT_DECAY:
         return evidence.explains(evidence.numeric + diagnosis.factor * evidence.theta)
     off = np.abs(evidence.analytic - diagnosis.factor * evidence.numeric)[evidence.judged]
-    return bool(np.all(off <= BARS * max(1.0, abs(diagnosis.factor)) * evidence.error[evidence.judged]))
+    return bool(np.all(off <= BARS * max(1.0, abs(diagnosis.factor)) * evidence.error_bar[evidence.judged]))
 
 
 def _in_value(diagnosis: Diagnosis) -> bool:
     return diagnosis.kind is DiagnosisKind.CLIPPED and diagnosis.factor is None
 
 
-def step_evidence(entry: ThetaEntry, tried: ParameterTrial) -> Evidence:
+def step_evidence(entry: ThetaEntry, trial: ParameterTrial) -> Evidence:
     """One parameter's numbers; their error bars are limits, and hold the rounding of `.grad` already."""
-    evidence = evidence_of(entry, tried, tolerance=0.0)
-    return replace(evidence, error=evidence.error / BARS, epsilon=ROUNDED)
+    evidence = evidence_of(entry, trial, tolerance=0.0)
+    return replace(evidence, error_bar=evidence.error_bar / BARS, epsilon=ROUNDED)
 
 
 def _meanings(evidences: Iterable[Evidence]) -> list[FactorMeaning]:

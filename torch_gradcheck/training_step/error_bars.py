@@ -93,9 +93,9 @@ class KernelGradients:
     def __init__(self, objective: Objective, theta: Theta, dtype: torch.dtype, seed: int) -> None:
         self._objective, self._theta, self._dtype, self._seed = objective, theta, dtype, seed
 
-    def of(self, position: int, tried: ParameterTrial) -> list[Floats]:
+    def of(self, position: int, trial: ParameterTrial) -> list[Floats]:
         """Of the coordinates of one parameter that were tried, a run each."""
-        return [run[position].values[tried.coordinates] for run in self._runs]
+        return [run[position].values[trial.coordinates] for run in self._runs]
 
     @cached_property
     def _runs(self) -> list[dict[int, AnalyticGradient]]:

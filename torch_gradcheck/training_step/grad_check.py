@@ -194,42 +194,42 @@ class GradCheck:
         )
         right, share = self._expected(trials)
         natives = {
-            position: [run[tried.coordinates] for run in runs.gradients[position]] if runs else []
-            for position, tried in trials.items()
+            position: [run[trial.coordinates] for run in runs.gradients[position]] if runs else []
+            for position, trial in trials.items()
         }
         plain_runs = {position: np.nan_to_num(native[0]) for position, native in natives.items() if native}
         share_of_runs = self._clipped_share(plain_runs, trials) if plain_runs else share
         judged = {}
-        for position, tried in trials.items():
+        for position, trial in trials.items():
             native = natives[position]
-            bars = bars_of(native, exact[position].values[tried.coordinates], partial(kernels.of, position, tried))
+            bars = bars_of(native, exact[position].values[trial.coordinates], partial(kernels.of, position, trial))
             bars = Bars(bars.entry * min(1.0, 2 * share), bars.norm * min(1.0, 2 * share))
-            expected = replace(tried.answer, numeric=right[position], error=tried.answer.error * share)
+            expected = replace(trial.results, numeric=right[position], error_bar=trial.results.error_bar * share)
             left = self.left[position]
-            given = replace(tried, analytic=left.values[tried.coordinates], reached=left.reached, answer=expected)
+            given = replace(trial, analytic=left.values[trial.coordinates], reached=left.reached, results=expected)
             judged[position] = judge(given, bars, self._asked.tolerance)
             if native and self.step.clip_value is None:
                 plain, *noisy = native
-                theta = flat_values(self._theta[position])[tried.coordinates]
+                theta = flat_values(self._theta[position])[trial.coordinates]
                 judged[position] = judge_by_rerun(
                     judged[position],
                     share_of_runs * plain,
-                    share_of_runs * spread_by_entry(plain, noisy, self._rows(position, tried)),
+                    share_of_runs * spread_by_entry(plain, noisy, self._rows(position, trial)),
                     theta,
                     left.epsilon,
                     self._asked.tolerance,
                 )
         return judged
 
-    def _rows(self, position: int, tried: ParameterTrial) -> int:
+    def _rows(self, position: int, trial: ParameterTrial) -> int:
         """How many rows the entries tried make up: 1 where they are no whole tensor, or none of several axes."""
         entry = self._theta[position]
-        whole = len(tried.coordinates) == entry.coordinates and len(entry.shape) > 1
+        whole = len(trial.coordinates) == entry.coordinates and len(entry.shape) > 1
         return entry.shape[0] if whole and entry.shape[0] else 1
 
     def _expected(self, trials: Mapping[int, ParameterTrial]) -> tuple[dict[int, Floats], float]:
         """What `.grad` should hold: the right gradients, clipped as the loop says it clips, and by which factor."""
-        right = {position: np.nan_to_num(tried.answer.numeric) for position, tried in trials.items()}
+        right = {position: np.nan_to_num(trial.results.numeric) for position, trial in trials.items()}
         limit = self.step.clip_value
         if limit is not None:  # before the norm, where the loop limits both
             right = {position: np.clip(t, -limit, limit) for position, t in right.items()}
@@ -266,7 +266,7 @@ class GradCheck:
             if self._theta[position].parameter in self.step.earlier
         }
         references = [Reference("what .grad held after the step before", earlier), *more]
-        return diagnosed(self._theta, {position: each.tried for position, each in judged.items()}, references)
+        return diagnosed(self._theta, {position: each.trial for position, each in judged.items()}, references)
 
     def _previous_gradients(self) -> dict[int, Floats]:
         """Those of the batch before, at the present weights; empty where that batch cannot be evaluated."""

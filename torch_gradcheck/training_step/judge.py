@@ -34,31 +34,31 @@ class Judged:
         bars: what rounding may do.
     """
 
-    tried: ParameterTrial
+    trial: ParameterTrial
     bars: Bars
 
     @property
     def is_wrong(self) -> bool:
         """Whether an entry is."""
-        return bool(np.any(self.tried.answer.outcome == Outcome.MISMATCH))
+        return bool(np.any(self.trial.results.outcome == Outcome.MISMATCH))
 
 
-def judge(tried: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
+def judge(trial: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
     """Which entries are wrong: each by more than the bar of an entry, or all of them by more than that of the norm."""
-    given, answer = tried.analytic, tried.answer
+    given, results = trial.analytic, trial.results
     finite = np.isfinite(given)
-    error = answer.error + bars.entry
+    error = results.error_bar + bars.entry
     with np.errstate(all="ignore"):
-        size = tolerance * (np.abs(given) + np.abs(answer.numeric))
-        off = np.abs(given - answer.numeric)
+        size = tolerance * (np.abs(given) + np.abs(results.numeric))
+        off = np.abs(given - results.numeric)
         wrong = ~finite | (off > size + error)
-        known = answer.outcome != Outcome.UNDECIDED
-        together = float(np.linalg.norm((off - size - answer.error).clip(min=0)[known & finite])) > bars.norm
+        known = results.outcome != Outcome.UNDECIDED
+        together = float(np.linalg.norm((off - size - results.error_bar).clip(min=0)[known & finite])) > bars.norm
         if together and not wrong.any():
             wrong = off > bars.norm / np.sqrt(max(len(off), 1))
-    outcome = np.where(answer.outcome == Outcome.MISMATCH, Outcome.MATCH, answer.outcome)
+    outcome = np.where(results.outcome == Outcome.MISMATCH, Outcome.MATCH, results.outcome)
     outcome[(wrong & known) | ~finite] = Outcome.MISMATCH
-    return Judged(replace(tried, answer=replace(answer, error=error, outcome=outcome.astype(np.int8))), bars)
+    return Judged(replace(trial, results=replace(results, error_bar=error, outcome=outcome.astype(np.int8))), bars)
 
 
 def judge_by_rerun(judged: Judged, plain: Floats, apart: Floats, theta: Floats, eps: float, tolerance: float) -> Judged:
@@ -76,7 +76,7 @@ def judge_by_rerun(judged: Judged, plain: Floats, apart: Floats, theta: Floats, 
         eps: machine epsilon of `.grad`.
         tolerance: the relative error that passes.
     """
-    given = judged.tried
+    given = judged.trial
     largest = float(np.max(np.abs(plain), initial=0.0))
     rounding = np.minimum(ROUNDINGS * eps * largest, np.maximum(2 * eps * np.abs(plain), DIFFERENT * largest))
     if any(_off_along(given.analytic, plain, direction, eps) for direction in (theta, plain)):
@@ -85,7 +85,7 @@ def judge_by_rerun(judged: Judged, plain: Floats, apart: Floats, theta: Floats, 
         error = np.maximum(rounding, BEYOND * apart)
     else:
         return judged
-    beside = replace(given, answer=replace(given.answer, numeric=plain, error=error))
+    beside = replace(given, results=replace(given.results, numeric=plain, error_bar=error))
     by_rerun = judge(beside, Bars(0.0, float("inf")), tolerance)
     return by_rerun if by_rerun.is_wrong else judged
 

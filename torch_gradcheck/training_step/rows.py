@@ -20,11 +20,11 @@ RESOLVED = 1.0
 
 def judged_row(entry: ThetaEntry, judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
     """The row of a `.grad` that was compared with the right gradient."""
-    row = compared_row(entry, judged.tried, tolerance=np.inf)
+    row = compared_row(entry, judged.trial, tolerance=np.inf)
     if row.status is Status.MISMATCH:
-        return replace(row, diagnosis=diagnosis, map=wrong_map(step_evidence(entry, judged.tried)))
-    size = float(np.linalg.norm(judged.tried.answer.numeric))
-    unknown = float(np.linalg.norm(judged.tried.answer.error - judged.bars.entry))
+        return replace(row, diagnosis=diagnosis, map=wrong_map(step_evidence(entry, judged.trial)))
+    size = float(np.linalg.norm(judged.trial.results.numeric))
+    unknown = float(np.linalg.norm(judged.trial.results.error_bar - judged.bars.entry))
     says_something = row.status is Status.MATCH or (row.status is Status.FLAT and size > unknown)
     if not says_something:
         return row

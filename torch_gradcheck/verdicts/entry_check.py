@@ -57,7 +57,7 @@ class EntryCheck:
         sampler: evaluates f_i(t) = J(θ + t·e_i).
         at_zero: f(0) as `sampler` computes it, with its own roundoff. A function, to be called once samples have been
             taken: it costs nothing then where a sampler finds it out along with the first ones.
-        second: f_i(t) in the plainest way, for second opinions; its f(0) is that of `noise`.
+        eager_sampler: f_i(t) in the plainest way, for second opinions; its f(0) is that of `noise`.
         nearby: the same around points near θ; None where J is known to have no kink at θ itself.
         nearby_analytic: the gradient at these points, from the same source; None where there is none, as for one that
             was derived by hand.
@@ -74,7 +74,7 @@ class EntryCheck:
 
     sampler: Sampler
     at_zero: Callable[[], float]
-    second: Sampler
+    eager_sampler: Sampler
     nearby: NearbySampler | None
     nearby_analytic: NearbyGradient | None
     analytic: Floats
@@ -86,17 +86,17 @@ class EntryCheck:
     eps: float | None
     ladder: Ladder = COARSE
 
-    def agrees(self, which: Indices, numeric: Floats, error: Floats, margin: float = 1.0) -> Flags:
+    def agrees(self, which: Indices, numeric: Floats, error_bar: Floats, margin: float = 1.0) -> Flags:
         """Whether the gradient is within the tolerance and `margin` error bars of `numeric`; never where NaN."""
         analytic = self.analytic[which]
-        allowed = self.tolerance * (np.abs(analytic) + np.abs(numeric)) + margin * error + self.rounding[which]
+        allowed = self.tolerance * (np.abs(analytic) + np.abs(numeric)) + margin * error_bar + self.rounding[which]
         return np.asarray(np.isfinite(analytic) & (np.abs(analytic - numeric) <= allowed))
 
-    def to_second(self) -> EntryCheck:
+    def by_eager_engine(self) -> EntryCheck:
         """The same question, to the second sampler."""
-        return replace(self, sampler=self.second, at_zero=lambda: self.noise.at_zero)
+        return replace(self, sampler=self.eager_sampler, at_zero=lambda: self.noise.at_zero)
 
-    def next_door(self, k: int, distance: float) -> EntryCheck:
+    def at_nearby_point(self, k: int, distance: float) -> EntryCheck:
         """The same question at the k-th point near θ, where no unit of J lies on its corner."""
         assert self.nearby is not None
         assert self.nearby_analytic is not None
@@ -106,12 +106,12 @@ class EntryCheck:
         analytic = self.nearby_analytic(k, distance)
         return replace(self, sampler=sampler, at_zero=lambda: at_zero, noise=noise, analytic=analytic)
 
-    def through(self, window: Stencil, which: Indices) -> tuple[Floats, Floats]:
+    def through(self, stencil: Stencil, which: Indices) -> tuple[Floats, Floats]:
         """The centered differences that `window` names, in units of the argument or, for a given step, of 1."""
         if not len(which):
             return np.empty(0), np.empty(0)
         unit = self.unit[which] if self.eps is None else np.ones(len(which))
-        return through_stencil(self.sampler, which, unit, window, self.noise)
+        return through_stencil(self.sampler, which, unit, stencil, self.noise)
 
     def climb(self, which: Indices, unit: Floats, ladder: Ladder) -> Estimates:
         """Derivatives from every rung of `ladder`, its steps in multiples of `unit`, one for each of `which`."""
@@ -155,11 +155,11 @@ class EntryResults:
     """
 
     numeric: Floats
-    error: Floats
+    error_bar: Floats
     outcome: NDArray[np.int8]
     left: Floats
     right: Floats
-    window: Stencil
+    stencil: Stencil
 
     def worst_first(self, analytic: Floats, suspects: Indices) -> Indices:
         """The suspects, those furthest off first."""

@@ -24,26 +24,26 @@ IN_A_ROW = 4
 ten thousand times."""
 
 
-def may_have_hidden_slope(question: EntryCheck, which: Indices, unit: Floats, off: Floats) -> Flags:
+def may_have_hidden_slope(check: EntryCheck, which: Indices, unit: Floats, off: Floats) -> Flags:
     """Whether f does not go on below the ladder as it does on it, so that the gradient on trial may be right there.
 
     So x/(|x| + 1e-15) rises, sqrt(x + 1e-20), or the norm of a row of zeros. Where f is seen to be straight there is
     no room for another slope, however steep.
 
     Args:
-        question: what is tried.
+        check: what is tried.
         which: shape (K,), the functions whose gradients are off.
         unit: shape (K,), what the steps of the ladder were multiples of.
         off: shape (K,), how far they are off the derivatives that the ladder gave.
     """
     with np.errstate(all="ignore"):
-        return _bends(question, which, unit, off) | _slopes_in_hiding(question, which, off)
+        return _bends(check, which, unit, off) | _slopes_in_hiding(check, which, off)
 
 
-def _bends(question: EntryCheck, which: Indices, unit: Floats, off: Floats) -> Flags:
+def _bends(check: EntryCheck, which: Indices, unit: Floats, off: Floats) -> Flags:
     """Whether f, on its way from the smallest step of the ladder to 0, leaves the straight line, on either side."""
-    visible = question.visible
-    largest = question.ladder.rungs[-1] * unit
+    visible = check.visible
+    largest = check.ladder.rungs[-1] * unit
     bends = off * largest > visible  # else the slope is not so steep that it would be seen there
     steep = np.flatnonzero(bends)
     if not len(steep):
@@ -51,8 +51,8 @@ def _bends(question: EntryCheck, which: Indices, unit: Floats, off: Floats) -> F
     smallest = np.clip(visible / off[steep], np.finfo(np.float64).tiny, largest[steep])
     levels = int(np.ceil(np.log10(np.max(largest[steep] / smallest)))) + 1
     steps = np.geomspace(largest[steep], smallest, min(levels, LEVELS), axis=1)
-    taken, values = _sampled(question, which[steep], np.concatenate([steps, -steps], axis=1))
-    risen = values - question.at_zero()
+    taken, values = _sampled(check, which[steep], np.concatenate([steps, -steps], axis=1))
+    risen = values - check.at_zero()
     ends = [0, steps.shape[1]]
     right, left = (risen[:, ends] / taken[:, ends]).T
     line = np.where(taken > 0, right[:, None], left[:, None]) * taken
@@ -61,17 +61,17 @@ def _bends(question: EntryCheck, which: Indices, unit: Floats, off: Floats) -> F
     return np.asarray(bends)
 
 
-def _slopes_in_hiding(question: EntryCheck, which: Indices, off: Floats) -> Flags:
+def _slopes_in_hiding(check: EntryCheck, which: Indices, off: Floats) -> Flags:
     """Whether f has the gradient on trial for its slope where it would rise by no more than the noise.
 
     What looks like noise may be f itself, far below the smallest step: sin(10¹²·x). Its slopes there agree with the
     gradient, one after the other, as those of noise do not.
     """
-    if question.roundoff <= ROUNDING * question.noise.epsilon * abs(question.noise.at_zero):
+    if check.roundoff <= ROUNDING * check.noise.epsilon * abs(check.noise.at_zero):
         return np.zeros(len(which), dtype=bool)
-    analytic = question.analytic[which]
-    steps = (question.roundoff / off)[:, None] * IN_HIDING
-    taken, values = _sampled(question, which, np.concatenate([steps, -steps], axis=1))
+    analytic = check.analytic[which]
+    steps = (check.roundoff / off)[:, None] * IN_HIDING
+    taken, values = _sampled(check, which, np.concatenate([steps, -steps], axis=1))
     half = len(IN_HIDING)
     slopes = (values[:, :half] - values[:, half:]) / (taken[:, :half] - taken[:, half:])
     # Where f is too coarse to move at all, a gradient near 0 is not what agrees.
@@ -80,7 +80,7 @@ def _slopes_in_hiding(question: EntryCheck, which: Indices, off: Floats) -> Flag
     return np.asarray(np.any(np.all(in_a_row, axis=2), axis=1))
 
 
-def _sampled(question: EntryCheck, which: Indices, steps: Floats) -> tuple[Floats, Floats]:
+def _sampled(check: EntryCheck, which: Indices, steps: Floats) -> tuple[Floats, Floats]:
     """The steps as θ's precision lets them be, and f there; all (K, S)."""
-    samples = question.sampler(np.repeat(which, steps.shape[1]), steps.ravel())
+    samples = check.sampler(np.repeat(which, steps.shape[1]), steps.ravel())
     return samples.steps.reshape(steps.shape), samples.values.reshape(steps.shape)

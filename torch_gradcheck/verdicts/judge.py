@@ -23,88 +23,90 @@ SECOND_LADDER = 0.61
 """The second ladder's unit against the first one's: none of its steps is a step of the first."""
 
 
-def judge_gradient(question: EntryCheck, carried: Stencil | None) -> EntryResults:
+def judge_gradient(check: EntryCheck, previous_stencil: Stencil | None) -> EntryResults:
     """Judges every entry of the gradient on trial.
 
     Args:
-        question: what is tried.
-        carried: the window that suited the tensor before; tried where the first step drowns in noise.
+        check: what is tried.
+        previous_stencil: the window that suited the tensor before; tried where the first step drowns in noise.
     """
-    everything = np.arange(len(question.analytic), dtype=np.int64)
-    window, seen = (
-        chosen_stencil(question, carried) if len(everything) else (Stencil(first_step(question.noise), 0), NONE_YET)
+    everything = np.arange(len(check.analytic), dtype=np.int64)
+    stencil, seen = (
+        chosen_stencil(check, previous_stencil) if len(everything) else (Stencil(first_step(check.noise), 0), NONE_YET)
     )
-    numeric, error, left, right = np.full((4, len(everything)), np.nan)
-    numeric[seen.which], error[seen.which] = seen.numeric, seen.error
+    numeric, error_bar, left, right = np.full((4, len(everything)), np.nan)
+    numeric[seen.which], error_bar[seen.which] = seen.numeric, seen.error_bar
     if len(seen.which) < len(everything):
         rest = np.setdiff1d(everything, seen.which, assume_unique=True)
-        numeric[rest], error[rest] = question.through(window, rest)
-    answer = EntryResults(numeric, error, np.zeros(len(numeric), np.int8), left, right, window)
-    suspects = np.flatnonzero(~question.agrees(everything, numeric, error))
+        numeric[rest], error_bar[rest] = check.through(stencil, rest)
+    results = EntryResults(numeric, error_bar, np.zeros(len(numeric), np.int8), left, right, stencil)
+    suspects = np.flatnonzero(~check.agrees(everything, numeric, error_bar))
     if len(suspects):
-        _judge_suspects(question, answer, suspects)
-    return answer
+        _judge_suspects(check, results, suspects)
+    return results
 
 
-def judge_each(question: EntryCheck) -> EntryResults:
+def judge_each(check: EntryCheck) -> EntryResults:
     """Takes every entry up the ladder at once: for a few that are believed to be wrong."""
-    nothing = np.full(len(question.analytic), np.nan)
-    answer = EntryResults(
+    nothing = np.full(len(check.analytic), np.nan)
+    results = EntryResults(
         nothing.copy(),
         nothing.copy(),
         np.zeros(len(nothing), np.int8),
         nothing.copy(),
         nothing.copy(),
-        Stencil(question.ladder.smallest, 0),
+        Stencil(check.ladder.smallest, 0),
     )
-    _judge_on_ladder(question, answer, np.arange(len(nothing), dtype=np.int64))
-    return answer
+    _judge_on_ladder(check, results, np.arange(len(nothing), dtype=np.int64))
+    return results
 
 
-def _judge_suspects(question: EntryCheck, answer: EntryResults, suspects: Indices) -> None:
+def _judge_suspects(check: EntryCheck, results: EntryResults, suspects: Indices) -> None:
     """Takes disagreeing entries up the ladder, a batch at a time, until a mistake is confirmed or none is left.
 
     Once one is confirmed, the tensor is wrong; what remains is only counted, by one more step each, so that a failure
     costs no more than a few times a pass.
     """
-    not_finite = suspects[~np.isfinite(question.analytic[suspects])]
-    answer.outcome[not_finite] = Outcome.MISMATCH
-    waiting = answer.worst_first(question.analytic, suspects[np.isfinite(question.analytic[suspects])])
+    not_finite = suspects[~np.isfinite(check.analytic[suspects])]
+    results.outcome[not_finite] = Outcome.MISMATCH
+    waiting = results.worst_first(check.analytic, suspects[np.isfinite(check.analytic[suspects])])
     size = BATCH
     while len(waiting):
         batch, waiting, size = waiting[:size], waiting[size:], 4 * BATCH
-        _judge_on_ladder(question, answer, batch)
-        if len(waiting) and np.any(answer.outcome[batch] == Outcome.MISMATCH):
-            _count_by_second_step(question, answer, waiting)
+        _judge_on_ladder(check, results, batch)
+        if len(waiting) and np.any(results.outcome[batch] == Outcome.MISMATCH):
+            _count_by_second_step(check, results, waiting)
             return
-    judge_undecided_nearby(question, answer)
+    judge_undecided_nearby(check, results)
 
 
-def _judge_on_ladder(question: EntryCheck, answer: EntryResults, which: Indices) -> None:
-    estimates, outcome = refined(question, which, question.unit[which])
-    accused = np.flatnonzero(outcome == Outcome.MISMATCH)
-    if len(accused):
-        unit = SECOND_LADDER * question.unit[which[accused]]
-        again, second = refined(question.to_second(), which[accused], unit)
+def _judge_on_ladder(check: EntryCheck, results: EntryResults, which: Indices) -> None:
+    estimates, outcome = refined(check, which, check.unit[which])
+    suspected = np.flatnonzero(outcome == Outcome.MISMATCH)
+    if len(suspected):
+        unit = SECOND_LADDER * check.unit[which[suspected]]
+        again, second = refined(check.by_eager_engine(), which[suspected], unit)
         confirmed = second == Outcome.MISMATCH
-        consistent = np.abs(again.central - estimates.central[accused]) <= again.error + estimates.error[accused]
-        outcome[accused[~(confirmed & consistent)]] = Outcome.UNDECIDED
-        if question.nearby is not None:
-            outcome = excuse_hidden_kinks(question, question.nearby, which, outcome, estimates)
-    bar = estimates.error + estimates.jump_error
+        consistent = (
+            np.abs(again.central - estimates.central[suspected]) <= again.error_bar + estimates.error_bar[suspected]
+        )
+        outcome[suspected[~(confirmed & consistent)]] = Outcome.UNDECIDED
+        if check.nearby is not None:
+            outcome = excuse_hidden_kinks(check, check.nearby, which, outcome, estimates)
+    bar = estimates.error_bar + estimates.jump_error_bar
     low, high = np.minimum(estimates.left, estimates.right) - bar, np.maximum(estimates.left, estimates.right) + bar
-    numeric = np.where(outcome == Outcome.KINK, np.clip(question.analytic[which], low, high), estimates.central)
-    answer.numeric[which], answer.error[which] = numeric, estimates.error
-    answer.left[which], answer.right[which] = estimates.left, estimates.right
-    answer.outcome[which] = outcome
+    numeric = np.where(outcome == Outcome.KINK, np.clip(check.analytic[which], low, high), estimates.central)
+    results.numeric[which], results.error_bar[which] = numeric, estimates.error_bar
+    results.left[which], results.right[which] = estimates.left, estimates.right
+    results.outcome[which] = outcome
 
 
-def _count_by_second_step(question: EntryCheck, answer: EntryResults, which: Indices) -> None:
+def _count_by_second_step(check: EntryCheck, results: EntryResults, which: Indices) -> None:
     """Entries of a tensor known to be wrong: wrong too if another step gives the same derivative, else undecided."""
-    window = Stencil(answer.window.step * SECOND_LADDER, answer.window.order)
-    numeric, error = question.through(window, which)
-    both = answer.error[which] + error
-    off = np.abs(question.analytic[which] - numeric)
-    steady = np.abs(answer.numeric[which] - numeric) <= both + off / 10
-    wrong = steady & ~question.agrees(which, numeric, both, margin=ACCUSATION)
-    answer.outcome[which] = np.where(wrong, Outcome.MISMATCH, Outcome.UNDECIDED)
+    stencil = Stencil(results.stencil.step * SECOND_LADDER, results.stencil.order)
+    numeric, error_bar = check.through(stencil, which)
+    both = results.error_bar[which] + error_bar
+    off = np.abs(check.analytic[which] - numeric)
+    steady = np.abs(results.numeric[which] - numeric) <= both + off / 10
+    wrong = steady & ~check.agrees(which, numeric, both, margin=ACCUSATION)
+    results.outcome[which] = np.where(wrong, Outcome.MISMATCH, Outcome.UNDECIDED)

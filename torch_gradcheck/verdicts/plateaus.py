@@ -22,42 +22,42 @@ LAST = 8
 """Over how many of these an edge must not become lower; a slope would, 256 times."""
 
 
-def stands_on_a_plateau(question: EntryCheck, which: Indices, unit: Floats, central: Floats, tableau: Tableau) -> Flags:
+def stands_on_a_plateau(check: EntryCheck, which: Indices, unit: Floats, central: Floats, tableau: Tableau) -> Flags:
     """Whether larger steps give the gradient on trial, and f has an edge between these and the smaller ones.
 
     Args:
-        question: what is tried.
+        check: what is tried.
         which: shape (K,), the functions.
         unit: shape (K,), what the steps of the ladder were multiples of.
         central: shape (K,), the derivatives that the ladder gave, off which the gradients are.
         tableau: every estimate of these, from every rung.
     """
     with np.errstate(all="ignore"):
-        reach = _supporting_step(question, which, central, tableau) * unit
+        reach = _supporting_step(check, which, central, tableau) * unit
         result = np.isfinite(reach)
         supported = np.flatnonzero(result)
         if len(supported):
-            result[supported] = _has_an_edge(question, which[supported], reach[supported], central[supported])
+            result[supported] = _has_an_edge(check, which[supported], reach[supported], central[supported])
     return np.asarray(result)
 
 
-def _supporting_step(question: EntryCheck, which: Indices, central: Floats, tableau: Tableau) -> Floats:
+def _supporting_step(check: EntryCheck, which: Indices, central: Floats, tableau: Tableau) -> Floats:
     """The smallest step, in units, with an estimate that is next to the gradient on trial; NaN without."""
-    analytic = question.analytic[which]
+    analytic = check.analytic[which]
     off = np.abs(analytic - central)
     near = np.maximum(np.abs(tableau.values - analytic[:, None]), tableau.local) <= off[:, None] / BETTER
     rungs = np.any(near, axis=0)
-    steps = np.where(rungs, question.ladder.rungs[: rungs.shape[1]], np.nan)
+    steps = np.where(rungs, check.ladder.rungs[: rungs.shape[1]], np.nan)
     return np.asarray(np.fmin.reduce(steps, axis=1))
 
 
-def _has_an_edge(question: EntryCheck, which: Indices, reach: Floats, slope: Floats) -> Flags:
+def _has_an_edge(check: EntryCheck, which: Indices, reach: Floats, slope: Floats) -> Flags:
     """Whether f jumps within `reach` of 0: halving the interval where it rises most besides `slope` does not end it."""
     left, right = -reach, reach
-    at_left, at_right = (question.sampler(which, end).values for end in (left, right))
+    at_left, at_right = (check.sampler(which, end).values for end in (left, right))
     heights = []
     for _ in range(HALVINGS):
-        samples = question.sampler(which, (left + right) / 2)
+        samples = check.sampler(which, (left + right) / 2)
         middle, at_middle = samples.steps, samples.values
         before = np.abs(at_middle - at_left - slope * (middle - left))
         after = np.abs(at_right - at_middle - slope * (right - middle))
@@ -65,4 +65,4 @@ def _has_an_edge(question: EntryCheck, which: Indices, reach: Floats, slope: Flo
         left, at_left = np.where(first, left, middle), np.where(first, at_left, at_middle)
         right, at_right = np.where(first, middle, right), np.where(first, at_middle, at_right)
         heights.append(np.maximum(before, after))
-    return np.asarray((heights[-1] > question.visible) & (heights[-1] > heights[-1 - LAST] / 2))
+    return np.asarray((heights[-1] > check.visible) & (heights[-1] > heights[-1 - LAST] / 2))

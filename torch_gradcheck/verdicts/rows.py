@@ -31,7 +31,7 @@ STATUS = {
 def over_theta(trials: Iterable[ParameterTrial]) -> float:
     """Ng's ratio over the whole θ."""
     with np.errstate(all="ignore"):
-        return relative_error_over((tried.analytic, tried.answer.numeric) for tried in trials)
+        return relative_error_over((trial.analytic, trial.results.numeric) for trial in trials)
 
 
 def frozen_row(entry: ThetaEntry) -> ParameterReport:
@@ -41,13 +41,13 @@ def frozen_row(entry: ThetaEntry) -> ParameterReport:
     )
 
 
-def compared_row(entry: ThetaEntry, tried: ParameterTrial, tolerance: float) -> ParameterReport:
+def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter whose gradient was tried."""
-    analytic, answer = tried.analytic, tried.answer
+    analytic, results = trial.analytic, trial.results
     with np.errstate(all="ignore"):
-        ratio = relative_error(analytic, answer.numeric)
-        difference = np.abs(analytic - answer.numeric)
-    status, reason = _status(tried, ratio, tolerance)
+        ratio = relative_error(analytic, results.numeric)
+        difference = np.abs(analytic - results.numeric)
+    status, reason = _status(trial, ratio, tolerance)
     return ParameterReport(
         name=entry.name,
         aliases=entry.aliases,
@@ -58,32 +58,32 @@ def compared_row(entry: ThetaEntry, tried: ParameterTrial, tolerance: float) -> 
         relative_error=ratio,
         verdict=Verdict.of(ratio),
         max_abs_error=float(np.max(difference, initial=0.0)),
-        noise=float(np.max(answer.error, initial=0.0)),
-        eps=answer.window.step,
+        noise=float(np.max(results.error_bar, initial=0.0)),
+        eps=results.stencil.step,
         checked=len(analytic),
-        mismatched=int(np.sum(answer.outcome == Outcome.MISMATCH)),
-        worst=_worst(entry, tried),
-        evaluations=tried.evaluations,
-        seconds=tried.seconds,
+        mismatched=int(np.sum(results.outcome == Outcome.MISMATCH)),
+        worst=_worst(entry, trial),
+        evaluations=trial.evaluations,
+        seconds=trial.seconds,
     )
 
 
-def _status(tried: ParameterTrial, ratio: float, tolerance: float) -> tuple[Status, str]:
+def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Status, str]:
     """The status of the whole tensor and, where it is not a plain match, one sentence about it."""
-    answer, count = tried.answer, len(tried.analytic)
-    number = {outcome: int(np.sum(answer.outcome == outcome)) for outcome in STATUS}
+    results, count = trial.results, len(trial.analytic)
+    number = {outcome: int(np.sum(results.outcome == outcome)) for outcome in STATUS}
     if number[Outcome.MISMATCH]:
         wrong = number[Outcome.MISMATCH]
         return Status.MISMATCH, f"{wrong} of {count} coordinates {'is' if wrong == 1 else 'are'} wrong"
-    if _is_flat(tried):
-        return _flat_or_unused(tried)
+    if _is_flat(trial):
+        return _flat_or_unused(trial)
     if number[Outcome.UNDECIDED]:
         return Status.UNDECIDED, (
             f"at {number[Outcome.UNDECIDED]} of {count} coordinates no two steps agree on a derivative "
             f"(noise of J, a jump, or many kinks close by)"
         )
     if ratio > tolerance:
-        return Status.UNDECIDED, _resolution(tried, ratio, tolerance)
+        return Status.UNDECIDED, _resolution(trial, ratio, tolerance)
     if number[Outcome.KINK]:
         return Status.KINK, (
             f"J is not differentiable along {number[Outcome.KINK]} of {count} coordinates; "
@@ -92,40 +92,40 @@ def _status(tried: ParameterTrial, ratio: float, tolerance: float) -> tuple[Stat
     return Status.MATCH, ""
 
 
-def _is_flat(tried: ParameterTrial) -> bool:
-    answer = tried.answer
-    within = (np.abs(tried.analytic) <= answer.error) & (np.abs(answer.numeric) <= answer.error)
-    return bool(np.all(within & (answer.outcome == Outcome.MATCH)))
+def _is_flat(trial: ParameterTrial) -> bool:
+    results = trial.results
+    within = (np.abs(trial.analytic) <= results.error_bar) & (np.abs(results.numeric) <= results.error_bar)
+    return bool(np.all(within & (results.outcome == Outcome.MATCH)))
 
 
-def _flat_or_unused(tried: ParameterTrial) -> tuple[Status, str]:
-    answer = tried.answer
-    if not len(answer.numeric):
+def _flat_or_unused(trial: ParameterTrial) -> tuple[Status, str]:
+    results = trial.results
+    if not len(results.numeric):
         return Status.FLAT, "it has no entries"
-    if not tried.reached and not np.any(answer.numeric):
+    if not trial.reached and not np.any(results.numeric):
         return Status.UNUSED, "the loss does not reach it, and J does not change with it"
-    bar = float(np.max(answer.error))
+    bar = float(np.max(results.error_bar))
     return Status.FLAT, (
         f"both sides are zero to within {bar:.0e}: nothing was proven, a wrong backward would look the same"
     )
 
 
-def _resolution(tried: ParameterTrial, ratio: float, tolerance: float) -> str:
-    norms = float(np.linalg.norm(tried.analytic) + np.linalg.norm(tried.answer.numeric))
-    bar = float(np.linalg.norm(tried.answer.error)) / norms
+def _resolution(trial: ParameterTrial, ratio: float, tolerance: float) -> str:
+    norms = float(np.linalg.norm(trial.analytic) + np.linalg.norm(trial.results.numeric))
+    bar = float(np.linalg.norm(trial.results.error_bar)) / norms
     if bar < ratio:
         return f"the ratio {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
     return f"the noise of J hides errors below {bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
 
 
-def _worst(entry: ThetaEntry, tried: ParameterTrial) -> list[Coordinate]:
+def _worst(entry: ThetaEntry, trial: ParameterTrial) -> list[Coordinate]:
     """The coordinates furthest off, wrong ones first."""
     with np.errstate(all="ignore"):
-        off = np.nan_to_num(np.abs(tried.analytic - tried.answer.numeric), nan=np.inf)
-    outcome = tried.answer.outcome
+        off = np.nan_to_num(np.abs(trial.analytic - trial.results.numeric), nan=np.inf)
+    outcome = trial.results.outcome
     candidates = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
     order = np.lexsort((candidates, -off[candidates], -outcome[candidates]))[:WORST]
-    return [_coordinate(entry, tried, int(k)) for k in candidates[order]]
+    return [_coordinate(entry, trial, int(k)) for k in candidates[order]]
 
 
 def _largest(off: Floats, among: Indices) -> Indices:
@@ -136,16 +136,16 @@ def _largest(off: Floats, among: Indices) -> Indices:
     return np.concatenate([among[off[among] > least], among[off[among] == least][:WORST]])
 
 
-def _coordinate(entry: ThetaEntry, tried: ParameterTrial, k: int) -> Coordinate:
-    answer = tried.answer
-    index, part = entry.locate(int(tried.coordinates[k]))
-    outcome = int(answer.outcome[k])
-    slopes = (float(answer.left[k]), float(answer.right[k])) if outcome == Outcome.KINK else None
+def _coordinate(entry: ThetaEntry, trial: ParameterTrial, k: int) -> Coordinate:
+    results = trial.results
+    index, part = entry.locate(int(trial.coordinates[k]))
+    outcome = int(results.outcome[k])
+    slopes = (float(results.left[k]), float(results.right[k])) if outcome == Outcome.KINK else None
     return Coordinate(
         index,
-        float(tried.analytic[k]),
-        float(answer.numeric[k]),
-        float(answer.error[k]),
+        float(trial.analytic[k]),
+        float(results.numeric[k]),
+        float(results.error_bar[k]),
         STATUS[outcome],
         part,
         slopes,

@@ -29,66 +29,66 @@ class Differenced(NamedTuple):
 
     which: Indices
     numeric: Floats
-    error: Floats
+    error_bar: Floats
 
 
 NONE_YET = Differenced(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 
 
-def chosen_stencil(question: EntryCheck, carried: Stencil | None) -> tuple[Stencil, Differenced]:
+def chosen_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[Stencil, Differenced]:
     """The window for all entries: a given step, the default where it suits, else what a ladder at a few entries shows.
 
     Args:
-        question: what is tried.
-        carried: the window that suited the tensor before; tried where the default one drowns in noise.
+        check: what is tried.
+        previous_stencil: the window that suited the tensor before; tried where the default one drowns in noise.
     """
-    if question.eps is not None:
-        return Stencil(question.eps, 0), NONE_YET
-    default = Stencil(first_step(question.noise), 0)
-    if carried is not None and _drowns(question, default) and not _drowns(question, carried):
-        default = carried
-    few = len(question.analytic) <= FEW
-    looked_at = np.arange(len(question.analytic), dtype=np.int64) if few else probes_of(question.analytic)
-    seen = Differenced(looked_at, *question.through(default, looked_at))
-    suits = not _drowns(question, default)
-    if suits and bool(question.agrees(*seen).all()):
+    if check.eps is not None:
+        return Stencil(check.eps, 0), NONE_YET
+    default = Stencil(first_step(check.noise), 0)
+    if previous_stencil is not None and _drowns(check, default) and not _drowns(check, previous_stencil):
+        default = previous_stencil
+    few = len(check.analytic) <= FEW
+    looked_at = np.arange(len(check.analytic), dtype=np.int64) if few else probes_of(check.analytic)
+    seen = Differenced(looked_at, *check.through(default, looked_at))
+    suits = not _drowns(check, default)
+    if suits and bool(check.agrees(*seen).all()):
         return default, seen
-    probes = probes_of(question.analytic)
-    estimates = question.climb(probes, question.unit[probes], COARSE)
+    probes = probes_of(check.analytic)
+    estimates = check.climb(probes, check.unit[probes], COARSE)
     among = np.searchsorted(looked_at, probes)
-    if suits and _same_derivatives(question, seen.numeric[among], seen.error[among], estimates):
+    if suits and _same_derivatives(check, seen.numeric[among], seen.error_bar[among], estimates):
         return default, seen  # the step suits; it is the gradient that is wrong
-    window, typical = stencil_for(estimates.tableau, _needed(question, estimates))
-    better = typical < float(np.median(seen.error[among])) or suits
-    return (window, NONE_YET) if better and np.isfinite(typical) else (default, seen)
+    stencil, typical = stencil_for(estimates.tableau, _needed(check, estimates))
+    better = typical < float(np.median(seen.error_bar[among])) or suits
+    return (stencil, NONE_YET) if better and np.isfinite(typical) else (default, seen)
 
 
-def _same_derivatives(question: EntryCheck, numeric: Floats, error: Floats, estimates: Estimates) -> bool:
-    allowed = question.tolerance * np.abs(numeric) + error + estimates.error
+def _same_derivatives(check: EntryCheck, numeric: Floats, error_bar: Floats, estimates: Estimates) -> bool:
+    allowed = check.tolerance * np.abs(numeric) + error_bar + estimates.error_bar
     return bool(np.mean(np.abs(numeric - estimates.central) <= allowed) > 0.5)
 
 
-def _needed(question: EntryCheck, estimates: Estimates | None = None) -> float:
+def _needed(check: EntryCheck, estimates: Estimates | None = None) -> float:
     """The error bar that resolves a relative error of a quarter of the tolerance in a typical entry.
 
     Infinite where both sides are zero to within their error: no window tells more than that.
     """
-    typical = _root_mean_square(question.analytic)
+    typical = _root_mean_square(check.analytic)
     if estimates is not None:
-        resolved = estimates.central[np.abs(estimates.central) > estimates.error]
+        resolved = estimates.central[np.abs(estimates.central) > estimates.error_bar]
         typical = max(typical, _root_mean_square(resolved))
-        if typical <= float(np.median(estimates.error)):
+        if typical <= float(np.median(estimates.error_bar)):
             return float("inf")
-    return question.tolerance / 4 * typical
+    return check.tolerance / 4 * typical
 
 
 def _root_mean_square(values: Floats) -> float:
     return root_mean_square(values[np.isfinite(values)])
 
 
-def _drowns(question: EntryCheck, window: Stencil) -> bool:
+def _drowns(check: EntryCheck, stencil: Stencil) -> bool:
     """Whether roundoff alone, at this window, would hide a relative error of the size of the tolerance."""
-    return question.roundoff / window.step + question.noise.growth > _needed(question)
+    return check.roundoff / stencil.step + check.noise.growth > _needed(check)
 
 
 def probes_of(analytic: Floats) -> Indices:

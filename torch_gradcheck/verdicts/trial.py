@@ -24,7 +24,7 @@ class Proof:
     directions: int = 0
     resolution: float = inf
     detectable: float = inf
-    refuted: bool = False
+    contradicted: bool = False
     remark: str = ""
 
 
@@ -44,7 +44,7 @@ class ParameterTrial:
     coordinates: Indices
     analytic: Floats
     reached: bool
-    answer: EntryResults
+    results: EntryResults
     evaluations: int
     seconds: float
     proof: Proof | None = None

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.diagnosis.kind.diagnose import diagnose
-from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
+from torch_gradcheck.diagnosis.kind.diagnose import diagnose, diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import count_meanings
 from torch_gradcheck.precision.lower_precisions import Rounding
@@ -190,7 +189,7 @@ def test_a_few_coarse_entries_do_not_spoil_a_fit(change: Callable[[Floats], Floa
 
 
 def test_noise_as_large_as_the_gradient_proves_no_factor() -> None:
-    noisy = Evidence.of(2 * G, G + 0.3 * THETA, THETA, error=0.2)
+    noisy = Evidence.of(2 * G, G + 0.3 * THETA, THETA, error_bar=0.2)
     found = diagnose(noisy)
     assert found is not None
     assert found.kind == "unknown"

@@ -90,7 +90,7 @@ def test_bisection_finds_the_wrong_entries_and_stops(places: list[int]) -> None:
         spoiled[places] += np.linalg.norm(spoiled)
         certifier = Verifier(directions, noise, TOLERANCE, None)
         locator = Bisection(directions, 2, spoiled, *certifier.alone({2: spoiled}, 2), noise, TOLERANCE)
-        assert locator.refuted()
+        assert locator.contradicted()
         assert len(places) <= LOCATED
         assert sorted(locator.wrong_coordinates()) == places
 
@@ -99,5 +99,5 @@ def test_a_right_gradient_is_not_refuted() -> None:
     with lent(model()) as (directions, noise, gradients):
         alone = Verifier(directions, noise, TOLERANCE, None).alone(gradients, 2)
         locator = Bisection(directions, 2, gradients[2], *alone, noise, TOLERANCE)
-        assert not locator.refuted()
+        assert not locator.contradicted()
         assert list(locator.wrong_coordinates()) == []

@@ -173,8 +173,8 @@ def _followed(
     """The worst coordinate of the first, the last and the worst wrong parameter, where autograd is wrong itself."""
     candidates = [
         each
-        for position, tried in trials.items()
-        if (each := _worst(theta, position, tried, autograd[position] if autograd else None)) is not None
+        for position, trial in trials.items()
+        if (each := _worst(theta, position, trial, autograd[position] if autograd else None)) is not None
     ]
     by_size = sorted(candidates, key=_badness, reverse=True)
     return list(dict.fromkeys([*by_size[:1], *candidates[:1], *candidates[-1:]]))[:TRIED]
@@ -186,17 +186,17 @@ def _badness(wrong: WrongCoordinate) -> float:
 
 
 def _worst(
-    theta: Theta, position: int, tried: ParameterTrial, autograd: AnalyticGradient | None
+    theta: Theta, position: int, trial: ParameterTrial, autograd: AnalyticGradient | None
 ) -> WrongCoordinate | None:
-    answer = tried.answer
-    accused = np.flatnonzero((answer.outcome == Outcome.MISMATCH) & np.isfinite(answer.numeric))
+    results = trial.results
+    accused = np.flatnonzero((results.outcome == Outcome.MISMATCH) & np.isfinite(results.numeric))
     if not len(accused):
         return None
     with np.errstate(all="ignore"):
-        off = np.abs(tried.analytic[accused] - answer.numeric[accused])
+        off = np.abs(trial.analytic[accused] - results.numeric[accused])
     k = int(accused[np.argmax(np.nan_to_num(off, nan=np.inf))])
-    coordinate, numeric, noise = int(tried.coordinates[k]), float(answer.numeric[k]), float(answer.error[k])
-    analytic = float(tried.analytic[k])
+    coordinate, numeric, noise = int(trial.coordinates[k]), float(results.numeric[k]), float(results.error_bar[k])
+    analytic = float(trial.analytic[k])
     if autograd is not None:
         own = float(autograd.values[coordinate])
         if not abs(own - analytic) <= NEGLIGIBLE * abs(analytic - numeric):

@@ -148,9 +148,9 @@ class CallRunner:
         if bound <= needed or (np.isfinite(bound) and not np.isfinite(analytic)):
             return float(fine[0]), bound
         estimates = extrapolated_derivatives(sampler, FIRST, unit, noise)
-        if estimates.kinked[0] or not np.isfinite(estimates.error[0]):
+        if estimates.kinked[0] or not np.isfinite(estimates.error_bar[0]):
             raise CannotBeRunAlone("has no derivative along the direction tried")
-        return float(estimates.central[0]), float(estimates.error[0])
+        return float(estimates.central[0]), float(estimates.error_bar[0])
 
     def _value(
         self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate, reference: list[torch.Tensor], step: float

@@ -46,10 +46,12 @@ def diagnose_all(
     wrong = {key: evidence for key, evidence in evidences.items() if evidence.wrong.any()}
     findings = {key: _finding(evidence, meanings) for key, evidence in wrong.items()}
     together = _clipped_together(evidences, findings)
-    firm = [found.diagnosis for found in findings.values() if found is not None and found.firm]
+    conclusive = [found.diagnosis for found in findings.values() if found is not None and found.conclusive]
     return {
         key: together
-        or (found.diagnosis if found and (found.firm or _seen(found, firm)) else _last(wrong[key], rounding))
+        or (
+            found.diagnosis if found and (found.conclusive or _seen(found, conclusive)) else _last(wrong[key], rounding)
+        )
         for key, found in findings.items()
     }
 
@@ -62,13 +64,13 @@ def _finding(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding |
             found = kind(evidence, meanings)
             if found is not None and found.diagnosis.kind is DiagnosisKind.SCALED:
                 found = clipped(evidence, meanings) or found  # scaled, to a norm that no gradient has by itself
-            if found is not None and found.firm:
+            if found is not None and found.conclusive:
                 return found
             fitting = fitting or found
     return fitting
 
 
-def _seen(found: Finding, firm: Sequence[Diagnosis]) -> bool:
+def _seen(found: Finding, conclusive: Sequence[Diagnosis]) -> bool:
     """Whether another parameter proves the same kind and factor."""
     mine = found.diagnosis
     return any(
@@ -76,7 +78,7 @@ def _seen(found: Finding, firm: Sequence[Diagnosis]) -> bool:
         and mine.factor is not None
         and other.factor is not None
         and abs(other.factor - mine.factor) <= CLOSE * abs(mine.factor)
-        for other in firm
+        for other in conclusive
     )
 
 

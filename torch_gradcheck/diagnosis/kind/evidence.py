@@ -51,22 +51,22 @@ class Evidence:
 
     analytic: Floats
     numeric: Floats
-    error: Floats
+    error_bar: Floats
     wrong: Flags
     judged: Flags
     theta: Floats
     shape: tuple[int, ...]
-    parts: bool = False
+    has_complex_axis: bool = False
     reached: bool = True
     epsilon: float = float(np.finfo(np.float64).eps)
     tolerance: float = 1e-5
 
     @classmethod
     def of(
-        cls, analytic: Floats, numeric: Floats, theta: Floats, error: Floats | float = 0.0, tolerance: float = 1e-5
+        cls, analytic: Floats, numeric: Floats, theta: Floats, error_bar: Floats | float = 0.0, tolerance: float = 1e-5
     ) -> Evidence:
         """The evidence of two arrays of one shape, where nothing is known but these: wrong is what disagrees."""
-        bar = np.broadcast_to(np.asarray(error, dtype=np.float64), analytic.shape).ravel()
+        bar = np.broadcast_to(np.asarray(error_bar, dtype=np.float64), analytic.shape).ravel()
         flat, right = np.ravel(analytic).astype(np.float64), np.ravel(numeric).astype(np.float64)
         with np.errstate(invalid="ignore"):
             close = np.abs(flat - right) <= tolerance * (np.abs(flat) + np.abs(right)) + bar
@@ -83,7 +83,7 @@ class Evidence:
         """Judged entries whose derivative is more than noise: both sides zero is no evidence of anything."""
         size = np.abs(np.nan_to_num(self.numeric))
         largest = float(np.max(size[self.judged], initial=0.0))
-        return np.asarray(self.judged & (size > BARS * self.error) & (size > NEGLIGIBLE * largest))
+        return np.asarray(self.judged & (size > BARS * self.error_bar) & (size > NEGLIGIBLE * largest))
 
     @cached_property
     def right(self) -> Flags:
@@ -91,7 +91,7 @@ class Evidence:
 
         What is off by less than the tolerance, yet by more than its error bar, is not proven right either.
         """
-        size, off, bar = np.abs(self.numeric), np.abs(self.off), BARS * self.error
+        size, off, bar = np.abs(self.numeric), np.abs(self.off), BARS * self.error_bar
         with np.errstate(all="ignore"):
             relative = np.nan_to_num((off / (size + np.abs(self.analytic)))[self.wrong], nan=1.0)
             usual = float(np.median(relative)) if len(relative) else self.tolerance
@@ -108,16 +108,20 @@ class Evidence:
     def weights(self) -> Floats:
         """What an entry counts in a fit: 1 / its error bar, those of the best entries being taken as equal."""
         floor = NEGLIGIBLE * float(np.max(np.abs(np.nan_to_num(self.numeric))[self.judged], initial=0.0))
-        return np.asarray(1 / np.maximum(self.error, floor or 1.0))
+        return np.asarray(1 / np.maximum(self.error_bar, floor or 1.0))
 
-    def residual(self, predicted: Floats, gain: float = 1.0, error: Floats | None = None) -> float:
+    def residual(self, predicted: Floats, gain: float = 1.0, error_bar: Floats | None = None) -> float:
         """‖analytic − predicted‖₂ / ‖analytic‖₂ if `predicted` explains the mistake, else infinite.
 
         It does if it is within the tolerance and the error bars (times `gain`, the factor on `numeric` in it) entry by
         entry, outliers apart, and leaves next to nothing of the mistake. Where `predicted` is made of other entries
         than its own, `error` holds their error bars.
         """
-        bars = BARS * max(abs(gain), 1.0) * (self.error if error is None else np.maximum(error, self.error))
+        bars = (
+            BARS
+            * max(abs(gain), 1.0)
+            * (self.error_bar if error_bar is None else np.maximum(error_bar, self.error_bar))
+        )
         known = np.flatnonzero(self.judged & np.isfinite(predicted))
         if len(known) > GLANCE and np.mean(self._outside(predicted, bars, known[:: len(known) // GLANCE])) > GLARING:
             return np.inf
@@ -145,7 +149,7 @@ class Evidence:
 
     def rearranged(self, order: Indices) -> bool:
         """Whether `numeric[order]` explains the mistake."""
-        return bool(np.isfinite(self.residual(self.numeric[order], error=self.error[order])))
+        return bool(np.isfinite(self.residual(self.numeric[order], error_bar=self.error_bar[order])))
 
     def grid(self, values: Floats) -> Floats:
         """A flat array in the parameter's shape."""

@@ -36,7 +36,7 @@ class Finding(NamedTuple):
     """A diagnosis, and whether it is proven by this parameter alone."""
 
     diagnosis: Diagnosis
-    firm: bool
+    conclusive: bool
 
 
 Kind = Callable[[Evidence, Sequence[FactorMeaning]], Finding | None]
@@ -48,7 +48,7 @@ def missing(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
         return None
     how = "zero everywhere" if evidence.reached else "None: the backward never reaches it"
     size = float(np.max(np.abs(evidence.numeric[evidence.resolved])))
-    return _firm(
+    return _conclusive(
         DiagnosisKind.MISSING,
         f"dθ is {how}, though J depends on it (derivatives up to {size:.1e}): detached, under no_grad, or forgotten",
     )
@@ -70,14 +70,14 @@ def scaled(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | N
         return None
     meaning = meaning_of(factor, meanings)
     if abs(factor + 1) <= 1e-5:
-        return _firm(
+        return _conclusive(
             DiagnosisKind.SIGN_FLIPPED,
             f"dθ = −1 × the right gradient {_everywhere(n, residual)}: a sign is flipped",
             -1.0,
         )
     message = f"dθ = {_number(factor)} × the right gradient {_everywhere(n, residual)}"
     found = Diagnosis(DiagnosisKind.SCALED, message + (f": {meaning}" if meaning else ""), factor)
-    return Finding(found, firm=len(n) > 1 or bool(meaning))
+    return Finding(found, conclusive=len(n) > 1 or bool(meaning))
 
 
 def weight_decay(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
@@ -89,7 +89,7 @@ def weight_decay(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | No
     factor = float(np.dot(w * off, w * theta) / np.dot(w * theta, w * theta))
     predicted = evidence.numeric + factor * evidence.theta
     residual = evidence.residual(predicted)
-    telling = np.abs(factor * theta) > 10 * (evidence.error[evidence.judged] + evidence.tolerance * np.abs(off))
+    telling = np.abs(factor * theta) > 10 * (evidence.error_bar[evidence.judged] + evidence.tolerance * np.abs(off))
     if not np.isfinite(residual) or factor == 0:
         return None
     what = (
@@ -99,7 +99,7 @@ def weight_decay(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | No
     )
     message = f"dθ is off by {_number(factor)} · θ in every entry (residual {residual:.0e}): {what}"
     varied = len(np.unique(np.round(np.abs(theta[telling]), 12))) > 1
-    return Finding(Diagnosis(DiagnosisKind.WEIGHT_DECAY, message, factor), firm=varied)
+    return Finding(Diagnosis(DiagnosisKind.WEIGHT_DECAY, message, factor), conclusive=varied)
 
 
 def transposed(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
@@ -112,7 +112,7 @@ def transposed(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None
         as_it_is = swapped.shape == evidence.shape and evidence.rearranged(swapped.ravel())
         if as_it_is or evidence.rearranged(swapped.reshape(evidence.shape).ravel()):
             axes = "" if len(evidence.shape) == 2 else f" in axes {one} and {other}"
-            return _firm(DiagnosisKind.TRANSPOSED, f"dθ is the right gradient transposed{axes}: {MISPLACED}")
+            return _conclusive(DiagnosisKind.TRANSPOSED, f"dθ is the right gradient transposed{axes}: {MISPLACED}")
     return None
 
 
@@ -122,7 +122,7 @@ def permuted(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
         return None
     for order, words in chain(_reversals(evidence), _reorderings(evidence), _sorted(evidence)):
         if evidence.rearranged(order):
-            return _firm(DiagnosisKind.PERMUTED, f"dθ is the right gradient {words}: {MISPLACED}")
+            return _conclusive(DiagnosisKind.PERMUTED, f"dθ is the right gradient {words}: {MISPLACED}")
     return None
 
 
@@ -139,7 +139,7 @@ def low_precision(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | N
     off = off_by(evidence)
     if off > ROUNDINGS * rounding.epsilon:
         return None
-    return _firm(
+    return _conclusive(
         DiagnosisKind.LOW_PRECISION,
         f"dθ is right but for rounding: every entry is a {rounding.name} number, off by at most {off:.0e} of the "
         f"largest (the epsilon of {rounding.name} is {rounding.epsilon:.0e}): it went through {rounding.name}",
@@ -148,7 +148,7 @@ def low_precision(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | N
 
 def off_by(evidence: Evidence) -> float:
     """The largest difference beyond its error bar, relative to the largest right entry."""
-    off = np.abs(evidence.off[evidence.judged]) - evidence.error[evidence.judged]
+    off = np.abs(evidence.off[evidence.judged]) - evidence.error_bar[evidence.judged]
     largest = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
     return float(np.max(off, initial=0.0)) / largest if largest else float("inf")
 
@@ -158,7 +158,7 @@ def partial(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | 
     places = wrong_places(evidence)
     if not places:
         return None
-    return _firm(DiagnosisKind.PARTIAL, f"dθ is right except in {places}{_what_is_there(evidence, meanings)}")
+    return _conclusive(DiagnosisKind.PARTIAL, f"dθ is right except in {places}{_what_is_there(evidence, meanings)}")
 
 
 KINDS: tuple[Kind, ...] = (missing, scaled, weight_decay, transposed, permuted, clipped, low_precision, partial)
@@ -208,8 +208,8 @@ def _unlike(evidence: Evidence) -> str:
     )
 
 
-def _firm(kind: DiagnosisKind, message: str, factor: float | None = None) -> Finding:
-    return Finding(Diagnosis(kind, message, factor), firm=True)
+def _conclusive(kind: DiagnosisKind, message: str, factor: float | None = None) -> Finding:
+    return Finding(Diagnosis(kind, message, factor), conclusive=True)
 
 
 def _everywhere(resolved: Floats, residual: float) -> str:
@@ -225,7 +225,7 @@ def _distinct(evidence: Evidence) -> int:
     values = np.sort(evidence.numeric[evidence.resolved])
     if not len(values):
         return 0
-    apart = 10 * (float(np.median(evidence.error[evidence.resolved])) + evidence.tolerance * np.abs(values[1:]))
+    apart = 10 * (float(np.median(evidence.error_bar[evidence.resolved])) + evidence.tolerance * np.abs(values[1:]))
     return 1 + int(np.sum(np.diff(values) > apart))
 
 
@@ -292,7 +292,7 @@ def _clipped_in_value(evidence: Evidence) -> Finding | None:
     if few or not np.all(at_limit):
         return None
     between = " and ".join(f"{limit:.4g}" for limit in limits)
-    return _firm(
+    return _conclusive(
         DiagnosisKind.CLIPPED,
         f"dθ is the right gradient limited in value: {len(stuck)} entries that should be beyond stand at {between}",
     )
@@ -318,7 +318,7 @@ def clipped_to_round_norm(factor: float | None, norm: float, over: str, epsilon:
     limit = next((limit for limit in (norm, norm * (before + CLIP_EPS) / before) if _is_round(limit, epsilon)), None)
     if limit is None:
         return None
-    return _firm(
+    return _conclusive(
         DiagnosisKind.CLIPPED,
         f"dθ = {_number(factor)} × the right gradient, whose norm{over} of {before:.4g} was limited to {limit:.4g}",
         factor,
@@ -339,7 +339,9 @@ def _what_is_there(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> str
     if not np.any(a):
         return ", where it is zero"
     factor = float(np.dot(a, n) / np.dot(n, n)) if np.any(n) else np.nan
-    if len(a) > 1 and np.all(np.abs(a - factor * n) <= 10 * evidence.tolerance * np.abs(a) + 3 * evidence.error[there]):
+    if len(a) > 1 and np.all(
+        np.abs(a - factor * n) <= 10 * evidence.tolerance * np.abs(a) + 3 * evidence.error_bar[there]
+    ):
         meaning = meaning_of(factor, meanings)
         return f", where it is {_number(factor)} × the right one{f', {meaning}' if meaning else ''}"
     return ""

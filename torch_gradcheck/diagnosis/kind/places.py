@@ -43,7 +43,7 @@ def _whole_slices(evidence: Evidence) -> str:
     for axis in range(len(evidence.shape)):
         wrong, right = _along(evidence, evidence.wrong, axis), _along(evidence, evidence.right, axis)
         if not np.any(wrong & right) and np.sum(wrong) <= MOST * np.sum(wrong | right):
-            return slices(evidence.shape, axis, np.flatnonzero(wrong), evidence.parts)
+            return slices(evidence.shape, axis, np.flatnonzero(wrong), evidence.has_complex_axis)
     return ""
 
 
@@ -54,7 +54,7 @@ def _block(evidence: Evidence) -> str:
     if np.any(evidence.right.reshape(evidence.shape)[inside]) or math.prod(map(len, which)) > FEW * evidence.wrong.size:
         return ""
     partial = [axis for axis, indices in enumerate(which) if len(indices) < evidence.shape[axis]]
-    return ", ".join(slices(evidence.shape, axis, which[axis], evidence.parts) for axis in partial)
+    return ", ".join(slices(evidence.shape, axis, which[axis], evidence.has_complex_axis) for axis in partial)
 
 
 def _few_slices(evidence: Evidence) -> str:
@@ -64,7 +64,9 @@ def _few_slices(evidence: Evidence) -> str:
     share, axis = min(shares)
     if share > FEW:
         return ""
-    named = slices(evidence.shape, axis, np.flatnonzero(_along(evidence, evidence.wrong, axis)), evidence.parts)
+    named = slices(
+        evidence.shape, axis, np.flatnonzero(_along(evidence, evidence.wrong, axis)), evidence.has_complex_axis
+    )
     return f"{int(evidence.wrong.sum())} entries in {named}"
 
 
@@ -84,11 +86,11 @@ def _along(evidence: Evidence, flags: Flags, axis: int) -> Flags:
     return np.asarray(flags.reshape(evidence.shape).any(axis=others))
 
 
-def slices(shape: Sequence[int], axis: int, which: Indices, parts: bool = False) -> str:
+def slices(shape: Sequence[int], axis: int, which: Indices, has_complex_axis: bool = False) -> str:
     """Slices along an axis in words: "rows 3-5 of 10", "column 2 of 4"; the last one may be (real, imaginary) parts."""
-    if len(shape) > 1 and axis == len(shape) - 1 and parts:
+    if len(shape) > 1 and axis == len(shape) - 1 and has_complex_axis:
         return "the imaginary part" if which[0] else "the real part"
-    one, many = words_of_axis(len(shape) - parts, axis)
+    one, many = words_of_axis(len(shape) - has_complex_axis, axis)
     ranges = _ranges(which)
     named = ", ".join(ranges[:NAMED]) + (", ..." if len(ranges) > NAMED else "")
     return f"{one if len(which) == 1 else many} {named} of {shape[axis]}"

@@ -49,7 +49,7 @@ class Bisection:
         self._scale, self._step, self._noise, self._tolerance = scale, step, noise, tolerance
         self._size = directions.sizes[position]
 
-    def refuted(self) -> bool:
+    def contradicted(self) -> bool:
         """Whether J is smooth along random directions, and its slope along each is not the gradient's."""
         return all(self._is_refuted(number) for number in range(REFUTING))
 
@@ -69,8 +69,8 @@ class Bisection:
         direction = {self._position: self._motion(number)}
         analytic, reach = np.array([self._slope(direction)]), np.array([self._size / self._scale])
         sampler, unit = self._directions.sampler([direction]), np.array([16 * self._step])
-        answer = judge_each(entry_check_of(sampler, analytic, unit, reach, self._noise, self._tolerance))
-        return contradicts(answer, analytic[0])
+        results = judge_each(entry_check_of(sampler, analytic, unit, reach, self._noise, self._tolerance))
+        return contradicts(results, analytic[0])
 
     def _descend(self, scale: float, components: torch.Tensor, residual: float) -> int:
         """The coordinate that is arrived at by going to the half with the larger residual, again and again."""
@@ -93,8 +93,8 @@ class Bisection:
             return 0.0, 0.0
         further = float(np.sqrt(len(components) / moving))
         direction = {self._position: Motion(scale * further, components)}
-        sampler, window = self._directions.sampler([direction]), Stencil(self._step, 0)
-        value, bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), window, self._noise)
+        sampler, stencil = self._directions.sampler([direction]), Stencil(self._step, 0)
+        value, bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), stencil, self._noise)
         return float(value[0] - self._slope(direction)) / further, float(bar[0]) / further
 
     def _slope(self, direction: Direction) -> float:

@@ -135,11 +135,11 @@ class Confirmer:
             for position, suspect in block.items()
         }
         step = max(suspect.certificate.step for suspect in block.values())
-        answer = self._judged(direction, max(step, RESOLVED / 8 * roundoff_of(self._noise) / weakest))
+        results = self._judged(direction, max(step, RESOLVED / 8 * roundoff_of(self._noise) / weakest))
         predicted = slope(direction, self._verified)
-        borne_out = abs(answer.numeric[0] - predicted) <= weakest / 2
-        resolved = weakest > ACCUSATION * answer.error[0]
-        return bool(resolved and borne_out and contradicts(answer, slope(direction, self._trial)))
+        borne_out = abs(results.numeric[0] - predicted) <= weakest / 2
+        resolved = weakest > ACCUSATION * results.error_bar[0]
+        return bool(resolved and borne_out and contradicts(results, slope(direction, self._trial)))
 
     def _judged(self, direction: Direction, step: float) -> EntryResults:
         reach = min(

@@ -77,7 +77,7 @@ class Directions:
         components = torch.from_numpy(generator.random(entry.coordinates, dtype=np.float32))
         components.mul_(2).sub_(1)
         components.add_(torch.full_like(components, 0.5).copysign_(components))
-        components[torch.from_numpy(entry.left_out)] = 0
+        components[torch.from_numpy(entry.padding)] = 0
         return components
 
     def _values(self, direction: Direction, steps: list[float]) -> list[float]:

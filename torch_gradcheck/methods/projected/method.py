@@ -99,12 +99,12 @@ class Projected:
         """Every checked parameter tried, in the order of θ, by position."""
         self._progress.start(EVALUATIONS, "directions")
         verified = self._verified()
-        tried = {position: self._compared(position, found) for position, found in verified.items()}
-        unconfirmed = self._accuse(verified, tried)
+        trial = {position: self._compared(position, found) for position, found in verified.items()}
+        unconfirmed = self._accuse(verified, trial)
         for position in self._theta.checked:
-            if position not in tried or position in unconfirmed:
-                tried[position] = self._tried_directly(position, unconfirmed.get(position))
-        return {position: tried[position] for position in self._theta.checked}
+            if position not in trial or position in unconfirmed:
+                trial[position] = self._tried_directly(position, unconfirmed.get(position))
+        return {position: trial[position] for position in self._theta.checked}
 
     # The gradient that is verified --------------------------------------------------------------------------------
 
@@ -155,7 +155,7 @@ class Projected:
 
     def _compared(self, position: int, verified: Verified) -> ParameterTrial:
         """The whole tensor against its verified gradient; nothing is accused yet but what is not finite."""
-        coordinates, given = self._theta[position].tried, self._gradients[position]
+        coordinates, given = self._theta[position].coordinates_on_trial, self._gradients[position]
         certificate = verified.certificate
         analytic, numeric = (
             values[coordinates] if len(coordinates) < len(values) else values  # no copy: it may be millions
@@ -164,25 +164,25 @@ class Projected:
         nothing = np.broadcast_to(np.nan, numeric.shape)
         bar = np.broadcast_to(certificate.proof.resolution / np.sqrt(max(len(numeric), 1)), numeric.shape)
         outcome = np.where(np.isfinite(analytic), Outcome.MATCH, Outcome.MISMATCH).astype(np.int8)
-        window = Stencil(certificate.step * certificate.scale / max(1.0, self._directions.sizes[position]), 0)
+        stencil = Stencil(certificate.step * certificate.scale / max(1.0, self._directions.sizes[position]), 0)
         return ParameterTrial(
             coordinates,
             analytic,
             given.reached,
-            EntryResults(numeric, bar, outcome, nothing, nothing, window),
+            EntryResults(numeric, bar, outcome, nothing, nothing, stencil),
             evaluations=2 * certificate.proof.directions,
             seconds=0.0,
             proof=certificate.proof,
         )
 
-    def _accuse(self, verified: Mapping[int, Verified], tried: Mapping[int, ParameterTrial]) -> dict[int, Suspect]:
+    def _accuse(self, verified: Mapping[int, Verified], trial: Mapping[int, ParameterTrial]) -> dict[int, Suspect]:
         """Marks the wrong coordinates of tensors that J says are wrong; returns the other suspects."""
         suspects = {p: suspect for p, found in verified.items() if (suspect := self._suspect(p, found)) is not None}
         if not suspects:
             return {}
         accuser = Confirmer(
             self._directions,
-            self._numerical.plain_sampler,
+            self._numerical.eager_sampler,
             self._trial,
             {p: found.gradient for p, found in verified.items()},
             self._numerical.noise,
@@ -190,10 +190,10 @@ class Projected:
         )
         confirmed = accuser.confirmed(suspects)
         for position in confirmed:
-            places = np.searchsorted(tried[position].coordinates, suspects[position].coordinates)
-            tried[position].answer.outcome[places] = Outcome.MISMATCH
+            places = np.searchsorted(trial[position].coordinates, suspects[position].coordinates)
+            trial[position].results.outcome[places] = Outcome.MISMATCH
         for position, k in accuser.worst({p: suspects[p] for p in confirmed}):
-            self._confirm_single(accuser, tried[position], position, suspects[position], k)
+            self._confirm_single(accuser, trial[position], position, suspects[position], k)
         return {p: suspect for p, suspect in suspects.items() if p not in confirmed}
 
     def _suspect(self, position: int, verified: Verified) -> Suspect | None:
@@ -206,18 +206,18 @@ class Projected:
         return Suspect(off, error, verified.certificate)
 
     def _confirm_single(
-        self, accuser: Confirmer, tried: ParameterTrial, position: int, suspect: Suspect, k: int
+        self, accuser: Confirmer, trial: ParameterTrial, position: int, suspect: Suspect, k: int
     ) -> None:
         """Lets differences of J along one coordinate say what it is; where they cannot tell, the block has."""
         coordinate, error = suspect.coordinates[k : k + 1], suspect.error[k : k + 1]
-        found, answer = accuser.single(position, coordinate, error), tried.answer
+        found, results = accuser.single(position, coordinate, error), trial.results
         if found.outcome[0] == Outcome.UNDECIDED:
             return
-        place = int(np.searchsorted(tried.coordinates, coordinate[0]))
-        for name in ("numeric", "error", "outcome", "left", "right"):
-            values = np.array(getattr(answer, name))  # a copy: some are one number, repeated
+        place = int(np.searchsorted(trial.coordinates, coordinate[0]))
+        for name in ("numeric", "error_bar", "outcome", "left", "right"):
+            values = np.array(getattr(results, name))  # a copy: some are one number, repeated
             values[place] = getattr(found, name)[0]
-            setattr(answer, name, values)
+            setattr(results, name, values)
 
     # Tensors whose gradient J does not bear out -------------------------------------------------------------------
 
@@ -225,21 +225,21 @@ class Projected:
         """Some coordinates one by one: all of a small tensor, else a sample and those that bisection leads to."""
         started, before = time.perf_counter(), self._objective.evaluations
         entry, given = self._theta[position], self._gradients[position]
-        everything = entry.tried
+        everything = entry.coordinates_on_trial
         coordinates = everything
         if len(everything) > FEW:
             telling = np.abs(given.values) if suspect is None else suspect.sizes(len(given.values))
             telling[~np.isfinite(given.values)] = np.inf
             coordinates = _sample(everything, telling, self._request.seed)
-        answer = self._answer(position, coordinates)
-        refuted = False
-        if len(coordinates) < len(everything) and not np.any(answer.outcome == Outcome.MISMATCH):
+        results = self._answer(position, coordinates)
+        contradicted = False
+        if len(coordinates) < len(everything) and not np.any(results.outcome == Outcome.MISMATCH):
             located = self._located(position)
-            refuted = located is not None
+            contradicted = located is not None
             fresh = np.setdiff1d(np.array(located or [], dtype=np.int64), coordinates)
             if len(fresh):
                 coordinates = np.union1d(coordinates, fresh)
-                answer = self._answer(position, coordinates)
+                results = self._answer(position, coordinates)
         remark = ""
         if len(coordinates) < len(everything):
             remark = (
@@ -250,15 +250,15 @@ class Projected:
             coordinates,
             given.values[coordinates],
             given.reached,
-            answer,
+            results,
             evaluations=self._objective.evaluations - before,
             seconds=time.perf_counter() - started,
-            proof=Proof(refuted=refuted, remark=remark),
+            proof=Proof(contradicted=contradicted, remark=remark),
         )
 
     def _answer(self, position: int, coordinates: Indices) -> EntryResults:
         given = self._gradients[position]
-        return judge_gradient(self._numerical.question(position, coordinates, given, self._progress), None)
+        return judge_gradient(self._numerical.check(position, coordinates, given, self._progress), None)
 
     def _located(self, position: int) -> list[int] | None:
         """Coordinates that bisection leads to; None where no direction refutes the gradient on trial."""
@@ -270,16 +270,16 @@ class Projected:
             self._numerical.noise,
             self._request.tolerance,
         )
-        return list(locator.wrong_coordinates()) if locator.refuted() else None
+        return list(locator.wrong_coordinates()) if locator.contradicted() else None
 
 
 def _cleaned(entry: ThetaEntry, values: Floats) -> Floats:
     """With zeros in the place of what is left out or not finite."""
     finite = np.isfinite(values)
-    if finite.all() and not len(entry.left_out):
+    if finite.all() and not len(entry.padding):
         return values
     cleaned = np.where(finite, values, 0.0)
-    cleaned[entry.left_out] = 0.0
+    cleaned[entry.padding] = 0.0
     return cleaned
 
 

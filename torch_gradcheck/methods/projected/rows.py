@@ -15,44 +15,46 @@ JUDGED = (Status.MATCH, Status.MISMATCH, Status.UNDECIDED)
 """Statuses of gradients that are not zero: an error can be told against their length."""
 
 
-def tried_row(entry: ThetaEntry, tried: ParameterTrial, tolerance: float) -> ParameterReport:
+def tried_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter whose gradient was tried by whichever method."""
-    if tried.proof is None:
-        return compared_row(entry, tried, tolerance)
-    return projected_row(entry, tried, tried.proof, tolerance)
+    if trial.proof is None:
+        return compared_row(entry, trial, tolerance)
+    return projected_row(entry, trial, trial.proof, tolerance)
 
 
-def projected_row(entry: ThetaEntry, tried: ParameterTrial, proof: Proof, tolerance: float) -> ParameterReport:
+def projected_row(entry: ThetaEntry, trial: ParameterTrial, proof: Proof, tolerance: float) -> ParameterReport:
     """The row of a parameter whose gradient was tried along directions."""
-    row = compared_row(entry, tried, tolerance)
-    status, reason = _status(row, entry, tried, proof, tolerance)
+    row = compared_row(entry, trial, tolerance)
+    status, reason = _status(row, entry, trial, proof, tolerance)
     return replace(
         row,
         status=status,
         reason=reason,
         directions=proof.directions,
-        detectable=_relative(proof.detectable, tried) if proof.directions and status in JUDGED else float("nan"),
+        detectable=_relative(proof.detectable, trial) if proof.directions and status in JUDGED else float("nan"),
         mismatched=max(row.mismatched, 1) if status is Status.MISMATCH else row.mismatched,
     )
 
 
 def _status(
-    row: ParameterReport, entry: ThetaEntry, tried: ParameterTrial, proof: Proof, tolerance: float
+    row: ParameterReport, entry: ThetaEntry, trial: ParameterTrial, proof: Proof, tolerance: float
 ) -> tuple[Status, str]:
-    if proof.refuted and row.status is not Status.MISMATCH:
+    if proof.contradicted and row.status is not Status.MISMATCH:
         return Status.MISMATCH, _sentence(proof.remark, "no single one is far enough off to be told from noise")
     if not proof.directions:
-        nothing_wrong_found = row.status in (Status.MATCH, Status.FLAT) and len(tried.coordinates) < len(entry.tried)
+        nothing_wrong_found = row.status in (Status.MATCH, Status.FLAT) and len(trial.coordinates) < len(
+            entry.coordinates_on_trial
+        )
         return Status.UNDECIDED if nothing_wrong_found else row.status, _sentence(row.reason, proof.remark)
-    judged = _relative(proof.resolution, tried)
+    judged = _relative(proof.resolution, trial)
     if row.status is Status.MATCH and judged > tolerance:
         return Status.UNDECIDED, f"along random directions J resolves errors above {judged:.0e} of its gradient only"
     return row.status, row.reason
 
 
-def _relative(length: float, tried: ParameterTrial) -> float:
+def _relative(length: float, trial: ParameterTrial) -> float:
     """The length of an error against that of the gradient."""
-    gradient = float(np.linalg.norm(tried.answer.numeric))
+    gradient = float(np.linalg.norm(trial.results.numeric))
     return length / gradient if gradient else float("inf")
 
 

@@ -36,7 +36,7 @@ def entry_check_of(
     return EntryCheck(
         sampler=sampler,
         at_zero=lambda: noise.at_zero,
-        second=sampler,
+        eager_sampler=sampler,
         nearby=None,
         nearby_analytic=None,
         analytic=analytic,
@@ -50,10 +50,10 @@ def entry_check_of(
     )
 
 
-def contradicts(answer: EntryResults, analytic: float) -> bool:
+def contradicts(results: EntryResults, analytic: float) -> bool:
     """Whether a slope on trial along one direction is wrong, and J is smooth along it."""
-    off, jump = answer.numeric[0] - analytic, answer.right[0] - answer.left[0]
-    return bool(answer.outcome[0] == Outcome.MISMATCH and abs(jump) <= SMOOTH * abs(off))
+    off, jump = results.numeric[0] - analytic, results.right[0] - results.left[0]
+    return bool(results.outcome[0] == Outcome.MISMATCH and abs(jump) <= SMOOTH * abs(off))
 
 
 def roundoff_of(noise: Noise) -> float:
