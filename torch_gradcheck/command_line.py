@@ -17,10 +17,11 @@ import torch
 
 from torch_gradcheck.check import check_module
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
+from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.reporting.render.html import page
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import close_names
-from torch_gradcheck.request import DTYPES, MAX_SEED, METHODS, MODES
+from torch_gradcheck.request import DTYPES, MAX_SEED, MODES
 from torch_gradcheck.version import __version__
 
 PASSED, MISMATCH, COULD_NOT_CHECK = 0, 1, 2
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="or package.module:FUNCTION; FUNCTION() returns (model, loss_fn, batch)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("--method", choices=METHODS, default="auto")
+    parser.add_argument("--method", choices=METHOD_NAMES, default="auto")
     parser.add_argument("--eps", type=float, metavar="STEP", help="step of the difference; by default adapted")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative error that passes (1e-5)")
     parser.add_argument("--include", action="append", metavar="GLOB", help="check these parameters only; repeatable")

@@ -28,9 +28,7 @@ def autograd_gradients(
     mode of the evaluation, None for the usual one.
     """
     with torch.enable_grad(), objective.evaluation(mode):
-        gradients = theta_gradients(objective.compute, theta, epsilon(objective.dtype))
-    objective.takes_accumulated = any(gradient.accumulated for gradient in gradients.values())
-    return gradients
+        return theta_gradients(objective.compute, theta, epsilon(objective.dtype))
 
 
 def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:

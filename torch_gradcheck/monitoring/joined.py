@@ -39,7 +39,7 @@ def _notes_on(in_grad: Report) -> list[str]:
     return [f"in .grad, as the training step left it: {listed}", *in_grad.notes[:1], *undecided]
 
 
-def unjudged(report: Report) -> str:
+def why_grad_unjudged(report: Report) -> str:
     """Why nothing could be said about any `.grad`; "" where something could."""
     rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
     if not rows or any(row.status is not Status.UNDECIDED for row in rows):

@@ -101,10 +101,9 @@ def _value_unwarned(objective: Objective) -> float:
 
 def check_unchanged(objective: Objective) -> None:
     """Evaluates J(θ) once more; raises `NonDeterministicLossError` when it is not what it was before."""
-    again = objective.value()
+    again = objective.value_again()
     if not objective.same(again, objective.loss):
         raise _non_deterministic(objective, again)
-    objective.spread = max(objective.spread, abs(again - objective.loss))
 
 
 def _non_finite(objective: Objective) -> NonFiniteLossError:

@@ -22,3 +22,9 @@ def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile had its hands on a part of it."""
     compiled = (getattr(module, "_compiled_call_impl", None) for module in model.modules())
     return any(compiled) or any(hasattr(module, "_orig_mod") for module in model.modules())
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module that torch.compile has wrapped; any other as it is."""
+    inner: nn.Module = getattr(module, "_orig_mod", module)
+    return inner

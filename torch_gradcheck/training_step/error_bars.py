@@ -40,12 +40,16 @@ class Bars(NamedTuple):
     entry: float
     norm: float
 
+    def times(self, factor: float) -> Bars:
+        """The bars of a gradient that is scaled by this factor."""
+        return Bars(self.entry * factor, self.norm * factor)
 
-def bars_of(native: Sequence[Floats], exact: Floats, kernels: Callable[[], Sequence[Floats]]) -> Bars:
+
+def bars_of(replayed: Sequence[Floats], exact: Floats, kernels: Callable[[], Sequence[Floats]]) -> Bars:
     """How far rounding may move a correct gradient from `exact`, autograd's own in the precision of the check."""
-    if not native:
+    if not replayed:
         return _furthest(kernels(), exact, MARGIN)
-    plain, *noisy = native
+    plain, *noisy = replayed
     bars = spread(plain, noisy)
     off = _furthest([plain], exact)
     if off.entry <= bars.entry and off.norm <= bars.norm:

@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Start
-from torch_gradcheck.objective.loss import Computation
+from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
 
@@ -37,7 +37,7 @@ class TrainingStep:
     clip_norm: float | None = None
     clip_value: float | None = None
     earlier: Mapping[nn.Parameter, Floats] = field(default_factory=dict)
-    previous: Computation | None = None
+    previous: Loss | None = None
 
     @property
     def start(self) -> Start | None:

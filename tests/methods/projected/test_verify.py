@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.loan import Loan
+from torch_gradcheck.borrowing.loan import lend
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.methods.projected.bisect import LOCATED, Bisection
 from torch_gradcheck.methods.projected.directions import Directions
@@ -35,7 +35,7 @@ def lent(network: nn.Module, factor: float = 1.0) -> Iterator[tuple[Directions, 
     def J() -> Tensor:
         return factor * network(x).square().mean()
 
-    with Loan(network, [], "eval", torch.float64, 0) as borrowed, progress_bar(False) as bar:
+    with lend(network, [], "eval", torch.float64, 0) as borrowed, progress_bar(False) as bar:
         objective = preflighted(network, J, borrowed, torch.float64)
         found = torch.autograd.grad(J(), list(network.parameters()))
         gradients = {position: gradient.numpy().ravel() for position, gradient in enumerate(found)}

@@ -11,36 +11,21 @@ import torch
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.richardson import Stencil
+from torch_gradcheck.engines.selection import on_engine
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.methods.problem import Numerical
+from torch_gradcheck.methods.coordinates import Coordinates
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.methods.projected.bisect import Bisection
 from torch_gradcheck.methods.projected.confirm import Confirmer, Suspect
 from torch_gradcheck.methods.projected.detection_power import ODDS
 from torch_gradcheck.methods.projected.directions import Directions, real_coordinates
 from torch_gradcheck.methods.projected.verify import Certificate, Verifier
-from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.theta import Theta, ThetaEntry
+from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.progress import ProgressBar
-from torch_gradcheck.request import Request
 from torch_gradcheck.verdicts.entry_check import ACCUSATION, EntryResults, Outcome, rounding_of
 from torch_gradcheck.verdicts.judge import judge_gradient
 from torch_gradcheck.verdicts.trial import ParameterTrial, Proof
-
-
-def on_directions(rows: Sequence[ParameterReport]) -> str:
-    """The note on what the random directions have proven; "" where they proved nothing."""
-    verified = [row for row in rows if row.status is Status.MATCH and row.directions]
-    if not verified:
-        return ""
-    least = max(verified, key=lambda row: row.detectable)
-    entries = sum(row.checked for row in verified)
-    return (
-        f"{entries:,} entries were compared with a gradient that J's slopes along {least.directions} random directions "
-        f"bear out: an error of {least.detectable:.0e} of the gradient of any tensor would have been missed with odds "
-        f"of {ODDS:.0e}"
-    )
-
 
 EVALUATIONS = 60
 """How many evaluations of J a correct model takes, about, for the progress bar."""
@@ -68,32 +53,49 @@ class Verified:
     certificate: Certificate
 
 
+def projected_trials(
+    problem: Problem, gradients: Mapping[int, AnalyticGradient], progress: ProgressBar
+) -> dict[int, ParameterTrial]:
+    """Every checked parameter's gradient against J along directions, by position in θ."""
+    return Projected(problem, gradients, progress).trials()
+
+
+def projected_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:
+    """The notes on what directions have proven, and on why no record of J gave the gradient they verified."""
+    engine = problem.engine_in_use
+    return [_on_directions(rows), "" if engine is None else on_engine(engine, problem.model, "")]
+
+
+def _on_directions(rows: Sequence[ParameterReport]) -> str:
+    """The note on what the random directions have proven; "" where they proved nothing."""
+    verified = [row for row in rows if row.status is Status.MATCH and row.directions]
+    if not verified:
+        return ""
+    least = max(verified, key=lambda row: row.detectable)
+    entries = sum(row.checked for row in verified)
+    return (
+        f"{entries:,} entries were compared with a gradient that J's slopes along {least.directions} random directions "
+        f"bear out: an error of {least.detectable:.0e} of the gradient of any tensor would have been missed with odds "
+        f"of {ODDS:.0e}"
+    )
+
+
 class Projected:
     """The gradients of a large θ, against J along directions.
 
     Args:
-        objective: J.
-        theta: its parameters, lent in the precision of the check.
-        request: tolerance, step and seed.
-        numerical: the noise of J, the engines, and the trial of single coordinates.
+        problem: J, θ and the options.
         gradients: those on trial, by position in θ.
         progress: told of every evaluation.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        theta: Theta,
-        request: Request,
-        numerical: Numerical,
-        gradients: dict[int, AnalyticGradient],
-        progress: ProgressBar,
-    ) -> None:
-        self._objective, self._theta, self._request, self._numerical = objective, theta, request, numerical
+    def __init__(self, problem: Problem, gradients: Mapping[int, AnalyticGradient], progress: ProgressBar) -> None:
+        self._problem, self._theta, self._request = problem, problem.theta, problem.request
         self._gradients, self._progress = gradients, progress
-        self._directions = Directions(objective, theta, request.seed, progress)
-        self._certifier = Verifier(self._directions, numerical.noise, request.tolerance, request.eps)
-        self._trial = {position: _cleaned(theta[position], g.values) for position, g in gradients.items()}
+        self._coordinates = Coordinates(problem, progress)
+        self._directions = Directions(problem.objective, self._theta, self._request.seed, progress)
+        self._certifier = Verifier(self._directions, problem.noise, self._request.tolerance, self._request.eps)
+        self._trial = {position: _cleaned(self._theta[position], g.values) for position, g in gradients.items()}
 
     def trials(self) -> dict[int, ParameterTrial]:
         """Every checked parameter tried, in the order of θ, by position."""
@@ -130,7 +132,7 @@ class Projected:
 
     def _rederived(self) -> dict[int, Floats]:
         """The gradient by the record of J; of a parameter that it gives none for, the one on trial."""
-        found = self._numerical.engine.gradients()
+        found = self._problem.engine.gradients()
         if found is None:
             return self._trial
         return {position: self._usable(position, found[position]) for position in self._theta.checked}
@@ -147,7 +149,7 @@ class Projected:
         """Where the gradient on trial, as far as it is finite, is not the reference."""
         trial, given = self._trial[position], self._gradients[position]
         rounding = rounding_of(trial, given.epsilon)
-        rounding += REDERIVED_ROUNDING * self._numerical.noise.epsilon * np.max(np.abs(reference), initial=0.0)
+        rounding += REDERIVED_ROUNDING * self._problem.noise.epsilon * np.max(np.abs(reference), initial=0.0)
         off = np.abs(trial - reference) > self._request.tolerance * (np.abs(trial) + np.abs(reference)) + rounding
         return np.asarray(off & np.isfinite(given.values))
 
@@ -182,10 +184,10 @@ class Projected:
             return {}
         accuser = Confirmer(
             self._directions,
-            self._numerical.eager_sampler,
+            self._coordinates.eager_sampler,
             self._trial,
             {p: found.gradient for p, found in verified.items()},
-            self._numerical.noise,
+            self._problem.noise,
             self._request.tolerance,
         )
         confirmed = accuser.confirmed(suspects)
@@ -223,7 +225,7 @@ class Projected:
 
     def _tried_directly(self, position: int, suspect: Suspect | None) -> ParameterTrial:
         """Some coordinates one by one: all of a small tensor, else a sample and those that bisection leads to."""
-        started, before = time.perf_counter(), self._objective.evaluations
+        started, before = time.perf_counter(), self._problem.objective.evaluations
         entry, given = self._theta[position], self._gradients[position]
         everything = entry.coordinates_on_trial
         coordinates = everything
@@ -251,14 +253,14 @@ class Projected:
             given.values[coordinates],
             given.reached,
             results,
-            evaluations=self._objective.evaluations - before,
+            evaluations=self._problem.objective.evaluations - before,
             seconds=time.perf_counter() - started,
             proof=Proof(contradicted=contradicted, remark=remark),
         )
 
     def _answer(self, position: int, coordinates: Indices) -> EntryResults:
         given = self._gradients[position]
-        return judge_gradient(self._numerical.check(position, coordinates, given, self._progress), None)
+        return judge_gradient(self._coordinates.entry_check(position, coordinates, given), None)
 
     def _located(self, position: int) -> list[int] | None:
         """Coordinates that bisection leads to; None where no direction refutes the gradient on trial."""
@@ -267,7 +269,7 @@ class Projected:
             position,
             self._trial[position],
             *self._certifier.alone(self._trial, position),
-            self._numerical.noise,
+            self._problem.noise,
             self._request.tolerance,
         )
         return list(locator.wrong_coordinates()) if locator.contradicted() else None

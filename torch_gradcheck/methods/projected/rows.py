@@ -15,16 +15,10 @@ JUDGED = (Status.MATCH, Status.MISMATCH, Status.UNDECIDED)
 """Statuses of gradients that are not zero: an error can be told against their length."""
 
 
-def tried_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
-    """The row of a parameter whose gradient was tried by whichever method."""
-    if trial.proof is None:
-        return compared_row(entry, trial, tolerance)
-    return projected_row(entry, trial, trial.proof, tolerance)
-
-
-def projected_row(entry: ThetaEntry, trial: ParameterTrial, proof: Proof, tolerance: float) -> ParameterReport:
+def projected_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter whose gradient was tried along directions."""
-    row = compared_row(entry, trial, tolerance)
+    row, proof = compared_row(entry, trial, tolerance), trial.proof
+    assert proof is not None, "a trial along directions says what they proved"
     status, reason = _status(row, entry, trial, proof, tolerance)
     return replace(
         row,
