@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.borrowing.loan import lend, Start
+from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import InvalidRequestError
 
 
-def loan(model: nn.Module, *functions: Any, mode: Any = "eval", dtype: torch.dtype | None = torch.float64) -> Loan:
+def loan(
+    model: nn.Module, *functions: Any, mode: Any = "eval", dtype: torch.dtype | None = torch.float64
+) -> Loan[Borrowed]:
     return lend(model, functions, mode, dtype, seed=0)
 
 

@@ -129,7 +129,7 @@ def _called(model: nn.Module, inputs: Any) -> Any:
 
 
 def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What the call gives; a call that its signature has no place for is the batch's fault."""
+    """The result of the call; raises `InvalidRequestError` where the arguments do not fit the signature."""
     try:
         return function(*args, **kwargs)
     except TypeError as error:
@@ -144,13 +144,13 @@ def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
 
 
 def _counted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """How many arguments of which kind."""
+    """The arguments counted, as "2 positional arguments and the keywords ['mask']"."""
     keywords = f" and the keywords {list(kwargs)}" if kwargs else ""
     return f"{len(args)} positional argument{'' if len(args) == 1 else 's'}{keywords}"
 
 
 def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Why the arguments do not fit the signature of a function; "" where they do, or it has none to be read."""
+    """The reason why the arguments do not fit a signature; "" where they do, or there is none to be read."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):

@@ -17,7 +17,8 @@ from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
 from torch_gradcheck.reporting.words import listed
 
 ROUNDOFF_BETWEEN_CALLS = 1e3
-"""Two equal calls may differ by this many machine epsilons (atomic adds on a GPU) and still be one function."""
+"""Two equal calls may differ by this many machine epsilons of J, 2e-13 in float64, and still be one function: atomic
+adds on a GPU sum in any order."""
 
 
 class Objective:
@@ -30,9 +31,9 @@ class Objective:
         model: the borrowed model.
         dtype: the precision J is evaluated in.
         loss: J(θ) at the weights being checked.
-        evaluations: how often J has been evaluated.
-        spread: how far evaluations at the same θ lay apart; 0 when they agree to the bit.
-        largest_output: the largest number in the output of a module.
+        evaluations: the number of evaluations of J so far.
+        spread: the largest difference between evaluations at the same θ; 0 when they agree to the bit.
+        largest_output: the largest absolute value in the output of a module.
         overridden: op name → modules in which a lower precision was overridden.
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
@@ -117,9 +118,9 @@ class Objective:
 
 
 class _Evaluation:
-    """The state that J is evaluated in.
+    """The state that J is evaluated in, as a context manager.
 
-    A class, as `Loan` is: an interrupt would leave a generator suspended, to end at some later time.
+    It is a class, as `Loan` is: an interrupt would leave a generator suspended, to end at some later time.
     """
 
     def __init__(self, borrowed: Borrowed, mode: PrecisionMode | None) -> None:

@@ -1,4 +1,4 @@
-"""Makes sure, before any verdict, that J is one finite, deterministic number; else says in which module it breaks."""
+"""The preflight of J: before any verdict it must be one finite, deterministic number; else the module is named."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from torch_gradcheck.precision.mode import DrawnIn
 NO_KERNEL = re.compile(
     r"not implemented for '\w*Double'|matrix, got Double|(does not|n't) support \S*(double|float64)", re.I
 )
-"""What torch says where an operation has no kernel for float64."""
+"""Texts of torch's errors where an operation has no kernel for float64."""
 
 Output = tuple[str, list[torch.Tensor]]
 
@@ -33,7 +33,7 @@ def preflighted(
     dtype: torch.dtype,
     drawn_in: DrawnIn | None = None,
 ) -> Objective:
-    """J, evaluated twice at θ: with a graph, then without one; the cheaper way is kept where both agree to the bit.
+    """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
 
     `drawn_in` are the precisions of random draws, None for that of the check.
 
@@ -74,9 +74,9 @@ def _name_of(model: nn.Module, module: object) -> str:
 
 
 def _without_graph(objective: Objective) -> float | None:
-    """J(θ) under no_grad; None where it raises there and nowhere else, since it needs autograd itself.
+    """J(θ) under no_grad; None where it raises only there, since it needs autograd itself.
 
-    An exception that does not come again under the same conditions is the user's own, and has nothing to do with them.
+    An exception that does not come a second time under no_grad is the user's own and passes through.
     """
     objective.needs_graph = False
     try:
@@ -93,7 +93,7 @@ def _without_graph(objective: Objective) -> float | None:
 
 
 def _value_unwarned(objective: Objective) -> float:
-    """J(θ); a warning of reentrant checkpoints, that they miss autograd, is an error here."""
+    """J(θ); the warning of reentrant checkpoints that they miss autograd becomes an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="None of the inputs have requires_grad", category=UserWarning)
         return objective.value()
@@ -144,7 +144,7 @@ def _non_deterministic(objective: Objective, again: float) -> NonDeterministicLo
 
 
 def _outputs(objective: Objective) -> list[Output]:
-    """What each module put out during one evaluation, inner modules before those that contain them."""
+    """The outputs of each module during one evaluation, inner modules before those that contain them."""
     outputs: list[Output] = []
 
     def keep(name: str, tensors: list[torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""What a training loop's own forward started from, seen through a hook on the model, so that it can be run again."""
+"""The state that a training loop's own forward started from, so that it can be run again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch_gradcheck.borrowing.random_state import RandomState, is_generator
 from torch_gradcheck.torch_internals.devices import accelerator_type
 
 Autocast = Mapping[str, tuple[bool, torch.dtype]]
-"""Device type → whether autocast is on for it, and to which dtype."""
+"""Device type → (autocast is on for it, the dtype it casts to)."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class SeenForward:
     """One call of the model with gradients on, as it began.
 
     Attributes:
-        start: the random state and what the buffers held.
-        autocast: under which autocast.
-        versions: parameter → its version counter: another one later means that it was written to.
-        args, kwargs: what the model was called with.
+        start: the random state and the values of the buffers.
+        autocast: the autocast in force.
+        versions: parameter → its version counter; a later count that differs means that it was written to.
+        args, kwargs: the arguments of the model.
     """
 
     start: Start
@@ -43,7 +43,7 @@ class SeenForward:
 def seen_now(
     model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
 ) -> SeenForward:
-    """What a forward that begins now starts from."""
+    """The state that a forward which begins now starts from."""
     generators = [value for module in model.modules() for value in vars(module).values() if is_generator(value)]
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     versions = {parameter: parameter._version for parameter in model.parameters()}

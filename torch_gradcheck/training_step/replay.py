@@ -1,4 +1,4 @@
-"""The training step's own computation, run again in its own precisions: what it gives, and how rounding moves that."""
+"""Replays of a training step in its own precisions: once plainly, then with rounding as noise."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.training_step.forward_state import Autocast
 
 NOISY_RUNS = 4
-"""How many runs with rounding as noise tell how far it can move a gradient."""
+"""Replays with rounding as noise; their spread says how far rounding can move a gradient."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """How a training step computed: under which autocast, and its loss times which scale."""
+    """The autocast a training step computed under, and the scale of its loss."""
 
     autocast: Autocast
     scale: float = 1.0
@@ -43,10 +43,10 @@ class Regime:
 
 @dataclass(frozen=True)
 class Replays:
-    """What the runs gave, the first without noise.
+    """Losses and gradients of the replays, the first without noise.
 
     Attributes:
-        regime: how they computed.
+        regime: autocast and loss scale of all of them.
         losses: J of each run.
         gradients: position in θ → the gradient of each run.
     """

@@ -1,4 +1,4 @@
-"""What is known of a training step whose `.grad` is on trial, and what of it forbids a verdict."""
+"""A training step whose `.grad` is on trial: its forwards, scales and limits, and the reasons against a verdict."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class TrainingStep:
         forwards: the model's own forwards of this step; None where nobody watched.
         batches: how many forwards and backwards make up the step.
         compiled: the loop called a compiled form of the model.
-        loss_scale: what the loss was multiplied by before its backward.
-        scale: how much of that `.grad` still carries.
+        loss_scale: the factor on the loss before its backward.
+        scale: the factor that `.grad` still carries.
         clip_norm, clip_value: limits the loop has put on `.grad` already.
-        earlier: parameter → what its `.grad` held when the step before was done with it.
+        earlier: parameter → its `.grad` when the step before was done with it.
         previous: J of the batch before.
     """
 
@@ -41,16 +41,16 @@ class TrainingStep:
 
     @property
     def start(self) -> Start | None:
-        """What the first forward started from, None where the forwards seen are not those of the step."""
+        """The state the first forward started from, None where the forwards seen are not those of the step."""
         return self.forwards[0].start if self.forwards and len(self.forwards) == self.batches else None
 
     @property
     def autocast(self) -> Autocast | None:
-        """What autocast the forwards ran under; None where nobody saw."""
+        """The autocast the forwards ran under; None where nobody saw."""
         return self.forwards[0].autocast if self.forwards else None
 
     def weights_moved(self) -> str:
-        """Why `.grad` is not of the present weights; "" where nothing says so."""
+        """The reason why `.grad` is not of the present weights; "" where nothing says so."""
         if self.forwards and self.forwards[-1].weights_moved():
             return (
                 "the weights have been written to since the step's forward: .grad is not of the present ones. "
@@ -59,7 +59,7 @@ class TrainingStep:
         return ""
 
     def not_replayed(self, model: nn.Module) -> str:
-        """Why a step that draws random numbers, or reads what it updates, cannot be run again."""
+        """The reason why a step that draws random numbers, or reads its own updates, cannot be run again."""
         if self.forwards is None:
             seen = "nobody saw what it started from: a GradientMonitor made before the step does"
         elif not self.forwards:
@@ -71,7 +71,7 @@ class TrainingStep:
 
 
 def taken_in_backward(theta: Theta) -> str:
-    """Why `.grad` may be gone: hooks that run as soon as it is there; "" where there are none."""
+    """The reason why `.grad` may be gone: hooks that run as soon as it is there; "" where there are none."""
     hooked = [entry.name for entry in theta if getattr(entry.parameter, "_post_accumulate_grad_hooks", None)]
     if not hooked:
         return ""
