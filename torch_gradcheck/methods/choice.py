@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_gradcheck.engines.traced.engine import worth_tracing
 from torch_gradcheck.gradients.analytic import AnalyticGradient
@@ -19,6 +18,7 @@ from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 LONG = 10.0
@@ -71,17 +71,13 @@ def _seconds_of_evaluation(objective: Objective) -> float:
     return float(counted.operations * SECONDS_AN_OPERATION + counted.entries * SECONDS_AN_ENTRY)
 
 
-class CountingMode(TorchDispatchMode):
+class CountingMode(DispatchMode):
     """Counts the operations of an evaluation, and the entries of what they return."""
 
     supports_higher_order_operators = True
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # see PrecisionMode
-
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.operations = self.entries = 0
 
     def __torch_dispatch__(

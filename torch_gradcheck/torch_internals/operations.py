@@ -82,6 +82,11 @@ def takes(func: Any, name: str) -> bool:
     return any(argument.name == name for argument in schema_arguments(func))
 
 
+def changes_dtype(func: Any) -> bool:
+    """Whether an operation is the one behind `Tensor.to`: a copy in another dtype, on another device or both."""
+    return getattr(func, "overloadpacket", func) is packet("_to_copy")
+
+
 def flatten(result: Any) -> list[Tensor]:
     """The tensors an operation returned, in order."""
     if isinstance(result, Tensor):

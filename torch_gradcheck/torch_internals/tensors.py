@@ -25,3 +25,8 @@ def storage_key(x: torch.Tensor | torch.UntypedStorage) -> int:
     """A number that two tensors share if and only if they live in one storage, as long as that is alive."""
     storage = x.untyped_storage() if isinstance(x, torch.Tensor) else x
     return storage._cdata  # type: ignore[no-any-return]
+
+
+def is_wrapper(x: torch.Tensor) -> bool:
+    """Whether a tensor is made of other tensors (sharded, quantised, ...) and has no memory of its own."""
+    return hasattr(x, "__tensor_flatten__") and hasattr(x, "__tensor_unflatten__")
