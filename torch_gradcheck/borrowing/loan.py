@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
@@ -22,6 +21,7 @@ from torch_gradcheck.borrowing.switches import SwitchState
 from torch_gradcheck.borrowing.tensor_copies import TensorCopies
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.request import Mode
+from torch_gradcheck.torch_internals.modules import compiler_is_imported
 
 ONE_AT_A_TIME = RLock()
 """Random state and switches belong to the whole process: checks in several threads wait for each other.
@@ -196,7 +196,7 @@ def lend(
 
 def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:
     """What torch.compile has compiled would be compiled again, with the check's own modes in it; the way back."""
-    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and importing it takes two seconds
+    if not compiler_is_imported():
         return []
     stance = torch.compiler.set_stance("force_eager")
     return [lambda: stance.__exit__(None, None, None)]

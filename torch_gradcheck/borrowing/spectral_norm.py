@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import _SpectralNorm
-from torch.nn.utils.spectral_norm import SpectralNorm
+
+from torch_gradcheck.torch_internals.modules import singular_vectors, spectral_norms
 
 
 class PowerIterations:
@@ -18,7 +18,7 @@ class PowerIterations:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         found = [(module, norm) for module in modules for norm in spectral_norms(module)]
         self._norms = [(norm, norm.n_power_iterations) for _, norm in found]
-        self._vectors = {id(vector) for module, norm in found for vector in _singular_vectors(module, norm)}
+        self._vectors = {id(vector) for module, norm in found for vector in singular_vectors(module, norm)}
 
     def moves(self, buffer: Tensor) -> bool:
         """Whether it is one of the vectors: the forward that moved them computed with what they hold now."""
@@ -33,15 +33,3 @@ class PowerIterations:
         """They take place as before."""
         for norm, count in self._norms:
             norm.n_power_iterations = count
-
-
-def _singular_vectors(module: nn.Module, norm: _SpectralNorm | SpectralNorm) -> list[Tensor]:
-    names = ("_u", "_v") if norm is module else (f"{norm.name}_u", f"{norm.name}_v")
-    return [buffer for name, buffer in module.named_buffers(recurse=False) if name in names]
-
-
-def spectral_norms(module: nn.Module) -> Iterator[_SpectralNorm | SpectralNorm]:
-    """The spectral norms of a module: itself, if it is the parametrization of one, and its forward pre-hooks."""
-    if isinstance(module, _SpectralNorm):
-        yield module
-    yield from (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))

@@ -18,6 +18,13 @@ from torch_gradcheck.torch_internals.dispatch import (
     pop_transforms_down_to,
     transforms_in_force,
 )
+from torch_gradcheck.torch_internals.modules import (
+    ParametrizationCache,
+    current_calls,
+    parametrization_cache,
+    set_calls,
+    set_parametrization_cache,
+)
 
 WORTH_A_SECOND_THREAD = 100_000
 """A model with fewer coordinates is evaluated on one thread: on operations this small threads mostly wait
@@ -41,6 +48,10 @@ def _set_warning_filters(value: Any) -> None:
     """Takes back what packages that were imported meanwhile (sympy) have added."""
     warnings.filters[:] = value  # type: ignore[index]
     warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _set_grad_enabled(value: Any) -> None:
+    torch.set_grad_enabled(value)
 
 
 def _set_numpy_errors(value: Any) -> None:
@@ -68,11 +79,9 @@ def _deterministic() -> Switch:
 
 
 def _switches() -> list[Switch]:
-    from torch.nn.utils import parametrize
-
     return [
         Switch(torch.get_default_dtype, torch.set_default_dtype),
-        Switch(torch.is_grad_enabled, torch._C._set_grad_enabled),
+        Switch(torch.is_grad_enabled, _set_grad_enabled),
         Switch(torch.get_num_threads, torch.set_num_threads),
         Switch(np.geterr, _set_numpy_errors),
         Switch(lambda: list(warnings.filters), _set_warning_filters),
@@ -91,13 +100,8 @@ def _switches() -> list[Switch]:
         attribute_switch(torch.backends.cudnn, "enabled"),
         attribute_switch(torch.backends.cudnn, "allow_tf32"),
         attribute_switch(torch.backends.cuda.matmul, "allow_tf32"),
-        attribute_switch(parametrize, "_cache_enabled"),
-        attribute_switch(parametrize, "_cache"),
-        attribute_switch(torch.nn.Module, "__call__"),  # `blame` records a run by way of these two
-        Switch(
-            lambda: vars(torch.autograd.Function)["apply"],
-            lambda value: setattr(torch.autograd.Function, "apply", value),
-        ),
+        Switch(parametrization_cache, set_parametrization_cache),
+        Switch(current_calls, set_calls),  # the search for a culprit replaces these
     ]
 
 
@@ -112,8 +116,6 @@ class SwitchState:
 
         None leaves the default precision as it is. And one thread, where a second has nothing to do but to wait.
         """
-        from torch.nn.utils import parametrize
-
         torch.set_grad_enabled(True)
         if precision is not None:
             torch.set_default_dtype(precision)
@@ -122,7 +124,7 @@ class SwitchState:
         for device in filter(None, ("cpu", accelerator_type())):
             torch.set_autocast_enabled(device, False)
         torch.backends.mha.set_fastpath_enabled(False)
-        parametrize._cache_enabled, parametrize._cache = 0, {}
+        set_parametrization_cache(ParametrizationCache(0, {}))
 
     def restore(self) -> None:
         """Puts back every setting that is no longer what it was."""

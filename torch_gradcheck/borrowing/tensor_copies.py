@@ -1,6 +1,6 @@
 """Copies: copies of the caller's tensors in the precision of the check, and the swap that puts them in place.
 
-Swap, never write. `torch._C._swap_tensor_impl` exchanges what two tensor objects stand for. The caller's Parameter
+Swap, never write. `swap` exchanges what two tensor objects stand for. The caller's Parameter
 objects stay the same Python objects, so that optimizers, tied weights, captured lists and closures all see the
 copies; what they stood for before lies untouched aside, with its storage, `.grad`, hooks, version counter and the
 graphs that were built on it, and is swapped back in the end.
@@ -8,13 +8,14 @@ graphs that were built on it, and is swapped back in the end.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from torch_gradcheck.precision.dtypes import in_precision
+from torch_gradcheck.torch_internals.autograd import connect_hooks, restore_hooks, tensor_hooks
+from torch_gradcheck.torch_internals.tensors import swap, version_of
 
 
 class TensorCopies:
@@ -36,7 +37,7 @@ class TensorCopies:
         with torch.no_grad():
             self._others = _copies(self._tensors, dtype, values)
             self._pristine = [other.detach().clone() for other in self._others]
-        self._hooks = [_copied(tensor._backward_hooks) for tensor in self._tensors]
+        self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
         self._swapped = 0
         self._versions: list[int] = []
         self._always_reset = set(range(len(self._tensors)))
@@ -44,19 +45,18 @@ class TensorCopies:
     def swap_in(self) -> None:
         """Every tensor object stands for its copy."""
         for tensor, other in zip(self._tensors, self._others, strict=True):
-            torch._C._swap_tensor_impl(tensor, other)
+            swap(tensor, other)
             self._swapped += 1
-            if tensor.requires_grad and tensor._backward_hooks:
-                tensor._backward_hooks = tensor._backward_hooks  # the caller's tensor hooks, on the copy too
-        self._versions = [tensor._version for tensor in self._tensors]
+            connect_hooks(tensor)
+        self._versions = [version_of(tensor) for tensor in self._tensors]
 
     def swap_back(self) -> None:
         """Every tensor object stands for what it stood for before."""
         while self._swapped:
             self._swapped -= 1
             tensor, other = self._tensors[self._swapped], self._others[self._swapped]
-            torch._C._swap_tensor_impl(tensor, other)
-            _restore_hooks(tensor, self._hooks[self._swapped])
+            swap(tensor, other)
+            restore_hooks(tensor, self._hooks[self._swapped])
 
     def have_gradients(self) -> bool:
         """Whether something has been accumulated in `.grad`."""
@@ -75,10 +75,10 @@ class TensorCopies:
     def rewind(self) -> None:
         """Copies that an evaluation wrote to hold their first values again."""
         for position, tensor in enumerate(self._tensors):
-            if position in self._always_reset or tensor._version != self._versions[position]:
+            if position in self._always_reset or version_of(tensor) != self._versions[position]:
                 with torch.no_grad():
                     tensor.data.copy_(self._pristine[position])
-                self._versions[position] = tensor._version
+                self._versions[position] = version_of(tensor)
 
 
 def _can_be_copied(tensor: torch.Tensor) -> bool:
@@ -145,17 +145,3 @@ def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
 def _at(like: torch.Tensor, storage: torch.UntypedStorage, *place: Any) -> torch.Tensor:
     """A tensor of its own, no view, on a storage: at offset, shape and stride, or all of it one after the other."""
     return torch.empty(0, dtype=like.dtype, device=like.device).set_(storage, *place)
-
-
-def _copied(hooks: Any) -> Any:
-    return None if hooks is None else OrderedDict(hooks)
-
-
-def _restore_hooks(tensor: torch.Tensor, hooks: Any) -> None:
-    """Hooks that the model itself added to the copy during an evaluation go with it."""
-    if hooks is None:
-        if tensor._backward_hooks is not None:
-            tensor._backward_hooks = None
-    elif tensor._backward_hooks is not None and tensor._backward_hooks != hooks:
-        tensor._backward_hooks.clear()
-        tensor._backward_hooks.update(hooks)

@@ -14,7 +14,7 @@ from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import PrecisionMode
-from torch_gradcheck.torch_internals.autograd import nodes_from
+from torch_gradcheck.torch_internals.autograd import graph_is_used_up, is_reentrant_checkpoint, nodes_from
 
 
 def autograd_gradients(
@@ -55,7 +55,7 @@ def _asked(loss: torch.Tensor, parameters: list[nn.Parameter]) -> tuple[list[tor
         gradients = iter(gradients_of([loss], asked))
         return [next(gradients) if parameter.requires_grad else None for parameter in parameters], False
     except RuntimeError as error:
-        if ran and "second time" in str(error):  # the closure has used the graph up
+        if ran and graph_is_used_up(error):  # the closure has used the graph up
             return left, True
         raise
 
@@ -80,7 +80,7 @@ def gradients_of(
 def _runs_a_backward_inside(outputs: Sequence[torch.Tensor]) -> bool:
     """Whether a reentrant checkpoint is part of the graph: it accumulates, and returns None when it is asked."""
     nodes = nodes_from(output.grad_fn for output in outputs)
-    return any(node.name() == "CheckpointFunctionBackward" for node in nodes)
+    return any(is_reentrant_checkpoint(node) for node in nodes)
 
 
 @contextmanager

@@ -128,7 +128,7 @@ class CountingMode(DispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.operations = self.entries = 0
 
     def __torch_dispatch__(

@@ -9,6 +9,7 @@ import torch
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.precision.dtypes import in_precision
+from torch_gradcheck.torch_internals.tensors import version_of
 
 
 class BatchCopy:
@@ -24,7 +25,7 @@ class BatchCopy:
         self._kept: list[torch.Tensor] = []  # the originals, so that no id is used twice
         self._structure = rebuilt(batch, self._copied)
         self._first = {id(copy): copy.detach().clone() for copy in self._copies.values()}
-        self._versions = {id(copy): copy._version for copy in self._copies.values()}
+        self._versions = {id(copy): version_of(copy) for copy in self._copies.values()}
 
     def fresh(self) -> Any:
         """The batch in new containers, its tensors holding their first values."""
@@ -40,8 +41,8 @@ class BatchCopy:
         return self._copies[id(tensor)]
 
     def _rewound(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor._version != self._versions[id(tensor)] or tensor.grad is not None:
+        if version_of(tensor) != self._versions[id(tensor)] or tensor.grad is not None:
             tensor.grad = None
             tensor.data.copy_(self._first[id(tensor)])
-            self._versions[id(tensor)] = tensor._version
+            self._versions[id(tensor)] = version_of(tensor)
         return tensor

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from torch_gradcheck.arrays import Indices
-from torch_gradcheck.borrowing.spectral_norm import spectral_norms
+from torch_gradcheck.torch_internals.modules import spectral_norms
 
 Embedding = nn.Embedding | nn.EmbeddingBag
 

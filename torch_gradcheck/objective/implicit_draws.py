@@ -10,14 +10,12 @@ from __future__ import annotations
 import torch
 
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.torch_internals.autograd import nodes_from
-
-DRAWS = ("StandardGammaBackward", "_DirichletBackward")
-"""The nodes of autograd's graph; beta, chi-squared and Student's t distributions draw through them, too."""
+from torch_gradcheck.torch_internals.autograd import is_implicit_draw, leaf_of, nodes_from
 
 
 def upstream_of_draws(objective: Objective) -> set[int]:
     """The ids of the leaves that a draw depends on."""
     with torch.enable_grad(), objective.evaluation():
-        draws = [node for node in nodes_from([objective.compute().grad_fn]) if node.name().startswith(DRAWS)]
-        return {id(node.variable) for node in nodes_from(draws) if hasattr(node, "variable")}
+        J = objective.compute()  # keeps the graph, which a node written in Python does not
+        draws = [node for node in nodes_from([J.grad_fn]) if is_implicit_draw(node)]
+        return {id(leaf) for leaf in map(leaf_of, nodes_from(draws)) if leaf is not None}

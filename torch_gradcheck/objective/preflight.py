@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
-import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,11 +15,9 @@ from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossErro
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.mode import DrawnIn
-
-NO_KERNEL = re.compile(
-    r"not implemented for '\w*Double'|matrix, got Double|(does not|n't) support \S*(double|float64)", re.I
-)
-"""Texts of torch's errors where an operation has no kernel for float64."""
+from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
+from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
+from torch_gradcheck.torch_internals.modules import modules_in_traceback
 
 Output = tuple[str, list[torch.Tensor]]
 
@@ -47,7 +43,7 @@ def preflighted(
     try:
         objective.loss = objective.record_evaluation()
     except RuntimeError as error:
-        if dtype is torch.float64 and NO_KERNEL.search(str(error)):
+        if dtype is torch.float64 and lacks_float64_kernel(error):
             raise _no_kernel(objective, error) from error
         raise
     if not math.isfinite(objective.loss):
@@ -60,9 +56,8 @@ def preflighted(
 
 def _no_kernel(objective: Objective, error: RuntimeError) -> InvalidRequestError:
     where = ""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if frame.f_code.co_name == "_call_impl":
-            where = _name_of(objective.model, frame.f_locals.get("self")) or where
+    for module in modules_in_traceback(error):
+        where = _name_of(objective.model, module) or where
     return InvalidRequestError(
         f"dtype=torch.float64: {where or 'the loss'} uses an operation that has no float64 kernel ({error}). "
         "Check it with dtype=torch.float32, with wider error bars."
@@ -95,7 +90,7 @@ def _without_graph(objective: Objective) -> float | None:
 def _value_unwarned(objective: Objective) -> float:
     """J(θ); the warning of reentrant checkpoints that they miss autograd becomes an error."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="None of the inputs have requires_grad", category=UserWarning)
+        warnings.filterwarnings("error", message=CHECKPOINT_WITHOUT_GRAPH, category=UserWarning)
         return objective.value()
 
 

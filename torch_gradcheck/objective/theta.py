@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 import numpy as np
 import torch
 from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
 from torch_gradcheck.reporting.words import close_names
+from torch_gradcheck.torch_internals.tensors import is_wrapper
 
 
 def flat_values(entry: ThetaEntry) -> Floats:
@@ -181,7 +181,7 @@ def _check_is_ordinary(name: str, parameter: nn.Parameter) -> None:
             f"parameter {name!r} is on the meta device and holds no numbers: "
             "materialise the model first, for example with model.to_empty(device='cpu') and an initialisation."
         )
-    if parameter.layout is not torch.strided or is_traceable_wrapper_subclass(parameter):
+    if parameter.layout is not torch.strided or is_wrapper(parameter):
         raise InvalidRequestError(
             f"parameter {name!r} is a {type(parameter.data).__name__} of layout {parameter.layout}: "
             "only ordinary dense tensors can be perturbed; check the model before it is sharded, quantised or pruned."

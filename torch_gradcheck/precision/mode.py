@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_gradcheck.precision.dtypes import in_precision, is_lower
-from torch_gradcheck.torch_internals.operations import is_view, written_arguments
+from torch_gradcheck.torch_internals.dispatch import DispatchMode
+from torch_gradcheck.torch_internals.operations import existing, is_view, overloads, takes, written_arguments
 
-aten = torch.ops.aten
-
-KEEP = {aten.view.dtype}
-"""Ops whose dtype argument reinterprets bits and does not cast."""
+KEEP = frozenset(existing("view.dtype"))
+"""Operations whose dtype argument reinterprets bits and does not cast."""
 
 
 _NAMES_OF_DRAWS = """
@@ -23,7 +20,7 @@ _NAMES_OF_DRAWS = """
     exponential exponential_ cauchy_ geometric_ log_normal_ multinomial poisson
 """
 
-DRAWS = {getattr(aten, name) for name in _NAMES_OF_DRAWS.split() if hasattr(aten, name)}
+DRAWS = overloads(*_NAMES_OF_DRAWS.split())
 """Ops that draw floating random numbers, or by a law that floating numbers give."""
 
 
@@ -34,7 +31,7 @@ class DrawnIn(NamedTuple):
     tensors: torch.dtype
 
 
-class PrecisionMode(TorchDispatchMode):
+class PrecisionMode(DispatchMode):
     """Rewrites every lower precision to the given one: casts, factory calls and tensors the borrowing did not reach.
 
     A model that casts inside (`.float()` before a softmax, autocast, a float32 mask) would otherwise compute in that
@@ -49,12 +46,8 @@ class PrecisionMode(TorchDispatchMode):
     drawn_in: DrawnIn | None = None
     supports_higher_order_operators = True
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # the guard against being compiled imports the whole of torch._dynamo: two seconds
-
     def __init__(self, precision: torch.dtype, current_module: Callable[[], str] = lambda: "") -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.precision = precision
         self.overridden: dict[str, set[str]] = {}
         self._current_module = current_module
@@ -64,7 +57,7 @@ class PrecisionMode(TorchDispatchMode):
     ) -> Any:
         if is_view(func):
             return func(*args, **(kwargs or {}))  # of the tensor itself, which may be written to through it
-        if self.drawn_in is not None and _is_draw(func):
+        if self.drawn_in is not None and func in DRAWS:
             return self._drawn(func, args, dict(kwargs or {}), self.drawn_in)
         writes = written_arguments(func)
         raised = tuple(arg if position in writes else self._raised(func, arg) for position, arg in enumerate(args))
@@ -77,8 +70,7 @@ class PrecisionMode(TorchDispatchMode):
         """What a draw in the caller's precision gives, in that of the check."""
         writes = written_arguments(func)
         lowered = [_lowered(arg, drawn_in.tensors) for arg in args]
-        takes_dtype = any(argument.name == "dtype" for argument in func._schema.arguments)
-        if takes_dtype and kwargs.get("dtype") in (None, self.precision):
+        if takes(func, "dtype") and kwargs.get("dtype") in (None, self.precision):
             like = any(isinstance(arg, torch.Tensor) for arg in args)
             kwargs["dtype"] = drawn_in.tensors if like else drawn_in.default
         result = func(*lowered, **kwargs)
@@ -111,9 +103,3 @@ def _lowered(argument: Any, dtype: torch.dtype) -> Any:
     """A floating tensor in another precision, anything else as it is."""
     is_floating = isinstance(argument, torch.Tensor) and argument.is_floating_point()
     return argument.to(dtype) if is_floating else argument
-
-
-@functools.cache
-def _is_draw(func: Any) -> bool:
-    """Whether an op does nothing but draw floating random numbers."""
-    return getattr(func, "overloadpacket", None) in DRAWS

@@ -11,19 +11,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from torch_gradcheck.precision.mode import PrecisionMode
-from torch_gradcheck.torch_internals.operations import is_view, written_arguments
-
-aten = torch.ops.aten
+from torch_gradcheck.torch_internals.dispatch import DispatchMode
+from torch_gradcheck.torch_internals.operations import changes_dtype, is_view, overloads, written_arguments
 
 MOVED = 0.6
 """The largest move, in machine epsilons of a result: it then moves by a last place or stays, with a few times the
 variance of what rounding to nearest does."""
 
 
-class RoundingMode(TorchDispatchMode):
+class RoundingMode(DispatchMode):
     """Runs a computation in its own precisions, whatever each operation's is, with rounding as random noise.
 
     Args:
@@ -32,12 +30,8 @@ class RoundingMode(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # as in PrecisionMode
-
     def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._generator = generator
 
     def __torch_dispatch__(
@@ -110,11 +104,10 @@ class KernelsInMode(PrecisionMode):
 
 def rounds(func: Any, args: tuple[Any, ...]) -> bool:
     """Whether an operation's results are rounded: it computes, and does not only move numbers or draw them."""
-    packet = getattr(func, "overloadpacket", func)
-    if packet is aten._to_copy:
+    if changes_dtype(func):
         return bool(args[0].is_floating_point())
     tags = getattr(func, "tags", ())
-    return packet not in EXACT and torch.Tag.nondeterministic_seeded not in tags and not is_view(func)
+    return func not in EXACT and torch.Tag.nondeterministic_seeded not in tags and not is_view(func)
 
 
 def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch.Generator) -> None:
@@ -144,5 +137,5 @@ _NAMES_OF_EXACT = """
     new_empty_strided arange linspace scalar_tensor lift_fresh threshold_backward
 """
 
-EXACT = {getattr(aten, name) for name in _NAMES_OF_EXACT.split()}
+EXACT = overloads(*_NAMES_OF_EXACT.split())
 """Operations that move numbers, choose among them or make them up, and round nothing."""

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from torch_gradcheck.torch_internals.missing import internal
+
+Hooks = Mapping[int, Callable[..., Any]]
+"""The hooks of a tensor by the number of their handle, in the order in which they run."""
+
+CHECKPOINT_WITHOUT_GRAPH = "None of the inputs have requires_grad"
+"""How the warning begins that a reentrant checkpoint gives where it is called without autograd."""
+
 
 def nodes_from(starts: Iterable[Any]) -> Iterator[Any]:
-    """Every node that can be reached from these, each once and as soon as it is met; None among them is no node."""
+    """Every node of the graph that can be reached from `starts`, once each; None among them stands for no node."""
     waiting, seen = list(starts), set[Any]()
     while waiting:
         node = waiting.pop()
@@ -18,6 +27,35 @@ def nodes_from(starts: Iterable[Any]) -> Iterator[Any]:
             seen.add(node)
             yield node
             waiting += [following for following, _ in node.next_functions]
+
+
+def leaf_of(node: Any) -> torch.Tensor | None:
+    """The leaf in whose `.grad` a node accumulates; None for any other node."""
+    leaf: torch.Tensor | None = getattr(node, "variable", None)
+    return leaf
+
+
+def is_reentrant_checkpoint(node: Any) -> bool:
+    """Whether a node belongs to `torch.utils.checkpoint` with use_reentrant=True, which runs a backward of its own."""
+    return bool(node.name() == "CheckpointFunctionBackward")
+
+
+def is_implicit_draw(node: Any) -> bool:
+    """Whether a node differentiates a random draw by implicit reparameterisation.
+
+    These are gamma and Dirichlet variates. Beta, chi-squared and Student's t distributions draw through them.
+    """
+    return bool(node.name().startswith(("StandardGammaBackward", "_DirichletBackward")))
+
+
+def in_backward() -> bool:
+    """Whether a backward is running in this thread: a checkpoint then calls the model again."""
+    return bool(internal(torch._C, "_current_graph_task_id", "tell a forward from a backward")() != -1)
+
+
+def graph_is_used_up(error: BaseException) -> bool:
+    """Whether an exception says that a backward has freed the graph which another one asks for."""
+    return "second time" in str(error)
 
 
 @contextmanager
@@ -33,18 +71,53 @@ def before_hooks(parameter: torch.Tensor) -> Iterator[list[torch.Tensor]]:
             raw.append(gradient.detach().clone())
 
     handle = parameter.register_hook(keep)
-    hooks = parameter._backward_hooks
-    assert hooks is not None
-    others = [(key, hook) for key, hook in hooks.items() if key != handle.id]
-    for key, _ in others:
-        del hooks[key]
-    hooks.update(others)
+    _run_first(parameter, handle.id)
     try:
         yield raw
     finally:
         handle.remove()
 
 
-def in_backward() -> bool:
-    """Whether a backward is running: a checkpoint calls the model again there."""
-    return torch._C._current_graph_task_id() != -1
+def _run_first(tensor: torch.Tensor, number: int) -> None:
+    """Moves the hook with the handle of this number before all others, which keep their order."""
+    hooks = tensor._backward_hooks
+    assert hooks is not None
+    others = [(key, hook) for key, hook in hooks.items() if key != number]
+    for key, _ in others:
+        del hooks[key]
+    hooks.update(others)
+
+
+def tensor_hooks(tensor: torch.Tensor) -> Hooks | None:
+    """A copy of the hooks that `register_hook` has left; None for a tensor that never had one."""
+    hooks = tensor._backward_hooks
+    return None if hooks is None else OrderedDict(hooks)
+
+
+def has_hooks(tensor: torch.Tensor) -> bool:
+    """Whether `register_hook` has left a hook on a tensor."""
+    return bool(tensor._backward_hooks)
+
+
+def connect_hooks(tensor: torch.Tensor) -> None:
+    """Has the hooks of a tensor object run for what it stands for now, after a swap.
+
+    The hooks are an attribute of the Python object. Autograd learns of them where the attribute is assigned.
+    """
+    if tensor.requires_grad and tensor._backward_hooks:
+        tensor._backward_hooks = tensor._backward_hooks
+
+
+def restore_hooks(tensor: torch.Tensor, hooks: Hooks | None) -> None:
+    """A tensor has the hooks again that `tensor_hooks` gave; those that were registered since are gone."""
+    if hooks is None:
+        if tensor._backward_hooks is not None:
+            tensor._backward_hooks = None
+    elif tensor._backward_hooks is not None and tensor._backward_hooks != hooks:
+        tensor._backward_hooks.clear()
+        tensor._backward_hooks.update(hooks)
+
+
+def has_post_accumulate_hooks(tensor: torch.Tensor) -> bool:
+    """Whether `register_post_accumulate_grad_hook` has left a hook on a leaf."""
+    return bool(getattr(tensor, "_post_accumulate_grad_hooks", None))

@@ -1,30 +1,140 @@
-"""The module whose forward is running, and modules that torch.compile has wrapped."""
+"""How torch calls modules: which one is running, which are compiled, and the calls of all of them replaced."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd import Function
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 
 def running_module() -> nn.Module | None:
     """The innermost module whose forward is running."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
-        if frame.f_code.co_name == "_call_impl":
-            module = frame.f_locals.get("self")
-            return module if isinstance(module, nn.Module) else None
-        frame = frame.f_back  # type: ignore[assignment]
+        if _calls_a_module(frame):
+            return _module_of(frame)
+        frame = frame.f_back
     return None
 
 
+def modules_in_traceback(error: BaseException) -> Iterator[nn.Module]:
+    """The modules whose forward was running when an exception was raised, the outermost first."""
+    traceback = error.__traceback__
+    while traceback is not None:
+        module = _module_of(traceback.tb_frame) if _calls_a_module(traceback.tb_frame) else None
+        if module is not None:
+            yield module
+        traceback = traceback.tb_next
+
+
+def _calls_a_module(frame: FrameType) -> bool:
+    return frame.f_code.co_name == "_call_impl"
+
+
+def _module_of(frame: FrameType) -> nn.Module | None:
+    module = frame.f_locals.get("self")
+    return module if isinstance(module, nn.Module) else None
+
+
+class Calls(NamedTuple):
+    """What runs where a module is called, and where a torch.autograd.Function is applied, in the whole process.
+
+    Attributes:
+        module: `torch.nn.Module.__call__`.
+        function: the class method `torch.autograd.Function.apply`.
+    """
+
+    module: Any
+    function: Any
+
+
+def current_calls() -> Calls:
+    """What runs at present."""
+    return Calls(nn.Module.__call__, vars(Function)["apply"])
+
+
+def set_calls(calls: Calls) -> None:
+    """Has these run from now on."""
+    nn.Module.__call__ = calls.module  # type: ignore[method-assign]
+    Function.apply = calls.function  # type: ignore[method-assign]
+
+
 def is_compiled(model: nn.Module) -> bool:
-    """Whether torch.compile had its hands on a part of it."""
+    """Whether torch.compile has compiled the model or a part of it."""
     compiled = (getattr(module, "_compiled_call_impl", None) for module in model.modules())
-    return any(compiled) or any(hasattr(module, "_orig_mod") for module in model.modules())
+    return any(compiled) or any(uncompiled(module) is not module for module in model.modules())
 
 
-def uncompiled(module: nn.Module) -> nn.Module:
-    """The module that torch.compile has wrapped; any other as it is."""
-    inner: nn.Module = getattr(module, "_orig_mod", module)
-    return inner
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The caller's own module, where `model` is what torch.compile has wrapped it in; else `model`."""
+    wrapped: nn.Module = getattr(model, "_orig_mod", model)
+    return wrapped
+
+
+def compiler_is_imported() -> bool:
+    """Whether torch's compiler is loaded: without it nothing is compiled, and to load it takes two seconds."""
+    return "torch._dynamo" in sys.modules
+
+
+def has_backward_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks that see, and may change, the gradients of its outputs or inputs."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+def is_dropout(module: nn.Module) -> bool:
+    """Whether a module zeroes entries at random with probability `module.p`."""
+    return isinstance(module, _DROPOUTS)
+
+
+_DROPOUTS: Any = getattr(nn.modules.dropout, "_DropoutNd", (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d))
+
+_SPECTRAL_NORM: Any = getattr(parametrizations, "_SpectralNorm", ())
+
+
+def spectral_norms(module: nn.Module) -> Iterator[Any]:
+    """The spectral norms of a module: itself, if it is the parametrization of one, and its forward pre-hooks.
+
+    Each has the attribute `n_power_iterations`.
+    """
+    if isinstance(module, _SPECTRAL_NORM):
+        yield module
+    yield from (hook for hook in module._forward_pre_hooks.values() if isinstance(hook, SpectralNorm))
+
+
+def singular_vectors(module: nn.Module, norm: Any) -> list[Tensor]:
+    """The buffers of a module in which one of its spectral norms keeps u and v, σ = uᵀWv."""
+    names = ("_u", "_v") if norm is module else (f"{norm.name}_u", f"{norm.name}_v")
+    return [buffer for name, buffer in module.named_buffers(recurse=False) if name in names]
+
+
+class ParametrizationCache(NamedTuple):
+    """The cache of `torch.nn.utils.parametrize.cached()`, a switch of the whole process.
+
+    Attributes:
+        enabled: how many blocks of `cached()` are open.
+        values: what parametrizations have computed in them.
+    """
+
+    enabled: Any
+    values: Any
+
+
+NO_CACHE = ParametrizationCache(None, None)
+"""Stands for the cache of a torch that keeps it elsewhere."""
+
+
+def parametrization_cache() -> ParametrizationCache:
+    """The cache as it is; `NO_CACHE` where this version of torch keeps it elsewhere."""
+    return ParametrizationCache(getattr(parametrize, "_cache_enabled", None), getattr(parametrize, "_cache", None))
+
+
+def set_parametrization_cache(cache: ParametrizationCache) -> None:
+    """Puts a cache, `ParametrizationCache(0, {})` for none, in the place of the present one."""
+    if NO_CACHE not in (cache, parametrization_cache()):
+        parametrize._cache_enabled, parametrize._cache = cache

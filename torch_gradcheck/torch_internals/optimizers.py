@@ -1,10 +1,14 @@
-"""The state that a GradScaler keeps about each optimizer."""
+"""What a gradient scaler has done to the gradients of a step."""
 
 from __future__ import annotations
 
-from torch.amp.grad_scaler import GradScaler, OptState
+import torch
+from torch.amp.grad_scaler import OptState
+
+from torch_gradcheck.torch_internals.missing import internal
 
 
-def has_unscaled(scaler: GradScaler) -> bool:
-    """Whether the gradients of some optimizer have been divided by the scale since the last `update`."""
-    return any(state["stage"] is OptState.UNSCALED for state in scaler._per_optimizer_states.values())
+def has_unscaled(scaler: torch.amp.GradScaler) -> bool:
+    """Whether the scaler has divided the gradients of an optimizer by the loss scale since its last update."""
+    states = internal(scaler, "_per_optimizer_states", "see whether .grad still carries the loss scale")
+    return OptState.UNSCALED in [state["stage"] for state in states.values()]

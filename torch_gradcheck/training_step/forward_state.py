@@ -13,6 +13,7 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.borrowing.random_state import RandomState, is_generator
 from torch_gradcheck.torch_internals.devices import accelerator_type
+from torch_gradcheck.torch_internals.tensors import version_of
 
 Autocast = Mapping[str, tuple[bool, torch.dtype]]
 """Device type → (autocast is on for it, the dtype it casts to)."""
@@ -37,7 +38,7 @@ class SeenForward:
 
     def weights_moved(self) -> bool:
         """Whether a parameter has been written to since."""
-        return any(parameter._version != version for parameter, version in self.versions.items())
+        return any(version_of(parameter) != version for parameter, version in self.versions.items())
 
 
 def seen_now(
@@ -46,7 +47,7 @@ def seen_now(
     """The state that a forward which begins now starts from."""
     generators = [value for module in model.modules() for value in vars(module).values() if is_generator(value)]
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
-    versions = {parameter: parameter._version for parameter in model.parameters()}
+    versions = {parameter: version_of(parameter) for parameter in model.parameters()}
     return SeenForward(Start(RandomState.of_everything(generators), buffers), autocast_now(), versions, args, kwargs)
 
 

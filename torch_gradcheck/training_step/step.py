@@ -11,6 +11,8 @@ from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks
+from torch_gradcheck.torch_internals.modules import is_dropout
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
 
 
@@ -72,7 +74,7 @@ class TrainingStep:
 
 def taken_in_backward(theta: Theta) -> str:
     """The reason why `.grad` may be gone: hooks that run as soon as it is there; "" where there are none."""
-    hooked = [entry.name for entry in theta if getattr(entry.parameter, "_post_accumulate_grad_hooks", None)]
+    hooked = [entry.name for entry in theta if has_post_accumulate_hooks(entry.parameter)]
     if not hooked:
         return ""
     return (
@@ -85,6 +87,6 @@ def _what_is_random(model: nn.Module) -> str:
     droppers = [
         name or "the model"
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p
+        if is_dropout(module) and module.training and module.p
     ]
     return f"random (active dropout in {', '.join(droppers[:3])})" if droppers else "random, or reads what it updates"

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.objective.nested import rebuilt
+from torch_gradcheck.torch_internals.tensors import version_of
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
@@ -36,7 +37,7 @@ class Snapshots:
         return replaced(value, self._copied)
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
-        key = (id(tensor), tensor._version)
+        key = (id(tensor), version_of(tensor))
         if key not in self._copies:
             self._kept.append(tensor)
             self._copies[key] = tensor.detach().clone()

@@ -14,6 +14,8 @@ from torch.autograd import Function
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, tensors_of
 from torch_gradcheck.objective.nested import rebuilt
+from torch_gradcheck.torch_internals.autograd import in_backward
+from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
 
 Owner = nn.Module | type[Function]
 
@@ -111,21 +113,19 @@ class Recording:
         self._undo: list[Callable[[], Any]] = []
 
     def __enter__(self) -> Recording:
-        module_call: Any = nn.Module.__call__
-        apply = vars(Function)["apply"]
-        self._undo = [lambda: setattr(nn.Module, "__call__", module_call), lambda: setattr(Function, "apply", apply)]
+        calls = current_calls()
+        self._undo = [lambda: set_calls(calls)]
 
         def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return self._around(module, lambda a, k: module_call(module, *a, **k), args, kwargs)
+            return self._around(module, lambda a, k: calls.module(module, *a, **k), args, kwargs)
 
         def recorded_apply(function: type[Function], *args: Any, **kwargs: Any) -> Any:
-            bound = apply.__get__(None, function)
+            bound = calls.function.__get__(None, function)
             if function.__module__.startswith("torch."):
                 return bound(*args, **kwargs)
             return self._around(function, lambda a, k: bound(*a, **k), args, kwargs)
 
-        nn.Module.__call__ = recorded_call  # type: ignore[method-assign]
-        Function.apply = classmethod(recorded_apply)  # type: ignore[assignment, method-assign]
+        set_calls(Calls(recorded_call, classmethod(recorded_apply)))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -156,7 +156,6 @@ class Recording:
         return self._finished(call, result)
 
     def _begin(self, owner: Owner, args: Any, kwargs: Any) -> RecordedCall:
-        in_backward = torch._C._current_graph_task_id() != -1
         parent = self._stack[-1] if self._stack else None
         given = [tensor.requires_grad for tensor in tensors_of((args, kwargs))]
         call = RecordedCall(
@@ -165,7 +164,7 @@ class Recording:
             self._snapshots.of((args, kwargs)),
             given,
             torch.is_grad_enabled(),
-            in_backward,
+            in_backward(),
             RandomState.of_everything(),
         )
         self.calls.append(call)

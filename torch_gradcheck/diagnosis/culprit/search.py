@@ -166,7 +166,7 @@ def _meanings(calls: Sequence[RecordedCall]) -> tuple[FactorMeaning, ...]:
             counts.append((math.prod(shape), "entries of the output"))
             if shape and shape[0] == rows:
                 counts.append((math.prod(shape[1:]), "entries of a row of the output"))
-    uses = Counter(call.owner for call in calls if isinstance(call.owner, nn.Module) and call.owner._parameters)
+    uses = Counter(call.owner for call in calls if isinstance(call.owner, nn.Module) and _parameters_of(call.owner))
     counts += [(count, "uses of a shared module") for count in sorted(set(uses.values()))]
     return tuple(meaning for count, of_what in counts for meaning in count_meanings(count, of_what))
 
@@ -329,7 +329,12 @@ class _Search:
 
 
 def _holds(owner: Owner, parameter: nn.Parameter) -> bool:
-    return isinstance(owner, nn.Module) and any(held is parameter for held in owner._parameters.values())
+    return isinstance(owner, nn.Module) and any(held is parameter for held in _parameters_of(owner))
+
+
+def _parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters that a module holds itself."""
+    return list(module.parameters(recurse=False))
 
 
 def _less(part: Contribution, inside: Sequence[Contribution]) -> Contribution:

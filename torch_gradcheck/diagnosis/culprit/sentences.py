@@ -11,6 +11,8 @@ from torch import nn
 
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
+from torch_gradcheck.torch_internals.autograd import has_hooks
+from torch_gradcheck.torch_internals.modules import has_backward_hooks
 
 LOSS = "loss_fn"
 
@@ -124,7 +126,7 @@ class Sentences:
 
     def _on_hook(self, verdict: Attribution) -> dict[str, str]:
         parameter, name = verdict.wrong.entry.parameter, verdict.wrong.entry.name
-        if parameter._backward_hooks:
+        if has_hooks(parameter):
             return {name: f"a hook on the parameter {name} changes its gradient; the backward up to there is right"}
         return {NOBODY: self.nobody("what .grad holds is not what the backward gave it: it is changed afterwards")}
 
@@ -174,7 +176,7 @@ def _moves(call: RecordedCall, verdict: Attribution) -> bool:
 
 def _hooked(call: RecordedCall | None) -> str:
     owner = None if call is None else call.owner
-    if isinstance(owner, nn.Module) and (owner._backward_hooks or owner._backward_pre_hooks):
+    if isinstance(owner, nn.Module) and has_backward_hooks(owner):
         return ": it has a backward hook, which changes gradients"
     return ""
 

@@ -23,6 +23,7 @@ from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.lower_precisions import Rounding, rounding_of_all
 from torch_gradcheck.torch_internals.autograd import before_hooks
+from torch_gradcheck.torch_internals.tensors import version_of
 
 SHARP = 0.02
 """An error bar of this share of E is narrow enough."""
@@ -118,7 +119,7 @@ class CallRunner:
             gradient = call.returned.get(k, gradient)
             if tangent is not None and gradient is not None:
                 total += inner(gradient, tangent)
-        mutates = any(cotangent._version for cotangent in cotangents)
+        mutates = any(version_of(cotangent) for cotangent in cotangents)
         return _Analytic(total, of_theta, mutates, rounding_of([each for each in found if each is not None]))
 
     def _numeric(
