@@ -5,17 +5,13 @@ from __future__ import annotations
 import time
 
 import numpy as np
-import torch
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.noise import POINTS, SIGMAS, Noise, measured_noise
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.differences.sampling import Sampler, Samples
-from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.engine import Engine
-from torch_gradcheck.engines.memoized import MemoizedEngine
-from torch_gradcheck.engines.selection import SelectedEngine
-from torch_gradcheck.engines.traced.engine import TracedEngine, worth_tracing
+from torch_gradcheck.engines.selection import Elsewhere, select_engine
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.objective.objective import Objective
@@ -56,7 +52,7 @@ class Numerical:
     """
 
     def __init__(self, objective: Objective, theta: Theta, request: Request, threads: int) -> None:
-        self._objective, self._theta, self._request, self._threads = objective, theta, request, threads
+        self._objective, self._theta, self._request = objective, theta, request
         self._step = epsilon(objective.dtype) ** (1 / 3)
         direction = self._direction(0)
         with direction.at(self._step):
@@ -64,7 +60,14 @@ class Numerical:
         sigma = self._sigma(direction)
         growth = self._growth(direction, sigma)
         self.noise = Noise(objective.loss, sigma, epsilon(objective.dtype), growth)
-        self.engine = self._chosen_engine(direction, a_step_away)
+        self.engine = select_engine(
+            objective,
+            theta,
+            always=request.method == "projected",
+            threads=threads,
+            elsewhere=Elsewhere(lambda: direction.at(self._step), a_step_away),
+            noise=SIGMAS * max(sigma, growth * self._step),
+        )
         self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
 
     def trials(self, gradients: dict[int, AnalyticGradient], progress: ProgressBar) -> dict[int, ParameterTrial]:
@@ -141,31 +144,6 @@ class Numerical:
             with self._direction(k + 1).at(distance):
                 self._nearby[k, distance] = autograd_gradients(self._objective, self._theta)
         return self._nearby[k, distance]
-
-    def _chosen_engine(self, direction: RandomDirection, a_step_away: float) -> SelectedEngine:
-        """The traced engine beside the plain one, where tracing pays and nothing in J forbids it."""
-        parameters: list[torch.Tensor] = [entry.parameter for entry in self._theta]
-        checked = self._theta.checked
-        pays = self._request.method == "projected" or worth_tracing(2 * self._theta.coordinates, len(checked))
-        pays = pays and not self._objective.runs_backward
-
-        allowed = SIGMAS * max(self.noise.sigma, self.noise.growth * self._step)
-
-        def trace() -> TracedEngine:
-            traced = TracedEngine(self._objective, parameters, threads=self._threads)
-            with direction.at(self._step):
-                traced.confirm(a_step_away, allowed)
-            return traced
-
-        plain = EagerEngine(self._objective.value, parameters)
-        remembers = MemoizedEngine(plain, self._objective.model, self._objective.value, parameters)
-        return SelectedEngine(
-            plain,
-            remembers if pays and not self._objective.needs_graph else None,
-            trace if pays else None,
-            noise=allowed,
-            counted=self._objective.count,
-        )
 
     def _sigma(self, direction: RandomDirection) -> float:
         """The noise of J near θ: on one side of it, so that a kink at θ itself is not taken for noise."""
