@@ -1,11 +1,27 @@
-"""The accelerator beside the CPU, if there is one."""
+"""The accelerator beside the CPU, if there is one, and what torch says where memory or a kernel is missing."""
 
 from __future__ import annotations
 
+import re
+
 import torch
+
+_NO_FLOAT64_KERNEL = re.compile(
+    r"not implemented for '\w*Double'|matrix, got Double|(does not|n't) support \S*(double|float64)", re.I
+)
 
 
 def accelerator_type() -> str | None:
     """The device type beside the CPU that this process may use ("cuda", "mps", "xpu"), None without one."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return None if accelerator is None else accelerator.type
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out, on the CPU ("not enough memory") or on an accelerator."""
+    return isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
+
+
+def lacks_float64_kernel(error: BaseException) -> bool:
+    """Whether an exception says that an operation has no kernel for float64."""
+    return _NO_FLOAT64_KERNEL.search(str(error)) is not None

@@ -3,60 +3,110 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode
+from torch.utils import _python_dispatch as python_dispatch
 
+from torch_gradcheck.torch_internals.missing import internal
 
-def dispatch_modes_in_force() -> int:
-    """How many dispatch modes are in force."""
-    return torch._C._len_torch_dispatch_stack()
-
-
-def pop_dispatch_modes_down_to(count: int) -> None:
-    """Ends dispatch modes that an interrupt in the frames of a context manager left in force."""
-    while torch._C._len_torch_dispatch_stack() > count:
-        _pop_mode()
-
-
-def function_modes_in_force() -> int:
-    """How many function modes are in force."""
-    return torch._C._len_torch_function_stack()
-
-
-def pop_function_modes_down_to(count: int) -> None:
-    """Ends function modes, likewise."""
-    while torch._C._len_torch_function_stack() > count:
-        torch.overrides._pop_mode()
-
-
-def transforms_in_force() -> int:
-    """How many transforms of torch.func (vmap, grad, ...) are being computed."""
-    return len(torch._C._functorch.get_interpreter_stack() or ())
-
-
-def pop_transforms_down_to(count: int) -> None:
-    """Ends transforms that an interrupt left in force, in which no tensor can require a gradient."""
-    torch._C._functorch.pop_dynamic_layer_stack_and_undo_to_depth(count)
-
-
-@contextmanager
-def vmap_or_nothing() -> Iterator[None]:
-    """Let vmap fail where it would loop: our loop is faster, and does not warn. A switch of the whole process."""
-    functorch: Any = torch._C._functorch
-    enabled = functorch._is_vmap_fallback_enabled()
-    functorch._set_vmap_fallback_enabled(False)
-    try:
-        yield
-    finally:
-        functorch._set_vmap_fallback_enabled(enabled)
+if TYPE_CHECKING:
+    from torch.utils._python_dispatch import TorchDispatchMode
+else:
+    TorchDispatchMode = getattr(python_dispatch, "TorchDispatchMode", object)
 
 
 class DispatchMode(TorchDispatchMode):
-    """A dispatch mode that does not import torch's compiler, which takes longer than most checks."""
+    """The base of every dispatch mode of this package: sees each operation below autograd while it is in force.
+
+    Torch guards a dispatch mode against its compiler, and imports the compiler for that: two seconds, which is longer
+    than most checks take. These modes go without the guard, since a check turns compiled code off.
+    """
+
+    def __init__(self) -> None:
+        internal(python_dispatch, "TorchDispatchMode", "see the operations of a model")
+        super().__init__()  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+def current_modes() -> list[TorchDispatchMode]:
+    """The dispatch modes in force, the outermost first."""
+    stack: list[TorchDispatchMode] = internal(
+        python_dispatch, "_get_current_dispatch_mode_stack", "run under the caller's dispatch modes"
+    )()
+    return stack
+
+
+def modes_disabled() -> AbstractContextManager[Any]:
+    """No dispatch mode is in force inside the block; all are again after it."""
+    context: AbstractContextManager[Any] = internal(
+        python_dispatch, "_disable_current_modes", "evaluate a record of J apart from the caller's dispatch modes"
+    )()
+    return context
+
+
+def dispatch_modes_in_force() -> int:
+    """How many dispatch modes are in force; 0 where this version of torch does not tell."""
+    return _length("_len_torch_dispatch_stack")
+
+
+def pop_dispatch_modes_down_to(count: int) -> None:
+    """Ends dispatch modes that an interrupt in the frames of a context manager left in force."""
+    while dispatch_modes_in_force() > count:
+        internal(python_dispatch, "_pop_mode", "end dispatch modes after an interrupt")()
+
+
+def function_modes_in_force() -> int:
+    """How many function modes are in force; 0 where this version of torch does not tell."""
+    return _length("_len_torch_function_stack")
+
+
+def pop_function_modes_down_to(count: int) -> None:
+    """Ends function modes that an interrupt left in force."""
+    while function_modes_in_force() > count:
+        internal(torch.overrides, "_pop_mode", "end function modes after an interrupt")()
+
+
+def transforms_in_force() -> int:
+    """How many transforms of torch.func (vmap, grad, ...) are being computed; 0 where torch does not tell."""
+    stack = getattr(_functorch(), "get_interpreter_stack", None)
+    return 0 if stack is None else len(stack() or ())
+
+
+def pop_transforms_down_to(count: int) -> None:
+    """Ends transforms that an interrupt left in force, in which no tensor can require a gradient."""
+    if transforms_in_force() > count:
+        internal(_functorch(), "pop_dynamic_layer_stack_and_undo_to_depth", "end transforms after an interrupt")(count)
+
+
+@contextmanager
+def vmap_or_nothing() -> Iterator[None]:
+    """Inside the block vmap raises RuntimeError for an operation that it could only run in a loop, with a warning.
+
+    The loop of this package is faster. The switch belongs to the whole process; a torch without the switch loops.
+    """
+    functorch = _functorch()
+    is_enabled = getattr(functorch, "_is_vmap_fallback_enabled", None)
+    enable = getattr(functorch, "_set_vmap_fallback_enabled", None)
+    if is_enabled is None or enable is None:
+        yield
+        return
+    enabled = is_enabled()
+    enable(False)
+    try:
+        yield
+    finally:
+        enable(enabled)
+
+
+def _length(of_stack: str) -> int:
+    length = getattr(torch._C, of_stack, None)
+    return 0 if length is None else int(length())
+
+
+def _functorch() -> Any:
+    return getattr(torch._C, "_functorch", None)

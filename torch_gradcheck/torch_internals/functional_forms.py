@@ -6,13 +6,16 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
-from torch_gradcheck.torch_internals.operations import flatten
-
-aten = torch.ops.aten
+from torch_gradcheck.torch_internals.operations import (
+    OpOverload,
+    flatten,
+    is_written,
+    name_of,
+    schema_arguments,
+    sibling,
+)
 
 
 def mutated_arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -21,7 +24,7 @@ def mutated_arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str,
         return []
     written = []
     for position, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
+        if is_written(argument):
             given = args[position] if position < len(args) else kwargs.get(argument.name)
             written += flatten([given])
     return written
@@ -33,38 +36,37 @@ def without_side_effects(func: OpOverload, plain: bool) -> Callable[..., Any]:
 
     Args:
         func: the operation.
-        plain: whether its functional form, if there is one, gives the very same; otherwise it runs on copies, which
-            are followed by what else it returns.
+        plain: whether the operation's functional form, if there is one, gives the same numbers. Otherwise the
+            operation runs on copies, and the function returns these copies and then the operation's other results.
     """
     if not plain:
         return OnCopies(func)
-    name = func._schema.name.removeprefix("aten::")
+    name, arguments = name_of(func), schema_arguments(func)
     if name.endswith("_") and not name.endswith("__"):
-        packet = getattr(aten, name[:-1], None)
-        overload = getattr(packet, func._overloadname, None) if packet is not None else None
-        if overload is not None and len(overload._schema.arguments) == len(func._schema.arguments):
-            return overload  # type: ignore[no-any-return]
-    if func._schema.arguments[-1].name == "out":
+        functional = sibling(func, name[:-1])
+        if functional is not None and len(schema_arguments(functional)) == len(arguments):
+            return functional
+    if arguments[-1].name == "out":
         return _returning(func) or OnCopies(func)
     return OnCopies(func)
 
 
 def _returning(func: OpOverload) -> Callable[..., Any] | None:
-    """The overload with the arguments of an out= operation but for `out`, which its calls then must not have."""
-    wanted = [(argument.name, str(argument.type)) for argument in func._schema.arguments[:-1]]
+    """The overload with the arguments of an out= operation except `out`; calls of it must not be given `out`."""
+    wanted = [(argument.name, str(argument.type)) for argument in schema_arguments(func)[:-1]]
     for overload in func.overloadpacket.overloads():
         other = getattr(func.overloadpacket, overload)
-        if [(argument.name, str(argument.type)) for argument in other._schema.arguments] == wanted:
+        if [(argument.name, str(argument.type)) for argument in schema_arguments(other)] == wanted:
             return other  # type: ignore[no-any-return]
     return None
 
 
 class OnCopies:
-    """Runs a mutating operation on copies of what it writes to; returns the copies, then whatever else it returns."""
+    """Runs a mutating operation on copies of what it writes to; returns the copies, then its other results."""
 
     def __init__(self, func: OpOverload) -> None:
         self.func = func
-        self.__name__ = func._schema.name.removeprefix("aten::")
+        self.__name__ = name_of(func)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run it."""
@@ -75,8 +77,8 @@ class OnCopies:
 
     def _copied(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         positional, named = list(args), dict(kwargs)
-        for position, argument in enumerate(self.func._schema.arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
+        for position, argument in enumerate(schema_arguments(self.func)):
+            if not is_written(argument):
                 continue
             if position < len(positional):
                 positional[position] = _copy(positional[position])

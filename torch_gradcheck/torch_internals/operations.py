@@ -1,21 +1,85 @@
-"""What an operation's schema says: which arguments it writes to, whether it returns a view, which overloads exist."""
+"""Operations of aten: which overloads exist, and what their schemas say of writes, views and arguments."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
+
+from torch_gradcheck.torch_internals.missing import internal
 
 aten = torch.ops.aten
+
+if TYPE_CHECKING:
+    from torch._ops import OpOverload as OpOverload
+else:
+    OpOverload = type(aten.add.Tensor)
+
+
+def packet(name: str) -> Any:
+    """The operation of aten by its name, such as `add_`; None where this version of torch has none."""
+    return getattr(aten, name, None)
+
+
+def overload(name: str) -> OpOverload | None:
+    """One overload by its name, such as `add.Tensor` or `_softmax.default`; None where this torch has none."""
+    of, _, overload_name = name.partition(".")
+    return getattr(packet(of), overload_name, None)
+
+
+def existing(*names: str) -> tuple[OpOverload, ...]:
+    """Those of the overloads with these names that this version of torch has."""
+    return tuple(found for found in map(overload, names) if found is not None)
 
 
 def overloads(*names: str) -> frozenset[OpOverload]:
     """All overloads of these operations that exist in this version of torch."""
-    packets = [getattr(aten, name) for name in names if hasattr(aten, name)]
-    return frozenset(getattr(packet, overload) for packet in packets for overload in packet.overloads())
+    packets = [packet(name) for name in names if packet(name) is not None]
+    return frozenset(getattr(found, overload) for found in packets for overload in found.overloads())
+
+
+def name_of(func: OpOverload) -> str:
+    """The name without namespace and overload: `add_` of aten::add_.Tensor."""
+    return str(func._schema.name).rpartition("::")[2]
+
+
+def overload_name_of(func: OpOverload) -> str:
+    """The name of the overload: `Tensor` of aten::add_.Tensor, `default` where it has none."""
+    return str(func._overloadname)
+
+
+def sibling(func: OpOverload, name: str) -> OpOverload | None:
+    """The overload of another operation with the same overload name: `add_.Tensor` of `add.Tensor`, for `add_`."""
+    return getattr(packet(name), overload_name_of(func), None)
+
+
+def in_place_form(func: OpOverload) -> OpOverload | None:
+    """The same operation on its first argument in place, `add_.Tensor` of `add.Tensor`; None where there is none."""
+    return sibling(func, name_of(func) + "_")
+
+
+def decomposes(func: OpOverload) -> bool:
+    """Whether an operation is made of other operations, as `func.decompose` then runs them."""
+    key = internal(torch._C, "DispatchKey", "see what an operation is made of").CompositeImplicitAutograd
+    return bool(func._can_decompose() and func.has_kernel_for_dispatch_key(key))
+
+
+def schema_arguments(func: Any) -> tuple[Any, ...]:
+    """The arguments by the schema (`.name`, `.type`, `.alias_info` each); none where an operation has no schema."""
+    schema = getattr(func, "_schema", None)
+    return tuple(schema.arguments) if schema else ()
+
+
+def is_written(argument: Any) -> bool:
+    """Whether an operation writes to this argument of its schema."""
+    return argument.alias_info is not None and bool(argument.alias_info.is_write)
+
+
+def takes(func: Any, name: str) -> bool:
+    """Whether an operation has an argument of this name."""
+    return any(argument.name == name for argument in schema_arguments(func))
 
 
 def flatten(result: Any) -> list[Tensor]:
@@ -27,32 +91,27 @@ def flatten(result: Any) -> list[Tensor]:
     return []
 
 
-CASTS = {
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.to.device,
-    aten.to.other,
-    aten.lift_fresh.default,
-    aten.type_as.default,
-    aten.view_as_complex.default,
-}
-"""Ops that may return what they are given, but are no views."""
+CASTS = frozenset(
+    existing(
+        "to.dtype", "to.dtype_layout", "to.device", "to.other", "lift_fresh.default", "type_as.default",
+        "view_as_complex.default",
+    )
+)  # fmt: skip
+"""Operations whose schemas say that they return a view, and which may return their very argument instead."""
 
 
 @functools.cache
 def is_view(func: Any) -> bool:
-    """Whether what an op returns shares memory with what it is given, and it writes to neither."""
-    schema = getattr(func, "_schema", None)
-    aliases = [argument.alias_info for argument in schema.arguments] if schema else []
+    """Whether an operation's result shares memory with an argument, and the operation writes to neither."""
+    aliases = [argument.alias_info for argument in schema_arguments(func)]
     return func not in CASTS and any(aliases) and not any(alias and alias.is_write for alias in aliases)
 
 
 @functools.cache
 def written_arguments(func: Any) -> frozenset[int | str]:
-    """Positions and names of the arguments an op writes to: those must stay the objects they are."""
+    """Positions and names of the arguments an operation writes to: those must stay the objects they are."""
     written: set[int | str] = set()
-    schema = getattr(func, "_schema", None)
-    for position, argument in enumerate(schema.arguments if schema else ()):
-        if argument.alias_info is not None and argument.alias_info.is_write:
+    for position, argument in enumerate(schema_arguments(func)):
+        if is_written(argument):
             written |= {position, argument.name}
     return frozenset(written)

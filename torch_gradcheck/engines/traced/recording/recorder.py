@@ -64,7 +64,7 @@ class InFront(DispatchMode):
     """Lets a mode that is already in force work on operations before they are recorded."""
 
     def __init__(self, mode: TorchDispatchMode) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._mode = mode
 
     def __torch_dispatch__(
@@ -96,7 +96,7 @@ class Recorder(DispatchMode):
     """Writes down each operation that a parameter can move, as it runs."""
 
     def __init__(self, windows: AliasTracker) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._windows = windows
         self._tape = windows.tape
 

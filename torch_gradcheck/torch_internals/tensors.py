@@ -1,0 +1,27 @@
+"""What lies under a tensor object: its storage, its version counter, and the swap of two tensors' contents."""
+
+from __future__ import annotations
+
+import torch
+
+from torch_gradcheck.torch_internals.missing import internal
+
+
+def swap(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Exchanges what two tensor objects stand for: storage, dtype, `.grad`, version counter and graph.
+
+    The Python objects, and the attributes that they have in Python, stay where they are. `torch.utils.swap_tensors`,
+    which is public, would exchange those too, and refuses tensors that have weak references or a graph.
+    """
+    internal(torch._C, "_swap_tensor_impl", "lend a model copies of its tensors")(one, other)
+
+
+def version_of(x: torch.Tensor) -> int:
+    """How often a tensor, or another that shares its memory, has been written to in place; not so through `.data`."""
+    return x._version
+
+
+def storage_key(x: torch.Tensor | torch.UntypedStorage) -> int:
+    """A number that two tensors share if and only if they live in one storage, as long as that is alive."""
+    storage = x.untyped_storage() if isinstance(x, torch.Tensor) else x
+    return storage._cdata  # type: ignore[no-any-return]
