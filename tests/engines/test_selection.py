@@ -82,7 +82,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[TracedEngine]:
             super().__init__(*arguments, **options)
             made.append(self)
 
-    monkeypatch.setattr("torch_gradcheck.methods.problem.TracedEngine", Remembered)
+    monkeypatch.setattr("torch_gradcheck.engines.selection.TracedEngine", Remembered)
     return made
 
 
@@ -186,13 +186,8 @@ def engine_of(
     recorded: Callable[[], Tensor] | None = None,
 ) -> SelectedEngine:
     """The engine of J, which is recorded as it is or as another."""
-    return SelectedEngine(
-        EagerEngine(lambda: float(objective().detach()), parameters),
-        None,
-        lambda: TracedEngine(recorded or objective, parameters),
-        noise=1e-13,
-        counted=counted,
-    )
+    eager = EagerEngine(lambda: float(objective().detach()), parameters)
+    return SelectedEngine([TracedEngine(recorded or objective, parameters), eager], eager, noise=1e-13, counted=counted)
 
 
 def small_objective() -> tuple[Callable[[], Tensor], list[Tensor]]:
@@ -206,7 +201,7 @@ def test_traced_samples_are_counted_once_and_told() -> None:
     engine.sample(0, np.arange(5), np.full(5, 1e-5))
     engine.sample(1, np.zeros(1, dtype=np.int64), np.zeros(1))
     assert told == [5, 1]
-    assert engine.traced == 6
+    assert engine.substituted == 6
 
 
 def test_the_value_at_zero_is_that_of_the_parameters_own_engine() -> None:
@@ -236,9 +231,9 @@ def test_the_value_at_zero_is_compared_where_it_is_the_first_sample(calls: list[
     )
     eager = float(objective().detach())
     assert trusted.at_zero(1) == trusted.at_zero(1) == pytest.approx(eager, rel=1e-14)
-    assert (trusted.refused, trusted.traced) == ({}, 1)
+    assert (trusted.refused, trusted.substituted) == ({}, 1)
     assert wrong.at_zero(1) == wrong.at_zero(1) == eager
-    assert (list(wrong.refused), wrong.traced) == ([1], 0)
+    assert (list(wrong.refused), wrong.substituted) == ([1], 0)
     assert calls == [1, 1]
 
 
@@ -263,7 +258,7 @@ def test_first_samples_that_disagree_are_thrown_away_whatever_their_steps(step: 
     assert str(engine.refused[3]).startswith("coordinate 0 moved by ")
     assert "from the recorded operations" in str(engine.refused[3])
     assert engine.at_zero(3) == float(objective().detach())
-    assert (engine.traced, told) == (0, [])
+    assert (engine.substituted, told) == (0, [])
 
 
 def test_a_right_tensor_takes_as_few_calls_as_there_are_questions(calls: list[int]) -> None:
@@ -295,9 +290,9 @@ def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: p
     assert engine.at_zero(0) == engine.eager.sample(0, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0]
     assert asked == [0]
     assert list(engine.refused) == [0]
-    before = engine.traced
+    before = engine.substituted
     engine.sample(1, coordinates, steps)
-    assert engine.traced == before + 5
+    assert engine.substituted == before + 5
 
 
 def test_the_value_at_zero_changes_its_engine_with_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,10 +312,10 @@ def test_the_value_at_zero_changes_its_engine_with_the_samples(monkeypatch: pyte
 def test_without_a_trace_everything_is_plain() -> None:
     objective, parameters = small_objective()
     eager = EagerEngine(lambda: float(objective().detach()), parameters)
-    engine = SelectedEngine(eager, None, None, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
+    engine = SelectedEngine([eager], eager, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
     assert engine.at_zero(0) == float(objective().detach())
     assert engine.refused == {}
-    assert engine.traced == 0
+    assert engine.substituted == 0
 
 
 # ------------------------------------------------------------------ the same results
@@ -388,7 +383,7 @@ def test_both_engines_find_the_same(name: str, eps: float | None, monkeypatch: p
             model[0].bias[3] = 0  # exactly at the kink for every row
     reports = []
     for pays in (True, False):
-        monkeypatch.setattr("torch_gradcheck.methods.problem.worth_tracing", lambda *_, pays=pays: pays)
+        monkeypatch.setattr("torch_gradcheck.engines.selection.worth_tracing", lambda *_, pays=pays: pays)
         reports.append(checked(model, x, mode=mode, eps=eps))
     fast, eager = reports
     assert notes_on_engine(fast) == []
@@ -427,7 +422,7 @@ def test_evaluations_are_those_that_were_made(
     pays: bool, traced: list[TracedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = samples_made(monkeypatch)
-    monkeypatch.setattr("torch_gradcheck.methods.problem.worth_tracing", lambda *_: pays)
+    monkeypatch.setattr("torch_gradcheck.engines.selection.worth_tracing", lambda *_: pays)
     Counting.calls = 0
     report = checked(mlp(Counting()), torch.randn(4, 6))
     coordinates = sum(row.checked for row in report)

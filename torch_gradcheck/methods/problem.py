@@ -9,10 +9,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
 from torch_gradcheck.differences.noise import SIGMAS, Noise
-from torch_gradcheck.engines.eager import EagerEngine
-from torch_gradcheck.engines.memoized import MemoizedEngine
-from torch_gradcheck.engines.selection import SelectedEngine
-from torch_gradcheck.engines.traced.engine import TracedEngine, worth_tracing
+from torch_gradcheck.engines.selection import Elsewhere, SelectedEngine, select_engine
 from torch_gradcheck.methods.noise import noise_near
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
@@ -74,27 +71,15 @@ class Problem:
 
     @cached_property
     def engine(self) -> SelectedEngine:
-        """The traced engine beside the eager one, where tracing pays and nothing in J forbids it."""
-        objective, theta = self.objective, self.theta
-        parameters: list[torch.Tensor] = [entry.parameter for entry in theta]
-        pays = self.request.method == "projected" or worth_tracing(2 * theta.coordinates, len(theta.checked))
-        pays = pays and not objective.runs_backward
-        allowed = SIGMAS * max(self.noise.sigma, self.noise.growth * self._step)
-
-        def trace() -> TracedEngine:
-            traced = TracedEngine(objective, parameters, threads=self._threads)
-            with self._first_direction.at(self._step):
-                traced.confirm(self._value_a_step_away, allowed)
-            return traced
-
-        eager = EagerEngine(objective.value, parameters)
-        memoized = MemoizedEngine(eager, objective.model, objective.value, parameters)
-        engine = SelectedEngine(
-            eager,
-            memoized if pays and not objective.needs_graph else None,
-            trace if pays else None,
-            noise=allowed,
-            counted=objective.count,
+        """The engine that evaluates J at perturbed θ."""
+        noise = self.noise
+        engine = select_engine(
+            self.objective,
+            self.theta,
+            always=self.request.method == "projected",
+            threads=self._threads,
+            elsewhere=Elsewhere(lambda: self._first_direction.at(self._step), self._value_a_step_away),
+            noise=SIGMAS * max(noise.sigma, noise.growth * self._step),
         )
         del self._first_direction  # it is as large as θ
         return engine

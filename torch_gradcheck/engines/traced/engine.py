@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.sampling import Samples
-from torch_gradcheck.engines.engine import Engine
+from torch_gradcheck.engines.engine import Engine, SubstituteEngine
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
 from torch_gradcheck.engines.traced.cost import seconds_each
 from torch_gradcheck.engines.traced.evaluation import evaluated
@@ -50,7 +50,7 @@ def worth_tracing(evaluations: int, parameters: int) -> bool:
     return evaluations > TRACE_IN_EVALUATIONS + PROBES * parameters
 
 
-class TracedEngine:
+class TracedEngine(SubstituteEngine):
     """Evaluates J from a record of the operations it consists of.
 
     For each parameter the operations upstream are not repeated, those downstream run for a chunk of perturbations at
