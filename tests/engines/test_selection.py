@@ -22,7 +22,7 @@ from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.selection import SelectedEngine, module_name_of
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.verdicts.step_choice import FEW
+from torch_gradcheck.verdicts.step_choice import SMALL_TENSOR
 
 
 class Gate(nn.Module):
@@ -263,7 +263,7 @@ def test_first_samples_that_disagree_are_thrown_away_whatever_their_steps(step: 
 
 def test_a_right_tensor_takes_as_few_calls_as_there_are_questions(calls: list[int]) -> None:
     model = mlp(hidden=24)
-    few = [position for position, parameter in enumerate(model.parameters()) if parameter.numel() <= FEW]
+    few = [position for position, parameter in enumerate(model.parameters()) if parameter.numel() <= SMALL_TENSOR]
     report = checked(model, torch.randn(4, 6))
     assert report.passed
     assert few == [1, 3]
