@@ -36,16 +36,6 @@ from torch_gradcheck.training_step.step import TrainingStep, taken_in_backward
 from torch_gradcheck.verdicts.rows import frozen_row
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
-PLAIN = {
-    DiagnosisKind.SCALED,
-    DiagnosisKind.SIGN_FLIPPED,
-    DiagnosisKind.MISSING,
-    DiagnosisKind.WEIGHT_DECAY,
-    DiagnosisKind.ACCUMULATED,
-    DiagnosisKind.STALE,
-}
-"""Mistakes of a whole gradient that rounding does not imitate."""
-
 DRAWS = 20
 """How often a step's random numbers are drawn anew before a parameter counts as always reached."""
 
@@ -174,7 +164,7 @@ class GradCheck:
         if not self._others or 2 * _wrong(judged) < len(judged):
             return judged
         found = self._diagnosed(judged, [])
-        if 2 * sum(diagnosis.kind in PLAIN for diagnosis in found.values()) >= len(found):
+        if 2 * sum(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()) >= len(found):
             return judged  # a plain mistake to the last digits: no rounding does that
         for runs in self._others:
             other = self._judged_under(runs, objective, exact, trials)
