@@ -91,12 +91,12 @@ def _in_common(rows: Sequence[ParameterReport], blame: Blame) -> list[str]:
     """A sentence on each mistake that shows in several parameters."""
     groups: dict[tuple[DiagnosisKind, str], list[str]] = {}
     for row in rows:
-        if row.diagnosis is not None and row.diagnosis.kind is not DiagnosisKind.UNKNOWN:
+        if row.diagnosis is not None and row.diagnosis.kind.is_told_together:
             groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row.name)
     return [
         f"one mistake in {len(names)} parameters{_upstream(names, blame)}, {_listed(names)}: {_in_words(kind)}{factor}"
         for (kind, factor), names in groups.items()
-        if len(names) > 1 and kind is not DiagnosisKind.PARTIAL
+        if len(names) > 1
     ]
 
 

@@ -36,9 +36,6 @@ BARS_ARE_LIMITS = 3.0
 ROUND_NORM = 1e-5
 """The relative distance within which a norm counts as a number of two digits: clipping leaves it at its limit."""
 
-UNSURE = (DiagnosisKind.UNKNOWN, DiagnosisKind.PARTIAL, DiagnosisKind.SCALED)
-"""Kinds that a few numbers may look like by chance."""
-
 IF_MEANT = "If the loop means to clip before step(), say so: clip_norm= or clip_value="
 
 
@@ -95,8 +92,8 @@ def _all_alike(evidences: Mapping[int, Evidence], found: Mapping[int, Diagnosis]
     alike = dict(found)
     for position, diagnosis in found.items():
         evidence = evidences[position]
-        if diagnosis.kind in UNSURE and not words_of_factor(diagnosis.factor or 0.0):
-            known = (other for other in found.values() if other.kind not in UNSURE or other.factor)
+        if diagnosis.kind.needs_many_entries and not words_of_factor(diagnosis.factor or 0.0):
+            known = (other for other in found.values() if not other.kind.needs_many_entries or other.factor)
             alike[position] = next((other for other in known if _explains(other, evidence, limit)), diagnosis)
     return {position: _with_hint(diagnosis) for position, diagnosis in alike.items()}
 

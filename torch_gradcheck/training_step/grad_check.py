@@ -89,7 +89,7 @@ class GradCheck:
         if not self._in_other_regimes or 2 * _wrong(judged) < len(judged):
             return judged
         found = self._diagnosed(judged, [])
-        if 2 * sum(diagnosis.kind in PLAIN for diagnosis in found.values()) >= len(found):
+        if 2 * sum(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()) >= len(found):
             return judged  # a plain mistake to the last digits: no rounding does that
         for replays in self._in_other_regimes:
             other = self._judged_by(replays, objective, autograd_float64, trials)
@@ -205,14 +205,3 @@ class GradCheck:
 
 def _wrong(judged: Mapping[int, Judged]) -> int:
     return sum(each.is_wrong for each in judged.values())
-
-
-PLAIN = {
-    DiagnosisKind.SCALED,
-    DiagnosisKind.SIGN_FLIPPED,
-    DiagnosisKind.MISSING,
-    DiagnosisKind.WEIGHT_DECAY,
-    DiagnosisKind.ACCUMULATED,
-    DiagnosisKind.STALE,
-}
-"""Mistakes of a whole gradient that rounding does not imitate."""

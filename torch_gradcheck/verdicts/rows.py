@@ -172,8 +172,8 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
 
 
 def on_unproven(rows: Sequence[ParameterReport]) -> str:
-    """The note that names the flat and undecided parameters; "" where there are none."""
-    unproven = [row.name for row in rows if row.status in (Status.FLAT, Status.UNDECIDED)]
+    """The note that names the parameters of which nothing was proven; "" where there are none."""
+    unproven = [row.name for row in rows if row.status.is_named_as_unproven]
     if not unproven:
         return ""
     return f"not proven right: {listed(unproven)}; see the reason of each"

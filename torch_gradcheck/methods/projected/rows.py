@@ -11,9 +11,6 @@ from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.verdicts.rows import compared_row
 from torch_gradcheck.verdicts.trial import ParameterTrial, Proof
 
-JUDGED = (Status.MATCH, Status.MISMATCH, Status.UNDECIDED)
-"""Statuses of gradients that are not zero: an error can be told against their length."""
-
 
 def projected_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter whose gradient was tried along directions."""
@@ -25,7 +22,7 @@ def projected_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) ->
         status=status,
         reason=reason,
         directions=proof.directions,
-        detectable=_relative(proof.detectable, trial) if proof.directions and status in JUDGED else float("nan"),
+        detectable=_relative(proof.detectable, trial) if proof.directions and status.is_nonzero else float("nan"),
         mismatched=max(row.mismatched, 1) if status is Status.MISMATCH else row.mismatched,
     )
 
