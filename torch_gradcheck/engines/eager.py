@@ -1,4 +1,4 @@
-"""The plain engine: one coordinate moved in place, one eager evaluation of J, for every sample."""
+"""The eager engine: for every sample one coordinate is moved in place and J is evaluated once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch_gradcheck.differences.sampling import Samples
 class EagerEngine:
     """Evaluates any J, whatever it is made of.
 
-    A coordinate is put back by assignment of what it held, never by subtracting the step. The writes go through
-    `.data`, which leaves the parameter's version counter alone: graphs and rewinding see nothing of them.
+    A coordinate is put back by assignment of what it held, never by subtraction of the step. The writes go through
+    `.data`, which leaves the parameter's version counter alone: neither graphs nor the loan of the model notice them.
 
     Args:
         value: J(θ) as a float.
@@ -38,7 +38,7 @@ class EagerEngine:
         return Samples(taken, values)
 
     def _moved(self, entry: torch.Tensor, step: float) -> tuple[float, float]:
-        """The step really taken, (θᵢ + step) − θᵢ, and J there."""
+        """The step that θᵢ really took in its precision, (θᵢ + step) − θᵢ, and J there."""
         before = entry.item()
         entry.fill_(before + step)
         try:

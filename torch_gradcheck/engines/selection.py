@@ -223,12 +223,12 @@ class SelectedEngine:
 
 
 def module_name_of(refusal: Untraceable, model: torch.nn.Module) -> str:
-    """The qualified name of the module that a refusal names, "" where it names none of the model's."""
+    """The qualified name of the module that a refusal names; "" where that is none of the model's."""
     return next((name for name, module in model.named_modules() if module is refusal.module), "")
 
 
 def on_engine(engine: SelectedEngine, model: nn.Module, whom: str) -> str:
-    """The note on why J had to be evaluated one coordinate at a time, and in which module; "" where it had not."""
+    """The note on why, and in which module, J was evaluated one coordinate at a time; "" where it was not."""
     if not engine.refused:
         return ""
     refusal = next(iter(engine.refused.values()))
@@ -240,7 +240,7 @@ def on_engine(engine: SelectedEngine, model: nn.Module, whom: str) -> str:
 
 
 def whom(engine: SelectedEngine, rows: Sequence[ParameterReport]) -> str:
-    """The parameters that had to be evaluated one coordinate at a time."""
+    """The names of the parameters for which J was evaluated one coordinate at a time."""
     if None in engine.refused:
         return "every parameter"
     return listed([rows[position].name for position in engine.refused if position is not None])

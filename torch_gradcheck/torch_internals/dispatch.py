@@ -12,7 +12,7 @@ from torch.utils import _python_dispatch as python_dispatch
 from torch_gradcheck.torch_internals.missing import internal
 
 if TYPE_CHECKING:
-    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 else:
     TorchDispatchMode = getattr(python_dispatch, "TorchDispatchMode", object)
 

@@ -118,7 +118,7 @@ def test_products_are_right_with_any_number_of_columns(columns: int, with_bias: 
 
 
 def test_the_first_chunk_fits_into_the_cache_and_later_ones_into_memory_that_is_reused() -> None:
-    size = ChunkSize(2**30, Footprint(held=10_000, written=2**17 * 10, operations=10))
+    size = ChunkSize(2**30, Footprint(peak_bytes=10_000, written_bytes=2**17 * 10, operations=10))
     assert size.size == SMALLEST  # 2²¹ / 2¹⁷
     size.measured(size.size, 1.0, 100 * SMALLEST)
     assert size.size == 2 * SMALLEST
