@@ -16,7 +16,7 @@ class RandomDirection:
     """
 
     def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
-        self._tensors = [_real(parameter.data) for parameter in parameters]
+        self._tensors = [real_view(parameter.data) for parameter in parameters]
         generator = torch.Generator("cpu").manual_seed(seed)
         self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
         self._before = [tensor.clone() for tensor in self._tensors]
@@ -53,7 +53,8 @@ class _At:
         self._direction.put_back()
 
 
-def _real(tensor: torch.Tensor) -> torch.Tensor:
+def real_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The real numbers that a tensor holds, sharing its memory; a complex tensor gets a last axis (real, imaginary)."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 

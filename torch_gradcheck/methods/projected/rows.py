@@ -1,4 +1,4 @@
-"""From a tensor tried along directions to its row: what `compare` says of it, and what the directions proved."""
+"""From the trial of a tensor along directions to its row: that of `verdicts.rows`, with what the directions proved."""
 
 from __future__ import annotations
 
@@ -37,14 +37,17 @@ def _status(
             entry.coordinates_on_trial
         )
         return Status.UNDECIDED if nothing_wrong_found else row.status, _sentence(row.reason, proof.remark)
-    judged = _relative(proof.resolution, trial)
-    if row.status is Status.MATCH and judged > tolerance:
-        return Status.UNDECIDED, f"along random directions J resolves errors above {judged:.0e} of its gradient only"
+    resolution = _relative(proof.resolution, trial)
+    if row.status is Status.MATCH and resolution > tolerance:
+        return (
+            Status.UNDECIDED,
+            f"along random directions J resolves errors above {resolution:.0e} of its gradient only",
+        )
     return row.status, row.reason
 
 
 def _relative(length: float, trial: ParameterTrial) -> float:
-    """The length of an error against that of the gradient."""
+    """‖error‖ / ‖gradient‖, given ‖error‖ as `length`; infinite for a gradient of zero."""
     gradient = float(np.linalg.norm(trial.results.numeric))
     return length / gradient if gradient else float("inf")
 
