@@ -18,6 +18,7 @@ from torch_gradcheck.methods.projected.method import Projected
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.progress import ProgressBar
+from torch_gradcheck.reporting.words import duration
 from torch_gradcheck.request import Request
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
@@ -52,7 +53,7 @@ def chosen_method(asked: str, objective: Objective, theta: Theta, numerical: Num
         "projected",
         (
             f"projected method: differences at all {theta.coordinates:,} coordinates would take about "
-            f'{_time(seconds)}, by the operations of J; method="exact" takes that time',
+            f'{duration(seconds)}, by the operations of J; method="exact" takes that time',
         ),
     )
 
@@ -95,14 +96,6 @@ class CountingMode(TorchDispatchMode):
 
 def _flat(result: Any) -> tuple[Any, ...]:
     return tuple(result) if isinstance(result, list | tuple) else (result,)
-
-
-def _time(seconds: float) -> str:
-    """In the unit that a person would take."""
-    for unit, size in (("years", 365 * 86400.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def run_method(
