@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.zoo.interruptions import CtrlC, exception_of
+from tests.zoo.interruptions import CtrlC, events_of, exception_of
 from tests.zoo.losses import probe
 from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import Report, check_module
@@ -476,6 +477,9 @@ def run(model: nn.Module, x: Tensor, targets: Tensor) -> Report:
     return check_module(model, nn.CrossEntropyLoss(), (x, targets), mode="train", progress=False)
 
 
+SAMPLE = TracedEngine.sample
+
+
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="Ctrl-C does not raise in this process"
 )
@@ -484,31 +488,51 @@ def run(model: nn.Module, x: Tensor, targets: Tensor) -> Report:
 @pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("no_collector")
 def test_ctrl_c_during_a_traced_sample_changes_nothing_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling: list[int] = []
-    sample = TracedEngine.sample
-
-    def watched(self: TracedEngine, *arguments: Any) -> Any:
-        sampling.append(1)
-        samples = sample(self, *arguments)
-        sampling.pop()
-        return samples
-
-    monkeypatch.setattr(TracedEngine, "sample", watched)
     model, x, targets = long_check()
-    start = time.perf_counter()
     run(model, x, targets)
-    usual, inside = time.perf_counter() - start, 0
-    for attempt in range(30):
+    events = events_of_samples(model, x, targets)
+    draw, inside = random.Random(3), 0
+    for attempt in range(300):
         before = Snapshot(model=model, x=x, targets=targets)
-        sampling.clear()
-        caught = exception_of(_interrupted_run, model, x, targets, usual * (attempt + 1) / 31)
+        wanted = draw.randrange(len(events))
+        sampling = interrupt_sample(monkeypatch, wanted, draw.randint(1, events[wanted]))
+        caught = exception_of(run, model, x, targets)
         assert before.changes() == [], f"attempt {attempt}"
         assert caught is None or isinstance(caught, KeyboardInterrupt)
         assert threading.active_count() == 1
         inside += bool(sampling) and caught is not None
-    assert inside >= 5, "many of the signals must have come while the traced engine was at work"
+        if inside == 20:
+            return
+    pytest.fail(f"only {inside} of 300 signals came while the traced engine was at work")
 
 
-def _interrupted_run(model: nn.Module, x: Tensor, targets: Tensor, delay: float) -> None:
-    with CtrlC(delay):
+def events_of_samples(model: nn.Module, x: Tensor, targets: Tensor) -> list[int]:
+    """How many events each call of a traced engine for samples comes through in a check."""
+    events: list[int] = []
+
+    def counted(engine: TracedEngine, *arguments: Any) -> Any:
+        samples: list[Any] = []
+        events.append(events_of(lambda: samples.append(SAMPLE(engine, *arguments))))
+        return samples[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TracedEngine, "sample", counted)
         run(model, x, targets)
+    return events
+
+
+def interrupt_sample(monkeypatch: pytest.MonkeyPatch, wanted: int, events: int) -> list[int]:
+    """Has Ctrl-C come after so many events of the wanted call; the list is empty if that call returns all the same."""
+    calls, sampling = itertools.count(), list[int]()
+
+    def interrupted(engine: TracedEngine, *arguments: Any) -> Any:
+        if next(calls) != wanted:
+            return SAMPLE(engine, *arguments)
+        sampling.append(1)
+        with CtrlC(events):
+            samples = SAMPLE(engine, *arguments)
+            sampling.pop()
+        return samples
+
+    monkeypatch.setattr(TracedEngine, "sample", interrupted)
+    return sampling

@@ -23,6 +23,7 @@ from torch_gradcheck.objective.preflight import check_unchanged
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import ProgressBar, progress_bar
+from torch_gradcheck.reporting.words import duration
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.verdicts.rows import compared_row
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -102,7 +103,7 @@ def _chosen(problem: Problem) -> MethodChoice:
         "projected",
         (
             f"projected method: differences at all {problem.theta.coordinates:,} coordinates would take about "
-            f'{_time(seconds)}, by the operations of J; method="exact" takes that time',
+            f'{duration(seconds)}, by the operations of J; method="exact" takes that time',
         ),
     )
 
@@ -142,11 +143,3 @@ class CountingMode(DispatchMode):
 
 def _flat(result: Any) -> tuple[Any, ...]:
     return tuple(result) if isinstance(result, list | tuple) else (result,)
-
-
-def _time(seconds: float) -> str:
-    """In the unit that a person would take."""
-    for unit, size in (("years", 365 * 86400.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:,.0f} {unit}"
-    return f"{seconds:.0f} seconds"

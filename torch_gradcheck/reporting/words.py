@@ -85,3 +85,11 @@ def close_names(name: str, known: Sequence[str]) -> str:
     listed = close or list(known[:5])
     more = "" if close or len(known) <= 5 else ", ..."
     return f"{'close' if close else 'known'} names: {', '.join(listed)}{more}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which it has two, as in "28 hours"."""
+    for unit, size in (("years", 365 * 86400.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} seconds"
