@@ -1,4 +1,4 @@
-"""What was asked of a check: every option validated and given one form, nothing computed yet."""
+"""The request of a check: every option validated and given one form, nothing computed yet."""
 
 from __future__ import annotations
 

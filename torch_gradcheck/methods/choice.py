@@ -52,7 +52,7 @@ METHODS = {
 }
 
 METHOD_NAMES = ("auto", *METHODS)
-"""What `method=` may be."""
+"""The names that `method=` may be."""
 
 LONG = 10.0
 """The longest time in seconds that `"auto"` spends on the exact method, as estimated."""

@@ -208,7 +208,7 @@ class GradientMonitor:
 
     @property
     def summary(self) -> str:
-        """What was found so far: a line, and one more for each step that is not all right."""
+        """The outcome so far: a line, and one more for each step that is not all right."""
         checked = [*self.reports, *self.errors]
         wrong = {step: headline(report) for step, report in self.reports.items() if not report.passed}
         failed = {step: f"could not be checked: {error}" for step, error in self.errors.items()}
@@ -274,7 +274,7 @@ class GradientMonitor:
         return report
 
     def _remember(self, batches: Sequence[Any]) -> None:
-        """What a step leaves that the next one, which is scheduled, may hold by mistake."""
+        """Keeps what a step leaves and the next one, which is scheduled, may hold by mistake: its `.grad`, its batch."""
         theta = theta_of(self._model, self._request.include, self._request.exclude)
         self._earlier = {
             theta[at].parameter: left.values for at, left in left_gradients(theta, self._carried()).items()

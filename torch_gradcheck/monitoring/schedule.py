@@ -17,7 +17,7 @@ CLOSED = -1
 
 
 class Due(Enum):
-    """What a call of `step` is for."""
+    """The purpose of a call of `step`."""
 
     BEFORE = auto()
     """The last call before a scheduled step begins: what the step may hold by mistake is remembered."""

@@ -102,7 +102,7 @@ class MeanLoss:
 
     @property
     def holders(self) -> list[Any]:
-        """What all of them hold."""
+        """The holders of all the losses."""
         return [holder for loss in self.losses for holder in loss.holders]
 
     def at(self, dtype: torch.dtype | None) -> Compute:

@@ -139,7 +139,7 @@ def _factor(evidence: Evidence) -> float:
 
 
 def words_of_factor(factor: float) -> str:
-    """What a training loop does to leave `factor` times the right gradient; "" where nothing is known to."""
+    """The mistake of a training loop that leaves `factor` times the right gradient; "" where none is known."""
     if factor <= 0:
         return ""
     exponent = round(np.log2(factor))

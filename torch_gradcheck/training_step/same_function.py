@@ -1,4 +1,4 @@
-"""Whether J of the check is the function that the training step computed: its random numbers, its buffers."""
+"""Compares J of the check with the function that the training step computed: its random numbers, its buffers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compared_with_step(
     autograd_float64: Mapping[int, AnalyticGradient],
     replays: Replays | None,
 ) -> tuple[str, set[int]]:
-    """Why J is not what the step computed, "" where it is; and the parameters whose `.grad` is missing all the same.
+    """The reason why J is not what the step computed, "" where it is; and the parameters whose `.grad` is missing anyway.
 
     Args:
         objective: J of the check, its model lent.
@@ -58,7 +58,7 @@ def _other_numbers(
     autograd_float64: Mapping[int, AnalyticGradient],
     replays: Replays | None,
 ) -> str:
-    """Why the random numbers of the check are not those of the step; "" where they are."""
+    """The reason why the random numbers of the check are not those of the step; "" where they are."""
     if replays is None:
         return "the training step was random, and could not be run again in its own precision to compare"
     if (step.compiled or is_compiled(objective.model)) and not _follow(left, replays):
