@@ -274,7 +274,7 @@ class GradientMonitor:
         return report
 
     def _remember(self, batches: Sequence[Any]) -> None:
-        """Keeps what a step leaves and the next one, which is scheduled, may hold by mistake: its `.grad`, its batch."""
+        """Keeps what a step leaves and the next, scheduled one may hold by mistake: its `.grad`, its batch."""
         theta = theta_of(self._model, self._request.include, self._request.exclude)
         self._earlier = {
             theta[at].parameter: left.values for at, left in left_gradients(theta, self._carried()).items()

@@ -32,7 +32,7 @@ def compared_with_step(
     autograd_float64: Mapping[int, AnalyticGradient],
     replays: Replays | None,
 ) -> tuple[str, set[int]]:
-    """The reason why J is not what the step computed, "" where it is; and the parameters whose `.grad` is missing anyway.
+    """The reason why J is not what the step computed, "" where it is; and parameters whose `.grad` is missing anyway.
 
     Args:
         objective: J of the check, its model lent.
