@@ -235,7 +235,7 @@ def test_a_module_that_cannot_be_run_alone_accuses_nobody() -> None:
 
 
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "LIMIT", 3)
+    monkeypatch.setattr(search, "MOST_RUNS", 3)
     report = check_module(layers(), squared_error, (X, T))
     assert report.culprit is None
     assert "was not looked at after 3 runs of single modules" in report.notes[0]

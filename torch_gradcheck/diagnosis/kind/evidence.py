@@ -106,7 +106,7 @@ class Evidence:
 
     @cached_property
     def weights(self) -> Floats:
-        """Weights of the entries in a fit: 1 / error bar, each error bar taken as at least 1e-6 of the largest entry."""
+        """Weights of entries in a fit: 1 / error bar, each error bar taken as at least 1e-6 of the largest entry."""
         floor = NEGLIGIBLE * float(np.max(np.abs(np.nan_to_num(self.numeric))[self.judged], initial=0.0))
         return np.asarray(1 / np.maximum(self.error_bar, floor or 1.0))
 
