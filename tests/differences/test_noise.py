@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.differences.noise import POINTS, measured_noise
+from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise
 
 T = np.arange(1, POINTS + 1) / POINTS
 
@@ -96,3 +96,12 @@ def test_noise_scales_with_the_values_and_ignores_their_offset(seed: int, expone
     scale = 10.0**exponent
     assert measured_noise(scale * values) == pytest.approx(scale * measured_noise(values), rel=1e-9)
     assert measured_noise(values + offset) == pytest.approx(measured_noise(values), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("at_zero", "sigma", "expected"),
+    [(0.0, 1e-16, 1e-16), (-8.0, 1e-16, 8e-16), (8.0, 1e-3, 1e-3)],
+    ids=["measured", "rounding-of-the-value", "measured-is-larger"],
+)
+def test_the_noise_at_zero_is_no_less_than_rounding(at_zero: float, sigma: float, expected: float) -> None:
+    assert Noise(at_zero, sigma, epsilon=2e-16).sigma_at_zero == pytest.approx(expected)

@@ -227,14 +227,14 @@ def test_a_corner_at_a_distance(distance: float, side: float) -> None:
 @wide
 @given(exponents=st.lists(st.floats(-9, 0), min_size=1, max_size=6), seed=st.integers(0, 1000))
 def test_the_error_bar_covers_the_error_among_many_corners(exponents: list[float], seed: int) -> None:
-    """A ReLU network as one weight sees it: smooth at θ, corners at all distances on both sides."""
+    """A ReLU network as one weight sees it: smooth at θ, kinks at all distances on both sides."""
     rng = np.random.default_rng(seed)
     places = np.array([10.0**e for e in exponents]) * rng.choice([-1, 1], len(exponents))
     weights = rng.uniform(-2, 2, len(exponents))
-    corners = list(zip(weights, places, strict=True))
+    kinks = list(zip(weights, places, strict=True))
 
     def f(v: Floats) -> Floats:
-        return np.sin(v + 0.5) + sum(w * np.maximum(v - p, 0) for w, p in corners)
+        return np.sin(v + 0.5) + sum(w * np.maximum(v - p, 0) for w, p in kinks)
 
     assert covers(climbed(f), float(np.cos(0.5) + weights[places < 0].sum()))
 

@@ -1,3 +1,5 @@
+"""Names listed in sentences: a few of many, and how many more there are."""
+
 from __future__ import annotations
 
 import pytest
@@ -31,3 +33,16 @@ def test_three_names_are_listed_and_the_others_counted() -> None:
 )
 def test_a_wrong_name_is_answered_with_those_there_are(name: str, known: list[str], words: str) -> None:
     assert close_names(name, known) == words
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, ""), (1, "a"), (3, "a, b, c"), (4, "a, b, c and 1 more"), (9, "a, b, c and 6 more")],
+    ids=str,
+)
+def test_three_names_and_how_many_more(count: int, text: str) -> None:
+    assert listed(list("abcdefghi")[:count]) == text
+
+
+def test_as_many_as_asked_for_in_words_of_their_own() -> None:
+    assert listed([1, 2, 3], most=2, in_words=lambda k: f"[{k}]") == "[1], [2] and 1 more"

@@ -178,8 +178,8 @@ def test_a_gradient_known_in_float16_may_be_off_by_its_rounding() -> None:
 
 @pytest.mark.parametrize("place", [0.3, 30.0], ids=["on the slope", "saturated"])
 @pytest.mark.parametrize("exponent", range(-15, 0))
-def test_a_right_gradient_is_not_accused_however_small_the_natural_scale(exponent: int, place: float) -> None:
-    """tanh(x/s): within the reach of the steps it is judged, below it undecided, and never accused."""
+def test_a_right_gradient_is_no_mismatch_however_small_the_natural_scale(exponent: int, place: float) -> None:
+    """tanh(x/s): within the reach of the steps it is judged, below it undecided, and never a mismatch."""
     s = 10.0**exponent
     results = trial([lambda v: np.tanh(v / s)], [place * s], [1 / s / np.cosh(place) ** 2])
     assert outcomes(results) == ["MATCH"] if exponent >= -8 else outcomes(results) != ["MISMATCH"]
@@ -260,7 +260,7 @@ def test_corners_close_by_are_stepped_over(side: float, exponent: int) -> None:
 
 
 @pytest.mark.parametrize("exponent", range(-15, -9))
-def test_a_corner_closer_than_any_step_accuses_nobody(exponent: int) -> None:
+def test_a_kink_closer_than_any_step_is_no_mismatch(exponent: int) -> None:
     for side in (1, -1):
         results = trial(
             [lambda v, side=side: np.abs(v - side * 10.0**exponent), np.sin], [0.0, 0.4], [-side, np.cos(0.4)]
@@ -295,7 +295,7 @@ def test_many_corners_at_all_distances(seed: int) -> None:
 
 @pytest.mark.parametrize("distance", [0.0, 1e-11], ids=["at the point", "next to it"])
 @pytest.mark.parametrize("size", [1e-6, 1.0], ids="size={:.0e}".format)
-def test_a_jump_accuses_nobody(size: float, distance: float) -> None:
+def test_a_jump_is_no_mismatch(size: float, distance: float) -> None:
     functions = [lambda v: np.sin(v + 0.3) + size * (v > distance), np.sin]
     results = trial(functions, [0.0, 0.4], [np.cos(0.3), np.cos(0.4)])
     assert outcomes(results)[0] in ("UNDECIDED", "MATCH")
@@ -336,7 +336,7 @@ def test_a_gradient_that_no_choice_gives_is_not_excused() -> None:
 
 
 @pytest.mark.parametrize("width", [1e-12, 1e-14, 1e-20], ids="width={:.0e}".format)
-def test_a_rise_between_the_smallest_steps_accuses_nobody(width: float) -> None:
+def test_a_rise_between_the_smallest_steps_is_no_mismatch(width: float) -> None:
     """As x/|x| and norms of a row of zeros rise: the slope at 0 is right, and no step sees it."""
     results = trial([lambda v: np.tanh(v / width), np.sin], [0.0, 0.4], [1 / width, np.cos(0.4)])
     assert outcomes(results)[0] in ("MATCH", "UNDECIDED")
@@ -376,7 +376,7 @@ def test_a_given_step_gives_the_plain_formula_where_it_agrees(x: float) -> None:
 
 
 @pytest.mark.parametrize("eps", [1e-15, 1e-30, 1.0, 1e3], ids="eps={:.0e}".format)
-def test_an_absurd_step_accuses_nobody(eps: float) -> None:
+def test_an_absurd_step_makes_no_mismatch(eps: float) -> None:
     family, gradient = network(10)
     assert "MISMATCH" not in outcomes(judge_gradient(family.check(gradient, eps=eps), None))
 
@@ -393,7 +393,7 @@ class Noisy(Family):
 
 
 @pytest.mark.parametrize("sigma", [1e-15, 1e-12, 1e-9, 1e-6, 1e-3, 1.0], ids="sigma={:.0e}".format)
-def test_noise_accuses_nobody(sigma: float) -> None:
+def test_noise_makes_no_mismatch(sigma: float) -> None:
     for seed in range(5):
         family, gradient = network(20, seed)
         noisy = Noisy(family, sigma, seed)
@@ -409,7 +409,7 @@ def test_a_factor_of_two_is_found_in_noise(sigma: float) -> None:
 
 
 def test_noise_that_is_too_large_is_not_hidden() -> None:
-    """A gradient off by a hundredth in noise that hides as much: the error bars say so, nobody is accused."""
+    """A gradient off by a hundredth in noise that hides as much: the error bars cover it, and nothing is a mismatch."""
     family, gradient = network(20)
     results = judge_gradient(Noisy(family, 1e-3).check(1.01 * gradient), None)
     assert "MISMATCH" not in outcomes(results)
@@ -437,7 +437,7 @@ def test_a_loss_in_float32(x: float) -> None:
 
 
 def test_a_part_of_the_loss_in_float32_with_its_noise_known() -> None:
-    """Plateaus at small steps agree on a slope of 0: their noise is what keeps them from accusing."""
+    """Plateaus at small steps agree on a slope of 0; only their noise keeps that from being a mismatch."""
     for x in np.linspace(0.2, 2, 10):
         family = Family([lambda v: np.sin(v) + np.exp(v).astype(np.float32).astype(np.float64)], [x])
         quantum = float(np.spacing(np.float32(np.exp(x))))
@@ -467,7 +467,7 @@ def test_the_first_step_balances_roundoff_and_truncation(at_zero: float, sigma: 
 # Two ways to evaluate f --------------------------------------------------------------------------------------------
 
 APART = 1e-3
-"""How far two ways to evaluate f come apart here, more than its noise: it shows where they are mixed."""
+"""How far apart two ways to evaluate f are here, much more than its noise: mixing them shows."""
 
 
 class InTwoWays:
@@ -492,11 +492,11 @@ def test_values_are_compared_with_the_value_at_zero_of_the_same_engine(size: int
     family, gradient = network(size)
     right, wrong = InTwoWays(family, gradient), InTwoWays(family, 2 * gradient)
     assert set(outcomes(judge_gradient(right.check, None))) == {"MATCH"}
-    assert "zero" not in right.asked, "only a closer look needs it"
+    assert "zero" not in right.asked, "only the ladder needs it"
     results = judge_gradient(wrong.check, None)
     assert set(outcomes(results)) == {"MISMATCH"}  # a kink, or anything, if the two slopes were APART / step apart
-    looked_at = np.isfinite(results.left)
-    np.testing.assert_allclose(results.left[looked_at], results.right[looked_at], rtol=1e-3)
+    refined = np.isfinite(results.left)
+    np.testing.assert_allclose(results.left[refined], results.right[refined], rtol=1e-3)
     assert wrong.asked[0] == "samples"
     assert "zero" in wrong.asked
 
@@ -504,7 +504,7 @@ def test_values_are_compared_with_the_value_at_zero_of_the_same_engine(size: int
 # Cost --------------------------------------------------------------------------------------------------------------
 
 EXTRA = 9 * 2 * (1 + 13)
-"""A look at nine entries: once at the first step, once on the whole ladder."""
+"""Evaluations of nine entries: two each at the first step, and two at each of 13 rungs of the ladder."""
 
 
 def cost(family: Family, gradient: Floats) -> int:

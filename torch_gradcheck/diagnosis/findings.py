@@ -1,4 +1,4 @@
-"""What is wrong and where, for the rows of a report: diagnosis by diagnosis, culprit, and what both have in common."""
+"""The findings of a failed check: a diagnosis for each wrong row, the culprit, and mistakes that rows share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torch_gradcheck.diagnosis.culprit.attribution import Blame
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
@@ -16,16 +17,20 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry, flat_values
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Status
+from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
-
-NAMED = 3
-"""How many parameters are named where one mistake shows in many."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """The rows with their diagnoses, the culprit, and sentences on both."""
+    """The findings of a check.
+
+    Attributes:
+        rows: one a parameter, the wrong ones with a diagnosis and a map of their wrong entries.
+        culprit: the name of the module that goes wrong, see `Culprit.name`; None where none can be named.
+        notes: sentences on the culprit, and on mistakes that several rows share.
+    """
 
     rows: list[ParameterReport]
     culprit: str | None
@@ -38,36 +43,34 @@ def findings_of(
     trials: Mapping[int, ParameterTrial],
     gradients: Mapping[int, AnalyticGradient],
 ) -> Findings:
-    """Looks for the mistake, if there is one; costs nothing where all passes.
+    """Diagnoses every wrong row and searches the culprit; costs nothing where no row is a mismatch.
 
     Args:
         problem: J, θ and the options, the model lent.
         rows: one a parameter, in the order of θ.
-        trials: every parameter tried, by position.
-        gradients: those on trial, by position.
+        trials: the trial of every checked parameter, by position.
+        gradients: the gradients on trial, by position.
     """
     if not any(row.status is Status.MISMATCH for row in rows):
         return Findings(rows, None, [])
-    blame = find_culprit(problem, trials, gradients)
+    culprit = find_culprit(problem, trials, gradients)
     evidences = {
         position: evidence_of(problem.theta[position], trial, problem.request.tolerance)
         for position, trial in trials.items()
     }
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
-    diagnoses = diagnose_all(evidences, blame.meanings, blame.rounding)
-    told = [
+    diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
+    diagnosed = [
         replace(row, diagnosis=diagnoses.get(k), map=wrong_map(evidences[k])) if k in wrong else row
         for k, row in enumerate(rows)
     ]
-    return Findings(told, blame.culprit, [*blame.notes, *_in_common(told, blame)])
+    return Findings(diagnosed, culprit.name, [*culprit.notes, *_in_common(diagnosed, culprit)])
 
 
 def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> Evidence:
-    """The trial of one parameter as evidence; coordinates not tried, at kinks or undecided count for nothing."""
+    """The trial of one parameter as evidence; coordinates not tried, at kinks or undecided are not judged."""
 
-    def whole(
-        values: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    def whole(values: Floats) -> Floats:
         full = np.full(entry.coordinates, np.nan)
         full[trial.coordinates] = values
         return full
@@ -87,27 +90,27 @@ def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> E
     )
 
 
-def _in_common(rows: Sequence[ParameterReport], blame: Blame) -> list[str]:
-    """A sentence on each mistake that shows in several parameters."""
+def _in_common(rows: Sequence[ParameterReport], culprit: Culprit) -> list[str]:
+    """One sentence for each kind of mistake that several parameters share."""
     groups: dict[tuple[DiagnosisKind, str], list[str]] = {}
     for row in rows:
         if row.diagnosis is not None and row.diagnosis.kind.is_told_together:
             groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row.name)
     return [
-        f"one mistake in {len(names)} parameters{_upstream(names, blame)}, {_listed(names)}: {_in_words(kind)}{factor}"
+        f"one mistake in {len(names)} parameters{_upstream(names, culprit)}, {listed(names)}: {_in_words(kind)}{factor}"
         for (kind, factor), names in groups.items()
         if len(names) > 1
     ]
 
 
-def _upstream(names: Sequence[str], blame: Blame) -> str:
-    """That all of them are used before the culprit is, if they are."""
-    position = {module: k for k, module in enumerate(blame.order)}
-    culprit = position.get(blame.culprit or "")
+def _upstream(names: Sequence[str], culprit: Culprit) -> str:
+    """The words " upstream of <culprit>" if the modules of all these parameters are called before it; else ""."""
+    position = {module: k for k, module in enumerate(culprit.order)}
+    end = position.get(culprit.name or "")
     modules = [name.rpartition(".")[0] for name in names]
-    if not culprit or any(position.get(module, culprit) >= culprit for module in modules):
+    if not end or any(position.get(module, end) >= end for module in modules):
         return ""
-    return f" upstream of {blame.culprit}"
+    return f" upstream of {culprit.name}"
 
 
 def _in_words(kind: DiagnosisKind) -> str:
@@ -116,7 +119,3 @@ def _in_words(kind: DiagnosisKind) -> str:
 
 def _factor(diagnosis: Diagnosis) -> str:
     return "" if diagnosis.factor is None else f" by the same factor {diagnosis.factor:.4g}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

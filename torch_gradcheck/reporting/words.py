@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import TypeVar
 
 from torch_gradcheck.reporting.facts import Status
+
+T = TypeVar("T")
 
 GREY = "#6e7781"
 """The colour of a status that nothing needs to be done about."""
@@ -72,9 +75,10 @@ STATUS_WORDS = {
 """The words of every status, in the order in which the headline counts them."""
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first three names, and how many more there are."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+def listed(names: Sequence[T], most: int = 3, in_words: Callable[[T], str] = str) -> str:
+    """The first `most` names, each written by `in_words`, and how many more there are: "a, b, c and 4 more"."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(in_words, names[:most])) + more
 
 
 def close_names(name: str, known: Sequence[str]) -> str:

@@ -34,8 +34,8 @@ float16 and bfloat16 gradients are summed in float32 and rounded once at the end
 entry.
 """
 
-ACCUSATION = 3.0
-"""A gradient is wrong only if it is off by more than this many error bars, which is 18 standard deviations of noise."""
+CONTRADICTION = 3.0
+"""A derivative contradicts a gradient that is more than 3 of its error bars off: 18 standard deviations of noise."""
 
 NearbySampler = Callable[[int, float], Sampler]
 """Maps (k, distance) to a sampler of f around the k-th random point at that relative distance from θ."""
@@ -142,8 +142,8 @@ class EntryCheck:
 
     @property
     def visible(self) -> float:
-        """A change of f above this is no noise: ACCUSATION · SIGMAS = 18 standard deviations."""
-        return ACCUSATION * SIGMAS * self.noise.sigma_at_zero
+        """A change of f above this is no noise: CONTRADICTION · SIGMAS = 18 standard deviations."""
+        return CONTRADICTION * SIGMAS * self.noise.sigma_at_zero
 
     @cached_property
     def rounding(self) -> Floats:

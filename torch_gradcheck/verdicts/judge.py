@@ -11,7 +11,7 @@ import numpy as np
 from torch_gradcheck.arrays import Indices
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.differences.step_size import first_step
-from torch_gradcheck.verdicts.entry_check import ACCUSATION, EntryCheck, EntryResults, Outcome
+from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, EntryResults, Outcome
 from torch_gradcheck.verdicts.kinks import excuse_hidden_kinks, judge_undecided_nearby
 from torch_gradcheck.verdicts.refine import refined
 from torch_gradcheck.verdicts.step_choice import NONE_YET, chosen_stencil
@@ -109,5 +109,5 @@ def _count_by_second_step(check: EntryCheck, results: EntryResults, which: Indic
     both = results.error_bar[which] + error_bar
     off = np.abs(check.analytic[which] - numeric)
     steady = np.abs(results.numeric[which] - numeric) <= both + off / 10
-    wrong = steady & ~check.agrees(which, numeric, both, margin=ACCUSATION)
+    wrong = steady & ~check.agrees(which, numeric, both, margin=CONTRADICTION)
     results.outcome[which] = np.where(wrong, Outcome.MISMATCH, Outcome.UNDECIDED)

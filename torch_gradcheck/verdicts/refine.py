@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.noise import SIGMAS
 from torch_gradcheck.differences.richardson import COARSE, FINE, Estimates, Tableau
-from torch_gradcheck.verdicts.entry_check import ACCUSATION, EntryCheck, Outcome
+from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, Outcome
 from torch_gradcheck.verdicts.hidden_slopes import may_have_hidden_slope
 from torch_gradcheck.verdicts.plateaus import stands_on_a_plateau
 from torch_gradcheck.verdicts.step_choice import probes_of
@@ -37,7 +37,7 @@ def refined(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates,
     """
     estimates = check.climb(which, unit, check.ladder)
     outcome = _outcomes(check, which, estimates)
-    resolved = np.abs(check.analytic[which] - estimates.central) > ACCUSATION * estimates.error_bar
+    resolved = np.abs(check.analytic[which] - estimates.central) > CONTRADICTION * estimates.error_bar
     doubtful = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
     if len(doubtful) and check.ladder is COARSE:
         finer = check.climb(which[doubtful], unit[doubtful], FINE)
@@ -64,7 +64,7 @@ def _outcomes(check: EntryCheck, which: Indices, estimates: Estimates) -> NDArra
     kink = estimates.kinked & between
     outside = off > estimates.half_width + check.tolerance * (np.abs(analytic) + np.abs(central))
     error_bar = _at_least_usual(check, estimates.error_bar)
-    wrong = outside & ~check.agrees(which, central, error_bar, margin=ACCUSATION)
+    wrong = outside & ~check.agrees(which, central, error_bar, margin=CONTRADICTION)
     wrong &= _hidden_piece(check, off) <= LARGEST_HIDDEN_PIECE * check.scale[which]
     wrong &= estimates.step * check.unit[which] <= check.scale[which]  # a larger step says little about f at 0
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]

@@ -52,18 +52,18 @@ def chosen_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple
         default = previous_stencil
     small = len(check.analytic) <= SMALL_TENSOR
     first = np.arange(len(check.analytic), dtype=np.int64) if small else probes_of(check.analytic)
-    seen = Differenced(first, *check.through(default, first))
+    differenced = Differenced(first, *check.through(default, first))
     suits = not _drowns(check, default)
-    if suits and bool(check.agrees(*seen).all()):
-        return default, seen
+    if suits and bool(check.agrees(*differenced).all()):
+        return default, differenced
     probes = probes_of(check.analytic)
     estimates = check.climb(probes, check.unit[probes], COARSE)
     among = np.searchsorted(first, probes)
-    if suits and _same_derivatives(check, seen.numeric[among], seen.error_bar[among], estimates):
-        return default, seen  # the step suits, and the gradient is wrong
+    if suits and _same_derivatives(check, differenced.numeric[among], differenced.error_bar[among], estimates):
+        return default, differenced  # the step suits, and the gradient is wrong
     stencil, typical = stencil_for(estimates.tableau, _needed(check, estimates))
-    better = typical < float(np.median(seen.error_bar[among])) or suits
-    return (stencil, NONE_YET) if better and np.isfinite(typical) else (default, seen)
+    better = typical < float(np.median(differenced.error_bar[among])) or suits
+    return (stencil, NONE_YET) if better and np.isfinite(typical) else (default, differenced)
 
 
 def _same_derivatives(check: EntryCheck, numeric: Floats, error_bar: Floats, estimates: Estimates) -> bool:

@@ -1,4 +1,4 @@
-"""Where a mistake is: closures, given gradients and hooks; and why it cannot be told, where it cannot."""
+"""The culprit of closures, given gradients and hooks; and the reason, where none can be named."""
 
 from __future__ import annotations
 
@@ -187,10 +187,10 @@ def test_two_mistakes_are_both_told() -> None:
 def test_a_mistake_in_many_parameters_is_told_once() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), Tanh(True, 2.0), nn.Linear(3, 2))
     notes = check_module(model, squared_error, (X, T)).notes
-    told = (
+    sentence = (
         "one mistake in 4 parameters upstream of 3, 0.weight, 0.bias, 2.weight and 1 more: scaled by the same factor 2"
     )
-    assert told in notes
+    assert sentence in notes
 
 
 def test_what_it_took_is_said_and_counted() -> None:
@@ -199,7 +199,7 @@ def test_what_it_took_is_said_and_counted() -> None:
     assert any(note.startswith("looking for the culprit took ") for note in wrong.notes)
 
 
-# Why it cannot be told --------------------------------------------------------------------------------------------
+# Why no culprit is named ------------------------------------------------------------------------------------------
 
 
 class OnceOnly(nn.Module):
@@ -228,14 +228,14 @@ class Setting(nn.Module):
         return self.back(y)
 
 
-def test_a_module_that_cannot_be_run_alone_accuses_nobody() -> None:
+def test_where_a_module_cannot_be_run_alone_no_culprit_is_named() -> None:
     report = checked(network(Setting)(True))
     assert report.culprit is None
     assert "inner raises AssertionError (no scale) when it is run alone" in report.notes[0]
 
 
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "LIMIT", 3)
+    monkeypatch.setattr(search, "MOST_RUNS", 3)
     report = check_module(layers(), squared_error, (X, T))
     assert report.culprit is None
     assert "was not looked at after 3 runs of single modules" in report.notes[0]
@@ -266,7 +266,7 @@ class UsesAside(nn.Module):
         return self.back(y + self.inner.aside.detach())
 
 
-def test_a_graph_that_leaves_by_an_attribute_accuses_nobody() -> None:
+def test_where_a_graph_leaves_by_an_attribute_no_culprit_is_named() -> None:
     report = checked(network(UsesAside)(True))
     assert report.culprit is None
     assert "inner lets a graph out by an attribute" in report.notes[0]
@@ -286,7 +286,7 @@ class Watchful(nn.Module):
         return self.back(Lost.apply(y))
 
 
-def test_a_model_that_cannot_be_watched_accuses_nobody() -> None:
+def test_where_a_model_cannot_be_recorded_no_culprit_is_named() -> None:
     report = checked(network(Watchful)(True))
     assert not report.passed
     assert report.culprit is None

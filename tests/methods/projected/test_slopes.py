@@ -28,17 +28,17 @@ FUNCTIONS = {
 
 @pytest.mark.parametrize("f", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_the_right_slope_agrees_at_some_step(f: Callable[[Floats], Floats]) -> None:
-    seen = check_at_best_step(sampled(f), 2.0, TOP, NOISE, TOLERANCE)
-    assert seen.agrees(TOLERANCE)
-    assert seen.threshold <= TOLERANCE
+    check = check_at_best_step(sampled(f), 2.0, TOP, NOISE, TOLERANCE)
+    assert check.agrees(TOLERANCE)
+    assert check.threshold <= TOLERANCE
 
 
 @pytest.mark.parametrize("error", [1e-4, -1e-2, 1.0, np.inf])
 @pytest.mark.parametrize("f", FUNCTIONS.values(), ids=FUNCTIONS)
 def test_a_wrong_slope_agrees_at_none(f: Callable[[Floats], Floats], error: float) -> None:
-    seen = check_at_best_step(sampled(f), 2.0 + error, TOP, NOISE, TOLERANCE)
-    assert not seen.agrees(TOLERANCE)
-    assert not check_at_step(sampled(f), 2.0 + error, seen.step, NOISE).agrees(TOLERANCE)
+    check = check_at_best_step(sampled(f), 2.0 + error, TOP, NOISE, TOLERANCE)
+    assert not check.agrees(TOLERANCE)
+    assert not check_at_step(sampled(f), 2.0 + error, check.step, NOISE).agrees(TOLERANCE)
 
 
 def test_a_function_that_is_not_finite_agrees_with_nothing() -> None:
@@ -50,12 +50,12 @@ def test_a_function_that_is_not_finite_agrees_with_nothing() -> None:
 def test_a_step_that_crosses_kinks_is_not_taken_for_the_larger_ones_luck() -> None:
     """At one step two kinks cancel; the next larger step shows that they are there."""
     f = lambda t: 1 + 2 * t + np.maximum(t - TOP / 8, 0) - np.maximum(-t - TOP / 8, 0)  # noqa: E731
-    seen = check_at_best_step(sampled(f), 2.0, TOP, NOISE, TOLERANCE)
-    assert seen.step < TOP / 8
+    check = check_at_best_step(sampled(f), 2.0, TOP, NOISE, TOLERANCE)
+    assert check.step < TOP / 8
 
 
 def test_noise_as_large_as_the_slope_resolves_nothing() -> None:
     noisy = Noise(at_zero=1e6, sigma=1e-10, epsilon=EPS)
-    seen = check_at_step(sampled(lambda t: 1e6 + t), 2.0, 1e-10, noisy)
-    assert seen.agrees(TOLERANCE)
-    assert seen.threshold > TOLERANCE
+    check = check_at_step(sampled(lambda t: 1e6 + t), 2.0, 1e-10, noisy)
+    assert check.agrees(TOLERANCE)
+    assert check.threshold > TOLERANCE

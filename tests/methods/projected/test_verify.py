@@ -95,7 +95,7 @@ def test_bisection_finds_the_wrong_entries_and_stops(places: list[int]) -> None:
         assert sorted(bisection.wrong_coordinates()) == places
 
 
-def test_a_right_gradient_is_not_refuted() -> None:
+def test_a_right_gradient_is_not_contradicted() -> None:
     with lent(model()) as (directions, noise, gradients):
         alone = Verifier(directions, noise, TOLERANCE, None).alone(gradients, 2)
         bisection = Bisection(directions, 2, gradients[2], *alone, noise, TOLERANCE)

@@ -1,8 +1,12 @@
-"""In which module a wrong gradient goes wrong: one run of J recorded call by call, then single calls checked alone.
+"""Finds the module in which a wrong gradient goes wrong: records J call by call, then checks single calls alone.
 
-Let θ move along one coordinate in which the gradient is known to be wrong, by E. Every call of a module or of a custom
-autograd.Function sees its inputs move (their tangents ẋ), and receives a gradient ḡ for its outputs. Alone, it should
-satisfy d/dt ⟨ḡ, M(x + t·ẋ)⟩ = ⟨its gradient for x, ẋ⟩; what it is off by is its part of E. The part of a call less the
-parts of the calls inside of it is its own, and the parts of all calls, parameter hooks and the loss add up to E: so the
-mistake is where the error is, and where the sum does not come out nobody is accused.
+Let θ move along one coordinate in which the gradient is off by E. Every call M of a module or of a custom
+autograd.Function sees its inputs x move, by their tangents ẋ, and receives a gradient ḡ for its outputs. A right
+backward satisfies
+
+    ⟨gradient for x, ẋ⟩ = d/dt ⟨ḡ, M(x + t·ẋ)⟩ at t = 0
+
+The left side less the right side is the contribution of the call to E. It includes the calls inside of it; what remains
+without them is the call's own. The contributions of all outermost calls, of parameter hooks and of the loss add up to
+E. The culprit is the call with a large contribution of its own; where calls cannot be checked alone, none is named.
 """

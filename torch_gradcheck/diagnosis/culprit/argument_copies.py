@@ -1,4 +1,4 @@
-"""What a call was given, kept as it was: detached copies of all tensors, containers and objects around them rebuilt."""
+"""Copies of a call's arguments: tensors detached and cloned, the containers and objects around them rebuilt."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from torch_gradcheck.torch_internals.tensors import version_of
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
-DEPTH = 5
-"""How many objects deep a cache that is handed from module to module may be."""
+OBJECT_DEPTH = 5
+"""Objects are copied up to 5 levels deep: a cache may hold layers, these may hold buffers, and so on."""
 
 AS_THEY_ARE = (nn.Module, torch.Tensor, torch.dtype, torch.device, torch.Generator, type, str, bytes)
+"""Types of objects that are passed on without a copy."""
 
 
 class Snapshots:
-    """Copies of tensors, one for each tensor and version of it, whoever is given it.
+    """Copies of tensors: one for each tensor and version, shared by all calls that are given it.
 
     Attributes:
-        bytes: how much memory the copies take.
+        bytes: memory of the copies, in bytes.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
         self._copies: dict[tuple[int, int], torch.Tensor] = {}
-        self._kept: list[torch.Tensor] = []  # so that no id is used twice
+        self._kept: list[torch.Tensor] = []  # kept alive, so that no id is used twice
 
     def of(self, value: Any) -> Any:
         """`value` with every tensor in it copied and detached."""
@@ -46,7 +47,7 @@ class Snapshots:
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
-    """Every tensor that `replaced` replaces, in its order."""
+    """Every tensor that `replaced` replaces, in the order in which it replaces them."""
     found: list[torch.Tensor] = []
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -58,8 +59,11 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
 
 
 def replaced(value: Any, replace: Replace) -> Any:
-    """As `structure.rebuilt`; objects that hold no tensor yet are copied too: whoever is given a cache writes to it."""
-    return _objects_copied(rebuilt(value, replace), DEPTH, {})
+    """A copy of `value` with every tensor replaced, as by `nested.rebuilt`.
+
+    Objects without tensors are copied as well: an empty cache is written to by the call that is given it.
+    """
+    return _objects_copied(rebuilt(value, replace), OBJECT_DEPTH, {})
 
 
 def _objects_copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:
@@ -85,6 +89,6 @@ def _copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:
 
 
 def _is_an_object(value: Any) -> bool:
-    """Whether `value` is an object of somebody's own that may be written to."""
+    """Whether `value` is an object with attributes of its own, which a call may write to."""
     known = isinstance(value, AS_THEY_ARE) or callable(value)
     return not known and type(getattr(value, "__dict__", None)) is dict

@@ -1,4 +1,4 @@
-"""What the search for a culprit finds, as typed rows."""
+"""The results of the search for a culprit: along one wrong coordinate (Attribution), and as a whole (Culprit)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from torch_gradcheck.precision.lower_precisions import Rounding
 
 
 @dataclass(frozen=True)
-class Blame:
-    """Where a wrong gradient goes wrong.
+class Culprit:
+    """The module in which a wrong gradient goes wrong, or the reason why none can be named.
 
     Attributes:
-        culprit: the module's qualified name ("" for the model's own forward), `"loss_fn"`, the name of a parameter
-            whose hook is at fault, or None.
-        notes: what there is to say about it; the reason where `culprit` is None.
-        meanings: what a factor may stand for in this run.
+        name: the module's qualified name ("" for the model's own forward), `"loss_fn"`, the name of a parameter whose
+            hook is at fault, or None.
+        notes: sentences on the culprit; the reason where `name` is None.
+        meanings: factors with a meaning in this run, such as the number of rows of the batch.
         order: names of the model's modules in the order in which they were first called.
-        rounding: the lower precision that the culprit rounds gradients to.
+        rounding: the lower precision that the culprit rounds gradients to; None where it does not.
     """
 
-    culprit: str | None
+    name: str | None
     notes: tuple[str, ...]
     meanings: tuple[FactorMeaning, ...] = ()
     order: tuple[str, ...] = ()
@@ -32,19 +32,21 @@ class Blame:
 
 @dataclass
 class Attribution:
-    """What was found along one wrong coordinate.
+    """The error E of one wrong coordinate, attributed to calls.
 
     Attributes:
         wrong: the coordinate.
-        tangents: how the inputs of every call move with it.
-        own: the calls with a mistake of their own (None is the loss function or closure itself), and how large.
-        hook: what the parameter's hooks contribute.
+        tangents: of the inputs of every call, along this coordinate.
+        own: the part of E that arises in a call itself, for calls where it is large; None is the loss function or
+            closure itself.
+        hook: the part of E that the parameter's hooks add.
         mutating: calls whose backward writes to the gradient it is given.
-        unlike: calls of modules whose gradients for their own parameter add up to another one than the run gave it.
+        unlike: calls of the parameter's modules whose gradients for it, each call run alone, do not add up to that of
+            the run.
         roundings: lower precisions that calls with a mistake round their gradients to.
-        inputs: for an autograd.Function with a mistake, the inputs whose gradients are wrong.
-        unclear: calls that could not be told about, and why.
-        open: why the coordinate itself tells nothing, "" where it does.
+        inputs: for an autograd.Function with a mistake, the paths of the inputs whose gradients are wrong.
+        unclear: calls that could not be checked alone, each with the reason.
+        unusable: why the coordinate cannot be followed at all; "" where it can.
     """
 
     wrong: WrongCoordinate
@@ -56,4 +58,4 @@ class Attribution:
     roundings: list[Rounding] = field(default_factory=list)
     inputs: dict[RecordedCall | None, list[str]] = field(default_factory=dict)
     unclear: list[tuple[RecordedCall, str]] = field(default_factory=list)
-    open: str = ""
+    unusable: str = ""

@@ -1,4 +1,4 @@
-"""Records one run of J call by call: modules and custom autograd.Functions, what each was given, what gradient came."""
+"""Records one run of J call by call: the arguments, outputs and gradients of modules and custom autograd.Functions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_ca
 Owner = nn.Module | type[Function]
 
 MEMORY_LIMIT = 2**30
-"""Bytes that the inputs of all calls may take; beyond, no culprit is looked for."""
+"""Limit on the inputs of all calls, in bytes (1 GiB); above it, no culprit is searched."""
 
 
 @dataclass(eq=False)
@@ -29,18 +29,18 @@ class RecordedCall:
 
     Attributes:
         owner: the module, or the Function's class.
-        parent: the call it happened in, None in the loss function or closure itself.
-        children: the calls that happened in it.
-        arguments: (args, kwargs) as they were, tensors detached.
-        differentiable: for each tensor in `arguments`, whether a gradient for it was asked for.
+        parent: the call that made this one; None for the loss function or closure itself.
+        children: the calls that this one made.
+        arguments: copies of (args, kwargs) as they were at the start, tensors detached.
+        differentiable: for each tensor in `arguments`, whether it required a gradient.
         grad_enabled: whether autograd was on.
-        in_backward: whether it was called by a backward (a checkpoint that recomputes).
-        random: the state of the random generators when it began.
-        outputs: shape, sum and sum of absolutes of each tensor it put out.
-        cotangents: the gradient that arrived for each of them, None where none did.
-        returned: the gradient that left it for a tensor in `arguments`, by position, where that was seen: a tensor
-            that it was given twice has one, at its first position.
-        leaks: whether a graph leaves it by an attribute, besides its outputs.
+        in_backward: whether a backward made the call, as a checkpoint that recomputes does.
+        random: the state of the random generators at the start.
+        outputs: `summary` of each tensor in the result: shape, sum and sum of absolute values.
+        cotangents: the gradient that arrived for each output, None where none did.
+        returned: the gradient that left the call for a tensor in `arguments`, by the tensor's position, where a tap saw
+            it. A tensor that is given twice has one, at its first position.
+        leaks: whether a graph leaves the module by an attribute, besides its outputs.
     """
 
     owner: Owner
@@ -58,29 +58,30 @@ class RecordedCall:
 
     @property
     def receives(self) -> bool:
-        """Whether a gradient came."""
+        """Whether a gradient arrived for any output."""
         return any(cotangent is not None for cotangent in self.cotangents)
 
     def inside(self) -> Iterator[RecordedCall]:
-        """All calls that happened in it, at any depth."""
+        """All calls made inside of this one, at any depth."""
         for child in self.children:
             yield child
             yield from child.inside()
 
     def run(self, arguments: tuple[Any, Any]) -> Any:
-        """Calls the owner once more, with other arguments."""
+        """Calls the owner once more, with the given (args, kwargs)."""
         function: Callable[..., Any] = self.owner if isinstance(self.owner, nn.Module) else self.owner.apply
         return function(*arguments[0], **arguments[1])
 
 
 @dataclass(frozen=True)
 class GradientTaps:
-    """What a recording replaces by copies; J must not notice.
+    """Which tensors a recording replaces by copies, whose hooks record gradients; J must keep its value.
 
     Attributes:
-        outputs: those of every call, to see what gradient arrives.
-        inputs: those of every call too, to see what gradient leaves; a module may write to its input for others to see.
-        rooted: outputs without a graph get one, so that what lies downstream of a cut receives its gradients.
+        outputs: those of every call, to record the gradient that arrives.
+        inputs: those of every call, to record the gradient that leaves. Changes J where a module writes to its input
+            for others to see.
+        rooted: outputs without a graph become leaves, so that calls downstream of a detach() still receive gradients.
     """
 
     outputs: bool = True
@@ -89,18 +90,21 @@ class GradientTaps:
 
 
 NO_TAPS = GradientTaps(outputs=False, inputs=False, rooted=False)
+"""Records calls and arguments only."""
 
 
 class Recording:
-    """Records every call inside the block; the patches are on torch's own classes, and `Loan` takes them back too.
+    """Records every call that this thread makes inside the block.
+
+    Patches `nn.Module.__call__` and `Function.apply`. `__exit__` restores both, and so does `Loan` if that is cut off.
 
     Args:
-        taps: what is to be replaced by a copy that tells which gradient arrives for it.
+        taps: the tensors that are replaced by copies to record gradients.
 
     Attributes:
-        calls: every call in the order in which they began.
-        leaves: what stands for outputs that had no graph.
-        full: whether there was not enough memory for all of them.
+        calls: every call, in the order of their starts.
+        leaves: the new leaves that stand for outputs without a graph.
+        full: whether the inputs of all calls exceed `MEMORY_LIMIT`; later calls are missing then.
     """
 
     def __init__(self, taps: GradientTaps = NO_TAPS) -> None:
@@ -138,7 +142,7 @@ class Recording:
         return [call for call in self.calls if call.parent is None and not call.in_backward]
 
     def forget_gradients(self) -> None:
-        """As if no backward had run yet."""
+        """Forgets all gradients recorded so far, as if no backward had run."""
         for call in self.calls:
             call.cotangents = [None for _ in call.outputs]
             call.returned.clear()
@@ -174,7 +178,7 @@ class Recording:
         return call
 
     def _inputs_tapped(self, call: RecordedCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """The arguments as the callee sees them: tensors among them are copies, which tell what gradient leaves."""
+        """The arguments for the callee: tensors with a graph are replaced by copies, whose hooks record `returned`."""
         if not (self._taps.inputs and torch.is_grad_enabled()):
             return args, kwargs
         positions = {id(tensor): k for k, tensor in reversed(list(enumerate(tensors_of((args, kwargs)))))}
@@ -204,7 +208,7 @@ class Recording:
         return rebuilt(result, lambda tensor: self._tapped(call, next(positions), tensor))
 
     def _tapped(self, call: RecordedCall, position: int, tensor: torch.Tensor) -> torch.Tensor:
-        """The output as its caller sees it: a copy of it, which tells what gradient arrives."""
+        """The output for the caller: a copy, whose hook records the cotangent."""
         inexact = tensor.is_floating_point() or tensor.is_complex()
         if not torch.is_grad_enabled():
             return tensor
@@ -219,7 +223,7 @@ class Recording:
 
 
 def summary(tensor: torch.Tensor) -> tuple[tuple[int, ...], float, float]:
-    """Shape, sum and sum of absolutes: what tells one output from another."""
+    """Shape, sum and sum of absolute values of a tensor, to compare the outputs of two runs by."""
     values = tensor.detach()
     size = values.abs().double() if values.dtype != torch.bool else values.double()
     total = values.real if values.is_complex() else values
@@ -239,13 +243,13 @@ def _arrived(call: RecordedCall, position: int, gradient: torch.Tensor | None) -
 
 
 def _keeps_a_graph(module: nn.Module) -> bool:
-    """Whether an attribute of the module holds a tensor with a graph: a way out besides its outputs."""
+    """Whether an attribute of the module holds a tensor with a graph, which others may use."""
     held = [value for value in vars(module).values() if not isinstance(value, nn.Module)]
     return any(tensor.grad_fn is not None for tensor in tensors_of(held))
 
 
 def paired_with_recomputed(calls: list[RecordedCall]) -> None:
-    """Gives calls made without autograd the gradients of those that a checkpoint made again in its backward."""
+    """Pairs checkpointed calls with their recomputation in the backward, and copies its gradients to them."""
     waiting = [call for call in calls if call.in_backward and call.receives]
     for call in calls:
         if call.in_backward or call.grad_enabled:
@@ -258,15 +262,15 @@ def paired_with_recomputed(calls: list[RecordedCall]) -> None:
 
 
 def alike(one: RecordedCall, other: RecordedCall) -> bool:
-    """Whether two calls may be the same one in two runs: a forward may make its module or Function anew each time."""
-    mine, others = (owner if isinstance(owner, type) else type(owner) for owner in (one.owner, other.owner))
-    return one.owner is other.owner or mine.__qualname__ == others.__qualname__
+    """Whether calls of two runs have one owner, or owners of one class name: a forward may create modules anew."""
+    first, second = (owner if isinstance(owner, type) else type(owner) for owner in (one.owner, other.owner))
+    return one.owner is other.owner or first.__qualname__ == second.__qualname__
 
 
 def _same_call(one: RecordedCall, other: RecordedCall) -> bool:
     if not alike(one, other):
         return False
-    mine, others = tensors_of(one.arguments), tensors_of(other.arguments)
-    return len(mine) == len(others) and all(
-        a.shape == b.shape and torch.equal(a, b) for a, b in zip(mine, others, strict=True)
+    first, second = tensors_of(one.arguments), tensors_of(other.arguments)
+    return len(first) == len(second) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, second, strict=True)
     )

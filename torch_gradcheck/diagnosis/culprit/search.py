@@ -1,4 +1,4 @@
-"""Follows the error of a wrong coordinate through the calls that J is made of, down to those it arises in."""
+"""Follows the error of a wrong coordinate through the calls of J, down to those that it arises in."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
-from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Blame
+from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit
 from torch_gradcheck.diagnosis.culprit.call_recording import (
     GradientTaps,
     Owner,
@@ -20,7 +20,13 @@ from torch_gradcheck.diagnosis.culprit.call_recording import (
     paired_with_recomputed,
 )
 from torch_gradcheck.diagnosis.culprit.sentences import Sentences
-from torch_gradcheck.diagnosis.culprit.single_calls import NOTHING, CallRunner, CannotBeRunAlone, Contribution, said
+from torch_gradcheck.diagnosis.culprit.single_calls import (
+    NOTHING,
+    CallRunner,
+    CannotBeRunAlone,
+    Contribution,
+    in_one_line,
+)
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate, tangents_of
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings
 from torch_gradcheck.differences.step_size import first_step
@@ -34,31 +40,31 @@ from torch_gradcheck.torch_internals.autograd import before_hooks
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
-LIMIT = 4000
+MOST_RUNS = 4000
 """How many runs of single modules the search may take."""
 
-TRIED = 3
-"""How many wrong coordinates are followed."""
+MOST_FOLLOWED = 3
+"""How many wrong coordinates are followed, at most."""
 
-TELLING = 0.1
-"""A part of the error this large is a mistake of its own."""
+OWN_MISTAKE = 0.1
+"""A contribution above 10 % of E is a mistake of the call."""
 
-NEGLIGIBLE = 0.02
-"""A part this small is none."""
+SAME_MISTAKE = 0.02
+"""Two gradients that differ by at most 2 % of E have the same mistake."""
 
-BARS = 3.0
-"""How many error bars a part must have to accuse."""
+ERROR_BARS_OFF = 3.0
+"""A contribution of at most 3 error bars is no mistake."""
 
 
 class Run:
-    """The real run of J, recorded: calls, gradients that arrived, and gradients of θ before the parameters' hooks.
+    """One recorded run of J and its backward.
 
     Attributes:
-        loss: J as it came out; another number than J(θ) where J notices that it is recorded.
-        raw: the gradients of each watched parameter before its hooks.
-        full: whether the calls took too much memory.
+        loss: J in this run; differs from J(θ) where recording changes J.
+        raw: the gradients of each wrong parameter before its hooks, in the order in which they arrived.
+        full: whether the calls took too much memory to be recorded.
         roots: calls made by the loss function or closure itself.
-        calls: all of them, those left out that a backward makes.
+        calls: all calls but those made by a backward.
     """
 
     def __init__(
@@ -76,15 +82,15 @@ class Run:
 
     @classmethod
     def of(cls, objective: Objective, wrong: Sequence[WrongCoordinate], accumulated: bool) -> Run:
-        """The run that shows most, among those that J bears without noticing.
+        """The run with the most gradient taps, among those that leave J as it is.
 
         Raises:
-            RuntimeError: there is none.
+            RuntimeError: every way to record calls changes J.
         """
         for taps in (GradientTaps(), GradientTaps(inputs=False), GradientTaps(inputs=False, rooted=False)):
             try:
                 run = cls(objective, wrong, taps, accumulated)
-            except RuntimeError:  # autograd forbids what J does to a tensor that has a graph now
+            except RuntimeError:  # J does to a tapped tensor what autograd forbids for one with a graph
                 continue
             if objective.same(run.loss, objective.loss):
                 return run
@@ -99,64 +105,65 @@ class Run:
         self.loss = float(loss.detach())
         if self._accumulated or not loss.requires_grad:
             return
-        recording.forget_gradients()  # of backwards that the closure has run besides
-        for seen in self.raw.values():
-            seen.clear()
+        recording.forget_gradients()  # of backwards that the closure ran itself
+        for gradients in self.raw.values():
+            gradients.clear()
         theta = [each for each in self._objective.model.parameters() if each.requires_grad]
         gradients_of([loss], [*theta, *recording.leaves])
 
 
 def find_culprit(
     problem: Problem, trials: Mapping[int, ParameterTrial], gradients: Mapping[int, AnalyticGradient]
-) -> Blame:
-    """The module in which the gradients that were found wrong go wrong.
+) -> Culprit:
+    """The module in which the wrong gradients go wrong.
 
     Args:
         problem: J and θ, the model lent.
-        trials: every parameter tried, by position; at least one of them is wrong.
-        gradients: those on trial, by position.
+        trials: the trial of every checked parameter, by position; at least one has a mismatch.
+        gradients: the gradients on trial, by position.
     """
     objective, theta = problem.objective, problem.theta
-    words = Sentences(objective.model)
+    sentences = Sentences(objective.model)
     by_hand = problem.request.gradients is not None
     autograd = autograd_gradients(objective, theta) if by_hand else gradients
     wrong = _followed(theta, trials, autograd if by_hand else None)
     if not wrong:
-        return Blame(None, (words.by_hand(),), _meanings(_seen(objective)))
+        return Culprit(None, (sentences.by_hand(),), _meanings(_recorded_calls(objective)))
     accumulated = any(gradient.accumulated for gradient in autograd.values())
     try:
-        return _searched(problem, wrong, words, accumulated)
-    except Exception as error:  # whatever a watched run raises, the verdict on the gradients stands
-        return Blame(None, (words.nobody(f"a run of J in which calls are recorded raises {said(error)}"),))
+        return _searched(problem, wrong, sentences, accumulated)
+    except Exception as error:  # whatever a recorded run raises, the verdict on the gradients stands
+        reason = f"a run of J in which calls are recorded raises {in_one_line(error)}"
+        return Culprit(None, (sentences.no_culprit(reason),))
 
 
-def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], words: Sentences, accumulated: bool) -> Blame:
+def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sentences, accumulated: bool) -> Culprit:
     objective = problem.objective
-    laboratory = CallRunner(objective, LIMIT)
+    runner = CallRunner(objective, MOST_RUNS)
     evaluations = objective.evaluations
     run = Run.of(objective, wrong, accumulated)
     if run.full:
-        return Blame(None, (words.nobody("the inputs of all modules together take more than 1 GiB"),))
+        return Culprit(None, (sentences.no_culprit("the inputs of all modules together take more than 1 GiB"),))
     step = first_step(problem.noise)
-    verdicts: list[Attribution] = []
+    attributions: list[Attribution] = []
     for each in wrong:
-        known = list(dict.fromkeys(call for verdict in verdicts for call in verdict.own))
-        verdicts.append(_verdict(each, run, laboratory, step, known))
-    culprit, notes = words.told(verdicts, run.calls)
-    cost = words.cost(laboratory.runs, objective.evaluations - evaluations)
-    rounding = next((each for verdict in verdicts for each in verdict.roundings), None)
-    return Blame(culprit, (*notes, cost), _meanings(run.calls), words.order(run.calls), rounding)
+        known = list(dict.fromkeys(call for attribution in attributions for call in attribution.own))
+        attributions.append(_attribution(each, run, runner, step, known))
+    name, notes = sentences.culprit_of(attributions, run.calls)
+    cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
+    rounding = next((each for attribution in attributions for each in attribution.roundings), None)
+    return Culprit(name, (*notes, cost), _meanings(run.calls), sentences.order(run.calls), rounding)
 
 
-def _seen(objective: Objective) -> list[RecordedCall]:
-    """The calls of an ordinary evaluation of J."""
+def _recorded_calls(objective: Objective) -> list[RecordedCall]:
+    """The calls of one evaluation of J, without gradients."""
     with torch.enable_grad(), objective.evaluation(), Recording() as recording:
         objective.compute()
     return recording.calls
 
 
 def _meanings(calls: Sequence[RecordedCall]) -> tuple[FactorMeaning, ...]:
-    """Counts that a factor is often mistaken by: rows of the batch, entries and columns of the output, uses."""
+    """Counts that gradients are often off by: rows of the batch, entries of the output and of its rows, shared uses."""
     counts: list[tuple[int, str]] = []
     if calls:
         inputs = [tensor for tensor in tensors_of(calls[0].arguments) if tensor.dim()]
@@ -174,17 +181,20 @@ def _meanings(calls: Sequence[RecordedCall]) -> tuple[FactorMeaning, ...]:
 def _followed(
     theta: Theta, trials: Mapping[int, ParameterTrial], autograd: Mapping[int, AnalyticGradient] | None
 ) -> list[WrongCoordinate]:
-    """The worst coordinate of the first, the last and the worst wrong parameter, where autograd is wrong itself."""
+    """The worst coordinate each of the worst, the first and the last wrong parameter.
+
+    Given gradients count only where autograd's own gradient (`autograd`) has the same mistake.
+    """
     candidates = [
         each
         for position, trial in trials.items()
         if (each := _worst(theta, position, trial, autograd[position] if autograd else None)) is not None
     ]
-    by_size = sorted(candidates, key=_badness, reverse=True)
-    return list(dict.fromkeys([*by_size[:1], *candidates[:1], *candidates[-1:]]))[:TRIED]
+    by_size = sorted(candidates, key=_relative_error, reverse=True)
+    return list(dict.fromkeys([*by_size[:1], *candidates[:1], *candidates[-1:]]))[:MOST_FOLLOWED]
 
 
-def _badness(wrong: WrongCoordinate) -> float:
+def _relative_error(wrong: WrongCoordinate) -> float:
     size = abs(wrong.analytic) + abs(wrong.numeric)
     return abs(wrong.error) / size if math.isfinite(wrong.error) else -1.0
 
@@ -193,110 +203,135 @@ def _worst(
     theta: Theta, position: int, trial: ParameterTrial, autograd: AnalyticGradient | None
 ) -> WrongCoordinate | None:
     results = trial.results
-    accused = np.flatnonzero((results.outcome == Outcome.MISMATCH) & np.isfinite(results.numeric))
-    if not len(accused):
+    mismatched = np.flatnonzero((results.outcome == Outcome.MISMATCH) & np.isfinite(results.numeric))
+    if not len(mismatched):
         return None
     with np.errstate(all="ignore"):
-        off = np.abs(trial.analytic[accused] - results.numeric[accused])
-    k = int(accused[np.argmax(np.nan_to_num(off, nan=np.inf))])
-    coordinate, numeric, noise = int(trial.coordinates[k]), float(results.numeric[k]), float(results.error_bar[k])
-    analytic = float(trial.analytic[k])
+        off = np.abs(trial.analytic[mismatched] - results.numeric[mismatched])
+    k = int(mismatched[np.argmax(np.nan_to_num(off, nan=np.inf))])
+    coordinate, error_bar = int(trial.coordinates[k]), float(results.error_bar[k])
+    analytic, numeric = float(trial.analytic[k]), float(results.numeric[k])
     if autograd is not None:
         own = float(autograd.values[coordinate])
-        if not abs(own - analytic) <= NEGLIGIBLE * abs(analytic - numeric):
+        if not abs(own - analytic) <= SAME_MISTAKE * abs(analytic - numeric):
             return None
         analytic = own
     entry = theta[position]
-    held = WrongCoordinate(entry, coordinate, analytic, numeric, noise, 1.0).of(entry.parameter)
-    return WrongCoordinate(entry, coordinate, analytic, numeric, noise, max(1.0, abs(held)))
+    value = WrongCoordinate(entry, coordinate, analytic, numeric, error_bar, 1.0).of(entry.parameter)
+    return WrongCoordinate(entry, coordinate, analytic, numeric, error_bar, max(1.0, abs(value)))
 
 
-def _verdict(
-    wrong: WrongCoordinate, run: Run, laboratory: CallRunner, step: float, known: Sequence[RecordedCall | None]
+def _attribution(
+    wrong: WrongCoordinate, run: Run, runner: CallRunner, step: float, known: Sequence[RecordedCall | None]
 ) -> Attribution:
-    """What is found along one coordinate; `known` are the calls that others have led to."""
-    tangents = tangents_of(run.calls, wrong, step * wrong.unit, laboratory.objective)
+    """The error of one coordinate, attributed to calls.
+
+    Args:
+        wrong: the coordinate.
+        run: J recorded at θ.
+        runner: runs calls alone.
+        step: relative step of the tangents.
+        known: calls with a mistake that earlier coordinates led to; tried first.
+    """
+    tangents = tangents_of(run.calls, wrong, step * wrong.unit, runner.objective)
     if tangents is None:
-        return Attribution(wrong, open="J is made of other calls at neighbouring points")
-    verdict = Attribution(wrong, tangents)
+        return Attribution(wrong, unusable="J is made of other calls at neighbouring points")
+    attribution = Attribution(wrong, tangents)
     raw = [wrong.of(gradient) for gradient in run.raw.get(wrong.entry.parameter, [])]
     if raw and math.isfinite(sum(raw)):
-        verdict.hook = wrong.analytic - sum(raw)
-    if not math.isfinite(verdict.hook):
-        return verdict  # the gradient was a number before its hooks
-    search = _Search(verdict, laboratory)
-    whole = Contribution(wrong.error - verdict.hook, wrong.noise)
+        attribution.hook = wrong.analytic - sum(raw)
+    if not math.isfinite(attribution.hook):
+        return attribution  # the gradient was finite before its hooks
+    search = _Search(attribution, runner)
+    whole = Contribution(wrong.error - attribution.hook, wrong.error_bar)
     if not search.explained_by(known, whole):
         search.split(None, whole, run.roots)
     search.compare_with_run(sum(raw))
-    for call in verdict.own:
+    for call in attribution.own:
         if call is not None and not isinstance(call.owner, nn.Module):
-            verdict.inputs[call] = search.wrong_inputs(call)
-    return verdict
+            attribution.inputs[call] = search.wrong_inputs(call)
+    return attribution
 
 
 class _Search:
-    """Splits the part of a call into those of the calls inside of it; what is left is its own."""
+    """Splits the contribution of a call into those of the calls inside of it and the rest, which is its own."""
 
-    def __init__(self, verdict: Attribution, laboratory: CallRunner) -> None:
-        self._verdict, self._laboratory = verdict, laboratory
-        self._error = verdict.wrong.error
+    def __init__(self, attribution: Attribution, runner: CallRunner) -> None:
+        self._attribution, self._runner = attribution, runner
+        self._error = attribution.wrong.error
         self._of_theta: dict[RecordedCall, float] = {}
 
     def explained_by(self, known: Sequence[RecordedCall | None], whole: Contribution) -> bool:
-        """Whether calls known to be wrong make up all of the error, so that there is no need to look further."""
+        """Whether calls known to be wrong explain all of the error, so that no other call need be run."""
         calls = [call for call in known if call is not None]
         if len(calls) < len(known) or not calls or not math.isfinite(whole.error):
             return False
         own = {call: self._own(call) for call in calls}
-        parts = [part for part in own.values() if part is not None]
-        if len(parts) < len(calls) or self._tells(_less(whole, parts)):
+        contributions = [each for each in own.values() if each is not None]
+        if len(contributions) < len(calls) or self._is_mistake(_without(whole, contributions)):
             return False
-        self._verdict.own |= {call: part.error for call, part in own.items() if part is not None and self._tells(part)}
+        self._attribution.own |= {
+            call: each.error for call, each in own.items() if each is not None and self._is_mistake(each)
+        }
         return True
 
     def _own(self, call: RecordedCall) -> Contribution | None:
-        part, *inside = [self._part(each) for each in (call, *call.children)]
-        return None if part is None or None in inside else _less(part, [each for each in inside if each is not None])
+        whole, *inside = [self._contribution(each) for each in (call, *call.children)]
+        return (
+            None if whole is None or None in inside else _without(whole, [each for each in inside if each is not None])
+        )
 
-    def split(self, call: RecordedCall | None, part: Contribution | None, children: Sequence[RecordedCall]) -> None:
-        """Blames the children for their parts, and `call` for what they leave of `part`, if that is known."""
-        parts = {child: self._part(child) for child in children}
-        for child, found in parts.items():
-            if found is None or self._tells(found):
+    def split(self, call: RecordedCall | None, whole: Contribution | None, children: Sequence[RecordedCall]) -> None:
+        """Attributes `whole`, the contribution of `call`: to its children theirs, to the call itself the rest.
+
+        Args:
+            call: None is the loss function or closure itself.
+            whole: None where it is not known; then nothing is attributed to the call itself.
+            children: the calls that `call` made.
+        """
+        contributions = {child: self._contribution(child) for child in children}
+        for child, found in contributions.items():
+            if found is None or self._is_mistake(found):
                 self.split(child, found, child.children)
                 self._note_rounding(child, found)
             if found is not None and found.mutates:
-                self._verdict.mutating.append(child)
-        rest = None if part is None else _less(part, [found for found in parts.values() if found is not None])
-        # A Function that cannot be told about belongs to its caller; a module may be right or wrong.
-        unclear = [child for child, found in parts.items() if found is None and isinstance(child.owner, nn.Module)]
-        if rest is None or not self._tells(rest) or unclear:
+                self._attribution.mutating.append(child)
+        inside = [found for found in contributions.values() if found is not None]
+        rest = None if whole is None else _without(whole, inside)
+        # A Function that cannot be run alone counts as part of its caller; a module may be right or wrong by itself.
+        unclear = [
+            child for child, found in contributions.items() if found is None and isinstance(child.owner, nn.Module)
+        ]
+        if rest is None or not self._is_mistake(rest) or unclear:
             return
-        leak = next((each for each in _family(call, children) if each.leaks), None)
+        leak = next((each for each in _with_descendants(call, children) if each.leaks), None)
         if leak is None:
-            self._verdict.own[call] = rest.error
+            self._attribution.own[call] = rest.error
         else:
-            self._verdict.unclear.append((leak, "lets a graph out by an attribute"))
-            if not self._tells(parts.get(leak, NOTHING) or NOTHING):
+            self._attribution.unclear.append((leak, "lets a graph out by an attribute"))
+            if not self._is_mistake(contributions.get(leak, NOTHING) or NOTHING):
                 self.split(leak, None, leak.children)
 
     def compare_with_run(self, whole: float) -> None:
-        """Whether the modules that hold the parameter give it, each call alone, what they gave it together."""
-        parameter = self._verdict.wrong.entry.parameter
-        holders = [call for call in self._verdict.tangents if _holds(call.owner, parameter) and call.receives]
+        """Notes the calls that use the parameter as `unlike`, if their gradients for it, run alone, do not add up.
+
+        Args:
+            whole: the parameter's gradient in the run, before its hooks.
+        """
+        parameter = self._attribution.wrong.entry.parameter
+        holders = [call for call in self._attribution.tangents if _holds(call.owner, parameter) and call.receives]
         if len(holders) < 2:
             return
         for call in holders:
             if call not in self._of_theta:
-                self._part(call)
+                self._contribution(call)
         alone = [self._of_theta.get(call, math.nan) for call in holders]
-        if abs(sum(alone) - whole) > TELLING * abs(self._error):
-            self._verdict.unlike += holders
+        if abs(sum(alone) - whole) > OWN_MISTAKE * abs(self._error):
+            self._attribution.unlike += holders
 
     def wrong_inputs(self, call: RecordedCall) -> list[str]:
-        """The inputs whose gradients, each by itself, are wrong."""
-        tangents, inputs = self._verdict.tangents[call], tensors_of(call.arguments)
+        """The paths of the inputs whose gradients, each by itself, are wrong."""
+        tangents, inputs = self._attribution.tangents[call], tensors_of(call.arguments)
         positions = [
             (path, next(k for k, each in enumerate(inputs) if each is tensor))
             for path, tensor in tensors_in(call.arguments)
@@ -305,27 +340,31 @@ class _Search:
             path
             for path, k in positions
             if tangents[k] is not None
-            and (found := self._part(call, [t if j == k else None for j, t in enumerate(tangents)])) is not None
-            and self._tells(found)
+            and (found := self._contribution(call, [t if j == k else None for j, t in enumerate(tangents)])) is not None
+            and self._is_mistake(found)
         ]
 
-    def _part(self, call: RecordedCall, tangents: Tangents | None = None) -> Contribution | None:
+    def _contribution(self, call: RecordedCall, tangents: Tangents | None = None) -> Contribution | None:
+        """The contribution of a call; None, with the reason noted, where it cannot be run alone."""
+        along, wrong = tangents or self._attribution.tangents[call], self._attribution.wrong
         try:
-            part = self._laboratory.part(call, tangents or self._verdict.tangents[call], self._verdict.wrong)
+            contribution = self._runner.contribution(call, along, wrong)
         except CannotBeRunAlone as reason:
-            self._verdict.unclear.append((call, str(reason)))
+            self._attribution.unclear.append((call, str(reason)))
             return None
-        self._of_theta[call] = part.of_theta
-        return part
+        self._of_theta[call] = contribution.of_theta
+        return contribution
 
-    def _note_rounding(self, call: RecordedCall, part: Contribution | None) -> None:
-        if call in self._verdict.own and part is not None and part.rounding is not None:
-            self._verdict.roundings.append(part.rounding)
+    def _note_rounding(self, call: RecordedCall, contribution: Contribution | None) -> None:
+        if call in self._attribution.own and contribution is not None and contribution.rounding is not None:
+            self._attribution.roundings.append(contribution.rounding)
 
-    def _tells(self, part: Contribution) -> bool:
-        if not math.isfinite(part.error) or not math.isfinite(self._error):
-            return not math.isfinite(part.error)
-        return abs(part.error) > max(TELLING * abs(self._error), BARS * part.noise)
+    def _is_mistake(self, contribution: Contribution) -> bool:
+        """Whether a contribution is a large share of E and more than noise; it is, where not finite."""
+        error = contribution.error
+        if not math.isfinite(error) or not math.isfinite(self._error):
+            return not math.isfinite(error)
+        return abs(error) > max(OWN_MISTAKE * abs(self._error), ERROR_BARS_OFF * contribution.error_bar)
 
 
 def _holds(owner: Owner, parameter: nn.Parameter) -> bool:
@@ -337,15 +376,18 @@ def _parameters_of(module: nn.Module) -> list[nn.Parameter]:
     return list(module.parameters(recurse=False))
 
 
-def _less(part: Contribution, inside: Sequence[Contribution]) -> Contribution:
-    """What of `part` is not `inside`; where numbers are not finite, they arose inside if they are not finite there."""
-    if not math.isfinite(part.error):
-        return NOTHING if any(not math.isfinite(each.error) for each in inside) else part
-    error, noise = sum(each.error for each in inside), sum(each.noise for each in inside)
-    return Contribution(part.error - error, part.noise + noise)
+def _without(whole: Contribution, inside: Sequence[Contribution]) -> Contribution:
+    """`whole` without the contributions `inside`; error bars add up.
+
+    A whole that is not finite arose inside if any of `inside` is not finite.
+    """
+    if not math.isfinite(whole.error):
+        return NOTHING if any(not math.isfinite(each.error) for each in inside) else whole
+    error, error_bar = sum(each.error for each in inside), sum(each.error_bar for each in inside)
+    return Contribution(whole.error - error, whole.error_bar + error_bar)
 
 
-def _family(call: RecordedCall | None, children: Sequence[RecordedCall]) -> Iterator[RecordedCall]:
+def _with_descendants(call: RecordedCall | None, children: Sequence[RecordedCall]) -> Iterator[RecordedCall]:
     if call is not None:
         yield call
     for child in children:

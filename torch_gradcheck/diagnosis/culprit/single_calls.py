@@ -1,4 +1,4 @@
-"""One call run alone: what its own backward is off by along one direction of its inputs and of θ."""
+"""Runs one recorded call alone, to measure what its backward contributes to the error E of a wrong coordinate."""
 
 from __future__ import annotations
 
@@ -26,32 +26,33 @@ from torch_gradcheck.torch_internals.autograd import before_hooks
 from torch_gradcheck.torch_internals.tensors import version_of
 
 SHARP = 0.02
-"""An error bar of this share of E is narrow enough."""
+"""A derivative with an error bar of at most 2 % of E needs no ladder of steps."""
 
-SAME = 1e-6
-"""A call run alone must put out what it did before, to this relative difference."""
+SAME_OUTPUT = 1e-6
+"""A call run alone must repeat the outputs of the run: their sums may differ by 1e-6 of the sum of absolute values."""
 
-FIRST = np.zeros(1, dtype=np.int64)
+ONLY_FUNCTION = np.zeros(1, dtype=np.int64)
+"""The one function f_0 that is differentiated: J along the tangents."""
 
 
 class CannotBeRunAlone(Exception):  # noqa: N818 - it says what is the matter, and is never seen by users
-    """Why nothing can be told about a call."""
+    """The reason why a call cannot be checked alone."""
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a call's backward, with all that happens inside of it, contributes to E.
+    """The contribution of one call to E, calls inside of it included.
 
     Attributes:
-        error: its gradient along the direction, less the derivative; NaN or infinite where the gradient is.
-        noise: the error bar of that.
-        of_theta: its gradient for the wrong coordinate itself.
+        error: the call's gradient along the tangents, less the derivative; NaN or infinite where the gradient is.
+        error_bar: of `error`.
+        of_theta: the call's gradient for the wrong coordinate itself.
         mutates: whether the backward wrote to the gradient it was given.
-        rounding: the lower precision that all its gradients are numbers of, if there is one.
+        rounding: the lower precision that all its gradients are numbers of; None where there is none.
     """
 
     error: float
-    noise: float
+    error_bar: float
     of_theta: float = 0.0
     mutates: bool = False
     rounding: Rounding | None = None
@@ -61,7 +62,7 @@ NOTHING = Contribution(0.0, 0.0)
 
 
 class _Analytic(NamedTuple):
-    """What a call's own backward says; see `Part`."""
+    """The gradient of one call along the tangents (`total`); for the other attributes see `Contribution`."""
 
     total: float
     of_theta: float
@@ -70,38 +71,42 @@ class _Analytic(NamedTuple):
 
 
 class CallRunner:
-    """Runs calls alone, in the regime that J is evaluated in, and counts.
+    """Runs calls alone, in the regime that J is evaluated in, and counts the runs.
 
     Attributes:
-        runs: how many calls were run.
-        limit: how many may be.
+        runs: how many times a call was run.
+        limit: the largest number of runs.
     """
 
     def __init__(self, objective: Objective, limit: int) -> None:
         self.objective, self.limit, self.runs = objective, limit, 0
-        # All of θ is asked for, as in the real run: a branch that is not asked does not run, and spoils nothing.
+        # Gradients of all of θ are asked for, as in the real run: a branch that is not asked for would not run.
         self._theta = list(objective.model.parameters())
 
-    def part(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> Contribution:
-        """The part of E that lies in a call, by the gradients that left it in the real run.
+    def contribution(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> Contribution:
+        """The contribution of a call to E along the tangents of its inputs.
+
+        Uses the gradients that left the call in the recorded run, where these are known.
 
         Raises:
-            CannotBeRunAlone: it raises, puts out something else, is not differentiable here, or is too noisy to tell.
+            CannotBeRunAlone: the call raises, has other outputs, is not differentiable here or is too noisy, or the
+                limit of runs is reached.
         """
         if not call.receives:
             return NOTHING
         if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
-            return NOTHING  # what is wrong with it happened further downstream
-        tangents = _asked_for(call, tangents)
+            return NOTHING  # the mistake happened further downstream
+        tangents = _differentiable(call, tangents)
         outputs = self.outputs(call, tangents, wrong, 0.0)[1]
         if not _same(call, outputs):
             raise CannotBeRunAlone("puts out something else when it is run alone")
         analytic = self._analytic(call, tangents, wrong)
-        numeric, noise = self._numeric(call, tangents, wrong, outputs, analytic.total)
-        return Contribution(analytic.total - numeric, noise, analytic.of_theta, analytic.mutates, analytic.rounding)
+        numeric, error_bar = self._numeric(call, tangents, wrong, outputs, analytic.total)
+        error = analytic.total - numeric
+        return Contribution(error, error_bar, analytic.of_theta, analytic.mutates, analytic.rounding)
 
     def _analytic(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> _Analytic:
-        """⟨its gradient for x, ẋ⟩ and its gradient for θ before the parameter's own hooks."""
+        """⟨gradient for x, ẋ⟩, and the gradient for θ before the parameter's own hooks."""
         parameter = wrong.entry.parameter
         with self._alone(call), torch.enable_grad():
             leaves: list[torch.Tensor] = []
@@ -111,7 +116,7 @@ class CallRunner:
             with before_hooks(parameter) as raw:
                 theta = [each for each in self._theta if each.requires_grad]
                 inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
-                found = _asked([output for _, output in received], [*inputs, *theta], cotangents)
+                found = _gradients([output for _, output in received], [*inputs, *theta], cotangents)
         gradients = dict(zip(inputs, found, strict=False))
         of_theta = total = sum(wrong.of(gradient) for gradient in raw)
         for k, leaf in enumerate(leaves):
@@ -120,7 +125,7 @@ class CallRunner:
             if tangent is not None and gradient is not None:
                 total += inner(gradient, tangent)
         mutates = any(version_of(cotangent) for cotangent in cotangents)
-        return _Analytic(total, of_theta, mutates, rounding_of([each for each in found if each is not None]))
+        return _Analytic(total, of_theta, mutates, _rounding_of([each for each in found if each is not None]))
 
     def _numeric(
         self,
@@ -130,7 +135,7 @@ class CallRunner:
         reference: list[torch.Tensor],
         analytic: float,
     ) -> tuple[float, float]:
-        """d/dt ⟨ḡ, M(x + t·ẋ)⟩ and its error bar: from two steps where that is sharp enough, else from the ladder."""
+        """d/dt ⟨ḡ, M(x + t·ẋ)⟩ and its error bar: from two steps where that is sharp enough, else from a ladder."""
 
         def sampler(_: Indices, steps: Floats) -> Samples:
             taken, values = zip(*(self._value(call, tangents, wrong, reference, t) for t in steps), strict=True)
@@ -140,15 +145,15 @@ class CallRunner:
         size = sum(float((g.abs() * y.abs()).square().sum()) for g, y in _received(call, reference)) ** 0.5
         noise = Noise(0.0, 2 * eps * size, eps)
         unit, step = np.array([wrong.unit]), first_step(Noise(size, noise.sigma, eps))
-        (fine, bar), (coarse, _) = (
-            through_stencil(sampler, FIRST, unit, Stencil(h, 0), noise) for h in (step, 8 * step)
+        (fine, roundoff), (coarse, _) = (
+            through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(h, 0), noise) for h in (step, 8 * step)
         )
-        bound = float(bar[0] + abs(fine[0] - coarse[0]) / 8)
+        error_bar = float(roundoff[0] + abs(fine[0] - coarse[0]) / 8)
         off = abs(analytic - fine[0])
         needed = SHARP * (abs(wrong.error) if np.isfinite(wrong.error) else off)
-        if bound <= needed or (np.isfinite(bound) and not np.isfinite(analytic)):
-            return float(fine[0]), bound
-        estimates = extrapolated_derivatives(sampler, FIRST, unit, noise)
+        if error_bar <= needed or (np.isfinite(error_bar) and not np.isfinite(analytic)):
+            return float(fine[0]), error_bar
+        estimates = extrapolated_derivatives(sampler, ONLY_FUNCTION, unit, noise)
         if estimates.kinked[0] or not np.isfinite(estimates.error_bar[0]):
             raise CannotBeRunAlone("has no derivative along the direction tried")
         return float(estimates.central[0]), float(estimates.error_bar[0])
@@ -163,14 +168,18 @@ class CallRunner:
     def outputs(
         self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate, step: float
     ) -> tuple[float, list[torch.Tensor]]:
-        """The step really taken, and copies of the outputs with θ and the inputs moved by it."""
+        """The step really taken, and copies of the call's outputs with θ and the inputs moved by it."""
         with wrong.moved(step) as taken, self._alone(call), torch.set_grad_enabled(self.objective.needs_graph):
             outputs = self._called(call, _moved(call, tangents, taken))
             return taken, [output.detach().clone() for output in outputs]
 
     @contextmanager
     def _alone(self, call: RecordedCall) -> Iterator[None]:
-        """The regime of J, with the random state that the call began with."""
+        """The regime of J with the random state at the start of the call; counts one run.
+
+        Raises:
+            CannotBeRunAlone: the limit of runs is reached.
+        """
         if self.runs >= self.limit:
             raise CannotBeRunAlone(f"was not looked at after {self.limit:,} runs of single modules")
         self.runs += 1
@@ -182,29 +191,29 @@ class CallRunner:
         try:
             outputs = tensors_of(call.run(arguments))
         except Exception as error:
-            raise CannotBeRunAlone(f"raises {said(error)} when it is run alone") from error
+            raise CannotBeRunAlone(f"raises {in_one_line(error)} when it is run alone") from error
         if [tuple(output.shape) for output in outputs] != [shape for shape, _, _ in call.outputs]:
             raise CannotBeRunAlone("puts out something else when it is run alone")
         return outputs
 
 
-def _asked(
+def _gradients(
     outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: list[torch.Tensor]
 ) -> list[torch.Tensor | None]:
     try:
         return gradients_of(outputs, inputs, cotangents)
     except Exception as error:
-        raise CannotBeRunAlone(f"raises {said(error)} in its backward when it is run alone") from error
+        raise CannotBeRunAlone(f"raises {in_one_line(error)} in its backward when it is run alone") from error
 
 
-def said(error: Exception) -> str:
-    """An exception in one line."""
+def in_one_line(error: Exception) -> str:
+    """An exception's type and the first line of its message, such as "ValueError (no batch)"."""
     lines = str(error).splitlines()
     return f"{type(error).__name__} ({lines[0]})" if lines else type(error).__name__
 
 
-def _asked_for(call: RecordedCall, tangents: Tangents) -> Tangents:
-    """The tangents of the inputs that a gradient was asked for: what is detached is its caller's affair."""
+def _differentiable(call: RecordedCall, tangents: Tangents) -> Tangents:
+    """The tangents of inputs that required a gradient, else None: a detached input is its caller's doing."""
     return [tangent if asked else None for tangent, asked in zip(tangents, call.differentiable, strict=True)]
 
 
@@ -226,7 +235,7 @@ def _moved(call: RecordedCall, tangents: Tangents, step: float) -> tuple[Any, An
 
 
 def _with_leaves(call: RecordedCall, leaves: list[torch.Tensor]) -> tuple[Any, Any]:
-    """The arguments with new leaves for their tensors, which `leaves` then lists in order."""
+    """The arguments with new leaves in place of their tensors; appends the leaves to `leaves`, in order."""
     views: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}
 
     def replace(tensor: torch.Tensor) -> torch.Tensor:
@@ -244,31 +253,33 @@ def _with_leaves(call: RecordedCall, leaves: list[torch.Tensor]) -> tuple[Any, A
 
 
 def _writable(leaf: torch.Tensor) -> torch.Tensor:
-    """A copy of the leaf: a module may write to its input, and must not to a leaf or its views."""
+    """A copy of the leaf, which the module may write to: autograd forbids writing to a leaf or its views."""
     return leaf.clone() if leaf.requires_grad else leaf
 
 
 def _received(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Each gradient that arrived with the output it arrived for."""
+    """Pairs of a gradient that arrived and the output that it arrived for."""
     return [(g, output) for g, output in zip(call.cotangents, outputs, strict=True) if g is not None]
 
 
-def rounding_of(gradients: Sequence[torch.Tensor]) -> Rounding | None:
-    """The lower precision that every one of these numbers is a number of."""
+def _rounding_of(gradients: Sequence[torch.Tensor]) -> Rounding | None:
+    """The coarsest lower precision that holds all these numbers exactly; None where there is none."""
     strided = [each.detach() for each in gradients if each.layout is torch.strided and not each.is_complex()]
     return rounding_of_all([each.cpu().double().numpy().ravel() for each in strided])
 
 
 def _same(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> bool:
+    """Whether the outputs have the sums, and sums of absolute values, of those in the recorded run."""
+
     def close(one: float, other: float, scale: float) -> bool:
-        return abs(one - other) <= SAME * scale or (one != one and other != other)
+        return abs(one - other) <= SAME_OUTPUT * scale or (one != one and other != other)
 
     pairs = zip(call.outputs, map(summary, outputs), strict=True)
     return all(close(a, b, size) and close(size, again, size) for (_, a, size), (_, b, again) in pairs)
 
 
 def inner(gradient: torch.Tensor, change: torch.Tensor) -> float:
-    """⟨g, x⟩; for complex numbers Re(ḡ·x), g being ∂J/∂Re + i·∂J/∂Im."""
+    """⟨g, x⟩ = Σ g·x; for complex tensors Σ Re(conj(g)·x), where g = ∂J/∂Re + i·∂J/∂Im."""
     dense = gradient.to_dense() if gradient.layout is not torch.strided else gradient
     product = dense.conj() * change if dense.is_complex() else dense * change
     return float((product.real if product.is_complex() else product).sum())

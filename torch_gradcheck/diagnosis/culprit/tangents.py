@@ -1,4 +1,4 @@
-"""One coordinate of θ that is known to be wrong, and how the inputs of every call move with it."""
+"""One coordinate of θ whose gradient is known to be wrong, and the tangents of all calls' inputs along it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, Recording, alike
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.theta import ThetaEntry
 
 Tangents = list[torch.Tensor | None]
-"""For each tensor of a call's arguments its derivative along the coordinate; None for what stands still."""
+"""The derivative of each tensor in a call's arguments along the coordinate; None for a tensor that does not move."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,41 +26,42 @@ class WrongCoordinate:
         entry: its parameter.
         coordinate: flat, in the order of `ThetaEntry.locate`.
         analytic: autograd's gradient.
-        numeric, noise: the right one and its error bar.
-        unit: what steps are multiples of.
+        numeric, error_bar: the right gradient and its error bar.
+        unit: max(1, |θ_i|); steps are multiples of it.
     """
 
     entry: ThetaEntry
     coordinate: int
     analytic: float
     numeric: float
-    noise: float
+    error_bar: float
     unit: float
 
     @property
     def error(self) -> float:
-        """E, which the parts of all calls add up to."""
+        """E = analytic − numeric, which the contributions of all calls add up to."""
         return self.analytic - self.numeric
 
     @property
     def name(self) -> str:
-        """Parameter and index."""
+        """Parameter name and index, such as "fc.weight[2, 0]"."""
         index, part = self.entry.locate(self.coordinate)
         return f"{self.entry.name}{list(index) if index else ''}{f' ({part})' if part else ''}"
 
     def of(self, gradient: torch.Tensor) -> float:
-        """The entry of a gradient of the whole parameter."""
+        """This coordinate's entry of a gradient of the whole parameter, which may be sparse or complex."""
         dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
-        real = torch.view_as_real(dense.resolve_conj()) if self.entry.is_complex else dense
-        return float(real.reshape(-1)[self.coordinate])
+        return float(real_view(dense.resolve_conj()).reshape(-1)[self.coordinate])
 
     @contextmanager
     def moved(self, step: float) -> Iterator[float]:
-        """θ with this coordinate moved inside the block, which gets the step really taken; θ, by assignment, after."""
-        tensor = self.entry.parameter.data
-        flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        indices = torch.unravel_index(torch.tensor(self.coordinate), flat.shape) if flat.dim() else ()
-        entry = flat[tuple(int(index) for index in indices)]
+        """θ with this coordinate moved inside the block; θ, put back by assignment, after it.
+
+        Yields the step really taken, in the precision of θ.
+        """
+        real = real_view(self.entry.parameter.data)
+        indices = torch.unravel_index(torch.tensor(self.coordinate), real.shape) if real.dim() else ()
+        entry = real[tuple(int(index) for index in indices)]
         before = entry.item()
         entry.fill_(before + step)
         try:
@@ -71,15 +73,24 @@ class WrongCoordinate:
 def tangents_of(
     calls: Sequence[RecordedCall], wrong: WrongCoordinate, step: float, objective: Objective
 ) -> dict[RecordedCall, Tangents] | None:
-    """Centered differences of the inputs of all `calls`; None where J is made of other calls at the other points."""
+    """The tangents of all `calls`, by centered differences of their inputs.
+
+    None where J makes other calls at θ ± step.
+
+    Args:
+        calls: of the recorded run at θ.
+        wrong: the coordinate to move.
+        step: how far.
+        objective: J; it is evaluated and recorded twice.
+    """
     (plus, ahead), (minus, back) = (_recorded(wrong, sign * step, objective) for sign in (1.0, -1.0))
     if not len(calls) <= len(plus) == len(minus):
         return None
     tangents = {}
-    for call, one, other in zip(calls, plus, minus, strict=False):
-        if not (alike(call, one) and alike(call, other)):
+    for call, after, before in zip(calls, plus, minus, strict=False):
+        if not (alike(call, after) and alike(call, before)):
             return None
-        inputs = zip(tensors_of(one.arguments), tensors_of(other.arguments), strict=False)
+        inputs = zip(tensors_of(after.arguments), tensors_of(before.arguments), strict=False)
         tangents[call] = [_slope(a, b, ahead - back) for a, b in inputs]
     return tangents
 

@@ -1,5 +1,5 @@
-"""What kind of mistake a wrong gradient is: fits of the gradient on trial to the right one, each with its residual.
+"""Finds the kind of mistake of a wrong gradient: fits of the gradient on trial to the right one, each with a residual.
 
-Knows no models: `diagnose` goes by the numbers of one parameter, `diagnose_all` by those of several at a time, which
-see a norm clipped over all of θ, and confirm what one of them alone is too small to prove.
+Knows numbers only, no models. `diagnose` takes the numbers of one parameter, `diagnose_all` those of several. Several
+together show a norm clipped over all of θ, and confirm a kind that one small parameter alone cannot prove.
 """

@@ -1,4 +1,4 @@
-"""Names the mistake of one wrong gradient, or of several that one mistake may have spoiled."""
+"""Names the kind of mistake of one wrong gradient, or of several that may share one mistake."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 
 Key = TypeVar("Key")
 
-PASSED_ON = 8.0
-"""How many machine epsilons of its largest entry a gradient may be off by that was rounded further downstream."""
+ROUNDED_DOWNSTREAM = 8.0
+"""How far off a gradient may be that was rounded further downstream, in machine epsilons of its largest entry.
+
+In bfloat16, whose epsilon is 7.8e-3, that is 6 % of the largest entry.
+"""
 
 
 def diagnose(evidence: Evidence, meanings: Sequence[FactorMeaning] = ()) -> Diagnosis | None:
-    """The kind of mistake of one gradient, None where nothing is wrong.
+    """The kind of mistake of one gradient, None where no entry is wrong.
 
     Args:
         evidence: the gradient on trial beside the right one.
-        meanings: factors that would mean something here (the batch size, a loss scale, how often gradients were
-            accumulated); they go before those that always mean the same.
+        meanings: factors with a meaning in this run, such as the batch size or the number of accumulated gradients;
+            factors that mean the same in every run are known besides.
     """
     return diagnose_all({"": evidence}, meanings).get("")
 
@@ -33,15 +36,15 @@ def diagnose(evidence: Evidence, meanings: Sequence[FactorMeaning] = ()) -> Diag
 def diagnose_all(
     evidences: Mapping[Key, Evidence], meanings: Sequence[FactorMeaning] = (), rounding: Rounding | None = None
 ) -> dict[Key, Diagnosis]:
-    """The kind of mistake of every gradient with a wrong entry.
+    """The kind of mistake of every gradient with a wrong entry, by key.
 
-    What one gradient is too small to prove (a factor in a single entry) counts where another proves the same.
+    A kind that one gradient is too small to prove, such as a factor in a single entry, counts where another gradient
+    proves the same kind and factor.
 
     Args:
-        evidences: all gradients that were tried, the right ones too: a norm clipped over all of them shows in none
-            alone.
+        evidences: all gradients that were tried, the right ones too, since a norm may be clipped over all of them.
         meanings: as for `diagnose`.
-        rounding: a precision that a gradient on the way to these was seen to be rounded to.
+        rounding: a lower precision that a gradient between the loss and these was found to be rounded to.
     """
     wrong = {key: evidence for key, evidence in evidences.items() if evidence.wrong.any()}
     findings = {key: _finding(evidence, meanings) for key, evidence in wrong.items()}
@@ -50,41 +53,43 @@ def diagnose_all(
     return {
         key: together
         or (
-            found.diagnosis if found and (found.conclusive or _seen(found, conclusive)) else _last(wrong[key], rounding)
+            found.diagnosis
+            if found and (found.conclusive or _confirmed(found, conclusive))
+            else _rounded_or_unknown(wrong[key], rounding)
         )
         for key, found in findings.items()
     }
 
 
 def _finding(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | None:
-    """The first kind that is proven; else the first that fits."""
+    """The first kind that this evidence alone proves; else the first that fits; None where none fits."""
     fitting: Finding | None = None
     with np.errstate(all="ignore"):
         for kind in KINDS:
             found = kind(evidence, meanings)
             if found is not None and found.diagnosis.kind is DiagnosisKind.SCALED:
-                found = clipped(evidence, meanings) or found  # scaled, to a norm that no gradient has by itself
+                found = clipped(evidence, meanings) or found  # scaled to a round norm, as clipping leaves it
             if found is not None and found.conclusive:
                 return found
             fitting = fitting or found
     return fitting
 
 
-def _seen(found: Finding, conclusive: Sequence[Diagnosis]) -> bool:
-    """Whether another parameter proves the same kind and factor."""
-    mine = found.diagnosis
+def _confirmed(found: Finding, conclusive: Sequence[Diagnosis]) -> bool:
+    """Whether another parameter proves the same kind with the same factor."""
+    own = found.diagnosis
     return any(
-        other.kind is mine.kind
-        and mine.factor is not None
+        other.kind is own.kind
+        and own.factor is not None
         and other.factor is not None
-        and abs(other.factor - mine.factor) <= CLOSE * abs(mine.factor)
+        and abs(other.factor - own.factor) <= CLOSE * abs(own.factor)
         for other in conclusive
     )
 
 
-def _last(evidence: Evidence, rounding: Rounding | None) -> Diagnosis:
-    """Rounded on the way, where that was seen and explains how far off it is; else unknown."""
-    if rounding is None or not evidence.finite or off_by(evidence) > PASSED_ON * rounding.epsilon:
+def _rounded_or_unknown(evidence: Evidence, rounding: Rounding | None) -> Diagnosis:
+    """LOW_PRECISION where the rounding found downstream explains how far off the gradient is; else UNKNOWN."""
+    if rounding is None or not evidence.finite or off_by(evidence) > ROUNDED_DOWNSTREAM * rounding.epsilon:
         return unknown(evidence)
     return Diagnosis(
         DiagnosisKind.LOW_PRECISION,
@@ -94,7 +99,7 @@ def _last(evidence: Evidence, rounding: Rounding | None) -> Diagnosis:
 
 
 def _clipped_together(evidences: Mapping[Key, Evidence], findings: Mapping[Key, Finding | None]) -> Diagnosis | None:
-    """All gradients scaled down by one factor to a round norm over all of them."""
+    """CLIPPED, where one factor scales all gradients down to a round norm over all of them; else None."""
     factors = [found.diagnosis.factor for found in findings.values() if found and found.diagnosis.factor is not None]
     scaled = [found for found in findings.values() if found and found.diagnosis.kind is DiagnosisKind.SCALED]
     if len(scaled) < 2 or len(scaled) < len(findings) or any(e.right.any() for e in evidences.values()):

@@ -1,4 +1,4 @@
-"""What a diagnosis goes by: one parameter's gradient on trial beside the right one, entry by entry, with error bars."""
+"""The evidence of a diagnosis: one parameter's gradient on trial beside the right one, with error bars."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ import numpy as np
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
 
-BARS = 3.0
-"""How many error bars a prediction may be off in an entry."""
+ERROR_BARS_ALLOWED = 3.0
+"""A prediction fits an entry if it is off by at most 3 error bars, beside tolerance and rounding."""
 
-EXPLAINED = 0.02
-"""A prediction explains a mistake when it leaves at most this much of it, in norm."""
+UNEXPLAINED = 0.02
+"""A prediction explains a mistake if it leaves at most 2 % of its norm, beside the error bars."""
 
 OUTLIERS = 0.02
-"""This share of the entries may be off further: their derivative was taken with two steps only."""
+"""Up to 2 % of the entries may fit worse: in a wrong tensor most derivatives are taken with two steps only."""
 
-GLANCE, GLARING = 10_000, 0.5
-"""In a larger tensor so many entries are looked at first; a prediction that fails in this share of them is dropped."""
+FIRST_ENTRIES, FAILED_AT_FIRST = 10_000, 0.5
+"""Of more than 10,000 entries, about so many are tried first; a prediction that half of them fail is dropped."""
 
 PROVEN = 0.01
-"""An entry that is off by no more than this share of the tolerance is right, not just close."""
+"""A proven right entry is off by at most 1 % of the tolerance, beside its error bars: 1e-7 of it at 1e-5."""
 
 CONTRAST = 0.1
-"""And difference and error bar are this much smaller, relative to it, than what the wrong ones are off by."""
+"""In a proven right entry, difference plus error bars are at most 1/10 of what they would be by the usual mistake."""
 
 NEGLIGIBLE = 1e-6
-"""An entry this small against the largest has nothing to say about what is right."""
+"""An entry below 1e-6 of the largest is no evidence of what is right."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The gradient on trial and the right one, flat arrays in the C order of `shape`.
+    """The gradient on trial and the right one of one parameter, as flat arrays in the C order of `shape`.
 
     Attributes:
         analytic: the gradient on trial; zeros where the backward gave None.
-        numeric: the right one; NaN where nobody knows it.
-        error: the error bar of `numeric`.
-        wrong: the entries known to be wrong.
-        judged: the entries known to be right or wrong; not those at kinks, undecided or left out.
-        theta: what the parameter holds.
-        shape: of the parameter; with a last axis of 2 (real, imaginary) for a complex one.
-        parts: whether it has that axis.
+        numeric: the right gradient; NaN where it is not known.
+        error_bar: of `numeric`.
+        wrong: entries known to be wrong.
+        judged: entries known to be right or wrong; not those at kinks, undecided ones or padding.
+        theta: the parameter's values.
+        shape: of the parameter; a complex one has a last axis of 2 besides, (real, imaginary).
+        has_complex_axis: whether `shape` has that last axis.
         reached: False where the backward gave None.
         epsilon: machine epsilon of the precision the gradient on trial is kept in.
         tolerance: the relative error that passes.
@@ -65,13 +65,13 @@ class Evidence:
     def of(
         cls, analytic: Floats, numeric: Floats, theta: Floats, error_bar: Floats | float = 0.0, tolerance: float = 1e-5
     ) -> Evidence:
-        """The evidence of two arrays of one shape, where nothing is known but these: wrong is what disagrees."""
-        bar = np.broadcast_to(np.asarray(error_bar, dtype=np.float64), analytic.shape).ravel()
+        """The evidence of two arrays of one shape: every entry is judged, and wrong beyond tolerance and error bar."""
+        bars = np.broadcast_to(np.asarray(error_bar, dtype=np.float64), analytic.shape).ravel()
         flat, right = np.ravel(analytic).astype(np.float64), np.ravel(numeric).astype(np.float64)
         with np.errstate(invalid="ignore"):
-            close = np.abs(flat - right) <= tolerance * (np.abs(flat) + np.abs(right)) + bar
+            close = np.abs(flat - right) <= tolerance * (np.abs(flat) + np.abs(right)) + bars
         judged = np.ones(len(flat), dtype=bool)
-        return cls(flat, right, bar, ~close, judged, np.ravel(theta), np.shape(analytic), tolerance=tolerance)
+        return cls(flat, right, bars, ~close, judged, np.ravel(theta), np.shape(analytic), tolerance=tolerance)
 
     @cached_property
     def finite(self) -> bool:
@@ -80,23 +80,23 @@ class Evidence:
 
     @cached_property
     def resolved(self) -> Flags:
-        """Judged entries whose derivative is more than noise: both sides zero is no evidence of anything."""
+        """Judged entries whose derivative is more than noise. Two gradients of zero are evidence of nothing."""
         size = np.abs(np.nan_to_num(self.numeric))
         largest = float(np.max(size[self.judged], initial=0.0))
-        return np.asarray(self.judged & (size > BARS * self.error_bar) & (size > NEGLIGIBLE * largest))
+        return np.asarray(self.judged & (size > ERROR_BARS_ALLOWED * self.error_bar) & (size > NEGLIGIBLE * largest))
 
     @cached_property
     def right(self) -> Flags:
-        """Entries proven right: a mistake like that of the wrong ones would have been seen in them.
+        """Entries proven right: the usual relative error of the wrong entries would have shown in them.
 
-        What is off by less than the tolerance, yet by more than its error bar, is not proven right either.
+        An entry that is off by less than the tolerance, yet by more than its error bar, is not proven right.
         """
-        size, off, bar = np.abs(self.numeric), np.abs(self.off), BARS * self.error_bar
+        size, off, allowed = np.abs(self.numeric), np.abs(self.off), ERROR_BARS_ALLOWED * self.error_bar
         with np.errstate(all="ignore"):
             relative = np.nan_to_num((off / (size + np.abs(self.analytic)))[self.wrong], nan=1.0)
             usual = float(np.median(relative)) if len(relative) else self.tolerance
-            agrees = off <= bar + PROVEN * self.tolerance * size
-            contrasts = off + bar <= CONTRAST * usual * size
+            agrees = off <= allowed + PROVEN * self.tolerance * size
+            contrasts = off + allowed <= CONTRAST * usual * size
         return np.asarray(self.resolved & ~self.wrong & agrees & contrasts)
 
     @cached_property
@@ -106,35 +106,40 @@ class Evidence:
 
     @cached_property
     def weights(self) -> Floats:
-        """What an entry counts in a fit: 1 / its error bar, those of the best entries being taken as equal."""
+        """Weights of entries in a fit: 1 / error bar, each error bar taken as at least 1e-6 of the largest entry."""
         floor = NEGLIGIBLE * float(np.max(np.abs(np.nan_to_num(self.numeric))[self.judged], initial=0.0))
         return np.asarray(1 / np.maximum(self.error_bar, floor or 1.0))
 
     def residual(self, predicted: Floats, gain: float = 1.0, error_bar: Floats | None = None) -> float:
         """‖analytic − predicted‖₂ / ‖analytic‖₂ if `predicted` explains the mistake, else infinite.
 
-        It does if it is within the tolerance and the error bars (times `gain`, the factor on `numeric` in it) entry by
-        entry, outliers apart, and leaves next to nothing of the mistake. Where `predicted` is made of other entries
-        than its own, `error` holds their error bars.
+        It explains the mistake if every entry but `OUTLIERS` is within tolerance, error bars and rounding, and if it
+        leaves no more than `UNEXPLAINED` of the mistake's norm.
+
+        Args:
+            predicted: shape of `analytic`, the gradient that a kind of mistake would leave.
+            gain: the factor on `numeric` in `predicted`, which multiplies the error bars if above 1.
+            error_bar: error bars of the entries that `predicted` was made of, where these are not its own.
         """
         bars = (
-            BARS
+            ERROR_BARS_ALLOWED
             * max(abs(gain), 1.0)
             * (self.error_bar if error_bar is None else np.maximum(error_bar, self.error_bar))
         )
         known = np.flatnonzero(self.judged & np.isfinite(predicted))
-        if len(known) > GLANCE and np.mean(self._outside(predicted, bars, known[:: len(known) // GLANCE])) > GLARING:
+        some = known[:: max(len(known) // FIRST_ENTRIES, 1)]
+        if len(known) > FIRST_ENTRIES and np.mean(self._outside(predicted, bars, some)) > FAILED_AT_FIRST:
             return np.inf
         left, off = np.abs(self.analytic - predicted)[known], np.abs(self.off)[known]
-        bar, outside = bars[known], self._outside(predicted, bars, known)
+        outside = self._outside(predicted, bars, known)
         if np.sum(outside) > OUTLIERS * len(left) or np.any(left[outside] > off[outside] / 5):
             return np.inf
-        if np.linalg.norm(left) > EXPLAINED * np.linalg.norm(off) + np.linalg.norm(bar):
+        if np.linalg.norm(left) > UNEXPLAINED * np.linalg.norm(off) + np.linalg.norm(bars[known]):
             return np.inf
         return float(np.linalg.norm(left) / max(np.linalg.norm(self.analytic[known]), np.finfo(np.float64).tiny))
 
     def _outside(self, predicted: Floats, bars: Floats, which: Indices) -> Flags:
-        """Entries that are off by more than tolerance, error bar and rounding allow."""
+        """Entries of `which` that are off by more than tolerance, error bars and rounding allow."""
         analytic, expected = self.analytic[which], predicted[which]
         allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bars[which] + self._rounding
         return np.asarray(np.abs(analytic - expected) > allowed)
@@ -152,5 +157,5 @@ class Evidence:
         return bool(np.isfinite(self.residual(self.numeric[order], error_bar=self.error_bar[order])))
 
     def grid(self, values: Floats) -> Floats:
-        """A flat array in the parameter's shape."""
+        """A flat array reshaped to the parameter's shape."""
         return values.reshape(self.shape)

@@ -1,4 +1,4 @@
-"""What a factor between a wrong gradient and the right one may stand for."""
+"""Meanings of a factor between a wrong gradient and the right one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 CLOSE = 1e-5
-"""A factor is the number it looks like when it is this close."""
+"""Two factors are the same if they differ by at most this share of one of them: 2.00001 is 2."""
 
 
 class FactorMeaning(NamedTuple):
-    """A factor, and the mistake that it is a sign of."""
+    """A factor, and words on the mistake that it is a sign of."""
 
     factor: float
     words: str
@@ -23,10 +23,16 @@ ALWAYS = (
     FactorMeaning(-2.0, "a flipped sign, and a factor 2 too many"),
     FactorMeaning(-0.5, "a flipped sign, and a factor 2 forgotten"),
 )
+"""Factors that mean the same in every run."""
 
 
 def count_meanings(count: int, of_what: str) -> list[FactorMeaning]:
-    """Meanings of n, 1/n, √n and 1/√n, where n is the number `of_what`, such as "rows of the batch"."""
+    """Meanings of the factors n, 1/n, √n and 1/√n, where n = `count` is the number of `of_what`.
+
+    Args:
+        count: n; below 2 there are no meanings.
+        of_what: in words, such as "rows of the batch".
+    """
     if count < 2:
         return []
     root = math.sqrt(count)
@@ -39,7 +45,12 @@ def count_meanings(count: int, of_what: str) -> list[FactorMeaning]:
 
 
 def meaning_of(factor: float, known: Sequence[FactorMeaning]) -> str:
-    """What `factor` may stand for, "" where it looks like nothing in particular."""
+    """Words on up to two things that `factor` may stand for, "" where none is known.
+
+    Args:
+        factor: wrong gradient / right gradient.
+        known: factors with a meaning in this run, beside `ALWAYS` and powers of two from 2^8 on.
+    """
     fitting = [meaning.words for meaning in (*ALWAYS, *known) if _close(factor, meaning.factor)]
     if not fitting and (power := _loss_scale(factor)):
         fitting = [f"{power}, a loss scale that was {'not taken out' if factor > 1 else 'divided out twice'}"]
@@ -51,7 +62,7 @@ def _close(one: float, other: float) -> bool:
 
 
 def _loss_scale(factor: float) -> str:
-    """A power of two from 2^8 on, or its inverse, as loss scaling uses them."""
+    """A loss scale in words: "2^16" for 65536, "2^-16" for its inverse; "" unless it is 2^8 to 2^24 or the inverse."""
     if factor <= 0 or not math.isfinite(factor):
         return ""
     exponent = round(math.log2(factor))

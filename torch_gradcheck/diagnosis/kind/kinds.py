@@ -1,7 +1,7 @@
-"""The kinds of mistake: each function fits one of them to the evidence, and answers None where it does not fit.
+"""The kinds of mistake: each function fits one kind to the evidence, and returns None where it does not fit.
 
-A fit counts only where it explains every judged entry within its error bar and leaves next to nothing of the mistake:
-a wrong kind is worse than none.
+A fit must explain the judged entries within their error bars and leave next to nothing of the mistake: a wrong kind is
+worse than none.
 """
 
 from __future__ import annotations
@@ -20,20 +20,19 @@ from torch_gradcheck.precision.lower_precisions import rounding_of_all
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 
 LONGEST = 512
-"""Slices along axes longer than this are not matched with each other."""
+"""Reordered slices are looked for along axes of at most this length: matching them takes length² products."""
 
 CLIP_EPS = 1e-6
-"""What torch.nn.utils.clip_grad_norm_ adds to the norm it divides by."""
+"""The number that torch.nn.utils.clip_grad_norm_ adds to the norm it divides by."""
 
 ROUNDINGS = 4.0
-"""How many machine epsilons of the largest entry a low precision may cost."""
-
+"""Rounding to a lower precision may move an entry by at most 4 of its machine epsilons times the largest entry."""
 
 MISPLACED = "the right numbers in the wrong places"
 
 
 class Finding(NamedTuple):
-    """A diagnosis, and whether it is proven by this parameter alone."""
+    """A diagnosis, and whether this parameter alone proves it."""
 
     diagnosis: Diagnosis
     conclusive: bool
@@ -43,7 +42,7 @@ Kind = Callable[[Evidence, Sequence[FactorMeaning]], Finding | None]
 
 
 def missing(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
-    """Zero or None everywhere, though J depends on it."""
+    """MISSING: the gradient is zero or None everywhere, though J depends on the parameter."""
     if np.any(evidence.analytic) or not evidence.resolved.any():
         return None
     how = "zero everywhere" if evidence.reached else "None: the backward never reaches it"
@@ -54,19 +53,19 @@ def missing(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
     )
 
 
-CLEAR = 3.0
-"""A factor explains something when it is this many residuals of its fit away from 1."""
+CLEARLY_NOT_ONE = 3.0
+"""A factor is a mistake only if it is more than this many residuals of its fit away from 1."""
 
 
 def scaled(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | None:
-    """One factor off in every entry; −1 is `sign_flipped`."""
+    """SCALED: one factor on every entry; SIGN_FLIPPED for the factor −1."""
     n, a = evidence.numeric[evidence.resolved], evidence.analytic[evidence.resolved]
     if not len(n) or not evidence.finite:
         return None
     w = evidence.weights[evidence.resolved]
     factor = float(np.dot(w * a, w * n) / np.dot(w * n, w * n))
     residual = evidence.residual(factor * evidence.numeric, factor)
-    if not np.isfinite(residual) or factor == 0 or abs(factor - 1) <= CLEAR * residual:
+    if not np.isfinite(residual) or factor == 0 or abs(factor - 1) <= CLEARLY_NOT_ONE * residual:
         return None
     meaning = meaning_of(factor, meanings)
     if abs(factor + 1) <= 1e-5:
@@ -81,7 +80,7 @@ def scaled(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | N
 
 
 def weight_decay(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
-    """Off by a multiple of θ."""
+    """WEIGHT_DECAY: the gradient is off by a multiple of θ."""
     off, theta = evidence.off[evidence.judged], evidence.theta[evidence.judged]
     if not np.any(theta) or not evidence.finite:
         return None
@@ -89,7 +88,7 @@ def weight_decay(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | No
     factor = float(np.dot(w * off, w * theta) / np.dot(w * theta, w * theta))
     predicted = evidence.numeric + factor * evidence.theta
     residual = evidence.residual(predicted)
-    telling = np.abs(factor * theta) > 10 * (evidence.error_bar[evidence.judged] + evidence.tolerance * np.abs(off))
+    informative = np.abs(factor * theta) > 10 * (evidence.error_bar[evidence.judged] + evidence.tolerance * np.abs(off))
     if not np.isfinite(residual) or factor == 0:
         return None
     what = (
@@ -98,12 +97,12 @@ def weight_decay(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | No
         else "the gradient has weight decay that the loss lacks"
     )
     message = f"dθ is off by {_number(factor)} · θ in every entry (residual {residual:.0e}): {what}"
-    varied = len(np.unique(np.round(np.abs(theta[telling]), 12))) > 1
+    varied = len(np.unique(np.round(np.abs(theta[informative]), 12))) > 1
     return Finding(Diagnosis(DiagnosisKind.WEIGHT_DECAY, message, factor), conclusive=varied)
 
 
 def transposed(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
-    """Two axes swapped, whether or not the shape shows it."""
+    """TRANSPOSED: two axes are swapped, whether the shape shows it (2 × 3) or not (3 × 3)."""
     if not evidence.finite or _distinct(evidence) < 3:
         return None
     places = _places(evidence)
@@ -117,7 +116,7 @@ def transposed(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None
 
 
 def permuted(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
-    """The right numbers in other places: reversed, rolled, slices or entries in another order."""
+    """PERMUTED: the right numbers in other places, as reversed or rolled, or slices or entries in another order."""
     if not evidence.finite or _distinct(evidence) < 2:
         return None
     for order, words in chain(_reversals(evidence), _reorderings(evidence), _sorted(evidence)):
@@ -127,12 +126,12 @@ def permuted(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
 
 
 def clipped(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
-    """Limited in value, or in norm to a round number."""
+    """CLIPPED: limited in value, or scaled down to a round norm."""
     return (_clipped_in_value(evidence) or _clipped_in_norm(evidence)) if evidence.finite else None
 
 
 def low_precision(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
-    """Every entry is a number that a lower precision can hold, close to the right one as that precision goes."""
+    """LOW_PRECISION: every entry is a number of a lower precision, and right to within that precision."""
     rounding = rounding_of_all([evidence.analytic[evidence.judged]]) if evidence.finite else None
     if rounding is None or rounding.epsilon <= evidence.epsilon:
         return None
@@ -147,14 +146,14 @@ def low_precision(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | N
 
 
 def off_by(evidence: Evidence) -> float:
-    """The largest difference beyond its error bar, relative to the largest right entry."""
+    """The largest |analytic − numeric| beyond its error bar, relative to the largest right entry."""
     off = np.abs(evidence.off[evidence.judged]) - evidence.error_bar[evidence.judged]
     largest = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
     return float(np.max(off, initial=0.0)) / largest if largest else float("inf")
 
 
 def partial(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | None:
-    """Right except in places that can be named."""
+    """PARTIAL: right except in places that can be named, such as "rows 3-5 of 10"."""
     places = wrong_places(evidence)
     if not places:
         return None
@@ -162,11 +161,11 @@ def partial(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | 
 
 
 KINDS: tuple[Kind, ...] = (missing, scaled, weight_decay, transposed, permuted, clipped, low_precision, partial)
-"""The order in which they are tried."""
+"""All kinds, in the order in which they are tried."""
 
 
 def unknown(evidence: Evidence) -> Diagnosis:
-    """None of the kinds, with what can be said all the same."""
+    """UNKNOWN: no kind fits; the message compares the two gradients."""
     return Diagnosis(DiagnosisKind.UNKNOWN, _hint(evidence))
 
 
@@ -175,11 +174,11 @@ def _hint(evidence: Evidence) -> str:
         wrong = ~np.isfinite(evidence.analytic)
         return f"dθ is not finite in {int(wrong.sum())} of {wrong.size} entries"
     with np.errstate(all="ignore"):
-        return _scaled_and_decayed(evidence) or _unlike(evidence)
+        return _scaled_and_decayed(evidence) or _compared(evidence)
 
 
 def _scaled_and_decayed(evidence: Evidence) -> str:
-    """A factor on the whole gradient but for a part that goes with θ, where a few numbers prove two unknowns."""
+    """The sentence on a gradient factor · right + decay · θ; "" where it does not fit, or has fewer than 4 entries."""
     n, a, theta = (x[evidence.resolved] for x in (evidence.numeric, evidence.analytic, evidence.theta))
     if len(n) < 4:
         return ""
@@ -195,8 +194,8 @@ def _scaled_and_decayed(evidence: Evidence) -> str:
     )
 
 
-def _unlike(evidence: Evidence) -> str:
-    """Length and direction against the right gradient."""
+def _compared(evidence: Evidence) -> str:
+    """The sentence on length and direction of the gradient on trial, relative to the right one."""
     n, a = evidence.numeric[evidence.judged], evidence.analytic[evidence.judged]
     norms = np.linalg.norm(a) * np.linalg.norm(n)
     if not norms:
@@ -221,21 +220,21 @@ def _number(value: float) -> str:
 
 
 def _distinct(evidence: Evidence) -> int:
-    """How many different numbers, beyond the usual error bar, the right gradient has where it says something."""
+    """How many different numbers the right gradient has among its resolved entries."""
     values = np.sort(evidence.numeric[evidence.resolved])
     if not len(values):
         return 0
-    apart = 10 * (float(np.median(evidence.error_bar[evidence.resolved])) + evidence.tolerance * np.abs(values[1:]))
-    return 1 + int(np.sum(np.diff(values) > apart))
+    spacing = 10 * (float(np.median(evidence.error_bar[evidence.resolved])) + evidence.tolerance * np.abs(values[1:]))
+    return 1 + int(np.sum(np.diff(values) > spacing))
 
 
 def _places(evidence: Evidence) -> Indices:
-    """The flat position of every entry, in the parameter's shape."""
+    """The flat position of every entry, as an array of the parameter's shape."""
     return np.arange(evidence.numeric.size, dtype=np.int64).reshape(evidence.shape)
 
 
 def _reversals(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
-    """Read backwards along one or several axes."""
+    """Orders that read the tensor backwards along one to three axes, each with its words."""
     dimensions = range(len(evidence.shape))
     for count in (1, 2, 3):
         for axes in combinations(dimensions, count):
@@ -245,18 +244,18 @@ def _reversals(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
 
 
 def _reorderings(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
-    """Slices along one axis in another order, the one that the numbers themselves suggest."""
+    """Orders of slices along one axis, each slice matched to the closest one of the right gradient, with words."""
     analytic, numeric = evidence.grid(evidence.analytic), np.nan_to_num(evidence.grid(evidence.numeric))
     for axis, length in enumerate(evidence.shape):
         if 2 <= length <= LONGEST:
-            mine, others = (np.moveaxis(values, axis, 0).reshape(length, -1) for values in (analytic, numeric))
-            order = _matched(mine, others)
+            on_trial, right = (np.moveaxis(values, axis, 0).reshape(length, -1) for values in (analytic, numeric))
+            order = _matched(on_trial, right)
             if len(set(order.tolist())) == length:
                 yield np.take(_places(evidence), order, axis).ravel(), _order_in_words(evidence, axis, order)
 
 
 def _matched(slices_of: Floats, among: Floats) -> Indices:
-    """For each slice the one of the other array that it is closest to."""
+    """For each slice the number of the closest slice in `among`, by ‖a − b‖² = ‖a‖² − 2·a·b + ‖b‖²."""
     square = np.sum(among**2, axis=1)
     return np.asarray(np.argmin(square[None, :] - 2 * slices_of @ among.T, axis=1), dtype=np.int64)
 
@@ -272,7 +271,7 @@ def _order_in_words(evidence: Evidence, axis: int, order: Indices) -> str:
 
 
 def _sorted(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
-    """Single entries in another order."""
+    """The order that matches the smallest entry to the smallest right one, and so on, with its words."""
     if np.all(np.isfinite(evidence.numeric)) and _distinct(evidence) >= 3:
         order = np.empty(evidence.numeric.size, dtype=np.int64)
         order[np.argsort(evidence.analytic, kind="stable")] = np.argsort(evidence.numeric, kind="stable")
@@ -280,14 +279,15 @@ def _sorted(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
 
 
 def _clipped_in_value(evidence: Evidence) -> Finding | None:
-    """All wrong entries stand at a limit that the right ones exceed, and all others are within it."""
+    """CLIPPED in value: all wrong entries stand at a limit that the right ones exceed; all others are within it."""
     low, high = float(np.min(evidence.analytic)), float(np.max(evidence.analytic))
     if low == high or not evidence.explains(np.clip(evidence.numeric, low, high)):
         return None
     stuck = evidence.analytic[evidence.wrong]
     limits = [limit for limit in (low, high) if np.any(_at(stuck, limit))]
     at_limit = np.any([_at(stuck, limit) for limit in limits], axis=0) if limits else np.zeros(1)
-    # Zeros may be negative by chance; any other number that two entries share is a limit.
+    # Entries set to 0 look limited at 0 if the right ones happen to have one sign, in 1 of 32 cases with six entries.
+    # Any other number that two entries share is a limit.
     few = len(stuck) < (6 if 0.0 in limits else 2) or (len(stuck) < 4 and np.sum(evidence.right) < 2)
     if few or not np.all(at_limit):
         return None
@@ -303,7 +303,7 @@ def _at(values: Floats, limit: float) -> Flags:
 
 
 def _clipped_in_norm(evidence: Evidence) -> Finding | None:
-    """Scaled down to a norm that is a round number, as nobody's gradient is by itself."""
+    """CLIPPED in norm: scaled down to a norm that is a round number, as no gradient's norm is by itself."""
     found = scaled(evidence, ())
     if found is None or not evidence.judged.all():
         return None
@@ -311,7 +311,14 @@ def _clipped_in_norm(evidence: Evidence) -> Finding | None:
 
 
 def clipped_to_round_norm(factor: float | None, norm: float, over: str, epsilon: float) -> Finding | None:
-    """Gradients scaled down by `factor` to a total norm of `norm`, if that looks like a limit."""
+    """CLIPPED, if gradients scaled by `factor` have a norm that looks like a limit; else None.
+
+    Args:
+        factor: on the right gradient; only one between 0 and 1 can be clipping.
+        norm: of the gradients on trial.
+        over: words after "norm" in the message, such as " over all of θ".
+        epsilon: machine epsilon of the precision the gradients are kept in.
+    """
     if factor is None or not 0 < factor < 1:
         return None
     before = norm / factor
@@ -326,12 +333,12 @@ def clipped_to_round_norm(factor: float | None, norm: float, over: str, epsilon:
 
 
 def _is_round(number: float, epsilon: float) -> bool:
-    """Whether `number` has no more than two digits."""
+    """Whether `number` has at most two significant digits, as 1.0, 0.25 or 12, to within rounding."""
     return abs(number - float(f"{number:.1e}")) <= max(1e-10, 64 * epsilon) * abs(number)
 
 
 def _what_is_there(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> str:
-    """What the wrong entries are, where one thing can be said of all of them."""
+    """Words on the wrong entries of a PARTIAL mistake, where one thing holds for all of them; else ""."""
     there: Flags = evidence.wrong
     a, n = evidence.analytic[there], evidence.numeric[there]
     if not np.all(np.isfinite(a)):

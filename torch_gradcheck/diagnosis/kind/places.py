@@ -9,32 +9,34 @@ import numpy as np
 
 from torch_gradcheck.arrays import Flags, Indices
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.reporting.words import listed
 
-NAMED = 6
-"""How many indices or ranges are named one by one."""
+MOST_NAMED = 6
+"""At most 6 indices or ranges are written out: "rows 0, 2, 4, 6, 8, 10, ... of 20"."""
 
-SINGLE = 3
-"""So many wrong entries are named one by one, unless they make up a whole slice."""
+SINGLE_ENTRIES = 3
+"""Up to 3 wrong entries are named one by one, unless they make up a whole slice."""
 
-MOST = 0.75
-"""Where more slices than this are wrong, the right ones are the exception."""
+MOST_SLICES = 0.75
+"""Slices are named only if at most 3/4 of them are wrong; with more, the right ones are the exception."""
 
 FEW = 0.25
-"""Wrong entries without a pattern are told one by one up to this share of all that say something ..."""
+"""A block, slices or single entries are named as a place only if they make up at most 1/4 of the tensor."""
 
-ENTRIES = 12
-"""... or where they are no more than this."""
+MOST_OF_VECTOR = 12
+"""In a tensor of one axis, wrong entries without a pattern are named only if there are at most 12 of them."""
 
 
 def wrong_places(evidence: Evidence) -> str:
-    """Where the wrong entries are if others are proven right, such as "rows 3-5 of 10"; "" where no place can be named.
+    """The places of the wrong entries in words, such as "rows 3-5 of 10"; "" where no place can be named.
 
-    An axis names them if the slices along it are either free of wrong entries or free of proven right ones. Else they
-    are confined to few of the slices along some axis, or are few themselves.
+    Needs entries that are proven right. Whole slices are named if every slice along an axis is either free of wrong
+    entries or free of proven right ones. Else the wrong entries are confined to a block, to few of the slices along
+    some axis, or are few themselves.
     """
     if not evidence.right.any() or not evidence.wrong.any():
         return ""
-    if int(evidence.wrong.sum()) <= SINGLE:
+    if int(evidence.wrong.sum()) <= SINGLE_ENTRIES:
         return _whole_slices(evidence) or _entries(evidence)
     return _whole_slices(evidence) or _block(evidence) or _few_slices(evidence) or _entries(evidence)
 
@@ -42,7 +44,7 @@ def wrong_places(evidence: Evidence) -> str:
 def _whole_slices(evidence: Evidence) -> str:
     for axis in range(len(evidence.shape)):
         wrong, right = _along(evidence, evidence.wrong, axis), _along(evidence, evidence.right, axis)
-        if not np.any(wrong & right) and np.sum(wrong) <= MOST * np.sum(wrong | right):
+        if not np.any(wrong & right) and np.sum(wrong) <= MOST_SLICES * np.sum(wrong | right):
             return slices(evidence.shape, axis, np.flatnonzero(wrong), evidence.has_complex_axis)
     return ""
 
@@ -72,16 +74,18 @@ def _few_slices(evidence: Evidence) -> str:
 
 def _entries(evidence: Evidence) -> str:
     wrong = np.flatnonzero(evidence.wrong)
-    said = int(np.sum(evidence.resolved | evidence.wrong))
-    if len(wrong) > max(FEW * said, 1) or (len(wrong) > ENTRIES and len(evidence.shape) < 2):
+    informative = int(np.sum(evidence.resolved | evidence.wrong))
+    if len(wrong) > max(FEW * informative, 1) or (len(wrong) > MOST_OF_VECTOR and len(evidence.shape) < 2):
         return ""
-    indices = [str(list(map(int, np.unravel_index(k, evidence.shape)))) for k in wrong[:NAMED]]
-    more = f" and {len(wrong) - NAMED} more" if len(wrong) > NAMED else ""
-    return f"{'entry' if len(wrong) == 1 else 'entries'} {', '.join(indices)}{more}"
+
+    def index(k: int) -> str:
+        return str(list(map(int, np.unravel_index(k, evidence.shape))))
+
+    return f"{'entry' if len(wrong) == 1 else 'entries'} {listed(wrong.tolist(), MOST_NAMED, index)}"
 
 
 def _along(evidence: Evidence, flags: Flags, axis: int) -> Flags:
-    """Which slices along `axis` have a flagged entry."""
+    """Slices along `axis` that have a flagged entry, shape (length of that axis,)."""
     others = tuple(other for other in range(len(evidence.shape)) if other != axis)
     return np.asarray(flags.reshape(evidence.shape).any(axis=others))
 
@@ -92,12 +96,12 @@ def slices(shape: Sequence[int], axis: int, which: Indices, has_complex_axis: bo
         return "the imaginary part" if which[0] else "the real part"
     one, many = words_of_axis(len(shape) - has_complex_axis, axis)
     ranges = _ranges(which)
-    named = ", ".join(ranges[:NAMED]) + (", ..." if len(ranges) > NAMED else "")
+    named = ", ".join(ranges[:MOST_NAMED]) + (", ..." if len(ranges) > MOST_NAMED else "")
     return f"{one if len(which) == 1 else many} {named} of {shape[axis]}"
 
 
 def words_of_axis(dimensions: int, axis: int) -> tuple[str, str]:
-    """What slices along an axis are called, one and many."""
+    """The words for slices along an axis, one and many: ("row", "rows") for axis 0 of 2."""
     if dimensions == 1:
         return "entry", "entries"
     if dimensions == 2:
@@ -108,7 +112,7 @@ def words_of_axis(dimensions: int, axis: int) -> tuple[str, str]:
 
 
 def _ranges(which: Indices) -> list[str]:
-    """`["0", "3-5"]` for 0, 3, 4, 5."""
+    """Sorted indices as ranges: `["0", "3-5"]` for 0, 3, 4, 5."""
     breaks = np.flatnonzero(np.diff(which) > 1) + 1
     runs = np.split(which, breaks)
     return [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run)]

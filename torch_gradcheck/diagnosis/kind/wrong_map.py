@@ -1,4 +1,4 @@
-"""A small picture of a tensor: how many of its entries are wrong, block by block."""
+"""A small picture of a tensor: the share of wrong entries, block by block."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch_gradcheck.diagnosis.kind.places import words_of_axis
 from torch_gradcheck.reporting.facts import WrongMap
 
 ROWS, COLUMNS = 16, 48
-"""A picture has at most so many cells."""
+"""A picture has at most 16 × 48 cells; a cell of a larger tensor stands for a block of entries."""
 
 
 def wrong_map(evidence: Evidence) -> WrongMap:
-    """The picture of a gradient: the first axis downwards, all others beside each other; one axis lies along a line."""
+    """The picture of a gradient: the first axis runs down, all other axes across; a tensor of one axis is one line."""
     rows, columns = _two_dimensional(evidence.shape)
     block = (max(1, math.ceil(rows / ROWS)), max(1, math.ceil(columns / COLUMNS)))
     judged = evidence.judged | evidence.wrong

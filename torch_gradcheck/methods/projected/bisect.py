@@ -12,7 +12,7 @@ from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil, through_stencil
 from torch_gradcheck.methods.projected.directions import Direction, Directions, Motion, slope
 from torch_gradcheck.methods.projected.slope_check import contradicts, entry_check_of
-from torch_gradcheck.verdicts.entry_check import ACCUSATION
+from torch_gradcheck.verdicts.entry_check import CONTRADICTION
 from torch_gradcheck.verdicts.judge import judge_each
 
 MOST_LOCATED = 3
@@ -59,7 +59,7 @@ class Bisection:
         components = motion.components.clone()
         for _ in range(MOST_LOCATED):
             residual, error_bar = self._residual(motion.scale, components)
-            if abs(residual) <= max(self._tolerance, ACCUSATION * error_bar):
+            if abs(residual) <= max(self._tolerance, CONTRADICTION * error_bar):
                 return
             coordinate = self._descend(motion.scale, components, residual)
             yield coordinate

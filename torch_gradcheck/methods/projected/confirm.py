@@ -18,7 +18,7 @@ from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.methods.projected.directions import Direction, Directions, Motion, slope
 from torch_gradcheck.methods.projected.slope_check import contradicts, entry_check_of, error_bar_at_unit_step
 from torch_gradcheck.methods.projected.verify import Certificate
-from torch_gradcheck.verdicts.entry_check import ACCUSATION, EntryResults
+from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryResults
 from torch_gradcheck.verdicts.judge import judge_each
 
 BLOCKS = 4
@@ -148,7 +148,7 @@ class Confirmer:
         results = self._judged(direction, max(step, RESOLVED / 8 * error_bar_at_unit_step(self._noise) / weakest))
         predicted = slope(direction, self._verified)
         as_predicted = abs(results.numeric[0] - predicted) <= weakest / 2
-        resolved = weakest > ACCUSATION * results.error_bar[0]
+        resolved = weakest > CONTRADICTION * results.error_bar[0]
         return bool(resolved and as_predicted and contradicts(results, slope(direction, self._on_trial)))
 
     def _judged(self, direction: Direction, step: float) -> EntryResults:

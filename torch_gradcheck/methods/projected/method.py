@@ -24,7 +24,7 @@ from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.progress import ProgressBar
-from torch_gradcheck.verdicts.entry_check import ACCUSATION, EntryResults, Outcome, rounding_of
+from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryResults, Outcome, rounding_of
 from torch_gradcheck.verdicts.judge import judge_gradient
 from torch_gradcheck.verdicts.trial import ParameterTrial, Proof
 
@@ -207,7 +207,7 @@ class Projected:
         off = np.flatnonzero(self._disagreeing(position, verified.gradient))
         error = verified.gradient[off] - self._on_trial[position][off]
         along_error = float(np.linalg.norm(error)) * np.sqrt(len(self._on_trial[position]))
-        if along_error <= ACCUSATION * verified.certificate.proof.resolution:
+        if along_error <= CONTRADICTION * verified.certificate.proof.resolution:
             return None
         return Suspect(off, error, verified.certificate)
 
