@@ -13,14 +13,14 @@ from torch import nn
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
+from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.reporting.words import close_names
 from torch_gradcheck.torch_internals.tensors import is_wrapper
 
 
 def flat_values(entry: ThetaEntry) -> Floats:
     """What the parameter holds, in the order of its coordinates."""
-    tensor = entry.parameter.detach()
-    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    real = real_view(entry.parameter.detach().resolve_conj())
     return np.asarray(real.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, Recording, alike
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.perturbation import MovedCoordinate, coordinate_views, real_view
 from torch_gradcheck.objective.theta import ThetaEntry
 
 Tangents = list[torch.Tensor | None]
@@ -50,22 +51,12 @@ class WrongCoordinate:
     def of(self, gradient: torch.Tensor) -> float:
         """The entry of a gradient of the whole parameter."""
         dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
-        real = torch.view_as_real(dense.resolve_conj()) if self.entry.is_complex else dense
-        return float(real.reshape(-1)[self.coordinate])
+        return float(real_view(dense.resolve_conj()).reshape(-1)[self.coordinate])
 
-    @contextmanager
-    def moved(self, step: float) -> Iterator[float]:
+    def moved(self, step: float) -> MovedCoordinate:
         """θ with this coordinate moved inside the block, which gets the step really taken; θ, by assignment, after."""
-        tensor = self.entry.parameter.data
-        flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
-        indices = torch.unravel_index(torch.tensor(self.coordinate), flat.shape) if flat.dim() else ()
-        entry = flat[tuple(int(index) for index in indices)]
-        before = entry.item()
-        entry.fill_(before + step)
-        try:
-            yield entry.item() - before
-        finally:
-            entry.fill_(before)
+        (coordinate,) = coordinate_views(self.entry.parameter.data, np.array([self.coordinate]))
+        return MovedCoordinate(coordinate, step)
 
 
 def tangents_of(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.progress import ProgressBar
 
@@ -43,7 +44,7 @@ class Directions:
 
     def __init__(self, objective: Objective, theta: Theta, seed: int, progress: ProgressBar) -> None:
         self._objective, self._theta, self._seed, self._progress = objective, theta, seed, progress
-        self._tensors = {position: real_coordinates(theta[position].parameter.data) for position in theta.checked}
+        self._tensors = {position: real_view(theta[position].parameter.data) for position in theta.checked}
         self._saved = {position: tensor.clone() for position, tensor in self._tensors.items()}
 
     @cached_property
@@ -101,11 +102,6 @@ class Directions:
 
 def _root_mean_square(x: Tensor) -> float:
     return float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5 if x.numel() else 0.0
-
-
-def real_coordinates(tensor: Tensor) -> Tensor:
-    """The real numbers that a tensor holds, sharing its memory."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def slope(direction: Direction, gradients: Mapping[int, Floats]) -> float:

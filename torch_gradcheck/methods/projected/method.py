@@ -16,9 +16,10 @@ from torch_gradcheck.methods.problem import Numerical
 from torch_gradcheck.methods.projected.bisect import Bisection
 from torch_gradcheck.methods.projected.confirm import Confirmer, Suspect
 from torch_gradcheck.methods.projected.detection_power import ODDS
-from torch_gradcheck.methods.projected.directions import Directions, real_coordinates
+from torch_gradcheck.methods.projected.directions import Directions
 from torch_gradcheck.methods.projected.verify import Certificate, Verifier
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.progress import ProgressBar
@@ -140,7 +141,7 @@ class Projected:
         if gradient is None:
             return np.zeros(entry.coordinates)
         dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
-        flat = real_coordinates(dense.resolve_conj()).reshape(-1).double().numpy()
+        flat = real_view(dense.resolve_conj()).reshape(-1).double().numpy()
         return _cleaned(entry, flat) if np.isfinite(flat).all() else self._trial[position]
 
     def _disagreeing(self, position: int, reference: Floats) -> Flags:
