@@ -31,7 +31,7 @@ class EagerEngine:
         """See `Engine.sample`."""
         views = coordinate_views(self._parameters[parameter].data, coordinates)
         taken, values = np.empty(len(steps)), np.empty(len(steps))
-        for k, (coordinate, step) in enumerate(zip(views, steps, strict=True)):
-            with MovedCoordinate(coordinate, float(step)) as taken[k]:
+        for k, (coordinate, step) in enumerate(zip(views, steps.tolist(), strict=True)):
+            with MovedCoordinate(coordinate, step) as taken[k]:
                 values[k] = self._value()
         return Samples(taken, values)

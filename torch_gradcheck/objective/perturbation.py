@@ -25,9 +25,12 @@ def coordinate_views(tensor: torch.Tensor, coordinates: Indices) -> Iterator[tor
     Coordinates count the numbers of `real_view(tensor)` in C order: the imaginary part of the entry k is 2k + 1.
     """
     real = real_view(tensor)
-    positions = np.unravel_index(coordinates, tuple(real.shape)) if real.dim() else ()
-    for k in range(len(coordinates)):
-        yield real[tuple(int(axis[k]) for axis in positions)]
+    if not real.dim():
+        yield from (real[()] for _ in coordinates)
+        return
+    axes = np.unravel_index(coordinates, tuple(real.shape))
+    for index in zip(*(axis.tolist() for axis in axes), strict=True):
+        yield real[index]
 
 
 class MovedCoordinate:
@@ -51,7 +54,7 @@ class MovedCoordinate:
     def __enter__(self) -> float:
         try:
             self._coordinate.fill_(self._before + self._step)
-            return float(self._coordinate.item() - self._before)
+            return self._coordinate.item() - self._before
         except BaseException:
             self._coordinate.fill_(self._before)
             raise
