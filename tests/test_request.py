@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.request import Request, callable_argument, request
+from torch_gradcheck.methods.choice import METHOD_NAMES
+from torch_gradcheck.request import Request, callable_argument, validated_request
 
 MODEL = nn.Linear(1, 1)
 DEFAULTS: dict[str, Any] = {
@@ -28,7 +29,7 @@ DEFAULTS: dict[str, Any] = {
 
 
 def asked(model: object = MODEL, **options: Any) -> Request:
-    return request(model, **{**DEFAULTS, **options})
+    return validated_request(model, METHOD_NAMES, **{**DEFAULTS, **options})
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The arrays that numerical code passes on: float64 numbers, indices and flags."""
+"""The numpy arrays of numerical code, by dtype: Floats (float64), Indices (int64) and Flags (bool)."""
 
 from __future__ import annotations
 

@@ -10,26 +10,20 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.captures import captures_of
-from torch_gradcheck.borrowing.loan import Loan
 from torch_gradcheck.diagnosis.findings import findings_of
+from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_hand import given_gradients
-from torch_gradcheck.methods.choice import run_method
-from torch_gradcheck.methods.problem import Numerical
-from torch_gradcheck.methods.projected.rows import tried_row
+from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
+from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
-from torch_gradcheck.objective.loss import Computation, batch_loss
-from torch_gradcheck.objective.preflight import check_unchanged, preflighted
-from torch_gradcheck.objective.theta import ThetaEntry, theta_of
+from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.reporting.facts import ParameterReport
-from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, request
+from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, validated_request
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.verdicts.rows import excused, frozen_row, over_theta
-from torch_gradcheck.verdicts.trial import ParameterTrial
 
 Patterns = str | Sequence[str] | None
 
@@ -81,8 +75,9 @@ def check_module(
         InvalidRequestError: an argument that cannot be used.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss that cannot be checked.
     """
-    asked = request(
+    request = validated_request(
         model,
+        METHOD_NAMES,
         gradients=gradients,
         method=method,
         eps=eps,
@@ -95,8 +90,7 @@ def check_module(
         progress=progress,
     )
     callable_argument("loss_fn", loss_fn)
-    own = captures_of(batch).generators.values()  # the batch itself is copied, by the computation
-    return checked(model, [loss_fn, *own], lambda precision: batch_loss(model, loss_fn, batch, precision), asked)
+    return checked(model, ModuleLoss(model, loss_fn, batch), request)
 
 
 def check_closure(
@@ -121,8 +115,9 @@ def check_closure(
     `.grad`. Modules and tensors that the closure captures are lent in `dtype` too. Options, result and errors are those
     of `check_module`.
     """
-    asked = request(
+    request = validated_request(
         model,
+        METHOD_NAMES,
         gradients=gradients,
         method=method,
         eps=eps,
@@ -136,60 +131,56 @@ def check_closure(
     )
     callable_argument("closure", closure)
     closure_argument(closure)
-    return checked(model, [closure], lambda _: closure, asked)
+    return checked(model, ClosureLoss(closure), request)
 
 
-def checked(model: nn.Module, functions: list[Any], computation: Computation, asked: Request) -> Report:
-    """The check that was asked for. `computation` gives the function that computes the loss, once the model is lent."""
-    if asked.gradients == "grad":
-        mode: Mode = "train" if asked.mode == "train" else "keep"
-        return check_left_in_grad(model, functions, computation, replace(asked, mode=mode), TrainingStep())
-    return check_backward(model, functions, computation, asked)[0]
+def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
+    """The check that was asked for."""
+    if request.gradients == "grad":
+        mode: Mode = "train" if request.mode == "train" else "keep"
+        return check_left_in_grad(model, loss, replace(request, mode=mode), TrainingStep())
+    return check_backward(model, loss, request)[0]
 
 
-def check_backward(
-    model: nn.Module, functions: list[Any], computation: Computation, asked: Request
-) -> tuple[Report, Examination]:
+def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination]:
     """The pipeline; also hands on what it examined, for another check of the same J.
 
     Args:
         model: what is checked.
-        functions: what is called to compute J, and whatever else is to be lent or set aside.
-        computation: gives the function that computes the loss, once the model is lent.
-        asked: the options.
+        loss: the user's loss over it.
+        request: the options.
     """
     started = time.perf_counter()
-    threads = torch.get_num_threads()
-    theta = theta_of(model, asked.include, asked.exclude)
-    given = asked.gradients if isinstance(asked.gradients, Mapping) else None
-    if given is not None:
-        given_gradients(given, theta)  # raises before anything is lent
-    with Loan(model, functions, asked.mode, asked.dtype, asked.seed) as borrowed:
-        theta = theta_of(model, asked.include, asked.exclude)  # a model's own train() and eval() may freeze and thaw
-        objective = preflighted(model, computation(asked.dtype), borrowed, asked.dtype)
-        gradients = autograd_gradients(objective, theta) if given is None else given_gradients(given, theta)
-        numerical = Numerical(objective, theta, asked, threads)
-        with progress_bar(asked.progress) as bar:
-            chosen, trials = run_method(objective, theta, asked, numerical, gradients, bar)
-        check_unchanged(objective)
-        rows = [_row(entry, trials.get(position), asked) for position, entry in enumerate(theta)]
-        rows = excused(rows, objective, theta)
-        found = findings_of(rows, objective, theta, numerical, trials, asked.tolerance, given=given is not None)
-        ratio = over_theta(trials.values())
-        notes = notes_of(rows, objective, numerical, asked, chosen.method)
-    report = reported(
-        found.rows,
-        objective,
-        numerical,
-        asked,
-        method=chosen.method,
-        started=started,
-        relative_error=ratio,
-        notes=[*found.notes, *chosen.notes, *notes],
-        culprit=found.culprit,
-    )
-    return report, Examination(objective.loss, gradients, chosen, trials)
+    with posed(model, loss, request) as problem:
+        gradients = _on_trial(problem)
+        choice, trials = run_method(problem, gradients)
+        rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
+        rows = excused(rows, problem.objective, problem.theta)
+        found = findings_of(problem, rows, trials, gradients)
+        accumulated = any(gradient.accumulated for gradient in gradients.values())
+        notes = notes_of(problem, choice, rows, accumulated=accumulated)
+        report = reported(
+            problem,
+            choice,
+            found.rows,
+            started=started,
+            relative_error=over_theta(trials.values()),
+            notes=[*found.notes, *notes],
+            culprit=found.culprit,
+        )
+    return report, Examination(problem, gradients, choice, trials)
 
 
-def _row(entry: ThetaEntry, tried: ParameterTrial | None, asked: Request) -> ParameterReport:
-    return frozen_row(entry) if tried is None else tried_row(entry, tried, asked.tolerance)
+def _on_trial(problem: Problem) -> Mapping[int, AnalyticGradient]:
+    """The gradients on trial, by position in θ: those given by hand, or autograd's."""
+    given, theta = problem.request.gradients, problem.theta
+    if isinstance(given, Mapping):
+        return given_gradients(given, theta)
+    return autograd_gradients(problem.objective, theta)
+
+
+def _row(problem: Problem, choice: MethodChoice, position: int, trials: Trials) -> ParameterReport:
+    entry = problem.theta[position]
+    if position not in trials:
+        return frozen_row(entry)
+    return choice.method.row(entry, trials[position], problem.request.tolerance)

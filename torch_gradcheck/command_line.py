@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,10 +17,11 @@ import torch
 
 from torch_gradcheck.check import check_module
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
-from torch_gradcheck.reporting.render.html import page
+from torch_gradcheck.methods.choice import METHOD_NAMES
+from torch_gradcheck.reporting.render.formats import FORMATS
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import close_names
-from torch_gradcheck.request import DTYPES, MAX_SEED, METHODS, MODES
+from torch_gradcheck.request import DTYPES, MAX_SEED, MODES
 from torch_gradcheck.version import __version__
 
 PASSED, MISMATCH, COULD_NOT_CHECK = 0, 1, 2
@@ -38,11 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     try:
-        _refuse_unwritable(options.json, options.html)
+        files = {suffix: path for suffix in FORMATS if (path := getattr(options, suffix)) is not None}
+        _refuse_unwritable(files.values())
         report = _checked(options)
         _print(str(report))
-        _write(options.json, lambda: report.to_json(indent=2))
-        _write(options.html, lambda: page(report, title=options.target))
+        for suffix, path in files.items():
+            path.write_text(FORMATS[suffix].write(report, options.target), encoding="utf-8")
     except (GradcheckError, OSError) as error:
         return _could_not_check(str(error))
     except KeyboardInterrupt:
@@ -66,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         help="or package.module:FUNCTION; FUNCTION() returns (model, loss_fn, batch)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument("--method", choices=METHODS, default="auto")
+    parser.add_argument("--method", choices=METHOD_NAMES, default="auto")
     parser.add_argument("--eps", type=float, metavar="STEP", help="step of the difference; by default adapted")
     parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative error that passes (1e-5)")
     parser.add_argument("--include", action="append", metavar="GLOB", help="check these parameters only; repeatable")
@@ -79,8 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="a bar; by default for long work on a terminal"
     )
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write the report as JSON too")
-    parser.add_argument("--html", type=Path, metavar="PATH", help="write the report as a page too")
+    for suffix, file_format in FORMATS.items():
+        parser.add_argument(
+            f"--{suffix}", type=Path, metavar="PATH", help=f"write the report as {file_format.name} too"
+        )
     return parser
 
 
@@ -161,17 +165,12 @@ def _module_by_name(name: str) -> ModuleType:
         raise InvalidRequestError(f"there is no module {name!r} ({error}); a file is named with its .py.") from error
 
 
-def _refuse_unwritable(*paths: Path | None) -> None:
-    """Before the check, which may take long."""
+def _refuse_unwritable(paths: Iterable[Path]) -> None:
+    """Raises before the check, which may take long, if a report could not be written after it."""
     for path in paths:
-        if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        if path.is_dir() or not path.parent.is_dir():
             why = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
             raise InvalidRequestError(f"the report cannot be written to {path}: {why}.")
-
-
-def _write(path: Path | None, content: Callable[[], str]) -> None:
-    if path is not None:
-        path.write_text(content(), encoding="utf-8")
 
 
 def _print(text: str) -> None:

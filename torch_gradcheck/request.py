@@ -1,4 +1,4 @@
-"""What was asked of a check: every option validated and given one form, nothing computed yet."""
+"""The request of a check: every option validated and given one form, nothing computed yet."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ Gradients = Mapping[str, Any] | Literal["grad"] | None
 
 MODES = ("eval", "train", "keep")
 
-METHODS = ("auto", "exact", "projected")
 
 DTYPES = (torch.float64, torch.float32)
 
@@ -41,8 +40,9 @@ class Request:
     progress: bool | None
 
 
-def request(
+def validated_request(
     model: object,
+    methods: Sequence[str],
     *,
     gradients: object,
     method: object,
@@ -55,11 +55,15 @@ def request(
     seed: object,
     progress: object,
 ) -> Request:
-    """The validated request; raises `InvalidRequestError` naming the argument, what was found and what to do."""
+    """The validated request; `methods` are the names that `method` may be.
+
+    Raises:
+        InvalidRequestError: an argument cannot be used; says which, what was found and what to do.
+    """
     _check_model(model)
     return Request(
         gradients=_gradients(gradients),
-        method=one_of("method", method, METHODS),
+        method=one_of("method", method, methods),
         eps=None if eps is None else positive_number("eps", eps),
         tolerance=positive_number("tolerance", tolerance),
         include=_patterns("include", include),

@@ -9,13 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.borrowing.loan import Loan, Start
+from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import InvalidRequestError
 
 
-def loan(model: nn.Module, *functions: Any, mode: Any = "eval", dtype: torch.dtype | None = torch.float64) -> Loan:
-    return Loan(model, functions, mode, dtype, seed=0)
+def loan(
+    model: nn.Module, *functions: Any, mode: Any = "eval", dtype: torch.dtype | None = torch.float64
+) -> Loan[Borrowed]:
+    return lend(model, functions, mode, dtype, seed=0)
 
 
 class Keeper(nn.Module):
@@ -334,7 +336,7 @@ def test_a_start_gives_random_state_and_buffers_their_first_values() -> None:
     expected = torch.rand(3)
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    with Loan(model, [], "train", torch.float64, seed=0, start=start) as borrowed:
+    with lend(model, [], "train", torch.float64, seed=0, start=start) as borrowed:
         for _ in range(2):
             borrowed.before_evaluation()
             assert model.get_buffer("running_mean").tolist() == [3.0, 4.0]

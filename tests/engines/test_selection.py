@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import random
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.zoo.interruptions import CtrlC, exception_of
+from tests.zoo.interruptions import CtrlC, events_of, exception_of
 from tests.zoo.losses import probe
 from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import Report, check_module
@@ -22,7 +23,7 @@ from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.selection import SelectedEngine, module_name_of
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.verdicts.step_choice import FEW
+from torch_gradcheck.verdicts.step_choice import SMALL_TENSOR
 
 
 class Gate(nn.Module):
@@ -82,7 +83,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[TracedEngine]:
             super().__init__(*arguments, **options)
             made.append(self)
 
-    monkeypatch.setattr("torch_gradcheck.methods.problem.TracedEngine", Remembered)
+    monkeypatch.setattr("torch_gradcheck.engines.selection.TracedEngine", Remembered)
     return made
 
 
@@ -186,13 +187,8 @@ def engine_of(
     recorded: Callable[[], Tensor] | None = None,
 ) -> SelectedEngine:
     """The engine of J, which is recorded as it is or as another."""
-    return SelectedEngine(
-        EagerEngine(lambda: float(objective().detach()), parameters),
-        None,
-        lambda: TracedEngine(recorded or objective, parameters),
-        noise=1e-13,
-        counted=counted,
-    )
+    eager = EagerEngine(lambda: float(objective().detach()), parameters)
+    return SelectedEngine([TracedEngine(recorded or objective, parameters), eager], eager, noise=1e-13, counted=counted)
 
 
 def small_objective() -> tuple[Callable[[], Tensor], list[Tensor]]:
@@ -206,7 +202,7 @@ def test_traced_samples_are_counted_once_and_told() -> None:
     engine.sample(0, np.arange(5), np.full(5, 1e-5))
     engine.sample(1, np.zeros(1, dtype=np.int64), np.zeros(1))
     assert told == [5, 1]
-    assert engine.traced == 6
+    assert engine.substituted == 6
 
 
 def test_the_value_at_zero_is_that_of_the_parameters_own_engine() -> None:
@@ -236,9 +232,9 @@ def test_the_value_at_zero_is_compared_where_it_is_the_first_sample(calls: list[
     )
     eager = float(objective().detach())
     assert trusted.at_zero(1) == trusted.at_zero(1) == pytest.approx(eager, rel=1e-14)
-    assert (trusted.refused, trusted.traced) == ({}, 1)
+    assert (trusted.refused, trusted.substituted) == ({}, 1)
     assert wrong.at_zero(1) == wrong.at_zero(1) == eager
-    assert (list(wrong.refused), wrong.traced) == ([1], 0)
+    assert (list(wrong.refused), wrong.substituted) == ([1], 0)
     assert calls == [1, 1]
 
 
@@ -263,12 +259,12 @@ def test_first_samples_that_disagree_are_thrown_away_whatever_their_steps(step: 
     assert str(engine.refused[3]).startswith("coordinate 0 moved by ")
     assert "from the recorded operations" in str(engine.refused[3])
     assert engine.at_zero(3) == float(objective().detach())
-    assert (engine.traced, told) == (0, [])
+    assert (engine.substituted, told) == (0, [])
 
 
 def test_a_right_tensor_takes_as_few_calls_as_there_are_questions(calls: list[int]) -> None:
     model = mlp(hidden=24)
-    few = [position for position, parameter in enumerate(model.parameters()) if parameter.numel() <= FEW]
+    few = [position for position, parameter in enumerate(model.parameters()) if parameter.numel() <= SMALL_TENSOR]
     report = checked(model, torch.randn(4, 6))
     assert report.passed
     assert few == [1, 3]
@@ -295,9 +291,9 @@ def test_a_refusal_in_the_middle_is_final_for_its_parameter_alone(monkeypatch: p
     assert engine.at_zero(0) == engine.eager.sample(0, np.zeros(1, dtype=np.int64), np.zeros(1)).values[0]
     assert asked == [0]
     assert list(engine.refused) == [0]
-    before = engine.traced
+    before = engine.substituted
     engine.sample(1, coordinates, steps)
-    assert engine.traced == before + 5
+    assert engine.substituted == before + 5
 
 
 def test_the_value_at_zero_changes_its_engine_with_the_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,10 +313,10 @@ def test_the_value_at_zero_changes_its_engine_with_the_samples(monkeypatch: pyte
 def test_without_a_trace_everything_is_plain() -> None:
     objective, parameters = small_objective()
     eager = EagerEngine(lambda: float(objective().detach()), parameters)
-    engine = SelectedEngine(eager, None, None, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
+    engine = SelectedEngine([eager], eager, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
     assert engine.at_zero(0) == float(objective().detach())
     assert engine.refused == {}
-    assert engine.traced == 0
+    assert engine.substituted == 0
 
 
 # ------------------------------------------------------------------ the same results
@@ -388,7 +384,7 @@ def test_both_engines_find_the_same(name: str, eps: float | None, monkeypatch: p
             model[0].bias[3] = 0  # exactly at the kink for every row
     reports = []
     for pays in (True, False):
-        monkeypatch.setattr("torch_gradcheck.methods.problem.worth_tracing", lambda *_, pays=pays: pays)
+        monkeypatch.setattr("torch_gradcheck.engines.selection.worth_tracing", lambda *_, pays=pays: pays)
         reports.append(checked(model, x, mode=mode, eps=eps))
     fast, eager = reports
     assert notes_on_engine(fast) == []
@@ -427,7 +423,7 @@ def test_evaluations_are_those_that_were_made(
     pays: bool, traced: list[TracedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = samples_made(monkeypatch)
-    monkeypatch.setattr("torch_gradcheck.methods.problem.worth_tracing", lambda *_: pays)
+    monkeypatch.setattr("torch_gradcheck.engines.selection.worth_tracing", lambda *_: pays)
     Counting.calls = 0
     report = checked(mlp(Counting()), torch.randn(4, 6))
     coordinates = sum(row.checked for row in report)
@@ -481,6 +477,9 @@ def run(model: nn.Module, x: Tensor, targets: Tensor) -> Report:
     return check_module(model, nn.CrossEntropyLoss(), (x, targets), mode="train", progress=False)
 
 
+SAMPLE = TracedEngine.sample
+
+
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="Ctrl-C does not raise in this process"
 )
@@ -489,31 +488,51 @@ def run(model: nn.Module, x: Tensor, targets: Tensor) -> Report:
 @pytest.mark.filterwarnings("default::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("no_collector")
 def test_ctrl_c_during_a_traced_sample_changes_nothing_and_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    sampling: list[int] = []
-    sample = TracedEngine.sample
-
-    def watched(self: TracedEngine, *arguments: Any) -> Any:
-        sampling.append(1)
-        samples = sample(self, *arguments)
-        sampling.pop()
-        return samples
-
-    monkeypatch.setattr(TracedEngine, "sample", watched)
     model, x, targets = long_check()
-    start = time.perf_counter()
     run(model, x, targets)
-    usual, inside = time.perf_counter() - start, 0
-    for attempt in range(30):
+    events = events_of_samples(model, x, targets)
+    draw, inside = random.Random(3), 0
+    for attempt in range(300):
         before = Snapshot(model=model, x=x, targets=targets)
-        sampling.clear()
-        caught = exception_of(_interrupted_run, model, x, targets, usual * (attempt + 1) / 31)
+        wanted = draw.randrange(len(events))
+        sampling = interrupt_sample(monkeypatch, wanted, draw.randint(1, events[wanted]))
+        caught = exception_of(run, model, x, targets)
         assert before.changes() == [], f"attempt {attempt}"
         assert caught is None or isinstance(caught, KeyboardInterrupt)
         assert threading.active_count() == 1
         inside += bool(sampling) and caught is not None
-    assert inside >= 5, "many of the signals must have come while the traced engine was at work"
+        if inside == 20:
+            return
+    pytest.fail(f"only {inside} of 300 signals came while the traced engine was at work")
 
 
-def _interrupted_run(model: nn.Module, x: Tensor, targets: Tensor, delay: float) -> None:
-    with CtrlC(delay):
+def events_of_samples(model: nn.Module, x: Tensor, targets: Tensor) -> list[int]:
+    """How many events each call of a traced engine for samples comes through in a check."""
+    events: list[int] = []
+
+    def counted(engine: TracedEngine, *arguments: Any) -> Any:
+        samples: list[Any] = []
+        events.append(events_of(lambda: samples.append(SAMPLE(engine, *arguments))))
+        return samples[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TracedEngine, "sample", counted)
         run(model, x, targets)
+    return events
+
+
+def interrupt_sample(monkeypatch: pytest.MonkeyPatch, wanted: int, events: int) -> list[int]:
+    """Has Ctrl-C come after so many events of the wanted call; the list is empty if that call returns all the same."""
+    calls, sampling = itertools.count(), list[int]()
+
+    def interrupted(engine: TracedEngine, *arguments: Any) -> Any:
+        if next(calls) != wanted:
+            return SAMPLE(engine, *arguments)
+        sampling.append(1)
+        with CtrlC(events):
+            samples = SAMPLE(engine, *arguments)
+            sampling.pop()
+        return samples
+
+    monkeypatch.setattr(TracedEngine, "sample", interrupted)
+    return sampling

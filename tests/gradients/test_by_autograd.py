@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from torch_gradcheck.borrowing.loan import Loan
+from torch_gradcheck.borrowing.loan import lend
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
@@ -22,7 +22,7 @@ X = torch.tensor([[1.0, 2.0, 3.0]])
 
 def by_autograd(model: nn.Module, closure: Callable[[], Any], **patterns: Any) -> dict[str, AnalyticGradient]:
     theta = theta_of(model, **patterns)
-    with Loan(model, [closure], "keep", torch.float64, seed=0) as borrowed:
+    with lend(model, [closure], "keep", torch.float64, seed=0) as borrowed:
         objective = preflighted(model, closure, borrowed, torch.float64)
         gradients = autograd_gradients(objective, theta)
         assert all(parameter.grad is None for parameter in model.parameters())

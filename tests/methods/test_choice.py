@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from torch_gradcheck import Report, check_module
-from torch_gradcheck.methods.choice import _time
 
 
 def perceptron(*units: int) -> nn.Sequential:
@@ -71,11 +70,3 @@ def test_a_method_asked_for_is_taken(method: str) -> None:
     report = check(perceptron(6, 12, 3), 6, method=method)
     assert report.method == method
     assert not any("method:" in note for note in report.notes)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(12.0, "12 seconds"), (600.0, "10 minutes"), (1e5, "28 hours"), (1e6, "12 days"), (1e9, "32 years")],
-)
-def test_times_in_words(seconds: float, words: str) -> None:
-    assert _time(seconds) == words

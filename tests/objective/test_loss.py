@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
-from torch_gradcheck.objective.loss import batch_loss
+from torch_gradcheck.objective.loss import ModuleLoss
 
 Pair = namedtuple("Pair", "inputs targets")
 X, Y = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])
@@ -31,7 +31,7 @@ def call_of(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any], tuple[Any, ...
         received.extend([*output, targets])
         return torch.zeros(())
 
-    batch_loss(Recorder(), loss_fn, batch, torch.float64)()
+    ModuleLoss(Recorder(), loss_fn, batch).at(torch.float64)()
     args, kwargs, targets = received
     return args, kwargs, targets
 
@@ -71,7 +71,7 @@ def test_a_packed_sequence_is_one_input() -> None:
 @pytest.mark.parametrize("batch", [(), []], ids=["tuple", "list"])
 def test_an_empty_batch(batch: Any) -> None:
     with pytest.raises(InvalidRequestError, match=r"batch is empty; give \(inputs, \*targets\)"):
-        batch_loss(Recorder(), torch.sum, batch, torch.float64)
+        ModuleLoss(Recorder(), torch.sum, batch).at(torch.float64)
 
 
 def test_floating_tensors_are_copied_in_the_precision() -> None:

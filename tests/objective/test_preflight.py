@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gradcheck import check_module
-from torch_gradcheck.borrowing.loan import Loan
+from torch_gradcheck.borrowing.loan import lend
 from torch_gradcheck.errors import (
     InvalidRequestError,
     NonDeterministicLossError,
@@ -26,7 +26,7 @@ X = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 def settled(
     model: nn.Module, closure: Callable[[], Any], then: Callable[[Objective], Any] = lambda objective: None
 ) -> Objective:
-    with Loan(model, [closure], "train", torch.float64, seed=0) as borrowed:
+    with lend(model, [closure], "train", torch.float64, seed=0) as borrowed:
         objective = preflighted(model, closure, borrowed, torch.float64)
         then(objective)
     return objective

@@ -198,7 +198,7 @@ def test_random_state_is_left_alone(terminal: Terminal, clock: Clock) -> None:
 def test_rich_is_loaded_only_when_something_is_shown() -> None:
     script = (
         "import sys\n"
-        "from torch_gradcheck.progress import progress_bar\n"
+        "from torch_gradcheck.reporting.progress import progress_bar\n"
         "for enabled, loaded in ((False, False), (None, False), (True, True)):\n"
         "    with progress_bar(enabled) as bar:\n"
         "        bar.start(1, 'weight')\n"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.utils.checkpoint  # torch 2.6 does not import it by itself
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import parametrize
@@ -120,8 +121,8 @@ def _tensor_parts(tensor: Tensor) -> Iterator[tuple[str, Any]]:
 
 
 def _tensor_facts(tensor: Tensor) -> tuple[Any, ...]:
-    grad_fn = None if tensor.grad_fn is None else id(tensor.grad_fn)
-    return (type(tensor).__name__, tensor.dtype, tensor.layout, tuple(tensor.shape), grad_fn, *_tensor_flags(tensor))
+    parts = (type(tensor).__name__, tensor.dtype, tensor.layout, tuple(tensor.shape))
+    return (*parts, tensor.grad_fn, *_tensor_flags(tensor))  # the node itself: unless held, its id changes
 
 
 def _tensor_flags(tensor: Tensor) -> tuple[bool, ...]:

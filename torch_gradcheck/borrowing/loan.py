@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import RLock
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -84,49 +84,56 @@ class Borrowed:
         self._collects_gradients = self.has_gradients()
 
 
-class Loan:
-    """Lends a model in `mode`, everything it and `functions` hold in `dtype`; takes it back whatever happens.
+Lent = TypeVar("Lent")
+"""What a loan gives: the borrowed model itself, or something built around it."""
+
+
+class Loan(Generic[Lent]):
+    """Lends a model in `mode`, everything it and `holders` hold in `dtype`; takes it back whatever happens.
 
     A class and not a generator: between a `with` and a generator's `finally` lie frames of contextlib's, where Ctrl-C
     could land and leave the copies in place.
 
     Args:
         model: what is lent.
-        functions: what is called to compute J, and whatever else J reaches (random generators in a batch).
+        holders: what is called to compute J, and whatever else J reaches (random generators in a batch).
         mode: as the request has it.
         dtype: the precision; None leaves every tensor in its own.
         seed: of the random state.
+        lent: makes what the `with` block gets; it may build, and must not evaluate: signals are held meanwhile.
         start: what evaluations start from instead.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        functions: Sequence[Any],
+        holders: Sequence[Any],
         mode: Mode,
         dtype: torch.dtype | None,
         seed: int,
+        lent: Callable[[Borrowed], Lent],
         start: Start | None = None,
     ) -> None:
         self._model, self._mode, self._dtype, self._seed, self._start = model, mode, dtype, seed, start
-        self._captures = captures_of(model, *functions)
+        self._lent = lent
+        self._captures = captures_of(model, *holders)
         self._generators = list(self._captures.generators.values())
         self._signals = HeldSignals(frozenset({Loan.__enter__.__code__, Loan.__exit__.__code__}))
         self._undo: list[Callable[[], None]] = []
 
-    def __enter__(self) -> Borrowed:
+    def __enter__(self) -> Lent:
         try:
             self._signals.install()
             while not self._wait_for_others():
                 self._give_back()  # delivers the interrupt
                 self._signals.install()
-            borrowed = self._take()
+            lent = self._lent(self._take())
         except BaseException:
             self._give_back()
             raise
         if self._signals.waiting:
             self._give_back()  # delivers the interrupt
-        return borrowed
+        return lent
 
     def __exit__(self, *exception: object) -> None:
         self._give_back()
@@ -173,6 +180,18 @@ class Loan:
             if self._undo:
                 self._give_back()  # whatever went wrong with one thing, the others come back
             self._signals.release()
+
+
+def lend(
+    model: nn.Module,
+    holders: Sequence[Any],
+    mode: Mode,
+    dtype: torch.dtype | None,
+    seed: int,
+    start: Start | None = None,
+) -> Loan[Borrowed]:
+    """A loan whose block gets the borrowed model itself; see `Loan` for the arguments."""
+    return Loan(model, holders, mode, dtype, seed, lambda borrowed: borrowed, start)
 
 
 def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:

@@ -12,9 +12,9 @@ from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
-from torch_gradcheck.methods.problem import Numerical
-from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.theta import Theta, ThetaEntry, flat_values
+from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.objective.theta import ThetaEntry, flat_values
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Status
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -33,29 +33,26 @@ class Findings:
 
 
 def findings_of(
+    problem: Problem,
     rows: list[ParameterReport],
-    objective: Objective,
-    theta: Theta,
-    numerical: Numerical,
     trials: Mapping[int, ParameterTrial],
-    tolerance: float,
-    given: bool,
+    gradients: Mapping[int, AnalyticGradient],
 ) -> Findings:
     """Looks for the mistake, if there is one; costs nothing where all passes.
 
     Args:
+        problem: J, θ and the options, the model lent.
         rows: one a parameter, in the order of θ.
-        objective: J, its model lent.
-        theta: what was tried.
-        numerical: what the trials were made with.
         trials: every parameter tried, by position.
-        tolerance: the relative error that passes.
-        given: the gradients on trial were not autograd's.
+        gradients: those on trial, by position.
     """
     if not any(row.status is Status.MISMATCH for row in rows):
         return Findings(rows, None, [])
-    blame = find_culprit(objective, theta, numerical, trials, given)
-    evidences = {position: evidence_of(theta[position], trial, tolerance) for position, trial in trials.items()}
+    blame = find_culprit(problem, trials, gradients)
+    evidences = {
+        position: evidence_of(problem.theta[position], trial, problem.request.tolerance)
+        for position, trial in trials.items()
+    }
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
     diagnoses = diagnose_all(evidences, blame.meanings, blame.rounding)
     told = [
@@ -94,12 +91,12 @@ def _in_common(rows: Sequence[ParameterReport], blame: Blame) -> list[str]:
     """A sentence on each mistake that shows in several parameters."""
     groups: dict[tuple[DiagnosisKind, str], list[str]] = {}
     for row in rows:
-        if row.diagnosis is not None and row.diagnosis.kind is not DiagnosisKind.UNKNOWN:
+        if row.diagnosis is not None and row.diagnosis.kind.is_told_together:
             groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row.name)
     return [
         f"one mistake in {len(names)} parameters{_upstream(names, blame)}, {_listed(names)}: {_in_words(kind)}{factor}"
         for (kind, factor), names in groups.items()
-        if len(names) > 1 and kind is not DiagnosisKind.PARTIAL
+        if len(names) > 1
     ]
 
 

@@ -1,5 +1,5 @@
-"""Numerical differentiation of scalar functions of a step: estimates that come with their error.
+"""Numerical differentiation of scalar functions of a step: every derivative comes with an error bar.
 
-Knows no models, parameters or names. What it differentiates is a family of scalar functions f_i(t), sampled together
-through one callable, so that an engine can evaluate many of them at a time.
+Knows no models, parameters or names. It differentiates a family of scalar functions f_i(t). One callable samples many
+of them at a time, so that an engine can evaluate them together.
 """

@@ -1,4 +1,4 @@
-"""Noise of J: its roundoff, measured from values of J itself, and the error bar it gives a slope."""
+"""The noise of J, measured from values of J, and the error bar that this noise gives a difference quotient."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from torch_gradcheck.arrays import Floats
 
 SIGMAS = 6.0
-"""How many standard deviations of noise an error bar allows."""
+"""An error bar is this many standard deviations of noise wide: normal noise exceeds 6σ once in 5e8."""
 
 
 class Noise(NamedTuple):
-    """What is known of f besides its values.
+    """The value of f at 0 and the noise of f, in units of f.
 
     Attributes:
         at_zero: f(0).
         sigma: one standard deviation of the noise of f near 0.
-        epsilon: machine epsilon of the precision f is evaluated in.
-        growth: what a relative step of 1 has it grow to, in proportion. A loss that is 0 because numbers cancel, like
-            the squares of vanishing residuals, is noisier everywhere else: the rounding of a residual r shows there as
-            2 · r · ε.
+        epsilon: machine epsilon of the precision f is evaluated in, 2.2e-16 for float64.
+        growth: noise per relative step: at step s the noise is growth · s. Matters where J(θ) is 0 by cancellation, as
+            for a sum of squares of residuals that vanish. J is then almost free of noise at θ and noisy everywhere
+            else: a residual r that is rounded by ε changes its square by 2·r·ε.
     """
 
     at_zero: float
@@ -30,13 +30,22 @@ class Noise(NamedTuple):
     epsilon: float
     growth: float = 0.0
 
+    @property
+    def sigma_at_zero(self) -> float:
+        """One standard deviation of the noise of f(0): `sigma`, but no less than the rounding ε/2·|f(0)|."""
+        return max(self.sigma, self.epsilon / 2 * abs(self.at_zero))
+
     def of_slope(self, width: Floats, *values: Floats, steps: Floats | float = 0.0) -> Floats:
-        """Error bar of a difference of two values divided by `width`; a value is rounded by ε/2 of itself at least.
+        """Error bar of a difference quotient (a − b) / width, in units of a slope.
+
+        It is SIGMAS·√2·σ / |width|. σ is `sigma`, but no less than growth · steps and than ε/2 of the larger value.
+
+        Example: at σ = 1e-16 and h = 1e-5, width = 2e-5 and the error bar is 6·√2·1e-16 / 2e-5 = 4.2e-11.
 
         Args:
-            width: distance of the arguments.
-            values: shape of `width`, the two values.
-            steps: the relative steps they were taken at, where these are known.
+            width: distance of the two arguments.
+            values: each of the shape of `width`, the values a and b; one is enough where both are nearly equal.
+            steps: the relative steps the values were taken at; 0 ignores `growth`.
         """
         floor = self.epsilon / 2 * np.max(np.abs(values), axis=0)
         sigma = np.maximum(np.maximum(self.sigma, self.growth * steps), floor)
@@ -44,18 +53,18 @@ class Noise(NamedTuple):
 
 
 POINTS = 9
-"""How many equally spaced values of J a measurement takes."""
+"""How many equally spaced values of J one measurement of noise takes."""
 
 
 def measured_noise(values: Floats) -> float:
     """One standard deviation of the noise in equally spaced values of a smooth function.
 
-    The k-th difference removes a polynomial trend of degree k − 1 and leaves noise of variance C(2k, k)·σ²:
+    The k-th difference removes a polynomial trend of degree k − 1. It leaves noise of variance C(2k, k)·σ²:
 
         σ_k² = mean((Δᵏf)²) / C(2k, k)
 
-    The estimate is the first σ_k that agrees with the two orders after it within a factor of 4, and whose differences
-    change sign, as those of noise do; where no order does, the smallest σ_k. Source: Moré and Wild, "Estimating
+    The estimate is the first σ_k that agrees with σ_{k+1} and σ_{k+2} within a factor of 4 and whose differences Δᵏf
+    have both signs, as those of noise do. Without such a k it is the smallest σ_k. Source: Moré and Wild, "Estimating
     computational noise", SIAM J. Sci. Comput. 33 (2011).
 
     Args:
@@ -73,6 +82,6 @@ def measured_noise(values: Floats) -> float:
 
 
 def root_mean_square(values: Floats) -> float:
-    """√mean(x²), 0 of nothing."""
-    largest = float(np.max(np.abs(values), initial=0.0))  # whose square may be beyond what a float holds
+    """√mean(x²); 0 for an empty array. Scaled by the largest |x|, since x² overflows from 1e154 on."""
+    largest = float(np.max(np.abs(values), initial=0.0))
     return largest * float(np.sqrt(np.mean((values / largest) ** 2))) if largest else 0.0

@@ -1,8 +1,8 @@
-"""Derivatives from a ladder of steps, each with an error bar: what a disagreement is judged by.
+"""Derivatives by Richardson extrapolation over a ladder of steps, each with an error bar.
 
 For each function f_i the centered difference C(h) and both one-sided slopes are taken at every rung of a ladder of
-steps. Extrapolating neighbouring rungs (Richardson) gives several estimates; the one whose error, seen from the spread
-between rungs and the noise of f, is smallest is kept together with that error.
+steps h. Richardson extrapolation of neighbouring rungs gives several estimates. Each has an error bar made of
+truncation (the spread between rungs) and roundoff (the noise of f). The estimate with the smallest error bar is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.sampling import Sampler
 
 ORDERS = 4
-"""How many columns the extrapolation tableau has: the plain differences and three extrapolations."""
+"""How many columns the extrapolation tableau has: the centered differences, of order h², and three extrapolations."""
 
 CENTRAL_POWERS = (2, 4, 6)
 """The powers of h in the error of a centered difference of a smooth f."""
@@ -27,9 +27,13 @@ JUMP_POWERS = (1, 3, 5)
 
 
 class Ladder(NamedTuple):
-    """Steps to try, relative to the unit of the argument: 1, 1/ratio, 1/ratio², ..., down to about `smallest`.
+    """Relative steps 1, 1/ratio, 1/ratio², ..., down to about `smallest`, in multiples of the argument's unit.
 
-    The ratio is a power of two, so that θ ± h is mostly exact. A step that θ cannot hold tells nothing, no more.
+    The ratio is a power of two, so that θ ± h is mostly exact. A step too small to change θ gives NaN at that rung.
+
+    Attributes:
+        ratio: each rung against the next smaller one.
+        smallest: lower limit of the steps; `Ladder(8, 1e-2)` has the steps 1, 0.125 and 0.015625.
     """
 
     ratio: float
@@ -43,16 +47,20 @@ class Ladder(NamedTuple):
 
 
 COARSE = Ladder(ratio=8.0, smallest=1e-11)
-"""Reaches everything from kinks next to θ to gradients far below the noise of small steps."""
+"""Thirteen steps from 1 to 1.5e-11. Small ones resolve kinks close to θ, large ones gradients of 1e-10 and less."""
 
 FINE = Ladder(ratio=2.0, smallest=1e-4)
-"""Extrapolates better at the large steps that small gradients need."""
+"""Fourteen steps from 1 to 1.2e-4. Dense where a small gradient needs large steps, so that it extrapolates better."""
 
 
 class Stencil(NamedTuple):
-    """Which centered difference to take: extrapolated from `order + 1` coarse rungs, the smallest of them `step` wide.
+    """The points of one centered difference: order + 1 steps, extrapolated `order` times.
 
-    `Window(h, 0)` is the plain (f(h) − f(−h)) / 2h. Steps are relative to the unit of each argument.
+    `Stencil(h, 0)` is (f(h) − f(−h)) / 2h. `Stencil(h, 1)` combines the steps h and 8·h, and so on.
+
+    Attributes:
+        step: the smallest step, relative to the unit of each argument.
+        order: how many extrapolations; the error of the result is of order h^(2 + 2·order).
     """
 
     step: float
@@ -60,13 +68,15 @@ class Stencil(NamedTuple):
 
 
 class Tableau(NamedTuple):
-    """Extrapolated slopes A_j of every rung, all (ORDERS, K, S), infinite errors where there is none.
+    """The extrapolated slopes A_j of K functions at S rungs; all arrays have shape (ORDERS, K, S).
+
+    Column j exists from rung j on. Elsewhere `values` is NaN, and the other arrays are infinite.
 
     Attributes:
         values: the slopes.
-        errors: their error bars, wide enough to accuse by.
-        expected: what the error should be if f is smooth; good enough to choose a step by.
-        local: how well a slope agrees with that of the rung above, and the roundoff of both.
+        error_bars: their error bars, wide enough to call a gradient wrong by.
+        expected: the error bars if f is smooth; good enough to choose a step by.
+        local: distance of a slope to that of the next larger step, plus its roundoff.
     """
 
     values: Floats
@@ -81,10 +91,10 @@ class Estimates:
 
     Attributes:
         central: the two-sided derivative.
-        error: its error bar; infinite where no two rungs agree.
-        step: the relative step of the smallest rung it was made of.
-        jump: right slope minus left slope; not 0 at a kink.
-        jump_error: its error bar.
+        error_bar: of `central`; infinite where no two rungs agree.
+        step: the smallest step that `central` was made of, relative to the unit.
+        jump: right slope minus left slope; not 0 at a kink. For |t| at 0 it is 2.
+        jump_error_bar: of `jump`.
         tableau: every two-sided estimate.
     """
 
@@ -97,21 +107,21 @@ class Estimates:
 
     @property
     def left(self) -> Floats:
-        """The slope on the left of 0."""
+        """The one-sided slope for t < 0: central − jump/2."""
         return self.central - self.jump / 2
 
     @property
     def right(self) -> Floats:
-        """The slope on the right of 0."""
+        """The one-sided slope for t > 0: central + jump/2."""
         return self.central + self.jump / 2
 
     @property
     def kinked(self) -> Flags:
-        """Where the two one-sided slopes really differ: f is not differentiable at 0."""
+        """Functions with a kink at 0: the two one-sided slopes differ by more than the error bar."""
         return np.asarray(np.abs(self.jump) > self.jump_error_bar)
 
     def replaced(self, positions: Indices, other: Estimates, others: Indices) -> Estimates:
-        """These estimates, those at `positions` taken from the `others` of another ladder; the tableau stays."""
+        """A copy whose estimates at `positions` are those of `other` at `others`; the tableau stays."""
 
         def mixed(mine: Floats, theirs: Floats) -> Floats:
             result = mine.copy()
@@ -129,26 +139,28 @@ class Estimates:
 
     @property
     def half_width(self) -> Floats:
-        """How far a gradient may lie from `central` and still be between slopes that f may have."""
+        """Half the width of the range of slopes that f may have; the range is centered on `central`."""
         return np.nan_to_num((np.abs(self.jump) + self.jump_error_bar) / 2, nan=np.inf, posinf=np.inf)
 
 
 def extrapolated_derivatives(
     sampler: Sampler, which: Indices, unit: Floats, noise: Noise, ladder: Ladder = COARSE
 ) -> Estimates:
-    """Derivatives of f_i for i in `which`, from every rung.
+    """Derivatives of f_i for i in `which`, from every rung of a ladder.
+
+    Costs two samples a function and rung.
 
     Args:
         sampler: evaluates f_i(t).
         which: shape (K,), the functions to differentiate.
         unit: shape (K,), the scale of each one's argument; steps are `unit · ladder.rungs`.
         noise: of f.
-        ladder: which steps.
+        ladder: the relative steps.
     """
     with np.errstate(all="ignore"):  # f may be infinite at a large step; such a rung is never chosen
         slopes = _slopes(sampler, which, unit, ladder.rungs, noise)
-        central = extrapolated(slopes.central, slopes.central_noise, CENTRAL_POWERS, ladder.ratio)
-        jump, jump_error_bar, _ = _best(extrapolated(slopes.jump, slopes.jump_noise, JUMP_POWERS, ladder.ratio))
+        central = extrapolated(slopes.central, slopes.central_roundoff, CENTRAL_POWERS, ladder.ratio)
+        jump, jump_error_bar, _ = _best(extrapolated(slopes.jump, slopes.jump_roundoff, JUMP_POWERS, ladder.ratio))
         value, error_bar, rung = _best(central)
     return Estimates(value, error_bar, ladder.rungs[rung], jump, jump_error_bar, central)
 
@@ -156,20 +168,25 @@ def extrapolated_derivatives(
 def through_stencil(
     sampler: Sampler, which: Indices, unit: Floats, stencil: Stencil, noise: Noise
 ) -> tuple[Floats, Floats]:
-    """The centered difference that `window` names, shape (K,), and the error bar that the noise of f gives it."""
+    """The centered differences of one stencil, shape (K,), and their roundoff, shape (K,).
+
+    The error bar is roundoff alone: truncation shows only where several steps are compared.
+
+    Example: f(t) = eᵗ with `Stencil(0.1, 0)` gives sinh(0.1)/0.1 = 1.00167, with `Stencil(0.01, 1)` 1 − 5e-9.
+    """
     steps = stencil.step * COARSE.ratio ** np.arange(stencil.order, -1, -1, dtype=np.float64)
     with np.errstate(all="ignore"):
         slopes = _slopes(sampler, which, unit, steps, noise)
-        value, roundoff = slopes.central, slopes.central_noise
+        value, roundoff = slopes.central, slopes.central_roundoff
         for j in range(stencil.order):
             value, roundoff = _next_column(value, roundoff, COARSE.ratio ** CENTRAL_POWERS[j])
     return value[:, -1], roundoff[:, -1]
 
 
 def stencil_for(tableau: Tableau, needed: float) -> tuple[Stencil, float]:
-    """The cheapest window whose error is at most `needed` for the typical (median) function, and that error.
+    """The stencil with the fewest points whose expected error bar is at most `needed`, and that error bar.
 
-    Where none is that good, the one with the smallest error.
+    The error bar is the median over the functions. Where no stencil is that good, it is the one with the smallest.
     """
     typical = np.median(tableau.expected, axis=1)
     steps = COARSE.rungs
@@ -182,12 +199,12 @@ def stencil_for(tableau: Tableau, needed: float) -> tuple[Stencil, float]:
 
 
 class _Slopes(NamedTuple):
-    """Difference quotients at every rung and their noise, each (K, S)."""
+    """Centered differences and jumps of K functions at S rungs with their roundoff; all arrays have shape (K, S)."""
 
     central: Floats
     jump: Floats
-    central_noise: Floats
-    jump_noise: Floats
+    central_roundoff: Floats
+    jump_roundoff: Floats
 
 
 def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floats, noise: Noise) -> _Slopes:
@@ -196,7 +213,7 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
     samples = sampler(np.tile(np.repeat(which, steps.shape[1]), 2), both)
     t_plus, t_minus = samples.steps.reshape(2, *steps.shape)
     plus, minus = samples.values.reshape(2, *steps.shape)
-    width = np.where(t_plus > t_minus, t_plus - t_minus, np.nan)  # a step too small for θ's precision moves nothing
+    width = np.where(t_plus > t_minus, t_plus - t_minus, np.nan)  # a step too small for θ's precision does not move θ
     return _Slopes(
         (plus - minus) / width,
         (plus - noise.at_zero) / t_plus - (minus - noise.at_zero) / t_minus,
@@ -208,44 +225,53 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
 def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], ratio: float) -> Tableau:
     """Ridders' extrapolation tableau.
 
-    Column j + 1 removes the error term h^p, p = powers[j], from two neighbouring rungs,
+    Column j + 1 removes the error term h^p, p = powers[j], from two neighbouring rungs h and h/r:
 
         A_{j+1}(h/r) = (r^p · A_j(h/r) − A_j(h)) / (r^p − 1)
 
-    Source: Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Adv. Eng. Softw. 4 (1982). Roundoff is carried
-    along. Truncation is an entry's distance from what it was made of and from the entry a rung above, or a `ratio`th
-    of the latter where the slopes are seen to settle as those of a smooth f do. Where they are not, a kink could hide
-    between the rungs, as far as the roundoff two rungs further down lets it: that much is added. And the derivative
-    being a limit, an estimate must agree with those of all smaller rungs in its column, within their roundoff: what a
-    saturated f says of itself far away from 0 agrees with itself too.
+    Source: Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Adv. Eng. Softw. 4 (1982). The error bar of an
+    estimate is its roundoff plus its truncation. Roundoff goes through the same formula. Truncation is:
+
+    - where the slopes settle like those of a smooth f: the distance to the estimate of the rung above, divided by r;
+    - elsewhere: the larger of that distance, undivided, and the distance to the finer estimate it was made of. The
+      roundoff two rungs further down is added, since a kink of that size could hide between the rungs;
+    - in both cases at least the distance to the estimates of all smaller rungs in the column, beyond their roundoff. A
+      derivative is a limit: where f is saturated, large steps agree with each other, and only smaller ones object.
+
+    Args:
+        slopes: shape (K, S), differences at every rung, largest step first.
+        roundoff: shape (K, S), their error bars from the noise of f.
+        powers: the powers of h in the error of a slope.
+        ratio: r, of the ladder.
     """
     count, steps = slopes.shape
     values = np.full((ORDERS, count, steps), np.nan)
     error_bars, expected, local = np.full((3, ORDERS, count, steps), np.inf)
     settled = _settling(slopes, roundoff, 0.75 * ratio ** powers[0])
     hidden = np.concatenate([roundoff[:, 2:], np.full((count, min(2, steps)), np.inf)], axis=1)[:, :steps]
-    value, noise, made_of = slopes, roundoff, np.zeros_like(slopes)
+    value, made_of = slopes, np.zeros_like(slopes)
     for j in range(min(ORDERS, steps)):
         above = _from_rung_above(value)
-        below = _beyond_noise_of_smaller_rungs(value, noise)
-        # One order of decay from rung to rung is asked of a smooth f, which has two or more.
-        smooth = np.maximum(above / ratio + noise, below)
-        rough = np.maximum(np.maximum(made_of, above) + noise + hidden[:, j:], below)
+        below = _beyond_roundoff_of_smaller_rungs(value, roundoff)
+        # A smooth f decays by two orders or more from rung to rung; one order is asked for.
+        smooth = np.maximum(above / ratio + roundoff, below)
+        rough = np.maximum(np.maximum(made_of, above) + roundoff + hidden[:, j:], below)
         values[j, :, j:] = value
         expected[j, :, j:] = _or_infinite(smooth)
-        local[j, :, j:] = _or_infinite(above + noise)
+        local[j, :, j:] = _or_infinite(above + roundoff)
         error_bars[j, :, j:] = _or_infinite(np.where(settled[:, j:], smooth, rough))
         if j + 1 < min(ORDERS, steps):
             finer = value[:, 1:]
-            value, noise = _next_column(value, noise, ratio ** powers[j])
+            value, roundoff = _next_column(value, roundoff, ratio ** powers[j])
             made_of = np.abs(value - finer)
     return Tableau(values, error_bars, expected, local)
 
 
 def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
-    """Rungs at the end of three (of two at the top) whose slopes settle as those of a smooth f do.
+    """Rungs where the slopes settle like those of a smooth f, shape (K, S).
 
-    They draw together by about what is due, `decay`, from rung to rung, or agree within roundoff.
+    The distance between neighbouring slopes falls by the factor `decay` from rung to rung, or is within roundoff. This
+    must hold twice in a row; once is enough at the third rung.
     """
     distance = _from_rung_above(slopes)
     calm = np.zeros(slopes.shape, dtype=bool)
@@ -261,31 +287,31 @@ def _or_infinite(error_bars: Floats) -> Floats:
     return np.nan_to_num(error_bars, nan=np.inf, posinf=np.inf)
 
 
-def _next_column(value: Floats, noise: Floats, factor: float) -> tuple[Floats, Floats]:
+def _next_column(value: Floats, roundoff: Floats, factor: float) -> tuple[Floats, Floats]:
     return (
         (factor * value[:, 1:] - value[:, :-1]) / (factor - 1),
-        (factor * noise[:, 1:] + noise[:, :-1]) / (factor - 1),
+        (factor * roundoff[:, 1:] + roundoff[:, :-1]) / (factor - 1),
     )
 
 
 def _from_rung_above(column: Floats) -> Floats:
-    """Distance of each entry to the one a rung above; the topmost has nothing to agree with."""
+    """Distance of each slope to that of the next larger step; infinite at the largest step."""
     distance = np.full_like(column, np.inf)
     distance[:, 1:] = np.abs(column[:, 1:] - column[:, :-1])
     return distance
 
 
-def _beyond_noise_of_smaller_rungs(column: Floats, noise: Floats) -> Floats:
-    """How much further each estimate is from that of some smaller rung than the roundoff of the latter allows."""
+def _beyond_roundoff_of_smaller_rungs(column: Floats, roundoff: Floats) -> Floats:
+    """Largest distance of each estimate to those of smaller rungs, less the roundoff of these; 0 where within it."""
     beyond = np.zeros_like(column)
     for rung in range(1, column.shape[1]):
-        distance = np.abs(column[:, :rung] - column[:, rung : rung + 1]) - noise[:, rung : rung + 1]
+        distance = np.abs(column[:, :rung] - column[:, rung : rung + 1]) - roundoff[:, rung : rung + 1]
         beyond[:, :rung] = np.fmax(beyond[:, :rung], distance)
     return beyond
 
 
 def _best(tableau: Tableau) -> tuple[Floats, Floats, Indices]:
-    """For each function the estimate with the smallest error bar, that error bar, and its rung."""
+    """For each function the estimate with the smallest error bar, that error bar, and the number of its rung."""
     orders, count, steps = tableau.values.shape
     values = tableau.values.transpose(1, 0, 2).reshape(count, orders * steps)
     error_bars = tableau.error_bars.transpose(1, 0, 2).reshape(count, orders * steps)

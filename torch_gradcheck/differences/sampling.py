@@ -1,4 +1,4 @@
-"""The family of scalar functions f_i(t) that is differentiated, and how it is sampled."""
+"""The family of scalar functions f_i(t) that is differentiated, and the type of the callable that samples it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch_gradcheck.arrays import Floats, Indices
 
 
 class Samples(NamedTuple):
-    """Values of f_i at one step each.
+    """K values of the f_i, one step t each.
 
     Attributes:
-        steps: shape (K,), the t really taken (θᵢ + t is rounded to a number the parameter can hold).
+        steps: shape (K,), the t really taken: θᵢ + t is rounded to the parameter's dtype. At θᵢ = 1 in float32 a step
+            of 1e-5 becomes 1.00136e-05.
         values: shape (K,), f_i(t); NaN or infinite where J is.
     """
 
@@ -21,4 +22,4 @@ class Samples(NamedTuple):
 
 
 Sampler = Callable[[Indices, Floats], Samples]
-"""(i, t), both of shape (K,), to the samples of f_i(t); f_i(0) is the same number for every i."""
+"""Maps (i, t), both of shape (K,), to the samples of f_i(t). f_i(0) = J(θ) is the same number for every i."""

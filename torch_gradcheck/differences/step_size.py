@@ -1,4 +1,4 @@
-"""The step of a centered difference where nothing but the noise of J is known."""
+"""The default step of a centered difference, chosen from the noise of J alone."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from torch_gradcheck.differences.noise import Noise
 
 
 def first_step(noise: Noise) -> float:
-    """The relative step that balances roundoff against truncation where nothing is known but the noise of J.
+    """The relative step that balances roundoff against truncation.
 
-    C(h) is off by σ/h from roundoff and by h²·f'''/6 from truncation; the sum is smallest at h = (3σ / f''')^(1/3).
-    With f''' of the order of J that is (σ/J)^(1/3), near 1e-5 in float64, where the lecture's 1e-7 is all roundoff.
+    The centered difference C(h) is off by σ/h from roundoff and by h²·f'''/6 from truncation. The sum is smallest at
+    h = (3σ / f''')^(1/3). f''' is unknown; taken to be of the order of J, it gives h = (σ/J)^(1/3).
+
+    Example: in float64 with σ = ε/2·|J| = 1.1e-16·|J|, h = 4.8e-6. At the lecture's 1e-7, roundoff alone is 1.1e-9·|J|.
     """
     scale = max(abs(noise.at_zero), np.finfo(np.float64).tiny)
     ratio = float(np.clip(noise.sigma / scale, noise.epsilon / 4, noise.epsilon * 1e3))

@@ -1,4 +1,4 @@
-"""The plain engine: one coordinate moved in place, one eager evaluation of J, for every sample."""
+"""The eager engine: for every sample one coordinate is moved in place and J is evaluated once."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from torch_gradcheck.objective.perturbation import MovedCoordinate, coordinate_v
 class EagerEngine:
     """Evaluates any J, whatever it is made of.
 
-    A coordinate is put back by assignment of what it held, never by subtracting the step. The writes go through
-    `.data`, which leaves the parameter's version counter alone: graphs and rewinding see nothing of them.
+    A coordinate is put back by assignment of what it held, never by subtraction of the step. The writes go through
+    `.data`, which leaves the parameter's version counter alone: neither graphs nor the loan of the model notice them.
 
     Args:
         value: J(θ) as a float.

@@ -1,4 +1,4 @@
-"""The plain engine with a memory: modules that the moved coordinate cannot reach are not run again."""
+"""The eager engine with a memory: modules upstream of the perturbed parameter are not run again."""
 
 from __future__ import annotations
 
@@ -15,14 +15,16 @@ from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.objective.nested import tensors_in
+from torch_gradcheck.torch_internals.tensors import version_of
 
-PROBES = 2
-"""Samples of every parameter that are taken both ways before the memory is trusted."""
+COMPARED = 2
+"""Samples of every parameter that are taken with and without the memory before it is trusted."""
 
-
-PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device, slice)
+COMPARABLE_TYPES = (bool, int, float, str, type(None), torch.dtype, torch.device, slice)
+"""Types of arguments that == compares by content."""
 
 UNKNOWN = object()
+"""Stands for arguments of any other type."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,10 @@ class ModuleCall:
     """One call of a module at θ.
 
     Attributes:
-        given: the tensors of its arguments, with the path to each, and their versions.
-        rest: what stood among its arguments beside tensors.
-        output: what it gave.
-        versions: of the tensors in the output; one that was written to afterwards is no longer what was given.
+        given: path, tensor and version of every tensor among its arguments.
+        rest: its arguments beside tensors, see `_rest`.
+        output: the module's output.
+        versions: the versions of the tensors in the output. A later write to one of them changes its version.
     """
 
     given: list[tuple[str, torch.Tensor, int]]
@@ -43,12 +45,12 @@ class ModuleCall:
 
     @property
     def is_intact(self) -> bool:
-        """Whether nobody has written to what came in and what went out."""
-        now = [tensor._version for _, tensor in tensors_in(self.output)]
-        return now == self.versions and all(tensor._version == version for _, tensor, version in self.given)
+        """Whether arguments and output hold what they held at the call."""
+        now = [version_of(tensor) for _, tensor in tensors_in(self.output)]
+        return now == self.versions and all(version_of(tensor) == version for _, tensor, version in self.given)
 
     def is_of(self, arguments: Any) -> bool:
-        """Whether a call with these arguments is the same call: equal numbers in equal places."""
+        """Whether a call with these arguments is the same call: equal values at equal paths."""
         tensors = tensors_in(arguments)
         if len(tensors) != len(self.given) or _rest(arguments) != self.rest:
             return False
@@ -57,16 +59,16 @@ class ModuleCall:
 
 
 class MemoizedEngine:
-    """Evaluates any J that runs without autograd, and answers calls upstream of the moved parameter from memory.
+    """Evaluates any J that runs without autograd, and answers calls upstream of the perturbed parameter from memory.
 
-    A module is a function of its arguments where it holds no moved parameter, draws nothing at random and is not
-    training a statistic; calls of such modules whose arguments are those of θ, number by number, give what they gave
-    at θ. Whoever reads parameters of others behind the back of all this is found out by `PROBES` samples.
+    A module is a function of its arguments if it does not hold the perturbed parameter, draws no random numbers and
+    trains no statistic. If the arguments of such a module equal those at θ, so does its output. A module that reads the
+    parameters of another one is no such function: `COMPARED` samples, taken both ways, reveal it.
 
     Args:
-        plain: evaluates J.
-        model: the modules that J calls.
-        value: J(θ).
+        eager: evaluates J.
+        model: holds the modules that J calls.
+        value: J as a float.
         parameters: the tensors that J reads.
     """
 
@@ -86,53 +88,53 @@ class MemoizedEngine:
                 self._answer(parameter, stack)
                 samples = self._eager.sample(parameter, coordinates, steps)
             if parameter not in self._trusted and len(steps):
-                first = self._eager.sample(parameter, coordinates[:PROBES], steps[:PROBES])
-                same = (first.values == samples.values[:PROBES]) | (first.values != first.values)
+                first = self._eager.sample(parameter, coordinates[:COMPARED], steps[:COMPARED])
+                same = (first.values == samples.values[:COMPARED]) | (first.values != first.values)
                 self._trusted[parameter] = bool(same.all())
             if self._trusted.get(parameter, True):
                 return samples
         return self._eager.sample(parameter, coordinates, steps)
 
     def _answer(self, parameter: int, stack: ExitStack) -> None:
-        """Until `stack` ends, modules without the parameter answer calls that they know."""
+        """Until `stack` ends, modules without the parameter answer known calls from memory."""
         if self._calls is None:
             self._calls = calls_at_theta(self._modules, self._value)
-        moved = self._parameters[parameter]
+        perturbed = self._parameters[parameter]
         for module, calls in self._calls.items():
-            if not any(held is moved for held in module.parameters()):
+            if not any(own is perturbed for own in module.parameters()):
                 stack.callback(_replaced(module, answering_from_memory(module.forward, calls)))
 
 
 def calls_at_theta(modules: list[nn.Module], value: Callable[[], float]) -> dict[nn.Module, list[ModuleCall]]:
-    """The calls at θ of every module that is a function of its arguments."""
+    """The calls of one evaluation of J, by module, of those modules that are functions of their arguments."""
     calls: dict[nn.Module, list[ModuleCall]] = {module: [] for module in modules}
     impure: set[nn.Module] = set()
 
-    def recording(module: nn.Module) -> Callable[..., Any]:
+    def noting_calls(module: nn.Module) -> Callable[..., Any]:
         forward = module.forward
 
-        def record(*args: Any, **kwargs: Any) -> Any:
+        def note(*args: Any, **kwargs: Any) -> Any:
             random = RandomState.of_everything()
-            given = [(path, tensor, tensor._version) for path, tensor in tensors_in((args, kwargs))]
+            given = [(path, tensor, version_of(tensor)) for path, tensor in tensors_in((args, kwargs))]
             output = forward(*args, **kwargs)
-            versions = [tensor._version for _, tensor in tensors_in(output)]
+            versions = [version_of(tensor) for _, tensor in tensors_in(output)]
             calls[module].append(ModuleCall(given, _rest((args, kwargs)), output, versions))
             if random.has_moved() or not versions or calls[module][-1].rest is UNKNOWN:
                 impure.add(module)
             return output
 
-        return record
+        return note
 
     with ExitStack() as stack:
         for module in modules:
-            stack.callback(_replaced(module, recording(module)))
+            stack.callback(_replaced(module, noting_calls(module)))
         value()
     pure = [module for module in modules if calls[module] and module not in impure and not _trains(module)]
     return {module: calls[module] for module in pure if all(call.is_intact for call in calls[module])}
 
 
 def answering_from_memory(forward: Callable[..., Any], calls: list[ModuleCall]) -> Callable[..., Any]:
-    """`forward`, asked only for what is not among the known calls."""
+    """`forward`, which runs only for calls that are not among the known ones."""
 
     def answer(*args: Any, **kwargs: Any) -> Any:
         for call in calls:
@@ -144,7 +146,7 @@ def answering_from_memory(forward: Callable[..., Any], calls: list[ModuleCall]) 
 
 
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Gives a module another forward; returns what takes it away again."""
+    """Give a module another forward; calling the result puts its own back."""
     own = vars(module).get("forward")
     module.forward = forward
 
@@ -158,19 +160,19 @@ def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], No
 
 
 def _trains(module: nn.Module) -> bool:
-    """Whether its calls may update a statistic."""
+    """Whether a call of this module may update a statistic."""
     return any(part.training and next(part.buffers(recurse=False), None) is not None for part in module.modules())
 
 
 def _rest(value: Any) -> Any:
-    """What stands among nested arguments beside tensors, to compare by ==; `UNKNOWN` where that is no plain value."""
+    """Nested arguments without their tensors, to compare by ==; `UNKNOWN` where a type is not comparable."""
     if isinstance(value, torch.Tensor):
         return None
     if isinstance(value, tuple | list):
         return _all_known([_rest(item) for item in value])
     if isinstance(value, dict):
         return _all_known([*value, *(_rest(item) for item in value.values())])
-    return value if isinstance(value, PLAIN) else UNKNOWN
+    return value if isinstance(value, COMPARABLE_TYPES) else UNKNOWN
 
 
 def _all_known(rests: list[Any]) -> Any:

@@ -1,8 +1,11 @@
-"""Chooses each parameter's engine: the traced one where it pays and agrees with the plain one, else the plain one."""
+"""Selects each parameter's engine: the fastest candidate that pays, is allowed, and agrees with the eager one."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,102 +14,208 @@ from torch import nn
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.engines.eager import EagerEngine
-from torch_gradcheck.engines.engine import Engine
-from torch_gradcheck.engines.traced.engine import TracedEngine
+from torch_gradcheck.engines.engine import Engine, SubstituteEngine
+from torch_gradcheck.engines.memoized import MemoizedEngine
+from torch_gradcheck.engines.traced.engine import TracedEngine, worth_tracing
 from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.words import listed
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A point of θ where all parameters differ from what they hold, and J there.
+
+    Attributes:
+        at: gives a block inside which θ is that point.
+        value: J at that point.
+    """
+
+    at: Callable[[], AbstractContextManager[object]]
+    value: float
+
+
+@dataclass(frozen=True)
+class EngineRequest:
+    """What a candidate needs to know before it takes J.
+
+    Attributes:
+        objective: J.
+        parameters: the tensors of θ.
+        eager: the engine to believe.
+        worth_tracing: whether recording J costs less than it saves, or is wanted whatever it costs.
+        threads: how many threads operations may be spread over.
+        elsewhere: a point to compare a substitute of J at.
+        noise: what two right ways to evaluate J may differ by, in the unit of J.
+    """
+
+    objective: Objective
+    parameters: list[torch.Tensor]
+    eager: EagerEngine
+    worth_tracing: bool
+    threads: int
+    elsewhere: Elsewhere
+    noise: float
+
+
+Candidate = Callable[[EngineRequest], Engine | None]
+"""Builds an engine; gives None where the engine does not pay or J does not allow it, raises Untraceable where it fails
+on J."""
+
+
+def traced(request: EngineRequest) -> TracedEngine | None:
+    """J recorded once. A J that calls `backward()` itself is not recorded."""
+    if not request.worth_tracing or request.objective.runs_backward:
+        return None
+    engine = TracedEngine(request.objective, request.parameters, threads=request.threads)
+    with request.elsewhere.at():
+        engine.confirm(request.elsewhere.value, request.noise)
+    return engine
+
+
+def memoized(request: EngineRequest) -> MemoizedEngine | None:
+    """J by its modules, those upstream of the perturbation from memory. A J that needs a graph is not remembered."""
+    objective = request.objective
+    if not request.worth_tracing or objective.runs_backward or objective.needs_graph:
+        return None
+    return MemoizedEngine(request.eager, objective.model, objective.value, request.parameters)
+
+
+def eager(request: EngineRequest) -> EagerEngine:
+    """J itself, whatever it is made of."""
+    return request.eager
+
+
+CANDIDATES: tuple[Candidate, ...] = (traced, memoized, eager)
+"""Every engine, the fastest first. The eager one is the last: it takes any J and is always believed."""
+
+
+def select_engine(
+    objective: Objective, theta: Theta, *, always: bool, threads: int, elsewhere: Elsewhere, noise: float
+) -> SelectedEngine:
+    """The engine of J, out of `CANDIDATES`.
+
+    Args:
+        objective: J.
+        theta: its parameters, lent in the precision of the check.
+        always: whether recording J pays however few evaluations are to come.
+        threads: how many threads operations may be spread over.
+        elsewhere: a point to compare a substitute of J at.
+        noise: what two right ways to evaluate J may differ by, in the unit of J.
+    """
+    parameters: list[torch.Tensor] = [entry.parameter for entry in theta]
+    request = EngineRequest(
+        objective,
+        parameters,
+        EagerEngine(objective.value, parameters),
+        always or worth_tracing(2 * theta.coordinates, len(theta.checked)),
+        threads,
+        elsewhere,
+        noise,
+    )
+    engines: list[Engine] = []
+    refusal: Untraceable | None = None
+    for candidate in CANDIDATES:
+        try:
+            engine = candidate(request)
+        except Untraceable as why:
+            refusal = refusal or why
+        else:
+            engines += [] if engine is None else [engine]
+    return SelectedEngine(engines, request.eager, noise=noise, counted=objective.count, refusal=refusal)
 
 
 class SelectedEngine:
     """The fastest engine that can be trusted, parameter by parameter.
 
-    What the traced engine gives for a parameter is used only if its values agree with plain ones at a few coordinates,
-    which are compared along with the first samples.
+    A substitute of J is used for a parameter only if its values agree with J's at a few coordinates, which are compared
+    along with the first samples.
 
     Args:
-        plain: the engine to believe.
-        fallback: what takes the samples that the traced engine cannot; None for the plain engine.
-        trace: records J; None where that is not worth its time.
+        engines: the fastest first; the last is no substitute.
+        eager: the engine to believe.
         noise: what two right ways to evaluate J may differ by, in the unit of J.
-        counted: told how many evaluations the traced engine has made.
+        counted: told how many evaluations were made without a call of J.
+        refusal: why a faster engine than these cannot evaluate J.
 
     Attributes:
-        refused: parameter, or None for all of them → why the traced engine was not used.
-        traced: how many samples the traced engine has taken.
+        refused: parameter, or None for all of them → why a faster engine was not used.
+        substituted: how many samples were taken without a call of J.
     """
 
     def __init__(
         self,
+        engines: Sequence[Engine],
         eager: EagerEngine,
-        fallback: Engine | None,
-        trace: Callable[[], TracedEngine] | None,
+        *,
         noise: float,
         counted: Callable[[int], None],
+        refusal: Untraceable | None = None,
     ) -> None:
         self.eager = eager
-        self._fallback: Engine = fallback or eager
-        self.refused: dict[int | None, Untraceable] = {}
-        self.traced = 0
+        self.refused: dict[int | None, Untraceable] = {} if refusal is None else {None: refusal}
+        self.substituted = 0
+        self._engines = engines
         self._noise, self._counted = noise, counted
-        self._traced = None if trace is None else self._recorded(trace)
-        self._at_zero: dict[int, float] = {}  # the traced engine's only of parameters whose values have agreed
+        self._in_use: Counter[int] = Counter()  # parameter → position of its engine
+        self._at_zero: dict[int, float] = {}  # a substitute's only of parameters whose values have agreed
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
-        if self._traced is not None and parameter not in self.refused:
+        while isinstance(engine := self._engines[self._in_use[parameter]], SubstituteEngine):
             try:
-                samples = self._from_record(self._traced, parameter, coordinates, steps)
+                samples = self._believed(engine, parameter, coordinates, steps)
             except Untraceable as refusal:
-                self.refused[parameter] = refusal
+                self.refused.setdefault(parameter, refusal)
+                self._in_use[parameter] += 1
                 self._at_zero.pop(parameter, None)
             else:
-                self.traced += len(steps)
+                self.substituted += len(steps)
                 self._counted(len(steps))
                 return samples
-        return self._fallback.sample(parameter, coordinates, steps)
+        return engine.sample(parameter, coordinates, steps)
 
     def gradients(self) -> list[torch.Tensor | None] | None:
-        """The gradient that the record of J gives, by parameter, None where J depends on none.
+        """The gradient of a substitute of J, by parameter, None where J depends on none.
 
         None for all of it where there is no such gradient, for the reason in `refused`.
         """
-        if self._traced is None:
-            return None
-        try:
-            gradients = self._traced.gradients()
-        except Untraceable as refusal:
-            self.refused[None] = refusal
-            return None
-        self._counted(1)
-        return gradients
+        for engine in self._substitutes():
+            try:
+                gradients = engine.gradients()
+            except Untraceable as refusal:
+                self.refused[None] = refusal
+                continue
+            if gradients is not None:
+                self._counted(1)
+                return gradients
+        return None
 
     def seconds_each(self, parameter: int) -> float | None:
-        """What one coordinate of a parameter takes from the record, an estimate; None where there is no record."""
-        return None if self._traced is None else self._traced.seconds_each(parameter)
+        """An estimate of the seconds that one sample of a parameter takes; None where no substitute of J knows."""
+        estimates = (engine.seconds_each(parameter) for engine in self._substitutes())
+        return next((seconds for seconds in estimates if seconds is not None), None)
 
     def at_zero(self, parameter: int) -> float:
         """J(θ) as the engine of this parameter computes it, with its own roundoff.
 
-        Where that is the traced one, it is known from the first samples on.
+        Where that is a substitute of J, the first samples bring it along.
         """
         if parameter not in self._at_zero:
             here = self.sample(parameter, np.zeros(1, dtype=np.int64), np.zeros(1))
             self._at_zero[parameter] = float(here.values[0])
         return self._at_zero[parameter]
 
-    def _recorded(self, trace: Callable[[], TracedEngine]) -> TracedEngine | None:
-        try:
-            return trace()
-        except Untraceable as refusal:
-            self.refused[None] = refusal
-            return None
+    def _substitutes(self) -> list[SubstituteEngine]:
+        return [engine for engine in self._engines if isinstance(engine, SubstituteEngine)]
 
-    def _from_record(self, traced: TracedEngine, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
-        """The traced engine's samples; the first ones of a parameter are compared, and bring J(θ) along."""
+    def _believed(self, engine: SubstituteEngine, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
+        """A substitute's samples; the first ones of a parameter are compared, and bring J(θ) along."""
         if parameter in self._at_zero:  # then they have been compared
-            return traced.sample(parameter, coordinates, steps)
-        taken, values = traced.sample_compared(
+            return engine.sample(parameter, coordinates, steps)
+        taken, values = engine.sample_compared(
             parameter, np.append(coordinates, 0), np.append(steps, 0.0), self.eager, self._noise
         )
         self._at_zero[parameter] = float(values[-1])
@@ -114,12 +223,12 @@ class SelectedEngine:
 
 
 def module_name_of(refusal: Untraceable, model: torch.nn.Module) -> str:
-    """The qualified name of the module that a refusal names, "" where it names none of the model's."""
+    """The qualified name of the module that a refusal names; "" where that is none of the model's."""
     return next((name for name, module in model.named_modules() if module is refusal.module), "")
 
 
 def on_engine(engine: SelectedEngine, model: nn.Module, whom: str) -> str:
-    """The note on why J had to be evaluated one coordinate at a time, and in which module; "" where it had not."""
+    """The note on why, and in which module, J was evaluated one coordinate at a time; "" where it was not."""
     if not engine.refused:
         return ""
     refusal = next(iter(engine.refused.values()))
@@ -131,7 +240,7 @@ def on_engine(engine: SelectedEngine, model: nn.Module, whom: str) -> str:
 
 
 def whom(engine: SelectedEngine, rows: Sequence[ParameterReport]) -> str:
-    """The parameters that had to be evaluated one coordinate at a time."""
+    """The names of the parameters for which J was evaluated one coordinate at a time."""
     if None in engine.refused:
         return "every parameter"
     return listed([rows[position].name for position in engine.refused if position is not None])

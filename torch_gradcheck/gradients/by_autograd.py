@@ -22,15 +22,13 @@ def autograd_gradients(
 ) -> dict[int, AnalyticGradient]:
     """One autograd backward of J, by position in θ of the checked parameters.
 
-    Asks autograd for gradients instead of accumulating them, so that hooks on the accumulation (optimizers that step
-    in the backward) do not fire; hooks on the tensors do. Where the closure has run the backward of J itself, or a
-    reentrant checkpoint cannot be asked, what accumulates in the copies' `.grad` is taken. `mode` is the precision
-    mode of the evaluation, None for the usual one.
+    Gradients are asked of autograd and not accumulated: hooks on the accumulation (optimizers that step in the
+    backward) do not fire, hooks on the tensors do. What accumulates in the copies' `.grad` is taken in two cases: the
+    closure has run the backward of J itself, or a reentrant checkpoint cannot be asked. `mode` is the precision mode
+    of the evaluation, None for the usual one.
     """
     with torch.enable_grad(), objective.evaluation(mode):
-        gradients = theta_gradients(objective.compute, theta, epsilon(objective.dtype))
-    objective.takes_accumulated = any(gradient.accumulated for gradient in gradients.values())
-    return gradients
+        return theta_gradients(objective.compute, theta, epsilon(objective.dtype))
 
 
 def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
@@ -47,7 +45,7 @@ def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: floa
 
 
 def _asked(loss: torch.Tensor, parameters: list[nn.Parameter]) -> tuple[list[torch.Tensor | None], bool]:
-    """The gradients, and whether they are what a backward that J ran itself has left in `.grad`."""
+    """The gradients, and whether a backward that J ran itself has left them in `.grad`."""
     left = [parameter.grad for parameter in parameters]
     ran = any(gradient is not None for gradient in left)
     if not loss.requires_grad:
@@ -67,8 +65,8 @@ def gradients_of(
 ) -> list[torch.Tensor | None]:
     """Autograd's gradient of Σ ⟨cotangent, output⟩ for every input, None where it is not reached.
 
-    All `outputs` have a graph. Without `cotangents` they are scalars, and torch has no need to import sympy for half a
-    second. Where a checkpoint cannot be asked, what accumulates in the inputs' `.grad` is taken.
+    All `outputs` have a graph. Without `cotangents` they are scalars; torch then need not import sympy, half a second.
+    Where a reentrant checkpoint cannot be asked, what accumulates in the inputs' `.grad` is taken.
     """
     if not outputs:
         return [None for _ in inputs]
@@ -80,7 +78,7 @@ def gradients_of(
 
 
 def _runs_a_backward_inside(outputs: Sequence[torch.Tensor]) -> bool:
-    """Whether a reentrant checkpoint is part of the graph: it accumulates, and answers None to who asks."""
+    """Whether a reentrant checkpoint is part of the graph: it accumulates, and returns None when it is asked."""
     nodes = nodes_from(output.grad_fn for output in outputs)
     return any(is_reentrant_checkpoint(node) for node in nodes)
 

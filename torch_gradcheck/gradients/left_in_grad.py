@@ -1,4 +1,4 @@
-"""What the parameters' `.grad` holds, as a training step left it."""
+"""The gradients in the parameters' `.grad`, as a training step left them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch_gradcheck.precision.dtypes import epsilon
 
 
 def left_gradients(theta: Theta, scale: float = 1.0) -> dict[int, AnalyticGradient]:
-    """What the parameters' `.grad` holds now, divided by the loss scale it still carries, by position in θ."""
+    """The gradients in `.grad` now, divided by the loss scale they still carry, by position in θ."""
     gradients = {}
     for position in theta.checked:
         grad = theta[position].parameter.grad

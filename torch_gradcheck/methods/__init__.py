@@ -1,1 +1,1 @@
-"""What is tried, and how much of it: every coordinate, or random directions."""
+"""The methods by which a gradient is tried: differences at every coordinate, or along random directions."""

@@ -1,214 +1,148 @@
-"""The reference: J's noise measured, then every checked parameter's gradient tried against centered differences."""
+"""The problem of a check: J borrowed, θ, the options, and what is measured of J when it is first asked for."""
 
 from __future__ import annotations
 
-import time
+from functools import cached_property
 
-import numpy as np
 import torch
+from torch import nn
 
-from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.differences.noise import POINTS, SIGMAS, Noise, measured_noise
-from torch_gradcheck.differences.richardson import Stencil
-from torch_gradcheck.differences.sampling import Sampler, Samples
-from torch_gradcheck.engines.eager import EagerEngine
-from torch_gradcheck.engines.engine import Engine
-from torch_gradcheck.engines.memoized import MemoizedEngine
-from torch_gradcheck.engines.selection import SelectedEngine
-from torch_gradcheck.engines.traced.engine import TracedEngine, worth_tracing
-from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients
+from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
+from torch_gradcheck.differences.noise import SIGMAS, Noise
+from torch_gradcheck.engines.selection import Elsewhere, SelectedEngine, select_engine
+from torch_gradcheck.methods.noise import noise_near
+from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
-from torch_gradcheck.objective.theta import Theta, flat_values
+from torch_gradcheck.objective.preflight import preflighted
+from torch_gradcheck.objective.theta import Theta, check_selection, theta_of
 from torch_gradcheck.precision.dtypes import epsilon
-from torch_gradcheck.reporting.progress import ProgressBar
+from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.request import Request
-from torch_gradcheck.verdicts.entry_check import EntryCheck
-from torch_gradcheck.verdicts.judge import judge_gradient
-from torch_gradcheck.verdicts.kinks import NEARBY_GRADIENTS
-from torch_gradcheck.verdicts.trial import ParameterTrial
-
-FAR = 1e-2
-"""How far away from θ, relative to it, noise is measured again: what steps of a ladder may be taken by."""
-
-APART = 1e-8
-"""How far apart the points are there, relative to θ: as wide as the stairs of J where 10⁸ is added and taken away."""
-
-FEWER_POINTS = 7
-"""How many values that takes, where no more than its size is asked for."""
-
-LARGER = 4.0
-"""How many times larger than at θ noise is there where it is seen to grow."""
-
-WIDE = 1e-4
-"""A relative step this large was chosen because gradients are small: the next parameter's may be, too."""
 
 
-class Numerical:
-    """Centered differences of J over θ, through one engine.
+class Problem:
+    """Whether the gradients on trial are those of J: all that the stages of a check need to find out.
+
+    Everything is made when it is first asked for, while the model is lent, and kept: θ, J after its preflight, the
+    noise of J, the engine that evaluates it.
 
     Args:
-        objective: J.
-        theta: its parameters, lent in the precision of the check.
-        threads: how many cores the traced engine may keep busy.
-        request: tolerance, step and seed.
+        model: the borrowed model.
+        loss: the user's loss.
+        borrowed: the way back to the first state around each evaluation of J.
+        request: the options.
+        threads: the number of threads the engine may spread operations over.
+        theta: θ, where it was made before the loan; None makes it.
+        drawn_in: the precisions of random draws; None: that of the check.
     """
 
-    def __init__(self, objective: Objective, theta: Theta, request: Request, threads: int) -> None:
-        self._objective, self._theta, self._request, self._threads = objective, theta, request, threads
-        self._step = epsilon(objective.dtype) ** (1 / 3)
-        direction = self._direction(0)
-        with direction.at(self._step):
-            a_step_away = objective.value()
-        sigma = self._sigma(direction)
-        growth = self._growth(direction, sigma)
-        self.noise = Noise(objective.loss, sigma, epsilon(objective.dtype), growth)
-        self.engine = self._chosen_engine(direction, a_step_away)
-        self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        borrowed: Borrowed,
+        request: Request,
+        threads: int,
+        theta: Theta | None = None,
+        drawn_in: DrawnIn | None = None,
+    ) -> None:
+        self.model, self.request = model, request
+        self._loss, self._borrowed, self._threads, self._drawn_in = loss, borrowed, threads, drawn_in
+        if theta is not None:
+            self.theta = theta
 
-    def trials(self, gradients: dict[int, AnalyticGradient], progress: ProgressBar) -> dict[int, ParameterTrial]:
-        """Every checked parameter tried, in the order of θ, by position."""
-        progress.start(2 * self._theta.coordinates, "")
-        trials: dict[int, ParameterTrial] = {}
-        previous_stencil: Stencil | None = None
-        for position in self._theta.checked:
-            progress.at(self._theta[position].name)
-            started, before = time.perf_counter(), self._objective.evaluations
-            coordinates = self._theta[position].coordinates_on_trial
-            check = self.check(position, coordinates, gradients[position], progress)
-            results = judge_gradient(check, previous_stencil)
-            if results.stencil.step > WIDE:
-                previous_stencil = results.stencil
-            trials[position] = ParameterTrial(
-                coordinates,
-                check.analytic,
-                gradients[position].reached,
-                results,
-                evaluations=self._objective.evaluations - before,
-                seconds=time.perf_counter() - started,
-            )
-        return trials
+    @cached_property
+    def theta(self) -> Theta:
+        """The parameters of the lent model: its own `train()` and `eval()` may have frozen and thawed some."""
+        return theta_of(self.model, self.request.include, self.request.exclude)
 
-    def eager_sampler(self, position: int) -> Sampler:
-        """J along single coordinates of one parameter, evaluated in the plainest way."""
-        return lambda which, steps: self.engine.eager.sample(position, which, steps)
+    @cached_property
+    def objective(self) -> Objective:
+        """J, evaluated twice before any verdict; raises where it is no finite deterministic number."""
+        dtype = self.request.dtype
+        return preflighted(self.model, self._loss.at(dtype), self._borrowed, dtype, self._drawn_in)
 
-    def check(
-        self, position: int, coordinates: Indices, gradient: AnalyticGradient, progress: ProgressBar
-    ) -> EntryCheck:
-        """Whether these coordinates of one parameter's gradient are right."""
+    @cached_property
+    def noise(self) -> Noise:
+        """The noise of J at θ and away from it."""
+        _ = self._value_a_step_away  # while the direction is at hand
+        return noise_near(self.objective, self.theta, self._first_direction)
 
-        def sampler_of(engine: Engine) -> Sampler:
-            def sampler(which: Indices, steps: Floats) -> Samples:
-                samples = engine.sample(position, coordinates[which], steps)
-                progress.advance(len(which))
-                return samples
-
-            return sampler
-
-        def nearby(k: int, distance: float) -> Sampler:
-            def sample_there(which: Indices, steps: Floats) -> Samples:
-                with self._direction(k + 1).at(distance):
-                    return self.engine.eager.sample(position, coordinates[which], steps)
-
-            return sample_there
-
-        def nearby_analytic(k: int, distance: float) -> Floats:
-            return self._gradients_nearby(k, distance)[position].values[coordinates]
-
-        values = flat_values(self._theta[position])[coordinates]
-        return EntryCheck(
-            sampler=sampler_of(self.engine),
-            at_zero=lambda: self.engine.at_zero(position),
-            eager_sampler=sampler_of(self.engine.eager),
-            nearby=nearby,
-            nearby_analytic=nearby_analytic if self._request.gradients is None else None,
-            analytic=gradient.values[coordinates],
-            analytic_epsilon=gradient.epsilon,
-            unit=np.maximum(1.0, np.abs(values)),
-            scale=_scale(values),
-            noise=self.noise,
-            tolerance=self._request.tolerance,
-            eps=self._request.eps,
+    @cached_property
+    def engine(self) -> SelectedEngine:
+        """The engine that evaluates J at perturbed θ."""
+        noise = self.noise
+        engine = select_engine(
+            self.objective,
+            self.theta,
+            always=self.request.method == "projected",
+            threads=self._threads,
+            elsewhere=Elsewhere(lambda: self._first_direction.at(self._step), self._value_a_step_away),
+            noise=SIGMAS * max(noise.sigma, noise.growth * self._step),
         )
+        del self._first_direction  # it is as large as θ
+        return engine
 
-    def _gradients_nearby(self, k: int, distance: float) -> dict[int, AnalyticGradient]:
-        """What autograd says at the k-th point near θ; the last few are kept for the parameters that follow."""
-        if (k, distance) not in self._nearby:
-            if len(self._nearby) >= NEARBY_GRADIENTS:
-                self._nearby.pop(next(iter(self._nearby)))
-            with self._direction(k + 1).at(distance):
-                self._nearby[k, distance] = autograd_gradients(self._objective, self._theta)
-        return self._nearby[k, distance]
+    @property
+    def engine_in_use(self) -> SelectedEngine | None:
+        """The engine, if it was ever asked for."""
+        return self.engine if "engine" in vars(self) else None
 
-    def _chosen_engine(self, direction: RandomDirection, a_step_away: float) -> SelectedEngine:
-        """The traced engine beside the plain one, where tracing pays and nothing in J forbids it."""
-        parameters: list[torch.Tensor] = [entry.parameter for entry in self._theta]
-        checked = self._theta.checked
-        pays = self._request.method == "projected" or worth_tracing(2 * self._theta.coordinates, len(checked))
-        pays = pays and not self._objective.runs_backward
+    def take_over(self, other: Problem) -> None:
+        """Keeps the noise and the engine of a problem of the same J: they are not measured and traced again.
 
-        allowed = SIGMAS * max(self.noise.sigma, self.noise.growth * self._step)
+        The engine's loan is over: it says how J was evaluated, and evaluates nothing more.
+        """
+        self.noise, self.engine = other.noise, other.engine
 
-        def trace() -> TracedEngine:
-            traced = TracedEngine(self._objective, parameters, threads=self._threads)
-            with direction.at(self._step):
-                traced.confirm(a_step_away, allowed)
-            return traced
+    def direction(self, k: int) -> RandomDirection:
+        """The k-th random direction through all checked parameters, drawn from the seed of the request."""
+        parameters = [self.theta[position].parameter for position in self.theta.checked]
+        return RandomDirection(parameters, (self.request.seed + k) % 2**63)
 
-        plain = EagerEngine(self._objective.value, parameters)
-        remembers = MemoizedEngine(plain, self._objective.model, self._objective.value, parameters)
-        return SelectedEngine(
-            plain,
-            remembers if pays and not self._objective.needs_graph else None,
-            trace if pays else None,
-            noise=allowed,
-            counted=self._objective.count,
-        )
+    @property
+    def _step(self) -> float:
+        """The relative step at which all parameters are moved to compare a record of J with J: 6e-6 in float64."""
+        return float(epsilon(self.objective.dtype) ** (1 / 3))
 
-    def _sigma(self, direction: RandomDirection) -> float:
-        """The noise of J near θ: on one side of it, so that a kink at θ itself is not taken for noise."""
-        values = self._along(direction, POINTS, epsilon(self._objective.dtype) ** (2 / 3))
-        noise = self._objective.spread
-        if np.any(values != values[0]):
-            return max(measured_noise(values), noise)
-        # J does not move at all. A loss that is rounded to 0, or to a constant, is not free of noise for that: the
-        # quantities inside of it are rounded.
-        return max(epsilon(self._objective.dtype) * self._objective.largest_output, noise)
+    @cached_property
+    def _first_direction(self) -> RandomDirection:
+        return self.direction(0)
 
-    def _growth(self, direction: RandomDirection, sigma: float) -> float:
-        """How noise grows with the distance from θ, by what it is far away; 0 where that is what it is at θ."""
-        with np.errstate(all="ignore"):  # J may be infinite so far away
-            spacing = max(APART, epsilon(self._objective.dtype) ** (2 / 3))
-            noise = measured_noise(self._along(direction, FEWER_POINTS, spacing, start=FAR))
-        if not LARGER * sigma < noise < np.inf:
-            return 0.0
-        # The direction moves entries by their size, a step of 1 those below 1 by 1.
-        return noise / FAR / min(1.0, self._typical_size())
-
-    def _typical_size(self) -> float:
-        """The root mean square of what is checked, 1 where all of it is 0."""
-        squares, count = 0.0, 0
-        for position in self._theta.checked:
-            values = flat_values(self._theta[position])
-            squares, count = squares + float(np.sum(values**2)), count + len(values)
-        return (squares / count) ** 0.5 if squares else 1.0
-
-    def _along(self, direction: RandomDirection, points: int, spacing: float, *, start: float = 0.0) -> Floats:
-        """J at equally spaced points close to each other in a direction from θ, the one at `start` left out."""
-        values = []
-        for point in range(1, points + 1):
-            with direction.at(start + point * spacing):
-                values.append(self._objective.value())
-        return np.array(values)
-
-    def _direction(self, k: int) -> RandomDirection:
-        parameters = [self._theta[position].parameter for position in self._theta.checked]
-        return RandomDirection(parameters, (self._request.seed + k) % 2**63)
+    @cached_property
+    def _value_a_step_away(self) -> float:
+        """J with all parameters moved by that step."""
+        with self._first_direction.at(self._step):
+            return self.objective.value()
 
 
-def _scale(values: Floats) -> Floats:
-    """The larger of |x| and the root mean square of all, 1 where all are 0."""
-    typical = float(np.sqrt(np.mean(values**2))) if len(values) else 0.0
-    return np.maximum(np.abs(values), typical or 1.0)
+def posed(
+    model: nn.Module,
+    loss: Loss,
+    request: Request,
+    *,
+    start: Start | None = None,
+    theta: Theta | None = None,
+    drawn_in: DrawnIn | None = None,
+) -> Loan[Problem]:
+    """Lends the model for `with posed(...) as problem:`; takes it back bit for bit when the block is left.
+
+    Args:
+        model: what is checked.
+        loss: the user's loss over it.
+        request: the options.
+        start: what evaluations of J start from; None: the seed, and what the model holds now.
+        theta: θ, where it was made before; None makes it from the lent model.
+        drawn_in: the precisions of random draws; None: that of the check.
+
+    Raises:
+        InvalidRequestError: nothing can be checked: no parameters, a pattern that matches nothing, meta tensors ...
+    """
+    check_selection(model, request.include, request.exclude)
+    threads = torch.get_num_threads()  # the loan may set it to 1
+
+    def problem(borrowed: Borrowed) -> Problem:
+        return Problem(model, loss, borrowed, request, threads, theta, drawn_in)
+
+    return Loan(model, loss.holders, request.mode, request.dtype, request.seed, problem, start)

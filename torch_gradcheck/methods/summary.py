@@ -1,45 +1,46 @@
-"""What the reader of a report should know besides its rows, a sentence each."""
+"""Puts a report together: its rows, the circumstances they were found under, and the notes for its reader."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 
-from torch_gradcheck.engines.selection import on_engine, whom
-from torch_gradcheck.methods.exact import on_step
-from torch_gradcheck.methods.problem import Numerical
-from torch_gradcheck.methods.projected.method import on_directions
+from torch_gradcheck.methods.choice import MethodChoice
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
-from torch_gradcheck.objective.objective import Objective, on_graph, on_overridden, on_spread
+from torch_gradcheck.objective.objective import on_graph, on_overridden, on_spread
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.request import Request
 from torch_gradcheck.verdicts.rows import on_unproven
 
 
 def notes_of(
-    rows: Sequence[ParameterReport], objective: Objective, numerical: Numerical, asked: Request, method: str
+    problem: Problem, choice: MethodChoice, rows: Sequence[ParameterReport], *, accumulated: bool = False
 ) -> list[str]:
-    """The notes on the step, on overridden precisions, on how J had to be evaluated, and on what was not proven."""
-    projected = method == "projected"
+    """The notes on the method, on J, and on what was not proven; to be taken while the model is lent.
+
+    Args:
+        problem: what was asked.
+        choice: the method.
+        rows: one for every parameter.
+        accumulated: the gradients on trial are what a backward that J ran itself has left in `.grad`.
+    """
+    objective = problem.objective
     notes = [
-        on_directions(rows) if projected else on_step(rows, numerical.noise, asked),
-        on_engine(numerical.engine, objective.model, "" if projected else whom(numerical.engine, rows)),
+        *choice.method.notes(problem, rows),
         on_overridden(objective),
-        on_graph(objective),
+        on_graph(objective, accumulated),
         on_spread(objective),
         on_unproven(rows),
     ]
-    return [note for note in notes if note] + remarks_on(objective.model)
+    return [*choice.notes, *(note for note in notes if note), *remarks_on(objective.model)]
 
 
 def reported(
+    problem: Problem,
+    choice: MethodChoice,
     rows: Sequence[ParameterReport],
-    objective: Objective,
-    numerical: Numerical,
-    asked: Request,
     *,
-    method: str,
     started: float,
     relative_error: float,
     notes: list[str],
@@ -48,28 +49,27 @@ def reported(
     """The report of a check that ends now.
 
     Args:
+        problem: what was asked.
+        choice: the method that the gradients were tried by.
         rows: one for every parameter, in the order of the model.
-        objective: J, as often as it has been evaluated.
-        numerical: the reference, with the noise of J.
-        asked: the options.
-        method: "exact" or "projected".
         started: `time.perf_counter()` at the beginning.
         relative_error: the lecture's, over all of θ.
         notes: in the order they are told.
         culprit: where the mistake is, if that is known.
     """
+    request, noise = problem.request, problem.noise  # measured before evaluations are counted
     return Report(
         parameters=tuple(rows),
         relative_error=relative_error,
-        loss=objective.loss,
-        method=method,
-        evaluations=objective.evaluations,
+        loss=problem.objective.loss,
+        method=choice.name,
+        evaluations=problem.objective.evaluations,
         seconds=time.perf_counter() - started,
-        tolerance=asked.tolerance,
-        dtype=str(asked.dtype).removeprefix("torch."),
-        mode=asked.mode,
-        seed=asked.seed,
-        noise=numerical.noise.sigma,
+        tolerance=request.tolerance,
+        dtype=str(request.dtype).removeprefix("torch."),
+        mode=request.mode,
+        seed=request.seed,
+        noise=noise.sigma,
         culprit=culprit,
         notes=notes,
     )

@@ -1,4 +1,4 @@
-"""Notes each forward of a model on scheduled steps, through a hook, so that the step can be run again."""
+"""A hook on the model that notes each forward of a scheduled step, so that the step can be run again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch_gradcheck.training_step.forward_state import SeenForward, seen_now
 
 
 class ForwardHook:
-    """Notes each call of a model while it is attached; attached twice is attached once."""
+    """Notes each call of a model while it is attached; attaching it twice attaches it once."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -31,7 +31,7 @@ def _worse(row: ParameterReport, left: ParameterReport) -> ParameterReport:
 
 
 def _notes_on(in_grad: Report) -> list[str]:
-    """What became of `.grad`, a sentence each."""
+    """The notes on `.grad`: its rows counted by status, and the reason where some could not be judged."""
     counts = Counter(str(row.status) for row in in_grad if row.status is not Status.FROZEN)
     listed = ", ".join(f"{number} {status}" for status, number in counts.items())
     reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
@@ -39,8 +39,8 @@ def _notes_on(in_grad: Report) -> list[str]:
     return [f"in .grad, as the training step left it: {listed}", *in_grad.notes[:1], *undecided]
 
 
-def unjudged(report: Report) -> str:
-    """Why nothing could be said about any `.grad`; "" where something could."""
+def why_grad_unjudged(report: Report) -> str:
+    """The reason why nothing could be said about any `.grad`; "" where something could."""
     rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
     if not rows or any(row.status is not Status.UNDECIDED for row in rows):
         return ""

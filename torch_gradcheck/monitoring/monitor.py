@@ -12,36 +12,35 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.amp.grad_scaler import OptState
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.check import Patterns, check_backward
-from torch_gradcheck.errors import GradcheckError, GradientMismatchError, GradientMismatchWarning, InvalidRequestError
+from torch_gradcheck.errors import (
+    GradcheckError,
+    GradientMismatchError,
+    GradientMismatchWarning,
+    InvalidRequestError,
+)
 from torch_gradcheck.gradients.left_in_grad import left_gradients
+from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
-from torch_gradcheck.monitoring.joined import joined, unjudged
-from torch_gradcheck.objective.loss import NOTHING, Computation, batch_loss, closure_loss
+from torch_gradcheck.monitoring.joined import joined, why_grad_unjudged
+from torch_gradcheck.monitoring.schedule import Due, Schedule
+from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.request import Mode, callable_argument, count, one_of, positive_number, request
+from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
+from torch_gradcheck.torch_internals.modules import uncompiled
+from torch_gradcheck.torch_internals.optimizers import has_unscaled
 from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.forward_state import SeenForward
 from torch_gradcheck.training_step.step import TrainingStep
 
 logger = logging.getLogger("torch_gradcheck")
 
-Loss = partial[Callable[[], Any]]
-"""From a batch and a precision to J as a function of nothing."""
-
 OnMismatch = Literal["raise", "warn", "record"]
-
-NEVER = 2**62
-"""A step, or a call, that no training comes to ..."""
-
-CLOSED = -1
-"""... and one that is over."""
 
 
 class GradientMonitor:
@@ -103,8 +102,9 @@ class GradientMonitor:
         seed: int = 0,
         progress: bool | None = None,
     ) -> None:
-        self._asked = request(
+        self._request = validated_request(
             model,
+            METHOD_NAMES,
             gradients=None,
             method=method,
             eps=eps,
@@ -117,24 +117,23 @@ class GradientMonitor:
             progress=progress,
         )
         callable_argument("loss_fn", loss_fn)
-        self._model: nn.Module = getattr(model, "_orig_mod", model)  # what torch.compile wraps
+        self._model = uncompiled(model)
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise InvalidRequestError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}.")
-        self._loss_fn, self._scaler = loss_fn, scaler
-        self._loss: Loss = partial(batch_loss, self._model, loss_fn)
-        self._accumulate = self._divisor = count("accumulate", accumulate, at_least=1)
+        self._scaler = scaler
+        self._loss: Callable[[Any], Loss] = partial(ModuleLoss, self._model, loss_fn)
+        self._needs_batch = True
+        self._schedule = Schedule(at, every, accumulate)
+        self._divisor = self._schedule.accumulate
         self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
         self._clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)
         self._clip_value = None if clip_value is None else positive_number("clip_value", clip_value)
-        self._at = _steps(at)
-        self._every = None if every is None else count("every", every, at_least=1)
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
         self._hook = ForwardHook(model)
         self._batches: list[Any] = []
         self._earlier: dict[nn.Parameter, Floats] = {}
-        self._previous: Computation | None = None
-        self._call = self._wake = 0
+        self._previous: Loss | None = None
         self._await(0)
 
     @classmethod
@@ -146,7 +145,7 @@ class GradientMonitor:
         """
         callable_argument("closure", closure)
         monitor = cls(model, closure, **options)
-        monitor._loss = partial(closure_loss, closure)
+        monitor._loss, monitor._needs_batch = partial(ClosureLoss, closure), False
         return monitor
 
     def watch(self) -> AbstractContextManager[None]:
@@ -172,29 +171,23 @@ class GradientMonitor:
             GradientMismatchError: a gradient is wrong, and `on_mismatch` is `"raise"`.
             GradcheckError: this step cannot be checked, and `on_mismatch` is `"raise"`.
         """
-        call = self._call
-        self._call = call + 1
-        if call != self._wake:
-            return None
-        return self._wake_up(call, batch)
+        due = self._schedule.called()
+        return None if due is None else self._wake_up(due, batch)
 
     def step_over(self, batches: Callable[[], Sequence[Any]], divisor: int | None = None) -> Report | None:
         """`step` for trainers: one optimizer step over several batches, which are asked for when it is scheduled.
 
         J is the sum over them divided by `divisor`; None: by their number.
         """
-        call = self._call
-        self._call = call + 1
-        if call != self._wake:
+        due = self._schedule.called()
+        if due is None:
             return None
-        self._batches = list(batches())
-        self._divisor = divisor or len(self._batches)
-        if call >= self._target:
+        seen = list(batches())
+        self._divisor = divisor or len(seen)
+        if due is Due.WITHIN:
+            self._batches = seen
             return self._finish()
-        self._wake = call + 1
-        self._remember(self._batches)
-        self._batches = []
-        self._hook.attach()
+        self._begin_after(seen)
         return None
 
     @property
@@ -204,25 +197,25 @@ class GradientMonitor:
 
     def close(self) -> None:
         """Lets go of the model and of everything remembered, and logs the summary; more calls do nothing."""
-        if self._wake == CLOSED:
+        if self._schedule.is_closed:
             return
-        self._wake = CLOSED
+        self._schedule.close()
         self._hook.detach()
         self._forget()
-        all_right = all(report.passed and not unjudged(report) for report in self.reports.values())
+        all_right = all(report.passed and not why_grad_unjudged(report) for report in self.reports.values())
         log = logger.info if all_right else logger.warning
         log("%s", self.summary)
 
     @property
     def summary(self) -> str:
-        """What was found so far: a line, and one more for each step that is not all right."""
+        """The outcome so far: a line, and one more for each step that is not all right."""
         checked = [*self.reports, *self.errors]
         wrong = {step: headline(report) for step, report in self.reports.items() if not report.passed}
         failed = {step: f"could not be checked: {error}" for step, error in self.errors.items()}
-        first = f"gradients checked on {len(checked)} of {self._call // self._accumulate} training steps"
+        first = f"gradients checked on {len(checked)} of {self._schedule.steps} training steps"
         outcome = f"{len(wrong)} wrong" if wrong else "none wrong"
         right = {step: report for step, report in self.reports.items() if step not in wrong}
-        unjudged = {step: why for step, report in right.items() if (why := unjudged(report))}
+        unjudged = {step: why for step, report in right.items() if (why := why_grad_unjudged(report))}
         not_judged = f", .grad not judged on {len(unjudged)}" if unjudged else ""
         lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unjudged, **failed}.items())]
         return "\n".join([f"{first}, {outcome}{not_judged}", *lines])
@@ -233,34 +226,30 @@ class GradientMonitor:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    # --- the schedule, in calls of `step` --------------------------------------------------------------------------
-
     def _await(self, first: int) -> None:
-        """Waits for the next scheduled step from `first` on: wakes up one call before it begins."""
-        later = [step for step in self._at if step >= first]
-        if self._every is not None:
-            later.append(-(-first // self._every) * self._every)
-        self._target = min(later, default=NEVER)
-        begins = self._target * self._accumulate
-        self._wake = begins if begins <= self._call else begins - 1
-        if begins == self._call:
+        """Waits for the next scheduled step from `first` on."""
+        if self._schedule.await_step(first):
             self._hook.attach()
 
-    def _wake_up(self, call: int, batch: Any) -> Report | None:
-        if batch is NOTHING and self._loss.func is batch_loss:
+    def _wake_up(self, due: Due, batch: Any) -> Report | None:
+        if batch is NOTHING and self._needs_batch:
             raise InvalidRequestError("step() was called without a batch: give it what this step was trained on.")
-        begins = self._target * self._accumulate
-        self._wake = call + 1
-        if call < begins:
-            self._remember([batch])
-            self._hook.attach()
+        if due is Due.BEFORE:
+            self._begin_after([batch])
             return None
+        self._schedule.wake_next()
         self._batches.append(batch)
-        return self._finish() if len(self._batches) == self._accumulate else None
+        return self._finish() if len(self._batches) == self._schedule.accumulate else None
+
+    def _begin_after(self, batches: Sequence[Any]) -> None:
+        """The next call of `step` begins a scheduled step; these batches were those of the step before."""
+        self._schedule.wake_next()
+        self._remember(batches)
+        self._hook.attach()
 
     def _finish(self) -> Report | None:
         """The end of a scheduled step: checks, and waits for the next."""
-        step, batches = self._target, tuple(self._batches)
+        step, batches = self._schedule.target, tuple(self._batches)
         try:
             report = self._checked(batches)
         except GradcheckError as error:
@@ -273,7 +262,7 @@ class GradientMonitor:
             self._hook.detach()
             self._forget()
             self._await(step + 1)
-            if self._target == step + 1:
+            if self._schedule.target == step + 1:
                 self._remember(batches[-1:])
 
     def _react(self, step: int, error: GradcheckError | None, report: Report | None) -> Report | None:
@@ -285,25 +274,21 @@ class GradientMonitor:
         return report
 
     def _remember(self, batches: Sequence[Any]) -> None:
-        """What a step leaves that the next one, which is scheduled, may hold by mistake."""
-        theta = theta_of(self._model, self._asked.include, self._asked.exclude)
+        """Keeps what a step leaves and the next, scheduled one may hold by mistake: its `.grad`, its batch."""
+        theta = theta_of(self._model, self._request.include, self._request.exclude)
         self._earlier = {
             theta[at].parameter: left.values for at, left in left_gradients(theta, self._carried()).items()
         }
-        self._previous = self._computation(batches, [])
+        self._previous = self._mean(batches)
 
     def _forget(self) -> None:
         self._batches, self._earlier, self._previous = [], {}, None
-
-    # --- the check -------------------------------------------------------------------------------------------------
 
     def _checked(self, batches: Sequence[Any]) -> Report:
         """The model's backward, then `.grad`, on the same batches."""
         forwards = tuple(self._hook.calls)
         starts = [forward.start for forward in forwards] if len(forwards) == len(batches) else []
-        functions = [self._loss_fn]
-        computation = self._computation(batches, [])
-        report, examined = check_backward(self._model, functions, computation, self._asked)
+        report, examined = check_backward(self._model, self._mean(batches), self._request)
         step = TrainingStep(
             forwards=forwards,
             batches=len(batches),
@@ -315,39 +300,16 @@ class GradientMonitor:
             earlier=self._earlier,
             previous=self._previous,
         )
-        left = replace(self._asked, gradients="grad", mode="keep")
-        replayed = self._computation(batches, starts)
-        return joined(report, check_left_in_grad(self._model, functions, replayed, left, step, examined))
+        request = replace(self._request, gradients="grad", mode="keep")
+        in_grad = check_left_in_grad(self._model, self._mean(batches, starts), request, step, examined)
+        return joined(report, in_grad)
 
-    def _computation(self, batches: Sequence[Any], starts: Sequence[Start]) -> Computation:
+    def _mean(self, batches: Sequence[Any], starts: Sequence[Start] = ()) -> Loss:
         """J as the mean over the batches of a step, each from its own random state."""
-        divisor = self._divisor
-
-        def computation(precision: torch.dtype | None) -> Callable[[], Any]:
-            losses = [self._loss(batch, precision) for batch in batches]
-
-            def mean() -> Any:
-                total: Any = 0
-                for position, loss in enumerate(losses):
-                    if position and starts:
-                        starts[position].random.restore()
-                    total = total + loss()
-                return total / divisor
-
-            return losses[0] if len(losses) == divisor == 1 else mean
-
-        return computation
+        return MeanLoss([self._loss(batch) for batch in batches], self._divisor, starts)
 
     def _carried(self) -> float:
         """The loss scale that `.grad` still carries: the scaler's, unless an optimizer's gradients were unscaled."""
-        if self._scaler is None:
+        if self._scaler is None or has_unscaled(self._scaler):
             return 1.0
-        stages = [state["stage"] for state in self._scaler._per_optimizer_states.values()]
-        return 1.0 if OptState.UNSCALED in stages else self._scaler.get_scale()
-
-
-def _steps(at: Any) -> frozenset[int]:
-    """The steps that `at` names."""
-    if isinstance(at, str) or not isinstance(at, int | Iterable):
-        raise InvalidRequestError(f"at must be a step or several, counted from 0 (at=() for none), got {at!r}.")
-    return frozenset(count("at", step, at_least=0) for step in ([at] if isinstance(at, int) else at))
+        return self._scaler.get_scale()

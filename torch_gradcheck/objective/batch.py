@@ -1,4 +1,4 @@
-"""The batch as the check sees it: copied once into its precision, whole again for every evaluation of J."""
+"""The batch copied once into the precision of the check, with its first values again for every evaluation of J."""
 
 from __future__ import annotations
 

@@ -1,38 +1,123 @@
-"""The user's loss as an object: what it holds, and J as a function of nothing in a given precision."""
+"""The user's loss as an object: what it holds on to, and J as a function of nothing in a given precision."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from torch_gradcheck.borrowing.captures import captures_of
+from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
 
-Loss = Callable[[], Any]
+Compute = Callable[[], Any]
+"""Computes the loss of a lent model; takes no argument."""
+
+NOTHING: Any = object()
+"""Stands for a batch that was not given."""
 
 
-def batch_loss(model: nn.Module, loss_fn: Callable[..., Any], batch: Any, dtype: torch.dtype | None) -> Loss:
-    """J as a function of nothing: the model called on the batch as API.md's table says, then `loss_fn`.
+class Loss(Protocol):
+    """A loss as the user gave it, before its model is lent."""
+
+    @property
+    def holders(self) -> Sequence[Any]:
+        """The user's functions, and whatever else J reaches besides the model: lent or set aside with it."""
+
+    def at(self, dtype: torch.dtype | None) -> Compute:
+        """J as a function of nothing, the batch copied into `dtype` (None: each tensor in its own)."""
+
+
+@dataclass(frozen=True)
+class ModuleLoss:
+    """`loss_fn(model(inputs), *targets)`, the model called on the batch as `check_module` documents.
 
     A tuple or list is `(inputs, *targets)`; a mapping is the model's keyword arguments; anything else its one input.
     Inputs that are themselves a tuple or list are positional arguments, a mapping keyword arguments.
     """
-    if isinstance(batch, tuple | list) and not batch and not hasattr(batch, "_fields"):
-        raise InvalidRequestError(
-            "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
-        )
-    copy = BatchCopy(batch, dtype)
 
-    def loss() -> Any:
-        fresh = copy.fresh()
-        inputs, targets = (fresh[0], fresh[1:]) if _is_sequence(fresh) else (fresh, ())
-        return _fitting("loss_fn", loss_fn, (_called(model, inputs), *targets), {})
+    model: nn.Module
+    loss_fn: Callable[..., Any]
+    batch: Any
 
-    return loss
+    @property
+    def holders(self) -> list[Any]:
+        """The loss function and the random generators in the batch; the batch itself is copied."""
+        return [self.loss_fn, *captures_of(self.batch).generators.values()]
+
+    def at(self, dtype: torch.dtype | None) -> Compute:
+        """See `Loss.at`."""
+        if isinstance(self.batch, tuple | list) and not self.batch and not hasattr(self.batch, "_fields"):
+            raise InvalidRequestError(
+                "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
+            )
+        copy = BatchCopy(self.batch, dtype)
+
+        def compute() -> Any:
+            fresh = copy.fresh()
+            inputs, targets = (fresh[0], fresh[1:]) if _is_sequence(fresh) else (fresh, ())
+            return _fitting("loss_fn", self.loss_fn, (_called(self.model, inputs), *targets), {})
+
+        return compute
+
+
+@dataclass(frozen=True)
+class ClosureLoss:
+    """`closure()`, or `closure(batch)` where there is a batch."""
+
+    closure: Callable[..., Any]
+    batch: Any = NOTHING
+
+    @property
+    def holders(self) -> list[Any]:
+        """The closure."""
+        return [self.closure]
+
+    def at(self, dtype: torch.dtype | None) -> Compute:
+        """See `Loss.at`."""
+        if self.batch is NOTHING:
+            return self.closure
+        copy = BatchCopy(self.batch, dtype)
+        return lambda: self.closure(copy.fresh())
+
+
+@dataclass(frozen=True)
+class MeanLoss:
+    """The sum of several losses divided by a number: J of a training step that accumulates over batches.
+
+    Attributes:
+        losses: one a batch.
+        divisor: what their sum is divided by.
+        starts: for each batch the random state its forward starts from; empty: each starts where the last one ended.
+    """
+
+    losses: Sequence[Loss]
+    divisor: int
+    starts: Sequence[Start] = ()
+
+    @property
+    def holders(self) -> list[Any]:
+        """The holders of all the losses."""
+        return [holder for loss in self.losses for holder in loss.holders]
+
+    def at(self, dtype: torch.dtype | None) -> Compute:
+        """See `Loss.at`."""
+        computes = [loss.at(dtype) for loss in self.losses]
+
+        def mean() -> Any:
+            total: Any = 0
+            for position, compute in enumerate(computes):
+                if position and self.starts:
+                    self.starts[position].random.restore()
+                total = total + compute()
+            return total / self.divisor
+
+        return computes[0] if len(computes) == self.divisor == 1 else mean
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
@@ -44,7 +129,7 @@ def _called(model: nn.Module, inputs: Any) -> Any:
 
 
 def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What the call gives; a call that its signature has no place for is the batch's fault."""
+    """The result of the call; raises `InvalidRequestError` where the arguments do not fit the signature."""
     try:
         return function(*args, **kwargs)
     except TypeError as error:
@@ -59,13 +144,13 @@ def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
 
 
 def _counted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """How many arguments of which kind."""
+    """The arguments counted, as "2 positional arguments and the keywords ['mask']"."""
     keywords = f" and the keywords {list(kwargs)}" if kwargs else ""
     return f"{len(args)} positional argument{'' if len(args) == 1 else 's'}{keywords}"
 
 
 def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """Why the arguments do not fit the signature of a function; "" where they do, or it has none to be read."""
+    """The reason why the arguments do not fit a signature; "" where they do, or there is none to be read."""
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -80,19 +165,3 @@ def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
 def _is_sequence(value: Any) -> bool:
     """Whether `value` lists several things; a PackedSequence is a tuple to Python but one input to a model."""
     return isinstance(value, tuple | list) and not isinstance(value, nn.utils.rnn.PackedSequence)
-
-
-NOTHING: Any = object()
-"""Stands for a batch that was not given."""
-
-
-def closure_loss(closure: Callable[..., Any], batch: Any, precision: torch.dtype | None) -> Callable[[], Any]:
-    """J as a closure of the batch, or of nothing."""
-    if batch is NOTHING:
-        return closure
-    copy = BatchCopy(batch, precision)
-    return lambda: closure(copy.fresh())
-
-
-Computation = Callable[[torch.dtype | None], Callable[[], Any]]
-"""From the precision of the check (None: every tensor's own) to the function that computes the loss."""

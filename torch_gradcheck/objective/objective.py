@@ -16,57 +16,27 @@ from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
 from torch_gradcheck.reporting.words import listed
 
-
-def on_overridden(objective: Objective) -> str:
-    """The note on lower precisions that were raised to that of the check, and in which modules; "" without."""
-    if not objective.overridden:
-        return ""
-    modules = sorted(
-        {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
-    )
-    precision = str(objective.dtype).removeprefix("torch.")
-    return (
-        f"casts and tensors of a lower precision were computed in {precision} "
-        f"({', '.join(sorted(objective.overridden))}) in {listed(modules)}"
-    )
-
-
-def on_graph(objective: Objective) -> str:
-    """The note on evaluations of J that need autograd; "" where they do not."""
-    if objective.takes_accumulated:
-        return "the closure calls backward() itself: what it leaves in .grad is what was checked"
-    if objective.needs_graph:
-        return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
-    return ""
-
-
-def on_spread(objective: Objective) -> str:
-    """The note on two equal calls that differ by roundoff; "" where they agree to the bit."""
-    if not objective.spread:
-        return ""
-    return f"two equal calls differ by {objective.spread:.0e}, within roundoff: taken as noise of J"
-
-
 ROUNDOFF_BETWEEN_CALLS = 1e3
-"""Two equal calls may differ by this many machine epsilons (atomic adds on a GPU) and still be one function."""
+"""Two equal calls may differ by this many machine epsilons of J, 2e-13 in float64, and still be one function: atomic
+adds on a GPU sum in any order."""
 
 
 class Objective:
     """J(θ) at whatever the borrowed parameters hold.
 
-    Made by `settled_objective`, which finds out what an evaluation needs.
+    Made by `preflighted`, which evaluates it at θ, learns what an evaluation needs and hands it on finished; afterwards
+    only its counts grow.
 
     Attributes:
         model: the borrowed model.
         dtype: the precision J is evaluated in.
         loss: J(θ) at the weights being checked.
-        evaluations: how often J has been evaluated.
-        spread: how far evaluations at the same θ lay apart; 0 when they agree to the bit.
-        largest_output: the largest number in the output of a module.
+        evaluations: the number of evaluations of J so far.
+        spread: the largest difference between evaluations at the same θ; 0 when they agree to the bit.
+        largest_output: the largest absolute value in the output of a module.
         overridden: op name → modules in which a lower precision was overridden.
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
-        takes_accumulated: the gradient on trial is what that backward left in `.grad`.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
     """
 
@@ -86,7 +56,6 @@ class Objective:
         self.overridden: dict[str, set[str]] = {}
         self.needs_graph = True
         self.runs_backward = False
-        self.takes_accumulated = False
         self._compute, self._borrowed = compute, borrowed
         self._needs_mode = True
 
@@ -102,6 +71,12 @@ class Objective:
     def value(self) -> float:
         """J(θ), as cheaply as possible."""
         return float(self().detach())
+
+    def value_again(self) -> float:
+        """J(θ) once more; `spread` takes in how far it lies from the first value."""
+        again = self.value()
+        self.spread = max(self.spread, abs(again - self.loss))
+        return again
 
     def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
@@ -143,9 +118,9 @@ class Objective:
 
 
 class _Evaluation:
-    """The state that J is evaluated in.
+    """The state that J is evaluated in, as a context manager.
 
-    A class, as `Loan` is: an interrupt would leave a generator suspended, to end at some later time.
+    It is a class, as `Loan` is: an interrupt would leave a generator suspended, to end at some later time.
     """
 
     def __init__(self, borrowed: Borrowed, mode: PrecisionMode | None) -> None:
@@ -181,3 +156,33 @@ def scalar(loss: object) -> torch.Tensor:
     if not loss.dtype.is_floating_point:
         raise NonScalarLossError(f"the loss is of dtype {loss.dtype}, which has no gradient. {advice}")
     return loss.reshape(())
+
+
+def on_overridden(objective: Objective) -> str:
+    """The note on lower precisions that were raised to that of the check, and in which modules; "" without."""
+    if not objective.overridden:
+        return ""
+    modules = sorted(
+        {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
+    )
+    precision = str(objective.dtype).removeprefix("torch.")
+    return (
+        f"casts and tensors of a lower precision were computed in {precision} "
+        f"({', '.join(sorted(objective.overridden))}) in {listed(modules)}"
+    )
+
+
+def on_graph(objective: Objective, accumulated: bool) -> str:
+    """The note on evaluations of J that need autograd; "" where they do not."""
+    if accumulated:
+        return "the closure calls backward() itself: what it leaves in .grad is what was checked"
+    if objective.needs_graph:
+        return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
+    return ""
+
+
+def on_spread(objective: Objective) -> str:
+    """The note on two equal calls that differ by roundoff; "" where they agree to the bit."""
+    if not objective.spread:
+        return ""
+    return f"two equal calls differ by {objective.spread:.0e}, within roundoff: taken as noise of J"

@@ -1,4 +1,4 @@
-"""Makes sure, before any verdict, that J is one finite, deterministic number; else says in which module it breaks."""
+"""The preflight of J: before any verdict it must be one finite, deterministic number; else the module is named."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def preflighted(
     dtype: torch.dtype,
     drawn_in: DrawnIn | None = None,
 ) -> Objective:
-    """J, evaluated twice at θ: with a graph, then without one; the cheaper way is kept where both agree to the bit.
+    """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
 
     `drawn_in` are the precisions of random draws, None for that of the check.
 
@@ -69,9 +69,9 @@ def _name_of(model: nn.Module, module: object) -> str:
 
 
 def _without_graph(objective: Objective) -> float | None:
-    """J(θ) under no_grad; None where it raises there and nowhere else, since it needs autograd itself.
+    """J(θ) under no_grad; None where it raises only there, since it needs autograd itself.
 
-    An exception that does not come again under the same conditions is the user's own, and has nothing to do with them.
+    An exception that does not come a second time under no_grad is the user's own and passes through.
     """
     objective.needs_graph = False
     try:
@@ -88,7 +88,7 @@ def _without_graph(objective: Objective) -> float | None:
 
 
 def _value_unwarned(objective: Objective) -> float:
-    """J(θ); a warning of reentrant checkpoints, that they miss autograd, is an error here."""
+    """J(θ); the warning of reentrant checkpoints that they miss autograd becomes an error."""
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=CHECKPOINT_WITHOUT_GRAPH, category=UserWarning)
         return objective.value()
@@ -96,10 +96,9 @@ def _value_unwarned(objective: Objective) -> float:
 
 def check_unchanged(objective: Objective) -> None:
     """Evaluates J(θ) once more; raises `NonDeterministicLossError` when it is not what it was before."""
-    again = objective.value()
+    again = objective.value_again()
     if not objective.same(again, objective.loss):
         raise _non_deterministic(objective, again)
-    objective.spread = max(objective.spread, abs(again - objective.loss))
 
 
 def _non_finite(objective: Objective) -> NonFiniteLossError:
@@ -140,7 +139,7 @@ def _non_deterministic(objective: Objective, again: float) -> NonDeterministicLo
 
 
 def _outputs(objective: Objective) -> list[Output]:
-    """What each module put out during one evaluation, inner modules before those that contain them."""
+    """The outputs of each module during one evaluation, inner modules before those that contain them."""
     outputs: list[Output] = []
 
     def keep(name: str, tensors: list[torch.Tensor]) -> None:

@@ -112,6 +112,11 @@ class Theta(Sequence[ThetaEntry]):
         raise IndexError(f"θ has {self.coordinates} coordinates, there is no coordinate {coordinate}")
 
 
+def check_selection(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
+    """Raises what `theta_of` raises, without making θ: to be called before the model is lent."""
+    _selected(model, include, exclude)
+
+
 def theta_of(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Theta:
     """The parameters of `model`, tied ones once, those that the glob patterns select marked for checking.
 
@@ -119,43 +124,38 @@ def theta_of(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
         InvalidRequestError: no parameters, none that requires a gradient, none selected, a pattern that matches
             nothing, or a parameter that holds no ordinary numbers (uninitialised, meta, sparse, a tensor subclass).
     """
-    names = _names_by_parameter(model)
+    return Theta([_entry(model, parameter, names) for parameter, names in _selected(model, include, exclude)])
+
+
+def _selected(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[tuple[nn.Parameter, list[str]]]:
+    """The distinct parameters that the patterns select, each with all its names."""
+    names: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
     if not names:
         raise InvalidRequestError(f"model ({type(model).__name__}) has no parameters: there is no gradient to check.")
     every_name = [name for group in names.values() for name in group]
     _check_patterns("include", include, every_name)
     _check_patterns("exclude", exclude, every_name)
-    entries = []
     for parameter, group in names.items():
         _check_is_ordinary(group[0], parameter)
-        entries.append(_entry(model, parameter, group, include, exclude))
-    _check_something_to_do(entries, include, exclude)
-    return Theta([entry for entry in entries if entry is not None])
+    selected = [
+        (parameter, group)
+        for parameter, group in names.items()
+        if (not include or _matches_any(group, include)) and not _matches_any(group, exclude)
+    ]
+    _check_something_to_do(selected, len(names), include, exclude)
+    return selected
 
 
-def _names_by_parameter(model: nn.Module) -> dict[nn.Parameter, list[str]]:
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(parameter, []).append(name)
-    return names
-
-
-def _entry(
-    model: nn.Module, parameter: nn.Parameter, names: list[str], include: Sequence[str], exclude: Sequence[str]
-) -> ThetaEntry | None:
-    """Its entry, or None when the patterns leave it out."""
-    included = not include or _matches_any(names, include)
-    if not included or _matches_any(names, exclude):
-        return None
-    frozen = not parameter.requires_grad
-    padding = padding_coordinates(model, parameter)
+def _entry(model: nn.Module, parameter: nn.Parameter, names: list[str]) -> ThetaEntry:
     return ThetaEntry(
         name=names[0],
         aliases=tuple(names[1:]),
         parameter=parameter,
-        checked=not frozen,
-        frozen=frozen,
-        padding=padding,
+        checked=parameter.requires_grad,
+        frozen=not parameter.requires_grad,
+        padding=padding_coordinates(model, parameter),
         own_dtype=parameter.dtype,
     )
 
@@ -189,16 +189,14 @@ def _check_is_ordinary(name: str, parameter: nn.Parameter) -> None:
 
 
 def _check_something_to_do(
-    entries: Sequence[ThetaEntry | None], include: Sequence[str], exclude: Sequence[str]
+    selected: Sequence[tuple[nn.Parameter, list[str]]], total: int, include: Sequence[str], exclude: Sequence[str]
 ) -> None:
-    selected = [entry for entry in entries if entry is not None]
     if not selected:
         raise InvalidRequestError(
-            f"include={list(include) or None} and exclude={list(exclude)} leave none of the {len(entries)} parameters."
+            f"include={list(include) or None} and exclude={list(exclude)} leave none of the {total} parameters."
         )
-    frozen = [entry for entry in selected if entry.frozen]
-    if len(frozen) == len(selected):
-        names = ", ".join(entry.name for entry in selected[:5])
+    if not any(parameter.requires_grad for parameter, _ in selected):
+        names = ", ".join(group[0] for _, group in selected[:5])
         raise InvalidRequestError(
             f"none of the {len(selected)} selected parameters requires a gradient ({names}"
             f"{', ...' if len(selected) > 5 else ''}): call requires_grad_() on what is to be checked."

@@ -5,26 +5,68 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from enum import StrEnum
+from enum import Enum, StrEnum, auto
+from typing import Self
 
 
-class Status(StrEnum):
+class Trait(Enum):
+    """A fact about a status or a kind of mistake that other rooms ask for, so that none of them lists members."""
+
+    NAMED_AS_UNPROVEN = auto()
+    """A note names the parameters of this status: the check looked at them and proved nothing."""
+    NONZERO = auto()
+    """The gradient is not zero, so an error has a size relative to it."""
+
+    WHOLE = auto()
+    """A mistake of the whole gradient that rounding does not imitate."""
+    PLACED = auto()
+    """The message names places of one tensor, so each parameter is told by itself."""
+    UNSURE = auto()
+    """A tensor of few entries may look like this by chance."""
+    SEPARATE = auto()
+    """Equal in two parameters, it is no sign of one mistake in both."""
+
+
+class _Word(StrEnum):
+    """A string with traits; the traits take no part in comparison, `str()`, pickling or JSON."""
+
+    _value_: str
+    traits: frozenset[Trait]
+
+    def __new__(cls, word: str, *traits: Trait) -> Self:
+        member = str.__new__(cls, word)
+        member._value_ = word
+        member.traits = frozenset(traits)
+        return member
+
+
+class Status(_Word):
     """What could be said of one parameter's gradient."""
 
-    MATCH = "match"
+    MATCH = "match", Trait.NONZERO
     """Agrees within the tolerance."""
-    MISMATCH = "mismatch"
+    MISMATCH = "mismatch", Trait.NONZERO
     """Wrong by more than the tolerance and the error bar, confirmed at other step sizes."""
     KINK = "kink"
     """Disagrees only where J is not differentiable, and lies between the one-sided slopes."""
-    FLAT = "flat"
+    FLAT = "flat", Trait.NAMED_AS_UNPROVEN
     """Both sides are zero to within the noise: nothing was proven."""
     UNUSED = "unused"
     """The loss does not reach the parameter, and J does not depend on it."""
-    UNDECIDED = "undecided"
+    UNDECIDED = "undecided", Trait.NONZERO, Trait.NAMED_AS_UNPROVEN
     """The noise of J is too large to tell."""
     FROZEN = "frozen"
     """`requires_grad` is false: not checked."""
+
+    @property
+    def is_named_as_unproven(self) -> bool:
+        """Whether the note on unproven parameters names those of this status."""
+        return Trait.NAMED_AS_UNPROVEN in self.traits
+
+    @property
+    def is_nonzero(self) -> bool:
+        """Whether the gradient is not zero, so that an error has a size relative to it."""
+        return Trait.NONZERO in self.traits
 
 
 class Verdict(StrEnum):
@@ -47,21 +89,41 @@ class Verdict(StrEnum):
         return cls.WORRY
 
 
-class DiagnosisKind(StrEnum):
+class DiagnosisKind(_Word):
     """What the gradient on trial is, compared with the right one."""
 
-    SCALED = "scaled"
-    SIGN_FLIPPED = "sign_flipped"
-    MISSING = "missing"
-    WEIGHT_DECAY = "weight_decay"
-    TRANSPOSED = "transposed"
-    PERMUTED = "permuted"
-    PARTIAL = "partial"
+    SCALED = "scaled", Trait.WHOLE, Trait.UNSURE
+    SIGN_FLIPPED = "sign_flipped", Trait.WHOLE
+    MISSING = "missing", Trait.WHOLE
+    WEIGHT_DECAY = "weight_decay", Trait.WHOLE
+    TRANSPOSED = "transposed", Trait.PLACED
+    PERMUTED = "permuted", Trait.PLACED
+    PARTIAL = "partial", Trait.PLACED, Trait.UNSURE, Trait.SEPARATE
     CLIPPED = "clipped"
     LOW_PRECISION = "low_precision"
-    ACCUMULATED = "accumulated"
-    STALE = "stale"
-    UNKNOWN = "unknown"
+    ACCUMULATED = "accumulated", Trait.WHOLE
+    STALE = "stale", Trait.WHOLE
+    UNKNOWN = "unknown", Trait.UNSURE, Trait.SEPARATE
+
+    @property
+    def is_of_the_whole_gradient(self) -> bool:
+        """Whether it is a mistake of the whole gradient that rounding does not imitate."""
+        return Trait.WHOLE in self.traits
+
+    @property
+    def is_about_places(self) -> bool:
+        """Whether its message names places of one tensor, so that each parameter is told by itself."""
+        return Trait.PLACED in self.traits
+
+    @property
+    def needs_many_entries(self) -> bool:
+        """Whether a tensor of few entries may look like this by chance."""
+        return Trait.UNSURE in self.traits
+
+    @property
+    def is_told_together(self) -> bool:
+        """Whether it is one mistake where it shows, with the same factor, in several parameters."""
+        return Trait.SEPARATE not in self.traits
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,75 @@
-"""Names in sentences: a few of many listed, and the known names closest to a wrong one."""
+"""Words for the user: what a report calls each status, and names in sentences."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+
+from torch_gradcheck.reporting.facts import Status
+
+GREY = "#6e7781"
+"""The colour of a status that nothing needs to be done about."""
+
+
+@dataclass(frozen=True, slots=True)
+class StatusWords:
+    """What a report says of one status.
+
+    Attributes:
+        folded: names the rows that a folded table leaves out, as in "… and 7 more that match".
+        mark: stands before the status in the table.
+        counted: how the headline counts it, as in "2 at a kink"; "" for right and wrong, which it counts by themselves.
+        leaves_open: what is not proven, a row's own reason aside; "" where the gradient is right or wrong.
+        is_told_first: comes before every other status among what is not proven.
+        colour: of its badge in HTML.
+    """
+
+    folded: str
+    mark: str = "?"
+    counted: str = ""
+    leaves_open: str = ""
+    is_told_first: bool = False
+    colour: str = GREY
+
+
+STATUS_WORDS = {
+    Status.MATCH: StatusWords("that match", mark=" ", colour="#1a7f37"),
+    Status.MISMATCH: StatusWords("that are wrong", mark="✗", colour="#cf222e"),
+    Status.KINK: StatusWords(
+        "at a kink",
+        counted="at a kink",
+        leaves_open="J is not differentiable there: the gradient lies between the two one-sided slopes, which is all "
+        "that can be asked of it; it is not proven right.",
+        colour="#9a6700",
+    ),
+    Status.FLAT: StatusWords(
+        "that are flat",
+        counted="flat (nothing proven)",
+        leaves_open="Both sides are zero to within the noise: nothing was proven, a wrong backward would look the "
+        "same.",
+        colour="#8250df",
+    ),
+    Status.UNDECIDED: StatusWords(
+        "that are undecided",
+        counted="undecided",
+        leaves_open="The noise of J is too large to tell right from wrong.",
+        is_told_first=True,
+        colour="#9a6700",
+    ),
+    Status.UNUSED: StatusWords(
+        "that are unused",
+        counted="unused",
+        leaves_open="The loss does not reach it and J does not depend on it: there is no gradient to prove.",
+    ),
+    Status.FROZEN: StatusWords(
+        "that are frozen",
+        mark="-",
+        counted="frozen (not checked)",
+        leaves_open="requires_grad is false: not checked.",
+    ),
+}
+"""The words of every status, in the order in which the headline counts them."""
 
 
 def listed(names: Sequence[str]) -> str:
@@ -19,3 +85,11 @@ def close_names(name: str, known: Sequence[str]) -> str:
     listed = close or list(known[:5])
     more = "" if close or len(known) <= 5 else ", ..."
     return f"{'close' if close else 'known'} names: {', '.join(listed)}{more}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the largest unit of which it has two, as in "28 hours"."""
+    for unit, size in (("years", 365 * 86400.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.0f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -12,7 +12,7 @@ from torch.utils import _python_dispatch as python_dispatch
 from torch_gradcheck.torch_internals.missing import internal
 
 if TYPE_CHECKING:
-    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 else:
     TorchDispatchMode = getattr(python_dispatch, "TorchDispatchMode", object)
 
@@ -78,9 +78,22 @@ def transforms_in_force() -> int:
 
 
 def pop_transforms_down_to(count: int) -> None:
-    """Ends transforms that an interrupt left in force, in which no tensor can require a gradient."""
-    if transforms_in_force() > count:
-        internal(_functorch(), "pop_dynamic_layer_stack_and_undo_to_depth", "end transforms after an interrupt")(count)
+    """Ends transforms that an interrupt left in force, in which no tensor can require a gradient.
+
+    One at a time: `pop_dynamic_layer_stack_and_undo_to_depth` ends two a turn in torch 2.6 to 2.10.
+    """
+    while transforms_in_force() > count:
+        kind = _functorch().get_interpreter_stack()[-1].key().name
+        internal(_functorch(), _ENDS[kind], f"end a transform ({kind}) after an interrupt")()
+
+
+_ENDS = {
+    "Vmap": "_vmap_decrement_nesting",
+    "Grad": "_grad_decrement_nesting",
+    "Jvp": "_jvp_decrement_nesting",
+    "Functionalize": "_func_decrement_nesting",
+}
+"""Kind of transform → the function of functorch that ends the innermost one."""
 
 
 @contextmanager

@@ -3,98 +3,90 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.loan import Loan
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
-from torch_gradcheck.methods.choice import MethodChoice, run_method
-from torch_gradcheck.methods.problem import Numerical
+from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
+from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
-from torch_gradcheck.objective.loss import Computation
-from torch_gradcheck.objective.preflight import check_unchanged, preflighted
-from torch_gradcheck.objective.theta import theta_of
-from torch_gradcheck.reporting.progress import progress_bar
+from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.grad_check import GradCheck
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.verdicts.rows import over_theta
-from torch_gradcheck.verdicts.trial import ParameterTrial
 
 
 class Examination(NamedTuple):
-    """J and its gradients as a check has examined them: if J is the same, so is what was found.
+    """A problem and its gradients as an earlier check has examined them.
 
     Attributes:
-        loss: J(θ).
-        gradients: autograd's, by position in θ.
-        chosen: the method they were tried by.
+        problem: J and θ, with the noise of J and the engine that evaluated it.
+        gradients: those on trial, by position in θ.
+        choice: the method they were tried by.
         trials: what was found of them.
     """
 
-    loss: float
+    problem: Problem
     gradients: Mapping[int, AnalyticGradient]
-    chosen: MethodChoice
-    trials: Mapping[int, ParameterTrial]
+    choice: MethodChoice
+    trials: Trials
 
-    def is_of(self, loss: float, gradients: Mapping[int, AnalyticGradient]) -> bool:
-        """Whether it is of this J: loss and gradients agree to the bit."""
-        return self.loss == loss and all(
+    def is_of(self, problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> bool:
+        """Whether a later problem has the same J: loss and gradients agree to the bit."""
+        return self.problem.objective.loss == problem.objective.loss and all(
             np.array_equal(self.gradients[position].values, gradient.values) for position, gradient in gradients.items()
         )
 
 
 def check_left_in_grad(
     model: nn.Module,
-    functions: Sequence[Callable[..., Any]],
-    computation: Computation,
-    asked: Request,
+    loss: Loss,
+    request: Request,
     step: TrainingStep,
     examined: Examination | None = None,
 ) -> Report:
     """Judges `.grad`, as `check_module` documents `gradients="grad"`.
 
     Args:
-        model: as in `check_backward`, like what follows.
-        functions: the user's, for what they capture.
-        computation: gives the function that computes the loss.
-        asked: the options.
+        model: what was trained.
+        loss: the user's loss over it, on the batches of the step.
+        request: the options.
         step: what is known of the training step.
-        examined: an earlier check at the same weights; used where it is of the same J.
+        examined: an earlier check at the same weights; its noise, engine and trials are used where it is of the same J.
     """
     started = time.perf_counter()
-    threads = torch.get_num_threads()
-    theta = theta_of(model, asked.include, asked.exclude)
-    left = GradCheck(model, functions, computation, theta, asked, step)
-    with Loan(model, functions, asked.mode, asked.dtype, asked.seed, step.start) as borrowed:
-        objective = preflighted(model, computation(asked.dtype), borrowed, asked.dtype, left.drawn_in)
-        gradients = autograd_gradients(objective, theta)
-        left.check_replay(objective, gradients)
-        numerical = Numerical(objective, theta, asked, threads)
-        if examined is not None and examined.is_of(objective.loss, gradients):
-            chosen, trials = examined.chosen, dict(examined.trials)
-        elif left.cannot:
-            chosen, trials = MethodChoice("exact"), {}
-        else:
-            with progress_bar(asked.progress) as bar:
-                chosen, trials = run_method(objective, theta, asked, numerical, gradients, bar)
-            check_unchanged(objective)
-        judged = left.judged(objective, gradients, trials)
-        rows = left.rows(judged)
-        notes = notes_of(rows, objective, numerical, asked, chosen.method)
-    return reported(
-        rows,
-        objective,
-        numerical,
-        asked,
-        method=chosen.method,
-        started=started,
-        relative_error=over_theta(each.trial for each in judged.values()) if judged else float("nan"),
-        notes=[*left.notes(rows), *chosen.notes, *notes],
-    )
+    grad_check = GradCheck(model, loss, request, step)
+    with posed(model, loss, request, start=step.start, theta=grad_check.theta, drawn_in=grad_check.drawn_in) as problem:
+        autograd_float64 = autograd_gradients(problem.objective, problem.theta)
+        grad_check.compare_with_step(problem.objective, autograd_float64)
+        choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
+        judged = grad_check.judged(problem.objective, autograd_float64, trials)
+        rows = grad_check.rows(judged)
+        accumulated = any(gradient.accumulated for gradient in autograd_float64.values())
+        notes = [*grad_check.notes(rows), *notes_of(problem, choice, rows, accumulated=accumulated)]
+        return reported(
+            problem,
+            choice,
+            rows,
+            started=started,
+            relative_error=over_theta(each.trial for each in judged.values()) if judged else float("nan"),
+            notes=notes,
+        )
+
+
+def _tried(
+    problem: Problem, gradients: Mapping[int, AnalyticGradient], why_unjudged: str, examined: Examination | None
+) -> tuple[MethodChoice, Trials]:
+    """Autograd's own gradients against J: as examined before, or anew; not at all where nothing can be judged."""
+    if examined is not None and examined.is_of(problem, gradients):
+        problem.take_over(examined.problem)
+        return examined.choice, dict(examined.trials)
+    if why_unjudged:
+        return MethodChoice("exact"), {}
+    return run_method(problem, gradients)

@@ -1,4 +1,4 @@
-"""What a training loop did wrong, read off the `.grad` it left: factors of a step, and gradients of other batches."""
+"""Names the mistake of a training loop by the `.grad` it left: factors of a step, and gradients of other batches."""
 
 from __future__ import annotations
 
@@ -17,33 +17,30 @@ from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
-CLOSE = 5e-3
-"""A factor is the number it looks like when it is this close: low precisions leave no more digits."""
+FACTOR_PRECISION = 5e-3
+"""The relative distance within which a factor counts as the number it is near: 0.5 %, all that low precisions leave."""
 
-MOST = 64
-"""So many accumulation steps, or workers, are thought of."""
+LARGEST_COUNT = 64
+"""The largest number of accumulation steps, or workers, that a factor is read as."""
 
-ROUNDED = float(np.finfo(np.float32).eps)
-"""The error bars hold the rounding of `.grad` itself already; this much is left for the diagnosis to allow."""
+GRAD_EPSILON = float(np.finfo(np.float32).eps)
+"""The machine epsilon that the diagnosis allows for: float32's, since the error bars hold the rounding of `.grad`."""
 
 NEVER_REACHED = "the backward never reached it, zero_grad() came after it, or the check came before it"
-"""What may be behind a `.grad` of None."""
+"""The usual causes of a `.grad` of None."""
 
-BARS = 3.0
-"""How many error bars a diagnosis may be off by; those of `.grad` are limits."""
+BARS_ARE_LIMITS = 3.0
+"""A diagnosis allows this many error bars. Those of `.grad` are limits already, so they are divided by it."""
 
 
 ROUND_NORM = 1e-5
-"""A norm is a round number, of two digits, when it is this close: clipping leaves it at the limit up to rounding."""
-
-UNSURE = (DiagnosisKind.UNKNOWN, DiagnosisKind.PARTIAL, DiagnosisKind.SCALED)
-"""Kinds that a few numbers may look like by chance."""
+"""The relative distance within which a norm counts as a number of two digits: clipping leaves it at its limit."""
 
 IF_MEANT = "If the loop means to clip before step(), say so: clip_norm= or clip_value="
 
 
 class Reference(NamedTuple):
-    """A gradient that `.grad` may hold, or hold as well: what it is of, and its values by position in θ."""
+    """A gradient that `.grad` may hold, alone or added to its own: a name for it, and its values by position in θ."""
 
     words: str
     values: Mapping[int, Floats]
@@ -88,15 +85,15 @@ def _norm_clipped(evidences: Mapping[int, Evidence], found: dict[int, Diagnosis]
 
 
 def _all_alike(evidences: Mapping[int, Evidence], found: Mapping[int, Diagnosis]) -> dict[int, Diagnosis]:
-    """What one tensor is too small to tell is the mistake of another, where that explains it."""
+    """A tensor too small to tell its mistake has that of another one, where that explains it."""
     limit = max(
         (float(np.max(np.abs(evidences[at].analytic))) for at, each in found.items() if _in_value(each)), default=0.0
     )
     alike = dict(found)
     for position, diagnosis in found.items():
         evidence = evidences[position]
-        if diagnosis.kind in UNSURE and not words_of_factor(diagnosis.factor or 0.0):
-            known = (other for other in found.values() if other.kind not in UNSURE or other.factor)
+        if diagnosis.kind.needs_many_entries and not words_of_factor(diagnosis.factor or 0.0):
+            known = (other for other in found.values() if not other.kind.needs_many_entries or other.factor)
             alike[position] = next((other for other in known if _explains(other, evidence, limit)), diagnosis)
     return {position: _with_hint(diagnosis) for position, diagnosis in alike.items()}
 
@@ -116,7 +113,7 @@ def _explains(diagnosis: Diagnosis, evidence: Evidence, limit: float) -> bool:
     if diagnosis.kind is DiagnosisKind.WEIGHT_DECAY:
         return evidence.explains(evidence.numeric + diagnosis.factor * evidence.theta)
     off = np.abs(evidence.analytic - diagnosis.factor * evidence.numeric)[evidence.judged]
-    return bool(np.all(off <= BARS * max(1.0, abs(diagnosis.factor)) * evidence.error_bar[evidence.judged]))
+    return bool(np.all(off <= BARS_ARE_LIMITS * max(1.0, abs(diagnosis.factor)) * evidence.error_bar[evidence.judged]))
 
 
 def _in_value(diagnosis: Diagnosis) -> bool:
@@ -126,7 +123,7 @@ def _in_value(diagnosis: Diagnosis) -> bool:
 def step_evidence(entry: ThetaEntry, trial: ParameterTrial) -> Evidence:
     """One parameter's numbers; their error bars are limits, and hold the rounding of `.grad` already."""
     evidence = evidence_of(entry, trial, tolerance=0.0)
-    return replace(evidence, error_bar=evidence.error_bar / BARS, epsilon=ROUNDED)
+    return replace(evidence, error_bar=evidence.error_bar / BARS_ARE_LIMITS, epsilon=GRAD_EPSILON)
 
 
 def _meanings(evidences: Iterable[Evidence]) -> list[FactorMeaning]:
@@ -142,7 +139,7 @@ def _factor(evidence: Evidence) -> float:
 
 
 def words_of_factor(factor: float) -> str:
-    """What a training loop does to leave `factor` times the right gradient; "" where nothing is known to."""
+    """The mistake of a training loop that leaves `factor` times the right gradient; "" where none is known."""
     if factor <= 0:
         return ""
     exponent = round(np.log2(factor))
@@ -151,7 +148,7 @@ def words_of_factor(factor: float) -> str:
             f"2^{exponent}, a loss scale that was not taken out. Call scaler.unscale_(optimizer) before step(), "
             "or give the monitor scaler="
         )
-    for count in range(2, MOST + 1):
+    for count in range(2, LARGEST_COUNT + 1):
         if _close(factor, count):
             return (
                 f"accumulated {count} times (no zero_grad()), the loss not divided by {count} accumulation steps, "
@@ -166,7 +163,7 @@ def words_of_factor(factor: float) -> str:
 
 
 def _close(one: float, other: float) -> bool:
-    return abs(one - other) <= CLOSE * other
+    return abs(one - other) <= FACTOR_PRECISION * other
 
 
 def _of_another_batch(position: int, evidence: Evidence, references: Sequence[Reference]) -> Diagnosis | None:

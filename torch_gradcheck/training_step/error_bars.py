@@ -1,9 +1,10 @@
-"""The error bars of `.grad`: how far rounding in the training step's own precision may move a correct gradient.
+"""The error bars of `.grad`: the distance that rounding in the step's own precision may move a correct gradient.
 
-Measured, not guessed. The step's own computation is run again in its own precisions, and a few times more with rounding
-as noise: how far these come apart is the bar. Where the plain run itself is further from float64 than that, the kernels
-of its dtype may do it (sums that stagnate, underflow): they are run under float64 Python, and as much as they are off
-is allowed too. What only the user's code does in that dtype is not.
+The bars are measured. The step's own computation is run again in its own precisions, plainly and a few times with
+rounding as noise; the spread of these runs is the bar. The kernels of a coarse dtype can do more than round at random:
+sums stagnate, results underflow. Where the plain run is further from float64 than the spread explains, these kernels
+are run under float64 Python, and their error is allowed too. An error that only the user's code makes in that dtype is
+not allowed.
 """
 
 from __future__ import annotations
@@ -24,46 +25,52 @@ from torch_gradcheck.precision.rounding_noise import KernelsInMode
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 MARGIN = 6.0
-"""How many times further than any of the noisy runs a gradient may be off. Over 2,200 tensors of correct models in
-float32, bfloat16, float16 and under autocast the plain run was off by at most 2.3 times the noisy ones."""
+"""The error bar, in multiples of the furthest noisy run. Over 2,200 tensors of correct models in float32, bfloat16,
+float16 and under autocast the plain run was off by at most 2.3 times the noisy ones."""
 
-SYSTEMATIC = 3.0
-"""How many times as far off as the kernels of its dtype are a plain run is believed to be because of them."""
+KERNEL_ERROR = 3.0
+"""Where the plain rerun is further from float64 than noise explains, the excess is accepted up to this many times the
+error measured for the kernels of its dtype."""
 
 KERNEL_RUNS = 3
-"""How many runs of the kernels in a coarser dtype show what they do."""
+"""Runs of the kernels in a coarser dtype whose error is measured; the largest counts."""
 
 
 class Bars(NamedTuple):
-    """How far rounding may move a tensor's gradient: any one entry of it, and all of it in norm."""
+    """The distance that rounding may move a tensor's gradient: any one entry of it, and all of it in norm."""
 
     entry: float
     norm: float
 
+    def times(self, factor: float) -> Bars:
+        """The bars of a gradient that is scaled by this factor."""
+        return Bars(self.entry * factor, self.norm * factor)
 
-def bars_of(native: Sequence[Floats], exact: Floats, kernels: Callable[[], Sequence[Floats]]) -> Bars:
-    """How far rounding may move a correct gradient from `exact`, autograd's own in the precision of the check."""
-    if not native:
-        return _furthest(kernels(), exact, MARGIN)
-    plain, *noisy = native
+
+def bars_of(replayed: Sequence[Floats], autograd_float64: Floats, kernels: Callable[[], Sequence[Floats]]) -> Bars:
+    """The distance that rounding may move a correct gradient from autograd's own in the precision of the check."""
+    if not replayed:
+        return _furthest(kernels(), autograd_float64, MARGIN)
+    plain, *noisy = replayed
     bars = spread(plain, noisy)
-    off = _furthest([plain], exact)
+    off = _furthest([plain], autograd_float64)
     if off.entry <= bars.entry and off.norm <= bars.norm:
         return bars
-    systematic = _furthest(kernels(), exact, SYSTEMATIC)
+    systematic = _furthest(kernels(), autograd_float64, KERNEL_ERROR)
     more = Bars(*(1.5 * min(pair) for pair in zip(off, systematic, strict=True)))
     return Bars(bars.entry + more.entry, bars.norm + more.norm)
 
 
 def spread(plain: Floats, noisy: Sequence[Floats]) -> Bars:
-    """The bars that runs with rounding as noise leave around the plain one."""
+    """The error bars from the spread of noisy runs around the plain one."""
     return _furthest(noisy, plain, MARGIN)
 
 
 def spread_by_entry(plain: Floats, noisy: Sequence[Floats], rows: int) -> Floats:
-    """How far runs with rounding as noise moved each entry, or entries like it: those of its row and of its column.
+    """The distance that noisy runs moved each entry, or entries like it: those of its row and of its column.
 
-    What an entry's row and column say of it is their product by the mean of all, as if they moved independently.
+    The estimate from an entry's row and column is their product divided by the mean of all, as if they moved
+    independently.
 
     Args:
         plain: the plain run.
@@ -78,17 +85,17 @@ def spread_by_entry(plain: Floats, noisy: Sequence[Floats], rows: int) -> Floats
     return np.asarray(np.maximum(moved, alike))
 
 
-def _furthest(runs: Sequence[Floats], exact: Floats, margin: float = 1.0) -> Bars:
+def _furthest(runs: Sequence[Floats], autograd_float64: Floats, margin: float = 1.0) -> Bars:
     """The largest distance of a run, times the margin; infinite where a run is not finite."""
     with np.errstate(all="ignore"):
-        off = np.nan_to_num(np.abs(np.array(runs) - exact), nan=np.inf)
+        off = np.nan_to_num(np.abs(np.array(runs) - autograd_float64), nan=np.inf)
         entry = np.max(off, initial=0.0)
         norm = np.max(np.linalg.norm(off, axis=1), initial=0.0) if np.isfinite(entry) else np.inf
     return Bars(margin * float(entry), margin * float(norm))
 
 
 class KernelGradients:
-    """The gradients that torch's kernels of a coarser dtype give under the Python of the check; run when asked for."""
+    """Gradients by torch's kernels of a coarser dtype under the Python of the check; computed when first asked for."""
 
     def __init__(self, objective: Objective, theta: Theta, dtype: torch.dtype, seed: int) -> None:
         self._objective, self._theta, self._dtype, self._seed = objective, theta, dtype, seed

@@ -1,4 +1,4 @@
-"""What a training loop's own forward started from, seen through a hook on the model, so that it can be run again."""
+"""The state that a training loop's own forward started from, so that it can be run again."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.borrowing.random_state import RandomState, is_generator
 from torch_gradcheck.torch_internals.devices import accelerator_type
+from torch_gradcheck.torch_internals.tensors import version_of
 
 Autocast = Mapping[str, tuple[bool, torch.dtype]]
-"""Device type → whether autocast is on for it, and to which dtype."""
+"""Device type → (autocast is on for it, the dtype it casts to)."""
 
 
 @dataclass(frozen=True)
@@ -23,10 +24,10 @@ class SeenForward:
     """One call of the model with gradients on, as it began.
 
     Attributes:
-        start: the random state and what the buffers held.
-        autocast: under which autocast.
-        versions: parameter → its version counter: another one later means that it was written to.
-        args, kwargs: what the model was called with.
+        start: the random state and the values of the buffers.
+        autocast: the autocast in force.
+        versions: parameter → its version counter; a later count that differs means that it was written to.
+        args, kwargs: the arguments of the model.
     """
 
     start: Start
@@ -37,16 +38,16 @@ class SeenForward:
 
     def weights_moved(self) -> bool:
         """Whether a parameter has been written to since."""
-        return any(parameter._version != version for parameter, version in self.versions.items())
+        return any(version_of(parameter) != version for parameter, version in self.versions.items())
 
 
 def seen_now(
     model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
 ) -> SeenForward:
-    """What a forward that begins now starts from."""
+    """The state that a forward which begins now starts from."""
     generators = [value for module in model.modules() for value in vars(module).values() if is_generator(value)]
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
-    versions = {parameter: parameter._version for parameter in model.parameters()}
+    versions = {parameter: version_of(parameter) for parameter in model.parameters()}
     return SeenForward(Start(RandomState.of_everything(generators), buffers), autocast_now(), versions, args, kwargs)
 
 

@@ -1,4 +1,4 @@
-"""Which entries of a `.grad` are wrong: beyond what rounding may do, or off by what no rounding does."""
+"""Finds the wrong entries of a `.grad`: those beyond the error bars of rounding, or off as no rounding makes them."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from torch_gradcheck.training_step.error_bars import Bars
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
-TELLING = 8
-"""So many entries are proportional by no accident."""
+ENTRIES_NEEDED = 8
+"""Entries needed to believe a relation between two gradients: 8 numbers are not proportional by accident."""
 
-DIFFERENT = 1e-4
-"""A relative difference that is no rounding of a factor, such as that of a clipped norm."""
+NO_ROUNDING = 1e-4
+"""The relative difference of two gradients that no rounding of a common factor makes, such as the
+factor of a clipped norm: 0.01 %."""
 
 ROUNDINGS = 16.0
-"""How many machine epsilons of the largest entry two runs of one step may differ by."""
+"""The largest difference between two runs of one step, in machine epsilons of the largest entry."""
 
-BEYOND = 4.0
-"""How many times further than rounding as noise moved it an entry is off that is wrong among equal ones."""
+BEYOND_NOISE = 4.0
+"""Where most entries of `.grad` equal the rerun exactly, another entry is wrong if it is off by more than this many
+times the spread of the noisy reruns."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,9 @@ def judge(trial: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
     return Judged(replace(trial, results=replace(results, error_bar=error, outcome=outcome.astype(np.int8))), bars)
 
 
-def judge_by_rerun(judged: Judged, plain: Floats, apart: Floats, theta: Floats, eps: float, tolerance: float) -> Judged:
+def judge_by_rerun(
+    judged: Judged, plain: Floats, spread: Floats, theta: Floats, eps: float, tolerance: float
+) -> Judged:
     """Judges by the step's plain run, where it shows a mistake that rounding would hide.
 
     A loop that computes its gradient just as the run does, and then spoils it, leaves traces that no rounding does,
@@ -71,18 +75,18 @@ def judge_by_rerun(judged: Judged, plain: Floats, apart: Floats, theta: Floats, 
     Args:
         judged: what was found without.
         plain: the run, as the loop clips it.
-        apart: how far rounding as noise moves each entry of it.
+        spread: how far rounding as noise moves each entry of it.
         theta: what the parameter holds.
         eps: machine epsilon of `.grad`.
         tolerance: the relative error that passes.
     """
     given = judged.trial
     largest = float(np.max(np.abs(plain), initial=0.0))
-    rounding = np.minimum(ROUNDINGS * eps * largest, np.maximum(2 * eps * np.abs(plain), DIFFERENT * largest))
+    rounding = np.minimum(ROUNDINGS * eps * largest, np.maximum(2 * eps * np.abs(plain), NO_ROUNDING * largest))
     if any(_off_along(given.analytic, plain, direction, eps) for direction in (theta, plain)):
         error = rounding
     elif _equal_elsewhere(given.analytic, plain, eps):
-        error = np.maximum(rounding, BEYOND * apart)
+        error = np.maximum(rounding, BEYOND_NOISE * spread)
     else:
         return judged
     beside = replace(given, results=replace(given.results, numeric=plain, error_bar=error))
@@ -92,17 +96,17 @@ def judge_by_rerun(judged: Judged, plain: Floats, apart: Floats, theta: Floats, 
 
 def _equal_elsewhere(given: Floats, plain: Floats, eps: float) -> bool:
     """Whether most entries of two gradients are the same number."""
-    telling = plain != 0
+    informative = plain != 0
     same = np.abs(given - plain) <= 2 * eps * np.abs(plain)
-    return bool(np.sum(telling) >= TELLING and np.mean(same[telling]) > 0.5)
+    return bool(np.sum(informative) >= ENTRIES_NEEDED and np.mean(same[informative]) > 0.5)
 
 
 def _off_along(given: Floats, plain: Floats, direction: Floats, eps: float) -> bool:
     """Whether two gradients differ, by more than a rounding of all of them, and along one direction only."""
     off, square = given - plain, float(np.dot(direction, direction))
-    if len(off) < TELLING or not np.isfinite(square) or not square or not np.all(np.isfinite(off)):
+    if len(off) < ENTRIES_NEEDED or not np.isfinite(square) or not square or not np.all(np.isfinite(off)):
         return False
     left = off - float(np.dot(off, direction)) / square * direction
     size = float(np.linalg.norm(off))
-    differ = size > max(DIFFERENT, ROUNDINGS * eps) * float(np.linalg.norm(given))
+    differ = size > max(NO_ROUNDING, ROUNDINGS * eps) * float(np.linalg.norm(given))
     return differ and float(np.linalg.norm(left)) < 0.01 * size

@@ -1,19 +1,19 @@
-"""The training step's own computation, run again in its own precisions: what it gives, and how rounding moves that."""
+"""Replays of a training step in its own precisions: once plainly, then with rounding as noise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
+from torch_gradcheck.borrowing.loan import Borrowed, Start, lend
 from torch_gradcheck.gradients.by_autograd import theta_gradients
+from torch_gradcheck.objective.loss import Compute, Loss
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import epsilon
@@ -21,12 +21,12 @@ from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.training_step.forward_state import Autocast
 
 NOISY_RUNS = 4
-"""How many runs with rounding as noise tell how far it can move a gradient."""
+"""Replays with rounding as noise; their spread says how far rounding can move a gradient."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """How a training step computed: under which autocast, and its loss times which scale."""
+    """The autocast a training step computed under, and the scale of its loss."""
 
     autocast: Autocast
     scale: float = 1.0
@@ -43,10 +43,10 @@ class Regime:
 
 @dataclass(frozen=True)
 class Replays:
-    """What the runs gave, the first without noise.
+    """Losses and gradients of the replays, the first without noise.
 
     Attributes:
-        regime: how they computed.
+        regime: autocast and loss scale of all of them.
         losses: J of each run.
         gradients: position in θ → the gradient of each run.
     """
@@ -58,8 +58,7 @@ class Replays:
 
 def replays_of(
     model: nn.Module,
-    functions: Sequence[Callable[..., Any]],
-    computation: Callable[[torch.dtype | None], Callable[[], Any]],
+    loss: Loss,
     theta: Theta,
     regime: Regime,
     seed: int,
@@ -68,12 +67,12 @@ def replays_of(
     """Runs the step's forward and backward on a loan in the model's own dtypes; None where that cannot be done."""
     generator = torch.Generator().manual_seed(seed)
     runs, losses = [], []
-    with Loan(model, functions, "keep", None, seed, start) as borrowed:
+    with lend(model, loss.holders, "keep", None, seed, start) as borrowed:
         try:
-            compute = computation(None)
+            compute = loss.at(None)
             for run in range(1 + NOISY_RUNS):
-                loss, gradients = _run(compute, borrowed, theta, regime, RoundingMode(generator) if run else None)
-                losses.append(loss)
+                value, gradients = _run(compute, borrowed, theta, regime, RoundingMode(generator) if run else None)
+                losses.append(value)
                 runs.append(gradients)
         except (RuntimeError, NotImplementedError):  # such as a kernel that this autocast has no dtype for
             return None
@@ -82,7 +81,7 @@ def replays_of(
 
 
 def _run(
-    compute: Callable[[], Any], borrowed: Borrowed, theta: Theta, regime: Regime, noise: RoundingMode | None
+    compute: Compute, borrowed: Borrowed, theta: Theta, regime: Regime, noise: RoundingMode | None
 ) -> tuple[float, dict[int, Floats]]:
     """J and its gradients; the loss is scaled for the backward, the gradients unscaled, as a GradScaler does."""
     borrowed.before_evaluation()

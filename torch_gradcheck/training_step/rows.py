@@ -15,7 +15,8 @@ from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.verdicts.rows import compared_row, frozen_row
 
 RESOLVED = 1.0
-"""A match counts as one where an error of this share of the gradient would have been seen: none, or twice of it."""
+"""`.grad` counts as a match only if the rounding bar is below this share of its norm. At 1, a missing or doubled
+gradient would have been seen."""
 
 
 def judged_row(entry: ThetaEntry, judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
@@ -36,13 +37,13 @@ def judged_row(entry: ThetaEntry, judged: Judged, diagnosis: Diagnosis | None) -
 
 
 def unjudged_row(entry: ThetaEntry, left: AnalyticGradient, why: str, missing: bool) -> ParameterReport:
-    """The row of a `.grad` with nothing to compare it with: what is no number, or missing, is wrong all the same.
+    """The row of a `.grad` with nothing to compare it with: NaN, infinity and a missing gradient are wrong anyway.
 
     Args:
         entry: the parameter.
         left: its `.grad`.
-        why: it cannot be judged.
-        missing: it is None, and J depends on the parameter whatever random numbers are drawn.
+        why: the reason why it cannot be judged.
+        missing: `.grad` is None, and J depends on the parameter whatever random numbers are drawn.
     """
     row = replace(frozen_row(entry), status=Status.UNDECIDED, reason=why)
     count = len(left.values)

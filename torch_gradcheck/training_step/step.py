@@ -1,4 +1,4 @@
-"""What is known of a training step whose `.grad` is on trial, and what of it forbids a verdict."""
+"""A training step whose `.grad` is on trial: its forwards, scales and limits, and the reasons against a verdict."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Start
-from torch_gradcheck.objective.loss import Computation
+from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks
+from torch_gradcheck.torch_internals.modules import is_dropout
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
 
 
@@ -22,10 +24,10 @@ class TrainingStep:
         forwards: the model's own forwards of this step; None where nobody watched.
         batches: how many forwards and backwards make up the step.
         compiled: the loop called a compiled form of the model.
-        loss_scale: what the loss was multiplied by before its backward.
-        scale: how much of that `.grad` still carries.
+        loss_scale: the factor on the loss before its backward.
+        scale: the factor that `.grad` still carries.
         clip_norm, clip_value: limits the loop has put on `.grad` already.
-        earlier: parameter → what its `.grad` held when the step before was done with it.
+        earlier: parameter → its `.grad` when the step before was done with it.
         previous: J of the batch before.
     """
 
@@ -37,20 +39,20 @@ class TrainingStep:
     clip_norm: float | None = None
     clip_value: float | None = None
     earlier: Mapping[nn.Parameter, Floats] = field(default_factory=dict)
-    previous: Computation | None = None
+    previous: Loss | None = None
 
     @property
     def start(self) -> Start | None:
-        """What the first forward started from, None where the forwards seen are not those of the step."""
+        """The state the first forward started from, None where the forwards seen are not those of the step."""
         return self.forwards[0].start if self.forwards and len(self.forwards) == self.batches else None
 
     @property
     def autocast(self) -> Autocast | None:
-        """What autocast the forwards ran under; None where nobody saw."""
+        """The autocast the forwards ran under; None where nobody saw."""
         return self.forwards[0].autocast if self.forwards else None
 
     def weights_moved(self) -> str:
-        """Why `.grad` is not of the present weights; "" where nothing says so."""
+        """The reason why `.grad` is not of the present weights; "" where nothing says so."""
         if self.forwards and self.forwards[-1].weights_moved():
             return (
                 "the weights have been written to since the step's forward: .grad is not of the present ones. "
@@ -59,7 +61,7 @@ class TrainingStep:
         return ""
 
     def not_replayed(self, model: nn.Module) -> str:
-        """Why a step that draws random numbers, or reads what it updates, cannot be run again."""
+        """The reason why a step that draws random numbers, or reads its own updates, cannot be run again."""
         if self.forwards is None:
             seen = "nobody saw what it started from: a GradientMonitor made before the step does"
         elif not self.forwards:
@@ -71,8 +73,8 @@ class TrainingStep:
 
 
 def taken_in_backward(theta: Theta) -> str:
-    """Why `.grad` may be gone: hooks that run as soon as it is there; "" where there are none."""
-    hooked = [entry.name for entry in theta if getattr(entry.parameter, "_post_accumulate_grad_hooks", None)]
+    """The reason why `.grad` may be gone: hooks that run as soon as it is there; "" where there are none."""
+    hooked = [entry.name for entry in theta if has_post_accumulate_hooks(entry.parameter)]
     if not hooked:
         return ""
     return (
@@ -85,6 +87,6 @@ def _what_is_random(model: nn.Module) -> str:
     droppers = [
         name or "the model"
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p
+        if is_dropout(module) and module.training and module.p
     ]
     return f"random (active dropout in {', '.join(droppers[:3])})" if droppers else "random, or reads what it updates"

@@ -1,4 +1,4 @@
-"""What is tried, the gradient against functions that can be sampled, and the form of the answer."""
+"""The check of a gradient entry by entry: its inputs (EntryCheck), the possible outcomes, and its results."""
 
 from __future__ import annotations
 
@@ -22,25 +22,38 @@ from torch_gradcheck.differences.richardson import (
 from torch_gradcheck.differences.sampling import Sampler
 
 ANALYTIC_ROUNDING = 64.0
-"""How many machine epsilons of the largest entry the analytic side may be off by rounding alone ..."""
+"""Rounding that every entry of an analytic gradient may carry, in machine epsilons of the largest entry.
+
+In float64 it is 64 · 2.2e-16 = 1.4e-14 of the largest entry.
+"""
 
 COMPUTED_IN = float(np.finfo(np.float32).eps)
-"""... those of float32 at most: a gradient in a lower precision has been rounded to it in the end, entry by entry."""
+"""The largest machine epsilon that `ANALYTIC_ROUNDING` multiplies: that of float32, 1.2e-7.
+
+float16 and bfloat16 gradients are summed in float32 and rounded once at the end, which `rounding_of` adds entry by
+entry.
+"""
 
 ACCUSATION = 3.0
-"""How many error bars a gradient must be off to be accused."""
+"""A gradient is wrong only if it is off by more than this many error bars, which is 18 standard deviations of noise."""
 
 NearbySampler = Callable[[int, float], Sampler]
-"""(k, scale) to a sampler of f around the k-th random point at that relative distance from θ."""
+"""Maps (k, distance) to a sampler of f around the k-th random point at that relative distance from θ."""
 
 NearbyGradient = Callable[[int, float], Floats]
-"""(k, scale) to what stands on trial there, shape (N,)."""
+"""Maps (k, distance) to the gradient at that point, shape (N,), from the source of the gradient on trial."""
 
 
 class Outcome:
-    """What was found of one entry, as it stands in arrays.
+    """The outcome of one entry, as the arrays hold it.
 
-    Plain numbers: numpy swallows a Ctrl-C that lands while it looks up the attributes of an enum's member.
+    Plain numbers and no enum: numpy swallows a Ctrl-C that lands while it looks up the attributes of an enum's member.
+
+    Attributes:
+        MATCH: the gradient agrees with the derivative.
+        KINK: f is not differentiable there, and the gradient lies between its one-sided slopes.
+        UNDECIDED: differences of f cannot tell.
+        MISMATCH: the gradient is wrong.
     """
 
     MATCH = 0
@@ -51,25 +64,25 @@ class Outcome:
 
 @dataclass(frozen=True)
 class EntryCheck:
-    """What is tried.
+    """The gradient of N functions f_i(t) = J(θ + t·e_i) on trial, and all that is needed to judge it.
 
     Attributes:
-        sampler: evaluates f_i(t) = J(θ + t·e_i).
-        at_zero: f(0) as `sampler` computes it, with its own roundoff. A function, to be called once samples have been
-            taken: it costs nothing then where a sampler finds it out along with the first ones.
-        eager_sampler: f_i(t) in the plainest way, for second opinions; its f(0) is that of `noise`.
-        nearby: the same around points near θ; None where J is known to have no kink at θ itself.
-        nearby_analytic: the gradient at these points, from the same source; None where there is none, as for one that
-            was derived by hand.
+        sampler: evaluates f_i(t).
+        at_zero: returns f(0) as `sampler` computes it, with the roundoff of `sampler`. Call it after the first samples:
+            some engines compute f(0) along with them, at no extra cost.
+        eager_sampler: f_i(t) by the eager engine, for a second opinion; its f(0) is `noise.at_zero`.
+        nearby: samplers around points near θ; None where J is known to have no kink at θ.
+        nearby_analytic: gradients at these points, from the source of the gradient on trial; None where that source
+            has no other points, as a gradient derived by hand.
         analytic: shape (N,), the gradient on trial.
-        analytic_epsilon: machine epsilon of the precision it was given in.
-        unit: shape (N,), what steps are multiples of: max(1, |θ_i|).
-        scale: shape (N,), the size of the arguments, at which f may well vary: the larger of |θ_i| and the tensor's
-            root mean square, 1 where all of it is 0.
+        analytic_epsilon: machine epsilon of the precision the gradient on trial was given in.
+        unit: shape (N,), max(1, |θ_i|); steps are multiples of it.
+        scale: shape (N,), the length over which f may well vary: the larger of |θ_i| and the tensor's root mean square,
+            1 where the whole tensor is 0.
         noise: of J.
-        tolerance: the largest relative error that passes.
-        eps: a step to use as it is, the same for every entry; None to choose one.
-        ladder: what a disagreement goes up; below `COARSE` there is the fine one.
+        tolerance: the largest relative error that passes, such as 1e-5.
+        eps: the step for every entry, as the user gave it; None to choose a step.
+        ladder: the steps for entries that disagree; after `COARSE`, `FINE` is tried as well.
     """
 
     sampler: Sampler
@@ -87,17 +100,26 @@ class EntryCheck:
     ladder: Ladder = COARSE
 
     def agrees(self, which: Indices, numeric: Floats, error_bar: Floats, margin: float = 1.0) -> Flags:
-        """Whether the gradient is within the tolerance and `margin` error bars of `numeric`; never where NaN."""
+        """Entries where the gradient on trial is within the tolerance and `margin` error bars of `numeric`.
+
+        |a − n| ≤ tolerance · (|a| + |n|) + margin · error bar + rounding of a. False where a or n is NaN.
+
+        Args:
+            which: shape (K,), the entries.
+            numeric: shape (K,), derivatives of f.
+            error_bar: shape (K,), of `numeric`.
+            margin: how many error bars are allowed.
+        """
         analytic = self.analytic[which]
         allowed = self.tolerance * (np.abs(analytic) + np.abs(numeric)) + margin * error_bar + self.rounding[which]
         return np.asarray(np.isfinite(analytic) & (np.abs(analytic - numeric) <= allowed))
 
     def by_eager_engine(self) -> EntryCheck:
-        """The same question, to the second sampler."""
+        """The same check with `eager_sampler` as its sampler."""
         return replace(self, sampler=self.eager_sampler, at_zero=lambda: self.noise.at_zero)
 
     def at_nearby_point(self, k: int, distance: float) -> EntryCheck:
-        """The same question at the k-th point near θ, where no unit of J lies on its corner."""
+        """The same check at the k-th random point near θ, where no unit of J lies exactly on its kink."""
         assert self.nearby is not None
         assert self.nearby_analytic is not None
         sampler = self.nearby(k, distance)
@@ -107,51 +129,53 @@ class EntryCheck:
         return replace(self, sampler=sampler, at_zero=lambda: at_zero, noise=noise, analytic=analytic)
 
     def through(self, stencil: Stencil, which: Indices) -> tuple[Floats, Floats]:
-        """The centered differences that `window` names, in units of the argument or, for a given step, of 1."""
+        """Centered differences of `which` by one stencil, and their roundoff. Steps given by `eps` are absolute."""
         if not len(which):
             return np.empty(0), np.empty(0)
         unit = self.unit[which] if self.eps is None else np.ones(len(which))
         return through_stencil(self.sampler, which, unit, stencil, self.noise)
 
     def climb(self, which: Indices, unit: Floats, ladder: Ladder) -> Estimates:
-        """Derivatives from every rung of `ladder`, its steps in multiples of `unit`, one for each of `which`."""
-        # Values are subtracted from f(0) there: it must have been computed as they are.
+        """Derivatives of `which` by extrapolation over `ladder`, whose steps are multiples of `unit`, shape (K,)."""
+        # One-sided slopes subtract f(0) from samples: it must come from the sampler that gave these.
         return extrapolated_derivatives(self.sampler, which, unit, self.noise._replace(at_zero=self.at_zero()), ladder)
 
     @property
-    def roundoff(self) -> float:
-        """One standard deviation of the noise of a value of f."""
-        return max(self.noise.sigma, self.noise.epsilon / 2 * abs(self.noise.at_zero))
-
-    @property
     def visible(self) -> float:
-        """How far f must move for it to be no noise."""
-        return ACCUSATION * SIGMAS * self.roundoff
+        """A change of f above this is no noise: ACCUSATION · SIGMAS = 18 standard deviations."""
+        return ACCUSATION * SIGMAS * self.noise.sigma_at_zero
 
     @cached_property
     def rounding(self) -> Floats:
-        """The analytic side's own rounding, shape (N,), in the unit of a derivative."""
+        """How far the gradient on trial may be off by its own rounding, shape (N,), in units of a derivative."""
         return rounding_of(self.analytic, self.analytic_epsilon)
 
 
 def rounding_of(analytic: Floats, epsilon: float) -> Floats:
-    """How far each entry of a gradient in a precision of machine epsilon `epsilon` may be off by rounding alone."""
+    """How far each entry of a gradient may be off by rounding alone, shape of `analytic`.
+
+    64·min(ε, 1.2e-7)·max|g| + ε·|g_i|. Example: (1.0, 1e-3) in bfloat16, ε = 7.8e-3, gives (7.8e-3, 1.5e-5).
+
+    Args:
+        analytic: the gradient.
+        epsilon: ε, the machine epsilon of its precision.
+    """
     size = np.abs(np.nan_to_num(analytic, posinf=0.0, neginf=0.0))
-    on_the_way = ANALYTIC_ROUNDING * min(epsilon, COMPUTED_IN) * float(np.max(size, initial=0.0))
-    return np.asarray(on_the_way + epsilon * size)
+    of_sums = ANALYTIC_ROUNDING * min(epsilon, COMPUTED_IN) * float(np.max(size, initial=0.0))
+    return np.asarray(of_sums + epsilon * size)
 
 
 @dataclass
 class EntryResults:
-    """What was found, entry by entry; arrays of shape (N,).
+    """The results of a check, entry by entry; arrays of shape (N,).
 
     Attributes:
-        numeric: the derivative of J, refined where the first one disagreed; at a kink the slope nearest to the
-            gradient on trial, within the error bars of the one-sided ones.
-        error: its error bar.
+        numeric: the derivative of J, refined where the first difference disagreed. At a kink it is the slope nearest
+            to the gradient on trial, within the error bars of the one-sided slopes.
+        error_bar: of `numeric`.
         outcome: `Outcome` values.
-        left, right: one-sided slopes where the entry went up the ladder, else NaN.
-        window: the difference that most entries were judged by.
+        left, right: one-sided slopes of entries that were refined on a ladder, else NaN.
+        stencil: the centered difference that most entries were judged by.
     """
 
     numeric: Floats
@@ -162,6 +186,6 @@ class EntryResults:
     stencil: Stencil
 
     def worst_first(self, analytic: Floats, suspects: Indices) -> Indices:
-        """The suspects, those furthest off first."""
+        """The suspects, sorted by |analytic − numeric|, the largest first; NaN counts as infinite."""
         off = np.nan_to_num(np.abs(analytic[suspects] - self.numeric[suspects]), nan=np.inf)
         return suspects[np.argsort(-off, kind="stable")]

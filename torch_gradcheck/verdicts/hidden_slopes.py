@@ -1,4 +1,7 @@
-"""What f does between 0 and the smallest step of a ladder, where a gradient too steep to be seen could still hold."""
+"""Looks for a slope that f has only very close to 0, below the ladder's smallest step.
+
+Such a slope would make a gradient right that every larger step contradicts, as for x / (|x| + 1e-15).
+"""
 
 from __future__ import annotations
 
@@ -8,43 +11,48 @@ from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.verdicts.entry_check import EntryCheck
 
 LEVELS = 12
-"""At how many steps, one a decade, to look below the smallest one, at most."""
+"""At most this many steps below the smallest one are tried, about one a decade: down to 1e-12 of it."""
 
 STRAIGHT = 0.05
-"""How much the slope may change there: for all but noise and curvature f is a straight line between such steps."""
+"""f counts as a straight line below the smallest step where its slope changes by at most 5 %."""
 
 ROUNDING = 16.0
-"""Noise of no more machine epsilons of f than this is its rounding, which hides nothing that could be seen."""
+"""Noise of f of at most this many machine epsilons of f(0) is rounding, and hides no slope.
 
-IN_HIDING = 2.0 ** -np.arange(8)
-"""Where to look for a slope that noise may hide, in multiples of the width over which it rises by the noise ..."""
+In float64, with f(0) = 1, that is 3.6e-15.
+"""
+
+HIDDEN_STEPS = 2.0 ** -np.arange(8)
+"""Steps at which a slope below the noise is looked for, 1 to 1/128, in multiples of σ / off.
+
+Over a step of σ / off, a slope that differs by `off` moves f by one standard deviation of the noise.
+"""
 
 IN_A_ROW = 4
-"""... and how many must agree there one after the other: slopes of noise that is nothing else do so by chance once in
-ten thousand times."""
+"""How many neighbouring `HIDDEN_STEPS` must have the slope on trial. Pure noise does so once in ten thousand times."""
 
 
 def may_have_hidden_slope(check: EntryCheck, which: Indices, unit: Floats, off: Floats) -> Flags:
-    """Whether f does not go on below the ladder as it does on it, so that the gradient on trial may be right there.
+    """Functions that may have another slope below the ladder than on it, so that the gradient on trial may be right.
 
-    So x/(|x| + 1e-15) rises, sqrt(x + 1e-20), or the norm of a row of zeros. Where f is seen to be straight there is
-    no room for another slope, however steep.
+    Examples: x/(|x| + 1e-15), sqrt(x + 1e-20), the norm of a row of zeros. Where f is a straight line all the way to 0,
+    no other slope is possible, however steep.
 
     Args:
-        check: what is tried.
+        check: the gradient on trial.
         which: shape (K,), the functions whose gradients are off.
-        unit: shape (K,), what the steps of the ladder were multiples of.
-        off: shape (K,), how far they are off the derivatives that the ladder gave.
+        unit: shape (K,), the steps of the ladder were multiples of it.
+        off: shape (K,), |gradient on trial − derivative by the ladder|.
     """
     with np.errstate(all="ignore"):
-        return _bends(check, which, unit, off) | _slopes_in_hiding(check, which, off)
+        return _bends(check, which, unit, off) | _slopes_below_noise(check, which, off)
 
 
 def _bends(check: EntryCheck, which: Indices, unit: Floats, off: Floats) -> Flags:
-    """Whether f, on its way from the smallest step of the ladder to 0, leaves the straight line, on either side."""
+    """Functions that leave a straight line between the smallest step of the ladder and 0, on either side."""
     visible = check.visible
     largest = check.ladder.rungs[-1] * unit
-    bends = off * largest > visible  # else the slope is not so steep that it would be seen there
+    bends = off * largest > visible  # elsewhere the slope on trial is too flat to show below the smallest step
     steep = np.flatnonzero(bends)
     if not len(steep):
         return np.asarray(bends)
@@ -61,26 +69,26 @@ def _bends(check: EntryCheck, which: Indices, unit: Floats, off: Floats) -> Flag
     return np.asarray(bends)
 
 
-def _slopes_in_hiding(check: EntryCheck, which: Indices, off: Floats) -> Flags:
-    """Whether f has the gradient on trial for its slope where it would rise by no more than the noise.
+def _slopes_below_noise(check: EntryCheck, which: Indices, off: Floats) -> Flags:
+    """Functions that have the slope on trial over steps so small that it moves f by no more than the noise.
 
-    What looks like noise may be f itself, far below the smallest step: sin(10¹²·x). Its slopes there agree with the
-    gradient, one after the other, as those of noise do not.
+    What was measured as noise may be f itself, as for sin(10¹²·x). Its slopes at neighbouring `HIDDEN_STEPS` agree with
+    the gradient on trial; those of noise do not.
     """
-    if check.roundoff <= ROUNDING * check.noise.epsilon * abs(check.noise.at_zero):
+    if check.noise.sigma_at_zero <= ROUNDING * check.noise.epsilon * abs(check.noise.at_zero):
         return np.zeros(len(which), dtype=bool)
     analytic = check.analytic[which]
-    steps = (check.roundoff / off)[:, None] * IN_HIDING
+    steps = (check.noise.sigma_at_zero / off)[:, None] * HIDDEN_STEPS
     taken, values = _sampled(check, which, np.concatenate([steps, -steps], axis=1))
-    half = len(IN_HIDING)
+    half = len(HIDDEN_STEPS)
     slopes = (values[:, :half] - values[:, half:]) / (taken[:, :half] - taken[:, half:])
-    # Where f is too coarse to move at all, a gradient near 0 is not what agrees.
+    # Over steps too small for f to move, its slopes are 0: a gradient near 0 must not agree with them.
     agree = np.abs(slopes - analytic[:, None]) < np.minimum(off, np.abs(analytic))[:, None] / 4
     in_a_row = np.lib.stride_tricks.sliding_window_view(agree, IN_A_ROW, axis=1)
     return np.asarray(np.any(np.all(in_a_row, axis=2), axis=1))
 
 
 def _sampled(check: EntryCheck, which: Indices, steps: Floats) -> tuple[Floats, Floats]:
-    """The steps as θ's precision lets them be, and f there; all (K, S)."""
+    """The steps really taken, in θ's precision, and f there; both of shape (K, S)."""
     samples = check.sampler(np.repeat(which, steps.shape[1]), steps.ravel())
     return samples.steps.reshape(steps.shape), samples.values.reshape(steps.shape)

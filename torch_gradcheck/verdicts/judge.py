@@ -1,7 +1,7 @@
-"""Tries a whole gradient against centered differences: every entry once, every disagreement on a ladder of steps.
+"""Judges a whole gradient: every entry by one centered difference, every disagreement on a ladder of steps.
 
-A disagreement is not yet a mistake: the step may be too large (truncation, a kink crossed) or too small (roundoff).
-Only an estimate that agrees with itself on two ladders, and leaves no slope of f that the gradient could be, accuses.
+A disagreement is not yet a mistake: the step may be too large (truncation, a kink crossed) or too small (roundoff). An
+entry is called wrong only if the derivatives of two ladders agree and no slope of f could be the gradient on trial.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from torch_gradcheck.verdicts.refine import refined
 from torch_gradcheck.verdicts.step_choice import NONE_YET, chosen_stencil
 
 BATCH = 16
-"""How many disagreeing entries go up the ladder at a time; four times as many where none of the first is a mistake."""
+"""How many disagreeing entries are first refined together. Later batches are of 64: the first had no mistake."""
 
 SECOND_LADDER = 0.61
-"""The second ladder's unit against the first one's: none of its steps is a step of the first."""
+"""Unit of the second ladder, in units of the first. It is no power of two, so that the two share no step."""
 
 
 def judge_gradient(check: EntryCheck, previous_stencil: Stencil | None) -> EntryResults:
     """Judges every entry of the gradient on trial.
 
     Args:
-        check: what is tried.
-        previous_stencil: the window that suited the tensor before; tried where the first step drowns in noise.
+        check: the gradient on trial and the functions it should be the gradient of.
+        previous_stencil: the stencil that suited the tensor before; tried where the default step drowns in noise.
     """
     everything = np.arange(len(check.analytic), dtype=np.int64)
-    stencil, seen = (
+    stencil, differenced = (
         chosen_stencil(check, previous_stencil) if len(everything) else (Stencil(first_step(check.noise), 0), NONE_YET)
     )
     numeric, error_bar, left, right = np.full((4, len(everything)), np.nan)
-    numeric[seen.which], error_bar[seen.which] = seen.numeric, seen.error_bar
-    if len(seen.which) < len(everything):
-        rest = np.setdiff1d(everything, seen.which, assume_unique=True)
+    numeric[differenced.which], error_bar[differenced.which] = differenced.numeric, differenced.error_bar
+    if len(differenced.which) < len(everything):
+        rest = np.setdiff1d(everything, differenced.which, assume_unique=True)
         numeric[rest], error_bar[rest] = check.through(stencil, rest)
     results = EntryResults(numeric, error_bar, np.zeros(len(numeric), np.int8), left, right, stencil)
     suspects = np.flatnonzero(~check.agrees(everything, numeric, error_bar))
@@ -47,7 +47,7 @@ def judge_gradient(check: EntryCheck, previous_stencil: Stencil | None) -> Entry
 
 
 def judge_each(check: EntryCheck) -> EntryResults:
-    """Takes every entry up the ladder at once: for a few that are believed to be wrong."""
+    """Refines every entry on the ladder at once. Meant for few entries, which are believed to be wrong."""
     nothing = np.full(len(check.analytic), np.nan)
     results = EntryResults(
         nothing.copy(),
@@ -62,10 +62,10 @@ def judge_each(check: EntryCheck) -> EntryResults:
 
 
 def _judge_suspects(check: EntryCheck, results: EntryResults, suspects: Indices) -> None:
-    """Takes disagreeing entries up the ladder, a batch at a time, until a mistake is confirmed or none is left.
+    """Refines disagreeing entries on the ladder, a batch at a time, until a mistake is confirmed or none is left.
 
-    Once one is confirmed, the tensor is wrong; what remains is only counted, by one more step each, so that a failure
-    costs no more than a few times a pass.
+    One confirmed mistake makes the tensor wrong. The remaining suspects are then judged by one more step each, so that
+    a failing tensor costs only a few times as much as a passing one.
     """
     not_finite = suspects[~np.isfinite(check.analytic[suspects])]
     results.outcome[not_finite] = Outcome.MISMATCH
@@ -93,8 +93,9 @@ def _judge_on_ladder(check: EntryCheck, results: EntryResults, which: Indices) -
         outcome[suspected[~(confirmed & consistent)]] = Outcome.UNDECIDED
         if check.nearby is not None:
             outcome = excuse_hidden_kinks(check, check.nearby, which, outcome, estimates)
-    bar = estimates.error_bar + estimates.jump_error_bar
-    low, high = np.minimum(estimates.left, estimates.right) - bar, np.maximum(estimates.left, estimates.right) + bar
+    margin = estimates.error_bar + estimates.jump_error_bar
+    low = np.minimum(estimates.left, estimates.right) - margin
+    high = np.maximum(estimates.left, estimates.right) + margin
     numeric = np.where(outcome == Outcome.KINK, np.clip(check.analytic[which], low, high), estimates.central)
     results.numeric[which], results.error_bar[which] = numeric, estimates.error_bar
     results.left[which], results.right[which] = estimates.left, estimates.right
@@ -102,7 +103,7 @@ def _judge_on_ladder(check: EntryCheck, results: EntryResults, which: Indices) -
 
 
 def _count_by_second_step(check: EntryCheck, results: EntryResults, which: Indices) -> None:
-    """Entries of a tensor known to be wrong: wrong too if another step gives the same derivative, else undecided."""
+    """Judges suspects of a wrong tensor: MISMATCH if a second step gives the same derivative, else UNDECIDED."""
     stencil = Stencil(results.stencil.step * SECOND_LADDER, results.stencil.order)
     numeric, error_bar = check.through(stencil, which)
     both = results.error_bar[which] + error_bar

@@ -1,7 +1,7 @@
-"""Whether f is a staircase: then small steps do not leave the stair that they stand on, and say nothing of its slope.
+"""Detects a quantised J: a part of it is computed in a lower precision.
 
-So it is where a part of f is computed in a lower precision. However well the small steps agree with each other, what
-f's slope is depends on how closely one looks.
+J is then constant over short distances, its plateaus, and jumps in between. Small steps do not leave a plateau: they
+agree with each other and prove nothing. Example: float32 activations in a float64 model have plateaus about 1e-7 wide.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from torch_gradcheck.differences.richardson import Tableau
 from torch_gradcheck.verdicts.entry_check import EntryCheck
 
 BETTER = 4.0
-"""How many times better larger steps must agree with a gradient, and with each other, than with smaller ones."""
+"""Larger steps support a gradient that they agree with, and with each other, 4 times better than smaller steps do."""
 
 HALVINGS = 40
-"""How closely an edge is looked at: 2⁻⁴⁰ of where it lies is a few digits of the argument."""
+"""How often the interval around an edge is halved: its width falls to 2⁻⁴⁰ = 9e-13 of the first."""
 
-LAST = 8
-"""Over how many of these an edge must not become lower; a slope would, 256 times."""
+LAST_HALVINGS = 8
+"""Over the last 8 halvings the rise of f must fall to no less than one half; over a slope it falls to 1/256."""
 
 
 def stands_on_a_plateau(check: EntryCheck, which: Indices, unit: Floats, central: Floats, tableau: Tableau) -> Flags:
-    """Whether larger steps give the gradient on trial, and f has an edge between these and the smaller ones.
+    """Functions whose larger steps give the gradient on trial and that jump between these steps and 0.
 
     Args:
-        check: what is tried.
+        check: the gradient on trial.
         which: shape (K,), the functions.
-        unit: shape (K,), what the steps of the ladder were multiples of.
-        central: shape (K,), the derivatives that the ladder gave, off which the gradients are.
-        tableau: every estimate of these, from every rung.
+        unit: shape (K,), the steps of the ladder were multiples of it.
+        central: shape (K,), the derivatives by the ladder, which contradict the gradient on trial.
+        tableau: every estimate of these functions, from every rung.
     """
     with np.errstate(all="ignore"):
         reach = _supporting_step(check, which, central, tableau) * unit
@@ -42,7 +42,7 @@ def stands_on_a_plateau(check: EntryCheck, which: Indices, unit: Floats, central
 
 
 def _supporting_step(check: EntryCheck, which: Indices, central: Floats, tableau: Tableau) -> Floats:
-    """The smallest step, in units, with an estimate that is next to the gradient on trial; NaN without."""
+    """The smallest step, in units, with an estimate close to the gradient on trial; NaN where there is none."""
     analytic = check.analytic[which]
     off = np.abs(analytic - central)
     near = np.maximum(np.abs(tableau.values - analytic[:, None]), tableau.local) <= off[:, None] / BETTER
@@ -52,10 +52,13 @@ def _supporting_step(check: EntryCheck, which: Indices, central: Floats, tableau
 
 
 def _has_an_edge(check: EntryCheck, which: Indices, reach: Floats, slope: Floats) -> Flags:
-    """Whether f jumps within `reach` of 0: halving the interval where it rises most besides `slope` does not end it."""
+    """Functions that jump within `reach` of 0, found by bisection.
+
+    The half is kept in which f, less the line of slope `slope`, moves most. At a jump that move does not shrink.
+    """
     left, right = -reach, reach
     at_left, at_right = (check.sampler(which, end).values for end in (left, right))
-    heights = []
+    rises = []
     for _ in range(HALVINGS):
         samples = check.sampler(which, (left + right) / 2)
         middle, at_middle = samples.steps, samples.values
@@ -64,5 +67,5 @@ def _has_an_edge(check: EntryCheck, which: Indices, reach: Floats, slope: Floats
         first = before > after
         left, at_left = np.where(first, left, middle), np.where(first, at_left, at_middle)
         right, at_right = np.where(first, middle, right), np.where(first, at_middle, at_right)
-        heights.append(np.maximum(before, after))
-    return np.asarray((heights[-1] > check.visible) & (heights[-1] > heights[-1 - LAST] / 2))
+        rises.append(np.maximum(before, after))
+    return np.asarray((rises[-1] > check.visible) & (rises[-1] > rises[-1 - LAST_HALVINGS] / 2))

@@ -9,11 +9,13 @@ import numpy as np
 from torch_gradcheck.arrays import Floats
 
 SQUARABLE = (1e-120, 1e140)
-"""Between these, squares of entries neither vanish nor overflow, and neither do those of much smaller ones matter."""
+"""Largest entries between these need no scaling: squares do not overflow, and those that underflow do not matter."""
 
 
 def relative_error(analytic: Floats, numeric: Floats) -> float:
     """Ng's ratio ‖approx − grad‖₂ / (‖approx‖₂ + ‖grad‖₂); 0 when both are zero, NaN or infinite when an entry is.
+
+    Example: a gradient that is twice the right one has the ratio 1/3, a flipped sign 1.
 
     Source: Andrew Ng, Deep Learning Specialization, course 2, "Gradient checking".
     """
@@ -21,9 +23,9 @@ def relative_error(analytic: Floats, numeric: Floats) -> float:
 
 
 def relative_error_over(pairs: Iterable[tuple[Floats, Floats]]) -> float:
-    """The same over several tensors as one vector, without making it."""
+    """Ng's ratio over several tensors as one vector, from the norms of each: the vector is never built."""
     lengths = np.array([_lengths(analytic, numeric) for analytic, numeric in pairs]).reshape(-1, 3)
-    # Scaled by the largest first: squares of gradients of 1e-200 would all be zero.
+    # Divided by the largest length first: squares of lengths of 1e-200 would all be zero.
     scale = float(np.max(lengths, initial=0.0))
     if scale == 0.0:
         return 0.0

@@ -1,4 +1,4 @@
-"""A closer look at entries that disagree, on a ladder of steps: match, kink, mismatch or undecided."""
+"""Refines entries that disagree, on a ladder of steps, and judges them: match, kink, mismatch or undecided."""
 
 from __future__ import annotations
 
@@ -14,24 +14,37 @@ from torch_gradcheck.verdicts.plateaus import stands_on_a_plateau
 from torch_gradcheck.verdicts.step_choice import probes_of
 
 LOW_PRECISION = 1e-10
-"""A machine epsilon above this is that of float32 or less."""
+"""A machine epsilon above this is that of float32 (1.2e-7) or of a lower precision."""
 
-HIDING = 0.1
-"""A piece of f this small against the size of its argument is not believed to have a slope of its own."""
+LARGEST_HIDDEN_PIECE = 0.1
+"""Widest piece of f around 0 that is assumed to have no slope of its own, as a share of the argument's size.
+
+Noise can hide a piece of f around 0 whose slope is the gradient on trial. If that piece would be narrower than this
+share, its existence is not believed, and the gradient is called wrong. If it would be wider, the entry stays undecided.
+"""
 
 
 def refined(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
-    """Estimates and outcomes from the coarse ladder, and from the fine one where only a kink could still excuse."""
+    """Estimates and outcomes of `which`: from the check's ladder, and from `FINE` where that one only suspects a kink.
+
+    A mismatch becomes UNDECIDED where f may have the slope on trial below the smallest step (`hidden_slopes`) or where
+    f is quantised (`plateaus`).
+
+    Args:
+        check: the gradient on trial.
+        which: shape (K,), the entries.
+        unit: shape (K,), the steps of the ladder are multiples of it.
+    """
     estimates = check.climb(which, unit, check.ladder)
     outcome = _outcomes(check, which, estimates)
     resolved = np.abs(check.analytic[which] - estimates.central) > ACCUSATION * estimates.error_bar
-    open_ones = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
-    if len(open_ones) and check.ladder is COARSE:
-        finer = check.climb(which[open_ones], unit[open_ones], FINE)
-        settled = _outcomes(check, which[open_ones], finer)
-        agree = np.abs(finer.central - estimates.central[open_ones]) <= finer.error_bar + estimates.error_bar[open_ones]
-        outcome[open_ones] = np.where(agree, settled, Outcome.UNDECIDED)
-        estimates = estimates.replaced(open_ones[agree], finer, np.flatnonzero(agree))
+    doubtful = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
+    if len(doubtful) and check.ladder is COARSE:
+        finer = check.climb(which[doubtful], unit[doubtful], FINE)
+        finer_outcome = _outcomes(check, which[doubtful], finer)
+        agree = np.abs(finer.central - estimates.central[doubtful]) <= finer.error_bar + estimates.error_bar[doubtful]
+        outcome[doubtful] = np.where(agree, finer_outcome, Outcome.UNDECIDED)
+        estimates = estimates.replaced(doubtful[agree], finer, np.flatnonzero(agree))
     suspected = np.flatnonzero(outcome == Outcome.MISMATCH)
     if len(suspected):
         functions, units, central = which[suspected], unit[suspected], estimates.central[suspected]
@@ -43,25 +56,25 @@ def refined(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates,
 
 
 def _outcomes(check: EntryCheck, which: Indices, estimates: Estimates) -> NDArray[np.int8]:
-    """Match, kink, mismatch or undecided, from one ladder's estimates."""
+    """`Outcome` values, shape (K,), by the estimates of one ladder."""
     analytic, central = check.analytic[which], estimates.central
     off = np.abs(analytic - central)
     match = np.isfinite(estimates.error_bar) & check.agrees(which, central, estimates.error_bar)
     between = off <= np.abs(estimates.jump) / 2 + estimates.error_bar + estimates.jump_error_bar
     kink = estimates.kinked & between
     outside = off > estimates.half_width + check.tolerance * (np.abs(analytic) + np.abs(central))
-    bar = _not_lucky(check, estimates.error_bar)
-    wrong = outside & ~check.agrees(which, central, bar, margin=ACCUSATION)
-    wrong &= _hiding_place(check, off) <= HIDING * check.scale[which]
-    wrong &= estimates.step * check.unit[which] <= check.scale[which]  # f was seen from closer than its own size
+    error_bar = _at_least_usual(check, estimates.error_bar)
+    wrong = outside & ~check.agrees(which, central, error_bar, margin=ACCUSATION)
+    wrong &= _hidden_piece(check, off) <= LARGEST_HIDDEN_PIECE * check.scale[which]
+    wrong &= estimates.step * check.unit[which] <= check.scale[which]  # a larger step says little about f at 0
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
     return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
 
 
-def _not_lucky(check: EntryCheck, error_bar: Floats) -> Floats:
-    """The error bars to accuse by: in a low precision none is smaller than is usual in its tensor.
+def _at_least_usual(check: EntryCheck, error_bar: Floats) -> Floats:
+    """The error bars to call a gradient wrong by: below float64, no smaller than the median of the tensor's probes.
 
-    Few values of f differ at all there, and by chance the rungs of some entry agree much better than they should.
+    In a low precision f takes few different values. By chance the rungs of some entry then agree far too well.
     """
     if check.noise.epsilon < LOW_PRECISION:
         return error_bar
@@ -70,10 +83,11 @@ def _not_lucky(check: EntryCheck, error_bar: Floats) -> Floats:
     return np.maximum(error_bar, float(np.median(usual)))
 
 
-def _hiding_place(check: EntryCheck, off: Floats) -> Floats:
-    """The width of a piece of f, right at 0, that could have the gradient on trial for its slope and not be seen.
+def _hidden_piece(check: EntryCheck, off: Floats) -> Floats:
+    """Width of the widest piece of f around 0 that could have the slope on trial and not be seen, shape (K,).
 
-    Its rise would be below the noise.
+    Over the width 6σ / off, the two slopes differ by no more than the noise. Example: at σ = 1e-16 and a gradient that
+    is off by 1e-3, it is 6e-13.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(SIGMAS * check.roundoff / off)
+        return np.asarray(SIGMAS * check.noise.sigma_at_zero / off)

@@ -1,4 +1,4 @@
-"""From the answer to every coordinate to one row a parameter: its status, figures and worst coordinates."""
+"""From the trial of a parameter to its row in the report: status, figures and worst coordinates."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 WORST = 10
-"""How many coordinates a row keeps."""
+"""How many coordinates a row keeps, those furthest off."""
 
 STATUS = {
     Outcome.MATCH: Status.MATCH,
@@ -29,20 +29,20 @@ STATUS = {
 
 
 def over_theta(trials: Iterable[ParameterTrial]) -> float:
-    """Ng's ratio over the whole θ."""
+    """Ng's ratio over the whole θ, from the trials of all its parameters."""
     with np.errstate(all="ignore"):
         return relative_error_over((trial.analytic, trial.results.numeric) for trial in trials)
 
 
 def frozen_row(entry: ThetaEntry) -> ParameterReport:
-    """The row of a parameter that is not on trial."""
+    """The row of a parameter whose `requires_grad` is False."""
     return ParameterReport(
         entry.name, entry.aliases, entry.shape, entry.parameter.numel(), Status.FROZEN, "requires_grad is False"
     )
 
 
 def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
-    """The row of a parameter whose gradient was tried."""
+    """The row of a parameter that was tried coordinate by coordinate; `tolerance` is the largest ratio that passes."""
     analytic, results = trial.analytic, trial.results
     with np.errstate(all="ignore"):
         ratio = relative_error(analytic, results.numeric)
@@ -69,7 +69,7 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
 
 
 def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Status, str]:
-    """The status of the whole tensor and, where it is not a plain match, one sentence about it."""
+    """The status of the whole tensor and the reason for it in one sentence, "" for a match."""
     results, count = trial.results, len(trial.analytic)
     number = {outcome: int(np.sum(results.outcome == outcome)) for outcome in STATUS}
     if number[Outcome.MISMATCH]:
@@ -83,7 +83,7 @@ def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Stat
             f"(noise of J, a jump, or many kinks close by)"
         )
     if ratio > tolerance:
-        return Status.UNDECIDED, _resolution(trial, ratio, tolerance)
+        return Status.UNDECIDED, _why_unresolved(trial, ratio, tolerance)
     if number[Outcome.KINK]:
         return Status.KINK, (
             f"J is not differentiable along {number[Outcome.KINK]} of {count} coordinates; "
@@ -104,22 +104,22 @@ def _flat_or_unused(trial: ParameterTrial) -> tuple[Status, str]:
         return Status.FLAT, "it has no entries"
     if not trial.reached and not np.any(results.numeric):
         return Status.UNUSED, "the loss does not reach it, and J does not change with it"
-    bar = float(np.max(results.error_bar))
+    error_bar = float(np.max(results.error_bar))
     return Status.FLAT, (
-        f"both sides are zero to within {bar:.0e}: nothing was proven, a wrong backward would look the same"
+        f"both sides are zero to within {error_bar:.0e}: nothing was proven, a wrong backward would look the same"
     )
 
 
-def _resolution(trial: ParameterTrial, ratio: float, tolerance: float) -> str:
+def _why_unresolved(trial: ParameterTrial, ratio: float, tolerance: float) -> str:
     norms = float(np.linalg.norm(trial.analytic) + np.linalg.norm(trial.results.numeric))
-    bar = float(np.linalg.norm(trial.results.error_bar)) / norms
-    if bar < ratio:
+    error_bar = float(np.linalg.norm(trial.results.error_bar)) / norms
+    if error_bar < ratio:
         return f"the ratio {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
-    return f"the noise of J hides errors below {bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
+    return f"the noise of J hides errors below {error_bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
 
 
 def _worst(entry: ThetaEntry, trial: ParameterTrial) -> list[Coordinate]:
-    """The coordinates furthest off, wrong ones first."""
+    """The `WORST` coordinates: wrong ones first, and among equal outcomes those furthest off first."""
     with np.errstate(all="ignore"):
         off = np.nan_to_num(np.abs(trial.analytic - trial.results.numeric), nan=np.inf)
     outcome = trial.results.outcome
@@ -129,7 +129,7 @@ def _worst(entry: ThetaEntry, trial: ParameterTrial) -> list[Coordinate]:
 
 
 def _largest(off: Floats, among: Indices) -> Indices:
-    """The `WORST` that are furthest off, the first of equal ones: without sorting millions."""
+    """The `WORST` that are furthest off, the first of equal ones; by partition, since there may be millions."""
     if len(among) <= WORST:
         return among
     least = np.partition(off[among], len(among) - WORST)[len(among) - WORST]
@@ -159,7 +159,7 @@ DRAWN = (
 
 
 def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta) -> list[ParameterReport]:
-    """The rows; a mismatch whose gradient comes through such a draw is undecided."""
+    """The rows, with a mismatch made UNDECIDED where its gradient comes through a gamma or Dirichlet draw."""
     if not any(row.status is Status.MISMATCH for row in rows):
         return list(rows)
     upstream = upstream_of_draws(objective)
@@ -173,7 +173,7 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
 
 def on_unproven(rows: Sequence[ParameterReport]) -> str:
     """The note that names the parameters of which nothing was proven; "" where there are none."""
-    unproven = [row.name for row in rows if row.status in (Status.FLAT, Status.UNDECIDED)]
+    unproven = [row.name for row in rows if row.status.is_named_as_unproven]
     if not unproven:
         return ""
     return f"not proven right: {listed(unproven)}; see the reason of each"

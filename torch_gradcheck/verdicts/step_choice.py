@@ -1,4 +1,4 @@
-"""Chooses the step, or the extrapolation, that a whole tensor is differenced by."""
+"""Chooses the stencil (a step, or steps and an extrapolation) for all entries of a tensor."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.verdicts.entry_check import EntryCheck
 
 PROBES = 8
-"""How many entries are looked at first, to see whether the step suits the tensor ..."""
+"""How many entries of a large tensor are differenced first, to see whether the default step suits."""
 
-FEW = 128
-"""... unless there are no more than this: then it is all of them, at one go."""
+SMALL_TENSOR = 128
+"""A tensor of at most this many entries is differenced as a whole at once, instead of `PROBES` entries first."""
 
 
 class Differenced(NamedTuple):
-    """Entries that have been differenced on the way, by the window that was chosen in the end.
+    """Entries already differenced by the chosen stencil, so that they need not be evaluated again.
 
     Attributes:
-        which: their positions.
-        numeric, error: the centered differences and their error bars.
+        which: their positions in the tensor, sorted.
+        numeric, error_bar: the centered differences and their error bars.
     """
 
     which: Indices
@@ -36,28 +36,31 @@ NONE_YET = Differenced(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
 
 
 def chosen_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[Stencil, Differenced]:
-    """The window for all entries: a given step, the default where it suits, else what a ladder at a few entries shows.
+    """The stencil for all entries, and the entries that were differenced by it on the way.
+
+    It is `check.eps` where that is given, the default step where that suits, else the best stencil of a ladder over a
+    few entries.
 
     Args:
-        check: what is tried.
-        previous_stencil: the window that suited the tensor before; tried where the default one drowns in noise.
+        check: the gradient on trial and the functions it should be the gradient of.
+        previous_stencil: the stencil that suited the tensor before; tried where the default step drowns in noise.
     """
     if check.eps is not None:
         return Stencil(check.eps, 0), NONE_YET
     default = Stencil(first_step(check.noise), 0)
     if previous_stencil is not None and _drowns(check, default) and not _drowns(check, previous_stencil):
         default = previous_stencil
-    few = len(check.analytic) <= FEW
-    looked_at = np.arange(len(check.analytic), dtype=np.int64) if few else probes_of(check.analytic)
-    seen = Differenced(looked_at, *check.through(default, looked_at))
+    small = len(check.analytic) <= SMALL_TENSOR
+    first = np.arange(len(check.analytic), dtype=np.int64) if small else probes_of(check.analytic)
+    seen = Differenced(first, *check.through(default, first))
     suits = not _drowns(check, default)
     if suits and bool(check.agrees(*seen).all()):
         return default, seen
     probes = probes_of(check.analytic)
     estimates = check.climb(probes, check.unit[probes], COARSE)
-    among = np.searchsorted(looked_at, probes)
+    among = np.searchsorted(first, probes)
     if suits and _same_derivatives(check, seen.numeric[among], seen.error_bar[among], estimates):
-        return default, seen  # the step suits; it is the gradient that is wrong
+        return default, seen  # the step suits, and the gradient is wrong
     stencil, typical = stencil_for(estimates.tableau, _needed(check, estimates))
     better = typical < float(np.median(seen.error_bar[among])) or suits
     return (stencil, NONE_YET) if better and np.isfinite(typical) else (default, seen)
@@ -71,28 +74,25 @@ def _same_derivatives(check: EntryCheck, numeric: Floats, error_bar: Floats, est
 def _needed(check: EntryCheck, estimates: Estimates | None = None) -> float:
     """The error bar that resolves a relative error of a quarter of the tolerance in a typical entry.
 
-    Infinite where both sides are zero to within their error: no window tells more than that.
+    At a tolerance of 1e-5 and entries near 0.1 it is 2.5e-7. Infinite where gradient and derivatives are both zero to
+    within their error bars: no stencil resolves more.
     """
-    typical = _root_mean_square(check.analytic)
+    typical = root_mean_square(check.analytic[np.isfinite(check.analytic)])
     if estimates is not None:
         resolved = estimates.central[np.abs(estimates.central) > estimates.error_bar]
-        typical = max(typical, _root_mean_square(resolved))
+        typical = max(typical, root_mean_square(resolved[np.isfinite(resolved)]))
         if typical <= float(np.median(estimates.error_bar)):
             return float("inf")
     return check.tolerance / 4 * typical
 
 
-def _root_mean_square(values: Floats) -> float:
-    return root_mean_square(values[np.isfinite(values)])
-
-
 def _drowns(check: EntryCheck, stencil: Stencil) -> bool:
-    """Whether roundoff alone, at this window, would hide a relative error of the size of the tolerance."""
-    return check.roundoff / stencil.step + check.noise.growth > _needed(check)
+    """Whether the roundoff of this stencil hides a relative error of a quarter of the tolerance."""
+    return check.noise.sigma_at_zero / stencil.step + check.noise.growth > _needed(check)
 
 
 def probes_of(analytic: Floats) -> Indices:
-    """The entry with the largest gradient, and others evenly over the tensor."""
+    """Positions of the entry with the largest gradient and of up to `PROBES` spread evenly over the tensor, sorted."""
     spread = np.linspace(0, len(analytic) - 1, min(PROBES, len(analytic))).astype(np.int64)
     largest = int(np.argmax(np.nan_to_num(np.abs(analytic))))
     return np.unique(np.append(spread, largest))

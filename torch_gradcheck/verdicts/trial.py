@@ -1,4 +1,4 @@
-"""One parameter tried: its gradient on trial, the results entry by entry, and what directions proved."""
+"""The trial of one parameter: its gradient, the results entry by entry, and what random directions proved."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch_gradcheck.verdicts.entry_check import EntryResults
 
 @dataclass(frozen=True)
 class Proof:
-    """What was proven of one tensor's gradient without looking at every entry of it.
+    """What random directions prove of one tensor's gradient. Not every entry of the tensor was differenced.
 
     Attributes:
-        directions: how many random directions it was verified along; 0 where J's slopes did not bear it out.
-        resolution: how far from J's slope it may be along one of them, as the length of an error in the gradient.
-        detectable: the length of an error that would have been missed with odds of `ODDS`.
-        refuted: J's slope along directions through the tensor is not that of the gradient on trial.
-        remark: what else there is to say, a sentence or nothing.
+        directions: how many random directions verified the gradient; 0 where J's slopes contradict it.
+        resolution: the smallest error that one direction resolves, as its 2-norm ‖e‖ in the gradient.
+        detectable: ‖e‖ of an error that all directions would have missed with a probability of at most 1e-6.
+        contradicted: J's slopes along directions through the tensor contradict the gradient on trial.
+        remark: one more sentence for the report, or "".
     """
 
     directions: int = 0
@@ -30,15 +30,15 @@ class Proof:
 
 @dataclass(frozen=True)
 class ParameterTrial:
-    """One parameter's gradient on trial, the answer to it, and what that cost.
+    """The trial of one parameter's gradient.
 
     Attributes:
         coordinates: shape (N,), the flat coordinates that were tried.
-        analytic: shape (N,), the gradient on trial there.
+        analytic: shape (N,), the gradient on trial at these coordinates.
         reached: whether the backward reached the parameter at all.
-        answer: what was found, coordinate by coordinate.
-        evaluations, seconds: how often J was evaluated for it, and the wall time.
-        proof: what directions proved, where not every coordinate was looked at.
+        results: of these coordinates.
+        evaluations, seconds: how often J was evaluated for this parameter, and the wall time in seconds.
+        proof: what random directions proved; None for the exact method.
     """
 
     coordinates: Indices

@@ -1,11 +1,11 @@
-"""How many cores operations are spread over."""
+"""The number of threads that operations are spread over."""
 
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from torch_gradcheck.engines.traced.threads import PAUSE, WINDOW, OnThreads, ThreadCount
+from torch_gradcheck.engines.traced.threads import INTERVAL, PAUSE, OnThreads, ThreadCount
 
 
 class Machine:
@@ -27,7 +27,7 @@ class Machine:
                 used.append(torch.get_num_threads())
                 self.clock += seconds / operations
                 self.processor_clock += seconds / operations * min(self.had, cores.used)
-                cores.look()
+                cores.adapt()
         cores.ended()
         return used
 
@@ -53,7 +53,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Machine]:
 
 
 Built = Callable[[float], Machine]
-SHORT, LONG = WINDOW / 20, 100 * WINDOW
+SHORT, LONG = INTERVAL / 20, 100 * INTERVAL
 
 
 def test_all_cores_are_used_as_long_as_they_are_had(machine: Built) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from torch_gradcheck.methods.projected.detection_power import DENSITY, ODDS, detectable
+from torch_gradcheck.methods.projected.detection_power import DENSITY, MISSED, detectable
 
 ERRORS = {
     "one entry": [1.0],
@@ -32,8 +32,8 @@ def test_an_error_is_missed_no_more_often_than_the_bound_says(error: list[float]
 def test_more_directions_see_more() -> None:
     sizes = [detectable(1e-6, directions) for directions in (1, 2, 4, 8, 16)]
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == pytest.approx(np.sqrt(2) * 1e-6 / ODDS)
+    assert sizes[0] == pytest.approx(np.sqrt(2) * 1e-6 / MISSED)
 
 
 def test_steps_to_choose_from_count_as_chances_to_miss() -> None:
-    assert detectable(1e-6, 8, looks=6) == pytest.approx(6 * detectable(1e-6, 8))
+    assert detectable(1e-6, 8, choices=6) == pytest.approx(6 * detectable(1e-6, 8))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.loan import Loan
+from torch_gradcheck.borrowing.loan import lend
 from torch_gradcheck.methods.projected.directions import Directions, slope
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.preflight import preflighted
@@ -29,7 +29,7 @@ class Quadratic(nn.Module):
 
 def in_loan(model: Quadratic, test: object) -> None:
     theta = theta_of(model)
-    with Loan(model, [], "eval", torch.float64, 0) as borrowed, progress_bar(False) as bar:
+    with lend(model, [], "eval", torch.float64, 0) as borrowed, progress_bar(False) as bar:
         objective = preflighted(model, model.J, borrowed, torch.float64)
         test(Directions(objective, theta, 7, bar), objective, theta)
 

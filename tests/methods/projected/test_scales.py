@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from torch_gradcheck.methods.projected.scales import CAP, FURTHEST, capped, scales
+from torch_gradcheck.methods.projected.scales import CAP_BY_LEAST, CAP_BY_MEDIAN, capped, scales
 
 
 def test_a_step_counts_as_much_for_every_tensor() -> None:
@@ -14,13 +14,13 @@ def test_a_gradient_of_zero_is_looked_for_no_further_than_others_are_moved() -> 
     lengths, sizes = np.array([0.1, 0.0, 0.2, 1e-17]), np.array([1.0, 2.0, 1.0, 3.0])
     moved = scales(lengths, sizes) / sizes
     assert np.isfinite(moved).all()
-    assert moved[1] == moved[3] <= FURTHEST * moved.min()
+    assert moved[1] == moved[3] <= CAP_BY_LEAST * moved.min()
     assert capped(scales(lengths, sizes), lengths)[[0, 2]].tolist() == [1, 1]
 
 
 def test_a_small_gradient_among_many_is_moved_thirty_times_as_far_as_the_typical_one() -> None:
     lengths = np.array([1.0, 1.0, 1.0, 1.0, 1e-3])
-    np.testing.assert_allclose(scales(lengths, np.ones(5)), [1, 1, 1, 1, CAP])
+    np.testing.assert_allclose(scales(lengths, np.ones(5)), [1, 1, 1, 1, CAP_BY_MEDIAN])
 
 
 def test_nothing_but_zeros_is_moved_by_its_own_size() -> None:

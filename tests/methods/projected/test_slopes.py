@@ -8,12 +8,12 @@ import pytest
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.sampling import Samples
-from torch_gradcheck.methods.projected.slopes import ABOVE, check_at_best_step, check_at_step, quiet_step
+from torch_gradcheck.methods.projected.slopes import TOP_BY_QUIET, check_at_best_step, check_at_step, quiet_step
 
 EPS = float(np.finfo(np.float64).eps)
 NOISE = Noise(at_zero=1.0, sigma=EPS / 4, epsilon=EPS)
 TOLERANCE = 1e-5
-TOP = ABOVE * quiet_step(NOISE, TOLERANCE)
+TOP = TOP_BY_QUIET * quiet_step(NOISE, TOLERANCE)
 
 
 def sampled(f: Callable[[Floats], Floats]) -> Callable[[Indices, Floats], Samples]:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.loan import Loan
+from torch_gradcheck.borrowing.loan import lend
 from torch_gradcheck.differences.noise import Noise
-from torch_gradcheck.methods.projected.bisect import LOCATED, Bisection
+from torch_gradcheck.methods.projected.bisect import MOST_LOCATED, Bisection
 from torch_gradcheck.methods.projected.directions import Directions
 from torch_gradcheck.methods.projected.verify import DIRECTIONS, Verifier
 from torch_gradcheck.objective.preflight import preflighted
@@ -35,7 +35,7 @@ def lent(network: nn.Module, factor: float = 1.0) -> Iterator[tuple[Directions, 
     def J() -> Tensor:
         return factor * network(x).square().mean()
 
-    with Loan(network, [], "eval", torch.float64, 0) as borrowed, progress_bar(False) as bar:
+    with lend(network, [], "eval", torch.float64, 0) as borrowed, progress_bar(False) as bar:
         objective = preflighted(network, J, borrowed, torch.float64)
         found = torch.autograd.grad(J(), list(network.parameters()))
         gradients = {position: gradient.numpy().ravel() for position, gradient in enumerate(found)}
@@ -88,16 +88,16 @@ def test_bisection_finds_the_wrong_entries_and_stops(places: list[int]) -> None:
     with lent(model()) as (directions, noise, gradients):
         spoiled = gradients[2].copy()
         spoiled[places] += np.linalg.norm(spoiled)
-        certifier = Verifier(directions, noise, TOLERANCE, None)
-        locator = Bisection(directions, 2, spoiled, *certifier.alone({2: spoiled}, 2), noise, TOLERANCE)
-        assert locator.contradicted()
-        assert len(places) <= LOCATED
-        assert sorted(locator.wrong_coordinates()) == places
+        verifier = Verifier(directions, noise, TOLERANCE, None)
+        bisection = Bisection(directions, 2, spoiled, *verifier.alone({2: spoiled}, 2), noise, TOLERANCE)
+        assert bisection.contradicted()
+        assert len(places) <= MOST_LOCATED
+        assert sorted(bisection.wrong_coordinates()) == places
 
 
 def test_a_right_gradient_is_not_refuted() -> None:
     with lent(model()) as (directions, noise, gradients):
         alone = Verifier(directions, noise, TOLERANCE, None).alone(gradients, 2)
-        locator = Bisection(directions, 2, gradients[2], *alone, noise, TOLERANCE)
-        assert not locator.contradicted()
-        assert list(locator.wrong_coordinates()) == []
+        bisection = Bisection(directions, 2, gradients[2], *alone, noise, TOLERANCE)
+        assert not bisection.contradicted()
+        assert list(bisection.wrong_coordinates()) == []

@@ -26,7 +26,7 @@ from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients, gradients_of
-from torch_gradcheck.methods.problem import Numerical
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
@@ -61,8 +61,10 @@ class Run:
         calls: all of them, those left out that a backward makes.
     """
 
-    def __init__(self, objective: Objective, wrong: Sequence[WrongCoordinate], taps: GradientTaps) -> None:
-        self._objective = objective
+    def __init__(
+        self, objective: Objective, wrong: Sequence[WrongCoordinate], taps: GradientTaps, accumulated: bool
+    ) -> None:
+        self._objective, self._accumulated = objective, accumulated
         self.loss = math.nan
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
         with torch.enable_grad(), objective.evaluation(), Recording(taps) as recording:
@@ -73,7 +75,7 @@ class Run:
         self.calls = [call for call in recording.calls if not call.in_backward]
 
     @classmethod
-    def of(cls, objective: Objective, wrong: Sequence[WrongCoordinate]) -> Run:
+    def of(cls, objective: Objective, wrong: Sequence[WrongCoordinate], accumulated: bool) -> Run:
         """The run that shows most, among those that J bears without noticing.
 
         Raises:
@@ -81,7 +83,7 @@ class Run:
         """
         for taps in (GradientTaps(), GradientTaps(inputs=False), GradientTaps(inputs=False, rooted=False)):
             try:
-                run = cls(objective, wrong, taps)
+                run = cls(objective, wrong, taps, accumulated)
             except RuntimeError:  # autograd forbids what J does to a tensor that has a graph now
                 continue
             if objective.same(run.loss, objective.loss):
@@ -95,7 +97,7 @@ class Run:
             return
         loss = self._objective.compute()
         self.loss = float(loss.detach())
-        if self._objective.takes_accumulated or not loss.requires_grad:
+        if self._accumulated or not loss.requires_grad:
             return
         recording.forget_gradients()  # of backwards that the closure has run besides
         for seen in self.raw.values():
@@ -105,35 +107,37 @@ class Run:
 
 
 def find_culprit(
-    objective: Objective, theta: Theta, numerical: Numerical, trials: Mapping[int, ParameterTrial], given: bool
+    problem: Problem, trials: Mapping[int, ParameterTrial], gradients: Mapping[int, AnalyticGradient]
 ) -> Blame:
     """The module in which the gradients that were found wrong go wrong.
 
     Args:
-        objective: J, its model lent.
-        theta: its parameters.
-        numerical: what the trials were made with.
+        problem: J and θ, the model lent.
         trials: every parameter tried, by position; at least one of them is wrong.
-        given: the gradients on trial were not autograd's.
+        gradients: those on trial, by position.
     """
+    objective, theta = problem.objective, problem.theta
     words = Sentences(objective.model)
-    gradients = autograd_gradients(objective, theta) if given else None
-    wrong = _followed(theta, trials, gradients)
+    by_hand = problem.request.gradients is not None
+    autograd = autograd_gradients(objective, theta) if by_hand else gradients
+    wrong = _followed(theta, trials, autograd if by_hand else None)
     if not wrong:
         return Blame(None, (words.by_hand(),), _meanings(_seen(objective)))
+    accumulated = any(gradient.accumulated for gradient in autograd.values())
     try:
-        return _searched(objective, numerical, wrong, words)
+        return _searched(problem, wrong, words, accumulated)
     except Exception as error:  # whatever a watched run raises, the verdict on the gradients stands
         return Blame(None, (words.nobody(f"a run of J in which calls are recorded raises {said(error)}"),))
 
 
-def _searched(objective: Objective, numerical: Numerical, wrong: Sequence[WrongCoordinate], words: Sentences) -> Blame:
+def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], words: Sentences, accumulated: bool) -> Blame:
+    objective = problem.objective
     laboratory = CallRunner(objective, LIMIT)
     evaluations = objective.evaluations
-    run = Run.of(objective, wrong)
+    run = Run.of(objective, wrong, accumulated)
     if run.full:
         return Blame(None, (words.nobody("the inputs of all modules together take more than 1 GiB"),))
-    step = first_step(numerical.noise)
+    step = first_step(problem.noise)
     verdicts: list[Attribution] = []
     for each in wrong:
         known = list(dict.fromkeys(call for verdict in verdicts for call in verdict.own))
@@ -168,7 +172,7 @@ def _meanings(calls: Sequence[RecordedCall]) -> tuple[FactorMeaning, ...]:
 
 
 def _followed(
-    theta: Theta, trials: Mapping[int, ParameterTrial], autograd: dict[int, AnalyticGradient] | None
+    theta: Theta, trials: Mapping[int, ParameterTrial], autograd: Mapping[int, AnalyticGradient] | None
 ) -> list[WrongCoordinate]:
     """The worst coordinate of the first, the last and the worst wrong parameter, where autograd is wrong itself."""
     candidates = [

@@ -1,1 +1,1 @@
-"""The traced engine: exact checks at machine speed, from one record of J."""
+"""The traced engine: J recorded once, then evaluated for many perturbations at a time."""

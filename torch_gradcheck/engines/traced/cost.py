@@ -1,37 +1,40 @@
-"""How long differences at every coordinate would take, from the shapes in a record of J: an estimate, and no clock.
+"""Estimates the seconds that differences at every coordinate would take, from the shapes in a record of J.
 
-A coordinate of a weight touches one column of its layer's output, the next layer sees one column of its input moved,
-and only from the third one on is whole products worth the work. What an operation costs is counted in multiplications
-and entries written; the rates are those of the traced engine on a plain laptop core.
+A coordinate of a weight changes one column of its layer's output, which is one column of the next layer's input. Only
+from the third layer on do perturbations take whole products. The cost of an operation is counted in multiplications and
+in entries written; the rates are those of the traced engine on one core of a laptop.
 """
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.program import Program, Step
+from torch_gradcheck.torch_internals.operations import existing, overload
 
 SECONDS_A_PRODUCT = 1e-10
-"""What a multiplication and addition in a matrix product or a convolution takes."""
+"""Seconds of one multiplication and addition in a matrix product or a convolution: 10 a nanosecond."""
 
 SECONDS_AN_ENTRY = 5e-10
-"""What an entry that another operation writes takes."""
+"""Seconds of one entry that any other operation writes: 2 a nanosecond."""
 
 SECONDS_A_SAMPLE = 2e-6
-"""What a perturbation takes at least, however little it touches."""
+"""Seconds of one perturbation that changes nothing."""
 
 SECONDS_AN_OPERATION = 1e-7
-"""What an operation takes besides, its share in those of a whole chunk of perturbations."""
+"""Seconds of one operation beside its entries: its fixed cost, divided by the perturbations of a chunk."""
 
-aten = torch.ops.aten
+_CONVOLUTION = overload("convolution.default")
 
-_SECOND_FACTOR = {aten.mm.default: 1, aten.bmm.default: 1, aten.addmm.default: 2, aten.baddbmm.default: 2}
-"""Position of the matrix whose first dimension but the batch is summed over."""
+_SECOND_FACTOR = {
+    **dict.fromkeys(existing("mm.default", "bmm.default"), 1),
+    **dict.fromkeys(existing("addmm.default", "baddbmm.default"), 2),
+}
+"""Operation → position of its second factor, over whose last dimension but one the product sums."""
 
 
 def seconds_each(program: Program, parameter: int) -> float:
-    """What J with one coordinate of this parameter moved takes, as an estimate."""
+    """The estimated seconds of J with one coordinate of this parameter perturbed."""
     depth: dict[int, int] = {program.parameters[parameter]: 0}
     seconds = SECONDS_A_SAMPLE
     for step in program.suffix(parameter):
@@ -44,7 +47,7 @@ def seconds_each(program: Program, parameter: int) -> float:
 
 
 def _seconds(program: Program, step: Step, products: float, layers: int) -> float:
-    """Of one operation, `layers` products after the parameter."""
+    """The seconds of one operation that stands `layers` products behind the parameter."""
     written = max(program.values[number].numel() for number in step.prepared.operation.outputs)
     column = written / max(_width(program.values[step.prepared.operation.outputs[0]]), 1)
     if products and layers >= 2:
@@ -54,9 +57,9 @@ def _seconds(program: Program, step: Step, products: float, layers: int) -> floa
 
 
 def _products(program: Program, step: Step) -> float:
-    """Multiplications in a matrix product or a convolution, 0 for anything else."""
+    """The number of multiplications in a matrix product or a convolution, 0 for any other operation."""
     function, args = step.prepared.operation.func, step.prepared.operation.args
-    if function is aten.convolution.default:
+    if function is _CONVOLUTION:
         weight = program.values[args[1].id]
         summed = weight.numel() / weight.shape[1 if args[6] else 0]
     elif function in _SECOND_FACTOR:
@@ -67,5 +70,5 @@ def _products(program: Program, step: Step) -> float:
 
 
 def _width(x: Tensor) -> int:
-    """Columns of a layer's output: channels of images, features of all else."""
+    """The number of columns of a layer's output: channels of images, features of any other."""
     return int(x.shape[1 if x.ndim >= 4 else -1]) if x.ndim >= 2 else 1

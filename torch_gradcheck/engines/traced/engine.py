@@ -9,12 +9,11 @@ from time import perf_counter
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.sampling import Samples
-from torch_gradcheck.engines.engine import Engine
-from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, is_out_of_memory, keep_freed_memory
+from torch_gradcheck.engines.engine import Engine, SubstituteEngine
+from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, keep_freed_memory
 from torch_gradcheck.engines.traced.cost import seconds_each
 from torch_gradcheck.engines.traced.evaluation import evaluated
 from torch_gradcheck.engines.traced.gradient import gradient_by_record
@@ -23,49 +22,50 @@ from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
 from torch_gradcheck.engines.traced.threads import OnThreads, ThreadCount
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.objective.perturbation import real_view
-from torch_gradcheck.torch_internals.dispatch import vmap_or_nothing
+from torch_gradcheck.torch_internals.devices import is_out_of_memory
+from torch_gradcheck.torch_internals.dispatch import modes_disabled, vmap_or_nothing
 
 MEMORY_LIMIT = 2**30
-"""Bytes that perturbed values may take beside the model and one forward's activations."""
+"""Bytes (1 GiB) that perturbed values may take beside the model and one forward's activations."""
 
-WORTH_ALL_CORES = 2**23
-"""Bytes that operations write from which several cores are faster than one."""
+WORTH_ALL_THREADS = 2**23
+"""Bytes (8 MiB) written by all operations from which several threads are faster than one."""
 
-PROBES = 4
-"""Coordinates that are compared with J itself, half as many of a tensor of a few; every other one moves down."""
+COMPARED = 4
+"""Coordinates of a parameter that are compared with J itself; half as many in a small tensor."""
 
-FEW = 64
-"""Entries that are few."""
+SMALL_TENSOR = 64
+"""The largest number of entries in a small tensor."""
 
 TRACE_IN_EVALUATIONS = 80
-"""What recording J costs, in plain evaluations of J: 7 to 79 were measured, the more the shorter its operations."""
+"""The cost of recording J, in eager evaluations of J: 7 to 79 were measured, most where operations are short."""
 
 
 def worth_tracing(evaluations: int, parameters: int) -> bool:
-    """Whether the plain engine takes longer than recording J and making sure of it for every parameter.
+    """Whether the eager engine takes longer than recording J and comparing the record for every parameter.
 
     Args:
-        evaluations: how often J is to be evaluated, as a rule twice for each coordinate.
-        parameters: how many tensors θ consists of.
+        evaluations: the number of evaluations of J to come, as a rule two for each coordinate.
+        parameters: the number of tensors in θ.
     """
-    return evaluations > TRACE_IN_EVALUATIONS + PROBES * parameters
+    return evaluations > TRACE_IN_EVALUATIONS + COMPARED * parameters
 
 
-class TracedEngine:
+class TracedEngine(SubstituteEngine):
     """Evaluates J from a record of the operations it consists of.
 
-    For each parameter the operations upstream are not repeated, those downstream run for a chunk of perturbations at
-    a time, and only on what these touch. θ is neither written nor copied, and J's Python does not run again: the
-    engine is good for as long as θ, buffers and batch hold the values they had.
+    For each parameter the operations upstream are not repeated. Those downstream run for a chunk of perturbations at a
+    time, and only on the entries that these change. θ is neither written nor copied, and J's Python code does not run
+    again: the engine is valid as long as θ, buffers and batch hold the values they had.
 
     Args:
         objective: J(θ), deterministic, a 0-dim real tensor.
         parameters: θ, read by the objective as these very objects, or through any view of their memory.
         memory_limit: bytes for the values of a chunk; the values of one forward come on top.
-        threads: how many cores operations may be spread over; None as many as torch does.
+        threads: the largest number of threads that operations are spread over; None for torch's own.
 
     Attributes:
-        seconds_to_trace: what recording took.
+        seconds_to_trace: the seconds that recording took.
 
     Raises:
         Untraceable: J cannot be recorded.
@@ -82,7 +82,7 @@ class TracedEngine:
         started = perf_counter()
         keep_freed_memory()
         self._program = compiled(objective, parameters)
-        self._cores, self._one_core = ThreadCount(threads or torch.get_num_threads()), ThreadCount(1)
+        self._threads, self._one_thread = ThreadCount(threads or torch.get_num_threads()), ThreadCount(1)
         self._footprints = [self._program.footprint(parameter) for parameter in range(len(parameters))]
         self._chunks = [ChunkSize(memory_limit, footprint) for footprint in self._footprints]
         self.seconds_to_trace = perf_counter() - started
@@ -95,32 +95,33 @@ class TracedEngine:
         """
         coordinates, steps = np.asarray(coordinates, dtype=np.int64), np.asarray(steps, dtype=np.float64)
         values, taken = np.empty(len(steps)), np.empty(len(steps))
-        is_long = self._footprints[parameter].written * len(steps) > WORTH_ALL_CORES
-        # Neighbours in memory tend to touch the same rows and columns, which is cheaper.
+        written = self._footprints[parameter].written_bytes * len(steps)
+        threads = self._threads if written > WORTH_ALL_THREADS else self._one_thread
+        # Neighbours in memory tend to change the same rows and columns, which costs less.
         rest = np.argsort(coordinates, kind="stable")
-        with _disable_current_modes(), torch.no_grad(), vmap_or_nothing():
+        with modes_disabled(), torch.no_grad(), vmap_or_nothing():
             while len(rest):
                 here = self._next(parameter, coordinates, rest)
-                samples = self._chunk(parameter, coordinates[here], steps[here], is_long=is_long)
+                samples = self._chunk(parameter, coordinates[here], steps[here], threads)
                 if samples is not None:
                     taken[here], values[here] = samples
                     rest = rest[len(here) :]
         return Samples(taken, values)
 
     def confirm(self, expected: float, noise: float) -> None:
-        """Compare the record with J itself at what the parameters hold now, all of them moved.
+        """Compare the record with J itself at what the parameters hold now, which is not θ in any of them.
 
         Values may reach J by a way that the recording does not see: another thread, a pointer. They are constants in
-        the record, and the few coordinates that `sample_compared` looks at need not be among those they depend on.
+        the record, and need not depend on the few coordinates that `sample_compared` compares.
 
         Args:
-            expected: J there.
-            noise: what two right ways to evaluate J may differ by.
+            expected: J itself at what the parameters hold now.
+            noise: what two right ways to evaluate J may differ by, in the unit of J.
 
         Raises:
             Untraceable: the record gives another value.
         """
-        with _disable_current_modes(), torch.no_grad(), OnThreads(1):
+        with modes_disabled(), torch.no_grad(), OnThreads(1):
             found = self._program.again()
         dtype = self._program.values[self._program.output].dtype
         if found is not None and _differ(np.array(found), np.array(expected), noise, dtype):
@@ -130,7 +131,7 @@ class TracedEngine:
             )
 
     def gradients(self) -> list[Tensor | None]:
-        """The gradient of every parameter by aten's own formulas, see `rederived`; None where J depends on none.
+        """The gradient of every parameter by aten's own formulas, see `gradient_by_record`; None where J has none.
 
         Raises:
             Untraceable: the record cannot be differentiated.
@@ -138,7 +139,7 @@ class TracedEngine:
         return gradient_by_record(self._program)
 
     def seconds_each(self, parameter: int) -> float:
-        """What one coordinate of this parameter takes, by the shapes in the record."""
+        """An estimate of the seconds that one sample of this parameter takes, by the shapes in the record."""
         return seconds_each(self._program, parameter)
 
     def sample_compared(
@@ -149,21 +150,21 @@ class TracedEngine:
         reference: Engine,
         noise: float,
         *,
-        probes: int = PROBES,
+        probes: int = COMPARED,
     ) -> Samples:
-        """The same as `sample`, once another engine has found the same at a few coordinates, with steps of both signs.
+        """The same as `sample`, after a comparison with another engine at a few coordinates, by steps of both signs.
 
-        What is compared goes along with what was asked for, in one call: its fixed cost is that of many samples. The
-        steps are of a size of its own. At those asked for, be they tiny, 0, or so large that J overflows, two different
-        functions may look the same.
+        The samples to compare and those asked for are taken in one call, whose fixed cost is that of many samples.
+        The steps of the comparison have a size of their own: at the steps asked for, which may be tiny, 0, or so large
+        that J overflows, two different functions may have the same values.
 
         Args:
-            parameter: which one.
-            coordinates: asked for.
-            steps: asked for, one for each of the coordinates.
+            parameter: position of the parameter in θ.
+            coordinates: as in `sample`.
+            steps: as in `sample`.
             reference: the engine to believe.
-            noise: what two right ways to evaluate J may differ by.
-            probes: how many coordinates to compare.
+            noise: what two right ways to evaluate J may differ by, in the unit of J.
+            probes: the number of coordinates to compare.
 
         Raises:
             Untraceable: J as a function of this parameter cannot be evaluated from the record, or not rightly so.
@@ -180,10 +181,10 @@ class TracedEngine:
         return Samples(taken[:asked], values[:asked])
 
     def _probes(self, parameter: int, count: int) -> tuple[Indices, Floats]:
-        """Coordinates to compare, the first and the last among them, and how far to move each."""
+        """Coordinates to compare, the first and the last among them, and their steps, every other one negative."""
         theta = _real_coordinates(self._theta(parameter))
         last = theta.numel() - 1
-        more = count - 2 if theta.numel() > FEW else (count + 1) // 2 - 2
+        more = count - 2 if theta.numel() > SMALL_TENSOR else (count + 1) // 2 - 2
         drawn = {0, last}
         if more > 0:
             random = Random(parameter)
@@ -197,7 +198,7 @@ class TracedEngine:
     def _difference(
         self, parameter: int, coordinates: Indices, expected: Samples, found: Floats, noise: float
     ) -> str | None:
-        """The first value that is not what it should be, as a sentence; None where all are."""
+        """A sentence on the first value that differs from the expected one; None where none does."""
         wrong = _differ(found, expected.values, noise, self._theta(parameter).dtype)
         if not wrong.any():
             return None
@@ -212,7 +213,7 @@ class TracedEngine:
         here = order[: self._chunks[parameter].size]
         theta = self._theta(parameter)
         if theta.ndim > 2:
-            # Kernels of convolutions: with one output channel at a time the next layer convolves that one alone.
+            # Kernels of convolutions: with one output channel a chunk, the next layer convolves that channel alone.
             channel = theta[0].numel() * (2 if theta.is_complex() else 1)
             alone = int(np.searchsorted(coordinates[here], (coordinates[here[0]] // channel + 1) * channel))
             if alone >= SMALLEST:
@@ -222,34 +223,33 @@ class TracedEngine:
     def _theta(self, parameter: int) -> Tensor:
         return self._program.values[self._program.parameters[parameter]]
 
-    def _chunk(self, parameter: int, coordinates: Indices, steps: Floats, *, is_long: bool) -> Samples | None:
-        """One chunk, or None where memory did not suffice and the next should be smaller."""
-        cores = self._cores if is_long else self._one_core
-        before, started = cores.used, perf_counter()
-        moved, taken = perturbed(self._theta(parameter), coordinates, steps)
+    def _chunk(self, parameter: int, coordinates: Indices, steps: Floats, threads: ThreadCount) -> Samples | None:
+        """The samples of one chunk; None where memory did not suffice and the next chunk should be smaller."""
+        before, started = threads.used, perf_counter()
+        start, taken = perturbed(self._theta(parameter), coordinates, steps)
         try:
-            with cores.chunk():
-                J, peak_bytes = evaluated(self._program, parameter, moved, cores.look)
-            cores.ended()
+            with threads.chunk():
+                J, peak_bytes = evaluated(self._program, parameter, start, threads.adapt)
+            threads.ended()
         except (RuntimeError, MemoryError) as error:
             if len(steps) == 1 or not is_out_of_memory(error):
                 raise
             self._chunks[parameter].out_of_memory(len(steps))
             return None
-        if len(steps) == self._chunks[parameter].size and cores.used == before:  # others tell nothing
+        if len(steps) == self._chunks[parameter].size and threads.used == before:  # others are not comparable
             self._chunks[parameter].measured(len(steps), perf_counter() - started, peak_bytes)
         return Samples(taken, J.double().numpy())
 
 
 def _differ(found: Floats, expected: Floats, noise: float, dtype: torch.dtype) -> Flags:
-    """Where values of J are not what they should be; one that is not finite says nothing."""
+    """Which values of J differ from the expected ones by more than noise. An infinite or NaN one is not compared."""
     allowed = noise + 64 * torch.finfo(dtype).eps * np.abs(expected)
     with np.errstate(invalid="ignore"):  # ∞ − ∞
         return np.asarray(~(np.abs(found - expected) <= allowed) & np.isfinite(expected))
 
 
 def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Perturbed, Floats]:
-    """θ with one coordinate moved by each step, and the steps that its precision allows."""
+    """A parameter with one coordinate moved by each step, and the steps that its precision allows."""
     flat = _real_coordinates(theta)
     at = torch.from_numpy(coordinates)
     old = flat[at].double()
@@ -267,5 +267,5 @@ def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Pertu
 
 
 def _real_coordinates(theta: Tensor) -> Tensor:
-    """θ in C order; (real, imaginary) pairs of a complex one."""
+    """A parameter as a vector in C order; (real, imaginary) pairs of a complex one."""
     return real_view(theta.resolve_conj()).reshape(-1)

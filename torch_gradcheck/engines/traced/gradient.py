@@ -1,9 +1,9 @@
-"""The gradient of a recorded J once more, by aten's own formulas: custom backwards, hooks and detachments are bypassed.
+"""The gradient of a recorded J by aten's own formulas: custom backwards, hooks and detachments have no say.
 
-The record numbers memory, so what `detach`, `.data` or a custom autograd.Function hides from autograd is plainly there.
-Its operations run again on leaves in the place of the parameters, and one backward gives the derivative of what J
-computes, whoever wrote the backward on trial. Nothing is proven by that: an operation may have a wrong formula, or be
-constant where J is not differentiable. It is a gradient to verify against J, no more.
+The record numbers memory, so it contains what `detach`, `.data` or a custom autograd.Function hides from autograd. Its
+operations run again on leaves in the place of the parameters, and one backward gives the derivative of what J computes.
+This proves nothing: an operation may have a wrong formula, or be constant where J is not differentiable. The result is
+a gradient to verify against J, no more.
 """
 
 from __future__ import annotations
@@ -13,24 +13,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.traced.program import Program
 from torch_gradcheck.engines.traced.recording.tape import Operation, substitute
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.torch_internals.operations import flatten
-
-aten = torch.ops.aten
+from torch_gradcheck.torch_internals.dispatch import modes_disabled
+from torch_gradcheck.torch_internals.operations import existing, flatten
 
 
 def gradient_by_record(program: Program) -> list[Tensor | None]:
-    """dJ of every parameter of the program, None where J does not depend on one.
+    """The gradient of J by every parameter of the program, None where J does not depend on it.
 
     Raises:
         Untraceable: an operation cannot be differentiated, or not on these values.
     """
     leaves = [program.values[number].detach().requires_grad_() for number in program.parameters]
-    with _disable_current_modes(), torch.enable_grad():
+    with modes_disabled(), torch.enable_grad():
         try:
             J = _replayed(program, leaves)
             if not J.requires_grad:
@@ -60,7 +58,7 @@ def _batch_norm_in_eval_mode(x: Tensor, weight: Any, bias: Any, mean: Tensor, va
     return torch.native_batch_norm(x, weight, bias, mean, variance, False, momentum, eps)
 
 
-# What the recorder writes in a form that autograd has no formula for.
-_DIFFERENTIABLE: dict[Any, Callable[..., Any]] = {
-    aten._native_batch_norm_legit_no_training.default: _batch_norm_in_eval_mode,
-}
+_DIFFERENTIABLE: dict[Any, Callable[..., Any]] = dict.fromkeys(
+    existing("_native_batch_norm_legit_no_training.default"), _batch_norm_in_eval_mode
+)
+"""Recorded operation without a formula of autograd → a function with one."""

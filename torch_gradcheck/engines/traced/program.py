@@ -1,4 +1,4 @@
-"""The tape as a program: values at θ, and for each parameter the operations that its coordinates can touch."""
+"""The tape as a program: values at θ, and for each parameter the operations that depend on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 from torch_gradcheck.engines.traced.chunks import Footprint
 from torch_gradcheck.engines.traced.recording.recorder import record
@@ -16,7 +15,7 @@ from torch_gradcheck.engines.traced.recording.tape import Operation, Ref, Tape, 
 from torch_gradcheck.engines.traced.rules import convolutions, indexing, normalizations, products, reductions, views
 from torch_gradcheck.engines.traced.rules.by_vmap import by_vmap
 from torch_gradcheck.engines.traced.rules.pointwise import (
-    analytic,
+    by_taylor,
     multiple,
     pointwise,
     rule_of,
@@ -26,15 +25,16 @@ from torch_gradcheck.engines.traced.rules.pointwise import (
 from torch_gradcheck.engines.traced.rules.registry import Rule
 from torch_gradcheck.engines.traced.threads import OnThreads
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.torch_internals.operations import flatten
+from torch_gradcheck.torch_internals.dispatch import modes_disabled
+from torch_gradcheck.torch_internals.operations import OpOverload, flatten, is_view
 
 FRESH = frozenset(
-    {analytic, multiple, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
+    {by_taylor, multiple, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
 )
-"""Rules whose results share memory with nothing, unless they are an operand's very tensor."""
+"""Rules whose results share memory with nothing, or are an operand's very tensor."""
 
 PASSING = frozenset({same, views.permute, views.reshape, views.squeeze, views.unsqueeze})
-"""Rules whose result is all of their operand's memory seen in another way, or a copy of it."""
+"""Rules whose result is a view of all of the operand's memory, or a copy."""
 
 RULE_FILES = (convolutions, indexing, normalizations, products, reductions, views)
 """Imported for the rules they register."""
@@ -42,18 +42,18 @@ RULE_FILES = (convolutions, indexing, normalizations, products, reductions, view
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """An operation and what of it is the same for all parameters.
+    """An operation, with all that is the same for every parameter.
 
     Attributes:
-        operation: what to do.
-        rule: how to do it for many perturbations.
-        inputs: numbers of the values it reads.
+        operation: the operation.
+        rule: evaluates it for many perturbations.
+        inputs: numbers of the values that it reads.
         args: its positional arguments at θ.
-        places: positions among them of tensors, with the numbers of these.
-        lists: positions among them of lists, with these as the record has them.
+        places: positions of tensors among its arguments, with the numbers of these.
+        lists: positions of lists among its arguments, with these as the tape has them.
         bases: its results at θ.
         fresh: whether its results have memory of their own.
-        passing: whether its result has its operand's memory, or a copy.
+        passing: whether its result is its operand's memory, or a copy of it.
     """
 
     operation: Operation
@@ -68,12 +68,12 @@ class Prepared:
 
 
 class Step(NamedTuple):
-    """One operation of a suffix.
+    """One operation between a parameter and J.
 
     Attributes:
         prepared: the operation.
-        inputs: numbers of the values that it reads and that the parameter moves.
-        last_use: those of them that no later step reads.
+        inputs: numbers of the values that it reads and that depend on the parameter.
+        last_use: those of the inputs that no later step reads.
     """
 
     prepared: Prepared
@@ -87,7 +87,7 @@ class Program:
     Attributes:
         parameters: the number of every parameter's value.
         output: the number of J's.
-        operations: those that J depends on, in order.
+        operations: the operations that J depends on, in order.
         values: the values at θ.
     """
 
@@ -113,12 +113,12 @@ class Program:
             tuple((position, x.id) for position, x in enumerate(operation.args) if type(x) is Ref),
             tuple((position, x) for position, x in enumerate(operation.args) if type(x) is list),
             results,
-            fresh=rule in FRESH and not _returns_view(operation.func),
+            fresh=rule in FRESH and isinstance(operation.func, OpOverload) and not is_view(operation.func),
             passing=rule in PASSING,
         )
 
     def again(self) -> float | None:
-        """J by the record at what the parameters hold now; None where it holds draws made for what they held then."""
+        """J by the record at what the parameters hold now; None where the record contains draws made at θ."""
         values, last_read = dict(self._given), {}
         for position, operation in enumerate(self.operations):
             last_read.update(dict.fromkeys(operation.inputs(), position))
@@ -138,16 +138,16 @@ class Program:
         return self._suffixes[parameter]
 
     def footprint(self, parameter: int) -> Footprint:
-        """What one perturbation of a parameter may take, were every entry touched."""
+        """The footprint of one perturbation of a parameter that changes every entry of every value."""
         suffix = self.suffix(parameter)
-        held = peak = self.values[self.parameters[parameter]].nbytes
+        in_use = peak = self.values[self.parameters[parameter]].nbytes
         written = 0
         for step in suffix:
             result = sum(self.values[number].nbytes for number in step.prepared.operation.outputs)
             written += result
-            held += result
-            peak = max(peak, held)
-            held -= sum(self.values[number].nbytes for number in step.last_use)
+            in_use += result
+            peak = max(peak, in_use)
+            in_use -= sum(self.values[number].nbytes for number in step.last_use)
         return Footprint(peak, written, len(suffix))
 
     def _build_suffix(self, seed: int) -> list[Step]:
@@ -167,7 +167,7 @@ class Program:
 
 
 def _performed(operation: Operation, values: dict[int, Tensor]) -> tuple[tuple[Any, ...], list[Tensor]]:
-    """One operation on known values, to which its results are added; its positional arguments, and the results."""
+    """Run one operation on known values and add its results to them; gives its positional arguments and its results."""
     args, kwargs = substitute((operation.args, operation.kwargs), values.__getitem__)
     results = flatten(operation.func(*args, **kwargs)) if operation.frozen is None else list(operation.frozen)
     values.update(zip(operation.outputs, results, strict=True))
@@ -193,10 +193,10 @@ def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> P
     for parameter in parameters:
         if parameter.device.type != "cpu":
             raise Untraceable(f"a parameter is on {parameter.device}; recorded operations are evaluated on the CPU")
-    with OnThreads(1):  # it is evaluated once: spreading short operations costs more than it saves
+    with OnThreads(1):  # J is evaluated once: spreading short operations costs more than it saves
         try:
             tape, numbers, output, J = record(objective, parameters)
-            with _disable_current_modes(), torch.no_grad():
+            with modes_disabled(), torch.no_grad():
                 program = Program(tape, numbers, output)
         except Untraceable:
             raise
@@ -207,8 +207,3 @@ def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> P
     if not abs(again - J) <= tolerance * max(abs(J), abs(again)):
         raise Untraceable(f"the recorded operations give {again!r} where J is {J!r}")
     return program
-
-
-def _returns_view(func: Any) -> bool:
-    schema = getattr(func, "_schema", None)
-    return schema is None or any(result.alias_info is not None for result in schema.returns)

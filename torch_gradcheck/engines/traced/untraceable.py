@@ -1,17 +1,17 @@
-"""The answer "J cannot be evaluated from a trace", with the operation and module that stood in the way."""
+"""The answer "J cannot be evaluated from a record", with the operation and module that stood in the way."""
 
 from __future__ import annotations
 
 from torch import nn
 
 
-class Untraceable(Exception):  # noqa: N818 - an answer, not a fault: the plain engine takes over
-    """J, or J as a function of one parameter, cannot be evaluated from a trace; the plain engine can.
+class Untraceable(Exception):  # noqa: N818 - an answer, not a fault: the eager engine takes over
+    """J, or J as a function of one parameter, cannot be evaluated from a record; the eager engine can.
 
     Attributes:
         reason: one sentence, naming the operation where there is one.
-        op: name of the operation, or None.
-        module: the innermost module that was running, or None; its owner can look up the qualified name.
+        op: name of the operation; None where none is to blame.
+        module: the innermost module that was running, whose qualified name the caller looks up; None without one.
     """
 
     def __init__(self, reason: str, *, op: str | None = None, module: nn.Module | None = None) -> None:

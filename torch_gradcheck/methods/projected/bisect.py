@@ -1,4 +1,4 @@
-"""Where J's slope along directions is not the gradient's and no verified one is at hand: finds entries by bisection."""
+"""Finds wrong entries of a gradient by bisection, where J's slopes contradict it and no verified gradient is known."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from torch_gradcheck.methods.projected.slope_check import contradicts, entry_che
 from torch_gradcheck.verdicts.entry_check import ACCUSATION
 from torch_gradcheck.verdicts.judge import judge_each
 
-LOCATED = 3
-"""How many wrong coordinates of a tensor are looked for."""
+MOST_LOCATED = 3
+"""How many wrong coordinates of a tensor are looked for, at most."""
 
-REFUTING = 4
-"""How many directions must refute a gradient."""
+CONTRADICTING = 4
+"""How many random directions must contradict a gradient, out of as many tried."""
 
 
 class Bisection:
-    """One tensor's gradient against J, by directions through the tensor or parts of it.
+    """One tensor's gradient on trial against J, by directions through the tensor or through parts of it.
 
     Args:
-        directions: evaluates J along them.
+        directions: evaluates J along directions.
         position: of the parameter in θ.
-        gradient: on trial, finite.
+        gradient: shape (coordinates,), the gradient on trial, finite.
         scale: how far a step of 1 moves a coordinate.
-        step: at which random directions agree where they do.
+        step: of the differences; one at which a right gradient agrees.
         noise: of J.
         tolerance: the largest relative error that passes.
     """
@@ -50,22 +50,22 @@ class Bisection:
         self._size = directions.sizes[position]
 
     def contradicted(self) -> bool:
-        """Whether J is smooth along random directions, and its slope along each is not the gradient's."""
-        return all(self._is_refuted(number) for number in range(REFUTING))
+        """Whether J's slope contradicts the gradient along each of the first `CONTRADICTING` random directions."""
+        return all(self._contradicts(number) for number in range(CONTRADICTING))
 
     def wrong_coordinates(self) -> Iterator[int]:
-        """Coordinates that may be wrong, worst first, until what remains is right or enough are found."""
+        """Yields coordinates that may be wrong, worst first, until the rest is right or `MOST_LOCATED` are found."""
         motion = self._motion(0)
         components = motion.components.clone()
-        for _ in range(LOCATED):
-            residual, bar = self._residual(motion.scale, components)
-            if abs(residual) <= max(self._tolerance, ACCUSATION * bar):
+        for _ in range(MOST_LOCATED):
+            residual, error_bar = self._residual(motion.scale, components)
+            if abs(residual) <= max(self._tolerance, ACCUSATION * error_bar):
                 return
             coordinate = self._descend(motion.scale, components, residual)
             yield coordinate
             components[coordinate] = 0
 
-    def _is_refuted(self, number: int) -> bool:
+    def _contradicts(self, number: int) -> bool:
         direction = {self._position: self._motion(number)}
         analytic, reach = np.array([self._slope(direction)]), np.array([self._size / self._scale])
         sampler, unit = self._directions.sampler([direction]), np.array([16 * self._step])
@@ -73,13 +73,13 @@ class Bisection:
         return contradicts(results, analytic[0])
 
     def _descend(self, scale: float, components: torch.Tensor, residual: float) -> int:
-        """The coordinate that is arrived at by going to the half with the larger residual, again and again."""
+        """The coordinate that bisection ends at, taking the half with the larger residual every time."""
         low, high = 0, len(components)
         while high - low > 1:
             middle = (low + high) // 2
-            part = torch.zeros_like(components)
-            part[low:middle] = components[low:middle]
-            left, _ = self._residual(scale, part)
+            first_half = torch.zeros_like(components)
+            first_half[low:middle] = components[low:middle]
+            left, _ = self._residual(scale, first_half)
             if abs(left) >= abs(residual - left):
                 high, residual = middle, left
             else:
@@ -87,15 +87,18 @@ class Bisection:
         return low
 
     def _residual(self, scale: float, components: torch.Tensor) -> tuple[float, float]:
-        """How far J's slope is from the gradient's, and its roundoff; few components are moved further."""
+        """J's slope less the gradient's along `scale · components`, and its error bar.
+
+        Where only n of N components are not 0, they move √(N/n) times as far, so that roundoff weighs less.
+        """
         moving = int(torch.count_nonzero(components))
         if not moving:
             return 0.0, 0.0
         further = float(np.sqrt(len(components) / moving))
         direction = {self._position: Motion(scale * further, components)}
         sampler, stencil = self._directions.sampler([direction]), Stencil(self._step, 0)
-        value, bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), stencil, self._noise)
-        return float(value[0] - self._slope(direction)) / further, float(bar[0]) / further
+        value, error_bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), stencil, self._noise)
+        return float(value[0] - self._slope(direction)) / further, float(error_bar[0]) / further
 
     def _slope(self, direction: Direction) -> float:
         return slope(direction, {self._position: self._gradient})

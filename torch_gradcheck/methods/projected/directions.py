@@ -1,4 +1,4 @@
-"""Directions through many tensors of θ, and J along them."""
+"""Directions in θ, each through one tensor or many, and J along them."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from torch_gradcheck.reporting.progress import ProgressBar
 
 
 class Motion(NamedTuple):
-    """How one parameter moves in a direction: by `scale` times `components`, shape (coordinates,)."""
+    """One parameter's part of a direction: `scale` times `components`, a tensor of shape (coordinates,)."""
 
     scale: float
     components: Tensor
 
 
 Direction = Mapping[int, Motion]
-"""Position of a parameter in θ to how it moves."""
+"""Maps a parameter's position in θ to its motion; other parameters stand still."""
 
 
 class Directions:
     """Makes directions in θ and evaluates J along them.
 
-    Holds one copy of θ, by which θ is put back; a random direction is kept in float32, half a copy.
+    Holds one copy of θ, from which θ is put back by assignment. A random direction in float32 takes half a copy more.
 
     Args:
         objective: J.
-        theta: its parameters; those that are not checked stay where they are.
-        seed: of the random directions.
-        progress: told of every evaluation.
+        theta: its parameters; those that are not checked do not move.
+        seed: of the random directions; the same seed gives the same directions on every device.
+        progress: advanced by one at every evaluation.
     """
 
     def __init__(self, objective: Objective, theta: Theta, seed: int, progress: ProgressBar) -> None:
@@ -54,15 +54,19 @@ class Directions:
         return {position: mean or 1.0 for position, mean in means.items()}
 
     def random(self, number: int, scales: Mapping[int, float]) -> Direction:
-        """The direction of that number through the tensors that have a scale.
+        """The random direction `number` through the tensors that have a scale.
 
-        Every component is ± the scale of its tensor times a number from [1/2, 3/2]; coordinates left out stay. What a
-        tensor does in a direction does not depend on which others take part.
+        Every component is ± the tensor's scale times a number from [1/2, 3/2]; padding does not move. A tensor's
+        components depend on seed, number and position only, not on the other tensors in the direction.
+
+        Args:
+            number: which direction.
+            scales: by position in θ, how far a step of 1 moves a coordinate of that tensor.
         """
         return {position: Motion(scale, self._components(number, position)) for position, scale in scales.items()}
 
     def sampler(self, directions: Sequence[Direction]) -> Sampler:
-        """f_i(t) = J(θ + t·directions[i])."""
+        """A sampler of f_i(t) = J(θ + t·directions[i])."""
 
         def sample(which: Indices, steps: Floats) -> Samples:
             values: list[float] = []
@@ -105,7 +109,7 @@ def _root_mean_square(x: Tensor) -> float:
 
 
 def slope(direction: Direction, gradients: Mapping[int, Floats]) -> float:
-    """⟨gradient, direction⟩."""
+    """The slope that the gradients predict along a direction: ⟨gradient, direction⟩, summed over its tensors."""
     return sum(
         scale * float(torch.dot(torch.from_numpy(gradients[position]), components.double()))
         for position, (scale, components) in direction.items()

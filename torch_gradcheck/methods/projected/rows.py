@@ -1,4 +1,4 @@
-"""From a tensor tried along directions to its row: what `compare` says of it, and what the directions proved."""
+"""From the trial of a tensor along directions to its row: that of `verdicts.rows`, with what the directions proved."""
 
 from __future__ import annotations
 
@@ -11,27 +11,18 @@ from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.verdicts.rows import compared_row
 from torch_gradcheck.verdicts.trial import ParameterTrial, Proof
 
-JUDGED = (Status.MATCH, Status.MISMATCH, Status.UNDECIDED)
-"""Statuses of gradients that are not zero: an error can be told against their length."""
 
-
-def tried_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
-    """The row of a parameter whose gradient was tried by whichever method."""
-    if trial.proof is None:
-        return compared_row(entry, trial, tolerance)
-    return projected_row(entry, trial, trial.proof, tolerance)
-
-
-def projected_row(entry: ThetaEntry, trial: ParameterTrial, proof: Proof, tolerance: float) -> ParameterReport:
+def projected_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter whose gradient was tried along directions."""
-    row = compared_row(entry, trial, tolerance)
+    row, proof = compared_row(entry, trial, tolerance), trial.proof
+    assert proof is not None, "a trial along directions says what they proved"
     status, reason = _status(row, entry, trial, proof, tolerance)
     return replace(
         row,
         status=status,
         reason=reason,
         directions=proof.directions,
-        detectable=_relative(proof.detectable, trial) if proof.directions and status in JUDGED else float("nan"),
+        detectable=_relative(proof.detectable, trial) if proof.directions and status.is_nonzero else float("nan"),
         mismatched=max(row.mismatched, 1) if status is Status.MISMATCH else row.mismatched,
     )
 
@@ -46,14 +37,17 @@ def _status(
             entry.coordinates_on_trial
         )
         return Status.UNDECIDED if nothing_wrong_found else row.status, _sentence(row.reason, proof.remark)
-    judged = _relative(proof.resolution, trial)
-    if row.status is Status.MATCH and judged > tolerance:
-        return Status.UNDECIDED, f"along random directions J resolves errors above {judged:.0e} of its gradient only"
+    resolution = _relative(proof.resolution, trial)
+    if row.status is Status.MATCH and resolution > tolerance:
+        return (
+            Status.UNDECIDED,
+            f"along random directions J resolves errors above {resolution:.0e} of its gradient only",
+        )
     return row.status, row.reason
 
 
 def _relative(length: float, trial: ParameterTrial) -> float:
-    """The length of an error against that of the gradient."""
+    """‖error‖ / ‖gradient‖, given ‖error‖ as `length`; infinite for a gradient of zero."""
     gradient = float(np.linalg.norm(trial.results.numeric))
     return length / gradient if gradient else float("inf")
 

@@ -1,4 +1,4 @@
-"""How far each tensor moves in a direction: so that every tensor's error counts the same, however small the tensor."""
+"""The scale of each tensor in a direction, chosen so that a relative error of any tensor changes the slope alike."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import numpy as np
 
 from torch_gradcheck.arrays import Floats
 
-CAP = 30.0
-"""How many times further than the typical tensor, measured by its own size, one may move."""
+CAP_BY_MEDIAN = 30.0
+"""A tensor moves at most this many times as far as the median tensor, each measured by its own size."""
 
-FURTHEST = 1e4
-"""How many times further than the tensor that moves least."""
+CAP_BY_LEAST = 1e4
+"""A tensor moves at most this many times as far as the tensor that moves least, each measured by its own size."""
 
 
 def scales(lengths: Floats, sizes: Floats) -> Floats:
-    """What the random components of each tensor are multiplied by.
+    """The scale of each tensor, shape (T,): the factor on its random components.
 
-    1/‖g‖, so that a step t along a direction changes J by about t for each tensor; less where that would move the
-    tensor much further than the others are moved: a gradient of zero must not be looked for beyond the horizon.
+    It is 1/‖g‖, so that a step t changes J by about t through each tensor. It is less where that would move one tensor
+    much further than the others, as one with a gradient near zero.
+
+    Example: lengths (1, 0.1) and sizes (1, 1) give the scales (1, 10).
 
     Args:
         lengths: shape (T,), ‖g‖ of each tensor.
@@ -25,14 +27,14 @@ def scales(lengths: Floats, sizes: Floats) -> Floats:
     """
     with np.errstate(divide="ignore"):
         relative = 1 / (lengths * sizes)
-    alive = relative[np.isfinite(relative)]
-    if not len(alive):
+    finite = relative[np.isfinite(relative)]
+    if not len(finite):
         return sizes
-    furthest = min(CAP * float(np.median(alive)), FURTHEST * float(alive.min()))
-    return np.asarray(np.minimum(relative, furthest) * sizes)
+    cap = min(CAP_BY_MEDIAN * float(np.median(finite)), CAP_BY_LEAST * float(finite.min()))
+    return np.asarray(np.minimum(relative, cap) * sizes)
 
 
 def capped(scale: Floats, lengths: Floats) -> Floats:
-    """By what factor each tensor moves less than its gradient's length asks for; infinite for a gradient of zero."""
+    """The factor 1/(‖g‖·scale) by which the caps shorten each tensor's motion: 1 without, infinite where ‖g‖ = 0."""
     with np.errstate(divide="ignore"):
         return np.asarray(1 / (lengths * scale))

@@ -1,4 +1,4 @@
-"""A derivative along one direction as a question to the ladders of `differences.trial`."""
+"""The gradient's slope along a direction on trial, as an EntryCheck that `verdicts` can judge."""
 
 from __future__ import annotations
 
@@ -11,25 +11,26 @@ from torch_gradcheck.differences.sampling import Sampler
 from torch_gradcheck.verdicts.entry_check import EntryCheck, EntryResults, Outcome
 
 SHORT = Ladder(ratio=4.0, smallest=4.0**-5.5)
-"""Six steps: where the first is known to be about right, the rest of a long ladder tells nothing more."""
+"""Six steps from 1 to 1e-3 of the unit, which is about the right step; shorter and longer ones would add nothing."""
 
 SMOOTH = 0.05
-"""How much J's slopes on both sides of θ may differ, against what the gradient is off by, for J to be smooth there.
+"""J counts as smooth along a direction if its two one-sided slopes differ by at most 5 % of the gradient's error.
 
-At a kink a gradient need not lie between the two slopes along a direction through many coordinates.
+Only there can a direction contradict a gradient. At a kink, a right gradient need not lie between the two slopes along
+a direction through many coordinates.
 """
 
 
 def entry_check_of(
     sampler: Sampler, analytic: Floats, unit: Floats, scale: Floats, noise: Noise, tolerance: float
 ) -> EntryCheck:
-    """Whether J has these slopes, where it is known to have no kink at θ itself.
+    """The check of K slopes on trial, where J is known to have no kink at θ itself.
 
     Args:
-        sampler: J along directions or coordinates.
-        analytic: the slopes on trial.
-        unit: the largest step to take along each.
-        scale: the step along each that moves some tensor by its own size.
+        sampler: J along K directions or coordinates.
+        analytic: shape (K,), the slopes on trial.
+        unit: shape (K,), the largest step to take along each.
+        scale: shape (K,), the step along each that moves some tensor by its own size.
         noise: of J.
         tolerance: the largest relative error that passes.
     """
@@ -51,11 +52,11 @@ def entry_check_of(
 
 
 def contradicts(results: EntryResults, analytic: float) -> bool:
-    """Whether a slope on trial along one direction is wrong, and J is smooth along it."""
+    """Whether the results of one direction contradict its slope `analytic`: a mismatch, and J is smooth there."""
     off, jump = results.numeric[0] - analytic, results.right[0] - results.left[0]
     return bool(results.outcome[0] == Outcome.MISMATCH and abs(jump) <= SMOOTH * abs(off))
 
 
-def roundoff_of(noise: Noise) -> float:
-    """The error bar of a slope of J at a step of 1."""
+def error_bar_at_unit_step(noise: Noise) -> float:
+    """The error bar of a centered difference of J at a step of 1; at a step h it is this divided by h."""
     return float(noise.of_slope(np.array([2.0]), np.array([noise.at_zero]))[0])

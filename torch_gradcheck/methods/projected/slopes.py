@@ -1,7 +1,7 @@
-"""Looks at a function of a step whose slope is already believed to be known: how far is J's own slope from it?
+"""Checks a predicted slope of J along a direction against difference quotients, instead of measuring the slope.
 
-To verify takes less than to measure. Whatever the error bar of a difference quotient, a wrong prediction agrees with it
-by chance alone, so that the step which agrees best may be taken: what proves is how closely it agrees.
+A wrong prediction agrees with a difference quotient only by chance. So the step that agrees best may be picked, and the
+choice is counted in the detection power.
 """
 
 from __future__ import annotations
@@ -14,69 +14,85 @@ from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.richardson import Ladder, Stencil, extrapolated_derivatives, through_stencil
 from torch_gradcheck.differences.sampling import Sampler
 
-AROUND = Ladder(ratio=4.0, smallest=4.0**-4.5)
-"""Five steps, of which the quiet one is the last but one."""
+AROUND_QUIET_STEP = Ladder(ratio=4.0, smallest=4.0**-4.5)
+"""Five steps to choose from: 64, 16, 4, 1 and 1/4 of the quiet step."""
 
-ABOVE = 64.0
-"""How much larger than the quiet step the first of them is."""
+TOP_BY_QUIET = 64.0
+"""The largest of these steps, in quiet steps."""
 
 
 class SlopeCheck(NamedTuple):
-    """The slope of f against a predicted one.
+    """A predicted slope of f checked against one centered difference. The predicted slope is of the order of 1.
 
     Attributes:
-        step: the step of the centered difference.
-        residual: how far apart they are.
-        bar: what the roundoff of f may add to that.
-        steps: how many steps it was chosen from.
+        step: of the centered difference.
+        residual: |difference − predicted slope|; infinite where f is not finite.
+        error_bar: of the difference, from the roundoff of f.
+        steps: how many steps this one was chosen from.
     """
 
     step: float
     residual: float
-    bar: float
+    error_bar: float
     steps: int
 
     @property
     def threshold(self) -> float:
-        """What an error must exceed to be seen: a residual that is smaller than the noise is luck."""
-        return max(self.residual, self.bar / SIGMAS)
+        """The smallest error of the predicted slope that shows: at least one standard deviation of noise."""
+        return max(self.residual, self.error_bar / SIGMAS)
 
     def agrees(self, tolerance: float) -> bool:
-        """Whether they are one slope, to within the tolerance or the roundoff; never where f is not finite."""
-        return self.residual <= max(tolerance, self.bar)
+        """Whether the residual is within the tolerance or the error bar; False where f is not finite."""
+        return self.residual <= max(tolerance, self.error_bar)
 
 
 def quiet_step(noise: Noise, tolerance: float) -> float:
-    """The step at which the error bar of roundoff is the tolerance, for slopes of the order of 1."""
+    """The step whose roundoff equals the tolerance, for slopes of the order of 1: 4e-11 at σ = 1e-16 and 1e-5."""
     return float(noise.of_slope(np.array([2.0]), np.array([noise.at_zero]))[0] / tolerance)
 
 
 def check_at_step(sampler: Sampler, slope: float, step: float, noise: Noise) -> SlopeCheck:
-    """At one step."""
-    value, bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), Stencil(step, 0), noise)
-    return SlopeCheck(step, _distance(value[0], slope), float(bar[0]), steps=1)
+    """Checks `slope` at one step.
+
+    Args:
+        sampler: of f = f_0.
+        slope: the predicted slope of f at 0.
+        step: of the centered difference.
+        noise: of f.
+    """
+    value, error_bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), Stencil(step, 0), noise)
+    return SlopeCheck(step, _distance(value[0], slope), float(error_bar[0]), steps=1)
 
 
 def check_at_best_step(sampler: Sampler, slope: float, top: float, noise: Noise, tolerance: float) -> SlopeCheck:
-    """At several steps, `top` the largest; the one kept agrees well and is no lucky one.
+    """Checks `slope` at five steps from `top` down, and returns the check that agrees best without luck.
 
-    Kinks crossed move a difference quotient by more the larger the step: a fourth of the residual four times further
-    out is what to expect of a step. Where roundoff hides much more than it must, agreement means nothing.
+    The residual of a step counts as no less than one standard deviation of its roundoff, and no less than 1/4 of the
+    residual at the next larger step, since truncation and kinks crossed move a quotient in proportion to the step. A
+    step is out of the question if its error bar is more than 4 times the tolerance or the smallest error bar.
+
+    Args:
+        sampler: of f = f_0.
+        slope: the predicted slope of f at 0.
+        top: the largest step.
+        noise: of f.
+        tolerance: the largest residual that passes.
     """
-    estimates = extrapolated_derivatives(sampler, np.zeros(1, np.int64), np.array([top]), noise, AROUND)
-    steps = top * AROUND.rungs
+    estimates = extrapolated_derivatives(sampler, np.zeros(1, np.int64), np.array([top]), noise, AROUND_QUIET_STEP)
+    steps = top * AROUND_QUIET_STEP.rungs
     residuals = np.array([_distance(value, slope) for value in estimates.tableau.values[0, 0]])
-    bars = noise.of_slope(2 * steps, np.full(len(steps), noise.at_zero))
-    expected = np.concatenate([residuals[:1], residuals[:-1] / AROUND.ratio])
-    likely = np.maximum(np.maximum(residuals, bars / SIGMAS), expected)
-    best = int(np.argmin(np.where(bars <= AROUND.ratio * max(tolerance, bars.min()), likely, np.inf)))
-    return SlopeCheck(float(steps[best]), float(residuals[best]), float(bars[best]), steps=len(steps))
+    error_bars = noise.of_slope(2 * steps, np.full(len(steps), noise.at_zero))
+    expected = np.concatenate([residuals[:1], residuals[:-1] / AROUND_QUIET_STEP.ratio])
+    likely = np.maximum(np.maximum(residuals, error_bars / SIGMAS), expected)
+    sharp = error_bars <= AROUND_QUIET_STEP.ratio * max(tolerance, error_bars.min())
+    best = int(np.argmin(np.where(sharp, likely, np.inf)))
+    return SlopeCheck(float(steps[best]), float(residuals[best]), float(error_bars[best]), steps=len(steps))
 
 
 def _distance(value: float, slope: float) -> float:
     return float(np.nan_to_num(abs(value - slope), nan=np.inf))
 
 
-def resolved_from(noise: Noise) -> float:
-    """The least change of f that is more than its roundoff."""
-    return SIGMAS * max(noise.sigma, noise.epsilon / 2 * abs(noise.at_zero))
+def smallest_visible_change(noise: Noise) -> float:
+    """A change of f above this is no roundoff: SIGMAS = 6 standard deviations."""
+    return SIGMAS * noise.sigma_at_zero

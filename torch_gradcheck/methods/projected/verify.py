@@ -1,4 +1,4 @@
-"""Verifies a gradient of the whole θ along random directions, and finds the tensors that J does not bear out."""
+"""Verifies a gradient of the whole θ along random directions, and finds the tensors whose gradient J contradicts."""
 
 from __future__ import annotations
 
@@ -15,45 +15,48 @@ from torch_gradcheck.methods.projected.detection_power import detectable
 from torch_gradcheck.methods.projected.directions import Directions, slope
 from torch_gradcheck.methods.projected.scales import capped, scales
 from torch_gradcheck.methods.projected.slopes import (
-    ABOVE,
+    TOP_BY_QUIET,
     SlopeCheck,
     check_at_best_step,
     check_at_step,
     quiet_step,
-    resolved_from,
+    smallest_visible_change,
 )
 from torch_gradcheck.verdicts.trial import Proof
 
 DIRECTIONS = 8
-"""How many random directions verify a gradient, besides the one or two that find the step."""
+"""How many random directions must agree with a gradient to verify it, besides the one or two that find the step."""
 
 SPARE = 3
-"""How many more may disagree, since they happen to cross a kink: odds count the ways to choose those that agree."""
+"""Up to 3 more directions may disagree, as those that cross a kink do.
 
-SEARCHES, SEPARATING = range(100, 102), range(102, 104)
-"""Numbers of the directions that find the step, and of those that tell tensors apart."""
+The detection power includes the number of ways to choose the agreeing ones.
+"""
 
-HORIZON = 0.03
-"""The largest part of its own size that a tensor is moved by."""
+FINDING_STEP, SEPARATING = range(100, 102), range(102, 104)
+"""Numbers of the random directions that find the step, and of those that separate right tensors from wrong ones."""
+
+LARGEST_MOVE = 0.03
+"""A step moves no tensor by more than 3 % of its own size."""
 
 CLOSER = 4.0
-"""How many times smaller the step is at which a direction that disagrees is looked at again."""
+"""A direction that disagrees is checked again at a step this many times smaller."""
 
 ROUNDS = 4
-"""How often tensors that moved too little to be judged are looked at again among themselves."""
+"""How many times at most tensors are verified: each time, those that moved too little to be judged, as a group."""
 
 SEPARATIONS = 3
-"""How often tensors that disagree are looked for."""
+"""How many times at most the tensors that disagree are removed from a group."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """One tensor's gradient, verified.
+    """The certificate of one tensor's verified gradient.
 
     Attributes:
-        proof: what that proves.
-        step: the step along the directions.
-        scale: how far a step of 1 moves a coordinate of it.
+        proof: what the directions prove of it.
+        step: of the differences along the directions.
+        scale: how far a step of 1 moves a coordinate of the tensor.
     """
 
     proof: Proof
@@ -61,33 +64,33 @@ class Certificate:
     scale: float
 
 
-class Looks(NamedTuple):
-    """A gradient along several directions.
+class SlopeChecks(NamedTuple):
+    """A gradient's slopes along several random directions, checked against J's.
 
     Attributes:
         step: of the differences.
-        seen: direction by direction.
-        allowed: what may lie between J's slope and the gradient's.
+        checks: one a direction.
+        allowed: the largest residual of a direction that agrees.
     """
 
     step: float
-    seen: list[SlopeCheck]
+    checks: list[SlopeCheck]
     allowed: float
 
     @property
     def agreeing(self) -> list[SlopeCheck]:
-        """Those along which they are one."""
-        return [seen for seen in self.seen if seen.residual <= self.allowed]
+        """Checks of the directions that agree."""
+        return [check for check in self.checks if check.residual <= self.allowed]
 
 
 class Verifier:
-    """Verifies gradients along directions.
+    """Verifies gradients along random directions.
 
     Args:
         directions: makes directions and evaluates J along them.
         noise: of J.
         tolerance: the largest relative error that passes.
-        eps: how far to move θ, relative to its size; None chooses.
+        eps: how far to move θ, relative to its size; None to choose.
     """
 
     def __init__(self, directions: Directions, noise: Noise, tolerance: float, eps: float | None) -> None:
@@ -97,79 +100,87 @@ class Verifier:
     def certify(
         self, gradients: Mapping[int, Floats], positions: Sequence[int]
     ) -> tuple[dict[int, Certificate], list[int]]:
-        """Certificates of the tensors whose gradient J bears out, by position, and the positions of the others."""
+        """Certificates of the tensors whose gradient J agrees with, by position, and the positions of the others.
+
+        Args:
+            gradients: by position, shape (coordinates,), finite; more than `positions` is allowed.
+            positions: of the tensors to verify.
+        """
         certificates: dict[int, Certificate] = {}
         refused: list[int] = []
-        waiting = list(positions)
+        group = list(positions)
         for _ in range(ROUNDS):
-            scale = self._scales(gradients, waiting)
-            found, failed = self._group(gradients, scale)
+            scale = self._scales(gradients, group)
+            found, failed = self._certified_together(gradients, scale)
             certificates |= found
             refused += failed
             moved_little = self._moved_too_little(gradients, found)
-            if not moved_little or len(moved_little) == len(waiting):
+            if not moved_little or len(moved_little) == len(group):
                 break
-            waiting = moved_little
+            group = moved_little
         return certificates, refused
 
     def alone(self, gradients: Mapping[int, Floats], position: int) -> tuple[float, float]:
-        """How far a step of 1 would move a coordinate of this tensor alone, and a step that suits."""
+        """The scale of this tensor in a direction of its own, and a step that suits."""
         scale = self._scales(gradients, [position])
-        return scale[position], self._top(scale) / ABOVE
+        return scale[position], self._top(scale) / TOP_BY_QUIET
 
-    def _group(
+    def _certified_together(
         self, gradients: Mapping[int, Floats], scale: Mapping[int, float]
     ) -> tuple[dict[int, Certificate], list[int]]:
-        """Certificates for one group at its scales; without those tensors that disagree on their own."""
+        """Certificates of one group of tensors, and the positions of those that disagree on their own."""
         refused: list[int] = []
         for _ in range(SEPARATIONS):
-            looks = self._looks(gradients, scale)
-            if len(looks.agreeing) >= DIRECTIONS:
+            checks = self._checks(gradients, scale)
+            if len(checks.agreeing) >= DIRECTIONS:
                 break
-            failed = self._separated(gradients, scale, looks.step, list(scale))
+            failed = self._disagreeing(gradients, scale, checks.step, list(scale))
             refused += failed
             scale = {position: scale[position] for position in scale if position not in failed}
             if not failed or not scale:
                 break
-        return {position: _certificate(looks, scale[position]) for position in scale}, refused
+        return {position: _certificate(checks, scale[position]) for position in scale}, refused
 
-    def _looks(self, gradients: Mapping[int, Floats], scale: Mapping[int, float]) -> Looks:
-        """Along random directions until enough agree or too many do not."""
-        for number in SEARCHES:
-            found = self._search(gradients, scale, number)
+    def _checks(self, gradients: Mapping[int, Floats], scale: Mapping[int, float]) -> SlopeChecks:
+        """Checks along random directions, until `DIRECTIONS` agree or more than `SPARE` do not."""
+        for number in FINDING_STEP:
+            found = self._check_at_any_step(gradients, scale, number)
             if found.agrees(self._tolerance):
                 break
         else:
-            return Looks(found.step, [found], self._tolerance)
+            return SlopeChecks(found.step, [found], self._tolerance)
         quiet = found.threshold <= self._tolerance
-        looks = Looks(found.step, [], self._tolerance if quiet else max(self._tolerance, found.bar))
-        while len(looks.agreeing) < DIRECTIONS and len(looks.seen) - len(looks.agreeing) <= SPARE:
-            looks.seen.append(self._look(gradients, scale, len(looks.seen), looks.step))
-        return looks
+        checked = SlopeChecks(found.step, [], self._tolerance if quiet else max(self._tolerance, found.error_bar))
+        while len(checked.agreeing) < DIRECTIONS and len(checked.checks) - len(checked.agreeing) <= SPARE:
+            checked.checks.append(self._check(gradients, scale, len(checked.checks), checked.step))
+        return checked
 
-    def _look(
+    def _check(
         self, gradients: Mapping[int, Floats], scale: Mapping[int, float], number: int, step: float
     ) -> SlopeCheck:
-        """At that step or, where it happens to cross a kink, at a smaller one."""
+        """The check along random direction `number` at `step` or, where that disagrees, at a smaller step if better."""
         direction = self._directions.random(number, scale)
         sampler, predicted = self._directions.sampler([direction]), slope(direction, gradients)
-        seen = check_at_step(sampler, predicted, step, self._noise)
-        if seen.agrees(self._tolerance) or self._eps is not None:
-            return seen
+        check = check_at_step(sampler, predicted, step, self._noise)
+        if check.agrees(self._tolerance) or self._eps is not None:
+            return check
         closer = check_at_step(sampler, predicted, step / CLOSER, self._noise)
-        return min(seen, closer, key=lambda one: one.threshold)._replace(steps=2)
+        return min(check, closer, key=lambda either: either.threshold)._replace(steps=2)
 
-    def _search(self, gradients: Mapping[int, Floats], scale: Mapping[int, float], number: int) -> SlopeCheck:
+    def _check_at_any_step(
+        self, gradients: Mapping[int, Floats], scale: Mapping[int, float], number: int
+    ) -> SlopeCheck:
+        """The check along random direction `number` at the best of several steps, or at the one that `eps` asks for."""
         direction = self._directions.random(number, scale)
         sampler, predicted = self._directions.sampler([direction]), slope(direction, gradients)
         if self._eps is not None:
             return check_at_step(sampler, predicted, self._eps * self._reach(scale), self._noise)
         return check_at_best_step(sampler, predicted, self._top(scale), self._noise, self._tolerance)
 
-    def _separated(
+    def _disagreeing(
         self, gradients: Mapping[int, Floats], scale: Mapping[int, float], step: float, positions: list[int]
     ) -> list[int]:
-        """Of these tensors, which do not agree as a whole, those that do not on their own."""
+        """The tensors that disagree on their own, found by halving `positions`, which disagree together."""
         if len(positions) == 1:
             return positions
         halves = positions[: len(positions) // 2], positions[len(positions) // 2 :]
@@ -177,13 +188,13 @@ class Verifier:
             position
             for half in halves
             if not self._agree(gradients, {position: scale[position] for position in half}, step)
-            for position in self._separated(gradients, scale, step, half)
+            for position in self._disagreeing(gradients, scale, step, half)
         ]
 
     def _agree(self, gradients: Mapping[int, Floats], scale: Mapping[int, float], step: float) -> bool:
         return all(
-            self._look(gradients, scale, number, step).agrees(self._tolerance)
-            or self._search(gradients, scale, number).agrees(self._tolerance)
+            self._check(gradients, scale, number, step).agrees(self._tolerance)
+            or self._check_at_any_step(gradients, scale, number).agrees(self._tolerance)
             for number in SEPARATING
         )
 
@@ -193,35 +204,35 @@ class Verifier:
         return dict(zip(positions, scales(lengths, sizes).tolist(), strict=True))
 
     def _top(self, scale: Mapping[int, float]) -> float:
-        """The largest step to try."""
-        return min(ABOVE * quiet_step(self._noise, self._tolerance), HORIZON * self._reach(scale))
+        """The largest step to try: 64 quiet steps, but no more than moves a tensor by `LARGEST_MOVE`."""
+        return min(TOP_BY_QUIET * quiet_step(self._noise, self._tolerance), LARGEST_MOVE * self._reach(scale))
 
     def _reach(self, scale: Mapping[int, float]) -> float:
-        """The step that moves some tensor by its own size."""
+        """The smallest step that moves some tensor by its own size."""
         return min(self._sizes[position] / scale[position] for position in scale)
 
     def _moved_too_little(self, gradients: Mapping[int, Floats], found: Mapping[int, Certificate]) -> list[int]:
-        """Tensors whose gradient is not judged to within the tolerance, and could be if they were moved further."""
-        few = resolved_from(self._noise) / self._tolerance
+        """Tensors judged more coarsely than the tolerance, which a larger scale would judge to within it."""
+        needed = smallest_visible_change(self._noise) / self._tolerance
         little = []
         for position, certificate in found.items():
             length = float(np.linalg.norm(gradients[position]))
             judged = certificate.proof.resolution <= self._tolerance * length
             held_back = capped(np.array([certificate.scale]), np.array([length]))[0] > 1
-            if held_back and not judged and length * HORIZON * self._sizes[position] > few:
+            if held_back and not judged and length * LARGEST_MOVE * self._sizes[position] > needed:
                 little.append(position)
         return little
 
 
-def _certificate(looks: Looks, scale: float) -> Certificate:
-    """What the directions that agree prove of a tensor of this scale; too few of them prove what all of them do."""
-    counted = looks.agreeing if len(looks.agreeing) >= DIRECTIONS else looks.seen
-    threshold = max(seen.threshold for seen in counted)
-    steps = float(np.exp(np.mean(np.log([seen.steps for seen in counted]))))
-    choices = comb(len(looks.seen), len(counted)) ** (1 / len(counted))
+def _certificate(checked: SlopeChecks, scale: float) -> Certificate:
+    """The certificate of a tensor of this scale: from the agreeing directions or, if these are too few, from all."""
+    counted = checked.agreeing if len(checked.agreeing) >= DIRECTIONS else checked.checks
+    threshold = max(check.threshold for check in counted)
+    steps = float(np.exp(np.mean(np.log([check.steps for check in counted]))))
+    choices = comb(len(checked.checks), len(counted)) ** (1 / len(counted))
     proof = Proof(
         directions=len(counted),
         resolution=threshold / scale,
         detectable=detectable(threshold, len(counted), steps * choices) / scale,
     )
-    return Certificate(proof, looks.step, scale)
+    return Certificate(proof, checked.step, scale)

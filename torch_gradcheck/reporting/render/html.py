@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.outline import outline
+from torch_gradcheck.reporting.words import GREY, STATUS_WORDS
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -29,8 +30,20 @@ def _template(source: str) -> Template:
     return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
 
 
+def _badge_rules() -> str:
+    """The CSS of the badges of all statuses: their form, then one rule a colour."""
+    selectors: dict[str, list[str]] = {}
+    for status, words in STATUS_WORDS.items():
+        selectors.setdefault(words.colour, []).append(f".torch-gradcheck .status.{status}")
+    grey = f"border-radius: .7em; padding: .05em .6em; font-size: .88em; color: #fff; background: {GREY};"
+    rules = [f".torch-gradcheck .status {{\n  {grey}\n}}"]
+    rules += [f"{', '.join(of)} {{ background: {colour}; }}" for colour, of in selectors.items() if colour != GREY]
+    return "\n".join(rules)
+
+
 # Colours are laid over the page's own background, or carry white text: a notebook's theme cannot be asked for.
-STYLE = """
+STYLE = (
+    """
 .torch-gradcheck { font: 14px/1.5 system-ui, sans-serif; max-width: 76em; }
 .torch-gradcheck p { margin: 0 0 .2em; }
 .torch-gradcheck .headline { font-size: 1.25em; font-weight: 600; }
@@ -44,13 +57,9 @@ STYLE = """
 .torch-gradcheck .figure { text-align: right; }
 .torch-gradcheck code { font: .93em ui-monospace, monospace; background: none; color: inherit; padding: 0; }
 .torch-gradcheck tr.mismatch td { background: rgba(218, 54, 51, .14); }
-.torch-gradcheck .status {
-  border-radius: .7em; padding: .05em .6em; font-size: .88em; color: #fff; background: #6e7781;
-}
-.torch-gradcheck .status.match { background: #1a7f37; }
-.torch-gradcheck .status.mismatch { background: #cf222e; }
-.torch-gradcheck .status.kink, .torch-gradcheck .status.undecided { background: #9a6700; }
-.torch-gradcheck .status.flat { background: #8250df; }
+"""
+    + _badge_rules()
+    + """
 .torch-gradcheck details { margin: .4em 0; }
 .torch-gradcheck summary { cursor: pointer; }
 .torch-gradcheck .said { margin: .1em 0 .1em 1.2em; }
@@ -60,6 +69,7 @@ STYLE = """
 .torch-gradcheck table.map td { width: 9px; height: 9px; min-width: 4px; padding: 0; border: 0; }
 .torch-gradcheck ul { margin: .2em 0; padding-left: 1.4em; }
 """
+)
 
 FRAGMENT = """
 {% macro badge(status) %}<span class="status {{ status }}">{{ status }}</span>{% endmacro %}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import Coordinate, DiagnosisKind, Facts, ParameterReport, Status, WrongMap
+from torch_gradcheck.reporting.words import STATUS_WORDS
 
 MANY = 30
 """A table of more rows than this is folded: it shows at most so many wrong ones ..."""
@@ -21,46 +22,8 @@ LISTED = 8
 NAMED = 6
 """How many names stand in one sentence."""
 
-MARKS = {Status.MISMATCH: "✗", Status.MATCH: " ", Status.FROZEN: "-"}
-
-NOTHING_PROVEN = "?"
-"""The mark of every other status."""
-
-PLACED = (DiagnosisKind.PARTIAL, DiagnosisKind.PERMUTED, DiagnosisKind.TRANSPOSED)
-"""Kinds that say something of their own about each tensor."""
-
 SHADES = "·░▒▓█"
 """A cell of a picture, from all right to all wrong."""
-
-COUNTED = {
-    Status.KINK: "at a kink",
-    Status.FLAT: "flat (nothing proven)",
-    Status.UNDECIDED: "undecided",
-    Status.UNUSED: "unused",
-    Status.FROZEN: "frozen (not checked)",
-}
-"""How the headline counts what is neither right nor wrong."""
-
-FOLDED = {
-    Status.MATCH: "that match",
-    Status.MISMATCH: "that are wrong",
-    Status.KINK: "at a kink",
-    Status.FLAT: "that are flat",
-    Status.UNDECIDED: "that are undecided",
-    Status.UNUSED: "that are unused",
-    Status.FROZEN: "that are frozen",
-}
-"""How the line for the rows that a folded table leaves out names them."""
-
-NOT_PROVEN = {
-    Status.UNDECIDED: "The noise of J is too large to tell right from wrong.",
-    Status.KINK: "J is not differentiable there: the gradient lies between the two one-sided slopes, which is all that "
-    "can be asked of it; it is not proven right.",
-    Status.FLAT: "Both sides are zero to within the noise: nothing was proven, a wrong backward would look the same.",
-    Status.UNUSED: "The loss does not reach it and J does not depend on it: there is no gradient to prove.",
-    Status.FROZEN: "requires_grad is false: not checked.",
-}
-"""What a status leaves open; a row's own reason, where it has one, says more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +132,11 @@ def headline(facts: Facts) -> str:
     """The outcome in words, on one line: how many of how many gradients are wrong, right, or neither."""
     counts = Counter(row.status for row in facts)
     total = _count(len(facts), "parameter")
-    others = [f"{counts[status]:,} {words}" for status, words in COUNTED.items() if counts[status]]
+    others = [
+        f"{counts[status]:,} {words.counted}"
+        for status, words in STATUS_WORDS.items()
+        if words.counted and counts[status]
+    ]
     if counts[Status.MISMATCH]:
         outcome = f"gradients WRONG in {counts[Status.MISMATCH]:,} of {total}"
     elif counts[Status.MATCH]:
@@ -206,7 +173,7 @@ def _line(row: ParameterReport) -> Line:
     measured = row.verdict is not None
     return Line(
         status=row.status,
-        mark=_mark(row.status),
+        mark=STATUS_WORDS[row.status].mark,
         name=printable(row.name),
         shape=_shape(row.shape),
         relative_error=figure(row.relative_error) if measured else "-",
@@ -218,9 +185,9 @@ def _line(row: ParameterReport) -> Line:
 
 
 def _folded(rows: Sequence[ParameterReport]) -> Fold:
-    status = rows[0].status
-    sentence = _more(len(rows), FOLDED[status])
-    if status in (Status.MATCH, Status.MISMATCH):
+    words = STATUS_WORDS[rows[0].status]
+    sentence = _more(len(rows), words.folded)
+    if not words.leaves_open:
         largest = max(rows, key=_badness)
         sentence += f", relative error at most {figure(largest.relative_error)} ({printable(largest.name)})"
     return Fold(sentence, tuple(map(_line, rows)))
@@ -243,7 +210,9 @@ def _alike(facts: Facts) -> list[list[ParameterReport]]:
     for row in facts.mismatches:
         found = row.diagnosis
         single = (
-            found is None or found.kind in PLACED or (found.kind is DiagnosisKind.UNKNOWN and facts.culprit is None)
+            found is None
+            or found.kind.is_about_places
+            or (found.kind is DiagnosisKind.UNKNOWN and facts.culprit is None)
         )
         key = row.name if single or found is None else (found.kind, found.factor and figure(found.factor))
         groups.setdefault(key, []).append(row)
@@ -314,15 +283,15 @@ def _remark(coordinate: Coordinate) -> str:
 
 def _gaps(rows: Sequence[ParameterReport]) -> list[Gap]:
     groups: dict[tuple[Status, str], list[str]] = {}
-    for status, plain_reason in NOT_PROVEN.items():
+    for status in sorted(STATUS_WORDS, key=lambda status: not STATUS_WORDS[status].is_told_first):
+        leaves_open = STATUS_WORDS[status].leaves_open
         for row in rows:
-            if row.status is status:
-                groups.setdefault((status, row.reason or plain_reason), []).append(row.name)
-    return [Gap(status, _mark(status), _names(names), _sentence(why)) for (status, why), names in groups.items()]
-
-
-def _mark(status: Status) -> str:
-    return MARKS.get(status, NOTHING_PROVEN)
+            if leaves_open and row.status is status:
+                groups.setdefault((status, row.reason or leaves_open), []).append(row.name)
+    return [
+        Gap(status, STATUS_WORDS[status].mark, _names(names), _sentence(reason))
+        for (status, reason), names in groups.items()
+    ]
 
 
 def _names(names: Sequence[str]) -> str:

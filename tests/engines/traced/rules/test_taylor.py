@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from torch_gradcheck.engines.traced.chunks import REUSED, SMALLEST, ChunkSize, Footprint
 from torch_gradcheck.engines.traced.engine import TracedEngine
-from torch_gradcheck.engines.traced.rules.products import _rows_times
 from torch_gradcheck.engines.traced.rules.taylor import SMALL, difference_quotient, largest
 
 aten = torch.ops.aten
@@ -89,7 +88,11 @@ def test_moves_give_the_value_of_J(  # noqa: N802
     def objective() -> Tensor:
         return F.cross_entropy(network(x), targets)
 
-    parameters = list(network.parameters())
+    assert_samples_are_values_of(objective, list(network.parameters()), step)
+
+
+def assert_samples_are_values_of(objective: Callable[[], Tensor], parameters: list[Tensor], step: float) -> None:
+    """Every coordinate moved by ±step: the traced engine against J itself."""
     engine = TracedEngine(objective, parameters)
     for i, theta in enumerate(parameters):
         coordinates = np.repeat(np.arange(theta.numel()), 2)
@@ -108,17 +111,19 @@ def test_moves_give_the_value_of_J(  # noqa: N802
 @pytest.mark.parametrize("with_bias", [False, True], ids=["product", "and sum"])
 @pytest.mark.parametrize("columns", [1, 4, 6, 10, 12, 13, 32, 47, 48, 50])
 def test_products_are_right_with_any_number_of_columns(columns: int, with_bias: bool) -> None:
+    """A product of whole rows: the normalisation before it spreads a perturbation over all columns."""
     torch.manual_seed(0)
-    A, B = torch.randn(3, 5, 7, dtype=torch.float64), torch.randn(7, columns, dtype=torch.float64)
-    bias = torch.randn(columns, dtype=torch.float64) if with_bias else None
-    expected = A @ B if bias is None else A @ B + bias
-    found = _rows_times(A, B, bias)
-    assert found.is_contiguous()
-    torch.testing.assert_close(found, expected, rtol=1e-14, atol=1e-14)
+    gain = torch.randn(7, dtype=torch.float64)
+    last, x = nn.Linear(7, columns, with_bias).double(), torch.randn(5, 7, dtype=torch.float64)
+
+    def objective() -> Tensor:
+        return last(torch.softmax(x * gain, 1)).square().mean()
+
+    assert_samples_are_values_of(objective, [gain], 0.1)
 
 
 def test_the_first_chunk_fits_into_the_cache_and_later_ones_into_memory_that_is_reused() -> None:
-    size = ChunkSize(2**30, Footprint(held=10_000, written=2**17 * 10, operations=10))
+    size = ChunkSize(2**30, Footprint(peak_bytes=10_000, written_bytes=2**17 * 10, operations=10))
     assert size.size == SMALLEST  # 2²¹ / 2¹⁷
     size.measured(size.size, 1.0, 100 * SMALLEST)
     assert size.size == 2 * SMALLEST

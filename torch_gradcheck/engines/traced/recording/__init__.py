@@ -1,1 +1,1 @@
-"""Records J once: operations on numbered values, whichever views and in-place writes they came about by."""
+"""Records J once, as operations on numbered values: views and in-place writes are resolved."""

@@ -1,7 +1,7 @@
 """Which value a piece of memory holds: views, aliases and in-place writes told apart while J is recorded.
 
-A tensor is a window on a storage: offset, sizes, strides. Two tensors with the same window are one value, however
-they came about (`detach`, `.data`, a tensor autograd saved); a write through one window outdates the others.
+A tensor is a view of a storage: offset, sizes, strides. Two tensors with the same view are one value, however they came
+about (`detach`, `.data`, a tensor that autograd saved). A write through one view outdates the views that overlap it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from torch_gradcheck.engines.traced.recording.tape import Ref, Tape
 from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.torch_internals.tensors import storage_key
 
 
 class MemoryView(NamedTuple):
-    """How a tensor looks at its storage."""
+    """Which entries of its storage a tensor holds, and in which order."""
 
     offset: int
     shape: tuple[int, ...]
@@ -29,11 +30,11 @@ class MemoryView(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> MemoryView:
-        """The window x is."""
+        """The view that x is."""
         return cls(int(x.storage_offset()), tuple(x.shape), x.stride(), x.dtype, (x.is_conj(), x.is_neg()))
 
     def covers(self, storage: torch.UntypedStorage) -> bool:
-        """Whether every byte of the storage is seen once."""
+        """Whether the view holds every byte of the storage once."""
         size = 1
         for s in self.shape:
             size *= s
@@ -41,7 +42,7 @@ class MemoryView(NamedTuple):
         return sees_all and self.flags == (False, False) and self._order() is not None
 
     def _order(self) -> tuple[int, ...] | None:
-        """Dimensions in the order of memory, or None when entries overlap or leave gaps."""
+        """Dimensions in the order of memory; None where entries overlap or leave gaps."""
         order = sorted((d for d in range(len(self.shape)) if self.shape[d] != 1), key=lambda d: -self.strides[d])
         expected = 1
         for d in reversed(order):
@@ -51,7 +52,11 @@ class MemoryView(NamedTuple):
         return (*(d for d in range(len(self.shape)) if self.shape[d] == 1), *order)
 
     def memory_order(self) -> tuple[int, ...]:
-        """Dimensions from the one with the largest steps in memory to that with the smallest."""
+        """Dimensions from the one with the largest stride to the one with the smallest.
+
+        Raises:
+            Untraceable: entries overlap or leave gaps.
+        """
         order = self._order()
         if order is None:
             raise Untraceable("a write into memory with gaps or overlaps")
@@ -60,25 +65,25 @@ class MemoryView(NamedTuple):
 
 @dataclass(slots=True)
 class Memory:
-    """One storage: the values its current content has, by window."""
+    """One storage: the values its current content has, by view."""
 
-    storage: torch.UntypedStorage  # held, so that its address is not used again while we record
+    storage: torch.UntypedStorage  # kept alive, so that its address is not used again while J is recorded
     values: dict[MemoryView, int] = field(default_factory=dict)
-    whole: tuple[MemoryView, int] | None = None  # a value of the whole storage, out of date by the `writes`
+    whole: tuple[MemoryView, int] | None = None  # a value of the whole storage, before the `writes`
     writes: list[tuple[MemoryView, int]] = field(default_factory=list)
 
     def replace(self, values: dict[MemoryView, int]) -> None:
-        """From now on the content is this and nothing else."""
+        """Set the content to these values and nothing else."""
         self.values, self.whole, self.writes = values, None, []
 
     def numbers(self) -> list[int]:
-        """Numbers of all values that some part of the content comes from."""
+        """Numbers of all values that the content consists of."""
         whole = [self.whole[1]] if self.whole is not None else []
         return [*self.values.values(), *whole, *(number for _, number in self.writes)]
 
     def covering(self) -> tuple[MemoryView, int] | None:
-        """A current value of the whole storage, if there is one."""
-        return next(((w, number) for w, number in self.values.items() if w.covers(self.storage)), None)
+        """A current value of the whole storage; None where there is none."""
+        return next(((view, number) for view, number in self.values.items() if view.covers(self.storage)), None)
 
 
 class AliasTracker:
@@ -89,36 +94,40 @@ class AliasTracker:
         self._memory: dict[int, Memory] = {}
 
     def memory(self, x: Tensor) -> Memory:
-        """What is known of x's storage."""
+        """What is known of x's storage.
+
+        Raises:
+            Untraceable: x is not strided.
+        """
         if x.layout != torch.strided:
             raise Untraceable(f"a tensor with layout {x.layout}")
         storage = x.untyped_storage()
-        key = storage._cdata
+        key = storage_key(storage)
         if key not in self._memory:
             self._memory[key] = Memory(storage)
         return self._memory[key]
 
     def value(self, x: Tensor) -> int:
         """The number of the value that x holds now."""
-        memory, window = self.memory(x), MemoryView.of(x)
-        if window not in memory.values:
-            memory.values[window] = self._derive(memory, window, x)
-        return memory.values[window]
+        memory, view = self.memory(x), MemoryView.of(x)
+        if view not in memory.values:
+            memory.values[view] = self._derive(memory, view, x)
+        return memory.values[view]
 
     def holds(self, x: Tensor) -> bool:
-        """Whether this very window has been seen since the last write to its storage."""
-        memory = self._memory.get(x.untyped_storage()._cdata)
+        """Whether this very view has been seen since the last write to its storage."""
+        memory = self._memory.get(storage_key(x))
         return memory is not None and MemoryView.of(x) in memory.values
 
     def bind(self, x: Tensor, number: int) -> None:
-        """x is a fresh result or a view that holds this value."""
+        """Take in that x, a new result or a view, holds this value."""
         self.memory(x).values[MemoryView.of(x)] = number
 
     def depends(self, x: Tensor) -> bool:
-        """Whether some parameter can move x."""
+        """Whether x depends on some parameter."""
         if x.layout != torch.strided:
             raise Untraceable(f"a tensor with layout {x.layout}")
-        memory = self._memory.get(x.untyped_storage()._cdata)
+        memory = self._memory.get(storage_key(x))
         if memory is None:
             return False
         number = memory.values.get(MemoryView.of(x))
@@ -127,15 +136,15 @@ class AliasTracker:
         return any(self.tape.depends[n] for n in memory.numbers())
 
     def before_write(self, x: Tensor) -> None:
-        """Take constants that live in x's storage aside, since it is about to change."""
-        memory = self._memory.get(x.untyped_storage()._cdata)
+        """Copy the constants that live in x's storage, which is about to change."""
+        memory = self._memory.get(storage_key(x))
         for number in memory.numbers() if memory is not None else ():
             if number in self.tape.constants:
                 self.tape.constants[number] = self.tape.constants[number].clone()
 
     def overwrite(self, x: Tensor) -> None:
-        """x's memory was written with something that no parameter can move."""
-        memory = self._memory.get(x.untyped_storage()._cdata)
+        """Take in that x's memory was written with something that depends on no parameter."""
+        memory = self._memory.get(storage_key(x))
         if memory is None:
             return
         if any(self.tape.depends[number] for number in memory.numbers()):
@@ -144,31 +153,31 @@ class AliasTracker:
             memory.replace({})
 
     def write(self, x: Tensor, number: int) -> None:
-        """x's memory now holds this value; windows that overlap it are out of date."""
-        memory, window = self.memory(x), MemoryView.of(x)
-        if window.covers(memory.storage):
-            memory.replace({window: number})
+        """Take in that x's memory now holds this value: views that overlap it are out of date."""
+        memory, view = self.memory(x), MemoryView.of(x)
+        if view.covers(memory.storage):
+            memory.replace({view: number})
             return
         if memory.whole is None:
             memory.whole, memory.writes = self._whole(memory, x), []
-        memory.writes.append((window, number))
-        kept = {w: n for w, n in memory.values.items() if not overlap(w, window)}
-        memory.values = {**kept, window: number}
+        memory.writes.append((view, number))
+        kept = {other: n for other, n in memory.values.items() if not overlap(other, view)}
+        memory.values = {**kept, view: number}
 
-    def _derive(self, memory: Memory, window: MemoryView, x: Tensor) -> int:
-        """A window not seen before: what is there now unless some parameter can move it, else read from the whole."""
+    def _derive(self, memory: Memory, view: MemoryView, x: Tensor) -> int:
+        """The value of a view not seen before: a constant if no parameter matters, else read from the whole storage."""
         if not any(self.tape.depends[number] for number in memory.numbers()):
             return self.tape.constant(x)
         root, value = self._whole(memory, x)
-        if window == root:
+        if view == root:
             return value
-        if window.dtype != root.dtype or window.flags != root.flags:
+        if view.dtype != root.dtype or view.flags != root.flags:
             raise Untraceable("memory that is read under another dtype than it was written")
-        (number,) = self.tape.record(read_view, (Ref(value), root, window))
+        (number,) = self.tape.record(read_view, (Ref(value), root, view))
         return number
 
     def _whole(self, memory: Memory, x: Tensor) -> tuple[MemoryView, int]:
-        """A current value that covers the whole storage, put together from the pieces known if need be."""
+        """A current value of the whole storage; put together from the known pieces where there is none."""
         found = memory.covering()
         if found is not None:
             return found
@@ -177,18 +186,20 @@ class AliasTracker:
         else:
             whole = torch.empty(0, dtype=x.dtype, device=x.device).set_(memory.storage)
             root, value = MemoryView.of(whole), self.tape.constant(whole.clone())
-            pieces = [(window, number) for window, number in memory.values.items() if self.tape.depends[number]]
-        for window, number in pieces:
-            (value,) = self.tape.record(scatter_view, (Ref(value), root, Ref(number), window))
+            pieces = [(view, number) for view, number in memory.values.items() if self.tape.depends[number]]
+        for view, number in pieces:
+            (value,) = self.tape.record(scatter_view, (Ref(value), root, Ref(number), view))
         memory.values[root], memory.whole, memory.writes = value, None, []
         return root, value
 
 
 def overlap(one: MemoryView, other: MemoryView) -> bool:
-    """Whether two windows on one storage share an entry."""
+    """Whether two views of one storage share an entry."""
     if one.dtype != other.dtype:
         return True
-    ends = [w.offset + sum((n - 1) * s for n, s in zip(w.shape, w.strides, strict=True)) for w in (one, other)]
+    ends = [
+        view.offset + sum((n - 1) * s for n, s in zip(view.shape, view.strides, strict=True)) for view in (one, other)
+    ]
     if ends[0] < other.offset or ends[1] < one.offset:
         return False
     seen = np.zeros(max(ends) + 1, dtype=bool)
@@ -197,24 +208,24 @@ def overlap(one: MemoryView, other: MemoryView) -> bool:
 
 
 def read_view(x: Tensor, seen: MemoryView, wanted: MemoryView, lead: int = 0) -> Tensor:
-    """Entries of x's storage through another window.
+    """The entries of x's storage that another view holds.
 
     Args:
-        x: values of a window that covers the storage, after some dimensions of a batch.
-        seen: that window.
-        wanted: the other window.
-        lead: how many dimensions of a batch come first.
+        x: values of a view that covers the storage, with `lead` batch dimensions before them.
+        seen: the view that x is.
+        wanted: the other view.
+        lead: the number of batch dimensions.
     """
     flat = _flat(x, seen, lead)
     sizes, strides = (*flat.shape[:lead], *wanted.shape), (*flat.stride()[:lead], *wanted.strides)
     return flat.as_strided(sizes, strides, flat.storage_offset() + wanted.offset)
 
 
-def scatter_view(x: Tensor, seen: MemoryView, new: Tensor, written: MemoryView, lead: int = 0) -> Tensor:
-    """x with the entries under the window `written` replaced."""
+def scatter_view(x: Tensor, seen: MemoryView, entries: Tensor, written: MemoryView, lead: int = 0) -> Tensor:
+    """x with the entries that the view `written` holds replaced; the arguments are those of `read_view`."""
     flat = _flat(x, seen, lead).clone(memory_format=torch.contiguous_format)
     sizes, strides = (*flat.shape[:lead], *written.shape), (*flat.stride()[:lead], *written.strides)
-    flat.as_strided(sizes, strides, written.offset).copy_(new)
+    flat.as_strided(sizes, strides, written.offset).copy_(entries)
     order = seen.memory_order()
     back = [0] * len(order)
     for position, d in enumerate(order):
@@ -226,5 +237,5 @@ def scatter_view(x: Tensor, seen: MemoryView, new: Tensor, written: MemoryView, 
 def _flat(x: Tensor, seen: MemoryView, lead: int) -> Tensor:
     """x as one dimension in the order of its storage."""
     order = seen.memory_order()
-    moved = x.permute([*range(lead), *(lead + d for d in order)])
-    return moved.contiguous().reshape(*x.shape[:lead], -1)
+    in_order = x.permute([*range(lead), *(lead + d for d in order)])
+    return in_order.contiguous().reshape(*x.shape[:lead], -1)

@@ -1,7 +1,8 @@
-"""Runs J once and writes its tape: every operation that a parameter can move, by numbered values.
+"""Runs J once and writes its tape: every operation that depends on a parameter, by numbered values.
 
-What no parameter can move (the batch, masks, random draws, their products) enters the tape as constants. Python
-that looks at a value which a parameter can move would be baked in by a trace, so it ends the trace.
+Values that depend on no parameter (the batch, masks, random draws, their products) enter the tape as constants. Python
+code may look at a value that depends on a parameter, and decide by it. A record would repeat that decision for every
+perturbation, so such a look ends the recording.
 """
 
 from __future__ import annotations
@@ -12,56 +13,53 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 
 from torch_gradcheck.engines.traced.recording.aliasing import AliasTracker
 from torch_gradcheck.engines.traced.recording.tape import Ref, Tape
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.torch_internals.dispatch import DispatchMode
+from torch_gradcheck.torch_internals.dispatch import DispatchMode, TorchDispatchMode, current_modes, modes_disabled
 from torch_gradcheck.torch_internals.functional_forms import OnCopies, mutated_arguments, without_side_effects
 from torch_gradcheck.torch_internals.modules import running_module
-from torch_gradcheck.torch_internals.operations import flatten, overloads
-
-aten = torch.ops.aten
+from torch_gradcheck.torch_internals.operations import OpOverload, decomposes, existing, flatten, overload, overloads
 
 
 def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[Tape, list[int], int, float]:
     """Evaluate J once, with gradients enabled, and record it.
 
-    Dispatch modes of the caller's stay in force, in front of the recording: the tape holds what they made of J.
+    The caller's dispatch modes stay in force, in front of the recording: the tape holds the operations that they make
+    of J.
 
     Returns:
         The tape, the number of every parameter's value, the number of J's, J.
 
     Raises:
-        Untraceable: J looks at values in Python, or does what the tape has no notion of.
+        Untraceable: J looks at values in Python, or does something that a tape cannot hold.
     """
     tape = Tape()
-    windows = AliasTracker(tape)
+    aliases = AliasTracker(tape)
     numbers = []
     for parameter in parameters:
-        if not windows.holds(parameter):
-            windows.bind(parameter, tape.constant(parameter, depends=True))
-        numbers.append(windows.value(parameter))
-    callers_modes = _get_current_dispatch_mode_stack()
+        if not aliases.holds(parameter):
+            aliases.bind(parameter, tape.constant(parameter, depends=True))
+        numbers.append(aliases.value(parameter))
+    callers_modes = current_modes()
     with ExitStack() as stack:
-        stack.enter_context(_disable_current_modes())
+        stack.enter_context(modes_disabled())
         # Fused attention kernels have no formula to batch; the plain one is made of products and a softmax.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(Recorder(windows))
+        stack.enter_context(Recorder(aliases))
         for mode in callers_modes:
             stack.enter_context(InFront(mode))
-        stack.enter_context(PythonReads(windows))
+        stack.enter_context(PythonReads(aliases))
         J = objective()
-    return tape, numbers, windows.value(J), float(J.detach())
+    return tape, numbers, aliases.value(J), float(J.detach())
 
 
 class InFront(DispatchMode):
-    """Lets a mode that is already in force work on operations before they are recorded."""
+    """Lets one of the caller's modes work on operations before they are recorded."""
 
     def __init__(self, mode: TorchDispatchMode) -> None:
         super().__init__()
@@ -74,37 +72,37 @@ class InFront(DispatchMode):
 
 
 class PythonReads(TorchFunctionMode):
-    """Stops J where it takes values out of torch without an operation that a dispatch mode would see."""
+    """Stops J where it takes values out of torch by no operation that a dispatch mode sees."""
 
     _READS = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
 
-    def __init__(self, windows: AliasTracker) -> None:
+    def __init__(self, aliases: AliasTracker) -> None:
         super().__init__()
-        self._windows = windows
+        self._aliases = aliases
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in self._READS and isinstance(args[0], Tensor) and self._windows.depends(args[0]):
+        if name in self._READS and isinstance(args[0], Tensor) and self._aliases.depends(args[0]):
             reason = f"Tensor.{name} takes a value to Python that depends on a parameter"
             raise Untraceable(reason, op=name, module=running_module())
         return func(*args, **(kwargs or {}))
 
 
 class Recorder(DispatchMode):
-    """Writes down each operation that a parameter can move, as it runs."""
+    """Puts each operation that depends on a parameter on the tape, as it runs."""
 
-    def __init__(self, windows: AliasTracker) -> None:
+    def __init__(self, aliases: AliasTracker) -> None:
         super().__init__()
-        self._windows = windows
-        self._tape = windows.tape
+        self._aliases = aliases
+        self._tape = aliases.tape
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func._can_decompose() and func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+        if decomposes(func):
             with self:
                 return func.decompose(*args, **kwargs)
         if func in _BATCH_NORMS:
@@ -112,23 +110,23 @@ class Recorder(DispatchMode):
         return self._operation(func, args, kwargs)
 
     def _operation(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one operation; record it if a parameter can move its results."""
+        """Run one operation; record it if its results depend on a parameter."""
         mutated = mutated_arguments(func, args, kwargs)
-        moved = func not in _SHAPE_ONLY and self._depends((args, tuple(kwargs.values())))
-        if moved and func in _OVERWRITES:
-            moved = self._depends((args[1:], tuple(kwargs.values())))
-        if moved:
+        depends = func not in _SHAPE_ONLY and self._depends((args, tuple(kwargs.values())))
+        if depends and func in _OVERWRITES:
+            depends = self._depends((args[1:], tuple(kwargs.values())))
+        if depends:
             _refuse_python_reads(func, self._depends, args)
             args_taken, kwargs_taken = self._numbered(args), {key: self._numbered(x) for key, x in kwargs.items()}
         for x in mutated:
-            self._windows.before_write(x)
-        promotes = func is not aten.copy_.default and _mixed((args, tuple(kwargs.values())))
+            self._aliases.before_write(x)
+        promotes = func is not _COPY and _mixed((args, tuple(kwargs.values())))
         result = func(*args, **kwargs)
-        if moved:
+        if depends:
             self._write(func, args_taken, kwargs_taken, mutated, result, promotes)
         else:
             for x in mutated:
-                self._windows.overwrite(x)
+                self._aliases.overwrite(x)
         return result
 
     def _write(
@@ -144,11 +142,11 @@ class Recorder(DispatchMode):
         fresh = [x for x in flatten(result) if not any(x is written for written in mutated)]
         results = [*mutated, *fresh]
         if (
-            func in _WINDOWS_ONLY
+            func in _VIEWS_ONLY
             or torch.Tag.inplace_view in func.tags
-            or (not mutated and all(self._windows.holds(x) for x in results))
+            or (not mutated and all(self._aliases.holds(x) for x in results))
         ):
-            return  # no new value: where it is read, its window on known memory tells which it is
+            return  # no new value: where it is read, its view of known memory tells which it is
         frozen = tuple(x.clone() for x in results) if torch.Tag.nondeterministic_seeded in func.tags else None
         function: Callable[..., Any] = _RESHAPES.get(func, func)
         if mutated:
@@ -158,46 +156,53 @@ class Recorder(DispatchMode):
         outputs = self._tape.record(function, args, kwargs, count=len(results), module=running_module(), frozen=frozen)
         for position, (x, number) in enumerate(zip(results, outputs, strict=True)):
             if position < len(mutated):
-                self._windows.write(x, number)
+                self._aliases.write(x, number)
             else:
-                self._windows.bind(x, number)
+                self._aliases.bind(x, number)
 
     def _batch_norm(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Batch normalization, whose signature does not tell that it updates running statistics."""
+        """Batch normalization, whose schema does not say that it updates running statistics."""
         x, weight, bias, mean, variance, training, momentum, eps = args
         updated = [statistic for statistic in (mean, variance) if training and statistic is not None]
         for statistic in updated:
-            self._windows.before_write(statistic)
-        moved = self._depends((x, weight, bias, *(() if training else (mean, variance))))
+            self._aliases.before_write(statistic)
+        depends = self._depends((x, weight, bias, *(() if training else (mean, variance))))
+        function = _BATCH_NORM_IN_TRAINING if training else _BATCH_NORM_IN_EVALUATION
         taken: tuple[Any, ...] = ()
-        if moved:
+        if depends:
+            if function is None:
+                reason = f"{func} has no form without side effects in this version of torch"
+                raise Untraceable(reason, op=str(func), module=running_module())
             taken = self._numbered((x, weight, bias) if training else (x, weight, bias, mean, variance))
         result = func(*args, **kwargs)
         for statistic in updated:
-            if moved:
-                self._windows.write(statistic, *self._tape.record(unknown_statistic, (taken[0],)))
+            if depends:
+                self._aliases.write(statistic, *self._tape.record(unknown_statistic, (taken[0],)))
             else:
-                self._windows.overwrite(statistic)
-        if moved and training:
-            self._write(aten._native_batch_norm_legit.no_stats, (*taken, True, momentum, eps), {}, [], result)
-        elif moved:
-            self._write(aten._native_batch_norm_legit_no_training.default, (*taken, momentum, eps), {}, [], result)
+                self._aliases.overwrite(statistic)
+        if function is not None and depends:
+            taken = (*taken, True) if training else taken
+            self._write(function, (*taken, momentum, eps), {}, [], result)
         return result
 
     def _depends(self, tree: Any) -> bool:
-        return any(self._windows.depends(x) for x in flatten(tree))
+        return any(self._aliases.depends(x) for x in flatten(tree))
 
     def _numbered(self, tree: Any) -> Any:
         """The same arguments with numbers in the place of tensors."""
         if isinstance(tree, Tensor):
-            return Ref(self._windows.value(tree))
+            return Ref(self._aliases.value(tree))
         if isinstance(tree, (tuple, list)):
             return type(tree)(self._numbered(item) for item in tree)
         return tree
 
 
 def _refuse_python_reads(func: OpOverload, depends: Callable[[Any], bool], args: tuple[Any, ...]) -> None:
-    """Stop at operations whose result is a Python value, or has a shape that depends on values."""
+    """Stop at operations that give a value to Python, or whose result has a shape that depends on values.
+
+    Raises:
+        Untraceable: `func` is one.
+    """
     if func in _RESIZES:
         raise Untraceable(f"{func} changes the memory under a tensor", op=str(func), module=running_module())
     if torch.Tag.data_dependent_output in func.tags:
@@ -206,7 +211,7 @@ def _refuse_python_reads(func: OpOverload, depends: Callable[[Any], bool], args:
     if torch.Tag.dynamic_output_shape in func.tags:
         # x[mask] has a shape that follows from the mask alone.
         deciding = args[1:] if func in _SELECTIONS else args
-        if func is aten.index.Tensor:
+        if func is _INDEX:
             deciding = tuple(index for index in flatten(args[1]) if index.dtype in (torch.bool, torch.uint8))
         if depends(deciding):
             reason = f"{func} has a shape that depends on values which depend on a parameter"
@@ -214,12 +219,16 @@ def _refuse_python_reads(func: OpOverload, depends: Callable[[Any], bool], args:
 
 
 def _mixed(args: tuple[Any, ...]) -> bool:
-    """Whether floating dtypes differ, so that an operation in place rounds where its functional form promotes."""
+    """Whether floating dtypes differ, so that an in-place operation rounds where its functional form promotes."""
     return len({x.dtype for x in flatten(args) if x.is_floating_point() or x.is_complex()}) > 1
 
 
 def unknown_statistic(_: Tensor) -> Tensor:
-    """Stands for running statistics after their update, which J as a rule does not read."""
+    """Stands for running statistics after their update, which J does not read as a rule.
+
+    Raises:
+        Untraceable: always.
+    """
     raise Untraceable("J reads running statistics that it has updated", op="native_batch_norm")
 
 
@@ -227,24 +236,32 @@ _SHAPE_ONLY = overloads(
     "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
     "new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full", "sym_size", "sym_numel", "sym_stride",
 )  # fmt: skip
+"""Operations whose results depend on shapes alone."""
 
-# What they write depends on nothing they overwrite.
 _OVERWRITES = overloads(
     "zero_", "fill_", "copy_", "bernoulli_", "uniform_", "normal_", "random_", "exponential_", "geometric_",
     "cauchy_", "log_normal_",
 )  # fmt: skip
+"""Operations whose results do not depend on the values that they overwrite."""
 
-# Their first argument has no say in the shape of the result.
 _SELECTIONS = overloads("index", "masked_select", "_ctc_loss")
+"""Operations whose first argument has no say in the shape of the result."""
 
 _RESIZES = overloads("resize_", "resize_as_")
 
-_WINDOWS_ONLY = overloads("as_strided", "set_")
+_VIEWS_ONLY = overloads("as_strided", "set_")
+"""Operations that give a view of known memory and no new value."""
 
-_BATCH_NORMS = frozenset({aten.native_batch_norm.default, aten._native_batch_norm_legit.default})
+_COPY, _INDEX = overload("copy_.default"), overload("index.Tensor")
 
-# A batch of values need not have the strides that `view` asks for.
+_BATCH_NORMS = frozenset(existing("native_batch_norm.default", "_native_batch_norm_legit.default"))
+
+_BATCH_NORM_IN_TRAINING = overload("_native_batch_norm_legit.no_stats")
+_BATCH_NORM_IN_EVALUATION = overload("_native_batch_norm_legit_no_training.default")
+
 _RESHAPES: dict[OpOverload, Callable[..., Any]] = {
-    aten.view.default: aten.reshape.default,
-    aten._unsafe_view.default: aten.reshape.default,
+    view: reshape
+    for view in existing("view.default", "_unsafe_view.default")
+    for reshape in existing("reshape.default")
 }
+"""View → an operation that does not need the strides that `view` asks for, which K values need not have."""

@@ -20,11 +20,11 @@ class Operation:
     """One call: `outputs[i]` is the number given to the i-th tensor it returns.
 
     Attributes:
-        func: an aten overload, or a function of the tape's own, free of side effects.
-        args, kwargs: what it is called with, tensors replaced by `Ref`s.
-        outputs: a number for every tensor returned, None for what nobody reads.
-        module: the innermost module running at the time.
-        frozen: the results themselves, of a draw of random numbers whose law depends on a parameter.
+        func: an overload of aten, or a function of the tape's own; either is free of side effects.
+        args, kwargs: the arguments, with a `Ref` in the place of every tensor.
+        outputs: a number for every tensor that it returns.
+        module: the innermost module that was running.
+        frozen: the results at θ of a random draw whose law depends on a parameter; None of any other operation.
     """
 
     func: Callable[..., Any]
@@ -36,22 +36,22 @@ class Operation:
 
     @property
     def name(self) -> str:
-        """What the operation is called, for messages."""
+        """The name of the operation, for messages."""
         return str(getattr(self.func, "__name__", self.func))
 
     def inputs(self) -> Iterator[int]:
-        """Numbers of the values this operation reads."""
+        """Numbers of the values that this operation reads."""
         return refs((self.args, tuple(self.kwargs.values())))
 
 
 @dataclass(slots=True)
 class Tape:
-    """Operations in the order they ran, and the values that were there without one.
+    """Operations in the order in which they ran, and the values that no operation made.
 
     Attributes:
-        operations: in order.
-        constants: values that no operation made: parameters, buffers, the batch, random numbers.
-        depends: of every value, whether some parameter can move it.
+        operations: the operations, in order.
+        constants: number → a value that no operation made: a parameter, a buffer, the batch, random numbers.
+        depends: whether the value with this number depends on some parameter.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Tape:
     depends: list[bool] = field(default_factory=list)
 
     def constant(self, tensor: Tensor, depends: bool = False) -> int:
-        """Number a value that is simply there."""
+        """Number a value that no operation made."""
         number = self._number(depends)
         self.constants[number] = tensor.detach()
         return number
@@ -74,7 +74,7 @@ class Tape:
         module: nn.Module | None = None,
         frozen: tuple[Tensor, ...] | None = None,
     ) -> tuple[int, ...]:
-        """Add one operation with `count` results and return their numbers."""
+        """Add one operation with `count` results; gives their numbers."""
         kwargs = kwargs or {}
         depends = any(self.depends[i] for i in refs((args, tuple(kwargs.values()))))
         outputs = tuple(self._number(depends) for _ in range(count))
@@ -87,7 +87,7 @@ class Tape:
 
 
 def refs(tree: Any) -> Iterator[int]:
-    """Numbers of all values referred to in nested tuples and lists."""
+    """Numbers of all `Ref`s in nested tuples and lists."""
     if isinstance(tree, Ref):
         yield tree.id
     elif isinstance(tree, (tuple, list)):

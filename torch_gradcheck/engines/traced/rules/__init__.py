@@ -1,1 +1,1 @@
-"""Rules: what each operation does to tensors of which K perturbations have moved a part."""
+"""Rules: what each operation makes of tensors that K perturbations have changed in part."""

@@ -1,4 +1,4 @@
-"""The rule that covers every operation: all of K copies of its inputs, by vmap or one after the other."""
+"""The rule for every operation without one of its own: K copies of its inputs, by vmap or one after the other."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_gradcheck.engines.traced.chunks import is_out_of_memory
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed
 from torch_gradcheck.engines.traced.rules.registry import OperationCall, Results, all_perturbed, map_tensors
+from torch_gradcheck.torch_internals.devices import is_out_of_memory
 from torch_gradcheck.torch_internals.functional_forms import OnCopies
 from torch_gradcheck.torch_internals.operations import flatten
 
 _without_vmap: set[Any] = set()
-"""Operations that vmap has failed on in this process."""
+"""Operations on which vmap has failed in this process."""
 
 
 def by_vmap(call: OperationCall) -> Results:
-    """Evaluate any operation for K perturbations."""
+    """Any operation for K perturbations, on whole tensors."""
     dense = map_tensors((call.args, tuple(call.kwargs.values())), _widened)
     results = None
     if call.func not in _without_vmap and not isinstance(call.func, OnCopies):
@@ -31,11 +31,11 @@ def by_vmap(call: OperationCall) -> Results:
             _without_vmap.add(call.func)
     if results is None:
         results = _by_loop(call, dense)
-    return [Perturbed(base, new, (None,) * base.ndim) for base, new in zip(call.bases, results, strict=True)]
+    return [Perturbed(base, values, (None,) * base.ndim) for base, values in zip(call.bases, results, strict=True)]
 
 
 def _by_vmap(call: OperationCall, dense: Any) -> list[Tensor]:
-    batched = [x.new for x in all_perturbed(dense)]
+    batched = [x.values for x in all_perturbed(dense)]
 
     def function(*slices: Tensor) -> tuple[Tensor, ...]:
         queue = iter(slices)
@@ -58,4 +58,4 @@ def _widened(x: Tensor | Perturbed) -> Tensor | Perturbed:
 
 
 def _slice(k: int, x: Tensor | Perturbed) -> Tensor:
-    return x.new[k] if isinstance(x, Perturbed) else x
+    return x.values[k] if isinstance(x, Perturbed) else x

@@ -1,7 +1,7 @@
 """Rules for convolutions and pooling.
 
-A convolution is linear in each argument. One coordinate (o, i, k) of the kernel moves output channel o by h times
-input channel i as tap k sees it: a strided window on the padded input, read in place.
+A convolution is linear in each argument. A step h of coordinate (o, i, k) of the kernel adds h times input channel i,
+as tap k sees it, to output channel o. What a tap sees is a strided view of the padded input, without a copy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
 from torch_gradcheck.engines.traced.rules.products import plus_difference
 from torch_gradcheck.engines.traced.rules.registry import (
-    RULES,
     NoRuleError,
     OperationCall,
     Results,
@@ -25,13 +24,11 @@ from torch_gradcheck.engines.traced.rules.registry import (
     perturbed_only,
     rule,
 )
-from torch_gradcheck.torch_internals.operations import flatten
-
-aten = torch.ops.aten
+from torch_gradcheck.torch_internals.operations import existing, flatten
 
 
 class Geometry:
-    """What a convolution does with positions; one entry a spatial dimension."""
+    """Stride, padding, dilation and groups of a convolution, the first three with one entry a spatial dimension."""
 
     def __init__(self, call: OperationCall) -> None:
         stride, padding, dilation, self.transposed, _, self.groups = call.args[3:9]
@@ -45,7 +42,7 @@ def _spread(given: Sequence[int], count: int) -> list[int]:
     return list(given) * count if len(given) == 1 else list(given)
 
 
-@rule(aten.convolution.default)
+@rule("convolution.default")
 def convolution(call: OperationCall) -> Results:
     """A convolution with any stride, padding, dilation and groups, transposed or not."""
     x, weight, bias = call.args[:3]
@@ -54,9 +51,9 @@ def convolution(call: OperationCall) -> Results:
     if isinstance(x, Perturbed) and isinstance(weight, Perturbed):
         raise NoRuleError
     if isinstance(x, Perturbed):
-        result = _input_touched(call, x, geometry)
+        result = _input_perturbed(call, x, geometry)
     elif isinstance(weight, Perturbed):
-        result = _weight_touched(call, x, weight, geometry)
+        result = _weight_perturbed(call, x, weight, geometry)
     if isinstance(bias, Perturbed):
         shaped = _per_channel(bias, call.base.ndim - 2)
         result = plus_difference(result, shaped, call.base)
@@ -64,50 +61,50 @@ def convolution(call: OperationCall) -> Results:
 
 
 def _per_channel(x: Perturbed, spatial: int) -> Perturbed:
-    """A vector with an entry a channel, shaped to be added to (batch, channels, …)."""
+    """A vector with one entry a channel, in the shape that adds to (batch, channels, …)."""
     ones = (1,) * spatial
-    base, new = x.base.reshape(-1, *ones), x.new.reshape(*x.new.shape[:2], *ones)
-    return Perturbed(base, new, (*x.region, *(None,) * spatial))
+    base, values = x.base.reshape(-1, *ones), x.values.reshape(*x.values.shape[:2], *ones)
+    return Perturbed(base, values, (*x.region, *(None,) * spatial))
 
 
-def _input_touched(call: OperationCall, x: Perturbed, geometry: Geometry) -> Perturbed:
-    """All perturbations side by side along the batch, with the changed channel alone where that is one channel."""
+def _input_perturbed(call: OperationCall, x: Perturbed, geometry: Geometry) -> Perturbed:
+    """All perturbations side by side along the batch; the channels that they change alone, where these are few."""
     weight, bias = call.args[1], call.args[2]
     channel = x.region[1]
-    x = x.widened([d for d in range(x.base.ndim) if d > 1 or (d == 1 and not _lonely(channel, x, geometry))])
+    x = x.widened([d for d in range(x.base.ndim) if d > 1 or (d == 1 and not _is_worth_alone(channel, x, geometry))])
     channel = x.region[1]
     bias = bias.base if isinstance(bias, Perturbed) else bias
     region = (x.region[0], *(None,) * (call.base.ndim - 1))
-    if channel is None or channel.only is None:
-        folded = call.func(x.held.flatten(0, 1), weight, None if x.is_moves else bias, *call.args[3:])
+    if channel is None or channel.common_start is None:
+        folded = call.func(x.stored.flatten(0, 1), weight, None if x.holds_deltas else bias, *call.args[3:])
         return x.like(call.base, folded.unflatten(0, (x.count, -1)), region)
-    part = weight.narrow(0 if geometry.transposed else 1, channel.only, channel.length)
-    moved = call.func(x.delta().flatten(0, 1), part, None, *call.args[3:]).unflatten(0, (x.count, -1))
-    return Perturbed(call.base, None, region, moved)
+    part = weight.narrow(0 if geometry.transposed else 1, channel.common_start, channel.length)
+    deltas = call.func(x.deltas.flatten(0, 1), part, None, *call.args[3:]).unflatten(0, (x.count, -1))
+    return Perturbed(call.base, None, region, deltas)
 
 
-def _lonely(channel: Span | None, x: Perturbed, geometry: Geometry) -> bool:
+def _is_worth_alone(channel: Span | None, x: Perturbed, geometry: Geometry) -> bool:
     """Whether the perturbations share a block of input channels that is worth convolving alone."""
-    if channel is None or geometry.groups != 1 or channel.only is None:
+    if channel is None or geometry.groups != 1 or channel.common_start is None:
         return False
     return 2 * channel.length <= x.base.shape[1]
 
 
-def _weight_touched(call: OperationCall, x: Tensor, weight: Perturbed, geometry: Geometry) -> Perturbed:
-    """The kernel touched in one coordinate each, or in whole filters."""
-    extents = weight.new.shape[1:]
+def _weight_perturbed(call: OperationCall, x: Tensor, weight: Perturbed, geometry: Geometry) -> Perturbed:
+    """The kernel perturbed in one coordinate each, or in whole filters."""
+    extents = weight.values.shape[1:]
     if extents.numel() == 1:
-        return _coordinate_touched(call, x, weight, geometry)
+        return _coordinate_perturbed(call, x, weight, geometry)
     if geometry.transposed or geometry.groups != 1:
         raise NoRuleError
     filters = weight.widened(range(1, weight.base.ndim))
-    moved = call.func(x, filters.delta().flatten(0, 1), None, *call.args[3:])
-    moved = moved.unflatten(1, (weight.count, -1)).transpose(0, 1)
+    deltas = call.func(x, filters.deltas.flatten(0, 1), None, *call.args[3:])
+    deltas = deltas.unflatten(1, (weight.count, -1)).transpose(0, 1)
     region = (None, filters.region[0], *(None,) * (call.base.ndim - 2))
-    return Perturbed(call.base, None, region, moved)
+    return Perturbed(call.base, None, region, deltas)
 
 
-def _coordinate_touched(call: OperationCall, x: Tensor, weight: Perturbed, geometry: Geometry) -> Perturbed:
+def _coordinate_perturbed(call: OperationCall, x: Tensor, weight: Perturbed, geometry: Geometry) -> Perturbed:
     """One coordinate of the kernel for each perturbation."""
     zeros = np.zeros(weight.count, dtype=np.int64)
     first, second, *taps = (zeros if span is None else span.starts for span in weight.region)
@@ -119,15 +116,15 @@ def _coordinate_touched(call: OperationCall, x: Tensor, weight: Perturbed, geome
         into, out = first // outer * inner + second, first
     seen = seen_by_taps(x, weight.base.shape[2:], call.base.shape[2:], geometry)
     picked = seen[tuple(torch.from_numpy(index) for index in (into, *taps))]
-    step = weight.delta().reshape(-1, *(1,) * call.base.ndim)
+    step = weight.deltas.reshape(-1, *(1,) * call.base.ndim)
     region = (None, Span(out, 1), *(None,) * (call.base.ndim - 2))
     return Perturbed(call.base, None, region, picked.unsqueeze(2) * step)
 
 
 def seen_by_taps(x: Tensor, taps: Sequence[int], out: Sequence[int], geometry: Geometry) -> Tensor:
-    """A view of shape (channels, *taps, batch, *output positions): the input that each tap multiplies there.
+    """The input that each tap multiplies, a view of shape (channels, *taps, batch, *output positions).
 
-    A transposed convolution is a plain one with the taps in reverse order, over the input with stride − 1 zeros
+    A transposed convolution is an ordinary one with the taps in reverse order, over the input with stride − 1 zeros
     between its entries.
     """
     steps, pads = geometry.stride, []
@@ -154,19 +151,19 @@ def _spread_out(x: Tensor, stride: Sequence[int]) -> Tensor:
 
 
 def pooling(spatial: int) -> Rule:
-    """A rule for pooling and resizing over the last dimensions, with any number of dimensions before them."""
+    """A rule for pooling and resizing over the last `spatial` dimensions, with any number of dimensions before them."""
 
     def pool(call: OperationCall) -> Results:
         perturbed_only(call, 0)
         x: Perturbed = call.args[0]
         lead = x.base.ndim - spatial
         x = x.widened(range(lead, x.base.ndim))
-        x = x if call.func in _LINEAR else Perturbed(x.base, x.new, x.region)
-        folded = x.held.flatten(0, lead - 1) if lead > 1 else x.held
+        x = x if call.func in _LINEAR else Perturbed(x.base, x.values, x.region)
+        folded = x.stored.flatten(0, lead - 1) if lead > 1 else x.stored
         results = flatten(call.func(folded, *call.args[1:], **call.kwargs))
         found: Results = []
-        for base, new in zip(call.bases, results, strict=True):
-            found.append(x.like(base, new.reshape(*x.held.shape[: lead + 1], *new.shape[2:]), x.region))
+        for base, pooled in zip(call.bases, results, strict=True):
+            found.append(x.like(base, pooled.reshape(*x.stored.shape[: lead + 1], *pooled.shape[2:]), x.region))
         return found
 
     return pool
@@ -178,9 +175,9 @@ _POOLING = {
     "upsample_bilinear2d": 2, "upsample_nearest1d": 1, "reflection_pad2d": 2, "reflection_pad1d": 1,
     "replication_pad2d": 2, "replication_pad1d": 1,
 }  # fmt: skip
+"""Operation → over how many dimensions it pools, resizes or pads."""
 
-_LINEAR = {getattr(aten, name).default for name in _POOLING if "max" not in name and hasattr(aten, name)}
+_LINEAR = existing(*(f"{name}.default" for name in _POOLING if "max" not in name))
 
 for _name, _spatial in _POOLING.items():
-    if hasattr(aten, _name):
-        RULES[getattr(aten, _name).default] = pooling(_spatial)
+    rule(f"{_name}.default")(pooling(_spatial))

@@ -9,49 +9,47 @@ from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, pick
 from torch_gradcheck.engines.traced.rules.reductions import dimensions
 from torch_gradcheck.engines.traced.rules.registry import NoRuleError, OperationCall, Results, perturbed_only, rule
 
-aten = torch.ops.aten
 
-
-@rule(aten.embedding.default)
+@rule("embedding.default")
 def embedding(call: OperationCall) -> Results:
-    """weight[indices]: one coordinate of the weight moves one column, where its row is looked up."""
+    """weight[indices]: one coordinate of the weight changes one column, at the positions that look its row up."""
     perturbed_only(call, 0)
     weight: Perturbed = call.args[0]
     indices: Tensor = call.args[1]
     row, column = weight.region
     if row is None or row.length != 1:
         weight = weight.widened([0])
-        return [Perturbed(call.base, weight.new[:, indices], (*(None,) * indices.ndim, weight.region[1]))]
+        return [Perturbed(call.base, weight.values[:, indices], (*(None,) * indices.ndim, weight.region[1]))]
     region = (*(None,) * indices.ndim, column)
     looked_up = indices.unsqueeze(0) == torch.from_numpy(row.starts).reshape(-1, *(1,) * indices.ndim)
-    new = weight.new.reshape(weight.count, *(1,) * indices.ndim, -1)
-    return [Perturbed(call.base, torch.where(looked_up.unsqueeze(-1), new, pick(call.base, region)), region)]
+    values = weight.values.reshape(weight.count, *(1,) * indices.ndim, -1)
+    return [Perturbed(call.base, torch.where(looked_up.unsqueeze(-1), values, pick(call.base, region)), region)]
 
 
-@rule(aten.index_select.default)
+@rule("index_select.default")
 def index_select(call: OperationCall) -> Results:
     """x at some indices of one dimension."""
     perturbed_only(call, 0)
     x: Perturbed = call.args[0]
     d = dimensions(call.args[1], x.base.ndim)[0]
     x = x.widened([d])
-    return [Perturbed(call.base, x.new.index_select(d + 1, call.args[2]), x.region)]
+    return [Perturbed(call.base, x.values.index_select(d + 1, call.args[2]), x.region)]
 
 
-@rule(aten.gather.default)
+@rule("gather.default")
 def gather(call: OperationCall) -> Results:
-    """x at an index of one dimension for each position."""
+    """x at one index of a dimension for each position of the result."""
     perturbed_only(call, 0)
     x: Perturbed = call.args[0].widened()
     d = dimensions(call.args[1], x.base.ndim)[0]
     index = call.args[2]
-    new = x.new.gather(d + 1, index.unsqueeze(0).expand(x.count, *index.shape))
-    return [Perturbed(call.base, new, (None,) * call.base.ndim)]
+    values = x.values.gather(d + 1, index.unsqueeze(0).expand(x.count, *index.shape))
+    return [Perturbed(call.base, values, (None,) * call.base.ndim)]
 
 
-@rule(aten.index.Tensor)
+@rule("index.Tensor")
 def index(call: OperationCall) -> Results:
-    """x[i, j, …] with index tensors that nothing moves."""
+    """x[i, j, …] with index tensors that are not perturbed, of consecutive dimensions."""
     perturbed_only(call, 0)
     x: Perturbed = call.args[0]
     given = call.args[1]
@@ -61,13 +59,13 @@ def index(call: OperationCall) -> Results:
     if len(used) > 1 and used != list(range(used[0], used[-1] + 1)):
         raise NoRuleError  # torch puts the indexed dimensions in front
     x = x.widened(used)
-    found = x.new[(slice(None), *(slice(None) if each is None else each for each in given))]
+    found = x.values[(slice(None), *(slice(None) if each is None else each for each in given))]
     middle = call.base.ndim - (x.base.ndim - len(used))
     region = (*x.region[: used[0]], *(None,) * middle, *x.region[used[-1] + 1 :])
     return [Perturbed(call.base, found, region)]
 
 
-@rule(aten.nll_loss_forward.default)
+@rule("nll_loss_forward.default")
 def nll_loss(call: OperationCall) -> Results:
     """−Σ wᵢ·x[i, targetᵢ], divided by the sum of the weights where it is a mean."""
     perturbed_only(call, 0)
@@ -81,5 +79,5 @@ def nll_loss(call: OperationCall) -> Results:
     if reduction == 1:
         factors = factors / call.bases[1]
     positions = torch.arange(target.shape[0], device="cpu") * x.base.shape[1] + safe
-    picked = x.held.reshape(x.count, -1).index_select(1, positions)
+    picked = x.stored.reshape(x.count, -1).index_select(1, positions)
     return [x.like(call.base, picked @ -factors, ()), None]

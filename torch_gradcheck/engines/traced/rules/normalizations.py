@@ -13,38 +13,36 @@ from torch_gradcheck.engines.traced.rules.products import plus_difference
 from torch_gradcheck.engines.traced.rules.registry import NoRuleError, OperationCall, Results, all_perturbed, rule
 from torch_gradcheck.torch_internals.operations import flatten
 
-aten = torch.ops.aten
-
 
 def _affine(
     call: OperationCall, normalized: Tensor, weight: Perturbed | None, bias: Perturbed | None
 ) -> Perturbed | None:
-    """weight · normalized + bias with the two touched, each in the shape that is broadcast over the result."""
+    """weight · normalized + bias with one or both perturbed, each in the shape that is broadcast over the result."""
     result = None
     if weight is not None:
         region = (*(None,) * (call.base.ndim - weight.base.ndim), *weight.region)
-        step = weight.delta()
+        step = weight.deltas
         step = step.reshape(step.shape[0], *(1,) * (call.base.ndim + 1 - step.ndim), *step.shape[1:])
         result = Perturbed(call.base, torch.addcmul(pick(call.base, region), pick(normalized, region), step), region)
     return result if bias is None else plus_difference(result, bias, call.base)
 
 
 def _shaped(x: Perturbed | Tensor | None, trailing: int) -> Perturbed | None:
-    """A touched vector with ones after it."""
+    """A perturbed vector with trailing dimensions of size 1; None for any other argument."""
     if not isinstance(x, Perturbed):
         return None
     ones = (1,) * trailing
     return Perturbed(
-        x.base.reshape(-1, *ones), x.new.reshape(*x.new.shape[:2], *ones), (*x.region, *(None,) * trailing)
+        x.base.reshape(-1, *ones), x.values.reshape(*x.values.shape[:2], *ones), (*x.region, *(None,) * trailing)
     )
 
 
 def _others_at_base(call: OperationCall, results: list[Perturbed | None]) -> Results:
-    """The statistics that a normalization returns beside its result do not move with weight and bias."""
+    """The results of a normalization, with its statistics, which depend on neither weight nor bias, as at θ."""
     return [*results, *(None for _ in call.bases[1:])]
 
 
-@rule(aten.native_layer_norm.default)
+@rule("native_layer_norm.default")
 def layer_norm(call: OperationCall) -> Results:
     """Normalization over the last dimensions."""
     x, shape, weight, bias, eps = call.args
@@ -53,16 +51,16 @@ def layer_norm(call: OperationCall) -> Results:
         if isinstance(weight, Perturbed) or isinstance(bias, Perturbed):
             raise NoRuleError
         x = x.widened(range(x.base.ndim - inner, x.base.ndim))
-        results = flatten(call.func(x.new, shape, weight, bias, eps))
+        results = flatten(call.func(x.values, shape, weight, bias, eps))
         regions = (x.region, x.region, x.region)
         return [Perturbed(*each) for each in zip(call.bases, results, regions, strict=True)]
     _, mean, rstd = call.bases
     normalized = (x - mean) * rstd
-    touched = [x if isinstance(x, Perturbed) else None for x in (weight, bias)]
-    return _others_at_base(call, [_affine(call, normalized, *touched)])
+    perturbed = [x if isinstance(x, Perturbed) else None for x in (weight, bias)]
+    return _others_at_base(call, [_affine(call, normalized, *perturbed)])
 
 
-@rule(aten.native_group_norm.default)
+@rule("native_group_norm.default")
 def group_norm(call: OperationCall) -> Results:
     """Normalization over groups of channels."""
     x, weight, bias, N, C, size, groups, eps = call.args
@@ -70,9 +68,11 @@ def group_norm(call: OperationCall) -> Results:
         if isinstance(weight, Perturbed) or isinstance(bias, Perturbed):
             raise NoRuleError
         x = x.widened()
-        results = flatten(call.func(x.new.flatten(0, 1).contiguous(), weight, bias, x.count * N, C, size, groups, eps))
-        results = [new.unflatten(0, (x.count, N)) for new in results]
-        return [Perturbed(base, new, (None,) * base.ndim) for base, new in zip(call.bases, results, strict=True)]
+        results = flatten(
+            call.func(x.values.flatten(0, 1).contiguous(), weight, bias, x.count * N, C, size, groups, eps)
+        )
+        results = [values.unflatten(0, (x.count, N)) for values in results]
+        return [Perturbed(base, values, (None,) * base.ndim) for base, values in zip(call.bases, results, strict=True)]
     _, mean, rstd = call.bases
     grouped = x.reshape(N, groups, -1)
     normalized = ((grouped - mean.unsqueeze(-1)) * rstd.unsqueeze(-1)).reshape(x.shape)
@@ -80,14 +80,14 @@ def group_norm(call: OperationCall) -> Results:
     return _others_at_base(call, [_affine(call, normalized, _shaped(weight, trailing), _shaped(bias, trailing))])
 
 
-@rule(aten._native_batch_norm_legit.no_stats)
+@rule("_native_batch_norm_legit.no_stats")
 def batch_norm_training(call: OperationCall) -> Results:
-    """Normalization by the statistics of the batch; a channel stays a channel."""
+    """Normalization by the statistics of the batch, channel by channel."""
     x, weight, bias, _, _, eps = call.args
     return _batch_norm(call, x, weight, bias, None, eps)
 
 
-@rule(aten._native_batch_norm_legit_no_training.default)
+@rule("_native_batch_norm_legit_no_training.default")
 def batch_norm_evaluation(call: OperationCall) -> Results:
     """Normalization by running statistics."""
     x, weight, bias, mean, variance, _, eps = call.args
@@ -116,15 +116,15 @@ def _batch_norm(
     picked = None
     if statistics is not None:
         picked = tuple(_picked(statistic, region, trailing) for statistic in statistics)
-    new = _normalized(x.new, picked, eps, trailing)  # type: ignore[arg-type]
+    values = _normalized(x.values, picked, eps, trailing)  # type: ignore[arg-type]
     for parameter, combine in ((weight, torch.mul), (bias, torch.add)):
         if parameter is not None:
-            new = combine(new, _picked(parameter, region, trailing))
-    return _others_at_base(call, [Perturbed(call.base, new, x.region)])
+            values = combine(values, _picked(parameter, region, trailing))
+    return _others_at_base(call, [Perturbed(call.base, values, x.region)])
 
 
 def _picked(statistic: Tensor, region: Sequence[object], trailing: int) -> Tensor:
-    """Entries of a vector over channels for the channels touched, shape (K or 1, 1, channels, 1, …)."""
+    """Entries of a vector over channels for the channels of a region, shape (K or 1, 1, channels, 1, …)."""
     found = pick(statistic, (region[1],))  # type: ignore[arg-type]
     return found.reshape(found.shape[0], 1, -1, *(1,) * trailing)
 
@@ -139,9 +139,9 @@ def _normalized(x: Tensor, statistics: tuple[Tensor, Tensor] | None, eps: float,
     return (x - mean).mul_(torch.rsqrt(variance + eps))
 
 
-@rule(aten._weight_norm_interface.default)
+@rule("_weight_norm_interface.default")
 def weight_norm(call: OperationCall) -> Results:
-    """g · v / ‖v‖ by rows: one coordinate of v touches its row."""
+    """g · v / ‖v‖ by rows: one coordinate of v changes its row."""
     v, g = call.args[:2]
     if call.arg(2, "dim", 0) != 0 or call.base.ndim < 2:
         raise NoRuleError
@@ -150,6 +150,6 @@ def weight_norm(call: OperationCall) -> Results:
     region = common_region(all_perturbed([v, g]), call.base.shape)
     v, g = (restricted(x, region, call.base.ndim) for x in (v, g))
     norm = torch.linalg.vector_norm(v, dim=tuple(range(1 - call.base.ndim, 0)), keepdim=True)
-    new = v * (g / norm)
-    norms = norm.expand(new.shape[0], *new.shape[1:2], *norm.shape[-call.base.ndim + 1 :])
-    return [Perturbed(call.base, new, region), Perturbed(call.bases[1], norms, region)]
+    values = v * (g / norm)
+    norms = norm.expand(values.shape[0], *values.shape[1:2], *norm.shape[-call.base.ndim + 1 :])
+    return [Perturbed(call.base, values, region), Perturbed(call.bases[1], norms, region)]

@@ -1,8 +1,8 @@
-"""What K perturbations do to one tensor: the box of entries each of them touches, and the new values there.
+"""What K perturbations do to one tensor: the box of entries that each of them changes, and what it makes of them.
 
-One coordinate of a weight touches one column of a linear layer's output, and an elementwise operation leaves that
-so. A box holds the values at θ + h·e, or how far they moved from those at θ: through linear operations the moves cost
-less, and they are rounded less than the values of a plain evaluation are.
+One coordinate of a weight changes one column of a linear layer's output, and an elementwise operation changes no other
+entries. A box holds the values at θ + h·e, or the deltas, which are those minus the values at θ. Deltas pass through
+linear operations at a lower cost than values, and with less rounding than in an eager evaluation.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from torch import Tensor
 class Span:
     """The indices starts[k] … starts[k] + length − 1 along one dimension, for perturbation k."""
 
-    __slots__ = ("_index", "_only", "length", "starts")
+    __slots__ = ("_common_start", "_index", "length", "starts")
 
     def __init__(self, starts: NDArray[np.int64], length: int) -> None:
         self.starts = starts
         self.length = length
-        self._only: int | bool | None = False  # False: not known yet
+        self._common_start: int | bool | None = False  # False: not known yet
         self._index: Tensor | None = None
 
     @property
-    def only(self) -> int | None:
-        """The start, if it is the same for all perturbations."""
-        if self._only is False:
+    def common_start(self) -> int | None:
+        """The start of all perturbations; None where they differ."""
+        if self._common_start is False:
             first = self.starts[0]
-            self._only = int(first) if bool((self.starts == first).all()) else None
-        return self._only
+            self._common_start = int(first) if bool((self.starts == first).all()) else None
+        return self._common_start
 
     @property
     def index(self) -> Tensor:
-        """Shape (K, length): every index."""
+        """Every index, shape (K, length)."""
         if self._index is None:
             starts = torch.from_numpy(self.starts)
             self._index = (
@@ -45,18 +45,18 @@ class Span:
         return self._index
 
     def same(self, other: Span) -> bool:
-        """Whether these are the same indices for every perturbation."""
+        """Whether both hold the same indices for every perturbation."""
         if self is other:
             return True
         return self.length == other.length and bool((self.starts == other.starts).all())
 
     def shifted(self, offset: int) -> Span:
-        """All starts moved by an offset."""
+        """The same indices plus an offset."""
         return Span(self.starts + offset, self.length) if offset else self
 
 
 Region = tuple[Span | None, ...]
-"""For every dimension the indices touched; None for all of them."""
+"""For every dimension the indices of the box; None for all of them."""
 
 
 class Perturbed:
@@ -64,29 +64,30 @@ class Perturbed:
 
     Args:
         base: its value at θ.
-        new: shape (K, *extents), the values inside the region; None where `moved` is given.
+        values: shape (K, *extents), the values inside the region; None where `deltas` are given.
         region: a `Span` or None for every dimension of `base`.
-        moved: how far the values inside the region moved, in the place of `new`.
+        deltas: shape (K, *extents), the values inside the region minus those at θ, in the place of `values`.
 
     Attributes:
         base: its value at θ.
-        region: the indices touched; outside them, `base` holds.
+        region: the indices of the entries that may differ from `base`.
         full: whether every entry is in the region.
-        is_moves: whether it holds moves, and `new` is a sum yet to be taken.
-        bound: what no move exceeds, where that is known.
-        owned: whether nothing else reads the memory of `held`.
-        spare: whether, besides, nobody reads this after the operation that runs now, so that it may write there.
+        holds_deltas: whether `stored` holds deltas; `values` is then a sum that is taken on first use.
+        stored: shape (K, *extents), the deltas or the values.
+        bound: an upper bound of the absolute deltas; None where none is known.
+        owned: whether nothing else reads the memory of `stored`.
+        spare: whether, besides, no later operation reads this one, so that the running operation may write there.
     """
 
-    __slots__ = ("_new", "base", "bound", "full", "held", "is_moves", "owned", "region", "spare")
+    __slots__ = ("_values", "base", "bound", "full", "holds_deltas", "owned", "region", "spare", "stored")
 
     def __init__(
-        self, base: Tensor, new: Tensor | None, region: Sequence[Span | None], moved: Tensor | None = None
+        self, base: Tensor, values: Tensor | None, region: Sequence[Span | None], deltas: Tensor | None = None
     ) -> None:
         self.base = base
-        self._new = new
-        self.is_moves = moved is not None
-        self.held: Tensor = moved if moved is not None else new  # type: ignore[assignment]
+        self._values = values
+        self.holds_deltas = deltas is not None
+        self.stored: Tensor = deltas if deltas is not None else values  # type: ignore[assignment]
         self.bound: float | None = None
         self.owned = False
         self.spare = False
@@ -102,30 +103,31 @@ class Perturbed:
     @property
     def count(self) -> int:
         """K."""
-        return self.held.shape[0]
+        return self.stored.shape[0]
 
     @property
-    def new(self) -> Tensor:
-        """Shape (K, *extents): the values inside the region."""
-        if self._new is None:
-            self._new = pick(self.base, self.region) + self.held
-        return self._new
+    def values(self) -> Tensor:
+        """The values inside the region, shape (K, *extents)."""
+        if self._values is None:
+            self._values = pick(self.base, self.region) + self.stored
+        return self._values
 
-    def delta(self) -> Tensor:
-        """Shape (K, *extents): how far the entries in the region moved."""
-        return self.held if self.is_moves else self.held - pick(self.base, self.region)
+    @property
+    def deltas(self) -> Tensor:
+        """The values inside the region minus those at θ, shape (K, *extents)."""
+        return self.stored if self.holds_deltas else self.stored - pick(self.base, self.region)
 
-    def like(self, base: Tensor, held: Tensor, region: Sequence[Span | None]) -> Perturbed:
-        """Another tensor, by its moves if this one is, else by its values: what a linear operation makes of it."""
-        return Perturbed(base, None, region, held) if self.is_moves else Perturbed(base, held, region)
+    def like(self, base: Tensor, stored: Tensor, region: Sequence[Span | None]) -> Perturbed:
+        """The result of a linear operation on this tensor: `stored` are deltas if it holds deltas, else values."""
+        return Perturbed(base, None, region, stored) if self.holds_deltas else Perturbed(base, stored, region)
 
     def unsqueezed(self, d: int) -> Perturbed:
         """The same with a new dimension of size 1 before dimension d."""
         region = (*self.region[:d], None, *self.region[d:])
-        return self.like(self.base.unsqueeze(d), self.held.unsqueeze(d + 1), region)
+        return self.like(self.base.unsqueeze(d), self.stored.unsqueeze(d + 1), region)
 
     def widened(self, dims: Sequence[int] | None = None) -> Perturbed:
-        """The same with all indices of these dimensions (default: of every one) in the region."""
+        """The same with all indices of these dimensions in the region; of every dimension where none is given."""
         if self.full:
             return self
         dims = range(self.base.ndim) if dims is None else dims
@@ -133,53 +135,53 @@ class Perturbed:
             return self
         kept = tuple(None if d in dims else span for d, span in enumerate(self.region))
         inner = tuple(span if d in dims else None for d, span in enumerate(self.region))
-        if self.is_moves:
+        if self.holds_deltas:
             extents = [n if span is None else span.length for n, span in zip(self.base.shape, kept, strict=True)]
-            whole = self.held.new_zeros((self.count, *extents))
+            whole = self.stored.new_zeros((self.count, *extents))
         else:
             around = pick(self.base, kept)
             whole = around.expand(self.count, *around.shape[1:]).clone(memory_format=torch.contiguous_format)
-        return self.like(self.base, place(whole, inner, self.held), kept)
+        return self.like(self.base, place(whole, inner, self.stored), kept)
 
 
 def pick(base: Tensor, region: Region) -> Tensor:
-    """Entries of a tensor in a region: shape (K, *extents), or (1, *extents) where that is the same for all."""
+    """The entries of a tensor in a region, shape (K, *extents), or (1, *extents) where all K boxes are the same."""
     dims = [d for d, span in enumerate(region) if span is not None]
     if not dims:
         return base.unsqueeze(0)
-    if all(_only(region, d) is not None for d in dims):
+    if all(_common_start(region, d) is not None for d in dims):
         for d in dims:
-            base = base.narrow(d, _only(region, d) or 0, _length(region, d))
+            base = base.narrow(d, _common_start(region, d) or 0, _length(region, d))
         return base.unsqueeze(0)
     rest = [d for d in range(base.ndim) if d not in dims]
     found = base.permute(*dims, *rest)[tuple(_indices(region, dims))]
     return found.permute(0, *_inverse([*dims, *rest])).contiguous()
 
 
-def place(whole: Tensor, region: Region, new: Tensor, accumulate: bool = False) -> Tensor:
-    """Write (or add) new values into a region of a tensor of shape (K, *sizes), in place."""
+def place(whole: Tensor, region: Region, entries: Tensor, accumulate: bool = False) -> Tensor:
+    """Write entries into a region of a tensor of shape (K, *sizes), in place, or add them to what is there."""
     dims = [d for d, span in enumerate(region) if span is not None]
-    if all(_only(region, d) is not None for d in dims):
+    if all(_common_start(region, d) is not None for d in dims):
         target = whole
         for d in dims:
-            target = target.narrow(d + 1, _only(region, d) or 0, _length(region, d))
-        _ = target.add_(new) if accumulate else target.copy_(new)
+            target = target.narrow(d + 1, _common_start(region, d) or 0, _length(region, d))
+        _ = target.add_(entries) if accumulate else target.copy_(entries)
         return whole
     rest = [d for d in range(len(region)) if d not in dims]
     lead = torch.arange(whole.shape[0], device="cpu").reshape(-1, *(1 for _ in dims))
     view = whole.permute(0, *(d + 1 for d in dims), *(d + 1 for d in rest))
-    values = new.permute(0, *(d + 1 for d in dims), *(d + 1 for d in rest))
+    values = entries.permute(0, *(d + 1 for d in dims), *(d + 1 for d in rest))
     at = (lead, *_indices(region, dims))
     view[at] = view[at].add_(values) if accumulate else values
     return whole
 
 
 def pick_each(whole: Tensor, region: Region) -> Tensor:
-    """Entries in a region of a tensor of shape (K, *sizes), each perturbation from its own part."""
+    """The entries in a region of a tensor of shape (K, *sizes), those of perturbation k from the k-th part."""
     dims = [d for d, span in enumerate(region) if span is not None]
-    if all(_only(region, d) is not None for d in dims):
+    if all(_common_start(region, d) is not None for d in dims):
         for d in dims:
-            whole = whole.narrow(d + 1, _only(region, d) or 0, _length(region, d))
+            whole = whole.narrow(d + 1, _common_start(region, d) or 0, _length(region, d))
         return whole
     rest = [d for d in range(len(region)) if d not in dims]
     lead = torch.arange(whole.shape[0], device="cpu").reshape(-1, *(1 for _ in dims))
@@ -188,7 +190,7 @@ def pick_each(whole: Tensor, region: Region) -> Tensor:
 
 
 def _indices(region: Region, dims: list[int]) -> list[Tensor]:
-    """Index tensors that broadcast to (K, length of dims[0], length of dims[1], …)."""
+    """An index tensor for every one of `dims`; together they broadcast to (K, length of dims[0], …)."""
     indices = []
     for position, d in enumerate(dims):
         span = region[d]
@@ -199,9 +201,9 @@ def _indices(region: Region, dims: list[int]) -> list[Tensor]:
     return indices
 
 
-def _only(region: Region, d: int) -> int | None:
+def _common_start(region: Region, d: int) -> int | None:
     span = region[d]
-    return None if span is None else span.only
+    return None if span is None else span.common_start
 
 
 def _length(region: Region, d: int) -> int:
@@ -210,7 +212,7 @@ def _length(region: Region, d: int) -> int:
 
 
 def _inverse(order: list[int]) -> list[int]:
-    """Where dimension d of the original sits after a leading batch dimension."""
+    """The permutation that undoes `order`, for tensors with a leading batch dimension."""
     back = [0] * len(order)
     for position, d in enumerate(order):
         back[d] = position + 1

@@ -1,4 +1,4 @@
-"""Rules for elementwise operations: what is touched stays touched, and nothing else."""
+"""Rules for elementwise operations: the entries that a perturbation changes stay where they are."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from torch_gradcheck.engines.traced.rules.registry import (
     rule,
 )
 from torch_gradcheck.engines.traced.rules.taylor import COEFFICIENTS, difference_quotient, is_small
-from torch_gradcheck.torch_internals.operations import flatten
+from torch_gradcheck.torch_internals.operations import flatten, in_place_form, overload, overloads
 
-aten = torch.ops.aten
+ADD, SUB, MUL = overload("add.Tensor"), overload("sub.Tensor"), overload("mul.Tensor")
 
 
 def pointwise(call: OperationCall) -> Results:
-    """An elementwise operation, its operands broadcast against each other."""
+    """An elementwise operation; its operands are broadcast against each other."""
     ndim = call.base.ndim
     args, kwargs = _dense_operands(call), call.kwargs
     region: Region = (None,) * ndim
@@ -37,11 +37,14 @@ def pointwise(call: OperationCall) -> Results:
         kwargs = dict(zip(call.kwargs, given, strict=True))
     func = _in_place(call, region) or call.func
     results = flatten(func(*args, **kwargs))
-    return [Perturbed(base, _cast(new, base), region) for base, new in zip(call.bases, results, strict=True)]
+    return [Perturbed(base, _cast(values, base), region) for base, values in zip(call.bases, results, strict=True)]
 
 
 def _dense_operands(call: OperationCall) -> Any:
-    """The operands as they are where all that is touched is touched in full, the case that is not to be slow."""
+    """The operands for a call without regions, the common case and the fast one.
+
+    None where an operand is perturbed in part or broadcast, or where there are lists or keyword arguments.
+    """
     if call.kwargs:
         return None
     operands = []
@@ -50,92 +53,88 @@ def _dense_operands(call: OperationCall) -> Any:
             isinstance(x, Perturbed) and not (x.full and x.base.ndim == call.base.ndim)
         ):
             return None
-        operands.append(x.new if isinstance(x, Perturbed) else x)
+        operands.append(x.values if isinstance(x, Perturbed) else x)
     return operands
 
 
 def _in_place(call: OperationCall, region: Region) -> Any:
-    """The operation in place, if its first operand is large, fills the result and is read by nobody else."""
+    """The in-place form, if the first operand is large, fills the result and is read by no other operation."""
     x = call.args[0]
-    if not isinstance(x, Perturbed) or not x.spare or x.new.numel() < _WORTH_LOOKING_AT:
+    if not isinstance(x, Perturbed) or not x.spare or x.values.numel() < _WORTH_LOOKING_AT:
         return None
     extents = [span.length if span is not None else n for span, n in zip(region, call.base.shape, strict=True)]
-    if list(x.new.shape[1:]) != extents or x.new.dtype != call.base.dtype or len(call.bases) != 1:
+    if list(x.values.shape[1:]) != extents or x.values.dtype != call.base.dtype or len(call.bases) != 1:
         return None
     if any(given is x for given in call.args[1:]) or call.kwargs:
         return None
     return _in_place_form(call.func)
 
 
-@cache
-def _in_place_form(func: Any) -> Any:
-    packet = getattr(aten, func._schema.name.removeprefix("aten::") + "_", None)
-    return getattr(packet, func._overloadname, None)
-
+_in_place_form = cache(in_place_form)
 
 _WORTH_LOOKING_AT = 4096
-"""Entries from which a faster way is worth asking whether it is open: in place, or by a polynomial."""
+"""Entries from which looking for a faster way, in place or by a polynomial, takes less time than it saves."""
 
 
-@rule(aten.add.Tensor, aten.sub.Tensor)
+@rule("add.Tensor", "sub.Tensor")
 def sum_or_difference(call: OperationCall) -> Results:
-    """x ± α·y: moves add up, and what does not move adds nothing to them."""
+    """x ± α·y: the deltas add up, and those of an operand that is not perturbed are 0."""
     x, y = call.args
-    if any(isinstance(operand, Perturbed) and not _moves_alike(operand, call) for operand in (x, y)):
-        if call.func is aten.add.Tensor and not call.kwargs and _is_spare(y) and not _is_spare(x):
+    if any(isinstance(operand, Perturbed) and not _deltas_fit(operand, call) for operand in (x, y)):
+        if call.func is ADD and not call.kwargs and _is_spare(y) and not _is_spare(x):
             call = OperationCall(call.func, (y, x), {}, call.bases, call.count)
         return pointwise(call)
     if not isinstance(y, Perturbed):
-        return [Perturbed(call.base, None, x.region, x.held)]
-    factor = call.kwargs.get("alpha", 1) * (-1 if call.func is aten.sub.Tensor else 1)
+        return [Perturbed(call.base, None, x.region, x.stored)]
+    factor = call.kwargs.get("alpha", 1) * (-1 if call.func is SUB else 1)
     if not isinstance(x, Perturbed):
-        return [Perturbed(call.base, None, y.region, y.held if factor == 1 else factor * y.held)]
+        return [Perturbed(call.base, None, y.region, y.stored if factor == 1 else factor * y.stored)]
     region = common_region([x, y], call.base.shape)
     x, y = (operand.widened([d for d, span in enumerate(region) if span is None]) for operand in (x, y))
-    out = x.held if x.spare and x.held.shape == y.held.shape else None
-    return [Perturbed(call.base, None, region, torch.add(x.held, y.held, alpha=factor, out=out))]
+    out = x.stored if x.spare and x.stored.shape == y.stored.shape else None
+    return [Perturbed(call.base, None, region, torch.add(x.stored, y.stored, alpha=factor, out=out))]
 
 
-@rule(aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar)
+@rule("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar")
 def multiple(call: OperationCall) -> Results:
-    """x · c or x / c with a c that does not move."""
+    """x · c or x / c with a c that is not perturbed."""
     x, c = call.args
-    if not isinstance(x, Perturbed) and call.func is aten.mul.Tensor:
+    if not isinstance(x, Perturbed) and call.func is MUL:
         x, c = c, x
-    if not isinstance(x, Perturbed) or isinstance(c, Perturbed) or call.kwargs or not _moves_alike(x, call):
+    if not isinstance(x, Perturbed) or isinstance(c, Perturbed) or call.kwargs or not _deltas_fit(x, call):
         return pointwise(call)
     if isinstance(c, Tensor):
         c = restricted(c, x.region, call.base.ndim)
-    func = _in_place_form(call.func) if x.spare else call.func
-    return [Perturbed(call.base, None, x.region, func(x.held, c))]
+    func = (x.spare and _in_place_form(call.func)) or call.func
+    return [Perturbed(call.base, None, x.region, func(x.stored, c))]
 
 
 def _is_spare(x: Any) -> bool:
     return isinstance(x, Perturbed) and x.spare
 
 
-def _moves_alike(x: Perturbed, call: OperationCall) -> bool:
-    """Whether an operand holds moves of the very entries of the result."""
-    return x.is_moves and x.base.shape == call.base.shape and x.base.dtype == call.base.dtype
+def _deltas_fit(x: Perturbed, call: OperationCall) -> bool:
+    """Whether an operand holds deltas, of the shape and dtype of the result."""
+    return x.holds_deltas and x.base.shape == call.base.shape and x.base.dtype == call.base.dtype
 
 
 @rule(*COEFFICIENTS)
-def analytic(call: OperationCall) -> Results:
-    """A function by its Taylor polynomial, where x moved so little that the polynomial is exact to the last digit."""
+def by_taylor(call: OperationCall) -> Results:
+    """A function by its Taylor polynomial, where the deltas of x are so small that it is exact to the last digit."""
     x: Perturbed = call.args[0]
-    worthwhile = x.held.numel() >= _WORTH_LOOKING_AT and x.base.is_floating_point()
-    d = x.delta() if worthwhile and x.base.dtype == call.base.dtype else None
+    worthwhile = x.stored.numel() >= _WORTH_LOOKING_AT and x.base.is_floating_point()
+    d = x.deltas if worthwhile and x.base.dtype == call.base.dtype else None
     if d is None or not is_small(d, x.bound):
         return pointwise(call)
     y = pick(call.base, x.region)
     quotient = difference_quotient(call.func, y, d)
-    if x.is_moves:
+    if x.holds_deltas:
         return [Perturbed(call.base, None, x.region, quotient.mul_(d))]
     return [Perturbed(call.base, torch.addcmul(y, d, quotient, out=quotient), x.region)]
 
 
 def common_region(operands: list[Perturbed], shape: torch.Size) -> Region:
-    """The smallest region of the result that holds what any operand touches."""
+    """The smallest region of the result that holds every entry which some operand can change."""
     region: list[Any] = []
     for d in range(-len(shape), 0):
         spans = [x.region[d] if -d <= x.base.ndim and x.base.shape[d] == shape[d] else None for x in operands]
@@ -146,27 +145,30 @@ def common_region(operands: list[Perturbed], shape: torch.Size) -> Region:
 
 
 def restricted(x: Tensor | Perturbed, region: Region, ndim: int) -> Tensor:
-    """The entries of an operand that meet a region of the result, shape (K or 1, …) with ndim dimensions more."""
+    """The entries of an operand that a region of the result reads, shape (K or 1, …) with ndim more dimensions.
+
+    An operand that needs no restriction comes as it is, without the leading dimension.
+    """
     if isinstance(x, Perturbed):
         missing = [d for d in range(-x.base.ndim, 0) if x.region[d] is not None and region[d] is None]
-        new = x.widened([x.base.ndim + d for d in missing]).new if missing else x.new
+        entries = x.widened([x.base.ndim + d for d in missing]).values if missing else x.values
     else:
         shape = x.shape
         own = tuple(region[d] if shape[d] != 1 else None for d in range(-x.ndim, 0))
         if all(span is None for span in own):
             return x
-        new = pick(x, own)
-    lacking = ndim + 1 - new.ndim
-    return new.reshape(new.shape[0], *(1,) * lacking, *new.shape[1:]) if lacking else new
+        entries = pick(x, own)
+    lacking = ndim + 1 - entries.ndim
+    return entries.reshape(entries.shape[0], *(1,) * lacking, *entries.shape[1:]) if lacking else entries
 
 
-def _cast(new: Tensor, base: Tensor) -> Tensor:
-    """A 0-dim tensor takes no part in type promotion, its batch of values does."""
-    return new if new.dtype == base.dtype else new.to(base.dtype)
+def _cast(values: Tensor, base: Tensor) -> Tensor:
+    """The values in the dtype of the result: K values of a 0-dim tensor take part in type promotion, it does not."""
+    return values if values.dtype == base.dtype else values.to(base.dtype)
 
 
 def rule_of(func: Any) -> Rule | None:
-    """The rule registered for an operation, or the elementwise one if torch says it is elementwise."""
+    """The rule registered for an operation, else the elementwise one if torch tags it so, else None."""
     if func in RULES:
         return RULES[func]
     return pointwise if torch.Tag.pointwise in getattr(func, "tags", ()) else None
@@ -177,33 +179,32 @@ _UNTAGGED = (
     "hardtanh_backward", "leaky_relu_backward", "rsub", "softplus_backward", "resolve_conj", "resolve_neg",
     "_neg_view", "mish_backward", "masked_fill", "special_entr", "logit_backward", "log_sigmoid_backward",
 )  # fmt: skip
+"""Elementwise operations that torch does not tag as such."""
 
-for _name in _UNTAGGED:
-    for _overload in getattr(aten, _name).overloads() if hasattr(aten, _name) else ():
-        RULES[getattr(getattr(aten, _name), _overload)] = pointwise
+RULES.update(dict.fromkeys(overloads(*_UNTAGGED), pointwise))
 
 
-@rule(aten.clone.default, aten.alias.default, aten.detach.default, aten.lift_fresh.default)
+@rule("clone.default", "alias.default", "detach.default", "lift_fresh.default")
 def same(call: OperationCall) -> Results:
-    """Copies: values are never written to, so the touched ones can be shared."""
+    """Copies: no rule writes to values that another operation reads, so copies share their memory."""
     x = call.args[0]
-    return [x.like(call.base, x.held, x.region)]
+    return [x.like(call.base, x.stored, x.region)]
 
 
-@rule(aten._to_copy.default)
+@rule("_to_copy.default")
 def cast(call: OperationCall) -> Results:
-    """Another dtype; layouts and devices stay, since the tape holds plain CPU tensors only where it casts."""
+    """Another dtype or device. Layouts stay, since the tape holds strided tensors only."""
     x = call.args[0]
-    return [Perturbed(call.base, x.new.to(call.base.device, call.base.dtype), x.region)]
+    return [Perturbed(call.base, x.values.to(call.base.device, call.base.dtype), x.region)]
 
 
-@rule(aten.copy.default)
+@rule("copy.default")
 def copy(call: OperationCall) -> Results:
-    """copy(self, source): the source in the shape and dtype of self."""
+    """copy(self, source): the source in the dtype of self; where it is broadcast, `by_vmap` takes it."""
     x = call.args[1]
     if not isinstance(x, Perturbed):
         return [None]
     lacking = call.base.ndim - x.base.ndim
     if any(n != m for n, m in zip(x.base.shape, call.base.shape[lacking:], strict=True)) or lacking:
         raise NoRuleError
-    return [Perturbed(call.base, x.new.to(call.base.dtype), x.region)]
+    return [Perturbed(call.base, x.values.to(call.base.dtype), x.region)]

@@ -1,10 +1,10 @@
 """Rules for matrix products.
 
-With A touched in a box of rows r and columns c, C = A·B changes in the rows r alone:
+With A perturbed in a box of rows r and columns c, C = A·B changes in the rows r alone:
 
     C[r, :] at θ + h·e  −  C[r, :] at θ  =  (A[r, c] at θ + h·e  −  A[r, c] at θ) · B[c, :]
 
-One column of A is an outer product, and one coordinate of a weight needs no product at all. The difference of two
+One column of A takes an outer product, and one coordinate of a weight takes no product at all. The difference of two
 neighbouring numbers is not rounded.
 """
 
@@ -19,16 +19,14 @@ from torch_gradcheck.engines.traced.rules.pointwise import common_region, restri
 from torch_gradcheck.engines.traced.rules.registry import NoRuleError, OperationCall, Results, rule
 from torch_gradcheck.engines.traced.rules.taylor import largest
 
-aten = torch.ops.aten
 
-
-@rule(aten.mm.default, aten.bmm.default)
+@rule("mm.default", "bmm.default")
 def product(call: OperationCall) -> Results:
-    """A·B, or one for every index of the first dimension."""
+    """A·B, or one product for every index of the first dimension."""
     return [multiplied(call.args[0], call.args[1], call.base, None)]
 
 
-@rule(aten.addmm.default, aten.baddbmm.default)
+@rule("addmm.default", "baddbmm.default")
 def product_and_sum(call: OperationCall) -> Results:
     """bias + A·B."""
     if call.kwargs.get("beta", 1) != 1 or call.kwargs.get("alpha", 1) != 1:
@@ -43,22 +41,22 @@ def product_and_sum(call: OperationCall) -> Results:
     return [result]
 
 
-@rule(aten.mv.default)
+@rule("mv.default")
 def matrix_times_vector(call: OperationCall) -> Results:
     """A·v."""
     A, v = call.args
     C = multiplied(A, _unsqueezed(v, 1), call.base.unsqueeze(1), None)
-    return [C.like(call.base, C.held.squeeze(2), C.region[:1])]
+    return [C.like(call.base, C.stored.squeeze(2), C.region[:1])]
 
 
-@rule(aten.dot.default, aten.vdot.default)
+@rule("dot.default", "vdot.default")
 def dot(call: OperationCall) -> Results:
     """Σ u·v."""
     u, v = call.args
     if call.base.is_complex():
         raise NoRuleError
     C = multiplied(_unsqueezed(u, 0), _unsqueezed(v, 1), call.base.reshape(1, 1), None)
-    return [C.like(call.base, C.held.reshape(-1), ())]
+    return [C.like(call.base, C.stored.reshape(-1), ())]
 
 
 def _unsqueezed(x: Tensor | Perturbed, d: int) -> Tensor | Perturbed:
@@ -66,25 +64,25 @@ def _unsqueezed(x: Tensor | Perturbed, d: int) -> Tensor | Perturbed:
 
 
 def plus_difference(x: Perturbed | None, summand: Perturbed, base: Tensor) -> Perturbed:
-    """x, or `base` where x is None, plus what the touched summand moved by; the summand is broadcast."""
-    difference = Perturbed(summand.base, summand.delta(), summand.region)
+    """x, or `base` where x is None, plus the deltas of the perturbed summand, which is broadcast."""
+    difference = Perturbed(summand.base, summand.deltas, summand.region)
     operands = [difference] if x is None else [x, difference]
     region = common_region(operands, base.shape)
-    zeros = Perturbed(summand.base.new_zeros(()).expand_as(summand.base), difference.new, difference.region)
+    zeros = Perturbed(summand.base.new_zeros(()).expand_as(summand.base), difference.values, difference.region)
     start = pick(base, region) if x is None else restricted(x, region, base.ndim)
     return Perturbed(base, start + restricted(zeros, region, base.ndim), region)
 
 
 def multiplied(A: Tensor | Perturbed, B: Tensor | Perturbed, C: Tensor, bias: Tensor | None) -> Perturbed:
-    """(bias +) A·B for K perturbations, where C is that at θ; leading dimensions are a batch of products."""
+    """(bias +) A·B for K perturbations; C is its value at θ, and leading dimensions are a batch of products."""
     if isinstance(A, Tensor):
         if isinstance(B, Tensor):
-            raise TypeError("neither factor is touched")
+            raise TypeError("neither factor is perturbed")
         turned = multiplied(_transposed(B), A.mT, C.mT, None if bias is None else _turned_bias(bias, C))
         return _transposed(turned)
     if isinstance(B, Tensor):
         return _times_fixed(A, B, C, bias)
-    return _both_touched(A, B, C, bias)
+    return _both_perturbed(A, B, C, bias)
 
 
 def _turned_bias(bias: Tensor, C: Tensor) -> Tensor:
@@ -92,38 +90,38 @@ def _turned_bias(bias: Tensor, C: Tensor) -> Tensor:
 
 
 def _transposed(x: Perturbed) -> Perturbed:
-    return x.like(x.base.mT, x.held.mT, (*x.region[:-2], x.region[-1], x.region[-2]))
+    return x.like(x.base.mT, x.stored.mT, (*x.region[:-2], x.region[-1], x.region[-2]))
 
 
 def _times_fixed(A: Perturbed, B: Tensor, C: Tensor, bias: Tensor | None) -> Perturbed:
-    """A touched, B as it was."""
+    """A perturbed, B as at θ."""
     *batch, rows, columns = A.region
     region: Region = (*batch, rows, None)
     if columns is not None and 2 * columns.length <= A.base.shape[-1]:
         W = pick(B, (*batch, columns, None)).contiguous()
         if columns.length == 1:
-            return _outer(A.delta(), W, C, region)
-        return Perturbed(C, None, region, _matmul(A.delta(), W))
+            return _outer(A.deltas, W, C, region)
+        return Perturbed(C, None, region, _matmul(A.deltas, W))
     A = A.widened([A.base.ndim - 1])
-    if A.is_moves:
-        bias = None  # it does not move
+    if A.holds_deltas:
+        bias = None  # its deltas are 0
     if bias is not None and bias.ndim == 1 and C.ndim == 2:
-        return Perturbed(C, _rows_times(A.held, B, bias), region)
-    held = _matmul(A.held, pick(B, (*batch, None, None)))
+        return Perturbed(C, _rows_times(A.stored, B, bias), region)
+    stored = _matmul(A.stored, pick(B, (*batch, None, None)))
     if bias is not None:
-        held += pick(bias.expand_as(C), region)
-    return A.like(C, held, region)
+        stored += pick(bias.expand_as(C), region)
+    return A.like(C, stored, region)
 
 
 def _outer(column: Tensor, row: Tensor, C: Tensor, region: Region) -> Perturbed:
-    """One column times one row, whose largest entries bound the product's."""
+    """One column times one row; the product of their largest absolute entries bounds the result's."""
     result = Perturbed(C, None, region, column * row)
     result.bound = largest(column) * largest(row)
     return result
 
 
 def _matmul(A: Tensor, B: Tensor) -> Tensor:
-    """(K, …, R, C) times (K or 1, …, C, N), in one matrix product where B is the same for all."""
+    """(K, …, R, C) times (K or 1, …, C, N), in one matrix product where B is the same for all perturbations."""
     if B.shape[0] != 1:
         return A @ B
     B = B[0]
@@ -131,24 +129,24 @@ def _matmul(A: Tensor, B: Tensor) -> Tensor:
         return _rows_times(A, B) if A.ndim == 3 else A @ B
     if A.shape[2:].numel() <= B.shape[1:].numel() or A.ndim > 4:
         return A @ B
-    # A batch of products with the same B for all perturbations: their rows side by side save copies of B.
+    # A batch of products whose B is the same for all perturbations: rows side by side need no copies of B.
     K, batch, R, C = A.shape
     rows = A.transpose(0, 1).reshape(batch, K * R, C)
     return torch.bmm(rows, B).reshape(batch, K, R, -1).transpose(0, 1)
 
 
 TILE = 12
-"""Columns that BLAS multiplies at a time; it is far from its best where others are left over."""
+"""Columns that BLAS multiplies at a time; columns left over after whole tiles are far slower."""
 
 WORTH_PADDING = range(6, 48)
-"""Numbers of columns of which the leftover ones take a good part of the time."""
+"""Numbers of columns at which the ones left over take a large share of the time."""
 
 
 def _rows_times(A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
     """(K, R, C) times (C, N), plus a vector, in one matrix product.
 
-    B is filled up with columns of zeros to whole tiles where that pays. With MKL on an EPYC, 10 columns then took 0.55
-    of the time, 32 took 0.75, the copy of what is wanted included.
+    Columns of zeros fill B up to whole tiles where that pays. With MKL on an EPYC, 10 columns then took 0.55 of the
+    time and 32 took 0.75, the copy of the wanted columns included.
     """
     rows, columns = A.flatten(0, 1), B.shape[1]
     lacking = -columns % TILE if columns in WORTH_PADDING else 0
@@ -161,18 +159,18 @@ def _rows_times(A: Tensor, B: Tensor, bias: Tensor | None = None) -> Tensor:
     return product.reshape(*A.shape[:2], columns)
 
 
-def _both_touched(A: Perturbed, B: Perturbed, C: Tensor, bias: Tensor | None) -> Perturbed:
-    """A·B with both touched, as when a weight acts on its own output one step later."""
+def _both_perturbed(A: Perturbed, B: Perturbed, C: Tensor, bias: Tensor | None) -> Perturbed:
+    """A·B with both perturbed, as when a weight acts on its own output one time step later."""
     *batch, inner, columns = B.region
     thin = inner is not None and 2 * inner.length <= B.base.shape[-2] and all(span is None for span in batch)
     if not thin or any(span is not None for span in A.region[:-2]):
         A, B = A.widened(), B.widened()
-        new = A.new @ B.new
-        return Perturbed(C, new if bias is None else new.add_(bias), (None,) * C.ndim)
-    # A·B at θ + h·e is A·(B at θ) with all of A's change, plus A's columns times B's change.
+        values = A.values @ B.values
+        return Perturbed(C, values if bias is None else values.add_(bias), (None,) * C.ndim)
+    # A·B at θ + h·e is A·(B at θ) with A at θ + h·e, plus A's columns times B's deltas.
     outcome = _times_fixed(A, B.base, C, bias).widened([C.ndim - 2, C.ndim - 1])
     A = A.widened([A.base.ndim - 2, A.base.ndim - 1])
-    picked = pick_each(A.new, (*(None,) * (A.base.ndim - 1), inner))
-    update = picked * B.delta() if picked.shape[-1] == 1 else picked @ B.delta()
-    held = place(outcome.held, (*(None,) * (C.ndim - 1), columns), update, accumulate=True)
-    return outcome.like(C, held, (None,) * C.ndim)
+    picked = pick_each(A.values, (*(None,) * (A.base.ndim - 1), inner))
+    update = picked * B.deltas if picked.shape[-1] == 1 else picked @ B.deltas
+    stored = place(outcome.stored, (*(None,) * (C.ndim - 1), columns), update, accumulate=True)
+    return outcome.like(C, stored, (None,) * C.ndim)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span, pick
 from torch_gradcheck.engines.traced.rules.registry import (
-    RULES,
     NoRuleError,
     OperationCall,
     Results,
@@ -17,21 +14,22 @@ from torch_gradcheck.engines.traced.rules.registry import (
     rule,
 )
 from torch_gradcheck.engines.traced.rules.taylor import difference_quotient, is_small
-from torch_gradcheck.torch_internals.operations import flatten
+from torch_gradcheck.torch_internals.operations import existing, flatten, overload
 
-aten = torch.ops.aten
+_EXP, _LOG_SOFTMAX = overload("exp.default"), overload("_log_softmax.default")
+_MEANS = existing("mean.default", "mean.dim")
 
 
 def dimensions(given: Any, ndim: int) -> list[int]:
-    """Dimensions as non-negative numbers; None and () are all of them."""
+    """Dimensions as non-negative numbers; None and () stand for all of them."""
     if given is None or (isinstance(given, (list, tuple)) and not given):
         return list(range(ndim))
     return [d % ndim if ndim else 0 for d in ((given,) if isinstance(given, int) else given)]
 
 
-@rule(aten.sum.default, aten.sum.dim_IntList, aten.mean.default, aten.mean.dim)
+@rule("sum.default", "sum.dim_IntList", "mean.default", "mean.dim")
 def sum_or_mean(call: OperationCall) -> Results:
-    """Σ x or its mean: what is touched in part moves the old result by the sum of its differences."""
+    """Σ x or its mean: where x is perturbed in part, the sum of its deltas is the delta of the result."""
     x: Perturbed = call.args[0]
     if call.kwargs.get("dtype") not in (None, x.base.dtype) or x.base.dtype != call.base.dtype:
         raise NoRuleError
@@ -43,13 +41,10 @@ def sum_or_mean(call: OperationCall) -> Results:
     divisor = 1
     for d in dims if call.func in _MEANS else ():
         divisor *= x.base.shape[d]
-    summands = x.delta() if inner else x.held
+    summands = x.deltas if inner else x.stored
     total = summands.sum([d + 1 for d in dims], keepdim) if dims else summands
     total = total / divisor if divisor != 1 else total
     return [Perturbed(call.base, None, region, total) if inner else x.like(call.base, total, region)]
-
-
-_MEANS = (aten.mean.default, aten.mean.dim)
 
 
 def _kept(region: tuple[Span | None, ...], dims: list[int], keepdim: bool) -> tuple[Span | None, ...]:
@@ -59,7 +54,12 @@ def _kept(region: tuple[Span | None, ...], dims: list[int], keepdim: bool) -> tu
 
 
 def reduction(position: int, keepdim_position: int) -> Rule:
-    """A rule for an operation that takes dimensions and keepdim at these positions and reduces over them."""
+    """A rule for an operation that reduces over dimensions.
+
+    Args:
+        position: of `dim` among the arguments.
+        keepdim_position: of `keepdim` among the arguments.
+    """
 
     def reduce(call: OperationCall) -> Results:
         perturbed_only(call, 0)
@@ -72,7 +72,7 @@ def reduction(position: int, keepdim_position: int) -> Rule:
         args = _with_dims(call, x, position, dims[0] + 1 if single else [d + 1 for d in dims])
         kwargs = {key: given for key, given in call.kwargs.items() if key != "dim"}
         results = flatten(call.func(*args, **kwargs))
-        return [Perturbed(base, new, region) for base, new in zip(call.bases, results, strict=True)]
+        return [Perturbed(base, values, region) for base, values in zip(call.bases, results, strict=True)]
 
     return reduce
 
@@ -80,11 +80,11 @@ def reduction(position: int, keepdim_position: int) -> Rule:
 def _with_dims(call: OperationCall, x: Perturbed, position: int, dims: int | list[int]) -> tuple[Any, ...]:
     if position > len(call.args):
         raise NoRuleError
-    return (x.new, *call.args[1:position], dims, *call.args[position + 1 :])
+    return (x.values, *call.args[1:position], dims, *call.args[position + 1 :])
 
 
 def along(position: int) -> Rule:
-    """A rule for an operation along one dimension, given at this position, that keeps the shape."""
+    """A rule for an operation along one dimension that keeps the shape; `position` is that of `dim`."""
 
     def scan(call: OperationCall) -> Results:
         perturbed_only(call, 0)
@@ -95,16 +95,16 @@ def along(position: int) -> Rule:
         x = x.widened([d])
         kwargs = {key: given for key, given in call.kwargs.items() if key != "dim"}
         results = flatten(call.func(*_with_dims(call, x, position, d + 1), **kwargs))
-        return [Perturbed(base, new, x.region) for base, new in zip(call.bases, results, strict=True)]
+        return [Perturbed(base, values, x.region) for base, values in zip(call.bases, results, strict=True)]
 
     return scan
 
 
-@rule(aten._softmax.default, aten._log_softmax.default, aten._safe_softmax.default)
+@rule("_softmax.default", "_log_softmax.default", "_safe_softmax.default")
 def softmax(call: OperationCall) -> Results:
-    """Softmax or its logarithm by their addition theorems, which take a third of the time of the functions themselves.
+    """Softmax or its logarithm by its addition theorem, in a third of the time of the function itself.
 
-    With p the softmax of x at θ, d how far x moved and e = eᵈ − 1, both along the dimension:
+    p is the softmax of x at θ, d the deltas of x, and e = eᵈ − 1; sums run along the dimension:
 
         log softmax(x + d) − log p  =  d − log(1 + Σ p·e)
         softmax(x + d) − p          =  p · (e − Σ p·e) / (1 + Σ p·e)
@@ -114,12 +114,12 @@ def softmax(call: OperationCall) -> Results:
         raise NoRuleError
     axis = dimensions(call.args[1], x.base.ndim)[0]
     x = x.widened([axis])
-    d = x.delta()
+    d = x.deltas
     if not is_small(d, x.bound):  # or rows of −∞
-        return [Perturbed(call.base, call.func(x.new, axis + 1, *call.args[2:], **call.kwargs), x.region)]
-    is_log = call.func is aten._log_softmax.default
+        return [Perturbed(call.base, call.func(x.values, axis + 1, *call.args[2:], **call.kwargs), x.region)]
+    is_log = call.func is _LOG_SOFTMAX
     p = pick(call.base, x.region)
-    weighted = difference_quotient(aten.exp.default, p.exp() if is_log else p, d).mul_(d)
+    weighted = difference_quotient(_EXP, p.exp() if is_log else p, d).mul_(d)
     total = weighted.sum(axis + 1, keepdim=True)
     if is_log:
         return [Perturbed(call.base, None, x.region, d - total.log1p_())]
@@ -132,21 +132,15 @@ _REDUCTIONS = {
     "max.dim": (1, 2), "min.dim": (1, 2), "prod.dim_int": (1, 2), "linalg_vector_norm.default": (2, 3),
     "norm.ScalarOpt_dim": (2, 3), "any.dim": (1, 2), "all.dim": (1, 2), "median.dim": (1, 2),
 }  # fmt: skip
+"""Operation → positions of `dim` and of `keepdim`; 9 where it takes `keepdim` by name only."""
 
 _SCANS = {
     "cumsum.default": 1, "cumprod.default": 1, "logcumsumexp.default": 1, "sort.default": 1,
 }  # fmt: skip
-
-
-def _overload(name: str) -> Any:
-    packet, overload = name.split(".")
-    return getattr(getattr(aten, packet, None), overload, None)
-
+"""Operation → position of `dim`."""
 
 for _name, _positions in _REDUCTIONS.items():
-    RULES[_overload(_name)] = reduction(*_positions)
+    rule(_name)(reduction(*_positions))
 
 for _name, _position in _SCANS.items():
-    RULES[_overload(_name)] = along(_position)
-
-RULES.pop(None, None)
+    rule(_name)(along(_position))

@@ -1,4 +1,4 @@
-"""Where the rules meet: how one operation acts on tensors of which some are touched."""
+"""The rules by operation. A rule evaluates one operation on arguments of which some are perturbed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed
+from torch_gradcheck.torch_internals.operations import overload
 
 
 class OperationCall:
@@ -15,9 +16,9 @@ class OperationCall:
 
     Attributes:
         func: the operation.
-        args, kwargs: its arguments; tensors that are touched come as `Touched`, others as they are.
-        bases: what it returned at θ, tensor by tensor.
-        count: K.
+        args, kwargs: its arguments; a perturbed tensor is a `Perturbed`, any other a `Tensor`.
+        bases: its results at θ, tensor by tensor.
+        count: K, the number of perturbations.
     """
 
     __slots__ = ("args", "bases", "count", "func", "kwargs")
@@ -37,37 +38,48 @@ class OperationCall:
         return self.bases[0]
 
     def arg(self, position: int, name: str = "", default: Any = None) -> Any:
-        """An argument wherever it was given."""
+        """An argument, whether it was given by position or by name; `default` where it was not given."""
         if position < len(self.args):
             return self.args[position]
         return self.kwargs.get(name, default)
 
 
 class NoRuleError(Exception):
-    """A rule does not cover this combination of arguments; the general one does."""
+    """A rule does not cover this combination of arguments; `by_vmap` does."""
 
 
 Results = list[Perturbed | None]
-"""One entry for every tensor the operation returns; None where it stays at its value at θ."""
+"""One entry for every tensor that the operation returns; None where no perturbation changes it."""
 
 Rule = Callable[[OperationCall], Results]
 
 RULES: dict[Any, Rule] = {}
 
 
-def rule(*overloads: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for these operations."""
+def rule(*functions: str | Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Register a rule for some operations.
+
+    Args:
+        functions: names of aten's overloads, such as "mm.default", and functions of the tape's own. A name that this
+            version of torch does not have is skipped: one rule is missing then, not the package.
+    """
 
     def register(function: Rule) -> Rule:
-        for overload in overloads:
-            RULES[overload] = function
+        for given in functions:
+            operation = overload(given) if isinstance(given, str) else given
+            if operation is not None:
+                RULES[operation] = function
         return function
 
     return register
 
 
 def perturbed_only(call: OperationCall, *positions: int) -> None:
-    """Leave calls to the general rule where any other argument than these is touched."""
+    """Leave a call to `by_vmap` where any other argument than these is perturbed.
+
+    Raises:
+        NoRuleError: another one is.
+    """
     for position, given in enumerate(call.args):
         if position not in positions and any_perturbed(given):
             raise NoRuleError
@@ -76,14 +88,14 @@ def perturbed_only(call: OperationCall, *positions: int) -> None:
 
 
 def any_perturbed(tree: Any) -> bool:
-    """Whether a touched tensor is among nested arguments."""
+    """Whether a perturbed tensor is among nested arguments."""
     if isinstance(tree, (tuple, list)):
         return any(any_perturbed(item) for item in tree)
     return isinstance(tree, Perturbed)
 
 
 def map_tensors(tree: Any, function: Callable[[Any], Any]) -> Any:
-    """The same nesting with the function applied to every tensor, touched or not."""
+    """The same nesting with the function applied to every tensor, perturbed or not."""
     if isinstance(tree, (Tensor, Perturbed)):
         return function(tree)
     if type(tree) is tuple or type(tree) is list:
@@ -92,7 +104,7 @@ def map_tensors(tree: Any, function: Callable[[Any], Any]) -> Any:
 
 
 def all_perturbed(tree: Any) -> list[Perturbed]:
-    """The touched tensors among nested arguments."""
+    """The perturbed tensors among nested arguments."""
     if isinstance(tree, Perturbed):
         return [tree]
     if isinstance(tree, (tuple, list)):

@@ -1,7 +1,7 @@
-"""Functions close to where they are known: what remains of their Taylor series is less than a rounding error.
+"""Functions by a Taylor polynomial around x: close to x the remainder is less than a rounding error.
 
-A step of a difference moves what lies downstream by 10⁻⁵ or so, and there a polynomial in the move, with coefficients
-shared by all perturbations, takes a fraction of the time of the function.
+A step of a difference quotient moves values downstream by about 1e-5. There a polynomial in the delta, whose
+coefficients all perturbations share, takes a fraction of the time of the function.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-aten = torch.ops.aten
+from torch_gradcheck.torch_internals.operations import overload
 
 SMALL = 1e-4
-"""How far an argument may move: to the fourth power this is a rounding error of 1 in float64."""
+"""The largest delta of an argument. Its fourth power, 1e-16, is a rounding error of 1 in float64."""
 
 
 def largest(d: Tensor) -> float:
-    """The largest absolute value of all, NaN where one is NaN, 0 of nothing; infinite where it is not asked for."""
+    """The largest absolute value, NaN where one is NaN, 0 of an empty tensor; infinite for complex and integer ones."""
     if not d.numel():
         return 0.0
     if not d.is_floating_point():
@@ -29,12 +29,12 @@ def largest(d: Tensor) -> float:
 
 
 def is_small(d: Tensor, bound: float | None) -> bool:
-    """Whether no entry exceeds `SMALL`, by a bound where one is known; never where one is NaN."""
+    """Whether no absolute value exceeds `SMALL`, decided by `bound` where that is known; false where one is NaN."""
     return (largest(d) if bound is None else bound) <= SMALL
 
 
 def difference_quotient(function: Any, y: Tensor, d: Tensor) -> Tensor:
-    """(f(x + d) − y) / d for y = f(x) and small d: f'(x) + f''(x)/2 · d + f'''(x)/6 · d², in memory of its own."""
+    """(f(x + d) − y) / d for y = f(x) and small d: f'(x) + f''(x)/2 · d + f'''(x)/6 · d², in new memory."""
     first, second, third = COEFFICIENTS[function](y)
     result = torch.addcmul(second, d, third)
     return torch.addcmul(first, d, result, out=result)
@@ -55,8 +55,8 @@ def _exp(y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 COEFFICIENTS: dict[Any, Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]] = {
-    aten.tanh.default: _tanh,
-    aten.sigmoid.default: _sigmoid,
-    aten.exp.default: _exp,
+    operation: coefficients
+    for name, coefficients in (("tanh.default", _tanh), ("sigmoid.default", _sigmoid), ("exp.default", _exp))
+    if (operation := overload(name)) is not None
 }
-"""Function → f', f''/2 and f'''/6, in terms of y = f(x)."""
+"""Operation f → f', f''/2 and f'''/6, in terms of y = f(x)."""

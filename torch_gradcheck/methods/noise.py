@@ -1,0 +1,79 @@
+"""The noise of J near θ and away from it, measured from values of J along one random direction."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.perturbation import RandomDirection
+from torch_gradcheck.objective.theta import Theta, flat_values
+from torch_gradcheck.precision.dtypes import epsilon
+
+FAR = 1e-2
+"""Relative distance from θ at which noise is measured a second time; the steps of a ladder may be this large."""
+
+SPACING_FAR = 1e-8
+"""Relative spacing of those points. It must exceed the plateaus of a J that adds and subtracts a number near 1e8; they
+are about 1e-8 wide."""
+
+POINTS_FAR = 7
+"""Values of J for that second measurement, of which only the order of magnitude is used."""
+
+GROWS = 4.0
+"""Noise counts as growing with the distance where it is more than this many times larger there than at θ."""
+
+
+def noise_near(objective: Objective, theta: Theta, direction: RandomDirection) -> Noise:
+    """The noise of J, from 16 evaluations of it.
+
+    Args:
+        objective: J.
+        theta: its parameters.
+        direction: along which they are moved, relative to their sizes.
+    """
+    sigma = _sigma(objective, direction)
+    growth = _growth(objective, theta, direction, sigma)
+    return Noise(objective.loss, sigma, epsilon(objective.dtype), growth)
+
+
+def _sigma(objective: Objective, direction: RandomDirection) -> float:
+    """The noise at θ: measured on one side of it, so that a kink at θ itself is not taken for noise."""
+    values = _along(objective, direction, POINTS, epsilon(objective.dtype) ** (2 / 3))
+    if np.any(values != values[0]):
+        return max(measured_noise(values), objective.spread)
+    # J does not move at all. A loss that is rounded to 0, or to a constant, is not free of noise for that: the
+    # quantities inside of it are rounded.
+    return max(epsilon(objective.dtype) * objective.largest_output, objective.spread)
+
+
+def _growth(objective: Objective, theta: Theta, direction: RandomDirection, sigma: float) -> float:
+    """The noise per relative step, from the noise far from θ; 0 where the noise there is that at θ."""
+    with np.errstate(all="ignore"):  # J may be infinite so far away
+        spacing = max(SPACING_FAR, epsilon(objective.dtype) ** (2 / 3))
+        noise = measured_noise(_along(objective, direction, POINTS_FAR, spacing, start=FAR))
+    if not GROWS * sigma < noise < np.inf:
+        return 0.0
+    # The direction moves entries by their size, a step of 1 those below 1 by 1.
+    return noise / FAR / min(1.0, _typical_size(theta))
+
+
+def _typical_size(theta: Theta) -> float:
+    """The root mean square of all checked entries of θ, 1 where all of them are 0."""
+    squares, count = 0.0, 0
+    for position in theta.checked:
+        values = flat_values(theta[position])
+        squares, count = squares + float(np.sum(values**2)), count + len(values)
+    return (squares / count) ** 0.5 if squares else 1.0
+
+
+def _along(
+    objective: Objective, direction: RandomDirection, points: int, spacing: float, *, start: float = 0.0
+) -> Floats:
+    """J at equally spaced points in a direction from θ, beyond the one at `start`."""
+    values = []
+    for point in range(1, points + 1):
+        with direction.at(start + point * spacing):
+            values.append(objective.value())
+    return np.array(values)
