@@ -37,34 +37,6 @@ PYTHONS = {
     "_thread",  # a module
 }  # fmt: skip
 
-KNOWN: dict[str, set[str]] = {
-    "engines/memoized.py": {"_version"},
-    "engines/traced/engine.py": {"torch.utils._python_dispatch._disable_current_modes"},
-    "engines/traced/gradient.py": {
-        "torch.utils._python_dispatch._disable_current_modes", "_native_batch_norm_legit_no_training",
-    },
-    "engines/traced/program.py": {"torch.utils._python_dispatch._disable_current_modes", "_schema"},
-    "engines/traced/recording/aliasing.py": {"_cdata"},
-    "engines/traced/recording/recorder.py": {
-        "torch._ops.OpOverload", "torch.utils._python_dispatch.TorchDispatchMode", "_C", "_can_decompose",
-        "torch.utils._python_dispatch._disable_current_modes", "_native_batch_norm_legit", "_unsafe_view",
-        "torch.utils._python_dispatch._get_current_dispatch_mode_stack", "_native_batch_norm_legit_no_training",
-    },
-    "engines/traced/rules/normalizations.py": {
-        "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "_weight_norm_interface",
-    },
-    "engines/traced/rules/pointwise.py": {"_schema", "_overloadname", "_to_copy"},
-    "engines/traced/rules/reductions.py": {"_softmax", "_log_softmax", "_safe_softmax"},
-    "engines/traced/rules/views.py": {"_unsafe_view", "_reshape_alias"},
-    "monitoring/monitor.py": {"_orig_mod", "_per_optimizer_states"},
-    "training_step/forward_state.py": {"_version"},
-    "training_step/step.py": {"_post_accumulate_grad_hooks", "_DropoutNd"},
-}  # fmt: skip
-"""Uses that still stand, by file. To be emptied."""
-
-KNOWN_UNGUARDED = ("engines", "methods", "diagnosis", "training_step", "check", "monitoring", "command_line")
-"""Rooms that look up private names at import without a guard: engines, and whoever imports them. To be emptied."""
-
 
 def private(name: str) -> bool:
     return name.startswith("_") and not name.startswith("__") and name != "_"
@@ -156,11 +128,7 @@ def docstrings(tree: ast.Module) -> set[int]:
 
 @pytest.mark.parametrize("name", FILES)
 def test_nothing_private_is_used_outside_of_torch_internals(name: str) -> None:
-    found = [
-        use
-        for use in uses(name, ast.parse(FILES[name].read_text()))
-        if use.partition(" ")[0] not in KNOWN.get(name, ())
-    ]
+    found = list(uses(name, ast.parse(FILES[name].read_text())))
     assert not found, f"{name} uses private names of torch: give each a function in torch_internals/, with a test"
 
 
@@ -238,7 +206,7 @@ sys.exit("\\n".join(failed) or 0)
 def test_every_file_is_imported_by_a_torch_that_has_renamed_its_private_names() -> None:
     """Then one rule is missing, not the package."""
     files = [path.relative_to(ROOT).with_suffix("") for path in sorted(ROOT.rglob("*.py"))]
-    ours = [file for file in files if file.parts[0] not in ("integrations", "__main__", *KNOWN_UNGUARDED)]
+    ours = [file for file in files if file.parts[0] not in ("integrations", "__main__")]
     names = [".".join(("torch_gradcheck", *file.parts)).removesuffix(".__init__") for file in ours]
     run = subprocess.run(
         [sys.executable, "-c", WITHOUT_PRIVATE_NAMES, *names], capture_output=True, text=True, check=False
