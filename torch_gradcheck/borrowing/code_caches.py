@@ -58,7 +58,7 @@ class _Code:
         self._seen: set[int] = set()
 
     def into(self, value: Any, depth: int) -> None:
-        """Notes `value`, an attribute of a class or a global of a function, if it is a cache; follows it if it is code."""
+        """Notes `value`, attribute of a class or global of a function, if it is a cache; follows it if it is code."""
         if id(value) in self._seen or depth < 0:
             return
         self._seen.add(id(value))

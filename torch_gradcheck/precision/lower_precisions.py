@@ -22,7 +22,7 @@ class Rounding(NamedTuple):
 
 
 def rounding_of_all(arrays: Sequence[Floats]) -> Rounding | None:
-    """The coarsest lower precision that holds all these numbers exactly; None without one, or where one is not finite."""
+    """The coarsest lower precision that holds all these numbers exactly; None without one, or if one is not finite."""
     values = np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
     if np.sum(values != 0) < MIN_NONZERO or not np.all(np.isfinite(values)):
         return None
