@@ -103,7 +103,7 @@ class KernelsInMode(PrecisionMode):
 
 
 def rounds(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an operation's results are rounded: it computes numbers, and does not copy, choose, create or draw them."""
+    """Whether an operation rounds its results: it computes numbers, and does not copy, choose, create or draw them."""
     if changes_dtype(func):
         return bool(args[0].is_floating_point())
     tags = getattr(func, "tags", ())
