@@ -1,1 +1,1 @@
-"""The model is borrowed: everything it holds is set aside, copies take its place, and it comes back bit for bit."""
+"""A model lent for a check: copies take the place of everything it holds, and it comes back bit for bit."""

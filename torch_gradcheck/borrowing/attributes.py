@@ -1,4 +1,4 @@
-"""What modules and objects hold: remembered, put back in the end, and rewound between evaluations of J."""
+"""Attributes of modules and objects: remembered, put back in the end, and reset between evaluations of J."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import torch
 from torch_gradcheck.borrowing.captures import Captures
 
 ABSENT = object()
-"""Stands for the value of a name that is not there."""
+"""Stands for the value of an attribute or key that does not exist."""
 
 
 class AttributeStates:
-    """What modules and objects keep in their attributes (flags, hooks, counters, ...), containers and arrays hold."""
+    """The contents of attributes (flags, hooks, counters), containers and numpy arrays of a model, as they are now.
+
+    Args:
+        captures: the modules, objects, containers and arrays.
+    """
 
     def __init__(self, captures: Captures) -> None:
         attributes = [vars(holder) for holder in (*captures.modules.values(), *captures.objects.values())]
@@ -25,7 +29,7 @@ class AttributeStates:
         self.start()
 
     def start(self) -> None:
-        """What is held now, in the mode of the check, is what every evaluation starts from."""
+        """Takes the present contents, in the mode of the check, for the state that every evaluation starts from."""
         self._start = [_content(held) for held in self._held]
         self._last = self._start
         self._tensor_names = [
@@ -36,14 +40,16 @@ class AttributeStates:
             if isinstance(value, torch.Tensor)
         ]
         self._cache_attributes: list[tuple[dict[Any, Any], Any, Any]] = []
-        self._settled: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._changed_once: list[tuple[dict[Any, Any], Any, Any]] = []
         self._grown_containers: list[tuple[Any, Any]] = []
 
     def learn_caches(self) -> None:
-        """After each of the first evaluations: state, caches, and whatever says that they are filled.
+        """After each of the first three evaluations, learns what to reset before the next.
 
-        These are names that changed once and not again, and names that hold another tensor every time. What changes
-        every time without tensors, a counter, stays changed: a J that depends on it is not one function.
+        These are attributes that hold a new tensor each time; attributes that changed once and then stayed, where one
+        of them holds a tensor (a cache and the flag that it is filled); and lists of tensors that have changed. A
+        plain number that changes every time (a counter) is not reset: a J that depends on it is reported as
+        non-deterministic.
         """
         now = [_content(held) for held in self._held]
         for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True):
@@ -52,9 +58,9 @@ class AttributeStates:
             elif not _same_items(held, start) and any(isinstance(value, torch.Tensor) for value in (*new, *start)):
                 self._grown_containers.append((held, start))
         self._last = now
-        if any(isinstance(held.get(name), torch.Tensor) for held, name, _ in self._settled):
-            self._cache_attributes += self._settled
-        self._settled = []
+        if any(isinstance(held.get(name), torch.Tensor) for held, name, _ in self._changed_once):
+            self._cache_attributes += self._changed_once
+        self._changed_once = []
 
     def _learn_names(
         self, held: dict[Any, Any], start: dict[Any, Any], last: dict[Any, Any], new: dict[Any, Any]
@@ -62,19 +68,19 @@ class AttributeStates:
         for name, value in new.items():
             before, first = last.get(name, ABSENT), start.get(name, ABSENT)
             if value is before and value is not first:
-                self._settled.append((held, name, first))
+                self._changed_once.append((held, name, first))
             elif value is not before and before is not first and isinstance(value, torch.Tensor):
                 self._cache_attributes.append((held, name, first))
 
     def restore(self) -> None:
-        """All that was held is held again, the same objects under the same names."""
+        """Puts the first contents back: the same objects under the same names, arrays with the same bytes."""
         _refill_changed(zip(self._held, self._first, strict=True))
         for array, first in self._arrays:
             if array.tobytes() != first.tobytes():
                 array[...] = first
 
     def rewind(self) -> None:
-        """Names that held a tensor hold that same tensor again, and caches are as empty as they were."""
+        """Resets attributes that held a tensor to that tensor, and learned caches to their contents at the start."""
         for names, name, tensor in self._tensor_names:
             if names.get(name) is not tensor:
                 names[name] = tensor

@@ -1,4 +1,4 @@
-"""What the caller's functions, modules and batch hold on to: all that an evaluation of J could reach, and change."""
+"""All that an evaluation of J can reach, and change: the things that functions, modules and the batch refer to."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch import nn
 from torch_gradcheck.borrowing.random_state import is_generator
 
 DEPTH = 4
-"""How many steps of holding (a partial of a method of an object in a list ...) are followed."""
+"""The number of references followed from a holder: list → object → method → function → tensor in its closure is 4."""
 
 MANY = 1000
-"""A container of more things than this is data, and not looked through."""
+"""The largest number of items of a container that is looked through; a larger container holds data."""
 
 CONTAINERS = (dict, list, set, deque)
 
 NOT_ENTERED = {"_thread", "asyncio", "concurrent", "io", "logging", "multiprocessing", "rich", "threading", "tqdm"}
-"""Packages whose objects are no state of a model's, and may change at any time without it."""
+"""Packages whose objects are not looked into: they are no state of a model, and other threads may change them."""
 
 
 @dataclass
@@ -33,10 +33,12 @@ class Captures:
     """Distinct things by their id, in the order they were met.
 
     Attributes:
-        modules, tensors, arrays, generators: of torch, of numpy, and random ones of any kind.
-        containers: dicts, lists, sets and deques that modules hold, and not by way of a function: what a function
-            counts or logs, it does on purpose.
-        objects: anything else that has attributes of its own, likewise.
+        modules, tensors: of torch.
+        arrays: of numpy.
+        generators: random generators of torch, numpy and Python.
+        containers: dicts, lists, sets and deques that a module refers to. One that only a function refers to is left
+            out: a function counts and logs on purpose.
+        objects: other objects with attributes of their own, under the same condition.
     """
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
@@ -48,7 +50,7 @@ class Captures:
 
 
 def captures_of(*holders: Any) -> Captures:
-    """What functions, modules and values hold.
+    """The things that functions, modules and values refer to.
 
     Functions: in closure cells, defaults, partials, bound objects, and those globals that their code names. Modules: in
     the attributes of all their submodules. On from there through lists, tuples, mappings and the attributes of objects.
@@ -87,7 +89,7 @@ class _Walk:
             self.into(held, DEPTH, of_module=True)
 
     def _kind(self, value: Any, of_module: bool) -> dict[int, Any] | None:
-        """Where a thing belongs; None for what cannot change or is to change."""
+        """The collection of a thing's kind; None for a thing that cannot change, or that may change on purpose."""
         if isinstance(value, torch.Tensor):
             return self.found.tensors
         if isinstance(value, np.ndarray):
@@ -117,7 +119,7 @@ def _held(value: Any) -> Iterator[Any]:
 
 
 def _has_attributes(value: Any) -> bool:
-    """Whether it is an object with attributes that may be state of J's."""
+    """Whether `value` is an object whose attributes may be state of J."""
     if isinstance(value, type | ModuleType | FunctionType | MethodType | functools.partial | torch.Tensor | np.ndarray):
         return False
     is_open = type(value).__module__.partition(".")[0] not in NOT_ENTERED

@@ -1,6 +1,6 @@
-"""Caches outside of the model, which its code fills while everything is lent in another precision, emptied again.
+"""Caches in the code of a model, emptied after a check, which may have left tensors of its own precision in them.
 
-Tables behind `functools.lru_cache`, in dicts of a module's file, and in attributes of classes.
+There are three kinds: tables of `functools.lru_cache`, dicts among the globals of a file, attributes of classes.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from typing import Any
 from torch import Tensor, nn
 
 DEPTH = 3
-"""How many calls deep into the code of a model its caches are looked for."""
+"""The number of references followed in search of caches: method → function → function → cache is 3."""
 
 ABSENT = object()
+"""Stands for the value of a key that does not exist."""
 
 
 class CodeCaches:
-    """What the code of these modules may keep between calls, as it is now.
+    """The caches in the code of modules, with their present contents.
 
     Args:
-        modules: whose classes' code is looked through; that of torch itself keeps nothing.
+        modules: the code of their classes is searched; code of torch itself keeps nothing.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -36,7 +37,7 @@ class CodeCaches:
         self._classes = [(cls, dict(vars(cls))) for cls in classes]
 
     def restore(self) -> None:
-        """Nothing is kept that holds a tensor and was not kept before."""
+        """Drops every entry with a tensor that was not there before; an `lru_cache` that has grown is emptied."""
         for function, size in self._cached:
             if function.cache_info().currsize > size:
                 function.cache_clear()
@@ -57,7 +58,7 @@ class _Code:
         self._seen: set[int] = set()
 
     def into(self, value: Any, depth: int) -> None:
-        """Takes in what `value`, found in a class or among the globals of a function, keeps."""
+        """Notes `value`, attribute of a class or global of a function, if it is a cache; follows it if it is code."""
         if id(value) in self._seen or depth < 0:
             return
         self._seen.add(id(value))
@@ -82,7 +83,7 @@ def _is_torchs(code: Any) -> bool:
 
 
 def _new_tensors(now: Any, before: dict[Any, Any]) -> list[tuple[Any, Any]]:
-    """The keys under which there is another tensor than before, and what was there."""
+    """The keys whose values hold a tensor and have changed, each with its former value."""
     return [
         (key, before.get(key, ABSENT))
         for key, value in now.items()

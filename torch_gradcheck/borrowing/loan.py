@@ -1,4 +1,4 @@
-"""The model is borrowed: what the caller owns is set aside, copies take its place, and it comes back bit for bit."""
+"""The loan of a model: the caller's own tensors are set aside, copies take their place, and all comes back."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ A forward that itself waits for a check in another thread would wait for ever.
 """
 
 PATIENCE = 0.1
-"""Seconds until a check that waits for another one looks whether Ctrl-C was pressed."""
+"""Seconds between two looks for Ctrl-C, while a check waits for one in another thread."""
 
 LEARNING_EVALUATIONS = 3
-"""How many evaluations it takes to see what J does to its surroundings: with a graph, without, with one again."""
+"""The number of evaluations from which caches are learned: one with a graph, one without, one with a graph again."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """What an evaluation of J starts from, where that is not a seed and what the model holds now.
+    """The state that evaluations of J start from, where that is not a seed and the model's present buffers.
 
     Attributes:
         random: the state of the random generators.
-        values: buffer → what it is to hold.
+        values: buffer → the numbers that it starts with.
     """
 
     random: RandomState
@@ -50,7 +50,7 @@ class Start:
 
 
 class Borrowed:
-    """The copies while they are lent, and the way back to their first state around each evaluation of J."""
+    """A model while it is lent; resets it before and after each evaluation of J."""
 
     def __init__(self, tensors: TensorCopies, holders: AttributeStates, generators: Sequence[Any]) -> None:
         self._tensors = tensors
@@ -60,11 +60,11 @@ class Borrowed:
         self._random = RandomState.of_everything(generators)
 
     def before_evaluation(self) -> None:
-        """The random state of the first evaluation."""
+        """Puts random generators back to the state that evaluations start from."""
         self._random.restore()
 
     def after_evaluation(self) -> None:
-        """Buffers and whatever else the model wrote to hold their first values again."""
+        """Resets buffers, attributes and `.grad` to their contents before the evaluation."""
         if self._learning_evaluations:
             self._learning_evaluations -= 1
             self._holders.learn_caches()
@@ -78,7 +78,7 @@ class Borrowed:
         return self._tensors.have_gradients()
 
     def learn_from_evaluation(self) -> None:
-        """After the first evaluation: what it did not touch need not be put back after each of the others."""
+        """After the first evaluation: notes the state that it left untouched, which later ones need not reset."""
         self._random.narrow_to_moved()
         self._tensors.learn_what_changes()
         self._collects_gradients = self.has_gradients()
@@ -96,12 +96,12 @@ class Loan(Generic[Lent]):
 
     Args:
         model: what is lent.
-        holders: what is called to compute J, and whatever else J reaches (random generators in a batch).
+        holders: the functions that compute J, and other things that J reaches (random generators in a batch).
         mode: as the request has it.
         dtype: the precision; None leaves every tensor in its own.
         seed: of the random state.
         lent: makes what the `with` block gets; it may build, and must not evaluate: signals are held meanwhile.
-        start: what evaluations start from instead.
+        start: the state that evaluations start from; None for `seed` and the model's buffers.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Loan(Generic[Lent]):
         self._give_back()
 
     def _wait_for_others(self) -> bool:
-        """Until no check is under way in another thread; False when a signal came meanwhile."""
+        """Waits while a check runs in another thread; returns False when a signal came meanwhile."""
         while not ONE_AT_A_TIME.acquire(timeout=PATIENCE):
             if self._signals.waiting:
                 return False
@@ -195,7 +195,7 @@ def lend(
 
 
 def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:
-    """What torch.compile has compiled would be compiled again, with the check's own modes in it; the way back."""
+    """Turns torch.compile off, which would compile the model again with modes of the check; returns the way back."""
     if not compiler_is_imported():
         return []
     stance = torch.compiler.set_stance("force_eager")
@@ -203,7 +203,7 @@ def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:
 
 
 def _check_numbers(model: nn.Module, captures: Captures) -> None:
-    """Raises where a module holds a tensor without numbers to compute with."""
+    """Raises InvalidRequestError where a module holds a tensor without numbers to compute with."""
     for name, buffer in model.named_buffers():
         _check_has_numbers(f"buffer {name!r}", buffer)
     for module in captures.modules.values():

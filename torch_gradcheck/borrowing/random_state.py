@@ -1,4 +1,4 @@
-"""Random generators: their state read and put back, and all of them seeded."""
+"""The state of random generators, read and put back, and all of them seeded."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ class RandomState:
 
     @classmethod
     def of_everything(cls, own: Sequence[Any] = ()) -> RandomState:
-        """Every generator a model may draw from.
+        """The state of every generator that a model may draw from.
 
-        Python's and numpy's global ones, torch's on the CPU and on every device of the accelerator, and the `own` ones
-        that the caller's objects hold.
+        These are the global ones of Python and numpy, torch's on the CPU and on every device of the accelerator, and
+        the `own` ones, which the caller's objects refer to.
         """
         return cls([*_global_generators(), *map(_own_generator, own)])
 
     def restore(self) -> None:
-        """Puts the generators back."""
+        """Puts the generators back to this state."""
         for generator, state in self._saved:
             generator.write(state)
 
     def has_moved(self) -> bool:
-        """Whether a generator is no longer where it was."""
+        """Whether a generator is no longer in this state."""
         return any(not _same(generator.read(), state) for generator, state in self._saved)
 
     def narrow_to_moved(self) -> None:
-        """Forgets the generators that still are where they were: nothing draws from them."""
+        """Forgets the generators that are still in this state: nothing draws from them."""
         self._saved = [(generator, state) for generator, state in self._saved if not _same(generator.read(), state)]
 
 
@@ -50,8 +50,8 @@ def is_generator(value: object) -> bool:
 def seed_everything(seed: int) -> None:
     """Seeds Python's, numpy's and torch's global generators, those of every device included.
 
-    Not by `torch.manual_seed`: for an accelerator that is not in use it leaves a call behind, with a stack trace, and
-    one more each time.
+    `torch.manual_seed` is not used: for an accelerator that is not initialised, each call of it leaves another entry
+    with a stack trace in a queue.
     """
     random.seed(seed)
     np.random.seed(seed % 2**32)

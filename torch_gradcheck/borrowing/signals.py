@@ -1,4 +1,4 @@
-"""Ctrl-C cannot tear what must be whole: signals that land inside protected functions wait until these are done."""
+"""Ctrl-C held back: a signal that arrives inside a protected function waits until the function has ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 HELD = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM") if hasattr(signal, name))
+"""The numbers of the signals that are held back, as far as the system has them."""
 
 Handler = Callable[[int, FrameType | None], Any]
 

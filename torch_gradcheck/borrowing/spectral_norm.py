@@ -1,4 +1,4 @@
-"""Spectral norms in training mode: their power iterations are held still while J is differentiated."""
+"""Power iterations of spectral norms in training mode, turned off while J is differentiated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch_gradcheck.torch_internals.modules import singular_vectors, spectral_n
 
 
 class PowerIterations:
-    """The power iterations of spectral norms in training mode, which move singular vectors as the weight moves.
+    """The power iterations of spectral norms, which update singular vectors u and v in every forward in training mode.
 
-    Torch takes those vectors for constants in the backward. So must J: they are held still while it is differentiated.
+    Torch takes u and v for constants in the backward. So must J: the iterations are off while it is differentiated.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -21,15 +21,19 @@ class PowerIterations:
         self._vectors = {id(vector) for module, norm in found for vector in singular_vectors(module, norm)}
 
     def moves(self, buffer: Tensor) -> bool:
-        """Whether it is one of the vectors: the forward that moved them computed with what they hold now."""
+        """Whether `buffer` is a singular vector of a spectral norm.
+
+        Such a buffer is not to be put back to the start of a step: the step's forward updated it first, and then used
+        the new value.
+        """
         return id(buffer) in self._vectors
 
     def hold(self) -> None:
-        """No iteration takes place, whatever the mode."""
+        """Turns the iterations off."""
         for norm, _ in self._norms:
             norm.n_power_iterations = 0
 
     def restore(self) -> None:
-        """They take place as before."""
+        """Turns the iterations on again, as many a forward as before."""
         for norm, count in self._norms:
             norm.n_power_iterations = count

@@ -27,25 +27,25 @@ from torch_gradcheck.torch_internals.modules import (
 )
 
 WORTH_A_SECOND_THREAD = 100_000
-"""A model with fewer coordinates is evaluated on one thread: on operations this small threads mostly wait
-for each other, on a busy machine forty times as long as they work.
+"""The number of coordinates from which J is evaluated on several threads. In the operations of a smaller model they
+mostly wait for each other, on a busy machine forty times as long as they work.
 """
 
 
 class Switch(NamedTuple):
-    """One global setting: how it is read, and how a value read is put back."""
+    """One global setting: a function that reads it, and one that writes a value that was read."""
 
     read: Callable[[], Any]
     write: Callable[[Any], None]
 
 
 def attribute_switch(owner: Any, name: str) -> Switch:
-    """A setting that is an attribute of some object."""
+    """The setting that is attribute `name` of `owner`."""
     return Switch(lambda: getattr(owner, name), lambda value: setattr(owner, name, value))
 
 
 def _set_warning_filters(value: Any) -> None:
-    """Takes back what packages that were imported meanwhile (sympy) have added."""
+    """Removes the filters that packages imported meanwhile (sympy) have added."""
     warnings.filters[:] = value  # type: ignore[index]
     warnings._filters_mutated()  # type: ignore[attr-defined]
 
@@ -106,15 +106,16 @@ def _switches() -> list[Switch]:
 
 
 class SwitchState:
-    """The caller's settings; `settle` makes those a check needs, `restore` puts every one back."""
+    """The caller's settings, read here; `settle` makes those that a check needs, `restore` puts every one back."""
 
     def __init__(self) -> None:
         self._saved = [(switch, switch.read()) for switch in _switches()]
 
     def settle(self, precision: torch.dtype | None, coordinates: int) -> None:
-        """One J everywhere: no autocast, no fused inference paths, no cached parametrizations, `precision` by default.
+        """Turns off what would make J another function: autocast, fused inference paths, cached parametrizations.
 
-        None leaves the default precision as it is. And one thread, where a second has nothing to do but to wait.
+        `precision` becomes the default dtype; None leaves the default as it is. Below `WORTH_A_SECOND_THREAD`
+        `coordinates` torch gets one thread.
         """
         torch.set_grad_enabled(True)
         if precision is not None:
@@ -127,7 +128,7 @@ class SwitchState:
         set_parametrization_cache(ParametrizationCache(0, {}))
 
     def restore(self) -> None:
-        """Puts back every setting that is no longer what it was."""
+        """Writes every setting that has changed since."""
         for switch, value in self._saved:
             if switch.read() is not value and switch.read() != value:
                 switch.write(value)

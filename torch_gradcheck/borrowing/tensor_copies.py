@@ -1,9 +1,9 @@
-"""Copies: copies of the caller's tensors in the precision of the check, and the swap that puts them in place.
+"""Copies of the caller's tensors in the precision of the check, and the swap that puts them in place.
 
-Swap, never write. `swap` exchanges what two tensor objects stand for. The caller's Parameter
-objects stay the same Python objects, so that optimizers, tied weights, captured lists and closures all see the
-copies; what they stood for before lies untouched aside, with its storage, `.grad`, hooks, version counter and the
-graphs that were built on it, and is swapped back in the end.
+Swap, never write. `swap` exchanges what two tensor objects stand for. The caller's Parameter objects stay the same
+Python objects, so that optimizers, tied weights, captured lists and closures all see the copies. Their former contents
+lie untouched aside, with storage, `.grad`, hooks, version counter and the graphs that were built on them, and are
+swapped back in the end.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class TensorCopies:
     """Copies of tensors, and the swap that puts them in place.
 
     Args:
-        tensors: the caller's; those that cannot stand in for numbers (sparse, meta, quantised ones) are left alone.
+        tensors: the caller's. Sparse, meta and quantised ones are left alone.
         dtype: the precision of the copies; None: each tensor's own.
-        values: tensor → what its copy is to hold instead.
+        values: tensor → the numbers that its copy holds in place of the tensor's own.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class TensorCopies:
         self._always_reset = set(range(len(self._tensors)))
 
     def swap_in(self) -> None:
-        """Every tensor object stands for its copy."""
+        """Has every tensor object stand for its copy."""
         for tensor, other in zip(self._tensors, self._others, strict=True):
             swap(tensor, other)
             self._swapped += 1
@@ -51,7 +51,7 @@ class TensorCopies:
         self._versions = [version_of(tensor) for tensor in self._tensors]
 
     def swap_back(self) -> None:
-        """Every tensor object stands for what it stood for before."""
+        """Has every tensor object stand for its own contents again."""
         while self._swapped:
             self._swapped -= 1
             tensor, other = self._tensors[self._swapped], self._others[self._swapped]
@@ -59,21 +59,24 @@ class TensorCopies:
             restore_hooks(tensor, self._hooks[self._swapped])
 
     def have_gradients(self) -> bool:
-        """Whether something has been accumulated in `.grad`."""
+        """Whether a backward has accumulated in the `.grad` of a leaf."""
         return any(tensor.grad is not None for tensor in self._tensors if tensor.is_leaf)
 
     def drop_gradients(self) -> None:
-        """Nothing is left in `.grad`."""
+        """Sets every `.grad` to None."""
         for tensor in self._tensors:
             tensor.grad = None
 
     def learn_what_changes(self) -> None:
-        """After the first evaluation; torch's batch norms write to their statistics and leave the version as it was."""
+        """After the first evaluation: notes the copies that it changed, to be reset after every evaluation.
+
+        Version counters do not tell of all: torch's batch norms write to running statistics and leave them as they are.
+        """
         pairs = zip(self._tensors, self._pristine, strict=True)
         self._always_reset = {position for position, (now, first) in enumerate(pairs) if not torch.equal(now, first)}
 
     def rewind(self) -> None:
-        """Copies that an evaluation wrote to hold their first values again."""
+        """Puts the first values back into copies that an evaluation wrote to."""
         for position, tensor in enumerate(self._tensors):
             if position in self._always_reset or version_of(tensor) != self._versions[position]:
                 with torch.no_grad():
@@ -88,9 +91,9 @@ def _can_be_copied(tensor: torch.Tensor) -> bool:
 def _copies(
     tensors: Sequence[torch.Tensor], dtype: torch.dtype | None, values: Mapping[torch.Tensor, torch.Tensor]
 ) -> list[torch.Tensor]:
-    """A copy of each, of its entry in `values` where it has one.
+    """A copy of each tensor, or of its entry in `values` where it has one.
 
-    One that sees a parameter change (a buffer made of `weight.data`) sees its copy change, too.
+    The copies of a parameter and of a tensor that shares its memory (a buffer made of `weight.data`) share memory, too.
     """
     together = _seen_by_others(tensors)
     storages: dict[tuple[Any, ...], torch.Tensor] = {}
@@ -109,9 +112,9 @@ def _copies(
 
 
 def _seen_by_others(tensors: Sequence[torch.Tensor]) -> set[int]:
-    """The ids of parameters whose memory other tensors see, and of these.
+    """The ids of parameters whose memory is shared by tensors that require no gradient, and the ids of those tensors.
 
-    Two parameters on the same numbers stay two: each has a gradient of its own.
+    Two parameters on the same memory get separate copies: each has a gradient of its own.
     """
     owners: dict[tuple[Any, ...], list[torch.Tensor]] = {}
     for tensor in tensors:
@@ -129,14 +132,14 @@ def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """Where in its storage a tensor begins, and where it ends."""
+    """The first index of a tensor in its storage, and the index after its last."""
     length = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
     start = int(tensor.storage_offset())
     return start, start + (int(length) if tensor.numel() else 0)
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:
-    """The same for tensors that may see each other's values change."""
+    """A key that is equal for tensors that may share memory."""
     address = tensor.untyped_storage().data_ptr()
     as_it_is = not (tensor.is_conj() or tensor.is_neg())
     return (tensor.device, tensor.dtype, address if address and as_it_is else id(tensor))

@@ -9,6 +9,7 @@ import torch
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.sampling import Samples
+from torch_gradcheck.objective.perturbation import MovedCoordinate, coordinate_views
 
 
 class EagerEngine:
@@ -28,20 +29,9 @@ class EagerEngine:
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
-        tensor = self._parameters[parameter].data
-        flat = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+        views = coordinate_views(self._parameters[parameter].data, coordinates)
         taken, values = np.empty(len(steps)), np.empty(len(steps))
-        positions = np.unravel_index(coordinates, tuple(flat.shape)) if flat.dim() else ()
-        for k, step in enumerate(steps):
-            entry = flat[tuple(int(axis[k]) for axis in positions)]  # a 0-dim view of the one coordinate
-            taken[k], values[k] = self._moved(entry, float(step))
+        for k, (coordinate, step) in enumerate(zip(views, steps.tolist(), strict=True)):
+            with MovedCoordinate(coordinate, step) as taken[k]:
+                values[k] = self._value()
         return Samples(taken, values)
-
-    def _moved(self, entry: torch.Tensor, step: float) -> tuple[float, float]:
-        """The step that θᵢ really took in its precision, (θᵢ + step) − θᵢ, and J there."""
-        before = entry.item()
-        entry.fill_(before + step)
-        try:
-            return entry.item() - before, self._value()
-        finally:
-            entry.fill_(before)

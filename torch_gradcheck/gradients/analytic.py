@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.theta import ThetaEntry
 
 
@@ -39,5 +40,5 @@ def _flat(entry: ThetaEntry, gradient: torch.Tensor) -> Floats:
     """C-ordered float64 values; a complex gradient g = ∂J/∂Re + i·∂J/∂Im as (real, imaginary) pairs."""
     dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
     if entry.is_complex:
-        dense = torch.view_as_real(dense.to(torch.complex128).resolve_conj().contiguous())
+        dense = real_view(dense.to(torch.complex128).resolve_conj().contiguous())
     return np.array(dense.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()

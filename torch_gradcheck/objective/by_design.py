@@ -1,4 +1,4 @@
-"""Where torch departs from the derivative on purpose, as its documentation says: no mistake of the model's author."""
+"""Modules whose gradient departs from the derivative on purpose, as torch's documentation says."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def padding_coordinates(model: nn.Module, parameter: nn.Parameter) -> Indices:
 
 
 def remarks_on(model: nn.Module) -> list[str]:
-    """A sentence on each module whose gradient is not, or not all of, the derivative of what it computes."""
+    """A sentence for the report on each module whose gradient is, in part or in whole, not the derivative."""
     of_embeddings = [remark for name, embedding in _embeddings(model) for remark in _remarks(name, embedding)]
     of_norms = [
         f"the power iteration of {name or 'the model'} (spectral norm) was held still: "

@@ -1,4 +1,4 @@
-"""Follows one forward pass module by module: which module is at hand, and what each one put out."""
+"""Follows a forward pass module by module: the name of the running module, and the output of each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ModuleStack:
         self._stack.append(name)
 
     def leave(self, name: str) -> None:
-        """It ends."""
+        """The call of module `name` ends."""
         if name in self._stack:  # it is not where a hook of the caller's raised before `enter`
             while self._stack.pop() != name:  # a forward that raised left its children on the stack
                 pass
@@ -37,22 +37,22 @@ class ModuleStack:
 
 @contextmanager
 def forward_hooks(model: nn.Module, on_output: OnOutput | None = None) -> Iterator[ModuleStack]:
-    """Watches every call of a module of `model` inside the block.
+    """Follows every call of a module of `model` inside the block, which gets the stack of running modules.
 
     Args:
-        model: its modules get forward hooks for the time of the block.
+        model: its modules have forward hooks inside the block.
         on_output: called with a module's name and the tensors of its output, in the order the calls end, so that an
             inner module comes before the one that contains it.
     """
-    watch = ModuleStack()
+    stack = ModuleStack()
     handles = []
 
     def hooks_for(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         def before(*_: Any) -> None:
-            watch.enter(name)
+            stack.enter(name)
 
         def after(*arguments: Any) -> None:
-            watch.leave(name)
+            stack.leave(name)
             if on_output is not None:
                 on_output(name, [tensor for _, tensor in tensors_in(arguments[-1])])
 
@@ -63,7 +63,7 @@ def forward_hooks(model: nn.Module, on_output: OnOutput | None = None) -> Iterat
             before, after = hooks_for(name)
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after, always_call=True))
-        yield watch
+        yield stack
     finally:
         for handle in handles:
             handle.remove()

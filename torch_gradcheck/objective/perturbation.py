@@ -1,14 +1,72 @@
-"""θ moved as a whole along a random direction, and put back."""
+"""θ perturbed: one coordinate, or all of it along a random direction; moved inside a block, and put back after it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
+
+from torch_gradcheck.arrays import Indices
+
+
+def real_view(tensor: torch.Tensor) -> torch.Tensor:
+    """The real numbers that a tensor holds, sharing its memory.
+
+    A complex tensor gets a last dimension of length 2, (real, imaginary). One that is lazily conjugated has no such
+    view: torch raises RuntimeError, and `tensor.resolve_conj()` is a copy that has one.
+    """
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def coordinate_views(tensor: torch.Tensor, coordinates: Indices) -> Iterator[torch.Tensor]:
+    """A 0-dim view of each coordinate, real, sharing the tensor's memory.
+
+    Coordinates count the numbers of `real_view(tensor)` in C order: the imaginary part of the entry k is 2k + 1.
+    """
+    real = real_view(tensor)
+    if not real.dim():
+        yield from (real[()] for _ in coordinates)
+        return
+    axes = np.unravel_index(coordinates, tuple(real.shape))
+    for index in zip(*(axis.tolist() for axis in axes), strict=True):
+        yield real[index]
+
+
+class MovedCoordinate:
+    """θᵢ + step inside the block; θᵢ, by assignment of what it held, after it.
+
+    The block gets the step that θᵢ really took in its precision, (θᵢ + step) − θᵢ. A class and not a generator, which
+    an interrupt could leave behind, to put θᵢ back at some later time.
+
+    Args:
+        coordinate: θᵢ, a view of `coordinate_views`. A view of `.data` leaves the parameter's version counter alone:
+            neither graphs nor the loan of the model notice the writes.
+        step: by how much it is to move.
+    """
+
+    __slots__ = ("_before", "_coordinate", "_step")
+
+    def __init__(self, coordinate: torch.Tensor, step: float) -> None:
+        self._coordinate, self._step = coordinate, step
+        self._before = coordinate.item()
+
+    def __enter__(self) -> float:
+        try:
+            self._coordinate.fill_(self._before + self._step)
+            return self._coordinate.item() - self._before
+        except BaseException:
+            self._coordinate.fill_(self._before)
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        self._coordinate.fill_(self._before)
 
 
 class RandomDirection:
-    """A direction in θ: every real number in it moves by ± its size, signs drawn from `seed`.
+    """A direction in θ: every real number in it moves by ± its size, with signs drawn from `seed`.
+
+    The size of a number is its absolute value, see `sizes`.
 
     Args:
         parameters: the tensors that make up θ, as they are now; complex ones move in both parts.
@@ -27,17 +85,17 @@ class RandomDirection:
 
     def move(self, distance: float) -> None:
         """From θ to θ + distance · direction."""
-        if self._tensors:
-            torch._foreach_add_(self._tensors, self._velocities, alpha=distance)
+        for tensor, velocity in zip(self._tensors, self._velocities, strict=True):
+            tensor.add_(velocity, alpha=distance)
 
     def put_back(self) -> None:
-        """From wherever it is to θ."""
-        if self._tensors:
-            torch._foreach_copy_(self._tensors, self._before)
+        """From anywhere to θ."""
+        for tensor, before in zip(self._tensors, self._before, strict=True):
+            tensor.copy_(before)
 
 
 class _At:
-    """A class and not a generator, which an interrupt could leave behind, to put θ back at some later time."""
+    """A class and not a generator, as `MovedCoordinate` is."""
 
     def __init__(self, direction: RandomDirection, distance: float) -> None:
         self._direction, self._distance = direction, distance
@@ -53,18 +111,13 @@ class _At:
         self._direction.put_back()
 
 
-def real_view(tensor: torch.Tensor) -> torch.Tensor:
-    """The real numbers that a tensor holds, sharing its memory; a complex tensor gets a last axis (real, imaginary)."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
 def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     signs = torch.randint(0, 2, tensor.shape, generator=generator, device="cpu").to(tensor) * 2 - 1
     return signs * sizes(tensor)
 
 
 def sizes(tensor: torch.Tensor) -> torch.Tensor:
-    """|x| of every entry; for a zero the root mean square of the tensor, and 1 where all of it is zero."""
+    """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero."""
     absolute = tensor.abs()
     typical = absolute.square().mean().sqrt() if tensor.numel() else absolute.new_ones(())
     return torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))

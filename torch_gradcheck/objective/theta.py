@@ -13,14 +13,14 @@ from torch import nn
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
+from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.reporting.words import close_names
 from torch_gradcheck.torch_internals.tensors import is_wrapper
 
 
 def flat_values(entry: ThetaEntry) -> Floats:
-    """What the parameter holds, in the order of its coordinates."""
-    tensor = entry.parameter.detach()
-    real = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    """The numbers of a parameter in the order of its coordinates, shape (coordinates,), float64."""
+    real = real_view(entry.parameter.detach().resolve_conj())
     return np.asarray(real.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()
 
 
@@ -29,12 +29,13 @@ class ThetaEntry:
     """One distinct parameter of θ.
 
     Attributes:
-        name, aliases: the first name in `named_parameters()` order, and the others of a tied parameter.
+        name: the first name in the order of `named_parameters()`.
+        aliases: the other names of a tied parameter.
         parameter: the caller's own object.
-        checked: whether its gradient is on trial (selected by the patterns and not frozen).
-        frozen: `requires_grad` is false.
-        left_out: flat coordinates that are not tried, see `deliberate`.
-        own_dtype: the caller's, also while the parameter is lent.
+        checked: whether its gradient is on trial: the patterns select it, and it is not frozen.
+        frozen: whether `requires_grad` is false.
+        padding: flat coordinates that are not tried, see `padding_coordinates`.
+        own_dtype: the dtype with the caller; while the parameter is lent its dtype is that of the copy.
     """
 
     name: str
@@ -47,7 +48,7 @@ class ThetaEntry:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the parameter."""
+        """The shape of the parameter."""
         return tuple(self.parameter.shape)
 
     @property
@@ -57,7 +58,7 @@ class ThetaEntry:
 
     @property
     def coordinates(self) -> int:
-        """How many real numbers it holds: a complex entry is two, its real and its imaginary part."""
+        """The number of real numbers in the parameter: a complex entry is two, its real and its imaginary part."""
         return self.parameter.numel() * (2 if self.is_complex else 1)
 
     @property

@@ -1,1 +1,1 @@
-"""Number formats: what they are called, how coarse they are, and how a computation is kept in one of them."""
+"""Number formats: their names and machine epsilons, and computations that are kept in one of them."""

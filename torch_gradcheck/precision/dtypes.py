@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
+"""The complex dtype whose real and imaginary parts have a precision."""
 
 
 def epsilon(dtype: torch.dtype) -> float:
-    """Machine epsilon of a floating or complex dtype."""
+    """Machine epsilon of a floating or complex dtype, 2.2e-16 for float64."""
     return float(torch.finfo(dtype).eps)
 
 
@@ -19,7 +20,7 @@ def is_lower(dtype: torch.dtype, precision: torch.dtype) -> bool:
 
 
 def in_precision(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dtype:
-    """`dtype` with its width replaced by that of `precision`; integers and booleans stay, and all of them for None."""
+    """`dtype` with its width replaced by that of `precision`; integers and booleans stay, and None changes nothing."""
     if precision is None:
         return dtype
     if dtype.is_complex:

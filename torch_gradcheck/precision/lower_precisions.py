@@ -1,4 +1,4 @@
-"""Which lower precision numbers have gone through: those that it can hold exactly give it away."""
+"""Detects that numbers were rounded to a lower precision: then it holds every one of them exactly."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from numpy.typing import NDArray
 
 from torch_gradcheck.arrays import Floats
 
-TELLING = 2
-"""How many numbers besides zero it takes: one may be short by chance."""
+MIN_NONZERO = 2
+"""The number of values other than 0 that are needed: a single one may have few digits by chance, such as 0.5."""
 
 
 class Rounding(NamedTuple):
-    """A precision lower than that of the check, and its machine epsilon."""
+    """The name of a precision lower than that of the check, and its machine epsilon."""
 
     name: str
     epsilon: float
 
 
 def rounding_of_all(arrays: Sequence[Floats]) -> Rounding | None:
-    """The coarsest precision that holds every one of these numbers exactly, None where there is none."""
+    """The coarsest lower precision that holds all these numbers exactly; None without one, or if one is not finite."""
     values = np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
-    if np.sum(values != 0) < TELLING or not np.all(np.isfinite(values)):
+    if np.sum(values != 0) < MIN_NONZERO or not np.all(np.isfinite(values)):
         return None
     with np.errstate(over="ignore"):
-        return next((rounding for rounding, held in _held(values) if np.array_equal(held, values)), None)
+        return next((rounding for rounding, rounded in _rounded(values) if np.array_equal(rounded, values)), None)
 
 
-def _held(values: Floats) -> Iterator[tuple[Rounding, Floats]]:
+def _rounded(values: Floats) -> Iterator[tuple[Rounding, Floats]]:
     """The values rounded to each lower precision, the coarsest first."""
     single = values.astype(np.float32)
     yield Rounding("bfloat16", 2.0**-7), _upper_half(single)
@@ -39,5 +39,5 @@ def _held(values: Floats) -> Iterator[tuple[Rounding, Floats]]:
 
 
 def _upper_half(single: NDArray[np.float32]) -> Floats:
-    """The upper 16 bits of each float32; a number that has no others is a bfloat16."""
+    """The upper 16 bits of each float32, which are a bfloat16."""
     return (single.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32).astype(np.float64)

@@ -1,4 +1,4 @@
-"""One precision all the way through: tensors in it, and a dispatch mode that keeps the model's own casts in it."""
+"""One precision all the way through: a dispatch mode that raises the model's own casts to that of the check."""
 
 from __future__ import annotations
 
@@ -21,26 +21,32 @@ _NAMES_OF_DRAWS = """
 """
 
 DRAWS = overloads(*_NAMES_OF_DRAWS.split())
-"""Ops that draw floating random numbers, or by a law that floating numbers give."""
+"""Operations that draw floating random numbers, or integers by a law with floating parameters (multinomial)."""
 
 
 class DrawnIn(NamedTuple):
-    """The caller's precisions: of numbers drawn out of nothing, and of those drawn like a tensor, or into one."""
+    """The caller's precisions, in which random numbers are drawn.
+
+    Attributes:
+        default: of numbers drawn by shape, such as torch.randn(3).
+        tensors: of numbers drawn like a tensor or into one, such as torch.randn_like(x), x.normal_().
+    """
 
     default: torch.dtype
     tensors: torch.dtype
 
 
 class PrecisionMode(DispatchMode):
-    """Rewrites every lower precision to the given one: casts, factory calls and tensors the borrowing did not reach.
+    """Raises every lower precision to the given one: casts, factory calls and tensors that the loan did not reach.
 
     A model that casts inside (`.float()` before a softmax, autocast, a float32 mask) would otherwise compute in that
     lower precision whatever its parameters hold. Works below autograd, so that custom Functions are reached too.
 
     Attributes:
-        overridden: op name → names of the modules it was overridden in, filled when `module_at_hand` is given.
-        drawn_in: the precisions random numbers are drawn in, before they are raised; None: that of the check. A
-            generator in the same state draws other numbers in another precision.
+        overridden: name of an operation → names of the modules in which its precision was raised. The names come from
+            `current_module` and are "" by default.
+        drawn_in: the precisions in which random numbers are drawn, before they are raised; None for that of the check.
+            A generator in the same state draws other numbers in another precision.
     """
 
     drawn_in: DrawnIn | None = None
@@ -67,7 +73,7 @@ class PrecisionMode(DispatchMode):
         return func(*raised, **raised_kwargs)
 
     def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: DrawnIn) -> Any:
-        """What a draw in the caller's precision gives, in that of the check."""
+        """The result of a draw in the caller's precision, cast to that of the check."""
         writes = written_arguments(func)
         lowered = [_lowered(arg, drawn_in.tensors) for arg in args]
         if takes(func, "dtype") and kwargs.get("dtype") in (None, self.precision):

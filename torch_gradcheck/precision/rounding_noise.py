@@ -1,8 +1,8 @@
-"""Rounding made visible: a computation run again with every operation's result moved at random by a last place or so.
+"""Monte Carlo arithmetic: a computation run again with the result of every operation moved at random by roundoff.
 
-Monte Carlo arithmetic: rounding is taken as noise of relative size ε on each result; how far a few such runs come
-apart is how far rounding can have moved what is computed, cancellation and crossed kinks included. A mistake in the
-computation is the same in all of them. Source: Parker, "Monte Carlo arithmetic" (1997).
+Rounding is modelled as noise of relative size ε on each result. The spread of a few such runs shows how far rounding
+can have moved the value computed, cancellation and crossed kinks included. A mistake in the computation is the same in
+all runs. Source: Parker, "Monte Carlo arithmetic" (1997).
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import changes_dtype, is_view, overloads, written_arguments
 
 MOVED = 0.6
-"""The largest move, in machine epsilons of a result: it then moves by a last place or stays, with a few times the
-variance of what rounding to nearest does."""
+"""The largest move of a result x, in units of ε·|x|. Rounded to its precision, the result then moves by one unit in the
+last place or stays. The variance is a few times that of rounding to nearest."""
 
 
 class RoundingMode(DispatchMode):
-    """Runs a computation in its own precisions, whatever each operation's is, with rounding as random noise.
+    """Runs a computation with rounding as random noise; every operation keeps its own precision.
 
     Args:
-        generator: what the noise is drawn from.
+        generator: draws the noise.
     """
 
     supports_higher_order_operators = True
@@ -47,13 +47,13 @@ class RoundingMode(DispatchMode):
 class KernelsInMode(PrecisionMode):
     """Lets Python see one precision and runs torch's kernels in a coarser one, with rounding as random noise.
 
-    What the kernels of a dtype do besides rounding at random (sums that stagnate, results that underflow) shows here;
-    what code does on purpose where it meets that dtype does not.
+    Errors of a dtype's kernels besides rounding at random show here: sums that stagnate, results that underflow. Code
+    that does something else on purpose for that dtype does not do so here, since it sees `precision`.
 
     Args:
-        precision: what Python sees.
+        precision: the dtype that Python sees.
         kernels: the dtype of the kernels.
-        generator: what the noise is drawn from.
+        generator: draws the noise.
     """
 
     def __init__(self, precision: torch.dtype, kernels: torch.dtype, generator: torch.Generator) -> None:
@@ -103,7 +103,7 @@ class KernelsInMode(PrecisionMode):
 
 
 def rounds(func: Any, args: tuple[Any, ...]) -> bool:
-    """Whether an operation's results are rounded: it computes, and does not only move numbers or draw them."""
+    """Whether an operation rounds its results: it computes numbers, and does not copy, choose, create or draw them."""
     if changes_dtype(func):
         return bool(args[0].is_floating_point())
     tags = getattr(func, "tags", ())
@@ -111,7 +111,7 @@ def rounds(func: Any, args: tuple[Any, ...]) -> bool:
 
 
 def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch.Generator) -> None:
-    """Moves every entry, in place, by about as much as rounding it to `rounding` can; zeros and infinities stay."""
+    """Moves every entry in place by at most `MOVED` machine epsilons of `rounding`; zeros and infinities stay."""
     info = torch.finfo(rounding)
     with torch.no_grad():
         xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.device) * 2 - 1
@@ -138,4 +138,4 @@ _NAMES_OF_EXACT = """
 """
 
 EXACT = overloads(*_NAMES_OF_EXACT.split())
-"""Operations that move numbers, choose among them or make them up, and round nothing."""
+"""Operations that copy numbers, choose among them or create them, and round nothing."""

@@ -10,6 +10,9 @@ _NO_FLOAT64_KERNEL = re.compile(
     r"not implemented for '\w*Double'|matrix, got Double|(does not|n't) support \S*(double|float64)", re.I
 )
 
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+"""Of the CPU on Linux, of the CPU on Windows, of an accelerator."""
+
 
 def accelerator_type() -> str | None:
     """The device type beside the CPU that this process may use ("cuda", "mps", "xpu"), None without one."""
@@ -18,8 +21,8 @@ def accelerator_type() -> str | None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on the CPU ("not enough memory") or on an accelerator."""
-    return isinstance(error, MemoryError) or "not enough memory" in str(error) or "out of memory" in str(error)
+    """Whether an exception says that memory ran out, on the CPU or on an accelerator."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
 
 
 def lacks_float64_kernel(error: BaseException) -> bool:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, Recording, alike
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.perturbation import real_view
+from torch_gradcheck.objective.perturbation import MovedCoordinate, coordinate_views, real_view
 from torch_gradcheck.objective.theta import ThetaEntry
 
 Tangents = list[torch.Tensor | None]
@@ -53,21 +53,10 @@ class WrongCoordinate:
         dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
         return float(real_view(dense.resolve_conj()).reshape(-1)[self.coordinate])
 
-    @contextmanager
-    def moved(self, step: float) -> Iterator[float]:
-        """θ with this coordinate moved inside the block; θ, put back by assignment, after it.
-
-        Yields the step really taken, in the precision of θ.
-        """
-        real = real_view(self.entry.parameter.data)
-        indices = torch.unravel_index(torch.tensor(self.coordinate), real.shape) if real.dim() else ()
-        entry = real[tuple(int(index) for index in indices)]
-        before = entry.item()
-        entry.fill_(before + step)
-        try:
-            yield entry.item() - before
-        finally:
-            entry.fill_(before)
+    def moved(self, step: float) -> MovedCoordinate:
+        """θ with this coordinate moved inside the block, which gets the step really taken in the precision of θ."""
+        (coordinate,) = coordinate_views(self.entry.parameter.data, np.array([self.coordinate]))
+        return MovedCoordinate(coordinate, step)
 
 
 def tangents_of(

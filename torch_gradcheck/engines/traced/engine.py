@@ -21,6 +21,7 @@ from torch_gradcheck.engines.traced.program import compiled
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
 from torch_gradcheck.engines.traced.threads import OnThreads, ThreadCount
 from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.torch_internals.devices import is_out_of_memory
 from torch_gradcheck.torch_internals.dispatch import modes_disabled, vmap_or_nothing
 
@@ -267,4 +268,4 @@ def perturbed(theta: Tensor, coordinates: Indices, steps: Floats) -> tuple[Pertu
 
 def _real_coordinates(theta: Tensor) -> Tensor:
     """A parameter as a vector in C order; (real, imaginary) pairs of a complex one."""
-    return (torch.view_as_real(theta.resolve_conj()) if theta.is_complex() else theta).reshape(-1)
+    return real_view(theta.resolve_conj()).reshape(-1)

@@ -1,0 +1,175 @@
+"""Why the graph of autograd is looked into: hooks that change gradients, checkpoints, draws, backwards in J itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import Beta, Dirichlet, Gamma, Normal
+from torch.utils.checkpoint import checkpoint
+
+from torch_gradcheck.torch_internals.autograd import (
+    CHECKPOINT_WITHOUT_GRAPH,
+    before_hooks,
+    connect_hooks,
+    graph_is_used_up,
+    has_hooks,
+    has_post_accumulate_hooks,
+    in_backward,
+    is_implicit_draw,
+    is_reentrant_checkpoint,
+    leaf_of,
+    nodes_from,
+    restore_hooks,
+    tensor_hooks,
+)
+from torch_gradcheck.torch_internals.missing import MissingInTorchError
+from torch_gradcheck.torch_internals.tensors import swap
+
+
+def test_every_node_is_met_once_and_leaves_are_known() -> None:
+    """Which parameters a draw depends on is read off the graph."""
+    w, v = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+    doubled = w * 2
+    J = (doubled + doubled * v).sum()
+    nodes = list(nodes_from([J.grad_fn, None]))
+    assert len(nodes) == len(set(nodes)) == 6
+    assert [leaf for leaf in map(leaf_of, nodes) if leaf is w or leaf is v].__len__() == 2
+    assert leaf_of(J.grad_fn) is None
+
+
+def test_the_graph_is_followed_through_a_custom_function() -> None:
+    """Its node is written in Python, and lives only as long as what was computed by it."""
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return 2 * g
+
+    w = torch.ones(2, requires_grad=True)
+    J = Double.apply(w).sum()
+    custom = [node for node in nodes_from([J.grad_fn]) if node.name() == "DoubleBackward"]
+    assert [leaf_of(node) is w for node in nodes_from(custom)] == [False, True]
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_a_reentrant_checkpoint_is_seen_in_the_graph(reentrant: bool) -> None:
+    """It cannot be asked for gradients, it only accumulates them."""
+    w = torch.ones(2, requires_grad=True)
+    J = checkpoint(torch.sin, w, use_reentrant=reentrant).sum()
+    assert any(map(is_reentrant_checkpoint, nodes_from([J.grad_fn]))) is reentrant
+
+
+def test_a_reentrant_checkpoint_says_where_it_misses_autograd() -> None:
+    """J is then evaluated with autograd on."""
+    with torch.no_grad(), pytest.warns(UserWarning, match=CHECKPOINT_WITHOUT_GRAPH):
+        checkpoint(torch.sin, torch.ones(2), use_reentrant=True)
+
+
+DRAWS = {
+    "gamma": (lambda x: Gamma(x, x), True),
+    "beta": (lambda x: Beta(x, x), True),
+    "dirichlet": (Dirichlet, True),
+    "normal": (lambda x: Normal(x, x), False),
+}
+
+
+@pytest.mark.parametrize(("law", "implicit"), DRAWS.values(), ids=DRAWS)
+def test_draws_by_implicit_reparameterisation_are_seen_in_the_graph(law: Any, implicit: bool) -> None:
+    """Their gradient is not the derivative of one draw."""
+    w = torch.ones(2, requires_grad=True)
+    J = law(w.exp()).rsample().sum()
+    assert any(map(is_implicit_draw, nodes_from([J.grad_fn]))) is implicit
+
+
+def test_a_backward_that_runs_is_seen() -> None:
+    """A checkpoint calls the model again in it, which is no forward of a training step."""
+    seen = []
+    w = torch.ones(2, requires_grad=True)
+    w.register_hook(lambda g: seen.append(in_backward()))  # type: ignore[no-untyped-call]
+    w.sum().backward()
+    assert seen == [True]
+    assert not in_backward()
+
+
+def test_a_torch_that_does_not_tell_of_backwards_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch._C, "_current_graph_task_id")
+    with pytest.raises(MissingInTorchError, match="tell a forward from a backward"):
+        in_backward()
+
+
+def test_a_graph_that_a_backward_has_used_up_is_told_from_other_errors() -> None:
+    """A closure that calls backward() itself: `.grad` then holds the gradient on trial."""
+    w = torch.ones(2, requires_grad=True)
+    J = w.exp().sum()
+    J.backward()
+    with pytest.raises(RuntimeError) as used_up:
+        torch.autograd.grad(J, w)
+    assert graph_is_used_up(used_up.value)
+    with pytest.raises(RuntimeError) as other:
+        torch.autograd.grad(torch.ones(()), w)
+    assert not graph_is_used_up(other.value)
+
+
+def test_gradients_are_seen_before_hooks_change_them_and_hooks_run_as_ever() -> None:
+    """Tells a wrong backward from a hook that changes a right one."""
+    w, order = torch.ones(2, requires_grad=True), []
+    w.register_hook(lambda g: order.append("first"))  # type: ignore[no-untyped-call]
+    w.register_hook(lambda g: 3 * g)  # type: ignore[no-untyped-call]
+    with before_hooks(w) as raw:
+        w.sum().backward()
+    assert [g.tolist() for g in raw] == [[1, 1]]
+    assert w.grad is not None
+    assert w.grad.tolist() == [3, 3]
+    w.sum().backward()
+    assert len(raw) == 1
+    assert order == ["first", "first"]
+
+
+def test_a_frozen_parameter_has_no_gradients_before_hooks() -> None:
+    with before_hooks(torch.ones(2)) as raw:
+        assert raw == []
+
+
+def test_hooks_of_the_callers_run_for_the_copy_that_is_swapped_in_and_come_back() -> None:
+    """A hook on a parameter is part of the gradient on trial; one that the model adds meanwhile goes with the copy."""
+    w, copy = torch.ones(2, requires_grad=True), torch.zeros(2, requires_grad=True)
+    assert not has_hooks(w)
+    w.register_hook(lambda g: 3 * g)  # type: ignore[no-untyped-call]
+    hooks = tensor_hooks(w)
+    swap(w, copy)
+    connect_hooks(w)
+    w.sum().backward()
+    assert w.grad is not None
+    assert w.grad.tolist() == [3, 3]
+    w.register_hook(lambda g: 0 * g)  # type: ignore[no-untyped-call]
+    swap(w, copy)
+    restore_hooks(w, hooks)
+    assert has_hooks(w)
+    w.sum().backward()
+    assert w.grad.tolist() == [3, 3]
+
+
+def test_a_tensor_without_hooks_has_none_again() -> None:
+    w = torch.ones(2, requires_grad=True)
+    hooks = tensor_hooks(w)
+    assert hooks is None
+    w.register_hook(lambda g: 0 * g)  # type: ignore[no-untyped-call]
+    restore_hooks(w, hooks)
+    assert not has_hooks(w)
+    restore_hooks(w, None)
+
+
+def test_a_hook_that_takes_grad_inside_the_backward_is_seen() -> None:
+    """Optimizers that step in the backward: `.grad` may be gone when the step is checked."""
+    w = torch.ones(2, requires_grad=True)
+    assert not has_post_accumulate_hooks(w)
+    handle = w.register_post_accumulate_grad_hook(lambda parameter: None)
+    assert has_post_accumulate_hooks(w)
+    handle.remove()
+    assert not has_post_accumulate_hooks(w)

@@ -1,0 +1,208 @@
+"""How torch calls modules, and why a check needs it: naming the module at fault, recording calls, what is compiled."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from torch_gradcheck.torch_internals.modules import (
+    NO_CACHE,
+    Calls,
+    ParametrizationCache,
+    current_calls,
+    has_backward_hooks,
+    is_compiled,
+    is_dropout,
+    modules_in_traceback,
+    parametrization_cache,
+    running_module,
+    set_calls,
+    set_parametrization_cache,
+    singular_vectors,
+    spectral_norms,
+    uncompiled,
+)
+
+
+class Outer(nn.Module):
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x)  # type: ignore[no-any-return]
+
+
+class Inner(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen = running_module()
+        return x
+
+
+class Fails(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise ValueError("no")
+
+
+def test_the_running_module_is_the_innermost() -> None:
+    """An operation that cannot be recorded is named with the module it is in."""
+    inner = Inner()
+    Outer(inner)(torch.ones(1))
+    assert inner.seen is inner
+    del inner.seen
+    assert running_module() is None
+
+
+def test_the_modules_of_an_error_are_the_outermost_first() -> None:
+    """An operation without a kernel is named with the module it is in."""
+    model = Outer(Fails())
+    with pytest.raises(ValueError, match="no") as error:
+        model(torch.ones(1))
+    assert list(modules_in_traceback(error.value)) == [model, model.inner]
+
+
+@pytest.fixture
+def calls() -> Iterator[Calls]:
+    before = current_calls()
+    yield before
+    set_calls(before)
+
+
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return 2 * g
+
+
+def test_calls_of_all_modules_and_functions_can_be_replaced_and_come_back(calls: Calls) -> None:
+    """The search for a culprit records every call of a run of J."""
+    seen: list[Any] = []
+
+    def module_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        seen.append(module)
+        return calls.module(module, *args, **kwargs)
+
+    def apply(function: Any, *args: Any) -> Any:
+        seen.append(function)
+        return calls.function.__get__(None, function)(*args)
+
+    model, x = Outer(nn.Identity()), torch.ones(1, requires_grad=True)
+    set_calls(Calls(module_call, classmethod(apply)))
+    model(Double.apply(x)).backward()
+    assert seen == [Double, model, model.inner]
+    assert x.grad is not None
+    assert x.grad.tolist() == [2]
+    set_calls(calls)
+    assert current_calls() == calls
+    model(Double.apply(x))
+    assert len(seen) == 3
+
+
+def test_a_module_that_was_compiled_in_place_is_compiled() -> None:
+    """A compiled step is rounded in another way than the check's own run of it."""
+    model = Outer(nn.Linear(1, 1))
+    assert not is_compiled(model)
+    model.inner.compile(backend="eager")
+    assert is_compiled(model)
+
+
+def test_a_wrapper_of_the_compilers_is_compiled_and_gives_the_model_back() -> None:
+    """Names are those of the caller's own model."""
+    model = nn.Linear(1, 1)
+    wrapped: Any = torch.compile(model, backend="eager")
+    assert is_compiled(wrapped)
+    assert is_compiled(nn.Sequential(wrapped))
+    assert uncompiled(wrapped) is model
+    assert uncompiled(model) is model
+
+
+def test_the_compiler_is_imported_only_where_something_is_compiled() -> None:
+    """Where it is not, a check saves two seconds."""
+    script = """
+import torch
+from torch_gradcheck.torch_internals.modules import compiler_is_imported
+assert not compiler_is_imported()
+torch.compile(torch.nn.Linear(1, 1), backend="eager")(torch.ones(1))
+assert compiler_is_imported()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+def test_backward_hooks_of_a_module_are_seen() -> None:
+    """A culprit that has one is told of it."""
+    for register in (nn.Module.register_full_backward_hook, nn.Module.register_full_backward_pre_hook):
+        module = nn.Linear(1, 1)
+        assert not has_backward_hooks(module)
+        register(module, lambda *_: None)
+        assert has_backward_hooks(module)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.Dropout(), nn.Dropout1d(), nn.Dropout2d(), nn.Dropout3d(), nn.AlphaDropout(), nn.FeatureAlphaDropout()],
+)
+def test_every_dropout_is_one(module: nn.Module) -> None:
+    """A step that was not seen from its start is random where one is active."""
+    assert is_dropout(module)
+    assert module.p == 0.5
+    assert not is_dropout(nn.ReLU())
+
+
+NORMS = {
+    "parametrization": (nn.utils.parametrizations.spectral_norm, lambda layer: layer.parametrizations.weight[0]),
+    "hook": (nn.utils.spectral_norm, lambda layer: layer),
+}
+
+
+@pytest.mark.parametrize(("normed", "holder"), NORMS.values(), ids=NORMS)
+@pytest.mark.filterwarnings("ignore:.*spectral_norm.*:FutureWarning")
+def test_a_spectral_norm_its_vectors_and_its_power_iterations_are_found(normed: Any, holder: Any) -> None:
+    """Its iterations are held still while J is differentiated, as torch's backward takes its vectors for constants."""
+    module = holder(normed(nn.Linear(3, 2)))
+    (norm,) = spectral_norms(module)
+    assert sorted(vector.numel() for vector in singular_vectors(module, norm)) == [2, 3]
+    norm.n_power_iterations = 0
+    layer, before = normed(nn.Linear(3, 2)), []
+    for found in spectral_norms(holder(layer)):
+        found.n_power_iterations = 0
+        before = [vector.clone() for vector in singular_vectors(holder(layer), found)]
+    layer.train()(torch.ones(1, 3))
+    (norm,) = spectral_norms(holder(layer))
+    assert all(map(torch.equal, before, singular_vectors(holder(layer), norm)))
+
+
+def test_a_module_without_spectral_norm_has_none() -> None:
+    assert list(spectral_norms(nn.Linear(2, 2))) == []
+
+
+def test_the_cache_of_parametrizations_is_read_and_put_back() -> None:
+    """Inside `parametrize.cached()` a moved parameter would not reach J."""
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+    with parametrize.cached():
+        before, kept = layer.weight, parametrization_cache()
+        assert kept.enabled == 1
+        assert kept.values
+        set_parametrization_cache(ParametrizationCache(0, {}))
+        assert layer.weight is not before
+        set_parametrization_cache(kept)
+        assert layer.weight is before
+    assert parametrization_cache() == ParametrizationCache(0, {})
+
+
+def test_a_torch_that_keeps_the_cache_elsewhere_is_checked_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(parametrize, "_cache")
+    monkeypatch.delattr(parametrize, "_cache_enabled")
+    assert parametrization_cache() == NO_CACHE
+    set_parametrization_cache(ParametrizationCache(0, {}))
+    assert not hasattr(parametrize, "_cache")

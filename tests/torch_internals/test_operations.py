@@ -1,0 +1,122 @@
+"""What aten's operations are looked up for: rules by name, and what a schema says of writes, views and arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from torch_gradcheck.torch_internals.operations import (
+    CASTS,
+    OpOverload,
+    changes_dtype,
+    decomposes,
+    existing,
+    flatten,
+    in_place_form,
+    is_view,
+    is_written,
+    name_of,
+    overload,
+    overload_name_of,
+    overloads,
+    packet,
+    schema_arguments,
+    sibling,
+    takes,
+    written_arguments,
+)
+
+aten = torch.ops.aten
+
+
+def test_an_operation_is_found_by_name() -> None:
+    """Rules, and lists of operations, are by name."""
+    assert packet("add") is aten.add
+    assert overload("add.Tensor") is aten.add.Tensor
+    assert overload("relu.default") is aten.relu.default
+    assert existing("add.Tensor", "relu.default") == (aten.add.Tensor, aten.relu.default)
+    assert overloads("add", "mul") >= {aten.add.Tensor, aten.add.Scalar, aten.mul.Tensor}
+
+
+def test_an_operation_that_torch_has_renamed_is_one_rule_less_and_no_error() -> None:
+    assert packet("no_such_operation") is None
+    assert overload("no_such_operation.default") is None
+    assert overload("add.no_such_overload") is None
+    assert existing("no_such_operation.default", "add.Tensor") == (aten.add.Tensor,)
+    assert overloads("no_such_operation") == frozenset()
+
+
+def test_what_a_dispatch_mode_is_given_is_an_overload() -> None:
+    assert isinstance(aten.add.Tensor, OpOverload)
+
+
+def test_an_overload_tells_its_names() -> None:
+    assert (name_of(aten.add_.Tensor), overload_name_of(aten.add_.Tensor)) == ("add_", "Tensor")
+    assert (name_of(aten.relu.default), overload_name_of(aten.relu.default)) == ("relu", "default")
+
+
+def test_the_in_place_form_of_an_operation_is_found() -> None:
+    """The engine saves memory by it, where nobody reads the operand again."""
+    assert in_place_form(aten.add.Tensor) is aten.add_.Tensor
+    assert sibling(aten.add_.Tensor, "add") is aten.add.Tensor
+    assert in_place_form(aten.bmm.default) is None
+
+
+@pytest.mark.parametrize(
+    ("func", "made_of_others"),
+    [(aten.matmul.default, True), (aten.mm.default, False), (aten.dropout.default, True), (aten.relu.default, False)],
+    ids=str,
+)
+def test_an_operation_made_of_others_decomposes(func: Any, made_of_others: bool) -> None:
+    """A record of J holds the operations it is made of, for which there are rules."""
+    assert decomposes(func) is made_of_others
+
+
+def test_a_decomposition_gives_the_same_numbers() -> None:
+    A, B = torch.randn(2, 3, 4), torch.randn(4, 5)
+    assert torch.equal(aten.matmul.default.decompose(A, B), A @ B)
+
+
+def test_a_schema_tells_arguments_and_writes() -> None:
+    """Writes in place and `out` are how the recording learns that a value has changed."""
+    assert [argument.name for argument in schema_arguments(aten.add_.Tensor)] == ["self", "other", "alpha"]
+    assert [is_written(argument) for argument in schema_arguments(aten.add_.Tensor)] == [True, False, False]
+    assert written_arguments(aten.add_.Tensor) == {0, "self"}
+    assert written_arguments(aten.add.out) == {3, "out"}
+    assert written_arguments(aten.add.Tensor) == frozenset()
+    assert takes(aten.randn.default, "dtype")
+    assert not takes(aten.add.Tensor, "dtype")
+    assert schema_arguments(len) == ()  # no operation of aten's
+
+
+VIEWS = {
+    "view": (aten.view.default, True),
+    "transpose": (aten.transpose.int, True),
+    "add": (aten.add.Tensor, False),
+    "add_": (aten.add_.Tensor, False),
+    "to": (aten.to.dtype, False),
+    "no operation": (len, False),
+}
+
+
+@pytest.mark.parametrize(("func", "view"), VIEWS.values(), ids=VIEWS)
+def test_a_view_is_told_from_a_computation(func: Any, view: bool) -> None:
+    """A view of a tensor is not raised to float64: it may be written to through it."""
+    assert is_view(func) is view
+
+
+def test_all_casts_are_there() -> None:
+    assert len(CASTS) == 7
+
+
+def test_a_change_of_dtype_is_known() -> None:
+    """It rounds only what it casts to a lower precision."""
+    assert changes_dtype(overload("_to_copy.default"))
+    assert not changes_dtype(aten.clone.default)
+
+
+def test_tensors_of_a_result_are_found_in_order() -> None:
+    x, y = torch.zeros(1), torch.zeros(2)
+    assert [t.numel() for t in flatten((x, [y, None], 3))] == [1, 2]
