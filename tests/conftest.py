@@ -1,4 +1,4 @@
-"""What all tests run under: one thread an operation, and hypothesis that is deterministic and heeds no clock.
+"""What all tests run under: one thread an operation, hypothesis that heeds no clock, and which cases are slow.
 
 On operations this small a second thread has nothing to do but to wait; on a machine whose other core is busy it waits
 for ten times as long as the first one works.
@@ -6,6 +6,7 @@ for ten times as long as the first one works.
 
 import gc
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 
 import pytest
@@ -24,3 +25,17 @@ def no_collector() -> Iterator[None]:
     gc.disable()
     yield
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest itself selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what `slow_but_for` leaves: of n cases, those k stay that are nearest to (j + ½)·n/k."""
+    cases: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        if marker := item.get_closest_marker("slow_but_for"):
+            cases[item.nodeid.partition("[")[0], *marker.args].append(item)
+    for (_, kept), of_one_test in cases.items():
+        quick = {int((j + 0.5) * len(of_one_test) / kept) for j in range(kept)}
+        for number, item in enumerate(of_one_test):
+            if number not in quick:
+                item.add_marker("slow")

@@ -141,6 +141,7 @@ def test_a_file_that_cannot_be_written(file: Path, capsys: pytest.CaptureFixture
     assert "nowhere" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "status"), [("right", 0), ("wrong", 1)])
 def test_a_pipe_that_is_closed_early(file: Path, function: str, status: int) -> None:
     command = [sys.executable, "-m", "torch_gradcheck", f"{file}:{function}"]

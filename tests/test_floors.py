@@ -126,6 +126,7 @@ def test_importing_the_package_loads_nothing_heavy_besides_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_a_check_without_a_bar_loads_no_dynamo_and_no_rich() -> None:
     script = (
         "import sys, torch; from torch_gradcheck import check_module;"

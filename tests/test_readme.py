@@ -134,10 +134,15 @@ def elsewhere(tmp_path, monkeypatch):
 TEXT = README.read_text(encoding="utf-8")
 SET_UPS = [line for line, _, _ in commands(TEXT) if line.startswith(SET_UP)]
 COMMANDS = [command for command in commands(TEXT) if not command[0].startswith(SET_UP)]
+SLOW = ("Models too large for that",)
+PROGRAMS = [
+    pytest.param(program, id=heading, marks=[pytest.mark.slow] if heading in SLOW else [])
+    for heading, program in programs(TEXT).items()
+]
 
 
 @pytest.mark.usefixtures("elsewhere")
-@pytest.mark.parametrize("program", programs(TEXT).values(), ids=programs(TEXT))
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_python_blocks_run_and_print_what_they_say(program):
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in program:
@@ -146,6 +151,7 @@ def test_python_blocks_run_and_print_what_they_say(program):
             assert comparable(printed) == comparable(block.prints), f"README.md, line {block.line}"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(("command", "status", "prints"), COMMANDS, ids=[command[0] for command in COMMANDS])
 def test_commands_exit_and_print_as_they_say(command, status, prints):

@@ -6,6 +6,7 @@ import torch
 import culprits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_random_mistake_is_found(seed: int) -> None:
     found = culprits.trial(seed)

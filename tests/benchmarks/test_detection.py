@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CONTESTANTS = {"torch_gradcheck", "gradcheck slow", "gradcheck fast", "textbook > 1e-5", "textbook > 1e-3"}
 

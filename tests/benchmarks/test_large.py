@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import large
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_quick_run_prints_tables_and_writes_the_figures_where_it_is_told(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     command = [sys.executable, "-W", "ignore", "benchmarks/large.py", "--quick", "--json", str(path)]

@@ -4,9 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_quick_prints_every_figure_and_writes_nothing() -> None:
     written = ROOT / "benchmarks" / "results" / "monitor.json"
     before = written.read_bytes() if written.exists() else None

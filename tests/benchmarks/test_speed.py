@@ -16,6 +16,7 @@ import speed
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_quick_run_prints_a_table_and_writes_the_figures_where_it_is_told(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     command = [sys.executable, "benchmarks/speed.py", "--quick", "--json", str(path)]

@@ -373,6 +373,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 }
 
 
+@pytest.mark.slow_but_for(6)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("eps", [None, 1e-6], ids=["chosen step", "given step"])
 def test_both_engines_find_the_same(name: str, eps: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -480,6 +481,7 @@ def run(model: nn.Module, x: Tensor, targets: Tensor) -> Report:
 SAMPLE = TracedEngine.sample
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="Ctrl-C does not raise in this process"
 )

@@ -39,6 +39,7 @@ def titled_reports():
         pytest.param(4, scratch.ForgottenSquare.__doc__, {"W1", "b1", "W2", "b2"}, id="forgotten square"),
     ],
 )
+@pytest.mark.slow
 def test_backprop_by_hand_is_wrong_under_exactly_these_names(titled_reports, position, title, wrong):
     found, report = titled_reports[position]
 
@@ -48,6 +49,7 @@ def test_backprop_by_hand_is_wrong_under_exactly_these_names(titled_reports, pos
     assert {row.name for row in report if row.status == "match"} == ALL - wrong
 
 
+@pytest.mark.slow
 def test_both_writings_of_the_cost_agree(titled_reports):
     X, labels = scratch.digits()
     _, report = titled_reports[0]
@@ -64,6 +66,7 @@ def test_gradient_descent_learns_the_digits():
     assert scratch.accuracy(trained, X[:, :50], labels[:50]) > 0.9
 
 
+@pytest.mark.slow
 def test_script_prints_every_report_under_its_title(titled_reports, monkeypatch, capsys):
     monkeypatch.setattr(scratch, "reports", lambda: titled_reports)
 
@@ -90,6 +93,7 @@ def test_broken_problem_is_wrong_before_the_broken_activation_only():
     assert {row.name for row in report if row.status == "match"} == {"output.weight", "output.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("function", "status"), [("problem", 0), ("broken_problem", 1)])
 def test_command_line_exits_with_the_verdict(function, status):
     finished = subprocess.run(
@@ -106,6 +110,7 @@ def test_command_line_exits_with_the_verdict(function, status):
     assert "hidden.weight" in finished.stdout
 
 
+@pytest.mark.slow
 def test_the_bug_is_found_though_the_model_learns():
     losses, report = find_the_bug.report_after_training(mended=False)
 
@@ -135,6 +140,7 @@ def test_the_right_loop_learns_and_is_right_at_every_check():
         assert report.in_grad["6.weight"].status == "match"
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize(
     ("mistake", "step", "kind", "words"),
     [
@@ -153,6 +159,7 @@ def test_each_classic_mistake_is_caught_and_named(mistake, step, kind, words):
         assert words in row.diagnosis.message
 
 
+@pytest.mark.slow
 def test_the_training_script_tells_what_it_found(monkeypatch, capsys):
     model, monitor = train_digits.right()
     monkeypatch.setattr(train_digits, "right", lambda: (model, monitor))
@@ -165,6 +172,7 @@ def test_the_training_script_tells_what_it_found(monkeypatch, capsys):
         assert mistake.__doc__ in printed
 
 
+@pytest.mark.slow
 def test_the_suite_over_layers_passes():
     finished = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_layers.py"],

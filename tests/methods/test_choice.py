@@ -46,11 +46,13 @@ def test_a_small_model_is_checked_exactly() -> None:
     assert {row.directions for row in report} == {0}
 
 
+@pytest.mark.slow
 def test_lenet_is_checked_exactly() -> None:
     batch = (torch.randn(8, 1, 32, 32), torch.arange(8))
     assert check_module(lenet(), nn.CrossEntropyLoss(), batch).method == "exact"
 
 
+@pytest.mark.slow
 def test_a_large_model_is_projected_and_the_report_says_why() -> None:
     report = check(perceptron(300, 2000, 2000, 3), 300)
     assert report.method == "projected"

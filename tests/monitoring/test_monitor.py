@@ -72,6 +72,7 @@ def kinds(report: Report) -> set[str]:
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -8,6 +8,7 @@ from tests.zoo.modules import ABSTRACT, CASES, Case, parametric_classes
 from torch_gradcheck import check_module
 
 
+@pytest.mark.slow_but_for(40)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_correct_module_matches(case: Case, mode: str) -> None:
@@ -22,12 +23,14 @@ def test_a_correct_module_matches(case: Case, mode: str) -> None:
     assert not surprises, str(report)
 
 
+@pytest.mark.slow
 def test_every_parametric_class_of_torch_nn_is_in_the_table() -> None:
     covered = {cls for case in CASES for cls in case.classes}
     missing = [cls.__name__ for cls in parametric_classes() if cls not in covered and cls.__name__ not in ABSTRACT]
     assert missing == []
 
 
+@pytest.mark.slow
 def test_the_walk_over_torch_nn_sees_what_has_parameters() -> None:
     found = {cls.__name__ for cls in parametric_classes()}
     assert {"Linear", "LazyConv3d", "LSTM", "Transformer", "PReLU", "ParameterDict"} <= found

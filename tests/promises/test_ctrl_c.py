@@ -86,6 +86,7 @@ def test_from_another_thread_at_random_points() -> None:
     assert lost <= 2
 
 
+@pytest.mark.slow
 def test_at_many_points_where_python_looks_for_signals() -> None:
     """A sample, drawn with a seed, of the first and last passages of every site a check comes through."""
     check(*model_and_batch())

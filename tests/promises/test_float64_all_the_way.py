@@ -37,6 +37,7 @@ def assert_precise(report: Report) -> None:
     assert report.relative_error < PRECISE, str(report)
 
 
+@pytest.mark.slow_but_for(20)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("cast", CASTS, ids=lambda cast: cast.id)
 def test_a_cast_inside_the_model_is_overridden(cast: Cast, mode: str) -> None:
@@ -247,6 +248,7 @@ def test_inputs_that_are_several_arguments(batch: type) -> None:
 # transformers -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("model", PRETRAINED, ids=lambda model: model.id)
 def test_a_model_of_transformers(model: Pretrained, mode: str) -> None:

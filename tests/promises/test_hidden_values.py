@@ -64,6 +64,7 @@ def checked(exp: Callable[[Tensor], Tensor]) -> Report:
     return check_module(Middle(exp), nn.MSELoss(), (torch.randn(4, 40), torch.randn(4, 3)), progress=False)
 
 
+@pytest.mark.slow
 @HIDDEN
 def test_gradients_that_get_lost_there_are_found(hidden: Callable[[Tensor], Tensor]) -> None:
     report = checked(lambda x: hidden(x.detach()))
@@ -78,6 +79,7 @@ def test_gradients_that_are_right_there_are_right(hidden: Callable[[Tensor], Ten
     assert {str(row.status) for row in report} == {"match"}, str(report)
 
 
+@pytest.mark.slow
 def test_a_projected_check_ends_where_a_record_and_J_contradict_each_other() -> None:  # noqa: N802
     torch.manual_seed(0)
     model = nn.Sequential(nn.Embedding(300, 8), nn.Flatten(), nn.Linear(32, 4))

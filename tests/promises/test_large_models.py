@@ -14,6 +14,7 @@ def case() -> large.Case:
     return large.built("resnet")
 
 
+@pytest.mark.slow
 def test_a_correct_resnet_is_verified(case: large.Case) -> None:
     report: Report = large.check(case)
     assert report.evaluations <= 60
@@ -22,6 +23,7 @@ def test_a_correct_resnet_is_verified(case: large.Case) -> None:
     assert max(row.detectable for row in report) < 1e-3
 
 
+@pytest.mark.slow
 def test_one_wrong_entry_in_two_million_is_found(case: large.Case) -> None:
     place = (7, 11, 1, 2)
 

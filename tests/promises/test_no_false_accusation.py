@@ -39,6 +39,7 @@ def one_larger_entry_off_by_a_hundredth(g: Tensor) -> Tensor:
     return flat.view_as(g)
 
 
+@pytest.mark.slow_but_for(40)
 @pytest.mark.parametrize("seed", SEEDS)
 @every_model
 def test_a_correct_model_is_not_accused(model: Delicate, seed: int) -> None:
@@ -64,6 +65,7 @@ NEAR_ZERO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+@pytest.mark.slow_but_for(30)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("off", [0.0, 1e-14, 1e-12, 1e-10, 1e-6], ids=lambda off: f"off by {off:g}")
 @pytest.mark.parametrize("loss", NEAR_ZERO)
@@ -147,6 +149,7 @@ class AtItsSteepest(nn.Module):
         return STEEP[self.function](self.w, self.width).sum() + (x * self.w).sin().sum()
 
 
+@pytest.mark.slow_but_for(20)
 @pytest.mark.parametrize("width", [1e-6, 1e-9, 1e-12, 1e-15, 1e-18, 1e-25], ids="{:.0e}".format)
 @pytest.mark.parametrize("function", STEEP)
 def test_a_steep_piece_that_falls_between_the_steps_is_not_accused(function: str, width: float) -> None:
@@ -167,6 +170,7 @@ class SineInFloat32(torch.autograd.Function):
         return torch.cos(ctx.saved_tensors[0]) * g
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("factor", [1.0, 0.7, -1.0])
 @pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 6])  # 3 and 7 have entries of 1e-4 that no step resolves: accused
 def test_a_staircase_beside_something_smooth_is_not_accused_and_hides_no_factor(seed: int, factor: float) -> None:
@@ -216,6 +220,7 @@ def test_a_lost_entry_of_an_oscillating_loss_is_found(seed: int) -> None:
     assert [(row.name, row.mismatched) for row in report.mismatches] == [("0.weight", 1)], str(report)
 
 
+@pytest.mark.slow_but_for(5)
 @pytest.mark.parametrize("seed", SEEDS)
 @every_model
 def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -> None:
@@ -223,6 +228,7 @@ def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -
     assert report.passed, str(report)
 
 
+@pytest.mark.slow_but_for(5)
 @pytest.mark.parametrize("change", [off_by_a_ten_thousandth, one_larger_entry_off_by_a_hundredth])
 @every_spoiled
 def test_a_small_planted_error_is_found(model: Delicate, name: str, change: Callable[[Tensor], Tensor]) -> None:
@@ -236,6 +242,7 @@ def test_a_small_planted_error_is_found(model: Delicate, name: str, change: Call
 EASY = ["loss-times-1e-12", "loss-times-1", "loss-times-1e+06", "summed-over-300-rows", "key-bias", "relu-mlp"]
 
 
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize(("factor", "seed"), [(2.0, 0), (2.0, 1), (0.5, 2), (-1.0, 3), (0.0, 4)])
 @pytest.mark.parametrize("name", EASY)
 def test_a_factor_is_found_in_float32(name: str, factor: float, seed: int) -> None:

@@ -35,11 +35,13 @@ def expected_kind(bug: Planted, name: str) -> str:
     return bug.kinds if isinstance(bug.kinds, str) else bug.kinds[name]
 
 
+@pytest.mark.slow_but_for(20)
 @every_bug
 def test_the_table_tells_the_truth(bug: Planted) -> None:
     assert truly_wrong(bug) == set(bug.wrong)
 
 
+@pytest.mark.slow_but_for(8)
 @every_bug
 def test_the_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     report = found(bug)
@@ -47,6 +49,7 @@ def test_the_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     assert report.passed is False
 
 
+@pytest.mark.slow_but_for(8)
 @every_bug
 def test_the_kind_is_right_or_unknown(bug: Planted) -> None:
     for row in found(bug).mismatches:
@@ -56,6 +59,7 @@ def test_the_kind_is_right_or_unknown(bug: Planted) -> None:
     assert all(row.diagnosis is None and row.map is None for row in found(bug) if row.status != "mismatch")
 
 
+@pytest.mark.slow_but_for(8)
 @every_bug
 def test_the_culprit_is_right_or_none_with_a_reason(bug: Planted) -> None:
     report = found(bug)
@@ -64,6 +68,7 @@ def test_the_culprit_is_right_or_none_with_a_reason(bug: Planted) -> None:
         assert report.notes[0].startswith("no culprit can be named: ")
 
 
+@pytest.mark.slow
 def test_kinds_and_culprits_are_told_in_95_percent() -> None:
     kinds = [row.diagnosis.kind == expected_kind(bug, row.name) for bug in PLANTED for row in found(bug).mismatches]
     culprits = [found(bug).culprit == bug.culprit for bug in PLANTED]
@@ -71,6 +76,7 @@ def test_kinds_and_culprits_are_told_in_95_percent() -> None:
     assert sum(culprits) >= 0.95 * len(culprits)
 
 
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("bug", PLANTED[::6], ids=lambda bug: bug.id)
 def test_the_projected_method_tells_the_same(bug: Planted) -> None:
     problem = bug.build(True)
@@ -83,6 +89,7 @@ def test_the_projected_method_tells_the_same(bug: Planted) -> None:
         assert row.diagnosis.kind in (expected_kind(bug, row.name), "unknown"), row
 
 
+@pytest.mark.slow_but_for(20)
 @every_bug
 def test_the_correct_twin_passes(bug: Planted) -> None:
     report = check(bug.build(False), bug.mode)

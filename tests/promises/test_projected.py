@@ -26,6 +26,7 @@ def check(problem: Any, **options: Any) -> Report:
     return report
 
 
+@pytest.mark.slow_but_for(12)
 @every_bug
 def test_a_planted_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     problem = bug.build(True)
@@ -33,6 +34,7 @@ def test_a_planted_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     assert {row.name for row in report.mismatches} == set(bug.wrong), str(report)
 
 
+@pytest.mark.slow_but_for(10)
 @every_bug
 def test_its_correct_twin_passes(bug: Planted) -> None:
     problem = bug.build(False)
@@ -40,6 +42,7 @@ def test_its_correct_twin_passes(bug: Planted) -> None:
     assert {row.status for row in report} <= {"match", "flat", "frozen"}, str(report)
 
 
+@pytest.mark.slow_but_for(16)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_correct_module_matches(case: Case, mode: str) -> None:
@@ -54,6 +57,7 @@ def test_a_correct_module_matches(case: Case, mode: str) -> None:
     assert not surprises, str(report)
 
 
+@pytest.mark.slow_but_for(12)
 @pytest.mark.parametrize("seed", range(3))
 @every_delicate
 def test_a_delicate_model_is_not_accused(row: Delicate, seed: int) -> None:
@@ -67,6 +71,7 @@ def test_a_delicate_model_is_not_accused(row: Delicate, seed: int) -> None:
     assert not surprises, str(report)
 
 
+@pytest.mark.slow_but_for(6)
 @every_delicate
 def test_a_delicate_model_is_not_accused_in_float32(row: Delicate) -> None:
     report = check(row.build(0), mode=row.mode, include=row.include, dtype=torch.float32)
@@ -87,6 +92,7 @@ def one_larger_entry_off_by_a_hundredth(g: Tensor) -> Tensor:
     return flat.view_as(g)
 
 
+@pytest.mark.slow_but_for(8)
 @pytest.mark.parametrize("change", [off_by_a_ten_thousandth, one_larger_entry_off_by_a_hundredth])
 @pytest.mark.parametrize(
     ("row", "name"),
@@ -100,6 +106,7 @@ def test_a_small_error_in_a_delicate_model_is_found(row: Delicate, name: str, ch
     assert [found.name for found in report.mismatches] == [name], str(report)
 
 
+@pytest.mark.slow_but_for(10)
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.id)
 def test_nothing_changes(state: State) -> None:
     torch.manual_seed(11)
@@ -149,6 +156,7 @@ class Reading(nn.Module):
         return y if y.sum().item() < 1e9 else 2 * y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "not recorded"])
 @pytest.mark.parametrize("width", [6, 66], ids="width={}".format)
 def test_biases_of_0_under_black_pixels_lie_at_kinks(width: int, recorded: bool) -> None:
@@ -190,6 +198,7 @@ def test_one_wrong_entry_of_what_cannot_be_recorded_is_found_by_bisection() -> N
     assert (row.name, row.mismatched, row.worst[0].index) == ("inner.5.weight", 1, wrong[-1]), str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.01, -1.0, 0.0])
 def test_a_wrong_tensor_of_what_cannot_be_recorded_is_found(factor: float) -> None:
     model = convolutions(None)
@@ -222,6 +231,7 @@ class Swish(nn.Module):
         return swish(x)
 
 
+@pytest.mark.slow
 def test_a_wrong_formula_that_the_record_shares_is_found() -> None:
     """An operation registered with its backward stays one operation in the record, with that backward."""
     torch.manual_seed(0)

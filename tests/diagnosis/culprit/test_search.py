@@ -308,6 +308,7 @@ class Countdown(nn.Module):
         return x * 1.0
 
 
+@pytest.mark.slow
 def test_an_interrupt_anywhere_in_the_search_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     model = nn.Sequential(nn.Linear(3, 1), Countdown(), Tanh(True), nn.Linear(1, 2, bias=False))
     model[0].weight.register_hook(lambda g: g * 1.0)

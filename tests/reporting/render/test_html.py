@@ -54,6 +54,7 @@ def test_html_is_well_formed_and_stands_alone(name: str) -> None:
     assert "url(" not in html(SAMPLES[name])
 
 
+@pytest.mark.slow
 @given(ANY_FACTS)
 def test_any_report_is_well_formed(report: Facts) -> None:
     assert set(Elements(html(report)).tags) <= OURS

@@ -44,6 +44,7 @@ def documented_keys(title: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", section(title), flags=re.MULTILINE)
 
 
+@pytest.mark.slow
 @given(ANY_FACTS)
 def test_any_report_survives_a_strict_parser(report: Facts) -> None:
     assert strict(as_json(report)) == as_dict(report)

@@ -37,6 +37,7 @@ def test_every_golden_file_has_its_sample() -> None:
     assert {golden.stem for golden in GOLDEN.iterdir()} == set(SAMPLES)
 
 
+@pytest.mark.slow
 @given(ANY_FACTS, st.integers(min_value=1, max_value=200))
 def test_any_report_fits_its_width_and_is_plain(report: Facts, width: int) -> None:
     for line in text(report, width).split("\n"):
@@ -45,6 +46,7 @@ def test_any_report_fits_its_width_and_is_plain(report: Facts, width: int) -> No
         assert line == line.rstrip()
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(), min_size=1, max_size=30))  # lone surrogates too
 def test_any_name_can_be_written_to_a_file(name: str) -> None:
     assert text(facts(match(name))).encode()
