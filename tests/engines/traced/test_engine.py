@@ -165,6 +165,28 @@ class Penalized(nn.Module):
         return slope.norm(dim=1) - 1
 
 
+class PenalizedBatch(Penalized):
+    """The backward of its batch normalization reads the statistics of the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(4, 5), nn.Softplus(), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 1)
+        )
+
+
+class Filled(nn.Module):
+    """Fills masked entries with a value that it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.value = nn.Linear(4, 5), nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y.masked_fill(y > 0.5, self.value)
+
+
 class Normalizations(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -241,6 +263,8 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Callable[[], Tensor]]]] = {
     "encoder eval": lambda: regress(encoder(False), torch.randn(2, 4, 6)),
     "complex": lambda: regress(Spectrum(), torch.randn(5, 4)),
     "gradient penalty": lambda: regress(Penalized(), torch.randn(5, 4)),
+    "gradient penalty through batch norm": lambda: regress(PenalizedBatch(), torch.randn(5, 4)),
+    "learned filling": lambda: regress(Filled(), torch.randn(5, 4)),
     "parametrizations": lambda: classify(Normalizations().train(), torch.randn(6, 4)),
     "volumes": lambda: regress(Volumes(), torch.randn(2, 2, 4, 5, 4)),
     "signals": lambda: regress(Signals(), torch.randn(2, 4, 9)),

@@ -106,7 +106,7 @@ def _batch_norm(
 ) -> Results:
     trailing = call.base.ndim - 2
     if not isinstance(x, Perturbed):
-        normalized = _normalized(x.unsqueeze(0), statistics, eps, trailing)[0]
+        normalized = _normalized(x.unsqueeze(0), statistics, eps, trailing)[0][0]
         return _others_at_base(call, [_affine(call, normalized, _shaped(weight, trailing), _shaped(bias, trailing))])
     if isinstance(weight, Perturbed) or isinstance(bias, Perturbed):
         raise NoRuleError
@@ -116,11 +116,16 @@ def _batch_norm(
     picked = None
     if statistics is not None:
         picked = tuple(_picked(statistic, region, trailing) for statistic in statistics)
-    values = _normalized(x.values, picked, eps, trailing)  # type: ignore[arg-type]
+    values, mean, rstd = _normalized(x.values, picked, eps, trailing)  # type: ignore[arg-type]
     for parameter, combine in ((weight, torch.mul), (bias, torch.add)):
         if parameter is not None:
             values = combine(values, _picked(parameter, region, trailing))
-    return _others_at_base(call, [Perturbed(call.base, values, x.region)])
+    result = Perturbed(call.base, values, x.region)
+    if statistics is not None:
+        return _others_at_base(call, [result])
+    channels = (x.count, -1)
+    of_channels = zip(call.bases[1:], (mean.reshape(channels), rstd.reshape(channels)), strict=True)
+    return [result, *(Perturbed(base, statistic, x.region[1:2]) for base, statistic in of_channels)]
 
 
 def _picked(statistic: Tensor, region: Sequence[object], trailing: int) -> Tensor:
@@ -129,14 +134,17 @@ def _picked(statistic: Tensor, region: Sequence[object], trailing: int) -> Tenso
     return found.reshape(found.shape[0], 1, -1, *(1,) * trailing)
 
 
-def _normalized(x: Tensor, statistics: tuple[Tensor, Tensor] | None, eps: float, trailing: int) -> Tensor:
-    """(x − mean) / √(variance + eps) for x of shape (K, batch, channels, …)."""
+def _normalized(
+    x: Tensor, statistics: tuple[Tensor, Tensor] | None, eps: float, trailing: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x − mean) / √(variance + eps) for x of shape (K, batch, channels, …), the mean, and 1 / √(variance + eps)."""
     if statistics is None:
         dims = (1, *range(3, x.ndim))
         variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
     else:
         mean, variance = (s.reshape(1, 1, -1, *(1,) * trailing) if s.ndim == 1 else s for s in statistics)
-    return (x - mean).mul_(torch.rsqrt(variance + eps))
+    rstd = torch.rsqrt(variance + eps)
+    return (x - mean).mul_(rstd), mean, rstd
 
 
 @rule("_weight_norm_interface.default")

@@ -20,7 +20,7 @@ from torch_gradcheck.engines.traced.rules.registry import (
     rule,
 )
 from torch_gradcheck.engines.traced.rules.taylor import COEFFICIENTS, difference_quotient, is_small
-from torch_gradcheck.torch_internals.operations import flatten, in_place_form, overload, overloads
+from torch_gradcheck.torch_internals.operations import flatten, in_place_form, overload, overloads, written_arguments
 
 ADD, SUB, MUL = overload("add.Tensor"), overload("sub.Tensor"), overload("mul.Tensor")
 
@@ -179,9 +179,17 @@ _UNTAGGED = (
     "hardtanh_backward", "leaky_relu_backward", "rsub", "softplus_backward", "resolve_conj", "resolve_neg",
     "_neg_view", "mish_backward", "masked_fill", "special_entr", "logit_backward", "log_sigmoid_backward",
 )  # fmt: skip
-"""Elementwise operations that torch does not tag as such."""
+"""Elementwise operations that torch does not tag as such; a tape holds their functional forms only."""
 
-RULES.update(dict.fromkeys(overloads(*_UNTAGGED), pointwise))
+RULES.update((form, pointwise) for form in overloads(*_UNTAGGED) if not written_arguments(form))
+
+
+@rule("masked_fill.Tensor")
+def masked_fill(call: OperationCall) -> Results:
+    """The elementwise rule, but for a value that is perturbed: the operation takes one value only."""
+    if isinstance(call.args[2], Perturbed):
+        raise NoRuleError
+    return pointwise(call)
 
 
 @rule("clone.default", "alias.default", "detach.default", "lift_fresh.default")
