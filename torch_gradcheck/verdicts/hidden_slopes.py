@@ -11,7 +11,7 @@ from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.verdicts.entry_check import EntryCheck
 
 LEVELS = 12
-"""At most this many steps below the smallest one are tried, about one a decade: down to 1e-12 of it."""
+"""At most this many steps, about one a decade, from the ladder's smallest to the smallest at which the slope shows."""
 
 STRAIGHT = 0.05
 """f counts as a straight line below the smallest step where its slope changes by at most 5 %."""

@@ -32,7 +32,7 @@ SAME_OUTPUT = 1e-6
 """A call run alone must repeat the outputs of the run: their sums may differ by 1e-6 of the sum of absolute values."""
 
 ONLY_FUNCTION = np.zeros(1, dtype=np.int64)
-"""The one function f_0 that is differentiated: J along the tangents."""
+"""The index of the one function that is differentiated: f_0(t) = ⟨ḡ, M(x + t·ẋ)⟩."""
 
 
 class CannotBeRunAlone(Exception):  # noqa: N818 - it says what is the matter, and is never seen by users

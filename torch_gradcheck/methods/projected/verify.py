@@ -43,7 +43,7 @@ CLOSER = 4.0
 """A direction that disagrees is checked again at a step this many times smaller."""
 
 ROUNDS = 4
-"""How many times at most tensors are verified: each time, those that moved too little to be judged, as a group."""
+"""At most 4 rounds; each verifies the tensors that moved too little in the round before, as a group of their own."""
 
 SEPARATIONS = 3
 """How many times at most the tensors that disagree are removed from a group."""
