@@ -116,6 +116,7 @@ def test_what_works_on_numbers_knows_no_torch(module: str) -> None:
     assert "torch" not in roots
 
 
+@pytest.mark.slow
 def test_importing_the_package_loads_nothing_heavy_besides_torch() -> None:
     heavy = ["rich", "jinja2", "matplotlib", "torch._dynamo", "transformers", "sympy", "pandas"]
     script = (

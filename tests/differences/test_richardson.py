@@ -80,6 +80,7 @@ def test_the_error_bar_is_small(known: Known, x: float, c: float) -> None:
     assert estimates.error_bar[0] <= 1e-5 * size
 
 
+@pytest.mark.slow_but_for(4)
 @every_known
 def test_most_derivatives_are_known_to_nine_digits(known: Known) -> None:
     places = np.geomspace(0.01, 3, 40)
@@ -365,6 +366,7 @@ def test_extrapolation_is_exact_on_the_powers_it_removes(power: int, ladder: Lad
     assert tableau.values[order, 0, order:] == pytest.approx(np.full(8 - order, 5.0), rel=1e-14)
 
 
+@pytest.mark.slow
 @wide
 @given(seed=st.integers(0, 10**6), exponent=st.floats(-200, 200))
 def test_everything_scales_with_f(seed: int, exponent: float) -> None:

@@ -121,6 +121,7 @@ def test_the_bug_is_found_though_the_model_learns():
     assert {row.name for row in report.mismatches} == {row.name for row in report if row.name.startswith(upstream)}
 
 
+@pytest.mark.slow
 def test_the_mended_model_is_right_and_the_mistake_is_not_seen_before_training():
     torch.manual_seed(0)
     untrained = check_module(find_the_bug.Transformer(), nn.CrossEntropyLoss(), find_the_bug.counting())
@@ -130,6 +131,7 @@ def test_the_mended_model_is_right_and_the_mistake_is_not_seen_before_training()
     assert mended.passed
 
 
+@pytest.mark.slow
 def test_the_right_loop_learns_and_is_right_at_every_check():
     model, monitor = train_digits.right()
 
@@ -140,7 +142,7 @@ def test_the_right_loop_learns_and_is_right_at_every_check():
         assert report.in_grad["6.weight"].status == "match"
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize(
     ("mistake", "step", "kind", "words"),
     [

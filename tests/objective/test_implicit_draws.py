@@ -28,7 +28,7 @@ class Drawn(nn.Module):
         return self.law(self.shape(x).exp() + 1) + self.plain(x).square().mean()
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("law", LAWS)
 def test_a_draw_by_rejection_is_not_judged_by_differences(law: str) -> None:
     report = check_module(Drawn(law), lambda loss: loss, X)

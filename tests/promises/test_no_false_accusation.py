@@ -39,7 +39,7 @@ def one_larger_entry_off_by_a_hundredth(g: Tensor) -> Tensor:
     return flat.view_as(g)
 
 
-@pytest.mark.slow_but_for(40)
+@pytest.mark.slow_but_for(20)
 @pytest.mark.parametrize("seed", SEEDS)
 @every_model
 def test_a_correct_model_is_not_accused(model: Delicate, seed: int) -> None:
@@ -65,7 +65,7 @@ NEAR_ZERO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.slow_but_for(30)
+@pytest.mark.slow_but_for(12)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("off", [0.0, 1e-14, 1e-12, 1e-10, 1e-6], ids=lambda off: f"off by {off:g}")
 @pytest.mark.parametrize("loss", NEAR_ZERO)
@@ -78,6 +78,7 @@ def test_a_loss_that_vanishes_accuses_nobody(loss: str, off: float, seed: int) -
     assert report.passed, str(report)
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("seed", range(6))
 def test_a_loss_that_almost_vanishes_still_finds_what_is_wrong(seed: int) -> None:
     torch.manual_seed(seed)
@@ -112,6 +113,7 @@ class Oscillating(nn.Module):
         return (x * torch.sin(self.frequency * self.w)).sum()
 
 
+@pytest.mark.slow_but_for(8)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("exponent", range(0, 15, 2))
 def test_an_oscillation_is_not_accused_however_fast(exponent: int, seed: int) -> None:
@@ -149,7 +151,7 @@ class AtItsSteepest(nn.Module):
         return STEEP[self.function](self.w, self.width).sum() + (x * self.w).sin().sum()
 
 
-@pytest.mark.slow_but_for(20)
+@pytest.mark.slow_but_for(8)
 @pytest.mark.parametrize("width", [1e-6, 1e-9, 1e-12, 1e-15, 1e-18, 1e-25], ids="{:.0e}".format)
 @pytest.mark.parametrize("function", STEEP)
 def test_a_steep_piece_that_falls_between_the_steps_is_not_accused(function: str, width: float) -> None:
@@ -170,7 +172,7 @@ class SineInFloat32(torch.autograd.Function):
         return torch.cos(ctx.saved_tensors[0]) * g
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("factor", [1.0, 0.7, -1.0])
 @pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 6])  # 3 and 7 have entries of 1e-4 that no step resolves: accused
 def test_a_staircase_beside_something_smooth_is_not_accused_and_hides_no_factor(seed: int, factor: float) -> None:
@@ -189,6 +191,7 @@ def test_a_staircase_beside_something_smooth_is_not_accused_and_hides_no_factor(
     assert report.passed == (factor == 1.0), str(report)
 
 
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize("size", [1e3, 1e8, 1e12, 1e20], ids="{:.0e}".format)
 @pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU])
 def test_an_exploded_entry_is_found(activation: type[nn.Module], size: float) -> None:
@@ -268,6 +271,7 @@ def test_one_entry_that_is_not_finite_is_always_a_mismatch(name: str, value: flo
     assert [row.name for row in check(row, problem).mismatches] == ["0.weight"]
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_gradient_outside_the_two_slopes_of_a_corner_is_a_mismatch(seed: int) -> None:
     row = next(row for row in DELICATE if row.id == "relu-at-zero")

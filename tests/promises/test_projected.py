@@ -26,7 +26,7 @@ def check(problem: Any, **options: Any) -> Report:
     return report
 
 
-@pytest.mark.slow_but_for(12)
+@pytest.mark.slow_but_for(8)
 @every_bug
 def test_a_planted_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     problem = bug.build(True)

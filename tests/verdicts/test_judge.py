@@ -101,6 +101,7 @@ def test_one_entry_off_by_a_hundredth_is_found_and_no_other(
     assert found.tolist() == [entry]
 
 
+@pytest.mark.slow
 @wide
 @given(seed=seeds, exponent=loss_scales, off=st.sampled_from([1 + 1e-4, 1 - 1e-4, 1.01, 2.0, 0.5, -1.0, 0.0]))
 def test_a_whole_gradient_that_is_wrong_is_found(seed: int, exponent: float, off: float) -> None:
@@ -204,6 +205,7 @@ def test_a_wrong_gradient_on_a_small_natural_scale_is_found(off: float, exponent
     assert outcomes(results) == ["MISMATCH", "MATCH"]
 
 
+@pytest.mark.slow
 @wide
 @given(seed=seeds)
 def test_scales_mixed_in_one_tensor(seed: int) -> None:
@@ -269,6 +271,7 @@ def test_a_kink_closer_than_any_step_is_no_mismatch(exponent: int) -> None:
         assert outcomes(results)[1] == "MATCH"
 
 
+@pytest.mark.slow
 @wide
 @given(seed=seeds)
 def test_many_corners_at_all_distances(seed: int) -> None:
@@ -400,6 +403,7 @@ def test_noise_makes_no_mismatch(sigma: float) -> None:
         assert "MISMATCH" not in outcomes(judge_gradient(noisy.check(gradient), None))
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("sigma", [1e-15, 1e-12, 1e-9, 1e-6], ids="sigma={:.0e}".format)
 def test_a_factor_of_two_is_found_in_noise(sigma: float) -> None:
     for seed in range(5):
@@ -424,6 +428,7 @@ def test_a_derivative_that_no_two_steps_agree_on_is_not_judged() -> None:
     assert outcomes(results)[1] == "MATCH"
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("x", [0.3, 0.7, 2.0])
 def test_a_loss_in_float32(x: float) -> None:
     for known in SMOOTH:
@@ -519,6 +524,7 @@ def test_a_right_gradient_costs_two_evaluations_a_coordinate() -> None:
     assert 2 * N <= cost(family, gradient) <= 2 * N + EXTRA
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("off", [2.0, 1.001, 0.0, -1.0])
 def test_a_wrong_gradient_costs_a_few_times_a_right_one(off: float) -> None:
     width = 1000

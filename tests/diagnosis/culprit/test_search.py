@@ -47,6 +47,7 @@ def test_a_module_outside_of_the_model_belongs_to_the_closure() -> None:
     assert "Tanh" in report.notes[0] or "HandWritten" in report.notes[0]
 
 
+@pytest.mark.slow
 def test_a_closure_that_runs_its_own_backward() -> None:
     model = layers()
 
@@ -58,6 +59,7 @@ def test_a_closure_that_runs_its_own_backward() -> None:
     assert check_closure(model, closure).culprit == "1"
 
 
+@pytest.mark.slow
 def test_a_closure_that_runs_another_backward_besides() -> None:
     torch.manual_seed(7)
     parts = nn.ModuleDict({"G": layers(), "D": nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1))})
@@ -163,6 +165,7 @@ def cut(how: str) -> Callable[[bool], nn.Module]:
     return lambda wrong: nn.Sequential(nn.Linear(3, 3), Cut())
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize(
     ("how", "words"),
     [

@@ -306,7 +306,7 @@ def difference(engine: TracedEngine, parameter: int, reference: Eager, noise: fl
     return None
 
 
-@pytest.mark.slow_but_for(10)
+@pytest.mark.slow_but_for(6)
 @pytest.mark.parametrize("name", ZOO)
 def test_values_are_those_of_J_to_roundoff(name: str) -> None:  # noqa: N802
     _, objective, parameters = built(name)
@@ -319,7 +319,7 @@ def test_values_are_those_of_J_to_roundoff(name: str) -> None:  # noqa: N802
         assert difference(engine, i, reference, 1e-13) is None
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("name", ["mlp", "residual train", "lstm", "encoder train"])
 def test_chunk_size_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, objective, parameters = built(name)
@@ -539,6 +539,7 @@ def transformers_loss(name: str) -> tuple[nn.Module, Callable[[], Tensor]]:
     return model, lambda: model(input_ids=ids, labels=ids).loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
 def test_transformers(name: str) -> None:
     model, closure = transformers_loss(name)
@@ -549,7 +550,7 @@ def test_transformers(name: str) -> None:
             assert difference(engine, i, reference, 1e-13) is None
 
 
-@pytest.mark.slow_but_for(8)
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("name", ZOO)
 def test_memory_that_is_reused_belongs_to_nobody_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch_gradcheck.engines.traced.rules.pointwise._WORTH_LOOKING_AT", 1)
