@@ -110,7 +110,7 @@ def engines(build: Callable[[], nn.Module]) -> tuple[EagerEngine, MemoizedEngine
 
 
 @pytest.mark.parametrize("build", MODELS.values(), ids=MODELS)
-def test_the_values_are_those_of_the_plain_engine_to_the_bit(build: Callable[[], nn.Module]) -> None:
+def test_the_values_are_those_of_the_eager_engine_to_the_bit(build: Callable[[], nn.Module]) -> None:
     eager, remembers, parameters = engines(build)
     for position, parameter in enumerate(parameters):
         coordinates = np.arange(parameter.numel(), dtype=np.int64)

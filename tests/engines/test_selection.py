@@ -20,6 +20,7 @@ from tests.zoo.losses import probe
 from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import Report, check_module
 from torch_gradcheck.engines.eager import EagerEngine
+from torch_gradcheck.engines.engine import SubstituteEngine
 from torch_gradcheck.engines.selection import SelectedEngine, module_name_of
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
@@ -139,7 +140,7 @@ def test_a_record_that_disagrees_is_not_used(
     report = checked(model, torch.randn(4, 6))
     (note,) = notes_on_engine(report)
     assert f"for {whom}: {why}" in note
-    # The plain engine sees what autograd cannot: the derivative of the hidden term.
+    # The eager engine sees what autograd cannot: the derivative of the hidden term.
     assert [row.name for row in report.mismatches] == ["2.bias"]
     assert report["2.bias"].worst[0].index == (0,)
     assert report["2.bias"].mismatched == 1
@@ -186,7 +187,7 @@ def engine_of(
     counted: Callable[[int], None] = lambda n: None,
     recorded: Callable[[], Tensor] | None = None,
 ) -> SelectedEngine:
-    """The engine of J, which is recorded as it is or as another."""
+    """The engine of J with a record of J, or of another function."""
     eager = EagerEngine(lambda: float(objective().detach()), parameters)
     return SelectedEngine([TracedEngine(recorded or objective, parameters), eager], eager, noise=1e-13, counted=counted)
 
@@ -216,7 +217,7 @@ def test_the_value_at_zero_is_that_of_the_parameters_own_engine() -> None:
 
 def test_the_value_at_zero_has_the_roundoff_of_the_samples_and_comes_with_them(calls: list[int]) -> None:
     objective, parameters = small_objective()
-    apart = 5e-14  # what is recorded is J to within its noise, and J(θ) tells which of the two it was asked of
+    apart = 5e-14  # the record differs from J by less than noise, and J(θ) shows which of the two evaluated it
     engine = engine_of(objective, parameters, recorded=lambda: objective() + apart)
     for position in range(len(parameters)):
         engine.sample(position, np.arange(5), np.full(5, 1e-5))
@@ -310,13 +311,55 @@ def test_the_value_at_zero_changes_its_engine_with_the_samples(monkeypatch: pyte
     assert engine.at_zero(0) == eager
 
 
-def test_without_a_trace_everything_is_plain() -> None:
+def test_without_a_trace_everything_is_eager() -> None:
     objective, parameters = small_objective()
     eager = EagerEngine(lambda: float(objective().detach()), parameters)
     engine = SelectedEngine([eager], eager, noise=0.0, counted=lambda n: pytest.fail("nothing to count"))
     assert engine.at_zero(0) == float(objective().detach())
     assert engine.refused == {}
     assert engine.substituted == 0
+
+
+class Refusing(SubstituteEngine):
+    """A substitute that is good for some parameters only."""
+
+    def __init__(self, inner: TracedEngine, refused: set[int]) -> None:
+        self.inner, self.refused, self.asked = inner, refused, 0
+
+    def sample(self, parameter: int, coordinates: Any, steps: Any) -> Any:
+        return self.inner.sample(parameter, coordinates, steps)
+
+    def sample_compared(self, parameter: int, *arguments: Any) -> Any:
+        self.asked += 1
+        if parameter in self.refused:
+            raise Untraceable(f"no parameter {parameter}")
+        return self.inner.sample_compared(parameter, *arguments)
+
+    def gradients(self) -> Any:
+        raise Untraceable("no gradient")
+
+
+def test_substitutes_are_asked_one_after_the_other_and_the_last_refusal_is_told() -> None:
+    objective, parameters = small_objective()
+    inner, eager = TracedEngine(objective, parameters), EagerEngine(lambda: float(objective().detach()), parameters)
+    first, second = Refusing(inner, {0, 1}), Refusing(inner, {1})
+    engine = SelectedEngine([first, second, eager], eager, noise=1e-13, counted=lambda _: None)
+    for parameter in (0, 1, 2, 0, 1, 2):
+        engine.sample(parameter, np.arange(2), np.full(2, 1e-5))
+    assert (first.asked, second.asked) == (3, 2)
+    assert engine.substituted == 8
+    assert {parameter: str(refusal) for parameter, refusal in engine.refused.items()} == {1: "no parameter 1"}
+    assert engine.gradients() is None
+    assert str(engine.refused[None]) == "no gradient"
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["one is left", "none is left"])
+def test_a_candidate_that_fails_is_told_of_only_where_no_other_substitute_is_left(left: bool) -> None:
+    objective, parameters = small_objective()
+    eager = EagerEngine(lambda: float(objective().detach()), parameters)
+    engines = [TracedEngine(objective, parameters), eager] if left else [eager]
+    engine = SelectedEngine(engines, eager, noise=1e-13, counted=lambda _: None, refusal=Untraceable("because"))
+    assert list(engine.refused) == ([] if left else [None])
 
 
 # ------------------------------------------------------------------ the same results
@@ -419,7 +462,7 @@ class Counting(nn.Module):
         return torch.tanh(x)
 
 
-@pytest.mark.parametrize("pays", [False, True], ids=["plain", "traced"])
+@pytest.mark.parametrize("pays", [False, True], ids=["eager", "traced"])
 def test_evaluations_are_those_that_were_made(
     pays: bool, traced: list[TracedEngine], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,10 +26,10 @@ from torch_gradcheck.reporting.words import listed
 
 @dataclass(frozen=True)
 class Elsewhere:
-    """A point of θ where all parameters differ from what they hold, and J there.
+    """A point at which every parameter differs from θ, and J there.
 
     Attributes:
-        at: gives a block inside which θ is that point.
+        at: gives a block inside which the parameters hold that point, and after which they hold θ.
         value: J at that point.
     """
 
@@ -46,7 +46,7 @@ class EngineRequest:
         parameters: the tensors of θ.
         eager: the engine to believe.
         worth_tracing: whether recording J costs less than it saves, or is wanted whatever it costs.
-        threads: how many threads operations may be spread over.
+        threads: the largest number of threads that operations are spread over.
         elsewhere: a point to compare a substitute of J at.
         noise: what two right ways to evaluate J may differ by, in the unit of J.
     """
@@ -101,7 +101,7 @@ def select_engine(
         objective: J.
         theta: its parameters, lent in the precision of the check.
         always: whether recording J pays however few evaluations are to come.
-        threads: how many threads operations may be spread over.
+        threads: the largest number of threads that operations are spread over.
         elsewhere: a point to compare a substitute of J at.
         noise: what two right ways to evaluate J may differ by, in the unit of J.
     """
@@ -137,12 +137,12 @@ class SelectedEngine:
         engines: the fastest first; the last is no substitute.
         eager: the engine to believe.
         noise: what two right ways to evaluate J may differ by, in the unit of J.
-        counted: told how many evaluations were made without a call of J.
-        refusal: why a faster engine than these cannot evaluate J.
+        counted: called with the number of evaluations that were made without a call of J.
+        refusal: why a candidate that is not among the engines cannot evaluate J.
 
     Attributes:
-        refused: parameter, or None for all of them → why a faster engine was not used.
-        substituted: how many samples were taken without a call of J.
+        refused: parameter, or None for all of them → why no substitute of J could be used.
+        substituted: the number of samples that were taken without a call of J.
     """
 
     def __init__(
@@ -155,9 +155,12 @@ class SelectedEngine:
         refusal: Untraceable | None = None,
     ) -> None:
         self.eager = eager
-        self.refused: dict[int | None, Untraceable] = {} if refusal is None else {None: refusal}
         self.substituted = 0
         self._engines = engines
+        self._substitutes = [engine for engine in engines if isinstance(engine, SubstituteEngine)]
+        self.refused: dict[int | None, Untraceable] = {}
+        if refusal is not None and not self._substitutes:
+            self.refused[None] = refusal
         self._noise, self._counted = noise, counted
         self._in_use: Counter[int] = Counter()  # parameter → position of its engine
         self._at_zero: dict[int, float] = {}  # a substitute's only of parameters whose values have agreed
@@ -168,9 +171,10 @@ class SelectedEngine:
             try:
                 samples = self._believed(engine, parameter, coordinates, steps)
             except Untraceable as refusal:
-                self.refused.setdefault(parameter, refusal)
                 self._in_use[parameter] += 1
                 self._at_zero.pop(parameter, None)
+                if not isinstance(self._engines[self._in_use[parameter]], SubstituteEngine):
+                    self.refused[parameter] = refusal
             else:
                 self.substituted += len(steps)
                 self._counted(len(steps))
@@ -182,20 +186,23 @@ class SelectedEngine:
 
         None for all of it where there is no such gradient, for the reason in `refused`.
         """
-        for engine in self._substitutes():
+        refusal: Untraceable | None = None
+        for engine in self._substitutes:
             try:
                 gradients = engine.gradients()
-            except Untraceable as refusal:
-                self.refused[None] = refusal
+            except Untraceable as why:
+                refusal = why
                 continue
             if gradients is not None:
                 self._counted(1)
                 return gradients
+        if refusal is not None:
+            self.refused[None] = refusal
         return None
 
     def seconds_each(self, parameter: int) -> float | None:
         """An estimate of the seconds that one sample of a parameter takes; None where no substitute of J knows."""
-        estimates = (engine.seconds_each(parameter) for engine in self._substitutes())
+        estimates = (engine.seconds_each(parameter) for engine in self._substitutes)
         return next((seconds for seconds in estimates if seconds is not None), None)
 
     def at_zero(self, parameter: int) -> float:
@@ -207,9 +214,6 @@ class SelectedEngine:
             here = self.sample(parameter, np.zeros(1, dtype=np.int64), np.zeros(1))
             self._at_zero[parameter] = float(here.values[0])
         return self._at_zero[parameter]
-
-    def _substitutes(self) -> list[SubstituteEngine]:
-        return [engine for engine in self._engines if isinstance(engine, SubstituteEngine)]
 
     def _believed(self, engine: SubstituteEngine, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """A substitute's samples; the first ones of a parameter are compared, and bring J(θ) along."""

@@ -19,7 +19,7 @@ from torch_gradcheck.engines.traced.untraceable import Untraceable
 
 
 class Eager:
-    """J in the plain way: one coordinate moved in place, put back by assignment."""
+    """J itself: one coordinate moved in place, put back by assignment."""
 
     def __init__(self, objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> None:
         self.objective = objective

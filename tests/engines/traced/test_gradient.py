@@ -1,4 +1,4 @@
-"""The gradient by the record of J: the true one, whatever the backward on trial, its hooks and detachments say."""
+"""The gradient by the record of J is the true one, whatever the backward on trial, its hooks and detachments say."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch_gradcheck.engines.traced.untraceable import Untraceable
 UNTRACEABLE = {"branch-through-numpy", "scale-through-item", "reentrant-checkpoint"}
 BUGS = [bug for bug in SMALL if bug.build(True).gradients is None and bug.mode == "eval"]
 NOT_ASKED = {"nan-behind-a-mask", "reentrant-checkpoint"}
-"""Autograd's own gradient is not finite, or cannot be had by asking."""
+"""Bugs without a right gradient to compare with: it is not finite, or `torch.autograd.grad` cannot compute it."""
 SEEN_THROUGH = [
     bug
     for bug in BUGS
@@ -24,7 +24,7 @@ SEEN_THROUGH = [
 ]
 
 
-def rederived(model: nn.Module, J: Callable[[], Tensor]) -> list[Tensor | None]:
+def gradient_by_record(model: nn.Module, J: Callable[[], Tensor]) -> list[Tensor | None]:
     return TracedEngine(J, list(model.parameters())).gradients()
 
 
@@ -44,7 +44,7 @@ def problem(bug: Planted, wrong: bool) -> tuple[nn.Module, Callable[[], Tensor]]
 
 @pytest.mark.parametrize("bug", SEEN_THROUGH, ids=lambda bug: bug.id)
 def test_a_planted_mistake_does_not_reach_it(bug: Planted) -> None:
-    found = rederived(*problem(bug, wrong=True))
+    found = gradient_by_record(*problem(bug, wrong=True))
     for mine, right in zip(found, of_autograd(*problem(bug, wrong=False)), strict=True):
         assert right is not None
         torch.testing.assert_close(torch.zeros_like(right) if mine is None else mine, right)
@@ -52,7 +52,7 @@ def test_a_planted_mistake_does_not_reach_it(bug: Planted) -> None:
 
 def test_it_is_not_finite_where_atens_own_formula_is_not() -> None:
     bug = next(bug for bug in SMALL if bug.id == "nan-behind-a-mask")
-    assert not all(torch.isfinite(gradient).all() for gradient in rederived(*problem(bug, wrong=True)))
+    assert not all(torch.isfinite(gradient).all() for gradient in gradient_by_record(*problem(bug, wrong=True)))
 
 
 MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {
@@ -90,14 +90,14 @@ def test_it_is_autograds_own_gradient_where_nothing_is_wrong(name: str, training
         torch.manual_seed(1)
         return model(x).square().sum()
 
-    for mine, right in zip(rederived(model, J), of_autograd(model, J), strict=True):
+    for mine, right in zip(gradient_by_record(model, J), of_autograd(model, J), strict=True):
         assert mine is not None
         torch.testing.assert_close(mine, right, rtol=1e-9, atol=1e-10)
 
 
 def test_a_parameter_that_is_not_reached_has_none() -> None:
     model = nn.ModuleList([nn.Linear(2, 1), nn.Linear(2, 1)]).double()
-    found = rederived(model, lambda: model[0](torch.ones(1, 2, dtype=torch.float64)).sum())
+    found = gradient_by_record(model, lambda: model[0](torch.ones(1, 2, dtype=torch.float64)).sum())
     assert [gradient is None for gradient in found] == [False, False, True, True]
 
 
@@ -106,7 +106,7 @@ def test_an_operation_without_a_derivative_is_named() -> None:
 
     J = lambda: torch.special.zeta(2 + model.weight.abs(), torch.ones(2, 2).double()).sum()  # noqa: E731
     with pytest.raises(Untraceable, match=r"cannot be differentiated.*zeta"):
-        rederived(model, J)
+        gradient_by_record(model, J)
 
 
 def test_the_gradient_through_a_gradient() -> None:
@@ -116,5 +116,5 @@ def test_the_gradient_through_a_gradient() -> None:
         (slope,) = torch.autograd.grad(F.softplus(model(x)).sum(), x, create_graph=True)
         return (slope.norm(dim=1) - 1).square().mean()
 
-    for mine, right in zip(rederived(model, J), of_autograd(model, J), strict=True):
+    for mine, right in zip(gradient_by_record(model, J), of_autograd(model, J), strict=True):
         torch.testing.assert_close(mine, right)

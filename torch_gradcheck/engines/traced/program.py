@@ -16,10 +16,10 @@ from torch_gradcheck.engines.traced.rules import convolutions, indexing, normali
 from torch_gradcheck.engines.traced.rules.by_vmap import by_vmap
 from torch_gradcheck.engines.traced.rules.pointwise import (
     by_taylor,
-    multiple,
     pointwise,
     rule_of,
     same,
+    scaled,
     sum_or_difference,
 )
 from torch_gradcheck.engines.traced.rules.registry import Rule
@@ -29,7 +29,7 @@ from torch_gradcheck.torch_internals.dispatch import modes_disabled
 from torch_gradcheck.torch_internals.operations import OpOverload, flatten, is_view
 
 FRESH = frozenset(
-    {by_taylor, multiple, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
+    {by_taylor, scaled, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
 )
 """Rules whose results share memory with nothing, or are an operand's very tensor."""
 

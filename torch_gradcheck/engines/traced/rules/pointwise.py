@@ -96,7 +96,7 @@ def sum_or_difference(call: OperationCall) -> Results:
 
 
 @rule("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar")
-def multiple(call: OperationCall) -> Results:
+def scaled(call: OperationCall) -> Results:
     """x · c or x / c with a c that is not perturbed."""
     x, c = call.args
     if not isinstance(x, Perturbed) and call.func is MUL:
