@@ -1,4 +1,4 @@
-"""The command `torch-gradcheck FILE.py:FUNCTION`: checks what FUNCTION() returns, and exits 0, 1 or 2."""
+"""The command `torch-gradcheck FILE.py:FUNCTION`: checks the model that FUNCTION() returns, and exits 0, 1 or 2."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status.
 
     Args:
-        arguments: what stands behind the command's name; None takes it from the shell.
+        arguments: the words behind the command's name; None takes them from the shell.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -115,7 +115,11 @@ def _checked(options: argparse.Namespace) -> Report:
 
 
 def _problem(target: str) -> tuple[Any, Any, Any]:
-    """What the target's function returns; raises `InvalidRequestError` when there is no such thing."""
+    """Returns (model, loss_fn, batch) from the target's function.
+
+    Raises:
+        InvalidRequestError: there is no such function, or it returns something else.
+    """
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name:
         raise InvalidRequestError(f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.")
@@ -174,7 +178,7 @@ def _refuse_unwritable(paths: Iterable[Path]) -> None:
 
 
 def _print(text: str) -> None:
-    """Prints, whatever letters the terminal's encoding lacks; who closes the pipe early has read enough."""
+    """Prints, with "?" for letters that the terminal's encoding lacks. A pipe that is closed early is no error."""
     if sys.stdout is None:
         return
     encoding = sys.stdout.encoding or "utf-8"

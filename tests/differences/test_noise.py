@@ -89,6 +89,7 @@ def test_any_number_of_points_from_five_on(count: int) -> None:
     assert sigma / 2 < np.median(measured) < 2 * sigma
 
 
+@pytest.mark.slow
 @settings(derandomize=True, deadline=None, max_examples=100)
 @given(seed=st.integers(0, 10**6), exponent=st.floats(-100, 100), offset=st.floats(-10, 10))
 def test_noise_scales_with_the_values_and_ignores_their_offset(seed: int, exponent: float, offset: float) -> None:

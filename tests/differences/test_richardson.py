@@ -69,6 +69,7 @@ def test_the_error_bar_covers_the_error_at_every_scale(
     assert not estimates.kinked[0]
 
 
+@pytest.mark.slow_but_for(60)
 @pytest.mark.parametrize("c", [1e-12, 1e-4, 1.0, 1e6, 1e12], ids="times={:.0e}".format)
 @pytest.mark.parametrize("x", [1e-6, 1e-3, 0.1, 0.7, 2.5], ids="x={:.0e}".format)
 @every_known
@@ -89,6 +90,7 @@ def test_most_derivatives_are_known_to_nine_digits(known: Known) -> None:
     assert np.quantile(np.array(bars) / sizes, 0.75) < 1e-9
 
 
+@pytest.mark.slow
 @wide
 @given(
     one=st.sampled_from(KNOWN),
@@ -225,6 +227,7 @@ def test_a_corner_at_a_distance(distance: float, side: float) -> None:
         assert low - bar <= slope <= high + bar
 
 
+@pytest.mark.slow
 @wide
 @given(exponents=st.lists(st.floats(-9, 0), min_size=1, max_size=6), seed=st.integers(0, 1000))
 def test_the_error_bar_covers_the_error_among_many_corners(exponents: list[float], seed: int) -> None:

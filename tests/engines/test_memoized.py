@@ -149,6 +149,7 @@ class LooksAtIt(Chain):
         return y if y.sum().item() < 1e9 else 2 * y
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("wrong", [None, "a.bias", "b.weight", "c.weight"])
 def test_a_check_of_what_cannot_be_traced(wrong: str | None) -> None:
     torch.manual_seed(0)

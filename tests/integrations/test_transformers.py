@@ -67,7 +67,7 @@ def train(folder: Path, callbacks: list[Any], **options: Any) -> dict[str, Tenso
     return {**trained.state_dict(), "random": torch.get_rng_state()}
 
 
-@pytest.mark.slow_but_for(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

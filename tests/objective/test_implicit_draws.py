@@ -42,7 +42,7 @@ def test_a_draw_by_rejection_is_not_judged_by_differences(law: str) -> None:
     assert report.culprit is None
 
 
-@pytest.mark.slow_but_for(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("law", LAWS)
 def test_what_lies_beside_the_draw_is_judged_as_ever(law: str) -> None:
     model = Drawn(law)

@@ -410,6 +410,7 @@ def raised_by(place: str, error: BaseException) -> tuple[nn.Module, Callable[[Te
 PLACES = ["forward", "forward pre-hook", "forward hook", "loss", "tensor hook", "backward hook"]
 
 
+@pytest.mark.slow_but_for(20)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("error", OWN, ids=lambda error: f"{type(error).__name__}-{str(error)[:9]}")
 def test_an_exception_of_the_users_comes_through_as_it_is(error: BaseException, place: str) -> None:

@@ -37,7 +37,7 @@ def assert_precise(report: Report) -> None:
     assert report.relative_error < PRECISE, str(report)
 
 
-@pytest.mark.slow_but_for(20)
+@pytest.mark.slow_but_for(10)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("cast", CASTS, ids=lambda cast: cast.id)
 def test_a_cast_inside_the_model_is_overridden(cast: Cast, mode: str) -> None:
@@ -248,7 +248,7 @@ def test_inputs_that_are_several_arguments(batch: type) -> None:
 # transformers -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("model", PRETRAINED, ids=lambda model: model.id)
 def test_a_model_of_transformers(model: Pretrained, mode: str) -> None:
@@ -276,6 +276,7 @@ def test_outputs_of_transformers_as_a_batch() -> None:
     assert_precise(check_module(Keywords(), probe, encoding))
 
 
+@pytest.mark.slow
 def test_the_output_of_transformers_keeps_its_loss() -> None:
     network, batch = built(PRETRAINED[0])
     loss_fn = lambda output: output["loss"] + output.logits.float().mean()  # noqa: E731

@@ -43,7 +43,7 @@ def built(state: State) -> tuple[Setup, Snapshot]:
     return setup, Snapshot(model=setup.model, loss=setup.loss_fn, batch=setup.batch, **setup.watched)
 
 
-@pytest.mark.slow_but_for(30)
+@pytest.mark.slow_but_for(15)
 @pytest.mark.parametrize("mode", ["eval", "train", "keep"])
 @every_state
 def test_after_a_check(state: State, mode: str) -> None:
@@ -130,7 +130,7 @@ def small_writer() -> Setup:
 small = pytest.mark.parametrize("build", [small_batch_norm, small_spectral_norm, small_writer])
 
 
-@pytest.mark.slow_but_for(4)
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("place", [raising_loss, raising_forward])
 @pytest.mark.parametrize("error", [UserError, KeyboardInterrupt, SystemExit])
 @small

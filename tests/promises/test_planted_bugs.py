@@ -41,7 +41,7 @@ def test_the_table_tells_the_truth(bug: Planted) -> None:
     assert truly_wrong(bug) == set(bug.wrong)
 
 
-@pytest.mark.slow_but_for(6)
+@pytest.mark.slow_but_for(4)
 @every_bug
 def test_the_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     report = found(bug)
@@ -49,7 +49,7 @@ def test_the_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     assert report.passed is False
 
 
-@pytest.mark.slow_but_for(6)
+@pytest.mark.slow_but_for(4)
 @every_bug
 def test_the_kind_is_right_or_unknown(bug: Planted) -> None:
     for row in found(bug).mismatches:
@@ -59,7 +59,7 @@ def test_the_kind_is_right_or_unknown(bug: Planted) -> None:
     assert all(row.diagnosis is None and row.map is None for row in found(bug) if row.status != "mismatch")
 
 
-@pytest.mark.slow_but_for(6)
+@pytest.mark.slow_but_for(4)
 @every_bug
 def test_the_culprit_is_right_or_none_with_a_reason(bug: Planted) -> None:
     report = found(bug)
@@ -89,7 +89,7 @@ def test_the_projected_method_tells_the_same(bug: Planted) -> None:
         assert row.diagnosis.kind in (expected_kind(bug, row.name), "unknown"), row
 
 
-@pytest.mark.slow_but_for(20)
+@pytest.mark.slow_but_for(10)
 @every_bug
 def test_the_correct_twin_passes(bug: Planted) -> None:
     report = check(bug.build(False), bug.mode)

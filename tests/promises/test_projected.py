@@ -26,7 +26,7 @@ def check(problem: Any, **options: Any) -> Report:
     return report
 
 
-@pytest.mark.slow_but_for(8)
+@pytest.mark.slow_but_for(4)
 @every_bug
 def test_a_planted_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     problem = bug.build(True)
@@ -106,7 +106,7 @@ def test_a_small_error_in_a_delicate_model_is_found(row: Delicate, name: str, ch
     assert [found.name for found in report.mismatches] == [name], str(report)
 
 
-@pytest.mark.slow_but_for(10)
+@pytest.mark.slow_but_for(5)
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.id)
 def test_nothing_changes(state: State) -> None:
     torch.manual_seed(11)

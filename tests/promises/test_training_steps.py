@@ -80,7 +80,7 @@ def spoil_a_tenth(model: nn.Module) -> None:
         parameter.grad = flat.view(parameter.shape)
 
 
-@pytest.mark.slow_but_for(5)
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize("spoil", [double, spoil_a_tenth], ids=["twice", "a tenth is zero"])
 @pytest.mark.parametrize("regime", ["float32", "bfloat16", "autocast bfloat16"])
 @pytest.mark.parametrize("model", MODELS)

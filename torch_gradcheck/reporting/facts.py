@@ -10,7 +10,7 @@ from typing import Self
 
 
 class Trait(Enum):
-    """A fact about a status or a kind of mistake that other rooms ask for, so that none of them lists members."""
+    """A property of a status or a kind of mistake. Other rooms ask for it instead of listing members."""
 
     NAMED_AS_UNPROVEN = auto()
     """A note names the parameters of this status: the check looked at them and proved nothing."""
@@ -60,12 +60,12 @@ class Status(_Word):
 
     @property
     def is_named_as_unproven(self) -> bool:
-        """Whether the note on unproven parameters names those of this status."""
+        """True where the note on unproven parameters names those of this status."""
         return Trait.NAMED_AS_UNPROVEN in self.traits
 
     @property
     def is_nonzero(self) -> bool:
-        """Whether the gradient is not zero, so that an error has a size relative to it."""
+        """True where the gradient is not zero, so that an error has a size relative to it."""
         return Trait.NONZERO in self.traits
 
 
@@ -107,28 +107,28 @@ class DiagnosisKind(_Word):
 
     @property
     def is_of_the_whole_gradient(self) -> bool:
-        """Whether it is a mistake of the whole gradient that rounding does not imitate."""
+        """True for a mistake of the whole gradient that rounding does not imitate."""
         return Trait.WHOLE in self.traits
 
     @property
     def is_about_places(self) -> bool:
-        """Whether its message names places of one tensor, so that each parameter is told by itself."""
+        """True where the message names places of one tensor, so that each parameter is told by itself."""
         return Trait.PLACED in self.traits
 
     @property
     def needs_many_entries(self) -> bool:
-        """Whether a tensor of few entries may look like this by chance."""
+        """True where a tensor of few entries may look like this by chance."""
         return Trait.UNSURE in self.traits
 
     @property
     def is_told_together(self) -> bool:
-        """Whether it is one mistake where it shows, with the same factor, in several parameters."""
+        """True where equal diagnoses of several parameters, with the same factor, are one mistake."""
         return Trait.SEPARATE not in self.traits
 
 
 @dataclass(frozen=True, slots=True)
 class Coordinate:
-    """One entry of a parameter: where it is, and its derivative from both sides.
+    """One entry of a parameter: its place, the gradient on trial, and the numeric derivative beside it.
 
     Attributes:
         index: position in the parameter's shape; `()` for a 0-dim parameter.
@@ -151,7 +151,13 @@ class Coordinate:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What kind of mistake a wrong gradient is, with the evidence in one sentence."""
+    """The kind of mistake in a wrong gradient, with the evidence in one sentence.
+
+    Attributes:
+        kind: see `DiagnosisKind`.
+        message: the evidence, such as "dθ = 0.5 × the right gradient in every entry".
+        factor: the factor of a scaled or clipped gradient, or the coefficient of a decay; None without one.
+    """
 
     kind: DiagnosisKind
     message: str
@@ -160,13 +166,14 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class WrongMap:
-    """Where the wrong entries of a tensor lie: a picture of at most 16 × 48 cells.
+    """The places of the wrong entries of a tensor: a picture of at most 16 × 48 cells.
 
     Attributes:
-        cells: lines of cells; the share of a block's judged entries that are wrong, NaN where none was judged.
-        down: what the lines are, such as "10 rows"; "" where there is one line only.
-        across: what a line consists of, such as "8 columns".
-        block: how many lines and how many entries along a line one cell stands for.
+        cells: lines of cells. A cell is the fraction of the judged entries of its block that are wrong, from 0 to 1;
+            NaN where none was judged.
+        down: the number and name of the lines, such as "10 rows"; "" where there is one line only.
+        across: the number and name of the entries of a line, such as "8 columns".
+        block: the number of lines, and of entries along a line, in one cell.
     """
 
     cells: tuple[tuple[float, ...], ...]
@@ -177,7 +184,7 @@ class WrongMap:
 
 @dataclass(frozen=True, slots=True)
 class ParameterReport:
-    """What was found about one parameter tensor.
+    """The result of the check for one parameter tensor.
 
     Attributes:
         name: the first name in `named_parameters()` order.
@@ -190,18 +197,19 @@ class ParameterReport:
         verdict: the word for `relative_error`; None when not checked.
         max_abs_error: the largest |numeric − analytic|; NaN when not checked.
         noise: the largest error bar of a numeric derivative, in the unit of a derivative.
-        eps: the step of the centered difference that most coordinates were judged at: a given one as it is, one that
-            the check chose as a multiple of max(1, |θ|).
-        checked: how many coordinates (a complex entry has two) were compared.
-        directions: how many random directions verified what they were compared with; 0 where each was differenced.
-        detectable: the size of an error, relative to the gradient, that these would have missed with odds of 1e-6;
-            NaN without directions, and for a gradient of zero.
-        mismatched: how many coordinates are wrong.
+        eps: the step of the centered difference at most coordinates. A given step is absolute. A chosen step, such as
+            4.5e-6, is a multiple of max(1, |θ|).
+        checked: the number of compared coordinates; a complex entry has two.
+        directions: the number of random directions that verified the numeric gradient; 0 where each coordinate was
+            differenced.
+        detectable: the size of an error, relative to the gradient, that the directions would have missed with odds of
+            1e-6; NaN without directions, and for a gradient of zero.
+        mismatched: the number of wrong coordinates.
         worst: the worst coordinates, worst first.
         diagnosis: the kind of mistake, None when there is none.
-        map: where the wrong entries lie, None when there are none.
-        evaluations: how often J was evaluated for this parameter.
-        seconds: wall time spent on it.
+        map: the places of the wrong entries, None when there are none.
+        evaluations: the number of evaluations of J for this parameter.
+        seconds: wall time spent on this parameter.
     """
 
     name: str
@@ -235,18 +243,18 @@ class Facts:
         relative_error: Ng's ratio over the whole checked θ.
         loss: J(θ).
         method: `"exact"` or `"projected"`.
-        evaluations: how often J was evaluated, forward passes for the analytic side included.
+        evaluations: the number of evaluations of J, forward passes for the analytic side included.
         seconds: wall time of the whole check.
         tolerance: the largest relative error that passes.
         dtype: the precision of the check, such as `"float64"`.
         mode: `"eval"`, `"train"` or `"keep"`.
-        seed: what the check's own random choices were drawn from.
+        seed: the seed of the check's own random choices.
         noise: the measured noise of J, one standard deviation, in the unit of J.
         culprit: the innermost module whose own backward is wrong ("" for the model's own forward), `"loss_fn"`, the
-            name of a parameter whose hook is at fault, or None; `notes` says more, and the reason where it is None.
-        notes: what the reader should know, a sentence each.
-        in_grad: what was found of the `.grad` that a training step left, where that was checked besides; a parameter's
-            row is then the worse of the two.
+            name of a parameter whose hook is at fault, or None; `notes` says more, and why it is None.
+        notes: one sentence each on what the figures do not say.
+        in_grad: the report on the `.grad` that a training step left, where `.grad` was checked too. The row of a
+            parameter is then the worse of the two.
     """
 
     parameters: tuple[ParameterReport, ...]

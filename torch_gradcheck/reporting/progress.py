@@ -1,4 +1,4 @@
-"""A bar that shows how far long work has come, where somebody can see it, and costs nothing where nobody can."""
+"""A progress bar for long work, on a terminal with a person at it; it costs nothing anywhere else."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 PATIENCE = 1.0
-"""Seconds that work lasts before a bar which nobody asked for is shown."""
+"""Seconds of work before a bar that nobody asked for is shown."""
 
 REDRAWN = 0.1
-"""Seconds from one drawing of the bar to the next."""
+"""Least time from one drawing of the bar to the next, in seconds."""
 
 
 class ProgressBar(Protocol):
-    """What the work tells of itself."""
+    """The calls by which work reports its progress."""
 
     def start(self, total: int, what: str) -> None:
-        """`total` units of work lie ahead, of which those for `what` come first."""
+        """Begins work of `total` units; those for `what`, a parameter name, come first."""
 
     def at(self, what: str) -> None:
-        """The units from now on are for `what`, a parameter name."""
+        """Says that the units from now on are for `what`, a parameter name."""
 
     def advance(self, n: int = 1) -> None:
-        """`n` more units are done."""
+        """Says that `n` more units are done."""
 
 
 @contextmanager
 def progress_bar(enabled: bool | None) -> Iterator[ProgressBar]:
-    """A bar on stderr while the block runs; it is gone without a trace when the block is left, however it is left.
+    """Shows a bar on stderr while the block runs, and removes it when the block is left, however that happens.
 
     Args:
-        enabled: True shows it at once, on whatever stderr is; False never. None shows it where stderr is a terminal
-            that can redraw a line, after the work has lasted a second.
+        enabled: True shows it at once, whatever stderr is. False shows nothing. None shows it after one second of
+            work, where stderr is a terminal that can redraw a line.
     """
     if enabled is False or sys.stderr is None or (enabled is None and not _somebody_watches()):
         yield _Silent()
@@ -51,7 +51,7 @@ def progress_bar(enabled: bool | None) -> Iterator[ProgressBar]:
 
 
 def _somebody_watches() -> bool:
-    """Whether stderr is a terminal with a person at it; logs, notebooks, CI and dumb terminals are not."""
+    """Returns True for a terminal with a person at it; False for logs, notebooks, CI and dumb terminals."""
     isatty = getattr(sys.stderr, "isatty", None)  # stderr may be a logger in disguise
     if isatty is None or not isatty():
         return False
@@ -67,7 +67,7 @@ class _Silent:
 
 
 class _Bar:
-    """Counts the work, and draws it at most every `REDRAWN` seconds, in the thread that does the work."""
+    """Counts the units done and draws the bar, at most every `REDRAWN` seconds, in the thread that does the work."""
 
     def __init__(self, patience: float) -> None:
         self._began = monotonic()
@@ -106,7 +106,7 @@ class _Bar:
         self._drawn.refresh()
 
     def _time_left(self, now: float) -> str:
-        """In words, at the pace so far."""
+        """Returns the time left in words, at the pace so far."""
         if not self._done:
             return ""
         seconds = round((now - self._began) * max(self._total - self._done, 0) / self._done)
@@ -117,7 +117,7 @@ class _Bar:
 
 
 def _rich_bar() -> Progress:
-    """Not yet on the screen; drawn by whoever updates it, since a thread of its own could outlive the work."""
+    """Returns rich's bar, not yet on the screen. No thread redraws it: a thread could outlive the work."""
     from rich.console import Console  # here and not above: rich is loaded only once something is shown
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     from rich.table import Column

@@ -1,4 +1,4 @@
-"""The report of a check: its facts, which can be printed, kept and raised."""
+"""The report of a check: facts that can be printed, kept and raised."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch_gradcheck.reporting.render.text import text
 
 
 class Report(Facts):
-    """What a check found; `print(report)` shows it as a table, a notebook in colour.
+    """The result of a check; `print(report)` shows it as a table, a notebook in colour.
 
     Iteration, `len` and `report[name]` give its `ParameterReport`s; see `Facts` for everything else it holds.
     """

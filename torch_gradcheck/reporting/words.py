@@ -12,7 +12,7 @@ from torch_gradcheck.reporting.facts import Status
 T = TypeVar("T")
 
 GREY = "#6e7781"
-"""The colour of a status that nothing needs to be done about."""
+"""The badge colour, in CSS, of a status without a colour of its own: unused and frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def listed(names: Sequence[T], most: int = 3, in_words: Callable[[T], str] = str
 
 
 def close_names(name: str, known: Sequence[str]) -> str:
-    """A hint with the known names closest to a wrong one."""
+    """Returns a hint with the known names closest to a wrong one, as in "close names: weight"."""
     if not known:
         return "there are no names at all"
     close = get_close_matches(name, known, n=3, cutoff=0.4)
@@ -92,7 +92,7 @@ def close_names(name: str, known: Sequence[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the largest unit of which it has two, as in "28 hours"."""
+    """Returns a time in the largest unit that it holds twice, as in "28 hours" for 1e5 seconds."""
     for unit, size in (("years", 365 * 86400.0), ("days", 86400.0), ("hours", 3600.0), ("minutes", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"

@@ -180,6 +180,7 @@ def test_how_a_graph_is_cut_is_said(how: str, words: str) -> None:
     assert words in report.notes[0]
 
 
+@pytest.mark.slow
 def test_two_mistakes_are_both_told() -> None:
     model = nn.Sequential(layers(), nn.Tanh(), nn.Linear(2, 3), Tanh(True), nn.Linear(3, 2))
     report = check_module(model, squared_error, (X, T))

@@ -306,7 +306,7 @@ def difference(engine: TracedEngine, parameter: int, reference: Eager, noise: fl
     return None
 
 
-@pytest.mark.slow_but_for(6)
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize("name", ZOO)
 def test_values_are_those_of_J_to_roundoff(name: str) -> None:  # noqa: N802
     _, objective, parameters = built(name)
@@ -319,7 +319,7 @@ def test_values_are_those_of_J_to_roundoff(name: str) -> None:  # noqa: N802
         assert difference(engine, i, reference, 1e-13) is None
 
 
-@pytest.mark.slow_but_for(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "residual train", "lstm", "encoder train"])
 def test_chunk_size_does_not_matter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _, objective, parameters = built(name)

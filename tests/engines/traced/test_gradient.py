@@ -42,6 +42,7 @@ def problem(bug: Planted, wrong: bool) -> tuple[nn.Module, Callable[[], Tensor]]
     return model, lambda: built.loss_fn(model(inputs), *targets)
 
 
+@pytest.mark.slow_but_for(20)
 @pytest.mark.parametrize("bug", SEEN_THROUGH, ids=lambda bug: bug.id)
 def test_a_planted_mistake_does_not_reach_it(bug: Planted) -> None:
     found = gradient_by_record(*problem(bug, wrong=True))

@@ -61,6 +61,7 @@ SPOILED: dict[str, Callable[[Floats], Floats]] = {
 }
 
 
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
 @pytest.mark.parametrize("wrong", [[2], [0, 3], [1, 2, 4]], ids=str)
 def test_exactly_the_tensors_that_are_wrong_are_refused(wrong: list[int], spoil: Callable[[Floats], Floats]) -> None:

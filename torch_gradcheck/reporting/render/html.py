@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def html(facts: Facts) -> str:
-    """The report as a fragment that fits in a light page and in a dark one; nothing in it is taken for markup."""
+    """Returns the report as a fragment for light and dark pages; names and messages are escaped."""
     return _template(FRAGMENT).render(said=outline(facts), passed=facts.passed, style=STYLE)
 
 
 def page(facts: Facts, title: str) -> str:
-    """The report as a complete document called `title`."""
+    """Returns the report as a complete document called `title`."""
     return _template(PAGE).render(title=title, fragment=html(facts))
 
 
@@ -31,7 +31,7 @@ def _template(source: str) -> Template:
 
 
 def _badge_rules() -> str:
-    """The CSS of the badges of all statuses: their form, then one rule a colour."""
+    """Returns the CSS of the status badges: their form, then one rule a colour."""
     selectors: dict[str, list[str]] = {}
     for status, words in STATUS_WORDS.items():
         selectors.setdefault(words.colour, []).append(f".torch-gradcheck .status.{status}")

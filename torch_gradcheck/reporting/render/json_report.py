@@ -10,16 +10,16 @@ from enum import StrEnum
 from torch_gradcheck.reporting.facts import Facts
 
 SCHEMA_VERSION = 1
-"""Grows when a key goes away or changes its meaning; a new key leaves it as it is."""
+"""Version of the keys. It grows when a key goes away or changes its meaning; a new key leaves it."""
 
 
 def as_json(facts: Facts, indent: int | None = None) -> str:
-    """`as_dict` as JSON that every parser reads: there is no bare NaN or Infinity in it."""
+    """Returns `as_dict` as strict JSON, without bare NaN or Infinity."""
     return json.dumps(as_dict(facts), indent=indent, allow_nan=False)
 
 
 def as_dict(facts: Facts) -> dict[str, object]:
-    """Every field of the facts and what follows from them, in nothing but dicts, lists, strings, numbers and None.
+    """Returns every field of the facts, and what follows from them, in dicts, lists, strings, numbers and None.
 
     A float that JSON has no number for is the string `"nan"`, `"inf"` or `"-inf"`; `float()` reads all three.
     """
@@ -38,7 +38,7 @@ def _fields(row: object) -> dict[str, object]:
 
 
 def _plain(value: object) -> object:
-    """`value` in JSON's own types."""
+    """Returns `value` in JSON's own types."""
     if isinstance(value, Facts):
         return as_dict(value)
     if isinstance(value, StrEnum):

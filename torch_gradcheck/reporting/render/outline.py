@@ -1,4 +1,4 @@
-"""What a report says and in which order, in words and figures; the text and the HTML only lay it out."""
+"""The content of a report in its order, in words and figures; text and HTML only lay it out."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch_gradcheck.reporting.facts import Coordinate, DiagnosisKind, Facts, Pa
 from torch_gradcheck.reporting.words import STATUS_WORDS
 
 MANY = 30
-"""A table of more rows than this is folded: it shows at most so many wrong ones ..."""
+"""Rows above which a table is folded. A folded table shows at most this many wrong rows."""
 
 SHOWN = 3
-"""... and so many of every other status."""
+"""Rows of every status but `mismatch` that a folded table shows."""
 
 LISTED = 8
-"""How many wrong parameters, groups of unproven ones and tied ones are told about one by one."""
+"""Wrong parameters, groups of unproven parameters and tied parameters that are described one by one: 8 of each."""
 
 NAMED = 6
-"""How many names stand in one sentence."""
+"""Names in one sentence; the others are counted, as in "and 12 more"."""
 
 SHADES = "·░▒▓█"
-"""A cell of a picture, from all right to all wrong."""
+"""Characters of a cell of a picture, from all right to all wrong; "▒" is half wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table; `-` stands for what was not measured."""
+    """One line of the table; `-` stands for a figure that was not measured."""
 
     status: Status
     mark: str
@@ -51,7 +51,7 @@ class Fold:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One coordinate of a wrong parameter; `remark` is what there is to say beyond its figures."""
+    """One coordinate of a wrong parameter; `remark` is its status, unless `mismatch`, and its one-sided slopes."""
 
     index: str
     analytic: str
@@ -63,7 +63,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """Where the wrong entries lie: a caption, lines of characters, and the same as shares from 0 to 1 (None: empty)."""
+    """The places of the wrong entries: a caption, lines of characters, and cells as fractions (None: not judged)."""
 
     caption: str
     lines: tuple[str, ...]
@@ -72,7 +72,7 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
-    """A wrong parameter: what is known about the mistake, its worst coordinates, and where they lie if not all over."""
+    """A wrong parameter: sentences on the mistake, the worst coordinates, and a picture unless all are wrong."""
 
     name: str
     shape: str
@@ -83,7 +83,7 @@ class Mistake:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Parameters of which the same thing was not proven, for the same reason."""
+    """Parameters of one status for one reason, of which something is not proven."""
 
     status: Status
     mark: str
@@ -93,7 +93,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """All that a report says, top to bottom."""
+    """The whole content of a report, top to bottom."""
 
     headline: str
     culprit: str | None
@@ -109,7 +109,7 @@ class Outline:
 
 
 def outline(facts: Facts) -> Outline:
-    """What is to be said about `facts`; every string is printable, of bounded number, and free of markup."""
+    """Returns the content of the report on `facts`: strings of bounded number, printable and free of markup."""
     rows = [*facts.mismatches, *(row for row in facts if row.status is not Status.MISMATCH)]
     shown, left_out = _fold(rows)
     gaps, groups = _gaps(rows), _alike(facts)
@@ -129,7 +129,7 @@ def outline(facts: Facts) -> Outline:
 
 
 def headline(facts: Facts) -> str:
-    """The outcome in words, on one line: how many of how many gradients are wrong, right, or neither."""
+    """Returns the outcome on one line: the numbers of gradients that are wrong, right, or neither."""
     counts = Counter(row.status for row in facts)
     total = _count(len(facts), "parameter")
     others = [
@@ -158,7 +158,7 @@ def _summary(facts: Facts) -> tuple[str, ...]:
 
 
 def _fold(rows: Sequence[ParameterReport]) -> tuple[list[ParameterReport], list[list[ParameterReport]]]:
-    """The rows of a table in their order, and those that it leaves out, status by status."""
+    """Returns the rows of a table in their order, and the rows left out, grouped by status."""
     if len(rows) <= MANY:
         return list(rows), []
     by_status: dict[Status, list[ParameterReport]] = {}
@@ -205,7 +205,7 @@ def _tied(facts: Facts) -> tuple[str, ...]:
 
 
 def _alike(facts: Facts) -> list[list[ParameterReport]]:
-    """Wrong rows, those together that one mistake explains; all unknown ones are one where there is a culprit."""
+    """Returns the wrong rows in groups that one mistake explains. With a culprit, all unknown rows are one group."""
     groups: dict[object, list[ParameterReport]] = {}
     for row in facts.mismatches:
         found = row.diagnosis
@@ -220,7 +220,7 @@ def _alike(facts: Facts) -> list[list[ParameterReport]]:
 
 
 def _mistakes(rows: Sequence[ParameterReport]) -> list[Mistake]:
-    """The first of the rows that one mistake explains, and one line for all others."""
+    """Returns the first row of a group in full, and one line for all others."""
     first, *others = rows
     if not others or first.diagnosis is None:
         return [_mistake(first)]
@@ -242,7 +242,7 @@ def _mistake(row: ParameterReport) -> Mistake:
 
 
 def _picture(found: WrongMap) -> Picture | None:
-    """None where every cell says the same."""
+    """Returns None where all judged cells are equal."""
     judged = {share for line in found.cells for share in line if not math.isnan(share)}
     if len(judged) < 2:
         return None
@@ -300,7 +300,7 @@ def _names(names: Sequence[str]) -> str:
 
 
 def _more(count: int, what: str) -> str:
-    """The line for `count` things left out; empty when there are none."""
+    """Returns the line for `count` things left out; "" when there are none."""
     return f"… and {count:,} more {what}" if count > 0 else ""
 
 
@@ -313,17 +313,17 @@ def _shape(shape: tuple[int, ...]) -> str:
 
 
 def figure(value: float) -> str:
-    """A measured figure, to two digits: `3.3e-01`, `0`, `nan`, `inf`."""
+    """Returns a measured figure to two digits: `3.3e-01`, `0`, `nan`, `inf`."""
     return f"{value:.1e}" if value else "0"
 
 
 def _error_bar(value: float) -> str:
-    """An error bar, to one digit; `-` when nobody knows it."""
+    """Returns an error bar to one digit, as in `3e-11`; `-` for NaN, an unknown one."""
     return "-" if math.isnan(value) else f"{value:.0e}" if value else "0"
 
 
 def _short(count: int) -> str:
-    """A count in at most five characters: `61706`, `235k`, `11.2M`."""
+    """Returns a count in at most five characters: `61706`, `235k`, `11.2M`."""
     if count < 100_000:
         return str(count)
     for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
@@ -333,10 +333,10 @@ def _short(count: int) -> str:
 
 
 def _sentence(text: str) -> str:
-    """Prose on its lines, each of them printable."""
+    """Returns prose with its line breaks, each line printable."""
     return "\n".join(map(printable, text.splitlines()))
 
 
 def printable(text: str) -> str:
-    r"""`text` with line breaks, escape sequences and other control characters spelled out (`\n`, `\x1b`)."""
+    r"""Returns `text` with line breaks, escape sequences and other control characters spelled out (`\n`, `\x1b`)."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

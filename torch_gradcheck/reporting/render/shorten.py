@@ -1,4 +1,4 @@
-"""Names cut in the middle to the width of a column, and still told apart."""
+"""Cuts names in the middle to the width of a column, so that different names stay different."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 
 def shortened(names: Sequence[str], width: int) -> list[str]:
-    """`names`, each in at most `width` terminal cells: an ellipsis stands for the middle of those that are longer.
+    """Returns `names`, each in at most `width` terminal cells; an ellipsis replaces the middle of longer names.
 
-    The end keeps two thirds, since it says more than the beginning, and the number of a block is kept before either.
-    Where two names would look the same, the cut moves to where they differ; where no cut tells them apart, they are
-    numbered. Different names are shown differently.
+    The end keeps two thirds of the width, since it says more than the beginning. The number of a block, as the 7 of
+    `layers.7.norm.weight`, is kept before either. Where two names would look equal, the cut moves to the place where
+    they differ. Where no cut tells them apart, they are numbered.
     """
     shown = {name: name if cells_of(name) <= width else _cut(_from_block(name), width, width // 3) for name in names}
     for alike in _alike(shown):
@@ -21,12 +21,12 @@ def shortened(names: Sequence[str], width: int) -> list[str]:
 
 
 def _from_block(name: str) -> str:
-    """`…7.norm.weight` for `model.layers.7.norm.weight`."""
+    """Returns `…7.norm.weight` for `model.layers.7.norm.weight`."""
     return re.sub(r"^.*\.(?=\d+\.)", "…", name)
 
 
 def _cut(name: str, width: int, head: int) -> str:
-    """`name` in `width` cells, `head` of them for its beginning."""
+    """Returns `name` in `width` cells, `head` of them for its beginning."""
     if cells_of(name) <= width:
         return name
     beginning, end = name, name
@@ -38,7 +38,7 @@ def _cut(name: str, width: int, head: int) -> str:
 
 
 def _alike(shown: dict[str, str]) -> list[list[str]]:
-    """The groups of names that are shown as the same string."""
+    """Returns the groups of names that are shown as the same string."""
     groups: dict[str, list[str]] = {}
     for name, form in shown.items():
         groups.setdefault(form, []).append(name)
@@ -46,7 +46,7 @@ def _alike(shown: dict[str, str]) -> list[list[str]]:
 
 
 def _told_apart(names: Sequence[str], width: int) -> dict[str, str]:
-    """The first cut that keeps `names` apart; nothing if there is none."""
+    """Returns the names under the first cut that keeps them apart; an empty dict if there is none."""
     for head in range(1, width - 1):
         forms = [_cut(name, width, head) for name in names]
         if len(set(forms)) == len(names):
@@ -63,7 +63,7 @@ def _numbered(names: Sequence[str], width: int) -> dict[str, str]:
 
 
 def cells_of(text: str) -> int:
-    """How many cells of a terminal `text` takes."""
+    """Returns the number of terminal cells that `text` takes."""
     from rich.cells import cell_len  # here and not above: importing torch_gradcheck must stay quick
 
     return cell_len(text)

@@ -16,20 +16,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDTH = 80
-"""Columns of the text, whatever the terminal: equal facts give equal text. A smaller width is taken as this one."""
+"""Columns of the text, whatever the terminal: equal facts give equal text. Smaller widths are raised to 80."""
 
 NAME_WIDTH = 26
-"""A long shape leaves this much to the name where both cannot have all they need ..."""
+"""Columns that a long shape leaves to the name, where the width is too small for both."""
 
 SHAPE_WIDTH = 10
-"""... but keeps this much itself."""
+"""Columns that the shape keeps in any case."""
 
 COORDINATES = 3
-"""How many coordinates of a wrong parameter are shown."""
+"""Coordinates shown of a wrong parameter, the worst first."""
 
 
 def text(facts: Facts, width: int | None = None) -> str:
-    """The report in lines of at most `width` columns (`None`: 80), without colour codes or trailing spaces."""
+    """Returns the report in lines of at most `width` columns (`None`: 80), without colour codes or trailing spaces."""
     said, width = outline(facts), max(width or WIDTH, WIDTH)
     sections = [
         _rendered(_opening(said), width),
@@ -42,7 +42,7 @@ def text(facts: Facts, width: int | None = None) -> str:
 
 
 def _rendered(renderables: Iterable[RenderableType], width: int) -> str:
-    """What rich makes of `renderables` on a page that is neither terminal nor notebook."""
+    """Returns the text of `renderables`, laid out by rich for a page that is neither terminal nor notebook."""
     from rich.console import Console
 
     page = StringIO()
@@ -94,12 +94,12 @@ class _Column:
         return max(map(cells_of, [*self.header.splitlines(), *self.cells]))
 
     def within(self, width: int) -> _Column:
-        """The same column, its cells cut to `width`."""
+        """Returns the same column, its cells cut to `width`."""
         return replace(self, cells=shortened(self.cells, width))
 
 
 def _columns(lines: Sequence[Line], width: int) -> list[_Column]:
-    """The table's columns; the figures have the room they need, names and shapes share what is left."""
+    """Returns the columns of the table. Figures have the room they need; names and shapes share the rest."""
     status = _Column("  status", [f"{line.mark} {line.status}" for line in lines])
     name = _Column("parameter", [line.name for line in lines])
     shape = _Column("shape", [line.shape for line in lines])
@@ -116,7 +116,7 @@ def _columns(lines: Sequence[Line], width: int) -> list[_Column]:
 
 
 def _mistakes(said: Outline) -> Iterator[list[RenderableType]]:
-    """A section for each wrong parameter."""
+    """Yields a section for each wrong parameter."""
     for mistake in said.mistakes:
         section: list[RenderableType] = [f"✗ {mistake.name}, shape {mistake.shape}"]
         section += [_indented(sentence) for sentence in mistake.sentences]
@@ -142,7 +142,7 @@ def _entries(entries: Sequence[Entry]) -> Table:
 
 
 def _gaps(said: Outline) -> Iterator[RenderableType]:
-    """What was not proven, and why."""
+    """Yields the parameters that are not proven, with the reasons."""
     for gap in said.gaps:
         yield f"{gap.mark} {gap.status}: {gap.names}"
         yield _indented(gap.reason)
