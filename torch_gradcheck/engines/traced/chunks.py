@@ -1,4 +1,4 @@
-"""The number of perturbations to evaluate at a time: the one with the highest measured throughput within memory."""
+"""The number of perturbations to evaluate at a time: as many as reuse the same memory."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ import torch
 SMALLEST, LARGEST = 16, 8192
 """The smallest and the largest number of perturbations in a chunk."""
 
-CACHED = 2**21
-"""Bytes (2 MiB) that an operation of the first chunk may write, so that the next operation finds them in the cache."""
+WRITTEN = 2**21
+"""Bytes (2 MiB) that an operation of the first chunk may write, supposing that every entry is perturbed."""
 
-REUSED = 2**24
-"""Bytes (16 MiB) of a chunk's values up to which the C library reuses a thread's memory instead of returning it."""
+HELD = 2**23
+"""Bytes (8 MiB) that the values of a later chunk may take at a time. With fewer, calls of operations take most of the
+time; with more, results have left the cache when the next operation reads them, and the C library fetches memory anew.
+"""
 
 
 def keep_freed_memory() -> None:
@@ -41,49 +43,33 @@ class Footprint(NamedTuple):
 
 
 class ChunkSize:
-    """Starts at what fits into the cache and doubles as long as that makes a perturbation cheaper.
+    """Sizes the first chunk by the most that a perturbation may take, and each later one by what the last one took.
 
     Args:
         limit: bytes that the values of one chunk may take.
-        footprint: of one perturbation; its peak bounds the chunk until one is measured.
+        footprint: of one perturbation, supposing that every entry is perturbed.
     """
 
     def __init__(self, limit: int, footprint: Footprint) -> None:
         self._limit = limit
-        cached = CACHED * footprint.operations // max(footprint.written_bytes, 1)
-        self._first = min(max(cached, SMALLEST), LARGEST)
-        self._affordable = self._fitting(footprint.peak_bytes)
+        first = WRITTEN * footprint.operations // max(footprint.written_bytes, 1)
+        self._wanted = min(max(first, SMALLEST), LARGEST, self._fitting(footprint.peak_bytes))
         self._survivable = LARGEST  # less after running out of memory
-        self._seconds: dict[int, float] = {}  # per perturbation, the best seen at each size
 
     @property
     def size(self) -> int:
-        """The size to use next."""
-        largest = min(self._affordable, self._survivable)
-        if not self._seconds:
-            return min(self._first, largest)
-        best = min(self._seconds, key=self._seconds.__getitem__)
-        if best == max(self._seconds):
-            return min(2 * best, largest)
-        if best == min(self._seconds):
-            return min(max(best // 2, SMALLEST), largest)
-        return min(best, largest)
+        """The size of the next chunk."""
+        return min(self._wanted, self._survivable)
 
-    def measured(self, size: int, seconds: float, peak_bytes: int) -> None:
-        """Take in the seconds and the peak of a chunk of this size."""
-        each = seconds / size
-        self._seconds[size] = min(each, self._seconds.get(size, each))
-        self._affordable = min(self._fitting(peak_bytes / size), self._reusing(peak_bytes / size))
+    def measured(self, size: int, peak_bytes: int) -> None:
+        """Takes in what the values of a chunk took."""
+        each = peak_bytes / size
+        self._wanted = min(max(SMALLEST, int(HELD / max(each, 1))), self._fitting(each))
 
     def out_of_memory(self, size: int) -> None:
-        """Take in that a chunk of this size was too large."""
+        """A chunk of this size was too large."""
         self._survivable = max(1, size // 2)
-        self._seconds = {known: seconds for known, seconds in self._seconds.items() if known <= self._survivable}
 
     def _fitting(self, each: float) -> int:
-        """The number of perturbations within the limit: temporaries take at most as much again as values."""
+        """The number of perturbations that fit: temporaries beside the values of a chunk are at most as large again."""
         return max(1, min(LARGEST, int(self._limit / max(2 * each, 1))))
-
-    def _reusing(self, each: float) -> int:
-        """The number of perturbations that reuse memory, but at least `SMALLEST`."""
-        return max(SMALLEST, int(REUSED / max(each, 1)))

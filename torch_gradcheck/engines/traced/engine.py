@@ -225,7 +225,6 @@ class TracedEngine(SubstituteEngine):
 
     def _chunk(self, parameter: int, coordinates: Indices, steps: Floats, threads: ThreadCount) -> Samples | None:
         """The samples of one chunk; None where memory did not suffice and the next chunk should be smaller."""
-        before, started = threads.used, perf_counter()
         start, taken = perturbed(self._theta(parameter), coordinates, steps)
         try:
             with threads.chunk():
@@ -236,8 +235,7 @@ class TracedEngine(SubstituteEngine):
                 raise
             self._chunks[parameter].out_of_memory(len(steps))
             return None
-        if len(steps) == self._chunks[parameter].size and threads.used == before:  # others are not comparable
-            self._chunks[parameter].measured(len(steps), perf_counter() - started, peak_bytes)
+        self._chunks[parameter].measured(len(steps), peak_bytes)
         return Samples(taken, J.double().numpy())
 
 

@@ -242,7 +242,6 @@ CASES: dict[str, Examples] = {
     # indexing
     "embedding.default": lambda: [call(r(5, 3), ids(5, 2, 4)), call(r(5, 3), ids(5, 4), 1)],
     "index_select.default": lambda: [call(r(3, 4), 1, ids(4, 6)), call(r(3, 4), -2, ids(3, 2))],
-    "gather.default": lambda: [call(r(3, 4), 1, ids(4, 3, 2)), call(r(3, 4), 0, ids(3, 2, 4))],
     "index.Tensor": lambda: [
         call(r(3, 4), [None, ids(4, 2, 3)]),
         call(r(3, 4, 2), [ids(3, 5), ids(4, 5)]),

@@ -36,17 +36,6 @@ def index_select(call: OperationCall) -> Results:
     return [Perturbed(call.base, x.values.index_select(d + 1, call.args[2]), x.region)]
 
 
-@rule("gather.default")
-def gather(call: OperationCall) -> Results:
-    """x at one index of a dimension for each position of the result."""
-    perturbed_only(call, 0)
-    x: Perturbed = call.args[0].widened()
-    d = dimensions(call.args[1], x.base.ndim)[0]
-    index = call.args[2]
-    values = x.values.gather(d + 1, index.unsqueeze(0).expand(x.count, *index.shape))
-    return [Perturbed(call.base, values, (None,) * call.base.ndim)]
-
-
 @rule("index.Tensor")
 def index(call: OperationCall) -> Results:
     """x[i, j, …] with index tensors that are not perturbed, of consecutive dimensions."""
