@@ -531,7 +531,7 @@ def test_batch_normalization_needs_a_form_without_side_effects(
     engine, reference = TracedEngine(objective, [weight]), Eager(objective, [weight])
     assert difference(engine, 0, reference, 1e-13) is None
     monkeypatch.setattr(f"torch_gradcheck.engines.traced.recording.recorder.{name}", None)
-    with pytest.raises(Untraceable, match="batch_norm.* has no form without side effects in this version of torch"):
+    with pytest.raises(Untraceable, match=r"batch_norm.* has no form without side effects in this version of torch"):
         TracedEngine(objective, [weight])
 
 
