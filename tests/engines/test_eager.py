@@ -1,3 +1,5 @@
+"""The eager engine moves one coordinate in place, evaluates J once, and puts the coordinate back to the bit."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

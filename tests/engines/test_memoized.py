@@ -1,3 +1,5 @@
+"""Calls of modules upstream of the perturbed parameter are answered from memory, and nobody notices by the values."""
+
 from __future__ import annotations
 
 from collections import Counter

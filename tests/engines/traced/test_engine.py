@@ -515,6 +515,28 @@ def test_an_exception_while_recording_is_untraceable() -> None:
         TracedEngine(objective, [nn.Parameter(torch.ones(2))])
 
 
+@pytest.mark.parametrize(
+    ("training", "name"),
+    [(True, "_BATCH_NORM_IN_TRAINING"), (False, "_BATCH_NORM_IN_EVALUATION")],
+    ids=["train", "eval"],
+)
+def test_batch_normalization_needs_a_form_without_side_effects(
+    training: bool, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, x, mean, variance = nn.Parameter(torch.randn(4, 3)), torch.randn(5, 4), torch.zeros(3), torch.ones(3)
+
+    def objective() -> Tensor:
+        batch_norm = torch.ops.aten._native_batch_norm_legit.default
+        y, *_ = batch_norm(x @ weight, None, None, mean, variance, training, 0.1, 1e-5)
+        return y.square().sum()
+
+    engine, reference = TracedEngine(objective, [weight]), Eager(objective, [weight])
+    assert difference(engine, 0, reference, 1e-13) is None
+    monkeypatch.setattr(f"torch_gradcheck.engines.traced.recording.recorder.{name}", None)
+    with pytest.raises(Untraceable, match=r"batch_norm.* has no form without side effects in this version of torch"):
+        TracedEngine(objective, [weight])
+
+
 def test_only_cpu_parameters_are_recorded() -> None:
     with pytest.raises(Untraceable, match="a parameter is on meta"):
         TracedEngine(lambda: torch.ones(()), [nn.Parameter(torch.ones(2, device="meta"))])

@@ -19,16 +19,16 @@ class Machine:
         self.had = had
         self.clock = self.processor_clock = 0.0
 
-    def run(self, cores: ThreadCount, seconds: float, operations: int = 10) -> list[int]:
-        """A chunk; over how many cores each of its operations was spread."""
+    def run(self, count: ThreadCount, seconds: float, operations: int = 10) -> list[int]:
+        """A chunk; over how many threads each of its operations was spread."""
         used = []
-        with cores.chunk():
+        with count.chunk():
             for _ in range(operations):
                 used.append(torch.get_num_threads())
                 self.clock += seconds / operations
-                self.processor_clock += seconds / operations * min(self.had, cores.used)
-                cores.adapt()
-        cores.ended()
+                self.processor_clock += seconds / operations * min(self.had, count.used)
+                count.adapt()
+        count.ended()
         return used
 
 
@@ -57,10 +57,10 @@ SHORT, LONG = INTERVAL / 20, 100 * INTERVAL
 
 
 def test_all_cores_are_used_as_long_as_they_are_had(machine: Built) -> None:
-    cores, quiet = ThreadCount(2), machine(1.9)
+    count, quiet = ThreadCount(2), machine(1.9)
     for _ in range(50):
-        assert quiet.run(cores, SHORT) == [2] * 10
-    assert quiet.run(cores, LONG) == [2] * 10
+        assert quiet.run(count, SHORT) == [2] * 10
+    assert quiet.run(count, LONG) == [2] * 10
 
 
 def test_a_long_chunk_goes_on_with_one_core_after_the_first_look(machine: Built) -> None:
@@ -68,25 +68,25 @@ def test_a_long_chunk_goes_on_with_one_core_after_the_first_look(machine: Built)
 
 
 def test_short_chunks_are_looked_at_together(machine: Built) -> None:
-    cores, busy = ThreadCount(2), machine(1.1)
-    used = [busy.run(cores, SHORT)[-1] for _ in range(25)]
+    count, busy = ThreadCount(2), machine(1.1)
+    used = [busy.run(count, SHORT)[-1] for _ in range(25)]
     assert used[:19] == [2] * 19
     assert used[-4:] == [1] * 4
 
 
 def test_all_cores_are_tried_again_after_a_pause_and_after_longer_ones(machine: Built) -> None:
-    cores, busy = ThreadCount(2), machine(1.1)
-    tried = [k for k in range(4 * PAUSE) if busy.run(cores, LONG)[0] == 2]
+    count, busy = ThreadCount(2), machine(1.1)
+    tried = [k for k in range(4 * PAUSE) if busy.run(count, LONG)[0] == 2]
     assert tried == [0, PAUSE + 1, 3 * PAUSE + 2]
 
 
 def test_a_machine_that_gets_busy_is_noticed_and_one_that_gets_quiet_too(machine: Built) -> None:
-    cores, changing = ThreadCount(2), machine(1.9)
-    assert changing.run(cores, LONG) == [2] * 10
+    count, changing = ThreadCount(2), machine(1.9)
+    assert changing.run(count, LONG) == [2] * 10
     changing.had = 1.1
-    assert changing.run(cores, LONG)[-1] == 1
+    assert changing.run(count, LONG)[-1] == 1
     changing.had = 1.9
-    assert [changing.run(cores, LONG)[-1] for _ in range(PAUSE + 1)] == [*[1] * PAUSE, 2]
+    assert [changing.run(count, LONG)[-1] for _ in range(PAUSE + 1)] == [*[1] * PAUSE, 2]
 
 
 def test_as_many_are_used_as_have_something_to_do(machine: Built) -> None:
@@ -94,9 +94,9 @@ def test_as_many_are_used_as_have_something_to_do(machine: Built) -> None:
 
 
 def test_time_between_chunks_does_not_count(machine: Built) -> None:
-    cores, quiet = ThreadCount(2), machine(1.9)
+    count, quiet = ThreadCount(2), machine(1.9)
     for _ in range(50):
-        assert quiet.run(cores, SHORT) == [2] * 10
+        assert quiet.run(count, SHORT) == [2] * 10
         quiet.clock += LONG
 
 

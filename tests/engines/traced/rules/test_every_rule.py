@@ -79,7 +79,9 @@ Examples = Callable[[], list[Example]]
 
 
 def two_of_one_shape() -> list[Example]:
-    return [call(r(3, 4), r(3, 4)), call(r(3, 4), r(4)), call(r(2, 1, 3), r(4, 1)), call(c(3, 2), c(3, 2))]
+    twice = r(3, 4)
+    different = [call(r(3, 4), r(3, 4)), call(r(3, 4), r(4)), call(r(2, 1, 3), r(4, 1)), call(c(3, 2), c(3, 2))]
+    return [*different, call(twice, twice)]
 
 
 def matrices(*batch: int) -> list[Example]:
@@ -381,11 +383,12 @@ def by_deltas(x: Perturbed) -> Perturbed:
     return Perturbed(x.base, None, x.region, x.deltas)
 
 
-def spare(x: Perturbed) -> Perturbed:
+def spare(chosen: dict[int, Perturbed]) -> dict[int, Perturbed]:
     """The same in memory that a rule may write to."""
-    copied = x.like(x.base, x.stored.clone(), x.region)
-    copied.owned = copied.spare = True
-    return copied
+    copies = {id(x): x.like(x.base, x.stored.clone(), x.region) for x in chosen.values()}
+    for copied in copies.values():
+        copied.owned = copied.spare = True
+    return {at: copies[id(x)] for at, x in chosen.items()}
 
 
 # ------------------------------------------------------------------ the comparison
@@ -437,15 +440,15 @@ def run(func: Any, example: Example) -> Any:
 
 
 def ways(example: Example, size: float) -> Iterator[dict[int, Perturbed]]:
-    """Every perturbable argument alone, in every form, then all of them at a time."""
+    """Every perturbable tensor alone, in every form, then all of them at a time; one that is given twice, as one."""
     tensors = perturbable(example)
+    different = list({id(x): x for x in tensors}.values())
     for form in FORMS:
-        for at, x in enumerate(tensors):
-            yield {at: form(x, size)}
-            yield {at: by_deltas(form(x, size))}
-        if len(tensors) > 1:
-            yield {at: form(x, size) for at, x in enumerate(tensors)}
-            yield {at: by_deltas(form(x, size)) for at, x in enumerate(tensors)}
+        for chosen in [*([x] for x in different), *([different] if len(different) > 1 else [])]:
+            found = {id(x): form(x, size) for x in chosen}
+            yield {at: found[id(x)] for at, x in enumerate(tensors) if id(x) in found}
+            found = {key: by_deltas(x) for key, x in found.items()}
+            yield {at: found[id(x)] for at, x in enumerate(tensors) if id(x) in found}
 
 
 def checked_in_every_way(func: Any, examples: list[Example]) -> None:
@@ -456,7 +459,7 @@ def checked_in_every_way(func: Any, examples: list[Example]) -> None:
         for size in (1e-5, 0.1):
             for chosen in ways(example, size):
                 covered |= check(func, example, chosen)
-                check(func, example, {at: spare(x) for at, x in chosen.items()})
+                check(func, example, spare(chosen))
     assert covered, "some call must be one that the rule is for"
 
 
