@@ -46,6 +46,7 @@ def test_a_dispatch_mode_sees_the_operations_of_a_backward_too() -> None:
     assert "aten.cos.default" in mode.names  # of the backward
 
 
+@pytest.mark.slow
 def test_a_dispatch_mode_does_not_import_the_compiler() -> None:
     """`_should_skip_dynamo`: the import takes two seconds, longer than most checks."""
     script = """

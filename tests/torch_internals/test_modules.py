@@ -127,6 +127,7 @@ def test_a_wrapper_of_the_compilers_is_compiled_and_gives_the_model_back() -> No
     assert uncompiled(model) is model
 
 
+@pytest.mark.slow
 def test_the_compiler_is_imported_only_where_something_is_compiled() -> None:
     """Where it is not, a check saves two seconds."""
     script = """

@@ -203,6 +203,7 @@ sys.exit("\\n".join(failed) or 0)
 """
 
 
+@pytest.mark.slow
 def test_every_file_is_imported_by_a_torch_that_has_renamed_its_private_names() -> None:
     """Then one rule is missing, not the package."""
     files = [path.relative_to(ROOT).with_suffix("") for path in sorted(ROOT.rglob("*.py"))]
