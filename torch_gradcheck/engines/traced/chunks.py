@@ -12,8 +12,8 @@ SMALLEST, LARGEST = 16, 8192
 WRITTEN = 2**21
 """Bytes (2 MiB) that an operation of the first chunk may write, supposing that every entry is perturbed."""
 
-HELD = 2**23
-"""Bytes (8 MiB) that the values of a later chunk may take at a time. With fewer, calls of operations take most of the
+HELD = 2**24
+"""Bytes (16 MiB) that the values of a later chunk may take at a time. With fewer, calls of operations take most of the
 time; with more, results have left the cache when the next operation reads them, and the C library fetches memory anew.
 """
 

@@ -15,12 +15,12 @@ from torch_gradcheck.engines.traced.recording.tape import Operation, Ref, Tape, 
 from torch_gradcheck.engines.traced.rules import convolutions, indexing, normalizations, products, reductions, views
 from torch_gradcheck.engines.traced.rules.by_vmap import by_vmap
 from torch_gradcheck.engines.traced.rules.pointwise import (
-    by_taylor,
     pointwise,
     rule_of,
     same,
     scaled,
     sum_or_difference,
+    tanh,
 )
 from torch_gradcheck.engines.traced.rules.registry import Rule
 from torch_gradcheck.engines.traced.threads import OnThreads
@@ -29,7 +29,7 @@ from torch_gradcheck.torch_internals.dispatch import modes_disabled
 from torch_gradcheck.torch_internals.operations import OpOverload, flatten, is_view
 
 FRESH = frozenset(
-    {by_taylor, scaled, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference}
+    {scaled, pointwise, products.product, products.product_and_sum, reductions.softmax, sum_or_difference, tanh}
 )
 """Rules whose results share memory with nothing, or are an operand's very tensor."""
 

@@ -136,8 +136,6 @@ CASES: dict[str, Examples] = {
     "mul.Scalar": lambda: one(2.5),
     "div.Scalar": lambda: one(2.5),
     "tanh.default": lambda: [*one(), call(c(3, 2))],
-    "sigmoid.default": lambda: [*one(), call(c(3, 2))],
-    "exp.default": lambda: [*one(), call(c(3, 2))],
     "_conj.default": lambda: [call(c(3, 2))],
     "_neg_view.default": one,
     "_prelu_kernel.default": lambda: one(p(1, 4)),
@@ -300,6 +298,8 @@ WHOLE_NUMBERS = ("bitwise_", "__and__", "__or__", "__xor__", "__lshift__", "__rs
 """How names of elementwise operations begin that take no real numbers, so that nothing perturbs their arguments."""
 
 ELEMENTWISE: dict[str, Examples] = {
+    "sigmoid.default": lambda: [*one(), call(c(3, 2))],
+    "exp.default": lambda: [*one(), call(c(3, 2))],
     **dict.fromkeys(("clamp.default", "clip.default"), lambda: [call(r(3, 4), -0.5, 0.5), call(r(3, 4), None, 0.5)]),
     **dict.fromkeys(
         ("clamp.Tensor", "clip.Tensor"), lambda: [call(r(3, 4), -p(4), p(3, 4)), call(r(3, 4), None, p(4))]

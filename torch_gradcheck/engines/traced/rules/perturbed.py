@@ -74,12 +74,11 @@ class Perturbed:
         full: whether every entry is in the region.
         holds_deltas: whether `stored` holds deltas; `values` is then a sum that is taken on first use.
         stored: shape (K, *extents), the deltas or the values.
-        bound: an upper bound of the absolute deltas; None where none is known.
         owned: whether nothing else reads the memory of `stored`.
         spare: whether, besides, no later operation reads this one, so that the running operation may write there.
     """
 
-    __slots__ = ("_values", "base", "bound", "full", "holds_deltas", "owned", "region", "spare", "stored")
+    __slots__ = ("_values", "base", "full", "holds_deltas", "owned", "region", "spare", "stored")
 
     def __init__(
         self, base: Tensor, values: Tensor | None, region: Sequence[Span | None], deltas: Tensor | None = None
@@ -88,7 +87,6 @@ class Perturbed:
         self._values = values
         self.holds_deltas = deltas is not None
         self.stored: Tensor = deltas if deltas is not None else values  # type: ignore[assignment]
-        self.bound: float | None = None
         self.owned = False
         self.spare = False
         self.region: Region = tuple(region)

@@ -17,7 +17,6 @@ from torch.nn import functional as F
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Region, pick, pick_each, place
 from torch_gradcheck.engines.traced.rules.pointwise import common_region, restricted
 from torch_gradcheck.engines.traced.rules.registry import NoRuleError, OperationCall, Results, rule
-from torch_gradcheck.engines.traced.rules.taylor import largest
 
 
 @rule("mm.default", "bmm.default")
@@ -100,7 +99,7 @@ def _times_fixed(A: Perturbed, B: Tensor, C: Tensor, bias: Tensor | None) -> Per
     if columns is not None and 2 * columns.length <= A.base.shape[-1]:
         W = pick(B, (*batch, columns, None)).contiguous()
         if columns.length == 1:
-            return _outer(A.deltas, W, C, region)
+            return Perturbed(C, None, region, A.deltas * W)
         return Perturbed(C, None, region, _matmul(A.deltas, W))
     A = A.widened([A.base.ndim - 1])
     if A.holds_deltas:
@@ -111,13 +110,6 @@ def _times_fixed(A: Perturbed, B: Tensor, C: Tensor, bias: Tensor | None) -> Per
     if bias is not None:
         stored += pick(bias.expand_as(C), region)
     return A.like(C, stored, region)
-
-
-def _outer(column: Tensor, row: Tensor, C: Tensor, region: Region) -> Perturbed:
-    """One column times one row; the product of their largest absolute entries bounds the result's."""
-    result = Perturbed(C, None, region, column * row)
-    result.bound = largest(column) * largest(row)
-    return result
 
 
 def _matmul(A: Tensor, B: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span, pick
+from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
 from torch_gradcheck.engines.traced.rules.registry import (
     NoRuleError,
     OperationCall,
@@ -13,10 +13,8 @@ from torch_gradcheck.engines.traced.rules.registry import (
     perturbed_only,
     rule,
 )
-from torch_gradcheck.engines.traced.rules.taylor import difference_quotient, is_small
-from torch_gradcheck.torch_internals.operations import existing, flatten, overload
+from torch_gradcheck.torch_internals.operations import existing, flatten
 
-_EXP, _LOG_SOFTMAX = overload("exp.default"), overload("_log_softmax.default")
 _MEANS = existing("mean.default", "mean.dim")
 
 
@@ -102,28 +100,18 @@ def along(position: int) -> Rule:
 
 @rule("_softmax.default", "_log_softmax.default", "_safe_softmax.default")
 def softmax(call: OperationCall) -> Results:
-    """Softmax or its logarithm by its addition theorem, in a third of the time of the function itself.
+    """Softmax or its logarithm along a dimension that is perturbed in full, which is moved in front.
 
-    p is the softmax of x at θ, d the deltas of x, and e = eᵈ − 1; sums run along the dimension:
-
-        log softmax(x + d) − log p  =  d − log(1 + Σ p·e)
-        softmax(x + d) − p          =  p · (e − Σ p·e) / (1 + Σ p·e)
+    torch takes 2 to 3 ns an entry there, and 10 to 15 along the last dimension.
     """
     x: Perturbed = call.args[0]
     if not x.base.ndim or x.base.dtype != call.base.dtype:
         raise NoRuleError
     axis = dimensions(call.args[1], x.base.ndim)[0]
     x = x.widened([axis])
-    d = x.deltas
-    if not is_small(d, x.bound):  # or rows of −∞
-        return [Perturbed(call.base, call.func(x.values, axis + 1, *call.args[2:], **call.kwargs), x.region)]
-    is_log = call.func is _LOG_SOFTMAX
-    p = pick(call.base, x.region)
-    weighted = difference_quotient(_EXP, p.exp() if is_log else p, d).mul_(d)
-    total = weighted.sum(axis + 1, keepdim=True)
-    if is_log:
-        return [Perturbed(call.base, None, x.region, d - total.log1p_())]
-    return [Perturbed(call.base, None, x.region, weighted.addcmul_(p, total, value=-1).mul_((1 + total).reciprocal_()))]
+    in_front = x.values.movedim(axis + 1, 1).contiguous()
+    found = call.func(in_front, 1, *call.args[2:], **call.kwargs)
+    return [Perturbed(call.base, found.movedim(1, axis + 1), x.region)]
 
 
 _REDUCTIONS = {

@@ -1,9 +1,6 @@
-"""Functions by their deltas give what an eager evaluation gives, to the last digits."""
+"""Values that the traced engine finds are those of an eager evaluation, to the last digits."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,39 +11,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_gradcheck.engines.traced.engine import TracedEngine
-from torch_gradcheck.engines.traced.rules.taylor import SMALL, difference_quotient, largest
-
-aten = torch.ops.aten
-
-EXACT: dict[str, tuple[Any, Callable[[Any], Any]]] = {
-    "tanh": (aten.tanh.default, np.tanh),
-    "sigmoid": (aten.sigmoid.default, lambda x: 1 / (1 + np.exp(-x))),
-    "exp": (aten.exp.default, np.exp),
-}
+from torch_gradcheck.engines.traced.rules.perturbed import Perturbed
+from torch_gradcheck.engines.traced.rules.pointwise import tanh
+from torch_gradcheck.engines.traced.rules.registry import OperationCall
 
 
-@pytest.mark.parametrize("name", EXACT)
-@given(x=st.floats(-30, 30), d=st.floats(-SMALL, SMALL))
-def test_a_function_close_by_is_exact_to_the_last_digits(name: str, x: float, d: float) -> None:
-    function, exactly = EXACT[name]
-    y = function(torch.tensor([x], dtype=torch.float64))
-    quotient = difference_quotient(function, y, torch.tensor([d], dtype=torch.float64))
-    found = float(y + d * quotient)
-    expected = float(exactly(np.longdouble(x) + np.longdouble(d)))
-    assert abs(found - expected) <= 4 * np.finfo(np.float64).eps * max(abs(expected), 1e-16 if name == "exp" else 1.0)
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [([], 0.0), ([1.0, -3.0], 3.0), ([-1.0, 2.0], 2.0)],
-    ids=["nothing", "negative", "positive"],
-)
-def test_the_largest_move_is_found(values: list[float], expected: float) -> None:
-    assert largest(torch.tensor(values)) == expected
-
-
-def test_a_move_that_is_not_a_number_is_not_small() -> None:
-    assert not largest(torch.tensor([0.0, float("nan"), 1e-9])) <= SMALL
+@given(x=st.floats(-30, 30))
+def test_tanh_is_as_exact_as_that_of_torch(x: float) -> None:
+    base = torch.zeros((), dtype=torch.float64)
+    perturbed = Perturbed(base, torch.tensor([x], dtype=torch.float64), ())
+    [result] = tanh(OperationCall(torch.ops.aten.tanh.default, (perturbed,), {}, [base], 1))
+    assert result is not None
+    expected = np.tanh(np.longdouble(x))
+    assert abs(float(result.values) - expected) <= np.finfo(np.float64).eps * abs(expected)
 
 
 class Functions(nn.Module):
