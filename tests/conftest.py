@@ -8,6 +8,7 @@ import gc
 import os
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -27,11 +28,22 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+SLOW_FOLDERS = {"benchmarks", "integrations"}
+"""Their tests are slow as a whole: Lightning alone takes five seconds to import."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves slow folders unread where slow tests are deselected; None leaves the choice to pytest."""
+    return True if collection_path.name in SLOW_FOLDERS and config.option.markexpr == "not slow" else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest itself selects by markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what `slow_but_for` leaves: of n cases, those k stay that are nearest to (j + ½)·n/k."""
+    """Marks slow folders, and what `slow_but_for` leaves: of n cases, those k stay that are nearest to (j + ½)·n/k."""
     cases: dict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
     for item in items:
+        if item.path.parent.name in SLOW_FOLDERS:
+            item.add_marker("slow")
         if marker := item.get_closest_marker("slow_but_for"):
             cases[item.nodeid.partition("[")[0], *marker.args].append(item)
     for (_, kept), of_one_test in cases.items():

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -39,14 +40,23 @@ FILES = {
 }
 
 
+LAZY = {"__init__"}
+"""Loads its names when they are asked for; its imports are for type checkers."""
+
+
 def room_of(module: str) -> str:
     return module.partition(".")[0]
 
 
 def imported_by(module: str) -> Iterator[str]:
     """The files of this package that another one imports, wherever in it the statement stands."""
-    for node in ast.walk(ast.parse(FILES[module].read_text())):
+    for node in ast.walk(tree_of(module)):
         yield from ours(node)
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text())
 
 
 def ours(node: ast.AST) -> Iterator[str]:
@@ -73,43 +83,49 @@ def test_there_are_at_most_eight_files_at_the_root() -> None:
     assert len([module for module in FILES if "." not in module]) <= 8
 
 
-@pytest.mark.parametrize("module", FILES)
-def test_imports_point_down(module: str) -> None:
-    room = room_of(module)
-    others = {room_of(name) for name in imported_by(module)} - {room}
-    if module == "__init__":
-        return  # its imports are for type checkers; its names load their files when they are asked for
-    assert [other for other in sorted(others) if FLOOR[other] >= FLOOR[room]] == []
+def test_imports_point_down() -> None:
+    upward = {
+        module: others
+        for module in FILES.keys() - LAZY
+        if (others := sorted(other for other in rooms_imported_by(module) if FLOOR[other] >= FLOOR[room_of(module)]))
+    }
+    assert upward == {}
+
+
+def rooms_imported_by(module: str) -> set[str]:
+    """The other rooms that a file imports from."""
+    return {room_of(name) for name in imported_by(module)} - {room_of(module)}
 
 
 def test_no_files_import_each_other_in_a_circle() -> None:
-    TopologicalSorter({module: set(imported_by(module)) for module in FILES if module != "__init__"}).prepare()
+    TopologicalSorter({module: set(imported_by(module)) for module in FILES.keys() - LAZY}).prepare()
 
-
-LAZY = {"__init__"}
-"""Loads its names when they are asked for."""
 
 IMPORTS_THE_USERS = {"command_line"}
 """Imports the file it is to check."""
 
 
-@pytest.mark.parametrize("module", sorted(FILES.keys() - LAZY))
-def test_no_import_of_our_own_hides_in_a_function(module: str) -> None:
-    tree = ast.parse(FILES[module].read_text())
-    hidden = [node for node in ast.walk(tree) if any(ours(node)) and node not in tree.body]
-    assert [ast.unparse(node) for node in hidden] == []
-    assert module in IMPORTS_THE_USERS or "importlib" not in FILES[module].read_text()
+def test_no_import_of_our_own_hides_in_a_function() -> None:
+    hidden = {}
+    for module in FILES.keys() - LAZY:
+        tree = tree_of(module)
+        at_the_top = {id(node) for node in tree.body}
+        inside = [ast.unparse(node) for node in ast.walk(tree) if id(node) not in at_the_top and any(ours(node))]
+        if inside or (module not in IMPORTS_THE_USERS and "importlib" in FILES[module].read_text()):
+            hidden[module] = inside
+    assert hidden == {}
 
 
 NUMPY_ONLY = ("differences.", "diagnosis.kind.")
 """Folders that know numbers only."""
 
 
-@pytest.mark.parametrize("module", [module for module in FILES if module.startswith(NUMPY_ONLY)])
-def test_what_works_on_numbers_knows_no_torch(module: str) -> None:
+def test_what_works_on_numbers_knows_no_torch() -> None:
     roots = {
         (alias.name if isinstance(node, ast.Import) else node.module or "").partition(".")[0]
-        for node in ast.walk(ast.parse(FILES[module].read_text()))
+        for module in FILES
+        if module.startswith(NUMPY_ONLY)
+        for node in ast.walk(tree_of(module))
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }

@@ -62,7 +62,6 @@ def seeded(**options: bool) -> Module:
     return Module(**options)
 
 
-@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize(
     "options",
     [

@@ -70,6 +70,7 @@ def check_with_ctrl_c(model: nn.Module, batch: Tensor, reports: list[Report], *e
         reports.append(check(model, batch))
 
 
+@pytest.mark.slow
 def test_from_another_thread_at_random_points() -> None:
     usual, draw, inside, lost = events_of_a_check(), random.Random(4), 0, 0
     for attempt in range(600):

@@ -221,7 +221,7 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("name", LOOPS)
 def test_the_run_with_the_monitor_is_the_run_without_it(name: str) -> None:
     alone, _ = trained(name, monitored=False)

@@ -42,7 +42,7 @@ def test_its_correct_twin_passes(bug: Planted) -> None:
     assert {row.status for row in report} <= {"match", "flat", "frozen"}, str(report)
 
 
-@pytest.mark.slow_but_for(16)
+@pytest.mark.slow_but_for(8)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_correct_module_matches(case: Case, mode: str) -> None:
@@ -57,7 +57,7 @@ def test_a_correct_module_matches(case: Case, mode: str) -> None:
     assert not surprises, str(report)
 
 
-@pytest.mark.slow_but_for(12)
+@pytest.mark.slow_but_for(6)
 @pytest.mark.parametrize("seed", range(3))
 @every_delicate
 def test_a_delicate_model_is_not_accused(row: Delicate, seed: int) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from torch_gradcheck.engines.traced.rules.registry import RULES, rule
 
 WITHOUT_PRIVATE_OPERATIONS = """
@@ -28,6 +30,7 @@ def test_a_rule_for_an_operation_that_does_not_exist_is_skipped() -> None:
     assert before == RULES
 
 
+@pytest.mark.slow
 def test_a_torch_without_the_private_operations_of_aten_is_checked_without_their_rules() -> None:
     script = [sys.executable, "-W", "error", "-c", WITHOUT_PRIVATE_OPERATIONS]
     lines = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
