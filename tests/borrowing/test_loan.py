@@ -347,6 +347,7 @@ def test_a_start_gives_random_state_and_buffers_their_first_values() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.slow
 def test_compiled_parts_run_eagerly_and_are_compiled_as_before_afterwards() -> None:
     calls = []
 

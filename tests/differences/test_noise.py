@@ -27,6 +27,7 @@ def noisy(trend: Callable[[Floats], Floats], sigma: float, seed: int) -> Floats:
     return trend(1e-6 * T) + sigma * np.random.default_rng(seed).standard_normal(POINTS)
 
 
+@pytest.mark.slow_but_for(6)
 @pytest.mark.parametrize("sigma", [1e-12, 1e-10, 1e-8], ids="sigma={:.0e}".format)
 @pytest.mark.parametrize("trend", TRENDS)
 def test_known_noise_on_a_trend_is_measured_within_a_factor(trend: str, sigma: float) -> None:

@@ -51,6 +51,7 @@ def covers(estimates: Estimates, slope: float) -> bool:
 # Smooth functions --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @wide
 @given(
     known=st.sampled_from(KNOWN),
@@ -81,7 +82,7 @@ def test_the_error_bar_is_small(known: Known, x: float, c: float) -> None:
     assert estimates.error_bar[0] <= 1e-5 * size
 
 
-@pytest.mark.slow_but_for(4)
+@pytest.mark.slow_but_for(2)
 @every_known
 def test_most_derivatives_are_known_to_nine_digits(known: Known) -> None:
     places = np.geomspace(0.01, 3, 40)
@@ -107,6 +108,7 @@ def test_products(one: Known, other: Known, x: float, c: float) -> None:
     assert abs(estimates.central[0] - slope) <= estimates.error_bar[0] + cancelled
 
 
+@pytest.mark.slow
 @wide
 @given(exponent=st.floats(-8, 0), place=st.floats(-3, 3))
 def test_a_small_natural_scale_is_found(exponent: float, place: float) -> None:
@@ -175,6 +177,7 @@ def test_rungs_are_powers_of_two_from_one_down(ladder: Ladder) -> None:
     assert np.all(np.frexp(ladder.rungs)[0] == 0.5)
 
 
+@pytest.mark.slow_but_for(4)
 @every_known
 def test_the_fine_ladder_is_as_honest(known: Known) -> None:
     for x in np.geomspace(0.01, 2.5, 15):
@@ -243,6 +246,7 @@ def test_the_error_bar_covers_the_error_among_many_corners(exponents: list[float
     assert covers(climbed(f), float(np.cos(0.5) + weights[places < 0].sum()))
 
 
+@pytest.mark.slow
 @wide
 @given(exponent=st.floats(-9, 0), size=st.floats(-6, 3), side=st.sampled_from([1.0, -1.0]))
 def test_a_step_at_a_distance_is_not_taken_for_a_slope(exponent: float, size: float, side: float) -> None:

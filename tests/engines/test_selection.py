@@ -416,7 +416,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
 }
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("eps", [None, 1e-6], ids=["chosen step", "given step"])
 def test_both_engines_find_the_same(name: str, eps: float | None, monkeypatch: pytest.MonkeyPatch) -> None:

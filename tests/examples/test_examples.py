@@ -86,6 +86,7 @@ def test_problem_passes():
     }
 
 
+@pytest.mark.slow
 def test_broken_problem_is_wrong_before_the_broken_activation_only():
     report = check_module(*digits_mlp.broken_problem())
 

@@ -61,6 +61,7 @@ def test_a_large_model_is_projected_and_the_report_says_why() -> None:
     assert "differences at all 4,610,003 coordinates would take about" in why
 
 
+@pytest.mark.slow
 def test_a_large_model_that_cannot_be_recorded_is_projected_too() -> None:
     report = check(Reading(*perceptron(600, 1500, 3)), 600)
     assert report.method == "projected"

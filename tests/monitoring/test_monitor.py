@@ -72,7 +72,7 @@ def kinds(report: Report) -> set[str]:
 # --- the schedule -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow_but_for(3)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -201,6 +201,7 @@ class Wrong(nn.Module):
         return self.outer(WrongTanh.apply(self.inner(x)))
 
 
+@pytest.mark.slow
 def test_a_wrong_backward_shows_in_both_halves() -> None:
     torch.manual_seed(0)
     report = monitored(Loop(Wrong()), 1, on_mismatch="record").reports[0]
@@ -277,6 +278,7 @@ def not_reached(model: nn.Module) -> None:
     model.get_parameter("0.weight").grad = None
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize(
     ("spoil", "kind", "words"),
     [
@@ -319,6 +321,7 @@ def test_a_stale_gradient_is_named() -> None:
     assert "the batch before" in str(monitor.reports[2])
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize(
     ("spoil", "options"),
     [
@@ -351,6 +354,7 @@ def accumulate(monitor: GradientMonitor, model: nn.Module, divisor: int) -> None
             optimizer.zero_grad()
 
 
+@pytest.mark.slow
 def test_accumulated_batches_are_one_step() -> None:
     model = net()
     with GradientMonitor(model, cross_entropy, at=[0, 2], accumulate=3) as monitor:

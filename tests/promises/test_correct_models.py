@@ -8,7 +8,7 @@ from tests.zoo.modules import ABSTRACT, CASES, Case, parametric_classes
 from torch_gradcheck import check_module
 
 
-@pytest.mark.slow_but_for(20)
+@pytest.mark.slow_but_for(10)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 def test_a_correct_module_matches(case: Case, mode: str) -> None:

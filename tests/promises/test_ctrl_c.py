@@ -136,6 +136,7 @@ def test_a_handler_of_the_callers_that_does_not_raise_is_called_and_the_check_go
     assert reports[0].passed
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no interval timers")
 def test_an_alarm_of_the_callers_that_raises() -> None:
     """As timeouts do."""

@@ -37,7 +37,7 @@ def assert_precise(report: Report) -> None:
     assert report.relative_error < PRECISE, str(report)
 
 
-@pytest.mark.slow_but_for(10)
+@pytest.mark.slow_but_for(5)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("cast", CASTS, ids=lambda cast: cast.id)
 def test_a_cast_inside_the_model_is_overridden(cast: Cast, mode: str) -> None:
@@ -260,6 +260,7 @@ def test_a_model_of_transformers(model: Pretrained, mode: str) -> None:
     assert report.relative_error < 1e-5
 
 
+@pytest.mark.slow
 def test_outputs_of_transformers_as_a_batch() -> None:
     from transformers import BatchEncoding
     from transformers.modeling_outputs import BaseModelOutput

@@ -182,6 +182,7 @@ def test_a_step_of_a_gan(whose: str) -> None:
     assert report.passed, str(report)
 
 
+@pytest.mark.slow
 def test_a_closure_that_has_gone_backward_is_judged_by_what_it_left() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
@@ -338,6 +339,7 @@ def test_two_parameters_on_one_memory_are_two() -> None:
     assert checked(model, torch.sum, X).passed
 
 
+@pytest.mark.slow
 def test_checks_in_several_threads() -> None:
     before = Snapshot(model=nn.Linear(1, 1))
     verdicts: dict[int, bool] = {}

@@ -73,6 +73,7 @@ def test_gradients_that_get_lost_there_are_found(hidden: Callable[[Tensor], Tens
     assert any("by a way that the recording does not see" in note for note in report.notes)
 
 
+@pytest.mark.slow_but_for(1)
 @HIDDEN
 def test_gradients_that_are_right_there_are_right(hidden: Callable[[Tensor], Tensor]) -> None:
     report = checked(lambda x: HiddenExp.apply(x, hidden))  # type: ignore[no-untyped-call]

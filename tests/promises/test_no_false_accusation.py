@@ -65,7 +65,7 @@ NEAR_ZERO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.slow_but_for(12)
+@pytest.mark.slow_but_for(6)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("off", [0.0, 1e-14, 1e-12, 1e-10, 1e-6], ids=lambda off: f"off by {off:g}")
 @pytest.mark.parametrize("loss", NEAR_ZERO)
@@ -78,7 +78,7 @@ def test_a_loss_that_vanishes_accuses_nobody(loss: str, off: float, seed: int) -
     assert report.passed, str(report)
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("seed", range(6))
 def test_a_loss_that_almost_vanishes_still_finds_what_is_wrong(seed: int) -> None:
     torch.manual_seed(seed)
@@ -90,6 +90,7 @@ def test_a_loss_that_almost_vanishes_still_finds_what_is_wrong(seed: int) -> Non
     assert [row.name for row in report.mismatches] == ["0.weight"], str(report)
 
 
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("large", [1e7, 1e8, 1e9], ids="{:.0e}".format)
 def test_a_vanishing_loss_of_rounded_outputs_accuses_nobody(large: float, seed: int) -> None:
@@ -151,7 +152,7 @@ class AtItsSteepest(nn.Module):
         return STEEP[self.function](self.w, self.width).sum() + (x * self.w).sin().sum()
 
 
-@pytest.mark.slow_but_for(8)
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("width", [1e-6, 1e-9, 1e-12, 1e-15, 1e-18, 1e-25], ids="{:.0e}".format)
 @pytest.mark.parametrize("function", STEEP)
 def test_a_steep_piece_that_falls_between_the_steps_is_not_accused(function: str, width: float) -> None:
@@ -212,6 +213,7 @@ def test_a_gradient_of_what_is_always_zero_is_found(size: float) -> None:
     assert [row.name for row in report.mismatches] == ["weight"], str(report)
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("seed", range(4))
 def test_a_lost_entry_of_an_oscillating_loss_is_found(seed: int) -> None:
     """Steps that are too large give many a slope, 0 among them."""
@@ -223,7 +225,7 @@ def test_a_lost_entry_of_an_oscillating_loss_is_found(seed: int) -> None:
     assert [(row.name, row.mismatched) for row in report.mismatches] == [("0.weight", 1)], str(report)
 
 
-@pytest.mark.slow_but_for(5)
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("seed", SEEDS)
 @every_model
 def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -> None:
@@ -231,7 +233,7 @@ def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -
     assert report.passed, str(report)
 
 
-@pytest.mark.slow_but_for(3)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("change", [off_by_a_ten_thousandth, one_larger_entry_off_by_a_hundredth])
 @every_spoiled
 def test_a_small_planted_error_is_found(model: Delicate, name: str, change: Callable[[Tensor], Tensor]) -> None:
@@ -272,7 +274,7 @@ def test_one_entry_that_is_not_finite_is_always_a_mismatch(name: str, value: flo
     assert [row.name for row in check(row, problem).mismatches] == ["0.weight"]
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_gradient_outside_the_two_slopes_of_a_corner_is_a_mismatch(seed: int) -> None:
     row = next(row for row in DELICATE if row.id == "relu-at-zero")

@@ -43,7 +43,7 @@ def built(state: State) -> tuple[Setup, Snapshot]:
     return setup, Snapshot(model=setup.model, loss=setup.loss_fn, batch=setup.batch, **setup.watched)
 
 
-@pytest.mark.slow_but_for(15)
+@pytest.mark.slow_but_for(7)
 @pytest.mark.parametrize("mode", ["eval", "train", "keep"])
 @every_state
 def test_after_a_check(state: State, mode: str) -> None:
@@ -52,7 +52,7 @@ def test_after_a_check(state: State, mode: str) -> None:
     assert before.changes() == []
 
 
-@pytest.mark.slow_but_for(8)
+@pytest.mark.slow_but_for(4)
 @every_state
 def test_after_a_check_in_float32(state: State) -> None:
     setup, before = built(state)
@@ -130,7 +130,7 @@ def small_writer() -> Setup:
 small = pytest.mark.parametrize("build", [small_batch_norm, small_spectral_norm, small_writer])
 
 
-@pytest.mark.slow_but_for(2)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("place", [raising_loss, raising_forward])
 @pytest.mark.parametrize("error", [UserError, KeyboardInterrupt, SystemExit])
 @small
@@ -313,6 +313,7 @@ def test_two_checks_give_the_same_report() -> None:
     assert first.loss == second.loss
 
 
+@pytest.mark.slow
 def test_in_another_thread() -> None:
     model, x = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).half(), torch.randn(4, 3).half()
     outcome: list[Any] = []

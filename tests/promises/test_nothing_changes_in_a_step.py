@@ -30,7 +30,7 @@ class Interrupts(nn.Module):
         return x
 
 
-@pytest.mark.slow_but_for(6)
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("model", ["mlp", "spectral", "sparse"])
 def test_on_return(model: str, regime: str) -> None:

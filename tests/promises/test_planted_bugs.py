@@ -35,13 +35,13 @@ def expected_kind(bug: Planted, name: str) -> str:
     return bug.kinds if isinstance(bug.kinds, str) else bug.kinds[name]
 
 
-@pytest.mark.slow_but_for(20)
+@pytest.mark.slow_but_for(10)
 @every_bug
 def test_the_table_tells_the_truth(bug: Planted) -> None:
     assert truly_wrong(bug) == set(bug.wrong)
 
 
-@pytest.mark.slow_but_for(4)
+@pytest.mark.slow_but_for(2)
 @every_bug
 def test_the_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     report = found(bug)
@@ -76,7 +76,7 @@ def test_kinds_and_culprits_are_told_in_95_percent() -> None:
     assert sum(culprits) >= 0.95 * len(culprits)
 
 
-@pytest.mark.slow_but_for(4)
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("bug", PLANTED[::6], ids=lambda bug: bug.id)
 def test_the_projected_method_tells_the_same(bug: Planted) -> None:
     problem = bug.build(True)

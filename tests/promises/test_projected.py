@@ -26,7 +26,7 @@ def check(problem: Any, **options: Any) -> Report:
     return report
 
 
-@pytest.mark.slow_but_for(4)
+@pytest.mark.slow_but_for(2)
 @every_bug
 def test_a_planted_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     problem = bug.build(True)
@@ -34,7 +34,7 @@ def test_a_planted_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
     assert {row.name for row in report.mismatches} == set(bug.wrong), str(report)
 
 
-@pytest.mark.slow_but_for(10)
+@pytest.mark.slow_but_for(5)
 @every_bug
 def test_its_correct_twin_passes(bug: Planted) -> None:
     problem = bug.build(False)
@@ -92,7 +92,7 @@ def one_larger_entry_off_by_a_hundredth(g: Tensor) -> Tensor:
     return flat.view_as(g)
 
 
-@pytest.mark.slow_but_for(8)
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("change", [off_by_a_ten_thousandth, one_larger_entry_off_by_a_hundredth])
 @pytest.mark.parametrize(
     ("row", "name"),

@@ -41,7 +41,7 @@ def right_report(model: str, regime: str) -> Report:
     return watched(built(model, REGIMES[regime]), REGIMES[regime])
 
 
-@pytest.mark.slow_but_for(8)
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize(("model", "regime"), CASES)
 def test_a_correct_step_is_not_accused(model: str, regime: str) -> None:
     report = right_report(model, regime)
@@ -50,7 +50,7 @@ def test_a_correct_step_is_not_accused(model: str, regime: str) -> None:
         assert set(statuses(report).values()) <= {"match", "flat"}, str(report.in_grad)
 
 
-@pytest.mark.slow_but_for(5)
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("regime", REGIMES)
 @pytest.mark.parametrize("model", ["mlp", "spectral", "fitted", "stagnating", "underflowing"])
 def test_a_correct_step_that_nobody_saw_is_not_accused(model: str, regime: str) -> None:
@@ -80,7 +80,7 @@ def spoil_a_tenth(model: nn.Module) -> None:
         parameter.grad = flat.view(parameter.shape)
 
 
-@pytest.mark.slow_but_for(3)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("spoil", [double, spoil_a_tenth], ids=["twice", "a tenth is zero"])
 @pytest.mark.parametrize("regime", ["float32", "bfloat16", "autocast bfloat16"])
 @pytest.mark.parametrize("model", MODELS)
@@ -93,6 +93,7 @@ def test_a_wrong_step_is_found_wherever_something_was_proven(
     assert "match" in right.values() or model in ("underflowing", "stagnating", "fitted")
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_what_is_no_number_is_always_wrong(regime: str) -> None:
     trained = built("mlp", REGIMES[regime])

@@ -84,6 +84,7 @@ def test_a_right_gradient_matches(seed: int, exponent: float) -> None:
     assert covered.all()
 
 
+@pytest.mark.slow
 @wide
 @given(seed=seeds, exponent=loss_scales, place=st.floats(0, 1, exclude_max=True), off=st.sampled_from([0.99, 1.01]))
 def test_one_entry_off_by_a_hundredth_is_found_and_no_other(
@@ -194,6 +195,7 @@ def test_nor_beside_an_entry_of_ordinary_scale(exponent: int, place: float) -> N
     assert outcomes(results) == ["MATCH", "MATCH"] if exponent >= -8 else "MISMATCH" not in outcomes(results)
 
 
+@pytest.mark.slow_but_for(9)
 @pytest.mark.parametrize("exponent", range(-7, 0))
 @pytest.mark.parametrize("off", [1.01, 2.0, -1.0, 0.0])
 def test_a_wrong_gradient_on_a_small_natural_scale_is_found(off: float, exponent: int) -> None:

@@ -40,6 +40,7 @@ def test_a_closure_over_parts_of_the_model() -> None:
     assert report.culprit == "G.1"
 
 
+@pytest.mark.slow
 def test_a_module_outside_of_the_model_belongs_to_the_closure() -> None:
     model, critic = layers(wrong=False), nn.Sequential(nn.Linear(2, 3), Tanh(True), nn.Linear(3, 1))
     report = check_closure(model, lambda: critic(model(X)).mean())
@@ -72,6 +73,7 @@ def test_a_closure_that_runs_another_backward_besides() -> None:
     assert check_closure(parts, closure).culprit == "G.1"
 
 
+@pytest.mark.slow
 def test_a_closure_that_changes_grad_afterwards() -> None:
     model = layers(wrong=False)
 
@@ -95,6 +97,7 @@ def test_a_hook_on_a_parameter(change: Callable[[Tensor], Tensor]) -> None:
     assert "a hook on the parameter 0.weight" in report.notes[0]
 
 
+@pytest.mark.slow
 def test_in_float32_too() -> None:
     assert check_module(layers(), squared_error, (X, T), dtype=torch.float32).culprit == "1"
 
@@ -188,6 +191,7 @@ def test_two_mistakes_are_both_told() -> None:
     assert report.notes[1].startswith("besides, the mistake is in the backward of 0.1 (Tanh)")
 
 
+@pytest.mark.slow
 def test_a_mistake_in_many_parameters_is_told_once() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), Tanh(True, 2.0), nn.Linear(3, 2))
     notes = check_module(model, squared_error, (X, T)).notes
@@ -232,6 +236,7 @@ class Setting(nn.Module):
         return self.back(y)
 
 
+@pytest.mark.slow
 def test_where_a_module_cannot_be_run_alone_no_culprit_is_named() -> None:
     report = checked(network(Setting)(True))
     assert report.culprit is None

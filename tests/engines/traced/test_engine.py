@@ -306,7 +306,7 @@ def difference(engine: TracedEngine, parameter: int, reference: Eager, noise: fl
     return None
 
 
-@pytest.mark.slow_but_for(3)
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("name", ZOO)
 def test_values_are_those_of_J_to_roundoff(name: str) -> None:  # noqa: N802
     _, objective, parameters = built(name)
@@ -572,7 +572,7 @@ def test_transformers(name: str) -> None:
             assert difference(engine, i, reference, 1e-13) is None
 
 
-@pytest.mark.slow_but_for(4)
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("name", ZOO)
 def test_memory_that_is_reused_belongs_to_nobody_else(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch_gradcheck.engines.traced.rules.pointwise._WORTH_LOOKING_AT", 1)

@@ -19,6 +19,7 @@ def components(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     return drawn + np.copysign(0.5, drawn)
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("elsewhere", [0.0, 0.7, -1.4])
 @pytest.mark.parametrize("error", ERRORS.values(), ids=ERRORS)
 def test_an_error_is_missed_no_more_often_than_the_bound_says(error: list[float], elsewhere: float) -> None:

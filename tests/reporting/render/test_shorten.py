@@ -38,6 +38,7 @@ PART = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).map(printa
 NAMES = st.lists(st.lists(PART, min_size=1, max_size=6).map(".".join), unique=True, max_size=40)
 
 
+@pytest.mark.slow
 @given(NAMES, st.integers(min_value=10, max_value=40))
 def test_shortened_names_fit_and_stay_different(names: list[str], width: int) -> None:
     shown = shortened(names, width)

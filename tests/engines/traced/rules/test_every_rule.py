@@ -479,13 +479,13 @@ def existing_function(name: str) -> Any:
     return func
 
 
-@pytest.mark.slow_but_for(12)
+@pytest.mark.slow_but_for(6)
 @pytest.mark.parametrize("name", CASES)
 def test_a_rule_gives_what_the_operation_gives(name: str) -> None:
     checked_in_every_way(existing_function(name), CASES[name]())
 
 
-@pytest.mark.slow_but_for(12)
+@pytest.mark.slow_but_for(6)
 @pytest.mark.parametrize("name", sorted({*elementwise(), *ELEMENTWISE}))
 def test_the_elementwise_rule_gives_what_the_operation_gives(name: str) -> None:
     func = existing_function(name)

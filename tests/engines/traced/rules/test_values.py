@@ -52,6 +52,7 @@ class Masked(nn.Module):
         return self.last(torch.softmax(scores, 1) + torch.sigmoid(800 * scores.clamp(-2, 2)))
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("step", [1e-7, 1e-5, 1e-2], ids=lambda step: f"{step:g}")
 @pytest.mark.parametrize("model", [Functions, Masked], ids=lambda model: model.__name__)
 def test_moves_give_the_value_of_J(  # noqa: N802
