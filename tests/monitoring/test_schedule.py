@@ -1,0 +1,76 @@
+"""The schedule wakes a monitor at the last call before a scheduled step and at the calls of the step only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.monitoring.schedule import NEVER, Due, Schedule
+
+
+def calls_due(at: Any, every: int | None, accumulate: int, calls: int) -> dict[int, Due]:
+    """What each call is for, as a monitor drives the schedule that checks every step it comes to."""
+    schedule, due = Schedule(at, every, accumulate), {}
+    schedule.await_step(0)
+    within = 0
+    for call in range(calls):
+        found = schedule.called()
+        if found is None:
+            continue
+        due[call] = found
+        schedule.wake_next()
+        within += found is Due.WITHIN
+        if within == accumulate:
+            within = 0
+            schedule.await_step(schedule.target + 1)
+    return due
+
+
+@pytest.mark.parametrize(
+    ("at", "every", "accumulate", "before", "within"),
+    [
+        pytest.param(0, None, 1, [], [0], id="the first step"),
+        pytest.param(3, None, 1, [2], [3], id="a later step"),
+        pytest.param([0, 1], None, 1, [], [0, 1], id="two in a row"),
+        pytest.param((), 4, 1, [3, 7], [0, 4, 8], id="every fourth"),
+        pytest.param([2], None, 3, [5], [6, 7, 8], id="accumulating"),
+        pytest.param((), None, 1, [], [], id="never"),
+    ],
+)
+def test_it_wakes_up_when_something_is_due(
+    at: Any, every: int | None, accumulate: int, before: list[int], within: list[int]
+) -> None:
+    due = calls_due(at, every, accumulate, 10)
+    assert [call for call, what in due.items() if what is Due.BEFORE] == before
+    assert [call for call, what in due.items() if what is Due.WITHIN] == within
+
+
+def test_a_schedule_that_is_over_never_wakes_up() -> None:
+    schedule = Schedule(0, None, 1)
+    assert schedule.await_step(0), "the step begins with the next call"
+    schedule.close()
+    assert schedule.is_closed
+    assert [schedule.called() for _ in range(3)] == [None] * 3
+
+
+def test_steps_are_counted_when_their_last_batch_is_over() -> None:
+    schedule = Schedule((), None, 2)
+    schedule.await_step(0)
+    steps = []
+    for _ in range(5):
+        schedule.called()
+        steps.append(schedule.steps)
+    assert steps == [0, 1, 1, 2, 2]
+    assert schedule.target == NEVER
+
+
+@pytest.mark.parametrize(
+    ("at", "every", "accumulate", "named"),
+    [("0", None, 1, "at"), ([-1], None, 1, "at"), (0, 0, 1, "every"), (0, None, 0, "accumulate")],
+    ids=["text", "negative", "every nothing", "accumulate nothing"],
+)
+def test_what_is_no_number_of_steps_is_refused(at: Any, every: Any, accumulate: Any, named: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"^{named} must be"):
+        Schedule(at, every, accumulate)

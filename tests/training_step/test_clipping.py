@@ -1,0 +1,43 @@
+"""Right gradients are clipped as the loop says it clips: each entry, then the norm of all."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from torch_gradcheck.training_step.clipping import CLIP_EPS, Clipping
+from torch_gradcheck.training_step.step import TrainingStep
+
+RIGHT = {0: np.array([3.0, -0.5]), 1: np.array([4.0])}
+
+
+def clipped(step: TrainingStep, whole: bool = True) -> tuple[dict[int, list[float]], float]:
+    values, fraction = Clipping(step, whole).of_right(RIGHT, RIGHT)
+    return {position: each.tolist() for position, each in values.items()}, fraction
+
+
+def test_without_limits_they_stay() -> None:
+    assert clipped(TrainingStep()) == ({0: [3.0, -0.5], 1: [4.0]}, 1.0)
+
+
+def test_entries_are_limited_first_and_then_the_norm() -> None:
+    values, fraction = clipped(TrainingStep(clip_value=2.0, clip_norm=1.0))
+    norm = math.sqrt(2.0**2 + 0.5**2 + 2.0**2)
+    assert fraction == pytest.approx(1 / (norm + CLIP_EPS), rel=1e-12)
+    assert values[0] == pytest.approx([2 * fraction, -0.5 * fraction])
+
+
+def test_a_norm_within_the_limit_stays() -> None:
+    assert clipped(TrainingStep(clip_norm=100.0))[1] == 1.0
+
+
+def test_where_the_norm_of_all_is_not_known_the_gradients_tell_the_fraction() -> None:
+    given = {position: 0.25 * values for position, values in RIGHT.items()}
+    assert Clipping(TrainingStep(clip_norm=1.0), whole=False).fraction(RIGHT, given) == pytest.approx(0.25)
+
+
+def test_what_is_not_finite_counts_for_nothing() -> None:
+    values, fraction = Clipping(TrainingStep(), whole=True).of_right({0: np.array([np.nan, 1.0])}, {})
+    assert (values[0].tolist(), fraction) == ([0.0, 1.0], 1.0)
