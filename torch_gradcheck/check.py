@@ -168,7 +168,8 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
             notes=[*found.notes, *notes],
             culprit=found.culprit,
         )
-    return report, Examination(problem, gradients, choice, trials)
+        examined = Examination.of(problem, gradients, choice, trials)
+    return report, examined
 
 
 def _on_trial(problem: Problem) -> Mapping[int, AnalyticGradient]:

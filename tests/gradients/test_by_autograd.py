@@ -13,7 +13,7 @@ from torch_gradcheck.borrowing.loan import lend
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
-from torch_gradcheck.gradients.by_hand import given_gradients
+from torch_gradcheck.gradients.by_hand import check_names, given_gradients
 from torch_gradcheck.objective.preflight import preflighted
 from torch_gradcheck.objective.theta import theta_of
 
@@ -121,7 +121,9 @@ def test_tensor_hooks_take_part_and_accumulation_hooks_do_not() -> None:
 
 
 def given(gradients: dict[str, Any], model: nn.Module | None = None) -> dict[int, AnalyticGradient]:
-    return given_gradients(gradients, theta_of(model or nn.Linear(3, 2)))
+    theta = theta_of(model or nn.Linear(3, 2))
+    check_names(gradients, [(entry.name, *entry.aliases) for entry in theta])
+    return given_gradients(gradients, theta)
 
 
 @pytest.mark.parametrize(

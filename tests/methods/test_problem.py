@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -9,10 +12,14 @@ from torch import nn
 from torch_gradcheck import GradientMonitor, check_module
 from torch_gradcheck.borrowing.loan import Loan
 from torch_gradcheck.engines.traced.engine import TracedEngine
+from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.gradients.by_autograd import autograd_gradients
+from torch_gradcheck.methods.choice import run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.request import Request
+from torch_gradcheck.training_step.check import Examination
 
 
 def perceptron() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:
@@ -36,7 +43,8 @@ def test_nothing_is_evaluated_before_it_is_asked_for() -> None:
         assert not calls
         assert problem.objective.loss > 0
         preflight = len(calls)
-        assert problem.engine_in_use is None
+        assert "engine" not in vars(problem)
+        assert problem.refused == {}
         assert problem.noise.sigma > 0
         assert len(calls) == preflight + 17
         assert problem.noise is problem.noise
@@ -48,18 +56,31 @@ def test_the_engine_is_made_once() -> None:
     with loan(model, batch) as problem:
         engine = problem.engine
         assert problem.engine is engine
-        assert problem.engine_in_use is engine
+        assert problem.refused is engine.refused
 
 
-def test_noise_and_engine_are_taken_over_from_a_problem_of_the_same_J() -> None:  # noqa: N802
+def test_noise_and_refusals_are_taken_over_from_a_problem_of_the_same_J() -> None:  # noqa: N802
     model, batch = perceptron()
+    refused = {None: Untraceable("no rule for it")}
     with loan(model, batch) as first:
-        noise, engine = first.noise, first.engine
+        noise = first.noise
     with loan(model, batch) as second:
         before = second.objective.evaluations
-        second.take_over(first)
-        assert (second.noise, second.engine) == (noise, engine)
+        second.take_over(noise, refused)
+        assert (second.noise, second.refused) == (noise, refused)
         assert second.objective.evaluations == before
+
+
+def test_an_examination_keeps_nothing_of_the_lent_model_alive() -> None:
+    model, batch = perceptron()
+    with loan(model, batch) as problem:
+        gradients = autograd_gradients(problem.objective, problem.theta)
+        examined = Examination.of(problem, gradients, *run_method(problem, gradients))
+        recorded = weakref.ref(problem.engine)
+    del problem
+    gc.collect()
+    assert examined.noise
+    assert recorded() is None
 
 
 def test_what_cannot_be_checked_is_said_before_anything_is_lent() -> None:
@@ -80,6 +101,20 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 
     monkeypatch.setattr(TracedEngine, "__init__", init)
     return made
+
+
+@pytest.mark.parametrize(
+    ("gradients", "said"),
+    [
+        pytest.param({"0.weigt": None}, "'0.weigt', which is no checked parameter", id="no such name"),
+        pytest.param({"1.weight": None, "0.weight": None}, "one tied parameter twice", id="tied"),
+    ],
+)
+def test_names_that_no_parameter_has_are_said_before_anything_is_lent(gradients: object, said: str) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[1].weight = model[0].weight
+    with pytest.raises(InvalidRequestError, match=said):
+        loan(model, torch.randn(1, 2), gradients=gradients)
 
 
 def test_a_monitored_step_records_J_once(recorded: list[object]) -> None:  # noqa: N802

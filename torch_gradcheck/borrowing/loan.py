@@ -50,11 +50,16 @@ class Start:
 
 
 class Borrowed:
-    """A model while it is lent; resets it before and after each evaluation of J."""
+    """A model while it is lent; resets it before and after each evaluation of J.
+
+    Attributes:
+        generators: the random generators that J reaches, besides the global ones.
+    """
 
     def __init__(self, tensors: TensorCopies, holders: AttributeStates, generators: Sequence[Any]) -> None:
         self._tensors = tensors
         self._holders = holders
+        self.generators = generators
         self._collects_gradients = True
         self._learning_evaluations = LEARNING_EVALUATIONS
         self._random = RandomState.of_everything(generators)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,22 @@ from torch_gradcheck.borrowing.switches import Switch, attribute_switch
 from torch_gradcheck.torch_internals.devices import accelerator_type
 
 
+class _Saved(NamedTuple):
+    """A generator with its state; `own` is the object, where it is not a global one."""
+
+    generator: Switch
+    state: Any
+    own: Any = None
+
+    def has_moved(self) -> bool:
+        return not _same(self.generator.read(), self.state)
+
+
 class RandomState:
     """The state of random generators at one moment, to go back to."""
 
-    def __init__(self, generators: Sequence[Switch]) -> None:
-        self._saved = [(generator, generator.read()) for generator in generators]
+    def __init__(self, saved: Sequence[_Saved]) -> None:
+        self._saved = list(saved)
 
     @classmethod
     def of_everything(cls, own: Sequence[Any] = ()) -> RandomState:
@@ -26,20 +37,31 @@ class RandomState:
         These are the global ones of Python and numpy, torch's on the CPU and on every device of the accelerator, and
         the `own` ones, which the caller's objects refer to.
         """
-        return cls([*_global_generators(), *map(_own_generator, own)])
+        of_globals = [_Saved(generator, generator.read()) for generator in _global_generators()]
+        return cls([*of_globals, *(_Saved(switch := _own_generator(each), switch.read(), each) for each in own)])
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this is the state of no generator."""
+        return not self._saved
+
+    @property
+    def own(self) -> list[Any]:
+        """The generators that are not global, and that the caller's objects refer to."""
+        return [saved.own for saved in self._saved if saved.own is not None]
 
     def restore(self) -> None:
         """Puts the generators back to this state."""
-        for generator, state in self._saved:
-            generator.write(state)
+        for saved in self._saved:
+            saved.generator.write(saved.state)
 
     def has_moved(self) -> bool:
         """Whether a generator is no longer in this state."""
-        return any(not _same(generator.read(), state) for generator, state in self._saved)
+        return any(saved.has_moved() for saved in self._saved)
 
     def narrow_to_moved(self) -> None:
         """Forgets the generators that are still in this state: nothing draws from them."""
-        self._saved = [(generator, state) for generator, state in self._saved if not _same(generator.read(), state)]
+        self._saved = [saved for saved in self._saved if saved.has_moved()]
 
 
 def is_generator(value: object) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -127,6 +127,10 @@ def select_engine(
     return SelectedEngine(engines, request.eager, noise=noise, counted=objective.count, refusal=refusal)
 
 
+Refusals = Mapping[int | None, Untraceable]
+"""Parameter, or None for all of them → why a faster engine was not used."""
+
+
 class SelectedEngine:
     """The fastest engine that can be trusted, parameter by parameter.
 
@@ -231,11 +235,11 @@ def module_name_of(refusal: Untraceable, model: torch.nn.Module) -> str:
     return next((name for name, module in model.named_modules() if module is refusal.module), "")
 
 
-def on_engine(engine: SelectedEngine, model: nn.Module, whom: str) -> str:
+def on_refusals(refused: Refusals, model: nn.Module, whom: str) -> str:
     """The note on why, and in which module, J was evaluated one coordinate at a time; "" where it was not."""
-    if not engine.refused:
+    if not refused:
         return ""
-    refusal = next(iter(engine.refused.values()))
+    refusal = next(iter(refused.values()))
     where = module_name_of(refusal, model)
     told = (
         f"evaluated one coordinate at a time for {whom}" if whom else "J's slopes verified the gradient on trial itself"
@@ -243,8 +247,8 @@ def on_engine(engine: SelectedEngine, model: nn.Module, whom: str) -> str:
     return f"{told}: {refusal}{f' (in {where})' if where else ''}"
 
 
-def whom(engine: SelectedEngine, rows: Sequence[ParameterReport]) -> str:
+def whom(refused: Refusals, rows: Sequence[ParameterReport]) -> str:
     """The names of the parameters for which J was evaluated one coordinate at a time."""
-    if None in engine.refused:
+    if None in refused:
         return "every parameter"
-    return listed([rows[position].name for position in engine.refused if position is not None])
+    return listed([rows[position].name for position in refused if position is not None])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,49 +16,59 @@ from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.words import close_names
 
 
-def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, AnalyticGradient]:
-    """Gradients derived by hand, by position in θ.
+def check_names(gradients: Mapping[str, Any], names: Sequence[Sequence[str]]) -> None:
+    """Raises InvalidRequestError where gradients have a name that no parameter has, or name one parameter twice.
 
-    Raises:
-        InvalidRequestError: a name the model does not have, a checked parameter without a gradient, a shape or a kind
-            of number that does not fit.
+    Args:
+        gradients: those derived by hand, by name.
+        names: the names of every selected parameter; a tied one has several.
     """
-    names = {name: entry for entry in theta for name in (entry.name, *entry.aliases)}
-    unknown = [name for name in gradients if name not in names]
+    every_name = [name for group in names for name in group]
+    unknown = [name for name in gradients if name not in every_name]
     if unknown:
         raise InvalidRequestError(
-            f"gradients has {unknown[0]!r}, which is no checked parameter; {close_names(str(unknown[0]), list(names))}."
+            f"gradients has {unknown[0]!r}, which is no checked parameter; {close_names(str(unknown[0]), every_name)}."
         )
+    for group in names:
+        given = [name for name in group if name in gradients]
+        if len(given) > 1:
+            raise InvalidRequestError(
+                f"gradients names one tied parameter twice, as {given[0]!r} and {given[1]!r}: give their sum once."
+            )
+
+
+def given_gradients(gradients: Mapping[str, Any], theta: Theta) -> dict[int, AnalyticGradient]:
+    """Gradients derived by hand, by position in θ; their names are checked already.
+
+    Raises:
+        InvalidRequestError: a checked parameter without a gradient, a shape or a kind of number that does not fit.
+    """
     return {position: _given(theta[position], gradients) for position in theta.checked}
 
 
 def _given(entry: ThetaEntry, gradients: Mapping[str, Any]) -> AnalyticGradient:
-    keys = [name for name in (entry.name, *entry.aliases) if name in gradients]
-    if not keys:
+    key = next((name for name in (entry.name, *entry.aliases) if name in gradients), None)
+    if key is None:
         raise InvalidRequestError(
             f"gradients has nothing for parameter {entry.name!r} of shape {entry.shape}; "
             "add it, or leave the parameter out with exclude=."
         )
-    if len(keys) > 1:
-        raise InvalidRequestError(
-            f"gradients names one tied parameter twice, as {keys[0]!r} and {keys[1]!r}: give their sum once."
-        )
-    value = gradients[keys[0]]
+    value = gradients[key]
     if value is None:
         return analytic_gradient(entry, None, epsilon(torch.float64))
-    tensor = _as_tensor(keys[0], value)
+    tensor = _as_tensor(key, value)
     if tuple(tensor.shape) != entry.shape:
         raise InvalidRequestError(
-            f"gradients[{keys[0]!r}] has shape {tuple(tensor.shape)}, the parameter has {entry.shape}."
+            f"gradients[{key!r}] has shape {tuple(tensor.shape)}, the parameter has {entry.shape}."
         )
     if tensor.is_complex() and not entry.is_complex:
-        raise InvalidRequestError(f"gradients[{keys[0]!r}] is complex ({tensor.dtype}), the parameter is real.")
+        raise InvalidRequestError(f"gradients[{key!r}] is complex ({tensor.dtype}), the parameter is real.")
     inexact = tensor.is_floating_point() or tensor.is_complex()
     try:
         return analytic_gradient(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))
     except (RuntimeError, NotImplementedError, TypeError) as error:
         raise InvalidRequestError(
-            f"gradients[{keys[0]!r}] holds no numbers to compare with (dtype {tensor.dtype}, device {tensor.device}, "
+            f"gradients[{key!r}] holds no numbers to compare with (dtype {tensor.dtype}, device {tensor.device}, "
             f"layout {tensor.layout}): give an ordinary tensor or array."
         ) from error
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.richardson import Stencil
-from torch_gradcheck.engines.selection import on_engine, whom
+from torch_gradcheck.engines.selection import on_refusals, whom
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.coordinates import Coordinates
 from torch_gradcheck.methods.problem import Problem
@@ -54,9 +54,8 @@ def exact_trials(
 
 def exact_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:
     """The notes on the step of the differences, and on parameters evaluated one coordinate at a time; "" for none."""
-    engine = problem.engine_in_use
-    one_at_a_time = "" if engine is None else on_engine(engine, problem.model, whom(engine, rows))
-    return [_on_step(problem, rows), one_at_a_time]
+    refused = problem.refused
+    return [_on_step(problem, rows), on_refusals(refused, problem.model, whom(refused, rows))]
 
 
 def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -9,7 +10,8 @@ from torch import nn
 
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
 from torch_gradcheck.differences.noise import SIGMAS, Noise
-from torch_gradcheck.engines.selection import Elsewhere, SelectedEngine, select_engine
+from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, select_engine
+from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.methods.noise import noise_near
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
@@ -49,6 +51,7 @@ class Problem:
     ) -> None:
         self.model, self.request = model, request
         self._loss, self._borrowed, self._threads, self._drawn_in = loss, borrowed, threads, drawn_in
+        self._refused: Refusals = {}
         if theta is not None:
             self.theta = theta
 
@@ -85,16 +88,13 @@ class Problem:
         return engine
 
     @property
-    def engine_in_use(self) -> SelectedEngine | None:
-        """The engine, if it was ever asked for."""
-        return self.engine if "engine" in vars(self) else None
+    def refused(self) -> Refusals:
+        """Why no faster engine evaluated J, or a parameter; nothing where no engine was asked for."""
+        return self.engine.refused if "engine" in vars(self) else self._refused
 
-    def take_over(self, other: Problem) -> None:
-        """Keeps the noise and the engine of a problem of the same J: they are not measured and traced again.
-
-        The engine's loan is over: it says how J was evaluated, and evaluates nothing more.
-        """
-        self.noise, self.engine = other.noise, other.engine
+    def take_over(self, noise: Noise, refused: Refusals) -> None:
+        """Takes from an examined problem of the same J what need not be measured and traced again."""
+        self.noise, self._refused = noise, refused
 
     def direction(self, k: int) -> RandomDirection:
         """The k-th random direction through all checked parameters, drawn from the seed of the request."""
@@ -139,7 +139,9 @@ def posed(
     Raises:
         InvalidRequestError: nothing can be checked: no parameters, a pattern that matches nothing, meta tensors ...
     """
-    check_selection(model, request.include, request.exclude)
+    selected = check_selection(model, request.include, request.exclude)
+    if isinstance(request.gradients, Mapping):
+        check_names(request.gradients, [names for _, names in selected])
     threads = torch.get_num_threads()  # the loan may set it to 1
 
     def problem(borrowed: Borrowed) -> Problem:

@@ -123,11 +123,11 @@ class GradientMonitor:
         self._scaler = scaler
         self._loss: Callable[[Any], Loss] = partial(ModuleLoss, self._model, loss_fn)
         self._needs_batch = True
-        self._schedule = Schedule(at, every, accumulate)
-        self._divisor = self._schedule.accumulate
         self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
         self._clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)
         self._clip_value = None if clip_value is None else positive_number("clip_value", clip_value)
+        self._schedule = Schedule(at, every, accumulate)
+        self._divisor = self._schedule.accumulate
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
         self._hook = ForwardHook(model)

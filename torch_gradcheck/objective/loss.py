@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -45,7 +46,7 @@ class ModuleLoss:
     loss_fn: Callable[..., Any]
     batch: Any
 
-    @property
+    @cached_property
     def holders(self) -> list[Any]:
         """The loss function and the random generators in the batch; the batch itself is copied."""
         return [self.loss_fn, *captures_of(self.batch).generators.values()]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.borrowing.loan import Borrowed
+from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import NonScalarLossError
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.precision.dtypes import epsilon
@@ -63,6 +64,14 @@ class Objective:
         """J as a 0-dim tensor, with a graph where one is needed; leaves the state as it was."""
         with torch.set_grad_enabled(self.needs_graph), self.evaluation():
             return self.compute()
+
+    def drawn(self) -> RandomState:
+        """The generators that J draws from, in the state that it starts from; one more evaluation."""
+        with self.evaluation():
+            state = RandomState.of_everything(self._borrowed.generators)
+            self.compute()
+            state.narrow_to_moved()
+        return state
 
     def count(self, evaluations: int) -> None:
         """Evaluations that were made without calling this object."""

@@ -113,11 +113,6 @@ class Theta(Sequence[ThetaEntry]):
         raise IndexError(f"θ has {self.coordinates} coordinates, there is no coordinate {coordinate}")
 
 
-def check_selection(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> None:
-    """Raises what `theta_of` raises, without making θ: to be called before the model is lent."""
-    _selected(model, include, exclude)
-
-
 def theta_of(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Theta:
     """The parameters of `model`, tied ones once, those that the glob patterns select marked for checking.
 
@@ -125,11 +120,16 @@ def theta_of(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[st
         InvalidRequestError: no parameters, none that requires a gradient, none selected, a pattern that matches
             nothing, or a parameter that holds no ordinary numbers (uninitialised, meta, sparse, a tensor subclass).
     """
-    return Theta([_entry(model, parameter, names) for parameter, names in _selected(model, include, exclude)])
+    return Theta([_entry(model, parameter, names) for parameter, names in check_selection(model, include, exclude)])
 
 
-def _selected(model: nn.Module, include: Sequence[str], exclude: Sequence[str]) -> list[tuple[nn.Parameter, list[str]]]:
-    """The distinct parameters that the patterns select, each with all its names."""
+def check_selection(
+    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[tuple[nn.Parameter, list[str]]]:
+    """The distinct parameters that the patterns select, each with all its names; raises what `theta_of` raises.
+
+    To be called before the model is lent.
+    """
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
+from torch_gradcheck.differences.noise import Noise
+from torch_gradcheck.engines.selection import Refusals
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
@@ -23,23 +25,37 @@ from torch_gradcheck.verdicts.rows import over_theta
 
 
 class Examination(NamedTuple):
-    """A problem and its gradients as an earlier check has examined them.
+    """What an earlier check found of J and its gradients.
+
+    It refers to nothing of the model: what was lent for that check, and the record of J, are not kept alive.
 
     Attributes:
-        problem: J and θ, with the noise of J and the engine that evaluated it.
+        loss: J(θ).
+        noise: that of J.
+        refused: why a faster engine was not used.
         gradients: those on trial, by position in θ.
         choice: the method they were tried by.
         trials: what was found of them.
     """
 
-    problem: Problem
+    loss: float
+    noise: Noise
+    refused: Refusals
     gradients: Mapping[int, AnalyticGradient]
     choice: MethodChoice
     trials: Trials
 
+    @classmethod
+    def of(
+        cls, problem: Problem, gradients: Mapping[int, AnalyticGradient], choice: MethodChoice, trials: Trials
+    ) -> Examination:
+        """The examination of a problem whose gradients have been tried."""
+        refused = {parameter: refusal.without_traceback() for parameter, refusal in problem.refused.items()}
+        return cls(problem.objective.loss, problem.noise, refused, gradients, choice, trials)
+
     def is_of(self, problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> bool:
         """Whether a later problem has the same J: loss and gradients agree to the bit."""
-        return self.problem.objective.loss == problem.objective.loss and all(
+        return self.loss == problem.objective.loss and all(
             np.array_equal(self.gradients[position].values, gradient.values) for position, gradient in gradients.items()
         )
 
@@ -85,7 +101,7 @@ def _tried(
 ) -> tuple[MethodChoice, Trials]:
     """Autograd's own gradients against J: as examined before, or anew; not at all where nothing can be judged."""
     if examined is not None and examined.is_of(problem, gradients):
-        problem.take_over(examined.problem)
+        problem.take_over(examined.noise, examined.refused)
         return examined.choice, dict(examined.trials)
     if why_unjudged:
         return MethodChoice("exact"), {}

@@ -195,8 +195,9 @@ class GradCheck:
         """Those of the batch before, at the present weights; empty where that batch cannot be evaluated."""
         if self._step.previous is None:
             return {}
+        as_trained = replace(self._request, mode="keep")
         try:
-            with posed(self._model, self._step.previous, self._request, theta=self.theta) as problem:
+            with posed(self._model, self._step.previous, as_trained, theta=self.theta) as problem:
                 gradients = autograd_gradients(problem.objective, self.theta)
         except (RuntimeError, GradcheckError):
             return {}

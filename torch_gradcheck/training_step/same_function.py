@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
-from torch_gradcheck.borrowing.random_state import RandomState, seed_everything
+from torch_gradcheck.borrowing.random_state import seed_everything
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import theta_gradients
 from torch_gradcheck.objective.objective import Objective
@@ -22,6 +22,11 @@ from torch_gradcheck.training_step.step import TrainingStep
 
 DRAWS = 20
 """Times that a step's random numbers are drawn anew before a parameter counts as reached whatever is drawn."""
+
+UNSEEN_GENERATOR = (
+    "the training step drew from a random generator of its own, and nobody saw its state when the step began: only "
+    "those that are attributes of a module are seen"
+)
 
 
 def compared_with_step(
@@ -42,10 +47,16 @@ def compared_with_step(
         autograd_float64: autograd's gradients of J in the precision of the check.
         replays: the step run again in its own precision.
     """
-    random = _draws(objective)
+    drawn = objective.drawn()
     if step.start is not None:
-        return _other_numbers(objective, theta, step, left, autograd_float64, replays) if random else "", set()
-    if random or _reads_what_it_updates(objective, theta):
+        seen = {id(generator) for generator in step.start.random.own}
+        if any(id(generator) not in seen for generator in drawn.own):
+            return UNSEEN_GENERATOR, set()
+        numbers = "" if drawn.is_empty else _other_numbers(objective, theta, step, left, autograd_float64, replays)
+        return numbers, set()
+    if drawn.own:  # it is not for us to seed them, to see what is reached whatever is drawn
+        return step.not_replayed(objective.model), set()
+    if not drawn.is_empty or _reads_what_it_updates(objective, theta):
         return step.not_replayed(objective.model), _always_reached(objective, theta, left)
     return "", set()
 
@@ -96,14 +107,6 @@ def _always_reached(objective: Objective, theta: Theta, left: Mapping[int, Analy
             gradients = theta_gradients(objective.compute, theta, epsilon(objective.dtype))
         missing = {position for position in missing if np.any(gradients[position].values)}
     return missing
-
-
-def _draws(objective: Objective) -> bool:
-    """Whether J draws random numbers."""
-    with objective.evaluation():
-        before = RandomState.of_everything()
-        objective.compute()
-        return before.has_moved()
 
 
 def _reads_what_it_updates(objective: Objective, theta: Theta) -> bool:

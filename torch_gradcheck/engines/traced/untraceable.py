@@ -20,3 +20,7 @@ class Untraceable(Exception):  # noqa: N818 - an answer, not a fault: the eager 
         self.reason = reason
         self.op = op
         self.module = module
+
+    def without_traceback(self) -> Untraceable:
+        """The same answer, without the frames it came through and all that they refer to."""
+        return Untraceable(self.reason, op=self.op, module=self.module)

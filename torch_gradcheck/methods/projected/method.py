@@ -11,7 +11,7 @@ import torch
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.richardson import Stencil
-from torch_gradcheck.engines.selection import on_engine
+from torch_gradcheck.engines.selection import on_refusals
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.coordinates import Coordinates
 from torch_gradcheck.methods.problem import Problem
@@ -64,8 +64,7 @@ def projected_trials(
 
 def projected_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:
     """The notes on the detection power of the directions, and on why no record of J gave the gradient they verified."""
-    engine = problem.engine_in_use
-    return [_on_directions(rows), "" if engine is None else on_engine(engine, problem.model, "")]
+    return [_on_directions(rows), on_refusals(problem.refused, problem.model, "")]
 
 
 def _on_directions(rows: Sequence[ParameterReport]) -> str:
