@@ -180,7 +180,7 @@ def test_ci_runs_the_two_commands_that_set_up():
     assert taken.group(1) == SET_UP
     assert [line.rpartition(" && .venv/bin/")[2] for line in SET_UPS] == [
         "torch-gradcheck examples/digits_mlp.py:problem",
-        "pytest",
+        "pytest -n 2 --dist worksteal",
     ]
 
 

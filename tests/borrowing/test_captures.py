@@ -6,6 +6,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,7 @@ def test_circles_end() -> None:
     assert found(closure_over(circle))[1] == [T]
 
 
-@pytest.mark.parametrize("function", [cell_not_filled(), print, len, torch.sum, int], ids=str)
+@pytest.mark.parametrize("function", [cell_not_filled(), print, len, torch.sum, int], ids=attrgetter("__name__"))
 def test_nothing_to_find(function: Any) -> None:
     assert found(function) == ([], [])
 
