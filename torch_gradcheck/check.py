@@ -157,8 +157,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
         rows = excused(rows, problem.objective, problem.theta)
         found = findings_of(problem, rows, trials, gradients)
-        accumulated = any(gradient.accumulated for gradient in gradients.values())
-        notes = notes_of(problem, choice, rows, accumulated=accumulated)
+        notes = notes_of(problem, choice, rows, gradients)
         report = reported(
             problem,
             choice,

@@ -106,15 +106,17 @@ def test_a_parameter_that_its_own_generator_skipped_is_not_called_missing() -> N
     assert len(set(seen)) == 2
 
 
-def test_a_generator_that_a_module_holds_is_seen() -> None:
+@pytest.mark.parametrize("hold", [lambda g: g, lambda g: {"noise": [g]}], ids=["attribute", "in a container"])
+def test_a_generator_that_a_module_holds_is_seen(hold: Callable[[Any], Any]) -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.linear = nn.Linear(3, 2)
-            self.generator = torch.Generator().manual_seed(5)
+            self.held = hold(torch.Generator().manual_seed(5))
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x) * (1 + torch.rand((), generator=self.generator))  # type: ignore[no-any-return]
+            generator = self.held["noise"][0] if isinstance(self.held, dict) else self.held
+            return self.linear(x) * (1 + torch.rand((), generator=generator))  # type: ignore[no-any-return]
 
     _, x, target = problem()
     model = Noisy()

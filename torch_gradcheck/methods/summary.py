@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
@@ -15,7 +16,7 @@ from torch_gradcheck.verdicts.rows import on_unproven
 
 
 def notes_of(
-    problem: Problem, choice: MethodChoice, rows: Sequence[ParameterReport], *, accumulated: bool = False
+    problem: Problem, choice: MethodChoice, rows: Sequence[ParameterReport], gradients: Mapping[int, AnalyticGradient]
 ) -> list[str]:
     """The notes on the method, on J, and on what was not proven; to be taken while the model is lent.
 
@@ -23,9 +24,10 @@ def notes_of(
         problem: what was asked.
         choice: the method.
         rows: one for every parameter.
-        accumulated: the gradients on trial are what a backward that J ran itself has left in `.grad`.
+        gradients: those that were tried, by position in θ.
     """
     objective = problem.objective
+    accumulated = any(gradient.accumulated for gradient in gradients.values())
     notes = [
         *choice.method.notes(problem, rows),
         on_overridden(objective),

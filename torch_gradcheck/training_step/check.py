@@ -84,8 +84,7 @@ def check_left_in_grad(
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)
         rows = grad_check.rows(judged)
-        accumulated = any(gradient.accumulated for gradient in autograd_float64.values())
-        notes = [*grad_check.notes(rows), *notes_of(problem, choice, rows, accumulated=accumulated)]
+        notes = [*grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
         return reported(
             problem,
             choice,

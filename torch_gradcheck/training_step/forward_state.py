@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
-from torch_gradcheck.borrowing.random_state import RandomState, is_generator
+from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.torch_internals.devices import accelerator_type
 from torch_gradcheck.torch_internals.tensors import version_of
 
@@ -45,7 +46,7 @@ def seen_now(
     model: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
 ) -> SeenForward:
     """The state that a forward which begins now starts from."""
-    generators = [value for module in model.modules() for value in vars(module).values() if is_generator(value)]
+    generators = list(captures_of(model).generators.values())  # those that a loan of the model finds
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     versions = {parameter: version_of(parameter) for parameter in model.parameters()}
     return SeenForward(Start(RandomState.of_everything(generators), buffers), autocast_now(), versions, args, kwargs)

@@ -25,7 +25,7 @@ DRAWS = 20
 
 UNSEEN_GENERATOR = (
     "the training step drew from a random generator of its own, and nobody saw its state when the step began: only "
-    "those that are attributes of a module are seen"
+    "those that the model holds are seen"
 )
 
 
