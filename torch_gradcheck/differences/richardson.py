@@ -165,12 +165,29 @@ def extrapolated_derivatives(
     return Estimates(value, error_bar, ladder.rungs[rung], jump, jump_error_bar, central)
 
 
+class Differences(NamedTuple):
+    """Centered differences of K functions by one stencil; arrays of shape (K,).
+
+    Attributes:
+        central: the differences, extrapolated as the stencil says.
+        roundoff: their error bars, of roundoff alone: truncation shows only where several steps are compared.
+        middle: the mean of f at the two innermost points, (f(h) + f(−h)) / 2. Beside f(0) it tells of a kink.
+        step: the h really taken there.
+    """
+
+    central: Floats
+    roundoff: Floats
+    middle: Floats
+    step: Floats
+
+
+NO_DIFFERENCES = Differences(*np.empty((4, 0)))
+
+
 def through_stencil(
     sampler: Sampler, which: Indices, unit: Floats, stencil: Stencil, noise: Noise
-) -> tuple[Floats, Floats]:
-    """The centered differences of one stencil, shape (K,), and their roundoff, shape (K,).
-
-    The error bar is roundoff alone: truncation shows only where several steps are compared.
+) -> Differences:
+    """The centered differences of one stencil.
 
     Example: f(t) = eᵗ with `Stencil(0.1, 0)` gives sinh(0.1)/0.1 = 1.00167, with `Stencil(0.01, 1)` 1 − 5e-9.
     """
@@ -180,7 +197,7 @@ def through_stencil(
         value, roundoff = slopes.central, slopes.central_roundoff
         for j in range(stencil.order):
             value, roundoff = _next_column(value, roundoff, COARSE.ratio ** CENTRAL_POWERS[j])
-    return value[:, -1], roundoff[:, -1]
+    return Differences(value[:, -1], roundoff[:, -1], slopes.middle[:, -1], slopes.step[:, -1])
 
 
 def stencil_for(tableau: Tableau, needed: float) -> tuple[Stencil, float]:
@@ -205,6 +222,8 @@ class _Slopes(NamedTuple):
     jump: Floats
     central_roundoff: Floats
     jump_roundoff: Floats
+    middle: Floats
+    step: Floats
 
 
 def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floats, noise: Noise) -> _Slopes:
@@ -219,6 +238,8 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
         (plus - noise.at_zero) / t_plus - (minus - noise.at_zero) / t_minus,
         noise.of_slope(width, plus, minus, steps=relative_steps),
         noise.of_slope(width / 4, plus, minus, steps=relative_steps),
+        (plus + minus) / 2,
+        width / 2,
     )
 
 

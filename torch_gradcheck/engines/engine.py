@@ -67,6 +67,10 @@ class SubstituteEngine(ABC):
         """
         return None
 
+    def value(self) -> float | None:
+        """What it evaluates in the place of J, at what the parameters hold now; None where it knows θ only."""
+        return None
+
     def seconds_each(self, parameter: int) -> float | None:  # noqa: ARG002 - for those who override it
         """An estimate of the seconds that one sample of this parameter takes; None where there is none."""
         return None

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,6 +25,12 @@ COMPARED = 2
 
 COMPARABLE_TYPES = (bool, int, float, str, type(None), torch.dtype, torch.device, slice)
 """Types of arguments that == compares by content."""
+
+WORTHWHILE = 0.5
+"""A module answers from memory if it can in half of its calls: to look a call up takes as long as many a module runs."""
+
+GLANCED = 8
+"""Entries of a tensor that calls are looked up by; only calls in which these agree are compared as a whole."""
 
 UNKNOWN = object()
 """Stands for arguments of any other type."""
@@ -80,29 +89,53 @@ class MemoizedEngine:
         self._calls: dict[nn.Module, list[ModuleCall]] | None = None
         self._value = value
         self._trusted: dict[int, bool] = {}
+        self._answering: dict[int, list[nn.Module]] = {}
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
-        if self._trusted.get(parameter, True):
-            with ExitStack() as stack:
-                self._answer(parameter, stack)
-                samples = self._eager.sample(parameter, coordinates, steps)
-            if parameter not in self._trusted and len(steps):
-                first = self._eager.sample(parameter, coordinates[:COMPARED], steps[:COMPARED])
-                same = (first.values == samples.values[:COMPARED]) | (first.values != first.values)
-                self._trusted[parameter] = bool(same.all())
-            if self._trusted.get(parameter, True):
-                return samples
-        return self._eager.sample(parameter, coordinates, steps)
+        if parameter in self._trusted:
+            if not self._trusted[parameter]:
+                return self._eager.sample(parameter, coordinates, steps)
+            return self._from_memory(parameter, self._answering[parameter], coordinates, steps)
+        if not len(steps):
+            return self._eager.sample(parameter, coordinates, steps)
+        first = self._first(parameter, coordinates[:COMPARED], steps[:COMPARED])
+        rest = self.sample(parameter, coordinates[COMPARED:], steps[COMPARED:])
+        return Samples(*(np.concatenate(pair) for pair in zip(first, rest, strict=True)))
 
-    def _answer(self, parameter: int, stack: ExitStack) -> None:
-        """Until `stack` ends, modules without the parameter answer known calls from memory."""
+    def _first(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
+        """Samples taken both ways, which tell whether the memory can be trusted, and which modules have use of it."""
         if self._calls is None:
             self._calls = calls_at_theta(self._modules, self._value)
-        perturbed = self._parameters[parameter]
-        for module, calls in self._calls.items():
-            if not any(own is perturbed for own in module.parameters()):
-                stack.callback(_replaced(module, answering_from_memory(module.forward, calls)))
+        perturbed, answered = self._parameters[parameter], Counter[nn.Module]()
+        candidates = [m for m in self._calls if not any(own is perturbed for own in m.parameters())]
+        found = self._from_memory(parameter, candidates, coordinates, steps, answered)
+        expected = self._eager.sample(parameter, coordinates, steps)
+        same = (expected.values == found.values) | (expected.values != expected.values)
+        self._trusted[parameter] = bool(same.all())
+        self._answering[parameter] = [
+            module for module in candidates if answered[module] >= WORTHWHILE * len(steps) * len(self._calls[module])
+        ]
+        return expected
+
+    def _from_memory(
+        self,
+        parameter: int,
+        modules: Sequence[nn.Module],
+        coordinates: Indices,
+        steps: Floats,
+        answered: Counter[nn.Module] | None = None,
+    ) -> Samples:
+        """Samples in which these modules answer known calls from memory; `answered` counts how often each does."""
+        assert self._calls is not None
+        counted = Counter[nn.Module]() if answered is None else answered
+        with ExitStack() as stack:
+            for module in modules:
+                answer = answering_from_memory(
+                    module.forward, self._calls[module], partial(counted.update, (module,))
+                )
+                stack.callback(_replaced(module, answer))
+            return self._eager.sample(parameter, coordinates, steps)
 
 
 def calls_at_theta(modules: list[nn.Module], value: Callable[[], float]) -> dict[nn.Module, list[ModuleCall]]:
@@ -133,16 +166,36 @@ def calls_at_theta(modules: list[nn.Module], value: Callable[[], float]) -> dict
     return {module: calls[module] for module in pure if all(call.is_intact for call in calls[module])}
 
 
-def answering_from_memory(forward: Callable[..., Any], calls: list[ModuleCall]) -> Callable[..., Any]:
-    """`forward`, which runs only for calls that are not among the known ones."""
+def answering_from_memory(
+    forward: Callable[..., Any], calls: list[ModuleCall], answered: Callable[[], None]
+) -> Callable[..., Any]:
+    """`forward`, which runs only for calls that are not among the known ones; `answered` is told of the others."""
+
+    known: dict[Hashable, list[ModuleCall]] = {}
+    for call in calls:
+        known.setdefault(_glance(tensor for _, tensor, _ in call.given), []).append(call)
 
     def answer(*args: Any, **kwargs: Any) -> Any:
-        for call in calls:
+        for call in known.get(_glance(tensor for _, tensor in tensors_in((args, kwargs))), ()):
             if call.is_of((args, kwargs)) and call.is_intact:
+                answered()
                 return call.output
         return forward(*args, **kwargs)
 
     return answer
+
+
+def _glance(tensors: Iterable[torch.Tensor]) -> Hashable:
+    """What equal arguments have in common, to look a call up by: a cell in a loop has as many calls as steps."""
+    return tuple(_few_entries(tensor) for tensor in tensors)
+
+
+def _few_entries(tensor: torch.Tensor) -> Hashable:
+    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+        return tuple(tensor.shape)
+    if not tensor.is_contiguous():
+        return tensor.detach()[tuple(size // 2 for size in tensor.shape)].item()
+    return tuple(tensor.detach().view(-1)[:: -(-tensor.numel() // GLANCED)].tolist())
 
 
 def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:

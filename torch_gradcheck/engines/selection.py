@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -186,9 +187,10 @@ class SelectedEngine:
         return engine.sample(parameter, coordinates, steps)
 
     def gradients(self) -> list[torch.Tensor | None] | None:
-        """The gradient of a substitute of J, by parameter, None where J depends on none.
+        """The gradient of a substitute of J, by parameter, None where J depends on none; None without a substitute.
 
-        None for all of it where there is no such gradient, for the reason in `refused`.
+        Raises:
+            Untraceable: no substitute can be differentiated.
         """
         refusal: Untraceable | None = None
         for engine in self._substitutes:
@@ -201,8 +203,25 @@ class SelectedEngine:
                 self._counted(1)
                 return gradients
         if refusal is not None:
-            self.refused[None] = refusal
+            raise refusal
         return None
+
+    @cached_property
+    def value_substitute(self) -> Callable[[], float] | None:
+        """Evaluates a substitute of J at what the parameters hold now; None without one that agreed everywhere."""
+        if self.refused:
+            return None
+        return next((self._counting(engine) for engine in self._substitutes if engine.value() is not None), None)
+
+    def _counting(self, engine: SubstituteEngine) -> Callable[[], float]:
+        def value() -> float:
+            found = engine.value()
+            assert found is not None, "it had one before"
+            self.substituted += 1
+            self._counted(1)
+            return found
+
+        return value
 
     def seconds_each(self, parameter: int) -> float | None:
         """An estimate of the seconds that one sample of a parameter takes; None where no substitute of J knows."""

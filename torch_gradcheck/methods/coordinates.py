@@ -10,6 +10,7 @@ from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import flat_values
 from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.verdicts.entry_check import EntryCheck
@@ -45,7 +46,7 @@ class Coordinates:
         values = flat_values(problem.theta[position])[coordinates]
 
         def nearby_analytic(k: int, distance: float) -> Floats:
-            return self._gradients_nearby(k, distance)[position].values[coordinates]
+            return self.gradients_nearby(k, distance)[position].values[coordinates]
 
         return EntryCheck(
             sampler=self._sampler(engine, position, coordinates),
@@ -74,17 +75,21 @@ class Coordinates:
         """J along the same coordinates through the k-th point near θ, by the eager engine."""
 
         def sampler(which: Indices, steps: Floats) -> Samples:
-            with self._problem.direction(k + 1).at(distance):
+            with self.point(k).at(distance):
                 return self._engine.eager.sample(position, coordinates[which], steps)
 
         return sampler
 
-    def _gradients_nearby(self, k: int, distance: float) -> dict[int, AnalyticGradient]:
+    def point(self, k: int) -> RandomDirection:
+        """The direction from θ to its k-th nearby points; the 0th of the problem is that of the noise."""
+        return self._problem.direction(k + 1)
+
+    def gradients_nearby(self, k: int, distance: float) -> dict[int, AnalyticGradient]:
         """Autograd's gradients at the k-th point near θ; the last few are kept for the parameters that follow."""
         if (k, distance) not in self._nearby:
             if len(self._nearby) >= NEARBY_GRADIENTS:
                 self._nearby.pop(next(iter(self._nearby)))
-            with self._problem.direction(k + 1).at(distance):
+            with self.point(k).at(distance):
                 self._nearby[k, distance] = autograd_gradients(self._problem.objective, self._problem.theta)
         return self._nearby[k, distance]
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.engines.selection import on_refusals, whom
 from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.methods.contradiction import Contradiction, Wrong
 from torch_gradcheck.methods.coordinates import Coordinates
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import ProgressBar
-from torch_gradcheck.verdicts.judge import judge_gradient
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.verdicts.judge import judge_suspects, mark_wrong
+from torch_gradcheck.verdicts.measurement import Measurement, measured
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 LECTURE_EPS = 1e-7
@@ -28,28 +33,82 @@ def exact_trials(
     problem: Problem, gradients: Mapping[int, AnalyticGradient], progress: ProgressBar
 ) -> dict[int, ParameterTrial]:
     """Every checked parameter's gradient against centered differences at all its coordinates, by position in θ."""
-    theta, objective = problem.theta, problem.objective
-    coordinates = Coordinates(problem, progress)
-    progress.start(2 * theta.coordinates, "")
-    trials: dict[int, ParameterTrial] = {}
-    previous_stencil: Stencil | None = None
-    for position in theta.checked:
-        progress.at(theta[position].name)
-        started, before = time.perf_counter(), objective.evaluations
-        on_trial = theta[position].coordinates_on_trial
-        check = coordinates.entry_check(position, on_trial, gradients[position])
-        results = judge_gradient(check, previous_stencil)
-        if results.stencil.step > WIDE:
-            previous_stencil = results.stencil
-        trials[position] = ParameterTrial(
-            on_trial,
-            check.analytic,
-            gradients[position].reached,
+    return Exact(problem, gradients, progress).trials()
+
+
+class Exact:
+    """Tries gradients at every coordinate: differences first, all of them; then what disagrees, for all tensors at once.
+
+    Args:
+        problem: J, θ and the options.
+        gradients: the gradients on trial, by position in θ.
+        progress: advanced at every evaluation.
+    """
+
+    def __init__(self, problem: Problem, gradients: Mapping[int, AnalyticGradient], progress: ProgressBar) -> None:
+        self._problem, self._theta, self._gradients = problem, problem.theta, gradients
+        self._progress = progress
+        self._coordinates = Coordinates(problem, progress)
+        self._costs = {position: Cost() for position in self._theta.checked}
+
+    def trials(self) -> dict[int, ParameterTrial]:
+        """The trial of every checked parameter, by position, in the order of θ."""
+        self._progress.start(2 * self._theta.coordinates, "")
+        measurements = self._measured()
+        suspected = {position: found for position, found in measurements.items() if len(found.suspects)}
+        wrong = Contradiction(self._problem, self._coordinates, self._progress).found(suspected) if suspected else {}
+        return {position: self._trial(position, found, wrong.get(position)) for position, found in measurements.items()}
+
+    def _measured(self) -> dict[int, Measurement]:
+        """Differences at all coordinates of every checked parameter."""
+        measurements: dict[int, Measurement] = {}
+        previous_stencil: Stencil | None = None
+        for position in self._theta.checked:
+            with self._at(position):
+                on_trial = self._theta[position].coordinates_on_trial
+                check = self._coordinates.entry_check(position, on_trial, self._gradients[position])
+                measurements[position] = measured(check, previous_stencil)
+            stencil = measurements[position].results.stencil
+            if stencil.step > WIDE:
+                previous_stencil = stencil
+        return measurements
+
+    def _trial(self, position: int, measurement: Measurement, wrong: Wrong | None) -> ParameterTrial:
+        """The trial of a parameter whose gradient J contradicts at the entries `wrong`, or has yet to be judged by."""
+        with self._at(position):
+            if wrong is None:
+                results = judge_suspects(measurement)
+            else:
+                results = mark_wrong(measurement, wrong.entries, wrong.witness)
+        cost = self._costs[position]
+        return ParameterTrial(
+            self._theta[position].coordinates_on_trial,
+            measurement.check.analytic,
+            self._gradients[position].reached,
             results,
-            evaluations=objective.evaluations - before,
-            seconds=time.perf_counter() - started,
+            evaluations=cost.evaluations,
+            seconds=cost.seconds,
         )
-    return trials
+
+    def _at(self, position: int) -> AbstractContextManager[None]:
+        self._progress.at(self._theta[position].name)
+        return self._costs[position].counted(self._problem.objective)
+
+
+@dataclass
+class Cost:
+    """What the trial of one parameter has cost so far: evaluations of J, and wall time in seconds."""
+
+    evaluations: int = 0
+    seconds: float = 0.0
+
+    @contextmanager
+    def counted(self, objective: Objective) -> Iterator[None]:
+        """Adds what the block costs."""
+        started, before = time.perf_counter(), objective.evaluations
+        yield
+        self.evaluations += objective.evaluations - before
+        self.seconds += time.perf_counter() - started
 
 
 def exact_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:

@@ -13,6 +13,8 @@ from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.richardson import (
     COARSE,
+    NO_DIFFERENCES,
+    Differences,
     Estimates,
     Ladder,
     Stencil,
@@ -128,10 +130,10 @@ class EntryCheck:
         analytic = self.nearby_analytic(k, distance)
         return replace(self, sampler=sampler, at_zero=lambda: at_zero, noise=noise, analytic=analytic)
 
-    def through(self, stencil: Stencil, which: Indices) -> tuple[Floats, Floats]:
-        """Centered differences of `which` by one stencil, and their roundoff. Steps given by `eps` are absolute."""
+    def through(self, stencil: Stencil, which: Indices) -> Differences:
+        """Centered differences of `which` by one stencil. Steps given by `eps` are absolute."""
         if not len(which):
-            return np.empty(0), np.empty(0)
+            return NO_DIFFERENCES
         unit = self.unit[which] if self.eps is None else np.ones(len(which))
         return through_stencil(self.sampler, which, unit, stencil, self.noise)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from torch_gradcheck.arrays import Indices
+from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.richardson import Stencil
-from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, EntryResults, Outcome
 from torch_gradcheck.verdicts.kinks import excuse_hidden_kinks, judge_undecided_nearby
-from torch_gradcheck.verdicts.refine import refined
-from torch_gradcheck.verdicts.step_choice import NONE_YET, chosen_stencil
+from torch_gradcheck.verdicts.measurement import Measurement, measured, through_one
+from torch_gradcheck.verdicts.refine import on_ladder, refined
+from torch_gradcheck.verdicts.step_choice import better_stencil
 
 BATCH = 16
 """How many disagreeing entries are first refined together. Later batches are of 64: the first had no mistake."""
@@ -30,20 +30,57 @@ def judge_gradient(check: EntryCheck, previous_stencil: Stencil | None) -> Entry
         check: the gradient on trial and the functions it should be the gradient of.
         previous_stencil: the stencil that suited the tensor before; tried where the default step drowns in noise.
     """
-    everything = np.arange(len(check.analytic), dtype=np.int64)
-    stencil, differenced = (
-        chosen_stencil(check, previous_stencil) if len(everything) else (Stencil(first_step(check.noise), 0), NONE_YET)
-    )
-    numeric, error_bar, left, right = np.full((4, len(everything)), np.nan)
-    numeric[differenced.which], error_bar[differenced.which] = differenced.numeric, differenced.error_bar
-    if len(differenced.which) < len(everything):
-        rest = np.setdiff1d(everything, differenced.which, assume_unique=True)
-        numeric[rest], error_bar[rest] = check.through(stencil, rest)
-    results = EntryResults(numeric, error_bar, np.zeros(len(numeric), np.int8), left, right, stencil)
-    suspects = np.flatnonzero(~check.agrees(everything, numeric, error_bar))
-    if len(suspects):
-        _judge_suspects(check, results, suspects)
+    return judge_suspects(measured(check, previous_stencil))
+
+
+def judge_suspects(measurement: Measurement) -> EntryResults:
+    """Judges a gradient that was measured: looks closely at the entries that disagree, a batch at a time.
+
+    One confirmed mistake makes the tensor wrong. The remaining suspects are then judged by one more step each, so that
+    a failing tensor costs only a few times as much as a passing one.
+    """
+    check = measurement.check
+    if len(measurement.suspects):
+        stencil = better_stencil(check, measurement.results.numeric, measurement.results.error_bar)
+        measurement = measurement if stencil is None else through_one(check, stencil)
+    results = measurement.results
+    waiting = _finite_suspects(measurement)
+    size = BATCH
+    while len(waiting):
+        batch, waiting, size = waiting[:size], waiting[size:], 4 * BATCH
+        _judge_on_ladder(check, results, batch)
+        if len(waiting) and np.any(results.outcome[batch] == Outcome.MISMATCH):
+            _count_by_second_step(check, results, waiting)
+            return results
+    judge_undecided_nearby(check, results)
     return results
+
+
+def mark_wrong(measurement: Measurement, wrong: Indices, witness: Floats | None) -> EntryResults:
+    """Judges a gradient of which J contradicts some entries; the other suspects are judged by one more step each.
+
+    Args:
+        measurement: of the gradient.
+        wrong: the entries that are contradicted.
+        witness: shape (N,), another gradient of J; where that differs from the differences, error bars are as wide.
+    """
+    results = measurement.results
+    others = np.setdiff1d(_finite_suspects(measurement), wrong)
+    if len(others):
+        _count_by_second_step(measurement.check, results, others)
+    results.outcome[wrong] = Outcome.MISMATCH
+    if witness is not None:
+        apart = np.abs(witness[wrong] - results.numeric[wrong])
+        results.error_bar[wrong] = np.maximum(results.error_bar[wrong], apart)
+    return results
+
+
+def _finite_suspects(measurement: Measurement) -> Indices:
+    """The suspects that are finite, the worst first; those that are not are marked as mismatches."""
+    analytic, suspects, results = measurement.check.analytic, measurement.suspects, measurement.results
+    finite = np.isfinite(analytic[suspects])
+    results.outcome[suspects[~finite]] = Outcome.MISMATCH
+    return results.worst_first(analytic, suspects[finite])
 
 
 def judge_each(check: EntryCheck) -> EntryResults:
@@ -61,31 +98,12 @@ def judge_each(check: EntryCheck) -> EntryResults:
     return results
 
 
-def _judge_suspects(check: EntryCheck, results: EntryResults, suspects: Indices) -> None:
-    """Refines disagreeing entries on the ladder, a batch at a time, until a mistake is confirmed or none is left.
-
-    One confirmed mistake makes the tensor wrong. The remaining suspects are then judged by one more step each, so that
-    a failing tensor costs only a few times as much as a passing one.
-    """
-    not_finite = suspects[~np.isfinite(check.analytic[suspects])]
-    results.outcome[not_finite] = Outcome.MISMATCH
-    waiting = results.worst_first(check.analytic, suspects[np.isfinite(check.analytic[suspects])])
-    size = BATCH
-    while len(waiting):
-        batch, waiting, size = waiting[:size], waiting[size:], 4 * BATCH
-        _judge_on_ladder(check, results, batch)
-        if len(waiting) and np.any(results.outcome[batch] == Outcome.MISMATCH):
-            _count_by_second_step(check, results, waiting)
-            return
-    judge_undecided_nearby(check, results)
-
-
 def _judge_on_ladder(check: EntryCheck, results: EntryResults, which: Indices) -> None:
     estimates, outcome = refined(check, which, check.unit[which])
     suspected = np.flatnonzero(outcome == Outcome.MISMATCH)
     if len(suspected):
         unit = SECOND_LADDER * check.unit[which[suspected]]
-        again, second = refined(check.by_eager_engine(), which[suspected], unit)
+        again, second = on_ladder(check.by_eager_engine(), which[suspected], unit)
         confirmed = second == Outcome.MISMATCH
         consistent = (
             np.abs(again.central - estimates.central[suspected]) <= again.error_bar + estimates.error_bar[suspected]
@@ -105,8 +123,8 @@ def _judge_on_ladder(check: EntryCheck, results: EntryResults, which: Indices) -
 def _count_by_second_step(check: EntryCheck, results: EntryResults, which: Indices) -> None:
     """Judges suspects of a wrong tensor: MISMATCH if a second step gives the same derivative, else UNDECIDED."""
     stencil = Stencil(results.stencil.step * SECOND_LADDER, results.stencil.order)
-    numeric, error_bar = check.through(stencil, which)
-    both = results.error_bar[which] + error_bar
+    numeric, roundoff, *_ = check.through(stencil, which)
+    both = results.error_bar[which] + roundoff
     off = np.abs(check.analytic[which] - numeric)
     steady = np.abs(results.numeric[which] - numeric) <= both + off / 10
     wrong = steady & ~check.agrees(which, numeric, both, margin=CONTRADICTION)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Estimates, Stencil, through_stencil
 from torch_gradcheck.verdicts.entry_check import EntryCheck, EntryResults, NearbySampler, Outcome
 from torch_gradcheck.verdicts.refine import refined
@@ -51,7 +52,7 @@ def excuse_hidden_kinks(
     if not len(rejudged):
         return outcome
     entries = which[rejudged]
-    distance = min(_nearby_distance(check), float(np.min(estimates.step[rejudged])) / 8)
+    distance = min(nearby_distance(check.noise), float(np.min(estimates.step[rejudged])) / 8)
     far, _ = _slopes_nearby(check, nearby, entries, distance)
     near, error_bar = _slopes_nearby(check, nearby, entries, distance / 16)
     persistent = np.ptp(near, axis=0) > np.maximum(np.ptp(far, axis=0) / 4, 4 * error_bar)
@@ -79,13 +80,13 @@ def judge_undecided_nearby(check: EntryCheck, results: EntryResults) -> None:
     if check.nearby is None or check.nearby_analytic is None or not len(undecided):
         return
     entries = results.worst_first(check.analytic, undecided)[:REJUDGED]
-    _, wrong = _judged_nearby(check, entries, _nearby_distance(check))
+    _, wrong = _judged_nearby(check, entries, nearby_distance(check.noise))
     results.outcome[entries[wrong]] = Outcome.MISMATCH
 
 
-def _nearby_distance(check: EntryCheck) -> float:
+def nearby_distance(noise: Noise) -> float:
     """Relative distance of nearby points from θ: ε^0.32, which is 1e-5 in float64 and 6e-3 in float32."""
-    return float(check.noise.epsilon**0.32)
+    return float(noise.epsilon**0.32)
 
 
 def _explained_by_pieces(analytic: Floats, near: Floats, error_bar: Floats) -> tuple[Flags, Flags]:
@@ -120,8 +121,8 @@ def _slopes_nearby(
 ) -> tuple[Floats, Floats]:
     """Centered differences of f at points near θ, shape (NEARBY_POINTS, K), and their largest error bar, (K,)."""
     stencil = Stencil(distance / 8, 0)
-    pairs = [
+    found = [
         through_stencil(nearby(k, distance), entries, check.unit[entries], stencil, check.noise)
         for k in range(NEARBY_POINTS)
     ]
-    return np.array([slopes for slopes, _ in pairs]), np.max([error_bar for _, error_bar in pairs], axis=0)
+    return np.array([each.central for each in found]), np.max([each.roundoff for each in found], axis=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.noise import SIGMAS
 from torch_gradcheck.differences.richardson import COARSE, FINE, Estimates, Tableau
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, Outcome
@@ -25,10 +25,29 @@ share, its existence is not believed, and the gradient is called wrong. If it wo
 
 
 def refined(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
-    """Estimates and outcomes of `which`: from the check's ladder, and from `FINE` where that one only suspects a kink.
+    """Estimates and outcomes of `which` by `on_ladder`, those between the steps looked at.
 
     A mismatch becomes UNDECIDED where f may have the slope on trial below the smallest step (`hidden_slopes`) or where
     f is quantised (`plateaus`).
+
+    Args:
+        check: the gradient on trial.
+        which: shape (K,), the entries.
+        unit: shape (K,), the steps of the ladder are multiples of it.
+    """
+    estimates, outcome = on_ladder(check, which, unit)
+    suspected = np.flatnonzero(outcome == Outcome.MISMATCH)
+    if len(suspected):
+        functions, units, central = which[suspected], unit[suspected], estimates.central[suspected]
+        tableau = Tableau(*(column[:, suspected] for column in estimates.tableau))
+        excused = may_have_hidden_slope(check, functions, units, np.abs(check.analytic[functions] - central))
+        excused |= stands_on_a_plateau(check, functions, units, central, tableau)
+        outcome[suspected[excused]] = Outcome.UNDECIDED
+    return estimates, outcome
+
+
+def on_ladder(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
+    """Estimates and outcomes from the check's ladder, and from `FINE` where that one only suspects a kink.
 
     Args:
         check: the gradient on trial.
@@ -45,13 +64,6 @@ def refined(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates,
         agree = np.abs(finer.central - estimates.central[doubtful]) <= finer.error_bar + estimates.error_bar[doubtful]
         outcome[doubtful] = np.where(agree, finer_outcome, Outcome.UNDECIDED)
         estimates = estimates.replaced(doubtful[agree], finer, np.flatnonzero(agree))
-    suspected = np.flatnonzero(outcome == Outcome.MISMATCH)
-    if len(suspected):
-        functions, units, central = which[suspected], unit[suspected], estimates.central[suspected]
-        tableau = Tableau(*(column[:, suspected] for column in estimates.tableau))
-        excused = may_have_hidden_slope(check, functions, units, np.abs(check.analytic[functions] - central))
-        excused |= stands_on_a_plateau(check, functions, units, central, tableau)
-        outcome[suspected[excused]] = Outcome.UNDECIDED
     return estimates, outcome
 
 
@@ -65,8 +77,7 @@ def _outcomes(check: EntryCheck, which: Indices, estimates: Estimates) -> NDArra
     outside = off > estimates.half_width + check.tolerance * (np.abs(analytic) + np.abs(central))
     error_bar = _at_least_usual(check, estimates.error_bar)
     wrong = outside & ~check.agrees(which, central, error_bar, margin=CONTRADICTION)
-    wrong &= _hidden_piece(check, off) <= LARGEST_HIDDEN_PIECE * check.scale[which]
-    wrong &= estimates.step * check.unit[which] <= check.scale[which]  # a larger step says little about f at 0
+    wrong &= could_not_hide(check, which, off, estimates.step * check.unit[which])
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
     return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
 
@@ -83,11 +94,18 @@ def _at_least_usual(check: EntryCheck, error_bar: Floats) -> Floats:
     return np.maximum(error_bar, float(np.median(usual)))
 
 
-def _hidden_piece(check: EntryCheck, off: Floats) -> Floats:
-    """Width of the widest piece of f around 0 that could have the slope on trial and not be seen, shape (K,).
+def could_not_hide(check: EntryCheck, which: Indices, off: Floats, step: Floats) -> Flags:
+    """Whether noise and the step are so small that no piece of f around 0 is likely to have the slope on trial.
 
     Over the width 6σ / off, the two slopes differ by no more than the noise. Example: at σ = 1e-16 and a gradient that
-    is off by 1e-3, it is 6e-13.
+    is off by 1e-3, it is 6e-13. A step that is larger than the argument says little about f at 0.
+
+    Args:
+        check: the gradient on trial.
+        which: shape (K,), the functions.
+        off: shape (K,), how far their gradients are off.
+        step: shape (K,), the smallest step that says so.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(SIGMAS * check.noise.sigma_at_zero / off)
+        hidden_piece = SIGMAS * check.noise.sigma_at_zero / off
+    return np.asarray((hidden_piece <= LARGEST_HIDDEN_PIECE * check.scale[which]) & (step <= check.scale[which]))

@@ -8,7 +8,14 @@ import numpy as np
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.noise import root_mean_square
-from torch_gradcheck.differences.richardson import COARSE, Estimates, Stencil, stencil_for
+from torch_gradcheck.differences.richardson import (
+    COARSE,
+    NO_DIFFERENCES,
+    Differences,
+    Estimates,
+    Stencil,
+    stencil_for,
+)
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.verdicts.entry_check import EntryCheck
 
@@ -24,22 +31,21 @@ class Differenced(NamedTuple):
 
     Attributes:
         which: their positions in the tensor, sorted.
-        numeric, error_bar: the centered differences and their error bars.
+        differences: of them.
     """
 
     which: Indices
-    numeric: Floats
-    error_bar: Floats
+    differences: Differences
 
 
-NONE_YET = Differenced(np.empty(0, dtype=np.int64), np.empty(0), np.empty(0))
+NONE_YET = Differenced(np.empty(0, dtype=np.int64), NO_DIFFERENCES)
 
 
-def chosen_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[Stencil, Differenced]:
+def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[Stencil, Differenced]:
     """The stencil for all entries, and the entries that were differenced by it on the way.
 
-    It is `check.eps` where that is given, the default step where that suits, else the best stencil of a ladder over a
-    few entries.
+    It is `check.eps` where that is given, the default step where that does not drown in the noise, else the best
+    stencil of a ladder over a few entries.
 
     Args:
         check: the gradient on trial and the functions it should be the gradient of.
@@ -47,23 +53,44 @@ def chosen_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple
     """
     if check.eps is not None:
         return Stencil(check.eps, 0), NONE_YET
-    default = Stencil(first_step(check.noise), 0)
+    default = _default(check)
     if previous_stencil is not None and _drowns(check, default) and not _drowns(check, previous_stencil):
         default = previous_stencil
     small = len(check.analytic) <= SMALL_TENSOR
     first = np.arange(len(check.analytic), dtype=np.int64) if small else probes_of(check.analytic)
-    differenced = Differenced(first, *check.through(default, first))
-    suits = not _drowns(check, default)
-    if suits and bool(check.agrees(*differenced).all()):
+    differenced = Differenced(first, check.through(default, first))
+    if not _drowns(check, default):
         return default, differenced
     probes = probes_of(check.analytic)
     estimates = check.climb(probes, check.unit[probes], COARSE)
     among = np.searchsorted(first, probes)
-    if suits and _same_derivatives(check, differenced.numeric[among], differenced.error_bar[among], estimates):
-        return default, differenced  # the step suits, and the gradient is wrong
     stencil, typical = stencil_for(estimates.tableau, _needed(check, estimates))
-    better = typical < float(np.median(differenced.error_bar[among])) or suits
-    return (stencil, NONE_YET) if better and np.isfinite(typical) else (default, differenced)
+    better = typical < float(np.median(differenced.differences.roundoff[among])) and np.isfinite(typical)
+    return (stencil, NONE_YET) if better else (default, differenced)
+
+
+def better_stencil(check: EntryCheck, numeric: Floats, error_bar: Floats) -> Stencil | None:
+    """The stencil of a ladder over a few entries, where that finds other derivatives than the default step; else None.
+
+    The default step, chosen by the noise of J alone, may be too large for a steep J.
+
+    Args:
+        check: the gradient on trial, which disagrees with differences at the default step.
+        numeric: shape (N,), those differences.
+        error_bar: shape (N,), their error bars.
+    """
+    if check.eps is not None or _drowns(check, _default(check)):
+        return None
+    probes = probes_of(check.analytic)
+    estimates = check.climb(probes, check.unit[probes], COARSE)
+    if _same_derivatives(check, numeric[probes], error_bar[probes], estimates):
+        return None  # the step suits, and the gradient is wrong
+    stencil, typical = stencil_for(estimates.tableau, _needed(check, estimates))
+    return stencil if np.isfinite(typical) else None
+
+
+def _default(check: EntryCheck) -> Stencil:
+    return Stencil(first_step(check.noise), 0)
 
 
 def _same_derivatives(check: EntryCheck, numeric: Floats, error_bar: Floats, estimates: Estimates) -> bool:

@@ -100,6 +100,7 @@ class Recording:
 
     Args:
         taps: the tensors that are replaced by copies to record gradients.
+        outputs: whether to record `outputs` and `leaks` of every call; else only what the call was given is.
 
     Attributes:
         calls: every call, in the order of their starts.
@@ -107,12 +108,12 @@ class Recording:
         full: whether the inputs of all calls exceed `MEMORY_LIMIT`; later calls are missing then.
     """
 
-    def __init__(self, taps: GradientTaps = NO_TAPS) -> None:
+    def __init__(self, taps: GradientTaps = NO_TAPS, *, outputs: bool = True) -> None:
         self.calls: list[RecordedCall] = []
         self.leaves: list[torch.Tensor] = []
         self.full = False
         self._thread = threading.get_ident()
-        self._taps, self._stack = taps, list[RecordedCall]()
+        self._taps, self._outputs, self._stack = taps, outputs, list[RecordedCall]()
         self._snapshots = Snapshots()
         self._undo: list[Callable[[], Any]] = []
 
@@ -199,6 +200,8 @@ class Recording:
         )
 
     def _finished(self, call: RecordedCall, result: Any) -> Any:
+        if not self._outputs:
+            return result
         call.outputs = [summary(tensor) for tensor in tensors_of(result)]
         call.cotangents = [None for _ in call.outputs]
         call.leaks = isinstance(call.owner, nn.Module) and _keeps_a_graph(call.owner)

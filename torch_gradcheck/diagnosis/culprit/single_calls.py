@@ -145,14 +145,13 @@ class CallRunner:
         size = sum(float((g.abs() * y.abs()).square().sum()) for g, y in _received(call, reference)) ** 0.5
         noise = Noise(0.0, 2 * eps * size, eps)
         unit, step = np.array([wrong.unit]), first_step(Noise(size, noise.sigma, eps))
-        (fine, roundoff), (coarse, _) = (
-            through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(h, 0), noise) for h in (step, 8 * step)
-        )
-        error_bar = float(roundoff[0] + abs(fine[0] - coarse[0]) / 8)
-        off = abs(analytic - fine[0])
+        near, far = (through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(h, 0), noise) for h in (step, 8 * step))
+        slope = float(near.central[0])
+        error_bar = float(near.roundoff[0] + abs(slope - far.central[0]) / 8)
+        off = abs(analytic - slope)
         needed = SHARP * (abs(wrong.error) if np.isfinite(wrong.error) else off)
         if error_bar <= needed or (np.isfinite(error_bar) and not np.isfinite(analytic)):
-            return float(fine[0]), error_bar
+            return slope, error_bar
         estimates = extrapolated_derivatives(sampler, ONLY_FUNCTION, unit, noise)
         if estimates.kinked[0] or not np.isfinite(estimates.error_bar[0]):
             raise CannotBeRunAlone("has no derivative along the direction tried")

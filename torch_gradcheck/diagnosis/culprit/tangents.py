@@ -85,7 +85,7 @@ def tangents_of(
 
 
 def _recorded(wrong: WrongCoordinate, step: float, objective: Objective) -> tuple[list[RecordedCall], float]:
-    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), Recording() as recording:
+    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), Recording(outputs=False) as recording:
         objective.compute()
     return [call for call in recording.calls if not call.in_backward], taken
 

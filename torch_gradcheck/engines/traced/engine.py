@@ -121,14 +121,18 @@ class TracedEngine(SubstituteEngine):
         Raises:
             Untraceable: the record gives another value.
         """
-        with modes_disabled(), torch.no_grad(), OnThreads(1):
-            found = self._program.again()
+        found = self.value()
         dtype = self._program.values[self._program.output].dtype
         if found is not None and _differ(np.array(found), np.array(expected), noise, dtype):
             raise Untraceable(
                 f"with all parameters moved the recorded operations give J = {found!r}, J itself {expected!r}: values "
                 "reach it by a way that the recording does not see"
             )
+
+    def value(self) -> float | None:
+        """J by the record at what the parameters hold now; None where the record contains draws made at θ."""
+        with modes_disabled(), torch.no_grad(), OnThreads(1):
+            return self._program.again()
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of every parameter by aten's own formulas, see `gradient_by_record`; None where J has none.

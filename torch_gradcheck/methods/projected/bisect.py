@@ -10,8 +10,8 @@ import torch
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil, through_stencil
-from torch_gradcheck.methods.projected.directions import Direction, Directions, Motion, slope
-from torch_gradcheck.methods.projected.slope_check import contradicts, entry_check_of
+from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion, slope
+from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION
 from torch_gradcheck.verdicts.judge import judge_each
 
@@ -69,7 +69,7 @@ class Bisection:
         direction = {self._position: self._motion(number)}
         analytic, reach = np.array([self._slope(direction)]), np.array([self._size / self._scale])
         sampler, unit = self._directions.sampler([direction]), np.array([16 * self._step])
-        results = judge_each(entry_check_of(sampler, analytic, unit, reach, self._noise, self._tolerance))
+        results = judge_each(entry_check_of(sampler, sampler, analytic, unit, reach, self._noise, self._tolerance))
         return contradicts(results, analytic[0])
 
     def _descend(self, scale: float, components: torch.Tensor, residual: float) -> int:
@@ -97,8 +97,8 @@ class Bisection:
         further = float(np.sqrt(len(components) / moving))
         direction = {self._position: Motion(scale * further, components)}
         sampler, stencil = self._directions.sampler([direction]), Stencil(self._step, 0)
-        value, error_bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), stencil, self._noise)
-        return float(value[0] - self._slope(direction)) / further, float(error_bar[0]) / further
+        found = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), stencil, self._noise)
+        return float(found.central[0] - self._slope(direction)) / further, float(found.roundoff[0]) / further
 
     def _slope(self, direction: Direction) -> float:
         return slope(direction, {self._position: self._gradient})

@@ -12,13 +12,15 @@ import torch
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.engines.selection import on_refusals
+from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.coordinates import Coordinates
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.methods.projected.bisect import Bisection
-from torch_gradcheck.methods.projected.confirm import Confirmer, Suspect
+from torch_gradcheck.methods.directional.confirm import Confirmer, Suspect
 from torch_gradcheck.methods.projected.detection_power import MISSED
-from torch_gradcheck.methods.projected.directions import Directions
+from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.projected.single import single_results, worst
 from torch_gradcheck.methods.projected.verify import Certificate, Verifier
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.theta import ThetaEntry
@@ -133,7 +135,11 @@ class Projected:
 
     def _rederived(self) -> dict[int, Floats]:
         """Gradients by position from the engine's trace of J; where the trace gives no usable one, the one on trial."""
-        found = self._problem.engine.gradients()
+        engine = self._problem.engine
+        try:
+            found = engine.gradients()
+        except Untraceable as refusal:
+            engine.refused[None], found = refusal, None
         if found is None:
             return self._on_trial
         return {position: self._usable(position, found[position]) for position in self._theta.checked}
@@ -185,40 +191,33 @@ class Projected:
         suspects = {p: suspect for p, found in verified.items() if (suspect := self._suspect(p, found)) is not None}
         if not suspects:
             return {}
-        confirmer = Confirmer(
-            self._directions,
-            self._coordinates.eager_sampler,
-            self._on_trial,
-            {p: found.gradient for p, found in verified.items()},
-            self._problem.noise,
-            self._request.tolerance,
-        )
+        substitute = self._problem.engine.value_substitute
+        confirmer = Confirmer(self._directions, self._problem.noise, self._request.tolerance, substitute=substitute)
         confirmed = confirmer.confirmed(suspects)
         for position in confirmed:
             places = np.searchsorted(trials[position].coordinates, suspects[position].coordinates)
             trials[position].results.outcome[places] = Outcome.MISMATCH
-        for position, k in confirmer.worst({p: suspects[p] for p in confirmed}):
-            self._confirm_single(confirmer, trials[position], position, suspects[position], k)
+        for position, k in worst({p: suspects[p] for p in confirmed}):
+            self._confirm_single(trials[position], position, suspects[position], k)
         return {p: suspect for p, suspect in suspects.items() if p not in confirmed}
 
     def _suspect(self, position: int, verified: Verified) -> Suspect | None:
         """The suspected entries of a tensor; None where there are none, or where J could not resolve their error."""
         off = np.flatnonzero(self._disagreeing(position, verified.gradient))
-        error = verified.gradient[off] - self._on_trial[position][off]
-        along_error = float(np.linalg.norm(error)) * np.sqrt(len(self._on_trial[position]))
-        if along_error <= CONTRADICTION * verified.certificate.proof.resolution:
+        if not len(off):
             return None
-        return Suspect(off, error, verified.certificate)
+        on_trial, certificate = self._on_trial[position], verified.certificate
+        length = certificate.scale * float(np.sqrt(len(on_trial)))  # as of a random direction's components
+        suspect = Suspect(off, on_trial[off], verified.gradient[off], len(on_trial), length, certificate.step)
+        return suspect if suspect.signal > CONTRADICTION * certificate.proof.resolution * certificate.scale else None
 
-    def _confirm_single(
-        self, confirmer: Confirmer, trial: ParameterTrial, position: int, suspect: Suspect, k: int
-    ) -> None:
+    def _confirm_single(self, trial: ParameterTrial, position: int, suspect: Suspect, k: int) -> None:
         """Judges one coordinate by differences of J along it; where these do not decide, the block's outcome stays."""
-        coordinate, error = suspect.coordinates[k : k + 1], suspect.error[k : k + 1]
-        found, results = confirmer.single(position, coordinate, error), trial.results
+        sampler, size = self._coordinates.eager_sampler(position), self._directions.sizes[position]
+        found = single_results(suspect, k, size, sampler, self._problem.noise, self._request.tolerance)
         if found.outcome[0] == Outcome.UNDECIDED:
             return
-        place = int(np.searchsorted(trial.coordinates, coordinate[0]))
+        results, place = trial.results, int(np.searchsorted(trial.coordinates, suspect.coordinates[k]))
         for name in ("numeric", "error_bar", "outcome", "left", "right"):
             values = np.array(getattr(results, name))  # a copy: some are one number broadcast
             values[place] = getattr(found, name)[0]
@@ -233,7 +232,7 @@ class Projected:
         everything = entry.coordinates_on_trial
         coordinates = everything
         if len(everything) > TRIED_WHOLE:
-            informative = np.abs(given.values) if suspect is None else suspect.sizes(len(given.values))
+            informative = np.abs(given.values) if suspect is None else suspect.sizes()
             informative[~np.isfinite(given.values)] = np.inf
             coordinates = _sample(everything, informative, self._request.seed)
         results = self._judged(position, coordinates)

@@ -60,8 +60,8 @@ def check_at_step(sampler: Sampler, slope: float, step: float, noise: Noise) -> 
         step: of the centered difference.
         noise: of f.
     """
-    value, error_bar = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), Stencil(step, 0), noise)
-    return SlopeCheck(step, _distance(value[0], slope), float(error_bar[0]), steps=1)
+    found = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), Stencil(step, 0), noise)
+    return SlopeCheck(step, _distance(found.central[0], slope), float(found.roundoff[0]), steps=1)
 
 
 def check_at_best_step(sampler: Sampler, slope: float, top: float, noise: Noise, tolerance: float) -> SlopeCheck:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.borrowing.loan import lend
-from torch_gradcheck.methods.projected.directions import Directions, slope
+from torch_gradcheck.methods.directional.directions import Directions, slope
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.preflight import preflighted
 from torch_gradcheck.objective.theta import Theta, theta_of

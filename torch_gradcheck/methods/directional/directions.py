@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
@@ -65,13 +65,19 @@ class Directions:
         """
         return {position: Motion(scale, self._components(number, position)) for position, scale in scales.items()}
 
-    def sampler(self, directions: Sequence[Direction]) -> Sampler:
-        """A sampler of f_i(t) = J(θ + t·directions[i])."""
+    def reach(self, direction: Direction) -> float:
+        """The smallest step along a direction that moves some coordinate by its tensor's size."""
+        moved = {p: abs(scale) * float(components.abs().max()) for p, (scale, components) in direction.items()}
+        return min(self.sizes[position] / most for position, most in moved.items())
+
+    def sampler(self, directions: Sequence[Direction], substitute: Callable[[], float] | None = None) -> Sampler:
+        """A sampler of f_i(t) = J(θ + t·directions[i]), by J itself or by a substitute, at what the parameters hold."""
+        value = substitute or self._objective.value
 
         def sample(which: Indices, steps: Floats) -> Samples:
             values: list[float] = []
             for i, mine in groupby(zip(which, steps, strict=True), lambda pair: pair[0]):
-                values += self._values(directions[i], [float(step) for _, step in mine])
+                values += self._values(value, directions[i], [float(step) for _, step in mine])
             return Samples(np.array(steps, dtype=np.float64), np.array(values))
 
         return sample
@@ -85,13 +91,13 @@ class Directions:
         components[torch.from_numpy(entry.padding)] = 0
         return components
 
-    def _values(self, direction: Direction, steps: list[float]) -> list[float]:
+    def _values(self, value: Callable[[], float], direction: Direction, steps: list[float]) -> list[float]:
         """J at θ + each step · direction; θ is put back by assignment."""
         values = []
         try:
             for step in steps:
                 self._move(direction, step)
-                values.append(self._objective.value())
+                values.append(value())
                 self._progress.advance()
         finally:
             for position in direction:

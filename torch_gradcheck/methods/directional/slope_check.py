@@ -22,12 +22,19 @@ a direction through many coordinates.
 
 
 def entry_check_of(
-    sampler: Sampler, analytic: Floats, unit: Floats, scale: Floats, noise: Noise, tolerance: float
+    sampler: Sampler,
+    itself: Sampler,
+    analytic: Floats,
+    unit: Floats,
+    scale: Floats,
+    noise: Noise,
+    tolerance: float,
 ) -> EntryCheck:
     """The check of K slopes on trial, where J is known to have no kink at θ itself.
 
     Args:
-        sampler: J along K directions or coordinates.
+        sampler: J along K directions or coordinates, or a substitute of J.
+        itself: J itself, for a second opinion.
         analytic: shape (K,), the slopes on trial.
         unit: shape (K,), the largest step to take along each.
         scale: shape (K,), the step along each that moves some tensor by its own size.
@@ -37,7 +44,7 @@ def entry_check_of(
     return EntryCheck(
         sampler=sampler,
         at_zero=lambda: noise.at_zero,
-        eager_sampler=sampler,
+        eager_sampler=itself,
         nearby=None,
         nearby_analytic=None,
         analytic=analytic,

@@ -1,0 +1,134 @@
+"""Finds, for all tensors at once, which of the gradients that disagree with differences J contradicts beyond doubt.
+
+A disagreement may be due to a kink at θ, to a slope between the steps or to noise, and to look for each of these at
+single coordinates takes hundreds of evaluations a tensor. As a rule there is a mistake. So three cheap witnesses are
+heard first: the differences at every coordinate, the gradient that the formulas of torch give for the recorded
+operations, and J itself along one direction through all suspected entries, at θ and beside it. What they agree on is
+wrong; whatever they leave open is looked at closely.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.differences.richardson import Stencil, through_stencil
+from torch_gradcheck.differences.step_size import first_step
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.gradients.analytic import analytic_gradient
+from torch_gradcheck.methods.coordinates import Coordinates
+from torch_gradcheck.methods.directional.confirm import Block, Confirmer, Suspect
+from torch_gradcheck.methods.directional.directions import Direction, Directions
+from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.reporting.progress import ProgressBar
+from torch_gradcheck.verdicts.kinks import nearby_distance
+from torch_gradcheck.verdicts.measurement import Measurement
+
+POINT = 0
+"""Number of the random point beside θ at which the gradient on trial is asked for again."""
+
+
+class Wrong(NamedTuple):
+    """What J contradicts in one gradient.
+
+    Attributes:
+        entries: positions among the coordinates on trial.
+        witness: another gradient of J, at all coordinates on trial; None without one.
+    """
+
+    entries: Indices
+    witness: Floats | None
+
+
+class Contradiction:
+    """Hears the witnesses on the gradients that disagree with differences of J.
+
+    Args:
+        problem: J, θ and the options.
+        coordinates: poses the checks of single coordinates.
+        progress: advanced at every evaluation.
+    """
+
+    def __init__(self, problem: Problem, coordinates: Coordinates, progress: ProgressBar) -> None:
+        self._problem, self._coordinates, self._progress = problem, coordinates, progress
+        self._theta, self._noise = problem.theta, problem.noise
+
+    def found(self, measurements: Mapping[int, Measurement]) -> dict[int, Wrong]:
+        """What is wrong beyond doubt, by position in θ.
+
+        Args:
+            measurements: of the gradients that disagree somewhere.
+        """
+        wrong: dict[int, Wrong] = {}
+        for position, measurement in measurements.items():
+            witness = self._witness(position)
+            entries = measurement.contradicted(witness)
+            if len(entries):
+                wrong[position] = Wrong(entries, witness)
+        suspects = {position: self._suspect(position, measurements[position], wrong[position]) for position in wrong}
+        confirmed = self._confirmer.confirmed(suspects)
+        return {position: found for position, found in wrong.items() if position in confirmed}
+
+    def _witness(self, position: int) -> Floats | None:
+        """The gradient of the recorded operations by torch's own formulas; None where there is no such record."""
+        if self._rederived is None or position in self._problem.refused:
+            return None
+        entry = self._theta[position]
+        gradient = analytic_gradient(entry, self._rederived[position], self._noise.epsilon)
+        return gradient.values[entry.coordinates_on_trial]
+
+    @cached_property
+    def _rederived(self) -> list[Tensor | None] | None:
+        try:
+            return self._problem.engine.gradients()
+        except Untraceable:
+            return None
+
+    def _suspect(self, position: int, measurement: Measurement, wrong: Wrong) -> Suspect:
+        """The tensor along its error, scaled so that its two slopes differ by 1."""
+        coordinates = self._theta[position].coordinates_on_trial[wrong.entries]
+        on_trial, numeric = measurement.check.analytic[wrong.entries], measurement.results.numeric[wrong.entries]
+        error = numeric - on_trial
+        squared = float(error @ error)
+        step = first_step(self._noise) * self._directions.sizes[position] * squared / float(np.max(np.abs(error)))
+        entries, length = self._theta[position].coordinates, squared**-0.5
+        return Suspect(coordinates, on_trial, numeric, entries, length, step)
+
+    # J along a direction through all suspected entries ------------------------------------------------------------
+
+    @cached_property
+    def _directions(self) -> Directions:
+        return Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
+
+    @cached_property
+    def _confirmer(self) -> Confirmer:
+        return Confirmer(
+            self._directions,
+            self._noise,
+            self._problem.request.tolerance,
+            substitute=self._problem.engine.value_substitute,
+            excuse=self._is_right_beside,
+        )
+
+    def _is_right_beside(self, block: Block, direction: Direction, reach: float) -> bool:
+        """Whether beside θ, where no unit of J is exactly at its kink, the slopes no longer contradict each other.
+
+        The gradient on trial there is autograd's, or the given one of θ. With a step so small that J stays on one
+        piece, noise may hide all of it; then nothing is excused.
+        """
+        distance = nearby_distance(self._noise)
+        on_trial, verified = block.slopes
+        if self._problem.request.gradients is None:
+            on_trial = block.slope_of(self._coordinates.gradients_nearby(POINT, distance))
+        with self._coordinates.point(POINT).at(distance):
+            beside = Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
+            sampler = beside.sampler([direction], self._problem.engine.value_substitute)
+            step = Stencil(distance / 8 * reach, 0)
+            found = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), step, self._noise)
+        gap, expected = found.central[0] - on_trial, verified - block.slopes[0]
+        return bool(found.roundoff[0] < block.weakest / 4 and abs(gap - expected) > block.weakest / 2)
