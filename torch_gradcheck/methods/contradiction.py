@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.differences.richardson import Stencil, through_stencil
+from torch_gradcheck.differences.richardson import COARSE, Stencil, through_stencil
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.gradients.analytic import analytic_gradient
@@ -28,6 +28,7 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.verdicts.kinks import nearby_distance
 from torch_gradcheck.verdicts.measurement import Measurement
+from torch_gradcheck.verdicts.ratio import SQUARABLE
 
 POINT = 0
 """Number of the random point beside θ at which the gradient on trial is asked for again."""
@@ -65,14 +66,15 @@ class Contradiction:
             measurements: of the gradients that disagree somewhere.
         """
         wrong: dict[int, Wrong] = {}
+        suspects: dict[int, Suspect] = {}
         for position, measurement in measurements.items():
             witness = self._witness(position)
             entries = measurement.contradicted(witness)
-            if len(entries):
+            largest = np.max(np.abs(measurement.check.analytic[entries] - measurement.results.numeric[entries]), initial=0)
+            if SQUARABLE[0] < largest < SQUARABLE[1]:
                 wrong[position] = Wrong(entries, witness)
-        suspects = {position: self._suspect(position, measurements[position], wrong[position]) for position in wrong}
-        confirmed = self._confirmer.confirmed(suspects)
-        return {position: found for position, found in wrong.items() if position in confirmed}
+                suspects[position] = self._suspect(position, measurement, entries)
+        return {position: wrong[position] for position in self._confirmer.confirmed(suspects)} if suspects else {}
 
     def _witness(self, position: int) -> Floats | None:
         """The gradient of the recorded operations by torch's own formulas; None where there is no such record."""
@@ -89,10 +91,10 @@ class Contradiction:
         except Untraceable:
             return None
 
-    def _suspect(self, position: int, measurement: Measurement, wrong: Wrong) -> Suspect:
-        """The tensor along its error, scaled so that its two slopes differ by 1."""
-        coordinates = self._theta[position].coordinates_on_trial[wrong.entries]
-        on_trial, numeric = measurement.check.analytic[wrong.entries], measurement.results.numeric[wrong.entries]
+    def _suspect(self, position: int, measurement: Measurement, wrong: Indices) -> Suspect:
+        """The tensor along its error at the entries `wrong`, scaled so that its two slopes differ by 1."""
+        coordinates = self._theta[position].coordinates_on_trial[wrong]
+        on_trial, numeric = measurement.check.analytic[wrong], measurement.results.numeric[wrong]
         error = numeric - on_trial
         squared = float(error @ error)
         step = first_step(self._noise) * self._directions.sizes[position] * squared / float(np.max(np.abs(error)))
@@ -111,6 +113,7 @@ class Contradiction:
             self._directions,
             self._noise,
             self._problem.request.tolerance,
+            ladder=COARSE,
             substitute=self._problem.engine.value_substitute,
             excuse=self._is_right_beside,
         )

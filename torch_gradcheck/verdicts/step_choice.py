@@ -59,7 +59,7 @@ def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[
     small = len(check.analytic) <= SMALL_TENSOR
     first = np.arange(len(check.analytic), dtype=np.int64) if small else probes_of(check.analytic)
     differenced = Differenced(first, check.through(default, first))
-    if not _drowns(check, default):
+    if not len(first) or not _drowns(check, default):
         return default, differenced
     probes = probes_of(check.analytic)
     estimates = check.climb(probes, check.unit[probes], COARSE)

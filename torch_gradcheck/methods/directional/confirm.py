@@ -7,18 +7,21 @@ together: there the two slopes, on trial and verified, differ most, and a few ev
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.noise import Noise
+from torch_gradcheck.differences.richardson import Estimates, Ladder
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
-from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of, error_bar_at_unit_step
-from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryResults
-from torch_gradcheck.verdicts.judge import judge_each
+from torch_gradcheck.methods.directional.slope_check import SHORT, SMOOTH, entry_check_of, error_bar_at_unit_step
+from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, Outcome
+from torch_gradcheck.verdicts.judge import SECOND_LADDER
+from torch_gradcheck.verdicts.refine import on_ladder, refined
 
 MOST_TRIED = 24
 """How many directions are tried at most; suspects that none of them confirmed are left to the caller."""
@@ -28,6 +31,10 @@ LARGEST_MOVE = 0.25
 
 RESOLVED = 256.0
 """At the third step of a ladder, the error of the weakest tensor is this many times the error bar of the difference."""
+
+
+ONLY = np.zeros(1, dtype=np.int64)
+"""The index of the one function that is differentiated, J along one direction."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,10 @@ class Confirmer:
         directions: evaluates J along directions.
         noise: of J.
         tolerance: the largest relative error that passes.
-        substitute: evaluates J as `directions` does, faster; what it finds is confirmed by J itself. None without one.
+        ladder: the steps of a first, closer look along a direction. `SHORT` takes those around one that is known to
+            suit; `COARSE` all from a quarter of the tensors' size down, as where J may be quantised.
+        substitute: evaluates J as `directions` does, faster, for that first look; J itself then confirms what it finds.
+            None without one.
         excuse: see `Excuse`; None where J is known to have no kink at θ.
     """
 
@@ -145,11 +155,12 @@ class Confirmer:
         noise: Noise,
         tolerance: float,
         *,
+        ladder: Ladder = SHORT,
         substitute: Callable[[], float] | None = None,
         excuse: Excuse | None = None,
     ) -> None:
         self._directions, self._noise, self._tolerance = directions, noise, tolerance
-        self._substitute, self._excuse = substitute, excuse
+        self._ladder, self._substitute, self._excuse = ladder, substitute, excuse
         self._tried = 0
 
     def confirmed(self, suspects: Mapping[int, Suspect]) -> set[int]:
@@ -171,12 +182,15 @@ class Confirmer:
 
     def _is_wrong(self, block: Block) -> bool:
         """Whether J's slope along the errors of these tensors is the verified one and contradicts the one on trial."""
-        direction, (on_trial, verified) = block.direction, block.slopes
-        reach = self._directions.reach(direction)
-        results = self._judged(direction, on_trial, reach, self._step(block))
-        as_predicted = abs(results.numeric[0] - verified) <= block.weakest / 2
-        resolved = block.weakest > CONTRADICTION * results.error_bar[0]
-        if not (resolved and as_predicted and contradicts(results, on_trial)):
+        direction, reach = block.direction, self._directions.reach(block.direction)
+        short = min(16 * self._step(block), LARGEST_MOVE * reach)
+        first = self._check(block, direction, reach, short if self._ladder is SHORT else LARGEST_MOVE * reach)
+        if not _contradicts(block, *refined(first, ONLY, first.unit)):
+            return False
+        second = replace(
+            first, sampler=self._directions.sampler([direction]), at_zero=lambda: self._noise.at_zero, ladder=SHORT
+        )
+        if not _contradicts(block, *on_ladder(second, ONLY, np.array([SECOND_LADDER * short]))):
             return False
         return self._excuse is None or not self._excuse(block, direction, reach)
 
@@ -185,10 +199,25 @@ class Confirmer:
         smooth = max(suspect.step for suspect in block.suspects.values())
         return max(smooth, RESOLVED / 8 * error_bar_at_unit_step(self._noise) / block.weakest)
 
-    def _judged(self, direction: Direction, slope: float, reach: float, step: float) -> EntryResults:
-        sampler, itself = self._directions.sampler([direction], self._substitute), self._directions.sampler([direction])
-        unit = np.array([min(16 * step, LARGEST_MOVE * reach)])
-        check = entry_check_of(
-            sampler, itself, np.array([slope]), unit, np.array([reach]), self._noise, self._tolerance
+    def _check(self, block: Block, direction: Direction, reach: float, largest: float) -> EntryCheck:
+        noise = self._noise
+        if self._substitute is not None:
+            noise = noise._replace(at_zero=self._substitute())  # with its own roundoff
+        return entry_check_of(
+            self._directions.sampler([direction], self._substitute),
+            np.array([block.slopes[0]]),
+            np.array([largest]),
+            np.array([reach]),
+            noise,
+            self._tolerance,
+            self._ladder,
         )
-        return judge_each(check)
+
+
+def _contradicts(block: Block, estimates: Estimates, outcome: NDArray[np.int8]) -> bool:
+    """Whether J's slope is resolved, as the verified gradient has it, and no slope of a kink."""
+    on_trial, verified = block.slopes
+    as_verified = abs(estimates.central[0] - verified) <= block.weakest / 2
+    resolved = block.weakest > CONTRADICTION * estimates.error_bar[0]
+    smooth = abs(estimates.jump[0]) <= SMOOTH * abs(estimates.central[0] - on_trial)
+    return bool(outcome[0] == Outcome.MISMATCH and as_verified and resolved and smooth)

@@ -23,28 +23,28 @@ a direction through many coordinates.
 
 def entry_check_of(
     sampler: Sampler,
-    itself: Sampler,
     analytic: Floats,
     unit: Floats,
     scale: Floats,
     noise: Noise,
     tolerance: float,
+    ladder: Ladder = SHORT,
 ) -> EntryCheck:
     """The check of K slopes on trial, where J is known to have no kink at θ itself.
 
     Args:
-        sampler: J along K directions or coordinates, or a substitute of J.
-        itself: J itself, for a second opinion.
+        sampler: J along K directions or coordinates; or a substitute of J, whose value at θ is `noise.at_zero`.
         analytic: shape (K,), the slopes on trial.
         unit: shape (K,), the largest step to take along each.
         scale: shape (K,), the step along each that moves some tensor by its own size.
         noise: of J.
         tolerance: the largest relative error that passes.
+        ladder: the steps, in multiples of `unit`.
     """
     return EntryCheck(
         sampler=sampler,
         at_zero=lambda: noise.at_zero,
-        eager_sampler=itself,
+        eager_sampler=sampler,
         nearby=None,
         nearby_analytic=None,
         analytic=analytic,
@@ -54,7 +54,7 @@ def entry_check_of(
         noise=noise,
         tolerance=tolerance,
         eps=None,
-        ladder=SHORT,
+        ladder=ladder,
     )
 
 

@@ -69,7 +69,7 @@ class Bisection:
         direction = {self._position: self._motion(number)}
         analytic, reach = np.array([self._slope(direction)]), np.array([self._size / self._scale])
         sampler, unit = self._directions.sampler([direction]), np.array([16 * self._step])
-        results = judge_each(entry_check_of(sampler, sampler, analytic, unit, reach, self._noise, self._tolerance))
+        results = judge_each(entry_check_of(sampler, analytic, unit, reach, self._noise, self._tolerance))
         return contradicts(results, analytic[0])
 
     def _descend(self, scale: float, components: torch.Tensor, residual: float) -> int:

@@ -49,4 +49,4 @@ def single_results(
         return sampler(coordinates[which], steps)
 
     analytic, sizes = suspect.on_trial[k : k + 1], np.full(1, size)
-    return judge_each(entry_check_of(at_coordinate, at_coordinate, analytic, unit, sizes, noise, tolerance))
+    return judge_each(entry_check_of(at_coordinate, analytic, unit, sizes, noise, tolerance))
