@@ -68,6 +68,11 @@ class Borrowed:
         """Puts random generators back to the state that evaluations start from."""
         self._random.restore()
 
+    @property
+    def random_state(self) -> RandomState:
+        """The present state of the generators that J draws from, as far as is known: none where it draws nothing."""
+        return self._random.now()
+
     def after_evaluation(self) -> None:
         """Resets buffers, attributes and `.grad` to their contents before the evaluation."""
         if self._learning_evaluations:

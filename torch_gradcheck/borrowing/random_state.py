@@ -40,6 +40,10 @@ class RandomState:
         of_globals = [_Saved(generator, generator.read()) for generator in _global_generators()]
         return cls([*of_globals, *(_Saved(switch := _own_generator(each), switch.read(), each) for each in own)])
 
+    def now(self) -> RandomState:
+        """The present state of the same generators."""
+        return RandomState([saved._replace(state=saved.generator.read()) for saved in self._saved])
+
     @property
     def is_empty(self) -> bool:
         """Whether this is the state of no generator."""

@@ -73,6 +73,11 @@ class Objective:
             state.narrow_to_moved()
         return state
 
+    @property
+    def random_state(self) -> RandomState:
+        """The present state of the generators that J draws from."""
+        return self._borrowed.random_state
+
     def count(self, evaluations: int) -> None:
         """Evaluations that were made without calling this object."""
         self.evaluations += evaluations

@@ -15,6 +15,7 @@ from tests.zoo.planted.places import Lost, Tanh, network
 from tests.zoo.planted.row import Problem
 from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import Report, check_closure, check_module
+from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.diagnosis.culprit import call_recording, search
 
 
@@ -370,7 +371,7 @@ def test_a_function_with_setup_context() -> None:
 
 
 def test_another_threads_model_is_not_recorded() -> None:
-    with call_recording.Recording() as recorded:
+    with call_recording.Recording(RandomState.of_everything) as recorded:
         thread = threading.Thread(target=lambda: layers()(X))
         thread.start()
         thread.join()

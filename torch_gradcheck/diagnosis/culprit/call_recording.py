@@ -99,6 +99,7 @@ class Recording:
     Patches `nn.Module.__call__` and `Function.apply`. `__exit__` restores both, and so does `Loan` if that is cut off.
 
     Args:
+        random_state: gives the present state of the generators that J draws from.
         taps: the tensors that are replaced by copies to record gradients.
         outputs: whether to record `outputs` and `leaks` of every call; else only what the call was given is.
 
@@ -108,7 +109,10 @@ class Recording:
         full: whether the inputs of all calls exceed `MEMORY_LIMIT`; later calls are missing then.
     """
 
-    def __init__(self, taps: GradientTaps = NO_TAPS, *, outputs: bool = True) -> None:
+    def __init__(
+        self, random_state: Callable[[], RandomState], taps: GradientTaps = NO_TAPS, *, outputs: bool = True
+    ) -> None:
+        self._random_state = random_state
         self.calls: list[RecordedCall] = []
         self.leaves: list[torch.Tensor] = []
         self.full = False
@@ -170,7 +174,7 @@ class Recording:
             given,
             torch.is_grad_enabled(),
             in_backward(),
-            RandomState.of_everything(),
+            self._random_state(),
         )
         self.calls.append(call)
         self._stack.append(call)

@@ -13,6 +13,7 @@ from torch import nn
 from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit
 from torch_gradcheck.diagnosis.culprit.call_recording import (
+    NO_TAPS,
     GradientTaps,
     Owner,
     RecordedCall,
@@ -73,7 +74,7 @@ class Run:
         self._objective, self._accumulated = objective, accumulated
         self.loss = math.nan
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
-        with torch.enable_grad(), objective.evaluation(), Recording(taps) as recording:
+        with torch.enable_grad(), objective.evaluation(), _recording(objective, taps) as recording:
             self._backward(list(dict.fromkeys(each.entry.parameter for each in wrong)), recording)
         paired_with_recomputed(recording.calls)
         self.full = recording.full
@@ -157,9 +158,13 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
 
 def _recorded_calls(objective: Objective) -> list[RecordedCall]:
     """The calls of one evaluation of J, without gradients."""
-    with torch.enable_grad(), objective.evaluation(), Recording() as recording:
+    with torch.enable_grad(), objective.evaluation(), _recording(objective) as recording:
         objective.compute()
     return recording.calls
+
+
+def _recording(objective: Objective, taps: GradientTaps = NO_TAPS) -> Recording:
+    return Recording(lambda: objective.random_state, taps)
 
 
 def _meanings(calls: Sequence[RecordedCall]) -> tuple[FactorMeaning, ...]:
@@ -324,7 +329,7 @@ class _Search:
             return
         for call in holders:
             if call not in self._of_theta:
-                self._contribution(call)
+                self._note_gradient_of_theta(call)
         alone = [self._of_theta.get(call, math.nan) for call in holders]
         if abs(sum(alone) - whole) > OWN_MISTAKE * abs(self._error):
             self._attribution.unlike += holders
@@ -354,6 +359,13 @@ class _Search:
             return None
         self._of_theta[call] = contribution.of_theta
         return contribution
+
+    def _note_gradient_of_theta(self, call: RecordedCall) -> None:
+        """The call's gradient for the wrong coordinate itself, which takes one run; without it where that fails."""
+        try:
+            self._of_theta[call] = self._runner.gradient_of_theta(call, self._attribution.wrong)
+        except CannotBeRunAlone as reason:
+            self._attribution.unclear.append((call, str(reason)))
 
     def _note_rounding(self, call: RecordedCall, contribution: Contribution | None) -> None:
         if call in self._attribution.own and contribution is not None and contribution.rounding is not None:

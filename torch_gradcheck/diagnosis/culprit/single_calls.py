@@ -62,9 +62,10 @@ NOTHING = Contribution(0.0, 0.0)
 
 
 class _Analytic(NamedTuple):
-    """The gradient of one call along the tangents (`total`); for the other attributes see `Contribution`."""
+    """The gradient of one call along the tangents (`total`), and its outputs; for the rest see `Contribution`."""
 
     total: float
+    outputs: list[torch.Tensor]
     of_theta: float
     mutates: bool
     rounding: Rounding | None
@@ -97,20 +98,34 @@ class CallRunner:
         if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
             return NOTHING  # the mistake happened further downstream
         tangents = _differentiable(call, tangents)
-        outputs = self.outputs(call, tangents, wrong, 0.0)[1]
-        if not _same(call, outputs):
-            raise CannotBeRunAlone("puts out something else when it is run alone")
         analytic = self._analytic(call, tangents, wrong)
-        numeric, error_bar = self._numeric(call, tangents, wrong, outputs, analytic.total)
+        numeric, error_bar = self._numeric(call, tangents, wrong, analytic)
         error = analytic.total - numeric
         return Contribution(error, error_bar, analytic.of_theta, analytic.mutates, analytic.rounding)
 
+    def gradient_of_theta(self, call: RecordedCall, wrong: WrongCoordinate) -> float:
+        """The gradient of a call, inside the run's gradients of its outputs, for the wrong coordinate itself.
+
+        Raises:
+            CannotBeRunAlone: the call raises, or the limit of runs is reached.
+        """
+        if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
+            return 0.0  # as in `contribution`
+        return self._analytic(call, [None for _ in call.differentiable], wrong).of_theta
+
     def _analytic(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> _Analytic:
-        """⟨gradient for x, ẋ⟩, and the gradient for θ before the parameter's own hooks."""
+        """⟨gradient for x, ẋ⟩, and the gradient for θ before the parameter's own hooks.
+
+        Raises:
+            CannotBeRunAlone: the call raises, or puts out something else than in the run.
+        """
         parameter = wrong.entry.parameter
         with self._alone(call), torch.enable_grad():
             leaves: list[torch.Tensor] = []
             outputs = self._called(call, _with_leaves(call, leaves))
+            copies = [output.detach().clone() for output in outputs]
+            if not _same(call, copies):
+                raise CannotBeRunAlone("puts out something else when it is run alone")
             received = [(g.clone(), output) for g, output in _received(call, outputs) if output.requires_grad]
             cotangents = [g for g, _ in received]
             with before_hooks(parameter) as raw:
@@ -125,17 +140,16 @@ class CallRunner:
             if tangent is not None and gradient is not None:
                 total += inner(gradient, tangent)
         mutates = any(version_of(cotangent) for cotangent in cotangents)
-        return _Analytic(total, of_theta, mutates, _rounding_of([each for each in found if each is not None]))
+        return _Analytic(total, copies, of_theta, mutates, _rounding_of([each for each in found if each is not None]))
 
     def _numeric(
-        self,
-        call: RecordedCall,
-        tangents: Tangents,
-        wrong: WrongCoordinate,
-        reference: list[torch.Tensor],
-        analytic: float,
+        self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate, analytic: _Analytic
     ) -> tuple[float, float]:
-        """d/dt ⟨ḡ, M(x + t·ẋ)⟩ and its error bar: from two steps where that is sharp enough, else from a ladder."""
+        """d/dt ⟨ḡ, M(x + t·ẋ)⟩ and its error bar.
+
+        From one step where that gives the call's own gradient, from two where they are sharp enough, else from a ladder.
+        """
+        reference = analytic.outputs
 
         def sampler(_: Indices, steps: Floats) -> Samples:
             taken, values = zip(*(self._value(call, tangents, wrong, reference, t) for t in steps), strict=True)
@@ -145,12 +159,15 @@ class CallRunner:
         size = sum(float((g.abs() * y.abs()).square().sum()) for g, y in _received(call, reference)) ** 0.5
         noise = Noise(0.0, 2 * eps * size, eps)
         unit, step = np.array([wrong.unit]), first_step(Noise(size, noise.sigma, eps))
-        near, far = (through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(h, 0), noise) for h in (step, 8 * step))
+        near = through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(step, 0), noise)
         slope = float(near.central[0])
-        error_bar = float(near.roundoff[0] + abs(slope - far.central[0]) / 8)
-        off = abs(analytic - slope)
+        off = abs(analytic.total - slope)
         needed = SHARP * (abs(wrong.error) if np.isfinite(wrong.error) else off)
-        if error_bar <= needed or (np.isfinite(error_bar) and not np.isfinite(analytic)):
+        if near.roundoff[0] + off <= needed:
+            return slope, float(near.roundoff[0] + off)
+        far = through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(8 * step, 0), noise)
+        error_bar = float(near.roundoff[0] + abs(slope - far.central[0]) / 8)
+        if error_bar <= needed or (np.isfinite(error_bar) and not np.isfinite(analytic.total)):
             return slope, error_bar
         estimates = extrapolated_derivatives(sampler, ONLY_FUNCTION, unit, noise)
         if estimates.kinked[0] or not np.isfinite(estimates.error_bar[0]):

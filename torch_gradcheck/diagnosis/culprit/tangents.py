@@ -85,7 +85,8 @@ def tangents_of(
 
 
 def _recorded(wrong: WrongCoordinate, step: float, objective: Objective) -> tuple[list[RecordedCall], float]:
-    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), Recording(outputs=False) as recording:
+    recording = Recording(lambda: objective.random_state, outputs=False)
+    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), recording:
         objective.compute()
     return [call for call in recording.calls if not call.in_backward], taken
 

@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.program import Prepared, Program, Step
-from torch_gradcheck.engines.traced.recording.tape import substitute
 from torch_gradcheck.engines.traced.rules.by_vmap import by_vmap
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed
 from torch_gradcheck.engines.traced.rules.registry import NoRuleError, OperationCall
@@ -77,16 +76,7 @@ def _apply(prepared: Prepared, values: dict[int, Tensor], perturbed: dict[int, P
         reason = f"{operation.name} draws random numbers by a law that depends on the parameter"
         raise Untraceable(reason, op=operation.name, module=operation.module)
 
-    def value(number: int) -> Tensor | Perturbed:
-        return perturbed.get(number) or values[number]
-
-    args = list(prepared.args)
-    for position, number in prepared.places:
-        if number in perturbed:
-            args[position] = perturbed[number]
-    for position, tree in prepared.lists:
-        args[position] = substitute(tree, value)
-    kwargs = substitute(operation.kwargs, value) if operation.kwargs else {}
+    args, kwargs = prepared.arguments(perturbed, values), prepared.keywords(perturbed, values)
     call = OperationCall(operation.func, tuple(args), kwargs, prepared.bases, count)
     try:
         try:

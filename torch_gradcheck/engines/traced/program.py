@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +67,26 @@ class Prepared:
     fresh: bool
     passing: bool
 
+    def arguments(self, moved: Mapping[int, Any], values: Mapping[int, Any]) -> list[Any]:
+        """Its positional arguments with some values moved, and all others as they are at θ."""
+        args = list(self.args)
+        for position, number in self.places:
+            if number in moved:
+                args[position] = moved[number]
+        for position, tree in self.lists:
+            args[position] = substitute(tree, lambda number: moved[number] if number in moved else values[number])
+        return args
+
+    def keywords(self, moved: Mapping[int, Any], values: Mapping[int, Any]) -> dict[str, Any]:
+        """The same for its keyword arguments."""
+        given = self.operation.kwargs
+        if not given:
+            return {}
+        found: dict[str, Any] = substitute(
+            given, lambda number: moved[number] if number in moved else values[number]
+        )
+        return found
+
 
 class Step(NamedTuple):
     """One operation between a parameter and J.
@@ -96,8 +117,7 @@ class Program:
         self.output = output
         self.operations = _needed(tape, output)
         used = {output, *parameters, *(i for operation in self.operations for i in operation.inputs())}
-        self._given = {i: x for i, x in tape.constants.items() if i in used}
-        self.values: dict[int, Tensor] = dict(self._given)
+        self.values: dict[int, Tensor] = {i: x for i, x in tape.constants.items() if i in used}
         self._prepared = [self._run(operation) for operation in self.operations]
         self._suffixes: dict[int, list[Step]] = {}
 
@@ -119,22 +139,26 @@ class Program:
 
     def again(self) -> float | None:
         """J by the record at what the parameters hold now; None where the record contains draws made at θ."""
-        values, last_read = dict(self._given), {}
-        for position, operation in enumerate(self.operations):
-            last_read.update(dict.fromkeys(operation.inputs(), position))
-        for position, operation in enumerate(self.operations):
-            if operation.frozen is not None:
-                return None
-            _performed(operation, values)
-            for number in set(operation.inputs()):
-                if last_read[number] == position and number != self.output:
-                    del values[number]
-        return float(values[self.output])
+        if any(step.prepared.operation.frozen is not None for step in self._dependent):
+            return None
+        moved = {number: self.values[number] for number in self.parameters}
+        for prepared, _, last_use in self._dependent:
+            operation = prepared.operation
+            results = flatten(operation.func(*prepared.arguments(moved, self.values), **prepared.keywords(moved, self.values)))
+            moved.update(zip(operation.outputs, results, strict=True))
+            for number in last_use:
+                moved.pop(number, None)
+        return float(moved.get(self.output, self.values[self.output]))
+
+    @cached_property
+    def _dependent(self) -> list[Step]:
+        """The operations between any parameter and J, in order."""
+        return self._between(self.parameters)
 
     def suffix(self, parameter: int) -> list[Step]:
         """The operations between one parameter and J, in order."""
         if parameter not in self._suffixes:
-            self._suffixes[parameter] = self._build_suffix(self.parameters[parameter])
+            self._suffixes[parameter] = self._between([self.parameters[parameter]])
         return self._suffixes[parameter]
 
     def footprint(self, parameter: int) -> Footprint:
@@ -150,8 +174,9 @@ class Program:
             in_use -= sum(self.values[number].nbytes for number in step.last_use)
         return Footprint(peak, written, len(suffix))
 
-    def _build_suffix(self, seed: int) -> list[Step]:
-        reached, operations = {seed}, []
+    def _between(self, seeds: Sequence[int]) -> list[Step]:
+        """The operations between some values and J, in order."""
+        reached, operations = set(seeds), []
         for prepared in self._prepared:
             if not reached.isdisjoint(prepared.inputs):
                 reached.update(prepared.operation.outputs)
