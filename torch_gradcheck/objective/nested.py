@@ -13,6 +13,9 @@ import torch
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
 
+PLAIN = frozenset({bool, int, float, str, type(None), torch.dtype, torch.device})
+"""Types of values that hold nothing; asked first, since most values are of them."""
+
 DEPTH = 4
 """The number of attributes and items followed into an object in search of tensors: graph.nodes[0].x is 3."""
 
@@ -35,6 +38,8 @@ class _Copy:
         self._objects: dict[int, Any] = {}
 
     def of(self, value: Any) -> Any:
+        if type(value) in PLAIN:
+            return value
         if isinstance(value, torch.Tensor):
             return self._replace(value)
         if isinstance(value, np.ndarray):

@@ -140,7 +140,7 @@ def find_culprit(
 
 def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sentences, accumulated: bool) -> Culprit:
     objective = problem.objective
-    runner = CallRunner(objective, MOST_RUNS)
+    runner = CallRunner(objective, wrong, MOST_RUNS)
     evaluations = objective.evaluations
     run = Run.of(objective, wrong, accumulated)
     if run.full:

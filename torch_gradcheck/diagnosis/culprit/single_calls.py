@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,26 +62,43 @@ class Contribution:
 NOTHING = Contribution(0.0, 0.0)
 
 
-class _Analytic(NamedTuple):
-    """The gradient of one call along the tangents (`total`), and its outputs; for the rest see `Contribution`."""
+class _Backward(NamedTuple):
+    """One backward of a call by itself; for `mutates` and `rounding` see `Contribution`.
 
-    total: float
+    Attributes:
+        outputs: what the call puts out.
+        of_inputs: the gradient for each tensor in its arguments; None where there is none, or it is given twice.
+        of_theta: the gradient for each wrong coordinate itself, before the parameter's own hooks.
+    """
+
     outputs: list[torch.Tensor]
-    of_theta: float
+    of_inputs: list[torch.Tensor | None]
+    of_theta: dict[WrongCoordinate, float]
     mutates: bool
     rounding: Rounding | None
+
+    def along(self, tangents: Tangents, wrong: WrongCoordinate) -> float:
+        """The gradient along the tangents of the inputs: ⟨gradient for x, ẋ⟩, and that for the coordinate itself."""
+        pairs = zip(self.of_inputs, tangents, strict=False)
+        return self.of_theta[wrong] + sum(inner(g, x) for g, x in pairs if g is not None and x is not None)
 
 
 class CallRunner:
     """Runs calls alone, in the regime that J is evaluated in, and counts the runs.
 
+    Args:
+        objective: J.
+        wrong: the coordinates that are followed.
+        limit: the largest number of runs.
+
     Attributes:
         runs: how many times a call was run.
-        limit: the largest number of runs.
     """
 
-    def __init__(self, objective: Objective, limit: int) -> None:
+    def __init__(self, objective: Objective, wrong: Sequence[WrongCoordinate], limit: int) -> None:
         self.objective, self.limit, self.runs = objective, limit, 0
+        self._wrong = wrong
+        self._backwards: dict[RecordedCall, _Backward] = {}
         # Gradients of all of θ are asked for, as in the real run: a branch that is not asked for would not run.
         self._theta = list(objective.model.parameters())
 
@@ -98,10 +116,12 @@ class CallRunner:
         if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
             return NOTHING  # the mistake happened further downstream
         tangents = _differentiable(call, tangents)
-        analytic = self._analytic(call, tangents, wrong)
-        numeric, error_bar = self._numeric(call, tangents, wrong, analytic)
-        error = analytic.total - numeric
-        return Contribution(error, error_bar, analytic.of_theta, analytic.mutates, analytic.rounding)
+        backward = self._backward(call)
+        analytic = backward.along(tangents, wrong)
+        numeric, error_bar = self._numeric(call, tangents, wrong, backward.outputs, analytic)
+        return Contribution(
+            analytic - numeric, error_bar, backward.of_theta[wrong], backward.mutates, backward.rounding
+        )
 
     def gradient_of_theta(self, call: RecordedCall, wrong: WrongCoordinate) -> float:
         """The gradient of a call, inside the run's gradients of its outputs, for the wrong coordinate itself.
@@ -111,15 +131,25 @@ class CallRunner:
         """
         if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
             return 0.0  # as in `contribution`
-        return self._analytic(call, [None for _ in call.differentiable], wrong).of_theta
+        return self._backward(call).of_theta[wrong]
 
-    def _analytic(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> _Analytic:
-        """⟨gradient for x, ẋ⟩, and the gradient for θ before the parameter's own hooks.
+    def _backward(self, call: RecordedCall) -> _Backward:
+        """The backward of a call by itself, run when it is first asked for.
 
         Raises:
             CannotBeRunAlone: the call raises, or puts out something else than in the run.
         """
-        parameter = wrong.entry.parameter
+        if call not in self._backwards:
+            self._backwards[call] = self._run_backward(call)
+        return self._backwards[call]
+
+    def _run_backward(self, call: RecordedCall) -> _Backward:
+        parameters = list(dict.fromkeys(wrong.entry.parameter for wrong in self._wrong))
+        with ExitStack() as stack:
+            return self._with_raw(call, {each: stack.enter_context(before_hooks(each)) for each in parameters})
+
+    def _with_raw(self, call: RecordedCall, raw: Mapping[torch.Tensor, list[torch.Tensor]]) -> _Backward:
+        """The same, where `raw` collects the gradients of the wrong parameters before their hooks."""
         with self._alone(call), torch.enable_grad():
             leaves: list[torch.Tensor] = []
             outputs = self._called(call, _with_leaves(call, leaves))
@@ -128,46 +158,55 @@ class CallRunner:
                 raise CannotBeRunAlone("puts out something else when it is run alone")
             received = [(g.clone(), output) for g, output in _received(call, outputs) if output.requires_grad]
             cotangents = [g for g, _ in received]
-            with before_hooks(parameter) as raw:
-                theta = [each for each in self._theta if each.requires_grad]
-                inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
-                found = _gradients([output for _, output in received], [*inputs, *theta], cotangents)
+            theta = [each for each in self._theta if each.requires_grad]
+            inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
+            found = _gradients([output for _, output in received], [*inputs, *theta], cotangents)
         gradients = dict(zip(inputs, found, strict=False))
-        of_theta = total = sum(wrong.of(gradient) for gradient in raw)
-        for k, leaf in enumerate(leaves):
-            gradient, tangent = gradients.pop(leaf, None), tangents[k]  # a tensor given twice counts once
-            gradient = call.returned.get(k, gradient)
-            if tangent is not None and gradient is not None:
-                total += inner(gradient, tangent)
-        mutates = any(version_of(cotangent) for cotangent in cotangents)
-        return _Analytic(total, copies, of_theta, mutates, _rounding_of([each for each in found if each is not None]))
+        return _Backward(
+            copies,
+            [call.returned.get(k, gradients.pop(leaf, None)) for k, leaf in enumerate(leaves)],
+            {wrong: sum(wrong.of(gradient) for gradient in raw[wrong.entry.parameter]) for wrong in self._wrong},
+            any(version_of(cotangent) for cotangent in cotangents),
+            _rounding_of([each for each in found if each is not None]),
+        )
 
     def _numeric(
-        self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate, analytic: _Analytic
+        self,
+        call: RecordedCall,
+        tangents: Tangents,
+        wrong: WrongCoordinate,
+        reference: list[torch.Tensor],
+        analytic: float,
     ) -> tuple[float, float]:
         """d/dt ⟨ḡ, M(x + t·ẋ)⟩ and its error bar.
 
-        From one step where that gives the call's own gradient, from two where they are sharp enough, else from a ladder.
+        From one sample where that gives the call's own gradient, as most do; from two or four where they are sharp
+        enough; else from a ladder.
         """
-        reference = analytic.outputs
+
+        @cache
+        def sample(step: float) -> tuple[float, float]:
+            return self._value(call, tangents, wrong, reference, step)
 
         def sampler(_: Indices, steps: Floats) -> Samples:
-            taken, values = zip(*(self._value(call, tangents, wrong, reference, t) for t in steps), strict=True)
+            taken, values = zip(*map(sample, steps.tolist()), strict=True)
             return Samples(np.array(taken), np.array(values))
 
         eps = epsilon(self.objective.dtype)
         size = sum(float((g.abs() * y.abs()).square().sum()) for g, y in _received(call, reference)) ** 0.5
         noise = Noise(0.0, 2 * eps * size, eps)
         unit, step = np.array([wrong.unit]), first_step(Noise(size, noise.sigma, eps))
+        needed = SHARP * abs(wrong.error)
+        taken, value = sample(step * wrong.unit)
+        error_bar = float(noise.of_slope(np.array(taken), np.array(value))) + abs(analytic - value / taken)
+        if np.isfinite(needed) and error_bar <= needed:
+            return value / taken, error_bar
         near = through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(step, 0), noise)
         slope = float(near.central[0])
-        off = abs(analytic.total - slope)
-        needed = SHARP * (abs(wrong.error) if np.isfinite(wrong.error) else off)
-        if near.roundoff[0] + off <= needed:
-            return slope, float(near.roundoff[0] + off)
+        needed = needed if np.isfinite(needed) else SHARP * abs(analytic - slope)
         far = through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(8 * step, 0), noise)
         error_bar = float(near.roundoff[0] + abs(slope - far.central[0]) / 8)
-        if error_bar <= needed or (np.isfinite(error_bar) and not np.isfinite(analytic.total)):
+        if error_bar <= needed or (np.isfinite(error_bar) and not np.isfinite(analytic)):
             return slope, error_bar
         estimates = extrapolated_derivatives(sampler, ONLY_FUNCTION, unit, noise)
         if estimates.kinked[0] or not np.isfinite(estimates.error_bar[0]):
