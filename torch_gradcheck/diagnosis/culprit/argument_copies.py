@@ -33,11 +33,8 @@ class Snapshots:
         self._copies: dict[tuple[int, int], torch.Tensor] = {}
         self._kept: list[torch.Tensor] = []  # kept alive, so that no id is used twice
 
-    def of(self, value: Any) -> Any:
-        """`value` with every tensor in it copied and detached."""
-        return replaced(value, self._copied)
-
-    def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A copy of the tensor, detached."""
         key = (id(tensor), version_of(tensor))
         if key not in self._copies:
             self._kept.append(tensor)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.autograd import Function
 
 from torch_gradcheck.borrowing.random_state import RandomState
-from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, tensors_of
+from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, replaced, tensors_of
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.torch_internals.autograd import in_backward
 from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
@@ -32,7 +32,8 @@ class RecordedCall:
         parent: the call that made this one; None for the loss function or closure itself.
         children: the calls that this one made.
         arguments: copies of (args, kwargs) as they were at the start, tensors detached.
-        differentiable: for each tensor in `arguments`, whether it required a gradient.
+        inputs: the tensors in `arguments`.
+        differentiable: for each of them, whether it required a gradient.
         grad_enabled: whether autograd was on.
         in_backward: whether a backward made the call, as a checkpoint that recomputes does.
         random: the state of the random generators at the start.
@@ -46,6 +47,7 @@ class RecordedCall:
     owner: Owner
     parent: RecordedCall | None
     arguments: tuple[Any, Any]
+    inputs: list[torch.Tensor]
     differentiable: list[bool]
     grad_enabled: bool
     in_backward: bool
@@ -166,12 +168,19 @@ class Recording:
 
     def _begin(self, owner: Owner, args: Any, kwargs: Any) -> RecordedCall:
         parent = self._stack[-1] if self._stack else None
-        given = [tensor.requires_grad for tensor in tensors_of((args, kwargs))]
+        inputs, differentiable = list[torch.Tensor](), list[bool]()
+
+        def copied(tensor: torch.Tensor) -> torch.Tensor:
+            inputs.append(self._snapshots.of(tensor))
+            differentiable.append(tensor.requires_grad)
+            return inputs[-1]
+
         call = RecordedCall(
             owner,
             parent,
-            self._snapshots.of((args, kwargs)),
-            given,
+            replaced((args, kwargs), copied),
+            inputs,
+            differentiable,
             torch.is_grad_enabled(),
             in_backward(),
             self._random_state(),
@@ -277,7 +286,6 @@ def alike(one: RecordedCall, other: RecordedCall) -> bool:
 def _same_call(one: RecordedCall, other: RecordedCall) -> bool:
     if not alike(one, other):
         return False
-    first, second = tensors_of(one.arguments), tensors_of(other.arguments)
-    return len(first) == len(second) and all(
-        a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, second, strict=True)
+    return len(one.inputs) == len(other.inputs) and all(
+        a.shape == b.shape and torch.equal(a, b) for a, b in zip(one.inputs, other.inputs, strict=True)
     )

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit
 from torch_gradcheck.diagnosis.culprit.call_recording import (
     NO_TAPS,
@@ -171,7 +170,7 @@ def _meanings(calls: Sequence[RecordedCall]) -> tuple[FactorMeaning, ...]:
     """Counts that gradients are often off by: rows of the batch, entries of the output and of its rows, shared uses."""
     counts: list[tuple[int, str]] = []
     if calls:
-        inputs = [tensor for tensor in tensors_of(calls[0].arguments) if tensor.dim()]
+        inputs = [tensor for tensor in calls[0].inputs if tensor.dim()]
         rows = len(inputs[0]) if inputs else 0
         counts.append((rows, "rows of the batch"))
         for shape, *_ in calls[0].outputs[:1]:
@@ -336,7 +335,7 @@ class _Search:
 
     def wrong_inputs(self, call: RecordedCall) -> list[str]:
         """The paths of the inputs whose gradients, each by itself, are wrong."""
-        tangents, inputs = self._attribution.tangents[call], tensors_of(call.arguments)
+        tangents, inputs = self._attribution.tangents[call], call.inputs
         positions = [
             (path, next(k for k, each in enumerate(inputs) if each is tensor))
             for path, tensor in tensors_in(call.arguments)

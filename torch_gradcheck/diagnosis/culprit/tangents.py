@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, Recording, alike
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import MovedCoordinate, coordinate_views, real_view
@@ -79,7 +78,7 @@ def tangents_of(
     for call, after, before in zip(calls, plus, minus, strict=False):
         if not (alike(call, after) and alike(call, before)):
             return None
-        inputs = zip(tensors_of(after.arguments), tensors_of(before.arguments), strict=False)
+        inputs = zip(after.inputs, before.inputs, strict=False)
         tangents[call] = [_slope(a, b, ahead - back) for a, b in inputs]
     return tangents
 

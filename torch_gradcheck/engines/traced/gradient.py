@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.program import Program
-from torch_gradcheck.engines.traced.recording.tape import Operation, substitute
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.torch_internals.dispatch import modes_disabled
-from torch_gradcheck.torch_internals.operations import existing, flatten
+from torch_gradcheck.torch_internals.operations import existing
 
 
 def gradient_by_record(program: Program) -> list[Tensor | None]:
@@ -30,27 +29,12 @@ def gradient_by_record(program: Program) -> list[Tensor | None]:
     leaves = [program.values[number].detach().requires_grad_() for number in program.parameters]
     with modes_disabled(), torch.enable_grad():
         try:
-            J = _replayed(program, leaves)
+            J = program.replayed(leaves, lambda func: _DIFFERENTIABLE.get(func, func))
             if not J.requires_grad:
                 return [None for _ in leaves]
             return list(torch.autograd.grad(J, leaves, allow_unused=True))
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             raise Untraceable(f"the record cannot be differentiated: {error}") from error
-
-
-def _replayed(program: Program, leaves: list[Tensor]) -> Tensor:
-    """J from the record, with a graph down to the leaves."""
-    values = program.values | dict(zip(program.parameters, leaves, strict=True))
-    for operation in program.operations:
-        values.update(zip(operation.outputs, _results(operation, values), strict=True))
-    return values[program.output]
-
-
-def _results(operation: Operation, values: dict[int, Tensor]) -> list[Tensor]:
-    if operation.frozen is not None:
-        return list(operation.frozen)
-    args, kwargs = substitute((operation.args, operation.kwargs), values.__getitem__)
-    return flatten(_DIFFERENTIABLE.get(operation.func, operation.func)(*args, **kwargs))
 
 
 def _batch_norm_in_eval_mode(x: Tensor, weight: Any, bias: Any, mean: Tensor, variance: Tensor, *rest: float) -> Any:

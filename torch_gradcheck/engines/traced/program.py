@@ -141,14 +141,27 @@ class Program:
         """J by the record at what the parameters hold now; None where the record contains draws made at θ."""
         if any(step.prepared.operation.frozen is not None for step in self._dependent):
             return None
-        moved = {number: self.values[number] for number in self.parameters}
+        return float(self.replayed([self.values[number] for number in self.parameters]))
+
+    def replayed(
+        self, parameters: Sequence[Tensor], formula: Callable[[OpOverload], Callable[..., Any]] = lambda func: func
+    ) -> Tensor:
+        """J by the record with other tensors in the place of the parameters; draws are those made at θ.
+
+        Args:
+            parameters: these tensors.
+            formula: gives the function to call for a recorded one.
+        """
+        moved = dict(zip(self.parameters, parameters, strict=True))
         for prepared, _, last_use in self._dependent:
-            operation = prepared.operation
-            results = flatten(operation.func(*prepared.arguments(moved, self.values), **prepared.keywords(moved, self.values)))
+            operation, results = prepared.operation, prepared.operation.frozen
+            if results is None:
+                args, kwargs = prepared.arguments(moved, self.values), prepared.keywords(moved, self.values)
+                results = tuple(flatten(formula(operation.func)(*args, **kwargs)))
             moved.update(zip(operation.outputs, results, strict=True))
             for number in last_use:
                 moved.pop(number, None)
-        return float(moved.get(self.output, self.values[self.output]))
+        return moved.get(self.output, self.values[self.output])
 
     @cached_property
     def _dependent(self) -> list[Step]:

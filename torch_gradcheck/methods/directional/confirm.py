@@ -18,7 +18,13 @@ from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Estimates, Ladder
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
-from torch_gradcheck.methods.directional.slope_check import SHORT, SMOOTH, entry_check_of, error_bar_at_unit_step
+from torch_gradcheck.methods.directional.slope_check import (
+    CONFIRMING,
+    SHORT,
+    SMOOTH,
+    entry_check_of,
+    error_bar_at_unit_step,
+)
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, Outcome
 from torch_gradcheck.verdicts.judge import SECOND_LADDER
 from torch_gradcheck.verdicts.refine import on_ladder, refined
@@ -188,7 +194,7 @@ class Confirmer:
         if not _contradicts(block, *refined(first, ONLY, first.unit)):
             return False
         second = replace(
-            first, sampler=self._directions.sampler([direction]), at_zero=lambda: self._noise.at_zero, ladder=SHORT
+            first, sampler=self._directions.sampler([direction]), at_zero=lambda: self._noise.at_zero, ladder=CONFIRMING
         )
         if not _contradicts(block, *on_ladder(second, ONLY, np.array([SECOND_LADDER * short]))):
             return False
