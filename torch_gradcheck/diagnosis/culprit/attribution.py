@@ -45,6 +45,7 @@ class Attribution:
             the run.
         roundings: lower precisions that calls with a mistake round their gradients to.
         inputs: for an autograd.Function with a mistake, the paths of the inputs whose gradients are wrong.
+        repeated: for a call with a mistake of which each call of the same module makes a little, how many there are.
         unclear: calls that could not be checked alone, each with the reason.
         unusable: why the coordinate cannot be followed at all; "" where it can.
     """
@@ -57,5 +58,6 @@ class Attribution:
     unlike: list[RecordedCall] = field(default_factory=list)
     roundings: list[Rounding] = field(default_factory=list)
     inputs: dict[RecordedCall | None, list[str]] = field(default_factory=dict)
+    repeated: dict[RecordedCall | None, int] = field(default_factory=dict)
     unclear: list[tuple[RecordedCall, str]] = field(default_factory=list)
     unusable: str = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -149,6 +149,8 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
     for each in wrong:
         known = list(dict.fromkeys(call for attribution in attributions for call in attribution.own))
         attributions.append(_attribution(each, run, runner, step, known))
+        if attributions[-1].repeated:
+            break  # to follow another coordinate would take all calls of a loop again
     name, notes = sentences.culprit_of(attributions, run.calls)
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
@@ -300,6 +302,7 @@ class _Search:
                 self._note_rounding(child, found)
             if found is not None and found.mutates:
                 self._attribution.mutating.append(child)
+        self._split_repeated(contributions)
         inside = [found for found in contributions.values() if found is not None]
         rest = None if whole is None else _without(whole, inside)
         # A Function that cannot be run alone counts as part of its caller; a module may be right or wrong by itself.
@@ -316,15 +319,40 @@ class _Search:
             if not self._is_mistake(contributions.get(leak, NOTHING) or NOTHING):
                 self.split(leak, None, leak.children)
 
+    def _split_repeated(self, contributions: Mapping[RecordedCall, Contribution | None]) -> None:
+        """Splits one call of a module called many times, each of which is a little wrong: a mistake all together."""
+        calls: dict[Owner, dict[RecordedCall, Contribution]] = {}
+        for call, found in contributions.items():
+            if found is not None and math.isfinite(found.error) and not self._is_mistake(found):
+                calls.setdefault(call.owner, {})[call] = found
+        for repeated in calls.values():
+            if len(repeated) > 1 and self._is_mistake(_sum(repeated.values())):
+                largest = max(repeated, key=lambda call: abs(repeated[call].error))
+                self._split_one_of(len(repeated), largest, repeated[largest])
+
+    def _split_one_of(self, count: int, call: RecordedCall, found: Contribution) -> None:
+        """Splits a call, judging what is inside of it by its own contribution instead of E."""
+        before, known = self._error, set(self._attribution.own)
+        self._error = found.error
+        try:
+            if self._is_mistake(found):
+                self.split(call, found, call.children)
+        finally:
+            self._error = before
+        self._attribution.repeated |= dict.fromkeys(self._attribution.own.keys() - known, count)
+
     def compare_with_run(self, whole: float) -> None:
         """Notes the calls that use the parameter as `unlike`, if their gradients for it, run alone, do not add up.
+
+        Matters where the mistake seems to be that of a call around them, or of the loss.
 
         Args:
             whole: the parameter's gradient in the run, before its hooks.
         """
-        parameter = self._attribution.wrong.entry.parameter
+        parameter, own = self._attribution.wrong.entry.parameter, self._attribution.own
         holders = [call for call in self._attribution.tangents if _holds(call.owner, parameter) and call.receives]
-        if len(holders) < 2:
+        around = {call for wrong in own for call in (holders if wrong is None else wrong.inside())}
+        if len(holders) < 2 or around.isdisjoint(holders):
             return
         for call in holders:
             if call not in self._of_theta:
@@ -387,6 +415,12 @@ def _parameters_of(module: nn.Module) -> list[nn.Parameter]:
     return list(module.parameters(recurse=False))
 
 
+def _sum(contributions: Iterable[Contribution]) -> Contribution:
+    """Several contributions as one; error bars add up."""
+    errors, error_bars = zip(*((each.error, each.error_bar) for each in contributions), strict=True)
+    return Contribution(sum(errors), sum(error_bars))
+
+
 def _without(whole: Contribution, inside: Sequence[Contribution]) -> Contribution:
     """`whole` without the contributions `inside`; error bars add up.
 
@@ -394,8 +428,8 @@ def _without(whole: Contribution, inside: Sequence[Contribution]) -> Contributio
     """
     if not math.isfinite(whole.error):
         return NOTHING if any(not math.isfinite(each.error) for each in inside) else whole
-    error, error_bar = sum(each.error for each in inside), sum(each.error_bar for each in inside)
-    return Contribution(whole.error - error, whole.error_bar + error_bar)
+    of_inside = _sum([NOTHING, *inside])
+    return Contribution(whole.error - of_inside.error, whole.error_bar + of_inside.error_bar)
 
 
 def _with_descendants(call: RecordedCall | None, children: Sequence[RecordedCall]) -> Iterator[RecordedCall]:

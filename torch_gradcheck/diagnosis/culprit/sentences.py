@@ -170,6 +170,11 @@ def _share(call: RecordedCall | None, attribution: Attribution) -> str:
     own, error = attribution.own.get(call), attribution.wrong.error
     if own is None or not math.isfinite(own) or not math.isfinite(error):
         return f"found by following {attribution.wrong.name}"
+    if call in attribution.repeated:
+        return (
+            f"it is called {attribution.repeated[call]} times, and one of these accounts for {own / error:.1%} of the "
+            f"error of {attribution.wrong.name}"
+        )
     return f"it accounts for {own / error:.1%} of the error of {attribution.wrong.name}"
 
 
