@@ -81,6 +81,22 @@ def measured_noise(values: Floats) -> float:
     return min(sigma.values())
 
 
+TYPICAL = 0.6745
+"""The median of |x| for normal x of standard deviation 1."""
+
+
+def noise_of_stairs(values: Floats) -> float:
+    """One standard deviation of the noise in equally spaced values of a function that may be a staircase.
+
+    It is median |Δ³f| / (0.6745·√20): the third differences of noise have the variance C(6, 3)·σ² = 20·σ², and those of
+    a smooth f vanish. A kink between the points moves two of them, not their median.
+
+    Args:
+        values: shape (m + 1,), m ≥ 6, at points that are about as far apart as the stairs are wide.
+    """
+    return float(np.median(np.abs(np.diff(values, 3)))) / (TYPICAL * math.sqrt(math.comb(6, 3)))
+
+
 def root_mean_square(values: Floats) -> float:
     """√mean(x²); 0 for an empty array. Scaled by the largest |x|, since x² overflows from 1e154 on."""
     largest = float(np.max(np.abs(values), initial=0.0))

@@ -223,6 +223,11 @@ class SelectedEngine:
 
         return value
 
+    @property
+    def has_substitutes(self) -> bool:
+        """Whether anything but J itself is evaluated, many perturbations at a time."""
+        return bool(self._substitutes)
+
     def seconds_each(self, parameter: int) -> float | None:
         """An estimate of the seconds that one sample of a parameter takes; None where no substitute of J knows."""
         estimates = (engine.seconds_each(parameter) for engine in self._substitutes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from torch_gradcheck.arrays import Floats, Indices
@@ -9,11 +11,12 @@ from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
+from torch_gradcheck.methods.directional.slope_check import SHORT
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import flat_values
 from torch_gradcheck.reporting.progress import ProgressBar
-from torch_gradcheck.verdicts.entry_check import EntryCheck
+from torch_gradcheck.verdicts.entry_check import FEW_PROBES, PROBES, EntryCheck
 from torch_gradcheck.verdicts.kinks import NEARBY_GRADIENTS
 
 
@@ -30,9 +33,18 @@ class Coordinates:
         self._engine = problem.engine  # made here, so that no parameter is charged for it
         self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
 
-    def eager_sampler(self, position: int) -> Sampler:
-        """J along the coordinates of one parameter by the eager engine; not told to the progress bar."""
-        return lambda which, steps: self._engine.eager.sample(position, which, steps)
+    def single(self, position: int, coordinate: int, gradient: AnalyticGradient, unit: float, size: float) -> EntryCheck:
+        """The check of one coordinate by steps up to `unit`, where J is known to have no kink at θ.
+
+        Args:
+            position: of the parameter in θ.
+            coordinate: flat.
+            gradient: on trial, of the whole parameter.
+            unit: the largest step.
+            size: of the parameter's entries.
+        """
+        check = self.entry_check(position, np.array([coordinate], dtype=np.int64), gradient)
+        return replace(check, nearby=None, nearby_analytic=None, unit=np.array([unit]), scale=np.array([size]), eps=None, ladder=SHORT)
 
     def entry_check(self, position: int, coordinates: Indices, gradient: AnalyticGradient) -> EntryCheck:
         """The check of some coordinates of one parameter's gradient.
@@ -61,6 +73,7 @@ class Coordinates:
             noise=problem.noise,
             tolerance=problem.request.tolerance,
             eps=problem.request.eps,
+            probes=PROBES if engine.has_substitutes else FEW_PROBES,
         )
 
     def _sampler(self, engine: Engine, position: int, coordinates: Indices) -> Sampler:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise
+from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise, noise_of_stairs
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import Theta, flat_values
@@ -14,9 +14,15 @@ from torch_gradcheck.precision.dtypes import epsilon
 FAR = 1e-2
 """Relative distance from θ at which noise is measured a second time; the steps of a ladder may be this large."""
 
-SPACING_FAR = 1e-8
-"""Relative spacing of those points. It must exceed the plateaus of a J that adds and subtracts a number near 1e8; they
-are about 1e-8 wide."""
+SPACING_OF_STAIRS = 1e-8
+"""Relative spacing of points between which a J that is rounded on the way climbs stairs.
+
+The plateaus of a J that adds and subtracts a number near 1e8 are about 1e-8 wide; those of one entry that is computed in
+float32 are 1e-7, and a layer has many entries.
+"""
+
+STAIRS = 100.0
+"""Differences at that spacing are stairs where they are above 100 machine epsilons of J, beyond any rounding of it."""
 
 POINTS_FAR = 7
 """Values of J for that second measurement, of which only the order of magnitude is used."""
@@ -26,14 +32,14 @@ GROWS = 4.0
 
 
 def noise_near(objective: Objective, theta: Theta, direction: RandomDirection) -> Noise:
-    """The noise of J, from 16 evaluations of it.
+    """The noise of J, from 23 evaluations of it.
 
     Args:
         objective: J.
         theta: its parameters.
         direction: along which they are moved, relative to their sizes.
     """
-    sigma = _sigma(objective, direction)
+    sigma = _with_stairs(objective, direction, _sigma(objective, direction))
     growth = _growth(objective, theta, direction, sigma)
     return Noise(objective.loss, sigma, epsilon(objective.dtype), growth)
 
@@ -48,10 +54,23 @@ def _sigma(objective: Objective, direction: RandomDirection) -> float:
     return max(epsilon(objective.dtype) * objective.largest_output, objective.spread)
 
 
+def _with_stairs(objective: Objective, direction: RandomDirection, sigma: float) -> float:
+    """The noise at θ or, where that is larger, the height of stairs that J climbs.
+
+    A part of J that is computed in float32, out of sight in a kernel, stands still over the distances at which noise is
+    measured: to small steps J is free of noise, and its derivative is that of the other parts.
+    """
+    if epsilon(objective.dtype) ** (2 / 3) > SPACING_OF_STAIRS:
+        return sigma
+    stairs = noise_of_stairs(_along(objective, direction, POINTS_FAR, SPACING_OF_STAIRS))
+    rounding = STAIRS * epsilon(objective.dtype) * abs(objective.loss)
+    return stairs if max(GROWS * sigma, rounding) < stairs < np.inf else sigma
+
+
 def _growth(objective: Objective, theta: Theta, direction: RandomDirection, sigma: float) -> float:
     """The noise per relative step, from the noise far from θ; 0 where the noise there is that at θ."""
     with np.errstate(all="ignore"):  # J may be infinite so far away
-        spacing = max(SPACING_FAR, epsilon(objective.dtype) ** (2 / 3))
+        spacing = max(SPACING_OF_STAIRS, epsilon(objective.dtype) ** (2 / 3))
         noise = measured_noise(_along(objective, direction, POINTS_FAR, spacing, start=FAR))
     if not GROWS * sigma < noise < np.inf:
         return 0.0

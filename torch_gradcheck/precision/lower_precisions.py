@@ -14,6 +14,10 @@ MIN_NONZERO = 2
 """The number of values other than 0 that are needed: a single one may have few digits by chance, such as 0.5."""
 
 
+TRIED_FIRST = 256
+"""The first 256 numbers of each array are tried first: as a rule they are of the check's own precision."""
+
+
 class Rounding(NamedTuple):
     """The name of a precision lower than that of the check, and its machine epsilon."""
 
@@ -23,11 +27,20 @@ class Rounding(NamedTuple):
 
 def rounding_of_all(arrays: Sequence[Floats]) -> Rounding | None:
     """The coarsest lower precision that holds all these numbers exactly; None without one, or if one is not finite."""
-    values = np.concatenate([np.ravel(array) for array in arrays]) if arrays else np.empty(0)
+    if not arrays or not _fits([np.ravel(array)[:TRIED_FIRST] for array in arrays]):
+        return None
+    values = np.concatenate([np.ravel(array) for array in arrays])
     if np.sum(values != 0) < MIN_NONZERO or not np.all(np.isfinite(values)):
         return None
     with np.errstate(over="ignore"):
         return next((rounding for rounding, rounded in _rounded(values) if np.array_equal(rounded, values)), None)
+
+
+def _fits(arrays: Sequence[Floats]) -> bool:
+    """Whether some lower precision may hold all these numbers, or they are not finite: float32 holds what others do."""
+    values = np.concatenate(arrays)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array_equal(values.astype(np.float32).astype(np.float64), values, equal_nan=True)
 
 
 def _rounded(values: Floats) -> Iterator[tuple[Rounding, Floats]]:

@@ -39,6 +39,9 @@ entry.
 CONTRADICTION = 3.0
 """A derivative contradicts a gradient that is more than 3 of its error bars off: 18 standard deviations of noise."""
 
+PROBES, FEW_PROBES = 8, 2
+"""How many entries of a tensor a step is chosen by: where an engine takes many samples at a time, and where it does not."""
+
 NearbySampler = Callable[[int, float], Sampler]
 """Maps (k, distance) to a sampler of f around the k-th random point at that relative distance from θ."""
 
@@ -85,6 +88,7 @@ class EntryCheck:
         tolerance: the largest relative error that passes, such as 1e-5.
         eps: the step for every entry, as the user gave it; None to choose a step.
         ladder: the steps for entries that disagree; after `COARSE`, `FINE` is tried as well.
+        probes: how many entries of a tensor are differenced at all steps, where one has to be chosen.
     """
 
     sampler: Sampler
@@ -100,6 +104,7 @@ class EntryCheck:
     tolerance: float
     eps: float | None
     ladder: Ladder = COARSE
+    probes: int = PROBES
 
     def agrees(self, which: Indices, numeric: Floats, error_bar: Floats, margin: float = 1.0) -> Flags:
         """Entries where the gradient on trial is within the tolerance and `margin` error bars of `numeric`.

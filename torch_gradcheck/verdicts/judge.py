@@ -7,9 +7,10 @@ entry is called wrong only if the derivatives of two ladders agree and no slope 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.differences.richardson import Stencil
+from torch_gradcheck.differences.richardson import Estimates, Stencil
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, EntryResults, Outcome
 from torch_gradcheck.verdicts.kinks import excuse_hidden_kinks, judge_undecided_nearby
 from torch_gradcheck.verdicts.measurement import Measurement, measured, through_one
@@ -85,17 +86,23 @@ def _finite_suspects(measurement: Measurement) -> Indices:
 
 def judge_each(check: EntryCheck) -> EntryResults:
     """Refines every entry on the ladder at once. Meant for few entries, which are believed to be wrong."""
-    nothing = np.full(len(check.analytic), np.nan)
-    results = EntryResults(
-        nothing.copy(),
-        nothing.copy(),
-        np.zeros(len(nothing), np.int8),
-        nothing.copy(),
-        nothing.copy(),
-        Stencil(check.ladder.smallest, 0),
-    )
-    _judge_on_ladder(check, results, np.arange(len(nothing), dtype=np.int64))
+    results = _nothing_yet(check)
+    _judge_on_ladder(check, results, np.arange(len(check.analytic), dtype=np.int64))
     return results
+
+
+def judge_once(check: EntryCheck) -> EntryResults:
+    """Refines every entry on one ladder by the eager engine. Meant for entries of a tensor that is known to be wrong."""
+    results, which = _nothing_yet(check), np.arange(len(check.analytic), dtype=np.int64)
+    _keep(check, results, which, *on_ladder(check.by_eager_engine(), which, check.unit))
+    return results
+
+
+def _nothing_yet(check: EntryCheck) -> EntryResults:
+    nothing = np.full((4, len(check.analytic)), np.nan)
+    numeric, error_bar, left, right = nothing
+    outcome = np.zeros(len(check.analytic), np.int8)
+    return EntryResults(numeric, error_bar, outcome, left, right, Stencil(check.ladder.smallest, 0))
 
 
 def _judge_on_ladder(check: EntryCheck, results: EntryResults, which: Indices) -> None:
@@ -111,6 +118,13 @@ def _judge_on_ladder(check: EntryCheck, results: EntryResults, which: Indices) -
         outcome[suspected[~(confirmed & consistent)]] = Outcome.UNDECIDED
         if check.nearby is not None:
             outcome = excuse_hidden_kinks(check, check.nearby, which, outcome, estimates)
+    _keep(check, results, which, estimates, outcome)
+
+
+def _keep(
+    check: EntryCheck, results: EntryResults, which: Indices, estimates: Estimates, outcome: NDArray[np.int8]
+) -> None:
+    """Writes what was found of `which` into the results; the numeric side of a kink is the slope nearest on trial."""
     margin = estimates.error_bar + estimates.jump_error_bar
     low = np.minimum(estimates.left, estimates.right) - margin
     high = np.maximum(estimates.left, estimates.right) + margin

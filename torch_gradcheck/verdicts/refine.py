@@ -89,7 +89,7 @@ def _at_least_usual(check: EntryCheck, error_bar: Floats) -> Floats:
     """
     if check.noise.epsilon < LOW_PRECISION:
         return error_bar
-    probes = probes_of(check.analytic)
+    probes = probes_of(check)
     usual = check.climb(probes, check.unit[probes], check.ladder).error_bar
     return np.maximum(error_bar, float(np.median(usual)))
 

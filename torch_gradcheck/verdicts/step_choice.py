@@ -19,11 +19,9 @@ from torch_gradcheck.differences.richardson import (
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.verdicts.entry_check import EntryCheck
 
-PROBES = 8
-"""How many entries of a large tensor are differenced first, to see whether the default step suits."""
 
 SMALL_TENSOR = 128
-"""A tensor of at most this many entries is differenced as a whole at once, instead of `PROBES` entries first."""
+"""A tensor of at most this many entries is differenced as a whole at once, instead of a few entries first."""
 
 
 class Differenced(NamedTuple):
@@ -57,11 +55,11 @@ def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[
     if previous_stencil is not None and _drowns(check, default) and not _drowns(check, previous_stencil):
         default = previous_stencil
     small = len(check.analytic) <= SMALL_TENSOR
-    first = np.arange(len(check.analytic), dtype=np.int64) if small else probes_of(check.analytic)
+    first = np.arange(len(check.analytic), dtype=np.int64) if small else probes_of(check)
     differenced = Differenced(first, check.through(default, first))
     if not len(first) or not _drowns(check, default):
         return default, differenced
-    probes = probes_of(check.analytic)
+    probes = probes_of(check)
     estimates = check.climb(probes, check.unit[probes], COARSE)
     among = np.searchsorted(first, probes)
     stencil, typical = stencil_for(estimates.tableau, _needed(check, estimates))
@@ -81,7 +79,7 @@ def better_stencil(check: EntryCheck, numeric: Floats, error_bar: Floats) -> Ste
     """
     if check.eps is not None or _drowns(check, _default(check)):
         return None
-    probes = probes_of(check.analytic)
+    probes = probes_of(check)
     estimates = check.climb(probes, check.unit[probes], COARSE)
     if _same_derivatives(check, numeric[probes], error_bar[probes], estimates):
         return None  # the step suits, and the gradient is wrong
@@ -118,8 +116,9 @@ def _drowns(check: EntryCheck, stencil: Stencil) -> bool:
     return check.noise.sigma_at_zero / stencil.step + check.noise.growth > _needed(check)
 
 
-def probes_of(analytic: Floats) -> Indices:
-    """Positions of the entry with the largest gradient and of up to `PROBES` spread evenly over the tensor, sorted."""
-    spread = np.linspace(0, len(analytic) - 1, min(PROBES, len(analytic))).astype(np.int64)
+def probes_of(check: EntryCheck) -> Indices:
+    """Positions of the entry with the largest gradient and of `check.probes` spread evenly over the tensor, sorted."""
+    analytic = check.analytic
+    spread = np.linspace(0, len(analytic) - 1, min(check.probes, len(analytic))).astype(np.int64)
     largest = int(np.argmax(np.nan_to_num(np.abs(analytic))))
     return np.unique(np.append(spread, largest))

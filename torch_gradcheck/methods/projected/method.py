@@ -20,14 +20,14 @@ from torch_gradcheck.methods.projected.bisect import Bisection
 from torch_gradcheck.methods.directional.confirm import Confirmer, Suspect
 from torch_gradcheck.methods.projected.detection_power import MISSED
 from torch_gradcheck.methods.directional.directions import Directions
-from torch_gradcheck.methods.projected.single import single_results, worst
+from torch_gradcheck.methods.projected.single import largest_step, worst
 from torch_gradcheck.methods.projected.verify import Certificate, Verifier
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryResults, Outcome, rounding_of
-from torch_gradcheck.verdicts.judge import judge_gradient
+from torch_gradcheck.verdicts.judge import judge_gradient, judge_once
 from torch_gradcheck.verdicts.trial import ParameterTrial, Proof
 
 EVALUATIONS = 60
@@ -213,11 +213,12 @@ class Projected:
 
     def _confirm_single(self, trial: ParameterTrial, position: int, suspect: Suspect, k: int) -> None:
         """Judges one coordinate by differences of J along it; where these do not decide, the block's outcome stays."""
-        sampler, size = self._coordinates.eager_sampler(position), self._directions.sizes[position]
-        found = single_results(suspect, k, size, sampler, self._problem.noise, self._request.tolerance)
+        size, coordinate = self._directions.sizes[position], int(suspect.coordinates[k])
+        unit = largest_step(suspect, k, size, self._problem.noise)
+        found = judge_once(self._coordinates.single(position, coordinate, self._gradients[position], unit, size))
         if found.outcome[0] == Outcome.UNDECIDED:
             return
-        results, place = trial.results, int(np.searchsorted(trial.coordinates, suspect.coordinates[k]))
+        results, place = trial.results, int(np.searchsorted(trial.coordinates, coordinate))
         for name in ("numeric", "error_bar", "outcome", "left", "right"):
             values = np.array(getattr(results, name))  # a copy: some are one number broadcast
             values[place] = getattr(found, name)[0]

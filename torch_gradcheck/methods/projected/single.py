@@ -7,12 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from torch_gradcheck.differences.noise import Noise
-from torch_gradcheck.differences.sampling import Sampler, Samples
-from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE, RESOLVED, Suspect
-from torch_gradcheck.methods.directional.slope_check import entry_check_of, error_bar_at_unit_step
-from torch_gradcheck.verdicts.entry_check import EntryResults
-from torch_gradcheck.verdicts.judge import judge_each
+from torch_gradcheck.methods.directional.slope_check import error_bar_at_unit_step
 
 COORDINATES = 2
 """How many wrong coordinates are confirmed one by one: both in one tensor, or one in each of two."""
@@ -29,24 +25,14 @@ def worst(suspects: Mapping[int, Suspect]) -> list[tuple[int, int]]:
     ]
 
 
-def single_results(
-    suspect: Suspect, k: int, size: float, sampler: Sampler, noise: Noise, tolerance: float
-) -> EntryResults:
-    """The results of differences of J along one coordinate of a suspect.
+def largest_step(suspect: Suspect, k: int, size: float, noise: Noise) -> float:
+    """The largest step to take along one coordinate of a suspect, so that its error shows beside the noise.
 
     Args:
         suspect: the tensor.
         k: place of the coordinate in `suspect.coordinates`.
         size: of the tensor's entries.
-        sampler: J along single coordinates of the tensor.
         noise: of J.
-        tolerance: the largest relative error that passes.
     """
-    coordinates, error = suspect.coordinates[k : k + 1], suspect.error[k : k + 1]
-    unit = np.minimum(16 * RESOLVED * error_bar_at_unit_step(noise) / np.abs(error), LARGEST_MOVE * size)
-
-    def at_coordinate(which: Indices, steps: Floats) -> Samples:
-        return sampler(coordinates[which], steps)
-
-    analytic, sizes = suspect.on_trial[k : k + 1], np.full(1, size)
-    return judge_each(entry_check_of(at_coordinate, analytic, unit, sizes, noise, tolerance))
+    resolving = 16 * RESOLVED * error_bar_at_unit_step(noise) / abs(float(suspect.error[k]))
+    return min(resolving, LARGEST_MOVE * size)
