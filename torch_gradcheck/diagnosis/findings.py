@@ -71,6 +71,8 @@ def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> E
     """The trial of one parameter as evidence; coordinates not tried, at kinks or undecided are not judged."""
 
     def whole(values: Floats) -> Floats:
+        if len(trial.coordinates) == entry.coordinates:
+            return values
         full = np.full(entry.coordinates, np.nan)
         full[trial.coordinates] = values
         return full

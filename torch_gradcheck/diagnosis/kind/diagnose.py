@@ -9,7 +9,15 @@ import numpy as np
 
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import CLOSE, FactorMeaning
-from torch_gradcheck.diagnosis.kind.kinds import KINDS, Finding, clipped, clipped_to_round_norm, off_by, unknown
+from torch_gradcheck.diagnosis.kind.kinds import (
+    ENTRY_BY_ENTRY,
+    KINDS,
+    Finding,
+    clipped,
+    clipped_to_round_norm,
+    off_by,
+    unknown,
+)
 from torch_gradcheck.precision.lower_precisions import Rounding
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 
@@ -64,8 +72,11 @@ def diagnose_all(
 def _finding(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | None:
     """The first kind that this evidence alone proves; else the first that fits; None where none fits."""
     fitting: Finding | None = None
+    sample = evidence.sample()
     with np.errstate(all="ignore"):
         for kind in KINDS:
+            if sample is not None and kind in ENTRY_BY_ENTRY and kind(sample, meanings) is None:
+                continue
             found = kind(evidence, meanings)
             if found is not None and found.diagnosis.kind is DiagnosisKind.SCALED:
                 found = clipped(evidence, meanings) or found  # scaled to a round norm, as clipping leaves it

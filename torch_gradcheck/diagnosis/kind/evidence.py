@@ -21,6 +21,9 @@ OUTLIERS = 0.02
 FIRST_ENTRIES, FAILED_AT_FIRST = 10_000, 0.5
 """Of more than 10,000 entries, about so many are tried first; a prediction that half of them fail is dropped."""
 
+SAMPLED_WRONG = 0.1
+"""A sample stands for a tensor of which at least 10 % is wrong: it has a thousand wrong entries then."""
+
 PROVEN = 0.01
 """A proven right entry is off by at most 1 % of the tolerance, beside its error bars: 1e-7 of it at 1e-5."""
 
@@ -72,6 +75,22 @@ class Evidence:
             close = np.abs(flat - right) <= tolerance * (np.abs(flat) + np.abs(right)) + bars
         judged = np.ones(len(flat), dtype=bool)
         return cls(flat, right, bars, ~close, judged, np.ravel(theta), np.shape(analytic), tolerance=tolerance)
+
+    def sample(self) -> Evidence | None:
+        """Every k-th entry, about 10,000 of them, as a vector; None where there are no more, or few are wrong."""
+        stride = self.analytic.size // FIRST_ENTRIES
+        if stride < 2 or np.mean(self.wrong) < SAMPLED_WRONG:
+            return None
+        some = slice(None, None, stride)
+        arrays = (self.analytic, self.numeric, self.error_bar, self.wrong, self.judged, self.theta)
+        analytic, numeric, error_bar, wrong, judged, theta = (array[some].copy() for array in arrays)
+        return Evidence(
+            *(analytic, numeric, error_bar, wrong, judged, theta),
+            shape=analytic.shape,
+            reached=self.reached,
+            epsilon=self.epsilon,
+            tolerance=self.tolerance,
+        )
 
     @cached_property
     def finite(self) -> bool:
@@ -141,11 +160,12 @@ class Evidence:
     def _outside(self, predicted: Floats, bars: Floats, which: Indices) -> Flags:
         """Entries of `which` that are off by more than tolerance, error bars and rounding allow."""
         analytic, expected = self.analytic[which], predicted[which]
-        allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bars[which] + self._rounding
+        allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bars[which] + self.rounding
         return np.asarray(np.abs(analytic - expected) > allowed)
 
     @cached_property
-    def _rounding(self) -> float:
+    def rounding(self) -> float:
+        """How far an entry may be off by the rounding of its own precision: 64 machine epsilons of the largest."""
         return 64 * self.epsilon * float(np.max(np.abs(self.analytic), initial=0.0))
 
     def explains(self, predicted: Floats) -> bool:
@@ -154,7 +174,18 @@ class Evidence:
 
     def rearranged(self, order: Indices) -> bool:
         """Whether `numeric[order]` explains the mistake."""
+        if len(order) > FIRST_ENTRIES and self._differs_at_first(order):
+            return False
         return bool(np.isfinite(self.residual(self.numeric[order], error_bar=self.error_bar[order])))
+
+    def _differs_at_first(self, order: Indices) -> bool:
+        """Whether half of a few thousand entries of `numeric[order]` do not fit, before millions are put in order."""
+        some = np.arange(0, len(order), len(order) // FIRST_ENTRIES)
+        some = some[self.judged[some] & np.isfinite(self.numeric[order[some]])]
+        analytic, expected = self.analytic[some], self.numeric[order[some]]
+        bars = ERROR_BARS_ALLOWED * np.maximum(self.error_bar[order[some]], self.error_bar[some])
+        allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bars + self.rounding
+        return bool(np.mean(np.abs(analytic - expected) > allowed) > FAILED_AT_FIRST)
 
     def grid(self, values: Floats) -> Floats:
         """A flat array reshaped to the parameter's shape."""
