@@ -92,7 +92,8 @@ def _along(
 ) -> Floats:
     """J at equally spaced points in a direction from θ, beyond the one at `start`."""
     values = []
-    for point in range(1, points + 1):
-        with direction.at(start + point * spacing):
+    with direction.at(start):
+        for point in range(1, points + 1):
+            direction.move(start + point * spacing)  # and not back to θ in between: it may be millions of numbers
             values.append(objective.value())
     return np.array(values)

@@ -84,9 +84,9 @@ class RandomDirection:
         return _At(self, distance)
 
     def move(self, distance: float) -> None:
-        """From θ to θ + distance · direction."""
-        for tensor, velocity in zip(self._tensors, self._velocities, strict=True):
-            tensor.add_(velocity, alpha=distance)
+        """From anywhere to θ + distance · direction."""
+        for tensor, before, velocity in zip(self._tensors, self._before, self._velocities, strict=True):
+            torch.add(before, velocity, alpha=distance, out=tensor)
 
     def put_back(self) -> None:
         """From anywhere to θ."""
