@@ -19,6 +19,7 @@ from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.reporting.facts import ParameterReport
+from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, validated_request
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
@@ -151,7 +152,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
         request: the options.
     """
     started = time.perf_counter()
-    with posed(model, loss, request) as problem:
+    with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
         gradients = _on_trial(problem)
         choice, trials = run_method(problem, gradients)
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]

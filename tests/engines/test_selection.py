@@ -349,8 +349,9 @@ def test_substitutes_are_asked_one_after_the_other_and_the_last_refusal_is_told(
     assert (first.asked, second.asked) == (3, 2)
     assert engine.substituted == 8
     assert {parameter: str(refusal) for parameter, refusal in engine.refused.items()} == {1: "no parameter 1"}
-    assert engine.gradients() is None
-    assert str(engine.refused[None]) == "no gradient"
+    with pytest.raises(Untraceable, match="no gradient"):
+        engine.gradients()
+    assert None not in engine.refused
 
 
 @pytest.mark.parametrize("left", [True, False], ids=["one is left", "none is left"])

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from tests.zoo.interruptions import events_of
+from torch_gradcheck import check_module
 from torch_gradcheck.reporting import progress
 from torch_gradcheck.reporting.progress import progress_bar
 
@@ -215,3 +216,36 @@ def test_advance_costs_next_to_nothing_while_nothing_is_shown(enabled: bool | No
         events = events_of(lambda: bar.advance(1))
     assert events <= 6, "functions that are called, the lambda and what counts among them"
     assert terminal.getvalue() == ""
+
+
+def test_set_up_shows_a_bar_too_from_its_first_second_on(terminal: Terminal, clock: Clock) -> None:
+    """J is evaluated, its noise is measured and it is recorded, before anything can be counted."""
+    with progress_bar(None) as bar:
+        clock.now += 0.9
+        bar.beat()
+        assert terminal.getvalue() == ""
+        clock.now += 0.2
+        bar.beat()
+        assert "setting up" in terminal.getvalue()
+        assert "%" not in terminal.getvalue()
+        clock.now += 1
+        bar.start(10, "encoder.weight")
+        clock.now += 1
+        bar.advance(5)
+    assert " 50%" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("mistake", [False, True])
+def test_a_check_beats_at_every_evaluation_of_its_set_up(terminal: Terminal, clock: Clock, mistake: bool) -> None:
+    class Slow(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            clock.now += 0.3
+            return super().forward(x)
+
+    model = Slow(2, 2)
+    if mistake:
+        model.weight.register_hook(lambda g: 2 * g)
+    check_module(model, torch.nn.MSELoss(), (torch.ones(3, 2), torch.ones(3, 2)))
+    shown = terminal.getvalue()
+    assert shown.index("setting up") < shown.index("weight")
+    assert ("what is wrong, and where" in shown) is mistake

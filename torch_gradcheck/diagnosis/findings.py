@@ -53,6 +53,7 @@ def findings_of(
     """
     if not any(row.status is Status.MISMATCH for row in rows):
         return Findings(rows, None, [])
+    problem.progress.at("what is wrong, and where")
     culprit = find_culprit(problem, trials, gradients)
     evidences = {
         position: evidence_of(problem.theta[position], trial, problem.request.tolerance)

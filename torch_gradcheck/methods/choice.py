@@ -22,7 +22,7 @@ from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.preflight import check_unchanged
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport
-from torch_gradcheck.reporting.progress import ProgressBar, progress_bar
+from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.reporting.words import duration
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.verdicts.rows import compared_row
@@ -78,14 +78,13 @@ class MethodChoice:
 
 
 def run_method(problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> tuple[MethodChoice, Trials]:
-    """Tries the gradients by the method that was asked for; a progress bar shows where somebody watches.
+    """Tries the gradients by the method that was asked for.
 
     Raises:
         NonDeterministicLossError: J(θ) is another number afterwards.
     """
-    with progress_bar(problem.request.progress) as progress:
-        choice = _chosen(problem)
-        trials = choice.method.trials(problem, gradients, progress)
+    choice = _chosen(problem)
+    trials = choice.method.trials(problem, gradients, problem.progress)
     check_unchanged(problem.objective)
     return choice, trials
 

@@ -11,7 +11,7 @@ from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
-from torch_gradcheck.methods.directional.slope_check import CONFIRMING
+from torch_gradcheck.methods.directional.slope_check import SHORT
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import flat_values
@@ -44,7 +44,7 @@ class Coordinates:
             size: of the parameter's entries.
         """
         check = self.entry_check(position, np.array([coordinate], dtype=np.int64), gradient)
-        return replace(check, nearby=None, nearby_analytic=None, unit=np.array([unit]), scale=np.array([size]), eps=None, ladder=CONFIRMING)
+        return replace(check, nearby=None, nearby_analytic=None, unit=np.array([unit]), scale=np.array([size]), eps=None, ladder=SHORT)
 
     def entry_check(self, position: int, coordinates: Indices, gradient: AnalyticGradient) -> EntryCheck:
         """The check of some coordinates of one parameter's gradient.

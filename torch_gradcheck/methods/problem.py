@@ -20,6 +20,7 @@ from torch_gradcheck.objective.preflight import preflighted
 from torch_gradcheck.objective.theta import Theta, check_selection, theta_of
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
+from torch_gradcheck.reporting.progress import SILENT, ProgressBar
 from torch_gradcheck.request import Request
 
 
@@ -35,6 +36,7 @@ class Problem:
         borrowed: the way back to the first state around each evaluation of J.
         request: the options.
         threads: the number of threads the engine may spread operations over.
+        progress: told of every evaluation of J.
         theta: θ, where it was made before the loan; None makes it.
         drawn_in: the precisions of random draws; None: that of the check.
     """
@@ -46,10 +48,11 @@ class Problem:
         borrowed: Borrowed,
         request: Request,
         threads: int,
+        progress: ProgressBar,
         theta: Theta | None = None,
         drawn_in: DrawnIn | None = None,
     ) -> None:
-        self.model, self.request = model, request
+        self.model, self.request, self.progress = model, request, progress
         self._loss, self._borrowed, self._threads, self._drawn_in = loss, borrowed, threads, drawn_in
         self._refused: Refusals = {}
         if theta is not None:
@@ -64,7 +67,8 @@ class Problem:
     def objective(self) -> Objective:
         """J, evaluated twice before any verdict; raises where it is no finite deterministic number."""
         dtype = self.request.dtype
-        return preflighted(self.model, self._loss.at(dtype), self._borrowed, dtype, self._drawn_in)
+        compute = self._loss.at(dtype)
+        return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, self.progress.beat)
 
     @cached_property
     def noise(self) -> Noise:
@@ -122,6 +126,7 @@ def posed(
     loss: Loss,
     request: Request,
     *,
+    progress: ProgressBar = SILENT,
     start: Start | None = None,
     theta: Theta | None = None,
     drawn_in: DrawnIn | None = None,
@@ -132,6 +137,7 @@ def posed(
         model: what is checked.
         loss: the user's loss over it.
         request: the options.
+        progress: told of every evaluation of J.
         start: what evaluations of J start from; None: the seed, and what the model holds now.
         theta: θ, where it was made before; None makes it from the lent model.
         drawn_in: the precisions of random draws; None: that of the check.
@@ -145,6 +151,6 @@ def posed(
     threads = torch.get_num_threads()  # the loan may set it to 1
 
     def problem(borrowed: Borrowed) -> Problem:
-        return Problem(model, loss, borrowed, request, threads, theta, drawn_in)
+        return Problem(model, loss, borrowed, request, threads, progress, theta, drawn_in)
 
     return Loan(model, loss.holders, request.mode, request.dtype, request.seed, problem, start)

@@ -48,6 +48,7 @@ class Objective:
         borrowed: Borrowed,
         dtype: torch.dtype,
         drawn_in: DrawnIn | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan
@@ -57,7 +58,7 @@ class Objective:
         self.overridden: dict[str, set[str]] = {}
         self.needs_graph = True
         self.runs_backward = False
-        self._compute, self._borrowed = compute, borrowed
+        self._compute, self._borrowed, self._beat = compute, borrowed, beat
         self._needs_mode = True
 
     def __call__(self) -> torch.Tensor:
@@ -95,6 +96,7 @@ class Objective:
     def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
         self.evaluations += 1
+        self._beat()
         return self.regime(mode)
 
     def regime(self, mode: PrecisionMode | None = None) -> _Evaluation:

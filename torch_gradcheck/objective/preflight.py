@@ -28,10 +28,17 @@ def preflighted(
     borrowed: Borrowed,
     dtype: torch.dtype,
     drawn_in: DrawnIn | None = None,
+    beat: Callable[[], None] = lambda: None,
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
 
-    `drawn_in` are the precisions of random draws, None for that of the check.
+    Args:
+        model: the borrowed model.
+        compute: J.
+        borrowed: the way back to the first state around each evaluation of J.
+        dtype: the precision J is evaluated in.
+        drawn_in: the precisions of random draws, None for that of the check.
+        beat: called before every evaluation.
 
     Raises:
         NonScalarLossError: J is not one real number.
@@ -39,7 +46,7 @@ def preflighted(
         NonDeterministicLossError: equal calls give different values.
         InvalidRequestError: J needs an operation that has no kernel in `dtype`.
     """
-    objective = Objective(model, compute, borrowed, dtype, drawn_in)
+    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat)
     try:
         objective.loss = objective.record_evaluation()
     except RuntimeError as error:

@@ -15,12 +15,18 @@ if TYPE_CHECKING:
 PATIENCE = 1.0
 """Seconds of work before a bar that nobody asked for is shown."""
 
+SETTING_UP = "setting up"
+"""What the bar says before the work that can be counted: J is evaluated, its noise is measured, it is recorded."""
+
 REDRAWN = 0.1
 """Least time from one drawing of the bar to the next, in seconds."""
 
 
 class ProgressBar(Protocol):
     """The calls by which work reports its progress."""
+
+    def beat(self) -> None:
+        """Says that work goes on, of which nobody knows how much there is: what comes before `start`."""
 
     def start(self, total: int, what: str) -> None:
         """Begins work of `total` units; those for `what`, a parameter name, come first."""
@@ -41,7 +47,7 @@ def progress_bar(enabled: bool | None) -> Iterator[ProgressBar]:
             work, where stderr is a terminal that can redraw a line.
     """
     if enabled is False or sys.stderr is None or (enabled is None and not _somebody_watches()):
-        yield _Silent()
+        yield SILENT
         return
     bar = _Bar(patience=0.0 if enabled else PATIENCE)
     try:
@@ -59,11 +65,17 @@ def _somebody_watches() -> bool:
 
 
 class _Silent:
+    def beat(self) -> None: ...
+
     def start(self, total: int, what: str) -> None: ...
 
     def at(self, what: str) -> None: ...
 
     def advance(self, n: int = 1) -> None: ...
+
+
+SILENT: ProgressBar = _Silent()
+"""Shows nothing."""
 
 
 class _Bar:
@@ -72,8 +84,12 @@ class _Bar:
     def __init__(self, patience: float) -> None:
         self._began = monotonic()
         self._next_drawing = self._began + patience
-        self._total, self._done, self._what = 0, 0, ""
+        self._total: int | None = None
+        self._done, self._what = 0, SETTING_UP
         self._drawn: Progress | None = None
+
+    def beat(self) -> None:
+        self._draw_if_due()
 
     def start(self, total: int, what: str) -> None:
         self._began = monotonic()
@@ -101,13 +117,15 @@ class _Bar:
     def _draw(self, time_left: str) -> None:
         self._drawn = self._drawn or _rich_bar()
         [bar] = self._drawn.task_ids
-        self._drawn.update(bar, total=self._total, completed=self._done, what=self._what, left=time_left)
+        self._drawn.update(bar, completed=self._done, what=self._what, left=time_left)
+        if self._total is not None:
+            self._drawn.update(bar, total=self._total)
         self._drawn.start()  # does nothing the second time
         self._drawn.refresh()
 
     def _time_left(self, now: float) -> str:
         """Returns the time left in words, at the pace so far."""
-        if not self._done:
+        if self._total is None or not self._done:
             return ""
         seconds = round((now - self._began) * max(self._total - self._done, 0) / self._done)
         minutes, hours = seconds // 60, seconds // 3600
@@ -134,5 +152,5 @@ def _rich_bar() -> Progress:
         redirect_stdout=False,  # sys.stdout stays the caller's
         redirect_stderr=False,
     )
-    progress.add_task("", what="", left="")
+    progress.add_task("", total=None, what="", left="")
     return progress

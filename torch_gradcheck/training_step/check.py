@@ -17,6 +17,7 @@ from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
 from torch_gradcheck.objective.loss import Loss
+from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.grad_check import GradCheck
@@ -78,7 +79,11 @@ def check_left_in_grad(
     """
     started = time.perf_counter()
     grad_check = GradCheck(model, loss, request, step)
-    with posed(model, loss, request, start=step.start, theta=grad_check.theta, drawn_in=grad_check.drawn_in) as problem:
+    theta, drawn_in = grad_check.theta, grad_check.drawn_in
+    with (
+        progress_bar(request.progress) as progress,
+        posed(model, loss, request, progress=progress, start=step.start, theta=theta, drawn_in=drawn_in) as problem,
+    ):
         autograd_float64 = autograd_gradients(problem.objective, problem.theta)
         grad_check.compare_with_step(problem.objective, autograd_float64)
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)

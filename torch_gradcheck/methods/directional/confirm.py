@@ -19,7 +19,6 @@ from torch_gradcheck.differences.richardson import Estimates, Ladder
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
 from torch_gradcheck.methods.directional.slope_check import (
-    CONFIRMING,
     SHORT,
     SMOOTH,
     entry_check_of,
@@ -194,7 +193,7 @@ class Confirmer:
         if not _contradicts(block, *refined(first, ONLY, first.unit)):
             return False
         second = replace(
-            first, sampler=self._directions.sampler([direction]), at_zero=lambda: self._noise.at_zero, ladder=CONFIRMING
+            first, sampler=self._directions.sampler([direction]), at_zero=lambda: self._noise.at_zero, ladder=SHORT
         )
         if not _contradicts(block, *on_ladder(second, ONLY, np.array([SECOND_LADDER * short]))):
             return False

@@ -13,9 +13,6 @@ from torch_gradcheck.verdicts.entry_check import EntryCheck, EntryResults, Outco
 SHORT = Ladder(ratio=4.0, smallest=4.0**-5.5)
 """Six steps from 1 to 1e-3 of the unit. The right one is known to be near 1/16, so that more would add nothing."""
 
-CONFIRMING = Ladder(ratio=4.0, smallest=4.0**-3.5)
-"""Four steps from 1 to 1/64 of the unit, to see a second time what was seen at many steps."""
-
 SMOOTH = 0.05
 """J counts as smooth along a direction if its two one-sided slopes differ by at most 5 % of the gradient's error.
 
