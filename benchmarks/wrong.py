@@ -1,6 +1,6 @@
-"""What a check of a wrong gradient costs beside that of a right one: the same model, its mistake off and on, in one run.
+"""The cost of a check of a wrong gradient beside that of a right one: one model, its mistake off and on, in one run.
 
-    python benchmarks/wrong.py              # writes benchmarks/results/wrong.json, 15 minutes
+    python benchmarks/wrong.py              # writes benchmarks/results/wrong.json, 6 minutes
     python benchmarks/wrong.py --quick      # two small models, one turn; writes nothing without --json
 
 The mistake is in the backward at the output of one inner module: it makes the gradient 5 % too large, or loses a column
@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +39,9 @@ RESULTS = Path(__file__).parent / "results" / "wrong.json"
 
 WIDTH = 150
 """Of the printed table."""
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables that keep torch and numpy to one thread, if set before they are loaded."""
 
 SHORT = 0.05
 """A right check of fewer CPU seconds is short: a wrong one is held to `ENOUGH` seconds then, and to no ratio."""
@@ -92,7 +97,7 @@ class Comparison:
         ratio: mistake to CPU seconds, wrong by right, turn against turn.
         names: mistake to how many parameters are called wrong.
         culprit: mistake to the module that is named.
-        proven: how many rows of the right check are no match, kink or flat.
+        unproven: how many rows of the right check are neither right nor known to be flat.
     """
 
     case: str
@@ -140,11 +145,10 @@ class Changed(torch.autograd.Function):
 @contextmanager
 def changed(module: nn.Module, change: Change) -> Iterator[None]:
     """The module's first output passes through a Function with that backward, for the time of the block."""
+    apply: Callable[..., Tensor] = Changed.apply
 
     def through(_: nn.Module, __: Any, output: Any) -> Any:
-        if isinstance(output, tuple):
-            return (Changed.apply(output[0], change), *output[1:])
-        return Changed.apply(output, change)
+        return (apply(output[0], change), *output[1:]) if isinstance(output, tuple) else apply(output, change)
 
     hook = module.register_forward_hook(through)
     try:
@@ -171,11 +175,18 @@ def drawn(model: nn.Module) -> nn.Module:
     return model
 
 
+def configured(name: str, **sizes: int) -> Any:
+    """A configuration of transformers."""
+    import transformers
+
+    return getattr(transformers, f"{name}Config")(**sizes)
+
+
 def language_model(name: str, place: str, **sizes: int) -> Case:
     """A causal language model of transformers on two texts of eight tokens."""
     import transformers
 
-    config = getattr(transformers, f"{name}Config")(**sizes)
+    config = configured(name, **sizes)
     head = {"GPT2": "GPT2LMHeadModel"}.get(name, f"{name}ForCausalLM")
     tokens = torch.randint(1, config.vocab_size, (2, 8))
     model = drawn(getattr(transformers, head)(config))
@@ -208,49 +219,40 @@ def mistral() -> Case:
 
 def bert() -> Case:
     """A classifier of texts, two tiny layers."""
-    from transformers import BertConfig, BertForSequenceClassification
+    import transformers
 
-    config = BertConfig(
-        vocab_size=20,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        num_labels=3,
-    )
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = configured("Bert", vocab_size=20, max_position_embeddings=8, **sizes)
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    batch = {"input_ids": torch.randint(1, 20, (2, 5)), "attention_mask": mask, "labels": torch.tensor([2, 0])}
-    return Case("BERT", drawn(BertForSequenceClassification(config)), its_loss, batch, "bert.encoder.layer.1.output")
+    batch = {"input_ids": torch.randint(1, 20, (2, 5)), "attention_mask": mask, "labels": torch.tensor([1, 0])}
+    return Case(
+        "BERT",
+        drawn(transformers.BertForSequenceClassification(config)),
+        its_loss,
+        batch,
+        "bert.encoder.layer.1.output",
+    )
 
 
 def vit() -> Case:
     """A classifier of images of four patches, two tiny layers."""
-    from transformers import ViTConfig, ViTForImageClassification
+    import transformers
 
-    config = ViTConfig(
-        image_size=4,
-        patch_size=2,
-        num_channels=1,
-        hidden_size=8,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_labels=3,
-    )
-    batch = {"pixel_values": torch.randn(2, 1, 4, 4), "labels": torch.tensor([2, 0])}
-    return Case("ViT", drawn(ViTForImageClassification(config)), its_loss, batch, "vit.layernorm")
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = configured("ViT", image_size=4, patch_size=2, num_channels=1, **sizes)
+    batch = {"pixel_values": torch.randn(2, 1, 4, 4), "labels": torch.tensor([1, 0])}
+    return Case("ViT", drawn(transformers.ViTForImageClassification(config)), its_loss, batch, "vit.layernorm")
 
 
 def t5() -> Case:
     """An encoder and a decoder of one tiny layer each."""
-    from transformers import T5Config, T5ForConditionalGeneration
+    import transformers
 
-    config = T5Config(
-        vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0
-    )
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    config = configured("T5", vocab_size=20, **sizes)
+    config.decoder_start_token_id = 0
     batch = {"input_ids": torch.randint(1, 20, (2, 5)), "labels": torch.randint(1, 20, (2, 4))}
-    return Case("T5", drawn(T5ForConditionalGeneration(config)), its_loss, batch, "encoder.block.0")
+    return Case("T5", drawn(transformers.T5ForConditionalGeneration(config)), its_loss, batch, "encoder.block.0")
 
 
 def of_speed(key: str, place: str) -> Case:
@@ -298,12 +300,12 @@ def unet() -> Case:
 
 
 class Recurrent(nn.Module):
-    """A recurrent layer and a classifier of its last state."""
+    """A GRU on embedded tokens, and a classifier of its last state."""
 
-    def __init__(self, kind: type[nn.RNNBase]) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(12, 8)
-        self.rnn = kind(8, 12, batch_first=True)
+        self.rnn = nn.GRU(8, 12, batch_first=True)
         self.head = nn.Linear(12, 3)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -314,7 +316,7 @@ class Recurrent(nn.Module):
 
 def gru() -> Case:
     """A GRU on tokens; the mistake is at its output."""
-    return classifier("GRU", Recurrent(nn.GRU), torch.randint(0, 12, (6, 5)), "rnn")
+    return classifier("GRU", Recurrent(), torch.randint(0, 12, (6, 5)), "rnn")
 
 
 class CellLoop(nn.Module):
@@ -384,7 +386,7 @@ def data_dependent() -> Case:
     return classifier("solver with .item(), 24 calls", StopsEarly(), torch.randn(6, 4), "field")
 
 
-class Shuffled(nn.Module):
+class Gated(nn.Module):
     """Depthwise and pointwise convolutions on sequences, gated."""
 
     def __init__(self) -> None:
@@ -400,7 +402,7 @@ class Shuffled(nn.Module):
 
 def gated_convolutions() -> Case:
     """Convolutions in one dimension, and a maximum."""
-    return classifier("depthwise + GLU + max", Shuffled(), torch.randn(4, 10, 9), "pointwise")
+    return classifier("depthwise + GLU + max", Gated(), torch.randn(4, 10, 9), "pointwise")
 
 
 class CrossAttention(nn.Module):
@@ -597,7 +599,9 @@ def _cost(seconds: list[float], report: Report, _: float, calls: int) -> Cost:
 
 def table(comparisons: Iterable[Comparison]) -> Table:
     """A row a case."""
-    rows = Table("model", "parameters", "right", "J, record", "mistake", "wrong", "J, record", "ratio", "named", "culprit")
+    rows = Table(
+        *("model", "parameters", "right", "J, record", "mistake", "wrong", "J, record", "ratio", "named", "culprit")
+    )
     for row in comparisons:
         for number, (mistake, cost) in enumerate(row.wrong.items()):
             first = number == 0
@@ -619,7 +623,9 @@ def table(comparisons: Iterable[Comparison]) -> Table:
 
 def summary(comparisons: Iterable[Comparison]) -> dict[str, float]:
     """The figures to be held: median and largest ratio where a right check is not short, longest wrong check where."""
-    pairs = [(row.right.seconds, row.ratio[name], cost.seconds) for row in comparisons for name, cost in row.wrong.items()]
+    pairs = [
+        (row.right.seconds, row.ratio[name], cost.seconds) for row in comparisons for name, cost in row.wrong.items()
+    ]
     ratios = [ratio for right, ratio, _ in pairs if right >= SHORT]
     seconds = [wrong for right, _, wrong in pairs if right < SHORT]
     return {
@@ -632,13 +638,16 @@ def summary(comparisons: Iterable[Comparison]) -> dict[str, float]:
 def main() -> None:
     """Reads the command line, measures, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two small models, one turn; writes nothing without --json")
+    parser.add_argument(
+        "--quick", action="store_true", help="two small models, one turn; writes nothing without --json"
+    )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--turns", type=int, help="of every model (default: as many as fill half a second)")
     parser.add_argument("--json", type=Path, help=f"where to write the figures (default: {RESULTS.name}, if not quick)")
     arguments = parser.parse_args()
 
-    torch.set_num_threads(1)
+    if any(os.environ.get(name) != "1" for name in THREADS):  # numpy's own threads wait awake, which counts as work
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | dict.fromkeys(THREADS, "1"))
     console = Console(width=WIDTH)
     comparisons = []
     for key in QUICK if arguments.quick else arguments.cases:

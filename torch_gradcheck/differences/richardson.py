@@ -184,9 +184,7 @@ class Differences(NamedTuple):
 NO_DIFFERENCES = Differences(*np.empty((4, 0)))
 
 
-def through_stencil(
-    sampler: Sampler, which: Indices, unit: Floats, stencil: Stencil, noise: Noise
-) -> Differences:
+def through_stencil(sampler: Sampler, which: Indices, unit: Floats, stencil: Stencil, noise: Noise) -> Differences:
     """The centered differences of one stencil.
 
     Example: f(t) = eᵗ with `Stencil(0.1, 0)` gives sinh(0.1)/0.1 = 1.00167, with `Stencil(0.01, 1)` 1 − 5e-9.

@@ -27,7 +27,7 @@ COMPARABLE_TYPES = (bool, int, float, str, type(None), torch.dtype, torch.device
 """Types of arguments that == compares by content."""
 
 WORTHWHILE = 0.5
-"""A module answers from memory if it can in half of its calls: to look a call up takes as long as many a module runs."""
+"""A module answers from memory if it can in half of its calls: a look-up takes as long as many a module runs."""
 
 GLANCED = 8
 """Entries of a tensor that calls are looked up by; only calls in which these agree are compared as a whole."""
@@ -131,9 +131,7 @@ class MemoizedEngine:
         counted = Counter[nn.Module]() if answered is None else answered
         with ExitStack() as stack:
             for module in modules:
-                answer = answering_from_memory(
-                    module.forward, self._calls[module], partial(counted.update, (module,))
-                )
+                answer = answering_from_memory(module.forward, self._calls[module], partial(counted.update, (module,)))
                 stack.callback(_replaced(module, answer))
             return self._eager.sample(parameter, coordinates, steps)
 
@@ -170,7 +168,6 @@ def answering_from_memory(
     forward: Callable[..., Any], calls: list[ModuleCall], answered: Callable[[], None]
 ) -> Callable[..., Any]:
     """`forward`, which runs only for calls that are not among the known ones; `answered` is told of the others."""
-
     known: dict[Hashable, list[ModuleCall]] = {}
     for call in calls:
         known.setdefault(_glance(tensor for _, tensor, _ in call.given), []).append(call)

@@ -70,7 +70,9 @@ class Contradiction:
         for position, measurement in measurements.items():
             witness = self._witness(position)
             entries = measurement.contradicted(witness)
-            largest = np.max(np.abs(measurement.check.analytic[entries] - measurement.results.numeric[entries]), initial=0)
+            largest = np.max(
+                np.abs(measurement.check.analytic[entries] - measurement.results.numeric[entries]), initial=0
+            )
             if SQUARABLE[0] < largest < SQUARABLE[1]:
                 wrong[position] = Wrong(entries, witness)
                 suspects[position] = self._suspect(position, measurement, entries)

@@ -33,7 +33,9 @@ class Coordinates:
         self._engine = problem.engine  # made here, so that no parameter is charged for it
         self._nearby: dict[tuple[int, float], dict[int, AnalyticGradient]] = {}
 
-    def single(self, position: int, coordinate: int, gradient: AnalyticGradient, unit: float, size: float) -> EntryCheck:
+    def single(
+        self, position: int, coordinate: int, gradient: AnalyticGradient, unit: float, size: float
+    ) -> EntryCheck:
         """The check of one coordinate by steps up to `unit`, where J is known to have no kink at θ.
 
         Args:
@@ -44,7 +46,15 @@ class Coordinates:
             size: of the parameter's entries.
         """
         check = self.entry_check(position, np.array([coordinate], dtype=np.int64), gradient)
-        return replace(check, nearby=None, nearby_analytic=None, unit=np.array([unit]), scale=np.array([size]), eps=None, ladder=SHORT)
+        return replace(
+            check,
+            nearby=None,
+            nearby_analytic=None,
+            unit=np.array([unit]),
+            scale=np.array([size]),
+            eps=None,
+            ladder=SHORT,
+        )
 
     def entry_check(self, position: int, coordinates: Indices, gradient: AnalyticGradient) -> EntryCheck:
         """The check of some coordinates of one parameter's gradient.

@@ -14,9 +14,9 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.contradiction import Contradiction, Wrong
 from torch_gradcheck.methods.coordinates import Coordinates
 from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import ProgressBar
-from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.verdicts.judge import judge_suspects, mark_wrong
 from torch_gradcheck.verdicts.measurement import Measurement, measured
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -37,7 +37,7 @@ def exact_trials(
 
 
 class Exact:
-    """Tries gradients at every coordinate: differences first, all of them; then what disagrees, for all tensors at once.
+    """Tries gradients at every coordinate: first all differences, then what disagrees, of all tensors at once.
 
     Args:
         problem: J, θ and the options.

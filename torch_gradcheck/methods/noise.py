@@ -17,8 +17,8 @@ FAR = 1e-2
 SPACING_OF_STAIRS = 1e-8
 """Relative spacing of points between which a J that is rounded on the way climbs stairs.
 
-The plateaus of a J that adds and subtracts a number near 1e8 are about 1e-8 wide; those of one entry that is computed in
-float32 are 1e-7, and a layer has many entries.
+The plateaus of a J that adds and subtracts a number near 1e8 are about 1e-8 wide; those of one entry that is computed
+in float32 are 1e-7, and a layer has many entries.
 """
 
 STAIRS = 100.0

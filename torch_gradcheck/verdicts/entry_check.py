@@ -40,7 +40,7 @@ CONTRADICTION = 3.0
 """A derivative contradicts a gradient that is more than 3 of its error bars off: 18 standard deviations of noise."""
 
 PROBES, FEW_PROBES = 8, 2
-"""How many entries of a tensor a step is chosen by: where an engine takes many samples at a time, and where it does not."""
+"""How many entries a step is chosen by: where an engine takes many samples at a time, and where it does not."""
 
 NearbySampler = Callable[[int, float], Sampler]
 """Maps (k, distance) to a sampler of f around the k-th random point at that relative distance from θ."""

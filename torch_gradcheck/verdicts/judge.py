@@ -92,7 +92,7 @@ def judge_each(check: EntryCheck) -> EntryResults:
 
 
 def judge_once(check: EntryCheck) -> EntryResults:
-    """Refines every entry on one ladder by the eager engine. Meant for entries of a tensor that is known to be wrong."""
+    """Refines every entry on one ladder by the eager engine. Meant for entries of a tensor known to be wrong."""
     results, which = _nothing_yet(check), np.arange(len(check.analytic), dtype=np.int64)
     _keep(check, results, which, *on_ladder(check.by_eager_engine(), which, check.unit))
     return results

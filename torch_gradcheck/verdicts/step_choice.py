@@ -19,7 +19,6 @@ from torch_gradcheck.differences.richardson import (
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.verdicts.entry_check import EntryCheck
 
-
 SMALL_TENSOR = 128
 """A tensor of at most this many entries is differenced as a whole at once, instead of a few entries first."""
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import lend
 from torch_gradcheck.differences.noise import Noise
-from torch_gradcheck.methods.projected.bisect import MOST_LOCATED, Bisection
 from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.projected.bisect import MOST_LOCATED, Bisection
 from torch_gradcheck.methods.projected.verify import DIRECTIONS, Verifier
 from torch_gradcheck.objective.preflight import preflighted
 from torch_gradcheck.objective.theta import theta_of

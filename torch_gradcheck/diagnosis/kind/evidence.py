@@ -81,11 +81,14 @@ class Evidence:
         stride = self.analytic.size // FIRST_ENTRIES
         if stride < 2 or np.mean(self.wrong) < SAMPLED_WRONG:
             return None
-        some = slice(None, None, stride)
-        arrays = (self.analytic, self.numeric, self.error_bar, self.wrong, self.judged, self.theta)
-        analytic, numeric, error_bar, wrong, judged, theta = (array[some].copy() for array in arrays)
+        analytic = self.analytic[::stride].copy()
         return Evidence(
-            *(analytic, numeric, error_bar, wrong, judged, theta),
+            analytic,
+            self.numeric[::stride].copy(),
+            self.error_bar[::stride].copy(),
+            self.wrong[::stride].copy(),
+            self.judged[::stride].copy(),
+            self.theta[::stride].copy(),
             shape=analytic.shape,
             reached=self.reached,
             epsilon=self.epsilon,

@@ -82,9 +82,7 @@ class Prepared:
         given = self.operation.kwargs
         if not given:
             return {}
-        found: dict[str, Any] = substitute(
-            given, lambda number: moved[number] if number in moved else values[number]
-        )
+        found: dict[str, Any] = substitute(given, lambda number: moved[number] if number in moved else values[number])
         return found
 
 
@@ -144,7 +142,7 @@ class Program:
         return float(self.replayed([self.values[number] for number in self.parameters]))
 
     def replayed(
-        self, parameters: Sequence[Tensor], formula: Callable[[OpOverload], Callable[..., Any]] = lambda func: func
+        self, parameters: Sequence[Tensor], formula: Callable[[Any], Callable[..., Any]] = lambda func: func
     ) -> Tensor:
         """J by the record with other tensors in the place of the parameters; draws are those made at θ.
 

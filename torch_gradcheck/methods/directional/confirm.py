@@ -137,7 +137,7 @@ class Block:
 
 
 Excuse = Callable[[Block, Direction, float], bool]
-"""Whether the gradient on trial is right beside θ, along a direction of a reach: what is wrong at θ is a kink's then."""
+"""Whether the gradient on trial is right beside θ, along a direction of a reach: at θ itself is a kink then."""
 
 
 class Confirmer:
@@ -200,7 +200,7 @@ class Confirmer:
         return self._excuse is None or not self._excuse(block, direction, reach)
 
     def _step(self, block: Block) -> float:
-        """A step along the block's direction at which J is smooth, but so large that noise does not hide the weakest."""
+        """A step along the direction at which J is smooth, but so large that noise does not hide the weakest."""
         smooth = max(suspect.step for suspect in block.suspects.values())
         return max(smooth, RESOLVED / 8 * error_bar_at_unit_step(self._noise) / block.weakest)
 

@@ -18,7 +18,6 @@ from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.progress import ProgressBar
 
-
 PIECE = 2**16
 """Entries of a tensor that are moved at a time: half a megabyte in float64, which caches hold."""
 

@@ -15,11 +15,11 @@ from torch_gradcheck.engines.selection import on_refusals
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.coordinates import Coordinates
+from torch_gradcheck.methods.directional.confirm import Confirmer, Suspect
+from torch_gradcheck.methods.directional.directions import Directions
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.methods.projected.bisect import Bisection
-from torch_gradcheck.methods.directional.confirm import Confirmer, Suspect
 from torch_gradcheck.methods.projected.detection_power import MISSED
-from torch_gradcheck.methods.directional.directions import Directions
 from torch_gradcheck.methods.projected.single import largest_step, worst
 from torch_gradcheck.methods.projected.verify import Certificate, Verifier
 from torch_gradcheck.objective.perturbation import real_view

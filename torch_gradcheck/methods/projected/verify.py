@@ -11,8 +11,8 @@ import numpy as np
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.differences.noise import Noise
-from torch_gradcheck.methods.projected.detection_power import detectable
 from torch_gradcheck.methods.directional.directions import Directions, slope
+from torch_gradcheck.methods.projected.detection_power import detectable
 from torch_gradcheck.methods.projected.scales import capped, scales
 from torch_gradcheck.methods.projected.slopes import (
     TOP_BY_QUIET,
