@@ -90,7 +90,34 @@ def large(figures: dict[str, Any]) -> Rows:
     return rows
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {"detection": detection, "speed": speed, "large": large}
+def wrong(figures: dict[str, Any]) -> Rows:
+    """CPU seconds of a right and of a wrong check and evaluations of J, a row a model."""
+    rows: Rows = [["model", "parameters", "right", "J + record", "wrong", "J + record", "wrong / right", "culprit"]]
+    mistake = "5 % too large"
+    for row in figures["comparisons"]:
+        right, spoiled = row["right"], row["wrong"][mistake]
+        culprit = row["culprit"][mistake]
+        rows.append(
+            [
+                row["case"],
+                f"{row['parameters']:,}",
+                f"{right['seconds']:.3g} s",
+                f"{right['plain']:,} + {right['recorded']:,}",
+                f"{spoiled['seconds']:.3g} s",
+                f"{spoiled['plain']:,} + {spoiled['recorded']:,}",
+                f"{row['ratio'][mistake]:.2f}",
+                f"`{culprit}`" if culprit else "-",
+            ]
+        )
+    return rows
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
+    "detection": detection,
+    "speed": speed,
+    "large": large,
+    "wrong": wrong,
+}
 """Name of a mark, and of the file of results, to what makes its table."""
 
 
