@@ -46,9 +46,9 @@ def test_nothing_is_evaluated_before_it_is_asked_for() -> None:
         assert "engine" not in vars(problem)
         assert problem.refused == {}
         assert problem.noise.sigma > 0
-        assert len(calls) == preflight + 24
+        assert len(calls) == preflight + 17
         assert problem.noise is problem.noise
-        assert len(calls) == preflight + 24
+        assert len(calls) == preflight + 17
 
 
 def test_the_engine_is_made_once() -> None:

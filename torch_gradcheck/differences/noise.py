@@ -84,17 +84,24 @@ def measured_noise(values: Floats) -> float:
 TYPICAL = 0.6745
 """The median of |x| for normal x of standard deviation 1."""
 
+ALIKE = 8.0
+"""Medians of a few numbers: three orders of differences of one noise give estimates within a factor of 8."""
+
 
 def noise_of_stairs(values: Floats) -> float:
-    """One standard deviation of the noise in equally spaced values of a function that may be a staircase.
+    """One standard deviation of the noise in values of a function that may be a staircase; 0 where it is a smooth one.
 
-    It is median |Δ³f| / (0.6745·√20): the third differences of noise have the variance C(6, 3)·σ² = 20·σ², and those of
-    a smooth f vanish. A kink between the points moves two of them, not their median.
+    As in `measured_noise`, differences of noise have the variance C(2k, k)·σ² at each order k, and those of a smooth f
+    fall from order to order. Here σ_k = median |Δᵏf| / (0.6745·√C(2k, k)): a kink between two of the points moves two
+    third differences, and not their median. What a smooth f leaves is not taken for noise: σ_3, σ_4 and σ_5 must agree.
 
     Args:
-        values: shape (m + 1,), m ≥ 6, at points that are about as far apart as the stairs are wide.
+        values: shape (m + 1,), m ≥ 8, at equally spaced points that are about as far apart as the stairs are wide.
     """
-    return float(np.median(np.abs(np.diff(values, 3)))) / (TYPICAL * math.sqrt(math.comb(6, 3)))
+    sigma = [
+        float(np.median(np.abs(np.diff(values, k)))) / (TYPICAL * math.sqrt(math.comb(2 * k, k))) for k in (3, 4, 5)
+    ]
+    return sigma[0] if max(sigma) <= ALIKE * min(sigma) else 0.0
 
 
 def root_mean_square(values: Floats) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise, noise_of_stairs
+from torch_gradcheck.differences.noise import ALIKE, POINTS, Noise, measured_noise, noise_of_stairs
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import Theta, flat_values
@@ -21,8 +23,8 @@ The plateaus of a J that adds and subtracts a number near 1e8 are about 1e-8 wid
 in float32 are 1e-7, and a layer has many entries.
 """
 
-STAIRS = 100.0
-"""Differences at that spacing are stairs where they are above 100 machine epsilons of J, beyond any rounding of it."""
+LEAST_STAIR, LARGEST_STAIR = 2e-14, 1e-5
+"""The height of stairs relative to J or to its parts: above any rounding of J itself, and not that of J's own waves."""
 
 POINTS_FAR = 7
 """Values of J for that second measurement, of which only the order of magnitude is used."""
@@ -31,17 +33,39 @@ GROWS = 4.0
 """Noise counts as growing with the distance where it is more than this many times larger there than at θ."""
 
 
-def noise_near(objective: Objective, theta: Theta, direction: RandomDirection) -> Noise:
-    """The noise of J, from 23 evaluations of it.
+class NoiseNear(NamedTuple):
+    """The noise of J near θ, for either of two cases.
+
+    Attributes:
+        of_known_operations: all operations are known to compute in the precision of the check.
+        of_hidden_ones: a part of J may be rounded to a lower precision out of sight. It climbs stairs then: to small
+            steps J stands still, free of noise, and its derivative is that of the other parts.
+    """
+
+    of_known_operations: Noise
+    of_hidden_ones: Noise
+
+
+def noise_near(objective: Objective, theta: Theta, direction: RandomDirection) -> NoiseNear:
+    """The noise of J, from 16 evaluations of it; from 25 where it is larger away from θ.
 
     Args:
         objective: J.
         theta: its parameters.
         direction: along which they are moved, relative to their sizes.
     """
-    sigma = _with_stairs(objective, direction, _sigma(objective, direction))
-    growth = _growth(objective, theta, direction, sigma)
-    return Noise(objective.loss, sigma, epsilon(objective.dtype), growth)
+    sigma, far = _sigma(objective, direction), _far(objective, direction)
+    usual = Noise(objective.loss, sigma, epsilon(objective.dtype))
+    if not GROWS * sigma < far < np.inf:
+        return NoiseNear(usual, usual)
+    # The direction moves entries by their size, a step of 1 those below 1 by 1.
+    growing = usual._replace(growth=far / FAR / min(1.0, _typical_size(theta)))
+    stairs = _stairs(objective, direction)
+    size = abs(objective.loss)
+    least, largest = max(GROWS * sigma, LEAST_STAIR * size), LARGEST_STAIR * max(size, objective.largest_output)
+    if least < stairs < largest and far / ALIKE < stairs < far * ALIKE:
+        return NoiseNear(growing, usual._replace(sigma=stairs))
+    return NoiseNear(growing, growing)
 
 
 def _sigma(objective: Objective, direction: RandomDirection) -> float:
@@ -54,28 +78,22 @@ def _sigma(objective: Objective, direction: RandomDirection) -> float:
     return max(epsilon(objective.dtype) * objective.largest_output, objective.spread)
 
 
-def _with_stairs(objective: Objective, direction: RandomDirection, sigma: float) -> float:
-    """The noise at θ or, where that is larger, the height of stairs that J climbs.
-
-    A part of J that is computed in float32, out of sight in a kernel, stands still over the distances at which noise is
-    measured: to small steps J is free of noise, and its derivative is that of the other parts.
-    """
-    if epsilon(objective.dtype) ** (2 / 3) > SPACING_OF_STAIRS:
-        return sigma
-    stairs = noise_of_stairs(_along(objective, direction, POINTS_FAR, SPACING_OF_STAIRS))
-    rounding = STAIRS * epsilon(objective.dtype) * abs(objective.loss)
-    return stairs if max(GROWS * sigma, rounding) < stairs < np.inf else sigma
-
-
-def _growth(objective: Objective, theta: Theta, direction: RandomDirection, sigma: float) -> float:
-    """The noise per relative step, from the noise far from θ; 0 where the noise there is that at θ."""
+def _far(objective: Objective, direction: RandomDirection) -> float:
+    """The noise far from θ."""
     with np.errstate(all="ignore"):  # J may be infinite so far away
-        spacing = max(SPACING_OF_STAIRS, epsilon(objective.dtype) ** (2 / 3))
-        noise = measured_noise(_along(objective, direction, POINTS_FAR, spacing, start=FAR))
-    if not GROWS * sigma < noise < np.inf:
+        return measured_noise(_along(objective, direction, POINTS_FAR, _spacing(objective), start=FAR))
+
+
+def _stairs(objective: Objective, direction: RandomDirection) -> float:
+    """The height of the stairs that J climbs at θ; 0 where it climbs none, or the noise is known in their place."""
+    if _spacing(objective) > SPACING_OF_STAIRS:
         return 0.0
-    # The direction moves entries by their size, a step of 1 those below 1 by 1.
-    return noise / FAR / min(1.0, _typical_size(theta))
+    return noise_of_stairs(_along(objective, direction, POINTS, SPACING_OF_STAIRS))
+
+
+def _spacing(objective: Objective) -> float:
+    """The relative spacing of points that lie on different stairs."""
+    return float(max(SPACING_OF_STAIRS, epsilon(objective.dtype) ** (2 / 3)))
 
 
 def _typical_size(theta: Theta) -> float:

@@ -12,7 +12,7 @@ from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, select_engine
 from torch_gradcheck.gradients.by_hand import check_names
-from torch_gradcheck.methods.noise import noise_near
+from torch_gradcheck.methods.noise import NoiseNear, noise_near
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
@@ -72,14 +72,19 @@ class Problem:
 
     @cached_property
     def noise(self) -> Noise:
-        """The noise of J at θ and away from it."""
+        """The noise of J at θ and away from it; where that depends on it, J is recorded to know what it consists of."""
+        known, hidden = self._noise_near
+        return known if hidden == known or self.engine.has_substitutes else hidden
+
+    @cached_property
+    def _noise_near(self) -> NoiseNear:
         _ = self._value_a_step_away  # while the direction is at hand
         return noise_near(self.objective, self.theta, self._first_direction)
 
     @cached_property
     def engine(self) -> SelectedEngine:
         """The engine that evaluates J at perturbed θ."""
-        noise = self.noise
+        noise = self._noise_near.of_known_operations
         engine = select_engine(
             self.objective,
             self.theta,
