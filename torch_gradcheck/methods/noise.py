@@ -26,6 +26,12 @@ in float32 are 1e-7, and a layer has many entries.
 LEAST_STAIR, LARGEST_STAIR = 2e-14, 1e-5
 """The height of stairs relative to J or to its parts: above any rounding of J itself, and not that of J's own waves."""
 
+RARE_STAIRS = 64.0
+"""The stairs at θ may be this many times lower than those away from it: between few points there may be few of them.
+
+A noise that grows with the distance is a million times lower at θ. At a singularity at θ it is larger than away from it.
+"""
+
 POINTS_FAR = 7
 """Values of J for that second measurement, of which only the order of magnitude is used."""
 
@@ -63,8 +69,8 @@ def noise_near(objective: Objective, theta: Theta, direction: RandomDirection) -
     stairs = _stairs(objective, direction)
     size = abs(objective.loss)
     least, largest = max(GROWS * sigma, LEAST_STAIR * size), LARGEST_STAIR * max(size, objective.largest_output)
-    if least < stairs < largest and far / ALIKE < stairs < far * ALIKE:
-        return NoiseNear(growing, usual._replace(sigma=stairs))
+    if least < stairs < largest and far / RARE_STAIRS < stairs < far * ALIKE:
+        return NoiseNear(growing, usual._replace(sigma=max(stairs, far)))
     return NoiseNear(growing, growing)
 
 

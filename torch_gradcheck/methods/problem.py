@@ -76,6 +76,12 @@ class Problem:
         known, hidden = self._noise_near
         return known if hidden == known or self.engine.has_substitutes else hidden
 
+    @property
+    def hidden_noise(self) -> float:
+        """The noise of J that is due to a part of it that is rounded out of sight; 0 where there is none."""
+        known, hidden = self._noise_near
+        return hidden.sigma if self.noise != known else 0.0
+
     @cached_property
     def _noise_near(self) -> NoiseNear:
         _ = self._value_a_step_away  # while the direction is at hand

@@ -17,7 +17,7 @@ from torch_gradcheck.differences.richardson import (
     stencil_for,
 )
 from torch_gradcheck.differences.step_size import first_step
-from torch_gradcheck.verdicts.entry_check import EntryCheck
+from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck
 
 SMALL_TENSOR = 128
 """A tensor of at most this many entries is differenced as a whole at once, instead of a few entries first."""
@@ -56,7 +56,7 @@ def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[
     small = len(check.analytic) <= SMALL_TENSOR
     first = np.arange(len(check.analytic), dtype=np.int64) if small else probes_of(check)
     differenced = Differenced(first, check.through(default, first))
-    if not len(first) or not _drowns(check, default):
+    if not len(first) or not _drowns(check, default, differenced.differences):
         return default, differenced
     probes = probes_of(check)
     estimates = check.climb(probes, check.unit[probes], COARSE)
@@ -110,9 +110,14 @@ def _needed(check: EntryCheck, estimates: Estimates | None = None) -> float:
     return check.tolerance / 4 * typical
 
 
-def _drowns(check: EntryCheck, stencil: Stencil) -> bool:
-    """Whether the roundoff of this stencil hides a relative error of a quarter of the tolerance."""
-    return check.noise.sigma_at_zero / stencil.step + check.noise.growth > _needed(check)
+def _drowns(check: EntryCheck, stencil: Stencil, found: Differences = NO_DIFFERENCES) -> bool:
+    """Whether the roundoff of this stencil hides a relative error of a quarter of the tolerance.
+
+    Relative to the gradient or, where one that was lost is much smaller, to the derivatives `found` by it.
+    """
+    resolved = found.central[np.abs(found.central) > CONTRADICTION * found.roundoff]
+    needed = max(_needed(check), check.tolerance / 4 * root_mean_square(resolved[np.isfinite(resolved)]))
+    return check.noise.sigma_at_zero / stencil.step + check.noise.growth > needed
 
 
 def probes_of(check: EntryCheck) -> Indices:

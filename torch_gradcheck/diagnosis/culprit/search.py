@@ -139,7 +139,7 @@ def find_culprit(
 
 def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sentences, accumulated: bool) -> Culprit:
     objective = problem.objective
-    runner = CallRunner(objective, wrong, MOST_RUNS)
+    runner = CallRunner(objective, wrong, MOST_RUNS, problem.hidden_noise)
     evaluations = objective.evaluations
     run = Run.of(objective, wrong, accumulated)
     if run.full:

@@ -90,13 +90,14 @@ class CallRunner:
         objective: J.
         wrong: the coordinates that are followed.
         limit: the largest number of runs.
+        noise: of J that calls make out of sight, by rounding to a lower precision.
 
     Attributes:
         runs: how many times a call was run.
     """
 
-    def __init__(self, objective: Objective, wrong: Sequence[WrongCoordinate], limit: int) -> None:
-        self.objective, self.limit, self.runs = objective, limit, 0
+    def __init__(self, objective: Objective, wrong: Sequence[WrongCoordinate], limit: int, noise: float) -> None:
+        self.objective, self.limit, self.runs, self._noise = objective, limit, 0, noise
         self._wrong = wrong
         self._backwards: dict[RecordedCall, _Backward] = {}
         # Gradients of all of θ are asked for, as in the real run: a branch that is not asked for would not run.
@@ -194,7 +195,7 @@ class CallRunner:
 
         eps = epsilon(self.objective.dtype)
         size = sum(float((g.abs() * y.abs()).square().sum()) for g, y in _received(call, reference)) ** 0.5
-        noise = Noise(0.0, 2 * eps * size, eps)
+        noise = Noise(0.0, max(2 * eps * size, self._noise), eps)
         unit, step = np.array([wrong.unit]), first_step(Noise(size, noise.sigma, eps))
         needed = SHARP * abs(wrong.error)
         taken, value = sample(step * wrong.unit)
