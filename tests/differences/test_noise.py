@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise
+from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise, noise_of_stairs
 
 T = np.arange(1, POINTS + 1) / POINTS
 
@@ -107,3 +107,32 @@ def test_noise_scales_with_the_values_and_ignores_their_offset(seed: int, expone
 )
 def test_the_noise_at_zero_is_no_less_than_rounding(at_zero: float, sigma: float, expected: float) -> None:
     assert Noise(at_zero, sigma, epsilon=2e-16).sigma_at_zero == pytest.approx(expected)
+
+
+# Stairs -----------------------------------------------------------------------------------------------------------
+
+
+def climbing(seed: int, units: int, smooth: Callable[[Floats], Floats]) -> Floats:
+    """A sum of units rounded to stairs of 1e-7 with a smooth part, at points that are 1e-8 apart."""
+    rng = np.random.default_rng(seed)
+    slopes, offsets = rng.uniform(0.2, 2, (units, 1)), rng.uniform(0, 1, (units, 1))
+    t = 1e-8 * np.arange(1, POINTS + 1)
+    return smooth(t) + np.round((slopes * t / 1e-7) + offsets).sum(axis=0) * 1e-7 / units
+
+
+@pytest.mark.parametrize("units", [20, 200])
+@pytest.mark.parametrize("trend", TRENDS)
+def test_the_height_of_stairs_is_measured(trend: str, units: int) -> None:
+    """A sum of independent roundings of the height h has the standard deviation h / √12 · √units / units."""
+    measured = [noise_of_stairs(climbing(seed, units, TRENDS[trend])) for seed in range(100)]
+    assert np.mean(np.array(measured) > 0) > 0.75
+    expected = 1e-7 / np.sqrt(12 * units)
+    assert expected / 4 < np.median(measured) < 4 * expected
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-2, 1e-4, 1e-5, 1e-6, 1e-7, 3e-8], ids="{:.0e}".format)
+@pytest.mark.parametrize("f", [np.sin, np.exp, np.tanh, lambda t: 1 / (1 + t**2)], ids=["sin", "exp", "tanh", "bell"])
+def test_a_smooth_function_climbs_no_stairs_however_steep(f: Callable[[Floats], Floats], scale: float) -> None:
+    """What is left is the rounding of its values."""
+    t = 1e-8 * np.arange(1, POINTS + 1) / scale
+    assert noise_of_stairs(f(t + 0.3)) <= 1e-15

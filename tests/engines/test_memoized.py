@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gradcheck import check_module
+from torch_gradcheck.engines import memoized
 from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.memoized import MemoizedEngine
 
@@ -163,3 +164,35 @@ def test_a_check_of_what_cannot_be_traced(wrong: str | None) -> None:
     assert [row.name for row in report.mismatches] == ([wrong] if wrong else [])
     assert CALLS["4-6"] < CALLS["12-2"]
     assert any("one coordinate at a time" in note for note in report.notes)
+
+
+class Loop(nn.Module):
+    """A field that is called many times, before and after a layer that is perturbed."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.field, self.last, self.calls = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 2), calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.calls):
+            x = x + self.field(x) / self.calls
+        return self.last(x)
+
+
+@pytest.mark.parametrize("position", [0, 2], ids=["in the loop", "after it"])
+def test_a_module_that_is_called_many_times_is_looked_up_as_often_and_no_more(
+    position: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: Counter[int] = Counter()
+    calls = 40
+    equal = memoized._equal
+
+    def counting(one: Tensor, other: Tensor) -> bool:
+        compared[0] += 1
+        return equal(one, other)
+
+    monkeypatch.setattr(memoized, "_equal", counting)
+    _, remembers, _ = engines(lambda: Loop(calls))
+    samples = 10
+    remembers.sample(position, np.zeros(samples, dtype=np.int64), np.full(samples, 1e-5))
+    assert compared[0] <= 3 * calls * samples

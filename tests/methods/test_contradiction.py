@@ -1,5 +1,4 @@
-"""What J contradicts is found for all tensors at once, in few evaluations; what has another reason is left to a closer
-look."""
+"""What J contradicts is found for all tensors at once, in few evaluations; the rest is left to a closer look."""
 
 from __future__ import annotations
 

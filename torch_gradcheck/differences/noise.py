@@ -92,8 +92,9 @@ def noise_of_stairs(values: Floats) -> float:
     """One standard deviation of the noise in values of a function that may be a staircase; 0 where it is a smooth one.
 
     As in `measured_noise`, differences of noise have the variance C(2k, k)·σ² at each order k, and those of a smooth f
-    fall from order to order. Here σ_k = median |Δᵏf| / (0.6745·√C(2k, k)): a kink between two of the points moves two
-    third differences, and not their median. What a smooth f leaves is not taken for noise: σ_3, σ_4 and σ_5 must agree.
+    fall from order to order. Here σ_k = median |Δᵏf| / (0.6745·√C(2k, k)), since a stair between two points moves a few
+    of them much. What a smooth f leaves is not taken for noise: σ_3, σ_4 and σ_5 must agree. A kink between the points
+    looks like stairs: f must be looked at elsewhere, too.
 
     Args:
         values: shape (m + 1,), m ≥ 8, at equally spaced points that are about as far apart as the stairs are wide.

@@ -11,7 +11,7 @@ from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
-from torch_gradcheck.methods.directional.slope_check import SHORT
+from torch_gradcheck.methods.directional.slope_check import FEW_STEPS
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import flat_values
@@ -53,7 +53,7 @@ class Coordinates:
             unit=np.array([unit]),
             scale=np.array([size]),
             eps=None,
-            ladder=SHORT,
+            ladder=FEW_STEPS,
         )
 
     def entry_check(self, position: int, coordinates: Indices, gradient: AnalyticGradient) -> EntryCheck:

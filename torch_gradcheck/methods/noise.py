@@ -29,7 +29,7 @@ LEAST_STAIR, LARGEST_STAIR = 2e-14, 1e-5
 RARE_STAIRS = 64.0
 """The stairs at θ may be this many times lower than those away from it: between few points there may be few of them.
 
-A noise that grows with the distance is a million times lower at θ. At a singularity at θ it is larger than away from it.
+A noise that grows with the distance is a million times lower at θ. At a singularity it is larger than away from it.
 """
 
 POINTS_FAR = 7

@@ -377,3 +377,49 @@ def test_another_threads_model_is_not_recorded() -> None:
         thread.join()
         layers()(X)
     assert [type(call.owner).__name__ for call in recorded.roots] == ["Sequential"]
+
+
+class Wrong(torch.autograd.Function):
+    """The identity; its gradient is 5 % too large."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 1.05 * grad
+
+
+class Field(nn.Module):
+    """A vector field, right or wrong."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__()
+        self.layer, self.wrong = nn.Linear(3, 3), wrong
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.layer(x))
+        return Wrong.apply(y) if self.wrong else y
+
+
+class Solver(nn.Module):
+    """Many small steps of a field, of each of which the error is a few hundredths."""
+
+    def __init__(self, wrong: bool, steps: int = 30) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.field, self.head, self.steps = Field(wrong), nn.Linear(3, 2), steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.steps):
+            x = x + self.field(x) / self.steps
+        return self.head(x)
+
+
+def test_a_module_of_whose_many_calls_each_is_a_little_wrong() -> None:
+    report = check_module(Solver(True), squared_error, (X, T))
+    assert {row.name for row in report.mismatches} == {"field.layer.weight", "field.layer.bias"}
+    assert report.culprit == "field"
+    assert "it is called 30 times, and one of these accounts for" in report.notes[0]
+    assert check_module(Solver(False), squared_error, (X, T)).passed

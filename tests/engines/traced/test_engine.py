@@ -582,3 +582,20 @@ def test_memory_that_is_reused_belongs_to_nobody_else(name: str, monkeypatch: py
         coordinates, steps = some(theta, 12)
         found, expected = engine.sample(i, coordinates, steps), reference.sample(i, coordinates, steps)
         np.testing.assert_allclose(found.values, expected.values, rtol=2e-14, atol=2e-14)
+
+
+def test_the_record_gives_the_value_of_J_at_what_the_parameters_hold() -> None:  # noqa: N802
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 2)).double()
+    x, mask = torch.randn(3, 4, dtype=torch.float64), torch.rand(3, 2, dtype=torch.float64)
+    parameters = list(model.parameters())
+
+    def objective() -> Tensor:
+        return (model(x) * mask.log()).square().mean()
+
+    engine = TracedEngine(objective, parameters)
+    assert engine.value() == pytest.approx(float(objective().detach()), rel=1e-14)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.data.add_(torch.randn_like(parameter), alpha=0.1)
+    assert engine.value() == pytest.approx(float(objective().detach()), rel=1e-14)

@@ -43,6 +43,9 @@ from torch_gradcheck.verdicts.trial import ParameterTrial
 MOST_RUNS = 4000
 """How many runs of single modules the search may take."""
 
+ENOUGH_RUNS = 150
+"""After so many runs, a mistake that is known is enough: to follow another coordinate would take as many again."""
+
 MOST_FOLLOWED = 3
 """How many wrong coordinates are followed, at most."""
 
@@ -149,8 +152,8 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
     for each in wrong:
         known = list(dict.fromkeys(call for attribution in attributions for call in attribution.own))
         attributions.append(_attribution(each, run, runner, step, known))
-        if attributions[-1].repeated:
-            break  # to follow another coordinate would take all calls of a loop again
+        if attributions[-1].own and runner.runs > ENOUGH_RUNS:
+            break
     name, notes = sentences.culprit_of(attributions, run.calls)
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)

@@ -13,6 +13,9 @@ from torch_gradcheck.verdicts.entry_check import EntryCheck, EntryResults, Outco
 SHORT = Ladder(ratio=4.0, smallest=4.0**-5.5)
 """Six steps from 1 to 1e-3 of the unit. The right one is known to be near 1/16, so that more would add nothing."""
 
+FEW_STEPS = Ladder(ratio=4.0, smallest=4.0**-2.5)
+"""Three steps from 1 to 1/16 of the unit: enough where f is smooth, and no verdict where it is not."""
+
 SMOOTH = 0.05
 """J counts as smooth along a direction if its two one-sided slopes differ by at most 5 % of the gradient's error.
 
