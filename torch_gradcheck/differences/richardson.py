@@ -180,6 +180,10 @@ class Differences(NamedTuple):
     middle: Floats
     step: Floats
 
+    def at(self, positions: Indices) -> Differences:
+        """Those of some of the functions."""
+        return Differences(*(values[positions] for values in self))
+
 
 NO_DIFFERENCES = Differences(*np.empty((4, 0)))
 

@@ -17,12 +17,15 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import ProgressBar
-from torch_gradcheck.verdicts.judge import judge_suspects, mark_wrong
-from torch_gradcheck.verdicts.measurement import Measurement, measured
+from torch_gradcheck.verdicts.judge import BATCH, judge_suspects, mark_wrong
+from torch_gradcheck.verdicts.measurement import Measurement, better_measured, measured
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 LECTURE_EPS = 1e-7
 """The step of Andrew Ng's lecture."""
+
+FEW = 2
+"""How many entries of a tensor are looked at first where other tensors are wrong beyond doubt: it is expected to be."""
 
 WIDE = 1e-4
 """A relative step above this was chosen because the gradient is small. It is tried first on the next parameter, whose
@@ -55,9 +58,13 @@ class Exact:
         """The trial of every checked parameter, by position, in the order of θ."""
         self._progress.start(2 * self._theta.coordinates, "")
         measurements = self._measured()
-        suspected = {position: found for position, found in measurements.items() if len(found.suspects)}
-        wrong = Contradiction(self._problem, self._coordinates, self._progress).found(suspected) if suspected else {}
-        return {position: self._trial(position, found, wrong.get(position)) for position, found in measurements.items()}
+        contradiction = Contradiction(self._problem, self._coordinates, self._progress)
+        wrong = contradiction.found(_suspected(measurements))
+        again = self._better_measured({p: m for p, m in _suspected(measurements).items() if p not in wrong})
+        wrong |= contradiction.found(_suspected(again))
+        measurements |= again
+        batch = FEW if wrong else BATCH
+        return {p: self._trial(p, found, wrong.get(p), batch) for p, found in measurements.items()}
 
     def _measured(self) -> dict[int, Measurement]:
         """Differences at all coordinates of every checked parameter."""
@@ -73,11 +80,21 @@ class Exact:
                 previous_stencil = stencil
         return measurements
 
-    def _trial(self, position: int, measurement: Measurement, wrong: Wrong | None) -> ParameterTrial:
+    def _better_measured(self, measurements: Mapping[int, Measurement]) -> dict[int, Measurement]:
+        """Those that another step suits better, by that step."""
+        better: dict[int, Measurement] = {}
+        for position, measurement in measurements.items():
+            with self._at(position):
+                found = better_measured(measurement)
+            if found is not measurement:
+                better[position] = found
+        return better
+
+    def _trial(self, position: int, measurement: Measurement, wrong: Wrong | None, batch: int) -> ParameterTrial:
         """The trial of a parameter whose gradient J contradicts at the entries `wrong`, or has yet to be judged by."""
         with self._at(position):
             if wrong is None:
-                results = judge_suspects(measurement)
+                results = judge_suspects(measurement, batch)
             else:
                 results = mark_wrong(measurement, wrong.entries, wrong.witness)
         cost = self._costs[position]
@@ -93,6 +110,11 @@ class Exact:
     def _at(self, position: int) -> AbstractContextManager[None]:
         self._progress.at(self._theta[position].name)
         return self._costs[position].counted(self._problem.objective)
+
+
+def _suspected(measurements: Mapping[int, Measurement]) -> dict[int, Measurement]:
+    """The measurements that disagree with the gradient on trial somewhere."""
+    return {position: found for position, found in measurements.items() if len(found.suspects)}
 
 
 @dataclass

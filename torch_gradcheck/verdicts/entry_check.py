@@ -142,6 +142,17 @@ class EntryCheck:
         unit = self.unit[which] if self.eps is None else np.ones(len(which))
         return through_stencil(self.sampler, which, unit, stencil, self.noise)
 
+    def jump(self, found: Differences) -> Floats:
+        """Right slope minus left slope, shape (K,), at the innermost step h: of a kink, and h·f'' of a curved f."""
+        with np.errstate(all="ignore"):
+            return np.asarray(2 * (found.middle - self.at_zero()) / found.step)
+
+    def kink(self, near: Differences, far: Differences) -> Floats:
+        """That part of the jump which does not shrink with the step, shape (K,): (j₁·h₂ − j₂·h₁) / (h₂ − h₁)."""
+        with np.errstate(all="ignore"):
+            shrinking = self.jump(near) * far.step - self.jump(far) * near.step
+            return np.asarray(shrinking / (far.step - near.step))
+
     def climb(self, which: Indices, unit: Floats, ladder: Ladder) -> Estimates:
         """Derivatives of `which` by extrapolation over `ladder`, whose steps are multiples of `unit`, shape (K,)."""
         # One-sided slopes subtract f(0) from samples: it must come from the sampler that gave these.

@@ -13,9 +13,8 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.richardson import Estimates, Stencil
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, EntryResults, Outcome
 from torch_gradcheck.verdicts.kinks import excuse_hidden_kinks, judge_undecided_nearby
-from torch_gradcheck.verdicts.measurement import Measurement, measured, through_one
+from torch_gradcheck.verdicts.measurement import Measurement, better_measured, measured
 from torch_gradcheck.verdicts.refine import on_ladder, refined
-from torch_gradcheck.verdicts.step_choice import better_stencil
 
 BATCH = 16
 """How many disagreeing entries are first refined together. Later batches are of 64: the first had no mistake."""
@@ -31,27 +30,27 @@ def judge_gradient(check: EntryCheck, previous_stencil: Stencil | None) -> Entry
         check: the gradient on trial and the functions it should be the gradient of.
         previous_stencil: the stencil that suited the tensor before; tried where the default step drowns in noise.
     """
-    return judge_suspects(measured(check, previous_stencil))
+    return judge_suspects(better_measured(measured(check, previous_stencil)))
 
 
-def judge_suspects(measurement: Measurement) -> EntryResults:
+def judge_suspects(measurement: Measurement, first_batch: int = BATCH) -> EntryResults:
     """Judges a gradient that was measured: looks closely at the entries that disagree, a batch at a time.
 
     One confirmed mistake makes the tensor wrong. The remaining suspects are then judged by one more step each, so that
     a failing tensor costs only a few times as much as a passing one.
+
+    Args:
+        measurement: of the gradient.
+        first_batch: how many entries are looked at first.
     """
-    check = measurement.check
-    if len(measurement.suspects):
-        stencil = better_stencil(check, measurement.results.numeric, measurement.results.error_bar)
-        measurement = measurement if stencil is None else through_one(check, stencil)
-    results = measurement.results
+    check, results = measurement.check, measurement.results
     waiting = _finite_suspects(measurement)
-    size = BATCH
+    size = first_batch
     while len(waiting):
         batch, waiting, size = waiting[:size], waiting[size:], 4 * BATCH
         _judge_on_ladder(check, results, batch)
         if len(waiting) and np.any(results.outcome[batch] == Outcome.MISMATCH):
-            _count_by_second_step(check, results, waiting)
+            _count_by_second_step(measurement, waiting)
             return results
     judge_undecided_nearby(check, results)
     return results
@@ -68,7 +67,7 @@ def mark_wrong(measurement: Measurement, wrong: Indices, witness: Floats | None)
     results = measurement.results
     others = np.setdiff1d(_finite_suspects(measurement), wrong)
     if len(others):
-        _count_by_second_step(measurement.check, results, others)
+        _count_by_second_step(measurement, others)
     results.outcome[wrong] = Outcome.MISMATCH
     if witness is not None:
         apart = np.abs(witness[wrong] - results.numeric[wrong])
@@ -77,11 +76,17 @@ def mark_wrong(measurement: Measurement, wrong: Indices, witness: Floats | None)
 
 
 def _finite_suspects(measurement: Measurement) -> Indices:
-    """The suspects that are finite, the worst first; those that are not are marked as mismatches."""
-    analytic, suspects, results = measurement.check.analytic, measurement.suspects, measurement.results
-    finite = np.isfinite(analytic[suspects])
-    results.outcome[suspects[~finite]] = Outcome.MISMATCH
-    return results.worst_first(analytic, suspects[finite])
+    """The suspects that are finite, those first that a kink explains least; those that are not are marked as wrong."""
+    check, results = measurement.check, measurement.results
+    if not len(measurement.suspects):
+        return measurement.suspects
+    finite = np.isfinite(check.analytic[measurement.suspects])
+    results.outcome[measurement.suspects[~finite]] = Outcome.MISMATCH
+    suspects = measurement.suspects[finite]
+    off = np.abs(check.analytic[suspects] - results.numeric[suspects])
+    jump = np.abs(check.jump(measurement.differences.at(suspects)))
+    unexplained = np.nan_to_num(off - jump / 2, nan=np.inf)
+    return suspects[np.argsort(-unexplained, kind="stable")]
 
 
 def judge_each(check: EntryCheck) -> EntryResults:
@@ -110,7 +115,7 @@ def _judge_on_ladder(check: EntryCheck, results: EntryResults, which: Indices) -
     suspected = np.flatnonzero(outcome == Outcome.MISMATCH)
     if len(suspected):
         unit = SECOND_LADDER * check.unit[which[suspected]]
-        again, second = on_ladder(check.by_eager_engine(), which[suspected], unit)
+        again, second = refined(check.by_eager_engine(), which[suspected], unit)
         confirmed = second == Outcome.MISMATCH
         consistent = (
             np.abs(again.central - estimates.central[suspected]) <= again.error_bar + estimates.error_bar[suspected]
@@ -134,12 +139,20 @@ def _keep(
     results.outcome[which] = outcome
 
 
-def _count_by_second_step(check: EntryCheck, results: EntryResults, which: Indices) -> None:
-    """Judges suspects of a wrong tensor: MISMATCH if a second step gives the same derivative, else UNDECIDED."""
+def _count_by_second_step(measurement: Measurement, which: Indices) -> None:
+    """Judges suspects of a wrong tensor: MISMATCH if a second step gives the same derivative, else UNDECIDED.
+
+    UNDECIDED as well where the one-sided slopes differ by so much that a kink might explain the gradient.
+    """
+    check, results = measurement.check, measurement.results
     stencil = Stencil(results.stencil.step * SECOND_LADDER, results.stencil.order)
-    numeric, roundoff, *_ = check.through(stencil, which)
-    both = results.error_bar[which] + roundoff
+    found = check.through(stencil, which)
+    numeric, both = found.central, results.error_bar[which] + found.roundoff
     off = np.abs(check.analytic[which] - numeric)
     steady = np.abs(results.numeric[which] - numeric) <= both + off / 10
-    wrong = steady & ~check.agrees(which, numeric, both, margin=CONTRADICTION)
+    wrong = (
+        steady
+        & ~check.agrees(which, numeric, both, margin=CONTRADICTION)
+        & (np.abs(check.kink(found, measurement.differences.at(which))) <= off)
+    )
     results.outcome[which] = np.where(wrong, Outcome.MISMATCH, Outcome.UNDECIDED)

@@ -6,14 +6,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.richardson import Differences, Stencil
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, EntryResults
 from torch_gradcheck.verdicts.refine import could_not_hide
-from torch_gradcheck.verdicts.step_choice import NONE_YET, Differenced, first_stencil
+from torch_gradcheck.verdicts.step_choice import NONE_YET, Differenced, better_stencil, first_stencil
 
 SAME = 0.25
 """Two witnesses give the same derivative where they differ by at most a quarter of what the gradient is off by."""
+
+
+SMALL_JUMP = 0.5
+"""One-sided slopes may differ by half of what the gradient is off by; at a kink it would be off by half of the jump."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,9 @@ class Measurement:
     def contradicted(self, reference: Floats | None) -> Indices:
         """The suspects that the differences contradict beyond doubt, unless J has pieces between the steps.
 
-        The gradient is off by more than 3 error bars. f has no kink that could explain it: its one-sided slopes differ
-        by no more than half of what it would take for the gradient to be one of them. And a second witness says what
-        the differences say.
+        The gradient is off by more than 3 error bars. f moves, so that it does not stand on a plateau. It has no kink
+        that could explain the gradient: its one-sided slopes differ by no more than a quarter of what it would take for
+        the gradient to be one of them. And a second witness says what the differences say.
 
         Args:
             reference: shape (N,), another gradient of J, which autograd's formulas give; None for no second witness.
@@ -47,16 +51,13 @@ class Measurement:
         with np.errstate(all="ignore"):
             off = np.abs(self.check.analytic[which] - numeric)
             beyond = np.isfinite(off) & ~self.check.agrees(which, numeric, error_bar, margin=CONTRADICTION)
-            beyond &= self._has_no_kink(which, off, error_bar)
+            beyond &= np.abs(numeric) > CONTRADICTION * error_bar
+            jump = self.check.jump(self.differences.at(which))
+            beyond &= np.abs(jump) + 2 * error_bar <= off * SMALL_JUMP
             beyond &= could_not_hide(self.check, which, off, self.differences.step[which])
             if reference is not None:
                 beyond &= np.abs(reference[which] - numeric) <= np.minimum(SAME * off, self._rounded(which, reference))
         return which[beyond]
-
-    def _has_no_kink(self, which: Indices, off: Floats, error_bar: Floats) -> Flags:
-        """Whether the one-sided slopes differ by at most `off`: a gradient between them is off by half of it."""
-        jump = 2 * np.abs(self.differences.middle[which] - self.check.at_zero()) / self.differences.step[which]
-        return np.asarray(jump + 2 * error_bar <= off)
 
     def _rounded(self, which: Indices, reference: Floats) -> Floats:
         """How far two right derivatives may lie apart."""
@@ -73,6 +74,14 @@ def measured(check: EntryCheck, previous_stencil: Stencil | None) -> Measurement
         previous_stencil: the stencil that suited the tensor before; tried where the default step drowns in noise.
     """
     return through_one(check, *first_stencil(check, previous_stencil))
+
+
+def better_measured(measurement: Measurement) -> Measurement:
+    """The same by a better stencil, where entries disagree and a ladder finds one; else the measurement itself."""
+    if not len(measurement.suspects):
+        return measurement
+    stencil = better_stencil(measurement.check, measurement.results.numeric, measurement.results.error_bar)
+    return measurement if stencil is None else through_one(measurement.check, stencil)
 
 
 def through_one(check: EntryCheck, stencil: Stencil, differenced: Differenced = NONE_YET) -> Measurement:

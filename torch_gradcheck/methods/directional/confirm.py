@@ -136,8 +136,9 @@ class Block:
         return sum(s.slope_of(gradients[p].values, self.lengths[p]) for p, s in self.suspects.items())
 
 
-Excuse = Callable[[Block, Direction, float], bool]
-"""Whether the gradient on trial is right beside θ, along a direction of a reach: at θ itself is a kink then."""
+Excuse = Callable[[Block, Direction, float, float], bool]
+"""Whether the gradient on trial is right beside θ, along a direction of a reach: at θ itself is a kink then. The last
+argument is the step, in reaches, by which J's slope was found."""
 
 
 class Confirmer:
@@ -190,14 +191,17 @@ class Confirmer:
         direction, reach = block.direction, self._directions.reach(block.direction)
         short = min(16 * self._step(block), LARGEST_MOVE * reach)
         first = self._check(block, direction, reach, short if self._ladder is SHORT else LARGEST_MOVE * reach)
-        if not _contradicts(block, *refined(first, ONLY, first.unit)):
+        estimates, outcome = refined(first, ONLY, first.unit)
+        if not _contradicts(block, estimates, outcome):
             return False
+        found = float(estimates.step[0] * first.unit[0])
         second = replace(
             first, sampler=self._directions.sampler([direction]), at_zero=lambda: self._noise.at_zero, ladder=SHORT
         )
-        if not _contradicts(block, *on_ladder(second, ONLY, np.array([SECOND_LADDER * short]))):
+        unit = SECOND_LADDER * min(16 * found, LARGEST_MOVE * reach)
+        if not _contradicts(block, *on_ladder(second, ONLY, np.array([unit]))):
             return False
-        return self._excuse is None or not self._excuse(block, direction, reach)
+        return self._excuse is None or not self._excuse(block, direction, reach, found / reach)
 
     def _step(self, block: Block) -> float:
         """A step along the direction at which J is smooth, but so large that noise does not hide the weakest."""
