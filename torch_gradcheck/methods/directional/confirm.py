@@ -228,5 +228,7 @@ def _contradicts(block: Block, estimates: Estimates, outcome: NDArray[np.int8]) 
     on_trial, verified = block.slopes
     as_verified = abs(estimates.central[0] - verified) <= block.weakest / 2
     resolved = block.weakest > CONTRADICTION * estimates.error_bar[0]
-    smooth = abs(estimates.jump[0]) <= SMOOTH * abs(estimates.central[0] - on_trial)
+    # A kink of one tensor must not hide in the error of many.
+    of_one = SMOOTH * block.weakest + estimates.jump_error_bar[0]
+    smooth = abs(estimates.jump[0]) <= min(SMOOTH * abs(estimates.central[0] - on_trial), of_one)
     return bool(outcome[0] == Outcome.MISMATCH and as_verified and resolved and smooth)
