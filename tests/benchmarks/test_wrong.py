@@ -12,7 +12,7 @@ import pytest
 import wrong
 
 ROOT = Path(__file__).parents[2]
-LARGE = ("resnet", "gpt", "lenet")
+LONG = ("resnet", "gpt", "lenet", "larger-llama", "gpt2", "mistral", "t5", "conv", "transformer", "lstm", "mlp", "item")
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_there_are_as_many_models_as_are_asked_for() -> None:
 
 
 @pytest.mark.slow_but_for(3)
-@pytest.mark.parametrize("key", [key for key in wrong.CASES if key not in LARGE])
+@pytest.mark.parametrize("key", [key for key in wrong.CASES if key not in LONG])
 def test_every_model_is_right_without_the_mistake_and_wrong_with_it(key: str) -> None:
     case = wrong.built(key)
     right, _, _ = wrong.checked(case, lambda gradient: gradient.clone())

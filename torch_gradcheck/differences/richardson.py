@@ -231,7 +231,8 @@ class _Slopes(NamedTuple):
 def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floats, noise: Noise) -> _Slopes:
     steps = unit[:, None] * relative_steps[None, :]
     both = np.concatenate([steps.ravel(), -steps.ravel()])
-    samples = sampler(np.tile(np.repeat(which, steps.shape[1]), 2), both)
+    each = np.repeat(which, steps.shape[1])
+    samples = sampler(np.concatenate([each, each]), both)  # np.tile swallows a Ctrl-C that lands in its generator
     t_plus, t_minus = samples.steps.reshape(2, *steps.shape)
     plus, minus = samples.values.reshape(2, *steps.shape)
     width = np.where(t_plus > t_minus, t_plus - t_minus, np.nan)  # a step too small for θ's precision does not move θ
