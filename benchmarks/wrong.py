@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 import large
 import speed
+from culprits import Changed
 from environment import environment
 from torch_gradcheck import Report, check_module
 
@@ -125,21 +126,6 @@ def one_column_lost(gradient: Tensor) -> Tensor:
 Change = Callable[[Tensor], Tensor]
 
 MISTAKES: dict[str, Change] = {"5 % too large": lambda gradient: 1.05 * gradient, "column lost": one_column_lost}
-
-
-class Changed(torch.autograd.Function):
-    """The identity; `change` is done to the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, change: Change) -> Tensor:
-        """Remembers what to do."""
-        ctx.change = change
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Does it."""
-        return ctx.change(grad), None
 
 
 @contextmanager
