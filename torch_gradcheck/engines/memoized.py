@@ -88,14 +88,11 @@ class MemoizedEngine:
         self._modules = list(model.modules())
         self._calls: dict[nn.Module, list[ModuleCall]] | None = None
         self._value = value
-        self._trusted: dict[int, bool] = {}
-        self._answering: dict[int, list[nn.Module]] = {}
+        self._answering: dict[int, list[nn.Module]] = {}  # by parameter; none where the memory cannot be trusted
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
-        if parameter in self._trusted:
-            if not self._trusted[parameter]:
-                return self._eager.sample(parameter, coordinates, steps)
+        if parameter in self._answering:
             return self._from_memory(parameter, self._answering[parameter], coordinates, steps)
         if not len(steps):
             return self._eager.sample(parameter, coordinates, steps)
@@ -112,10 +109,8 @@ class MemoizedEngine:
         found = self._from_memory(parameter, candidates, coordinates, steps, answered)
         expected = self._eager.sample(parameter, coordinates, steps)
         same = (expected.values == found.values) | (expected.values != expected.values)
-        self._trusted[parameter] = bool(same.all())
-        self._answering[parameter] = [
-            module for module in candidates if answered[module] >= WORTHWHILE * len(steps) * len(self._calls[module])
-        ]
+        often = {module: WORTHWHILE * len(steps) * len(self._calls[module]) for module in candidates}
+        self._answering[parameter] = [m for m in candidates if same.all() and answered[m] >= often[m]]
         return expected
 
     def _from_memory(

@@ -17,8 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.differences.richardson import COARSE, Stencil, through_stencil
-from torch_gradcheck.differences.step_size import first_step
+from torch_gradcheck.differences.richardson import Stencil, through_stencil
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.gradients.analytic import analytic_gradient
 from torch_gradcheck.methods.coordinates import Coordinates
@@ -103,9 +102,8 @@ class Contradiction:
         on_trial, numeric = measurement.check.analytic[wrong], measurement.results.numeric[wrong]
         error = numeric - on_trial
         squared = float(error @ error)
-        step = first_step(self._noise) * self._directions.sizes[position] * squared / float(np.max(np.abs(error)))
         entries, length = self._theta[position].coordinates, squared**-0.5
-        return Suspect(coordinates, on_trial, numeric, entries, length, step)
+        return Suspect(coordinates, on_trial, numeric, entries, length, step=None)
 
     # J along a direction through all suspected entries ------------------------------------------------------------
 
@@ -119,7 +117,6 @@ class Contradiction:
             self._directions,
             self._noise,
             self._problem.request.tolerance,
-            ladder=COARSE,
             substitute=self._problem.engine.value_substitute,
             excuse=self._is_right_beside,
         )

@@ -150,20 +150,20 @@ class Evidence:
         )
         known = np.flatnonzero(self.judged & np.isfinite(predicted))
         some = known[:: max(len(known) // FIRST_ENTRIES, 1)]
-        if len(known) > FIRST_ENTRIES and np.mean(self._outside(predicted, bars, some)) > FAILED_AT_FIRST:
+        if len(known) > FIRST_ENTRIES and np.mean(self._outside(some, predicted[some], bars[some])) > FAILED_AT_FIRST:
             return np.inf
         left, off = np.abs(self.analytic - predicted)[known], np.abs(self.off)[known]
-        outside = self._outside(predicted, bars, known)
+        outside = self._outside(known, predicted[known], bars[known])
         if np.sum(outside) > OUTLIERS * len(left) or np.any(left[outside] > off[outside] / 5):
             return np.inf
         if np.linalg.norm(left) > UNEXPLAINED * np.linalg.norm(off) + np.linalg.norm(bars[known]):
             return np.inf
         return float(np.linalg.norm(left) / max(np.linalg.norm(self.analytic[known]), np.finfo(np.float64).tiny))
 
-    def _outside(self, predicted: Floats, bars: Floats, which: Indices) -> Flags:
-        """Entries of `which` that are off by more than tolerance, error bars and rounding allow."""
-        analytic, expected = self.analytic[which], predicted[which]
-        allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bars[which] + self.rounding
+    def _outside(self, which: Indices, expected: Floats, bars: Floats) -> Flags:
+        """Entries of `which` that are off what is expected of them by more than tolerance, bars and rounding allow."""
+        analytic = self.analytic[which]
+        allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bars + self.rounding
         return np.asarray(np.abs(analytic - expected) > allowed)
 
     @cached_property
@@ -185,10 +185,8 @@ class Evidence:
         """Whether half of a few thousand entries of `numeric[order]` do not fit, before millions are put in order."""
         some = np.arange(0, len(order), len(order) // FIRST_ENTRIES)
         some = some[self.judged[some] & np.isfinite(self.numeric[order[some]])]
-        analytic, expected = self.analytic[some], self.numeric[order[some]]
         bars = ERROR_BARS_ALLOWED * np.maximum(self.error_bar[order[some]], self.error_bar[some])
-        allowed = self.tolerance * (np.abs(analytic) + np.abs(expected)) + bars + self.rounding
-        return bool(np.mean(np.abs(analytic - expected) > allowed) > FAILED_AT_FIRST)
+        return bool(np.mean(self._outside(some, self.numeric[order[some]], bars)) > FAILED_AT_FIRST)
 
     def grid(self, values: Floats) -> Floats:
         """A flat array reshaped to the parameter's shape."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.noise import Noise
-from torch_gradcheck.differences.richardson import Estimates, Ladder
+from torch_gradcheck.differences.richardson import COARSE, Estimates, Ladder
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
 from torch_gradcheck.methods.directional.slope_check import (
@@ -51,7 +51,7 @@ class Suspect:
         on_trial, verified: shape (W,), both gradients there, finite.
         entries: the number of the tensor's coordinates.
         length: the 2-norm of the tensor's motion at a step of 1 along a direction.
-        step: one at which J is smooth along such a direction, as far as is known.
+        step: one at which J is smooth along such a direction; None where none is known, and all have to be tried.
     """
 
     coordinates: Indices
@@ -59,7 +59,7 @@ class Suspect:
     verified: Floats
     entries: int
     length: float
-    step: float
+    step: float | None
 
     @property
     def error(self) -> Floats:
@@ -148,8 +148,6 @@ class Confirmer:
         directions: evaluates J along directions.
         noise: of J.
         tolerance: the largest relative error that passes.
-        ladder: the steps of a first, closer look along a direction. `SHORT` takes those around one that is known to
-            suit; `COARSE` all from a quarter of the tensors' size down, as where J may be quantised.
         substitute: evaluates J as `directions` does, faster, for that first look; J itself then confirms what it finds.
             None without one.
         excuse: see `Excuse`; None where J is known to have no kink at θ.
@@ -161,12 +159,11 @@ class Confirmer:
         noise: Noise,
         tolerance: float,
         *,
-        ladder: Ladder = SHORT,
         substitute: Callable[[], float] | None = None,
         excuse: Excuse | None = None,
     ) -> None:
         self._directions, self._noise, self._tolerance = directions, noise, tolerance
-        self._ladder, self._substitute, self._excuse = ladder, substitute, excuse
+        self._substitute, self._excuse = substitute, excuse
         self._tried = 0
 
     def confirmed(self, suspects: Mapping[int, Suspect]) -> set[int]:
@@ -189,8 +186,7 @@ class Confirmer:
     def _is_wrong(self, block: Block) -> bool:
         """Whether J's slope along the errors of these tensors is the verified one and contradicts the one on trial."""
         direction, reach = block.direction, self._directions.reach(block.direction)
-        short = min(16 * self._step(block), LARGEST_MOVE * reach)
-        first = self._check(block, direction, reach, short if self._ladder is SHORT else LARGEST_MOVE * reach)
+        first = self._check(block, direction, reach)
         estimates, outcome = refined(first, ONLY, first.unit)
         if not _contradicts(block, estimates, outcome):
             return False
@@ -203,13 +199,20 @@ class Confirmer:
             return False
         return self._excuse is None or not self._excuse(block, direction, reach, found / reach)
 
-    def _step(self, block: Block) -> float:
-        """A step along the direction at which J is smooth, but so large that noise does not hide the weakest."""
-        smooth = max(suspect.step for suspect in block.suspects.values())
-        return max(smooth, RESOLVED / 8 * error_bar_at_unit_step(self._noise) / block.weakest)
+    def _steps(self, block: Block, reach: float) -> tuple[float, Ladder]:
+        """The largest step of a first look along the direction, and the ladder down from it.
 
-    def _check(self, block: Block, direction: Direction, reach: float, largest: float) -> EntryCheck:
-        noise = self._noise
+        All steps from a quarter of the size down; or a few around one at which J is smooth, as far as is known,
+        and which is so large that noise does not hide the weakest tensor.
+        """
+        known = [suspect.step for suspect in block.suspects.values() if suspect.step is not None]
+        if not known:
+            return LARGEST_MOVE * reach, COARSE
+        step = max(*known, RESOLVED / 8 * error_bar_at_unit_step(self._noise) / block.weakest)
+        return min(16 * step, LARGEST_MOVE * reach), SHORT
+
+    def _check(self, block: Block, direction: Direction, reach: float) -> EntryCheck:
+        noise, (largest, ladder) = self._noise, self._steps(block, reach)
         if self._substitute is not None:
             noise = noise._replace(at_zero=self._substitute())  # with its own roundoff
         return entry_check_of(
@@ -219,7 +222,7 @@ class Confirmer:
             np.array([reach]),
             noise,
             self._tolerance,
-            self._ladder,
+            ladder,
         )
 
 
