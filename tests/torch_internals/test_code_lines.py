@@ -1,0 +1,77 @@
+"""Lines of the user's code are named as an editor can follow them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line, defining_line
+
+
+class Asks(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.line = calling_line()
+        return x
+
+
+class Through(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    @staticmethod
+    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+def test_the_line_that_calls_is_of_the_user_though_torch_runs_between() -> None:
+    asks = Asks()
+    nn.Sequential(asks)(torch.ones(1))
+    assert asks.line == CodeLine(__file__, Asks.forward.__code__.co_firstlineno + 1)
+
+
+def test_the_line_of_a_frame_is_told() -> None:
+    frame = sys._getframe()
+    line = calling_line(frame)
+    assert line is not None
+    assert Path(line.file).name == "test_code_lines.py"
+
+
+@pytest.mark.parametrize("place", ["backward", "forward"])
+def test_a_function_is_found_by_its_line(place: str) -> None:
+    function = getattr(Through, place)
+    line = defining_line(function)
+    assert line is not None
+    assert line.file == __file__
+    assert place in Path(__file__).read_text().splitlines()[line.line]  # the line of the decorator comes first
+
+
+def test_what_has_no_source_has_no_line() -> None:
+    assert defining_line(torch.sin) is None
+    assert defining_line(3) is None
+
+
+def test_code_typed_into_a_shell_is_told_as_python_tells_it() -> None:
+    scope: dict[str, object] = {}
+    exec(compile("def typed():\n    pass\n", "<stdin>", "exec"), scope)
+    assert str(defining_line(scope["typed"])) == "<stdin>:1"
+
+
+@pytest.mark.parametrize(
+    ("file", "shown"),
+    [
+        ("{here}/nets/swish.py", "nets/swish.py:3"),
+        ("/elsewhere/swish.py", "/elsewhere/swish.py:3"),
+        ("<stdin>", "<stdin>:3"),
+    ],
+    ids=["below the working directory", "elsewhere", "shell"],
+)
+def test_paths_are_short_where_they_can_be(
+    file: str, shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert str(CodeLine(file.format(here=tmp_path), 3)) == shown

@@ -1,0 +1,78 @@
+"""Lines of the user's code, as file and number: where something is called from, and where a callable is defined."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from types import CodeType, FrameType
+
+import torch
+
+INSTALLED = {name: Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
+
+FOREIGN = tuple(str(Path(path).resolve()) for path in (torch.__path__[0], Path(__file__).parents[1]))
+"""Torch and this package: their lines tell the user nothing."""
+
+STANDARD_LIBRARY = str(Path(sysconfig.get_path("stdlib")).resolve())
+
+
+@dataclass(frozen=True, slots=True)
+class CodeLine:
+    """A line of the user's code.
+
+    Attributes:
+        file: as the interpreter knows it, such as `"/home/me/nets/swish.py"` or `"<stdin>"`.
+        line: its number, from 1.
+    """
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        """As editors and terminals can follow it: relative where it is installed, or below the working directory."""
+        return f"{_short(self.file)}:{self.line}"
+
+
+def calling_line(frame: FrameType | None = None) -> CodeLine | None:
+    """The innermost line of the user's, neither of torch nor of this package, that is running now or in `frame`.
+
+    None where there is none, as in the threads in which autograd runs a backward.
+    """
+    if frame is None:
+        frame = sys._getframe(1)
+    while frame is not None:
+        if is_of_the_user(frame.f_code):
+            return CodeLine(frame.f_code.co_filename, frame.f_lineno)
+        frame = frame.f_back
+    return None
+
+
+def defining_line(function: object) -> CodeLine | None:
+    """The line on which a function, method or class starts; None where Python does not know it."""
+    try:
+        file = inspect.getsourcefile(function)  # type: ignore[arg-type]
+        _, line = inspect.getsourcelines(function)  # type: ignore[arg-type]
+    except (TypeError, OSError):
+        code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
+        return CodeLine(code.co_filename, code.co_firstlineno) if isinstance(code, CodeType) else None
+    return CodeLine(file, line or 1) if file else None
+
+
+def is_of_the_user(code: CodeType) -> bool:
+    """Whether code is neither torch's, nor this package's, nor the standard library's."""
+    file = code.co_filename
+    if file.startswith("<frozen") or file.startswith(FOREIGN):
+        return False
+    return not file.startswith(STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
+
+
+def _short(file: str) -> str:
+    if file.startswith("<"):
+        return file
+    for root in (Path.cwd(), *INSTALLED.values()):
+        if Path(file).is_relative_to(root):
+            return Path(file).relative_to(root).as_posix()
+    return file
