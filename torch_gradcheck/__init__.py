@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         NonDeterministicLossError,
         NonFiniteLossError,
         NonScalarLossError,
+        NothingProvenError,
     )
     from torch_gradcheck.monitoring.monitor import GradientMonitor
     from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
@@ -35,6 +36,7 @@ __all__ = [
     "NonDeterministicLossError",
     "NonFiniteLossError",
     "NonScalarLossError",
+    "NothingProvenError",
     "ParameterReport",
     "Report",
     "Status",
@@ -54,6 +56,7 @@ _HOMES = {
     "NonDeterministicLossError": "errors",
     "NonFiniteLossError": "errors",
     "NonScalarLossError": "errors",
+    "NothingProvenError": "errors",
     "Coordinate": "reporting.facts",
     "Diagnosis": "reporting.facts",
     "DiagnosisKind": "reporting.facts",

@@ -24,7 +24,7 @@ from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, validated_request
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
-from torch_gradcheck.verdicts.rows import excused, frozen_row, over_theta
+from torch_gradcheck.verdicts.rows import excused, frozen_row, over_theta, refuse_unreached
 
 Patterns = str | Sequence[str] | None
 
@@ -37,7 +37,7 @@ def check_module(
     gradients: Mapping[str, Any] | Literal["grad"] | None = None,
     method: str = "auto",
     eps: float | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     mode: Mode = "eval",
@@ -63,7 +63,7 @@ def check_module(
             verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
             takes seconds, as the operations of J let expect, else projected.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
-        tolerance: the largest relative error that passes.
+        tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
         include: glob pattern or list of them, on parameter names: only these are checked.
         exclude: the same: these are not.
         mode: `"eval"`, `"train"` or `"keep"` (each module's own flag). The random state is the same at every
@@ -101,7 +101,7 @@ def check_closure(
     gradients: Mapping[str, Any] | Literal["grad"] | None = None,
     method: str = "auto",
     eps: float | None = None,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
     include: Patterns = None,
     exclude: Patterns = None,
     mode: Mode = "eval",
@@ -157,6 +157,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
         choice, trials = run_method(problem, gradients)
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
         rows = excused(rows, problem.objective, problem.theta)
+        refuse_unreached(rows)
         found = findings_of(problem, rows, trials, gradients)
         notes = notes_of(problem, choice, rows, gradients)
         report = reported(
@@ -164,7 +165,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
             choice,
             found.rows,
             started=started,
-            relative_error=over_theta(trials.values()),
+            relative_error=over_theta(rows, trials),
             notes=[*found.notes, *notes],
             culprit=found.culprit,
         )

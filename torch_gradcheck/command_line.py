@@ -1,4 +1,4 @@
-"""The command `torch-gradcheck FILE.py:FUNCTION`: checks the model that FUNCTION() returns, and exits 0, 1 or 2."""
+"""The command `torch-gradcheck FILE.py:FUNCTION`: checks the model that FUNCTION() returns, and exits 0, 1, 2 or 3."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from torch_gradcheck.reporting.words import close_names
 from torch_gradcheck.request import DTYPES, MAX_SEED, MODES
 from torch_gradcheck.version import __version__
 
-PASSED, MISMATCH, COULD_NOT_CHECK = 0, 1, 2
+PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN = 0, 1, 2, 3
 
 DESCRIPTION = "Checks the gradients of a PyTorch model against float64 centered differences."
 
-EPILOG = "Exit status: 0 no gradient is wrong, 1 at least one is, 2 it could not be checked."
+EPILOG = (
+    "Exit status: 0 passed, 1 a gradient is wrong, 2 it could not be checked, 3 none is wrong and none is proven right "
+    "(with --strict: not every one is)."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -52,7 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, SystemExit) as error:  # of the user's own code: it is shown, and is no verdict
         traceback.print_exception(error)
         return _could_not_check(f"{options.target} ended in {type(error).__name__}")
-    return PASSED if report.passed else MISMATCH
+    return _exit_status(report, options.strict)
+
+
+def _exit_status(report: Report, strict: bool) -> int:
+    if report.mismatches:
+        return MISMATCH
+    return PASSED if (report.proven if strict else report.passed) else NOT_PROVEN
 
 
 def _could_not_check(why: str) -> int:
@@ -70,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--method", choices=METHOD_NAMES, default="auto")
     parser.add_argument("--eps", type=float, metavar="STEP", help="step of the difference; by default adapted")
-    parser.add_argument("--tolerance", type=float, default=1e-5, help="largest relative error that passes (1e-5)")
+    parser.add_argument(
+        "--tolerance", type=float, help="largest relative error that passes (1e-5; with --dtype float32 1e-3)"
+    )
     parser.add_argument("--include", action="append", metavar="GLOB", help="check these parameters only; repeatable")
     parser.add_argument("--exclude", action="append", metavar="GLOB", help="leave these out; repeatable")
     parser.add_argument("--mode", choices=MODES, default="eval")
@@ -80,6 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="a bar; by default for long work on a terminal"
+    )
+    parser.add_argument(
+        "--strict", action="store_true", help="exit 3 where a checked parameter is flat, unused or undecided"
     )
     for suffix, file_format in FORMATS.items():
         parser.add_argument(

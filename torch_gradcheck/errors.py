@@ -45,3 +45,7 @@ class GradientMismatchWarning(UserWarning):
 
 class GradientMismatchError(GradcheckError, AssertionError):
     """A checked gradient is wrong; the text is the report's table."""
+
+
+class NothingProvenError(GradcheckError, AssertionError):
+    """No gradient is wrong, and none is proven right, or not all are where that was asked; the text is the table."""

@@ -44,7 +44,7 @@ def reported(
     rows: Sequence[ParameterReport],
     *,
     started: float,
-    relative_error: float,
+    relative_error: float | None,
     notes: list[str],
     culprit: str | None = None,
 ) -> Report:
@@ -55,7 +55,7 @@ def reported(
         choice: the method that the gradients were tried by.
         rows: one for every parameter, in the order of the model.
         started: `time.perf_counter()` at the beginning.
-        relative_error: the lecture's, over all of θ.
+        relative_error: the lecture's, over all of θ that was decided.
         notes: in the order they are told.
         culprit: where the mistake is, if that is known.
     """

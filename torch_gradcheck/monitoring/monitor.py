@@ -25,7 +25,7 @@ from torch_gradcheck.errors import (
 from torch_gradcheck.gradients.left_in_grad import left_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
-from torch_gradcheck.monitoring.joined import joined, why_grad_unjudged
+from torch_gradcheck.monitoring.joined import joined, why_unproven
 from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.objective.theta import theta_of
@@ -94,7 +94,7 @@ class GradientMonitor:
         scaler: torch.amp.GradScaler | None = None,
         method: str = "auto",
         eps: float | None = None,
-        tolerance: float = 1e-5,
+        tolerance: float | None = None,
         include: Patterns = None,
         exclude: Patterns = None,
         mode: Mode = "eval",
@@ -202,7 +202,7 @@ class GradientMonitor:
         self._schedule.close()
         self._hook.detach()
         self._forget()
-        all_right = all(report.passed and not why_grad_unjudged(report) for report in self.reports.values())
+        all_right = all(not report.mismatches and not why_unproven(report) for report in self.reports.values())
         log = logger.info if all_right else logger.warning
         log("%s", self.summary)
 
@@ -210,15 +210,15 @@ class GradientMonitor:
     def summary(self) -> str:
         """The outcome so far: a line, and one more for each step that is not all right."""
         checked = [*self.reports, *self.errors]
-        wrong = {step: headline(report) for step, report in self.reports.items() if not report.passed}
+        wrong = {step: headline(report) for step, report in self.reports.items() if report.mismatches}
         failed = {step: f"could not be checked: {error}" for step, error in self.errors.items()}
         first = f"gradients checked on {len(checked)} of {self._schedule.steps} training steps"
         outcome = f"{len(wrong)} wrong" if wrong else "none wrong"
         right = {step: report for step, report in self.reports.items() if step not in wrong}
-        unjudged = {step: why for step, report in right.items() if (why := why_grad_unjudged(report))}
-        not_judged = f", .grad not judged on {len(unjudged)}" if unjudged else ""
-        lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unjudged, **failed}.items())]
-        return "\n".join([f"{first}, {outcome}{not_judged}", *lines])
+        unproven = {step: why for step, report in right.items() if (why := why_unproven(report))}
+        not_proven = f", nothing proven on {len(unproven)}" if unproven else ""
+        lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unproven, **failed}.items())]
+        return "\n".join([f"{first}, {outcome}{not_proven}", *lines])
 
     def __enter__(self) -> GradientMonitor:
         return self
@@ -257,7 +257,7 @@ class GradientMonitor:
             return self._react(step, error, None)
         else:
             self.reports[step] = report
-            return self._react(step, None if report.passed else GradientMismatchError(str(report)), report)
+            return self._react(step, GradientMismatchError(str(report)) if report.mismatches else None, report)
         finally:
             self._hook.detach()
             self._forget()
@@ -269,7 +269,7 @@ class GradientMonitor:
         if error is not None and self._on_mismatch == "raise":
             raise error
         if error is not None and self._on_mismatch == "warn":
-            words = headline(report) if report else str(error)
+            words = headline(report) if report is not None else str(error)
             warnings.warn(f"step {step}: {words}", GradientMismatchWarning, stacklevel=5)
         return report
 

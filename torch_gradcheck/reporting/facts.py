@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -14,6 +15,10 @@ class Trait(Enum):
 
     NAMED_AS_UNPROVEN = auto()
     """A note names the parameters of this status: the check looked at them and proved nothing."""
+    PROVEN = auto()
+    """The gradient is as right as one can be: differences of J agree with it."""
+    DECIDED = auto()
+    """Right or wrong was told, so that Ng's ratio says something."""
     NONZERO = auto()
     """The gradient is not zero, so an error has a size relative to it."""
 
@@ -43,11 +48,11 @@ class _Word(StrEnum):
 class Status(_Word):
     """What could be said of one parameter's gradient."""
 
-    MATCH = "match", Trait.NONZERO
+    MATCH = "match", Trait.NONZERO, Trait.PROVEN, Trait.DECIDED
     """Agrees within the tolerance."""
-    MISMATCH = "mismatch", Trait.NONZERO
+    MISMATCH = "mismatch", Trait.NONZERO, Trait.DECIDED
     """Wrong by more than the tolerance and the error bar, confirmed at other step sizes."""
-    KINK = "kink"
+    KINK = "kink", Trait.PROVEN, Trait.DECIDED
     """Disagrees only where J is not differentiable, and lies between the one-sided slopes."""
     FLAT = "flat", Trait.NAMED_AS_UNPROVEN
     """Both sides are zero to within the noise: nothing was proven."""
@@ -62,6 +67,21 @@ class Status(_Word):
     def is_named_as_unproven(self) -> bool:
         """True where the note on unproven parameters names those of this status."""
         return Trait.NAMED_AS_UNPROVEN in self.traits
+
+    @property
+    def is_proven(self) -> bool:
+        """True where differences of J agree with the gradient."""
+        return Trait.PROVEN in self.traits
+
+    @property
+    def is_decided(self) -> bool:
+        """True where the gradient was found right or wrong."""
+        return Trait.DECIDED in self.traits
+
+    @property
+    def has_ratio(self) -> bool:
+        """True where Ng's ratio says something: it compares two gradients, and not two zeros."""
+        return self.is_decided or self is Status.UNDECIDED
 
     @property
     def is_nonzero(self) -> bool:
@@ -192,9 +212,9 @@ class ParameterReport:
         shape, numel: of the parameter tensor.
         status: see `Status`.
         reason: one sentence behind a status that is not plain `match`, else "".
-        relative_error: ‖numeric − analytic‖₂ / (‖numeric‖₂ + ‖analytic‖₂) over the checked coordinates;
-            0 when both are zero, NaN when it was not checked (`frozen`).
-        verdict: the word for `relative_error`; None when not checked.
+        relative_error: ‖numeric − analytic‖₂ / (‖numeric‖₂ + ‖analytic‖₂) over the checked coordinates; None where the
+            row is flat, unused or frozen: a ratio of two zeros says nothing.
+        verdict: the word for `relative_error`; None where there is none.
         max_abs_error: the largest |numeric − analytic|; NaN when not checked.
         noise: the largest error bar of a numeric derivative, in the unit of a derivative.
         eps: the step of the centered difference at most coordinates. A given step is absolute. A chosen step, such as
@@ -218,7 +238,7 @@ class ParameterReport:
     numel: int
     status: Status
     reason: str = ""
-    relative_error: float = float("nan")
+    relative_error: float | None = None
     verdict: Verdict | None = None
     max_abs_error: float = float("nan")
     noise: float = float("nan")
@@ -240,7 +260,7 @@ class Facts:
 
     Attributes:
         parameters: one row a distinct parameter.
-        relative_error: Ng's ratio over the whole checked θ.
+        relative_error: Ng's ratio over the decided tensors of θ; None where nothing was decided.
         loss: J(θ).
         method: `"exact"` or `"projected"`.
         evaluations: the number of evaluations of J, forward passes for the analytic side included.
@@ -258,7 +278,7 @@ class Facts:
     """
 
     parameters: tuple[ParameterReport, ...]
-    relative_error: float
+    relative_error: float | None
     loss: float
     method: str
     evaluations: int
@@ -274,21 +294,27 @@ class Facts:
 
     @property
     def passed(self) -> bool:
-        """No parameter is a mismatch."""
-        return not self.mismatches
+        """No parameter is a mismatch, and at least one is a match or a kink: what proved nothing does not pass."""
+        return not self.mismatches and any(row.status.is_proven for row in self.parameters)
 
     @property
-    def verdict(self) -> str:
-        """The word for `relative_error`."""
-        return Verdict.of(self.relative_error)
+    def proven(self) -> bool:
+        """`passed`, and every checked parameter is a match or a kink: none is flat, unused or undecided."""
+        return self.passed and all(row.status.is_proven for row in self.parameters if row.status is not Status.FROZEN)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The word for `relative_error`; None where nothing was decided."""
+        return None if self.relative_error is None else Verdict.of(self.relative_error)
 
     @property
     def mismatches(self) -> list[ParameterReport]:
         """The rows that are wrong, worst first (a ratio of NaN is the worst)."""
         wrong = [row for row in self.parameters if row.status is Status.MISMATCH]
-        return sorted(
-            wrong, key=lambda row: (row.relative_error != row.relative_error, row.relative_error), reverse=True
-        )
+        return sorted(wrong, key=badness, reverse=True)
+
+    def __bool__(self) -> bool:
+        return self.passed
 
     def __iter__(self) -> Iterator[ParameterReport]:
         return iter(self.parameters)
@@ -307,3 +333,9 @@ class Facts:
         close = get_close_matches(str(name), known, n=3)
         hint = f"; close: {', '.join(close)}" if close else ""
         raise KeyError(f"no parameter {name!r} in this report{hint}")
+
+
+def badness(row: ParameterReport) -> float:
+    """The ratio that rows are sorted by: NaN is the worst."""
+    ratio = row.relative_error
+    return math.inf if ratio is None or math.isnan(ratio) else ratio

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from torch_gradcheck.errors import GradientMismatchError
+from torch_gradcheck.errors import GradientMismatchError, NothingProvenError
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.json_report import as_dict, as_json
-from torch_gradcheck.reporting.render.outline import figure, headline
+from torch_gradcheck.reporting.render.outline import headline, ratio_in_words
 from torch_gradcheck.reporting.render.text import text
 
 
@@ -16,10 +16,20 @@ class Report(Facts):
     Iteration, `len` and `report[name]` give its `ParameterReport`s; see `Facts` for everything else it holds.
     """
 
-    def raise_if_failed(self) -> None:
-        """Raises GradientMismatchError, whose text is the table, if a gradient is wrong."""
-        if not self.passed:
+    def raise_if_failed(self, strict: bool = False) -> None:
+        """Raises if a gradient is wrong or nothing was proven; the text of the error is the table.
+
+        Args:
+            strict: raise as well where a checked parameter is flat, unused or undecided.
+
+        Raises:
+            GradientMismatchError: a gradient is wrong.
+            NothingProvenError: none is wrong, and none is proven right (strict: not every one is).
+        """
+        if self.mismatches:
             raise GradientMismatchError(str(self))
+        if not (self.proven if strict else self.passed):
+            raise NothingProvenError(str(self))
 
     def to_dict(self) -> dict[str, object]:
         """The whole report in JSON's types; docs/SCHEMA.md says what every key means."""
@@ -33,7 +43,7 @@ class Report(Facts):
         return text(self)
 
     def __repr__(self) -> str:
-        return f"<Report: {headline(self)}; relative error {figure(self.relative_error)} ({self.verdict})>"
+        return f"<Report: {headline(self)}; {ratio_in_words(self)}>"
 
     def _repr_html_(self) -> str:
         return html(self)

@@ -43,7 +43,7 @@ STATUS_WORDS = {
         "at a kink",
         counted="at a kink",
         leaves_open="J is not differentiable there: the gradient lies between the two one-sided slopes, which is all "
-        "that can be asked of it; it is not proven right.",
+        "that can be asked of it.",
         colour="#9a6700",
     ),
     Status.FLAT: StatusWords(
@@ -89,6 +89,12 @@ def close_names(name: str, known: Sequence[str]) -> str:
     listed = close or list(known[:5])
     more = "" if close or len(known) <= 5 else ", ..."
     return f"{'close' if close else 'known'} names: {', '.join(listed)}{more}"
+
+
+def tolerance_in_words(tolerance: float) -> str:
+    """Returns a tolerance as one writes it in code: "1e-5", "2.5e-4"."""
+    mantissa, exponent = f"{tolerance:.1e}".split("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
 
 
 def duration(seconds: float) -> str:

@@ -22,7 +22,7 @@ from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.grad_check import GradCheck
 from torch_gradcheck.training_step.step import TrainingStep
-from torch_gradcheck.verdicts.rows import over_theta
+from torch_gradcheck.verdicts.rows import over_theta, refuse_unreached
 
 
 class Examination(NamedTuple):
@@ -89,13 +89,14 @@ def check_left_in_grad(
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)
         rows = grad_check.rows(judged)
+        refuse_unreached(rows)
         notes = [*grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
         return reported(
             problem,
             choice,
             rows,
             started=started,
-            relative_error=over_theta(each.trial for each in judged.values()) if judged else float("nan"),
+            relative_error=over_theta(rows, {position: each.trial for position, each in judged.items()}),
             notes=notes,
         )
 

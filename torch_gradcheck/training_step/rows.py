@@ -12,7 +12,7 @@ from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
 from torch_gradcheck.training_step.diagnosis import NEVER_REACHED, step_evidence
 from torch_gradcheck.training_step.judge import Judged
-from torch_gradcheck.verdicts.rows import compared_row, frozen_row
+from torch_gradcheck.verdicts.rows import compared_row, frozen_row, ratio_of
 
 RESOLVED = 1.0
 """`.grad` counts as a match only if the rounding bar is below this share of its norm. At 1, a missing or doubled
@@ -30,7 +30,8 @@ def judged_row(entry: ThetaEntry, judged: Judged, diagnosis: Diagnosis | None) -
     if not says_something:
         return row
     if judged.bars.norm <= RESOLVED * size:
-        return replace(row, status=Status.MATCH, reason="")
+        ratio = ratio_of(judged.trial)
+        return replace(row, status=Status.MATCH, reason="", relative_error=ratio, verdict=Verdict.of(ratio))
     how_much = f"by {judged.bars.norm / size:.0%} of its size" if judged.bars.norm < np.inf else "without limit"
     reason = f"rounding in the training step's precision may move a right gradient {how_much}"
     return replace(row, status=Status.UNDECIDED, reason=reason)

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.implicit_draws import upstream_of_draws
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Status, Verdict
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import listed, tolerance_in_words
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 WORST = 10
 """How many coordinates a row keeps, those furthest off."""
+
+LARGER_TOLERANCES = (1e-4, 1e-3, 1e-2)
+"""The tolerances that are suggested where a smaller one leaves a gradient undecided."""
+
+MARGIN = 3.0
+"""A tolerance is suggested that is at least 3 times the error that has to pass."""
 
 STATUS = {
     Outcome.MATCH: Status.MATCH,
@@ -28,10 +35,24 @@ STATUS = {
 }
 
 
-def over_theta(trials: Iterable[ParameterTrial]) -> float:
-    """Ng's ratio over the whole θ, from the trials of all its parameters."""
+def over_theta(rows: Sequence[ParameterReport], trials: Mapping[int, ParameterTrial]) -> float | None:
+    """Ng's ratio over the tensors that were decided; None where none was.
+
+    Args:
+        rows: one for every parameter.
+        trials: of their gradients, by the position of the row.
+    """
+    decided = [trial for position, trial in trials.items() if rows[position].status.is_decided]
+    if not decided:
+        return None
     with np.errstate(all="ignore"):
-        return relative_error_over((trial.analytic, trial.results.numeric) for trial in trials)
+        return relative_error_over((trial.analytic, trial.results.numeric) for trial in decided)
+
+
+def ratio_of(trial: ParameterTrial) -> float:
+    """Ng's ratio over one tensor."""
+    with np.errstate(all="ignore"):
+        return relative_error(trial.analytic, trial.results.numeric)
 
 
 def frozen_row(entry: ThetaEntry) -> ParameterReport:
@@ -44,8 +65,8 @@ def frozen_row(entry: ThetaEntry) -> ParameterReport:
 def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter that was tried coordinate by coordinate; `tolerance` is the largest ratio that passes."""
     analytic, results = trial.analytic, trial.results
+    ratio = ratio_of(trial)
     with np.errstate(all="ignore"):
-        ratio = relative_error(analytic, results.numeric)
         difference = np.abs(analytic - results.numeric)
     status, reason = _status(trial, ratio, tolerance)
     return ParameterReport(
@@ -55,8 +76,8 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
         numel=entry.parameter.numel(),
         status=status,
         reason=reason,
-        relative_error=ratio,
-        verdict=Verdict.of(ratio),
+        relative_error=ratio if status.has_ratio else None,
+        verdict=Verdict.of(ratio) if status.has_ratio else None,
         max_abs_error=float(np.max(difference, initial=0.0)),
         noise=float(np.max(results.error_bar, initial=0.0)),
         eps=results.stencil.step,
@@ -80,7 +101,7 @@ def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Stat
     if number[Outcome.UNDECIDED]:
         return Status.UNDECIDED, (
             f"at {number[Outcome.UNDECIDED]} of {count} coordinates no two steps agree on a derivative "
-            f"(noise of J, a jump, or many kinks close by)"
+            f"(noise of J, a jump, or many kinks close by){_would_decide(_needed(trial, ratio), tolerance)}"
         )
     if ratio > tolerance:
         return Status.UNDECIDED, _why_unresolved(trial, ratio, tolerance)
@@ -114,8 +135,31 @@ def _why_unresolved(trial: ParameterTrial, ratio: float, tolerance: float) -> st
     norms = float(np.linalg.norm(trial.analytic) + np.linalg.norm(trial.results.numeric))
     error_bar = float(np.linalg.norm(trial.results.error_bar)) / norms
     if error_bar < ratio:
-        return f"the ratio {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
-    return f"the noise of J hides errors below {error_bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
+        why = f"the ratio {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
+    else:
+        why = f"the noise of J hides errors below {error_bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
+    return why + _would_decide(max(ratio, error_bar / MARGIN), tolerance)
+
+
+def _needed(trial: ParameterTrial, ratio: float) -> float:
+    """The relative error that would have to pass for every entry to agree, and the tensor as a whole."""
+    results = trial.results
+    undecided = results.outcome == Outcome.UNDECIDED
+    analytic, numeric, error_bar = (
+        values[undecided] for values in (trial.analytic, results.numeric, results.error_bar)
+    )
+    with np.errstate(all="ignore"):
+        excess = np.maximum(np.abs(analytic - numeric) - error_bar, 0.0)
+        relative = np.where(excess > 0, excess / (np.abs(analytic) + np.abs(numeric)), 0.0)
+    return float(max(ratio, np.max(np.where(np.isfinite(error_bar), relative, np.inf), initial=0.0)))
+
+
+def _would_decide(needed: float, tolerance: float) -> str:
+    """The rest of a sentence, naming a larger tolerance at which the gradient would be decided; "" without one."""
+    enough = [larger for larger in LARGER_TOLERANCES if larger > tolerance and larger >= MARGIN * needed]
+    if not enough:
+        return ""
+    return f"; tolerance={tolerance_in_words(enough[0])} would decide it"
 
 
 def _worst(entry: ThetaEntry, trial: ParameterTrial) -> list[Coordinate]:
@@ -169,6 +213,20 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
         else row
         for row, entry in zip(rows, theta, strict=True)
     ]
+
+
+def refuse_unreached(rows: Sequence[ParameterReport]) -> None:
+    """Raises InvalidRequestError where J has to do with none of the parameters that were to be checked."""
+    checked = [row for row in rows if row.status is not Status.FROZEN]
+    if not checked or any(row.status is not Status.UNUSED for row in checked):
+        return
+    these = "the one checked parameter" if len(checked) == 1 else f"any of the {len(checked)} checked parameters"
+    reached = "it neither" if len(checked) == 1 else "none of them"
+    raise InvalidRequestError(
+        f"the loss does not depend on {these} ({listed([row.name for row in checked])}), and autograd reaches {reached}: "
+        "there is no gradient to check. Is it the loss of another model, or a count such as an accuracy? It must be "
+        "computed from the output of the model that is checked, by operations that have a gradient."
+    )
 
 
 def on_unproven(rows: Sequence[ParameterReport]) -> str:

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from torch_gradcheck.reporting.facts import Facts
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Version of the keys. It grows when a key goes away or changes its meaning; a new key leaves it."""
 
 
@@ -26,7 +26,8 @@ def as_dict(facts: Facts) -> dict[str, object]:
     return {
         "schema_version": SCHEMA_VERSION,
         "passed": facts.passed,
-        "verdict": str(facts.verdict),
+        "proven": facts.proven,
+        "verdict": _plain(facts.verdict),
         "mismatches": [row.name for row in facts.mismatches],
         **_fields(facts),
     }

@@ -7,8 +7,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_gradcheck.reporting.facts import Coordinate, DiagnosisKind, Facts, ParameterReport, Status, WrongMap
-from torch_gradcheck.reporting.words import STATUS_WORDS
+from torch_gradcheck.reporting.facts import (
+    Coordinate,
+    DiagnosisKind,
+    Facts,
+    ParameterReport,
+    Status,
+    Verdict,
+    WrongMap,
+    badness,
+)
+from torch_gradcheck.reporting.words import STATUS_WORDS, tolerance_in_words
 
 MANY = 30
 """Rows above which a table is folded. A folded table shows at most this many wrong rows."""
@@ -19,6 +28,12 @@ SHOWN = 3
 LISTED = 8
 """Wrong parameters, groups of unproven parameters and tied parameters that are described one by one: 8 of each."""
 
+UNMEASURED = "–"
+"""Stands for a figure that was not measured."""
+
+LECTURE_GOOD = 1e-5
+"""Ratios up to this one are `good`, as the lecture has it. A report at a larger tolerance says which it is."""
+
 NAMED = 6
 """Names in one sentence; the others are counted, as in "and 12 more"."""
 
@@ -28,7 +43,7 @@ SHADES = "·░▒▓█"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table; `-` stands for a figure that was not measured."""
+    """One line of the table; `UNMEASURED` stands for a figure that was not measured."""
 
     status: Status
     mark: str
@@ -117,8 +132,8 @@ def outline(facts: Facts) -> Outline:
         headline=headline(facts),
         culprit=None if facts.culprit is None else printable(facts.culprit) or "the model's own forward",
         summary=_summary(facts),
-        lines=tuple(map(_line, shown)),
-        folds=tuple(_folded(group) for group in left_out),
+        lines=tuple(_line(row, facts.tolerance) for row in shown),
+        folds=tuple(_folded(group, facts.tolerance) for group in left_out),
         tied=_tied(facts),
         mistakes=tuple(mistake for group in groups[:LISTED] for mistake in _mistakes(group)),
         more_mistakes=_more(sum(map(len, groups[LISTED:])), "that are wrong; report.mismatches has them all"),
@@ -140,7 +155,7 @@ def headline(facts: Facts) -> str:
     if counts[Status.MISMATCH]:
         outcome = f"gradients WRONG in {counts[Status.MISMATCH]:,} of {total}"
     elif counts[Status.MATCH]:
-        outcome = f"gradients right: {counts[Status.MATCH]:,} of {total}"
+        outcome = f"gradients right{_raised(facts.tolerance)}: {counts[Status.MATCH]:,} of {total}"
     else:
         outcome = f"no gradient proven right: 0 of {total}"
     return ", ".join([outcome, *others])
@@ -149,12 +164,37 @@ def headline(facts: Facts) -> str:
 def _summary(facts: Facts) -> tuple[str, ...]:
     noise = "unknown" if math.isnan(facts.noise) else _error_bar(facts.noise)
     return (
-        f"relative error {figure(facts.relative_error)} ({facts.verdict}) over the whole θ; "
-        f"up to {facts.tolerance:g} passes",
+        f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes",
         f"loss {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, "
         f"{_count(facts.evaluations, 'evaluation')} of J, {facts.seconds:,.2f} s",
         f"{printable(facts.dtype)}, mode {printable(facts.mode)}, seed {facts.seed}",
     )
+
+
+def ratio_in_words(facts: Facts) -> str:
+    """Returns Ng's ratio over θ and the word for it, or that there is none."""
+    if facts.relative_error is None:
+        return "no relative error: nothing was decided"
+    word = _word(facts.relative_error, facts.verdict, facts.tolerance)
+    return f"relative error {figure(facts.relative_error)} ({word}) over {_decided_part(facts)}"
+
+
+def _decided_part(facts: Facts) -> str:
+    checked = [row.status for row in facts if row.status is not Status.FROZEN]
+    return "the whole θ" if all(status.is_decided for status in checked) else "the decided part of θ"
+
+
+def _word(ratio: float | None, verdict: Verdict | None, tolerance: float) -> str:
+    """Returns the lecture's word; "right to 1e-3" where a raised tolerance lets pass what the lecture doubts."""
+    if verdict is None or ratio is None:
+        return UNMEASURED
+    passes_only_so = ratio <= tolerance and verdict not in (Verdict.GREAT, Verdict.GOOD)
+    return f"right{_raised(tolerance)}" if passes_only_so else verdict.value
+
+
+def _raised(tolerance: float) -> str:
+    """Returns " to 1e-3" for a tolerance above that of a check in float64, else ""."""
+    return f" to {tolerance_in_words(tolerance)}" if tolerance > LECTURE_GOOD else ""
 
 
 def _fold(rows: Sequence[ParameterReport]) -> tuple[list[ParameterReport], list[list[ParameterReport]]]:
@@ -169,32 +209,28 @@ def _fold(rows: Sequence[ParameterReport]) -> tuple[list[ParameterReport], list[
     return [row for row in rows if id(row) not in hidden], [group for group in left_out if group]
 
 
-def _line(row: ParameterReport) -> Line:
-    measured = row.verdict is not None
+def _line(row: ParameterReport, tolerance: float) -> Line:
+    measured = bool(row.checked)
     return Line(
         status=row.status,
         mark=STATUS_WORDS[row.status].mark,
         name=printable(row.name),
         shape=_shape(row.shape),
-        relative_error=figure(row.relative_error) if measured else "-",
-        verdict=row.verdict.value if row.verdict else "-",
-        max_abs_error=figure(row.max_abs_error) if measured else "-",
+        relative_error=UNMEASURED if row.relative_error is None else figure(row.relative_error),
+        verdict=_word(row.relative_error, row.verdict, tolerance),
+        max_abs_error=figure(row.max_abs_error) if measured else UNMEASURED,
         noise=_error_bar(row.noise),
-        mismatched=f"{_short(row.mismatched)}/{_short(row.checked)}" if measured else "-",
+        mismatched=f"{_short(row.mismatched)}/{_short(row.checked)}" if measured else UNMEASURED,
     )
 
 
-def _folded(rows: Sequence[ParameterReport]) -> Fold:
+def _folded(rows: Sequence[ParameterReport], tolerance: float) -> Fold:
     words = STATUS_WORDS[rows[0].status]
     sentence = _more(len(rows), words.folded)
     if not words.leaves_open:
-        largest = max(rows, key=_badness)
-        sentence += f", relative error at most {figure(largest.relative_error)} ({printable(largest.name)})"
-    return Fold(sentence, tuple(map(_line, rows)))
-
-
-def _badness(row: ParameterReport) -> float:
-    return math.inf if math.isnan(row.relative_error) else row.relative_error
+        largest = max(rows, key=badness)
+        sentence += f", relative error at most {figure(badness(largest))} ({printable(largest.name)})"
+    return Fold(sentence, tuple(_line(row, tolerance) for row in rows))
 
 
 def _tied(facts: Facts) -> tuple[str, ...]:
@@ -318,8 +354,8 @@ def figure(value: float) -> str:
 
 
 def _error_bar(value: float) -> str:
-    """Returns an error bar to one digit, as in `3e-11`; `-` for NaN, an unknown one."""
-    return "-" if math.isnan(value) else f"{value:.0e}" if value else "0"
+    """Returns an error bar to one digit, as in `3e-11`; `UNMEASURED` for NaN."""
+    return UNMEASURED if math.isnan(value) else f"{value:.0e}" if value else "0"
 
 
 def _short(count: int) -> str:
