@@ -262,7 +262,7 @@ def trial(seed: int) -> Trial:
     mode = random.choice(["eval", "train"])
     report, share = timed(lambda: check_module(model, loss_fn, batch, mode=mode))  # type: ignore[arg-type]
     outcome = "right" if report.culprit == planted else "none" if report.culprit is None else "wrong"
-    outcome = "unspoiled" if report.passed else outcome
+    outcome = "unspoiled" if not report.mismatches else outcome
     return Trial(seed, place, mistake, planted, report.culprit, outcome, round(share, 3))
 
 

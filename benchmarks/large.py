@@ -324,7 +324,7 @@ def timing(case: Case, mistake: str, repeats: int) -> Timing:
         median_seconds={name: median(times) for name, times in seconds.items()},
         times_slower=median(theirs / own for theirs, own in zip(seconds[FAST], seconds[OURS], strict=True)),
         evaluations=report.evaluations,
-        accused={OURS: not report.passed, FAST: accuses},
+        accused={OURS: bool(report.mismatches), FAST: accuses},
         named=[row.name for row in report.mismatches],
         wrong=(sum(row.mismatched for row in report.mismatches), truly_wrong(case, parameter, change)),
         detectable=max(row.detectable for row in report),
@@ -376,7 +376,7 @@ def false_alarms(key: str, seeds: Sequence[int]) -> Count:
     for seed in seeds:
         subject = built(key, seed)
         report = check(subject, seed)
-        add(count, subject, report, not report.passed, f"seed {seed}")
+        add(count, subject, report, bool(report.mismatches), f"seed {seed}")
     return count
 
 

@@ -24,6 +24,14 @@ def wrong():
     model.weight.register_hook(lambda g: 2 * g)
     return model, loss_fn, batch
 
+def proves_nothing():
+    model, _, batch = right()
+    return model, lambda y, _: 0 * y.sum(), batch
+
+def partly_flat():
+    model, _, batch = right()
+    return nn.Sequential(model, nn.BatchNorm1d(2)).train(), lambda y, _: y[0].sin().sum(), batch
+
 def raises():
     raise ZeroDivisionError("of mine")
 
@@ -56,10 +64,24 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("function", "status"), [("right", 0), ("wrong", 1)])
-def test_the_verdict(file: Path, capsys: pytest.CaptureFixture[str], function: str, status: int) -> None:
-    assert main([f"{file}:{function}"]) == status
-    assert ("✗ mismatch weight" in capsys.readouterr().out) == bool(status)
+@pytest.mark.parametrize(
+    ("function", "flags", "status"),
+    [
+        ("right", [], 0),
+        ("right", ["--strict"], 0),
+        ("wrong", [], 1),
+        ("wrong", ["--strict"], 1),
+        ("proves_nothing", [], 3),
+        ("proves_nothing", ["--strict"], 3),
+        ("partly_flat", ["--mode", "train"], 0),
+        ("partly_flat", ["--mode", "train", "--strict"], 3),
+    ],
+)
+def test_the_verdict(
+    file: Path, capsys: pytest.CaptureFixture[str], function: str, flags: list[str], status: int
+) -> None:
+    assert main([f"{file}:{function}", *flags]) == status
+    assert ("✗ mismatch weight" in capsys.readouterr().out) == (status == 1)
 
 
 NOT_CHECKED = {

@@ -70,7 +70,7 @@ def validated_request(
         gradients=_gradients(gradients),
         method=one_of("method", method, methods),
         eps=None if eps is None else positive_number("eps", eps),
-        tolerance=TOLERANCES[precision] if tolerance is None else positive_number("tolerance", tolerance),
+        tolerance=_tolerance(tolerance, precision),
         include=_patterns("include", include),
         exclude=_patterns("exclude", exclude),
         mode=one_of("mode", mode, MODES),  # type: ignore[arg-type]
@@ -182,6 +182,18 @@ def _progress(value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise InvalidRequestError(f"progress must be True, False or None, got {_found(value)}.")
+
+
+def _tolerance(value: object, precision: torch.dtype) -> float:
+    if value is None:
+        return TOLERANCES[precision]
+    number = positive_number("tolerance", value)
+    if number >= 1:
+        raise InvalidRequestError(
+            f"tolerance must be below 1, got {number:g}: the relative error ‖approx − grad‖ / (‖approx‖ + ‖grad‖) "
+            "is never larger than 1, so that every gradient would pass."
+        )
+    return number
 
 
 def _found(value: object) -> str:

@@ -84,7 +84,8 @@ def test_steps_are_judged_and_the_run_is_the_same(tmp_path: Path, options: dict[
     assert [name for name in alone if not torch.equal(alone[name], watched[name])] == []
     assert callback.monitor is not None
     (report,) = callback.monitor.reports.values()
-    assert {str(row.status) for row in report.in_grad or ()} == {"match"}, str(report.in_grad)
+    assert report.in_grad is not None
+    assert {str(row.status) for row in report.in_grad} == {"match"}, str(report.in_grad)
 
 
 def test_a_wrong_gradient_is_found(tmp_path: Path) -> None:

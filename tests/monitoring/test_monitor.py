@@ -333,7 +333,8 @@ def test_a_stale_gradient_is_named() -> None:
 )
 def test_clipping_that_is_meant_is_no_mistake(spoil: Spoil, options: dict[str, Any]) -> None:
     report = monitored(Loop(spoil=spoil), 1, **options).reports[0]
-    assert {str(row.status) for row in report.in_grad or ()} == {"match"}
+    assert report.in_grad is not None
+    assert {str(row.status) for row in report.in_grad} == {"match"}
 
 
 def test_clipping_to_another_norm_is_a_mistake() -> None:
@@ -360,7 +361,8 @@ def test_accumulated_batches_are_one_step() -> None:
     with GradientMonitor(model, cross_entropy, at=[0, 2], accumulate=3) as monitor:
         accumulate(monitor, model, divisor=3)
     assert list(monitor.reports) == [0, 2]
-    assert {str(row.status) for report in monitor.reports.values() for row in report.in_grad or ()} == {"match"}
+    in_grad = [report.in_grad for report in monitor.reports.values() if report.in_grad is not None]
+    assert {str(row.status) for found in in_grad for row in found} == {"match"}
 
 
 def test_a_loss_that_is_not_divided_is_named() -> None:
@@ -416,8 +418,9 @@ def undecided(model: nn.Module, forward: Callable[[Batch], Tensor]) -> str:
     forward(batch).backward()
     report = monitor.step(batch)
     assert report is not None
-    assert {str(row.status) for row in report.in_grad or ()} == {"undecided"}
-    return report.in_grad.parameters[0].reason  # type: ignore[union-attr]
+    assert report.in_grad is not None
+    assert {str(row.status) for row in report.in_grad} == {"undecided"}
+    return report.in_grad.parameters[0].reason
 
 
 def test_a_random_step_that_went_by_the_model_says_so() -> None:

@@ -6,9 +6,9 @@ from dataclasses import fields
 
 import pytest
 
-from tests.reporting.render.samples import SAMPLES
-from torch_gradcheck.errors import GradcheckError, GradientMismatchError
-from torch_gradcheck.reporting.facts import Facts
+from tests.reporting.render.samples import SAMPLES, facts, match, row
+from torch_gradcheck.errors import GradcheckError, GradientMismatchError, NothingProvenError
+from torch_gradcheck.reporting.facts import Facts, Status
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.report import Report
@@ -19,8 +19,65 @@ def report(sample: str) -> Report:
     return Report(**{field.name: getattr(found, field.name) for field in fields(Facts)})
 
 
-def test_a_report_without_mismatch_does_not_raise() -> None:
-    report("nothing_wrong_not_all_proven").raise_if_failed()
+@pytest.mark.parametrize(
+    ("sample", "passed", "proven"),
+    [
+        ("all_right", True, True),
+        ("nothing_wrong_not_all_proven", True, False),
+        ("nothing_proven", False, False),
+        ("two_of_twelve_wrong", False, False),
+        ("no_parameters", False, False),
+    ],
+)
+def test_green_means_that_something_was_proven(sample: str, passed: bool, proven: bool) -> None:
+    found = report(sample)
+    assert (found.passed, bool(found), found.proven) == (passed, passed, proven)
+
+
+@pytest.mark.parametrize(
+    ("status", "passed", "proven"),
+    [
+        (Status.MATCH, True, True),
+        (Status.KINK, True, True),
+        (Status.FROZEN, True, True),
+        (Status.FLAT, True, False),
+        (Status.UNUSED, True, False),
+        (Status.UNDECIDED, True, False),
+        (Status.MISMATCH, False, False),
+    ],
+    ids=str,
+)
+def test_beside_a_match_each_status_says_whether_all_is_proven(status: Status, passed: bool, proven: bool) -> None:
+    found = facts(match("a", 3), row("b", 3, status=status))
+    assert (found.passed, found.proven) == (passed, proven)
+
+
+@pytest.mark.parametrize("status", [status for status in Status if status not in (Status.MATCH, Status.KINK)])
+def test_nothing_but_a_match_or_a_kink_passes(status: Status) -> None:
+    assert not facts(row("b", 3, status=status))
+
+
+@pytest.mark.parametrize("sample", ["all_right", "nothing_wrong_not_all_proven"])
+def test_a_report_that_passed_does_not_raise(sample: str) -> None:
+    report(sample).raise_if_failed()
+
+
+@pytest.mark.parametrize(
+    ("sample", "strict"),
+    [("nothing_proven", False), ("nothing_proven", True), ("nothing_wrong_not_all_proven", True)],
+    ids=["nothing", "nothing, strict", "not all, strict"],
+)
+@pytest.mark.parametrize("kind", [GradcheckError, AssertionError], ids=["of the package", "of assert"])
+def test_what_proves_nothing_raises_the_table(kind: type[Exception], sample: str, strict: bool) -> None:
+    found = report(sample)
+    with pytest.raises(kind) as caught:
+        found.raise_if_failed(strict=strict)
+    assert type(caught.value) is NothingProvenError
+    assert str(caught.value) == str(found)
+
+
+def test_strict_does_not_raise_where_all_is_proven() -> None:
+    report("all_right").raise_if_failed(strict=True)
 
 
 @pytest.mark.parametrize("kind", [GradcheckError, AssertionError], ids=["of the package", "of assert"])
@@ -41,10 +98,21 @@ def test_str_is_the_text_and_a_notebook_shows_the_html() -> None:
 @pytest.mark.parametrize(
     ("sample", "line"),
     [
-        ("all_right", "<Report: gradients right: 12 of 12 parameters; relative error 4.2e-09 (great)>"),
-        ("everything_wrong", "<Report: gradients WRONG in 60 of 60 parameters; relative error 3.3e-01 (worry)>"),
+        (
+            "all_right",
+            "<Report: gradients right: 12 of 12 parameters; relative error 4.2e-09 (great) over the whole θ>",
+        ),
+        (
+            "everything_wrong",
+            "<Report: gradients WRONG in 60 of 60 parameters; relative error 3.3e-01 (worry) over the whole θ>",
+        ),
+        (
+            "nothing_proven",
+            "<Report: no gradient proven right: 0 of 1 parameter, 1 flat (nothing proven); "
+            "no relative error: nothing was decided>",
+        ),
     ],
-    ids=["right", "wrong"],
+    ids=["right", "wrong", "nothing proven"],
 )
 def test_repr_is_one_line(sample: str, line: str) -> None:
     assert repr(report(sample)) == line

@@ -40,7 +40,7 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
 def unjudged(report: Report | None) -> str:
     """The reason why no row of `.grad` was judged."""
     assert report is not None
-    in_grad = report.in_grad or report
+    in_grad = report if report.in_grad is None else report.in_grad
     assert {str(row.status) for row in in_grad} == {"undecided"}
     return in_grad.parameters[0].reason
 

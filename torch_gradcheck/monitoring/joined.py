@@ -6,7 +6,6 @@ from collections import Counter
 from dataclasses import replace
 
 from torch_gradcheck.reporting.facts import ParameterReport, Status
-from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.report import Report
 
 
@@ -40,10 +39,8 @@ def _notes_on(in_grad: Report) -> list[str]:
     return [f"in .grad, as the training step left it: {listed}", *in_grad.notes[:1], *undecided]
 
 
-def why_unproven(report: Report) -> str:
-    """The reason why nothing was proven of the model's gradients, or of any `.grad`; "" where something was."""
-    if not report.passed:
-        return headline(report)
+def why_grad_unjudged(report: Report) -> str:
+    """The reason why nothing could be said about any `.grad`; "" where something could."""
     rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
     if not rows or any(row.status is not Status.UNDECIDED for row in rows):
         return ""

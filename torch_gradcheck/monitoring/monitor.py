@@ -25,7 +25,7 @@ from torch_gradcheck.errors import (
 from torch_gradcheck.gradients.left_in_grad import left_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
-from torch_gradcheck.monitoring.joined import joined, why_unproven
+from torch_gradcheck.monitoring.joined import joined, why_grad_unjudged
 from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.objective.theta import theta_of
@@ -202,7 +202,7 @@ class GradientMonitor:
         self._schedule.close()
         self._hook.detach()
         self._forget()
-        all_right = all(not report.mismatches and not why_unproven(report) for report in self.reports.values())
+        all_right = all(not report.mismatches and not why_grad_unjudged(report) for report in self.reports.values())
         log = logger.info if all_right else logger.warning
         log("%s", self.summary)
 
@@ -215,10 +215,10 @@ class GradientMonitor:
         first = f"gradients checked on {len(checked)} of {self._schedule.steps} training steps"
         outcome = f"{len(wrong)} wrong" if wrong else "none wrong"
         right = {step: report for step, report in self.reports.items() if step not in wrong}
-        unproven = {step: why for step, report in right.items() if (why := why_unproven(report))}
-        not_proven = f", nothing proven on {len(unproven)}" if unproven else ""
-        lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unproven, **failed}.items())]
-        return "\n".join([f"{first}, {outcome}{not_proven}", *lines])
+        unjudged = {step: why for step, report in right.items() if (why := why_grad_unjudged(report))}
+        not_judged = f", .grad not judged on {len(unjudged)}" if unjudged else ""
+        lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unjudged, **failed}.items())]
+        return "\n".join([f"{first}, {outcome}{not_judged}", *lines])
 
     def __enter__(self) -> GradientMonitor:
         return self

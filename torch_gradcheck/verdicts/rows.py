@@ -223,9 +223,9 @@ def refuse_unreached(rows: Sequence[ParameterReport]) -> None:
     these = "the one checked parameter" if len(checked) == 1 else f"any of the {len(checked)} checked parameters"
     reached = "it neither" if len(checked) == 1 else "none of them"
     raise InvalidRequestError(
-        f"the loss does not depend on {these} ({listed([row.name for row in checked])}), and autograd reaches {reached}: "
-        "there is no gradient to check. Is it the loss of another model, or a count such as an accuracy? It must be "
-        "computed from the output of the model that is checked, by operations that have a gradient."
+        f"the loss does not depend on {these} ({listed([row.name for row in checked])}), and autograd reaches "
+        f"{reached}: there is no gradient to check. Is it the loss of another model, or a count such as an accuracy? "
+        "It must be computed from the output of the model that is checked, by operations that have a gradient."
     )
 
 

@@ -91,7 +91,7 @@ def test_only_json_types_are_used() -> None:
 
 
 def test_indent_is_passed_on() -> None:
-    assert as_json(facts(), indent=2).startswith('{\n  "schema_version": 1,')
+    assert as_json(facts(), indent=2).startswith('{\n  "schema_version": 2,')
 
 
 @pytest.mark.parametrize(
