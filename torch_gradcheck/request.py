@@ -38,6 +38,7 @@ class Request:
     dtype: torch.dtype
     seed: int
     progress: bool | None
+    hold_detached: bool
 
 
 def validated_request(
@@ -54,6 +55,7 @@ def validated_request(
     dtype: object,
     seed: object,
     progress: object,
+    hold_detached: object = False,
 ) -> Request:
     """The validated request; `methods` are the names that `method` may be.
 
@@ -72,6 +74,7 @@ def validated_request(
         dtype=_dtype(dtype),
         seed=_seed(seed),
         progress=_progress(progress),
+        hold_detached=_flag("hold_detached", hold_detached),
     )
 
 
@@ -177,6 +180,12 @@ def _progress(value: object) -> bool | None:
     if value is None or isinstance(value, bool):
         return value
     raise InvalidRequestError(f"progress must be True, False or None, got {_found(value)}.")
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidRequestError(f"{name} must be True or False, got {_found(value)}.")
 
 
 def _found(value: object) -> str:
