@@ -44,6 +44,7 @@ def check_module(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     progress: bool | None = None,
+    hold_detached: bool = False,
 ) -> Report:
     """Checks the gradients of `model` under `loss_fn` on `batch` against centered differences.
 
@@ -71,6 +72,9 @@ def check_module(
         dtype: the precision of the check, `torch.float64` or `torch.float32`.
         seed: of everything that is drawn at random: same seed, same report.
         progress: True or False; None shows a bar only for long work on a terminal.
+        hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ in every
+            evaluation, so that deliberate stop-gradients are right. False: it moves with θ, and a gradient that is
+            lost there is a mismatch.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
@@ -89,6 +93,7 @@ def check_module(
         dtype=dtype,
         seed=seed,
         progress=progress,
+        hold_detached=hold_detached,
     )
     callable_argument("loss_fn", loss_fn)
     return checked(model, ModuleLoss(model, loss_fn, batch), request)
@@ -108,6 +113,7 @@ def check_closure(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     progress: bool | None = None,
+    hold_detached: bool = False,
 ) -> Report:
     """Checks the gradients of `model` under a zero-argument `closure` that returns the scalar loss.
 
@@ -129,6 +135,7 @@ def check_closure(
         dtype=dtype,
         seed=seed,
         progress=progress,
+        hold_detached=hold_detached,
     )
     callable_argument("closure", closure)
     closure_argument(closure)
@@ -178,7 +185,7 @@ def _on_trial(problem: Problem) -> Mapping[int, AnalyticGradient]:
     given, theta = problem.request.gradients, problem.theta
     if isinstance(given, Mapping):
         return given_gradients(given, theta)
-    return autograd_gradients(problem.objective, theta)
+    return autograd_gradients(problem.objective, theta, at_theta=True)
 
 
 def _row(problem: Problem, choice: MethodChoice, position: int, trials: Trials) -> ParameterReport:

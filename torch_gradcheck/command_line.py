@@ -95,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--strict", action="store_true", help="exit 3 where a checked parameter is flat, unused or undecided"
     )
+    parser.add_argument(
+        "--hold-detached",
+        action="store_true",
+        help="hold what passes through detach(), .data or no_grad at its value, as a stop-gradient means it",
+    )
     for suffix, file_format in FORMATS.items():
         parser.add_argument(
             f"--{suffix}", type=Path, metavar="PATH", help=f"write the report as {file_format.name} too"
@@ -125,6 +130,7 @@ def _checked(options: argparse.Namespace) -> Report:
         dtype=getattr(torch, options.dtype),
         seed=options.seed,
         progress=options.progress,
+        hold_detached=options.hold_detached,
     )
 
 

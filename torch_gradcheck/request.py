@@ -42,6 +42,7 @@ class Request:
     dtype: torch.dtype
     seed: int
     progress: bool | None
+    hold_detached: bool
 
 
 def validated_request(
@@ -58,6 +59,7 @@ def validated_request(
     dtype: object,
     seed: object,
     progress: object,
+    hold_detached: object = False,
 ) -> Request:
     """The validated request; `methods` are the names that `method` may be.
 
@@ -77,6 +79,7 @@ def validated_request(
         dtype=precision,
         seed=_seed(seed),
         progress=_progress(progress),
+        hold_detached=_flag("hold_detached", hold_detached),
     )
 
 
@@ -194,6 +197,12 @@ def _tolerance(value: object, precision: torch.dtype) -> float:
             "is never larger than 1, so that every gradient would pass."
         )
     return number
+
+
+def _flag(name: str, value: object) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise InvalidRequestError(f"{name} must be True or False, got {_found(value)}.")
 
 
 def _found(value: object) -> str:

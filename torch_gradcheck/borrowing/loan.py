@@ -83,6 +83,10 @@ class Borrowed:
         if self._collects_gradients:
             self._tensors.drop_gradients()
 
+    def lends(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor object is one of the caller's, and not made while the model is lent."""
+        return self._tensors.hold(tensor)
+
     def has_gradients(self) -> bool:
         """Whether the evaluation left something in `.grad`: it ran a backward of its own."""
         return self._tensors.have_gradients()

@@ -38,9 +38,14 @@ class TensorCopies:
             self._others = _copies(self._tensors, dtype, values)
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
+        self._ids = {id(tensor) for tensor in self._tensors}
         self._swapped = 0
         self._versions: list[int] = []
         self._always_reset = set(range(len(self._tensors)))
+
+    def hold(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor object is one of those that are copied."""
+        return id(tensor) in self._ids
 
     def swap_in(self) -> None:
         """Has every tensor object stand for its copy."""

@@ -18,16 +18,16 @@ from torch_gradcheck.torch_internals.autograd import graph_is_used_up, is_reentr
 
 
 def autograd_gradients(
-    objective: Objective, theta: Theta, mode: PrecisionMode | None = None
+    objective: Objective, theta: Theta, mode: PrecisionMode | None = None, *, at_theta: bool = False
 ) -> dict[int, AnalyticGradient]:
     """One autograd backward of J, by position in θ of the checked parameters.
 
     Gradients are asked of autograd and not accumulated: hooks on the accumulation (optimizers that step in the
     backward) do not fire, hooks on the tensors do. What accumulates in the copies' `.grad` is taken in two cases: the
     closure has run the backward of J itself, or a reentrant checkpoint cannot be asked. `mode` is the precision mode
-    of the evaluation, None for the usual one.
+    of the evaluation, None for the usual one; `at_theta` says that the parameters hold θ.
     """
-    with torch.enable_grad(), objective.evaluation(mode):
+    with torch.enable_grad(), objective.evaluation(mode, at_theta=at_theta):
         return theta_gradients(objective.compute, theta, epsilon(objective.dtype))
 
 

@@ -68,7 +68,8 @@ class Problem:
         """J, evaluated twice before any verdict; raises where it is no finite deterministic number."""
         dtype = self.request.dtype
         compute = self._loss.at(dtype)
-        return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, self.progress.beat)
+        hold = self.request.hold_detached
+        return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, self.progress.beat, hold)
 
     @cached_property
     def noise(self) -> Noise:

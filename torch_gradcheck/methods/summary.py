@@ -9,7 +9,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
-from torch_gradcheck.objective.objective import on_graph, on_overridden, on_spread
+from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_spread
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.verdicts.rows import on_unproven
@@ -31,6 +31,7 @@ def notes_of(
     notes = [
         *choice.method.notes(problem, rows),
         on_overridden(objective),
+        on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
         on_unproven(rows),

@@ -69,7 +69,7 @@ class GradientMonitor:
             then called after each backward; batches of one optimizer step count as one step.
         clip_norm, clip_value: the loop has clipped `.grad` to this norm, or value, when it calls `step`.
         scaler: a `torch.amp.GradScaler` whose scale `.grad` carries when the loop calls `step` before `unscale_`.
-        method, eps, tolerance, include, exclude, mode, dtype, seed, progress: as in `check_module`. The `mode` is that
+        method, eps, tolerance, include, exclude, mode, dtype, seed, progress, hold_detached: as in `check_module`. The `mode` is that
             of the model's check; `.grad` is judged in the mode the loop trains in.
 
     Attributes:
@@ -101,6 +101,7 @@ class GradientMonitor:
         dtype: torch.dtype = torch.float64,
         seed: int = 0,
         progress: bool | None = None,
+        hold_detached: bool = False,
     ) -> None:
         self._request = validated_request(
             model,
@@ -115,6 +116,7 @@ class GradientMonitor:
             dtype=dtype,
             seed=seed,
             progress=progress,
+            hold_detached=hold_detached,
         )
         callable_argument("loss_fn", loss_fn)
         self._model = uncompiled(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import NonScalarLossError
+from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
@@ -39,6 +41,7 @@ class Objective:
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
+        held: the values that J reads where its graph is cut; None where all moves with θ.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class Objective:
         dtype: torch.dtype,
         drawn_in: DrawnIn | None = None,
         beat: Callable[[], None] = lambda: None,
+        held: HeldValues | None = None,
     ) -> None:
         self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan
@@ -60,6 +64,8 @@ class Objective:
         self.runs_backward = False
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
         self._needs_mode = True
+        self.held = held
+        self._holding: Holding | None = None
 
     def __call__(self) -> torch.Tensor:
         """J as a 0-dim tensor, with a graph where one is needed; leaves the state as it was."""
@@ -93,23 +99,41 @@ class Objective:
         self.spread = max(self.spread, abs(again - self.loss))
         return again
 
-    def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
-        """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""
+    def evaluation(self, mode: PrecisionMode | None = None, *, at_theta: bool = False) -> _Evaluation:
+        """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime.
+
+        At θ, values are held by themselves: with `at_theta` nothing is done to hold them.
+        """
         self.evaluations += 1
         self._beat()
-        return self.regime(mode)
+        return self.regime(mode, None if at_theta else self.held)
 
-    def regime(self, mode: PrecisionMode | None = None) -> _Evaluation:
-        """The same for a part of J that is run alone, which is no evaluation of J."""
+    def regime(self, mode: PrecisionMode | None = None, held: HeldValues | None = None) -> _Evaluation:
+        """The same for a part of J that is run alone, which is no evaluation of J; `held` are its values."""
         if mode is None and self._needs_mode:
             mode = PrecisionMode(self.dtype)
         if mode is not None:
             mode.drawn_in = self.drawn_in
-        return _Evaluation(self._borrowed, mode)
+        self._holding = None if held is None else Holding(held, self._moving, self._borrowed.lends)
+        return _Evaluation(self._borrowed, mode, self._holding)
+
+    @property
+    def _moving(self) -> list[nn.Parameter]:
+        """The parameters that the graph of J begins at."""
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def compute(self) -> torch.Tensor:
-        """J as a 0-dim tensor; only inside `evaluation`."""
-        return scalar(self._compute())
+        """J as a 0-dim tensor; only inside `evaluation`. NaN where values are held, and J asks for other ones."""
+        loss = scalar(self._compute())
+        return loss if self._holding is None else self._holding.finished(loss)
+
+    def holding(self, held: HeldValues) -> Objective:
+        """The same J with values held, recorded by one evaluation at θ; it counts its evaluations itself."""
+        other = copy(self)
+        other.held, other.needs_graph = held, True
+        if not held.complete:
+            other.value()
+        return other
 
     def record_evaluation(self) -> float:
         """J(θ) with a graph, noting which casts had to be overridden and which generators it draws from."""
@@ -139,15 +163,19 @@ class _Evaluation:
     It is a class, as `Loan` is: an interrupt would leave a generator suspended, to end at some later time.
     """
 
-    def __init__(self, borrowed: Borrowed, mode: PrecisionMode | None) -> None:
-        self._borrowed, self._mode = borrowed, mode
+    def __init__(self, borrowed: Borrowed, mode: PrecisionMode | None, holding: Holding | None) -> None:
+        self._borrowed, self._mode, self._holding = borrowed, mode, holding
 
     def __enter__(self) -> None:
         self._borrowed.before_evaluation()
         if self._mode is not None:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
+        if self._holding is not None:
+            self._holding.__enter__()
 
     def __exit__(self, *exception: object) -> None:
+        if self._holding is not None:
+            self._holding.__exit__(*exception)
         if self._mode is not None:
             self._mode.__exit__(*exception)  # type: ignore[no-untyped-call]
         self._borrowed.after_evaluation()
@@ -192,7 +220,7 @@ def on_graph(objective: Objective, accumulated: bool) -> str:
     """The note on evaluations of J that need autograd; "" where they do not."""
     if accumulated:
         return "the closure calls backward() itself: what it leaves in .grad is what was checked"
-    if objective.needs_graph:
+    if objective.needs_graph and objective.held is None:
         return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
     return ""
 
@@ -202,3 +230,12 @@ def on_spread(objective: Objective) -> str:
     if not objective.spread:
         return ""
     return f"two equal calls differ by {objective.spread:.0e}, within roundoff: taken as noise of J"
+
+
+def on_held(objective: Objective, asked: bool) -> str:
+    """The note on values that are held at θ, and by which lines; "" where that was not asked for."""
+    if not asked:
+        return ""
+    if objective.held is None:
+        return "hold_detached=True, and nothing that J depends on is detached: nothing was held"
+    return f"held at its value at θ: what is {in_words(objective.held.cuts)}"

@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossError, NonFiniteLossError
+from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.mode import DrawnIn
@@ -29,6 +30,7 @@ def preflighted(
     dtype: torch.dtype,
     drawn_in: DrawnIn | None = None,
     beat: Callable[[], None] = lambda: None,
+    hold_detached: bool = False,
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
 
@@ -39,6 +41,7 @@ def preflighted(
         dtype: the precision J is evaluated in.
         drawn_in: the precisions of random draws, None for that of the check.
         beat: called before every evaluation.
+        hold_detached: values at which the graph of J is cut are held; J is then evaluated with a graph.
 
     Raises:
         NonScalarLossError: J is not one real number.
@@ -46,7 +49,7 @@ def preflighted(
         NonDeterministicLossError: equal calls give different values.
         InvalidRequestError: J needs an operation that has no kernel in `dtype`.
     """
-    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat)
+    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, HeldValues() if hold_detached else None)
     try:
         objective.loss = objective.record_evaluation()
     except RuntimeError as error:
@@ -55,7 +58,11 @@ def preflighted(
         raise
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
-    if _without_graph(objective) != objective.loss:
+    if objective.held is not None and not objective.held.values:
+        objective.held = None
+    if objective.held is not None:
+        check_unchanged(objective)
+    elif _without_graph(objective) != objective.loss:
         objective.needs_graph = True
         check_unchanged(objective)
     return objective

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 
 from torch_gradcheck.torch_internals.missing import internal
 
@@ -38,6 +40,42 @@ def leaf_of(node: Any) -> torch.Tensor | None:
 def is_reentrant_checkpoint(node: Any) -> bool:
     """Whether a node belongs to `torch.utils.checkpoint` with use_reentrant=True, which runs a backward of its own."""
     return bool(node.name() == "CheckpointFunctionBackward")
+
+
+def reentrant_checkpoint() -> object:
+    """The Function behind `torch.utils.checkpoint` with use_reentrant=True; None where this torch has none."""
+    return getattr(torch.utils.checkpoint, "CheckpointFunction", None)
+
+
+def function_forwards() -> frozenset[CodeType]:
+    """The code of the forward of every `torch.autograd.Function` that there is."""
+    waiting, codes = [torch.autograd.Function], set[CodeType]()
+    while waiting:
+        function = waiting.pop()
+        waiting += function.__subclasses__()
+        code = getattr(vars(function).get("forward"), "__wrapped__", None)
+        code = getattr(code, "__code__", None) or getattr(function.forward, "__code__", None)
+        if isinstance(code, CodeType) and function is not torch.autograd.Function:
+            codes.add(code)
+    return frozenset(codes)
+
+
+def is_inside_function(frame: FrameType | None, forwards: frozenset[CodeType]) -> bool:
+    """Whether the forward of a custom Function is running in `frame` or in one that it was called from.
+
+    Args:
+        frame: the innermost frame.
+        forwards: what `function_forwards` gave; a Function that was made since is known by the context it is given.
+    """
+    while frame is not None:
+        code = frame.f_code
+        if code in forwards:
+            return True
+        if code.co_name == "forward" and code.co_argcount:
+            if isinstance(frame.f_locals.get(code.co_varnames[0]), torch.autograd.function.FunctionCtx):
+                return True
+        frame = frame.f_back
+    return False
 
 
 def is_implicit_draw(node: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from torch_gradcheck.torch_internals.missing import internal
 
@@ -30,3 +31,8 @@ def storage_key(x: torch.Tensor | torch.UntypedStorage) -> int:
 def is_wrapper(x: torch.Tensor) -> bool:
     """Whether a tensor is made of other tensors (sharded, quantised, ...) and has no memory of its own."""
     return hasattr(x, "__tensor_flatten__") and hasattr(x, "__tensor_unflatten__")
+
+
+def weak_storage(x: torch.Tensor) -> object:
+    """A reference that lets the memory of a tensor go, and keeps its `storage_key` from being given to another."""
+    return StorageWeakRef(x.untyped_storage())

@@ -84,7 +84,7 @@ def check_left_in_grad(
         progress_bar(request.progress) as progress,
         posed(model, loss, request, progress=progress, start=step.start, theta=theta, drawn_in=drawn_in) as problem,
     ):
-        autograd_float64 = autograd_gradients(problem.objective, problem.theta)
+        autograd_float64 = autograd_gradients(problem.objective, problem.theta, at_theta=True)
         grad_check.compare_with_step(problem.objective, autograd_float64)
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)

@@ -108,4 +108,4 @@ class KernelGradients:
     def _runs(self) -> list[dict[int, AnalyticGradient]]:
         generator = torch.Generator().manual_seed(self._seed)
         mode = KernelsInMode(self._objective.dtype, self._dtype, generator)
-        return [autograd_gradients(self._objective, self._theta, mode) for _ in range(KERNEL_RUNS)]
+        return [autograd_gradients(self._objective, self._theta, mode, at_theta=True) for _ in range(KERNEL_RUNS)]

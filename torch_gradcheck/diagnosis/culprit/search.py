@@ -76,7 +76,7 @@ class Run:
         self._objective, self._accumulated = objective, accumulated
         self.loss = math.nan
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
-        with torch.enable_grad(), objective.evaluation(), _recording(objective, taps) as recording:
+        with torch.enable_grad(), objective.evaluation(at_theta=True), _recording(objective, taps) as recording:
             self._backward(list(dict.fromkeys(each.entry.parameter for each in wrong)), recording)
         paired_with_recomputed(recording.calls)
         self.full = recording.full
@@ -128,7 +128,7 @@ def find_culprit(
     objective, theta = problem.objective, problem.theta
     sentences = Sentences(objective.model)
     by_hand = problem.request.gradients is not None
-    autograd = autograd_gradients(objective, theta) if by_hand else gradients
+    autograd = autograd_gradients(objective, theta, at_theta=True) if by_hand else gradients
     wrong = _followed(theta, trials, autograd if by_hand else None)
     if not wrong:
         return Culprit(None, (sentences.by_hand(),), _meanings(_recorded_calls(objective)))
@@ -162,7 +162,7 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
 
 def _recorded_calls(objective: Objective) -> list[RecordedCall]:
     """The calls of one evaluation of J, without gradients."""
-    with torch.enable_grad(), objective.evaluation(), _recording(objective) as recording:
+    with torch.enable_grad(), objective.evaluation(at_theta=True), _recording(objective) as recording:
         objective.compute()
     return recording.calls
 

@@ -19,6 +19,7 @@ from torch_gradcheck.differences.richardson import Stencil, extrapolated_derivat
 from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.gradients.by_autograd import gradients_of
+from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.lower_precisions import Rounding, rounding_of_all
@@ -99,6 +100,7 @@ class CallRunner:
         self.objective, self.limit, self.runs, self._noise = objective, limit, 0, noise
         self._wrong = wrong
         self._backwards: dict[RecordedCall, _Backward] = {}
+        self._held: dict[RecordedCall, HeldValues] = {}
         # Gradients of all of θ are asked for, as in the real run: a branch that is not asked for would not run.
         self._theta = list(objective.model.parameters())
 
@@ -232,9 +234,15 @@ class CallRunner:
         if self.runs >= self.limit:
             raise CannotBeRunAlone(f"was not looked at after {self.limit:,} runs of single modules")
         self.runs += 1
-        with self.objective.regime():
+        with self.objective.regime(held=self._values_in(call)):
             call.random.restore()
             yield
+
+    def _values_in(self, call: RecordedCall) -> HeldValues | None:
+        """What the call holds where J holds its values: recorded at θ, by the call's backward, which runs first."""
+        if self.objective.held is None:
+            return None
+        return self._held.setdefault(call, HeldValues())
 
     def _called(self, call: RecordedCall, arguments: tuple[Any, Any]) -> list[torch.Tensor]:
         try:

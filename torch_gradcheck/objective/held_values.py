@@ -1,0 +1,416 @@
+"""Values held at θ: what J takes out of the graph keeps, at every other θ, the value that it had at θ.
+
+J with held values is the function that a deliberate stop-gradient means. A dispatch mode follows memory that depends on
+θ. Where an operation of the graph reads such memory through a tensor that has no graph, the graph has been cut: by
+`detach()`, by `.data`, under `no_grad` or by a backward without `create_graph`. The first evaluation, at θ, records the
+values that are read there, in order; later ones read those instead of their own. Numbers that Python reads
+(`.item()`, `.tolist()`, `.numpy()`) are held as well. Integers and conditions are not: they are constant around θ.
+
+What a custom Function's forward computes without a graph is its own affair: nothing in it is held, nor what a backward
+reads. This file also owns which lines of the user's code cut the graph, as `Cut`s.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.autograd import (
+    function_forwards,
+    in_backward,
+    is_inside_function,
+    reentrant_checkpoint,
+)
+from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line
+from torch_gradcheck.torch_internals.dispatch import DispatchMode
+from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
+from torch_gradcheck.torch_internals.operations import existing, flatten, is_view, overloads, written_arguments
+from torch_gradcheck.torch_internals.tensors import storage_key, weak_storage
+
+PACKAGE = str(Path(__file__).resolve().parents[1])
+
+PARTS_OF_J = str(Path(__file__).resolve().with_name("loss"))
+"""How the files of this package begin whose operations are part of J."""
+
+READS = frozenset({"numpy", "tolist", "__array__"})
+"""Methods of a tensor that take its numbers to Python by no operation that a dispatch mode sees."""
+
+
+class Way(Enum):
+    """The ways to take a value out of the graph."""
+
+    DETACHED = "detached"
+    WITHOUT_GRAD = "computed under no_grad"
+    IN_BACKWARD = "computed by a backward without create_graph"
+    READ = "read into Python"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A place where the graph of J is cut.
+
+    Attributes:
+        way: how.
+        line: of the user's code; None where Python does not tell.
+    """
+
+    way: Way
+    line: CodeLine | None
+
+
+@dataclass(frozen=True)
+class HeldValue:
+    """One value that is held.
+
+    Attributes:
+        cut: where it left the graph.
+        reader: the operation that reads it.
+        value: at θ; a number, or a copy of a tensor.
+    """
+
+    cut: Cut
+    reader: str
+    value: Any
+
+
+@dataclass(eq=False)
+class HeldValues:
+    """The values that an evaluation at θ has recorded, for later evaluations to read.
+
+    Attributes:
+        values: in the order in which they are read.
+        complete: whether they have been recorded.
+        freed: cuts whose values move with θ all the same.
+    """
+
+    values: list[HeldValue] = field(default_factory=list)
+    complete: bool = False
+    freed: frozenset[Cut] = frozenset()
+
+    @property
+    def cuts(self) -> list[Cut]:
+        """Where the graph is cut, each place once, in the order of the run."""
+        return list(dict.fromkeys(held.cut for held in self.values))
+
+    def but_for(self, cut: Cut) -> HeldValues:
+        """The same values, of which those of one cut are free."""
+        return HeldValues(self.values, complete=True, freed=self.freed | {cut})
+
+
+MOST_LINES = 3
+"""How many lines one sentence names, at most."""
+
+
+def in_words(cuts: Sequence[Cut]) -> str:
+    """Cuts as "detached at a.py:3 and b.py:7; computed under no_grad at c.py:1"."""
+    lines: dict[Way, list[str]] = {}
+    for cut in cuts:
+        lines.setdefault(cut.way, []).append(str(cut.line) if cut.line else "a line that Python does not tell")
+    return "; ".join(f"{way.value} at {listed(list(dict.fromkeys(at)), MOST_LINES)}" for way, at in lines.items())
+
+
+class _Memory(Enum):
+    """What lies in a storage that depends on θ."""
+
+    LEAF = auto()
+    """A tensor that the graph begins at."""
+    GRAPH = auto()
+    """Computed with a graph."""
+    CUT = auto()
+    """Computed without one."""
+    OF_FUNCTION = auto()
+    """Computed without one by a custom Function or in a backward: never held."""
+
+
+class Holding:
+    """One evaluation in which values are held, as a context manager; `finished` inside of it ends J.
+
+    Args:
+        held: recorded if it is not complete, else read.
+        theta: tensors that J depends on from the start.
+        is_lent: whether a tensor object is the caller's, and not made by this evaluation.
+    """
+
+    def __init__(
+        self, held: HeldValues, theta: Iterable[torch.Tensor], is_lent: Callable[[torch.Tensor], bool]
+    ) -> None:
+        self._mode = HoldMode(held, theta, is_lent)
+        self._reads = HeldReads(self._mode)
+        self._undo: list[Callable[[], Any]] = []
+
+    def __enter__(self) -> Holding:
+        calls = current_calls()
+        self._undo = [lambda: set_calls(calls)]
+        set_calls(_with_checkpoints_run_directly(calls))
+        for mode in (self._mode, self._reads):
+            mode.__enter__()  # type: ignore[no-untyped-call]
+            self._undo.append(lambda mode=mode: mode.__exit__(None, None, None))  # type: ignore[misc]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def finished(self, loss: torch.Tensor) -> torch.Tensor:
+        """J, held where the loss itself has no graph; NaN where the graph was cut in other places than at θ."""
+        return self._mode.finished(loss)
+
+
+class HoldMode(DispatchMode):
+    """Follows memory that depends on θ, and holds what is read of it without a graph; for `Holding`."""
+
+    supports_higher_order_operators = True
+
+    def __init__(
+        self, held: HeldValues, theta: Iterable[torch.Tensor], is_lent: Callable[[torch.Tensor], bool]
+    ) -> None:
+        super().__init__()
+        self._held, self._is_lent = held, is_lent
+        self._records = not held.complete
+        self._position, self._strayed = 0, False
+        self._memory: dict[int, _Memory] = {}
+        self._cuts: dict[int, Cut] = {}  # the last cut through a storage
+        self._alive: dict[int, Any] = {}  # weak references: no storage takes the place of another
+        self._forwards = function_forwards()
+        if self._records:
+            held.values.clear()
+        for tensor in theta:
+            self._see(tensor)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs, frame = kwargs or {}, sys._getframe(1)
+        if _is_ours(frame):
+            return func(*args, **kwargs)
+        tensors = [x for x in _tensors((args, tuple(kwargs.values()))) if _is_inexact(x)]
+        for tensor in tensors:
+            self._see(tensor)
+        if not any(self._depends(tensor) for tensor in tensors):
+            return func(*args, **kwargs)
+        if func in _SCALAR_READS:
+            return self._number(func, args[0], frame)
+        if torch.is_grad_enabled() and not is_view(func) and not in_backward():
+            args, kwargs = self._with_held(func, args, kwargs, frame)
+        result = func(*args, **kwargs)
+        self._note(func, args, kwargs, result, frame)
+        return result
+
+    def read(self, name: str, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
+        """The tensor whose numbers Python gets that reads those of `tensor` by the method `name`."""
+        if _is_ours(frame) or not _is_inexact(tensor):
+            return tensor
+        self._see(tensor)
+        if not self._depends(tensor) or self._is_private(frame) or self._memory_of(tensor) is _Memory.OF_FUNCTION:
+            return tensor
+        held = self._taken(name, tensor, self._cut(Way.READ, frame), lambda x: x.detach().clone())
+        return held.requires_grad_(tensor.requires_grad)
+
+    def finished(self, loss: torch.Tensor) -> torch.Tensor:
+        """See `Holding.finished`."""
+        self._see(loss)
+        if self._is_cut(loss):
+            cut = self._cut_of(loss, sys._getframe(1))
+            loss = self._taken("J", loss, cut, lambda x: x.detach().clone())
+        strayed = self._strayed or (not self._records and self._position != len(self._held.values))
+        self._held.complete = True
+        return loss * float("nan") if strayed else loss
+
+    def _with_held(
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """The arguments of an operation of the graph, those held that the graph has lost."""
+        writes = written_arguments(func)
+        read = [x for position, x in enumerate(args) if position not in writes]
+        read += [x for name, x in kwargs.items() if name not in writes]
+        if not any(self._is_cut(x) for x in _tensors(read)) or is_inside_function(frame, self._forwards):
+            return args, kwargs
+
+        def held(x: Any) -> Any:
+            if isinstance(x, torch.Tensor):
+                return self._held_tensor(func, x, frame) if self._is_cut(x) else x
+            return type(x)([held(item) for item in x]) if type(x) in (list, tuple) else x
+
+        new = tuple(x if position in writes else held(x) for position, x in enumerate(args))
+        return new, {name: x if name in writes else held(x) for name, x in kwargs.items()}
+
+    def _held_tensor(self, func: Any, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
+        value = self._taken(_name(func), tensor, self._cut_of(tensor, frame), lambda x: x.detach().clone())
+        if self._is_lent(tensor):
+            return value
+        try:
+            tensor.data = value  # so that autograd, which has saved the tensor before, reads the held value too
+        except RuntimeError:  # of inference mode
+            return value
+        return tensor
+
+    def _number(self, func: Any, tensor: torch.Tensor, frame: FrameType) -> Any:
+        """The number that Python gets."""
+        if self._is_private(frame) or self._memory_of(tensor) is _Memory.OF_FUNCTION:
+            return func(tensor)
+        return self._taken(_name(func), tensor, self._cut(Way.READ, frame), func)
+
+    def _taken(self, reader: str, tensor: torch.Tensor, cut: Cut, copied: Callable[[torch.Tensor], Any]) -> Any:
+        """A copy of what is held in the place of a tensor; of the tensor itself where nothing is, or the cut is free.
+
+        Args:
+            reader: the operation that reads it.
+            tensor: what there is at this θ.
+            cut: where it left the graph.
+            copied: makes of a tensor what is recorded.
+        """
+        if self._records:
+            self._held.values.append(HeldValue(cut, reader, copied(tensor)))
+        known = self._held.values[self._position :][:1] if not self._records else self._held.values[-1:]
+        self._position += 1
+        if not known or not _fits(known[0], reader, tensor):
+            self._strayed = True
+            return copied(tensor)
+        value = known[0].value
+        if known[0].cut in self._held.freed:
+            return copied(tensor)
+        return value.clone() if isinstance(value, torch.Tensor) else value
+
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frame: FrameType) -> None:
+        """Notes what the memory holds that an operation has written or given another view of."""
+        inputs = [x for x in _tensors((args, tuple(kwargs.values()))) if _is_inexact(x) and self._depends(x)]
+        if not inputs or func in _SHAPE_ONLY:
+            return
+        with_graph = torch.is_grad_enabled()
+        if is_view(func):
+            if not with_graph or func in _DETACHES:
+                way = Way.DETACHED if with_graph else self._way()
+                self._cut_through(inputs[0], way, frame)
+            return
+        if with_graph:
+            lost = not any(x.requires_grad for x in inputs)
+            kind = _Memory.OF_FUNCTION if lost else _Memory.GRAPH
+        else:
+            kind = _Memory.OF_FUNCTION if is_inside_function(frame, self._forwards) else _Memory.CUT
+        written = [x for position, x in enumerate(args) if position in written_arguments(func)]
+        for x in _tensors([written, result, kwargs.get("out")]):
+            if _is_inexact(x) and self._memory_of(x) is not _Memory.LEAF:
+                self._mark(x, kind)
+                if kind is _Memory.CUT:
+                    self._cut_through(x, self._way(), frame)
+
+    def _see(self, tensor: torch.Tensor) -> None:
+        """Notes memory that is seen to have a graph for the first time."""
+        if tensor.requires_grad and self._memory_of(tensor) in (None, _Memory.OF_FUNCTION):
+            self._mark(tensor, _Memory.LEAF if tensor.is_leaf else _Memory.GRAPH)
+
+    def _mark(self, tensor: torch.Tensor, kind: _Memory) -> None:
+        if tensor.layout is not torch.strided:
+            return
+        key = storage_key(tensor)
+        if key not in self._alive:
+            self._alive[key] = weak_storage(tensor)
+        self._memory[key] = kind
+
+    def _memory_of(self, tensor: torch.Tensor) -> _Memory | None:
+        return self._memory.get(storage_key(tensor)) if tensor.layout is torch.strided else None
+
+    def _depends(self, tensor: torch.Tensor) -> bool:
+        return tensor.requires_grad or self._memory_of(tensor) is not None
+
+    def _is_cut(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor depends on θ, and the graph does not say so."""
+        memory = self._memory_of(tensor) if _is_inexact(tensor) else None
+        if memory is None or memory is _Memory.OF_FUNCTION:
+            return False
+        return not tensor.requires_grad or (tensor.is_leaf and memory is not _Memory.LEAF)
+
+    def _is_private(self, frame: FrameType) -> bool:
+        """Whether what runs here is the own affair of a backward or of a custom Function."""
+        return in_backward() or is_inside_function(frame, self._forwards)
+
+    def _way(self) -> Way:
+        return Way.IN_BACKWARD if in_backward() else Way.WITHOUT_GRAD
+
+    def _cut(self, way: Way, frame: FrameType) -> Cut:
+        return Cut(way, calling_line(frame) if self._records else None)
+
+    def _cut_through(self, tensor: torch.Tensor, way: Way, frame: FrameType) -> None:
+        if self._records and tensor.layout is torch.strided:
+            self._cuts[storage_key(tensor)] = self._cut(way, frame)
+
+    def _cut_of(self, tensor: torch.Tensor, frame: FrameType) -> Cut:
+        return self._cuts.get(storage_key(tensor)) or self._cut(Way.DETACHED, frame)
+
+
+class HeldReads(TorchFunctionMode):
+    """Holds what Python reads of tensors by no operation; for `Holding`."""
+
+    def __init__(self, mode: HoldMode) -> None:
+        super().__init__()
+        self._mode = mode
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in READS and isinstance(args[0], torch.Tensor):
+            args = (self._mode.read(name, args[0], sys._getframe(1)), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+def _with_checkpoints_run_directly(calls: Calls) -> Calls:
+    """The calls of modules and Functions, in which a reentrant checkpoint calls its function as it is.
+
+    It would run it without a graph, so that nothing told a cut of the graph.
+    """
+
+    def apply(function: Any, *args: Any, **kwargs: Any) -> Any:
+        if function is reentrant_checkpoint():
+            run, _, *inputs = args
+            return run(*inputs)
+        return calls.function.__get__(None, function)(*args, **kwargs)
+
+    return Calls(calls.module, classmethod(apply))
+
+
+def _is_ours(frame: FrameType | None) -> bool:
+    """Whether this package itself asked for an operation, and not J."""
+    while frame is not None and frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    file = "" if frame is None else frame.f_code.co_filename
+    return file.startswith(PACKAGE) and not file.startswith(PARTS_OF_J)
+
+
+def _fits(held: HeldValue, reader: str, tensor: torch.Tensor) -> bool:
+    same = held.reader == reader
+    if not isinstance(held.value, torch.Tensor):
+        return same
+    return same and held.value.shape == tensor.shape and held.value.dtype == tensor.dtype
+
+
+def _name(func: Any) -> str:
+    return str(getattr(func, "overloadpacket", func).__name__)
+
+
+def _is_inexact(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return flatten(tree)
+
+
+_SCALAR_READS = overloads("_local_scalar_dense")
+
+_DETACHES = frozenset(existing("detach.default"))
+
+_SHAPE_ONLY = overloads(
+    "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "new_empty", "new_empty_strided", "new_zeros", "new_ones", "new_full",
+)  # fmt: skip
+"""Operations whose results depend on shapes alone."""
