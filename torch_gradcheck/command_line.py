@@ -81,6 +81,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--progress", action=argparse.BooleanOptionalAction, help="a bar; by default for long work on a terminal"
     )
+    parser.add_argument(
+        "--perturb",
+        type=float,
+        metavar="SIZE",
+        default=0.0,
+        help="check at θ plus so many standard deviations of noise",
+    )
     for suffix, file_format in FORMATS.items():
         parser.add_argument(
             f"--{suffix}", type=Path, metavar="PATH", help=f"write the report as {file_format.name} too"
@@ -111,6 +118,7 @@ def _checked(options: argparse.Namespace) -> Report:
         dtype=getattr(torch, options.dtype),
         seed=options.seed,
         progress=options.progress,
+        perturb=options.perturb,
     )
 
 

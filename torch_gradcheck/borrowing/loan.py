@@ -83,6 +83,10 @@ class Borrowed:
         if self._collects_gradients:
             self._tensors.drop_gradients()
 
+    def take_for_first(self) -> None:
+        """Has evaluations start from what the lent tensors hold now."""
+        self._tensors.take_for_first()
+
     def has_gradients(self) -> bool:
         """Whether the evaluation left something in `.grad`: it ran a backward of its own."""
         return self._tensors.have_gradients()
