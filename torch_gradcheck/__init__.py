@@ -20,10 +20,14 @@ if TYPE_CHECKING:
         NonScalarLossError,
     )
     from torch_gradcheck.monitoring.monitor import GradientMonitor
+    from torch_gradcheck.planting.plant import blind_spots
+    from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
     from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
     from torch_gradcheck.reporting.report import Report
 
 __all__ = [
+    "BlindSpot",
+    "BlindSpots",
     "Coordinate",
     "Diagnosis",
     "DiagnosisKind",
@@ -40,6 +44,7 @@ __all__ = [
     "Status",
     "Verdict",
     "__version__",
+    "blind_spots",
     "check_closure",
     "check_module",
 ]
@@ -60,6 +65,9 @@ _HOMES = {
     "ParameterReport": "reporting.facts",
     "Status": "reporting.facts",
     "Verdict": "reporting.facts",
+    "blind_spots": "planting.plant",
+    "BlindSpot": "planting.spots",
+    "BlindSpots": "planting.spots",
     "GradientMonitor": "monitoring.monitor",
     "Report": "reporting.report",
 }
