@@ -146,8 +146,8 @@ def on_equal_entries(model: nn.Module, unused: Collection[str], advice: str) -> 
             by_value.setdefault(value, []).append(name)
     if not by_value:
         return ""
-    groups = [f"{value:g} in {listed(by_value[value])}" for value in sorted(by_value, key=lambda each: each != 1)]
-    return f"entries that are all equal hide how they enter: {listed(groups)}{advice}"
+    groups = [f"{listed(by_value[value])} (all {value:g})" for value in sorted(by_value, key=lambda each: each != 1)]
+    return f"parameters whose entries are all equal hide how they enter: {listed(groups)}{advice}"
 
 
 def common_value(parameter: torch.Tensor) -> complex | None:

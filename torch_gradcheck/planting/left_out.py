@@ -20,8 +20,11 @@ from torch_gradcheck.objective.objective import Objective
 TERMS = ("bias", "beta", "shift", "offset")
 """What the names of parameters contain that are added; others are taken for factors."""
 
-DIFFERENT = 1e-9
-"""Two gradients of an input are different where they differ by more than this part of the larger one."""
+STEP = 1e-3
+"""How far the inputs of a module are moved."""
+
+DIFFERENT = 1e-6
+"""Two slopes or gradients are different where they differ by more than this part of the larger one."""
 
 
 class CannotPlantError(Exception):
@@ -65,16 +68,20 @@ def left_out(objective: Objective, module: nn.Module, name: str) -> Iterator[Non
 class InputGradients:
     """The parameters that enter the gradient of their module's input, found by one evaluation of J.
 
+    Whether one does is told by slopes of the module along a random direction, which moving the parameter changes or
+    not, and not by its backward: that may be the one that forgets it.
+
     Attributes:
-        entering: name of a module → names of its own parameters that do. Moved by random numbers, they change it.
+        entering: name of a module → names of its own parameters that do.
+        forgotten: the same, of those that its backward leaves out already.
         asked: the names of the modules of which J's backward asks for the gradient of an input.
     """
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         self.entering: dict[str, set[str]] = {}
+        self.forgotten: dict[str, set[str]] = {}
         self.asked: set[str] = set()
         self._objective = objective
-        self._generator = torch.Generator("cpu").manual_seed(0)
         owners = {name: each for name, each in model.named_modules() if list(each.named_parameters(recurse=False))}
         handles = [each.register_forward_hook(self._look(name), with_kwargs=True) for name, each in owners.items()]
         try:
@@ -90,27 +97,36 @@ class InputGradients:
             if any(tensor.requires_grad for tensor in tensors):
                 self.asked.add(name)
             if tensors and name not in self.entering:
-                self.entering[name] = set(self._of(module, args, kwargs))
+                self.entering[name], self.forgotten[name] = set(), set()
+                self._try(name, module, _Call(module, (args, kwargs), self._objective, everything=True))
 
         return after
 
-    def _of(self, module: nn.Module, args: Any, kwargs: Any) -> Iterator[str]:
-        call = _Call(module, (args, kwargs), self._objective, everything=True)
+    def _try(self, name: str, module: nn.Module, call: _Call) -> None:
         try:
-            right = call.input_gradients({})
-            for name, parameter in module.named_parameters(recurse=False):
+            slopes, gradients = call.slopes({}), call.input_gradients({})
+            for own, parameter in module.named_parameters(recurse=False):
                 if parameter.is_floating_point() or parameter.is_complex():
-                    noise = torch.rand(parameter.shape, generator=self._generator, dtype=torch.float64) + 0.5
-                    moved = call.input_gradients({name: parameter.detach() + noise.to(parameter)})
-                    if any(_differ(one, other) for one, other in zip(right, moved, strict=True)):
-                        yield name
-        except Exception:  # the user's own module, run where it did not expect to be
+                    moved = {own: parameter.detach() + _between_half_and_three_halves(parameter, 0)}
+                    if _differ(slopes, call.slopes(moved)):
+                        self.entering[name].add(own)
+                        if not _differ(gradients, call.input_gradients(moved)):
+                            self.forgotten[name].add(own)
+        except Exception:  # of the user's own module, run where it did not expect to be
             return
 
 
-def _differ(one: torch.Tensor, other: torch.Tensor) -> bool:
-    gap, size = (one - other).abs(), torch.maximum(one.abs(), other.abs())
-    return bool(gap.numel() and not bool(gap.max() <= DIFFERENT * size.max()))  # True for NaN
+def _differ(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    for one, other in zip(ones, others, strict=True):
+        gap, size = (one - other).abs(), torch.maximum(one.abs(), other.abs())
+        if gap.numel() and not bool(gap.max() <= DIFFERENT * size.max()):  # True for NaN
+            return True
+    return False
+
+
+def _between_half_and_three_halves(like: torch.Tensor, seed: int) -> torch.Tensor:
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return (torch.rand(like.shape, generator=generator, dtype=torch.float64) + 0.5).to(like)
 
 
 class _Call:
@@ -149,16 +165,27 @@ class _Call:
         outputs = [each for each in self._run(replacements) if each.requires_grad]
         if not outputs:
             return [torch.zeros_like(leaf) for leaf in self._leaves]
-        generator = torch.Generator("cpu").manual_seed(1)
-        cotangents = [(torch.rand(each.shape, generator=generator) + 0.5).to(each) for each in outputs]
+        cotangents = [_between_half_and_three_halves(each, 1) for each in outputs]
         return _pulled_back(outputs, self._leaves, cotangents)
 
-    def _run(self, replacements: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    def slopes(self, replacements: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        """How far the outputs move when all inputs move by a small step along a random direction."""
+        directions = [STEP * _between_half_and_three_halves(leaf, 2) for leaf in self._leaves]
+        ends = [self._run(replacements, [sign * each for each in directions]) for sign in (1, -1)]
+        return [(after - before).detach() for after, before in zip(*ends, strict=True)]
+
+    def _run(
+        self, replacements: dict[str, torch.Tensor], steps: Sequence[torch.Tensor] | None = None
+    ) -> list[torch.Tensor]:
+        arguments = self._arguments
+        if steps is not None:
+            moved = {id(leaf): leaf.detach() + step for leaf, step in zip(self._leaves, steps, strict=True)}
+            arguments = rebuilt(arguments, lambda tensor: moved.get(id(tensor), tensor))
         after = self._objective.random_state
         self._random.restore()
         try:
             with torch.enable_grad():
-                return self._alone.outputs(self._arguments, replacements)
+                return self._alone.outputs(arguments, replacements)
         finally:
             after.restore()
 

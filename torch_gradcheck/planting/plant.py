@@ -48,8 +48,8 @@ def blind_spots(
     everywhere (0 where its name says that it is a bias). Which of these change the gradient of J by more than a check
     passes, entry by entry, takes a backward a fault and no differences; at a kink of J a check may pass more.
 
-    A parameter of several modules is told of once. A module that is not called, but whose parameters or inner modules
-    are used all the same, has no backward of its own.
+    Autograd's own gradient is taken for right: check it first. A parameter of several modules is told of once. A module
+    that is not called, but whose parameters or inner modules are used all the same, has no backward of its own.
 
     Args:
         model: the user's model; nothing of it changes.
@@ -269,6 +269,8 @@ class _Planting:
             yield BlindSpot(name, fault, False, "its input needs no gradient: the backward is never asked for it")
         elif common_value(parameter) == value:
             yield BlindSpot(name, fault, False, f"{own} is exactly {value} in every entry")
+        elif own in self._inputs.forgotten[name]:
+            yield BlindSpot(name, fault, False, f"its backward leaves {own} out already: see what check_module says")
         else:
             plant = left_out(self._problem.objective, self._flows.modules[name], own)
             yield from self._row_of(plant, name, fault, self._reasons.of_no_input_effect)
