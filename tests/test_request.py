@@ -25,6 +25,8 @@ DEFAULTS: dict[str, Any] = {
     "dtype": torch.float64,
     "seed": 0,
     "progress": None,
+    "perturb": 0.0,
+    "hold_detached": False,
 }
 
 

@@ -21,10 +21,14 @@ if TYPE_CHECKING:
         NothingProvenError,
     )
     from torch_gradcheck.monitoring.monitor import GradientMonitor
+    from torch_gradcheck.planting.plant import blind_spots
+    from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
     from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
     from torch_gradcheck.reporting.report import Report
 
 __all__ = [
+    "BlindSpot",
+    "BlindSpots",
     "Coordinate",
     "Diagnosis",
     "DiagnosisKind",
@@ -42,6 +46,7 @@ __all__ = [
     "Status",
     "Verdict",
     "__version__",
+    "blind_spots",
     "check_closure",
     "check_module",
 ]
@@ -63,6 +68,9 @@ _HOMES = {
     "ParameterReport": "reporting.facts",
     "Status": "reporting.facts",
     "Verdict": "reporting.facts",
+    "blind_spots": "planting.plant",
+    "BlindSpot": "planting.spots",
+    "BlindSpots": "planting.spots",
     "GradientMonitor": "monitoring.monitor",
     "Report": "reporting.report",
 }

@@ -44,6 +44,7 @@ def check_module(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     progress: bool | None = None,
+    perturb: float = 0.0,
     hold_detached: bool = False,
 ) -> Report:
     """Checks the gradients of `model` under `loss_fn` on `batch` against centered differences.
@@ -72,6 +73,9 @@ def check_module(
         dtype: the precision of the check, `torch.float64` or `torch.float32`.
         seed: of everything that is drawn at random: same seed, same report.
         progress: True or False; None shows a bar only for long work on a terminal.
+        perturb: 0.0: at the model's own θ. A positive number: at θ + perturb · s · N(0, 1), s the standard deviation of
+            the tensor, 1 where it is constant, drawn from `seed`. Mistakes that weights of exactly 1 or 0 hide show
+            there. All parameters that require a gradient move, for the check alone.
         hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ in every
             evaluation, so that deliberate stop-gradients are right. False: it moves with θ, and a gradient that is
             lost there is a mismatch.
@@ -93,6 +97,7 @@ def check_module(
         dtype=dtype,
         seed=seed,
         progress=progress,
+        perturb=perturb,
         hold_detached=hold_detached,
     )
     callable_argument("loss_fn", loss_fn)
@@ -113,6 +118,7 @@ def check_closure(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     progress: bool | None = None,
+    perturb: float = 0.0,
     hold_detached: bool = False,
 ) -> Report:
     """Checks the gradients of `model` under a zero-argument `closure` that returns the scalar loss.
@@ -135,6 +141,7 @@ def check_closure(
         dtype=dtype,
         seed=seed,
         progress=progress,
+        perturb=perturb,
         hold_detached=hold_detached,
     )
     callable_argument("closure", closure)

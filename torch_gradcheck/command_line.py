@@ -93,6 +93,13 @@ def _parser() -> argparse.ArgumentParser:
         "--progress", action=argparse.BooleanOptionalAction, help="a bar; by default for long work on a terminal"
     )
     parser.add_argument(
+        "--perturb",
+        type=float,
+        metavar="SIZE",
+        default=0.0,
+        help="check at θ plus so many standard deviations of noise",
+    )
+    parser.add_argument(
         "--strict", action="store_true", help="exit 3 where a checked parameter is flat, unused or undecided"
     )
     parser.add_argument(
@@ -130,6 +137,7 @@ def _checked(options: argparse.Namespace) -> Report:
         dtype=getattr(torch, options.dtype),
         seed=options.seed,
         progress=options.progress,
+        perturb=options.perturb,
         hold_detached=options.hold_detached,
     )
 

@@ -42,6 +42,7 @@ class Request:
     dtype: torch.dtype
     seed: int
     progress: bool | None
+    perturb: float
     hold_detached: bool
 
 
@@ -59,7 +60,8 @@ def validated_request(
     dtype: object,
     seed: object,
     progress: object,
-    hold_detached: object = False,
+    perturb: object,
+    hold_detached: object,
 ) -> Request:
     """The validated request; `methods` are the names that `method` may be.
 
@@ -79,6 +81,7 @@ def validated_request(
         dtype=precision,
         seed=_seed(seed),
         progress=_progress(progress),
+        perturb=_perturb(perturb, gradients),
         hold_detached=_flag("hold_detached", hold_detached),
     )
 
@@ -138,15 +141,19 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> str:
 
 def positive_number(name: str, value: object) -> float:
     """`value`, which argument `name` is given, as a float; raises unless it is positive and finite."""
-    if isinstance(value, bool) or not hasattr(value, "__float__"):
-        raise InvalidRequestError(f"{name} must be a positive number, got {_found(value)}.")
-    try:
-        number = float(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise InvalidRequestError(f"{name} must be a positive number, got {_found(value)}.") from error
+    number = _number(name, value, "a positive number")
     if not (math.isfinite(number) and number > 0):
         raise InvalidRequestError(f"{name} must be a positive finite number, got {number!r}.")
     return number
+
+
+def _number(name: str, value: object, wanted: str) -> float:
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
+        raise InvalidRequestError(f"{name} must be {wanted}, got {_found(value)}.")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise InvalidRequestError(f"{name} must be {wanted}, got {_found(value)}.") from error
 
 
 def _patterns(name: str, value: object) -> tuple[str, ...]:
@@ -179,6 +186,19 @@ def _seed(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_SEED:
         return value
     raise InvalidRequestError(f"seed must be an integer from 0 to {MAX_SEED}, got {_found(value)}.")
+
+
+def _perturb(value: object, gradients: object) -> float:
+    """`perturb` as a float; raises unless it is finite, at least 0, and 0 where the gradients are given."""
+    perturb = _number("perturb", value, "0 or a positive number")
+    if not (math.isfinite(perturb) and perturb >= 0):
+        raise InvalidRequestError(f"perturb must be 0 or a positive finite number, got {perturb!r}.")
+    if perturb and gradients is not None:
+        given = '"grad"' if isinstance(gradients, str) else "those derived by hand"
+        raise InvalidRequestError(
+            f"perturb={perturb:g} moves θ, and gradients={given} belong to the model's own θ: leave one of them out."
+        )
+    return perturb
 
 
 def _progress(value: object) -> bool | None:

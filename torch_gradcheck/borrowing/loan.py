@@ -83,6 +83,10 @@ class Borrowed:
         if self._collects_gradients:
             self._tensors.drop_gradients()
 
+    def take_for_first(self) -> None:
+        """Has evaluations start from what the lent tensors hold now."""
+        self._tensors.take_for_first()
+
     def lends(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor object is one of the caller's, and not made while the model is lent."""
         return self._tensors.hold(tensor)

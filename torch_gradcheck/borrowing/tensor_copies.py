@@ -55,6 +55,12 @@ class TensorCopies:
             connect_hooks(tensor)
         self._versions = [version_of(tensor) for tensor in self._tensors]
 
+    def take_for_first(self) -> None:
+        """Has `rewind` put back what the copies hold now."""
+        with torch.no_grad():
+            for now, first in zip(self._tensors, self._pristine, strict=True):
+                first.copy_(now)
+
     def swap_back(self) -> None:
         """Has every tensor object stand for its own contents again."""
         while self._swapped:

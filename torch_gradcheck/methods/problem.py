@@ -11,11 +11,13 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, select_engine
+from torch_gradcheck.errors import NonFiniteLossError
 from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.methods.noise import NoiseNear, noise_near
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
+from torch_gradcheck.objective.perturbed_theta import move_theta
 from torch_gradcheck.objective.preflight import preflighted
 from torch_gradcheck.objective.theta import Theta, check_selection, theta_of
 from torch_gradcheck.precision.dtypes import epsilon
@@ -69,7 +71,12 @@ class Problem:
         dtype = self.request.dtype
         compute = self._loss.at(dtype)
         hold = self.request.hold_detached
-        return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, self.progress.beat, hold)
+        try:
+            return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, self.progress.beat, hold)
+        except NonFiniteLossError as error:
+            if not self.request.perturb:
+                raise
+            raise NonFiniteLossError(f"{error} {_is_moved(self.request.perturb)}", module=error.module) from error
 
     @cached_property
     def noise(self) -> Noise:
@@ -133,6 +140,13 @@ class Problem:
             return self.objective.value()
 
 
+def _is_moved(perturb: float) -> str:
+    return (
+        f"This is with perturb={perturb:g}, away from the model's own θ: try a smaller one, or perturb=0 to see "
+        "whether it is finite there."
+    )
+
+
 def posed(
     model: nn.Module,
     loss: Loss,
@@ -163,6 +177,9 @@ def posed(
     threads = torch.get_num_threads()  # the loan may set it to 1
 
     def problem(borrowed: Borrowed) -> Problem:
+        if request.perturb:
+            move_theta(model, request.perturb, request.seed)
+            borrowed.take_for_first()
         return Problem(model, loss, borrowed, request, threads, progress, theta, drawn_in)
 
     return Loan(model, loss.holders, request.mode, request.dtype, request.seed, problem, start)

@@ -10,7 +10,9 @@ from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
 from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_spread
-from torch_gradcheck.reporting.facts import ParameterReport
+from torch_gradcheck.objective.perturbed_theta import on_perturbed
+from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
+from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.verdicts.rows import on_unproven
 
@@ -29,14 +31,25 @@ def notes_of(
     objective = problem.objective
     accumulated = any(gradient.accumulated for gradient in gradients.values())
     notes = [
+        on_perturbed(problem.request.perturb, problem.request.seed),
         *choice.method.notes(problem, rows),
         on_overridden(objective),
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
         on_unproven(rows),
+        *_on_unseen(problem, rows),
     ]
     return [*choice.notes, *(note for note in notes if note), *remarks_on(objective.model)]
+
+
+def _on_unseen(problem: Problem, rows: Sequence[ParameterReport]) -> tuple[str, str, str]:
+    """What a check at this θ, batch and mode cannot see; "" for what does not apply."""
+    model, activity = problem.objective.model, problem.objective.activity
+    unused = {name for row in rows if row.status is Status.UNUSED for name in (row.name, *row.aliases)}
+    at_own_theta = problem.request.gradients is None and not problem.request.perturb
+    advice = "; perturb=0.1 would check away from there" if at_own_theta else ""
+    return on_mode(model, activity), on_equal_entries(model, unused, advice), on_silent_units(model, activity)
 
 
 def reported(

@@ -69,8 +69,10 @@ class GradientMonitor:
             then called after each backward; batches of one optimizer step count as one step.
         clip_norm, clip_value: the loop has clipped `.grad` to this norm, or value, when it calls `step`.
         scaler: a `torch.amp.GradScaler` whose scale `.grad` carries when the loop calls `step` before `unscale_`.
-        method, eps, tolerance, include, exclude, mode, dtype, seed, progress, hold_detached: as in `check_module`. The `mode` is that
-            of the model's check; `.grad` is judged in the mode the loop trains in.
+        method, eps, tolerance, include, exclude, mode, dtype, seed, progress, hold_detached: as in `check_module`. The
+            `mode` is that of the model's check; `.grad` is judged in the mode the loop trains in. There is no
+            `perturb`: what the loop left in `.grad` belongs to its own θ, and after a few steps that is no
+            initialisation any more.
 
     Attributes:
         reports: step → its report.
@@ -116,6 +118,7 @@ class GradientMonitor:
             dtype=dtype,
             seed=seed,
             progress=progress,
+            perturb=0.0,
             hold_detached=hold_detached,
         )
         callable_argument("loss_fn", loss_fn)

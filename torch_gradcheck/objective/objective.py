@@ -15,6 +15,7 @@ from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import NonScalarLossError
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
+from torch_gradcheck.objective.unseen import Activity
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
 from torch_gradcheck.reporting.words import listed
@@ -40,6 +41,7 @@ class Objective:
         overridden: op name → modules in which a lower precision was overridden.
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
+        activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
         held: the values that J reads where its graph is cut; None where all moves with θ.
     """
@@ -62,6 +64,7 @@ class Objective:
         self.overridden: dict[str, set[str]] = {}
         self.needs_graph = True
         self.runs_backward = False
+        self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
         self._needs_mode = True
         self.held = held
@@ -147,7 +150,8 @@ class Objective:
         self._needs_mode = bool(mode.overridden) or self.drawn_in is not None
         return value
 
-    def _record_output(self, _: str, tensors: list[torch.Tensor]) -> None:
+    def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:
+        self.activity.saw(name, tensors)
         for tensor in tensors:
             if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))

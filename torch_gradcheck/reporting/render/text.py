@@ -32,16 +32,16 @@ def text(facts: Facts, width: int | None = None) -> str:
     """Returns the report in lines of at most `width` columns (`None`: 80), without colour codes or trailing spaces."""
     said, width = outline(facts), max(width or WIDTH, WIDTH)
     sections = [
-        _rendered(_opening(said), width),
-        _rendered(_table(said, width), width),
-        *(_rendered(section, width) for section in _mistakes(said)),
-        _rendered(_gaps(said), width),
-        _rendered(_notes(said), width),
+        rendered(_opening(said), width),
+        rendered(_table(said, width), width),
+        *(rendered(section, width) for section in _mistakes(said)),
+        rendered(_gaps(said), width),
+        rendered(_notes(said), width),
     ]
     return "\n\n".join(section for section in sections if section)
 
 
-def _rendered(renderables: Iterable[RenderableType], width: int) -> str:
+def rendered(renderables: Iterable[RenderableType], width: int) -> str:
     """Returns the text of `renderables`, laid out by rich for a page that is neither terminal nor notebook."""
     from rich.console import Console
 

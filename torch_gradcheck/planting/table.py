@@ -1,0 +1,87 @@
+"""The faults that a check would not find as plain text, those of one module and one reason on one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from torch_gradcheck.reporting.render.text import WIDTH, rendered
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MANY = 40
+"""Lines of the table; further ones are counted."""
+
+OWN = "gradient of "
+
+OF_A_GRADIENT = re.compile(rf"(output gradient|{OWN}[^\s,]+),? (.+)")
+"""What is said of a fault: the gradient that is wrong, and what is wrong with it."""
+
+Hidden = tuple[str, str, str]
+"""Module, fault and reason."""
+
+
+def table(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[str]) -> str:
+    """The text, in lines of at most 80 columns.
+
+    Args:
+        hidden: the faults that would not be found.
+        planted: how many there are in all.
+        where: the circumstances, on one line.
+        notes: one sentence each.
+    """
+    found = planted - len(hidden)
+    sections = [rendered([f"{found:,} of {planted:,} faults would be found", where], WIDTH)]
+    sections.append(rendered(_lines(hidden), WIDTH))
+    sections.append(rendered(_notes(notes), WIDTH))
+    return "\n\n".join(section for section in sections if section)
+
+
+def _lines(hidden: Sequence[Hidden]) -> Iterator[RenderableType]:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    if not hidden:
+        return
+    lines = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
+    for header, ratio in (("module", 3), ("would not be found", 5), ("because", 5)):
+        lines.add_column(header, overflow="fold", ratio=ratio)
+    together = _together(hidden)
+    for module, faults, reason in together[:MANY]:
+        lines.add_row(module or "the model", faults, reason)
+    yield lines
+    if len(together) > MANY:
+        yield f"and {len(together) - MANY} more lines; to_dict() has them all"
+
+
+def _together(hidden: Sequence[Hidden]) -> list[Hidden]:
+    """The rows, those of one module for one reason joined to one."""
+    faults: dict[tuple[str, str], list[str]] = {}
+    for module, fault, reason in hidden:
+        faults.setdefault((module, reason), []).append(fault)
+    return [(module, _in_short(those), reason) for (module, reason), those in faults.items()]
+
+
+def _in_short(faults: Sequence[str]) -> str:
+    """The faults with what they have in common said once: "gradient of weight, bias scaled by 1.01, zeroed"."""
+    by_gradient: dict[str, list[str]] = {}
+    for fault in faults:
+        parts = OF_A_GRADIENT.fullmatch(fault)
+        gradient, how = (parts[1], parts[2]) if parts else (fault, "")
+        by_gradient.setdefault(gradient, []).append(how)
+    by_faults: dict[str, list[str]] = {}
+    for gradient, hows in by_gradient.items():
+        by_faults.setdefault(", ".join(hows), []).append(gradient)
+    groups = (
+        (", ".join([those[0], *(each.removeprefix(OWN) for each in those[1:])]), how)
+        for how, those in by_faults.items()
+    )
+    return "; ".join(f"{gradients} {how}".strip() for gradients, how in groups)
+
+
+def _notes(notes: Sequence[str]) -> Iterator[str]:
+    if notes:
+        yield "notes"
+        yield from (f"- {note}" for note in notes)
