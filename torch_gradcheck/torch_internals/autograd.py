@@ -48,6 +48,18 @@ def is_implicit_draw(node: Any) -> bool:
     return bool(node.name().startswith(("StandardGammaBackward", "_DirichletBackward")))
 
 
+def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """What a Function runs backward: its `backward`, or `vjp`, which is another name for it."""
+    of_base = torch.autograd.Function
+    own = function.backward if function.backward is not of_base.backward else function.vjp
+    return own if own is not of_base.vjp else function.backward
+
+
+def function_of(node: Any) -> type[torch.autograd.Function] | None:
+    """The Function, written in Python, whose backward a node runs; None for an operation of torch."""
+    return getattr(type(node), "_forward_cls", None)
+
+
 def in_backward() -> bool:
     """Whether a backward is running in this thread: a checkpoint then calls the model again."""
     return bool(internal(torch._C, "_current_graph_task_id", "tell a forward from a backward")() != -1)
@@ -97,6 +109,11 @@ def tensor_hooks(tensor: torch.Tensor) -> Hooks | None:
 def has_hooks(tensor: torch.Tensor) -> bool:
     """Whether `register_hook` has left a hook on a tensor."""
     return bool(tensor._backward_hooks)
+
+
+def hooks_of(tensor: torch.Tensor) -> list[Callable[..., Any]]:
+    """The hooks that `register_hook` has left on a tensor, in the order in which they run."""
+    return list((tensor._backward_hooks or {}).values())
 
 
 def connect_hooks(tensor: torch.Tensor) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -85,6 +87,22 @@ def compiler_is_imported() -> bool:
 def has_backward_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks that see, and may change, the gradients of its outputs or inputs."""
     return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+@contextmanager
+def with_backward_hooks(module: nn.Module, instead: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside the block a module has `instead(hook)` for each of its backward hooks, in the same order.
+
+    The dictionaries of hooks are replaced and not written to: whoever restores the module's attributes restores them.
+    """
+    held = module._backward_hooks, module._backward_pre_hooks
+    module._backward_hooks, module._backward_pre_hooks = (
+        OrderedDict((number, instead(hook)) for number, hook in hooks.items()) for hooks in held
+    )
+    try:
+        yield
+    finally:
+        module._backward_hooks, module._backward_pre_hooks = held
 
 
 def is_dropout(module: nn.Module) -> bool:

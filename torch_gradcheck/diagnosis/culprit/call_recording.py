@@ -148,6 +148,10 @@ class Recording:
         """Calls made by the loss function or closure itself."""
         return [call for call in self.calls if call.parent is None and not call.in_backward]
 
+    def running(self) -> RecordedCall | None:
+        """The innermost call that is running; None in the loss function or closure itself."""
+        return self._stack[-1] if self._stack else None
+
     def forget_gradients(self) -> None:
         """Forgets all gradients recorded so far, as if no backward had run."""
         for call in self.calls:
@@ -167,7 +171,7 @@ class Recording:
         return self._finished(call, result)
 
     def _begin(self, owner: Owner, args: Any, kwargs: Any) -> RecordedCall:
-        parent = self._stack[-1] if self._stack else None
+        parent = self.running()
         inputs, differentiable = list[torch.Tensor](), list[bool]()
 
         def copied(tensor: torch.Tensor) -> torch.Tensor:
