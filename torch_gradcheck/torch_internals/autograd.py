@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 from torch_gradcheck.torch_internals.missing import internal
 
 Hooks = Mapping[int, Callable[..., Any]]
@@ -49,8 +50,10 @@ def is_implicit_draw(node: Any) -> bool:
 
 
 def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """What a Function runs backward: its `backward`, or `vjp`, which is another name for it."""
-    of_base = torch.autograd.Function
+    """What a Function runs backward: its `backward`, or `vjp`, another name for it; of an operator, what was registered."""
+    operator, of_base = custom_op_of(function), torch.autograd.Function
+    if operator is not None:
+        return operator.backward
     own = function.backward if function.backward is not of_base.backward else function.vjp
     return own if own is not of_base.vjp else function.backward
 

@@ -9,10 +9,13 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
+
+from torch_gradcheck.torch_internals.missing import internal
 
 
 def running_module() -> nn.Module | None:
@@ -49,7 +52,8 @@ class Calls(NamedTuple):
 
     Attributes:
         module: `torch.nn.Module.__call__`.
-        function: the class method `torch.autograd.Function.apply`.
+        function: the class method that `Function.apply` of every Function ends in, also where it was fetched before, as
+            by `swish = Swish.apply`; None: torch's own, see `torchs_apply`.
     """
 
     module: Any
@@ -58,13 +62,27 @@ class Calls(NamedTuple):
 
 def current_calls() -> Calls:
     """What runs at present."""
-    return Calls(nn.Module.__call__, vars(Function)["apply"])
+    return Calls(nn.Module.__call__, vars(_below_function()).get("apply"))
 
 
 def set_calls(calls: Calls) -> None:
     """Has these run from now on."""
     nn.Module.__call__ = calls.module  # type: ignore[method-assign]
-    Function.apply = calls.function  # type: ignore[method-assign]
+    if calls.function is not None:
+        _below_function().apply = calls.function
+    elif "apply" in vars(_below_function()):
+        del _below_function().apply
+
+
+def torchs_apply(function: type[Function]) -> Callable[..., Any]:
+    """What applies a Function, once `Function.apply` has put the arguments in order."""
+    found: Callable[..., Any] = super(_below_function(), function).apply  # type: ignore[misc]
+    return found
+
+
+def _below_function() -> Any:
+    """The class whose `apply`, if it had one, `Function.apply` would call: it comes next in the order of inheritance."""
+    return internal(torch.autograd.function, "_SingleLevelFunction", "see where Functions are applied")
 
 
 def is_compiled(model: nn.Module) -> bool:

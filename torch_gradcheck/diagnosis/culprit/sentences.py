@@ -16,6 +16,7 @@ from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 
 LOSS = "loss_fn"
 """The culprit's name where the loss function or closure itself goes wrong."""
@@ -151,8 +152,8 @@ class Sentences:
     def _on_hook(self, attribution: Attribution) -> dict[str, str]:
         parameter, name = attribution.wrong.entry.parameter, attribution.wrong.entry.name
         if has_hooks(parameter):
-            changes = f"a hook on the parameter {name} changes its gradient{hooks_on(parameter)}"
-            return {name: f"{changes}; the backward up to there is right"}
+            hook = f"a hook on the parameter {name}{hooks_on(parameter)}"
+            return {name: f"{hook} changes its gradient; the backward up to there is right"}
         return {
             NO_MODULE: self.no_culprit("what .grad holds is not what the backward gave it: it is changed afterwards")
         }
@@ -196,7 +197,13 @@ def _share(call: RecordedCall | None, attribution: Attribution) -> str:
 def _kind(call: RecordedCall) -> str:
     if isinstance(call.owner, nn.Module):
         return type(call.owner).__name__
-    return f"autograd.Function {call.owner.__name__}"
+    return function_name(call.owner)
+
+
+def function_name(function: type[Function]) -> str:
+    """A Function, or the operator of torch.library that it belongs to, by name."""
+    operator = custom_op_of(function)
+    return f"autograd.Function {function.__name__}" if operator is None else f"operator {operator.name}"
 
 
 def _moves(call: RecordedCall, attribution: Attribution) -> bool:
@@ -229,6 +236,9 @@ def _input_name(call: RecordedCall, path: str) -> str:
         return path
     position, rest = int(found[1]), found[2]
     assert not isinstance(call.owner, nn.Module)
+    operator = custom_op_of(call.owner)
+    if operator is not None:
+        return f"{operator.arguments[position]}{rest}"
     signature = list(inspect.signature(call.owner.forward).parameters.values())
     given = signature if "setup_context" in vars(call.owner) else signature[1:]
     for k, parameter in enumerate(given):
