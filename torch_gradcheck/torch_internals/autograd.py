@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -61,6 +61,16 @@ def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 def function_of(node: Any) -> type[torch.autograd.Function] | None:
     """The Function, written in Python, whose backward a node runs; None for an operation of torch."""
     return getattr(type(node), "_forward_cls", None)
+
+
+def saved_by(node: Any) -> dict[str, Any]:
+    """What a node of torch's own has kept for its backward, by argument name; without what cannot be read any more."""
+    found = {}
+    for name in (each for each in dir(node) if each.startswith("_saved_")):
+        with suppress(RuntimeError):  # freed, or written to since
+            value = getattr(node, name)
+            found[name.removeprefix("_saved_")] = value.detach() if isinstance(value, torch.Tensor) else value
+    return found
 
 
 def in_backward() -> bool:
