@@ -40,8 +40,9 @@ class ChangingHook:
         """What it is, as "a backward hook of the module at FILE:LINE"."""
         if self.module is not None:
             return f"a backward hook of the module{at_line_of(self.hook)}"
-        by = "" if self.registered is None else f", registered at {self.registered},"
-        return f"a hook on a tensor{at_line_of(self.hook)}{by}"
+        at = at_line_of(self.hook)
+        by = "" if self.registered is None or at == f" at {self.registered}" else f", registered at {self.registered},"
+        return f"a hook on a tensor{at}{by}"
 
 
 class HookWatch(TorchFunctionMode):

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from torch_gradcheck.diagnosis.non_finite.reasons import Reason, reason_of
 from torch_gradcheck.objective.module_hooks import ModuleStack
 from torch_gradcheck.objective.nested import tensors_in
-from torch_gradcheck.torch_internals.autograd import function_of, in_backward
-from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line
+from torch_gradcheck.objective.overflow import Call, OverflowWatch, all_finite
+from torch_gradcheck.torch_internals.autograd import function_of
+from torch_gradcheck.torch_internals.code_lines import CodeLine
 
 Gradients = Sequence[torch.Tensor | None]
 
@@ -39,15 +40,6 @@ class Operation:
     module: str | None
     makes_zeros: bool = False
     passes_zeros: bool = False
-
-
-@dataclass
-class Overflow:
-    """A call in the forward that made NaN or infinity of finite numbers."""
-
-    name: str
-    line: CodeLine | None
-    module: str | None
 
 
 @dataclass(frozen=True)
@@ -78,25 +70,18 @@ class TensorHook:
     line: CodeLine | None
 
 
-class OperationRecording(TorchFunctionMode):
+class OperationRecording(OverflowWatch):
     """Notes every operation of J inside the block, and those whose backward makes non-finite gradients.
-
-    Args:
-        modules: follows the model's modules.
-        inside: the function of this package whose frames bound the lines looked at.
 
     Attributes:
         operations: by node.
         origins: in the order of the backward, at most `MOST_ORIGINS`.
-        overflow: the first in the forward; None without.
     """
 
     def __init__(self, modules: ModuleStack, inside: CodeType) -> None:
-        super().__init__()
+        super().__init__(modules, inside)
         self.operations: dict[Any, Operation] = {}
         self.origins: list[Origin] = []
-        self.overflow: Overflow | None = None
-        self._modules, self._inside = modules, inside
         self._hooks: dict[Any, list[TensorHook]] = {}
         self._handles: list[Any] = []
         self._poisoned: set[Any] = set()  # nodes that are given what an operation has spoilt
@@ -107,19 +92,14 @@ class OperationRecording(TorchFunctionMode):
         for handle in self._handles:
             handle.remove()
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def watched(self, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """As of the base; notes the nodes of the call too, and the hooks that it puts on tensors."""
         if self._looking:
-            return func(*args, **(kwargs or {}))
-        line, module = calling_line(inside=self._inside), self._running()
+            return func(*args, **kwargs)
         if func is torch.Tensor.register_hook and args[0].grad_fn is not None:
-            self._hooks.setdefault(args[0].grad_fn, []).append(TensorHook(args[1], line))
-        finite = self.overflow is None and not in_backward() and _all_finite((args, kwargs))
-        result = func(*args, **(kwargs or {}))
-        if finite and not _all_finite(result):
-            self.overflow = Overflow(getattr(func, "__name__", str(func)).strip("_"), line, module)
-        self.note([*_tensors(result), *_tensors(args)], line, module)  # in place, an argument has another node now
+            self._hooks.setdefault(args[0].grad_fn, []).append(TensorHook(args[1], call.line))
+        result = super().watched(call, func, args, kwargs)
+        self.note([*_tensors(result), *_tensors(args)], call.line, call.module)  # in place, an argument has a new node
         return result
 
     def note(self, tensors: Sequence[torch.Tensor], line: CodeLine | None, module: str | None) -> None:
@@ -139,28 +119,31 @@ class OperationRecording(TorchFunctionMode):
             if any(following is node for following, _ in operation.node.next_functions):
                 yield operation
 
-    def _running(self) -> str | None:
-        return self._modules.current_module() if self._modules.is_running() else None
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """What is computed inside the block is no part of J."""
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking = False
 
     def _hook(self, operation: Operation) -> Callable[[Gradients, Gradients], None]:
         def after(made: Gradients, given: Gradients) -> None:
-            self._looking = True
-            try:
+            with self._unseen():
                 self._after_backward(operation, made, given)
-            finally:
-                self._looking = False
 
         return after
 
     def _after_backward(self, operation: Operation, made: Gradients, given: Gradients) -> None:
-        arrived_finite, left_finite = _all_finite(given), _all_finite(made)
+        arrived_finite, left_finite = all_finite(given), all_finite(made)
         operation.passes_zeros = _zeros(made) > 0
         operation.makes_zeros = _zeros(made) > _zeros(given)
         if not left_finite:
             self._poisoned |= {
                 following
                 for (following, _), gradient in zip(operation.node.next_functions, made, strict=False)
-                if gradient is not None and not _all_finite(gradient)
+                if gradient is not None and not all_finite(gradient)
             }
         hooks = tuple(self._hooks.get(operation.node, ()))
         by_hook = not arrived_finite and operation.node not in self._poisoned and bool(hooks)
@@ -171,18 +154,6 @@ class OperationRecording(TorchFunctionMode):
 
 def _tensors(value: Any) -> list[torch.Tensor]:
     return [tensor for _, tensor in tensors_in(value)]
-
-
-def _all_finite(value: Any) -> bool:
-    """Whether every floating number among tensors and arguments is finite."""
-    if isinstance(value, float):
-        return value - value == 0
-    if isinstance(value, tuple | list | dict):
-        return all(map(_all_finite, value.values() if isinstance(value, dict) else value))
-    if isinstance(value, torch.Tensor):
-        plain = value.layout is torch.strided and (value.is_floating_point() or value.is_complex())
-        return not plain or bool(torch.isfinite(value.detach()).all())
-    return True
 
 
 def _zeros(gradients: Gradients) -> float:

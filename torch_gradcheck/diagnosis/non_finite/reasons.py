@@ -39,13 +39,15 @@ class Reason:
     Attributes:
         where: the singular entries, in the shape of what was saved.
         what, derivative, advice: of the singularity.
-        stored: whether it is NaN or infinity that was made in the forward and kept.
+        factor: what the gradient is multiplied by there, "∞" or "NaN".
+        stored: whether that was made in the forward, perhaps by another operation, and kept.
     """
 
     where: torch.Tensor
     what: str
     derivative: str = ""
     advice: str = ""
+    factor: str = "∞"
     stored: bool = False
 
 
@@ -64,7 +66,8 @@ def reason_of(node: Any) -> Reason | None:
         except (KeyError, TypeError, AttributeError, RuntimeError):  # saved under another name by this torch, or freed
             continue
         if bool(where.any()):
-            return Reason(where, singularity.what, _filled(singularity.derivative, saved), singularity.advice)
+            factor = "NaN" if "result" in saved and bool(torch.isnan(saved["result"]).any()) else "∞"
+            return Reason(where, singularity.what, _filled(singularity.derivative, saved), singularity.advice, factor)
     return _not_finite_itself(saved)
 
 
@@ -74,8 +77,8 @@ def _not_finite_itself(saved: Saved) -> Reason | None:
         if isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex()):
             where = ~torch.isfinite(value.detach())
             if bool(where.any()):
-                what = "NaN" if bool(torch.isnan(value.detach()).any()) else "infinite"
-                return Reason(where, f"its {_ROLES.get(name, name)} is {what}", stored=True)
+                what, factor = ("NaN", "NaN") if bool(torch.isnan(value.detach()).any()) else ("infinite", "∞")
+                return Reason(where, f"its {_ROLES.get(name, name)} is {what}", factor=factor, stored=True)
     return None
 
 
@@ -107,6 +110,10 @@ def _low_power(saved: Saved) -> torch.Tensor:
     return (saved["self"] == 0) & ((exponent.real if exponent.is_complex() else exponent) < 1)
 
 
+def _not_a_number(saved: Saved) -> torch.Tensor:
+    return torch.isnan(saved["result"])
+
+
 def _negative_base(saved: Saved) -> torch.Tensor:
     return (saved["self"] < 0).expand_as(saved["result"]) & torch.is_tensor(saved["exponent"])
 
@@ -134,16 +141,22 @@ _ROW = "leave one entry of the row unmasked, or mask with a large negative numbe
 _LARGE = "limit what goes in, before the call, such as {op}(x.clamp(max=80))"
 
 _ONES = (Singularity(_size_one, "its input is ±1", "1/√(1 − x²)", "keep the input inside, by a clamp before the call"),)
-_LOGS = (Singularity(_at(0), "its input is 0", "1/x", _ZERO_BEFORE),)
+_LOGS = (
+    Singularity(lambda saved: saved["self"] < 0, "its input is negative", "", _ZERO_BEFORE),
+    Singularity(_at(0), "its input is 0", "1/x", _ZERO_BEFORE),
+)
 _EXPONENTIALS = (Singularity(_infinite("result"), "it overflows to ∞", "", _LARGE),)
 _SOFTMAXES = (
     Singularity(
-        lambda saved: torch.isnan(saved["result"]), "its result is NaN, as of a row that is −∞ throughout (0/0)", "", _ROW
+        _not_a_number, "a row is −∞ throughout, so that its result is 0/0", "", _ROW
     ),
 )
 
 SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
-    "sqrt": (Singularity(_at(0, "result"), "its input is 0", "1/(2·√x)", _ZERO_BEFORE),),
+    "sqrt": (
+        Singularity(_not_a_number, "its input is negative", "", _ZERO_BEFORE),
+        Singularity(_at(0, "result"), "its input is 0", "1/(2·√x)", _ZERO_BEFORE),
+    ),
     "rsqrt": (Singularity(_infinite("result"), "its input is 0", "−1/(2·x·√x)", _ZERO_BEFORE),),
     "reciprocal": (Singularity(_infinite("result"), "its input is 0", "−1/x²", _SAFE_DIVISOR),),
     "log": _LOGS,
@@ -153,8 +166,9 @@ SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
     "xlogy": (Singularity(_at(0, "other"), "its second argument is 0", "x/y"),),
     "special_entr": (Singularity(_at(0), "its input is 0", "−log(x) − 1", _ZERO_BEFORE),),
     "pow": (
+        Singularity(_not_a_number, "its base is negative", "", _ZERO_BEFORE),
         Singularity(_low_power, "its base is 0", "{p}·x^({p} − 1)", _ZERO_BEFORE),
-        Singularity(_negative_base, "its base is negative", "x^p·log(x)"),
+        Singularity(_negative_base, "its base is negative, and the exponent has a gradient", "x^p·log(x)"),
     ),
     "div": (
         Singularity(lambda s: (s["other"] == 0) & (s["self"] == 0), "it divides 0 by 0", "1/y", _SAFE_DIVISOR),

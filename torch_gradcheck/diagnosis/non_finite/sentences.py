@@ -33,10 +33,10 @@ MASKS = {
     "index_put": "what an assignment{at} writes over",
     "copy_slices": "what an assignment{at} writes over",
     "mul": "a multiplication by 0{at}",
-    "clamp": "where clamp{at} is constant",
-    "clamp_min": "where clamp{at} is constant",
-    "clamp_max": "where clamp{at} is constant",
-    "relu": "where relu{at} is 0",
+    "clamp": "the part where clamp{at} is constant",
+    "clamp_min": "the part where clamp{at} is constant",
+    "clamp_max": "the part where clamp{at} is constant",
+    "relu": "the part that relu{at} cuts off",
     "maximum": "what maximum{at} did not choose",
     "minimum": "what minimum{at} did not choose",
 }
@@ -77,8 +77,8 @@ class Sentences:
         place = self._in(origin.operation.module)
         if origin.hooks:
             hook = origin.hooks[0]
-            registered = "" if hook.line is None else f", registered at {hook.line}"
-            return f"a hook on a tensor{at_line_of(hook.hook)}{registered}, {place}: what it is shown is finite"
+            at = at_line_of(hook.hook) or f" registered at {hook.line}"
+            return f"a hook on a tensor{at}, {place}: it returns {_kind(origin.given)} for a finite gradient"
         function = function_of(origin.operation.node)
         if function is not None:
             made = _count(~torch.isfinite(_spoilt(origin.made)))
@@ -102,14 +102,14 @@ class Sentences:
         hidden = self._hidden_by(origin)
         if not hidden:
             return said
-        return f"{said}; the gradient that arrives there is 0, behind {hidden}: 0 × ∞ = NaN"
+        return f"{said}; the gradient that arrives there is 0, behind {hidden}: 0 × {reason.factor} = NaN"
 
     def _overflow(self, stored: bool) -> str:
         """Words on the call that made the NaN or infinity that an operation has stored; "" for none."""
         first = self._recording.overflow
         if not stored or first is None or first.line is None:
             return ""
-        return f" (made by {first.name} at {first.line})"
+        return f" (made by {first})"
 
     def _hidden_by(self, origin: Origin) -> str:
         """Words on the operation that made 0 of the gradient which arrives where an operation is singular; "" for none.
