@@ -151,3 +151,8 @@ def restore_hooks(tensor: torch.Tensor, hooks: Hooks | None) -> None:
 def has_post_accumulate_hooks(tensor: torch.Tensor) -> bool:
     """Whether `register_post_accumulate_grad_hook` has left a hook on a leaf."""
     return bool(getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
+def post_accumulate_hooks(tensor: torch.Tensor) -> list[Callable[..., Any]]:
+    """The hooks that `register_post_accumulate_grad_hook` has left on a leaf."""
+    return list((getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values())

@@ -22,11 +22,12 @@ class NonFinite:
     """What makes gradients NaN or infinite.
 
     Attributes:
-        culprit: the module that the operation is in; `"loss_fn"` for the loss function or closure.
+        culprit: the module that the operation is in; `"loss_fn"` for the loss function or closure; None where no
+            operation of J is to blame.
         notes: sentences on it.
     """
 
-    culprit: str
+    culprit: str | None
     notes: tuple[str, ...]
 
 
