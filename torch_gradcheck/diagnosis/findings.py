@@ -13,6 +13,7 @@ from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
+from torch_gradcheck.diagnosis.non_finite.search import find_non_finite
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry, flat_values
@@ -43,7 +44,7 @@ def findings_of(
     trials: Mapping[int, ParameterTrial],
     gradients: Mapping[int, AnalyticGradient],
 ) -> Findings:
-    """Diagnoses every wrong row and searches the culprit; costs nothing where no row is a mismatch.
+    """Diagnoses every wrong row and searches the culprit; costs nothing where none is wrong and all is finite.
 
     Args:
         problem: J, θ and the options, the model lent.
@@ -51,10 +52,11 @@ def findings_of(
         trials: the trial of every checked parameter, by position.
         gradients: the gradients on trial, by position.
     """
-    if not any(row.status is Status.MISMATCH for row in rows):
+    finite = all(np.isfinite(trial.analytic).all() for trial in trials.values())
+    if finite and not any(row.status is Status.MISMATCH for row in rows):
         return Findings(rows, None, [])
     problem.progress.at("what is wrong, and where")
-    culprit = find_culprit(problem, trials, gradients)
+    culprit = _culprit(problem, trials, gradients, finite)
     evidences = {
         position: evidence_of(problem.theta[position], trial, problem.request.tolerance)
         for position, trial in trials.items()
@@ -66,6 +68,26 @@ def findings_of(
         for k, row in enumerate(rows)
     ]
     return Findings(diagnosed, culprit.name, [*culprit.notes, *_in_common(diagnosed, culprit)])
+
+
+def _culprit(
+    problem: Problem, trials: Mapping[int, ParameterTrial], gradients: Mapping[int, AnalyticGradient], finite: bool
+) -> Culprit:
+    """The culprit; of what is not finite the operation that makes it, if it is found, and the culprit of the rest."""
+    made = None if finite else find_non_finite(problem)
+    if made is None:
+        return find_culprit(problem, trials, gradients)
+    rest = {position: _finite_only(trial) for position, trial in trials.items()}
+    if not any(np.any(trial.results.outcome == Outcome.MISMATCH) for trial in rest.values()):
+        return Culprit(made.culprit, made.notes)
+    culprit = find_culprit(problem, rest, gradients)
+    return replace(culprit, name=made.culprit, notes=(*made.notes, *culprit.notes))
+
+
+def _finite_only(trial: ParameterTrial) -> ParameterTrial:
+    """The trial with nothing said of the entries of the gradient that are not finite."""
+    outcome = np.where(np.isfinite(trial.analytic), trial.results.outcome, Outcome.UNDECIDED)
+    return replace(trial, results=replace(trial.results, outcome=outcome.astype(trial.results.outcome.dtype)))
 
 
 def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> Evidence:

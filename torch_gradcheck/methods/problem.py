@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,6 +60,11 @@ class Problem:
         self._refused: Refusals = {}
         if theta is not None:
             self.theta = theta
+
+    @property
+    def loss_function(self) -> Any:
+        """The user's loss function or closure."""
+        return self._loss.holders[0]
 
     @cached_property
     def theta(self) -> Theta:

@@ -24,6 +24,10 @@ class ModuleStack:
         """The innermost module being called; "" in the model's own forward and outside of it."""
         return self._stack[-1] if self._stack else ""
 
+    def is_running(self) -> bool:
+        """Whether a module is being called, so that "" is the model's own forward."""
+        return bool(self._stack)
+
     def enter(self, name: str) -> None:
         """A call of module `name` begins."""
         self._stack.append(name)

@@ -15,6 +15,7 @@ from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossErro
 from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.overflow import OverflowWatch
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
 from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
@@ -122,18 +123,35 @@ def _non_finite(objective: Objective) -> NonFiniteLossError:
             return NonFiniteLossError(
                 f"{found}: parameter {name!r} holds {_not_finite(parameter)}. Check it before it diverged."
             )
+    made = _made_by(objective)
     for name, tensors in _outputs(objective):
         for tensor in tensors:
             if not torch.isfinite(tensor).all():
                 return NonFiniteLossError(
                     f"{found}: the first module whose output is not finite is {_module(objective, name)}: "
-                    f"{_not_finite(tensor)}. Look at its inputs and at what it divides by, takes the log or root of.",
+                    f"{_not_finite(tensor)}{made}. Look at its inputs and at what it divides by, takes the log or root of.",
                     module=name,
                 )
     return NonFiniteLossError(
-        f"{found}, though every module's output is finite: it arises in the loss function. "
+        f"{found}, though every module's output is finite: it arises in the loss function{made}. "
         "Look at what it divides by, takes the log or root of."
     )
+
+
+def _made_by(objective: Objective) -> str:
+    """Words on the first call that makes NaN of numbers, or infinity where J is infinite; "" where none has a line."""
+    with (
+        torch.set_grad_enabled(objective.needs_graph),
+        forward_hooks(objective.model) as modules,
+        objective.evaluation(),
+        OverflowWatch(modules, _made_by.__code__) as watch,
+    ):
+        objective.compute()
+    first = (watch.nan if math.isnan(objective.loss) else None) or watch.overflow
+    if first is None or first.line is None:
+        return ""
+    of_what = "numbers without one" if first is not watch.overflow else "finite numbers"
+    return f"; {first} makes the first {'NaN' if first is watch.nan else 'infinity'} of {of_what}"
 
 
 def _non_deterministic(objective: Objective, again: float) -> NonDeterministicLossError:

@@ -70,7 +70,7 @@ def blind_spots(
         gradients=None,
         method="auto",
         eps=None,
-        tolerance=1e-5,
+        tolerance=None,
         include=None,
         exclude=None,
         mode=mode,
@@ -78,6 +78,7 @@ def blind_spots(
         seed=seed,
         progress=progress,
         perturb=perturb,
+        hold_detached=False,
     )
     callable_argument("loss_fn", loss_fn)
     with (

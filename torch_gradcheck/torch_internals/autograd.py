@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 import torch.utils.checkpoint
 
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 from torch_gradcheck.torch_internals.missing import internal
 
 Hooks = Mapping[int, Callable[..., Any]]
@@ -86,6 +87,30 @@ def is_implicit_draw(node: Any) -> bool:
     return bool(node.name().startswith(("StandardGammaBackward", "_DirichletBackward")))
 
 
+def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
+    """What a Function runs backward: its `backward`, or `vjp`, another name for it; of an operator, what was registered."""
+    operator, of_base = custom_op_of(function), torch.autograd.Function
+    if operator is not None:
+        return operator.backward
+    own = function.backward if function.backward is not of_base.backward else function.vjp
+    return own if own is not of_base.vjp else function.backward
+
+
+def function_of(node: Any) -> type[torch.autograd.Function] | None:
+    """The Function, written in Python, whose backward a node runs; None for an operation of torch."""
+    return getattr(type(node), "_forward_cls", None)
+
+
+def saved_by(node: Any) -> dict[str, Any]:
+    """What a node of torch's own has kept for its backward, by argument name; without what cannot be read any more."""
+    found = {}
+    for name in (each for each in dir(node) if each.startswith("_saved_")):
+        with suppress(RuntimeError):  # freed, or written to since
+            value = getattr(node, name)
+            found[name.removeprefix("_saved_")] = value.detach() if isinstance(value, torch.Tensor) else value
+    return found
+
+
 def in_backward() -> bool:
     """Whether a backward is running in this thread: a checkpoint then calls the model again."""
     return bool(internal(torch._C, "_current_graph_task_id", "tell a forward from a backward")() != -1)
@@ -137,6 +162,11 @@ def has_hooks(tensor: torch.Tensor) -> bool:
     return bool(tensor._backward_hooks)
 
 
+def hooks_of(tensor: torch.Tensor) -> list[Callable[..., Any]]:
+    """The hooks that `register_hook` has left on a tensor, in the order in which they run."""
+    return list((tensor._backward_hooks or {}).values())
+
+
 def connect_hooks(tensor: torch.Tensor) -> None:
     """Has the hooks of a tensor object run for what it stands for now, after a swap.
 
@@ -159,3 +189,8 @@ def restore_hooks(tensor: torch.Tensor, hooks: Hooks | None) -> None:
 def has_post_accumulate_hooks(tensor: torch.Tensor) -> bool:
     """Whether `register_post_accumulate_grad_hook` has left a hook on a leaf."""
     return bool(getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
+def post_accumulate_hooks(tensor: torch.Tensor) -> list[Callable[..., Any]]:
+    """The hooks that `register_post_accumulate_grad_hook` has left on a leaf."""
+    return list((getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 import sysconfig
@@ -36,14 +37,15 @@ class CodeLine:
         return f"{_short(self.file)}:{self.line}"
 
 
-def calling_line(frame: FrameType | None = None) -> CodeLine | None:
+def calling_line(frame: FrameType | None = None, *, inside: CodeType | None = None) -> CodeLine | None:
     """The innermost line of the user's, neither of torch nor of this package, that is running now or in `frame`.
 
-    None where there is none, as in the threads in which autograd runs a backward.
+    None where there is none, as in the threads in which autograd runs a backward. Frames outside of the call of
+    `inside`, a function of this package, are not looked at: the line that asked for the check is none of J.
     """
     if frame is None:
         frame = sys._getframe(1)
-    while frame is not None:
+    while frame is not None and frame.f_code is not inside:
         if is_of_the_user(frame.f_code):
             return CodeLine(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
@@ -51,14 +53,36 @@ def calling_line(frame: FrameType | None = None) -> CodeLine | None:
 
 
 def defining_line(function: object) -> CodeLine | None:
-    """The line on which a function, method or class starts; None where Python does not know it."""
+    """The line on which a function, method or class starts, decorators first; None where Python does not know it.
+
+    What `functools.wraps` or `functools.partial` have wrapped is found, and the `__call__` of an object with one.
+    """
+    function = _innermost(function)
     try:
         file = inspect.getsourcefile(function)  # type: ignore[arg-type]
         _, line = inspect.getsourcelines(function)  # type: ignore[arg-type]
     except (TypeError, OSError):
-        code = getattr(inspect.unwrap(function) if callable(function) else function, "__code__", None)
+        code = getattr(function, "__code__", None)
         return CodeLine(code.co_filename, code.co_firstlineno) if isinstance(code, CodeType) else None
     return CodeLine(file, line or 1) if file else None
+
+
+def at_line_of(function: object) -> str:
+    """The words " at FILE:LINE" for a function of the user's; "" for one of torch, of this package or without a line."""
+    code = getattr(_innermost(function), "__code__", None)
+    line = defining_line(function) if isinstance(code, CodeType) and is_of_the_user(code) else None
+    return "" if line is None else f" at {line}"
+
+
+def _innermost(function: object) -> object:
+    """The function that was written, without what is wrapped around it."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    if callable(function) and not inspect.isclass(function):
+        if not hasattr(function, "__code__") and not hasattr(function, "__wrapped__"):
+            function = getattr(type(function), "__call__", function)
+        function = inspect.unwrap(function)  # type: ignore[arg-type]
+    return function
 
 
 def is_of_the_user(code: CodeType) -> bool:

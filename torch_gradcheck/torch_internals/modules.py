@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
+
+from torch_gradcheck.torch_internals.missing import internal
 
 
 def running_module() -> nn.Module | None:
@@ -47,7 +52,8 @@ class Calls(NamedTuple):
 
     Attributes:
         module: `torch.nn.Module.__call__`.
-        function: the class method `torch.autograd.Function.apply`.
+        function: the class method that `Function.apply` of every Function ends in, also where it was fetched before, as
+            by `swish = Swish.apply`; None: torch's own, see `torchs_apply`.
     """
 
     module: Any
@@ -56,13 +62,27 @@ class Calls(NamedTuple):
 
 def current_calls() -> Calls:
     """What runs at present."""
-    return Calls(nn.Module.__call__, vars(Function)["apply"])
+    return Calls(nn.Module.__call__, vars(_below_function()).get("apply"))
 
 
 def set_calls(calls: Calls) -> None:
     """Has these run from now on."""
     nn.Module.__call__ = calls.module  # type: ignore[method-assign]
-    Function.apply = calls.function  # type: ignore[method-assign]
+    if calls.function is not None:
+        _below_function().apply = calls.function
+    elif "apply" in vars(_below_function()):
+        del _below_function().apply
+
+
+def torchs_apply(function: type[Function]) -> Callable[..., Any]:
+    """What applies a Function, once `Function.apply` has put the arguments in order."""
+    found: Callable[..., Any] = super(_below_function(), function).apply  # type: ignore[misc]
+    return found
+
+
+def _below_function() -> Any:
+    """The class whose `apply`, if it had one, `Function.apply` would call: it comes next in the order of inheritance."""
+    return internal(torch.autograd.function, "_SingleLevelFunction", "see where Functions are applied")
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -85,6 +105,22 @@ def compiler_is_imported() -> bool:
 def has_backward_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks that see, and may change, the gradients of its outputs or inputs."""
     return bool(module._backward_hooks or module._backward_pre_hooks)
+
+
+@contextmanager
+def with_backward_hooks(module: nn.Module, instead: Callable[[Any], Any]) -> Iterator[None]:
+    """Inside the block a module has `instead(hook)` for each of its backward hooks, in the same order.
+
+    The dictionaries of hooks are replaced and not written to: whoever restores the module's attributes restores them.
+    """
+    held = module._backward_hooks, module._backward_pre_hooks
+    module._backward_hooks, module._backward_pre_hooks = (
+        OrderedDict((number, instead(hook)) for number, hook in hooks.items()) for hooks in held
+    )
+    try:
+        yield
+    finally:
+        module._backward_hooks, module._backward_pre_hooks = held
 
 
 def is_dropout(module: nn.Module) -> bool:

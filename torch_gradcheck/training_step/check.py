@@ -21,6 +21,7 @@ from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.grad_check import GradCheck
+from torch_gradcheck.training_step.not_finite import on_non_finite
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.verdicts.rows import over_theta, refuse_unreached
 
@@ -90,7 +91,8 @@ def check_left_in_grad(
         judged = grad_check.judged(problem.objective, autograd_float64, trials)
         rows = grad_check.rows(judged)
         refuse_unreached(rows)
-        notes = [*grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
+        spoilt = on_non_finite(problem, grad_check.left, autograd_float64, grad_check.replays)
+        notes = [*spoilt.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
         return reported(
             problem,
             choice,
@@ -98,6 +100,7 @@ def check_left_in_grad(
             started=started,
             relative_error=over_theta(rows, {position: each.trial for position, each in judged.items()}),
             notes=notes,
+            culprit=spoilt.culprit,
         )
 
 

@@ -135,7 +135,7 @@ def _meanings(evidences: Iterable[Evidence]) -> list[FactorMeaning]:
 def _factor(evidence: Evidence) -> float:
     n, a = evidence.numeric[evidence.resolved], evidence.analytic[evidence.resolved]
     with np.errstate(all="ignore"):
-        return float(np.nan_to_num(np.dot(a, n) / np.dot(n, n)))
+        return float(np.nan_to_num(np.dot(a, n) / np.dot(n, n), posinf=0.0, neginf=0.0))
 
 
 def words_of_factor(factor: float) -> str:

@@ -48,6 +48,7 @@ class GradCheck:
         theta: the caller's own parameters.
         left: what `.grad` holds, by position in θ.
         why_unjudged: why nothing can be said about `.grad`; "" where something can.
+        replays: the step run again in its own precision; None where it was not.
     """
 
     def __init__(self, model: nn.Module, loss: Loss, request: Request, step: TrainingStep) -> None:
@@ -57,10 +58,10 @@ class GradCheck:
         self.why_unjudged = step.weights_moved() or ("" if step.forwards else taken_in_backward(self.theta))
         self._missing: set[int] = set()
         self._default = torch.get_default_dtype()
-        self._replays: Replays | None = None
+        self.replays: Replays | None = None
         self._in_other_regimes: list[Replays] = []
         if not self.why_unjudged:
-            self._replays, self._in_other_regimes = replays_in_regimes(
+            self.replays, self._in_other_regimes = replays_in_regimes(
                 model, loss, self.theta, request.seed, step, self.left
             )
 
@@ -73,7 +74,7 @@ class GradCheck:
         """Finds out whether J is the function that the step computed; `why_unjudged` says why not."""
         if not self.why_unjudged:
             self.why_unjudged, self._missing = compared_with_step(
-                objective, self.theta, self._step, self.left, autograd_float64, self._replays
+                objective, self.theta, self._step, self.left, autograd_float64, self.replays
             )
 
     def judged(
@@ -85,7 +86,7 @@ class GradCheck:
         """Every `.grad` beside the right gradient, by position in θ; nothing where it cannot be judged."""
         if self.why_unjudged:
             return {}
-        judged = self._judged_by(self._replays, objective, autograd_float64, trials)
+        judged = self._judged_by(self.replays, objective, autograd_float64, trials)
         if not self._in_other_regimes or 2 * _wrong(judged) < len(judged):
             return judged
         found = self._diagnosed(judged, [])
@@ -94,7 +95,7 @@ class GradCheck:
         for replays in self._in_other_regimes:
             other = self._judged_by(replays, objective, autograd_float64, trials)
             if _wrong(other) < _wrong(judged):
-                self._replays, judged = replays, other
+                self.replays, judged = replays, other
         return judged
 
     def _judged_by(
@@ -169,8 +170,8 @@ class GradCheck:
 
     def _precision(self) -> str:
         dtypes = sorted({str(entry.own_dtype).removeprefix("torch.") for entry in self.theta})
-        plain = self._replays is None or self._replays.regime.is_plain
-        regime = "" if plain or self._replays is None else f", {self._replays.regime}"
+        plain = self.replays is None or self.replays.regime.is_plain
+        regime = "" if plain or self.replays is None else f", {self.replays.regime}"
         return (
             f"computed in {', '.join(dtypes)}{regime}; the error bars are what rounding there did "
             f"to the same step when it was run again"

@@ -11,7 +11,8 @@ from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
-from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks
+from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks, post_accumulate_hooks
+from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.modules import is_dropout
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
 
@@ -74,12 +75,13 @@ class TrainingStep:
 
 def taken_in_backward(theta: Theta) -> str:
     """The reason why `.grad` may be gone: hooks that run as soon as it is there; "" where there are none."""
-    hooked = [entry.name for entry in theta if has_post_accumulate_hooks(entry.parameter)]
+    hooked = [entry for entry in theta if has_post_accumulate_hooks(entry.parameter)]
     if not hooked:
         return ""
+    lines = dict.fromkeys(map(at_line_of, post_accumulate_hooks(hooked[0].parameter)))
     return (
-        f"hooks of register_post_accumulate_grad_hook on {len(hooked)} of {len(theta)} parameters ({hooked[0]}, ...) "
-        "may have taken .grad, and moved the weights, inside the backward"
+        f"hooks of register_post_accumulate_grad_hook on {len(hooked)} of {len(theta)} parameters "
+        f"({hooked[0].name}{','.join(lines)}, ...) may have taken .grad, and moved the weights, inside the backward"
     )
 
 

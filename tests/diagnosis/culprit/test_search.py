@@ -150,7 +150,7 @@ def test_the_function_and_its_input_are_named() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), AffineLayer(3, 2))
     report = check_module(model, squared_error, (X, T))
     assert report.culprit == "2"
-    assert "2 (AffineLayer): autograd.Function Affine gives a wrong gradient for weight;" in report.notes[0]
+    assert "2 (AffineLayer): autograd.Function Affine gives a wrong gradient for weight, in" in report.notes[0]
 
 
 def cut(how: str) -> Callable[[bool], nn.Module]:

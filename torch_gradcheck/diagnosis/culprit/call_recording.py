@@ -15,7 +15,8 @@ from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, replaced, tensors_of
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.torch_internals.autograd import in_backward
-from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls, torchs_apply
 
 Owner = nn.Module | type[Function]
 
@@ -98,7 +99,7 @@ NO_TAPS = GradientTaps(outputs=False, inputs=False, rooted=False)
 class Recording:
     """Records every call that this thread makes inside the block.
 
-    Patches `nn.Module.__call__` and `Function.apply`. `__exit__` restores both, and so does `Loan` if that is cut off.
+    Patches `nn.Module.__call__` and what `Function.apply` ends in. `__exit__` restores both, and so does `Loan` if that is cut off.
 
     Args:
         random_state: gives the present state of the generators that J draws from.
@@ -131,8 +132,8 @@ class Recording:
             return self._around(module, lambda a, k: calls.module(module, *a, **k), args, kwargs)
 
         def recorded_apply(function: type[Function], *args: Any, **kwargs: Any) -> Any:
-            bound = calls.function.__get__(None, function)
-            if function.__module__.startswith("torch."):
+            bound = torchs_apply(function) if calls.function is None else calls.function.__get__(None, function)
+            if function.__module__.startswith("torch.") and custom_op_of(function) is None:
                 return bound(*args, **kwargs)
             return self._around(function, lambda a, k: bound(*a, **k), args, kwargs)
 
@@ -147,6 +148,10 @@ class Recording:
     def roots(self) -> list[RecordedCall]:
         """Calls made by the loss function or closure itself."""
         return [call for call in self.calls if call.parent is None and not call.in_backward]
+
+    def running(self) -> RecordedCall | None:
+        """The innermost call that is running; None in the loss function or closure itself."""
+        return self._stack[-1] if self._stack else None
 
     def forget_gradients(self) -> None:
         """Forgets all gradients recorded so far, as if no backward had run."""
@@ -167,7 +172,7 @@ class Recording:
         return self._finished(call, result)
 
     def _begin(self, owner: Owner, args: Any, kwargs: Any) -> RecordedCall:
-        parent = self._stack[-1] if self._stack else None
+        parent = self.running()
         inputs, differentiable = list[torch.Tensor](), list[bool]()
 
         def copied(tensor: torch.Tensor) -> torch.Tensor:

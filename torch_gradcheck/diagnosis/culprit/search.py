@@ -19,6 +19,7 @@ from torch_gradcheck.diagnosis.culprit.call_recording import (
     Recording,
     paired_with_recomputed,
 )
+from torch_gradcheck.diagnosis.culprit.hooks import HookWatch
 from torch_gradcheck.diagnosis.culprit.sentences import Sentences
 from torch_gradcheck.diagnosis.culprit.single_calls import (
     NOTHING,
@@ -68,6 +69,7 @@ class Run:
         full: whether the calls took too much memory to be recorded.
         roots: calls made by the loss function or closure itself.
         calls: all calls but those made by a backward.
+        hooks: that changed a gradient.
     """
 
     def __init__(
@@ -76,12 +78,18 @@ class Run:
         self._objective, self._accumulated = objective, accumulated
         self.loss = math.nan
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
-        with torch.enable_grad(), objective.evaluation(at_theta=True), _recording(objective, taps) as recording:
+        with (
+            torch.enable_grad(),
+            objective.evaluation(at_theta=True),
+            _recording(objective, taps) as recording,
+            HookWatch(objective.model, recording.running) as watch,
+        ):
             self._backward(list(dict.fromkeys(each.entry.parameter for each in wrong)), recording)
         paired_with_recomputed(recording.calls)
         self.full = recording.full
         self.roots = recording.roots
         self.calls = [call for call in recording.calls if not call.in_backward]
+        self.hooks = watch.changing
 
     @classmethod
     def of(cls, objective: Objective, wrong: Sequence[WrongCoordinate], accumulated: bool) -> Run:
@@ -126,7 +134,7 @@ def find_culprit(
         gradients: the gradients on trial, by position.
     """
     objective, theta = problem.objective, problem.theta
-    sentences = Sentences(objective.model)
+    sentences = Sentences(objective.model, problem.loss_function)
     by_hand = problem.request.gradients is not None
     autograd = autograd_gradients(objective, theta, at_theta=True) if by_hand else gradients
     wrong = _followed(theta, trials, autograd if by_hand else None)
@@ -154,7 +162,7 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
         attributions.append(_attribution(each, run, runner, step, known))
         if attributions[-1].own and runner.runs > ENOUGH_RUNS:
             break
-    name, notes = sentences.culprit_of(attributions, run.calls)
+    name, notes = sentences.culprit_of(attributions, run.calls, run.hooks)
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
     return Culprit(name, (*notes, cost), _meanings(run.calls), sentences.order(run.calls), rounding)

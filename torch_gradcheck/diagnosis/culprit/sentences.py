@@ -8,12 +8,15 @@ import re
 from collections.abc import Sequence
 
 from torch import nn
+from torch.autograd import Function
 
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
+from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.autograd import has_hooks
-from torch_gradcheck.torch_internals.modules import has_backward_hooks
+from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
+from torch_gradcheck.torch_internals.code_lines import at_line_of
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 
 LOSS = "loss_fn"
 """The culprit's name where the loss function or closure itself goes wrong."""
@@ -29,14 +32,16 @@ MOST_NAMES = 4
 
 
 class Sentences:
-    """Writes sentences on calls, which it names after the modules of `model`."""
+    """Writes sentences on calls, which it names after the modules of `model`; `loss` is the loss function or closure."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, loss: object = None) -> None:
+        self._loss = loss
+        self._hooks: Sequence[ChangingHook] = ()
         self._names: dict[int, str] = {id(module): name for name, module in reversed(list(model.named_modules()))}
         self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
 
     def culprit_of(
-        self, attributions: Sequence[Attribution], calls: Sequence[RecordedCall]
+        self, attributions: Sequence[Attribution], calls: Sequence[RecordedCall], hooks: Sequence[ChangingHook] = ()
     ) -> tuple[str | None, tuple[str, ...]]:
         """The culprit's name and sentences on it; None and the reason where none can be named.
 
@@ -45,7 +50,9 @@ class Sentences:
         Args:
             attributions: one for each wrong coordinate that was followed.
             calls: of the recorded run.
+            hooks: that changed a gradient in it.
         """
+        self._hooks = hooks
         sentences: dict[str, str] = {}
         for call, attribution in _downstream_first(attributions, calls):
             inputs = dict.fromkeys(path for each in attributions for path in each.inputs.get(call, []))
@@ -94,21 +101,22 @@ class Sentences:
     def _described(self, call: RecordedCall | None) -> str:
         name = self.name_of(call)
         if name == LOSS:
-            return "the loss function or closure"
+            return f"the loss function or closure{_at_forward_of(self._loss)}"
         return f"{name or 'the model itself'} ({self._kinds[name]})"
 
     def _detail(self, call: RecordedCall | None, attribution: Attribution, inputs: Sequence[str]) -> str:
         if call is not None and call in attribution.mutating:
-            return f": {_kind(call)} writes to the gradient it is given, which spoils other branches"
+            at = "" if isinstance(call.owner, nn.Module) else at_backward_of(call.owner)
+            return f": {_kind(call)} writes to the gradient it is given, which spoils other branches{at}"
         if call is not None and call in attribution.unlike:
             uses = len(attribution.unlike)
             return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
         if call is not None and not isinstance(call.owner, nn.Module):
-            return f": {_kind(call)} gives a wrong gradient{_for_inputs(call, inputs)}"
+            return f": {_kind(call)} gives a wrong gradient{_for_inputs(call, inputs)}{at_backward_of(call.owner)}"
         if call is not None and id(call.owner) not in self._names:
-            return f": in {_kind(call)}, which is no module of the model"
+            return f": in {_kind(call)}{_at_forward_of(call.owner)}, which is no module of the model"
         children = [child for child in attribution.tangents if child.parent is call]
-        return self._cut(call, children, attribution) or _hooked(call) or self._combined(children)
+        return self._cut(call, children, attribution) or self._hooked(call) or self._combined(call, children)
 
     def _cut(self, call: RecordedCall | None, children: Sequence[RecordedCall], attribution: Attribution) -> str:
         """Words on a cut of the graph between the child calls, by no_grad or detach; "" where none is seen."""
@@ -125,11 +133,18 @@ class Sentences:
                 return f": the input of {self._short(child)} is detached, though it depends on θ"
         return ""
 
-    def _combined(self, children: Sequence[RecordedCall]) -> str:
+    def _hooked(self, call: RecordedCall | None) -> str:
+        """Words on the hooks that changed gradients in this call; "" where none did."""
+        owner = self if call is None else call.owner  # no hook's module is `self`
+        here = [hook for hook in self._hooks if hook.module is owner or (hook.module is None and hook.call is call)]
+        return f": {listed(list(map(str, here)), MOST_NAMES)} changes its gradient" if here else ""
+
+    def _combined(self, call: RecordedCall | None, children: Sequence[RecordedCall]) -> str:
         names = list(dict.fromkeys(self._short(child) for child in children))
+        at = "" if call is None else _at_forward_of(call.owner)
         if not names:
-            return ""
-        return f": in its own forward, which combines {listed(names, MOST_NAMES)}; each of them is right"
+            return f": in its own forward{at}" if at else ""
+        return f": in its own forward{at}, which combines {listed(names, MOST_NAMES)}; each of them is right"
 
     def _short(self, call: RecordedCall) -> str:
         return self._names.get(id(call.owner), "") or _kind(call)
@@ -137,7 +152,8 @@ class Sentences:
     def _on_hook(self, attribution: Attribution) -> dict[str, str]:
         parameter, name = attribution.wrong.entry.parameter, attribution.wrong.entry.name
         if has_hooks(parameter):
-            return {name: f"a hook on the parameter {name} changes its gradient; the backward up to there is right"}
+            hook = f"a hook on the parameter {name}{hooks_on(parameter)}"
+            return {name: f"{hook} changes its gradient; the backward up to there is right"}
         return {
             NO_MODULE: self.no_culprit("what .grad holds is not what the backward gave it: it is changed afterwards")
         }
@@ -181,7 +197,13 @@ def _share(call: RecordedCall | None, attribution: Attribution) -> str:
 def _kind(call: RecordedCall) -> str:
     if isinstance(call.owner, nn.Module):
         return type(call.owner).__name__
-    return f"autograd.Function {call.owner.__name__}"
+    return function_name(call.owner)
+
+
+def function_name(function: type[Function]) -> str:
+    """A Function, or the operator of torch.library that it belongs to, by name."""
+    operator = custom_op_of(function)
+    return f"autograd.Function {function.__name__}" if operator is None else f"operator {operator.name}"
 
 
 def _moves(call: RecordedCall, attribution: Attribution) -> bool:
@@ -191,11 +213,15 @@ def _moves(call: RecordedCall, attribution: Attribution) -> bool:
     )
 
 
-def _hooked(call: RecordedCall | None) -> str:
-    owner = None if call is None else call.owner
-    if isinstance(owner, nn.Module) and has_backward_hooks(owner):
-        return ": it has a backward hook, which changes gradients"
-    return ""
+def at_backward_of(function: type[Function]) -> str:
+    """The words ", in its backward at FILE:LINE"; "" where that has no line of the user's."""
+    line = at_line_of(backward_of(function))
+    return line and f", in its backward{line}"
+
+
+def _at_forward_of(owner: object) -> str:
+    """The words " at FILE:LINE", the line of a module's forward, or of a function."""
+    return at_line_of(type(owner).forward if isinstance(owner, nn.Module) else owner)
 
 
 def _for_inputs(call: RecordedCall, paths: Sequence[str]) -> str:
@@ -210,6 +236,9 @@ def _input_name(call: RecordedCall, path: str) -> str:
         return path
     position, rest = int(found[1]), found[2]
     assert not isinstance(call.owner, nn.Module)
+    operator = custom_op_of(call.owner)
+    if operator is not None:
+        return f"{operator.arguments[position]}{rest}"
     signature = list(inspect.signature(call.owner.forward).parameters.values())
     given = signature if "setup_context" in vars(call.owner) else signature[1:]
     for k, parameter in enumerate(given):

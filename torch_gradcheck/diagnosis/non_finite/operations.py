@@ -1,0 +1,162 @@
+"""Records one run of J and its backward operation by operation: lines, modules, and gradients that turn non-finite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType
+from typing import Any
+
+import torch
+
+from torch_gradcheck.diagnosis.non_finite.reasons import Reason, reason_of
+from torch_gradcheck.objective.module_hooks import ModuleStack
+from torch_gradcheck.objective.nested import tensors_in
+from torch_gradcheck.objective.overflow import Call, OverflowWatch, all_finite
+from torch_gradcheck.torch_internals.autograd import function_of
+from torch_gradcheck.torch_internals.code_lines import CodeLine
+
+Gradients = Sequence[torch.Tensor | None]
+
+MOST_ORIGINS = 4
+"""How many operations that make non-finite gradients are looked at, the first of the backward."""
+
+
+@dataclass(eq=False)
+class Operation:
+    """One node of autograd's graph.
+
+    Attributes:
+        node: the node itself.
+        line: of the user's, that made it; None where none did.
+        module: the innermost module that was running, by its qualified name; None in the loss function or closure.
+        makes_zeros: whether its backward put zeros into gradients, as that of `where` does.
+        passes_zeros: whether zeros left its backward.
+    """
+
+    node: Any
+    line: CodeLine | None
+    module: str | None
+    makes_zeros: bool = False
+    passes_zeros: bool = False
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An operation that was given finite gradients and gave others, or a hook before it.
+
+    Attributes:
+        operation: the operation.
+        given: the gradients that arrived.
+        made: those that left.
+        reason: where its derivative is singular, as its saved tensors say; None for a Function, a hook, or where they
+            do not say.
+        hooks: on the tensor that it put out, where one of these spoils what arrives.
+    """
+
+    operation: Operation
+    given: Gradients
+    made: Gradients
+    reason: Reason | None
+    hooks: tuple[TensorHook, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorHook:
+    """A hook that J puts on a tensor, and the line that does."""
+
+    hook: Callable[..., Any]
+    line: CodeLine | None
+
+
+class OperationRecording(OverflowWatch):
+    """Notes every operation of J inside the block, and those whose backward makes non-finite gradients.
+
+    Attributes:
+        operations: by node.
+        origins: in the order of the backward, at most `MOST_ORIGINS`.
+    """
+
+    def __init__(self, modules: ModuleStack, inside: CodeType) -> None:
+        super().__init__(modules, inside)
+        self.operations: dict[Any, Operation] = {}
+        self.origins: list[Origin] = []
+        self._hooks: dict[Any, list[TensorHook]] = {}
+        self._handles: list[Any] = []
+        self._poisoned: set[Any] = set()  # nodes that are given what an operation has spoilt
+        self._looking = False
+
+    def __exit__(self, *exception: Any) -> None:
+        super().__exit__(*exception)
+        for handle in self._handles:
+            handle.remove()
+
+    def watched(self, call: Call, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """As of the base; notes the nodes of the call too, and the hooks that it puts on tensors."""
+        if self._looking:
+            return func(*args, **kwargs)
+        if func is torch.Tensor.register_hook and args[0].grad_fn is not None:
+            self._hooks.setdefault(args[0].grad_fn, []).append(TensorHook(args[1], call.line))
+        result = super().watched(call, func, args, kwargs)
+        self.note([*_tensors(result), *_tensors(args)], call.line, call.module)  # in place, an argument has a new node
+        return result
+
+    def note(self, tensors: Sequence[torch.Tensor], line: CodeLine | None, module: str | None) -> None:
+        """Notes the nodes that these tensors have and that were not there before."""
+        waiting = [tensor.grad_fn for tensor in tensors]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in self.operations:
+                continue
+            self.operations[node] = Operation(node, line, module)
+            self._handles.append(node.register_hook(self._hook(self.operations[node])))
+            waiting += [following for following, _ in node.next_functions]
+
+    def users_of(self, node: Any) -> Iterator[Operation]:
+        """The operations that were given what a node put out: gradients come from them."""
+        for operation in self.operations.values():
+            if any(following is node for following, _ in operation.node.next_functions):
+                yield operation
+
+    @contextmanager
+    def _unseen(self) -> Iterator[None]:
+        """What is computed inside the block is no part of J."""
+        self._looking = True
+        try:
+            yield
+        finally:
+            self._looking = False
+
+    def _hook(self, operation: Operation) -> Callable[[Gradients, Gradients], None]:
+        def after(made: Gradients, given: Gradients) -> None:
+            with self._unseen():
+                self._after_backward(operation, made, given)
+
+        return after
+
+    def _after_backward(self, operation: Operation, made: Gradients, given: Gradients) -> None:
+        arrived_finite, left_finite = all_finite(given), all_finite(made)
+        operation.passes_zeros = _zeros(made) > 0
+        operation.makes_zeros = _zeros(made) > _zeros(given)
+        if not left_finite:
+            self._poisoned |= {
+                following
+                for (following, _), gradient in zip(operation.node.next_functions, made, strict=False)
+                if gradient is not None and not all_finite(gradient)
+            }
+        hooks = tuple(self._hooks.get(operation.node, ()))
+        by_hook = not arrived_finite and operation.node not in self._poisoned and bool(hooks)
+        if len(self.origins) < MOST_ORIGINS and (by_hook or (arrived_finite and not left_finite)):
+            reason = None if by_hook or function_of(operation.node) else reason_of(operation.node)
+            self.origins.append(Origin(operation, given, made, reason, hooks if by_hook else ()))
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [tensor for _, tensor in tensors_in(value)]
+
+
+def _zeros(gradients: Gradients) -> float:
+    """The largest share of exact zeros in one of the gradients."""
+    shares = [float((each == 0).double().mean()) for each in gradients if each is not None and each.numel()]
+    return max(shares, default=0.0)
