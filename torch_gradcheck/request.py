@@ -42,8 +42,8 @@ class Request:
     dtype: torch.dtype
     seed: int
     progress: bool | None
-    perturb: float
-    hold_detached: bool
+    perturb: float = 0.0
+    hold_detached: bool = False
 
 
 def validated_request(
