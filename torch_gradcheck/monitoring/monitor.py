@@ -69,8 +69,8 @@ class GradientMonitor:
             then called after each backward; batches of one optimizer step count as one step.
         clip_norm, clip_value: the loop has clipped `.grad` to this norm, or value, when it calls `step`.
         scaler: a `torch.amp.GradScaler` whose scale `.grad` carries when the loop calls `step` before `unscale_`.
-        method, eps, tolerance, include, exclude, mode, dtype, seed, progress, hold_detached: as in `check_module`. The `mode` is that
-            of the model's check; `.grad` is judged in the mode the loop trains in.
+        method, eps, tolerance, include, exclude, mode, dtype, seed, progress, hold_detached: as in `check_module`. The
+            `mode` is that of the model's check; `.grad` is judged in the mode the loop trains in.
 
     Attributes:
         reports: step → its report.

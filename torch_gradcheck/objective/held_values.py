@@ -156,9 +156,15 @@ class Holding:
             self._undo.append(lambda mode=mode: mode.__exit__(None, None, None))  # type: ignore[misc]
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, error: object = None, *rest: object) -> None:
         while self._undo:
             self._undo.pop()()
+        self._mode.held.complete = self._mode.held.complete or error is None
+
+    @property
+    def strayed(self) -> bool:
+        """Whether the graph was cut in other places than at θ."""
+        return self._mode.strayed
 
     def finished(self, loss: torch.Tensor) -> torch.Tensor:
         """J, held where the loss itself has no graph; NaN where the graph was cut in other places than at θ."""
@@ -174,7 +180,7 @@ class HoldMode(DispatchMode):
         self, held: HeldValues, theta: Iterable[torch.Tensor], is_lent: Callable[[torch.Tensor], bool]
     ) -> None:
         super().__init__()
-        self._held, self._is_lent = held, is_lent
+        self.held, self._is_lent = held, is_lent
         self._records = not held.complete
         self._position, self._strayed = 0, False
         self._memory: dict[int, _Memory] = {}
@@ -212,7 +218,7 @@ class HoldMode(DispatchMode):
         self._see(tensor)
         if not self._depends(tensor) or self._is_private(frame) or self._memory_of(tensor) is _Memory.OF_FUNCTION:
             return tensor
-        held = self._taken(name, tensor, self._cut(Way.READ, frame), lambda x: x.detach().clone())
+        held = self._taken_tensor(name, tensor, self._cut(Way.READ, frame))
         return held.requires_grad_(tensor.requires_grad)
 
     def finished(self, loss: torch.Tensor) -> torch.Tensor:
@@ -220,10 +226,13 @@ class HoldMode(DispatchMode):
         self._see(loss)
         if self._is_cut(loss):
             cut = self._cut_of(loss, sys._getframe(1))
-            loss = self._taken("J", loss, cut, lambda x: x.detach().clone())
-        strayed = self._strayed or (not self._records and self._position != len(self._held.values))
-        self._held.complete = True
-        return loss * float("nan") if strayed else loss
+            loss = self._taken_tensor("J", loss, cut)
+        return loss * float("nan") if self.strayed else loss
+
+    @property
+    def strayed(self) -> bool:
+        """See `Holding.strayed`."""
+        return self._strayed or (not self._records and self._position != len(self.held.values))
 
     def _with_held(
         self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
@@ -244,7 +253,7 @@ class HoldMode(DispatchMode):
         return new, {name: x if name in writes else held(x) for name, x in kwargs.items()}
 
     def _held_tensor(self, func: Any, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
-        value = self._taken(_name(func), tensor, self._cut_of(tensor, frame), lambda x: x.detach().clone())
+        value = self._taken_tensor(_name(func), tensor, self._cut_of(tensor, frame))
         if self._is_lent(tensor):
             return value
         try:
@@ -259,6 +268,10 @@ class HoldMode(DispatchMode):
             return func(tensor)
         return self._taken(_name(func), tensor, self._cut(Way.READ, frame), func)
 
+    def _taken_tensor(self, reader: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+        held: torch.Tensor = self._taken(reader, tensor, cut, lambda x: x.detach().clone())
+        return held
+
     def _taken(self, reader: str, tensor: torch.Tensor, cut: Cut, copied: Callable[[torch.Tensor], Any]) -> Any:
         """A copy of what is held in the place of a tensor; of the tensor itself where nothing is, or the cut is free.
 
@@ -269,14 +282,14 @@ class HoldMode(DispatchMode):
             copied: makes of a tensor what is recorded.
         """
         if self._records:
-            self._held.values.append(HeldValue(cut, reader, copied(tensor)))
-        known = self._held.values[self._position :][:1] if not self._records else self._held.values[-1:]
+            self.held.values.append(HeldValue(cut, reader, copied(tensor)))
+        known = self.held.values[self._position :][:1] if not self._records else self.held.values[-1:]
         self._position += 1
         if not known or not _fits(known[0], reader, tensor):
             self._strayed = True
             return copied(tensor)
         value = known[0].value
-        if known[0].cut in self._held.freed:
+        if known[0].cut in self.held.freed:
             return copied(tensor)
         return value.clone() if isinstance(value, torch.Tensor) else value
 

@@ -118,6 +118,11 @@ class Objective:
         return _Evaluation(self._borrowed, mode, self._holding)
 
     @property
+    def strays(self) -> bool:
+        """Whether the evaluation, or the part of J, that is running asks for other held values than at θ."""
+        return self._holding is not None and self._holding.strayed
+
+    @property
     def _moving(self) -> list[nn.Parameter]:
         """The parameters that the graph of J begins at."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
