@@ -1,8 +1,7 @@
-"""hold_detached: what leaves the graph is held at its value at θ, in every way that it can leave, and nothing else is."""
+"""hold_detached: what leaves the graph is held at its value at θ, whichever way it leaves, and nothing else is."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -76,8 +75,9 @@ def straight_through() -> tuple[nn.Module, Closure]:
 
 
 def vq_vae() -> tuple[nn.Module, Closure]:
-    model, x = nn.ModuleDict({"encoder": nn.Linear(4, 2), "codes": nn.Embedding(5, 2), "decoder": nn.Linear(2, 4)}), _data(
-        6, 4
+    model, x = (
+        nn.ModuleDict({"encoder": nn.Linear(4, 2), "codes": nn.Embedding(5, 2), "decoder": nn.Linear(2, 4)}),
+        _data(6, 4),
     )
 
     def closure() -> Tensor:

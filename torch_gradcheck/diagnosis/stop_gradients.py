@@ -2,8 +2,8 @@
 
 Where the graph of J is cut somewhere, the gradients found wrong are tried again, against J with all detached values
 held. All wrong tensors are moved together: along their errors, where the two slopes differ most, and along random
-signs, where any other mistake shows. Tensors that this leaves open are tried in halves. Then each cut is let go in turn:
-those without which the mismatch comes back are the ones that matter.
+signs, where any other mistake shows. Tensors that this leaves open are tried in halves. Then each cut is let go in
+turn: those without which the mismatch comes back are the ones that matter.
 """
 
 from __future__ import annotations

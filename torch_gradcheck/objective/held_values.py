@@ -300,9 +300,7 @@ class HoldMode(DispatchMode):
             return
         with_graph = torch.is_grad_enabled()
         if is_view(func):
-            if not with_graph or func in _DETACHES:
-                way = Way.DETACHED if with_graph else self._way()
-                self._cut_through(inputs[0], way, frame)
+            self._note_view(func, inputs[0], frame)
             return
         if with_graph:
             lost = not any(x.requires_grad for x in inputs)
@@ -315,6 +313,13 @@ class HoldMode(DispatchMode):
                 self._mark(x, kind)
                 if kind is _Memory.CUT:
                     self._cut_through(x, self._way(), frame)
+
+    def _note_view(self, func: Any, base: torch.Tensor, frame: FrameType) -> None:
+        """Notes the line where memory of the graph is given a view without one."""
+        if torch.is_grad_enabled() and base.requires_grad and func in _DETACHES:
+            self._cut_through(base, Way.DETACHED, frame)
+        if not torch.is_grad_enabled() and self._memory_of(base) is not _Memory.CUT:
+            self._cut_through(base, self._way(), frame)
 
     def _see(self, tensor: torch.Tensor) -> None:
         """Notes memory that is seen to have a graph for the first time."""
