@@ -52,6 +52,7 @@ class Way(Enum):
     WITHOUT_GRAD = "computed under no_grad"
     IN_BACKWARD = "computed by a backward without create_graph"
     READ = "read into Python"
+    FROZEN = "read while its requires_grad is off"
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ class HeldValues:
         values: in the order in which they are read.
         complete: whether they have been recorded.
         freed: cuts whose values move with θ all the same.
+        strays: how many evaluations asked for other values.
     """
 
     values: list[HeldValue] = field(default_factory=list)
     complete: bool = False
     freed: frozenset[Cut] = frozenset()
+    strays: int = 0
 
     @property
     def cuts(self) -> list[Cut]:
@@ -227,6 +230,7 @@ class HoldMode(DispatchMode):
         if self._is_cut(loss):
             cut = self._cut_of(loss, sys._getframe(1))
             loss = self._taken_tensor("J", loss, cut)
+        self.held.strays += self.strayed
         return loss * float("nan") if self.strayed else loss
 
     @property
@@ -362,7 +366,8 @@ class HoldMode(DispatchMode):
             self._cuts[storage_key(tensor)] = self._cut(way, frame)
 
     def _cut_of(self, tensor: torch.Tensor, frame: FrameType) -> Cut:
-        return self._cuts.get(storage_key(tensor)) or self._cut(Way.DETACHED, frame)
+        way = Way.FROZEN if self._memory_of(tensor) is _Memory.LEAF else Way.DETACHED
+        return self._cuts.get(storage_key(tensor)) or self._cut(way, frame)
 
 
 class HeldReads(TorchFunctionMode):

@@ -243,4 +243,9 @@ def on_held(objective: Objective, asked: bool) -> str:
         return ""
     if objective.held is None:
         return "hold_detached=True, and nothing that J depends on is detached: nothing was held"
-    return f"held at its value at θ: what is {in_words(objective.held.cuts)}"
+    held, strays = f"held at its value at θ: what is {in_words(objective.held.cuts)}", objective.held.strays
+    if not strays:
+        return held
+    return (
+        f"{held}; {strays} evaluations detached other values than at θ, as a condition may do, and give no value of J"
+    )
