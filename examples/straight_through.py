@@ -23,7 +23,8 @@ class Quantised(nn.Module):
         """The reconstruction of x."""
         h = self.encoder(x)
         rounded = torch.round(2 * h) / 2
-        return self.decoder(h + (rounded - h).detach())
+        y: Tensor = self.decoder(h + (rounded - h).detach())
+        return y
 
 
 def main() -> None:
