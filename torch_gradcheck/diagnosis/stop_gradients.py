@@ -77,17 +77,23 @@ def stop_gradients(problem: Problem, trials: Mapping[int, ParameterTrial]) -> St
         problem: J and θ, the model lent.
         trials: those of the parameters whose gradients are wrong, by position in θ.
     """
-    objective = problem.objective
-    if objective.held is not None:
+    if problem.objective.held is not None:
         return NONE
-    before, values = objective.evaluations, HeldValues()
-    held = objective.holding(values)
     suspects = {position: trial for position, trial in trials.items() if _has_error(trial)}
-    found = NONE
-    if values.values and suspects:
-        found = _Trial(problem, held, suspects).found([problem.theta[position].name for position in trials])
-    objective.count(held.evaluations - before)
-    return found
+    try:
+        return _explained(problem, suspects, [problem.theta[position].name for position in trials])
+    except Exception:  # whatever J raises where values are held, the verdict on the gradients stands
+        return NONE
+
+
+def _explained(problem: Problem, suspects: Mapping[int, ParameterTrial], wrong: Sequence[str]) -> StopGradients:
+    objective, values = problem.objective, HeldValues()
+    before = objective.evaluations
+    held = objective.holding(values)
+    try:
+        return _Trial(problem, held, suspects).found(wrong) if values.values and suspects else NONE
+    finally:
+        objective.count(held.evaluations - before)
 
 
 class _Trial:
