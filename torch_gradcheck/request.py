@@ -38,7 +38,7 @@ class Request:
     dtype: torch.dtype
     seed: int
     progress: bool | None
-    hold_detached: bool
+    hold_detached: bool = False
 
 
 def validated_request(

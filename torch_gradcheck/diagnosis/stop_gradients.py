@@ -31,6 +31,9 @@ MOST_CUTS = 8
 ERROR_BARS_OFF = 3.0
 """A slope of the held J within 3 error bars is that of the gradient."""
 
+SMALL_MOVE = 0.01
+"""Held and plain J are compared at 1 % of the tensors' own sizes."""
+
 RESOLVED = 0.01
 """An error bar of at most 1 % of the mismatch: one that stayed would be seen."""
 
@@ -71,7 +74,7 @@ NONE = StopGradients([], [], [])
 
 
 def stop_gradients(problem: Problem, trials: Mapping[int, ParameterTrial]) -> StopGradients:
-    """What deliberate stop-gradients would explain; costs one evaluation where the graph is cut nowhere.
+    """What deliberate stop-gradients would explain; costs an evaluation, and four more where the graph is cut.
 
     Args:
         problem: J and θ, the model lent.
@@ -91,7 +94,10 @@ def _explained(problem: Problem, suspects: Mapping[int, ParameterTrial], wrong: 
     before = objective.evaluations
     held = objective.holding(values)
     try:
-        return _Trial(problem, held, suspects).found(wrong) if values.values and suspects else NONE
+        if not values.values or not suspects:
+            return NONE
+        trial = _Trial(problem, held, suspects)
+        return trial.found(wrong) if trial.holding_matters() else NONE
     finally:
         objective.count(held.evaluations - before)
 
@@ -102,6 +108,16 @@ class _Trial:
     def __init__(self, problem: Problem, held: Objective, suspects: Mapping[int, ParameterTrial]) -> None:
         self._problem, self._held, self._suspects = problem, held, suspects
         self._tried = 0
+
+    def holding_matters(self) -> bool:
+        """Whether the held J is another function than J, along the errors."""
+        direction, problem = self._errors(sorted(self._suspects)), self._problem
+        values = []
+        for objective in (problem.objective, self._held):
+            directions = Directions(objective, problem.theta, problem.request.seed, problem.progress)
+            steps = SMALL_MOVE * directions.reach(direction) * np.array([1.0, -1.0])
+            values.append(directions.sampler([direction])(np.zeros(2, dtype=np.int64), steps).values)
+        return not all(problem.objective.same(held, plain) for plain, held in zip(*values, strict=True))
 
     def found(self, wrong: Sequence[str]) -> StopGradients:
         """The findings; `wrong` names all parameters that are wrong."""
