@@ -7,9 +7,9 @@ How a block is written:
 - ```python raises=NAME is a block that ends with an exception of that name; its message counts as printed.
 - ```sh blocks have one command a line: `torch-gradcheck …` or `python SCRIPT …`, run in such a directory too. The line
   ends with `# exit status N` where that is not 0. The two lines that set an environment up are run by .ci/run.
-- a ```text block right behind one of these is what it prints. Times, numbers of evaluations, losses and figures like
-  1.3e-09, which are mostly rounding, may differ from machine to machine, and so may the white space and rules around
-  them. Any other ```text block is a quotation.
+- a ```text block right behind one of these is what it prints. Times, numbers of evaluations, losses, lines of
+  code like net.py:7 and figures like 1.3e-09, which are mostly rounding, may differ from machine to machine, and so may
+  the white space and rules around them. Any other ```text block is a quotation.
 - there are no blocks of other kinds.
 """
 
@@ -99,6 +99,7 @@ def comparable(printed: str) -> str:
         (r"\b[\d,]+ evaluations", "# evaluations"),
         (r"\b\d(\.\d+)?e-\d+\b", "#e-#"),
         (r"\bloss \d\.\d{6,}", "loss #"),
+        (r"\S+\.(md|py):\d+", "FILE:#"),
         (r"[─━═]+", "─"),
         (r"\s+", " "),
     ):

@@ -14,6 +14,7 @@ from torch import nn
 import digits_from_scratch as scratch
 import digits_mlp
 import find_the_bug
+import straight_through
 import train_digits
 from torch_gradcheck import check_module
 
@@ -84,6 +85,15 @@ def test_problem_passes():
         "output.weight",
         "output.bias",
     }
+
+
+def test_a_straight_through_estimator_is_right_once_it_is_declared(capsys):
+    straight_through.main()
+
+    plain, first_note, declared, _ = capsys.readouterr().out.splitlines()
+    assert "WRONG in 2 of 4" in plain
+    assert "straight_through.py:26 is meant to be held" in first_note
+    assert "gradients right: 4 of 4" in declared
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -13,14 +14,17 @@ from torch_gradcheck.torch_internals.autograd import (
     CHECKPOINT_WITHOUT_GRAPH,
     before_hooks,
     connect_hooks,
+    function_forwards,
     graph_is_used_up,
     has_hooks,
     has_post_accumulate_hooks,
     in_backward,
     is_implicit_draw,
+    is_inside_function,
     is_reentrant_checkpoint,
     leaf_of,
     nodes_from,
+    reentrant_checkpoint,
     restore_hooks,
     tensor_hooks,
 )
@@ -173,3 +177,58 @@ def test_a_hook_that_takes_grad_inside_the_backward_is_seen() -> None:
     assert has_post_accumulate_hooks(w)
     handle.remove()
     assert not has_post_accumulate_hooks(w)
+
+
+class _OldStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, asked: Any) -> torch.Tensor:
+        asked()
+        return x.clone()
+
+
+class _NewStyle(torch.autograd.Function):
+    @staticmethod
+    def forward(x: torch.Tensor, asked: Any) -> torch.Tensor:
+        asked()
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("function", [_OldStyle, _NewStyle])
+def test_the_forward_of_a_function_is_told_from_a_block_without_grad(function: Any) -> None:
+    """Nothing that it computes is a value that the user took out of the graph."""
+    known, answers = function_forwards(), list[bool]()
+
+    def ask() -> None:
+        answers.append(is_inside_function(sys._getframe(), known))
+
+    applied = function.apply
+    applied(torch.zeros(2, requires_grad=True), ask)
+    with torch.no_grad():
+        ask()
+    assert answers == [True, False]
+
+
+def test_a_function_made_later_is_known_by_its_context() -> None:
+    """Custom operators make one when they are first called."""
+    known, answers = function_forwards(), list[bool]()
+
+    class Later(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            answers.append(is_inside_function(sys._getframe(), known))
+            return x.clone()
+
+    Later.apply(torch.zeros(2, requires_grad=True))
+    assert answers == [True]
+
+
+def test_the_function_of_reentrant_checkpoints() -> None:
+    """Its forward is the user's own code, and no Function's affair."""
+    x = torch.zeros(2, requires_grad=True)
+    node = checkpoint(torch.sin, x, use_reentrant=True).grad_fn
+    assert is_reentrant_checkpoint(node)
+    assert type(node).__name__ == f"{getattr(reentrant_checkpoint(), '__name__', None)}Backward"

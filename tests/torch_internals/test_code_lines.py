@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line, defining_line
+from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_frame, calling_line, defining_line
+from torch_gradcheck.torch_internals.dispatch import DispatchMode
 
 
 class Asks(nn.Module):
@@ -39,6 +41,21 @@ def test_the_line_of_a_frame_is_told() -> None:
     line = calling_line(frame)
     assert line is not None
     assert Path(line.file).name == "test_code_lines.py"
+
+
+def test_the_frame_that_asked_for_an_operation_is_known() -> None:
+    """A dispatch mode tells by it what J computes from what the check does."""
+
+    class Asked(DispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            frame = calling_frame()
+            frames.append(frame and frame.f_code)
+            return func(*args, **(kwargs or {}))
+
+    frames: list[Any] = []
+    with Asked():
+        torch.ones(2).sin()
+    assert frames[-1] is sys._getframe().f_code
 
 
 @pytest.mark.parametrize("place", ["backward", "forward"])

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
     CASTS,
+    SCALAR_READS,
     OpOverload,
     changes_dtype,
     decomposes,
@@ -109,6 +111,22 @@ def test_a_view_is_told_from_a_computation(func: Any, view: bool) -> None:
 
 def test_all_casts_are_there() -> None:
     assert len(CASTS) == 7
+
+
+@pytest.mark.parametrize("read", [float, torch.Tensor.item, bool])
+def test_python_reads_a_number_by_one_operation(read: Any) -> None:
+    """Numbers that Python reads are held where stop-gradients are declared."""
+
+    class Seen(DispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func)
+            return func(*args, **(kwargs or {}))
+
+    seen: set[Any] = set()
+    x = torch.ones(1)
+    with Seen():
+        read(x)
+    assert seen & SCALAR_READS
 
 
 def test_a_change_of_dtype_is_known() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from torch_gradcheck.torch_internals.missing import MissingInTorchError
-from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, swap, version_of
+from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, swap, version_of, weak_storage
 
 
 def test_swapped_tensors_stand_for_each_others_numbers() -> None:
@@ -72,6 +72,15 @@ def test_tensors_of_one_storage_have_one_key() -> None:
     keys = {storage_key(x), storage_key(x[1:]), storage_key(x.detach()), storage_key(x.data.view(2, 2))}
     assert keys == {storage_key(x.untyped_storage())}
     assert storage_key(other) not in keys
+
+
+def test_a_weak_reference_keeps_the_key_and_not_the_memory() -> None:
+    """Memory that depends on θ is known by its key, which must not pass to memory that does not."""
+    x = torch.zeros(1000)
+    key, reference = storage_key(x), weak_storage(x)
+    del x
+    assert key not in {storage_key(torch.zeros(1000)) for _ in range(50)}
+    assert reference.expired()  # type: ignore[attr-defined]
 
 
 def test_a_tensor_made_of_tensors_is_a_wrapper() -> None:

@@ -14,6 +14,7 @@ from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.diagnosis.non_finite.search import find_non_finite
+from torch_gradcheck.diagnosis.stop_gradients import stop_gradients
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry, flat_values
@@ -56,18 +57,20 @@ def findings_of(
     if finite and not any(row.status is Status.MISMATCH for row in rows):
         return Findings(rows, None, [])
     problem.progress.at("what is wrong, and where")
+    wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
+    stops = stop_gradients(problem, {position: trials[position] for position in sorted(wrong)})
     culprit = _culprit(problem, trials, gradients, finite)
     evidences = {
         position: evidence_of(problem.theta[position], trial, problem.request.tolerance)
         for position, trial in trials.items()
     }
-    wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
     diagnosed = [
         replace(row, diagnosis=diagnoses.get(k), map=wrong_map(evidences[k])) if k in wrong else row
         for k, row in enumerate(rows)
     ]
-    return Findings(diagnosed, culprit.name, [*culprit.notes, *_in_common(diagnosed, culprit)])
+    on_culprit = [note + stops.cut_in_words * (not k) for k, note in enumerate(culprit.notes)]
+    return Findings(diagnosed, culprit.name, [*stops.notes, *on_culprit, *_in_common(diagnosed, culprit)])
 
 
 def _culprit(

@@ -12,7 +12,6 @@ reads. This file also owns which lines of the user's code cut the graph, as `Cut
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -30,10 +29,17 @@ from torch_gradcheck.torch_internals.autograd import (
     is_inside_function,
     reentrant_checkpoint,
 )
-from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line
+from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_frame, calling_line
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
-from torch_gradcheck.torch_internals.operations import existing, flatten, is_view, overloads, written_arguments
+from torch_gradcheck.torch_internals.operations import (
+    SCALAR_READS,
+    existing,
+    flatten,
+    is_view,
+    overloads,
+    written_arguments,
+)
 from torch_gradcheck.torch_internals.tensors import storage_key, weak_storage
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
@@ -52,6 +58,7 @@ class Way(Enum):
     WITHOUT_GRAD = "computed under no_grad"
     IN_BACKWARD = "computed by a backward without create_graph"
     READ = "read into Python"
+    FROZEN = "read while its requires_grad is off"
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,13 @@ class HeldValues:
         values: in the order in which they are read.
         complete: whether they have been recorded.
         freed: cuts whose values move with θ all the same.
+        strays: how many evaluations asked for other values.
     """
 
     values: list[HeldValue] = field(default_factory=list)
     complete: bool = False
     freed: frozenset[Cut] = frozenset()
+    strays: int = 0
 
     @property
     def cuts(self) -> list[Cut]:
@@ -156,9 +165,15 @@ class Holding:
             self._undo.append(lambda mode=mode: mode.__exit__(None, None, None))  # type: ignore[misc]
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, error: object = None, *rest: object) -> None:
         while self._undo:
             self._undo.pop()()
+        self._mode.held.complete = self._mode.held.complete or error is None
+
+    @property
+    def strayed(self) -> bool:
+        """Whether the graph was cut in other places than at θ."""
+        return self._mode.strayed
 
     def finished(self, loss: torch.Tensor) -> torch.Tensor:
         """J, held where the loss itself has no graph; NaN where the graph was cut in other places than at θ."""
@@ -174,7 +189,7 @@ class HoldMode(DispatchMode):
         self, held: HeldValues, theta: Iterable[torch.Tensor], is_lent: Callable[[torch.Tensor], bool]
     ) -> None:
         super().__init__()
-        self._held, self._is_lent = held, is_lent
+        self.held, self._is_lent = held, is_lent
         self._records = not held.complete
         self._position, self._strayed = 0, False
         self._memory: dict[int, _Memory] = {}
@@ -189,7 +204,7 @@ class HoldMode(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        kwargs, frame = kwargs or {}, sys._getframe(1)
+        kwargs, frame = kwargs or {}, calling_frame()
         if _is_ours(frame):
             return func(*args, **kwargs)
         tensors = [x for x in _tensors((args, tuple(kwargs.values()))) if _is_inexact(x)]
@@ -197,7 +212,7 @@ class HoldMode(DispatchMode):
             self._see(tensor)
         if not any(self._depends(tensor) for tensor in tensors):
             return func(*args, **kwargs)
-        if func in _SCALAR_READS:
+        if func in SCALAR_READS:
             return self._number(func, args[0], frame)
         if torch.is_grad_enabled() and not is_view(func) and not in_backward():
             args, kwargs = self._with_held(func, args, kwargs, frame)
@@ -205,28 +220,32 @@ class HoldMode(DispatchMode):
         self._note(func, args, kwargs, result, frame)
         return result
 
-    def read(self, name: str, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
+    def read(self, name: str, tensor: torch.Tensor, frame: FrameType | None) -> torch.Tensor:
         """The tensor whose numbers Python gets that reads those of `tensor` by the method `name`."""
         if _is_ours(frame) or not _is_inexact(tensor):
             return tensor
         self._see(tensor)
         if not self._depends(tensor) or self._is_private(frame) or self._memory_of(tensor) is _Memory.OF_FUNCTION:
             return tensor
-        held = self._taken(name, tensor, self._cut(Way.READ, frame), lambda x: x.detach().clone())
+        held = self._taken_tensor(name, tensor, self._cut(Way.READ, frame))
         return held.requires_grad_(tensor.requires_grad)
 
     def finished(self, loss: torch.Tensor) -> torch.Tensor:
         """See `Holding.finished`."""
         self._see(loss)
         if self._is_cut(loss):
-            cut = self._cut_of(loss, sys._getframe(1))
-            loss = self._taken("J", loss, cut, lambda x: x.detach().clone())
-        strayed = self._strayed or (not self._records and self._position != len(self._held.values))
-        self._held.complete = True
-        return loss * float("nan") if strayed else loss
+            cut = self._cut_of(loss, calling_frame())
+            loss = self._taken_tensor("J", loss, cut)
+        self.held.strays += self.strayed
+        return loss * float("nan") if self.strayed else loss
+
+    @property
+    def strayed(self) -> bool:
+        """See `Holding.strayed`."""
+        return self._strayed or (not self._records and self._position != len(self.held.values))
 
     def _with_held(
-        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType
+        self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], frame: FrameType | None
     ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """The arguments of an operation of the graph, those held that the graph has lost."""
         writes = written_arguments(func)
@@ -243,8 +262,8 @@ class HoldMode(DispatchMode):
         new = tuple(x if position in writes else held(x) for position, x in enumerate(args))
         return new, {name: x if name in writes else held(x) for name, x in kwargs.items()}
 
-    def _held_tensor(self, func: Any, tensor: torch.Tensor, frame: FrameType) -> torch.Tensor:
-        value = self._taken(_name(func), tensor, self._cut_of(tensor, frame), lambda x: x.detach().clone())
+    def _held_tensor(self, func: Any, tensor: torch.Tensor, frame: FrameType | None) -> torch.Tensor:
+        value = self._taken_tensor(_name(func), tensor, self._cut_of(tensor, frame))
         if self._is_lent(tensor):
             return value
         try:
@@ -253,11 +272,15 @@ class HoldMode(DispatchMode):
             return value
         return tensor
 
-    def _number(self, func: Any, tensor: torch.Tensor, frame: FrameType) -> Any:
+    def _number(self, func: Any, tensor: torch.Tensor, frame: FrameType | None) -> Any:
         """The number that Python gets."""
         if self._is_private(frame) or self._memory_of(tensor) is _Memory.OF_FUNCTION:
             return func(tensor)
         return self._taken(_name(func), tensor, self._cut(Way.READ, frame), func)
+
+    def _taken_tensor(self, reader: str, tensor: torch.Tensor, cut: Cut) -> torch.Tensor:
+        held: torch.Tensor = self._taken(reader, tensor, cut, lambda x: x.detach().clone())
+        return held
 
     def _taken(self, reader: str, tensor: torch.Tensor, cut: Cut, copied: Callable[[torch.Tensor], Any]) -> Any:
         """A copy of what is held in the place of a tensor; of the tensor itself where nothing is, or the cut is free.
@@ -269,27 +292,25 @@ class HoldMode(DispatchMode):
             copied: makes of a tensor what is recorded.
         """
         if self._records:
-            self._held.values.append(HeldValue(cut, reader, copied(tensor)))
-        known = self._held.values[self._position :][:1] if not self._records else self._held.values[-1:]
+            self.held.values.append(HeldValue(cut, reader, copied(tensor)))
+        known = self.held.values[self._position :][:1] if not self._records else self.held.values[-1:]
         self._position += 1
         if not known or not _fits(known[0], reader, tensor):
             self._strayed = True
             return copied(tensor)
         value = known[0].value
-        if known[0].cut in self._held.freed:
+        if known[0].cut in self.held.freed:
             return copied(tensor)
         return value.clone() if isinstance(value, torch.Tensor) else value
 
-    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frame: FrameType) -> None:
+    def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frame: FrameType | None) -> None:
         """Notes what the memory holds that an operation has written or given another view of."""
         inputs = [x for x in _tensors((args, tuple(kwargs.values()))) if _is_inexact(x) and self._depends(x)]
         if not inputs or func in _SHAPE_ONLY:
             return
         with_graph = torch.is_grad_enabled()
         if is_view(func):
-            if not with_graph or func in _DETACHES:
-                way = Way.DETACHED if with_graph else self._way()
-                self._cut_through(inputs[0], way, frame)
+            self._note_view(func, inputs[0], frame)
             return
         if with_graph:
             lost = not any(x.requires_grad for x in inputs)
@@ -302,6 +323,13 @@ class HoldMode(DispatchMode):
                 self._mark(x, kind)
                 if kind is _Memory.CUT:
                     self._cut_through(x, self._way(), frame)
+
+    def _note_view(self, func: Any, base: torch.Tensor, frame: FrameType | None) -> None:
+        """Notes the line where memory of the graph is given a view without one."""
+        if torch.is_grad_enabled() and base.requires_grad and func in _DETACHES:
+            self._cut_through(base, Way.DETACHED, frame)
+        if not torch.is_grad_enabled() and self._memory_of(base) is not _Memory.CUT:
+            self._cut_through(base, self._way(), frame)
 
     def _see(self, tensor: torch.Tensor) -> None:
         """Notes memory that is seen to have a graph for the first time."""
@@ -329,22 +357,23 @@ class HoldMode(DispatchMode):
             return False
         return not tensor.requires_grad or (tensor.is_leaf and memory is not _Memory.LEAF)
 
-    def _is_private(self, frame: FrameType) -> bool:
+    def _is_private(self, frame: FrameType | None) -> bool:
         """Whether what runs here is the own affair of a backward or of a custom Function."""
         return in_backward() or is_inside_function(frame, self._forwards)
 
     def _way(self) -> Way:
         return Way.IN_BACKWARD if in_backward() else Way.WITHOUT_GRAD
 
-    def _cut(self, way: Way, frame: FrameType) -> Cut:
+    def _cut(self, way: Way, frame: FrameType | None) -> Cut:
         return Cut(way, calling_line(frame) if self._records else None)
 
-    def _cut_through(self, tensor: torch.Tensor, way: Way, frame: FrameType) -> None:
+    def _cut_through(self, tensor: torch.Tensor, way: Way, frame: FrameType | None) -> None:
         if self._records and tensor.layout is torch.strided:
             self._cuts[storage_key(tensor)] = self._cut(way, frame)
 
-    def _cut_of(self, tensor: torch.Tensor, frame: FrameType) -> Cut:
-        return self._cuts.get(storage_key(tensor)) or self._cut(Way.DETACHED, frame)
+    def _cut_of(self, tensor: torch.Tensor, frame: FrameType | None) -> Cut:
+        way = Way.FROZEN if self._memory_of(tensor) is _Memory.LEAF else Way.DETACHED
+        return self._cuts.get(storage_key(tensor)) or self._cut(way, frame)
 
 
 class HeldReads(TorchFunctionMode):
@@ -359,7 +388,7 @@ class HeldReads(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name in READS and isinstance(args[0], torch.Tensor):
-            args = (self._mode.read(name, args[0], sys._getframe(1)), *args[1:])
+            args = (self._mode.read(name, args[0], calling_frame()), *args[1:])
         return func(*args, **(kwargs or {}))
 
 
@@ -404,8 +433,6 @@ def _is_inexact(tensor: torch.Tensor) -> bool:
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return flatten(tree)
 
-
-_SCALAR_READS = overloads("_local_scalar_dense")
 
 _DETACHES = frozenset(existing("detach.default"))
 

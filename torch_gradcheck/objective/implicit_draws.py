@@ -15,7 +15,7 @@ from torch_gradcheck.torch_internals.autograd import is_implicit_draw, leaf_of, 
 
 def upstream_of_draws(objective: Objective) -> set[int]:
     """The ids of the leaves that such a draw in J depends on."""
-    with torch.enable_grad(), objective.evaluation():
+    with torch.enable_grad(), objective.evaluation(at_theta=True):
         J = objective.compute()  # keeps the graph, which a node written in Python does not
         draws = [node for node in nodes_from([J.grad_fn]) if is_implicit_draw(node)]
         return {id(leaf) for leaf in map(leaf_of, nodes_from(draws)) if leaf is not None}

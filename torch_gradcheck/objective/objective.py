@@ -121,6 +121,11 @@ class Objective:
         return _Evaluation(self._borrowed, mode, self._holding)
 
     @property
+    def strays(self) -> bool:
+        """Whether the evaluation, or the part of J, that is running asks for other held values than at θ."""
+        return self._holding is not None and self._holding.strayed
+
+    @property
     def _moving(self) -> list[nn.Parameter]:
         """The parameters that the graph of J begins at."""
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -242,4 +247,9 @@ def on_held(objective: Objective, asked: bool) -> str:
         return ""
     if objective.held is None:
         return "hold_detached=True, and nothing that J depends on is detached: nothing was held"
-    return f"held at its value at θ: what is {in_words(objective.held.cuts)}"
+    held, strays = f"held at its value at θ: what is {in_words(objective.held.cuts)}", objective.held.strays
+    if not strays:
+        return held
+    return (
+        f"{held}; {strays} evaluations detached other values than at θ, as a condition may do, and give no value of J"
+    )

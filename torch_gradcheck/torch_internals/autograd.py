@@ -70,13 +70,15 @@ def is_inside_function(frame: FrameType | None, forwards: frozenset[CodeType]) -
     """
     while frame is not None:
         code = frame.f_code
-        if code in forwards:
+        if code in forwards or (code.co_name == "forward" and _is_given_a_context(frame)):
             return True
-        if code.co_name == "forward" and code.co_argcount:
-            if isinstance(frame.f_locals.get(code.co_varnames[0]), torch.autograd.function.FunctionCtx):
-                return True
         frame = frame.f_back
     return False
+
+
+def _is_given_a_context(frame: FrameType) -> bool:
+    names = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    return bool(names) and isinstance(frame.f_locals.get(names[0]), torch.autograd.function.FunctionCtx)
 
 
 def is_implicit_draw(node: Any) -> bool:

@@ -37,6 +37,11 @@ class CodeLine:
         return f"{_short(self.file)}:{self.line}"
 
 
+def calling_frame() -> FrameType | None:
+    """The frame that called the function which asks; of a dispatch or function mode, what asked for the operation."""
+    return sys._getframe(1).f_back
+
+
 def calling_line(frame: FrameType | None = None, *, inside: CodeType | None = None) -> CodeLine | None:
     """The innermost line of the user's, neither of torch nor of this package, that is running now or in `frame`.
 

@@ -105,6 +105,10 @@ CASTS = frozenset(
 """Operations whose schemas say that they return a view, and which may return their very argument instead."""
 
 
+SCALAR_READS = overloads("_local_scalar_dense")
+"""The operation behind `Tensor.item`, and behind all that Python asks of one number."""
+
+
 @functools.cache
 def is_view(func: Any) -> bool:
     """Whether an operation's result shares memory with an argument, and the operation writes to neither."""

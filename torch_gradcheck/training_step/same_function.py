@@ -102,7 +102,7 @@ def _always_reached(objective: Objective, theta: Theta, left: Mapping[int, Analy
     """Parameters without a `.grad` that J depends on however its random numbers fall."""
     missing = {position for position, gradient in left.items() if not gradient.reached}
     for draw in range(DRAWS if missing else 0):
-        with torch.enable_grad(), objective.evaluation():
+        with torch.enable_grad(), objective.evaluation(at_theta=True):
             seed_everything(draw)
             gradients = theta_gradients(objective.compute, theta, epsilon(objective.dtype))
         missing = {position for position in missing if np.any(gradients[position].values)}
@@ -114,7 +114,7 @@ def _reads_what_it_updates(objective: Objective, theta: Theta) -> bool:
     if objective.runs_backward:
         return False
     eps = epsilon(objective.dtype)
-    with torch.enable_grad(), objective.evaluation():
+    with torch.enable_grad(), objective.evaluation(at_theta=True):
         first, second = (theta_gradients(objective.compute, theta, eps) for _ in range(2))
     return any(
         np.max(np.abs(first[at].values - second[at].values), initial=0.0)

@@ -237,6 +237,8 @@ class CallRunner:
         with self.objective.regime(held=self._values_in(call)):
             call.random.restore()
             yield
+            if self.objective.strays:
+                raise CannotBeRunAlone("detaches other values when it is run alone")
 
     def _values_in(self, call: RecordedCall) -> HeldValues | None:
         """What the call holds where J holds its values: recorded at θ, by the call's backward, which runs first."""
