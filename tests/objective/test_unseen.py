@@ -121,7 +121,7 @@ def test_a_module_that_the_caller_holds_in_eval_mode() -> None:
     assert "in 1 (Dropout)" in note(net(nn.Dropout(0.5).eval()), MODE, mode="keep")
 
 
-# Entries that are all equal ---------------------------------------------------------------------------------------------
+# Entries that are all equal -------------------------------------------------------------------------------------------
 
 
 class Parts(nn.Module):

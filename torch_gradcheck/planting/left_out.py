@@ -74,12 +74,14 @@ class InputGradients:
     Attributes:
         entering: name of a module → names of its own parameters that do.
         forgotten: the same, of those that its backward leaves out already.
+        failed: the names of the modules that cannot be run beside themselves; nothing is known of them.
         asked: the names of the modules of which J's backward asks for the gradient of an input.
     """
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         self.entering: dict[str, set[str]] = {}
         self.forgotten: dict[str, set[str]] = {}
+        self.failed: list[str] = []
         self.asked: set[str] = set()
         self._objective = objective
         owners = {name: each for name, each in model.named_modules() if list(each.named_parameters(recurse=False))}
@@ -113,7 +115,7 @@ class InputGradients:
                         if not _differ(gradients, call.input_gradients(moved)):
                             self.forgotten[name].add(own)
         except Exception:  # of the user's own module, run where it did not expect to be
-            return
+            self.failed.append(name)
 
 
 def _differ(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
@@ -202,9 +204,9 @@ class _Alone(nn.Module):
 
     def outputs(self, arguments: Any, replacements: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The floating-point tensors that it puts out."""
-        held = {name: tensor.detach() for name, tensor in self.named_parameters()}
-        held |= {name: tensor.detach().clone() for name, tensor in self.named_buffers()}
-        held |= {f"inner.{name}": tensor for name, tensor in replacements.items()}
+        parameters = dict(self.named_parameters()) | {f"inner.{name}": each for name, each in replacements.items()}
+        held: dict[str, torch.Tensor] = {name: tensor.detach().clone() for name, tensor in self.named_buffers()}
+        held |= {name: nn.Parameter(each.detach(), requires_grad=False) for name, each in parameters.items()}
         args, kwargs = rebuilt(arguments, lambda tensor: tensor.clone())
         return _floating(torch.func.functional_call(self, held, args, kwargs))
 
