@@ -236,6 +236,16 @@ def test_a_backward_that_leaves_it_out_already_is_said_to() -> None:
     assert hidden(model)["1"] == {"its backward leaves weight out already: see what check_module says"}
 
 
+@pytest.mark.parametrize("name", ["checkpoint", "reentrant checkpoint"])
+def test_a_parameter_inside_a_checkpoint(name: str) -> None:
+    model, batch, _ = made(name)
+    spots = blind_spots(model, squared, batch)
+    assert [(row.module, row.reason) for row in spots.hidden if "left out" in row.fault][1:] == [
+        ("middle.0", "weight is exactly 1 in every entry")
+    ]
+    assert spots.notes == ()
+
+
 def test_a_random_module_draws_the_same_in_both_runs() -> None:
     def dropped(x: Tensor, weight: Tensor) -> Tensor:
         return nn.functional.dropout(x, 0.5, True) * weight

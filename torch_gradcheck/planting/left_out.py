@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from torch_gradcheck.gradients.by_autograd import gradients_of
+from torch_gradcheck.gradients.by_autograd import gradients_of, theta_gradients
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.precision.dtypes import epsilon
 
 TERMS = ("bias", "beta", "shift", "offset")
 """What the names of parameters contain that are added; others are taken for factors."""
@@ -66,7 +69,7 @@ def left_out(objective: Objective, module: nn.Module, name: str) -> Iterator[Non
 
 
 class InputGradients:
-    """The parameters that enter the gradient of their module's input, found by one evaluation of J.
+    """The parameters that enter the gradient of their module's input, found by one evaluation of J and its backward.
 
     Whether one does is told by slopes of the module along a random direction, which moving the parameter changes or
     not, and not by its backward: that may be the one that forgets it.
@@ -78,7 +81,7 @@ class InputGradients:
         asked: the names of the modules of which J's backward asks for the gradient of an input.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, theta: Theta) -> None:
         self.entering: dict[str, set[str]] = {}
         self.forgotten: dict[str, set[str]] = {}
         self.failed: list[str] = []
@@ -88,7 +91,7 @@ class InputGradients:
         handles = [each.register_forward_hook(self._look(name), with_kwargs=True) for name, each in owners.items()]
         try:
             with torch.enable_grad(), objective.evaluation():
-                objective.compute()
+                theta_gradients(objective.compute, theta, epsilon(objective.dtype))  # a checkpoint calls modules in it
         finally:
             for handle in handles:
                 handle.remove()
@@ -186,7 +189,7 @@ class _Call:
         after = self._objective.random_state
         self._random.restore()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # those of a checkpoint around would run J
                 return self._alone.outputs(arguments, replacements)
         finally:
             after.restore()
@@ -230,6 +233,10 @@ def _pulled_back(
     with torch.enable_grad():
         found = gradients_of(outputs, leaves, cotangents)
     return [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _floating(value: Any) -> list[torch.Tensor]:

@@ -112,7 +112,7 @@ class _Planting:
         self._seen = observed(problem)
         self._flows = self._seen.flows
         self._reasons = Reasons(problem, self._seen)
-        self._inputs = InputGradients(problem.model, problem.objective)
+        self._inputs = InputGradients(problem.model, problem.objective, problem.theta)
         self._sensitivity = Sensitivity(problem, self._seen.gradients)
         theta = problem.theta
         self._positions = {id(theta[at].parameter): at for at in theta.checked}
