@@ -84,6 +84,13 @@ def test_the_verdict(
     assert ("✗ mismatch weight" in capsys.readouterr().out) == (status == 1)
 
 
+def test_a_perturbed_check(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:right", "--perturb", "0.1"]) == 0
+    assert "checked at θ + 0.1 · s" in capsys.readouterr().out
+    assert main([f"{file}:right", "--perturb", "-1"]) == 2
+    assert "perturb must be 0 or a positive finite number" in capsys.readouterr().err
+
+
 NOT_CHECKED = {
     "raises": "ZeroDivisionError: of mine",
     "raises_in_the_loss": "ZeroDivisionError: of mine",

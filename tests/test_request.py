@@ -52,6 +52,8 @@ def asked(model: object = MODEL, **options: Any) -> Request:
         ("dtype", torch.float32, torch.float32),
         ("seed", 2**63 - 1, 2**63 - 1),
         ("progress", True, True),
+        ("perturb", 0, 0.0),
+        ("perturb", np.float32(0.5), 0.5),
     ],
 )
 def test_each_option_has_one_form(option: str, value: Any, form: Any) -> None:
@@ -91,6 +93,12 @@ def test_gradients_are_any_mapping(mapping: Any) -> None:
         ("seed", 2**63, "seed must be an integer from 0 to"),
         ("seed", 1.0, "got float 1.0"),
         ("seed", True, "got bool True"),
+        ("perturb", -0.1, r"perturb must be 0 or a positive finite number, got -0\.1"),
+        ("perturb", float("inf"), "perturb must be 0 or a positive finite number, got inf"),
+        ("perturb", float("nan"), "perturb must be 0 or a positive finite number, got nan"),
+        ("perturb", "much", "perturb must be 0 or a positive number, got str 'much'"),
+        ("perturb", True, "perturb must be 0 or a positive number, got bool True"),
+        ("perturb", None, "perturb must be 0 or a positive number, got NoneType None"),
         ("progress", 1, "progress must be True, False or None, got int 1"),
     ],
 )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from torch_gradcheck import BlindSpot, blind_spots, check_module
 
@@ -79,6 +80,29 @@ class Detached(nn.Module):
         return torch.tanh(hidden) + 0 * still
 
 
+class Checkpointed(nn.Module):
+    """The middle runs again in the backward."""
+
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.reentrant = nn.Linear(4, 4), nn.Linear(4, 2), reentrant
+        self.middle = nn.Sequential(nn.LayerNorm(4), nn.Tanh())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.middle, self.first(x), use_reentrant=self.reentrant))
+
+
+class Faint(nn.Module):
+    """One layer that hardly counts."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.loud, self.faint, self.factor = nn.Linear(4, 4), nn.Linear(4, 4), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loud(x) + self.factor * torch.tanh(self.faint(x))
+
+
 def dead() -> nn.Module:
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Dropout(0.5), nn.Linear(5, 2))
     with torch.no_grad():
@@ -107,6 +131,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any, str]] = {
     "lstm": (lambda: nn.Sequential(nn.LSTM(4, 3, batch_first=True), First(), nn.Linear(3, 2)), SEQUENCES, "eval"),
     "detached": (Detached, X, "eval"),
     "attention": (attending, SEQUENCES, "eval"),
+    "checkpoint": (lambda: Checkpointed(False), X, "eval"),
+    "reentrant checkpoint": (lambda: Checkpointed(True), X, "eval"),
+    "faint": (lambda: Faint(1e-9), X, "eval"),
+    "below the noise": (lambda: Faint(1e-18), X, "eval"),
     "batch norm": (convolving, (5, 3, 4), "train"),
 }
 
@@ -172,6 +200,7 @@ def is_a_sample(number: int, row: BlindSpot) -> bool:
     return "left out" not in row.fault and (number % 9 == 0 if row.found else number % 4 == 0)
 
 
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_planted_fault_is_found_by_a_check_where_it_is_said_to_be(name: str) -> None:
     model, batch, mode = made(name)

@@ -48,7 +48,7 @@ def _on_unseen(problem: Problem, rows: Sequence[ParameterReport]) -> tuple[str, 
     model, activity = problem.objective.model, problem.objective.activity
     unused = {name for row in rows if row.status is Status.UNUSED for name in (row.name, *row.aliases)}
     at_own_theta = problem.request.gradients is None and not problem.request.perturb
-    advice = "; perturb=0.1 would check away from there" if at_own_theta else ""
+    advice = " (perturb=0.1 checks away from there)" if at_own_theta else ""
     return on_mode(model, activity), on_equal_entries(model, unused, advice), on_silent_units(model, activity)
 
 

@@ -147,7 +147,7 @@ def on_equal_entries(model: nn.Module, unused: Collection[str], advice: str) -> 
     if not by_value:
         return ""
     groups = [f"{listed(by_value[value])} (all {value:g})" for value in sorted(by_value, key=lambda each: each != 1)]
-    return f"parameters whose entries are all equal hide how they enter: {listed(groups)}{advice}"
+    return f"parameters whose entries are all equal hide how they enter{advice}: {'; '.join(groups[:3])}"
 
 
 def common_value(parameter: torch.Tensor) -> complex | None:

@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import saved_tensors_hooks
 
-from torch_gradcheck.gradients.by_autograd import gradients_of
+from torch_gradcheck.gradients.by_autograd import gradients_of, theta_gradients
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.precision.dtypes import epsilon
 
 TERMS = ("bias", "beta", "shift", "offset")
 """What the names of parameters contain that are added; others are taken for factors."""
@@ -66,7 +69,7 @@ def left_out(objective: Objective, module: nn.Module, name: str) -> Iterator[Non
 
 
 class InputGradients:
-    """The parameters that enter the gradient of their module's input, found by one evaluation of J.
+    """The parameters that enter the gradient of their module's input, found by one evaluation of J and its backward.
 
     Whether one does is told by slopes of the module along a random direction, which moving the parameter changes or
     not, and not by its backward: that may be the one that forgets it.
@@ -74,19 +77,21 @@ class InputGradients:
     Attributes:
         entering: name of a module → names of its own parameters that do.
         forgotten: the same, of those that its backward leaves out already.
+        failed: the names of the modules that cannot be run beside themselves; nothing is known of them.
         asked: the names of the modules of which J's backward asks for the gradient of an input.
     """
 
-    def __init__(self, model: nn.Module, objective: Objective) -> None:
+    def __init__(self, model: nn.Module, objective: Objective, theta: Theta) -> None:
         self.entering: dict[str, set[str]] = {}
         self.forgotten: dict[str, set[str]] = {}
+        self.failed: list[str] = []
         self.asked: set[str] = set()
         self._objective = objective
         owners = {name: each for name, each in model.named_modules() if list(each.named_parameters(recurse=False))}
         handles = [each.register_forward_hook(self._look(name), with_kwargs=True) for name, each in owners.items()]
         try:
             with torch.enable_grad(), objective.evaluation():
-                objective.compute()
+                theta_gradients(objective.compute, theta, epsilon(objective.dtype))  # a checkpoint calls modules in it
         finally:
             for handle in handles:
                 handle.remove()
@@ -113,7 +118,7 @@ class InputGradients:
                         if not _differ(gradients, call.input_gradients(moved)):
                             self.forgotten[name].add(own)
         except Exception:  # of the user's own module, run where it did not expect to be
-            return
+            self.failed.append(name)
 
 
 def _differ(ones: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
@@ -184,7 +189,7 @@ class _Call:
         after = self._objective.random_state
         self._random.restore()
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), saved_tensors_hooks(_itself, _itself):  # those of a checkpoint around would run J
                 return self._alone.outputs(arguments, replacements)
         finally:
             after.restore()
@@ -202,9 +207,9 @@ class _Alone(nn.Module):
 
     def outputs(self, arguments: Any, replacements: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """The floating-point tensors that it puts out."""
-        held = {name: tensor.detach() for name, tensor in self.named_parameters()}
-        held |= {name: tensor.detach().clone() for name, tensor in self.named_buffers()}
-        held |= {f"inner.{name}": tensor for name, tensor in replacements.items()}
+        parameters = dict(self.named_parameters()) | {f"inner.{name}": each for name, each in replacements.items()}
+        held: dict[str, torch.Tensor] = {name: tensor.detach().clone() for name, tensor in self.named_buffers()}
+        held |= {name: nn.Parameter(each.detach(), requires_grad=False) for name, each in parameters.items()}
         args, kwargs = rebuilt(arguments, lambda tensor: tensor.clone())
         return _floating(torch.func.functional_call(self, held, args, kwargs))
 
@@ -228,6 +233,10 @@ def _pulled_back(
     with torch.enable_grad():
         found = gradients_of(outputs, leaves, cotangents)
     return [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
+
+
+def _itself(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _floating(value: Any) -> list[torch.Tensor]:

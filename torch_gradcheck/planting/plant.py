@@ -113,7 +113,7 @@ class _Planting:
         self._seen = observed(problem)
         self._flows = self._seen.flows
         self._reasons = Reasons(problem, self._seen)
-        self._inputs = InputGradients(problem.model, problem.objective)
+        self._inputs = InputGradients(problem.model, problem.objective, problem.theta)
         self._sensitivity = Sensitivity(problem, self._seen.gradients)
         theta = problem.theta
         self._positions = {id(theta[at].parameter): at for at in theta.checked}
@@ -139,9 +139,12 @@ class _Planting:
 
     def notes(self) -> list[str]:
         """What the rows do not say."""
-        if not self._not_planted:
-            return []
-        return [f"could not be planted, since J is another function with it: {listed(self._not_planted)}"]
+        modules = [name or "the model" for name in self._inputs.failed]
+        alone = f"no parameter was left out in {listed(modules)}, which cannot be run a second time beside itself"
+        planted = (
+            f"could not be planted, as J becomes another number or cannot be computed: {listed(self._not_planted)}"
+        )
+        return [alone] * bool(modules) + [planted] * bool(self._not_planted)
 
     def _has_a_backward(self, name: str, module: nn.Module) -> bool:
         """Whether the module is called, or nothing of it is used at all, though it could be."""

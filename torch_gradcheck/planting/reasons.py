@@ -87,6 +87,8 @@ class Reasons:
             return "it runs under no_grad: its output has no gradient"
         if not flow.differentiable:
             return "its output needs no gradient: nothing upstream of it is on trial"
+        if not flow.arrived and not self._is_upstream(name):
+            return "no parameter on trial lies upstream of its output"  # a backward goes where it is asked to
         if not flow.arrived:
             return f"no gradient comes back for its output: {NO_WAY}"
         if flow.largest:
@@ -116,8 +118,6 @@ class Reasons:
             return too_small(change)
         if self._is_all_silent(name):
             return "none of its units ever fires"
-        if not self._is_upstream(name):
-            return "no parameter on trial lies upstream of its output"
         reached = self._seen.reached.parameters
         return self._stopped(
             "it changes no gradient on trial: what it passes on is multiplied by 0",

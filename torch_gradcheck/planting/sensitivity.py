@@ -14,7 +14,7 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import flat_values
 from torch_gradcheck.verdicts.entry_check import rounding_of
 
-WIDEST = 0.1
+WIDEST = 0.03
 """The relative step of a wide stencil, which a check takes where the default step drowns in the noise of J."""
 
 Gradients = Mapping[int, AnalyticGradient]
