@@ -68,7 +68,7 @@ def defining_line(function: object) -> CodeLine | None:
 
 
 def at_line_of(function: object) -> str:
-    """The words " at FILE:LINE" for a function of the user's; "" for one of torch, of this package or without a line."""
+    """The words " at FILE:LINE" for a function of the user's; "" for one of torch, this package or without a line."""
     code = getattr(_innermost(function), "__code__", None)
     line = defining_line(function) if isinstance(code, CodeType) and is_of_the_user(code) else None
     return "" if line is None else f" at {line}"
@@ -80,8 +80,8 @@ def _innermost(function: object) -> object:
         function = function.func
     if callable(function) and not inspect.isclass(function):
         if not hasattr(function, "__code__") and not hasattr(function, "__wrapped__"):
-            function = getattr(type(function), "__call__", function)
-        function = inspect.unwrap(function)  # type: ignore[arg-type]
+            function = type(function).__call__
+        function = inspect.unwrap(function)
     return function
 
 

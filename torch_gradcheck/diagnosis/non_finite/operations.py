@@ -88,7 +88,7 @@ class OperationRecording(OverflowWatch):
         self._looking = False
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 

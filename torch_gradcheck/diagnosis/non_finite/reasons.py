@@ -14,6 +14,9 @@ from torch_gradcheck.torch_internals.autograd import saved_by
 Saved = Mapping[str, Any]
 """What an operation keeps for its backward, by name, such as `self`, `other`, `result`, `exponent`."""
 
+Where = Callable[[Saved], Any]
+"""The entries of which something holds, as a tensor of flags."""
+
 
 @dataclass(frozen=True)
 class Singularity:
@@ -26,7 +29,7 @@ class Singularity:
         advice: what to do, where the result at these entries is not used.
     """
 
-    where: Callable[[Saved], torch.Tensor]
+    where: Where
     what: str
     derivative: str
     advice: str = ""
@@ -62,7 +65,7 @@ def reason_of(node: Any) -> Reason | None:
     saved, name = saved_by(node), operation_name(node)
     for singularity in SINGULARITIES.get(name, ()):
         try:
-            where = singularity.where(saved)
+            where = torch.as_tensor(singularity.where(saved))
         except (KeyError, TypeError, AttributeError, RuntimeError):  # saved under another name by this torch, or freed
             continue
         if bool(where.any()):
@@ -92,45 +95,45 @@ def _filled(formula: str, saved: Saved) -> str:
     return formula.replace("{p}", "p" if exponent is None or not isinstance(exponent, int | float) else f"{exponent:g}")
 
 
-def _at(value: float, name: str = "self") -> Callable[[Saved], torch.Tensor]:
+def _at(value: float, name: str = "self") -> Where:
     return lambda saved: saved[name] == value
 
 
-def _size_one(saved: Saved) -> torch.Tensor:
+def _size_one(saved: Saved) -> Any:
     return saved["self"].abs() == 1
 
 
-def _infinite(name: str) -> Callable[[Saved], torch.Tensor]:
+def _infinite(name: str) -> Where:
     return lambda saved: torch.isinf(saved[name])
 
 
-def _low_power(saved: Saved) -> torch.Tensor:
+def _low_power(saved: Saved) -> Any:
     exponent = saved["exponent"]
     exponent = torch.as_tensor(exponent)
     return (saved["self"] == 0) & ((exponent.real if exponent.is_complex() else exponent) < 1)
 
 
-def _not_a_number(saved: Saved) -> torch.Tensor:
+def _not_a_number(saved: Saved) -> Any:
     return torch.isnan(saved["result"])
 
 
-def _negative_base(saved: Saved) -> torch.Tensor:
+def _negative_base(saved: Saved) -> Any:
     return (saved["self"] < 0).expand_as(saved["result"]) & torch.is_tensor(saved["exponent"])
 
 
-def _zero_vector(saved: Saved) -> torch.Tensor:
+def _zero_vector(saved: Saved) -> Any:
     return saved["result"] == 0
 
 
-def _lone(saved: Saved) -> torch.Tensor:
+def _lone(saved: Saved) -> Any:
     return torch.isnan(saved["result"]) | torch.tensor(saved["self"].numel() == saved["result"].numel())
 
 
-def _equal_neighbours(values: torch.Tensor) -> torch.Tensor:
+def _equal_neighbours(values: torch.Tensor) -> Any:
     return torch.isclose(values[..., 1:], values[..., :-1], rtol=1e-12, atol=0.0)
 
 
-def _degenerate(saved: Saved) -> torch.Tensor:
+def _degenerate(saved: Saved) -> Any:
     return _equal_neighbours(saved["S"]) | (saved["S"][..., 1:] == 0)
 
 
@@ -146,11 +149,7 @@ _LOGS = (
     Singularity(_at(0), "its input is 0", "1/x", _ZERO_BEFORE),
 )
 _EXPONENTIALS = (Singularity(_infinite("result"), "it overflows to ∞", "", _LARGE),)
-_SOFTMAXES = (
-    Singularity(
-        _not_a_number, "a row is −∞ throughout, so that its result is 0/0", "", _ROW
-    ),
-)
+_SOFTMAXES = (Singularity(_not_a_number, "a row is −∞ throughout, so that its result is 0/0", "", _ROW),)
 
 SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
     "sqrt": (
@@ -185,14 +184,22 @@ SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
     "linalg_vector_norm": (Singularity(_zero_vector, "it is the norm of a zero vector", "x/‖x‖", _EPS),),
     "norm": (Singularity(_zero_vector, "it is the norm of a zero vector", "x/‖x‖", _EPS),),
     "std": (Singularity(_lone, "it is taken over a single entry", ""),),
-    "var": (Singularity(lambda s: torch.ones(1, dtype=torch.bool), "it is taken over a single entry", ""),),
+    "var": (
+        Singularity(
+            lambda saved: torch.ones_like(saved["self"], dtype=torch.bool), "it is taken over a single entry", ""
+        ),
+    ),
     "exp": _EXPONENTIALS,
     "exp2": _EXPONENTIALS,
     "expm1": _EXPONENTIALS,
     "softmax": _SOFTMAXES,
     "log_softmax": _SOFTMAXES,
-    "native_layer_norm": (Singularity(_infinite("result2"), "the variance is 0, with eps=0", "1/√var", "give it an eps"),),
+    "native_layer_norm": (
+        Singularity(_infinite("result2"), "the variance is 0, with eps=0", "1/√var", "give it an eps"),
+    ),
     "linalg_svd": (Singularity(_degenerate, "singular values are equal or 0", "1/(σᵢ² − σⱼ²)"),),
-    "linalg_eigh": (Singularity(lambda s: _equal_neighbours(s["eigenvalues"]), "eigenvalues are equal", "1/(λᵢ − λⱼ)"),),
+    "linalg_eigh": (
+        Singularity(lambda s: _equal_neighbours(s["eigenvalues"]), "eigenvalues are equal", "1/(λᵢ − λⱼ)"),
+    ),
 }
 """The operations of torch whose derivative is not finite somewhere, by the name in their node."""

@@ -170,6 +170,6 @@ def _count(where: torch.Tensor) -> str:
 def _entries(shape: tuple[int, ...], gradient: AnalyticGradient) -> str:
     wrong = ~np.isfinite(gradient.values)
     parts = 2 if gradient.values.size > np.prod(shape, dtype=np.int64) else 1
-    wrong = wrong.reshape(-1, parts).any(axis=1)
-    first = [int(k) for k in np.unravel_index(int(np.argmax(wrong)), shape)] if shape else []
-    return f"{int(wrong.sum())} of {wrong.size} entries{f', first at {first}' if first else ''}"
+    there = np.flatnonzero(wrong.reshape(-1, parts).any(axis=1))
+    first = [int(k) for k in np.unravel_index(int(there[0]), shape)] if shape else []
+    return f"{len(there)} of {wrong.size // parts} entries{f', first at {first}' if first else ''}"
