@@ -58,12 +58,14 @@ def defining_line(function: object) -> CodeLine | None:
     What `functools.wraps` or `functools.partial` have wrapped is found, and the `__call__` of an object with one.
     """
     function = _innermost(function)
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):  # `inspect` would look for the source, and may find that of another file
+        return CodeLine(code.co_filename, code.co_firstlineno)
     try:
         file = inspect.getsourcefile(function)  # type: ignore[arg-type]
         _, line = inspect.getsourcelines(function)  # type: ignore[arg-type]
     except (TypeError, OSError):
-        code = getattr(function, "__code__", None)
-        return CodeLine(code.co_filename, code.co_firstlineno) if isinstance(code, CodeType) else None
+        return None
     return CodeLine(file, line or 1) if file else None
 
 
