@@ -86,8 +86,11 @@ class OperationRecording(OverflowWatch):
         self._handles: list[Any] = []
         self._poisoned: set[Any] = set()  # nodes that are given what an operation has spoilt
         self._looking = False
+        self._running_functions: list[tuple[Operation, int]] = []  # whose backward is running; the origins before it
 
     def __exit__(self, *exception: Any) -> None:
+        while self._running_functions:  # where a backward raised
+            self._leave()
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
@@ -110,7 +113,7 @@ class OperationRecording(OverflowWatch):
             if node is None or node in self.operations:
                 continue
             self.operations[node] = Operation(node, line, module)
-            self._handles.append(node.register_hook(self._hook(self.operations[node])))
+            self._handles += self._hooked(self.operations[node])
             waiting += [following for following, _ in node.next_functions]
 
     def users_of(self, node: Any) -> Iterator[Operation]:
@@ -128,14 +131,38 @@ class OperationRecording(OverflowWatch):
         finally:
             self._looking = False
 
-    def _hook(self, operation: Operation) -> Callable[[Gradients, Gradients], None]:
+    def _hooked(self, operation: Operation) -> list[Any]:
+        """Handles of hooks on a node, which watch its backward; that of a Function runs under this mode, as J does.
+
+        torch puts a function mode aside while `backward` runs, and a Function may call J again, as a checkpoint does.
+        """
+        calls_python = function_of(operation.node) is not None
+
+        def before(_: Gradients) -> None:
+            self._enter(operation)
+
         def after(made: Gradients, given: Gradients) -> None:
+            inner = self._leave() if calls_python else False
             with self._unseen():
-                self._after_backward(operation, made, given)
+                self._after_backward(operation, made, given, inner)
 
-        return after
+        handles = [operation.node.register_hook(after)]
+        return [*handles, operation.node.register_prehook(before)] if calls_python else handles
 
-    def _after_backward(self, operation: Operation, made: Gradients, given: Gradients) -> None:
+    def _enter(self, operation: Operation) -> None:
+        self._running_functions.append((operation, len(self.origins)))
+        super().__enter__()  # type: ignore[no-untyped-call]
+
+    def _leave(self) -> bool:
+        """Whether an operation inside of the Function that ends has turned out to be an origin."""
+        super().__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        return len(self.origins) > self._running_functions.pop()[1]
+
+    def _running(self) -> str | None:
+        found = super()._running()
+        return self._running_functions[-1][0].module if found is None and self._running_functions else found
+
+    def _after_backward(self, operation: Operation, made: Gradients, given: Gradients, inner: bool) -> None:
         arrived_finite, left_finite = all_finite(given), all_finite(made)
         operation.passes_zeros = _zeros(made) > 0
         operation.makes_zeros = _zeros(made) > _zeros(given)
@@ -147,7 +174,8 @@ class OperationRecording(OverflowWatch):
             }
         hooks = tuple(self._hooks.get(operation.node, ()))
         by_hook = not arrived_finite and operation.node not in self._poisoned and bool(hooks)
-        if len(self.origins) < MOST_ORIGINS and (by_hook or (arrived_finite and not left_finite)):
+        starts = by_hook or (arrived_finite and not left_finite and not inner)
+        if starts and len(self.origins) < MOST_ORIGINS:
             reason = None if by_hook or function_of(operation.node) else reason_of(operation.node)
             self.origins.append(Origin(operation, given, made, reason, hooks if by_hook else ()))
 

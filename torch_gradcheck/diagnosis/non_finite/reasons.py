@@ -57,7 +57,7 @@ class Reason:
 def operation_name(node: Any) -> str:
     """`sqrt` for SqrtBackward0, `linalg_vector_norm` for LinalgVectorNormBackward0, as torch calls the operation."""
     name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[0-9]D)(?=[A-Z])", "_", name).lower()
 
 
 def reason_of(node: Any) -> Reason | None:
@@ -69,7 +69,8 @@ def reason_of(node: Any) -> Reason | None:
         except (KeyError, TypeError, AttributeError, RuntimeError):  # saved under another name by this torch, or freed
             continue
         if bool(where.any()):
-            factor = "NaN" if "result" in saved and bool(torch.isnan(saved["result"]).any()) else "∞"
+            undefined = not singularity.derivative and singularity is not OVERFLOW
+            factor = "NaN" if undefined else "∞"
             return Reason(where, singularity.what, _filled(singularity.derivative, saved), singularity.advice, factor)
     return _not_finite_itself(saved)
 
@@ -113,16 +114,17 @@ def _low_power(saved: Saved) -> Any:
     return (saved["self"] == 0) & ((exponent.real if exponent.is_complex() else exponent) < 1)
 
 
+def _root_of_negative(saved: Saved) -> Any:
+    exponent = torch.as_tensor(saved["exponent"])
+    return (saved["self"] < 0) & (exponent != exponent.round())
+
+
 def _not_a_number(saved: Saved) -> Any:
     return torch.isnan(saved["result"])
 
 
 def _negative_base(saved: Saved) -> Any:
     return (saved["self"] < 0).expand_as(saved["result"]) & torch.is_tensor(saved["exponent"])
-
-
-def _zero_vector(saved: Saved) -> Any:
-    return saved["result"] == 0
 
 
 def _lone(saved: Saved) -> Any:
@@ -144,11 +146,9 @@ _ROW = "leave one entry of the row unmasked, or mask with a large negative numbe
 _LARGE = "limit what goes in, before the call, such as {op}(x.clamp(max=80))"
 
 _ONES = (Singularity(_size_one, "its input is ±1", "1/√(1 − x²)", "keep the input inside, by a clamp before the call"),)
-_LOGS = (
-    Singularity(lambda saved: saved["self"] < 0, "its input is negative", "", _ZERO_BEFORE),
-    Singularity(_at(0), "its input is 0", "1/x", _ZERO_BEFORE),
-)
-_EXPONENTIALS = (Singularity(_infinite("result"), "it overflows to ∞", "", _LARGE),)
+_LOGS = (Singularity(_at(0), "its input is 0", "1/x", _ZERO_BEFORE),)
+OVERFLOW = Singularity(_infinite("result"), "it overflows to ∞", "", _LARGE)
+_EXPONENTIALS = (OVERFLOW,)
 _SOFTMAXES = (Singularity(_not_a_number, "a row is −∞ throughout, so that its result is 0/0", "", _ROW),)
 
 SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
@@ -165,7 +165,7 @@ SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
     "xlogy": (Singularity(_at(0, "other"), "its second argument is 0", "x/y"),),
     "special_entr": (Singularity(_at(0), "its input is 0", "−log(x) − 1", _ZERO_BEFORE),),
     "pow": (
-        Singularity(_not_a_number, "its base is negative", "", _ZERO_BEFORE),
+        Singularity(_root_of_negative, "its base is negative, its exponent no whole number", "", _ZERO_BEFORE),
         Singularity(_low_power, "its base is 0", "{p}·x^({p} − 1)", _ZERO_BEFORE),
         Singularity(_negative_base, "its base is negative, and the exponent has a gradient", "x^p·log(x)"),
     ),
@@ -179,10 +179,7 @@ SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
     "erfinv": (Singularity(_size_one, "its input is ±1", "√π/2·exp(erfinv(x)²)", _ONES[0].advice),),
     "acosh": (Singularity(_at(1), "its input is 1", "1/√(x² − 1)", _ONES[0].advice),),
     "logit": (Singularity(lambda s: (s["self"] == 0) | (s["self"] == 1), "its input is 0 or 1", "1/(x·(1 − x))"),),
-    "atan2": (Singularity(lambda s: (s["self"] == 0) & (s["other"] == 0), "both inputs are 0", "y/(x² + y²)"),),
     "hypot": (Singularity(_at(0, "result"), "both inputs are 0", "x/√(x² + y²)", _EPS),),
-    "linalg_vector_norm": (Singularity(_zero_vector, "it is the norm of a zero vector", "x/‖x‖", _EPS),),
-    "norm": (Singularity(_zero_vector, "it is the norm of a zero vector", "x/‖x‖", _EPS),),
     "std": (Singularity(_lone, "it is taken over a single entry", ""),),
     "var": (
         Singularity(

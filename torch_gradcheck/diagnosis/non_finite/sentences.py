@@ -42,6 +42,9 @@ MASKS = {
 }
 """What an operation that gives its input a gradient of 0 hides there, by its name."""
 
+SHAPES = frozenset({"expand", "view", "unsafe_view", "unsqueeze", "squeeze", "alias", "clone", "to_copy"})
+"""Operations that give the same numbers in another shape, by their names."""
+
 
 class Sentences:
     """Writes sentences on the origins of a recording, which it names after the modules of `model`."""
@@ -98,11 +101,21 @@ class Sentences:
         if reason is None:
             return f"it gives {kind}{_count(~torch.isfinite(_spoilt(origin.made)))}, of finite numbers alone"
         derivative = f", where its derivative {reason.derivative} is not finite" if reason.derivative else ""
-        said = f"{reason.what}{_count(reason.where)}{derivative}{self._overflow(reason.stored)}"
+        what = f"{reason.what}{self._divisor(origin)}"
+        said = f"{what}{_count(reason.where)}{derivative}{self._overflow(reason.stored)}"
         hidden = self._hidden_by(origin)
         if not hidden:
             return said
         return f"{said}; the gradient that arrives there is 0, behind {hidden}: 0 × {reason.factor} = NaN"
+
+    def _divisor(self, origin: Origin) -> str:
+        """Words on the operation that a division has its divisor from, such as a norm; "" for others."""
+        node = origin.operation.node
+        made_by = node.next_functions[1][0] if operation_name(node) == "div" and len(node.next_functions) > 1 else None
+        while made_by is not None and operation_name(made_by) in SHAPES:
+            made_by = made_by.next_functions[0][0]
+        operation = self._recording.operations.get(made_by)
+        return "" if operation is None or operation.line is None else f" (the divisor is of {_called(operation)})"
 
     def _overflow(self, stored: bool) -> str:
         """Words on the call that made the NaN or infinity that an operation has stored; "" for none."""
