@@ -113,6 +113,11 @@ def behind_softmax(y: Tensor) -> Tensor:
     return torch.where(y > 9, shares, y)
 
 
+def behind_mask_and_square(y: Tensor) -> Tensor:
+    shares = torch.softmax(y + torch.full_like(y, -math.inf), dim=1)
+    return torch.cat([shares.masked_fill(y < 9, 0.0), y])  # the loss takes squares: 0 arrives at the mask already
+
+
 def behind_index(y: Tensor) -> Tensor:
     roots = torch.sqrt(0 * y)
     return torch.cat([roots[:0], y])
@@ -142,6 +147,7 @@ BEHIND = [
         "where(",
     ),
     (behind_softmax, "softmax", "shares =", "a row is −∞ throughout", "the branch that where at {}", "where("),
+    (behind_mask_and_square, "softmax", "shares =", "a row is −∞", "what masked_fill at {} replaces", "masked_fill"),
     (behind_index, "sqrt", "roots =", "its input is 0", "what the slice at {} leaves out", "cat("),
     (behind_clamp, "log", "low =", "its input is 0", "the part where clamp at {} is constant", "low.clamp("),
 ]

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from torch_gradcheck.diagnosis.non_finite.reasons import Reason, reason_of
+from torch_gradcheck.diagnosis.non_finite.reasons import Reason, operation_name, reason_of
 from torch_gradcheck.objective.module_hooks import ModuleStack
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.overflow import Call, OverflowWatch, all_finite
-from torch_gradcheck.torch_internals.autograd import function_of
+from torch_gradcheck.torch_internals.autograd import function_of, saved_by
 from torch_gradcheck.torch_internals.code_lines import CodeLine
 
 Gradients = Sequence[torch.Tensor | None]
@@ -33,6 +33,7 @@ class Operation:
         module: the innermost module that was running, by its qualified name; None in the loss function or closure.
         makes_zeros: whether its backward put zeros into gradients, as that of `where` does.
         passes_zeros: whether zeros left its backward.
+        mask: the condition of `where`, the mask of `masked_fill`; None for other operations.
     """
 
     node: Any
@@ -40,6 +41,15 @@ class Operation:
     module: str | None
     makes_zeros: bool = False
     passes_zeros: bool = False
+    mask: torch.Tensor | None = None
+
+    def hides(self, node: Any) -> bool:
+        """Whether its backward gives a gradient of 0 to a node, which it has its input from, whatever arrives."""
+        if self.mask is None:
+            return self.makes_zeros
+        first = self.node.next_functions[0][0] is node
+        replaced = ~self.mask if operation_name(self.node) == "where" and first else self.mask
+        return bool(replaced.any())
 
 
 @dataclass(frozen=True)
@@ -166,6 +176,9 @@ class OperationRecording(OverflowWatch):
         arrived_finite, left_finite = all_finite(given), all_finite(made)
         operation.passes_zeros = _zeros(made) > 0
         operation.makes_zeros = _zeros(made) > _zeros(given)
+        if operation_name(operation.node) in ("where", "masked_fill"):
+            saved = saved_by(operation.node)
+            operation.mask = saved.get("condition", saved.get("mask"))
         if not left_finite:
             self._poisoned |= {
                 following

@@ -131,15 +131,15 @@ class Sentences:
         """
         if origin.reason is None or not _arrives_as_zero(origin):
             return ""
-        waiting, seen = deque(self._recording.users_of(origin.operation.node)), set[Operation]()
+        waiting, seen = deque([origin.operation]), {origin.operation}
         while waiting:
-            operation = waiting.popleft()
-            if operation in seen or not operation.passes_zeros:
-                continue
-            seen.add(operation)
-            if operation.makes_zeros:
-                return _hides(operation)
-            waiting += self._recording.users_of(operation.node)
+            given_by = waiting.popleft()
+            for operation in self._recording.users_of(given_by.node):
+                if operation.passes_zeros and operation.hides(given_by.node):
+                    return _hides(operation)
+                if operation.passes_zeros and operation not in seen:
+                    seen.add(operation)
+                    waiting.append(operation)
         return "what J does not depend on"
 
 
