@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from types import CodeType
 from typing import Any
 
@@ -126,11 +127,14 @@ class OperationRecording(OverflowWatch):
             self._handles += self._hooked(self.operations[node])
             waiting += [following for following, _ in node.next_functions]
 
-    def users_of(self, node: Any) -> Iterator[Operation]:
-        """The operations that were given what a node put out: gradients come from them."""
+    @cached_property
+    def users(self) -> Mapping[Any, Sequence[Operation]]:
+        """For each node the operations that were given what it put out: gradients come from them. After the block."""
+        found: dict[Any, list[Operation]] = {node: [] for node in self.operations}
         for operation in self.operations.values():
-            if any(following is node for following, _ in operation.node.next_functions):
-                yield operation
+            for following, _ in operation.node.next_functions:
+                found.setdefault(following, []).append(operation)
+        return found
 
     @contextmanager
     def _unseen(self) -> Iterator[None]:

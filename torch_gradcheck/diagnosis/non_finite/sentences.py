@@ -134,7 +134,7 @@ class Sentences:
         waiting, seen = deque([origin.operation]), {origin.operation}
         while waiting:
             given_by = waiting.popleft()
-            for operation in self._recording.users_of(given_by.node):
+            for operation in self._recording.users[given_by.node]:
                 if operation.passes_zeros and operation.hides(given_by.node):
                     return _hides(operation)
                 if operation.passes_zeros and operation not in seen:
