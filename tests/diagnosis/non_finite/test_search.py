@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from torch_gradcheck import NonFiniteLossError, Report, Status, check_closure, check_module
 from torch_gradcheck.diagnosis.non_finite.reasons import SINGULARITIES, operation_name, reason_of
 from torch_gradcheck.torch_internals.autograd import nodes_from
+from torch_gradcheck.torch_internals.dispatch import function_modes_in_force
 
 HERE = "tests/diagnosis/non_finite/test_search.py"
 X = torch.linspace(-1, 1, 15).view(5, 3)
@@ -370,16 +371,12 @@ def test_of_given_gradients_nothing_is_said_where_autograds_are_finite() -> None
 
 def test_modules_of_torch_have_no_line_of_the_one_who_asks() -> None:
     """The line that calls the check is none of J."""
-
-    class LogOfZero(nn.Softmin):
-        pass
-
     torch.manual_seed(3)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Threshold(9, -math.inf), LogOfZero(1), nn.Threshold(9, 1.0))
-    note = str(check_module(model, lambda y: y.nan_to_num().sum(), X).notes)
-    assert "check_module" not in note
-    if "made by" in note:
-        assert "in 2 (LogOfZero)" in note
+    model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.LayerNorm(4, eps=0.0))
+    x = X.clone()
+    x[2] = 0
+    note = check_module(model, lambda y: y.nan_to_num().square().sum(), x).notes[0]
+    assert "made by native_layer_norm, in 1 (LayerNorm): the variance is 0, with eps=0 in 1 of 5 entries" in note
 
 
 def test_a_right_model_pays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -392,12 +389,37 @@ def test_an_exception_of_the_recorded_run_leaves_the_verdict() -> None:
         pass
 
     def under_a_mode(y: Tensor) -> Tensor:
-        if torch.overrides._get_current_function_mode_stack():  # type: ignore[attr-defined, unused-ignore]
+        if function_modes_in_force():
             raise RefusesError
         return behind_sqrt(y)
 
     report = checked(under_a_mode)
     assert report["0.weight"].status is Status.MISMATCH
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_what_a_recorded_backward_raises_leaves_no_mode_behind(error: type[BaseException]) -> None:
+    runs: list[int] = []
+
+    class Interrupted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+            if function_modes_in_force():  # the recorded one
+                runs.append(1)
+                raise error
+            return math.nan * grad
+
+    if error is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            checked(Interrupted.apply)
+    else:
+        assert not checked(Interrupted.apply).passed
+    assert runs
+    assert function_modes_in_force() == 0
 
 
 # J itself ---------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.overflow import Call, OverflowWatch, all_finite
 from torch_gradcheck.torch_internals.autograd import function_of, saved_by
 from torch_gradcheck.torch_internals.code_lines import CodeLine
+from torch_gradcheck.torch_internals.dispatch import function_modes_in_force, pop_function_modes_down_to
 
 Gradients = Sequence[torch.Tensor | None]
 
@@ -99,9 +100,13 @@ class OperationRecording(OverflowWatch):
         self._looking = False
         self._running_functions: list[tuple[Operation, int]] = []  # whose backward is running; the origins before it
 
+    def __enter__(self) -> OperationRecording:
+        self._below = function_modes_in_force()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
     def __exit__(self, *exception: Any) -> None:
-        while self._running_functions:  # where a backward raised
-            self._leave()
+        pop_function_modes_down_to(self._below + 1)  # a backward that raised may have left some; torch ends them itself
         super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
