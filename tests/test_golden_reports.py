@@ -137,6 +137,7 @@ MASKS = (
     (r"\b[\d,.]+ s$", "# s"),
     (r"\b[\d,]+ evaluations", "# evaluations"),
     (r"\b\d+ runs", "# runs"),
+    (r"\.py:\d+\b", ".py:#"),
     (r"eps = .* ·", "eps = # ·"),
     (r"(?: +-?\d\.\d+e-\d\d){1,2}(?= +\de-0[1-5]\b)", lambda figures: re.sub(r"[-\d]", "#", figures[0])),
     (r"(?<![.\d])\de[-+]\d\d\b", "#e-##"),

@@ -5,6 +5,7 @@ How a block is written:
 - ```python blocks under one heading are one program, run from top to bottom in an empty directory that has the
   repository's examples/. What a reader need not see stands in a block inside an HTML comment.
 - ```python raises=NAME is a block that ends with an exception of that name; its message counts as printed.
+- ```python file=NAME is a block as a reader would keep it in a file of that name: lines that it prints are lines of it.
 - ```sh blocks have one command a line: `torch-gradcheck …` or `python SCRIPT …`, run in such a directory too. The line
   ends with `# exit status N` where that is not 0. The two lines that set an environment up are run by .ci/run.
 - a ```text block right behind one of these is what it prints. Times, numbers of evaluations, losses, lines of
@@ -108,9 +109,11 @@ def comparable(printed: str) -> str:
 
 
 def run(block: Block, namespace: dict[str, object]) -> str:
-    """Executes a python block and gives what it printed; tracebacks point into README.md."""
-    code = compile("\n" * block.line + block.text, str(README), "exec")
-    expected, raised = block.options.removeprefix("raises="), ""
+    """Executes a python block and gives what it printed; tracebacks point into README.md, or the file it stands for."""
+    options = dict(option.split("=") for option in block.options.split())
+    text = block.text if "file" in options else "\n" * block.line + block.text
+    code = compile(text, options.get("file", str(README)), "exec")
+    expected, raised = options.get("raises", ""), ""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):

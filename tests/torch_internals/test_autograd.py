@@ -12,12 +12,14 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_gradcheck.torch_internals.autograd import (
     CHECKPOINT_WITHOUT_GRAPH,
+    backward_of,
     before_hooks,
     connect_hooks,
     function_forwards,
     graph_is_used_up,
     has_hooks,
     has_post_accumulate_hooks,
+    hooks_of,
     in_backward,
     is_implicit_draw,
     is_inside_function,
@@ -25,7 +27,9 @@ from torch_gradcheck.torch_internals.autograd import (
     leaf_of,
     nodes_from,
     reentrant_checkpoint,
+    post_accumulate_hooks,
     restore_hooks,
+    saved_by,
     tensor_hooks,
 )
 from torch_gradcheck.torch_internals.missing import MissingInTorchError
@@ -175,8 +179,51 @@ def test_a_hook_that_takes_grad_inside_the_backward_is_seen() -> None:
     assert not has_post_accumulate_hooks(w)
     handle = w.register_post_accumulate_grad_hook(lambda parameter: None)
     assert has_post_accumulate_hooks(w)
+    assert len(post_accumulate_hooks(w)) == 1
     handle.remove()
     assert not has_post_accumulate_hooks(w)
+    assert post_accumulate_hooks(w) == []
+
+
+def test_the_hooks_of_a_tensor_are_listed_in_order() -> None:
+    """A hook that changes a gradient is named with its line."""
+
+    def first(g: torch.Tensor) -> None: ...
+
+    def second(g: torch.Tensor) -> None: ...
+
+    w = torch.ones(2, requires_grad=True)
+    assert hooks_of(w) == []
+    w.register_hook(first)  # type: ignore[no-untyped-call]
+    w.register_hook(second)  # type: ignore[no-untyped-call]
+    assert hooks_of(w) == [first, second]
+
+
+def test_what_a_node_has_saved_is_read_until_it_is_freed() -> None:
+    """An infinite gradient is explained by the input at which it arises."""
+    x = torch.tensor([0.0, 4.0], requires_grad=True)
+    y = x.sqrt()
+    saved = saved_by(y.grad_fn)
+    assert saved["result"].tolist() == [0, 2]
+    assert not saved["result"].requires_grad
+    y.sum().backward()
+    assert saved_by(y.grad_fn) == {}
+
+
+def test_the_backward_of_a_function_may_be_called_vjp() -> None:
+    class Old(torch.autograd.Function):
+        @staticmethod
+        def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return grad
+
+    class Vjp(torch.autograd.Function):
+        @staticmethod
+        def vjp(ctx: Any, grad: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return grad
+
+    assert backward_of(Old) is Old.backward
+    assert backward_of(Vjp) is Vjp.vjp
+    assert backward_of(torch.autograd.Function) is torch.autograd.Function.backward
 
 
 class _OldStyle(torch.autograd.Function):

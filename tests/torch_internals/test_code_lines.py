@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_frame, calling_line, defining_line
+from torch_gradcheck.torch_internals.code_lines import CodeLine, at_line_of, calling_frame, calling_line, defining_line
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 
 
@@ -92,3 +94,53 @@ def test_paths_are_short_where_they_can_be(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert str(CodeLine(file.format(here=tmp_path), 3)) == shown
+
+
+class Called:
+    def __call__(self, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+    def method(self, grad: torch.Tensor) -> torch.Tensor:
+        return grad
+
+
+@functools.wraps(Called.method)
+def wraps(*arguments: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("function", "written"),
+    [
+        (Called(), Called.__call__),
+        (Called().method, Called.method),
+        (functools.partial(functools.partial(Called.method, 1), 2), Called.method),
+        (wraps, Called.method),
+    ],
+    ids=["object", "bound method", "partial", "wrapped"],
+)
+def test_what_is_wrapped_around_a_function_is_looked_through(function: object, written: object) -> None:
+    line = f"{CodeLine(__file__, inspect.getsourcelines(written)[1])}"  # type: ignore[arg-type]
+    assert at_line_of(function) == f" at {line}"
+
+
+@pytest.mark.parametrize(
+    "function", [torch.sin, nn.Linear.forward, nn.Linear(1, 1), defining_line, len, None], ids=lambda f: str(f)[:20]
+)
+def test_nothing_is_said_of_functions_that_are_not_the_users(function: object) -> None:
+    assert at_line_of(function) == ""
+
+
+def test_lines_outside_of_a_function_are_not_looked_at() -> None:
+    """The line that asks for a check is none of J."""
+
+    def of_this_package() -> CodeLine | None:
+        return calling_line(inside=of_this_package.__code__)
+
+    assert of_this_package() is None
+    inner = eval(compile("lambda f: f()", "net.py", "eval"))
+
+    def runs() -> CodeLine | None:
+        return inner(lambda: calling_line(sys._getframe(1), inside=runs.__code__))  # type: ignore[no-any-return]
+
+    assert runs() == CodeLine("net.py", 1)

@@ -29,6 +29,7 @@ from torch_gradcheck.torch_internals.modules import (
     spectral_norms,
     torchs_apply,
     uncompiled,
+    with_backward_hooks,
 )
 
 
@@ -209,3 +210,24 @@ def test_a_torch_that_keeps_the_cache_elsewhere_is_checked_without_it(monkeypatc
     assert parametrization_cache() == NO_CACHE
     set_parametrization_cache(ParametrizationCache(0, {}))
     assert not hasattr(parametrize, "_cache")
+
+
+def test_backward_hooks_can_be_wrapped_and_come_back_whatever_happens() -> None:
+    """Only a hook that changes a gradient is at fault: the search for a culprit watches what each of them returns."""
+    seen: list[str] = []
+    model = nn.Tanh()
+    model.register_full_backward_hook(lambda *_: seen.append("hook"))
+    model.register_full_backward_pre_hook(lambda *_: seen.append("pre-hook"))
+    held = model._backward_hooks, model._backward_pre_hooks
+
+    def wrapped(hook: Any) -> Any:
+        return lambda *arguments: (seen.append("wrapped"), hook(*arguments))[1]
+
+    x = torch.ones(1, requires_grad=True)
+    with with_backward_hooks(model, wrapped):
+        model(x).sum().backward()
+    with pytest.raises(ValueError, match="no"), with_backward_hooks(model, wrapped):
+        raise ValueError("no")
+    assert seen == ["wrapped", "pre-hook", "wrapped", "hook"]
+    assert (model._backward_hooks, model._backward_pre_hooks) == held
+    assert model._backward_hooks is held[0]

@@ -129,7 +129,8 @@ def _non_finite(objective: Objective) -> NonFiniteLossError:
             if not torch.isfinite(tensor).all():
                 return NonFiniteLossError(
                     f"{found}: the first module whose output is not finite is {_module(objective, name)}: "
-                    f"{_not_finite(tensor)}{made}. Look at its inputs and at what it divides by, takes the log or root of.",
+                    f"{_not_finite(tensor)}{made}. Look at its inputs and at what it divides by, takes the log or root "
+                    "of.",
                     module=name,
                 )
     return NonFiniteLossError(

@@ -90,7 +90,7 @@ def is_implicit_draw(node: Any) -> bool:
 
 
 def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """What a Function runs backward: its `backward`, or `vjp`, another name for it; of an operator, what was registered."""
+    """What a Function runs backward: its `backward`, or `vjp`, another name for it; of an operator, the registered."""
     operator, of_base = custom_op_of(function), torch.autograd.Function
     if operator is not None:
         return operator.backward

@@ -63,17 +63,19 @@ def defining_line(function: object) -> CodeLine | None:
     What `functools.wraps` or `functools.partial` have wrapped is found, and the `__call__` of an object with one.
     """
     function = _innermost(function)
+    code = getattr(function, "__code__", None)
+    if isinstance(code, CodeType):  # `inspect` would look for the source, and may find that of another file
+        return CodeLine(code.co_filename, code.co_firstlineno)
     try:
         file = inspect.getsourcefile(function)  # type: ignore[arg-type]
         _, line = inspect.getsourcelines(function)  # type: ignore[arg-type]
     except (TypeError, OSError):
-        code = getattr(function, "__code__", None)
-        return CodeLine(code.co_filename, code.co_firstlineno) if isinstance(code, CodeType) else None
+        return None
     return CodeLine(file, line or 1) if file else None
 
 
 def at_line_of(function: object) -> str:
-    """The words " at FILE:LINE" for a function of the user's; "" for one of torch, of this package or without a line."""
+    """The words " at FILE:LINE" for a function of the user's; "" for one of torch, this package or without a line."""
     code = getattr(_innermost(function), "__code__", None)
     line = defining_line(function) if isinstance(code, CodeType) and is_of_the_user(code) else None
     return "" if line is None else f" at {line}"
@@ -85,8 +87,8 @@ def _innermost(function: object) -> object:
         function = function.func
     if callable(function) and not inspect.isclass(function):
         if not hasattr(function, "__code__") and not hasattr(function, "__wrapped__"):
-            function = getattr(type(function), "__call__", function)
-        function = inspect.unwrap(function)  # type: ignore[arg-type]
+            function = type(function).__call__
+        function = inspect.unwrap(function)
     return function
 
 

@@ -76,12 +76,12 @@ def set_calls(calls: Calls) -> None:
 
 def torchs_apply(function: type[Function]) -> Callable[..., Any]:
     """What applies a Function, once `Function.apply` has put the arguments in order."""
-    found: Callable[..., Any] = super(_below_function(), function).apply  # type: ignore[misc]
+    found: Callable[..., Any] = super(_below_function(), function).apply
     return found
 
 
 def _below_function() -> Any:
-    """The class whose `apply`, if it had one, `Function.apply` would call: it comes next in the order of inheritance."""
+    """The class whose `apply`, if it had one, `Function.apply` would call: the next in the order of inheritance."""
     return internal(torch.autograd.function, "_SingleLevelFunction", "see where Functions are applied")
 
 

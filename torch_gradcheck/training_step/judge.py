@@ -63,6 +63,7 @@ def judge(trial: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
     return Judged(replace(trial, results=replace(results, error_bar=error, outcome=outcome.astype(np.int8))), bars)
 
 
+@np.errstate(all="ignore")  # infinite less infinite
 def judge_by_rerun(
     judged: Judged, plain: Floats, spread: Floats, theta: Floats, eps: float, tolerance: float
 ) -> Judged:

@@ -1,4 +1,4 @@
-"""What left NaN or infinity in `.grad`: an operation of J, the step's own precision, or something after the backward."""
+"""What left NaN or infinity in `.grad`: an operation of J, the step's own precision, or what came after."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def on_non_finite(
     autograd_float64: Mapping[int, AnalyticGradient],
     replays: Replays | None,
 ) -> NonFinite:
-    """Notes on gradients that are not finite, and the culprit where it is an operation of J; none of both where all are.
+    """Notes on gradients that are not finite, and the culprit where it is an operation of J; empty where all are.
 
     Args:
         problem: J and θ, the model lent.

@@ -369,7 +369,7 @@ def test_a_function_with_setup_context() -> None:
 
     report = check_module(nn.Sequential(nn.Linear(3, 2), Layer()), squared_error, (X, T))
     assert report.culprit == "1"
-    assert "autograd.Function Doubled gives a wrong gradient for x;" in report.notes[0]
+    assert "autograd.Function Doubled gives a wrong gradient for x, in" in report.notes[0]
 
 
 def test_another_threads_model_is_not_recorded() -> None:

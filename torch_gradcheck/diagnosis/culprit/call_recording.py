@@ -99,7 +99,8 @@ NO_TAPS = GradientTaps(outputs=False, inputs=False, rooted=False)
 class Recording:
     """Records every call that this thread makes inside the block.
 
-    Patches `nn.Module.__call__` and what `Function.apply` ends in. `__exit__` restores both, and so does `Loan` if that is cut off.
+    Patches `nn.Module.__call__` and what `Function.apply` ends in. `__exit__` restores both, and so does `Loan` if
+    that is cut off.
 
     Args:
         random_state: gives the present state of the generators that J draws from.

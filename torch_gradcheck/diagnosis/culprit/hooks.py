@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -63,18 +64,19 @@ class HookWatch(TorchFunctionMode):
     def __enter__(self) -> HookWatch:
         for module in self._model.modules():
             if has_backward_hooks(module):
-                self._modules.enter_context(with_backward_hooks(module, lambda hook, m=module: self._of(m, hook)))
-        super().__enter__()
+                self._modules.enter_context(with_backward_hooks(module, partial(self._of, module)))
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         self._modules.close()
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.Tensor.register_hook and not kwargs and not args[0].is_leaf:
+        registers = func is torch.Tensor.register_hook
+        if registers and not kwargs and not args[0].is_leaf:
             found = ChangingHook(args[1], call=self._running(), registered=calling_line())
             return func(args[0], self._watched(found))
         return func(*args, **(kwargs or {}))

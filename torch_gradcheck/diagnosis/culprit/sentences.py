@@ -32,7 +32,7 @@ MOST_NAMES = 4
 
 
 class Sentences:
-    """Writes sentences on calls, which it names after the modules of `model`; `loss` is the loss function or closure."""
+    """Writes sentences on calls, which it names after the modules of `model`; `loss` is the user's own."""
 
     def __init__(self, model: nn.Module, loss: object = None) -> None:
         self._loss = loss

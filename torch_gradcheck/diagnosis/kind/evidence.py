@@ -105,7 +105,9 @@ class Evidence:
         """Judged entries whose derivative is more than noise. Two gradients of zero are evidence of nothing."""
         size = np.abs(np.nan_to_num(self.numeric))
         largest = float(np.max(size[self.judged], initial=0.0))
-        return np.asarray(self.judged & (size > ERROR_BARS_ALLOWED * self.error_bar) & (size > NEGLIGIBLE * largest))
+        with np.errstate(over="ignore"):  # of an error bar without limit
+            allowed = ERROR_BARS_ALLOWED * self.error_bar
+        return np.asarray(self.judged & (size > allowed) & (size > NEGLIGIBLE * largest))
 
     @cached_property
     def right(self) -> Flags:

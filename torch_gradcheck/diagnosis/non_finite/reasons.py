@@ -14,6 +14,9 @@ from torch_gradcheck.torch_internals.autograd import saved_by
 Saved = Mapping[str, Any]
 """What an operation keeps for its backward, by name, such as `self`, `other`, `result`, `exponent`."""
 
+Where = Callable[[Saved], Any]
+"""The entries of which something holds, as a tensor of flags."""
+
 
 @dataclass(frozen=True)
 class Singularity:
@@ -26,7 +29,7 @@ class Singularity:
         advice: what to do, where the result at these entries is not used.
     """
 
-    where: Callable[[Saved], torch.Tensor]
+    where: Where
     what: str
     derivative: str
     advice: str = ""
@@ -54,7 +57,7 @@ class Reason:
 def operation_name(node: Any) -> str:
     """`sqrt` for SqrtBackward0, `linalg_vector_norm` for LinalgVectorNormBackward0, as torch calls the operation."""
     name = re.sub(r"Backward\d*$", "", node.name().rpartition("::")[2])
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[0-9]D)(?=[A-Z])", "_", name).lower()
 
 
 def reason_of(node: Any) -> Reason | None:
@@ -62,11 +65,12 @@ def reason_of(node: Any) -> Reason | None:
     saved, name = saved_by(node), operation_name(node)
     for singularity in SINGULARITIES.get(name, ()):
         try:
-            where = singularity.where(saved)
+            where = torch.as_tensor(singularity.where(saved))
         except (KeyError, TypeError, AttributeError, RuntimeError):  # saved under another name by this torch, or freed
             continue
         if bool(where.any()):
-            factor = "NaN" if "result" in saved and bool(torch.isnan(saved["result"]).any()) else "∞"
+            undefined = not singularity.derivative and singularity is not OVERFLOW
+            factor = "NaN" if undefined else "∞"
             return Reason(where, singularity.what, _filled(singularity.derivative, saved), singularity.advice, factor)
     return _not_finite_itself(saved)
 
@@ -92,45 +96,46 @@ def _filled(formula: str, saved: Saved) -> str:
     return formula.replace("{p}", "p" if exponent is None or not isinstance(exponent, int | float) else f"{exponent:g}")
 
 
-def _at(value: float, name: str = "self") -> Callable[[Saved], torch.Tensor]:
+def _at(value: float, name: str = "self") -> Where:
     return lambda saved: saved[name] == value
 
 
-def _size_one(saved: Saved) -> torch.Tensor:
+def _size_one(saved: Saved) -> Any:
     return saved["self"].abs() == 1
 
 
-def _infinite(name: str) -> Callable[[Saved], torch.Tensor]:
+def _infinite(name: str) -> Where:
     return lambda saved: torch.isinf(saved[name])
 
 
-def _low_power(saved: Saved) -> torch.Tensor:
+def _low_power(saved: Saved) -> Any:
     exponent = saved["exponent"]
     exponent = torch.as_tensor(exponent)
     return (saved["self"] == 0) & ((exponent.real if exponent.is_complex() else exponent) < 1)
 
 
-def _not_a_number(saved: Saved) -> torch.Tensor:
+def _root_of_negative(saved: Saved) -> Any:
+    exponent = torch.as_tensor(saved["exponent"])
+    return (saved["self"] < 0) & (exponent != exponent.round())
+
+
+def _not_a_number(saved: Saved) -> Any:
     return torch.isnan(saved["result"])
 
 
-def _negative_base(saved: Saved) -> torch.Tensor:
+def _negative_base(saved: Saved) -> Any:
     return (saved["self"] < 0).expand_as(saved["result"]) & torch.is_tensor(saved["exponent"])
 
 
-def _zero_vector(saved: Saved) -> torch.Tensor:
-    return saved["result"] == 0
-
-
-def _lone(saved: Saved) -> torch.Tensor:
+def _lone(saved: Saved) -> Any:
     return torch.isnan(saved["result"]) | torch.tensor(saved["self"].numel() == saved["result"].numel())
 
 
-def _equal_neighbours(values: torch.Tensor) -> torch.Tensor:
+def _equal_neighbours(values: torch.Tensor) -> Any:
     return torch.isclose(values[..., 1:], values[..., :-1], rtol=1e-12, atol=0.0)
 
 
-def _degenerate(saved: Saved) -> torch.Tensor:
+def _degenerate(saved: Saved) -> Any:
     return _equal_neighbours(saved["S"]) | (saved["S"][..., 1:] == 0)
 
 
@@ -141,11 +146,9 @@ _ROW = "leave one entry of the row unmasked, or mask with a large negative numbe
 _LARGE = "limit what goes in, before the call, such as {op}(x.clamp(max=80))"
 
 _ONES = (Singularity(_size_one, "its input is ±1", "1/√(1 − x²)", "keep the input inside, by a clamp before the call"),)
-_LOGS = (
-    Singularity(lambda saved: saved["self"] < 0, "its input is negative", "", _ZERO_BEFORE),
-    Singularity(_at(0), "its input is 0", "1/x", _ZERO_BEFORE),
-)
-_EXPONENTIALS = (Singularity(_infinite("result"), "it overflows to ∞", "", _LARGE),)
+_LOGS = (Singularity(_at(0), "its input is 0", "1/x", _ZERO_BEFORE),)
+OVERFLOW = Singularity(_infinite("result"), "it overflows to ∞", "", _LARGE)
+_EXPONENTIALS = (OVERFLOW,)
 _SOFTMAXES = (Singularity(_not_a_number, "a row is −∞ throughout, so that its result is 0/0", "", _ROW),)
 
 SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
@@ -162,7 +165,7 @@ SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
     "xlogy": (Singularity(_at(0, "other"), "its second argument is 0", "x/y"),),
     "special_entr": (Singularity(_at(0), "its input is 0", "−log(x) − 1", _ZERO_BEFORE),),
     "pow": (
-        Singularity(_not_a_number, "its base is negative", "", _ZERO_BEFORE),
+        Singularity(_root_of_negative, "its base is negative, its exponent no whole number", "", _ZERO_BEFORE),
         Singularity(_low_power, "its base is 0", "{p}·x^({p} − 1)", _ZERO_BEFORE),
         Singularity(_negative_base, "its base is negative, and the exponent has a gradient", "x^p·log(x)"),
     ),
@@ -176,12 +179,13 @@ SINGULARITIES: dict[str, tuple[Singularity, ...]] = {
     "erfinv": (Singularity(_size_one, "its input is ±1", "√π/2·exp(erfinv(x)²)", _ONES[0].advice),),
     "acosh": (Singularity(_at(1), "its input is 1", "1/√(x² − 1)", _ONES[0].advice),),
     "logit": (Singularity(lambda s: (s["self"] == 0) | (s["self"] == 1), "its input is 0 or 1", "1/(x·(1 − x))"),),
-    "atan2": (Singularity(lambda s: (s["self"] == 0) & (s["other"] == 0), "both inputs are 0", "y/(x² + y²)"),),
     "hypot": (Singularity(_at(0, "result"), "both inputs are 0", "x/√(x² + y²)", _EPS),),
-    "linalg_vector_norm": (Singularity(_zero_vector, "it is the norm of a zero vector", "x/‖x‖", _EPS),),
-    "norm": (Singularity(_zero_vector, "it is the norm of a zero vector", "x/‖x‖", _EPS),),
     "std": (Singularity(_lone, "it is taken over a single entry", ""),),
-    "var": (Singularity(lambda s: torch.ones(1, dtype=torch.bool), "it is taken over a single entry", ""),),
+    "var": (
+        Singularity(
+            lambda saved: torch.ones_like(saved["self"], dtype=torch.bool), "it is taken over a single entry", ""
+        ),
+    ),
     "exp": _EXPONENTIALS,
     "exp2": _EXPONENTIALS,
     "expm1": _EXPONENTIALS,

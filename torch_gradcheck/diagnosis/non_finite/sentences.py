@@ -42,6 +42,9 @@ MASKS = {
 }
 """What an operation that gives its input a gradient of 0 hides there, by its name."""
 
+SHAPES = frozenset({"expand", "view", "unsafe_view", "unsqueeze", "squeeze", "alias", "clone", "to_copy"})
+"""Operations that give the same numbers in another shape, by their names."""
+
 
 class Sentences:
     """Writes sentences on the origins of a recording, which it names after the modules of `model`."""
@@ -98,11 +101,21 @@ class Sentences:
         if reason is None:
             return f"it gives {kind}{_count(~torch.isfinite(_spoilt(origin.made)))}, of finite numbers alone"
         derivative = f", where its derivative {reason.derivative} is not finite" if reason.derivative else ""
-        said = f"{reason.what}{_count(reason.where)}{derivative}{self._overflow(reason.stored)}"
+        what = f"{reason.what}{self._divisor(origin)}"
+        said = f"{what}{_count(reason.where)}{derivative}{self._overflow(reason.stored)}"
         hidden = self._hidden_by(origin)
         if not hidden:
             return said
         return f"{said}; the gradient that arrives there is 0, behind {hidden}: 0 × {reason.factor} = NaN"
+
+    def _divisor(self, origin: Origin) -> str:
+        """Words on the operation that a division has its divisor from, such as a norm; "" for others."""
+        node = origin.operation.node
+        made_by = node.next_functions[1][0] if operation_name(node) == "div" and len(node.next_functions) > 1 else None
+        while made_by is not None and operation_name(made_by) in SHAPES:
+            made_by = made_by.next_functions[0][0]
+        operation = self._recording.operations.get(made_by)
+        return "" if operation is None or operation.line is None else f" (the divisor is of {_called(operation)})"
 
     def _overflow(self, stored: bool) -> str:
         """Words on the call that made the NaN or infinity that an operation has stored; "" for none."""
@@ -118,15 +131,15 @@ class Sentences:
         """
         if origin.reason is None or not _arrives_as_zero(origin):
             return ""
-        waiting, seen = deque(self._recording.users_of(origin.operation.node)), set[Operation]()
+        waiting, seen = deque([origin.operation]), {origin.operation}
         while waiting:
-            operation = waiting.popleft()
-            if operation in seen or not operation.passes_zeros:
-                continue
-            seen.add(operation)
-            if operation.makes_zeros:
-                return _hides(operation)
-            waiting += self._recording.users_of(operation.node)
+            given_by = waiting.popleft()
+            for operation in self._recording.users[given_by.node]:
+                if operation.passes_zeros and operation.hides(given_by.node):
+                    return _hides(operation)
+                if operation.passes_zeros and operation not in seen:
+                    seen.add(operation)
+                    waiting.append(operation)
         return "what J does not depend on"
 
 
@@ -170,6 +183,6 @@ def _count(where: torch.Tensor) -> str:
 def _entries(shape: tuple[int, ...], gradient: AnalyticGradient) -> str:
     wrong = ~np.isfinite(gradient.values)
     parts = 2 if gradient.values.size > np.prod(shape, dtype=np.int64) else 1
-    wrong = wrong.reshape(-1, parts).any(axis=1)
-    first = [int(k) for k in np.unravel_index(int(np.argmax(wrong)), shape)] if shape else []
-    return f"{int(wrong.sum())} of {wrong.size} entries{f', first at {first}' if first else ''}"
+    there = np.flatnonzero(wrong.reshape(-1, parts).any(axis=1))
+    first = [int(k) for k in np.unravel_index(int(there[0]), shape)] if shape else []
+    return f"{len(there)} of {wrong.size // parts} entries{f', first at {first}' if first else ''}"

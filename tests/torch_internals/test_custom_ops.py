@@ -1,0 +1,47 @@
+"""Operators of torch.library, and why a check needs their formula: to name its line where it is wrong."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torch_gradcheck.torch_internals.autograd import function_of
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+
+
+def backward(ctx: Any, grad: Tensor) -> Any:
+    return 3 * grad, None
+
+
+class Plain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return 3 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return 3 * grad
+
+
+def test_the_formula_of_an_operator_is_found_from_its_node() -> None:
+    @torch.library.custom_op("torch_gradcheck_tests::triple", mutates_args=())
+    def triple(x: Tensor, unused: float) -> Tensor:
+        return 3 * x
+
+    triple.register_autograd(backward)
+    node = triple(torch.ones(2, requires_grad=True), 1.0).grad_fn
+    function = function_of(node)
+    assert function is not None
+    operator = custom_op_of(function)
+    assert operator is not None
+    assert (operator.name, operator.arguments) == ("torch_gradcheck_tests::triple", ("x", "unused"))
+    assert operator.backward is backward
+
+
+def test_any_other_function_is_no_operator() -> None:
+    assert custom_op_of(Plain) is None
+    plain = Plain.apply(torch.ones(2, requires_grad=True))  # type: ignore[no-untyped-call]
+    assert function_of(plain.grad_fn) is Plain
+    assert function_of((plain * 2).grad_fn) is None
