@@ -15,6 +15,9 @@ from torch_gradcheck.request import positive_number
 IGNORED = -100
 """The label of a token that takes no part in the loss."""
 
+ITEMS = "num_items_in_batch"
+"""The argument by which the Trainer tells a model the number of labelled tokens in all batches of the step."""
+
 MEANS_OVER_TOKENS = ("ForCausalLMLoss", "ForMaskedLMLoss", "ForTokenClassification")
 """The loss functions of transformers that are means over the labelled tokens."""
 
@@ -97,7 +100,10 @@ class GradientMonitorCallback(TrainerCallback):
         """Checks, on scheduled steps."""
         assert self.monitor is not None
         batches = [dict(call.kwargs) for call in self.monitor.seen]
-        shares = any("num_items_in_batch" in batch for batch in batches)
+        items = {str(batch.get(ITEMS)) for batch in batches}
+        shares = len(items) == 1 and any(ITEMS in batch for batch in batches)
+        if not shares:  # a number of items for each batch divides none of the losses by that of the window
+            batches = [{name: value for name, value in batch.items() if name != ITEMS} for batch in batches]
         self.monitor.step_over(
             lambda: batches,
             divisor=1 if shares else None,

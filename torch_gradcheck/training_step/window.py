@@ -164,8 +164,8 @@ def _message(found: Floats, window: Window, scaled: bool) -> str:
         )
     by = _listed(declared / np.sum(declared)) if window.weights else "equal weights"
     return (
-        f"dθ is {times}the mean of {of} with weights {_listed(found / total)}, where {by} are declared. If that is meant (tokens, samples), "
-        "tell the monitor: step(batch, weight=)"
+        f"dθ is {times}the mean of {of} with weights {_listed(found / total)}, where {by} are declared. "
+        "If that is meant (tokens, samples), tell the monitor: step(batch, weight=)"
     )
 
 
