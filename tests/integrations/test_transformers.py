@@ -110,7 +110,7 @@ def accumulated(folder: Path, prepare: Any = None, **options: Any) -> tuple[Repo
     )  # fmt: skip
     arguments = transformers.TrainingArguments(
         str(folder), per_device_train_batch_size=4, num_train_epochs=1, gradient_accumulation_steps=3,
-        report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True, disable_tqdm=True,
+        report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True, disable_tqdm=True, max_grad_norm=0.0,
     )  # fmt: skip
     data = torch.utils.data.Subset(Tokens(), [*range(24), 3, 7, 11, 15])
     trainer = transformers.Trainer(trained, arguments, train_dataset=data, callbacks=[callback])

@@ -113,6 +113,10 @@ EQUAL = [1 / 3] * 3
             EQUAL, {"weights": SIZES, "clip": 0.05, "clip_norm": 0.05}, "weighted", "averaged with equal weights",
             id="the mean of means, clipped",
         ),
+        pytest.param(
+            [1] * 3, {"weights": SIZES, "clip": 9.0, "clip_norm": 9.0}, "weighted", "dθ is 3 × the mean",
+            id="their sum, within the norm",
+        ),
         pytest.param(BY_SAMPLES, {}, "weighted", "0.133, 0.533, 0.333, where equal", id="weights are not declared"),
         pytest.param(SIZES, {"weights": SIZES}, "scaled", "not divided by the sum of the weights, 15", id="undivided"),
         pytest.param(

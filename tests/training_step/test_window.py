@@ -99,7 +99,7 @@ def test_shares_that_rounding_leaves_open_are_not_named() -> None:
 
 
 def test_too_few_entries_prove_no_shares() -> None:
-    assert not message(window(), [2 / 15, 8 / 15, 5 / 15], entries=20)
+    assert not message(window(), [2 / 15, 8 / 15, 5 / 15], entries=10)
 
 
 def test_a_gradient_that_is_no_sum_of_the_batches_is_not_explained() -> None:

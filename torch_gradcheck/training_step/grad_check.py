@@ -43,6 +43,9 @@ ON_TRIAL = "on trial is what .grad holds"
 OTHER_INPUTS = "the forward of this step saw other inputs than the batch given to step()"
 """How the note on a batch that is not the step's begins."""
 
+AT_LIMIT = 1e-3
+"""The relative distance within which a norm is at the limit that it is clipped to."""
+
 LARGEST_WINDOW = 64
 """The largest number of batches whose gradients are told apart after a mismatch."""
 
@@ -234,7 +237,15 @@ class GradCheck:
         if any(len(part) < len(tried) for part in parts):
             return {}
         evidences = {position: step_evidence(self.theta[position], trial) for position, trial in tried.items()}
-        return window_mistake(evidences, window, parts, scaled=self._step.clip_norm is not None)
+        return window_mistake(evidences, window, parts, scaled=self._may_be_clipped(judged))
+
+    def _may_be_clipped(self, judged: Mapping[int, Judged]) -> bool:
+        """Whether clipping may have scaled `.grad`: its norm is at the limit, or that of all is not known."""
+        limit = self._step.clip_norm
+        if limit is None or self._request.include or self._request.exclude:
+            return limit is not None
+        given = [each.trial.analytic for each in judged.values()]
+        return float(np.linalg.norm(np.concatenate(given))) > (1 - AT_LIMIT) * limit
 
     def _of_other_inputs(
         self,

@@ -23,8 +23,8 @@ NOTHING = 0.02
 KNOWN = 0.05
 """Shares are believed where rounding leaves each of them open by at most 5 % of the largest."""
 
-ENTRIES_A_SHARE = 8
-"""Entries needed for each share that is fitted to them."""
+ENTRIES_BESIDES = 8
+"""Entries needed besides one for each share that is fitted: so many do not agree by accident."""
 
 LISTED = 6
 """The largest number of batches whose shares are listed."""
@@ -125,7 +125,7 @@ def _fitted(evidences: Mapping[int, Evidence], parts: Sequence[Mapping[int, Floa
         columns.append(np.stack([part[position][which] * weight for part in parts], axis=1))
         targets.append(evidence.analytic[which] * weight)
     matrix, target = np.concatenate(columns), np.concatenate(targets)
-    if len(target) < ENTRIES_A_SHARE * len(parts) or not np.all(np.isfinite(matrix)):
+    if len(target) < len(parts) + ENTRIES_BESIDES or not np.all(np.isfinite(matrix)):
         return np.empty(0)
     found, _, rank, _ = np.linalg.lstsq(matrix, target, rcond=None)
     if rank < len(parts):
