@@ -78,6 +78,7 @@ def train(folder: Path, callbacks: list[Any], **options: Any) -> dict[str, Tenso
         pytest.param({}, id="plain"),
         pytest.param({"bf16": True}, id="bfloat16"),
         pytest.param({"gradient_accumulation_steps": 2}, id="accumulating"),
+        pytest.param({"gradient_accumulation_steps": 4}, id="accumulating, the last window of an epoch"),
         pytest.param({"max_grad_norm": 0.05}, id="clipping"),
         pytest.param({"max_grad_norm": 0.0}, id="not clipping"),
     ],

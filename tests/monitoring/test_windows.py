@@ -138,6 +138,21 @@ def test_a_mistake_in_weighting_is_named(factors: list[float], options: dict[str
     assert words in message
 
 
+@pytest.mark.parametrize("right", [True, False], ids=["right", "the mean of means"])
+def test_windows_in_bfloat16(right: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 3))
+    with GradientMonitor(model, cross_entropy, accumulate=3, on_mismatch="record") as monitor:
+        for batch, share in zip(batches(SIZES), BY_SAMPLES if right else EQUAL, strict=True):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                loss = cross_entropy(model(batch[0]), batch[1])
+            (loss * share).backward()
+            monitor.step(batch, weight=len(batch[1]))
+    (report,) = monitor.reports.values()
+    assert {str(row.diagnosis.kind) for row in report.mismatches if row.diagnosis} == (set() if right else {"weighted"})
+    assert bool(report.mismatches) is not right
+
+
 SHORT: dict[str, Any] = {"sizes": [4] * 8, "ends": (2, 4, 7), "at": [0, 1, 2]}
 """Windows of 3, of 2, and of 3 batches."""
 

@@ -253,6 +253,48 @@ def test_the_run_with_the_monitor_is_the_run_without_it(name: str) -> None:
         assert "match" in judged or name == "optimizer in backward"
 
 
+def mean_of_means(run: Run, step: Callable[..., Any]) -> None:
+    optimizer = run.optimizer()
+    for number, batch in enumerate(run.batches(), 1):
+        (run.loss(batch) / 2).backward()
+        step(batch, weight=1 + number % 2)
+        if number % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def another_batch(run: Run, step: Callable[..., Any]) -> None:
+    optimizer = run.optimizer()
+    for batch in run.batches():
+        optimizer.zero_grad()
+        run.loss(batch).backward()
+        step((batch[0].roll(1, 1), batch[1]))
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("loop", "options", "words"),
+    [
+        pytest.param(mean_of_means, {"accumulate": 2}, "averaged with equal weights", id="the mean of means"),
+        pytest.param(another_batch, {}, "saw other inputs than the batch", id="another batch"),
+        pytest.param(plain, {"clip_norm": 1e-3}, "the gradients were not clipped", id="no clipping"),
+    ],
+)
+def test_a_run_with_mistakes_is_the_same_run_too(
+    loop: Callable[[Run, Callable[..., Any]], None], options: dict[str, Any], words: str
+) -> None:
+    states = []
+    for watched in (False, True):
+        torch.manual_seed(2)
+        run = Run(Net())
+        with GradientMonitor(run.model, cross_entropy, at=1, on_mismatch="record", **options) as monitor:
+            loop(run, monitor.step if watched else lambda batch, **_: None)
+        states.append(run.state())
+    alone, seen = states
+    assert [key for key in alone if not same(alone[key], seen[key])] == []
+    assert words in " ".join(str(monitor.reports[1]).split())
+
+
 def test_the_runs_compared_depend_on_every_draw() -> None:
     """The comparison would see a monitor that draws a single number."""
     alone, _ = trained("AdamW", monitored=False)

@@ -38,6 +38,5 @@ def _notes_on(in_grad: Report) -> list[str]:
     reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
     undecided = [f".grad could not be judged everywhere: {reasons[0]}"] if reasons else []
     own = next((at for at, note in enumerate(in_grad.notes) if note.startswith(ON_TRIAL)), 0)
-    first, judged, of_window = in_grad.notes[:own], in_grad.notes[own : own + 1], in_grad.notes[own + 1 : own + 2]
-    more = [note for note in of_window if note.startswith("this step has")]
-    return [*first, f"in .grad, as the training step left it: {listed}", *judged, *more, *undecided]
+    of_step, judged = in_grad.notes[:own], in_grad.notes[own : own + 1]
+    return [*of_step, f"in .grad, as the training step left it: {listed}", *judged, *undecided]

@@ -177,13 +177,12 @@ class GradCheck:
         return rows
 
     def notes(self, rows: Sequence[ParameterReport]) -> list[str]:
-        """The notes on what was judged, and by which error bars; a note on other inputs comes first."""
-        notes = [self._saw_other_inputs] if self._saw_other_inputs else []
+        """The notes on the step, where there is something to say of it, on what was judged, and on the error bars."""
+        of_window = "" if self._step.window is None else self._step.window.note
+        notes = [note for note in (self._saw_other_inputs, of_window) if note]
         notes.append(f"{ON_TRIAL}: {self.why_unjudged or self._precision()}")
         if rows and all(row.diagnosis and row.diagnosis.kind is DiagnosisKind.MISSING for row in rows):
             notes.append("no parameter has a .grad: was zero_grad() called after backward(), or backward() not at all?")
-        if self._step.window is not None and self._step.window.note:
-            notes.append(self._step.window.note)
         return notes
 
     def _precision(self) -> str:

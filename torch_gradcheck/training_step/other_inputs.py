@@ -35,12 +35,14 @@ def other_inputs(objective: Objective, forwards: Sequence[SeenForward]) -> str:
         if left and torch.is_grad_enabled() and not in_backward():
             found.append(_difference(left.pop(0), args, kwargs))
 
-    handle = objective.model.register_forward_pre_hook(compare, with_kwargs=True, prepend=True)
+    handles: list[Any] = []
     try:
+        handles.append(objective.model.register_forward_pre_hook(compare, with_kwargs=True, prepend=True))
         with torch.enable_grad(), objective.evaluation():
             objective.compute()
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return next(filter(None, found), "")
 
 

@@ -104,8 +104,8 @@ def window_mistake(
         scaled: a clipped norm has scaled all cᵢ alike.
     """
     wrong = [position for position, evidence in evidences.items() if evidence.wrong.any()]
-    shares = _fitted(evidences, parts)
-    for candidate in (_equal(shares), shares) if len(shares) else ():
+    candidates = [found for found in (_equal(evidences, parts), _fitted(evidences, parts)) if len(found)]
+    for candidate in candidates:
         predicted = {
             at: np.asarray(sum(c * part[at] for c, part in zip(candidate, parts, strict=True))) for at in wrong
         }
@@ -135,9 +135,10 @@ def _fitted(evidences: Mapping[int, Evidence], parts: Sequence[Mapping[int, Floa
     return np.asarray(found) if known else np.empty(0)
 
 
-def _equal(shares: Floats) -> Floats:
-    """The same total in equal shares."""
-    return np.full(len(shares), np.mean(shares) if len(shares) else 0.0)
+def _equal(evidences: Mapping[int, Evidence], parts: Sequence[Mapping[int, Floats]]) -> Floats:
+    """The same, all cᵢ alike: one number is determined where rounding leaves several open."""
+    together = {position: np.asarray(sum(part[position] for part in parts)) for position in evidences}
+    return np.repeat(_fitted(evidences, [together]), len(parts))
 
 
 def _message(found: Floats, window: Window, scaled: bool) -> str:
