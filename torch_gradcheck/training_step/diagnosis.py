@@ -64,23 +64,25 @@ def diagnosed(
         unclipped: what `.grad` should be before it is clipped.
     """
     evidences = {position: step_evidence(theta[position], each) for position, each in trial.items()}
-    if found := not_clipped(evidences, unclipped, step):
-        return found
     found = diagnose_all(evidences, _meanings(evidences.values(), step))
     for position, diagnosis in found.items():
         if not np.any(evidences[position].analytic):
             found[position] = _missing(evidences[position])
         elif diagnosis.kind not in (DiagnosisKind.SCALED, DiagnosisKind.CLIPPED):
             found[position] = _of_another_batch(position, evidences[position], references) or diagnosis
-    return _all_alike(evidences, _norm_clipped(evidences, found))
+    named = _all_alike(evidences, _norm_clipped(evidences, found))
+    return named | _not_clipped(evidences, named, unclipped, step)
 
 
-def not_clipped(
-    evidences: Mapping[int, Evidence], unclipped: Mapping[int, Floats], step: TrainingStep
+def _not_clipped(
+    evidences: Mapping[int, Evidence],
+    found: Mapping[int, Diagnosis],
+    unclipped: Mapping[int, Floats],
+    step: TrainingStep,
 ) -> dict[int, Diagnosis]:
-    """The mistake of clipping that was declared and not done, where that explains every wrong `.grad`."""
-    wrong = [position for position, evidence in evidences.items() if evidence.wrong.any()]
-    if not all(evidences[at].finite and _is_unclipped(evidences[at], unclipped[at]) for at in wrong):
+    """The mistake of clipping that was declared and not done, where that explains most that is wrong."""
+    explained = [at for at in found if evidences[at].finite and _is_unclipped(evidences[at], unclipped[at])]
+    if 2 * len(explained) <= len(found):
         return {}
     given = np.concatenate([evidence.analytic for evidence in evidences.values()])
     norm, largest = float(np.linalg.norm(given)), float(np.max(np.abs(given)))
@@ -98,7 +100,9 @@ def not_clipped(
     else:
         return {}
     kind = DiagnosisKind.UNKNOWN if factor is None else DiagnosisKind.SCALED
-    return dict.fromkeys(wrong, Diagnosis(kind, f"{message}. Clip before step(), or leave it out", factor))
+    diagnosis = Diagnosis(kind, f"{message}. Clip before step(), or leave it out", factor)
+    alike = [at for at, each in found.items() if factor and each.factor and _close(each.factor, factor)]
+    return dict.fromkeys([*explained, *alike], diagnosis)
 
 
 def _is_unclipped(evidence: Evidence, unclipped: Floats) -> bool:
