@@ -84,6 +84,16 @@ def test_steps_are_judged_and_the_run_is_the_same(options: dict[str, Any]) -> No
         assert {str(row.status) for row in report.in_grad} <= {"match", "flat"}
 
 
+def test_a_last_window_that_the_trainer_divides_by_a_whole_one_is_noted() -> None:
+    callback = GradientMonitorCallback(at=[0, 2])
+    fit(seeded(), [callback], accumulate_grad_batches=3)
+    assert callback.monitor is not None
+    whole, last = callback.monitor.reports.values()
+    note = "this step has 1 batch, and the trainer divides the sum of their losses by 3: .grad is judged as 0.333 of"
+    assert any(each.startswith(note) for each in last.notes)
+    assert not any(each.startswith("this step has") for each in whole.notes)
+
+
 def test_a_wrong_gradient_ends_the_training() -> None:
     module = seeded(spoiled=True)
     callback = GradientMonitorCallback()

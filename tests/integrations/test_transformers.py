@@ -12,8 +12,12 @@ from torch.utils.data import Dataset
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from torch_gradcheck import InvalidRequestError  # noqa: E402
-from torch_gradcheck.integrations.transformers import GradientMonitorCallback, loss_of  # noqa: E402
+from torch_gradcheck import InvalidRequestError, Report  # noqa: E402
+from torch_gradcheck.integrations.transformers import (  # noqa: E402
+    GradientMonitorCallback,
+    labelled_tokens,
+    loss_of,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's advice on devices and data loaders
 
@@ -74,6 +78,7 @@ def train(folder: Path, callbacks: list[Any], **options: Any) -> dict[str, Tenso
         pytest.param({}, id="plain"),
         pytest.param({"bf16": True}, id="bfloat16"),
         pytest.param({"gradient_accumulation_steps": 2}, id="accumulating"),
+        pytest.param({"gradient_accumulation_steps": 4}, id="accumulating, the last window of an epoch"),
         pytest.param({"max_grad_norm": 0.05}, id="clipping"),
         pytest.param({"max_grad_norm": 0.0}, id="not clipping"),
     ],
@@ -93,6 +98,79 @@ def test_a_wrong_gradient_is_found(tmp_path: Path) -> None:
     train(tmp_path, [Spoiler(), callback], max_grad_norm=0.0)
     assert callback.monitor is not None
     assert [row.name for row in callback.monitor.reports[0].mismatches] == ["transformer.ln_f.bias"]
+
+
+def accumulated(folder: Path, prepare: Any = None, **options: Any) -> tuple[Report, Report]:
+    """The reports on the first window, of 3 batches, and on the last one of an epoch of 7, which is 1 batch."""
+    callback = GradientMonitorCallback(at=[0, 2], on_mismatch="record", include=["*norm*"], **options)
+    torch.manual_seed(0)
+    trained = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            vocab_size=12, hidden_size=4, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, max_position_embeddings=8, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+        )
+    )  # fmt: skip
+    arguments = transformers.TrainingArguments(
+        str(folder), per_device_train_batch_size=4, num_train_epochs=1, gradient_accumulation_steps=3,
+        report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True, disable_tqdm=True, max_grad_norm=0.0,
+    )  # fmt: skip
+    data = torch.utils.data.Subset(Tokens(), [*range(24), 3, 7, 11, 15])
+    trainer = transformers.Trainer(trained, arguments, train_dataset=data, callbacks=[callback])
+    if prepare is not None:
+        prepare(trainer)
+    trainer.train()
+    assert callback.monitor is not None
+    first, last = callback.monitor.reports.values()
+    return first, last
+
+
+def statuses(report: Report) -> set[str]:
+    return {str(row.status) for row in report.in_grad or ()}
+
+
+def averages_means(trainer: Any) -> None:
+    """As before the Trainer knew `num_items_in_batch`: each mean over its own tokens, divided by their number."""
+    trainer.model_accepts_loss_kwargs = False
+
+
+def divides_by_its_own(trainer: Any) -> None:
+    """Each batch's loss is divided by the number of its own tokens, and the means are summed."""
+    compute_loss = trainer.compute_loss
+
+    def own(model: Any, inputs: Any, num_items_in_batch: Any = None, **kwargs: Any) -> Any:
+        return compute_loss(model, inputs, num_items_in_batch=inputs["labels"][:, 1:].ne(-100).sum(), **kwargs)
+
+    trainer.compute_loss = own
+
+
+def test_the_trainers_own_normalisation_is_right_in_the_last_window_too(tmp_path: Path) -> None:
+    assert [statuses(report) for report in accumulated(tmp_path)] == [{"match"}, {"match"}]
+
+
+@pytest.mark.parametrize(
+    ("prepare", "times"),
+    [pytest.param(averages_means, "", id="their mean"), pytest.param(divides_by_its_own, "3 × ", id="their sum")],
+)
+def test_a_mean_of_means_is_found(tmp_path: Path, prepare: Any, times: str) -> None:
+    first, last = accumulated(tmp_path, prepare)
+    assert {str(row.diagnosis.kind) for row in first.mismatches if row.diagnosis} == {"weighted"}
+    message = first.mismatches[0].diagnosis.message  # type: ignore[union-attr]
+    assert "the micro-batches were averaged with equal weights" in message
+    assert f"dθ is {times}the mean of the 3 batches" in message
+    assert statuses(last) == {"match"}, "one batch is its own mean"
+
+
+def test_weights_of_the_users_own(tmp_path: Path) -> None:
+    first, _ = accumulated(tmp_path, averages_means, weight=lambda arguments: 1)
+    assert statuses(first) == {"match"}
+
+
+def test_labelled_tokens_are_counted_as_the_loss_counts_them() -> None:
+    labels = torch.tensor([[5, 6, -100], [-100, 7, 8]])
+    causal, plain = model(), nn.Linear(1, 1)
+    assert labelled_tokens(causal, {"labels": labels}) == 3
+    assert labelled_tokens(plain, {"labels": labels}) == 4
+    assert labelled_tokens(causal, {"labels": labels, "shift_labels": labels[:, :2]}) == 3
 
 
 @pytest.mark.parametrize("output", [{"loss": None}, (None,)], ids=["mapping", "tuple"])

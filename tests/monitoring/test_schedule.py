@@ -67,6 +67,51 @@ def test_steps_are_counted_when_their_last_batch_is_over() -> None:
 
 
 @pytest.mark.parametrize(
+    ("at", "accumulate", "last", "before", "within", "steps"),
+    [
+        pytest.param([1], 3, {3}, [2], [3], 3, id="it ends early itself"),
+        pytest.param([1], 3, {0}, [0], [1, 2, 3], 3, id="the step before it ended early"),
+        pytest.param([2], 3, {1, 4}, [4], [5, 6, 7], 3, id="both before it, one called two times"),
+        pytest.param([0, 1], 3, {1, 2}, [], [0, 1, 2], 4, id="two in a row"),
+        pytest.param([2], 3, {2, 5}, [5], [6, 7, 8], 3, id="last said of a whole window"),
+        pytest.param([2], 1, {0, 1, 2}, [1], [2], 9, id="windows of one"),
+    ],
+)
+def test_a_window_may_end_early(
+    at: Any, accumulate: int, last: set[int], before: list[int], within: list[int], steps: int
+) -> None:
+    schedule, due = Schedule(at, None, accumulate), dict[int, Due]()
+    schedule.await_step(0)
+    calls_within = 0
+    for number in range(9):
+        found = schedule.called(number in last)
+        if found is None:
+            continue
+        due[number] = found
+        schedule.wake_next()
+        calls_within = calls_within + 1 if found is Due.WITHIN else 0
+        if calls_within == accumulate or (calls_within and number in last):
+            calls_within = 0
+            schedule.await_step(schedule.target + 1)
+    assert [call for call, what in due.items() if what is Due.BEFORE] == before
+    assert [call for call, what in due.items() if what is Due.WITHIN] == within
+    assert schedule.steps == steps
+
+
+@pytest.mark.parametrize(
+    ("at", "every", "checked", "never"),
+    [
+        pytest.param([0, 500], None, [0], [500], id="one of two"),
+        pytest.param([], 1000, [], [0], id="every, and no step at all"),
+        pytest.param([], 1000, [0], [], id="every, and the first step came"),
+        pytest.param(3, None, [3], [], id="all came"),
+    ],
+)
+def test_steps_that_never_came_are_known(at: Any, every: Any, checked: list[int], never: list[int]) -> None:
+    assert Schedule(at, every, 1).never_reached(checked) == never
+
+
+@pytest.mark.parametrize(
     ("at", "every", "accumulate", "named"),
     [("0", None, 1, "at"), ([-1], None, 1, "at"), (0, 0, 1, "every"), (0, None, 0, "accumulate")],
     ids=["text", "negative", "every nothing", "accumulate nothing"],

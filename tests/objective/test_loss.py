@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
-from torch_gradcheck.objective.loss import ModuleLoss
+from torch_gradcheck.objective.loss import ClosureLoss, MeanLoss, ModuleLoss
 
 Pair = namedtuple("Pair", "inputs targets")
 X, Y = torch.tensor([1.0, 2.0]), torch.tensor([10.0, 20.0])
@@ -116,3 +116,38 @@ def test_inputs_that_require_a_gradient_still_do_and_collect_none() -> None:
 def test_a_tensor_on_the_meta_device() -> None:
     with pytest.raises(InvalidRequestError, match="batch holds a tensor on the meta device"):
         BatchCopy((X, torch.empty(2, device="meta")), torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("divisor", "weights", "expected"),
+    [
+        pytest.param(2, (), 3.0, id="a mean"),
+        pytest.param(4, (1, 3), 4.0, id="a weighted mean"),
+        pytest.param(8, (1, 3), 2.0, id="another divisor"),
+    ],
+)
+def test_the_mean_of_losses(divisor: float, weights: tuple[float, ...], expected: float) -> None:
+    losses = [ClosureLoss(lambda: 1.0), ClosureLoss(lambda: 5.0)]
+    assert MeanLoss(losses, divisor, weights=weights).at(None)() == expected
+
+
+@pytest.mark.parametrize(("divisor", "weights", "expected"), [(1, (), 3.0), (7.0, (7.0,), 3.0), (3, (), 1.0)])
+def test_the_mean_of_one_loss(divisor: float, weights: tuple[float, ...], expected: float) -> None:
+    assert MeanLoss([ClosureLoss(lambda: 3.0)], divisor, weights=weights).at(None)() == expected
+
+
+@pytest.mark.parametrize(
+    ("batch", "inputs", "args", "kwargs", "targets"),
+    [
+        pytest.param((X, Y), (Y,), (Y,), {}, (Y,), id="a tuple"),
+        pytest.param((X, Y, Y), {"x": Y}, (), {"x": Y}, (Y, Y), id="keywords"),
+        pytest.param({"x": X}, {"x": Y}, (), {"x": Y}, (), id="a mapping"),
+        pytest.param(X, (Y,), (Y,), {}, (), id="a tensor"),
+    ],
+)
+def test_other_inputs_in_place_of_the_batches_own(
+    batch: Any, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any], targets: tuple[Any, ...]
+) -> None:
+    found = call_of(ModuleLoss(Recorder(), lambda: None, batch).with_inputs(inputs).batch)
+    assert str(found) == str(call_of(((args or kwargs), *targets)))
+    assert (len(found[0]), set(found[1]), len(found[2])) == (len(args), set(kwargs), len(targets))

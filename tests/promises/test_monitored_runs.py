@@ -129,6 +129,20 @@ def accumulating(run: Run, step: Callable[..., Any]) -> None:
             optimizer.zero_grad()
 
 
+def weighted(run: Run, step: Callable[..., Any]) -> None:
+    """Windows of 4 batches that count 1, 2, 3, 4, the 3 epochs of 17 batches each ending in a window of one batch."""
+    optimizer = run.optimizer()
+    for number, batch in enumerate(run.batches()):
+        place, left = number % 17 % 4, 17 - number % 17
+        total = sum(range(1, 5)) if (place + 1 < 4 and left + place > 4) or place == 3 else place + 1
+        (run.loss(batch) * ((place + 1) / total)).backward()
+        ends = place == 3 or left == 1
+        step(batch, weight=place + 1, last=ends)
+        if ends:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 def clipping(run: Run, step: Callable[..., Any]) -> None:
     optimizer = run.optimizer()
     for batch in run.batches():
@@ -181,6 +195,7 @@ LOOPS: dict[str, tuple[Callable[[Run, Callable[..., Any]], None], Callable[[], n
     "bfloat16 autocast": (autocast, Net, {}),
     "GradScaler": (scaled, Net, {"scaler": lambda: torch.amp.GradScaler("cpu", init_scale=256, growth_interval=7)}),
     "gradient accumulation": (accumulating, Net, {"accumulate": 5}),
+    "weighted accumulation": (weighted, Net, {"accumulate": 4}),
     "clipping": (clipping, Net, {"clip_norm": 0.5}),
     "moving average": (averaging, Net, {}),
     "checkpoint": (plain, lambda: Net(checkpointed=False), {}),
@@ -202,7 +217,7 @@ def trained(name: str, monitored: bool) -> tuple[dict[str, Any], GradientMonitor
         plain_batches = run.batches
         run.batches = lambda: ((x.bfloat16(), y) for x, y in plain_batches())  # type: ignore[method-assign]
     if not monitored:
-        loop(run, lambda batch: None)
+        loop(run, lambda batch, **_: None)
         return run.state(), None
     with GradientMonitor(model, cross_entropy, at=[0, 1], every=20, on_mismatch="record", **made) as monitor:
         loop(run, monitor.step)
@@ -237,6 +252,50 @@ def test_the_run_with_the_monitor_is_the_run_without_it(name: str) -> None:
         expected = {"undecided"} if name == "optimizer in backward" else {"match", "flat"}
         assert judged <= expected | ({"undecided"} if name.startswith("bfloat16") else set()), str(report.in_grad)
         assert "match" in judged or name == "optimizer in backward"
+
+
+def mean_of_means(run: Run, step: Callable[..., Any]) -> None:
+    optimizer = run.optimizer()
+    for number, batch in enumerate(run.batches(), 1):
+        (run.loss(batch) / 2).backward()
+        step(batch, weight=1 + number % 2)
+        if number % 2 == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def another_batch(run: Run, step: Callable[..., Any]) -> None:
+    optimizer = run.optimizer()
+    for batch in run.batches():
+        optimizer.zero_grad()
+        run.loss(batch).backward()
+        step((batch[0].roll(1, 1), batch[1]))
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    ("loop", "options", "words"),
+    [
+        pytest.param(mean_of_means, {"accumulate": 2}, "averaged with equal weights", id="the mean of means"),
+        pytest.param(another_batch, {}, "the forward of this step saw", id="another batch"),
+        pytest.param(plain, {"clip_norm": 1e-3}, "the gradients were not clipped", id="no clipping"),
+    ],
+)
+def test_a_run_with_mistakes_is_the_same_run_too(
+    loop: Callable[[Run, Callable[..., Any]], None], options: dict[str, Any], words: str
+) -> None:
+    states = []
+    for watched in (False, True):
+        torch.manual_seed(2)
+        run = Run(Net())
+        with GradientMonitor(run.model, cross_entropy, at=1, on_mismatch="record", **options) as monitor:
+            loop(run, monitor.step if watched else lambda batch, **_: None)
+        states.append(run.state())
+    alone, seen = states
+    assert [key for key in alone if not same(alone[key], seen[key])] == []
+    said = [row.diagnosis.message for row in monitor.reports[1].mismatches if row.diagnosis]
+    assert said
+    assert [message for message in said if words not in message] == []
 
 
 def test_the_runs_compared_depend_on_every_draw() -> None:

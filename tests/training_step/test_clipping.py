@@ -35,7 +35,13 @@ def test_a_norm_within_the_limit_stays() -> None:
 
 def test_where_the_norm_of_all_is_not_known_the_gradients_tell_the_fraction() -> None:
     given = {position: 0.25 * values for position, values in RIGHT.items()}
-    assert Clipping(TrainingStep(clip_norm=1.0), whole=False).fraction(RIGHT, given) == pytest.approx(0.25)
+    assert Clipping(TrainingStep(clip_norm=2.0), whole=False).fraction(RIGHT, given) == pytest.approx(0.25)
+
+
+def test_the_norm_of_some_is_no_larger_than_that_of_all() -> None:
+    """So gradients that were not clipped are not taken for clipped ones where only some are known."""
+    fraction = Clipping(TrainingStep(clip_norm=1.0), whole=False).fraction(RIGHT, RIGHT)
+    assert fraction == pytest.approx(1 / (math.sqrt(3.0**2 + 0.5**2 + 4.0**2) + CLIP_EPS))
 
 
 def test_what_is_not_finite_counts_for_nothing() -> None:

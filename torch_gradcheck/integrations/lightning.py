@@ -18,8 +18,10 @@ from torch_gradcheck.monitoring.monitor import GradientMonitor
 class GradientMonitorCallback(Callback):
     """`Trainer(callbacks=[GradientMonitorCallback(at=[0], every=1000)])`.
 
-    J is what `training_step` returns, over the batches of one optimizer step; what it logs is not logged again. `.grad`
-    is looked at when the precision plugin has unscaled it, and before it is clipped.
+    J is the sum of what `training_step` returns over the batches of one optimizer step, divided by
+    `accumulate_grad_batches` as the trainer does, in a last and shorter window of an epoch too: a note says so there.
+    What it logs is not logged again. `.grad` is looked at when the precision plugin has unscaled it, and before it is
+    clipped.
 
     Args:
         options: those of `GradientMonitor`, but for `accumulate`, which the trainer knows.

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
+from torch_gradcheck.training_step.grad_check import ON_TRIAL
 
 
 def joined(backward: Report, in_grad: Report) -> Report:
@@ -36,12 +37,6 @@ def _notes_on(in_grad: Report) -> list[str]:
     listed = ", ".join(f"{number} {status}" for status, number in counts.items())
     reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
     undecided = [f".grad could not be judged everywhere: {reasons[0]}"] if reasons else []
-    return [f"in .grad, as the training step left it: {listed}", *in_grad.notes[:1], *undecided]
-
-
-def why_grad_unjudged(report: Report) -> str:
-    """The reason why nothing could be said about any `.grad`; "" where something could."""
-    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
-    if not rows or any(row.status is not Status.UNDECIDED for row in rows):
-        return ""
-    return f".grad could not be judged: {rows[0].reason}"
+    own = next((at for at, note in enumerate(in_grad.notes) if note.startswith(ON_TRIAL)), 0)
+    of_step, judged = in_grad.notes[:own], in_grad.notes[own : own + 1]
+    return [*of_step, f"in .grad, as the training step left it: {listed}", *judged, *undecided]

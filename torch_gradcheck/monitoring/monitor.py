@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.check import Patterns, check_backward
 from torch_gradcheck.errors import (
     GradcheckError,
@@ -25,8 +25,9 @@ from torch_gradcheck.errors import (
 from torch_gradcheck.gradients.left_in_grad import left_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
-from torch_gradcheck.monitoring.joined import joined, why_grad_unjudged
+from torch_gradcheck.monitoring.joined import joined
 from torch_gradcheck.monitoring.schedule import Due, Schedule
+from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.reporting.render.outline import headline
@@ -37,6 +38,7 @@ from torch_gradcheck.torch_internals.optimizers import has_unscaled
 from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.forward_state import SeenForward
 from torch_gradcheck.training_step.step import TrainingStep
+from torch_gradcheck.training_step.window import Window
 
 logger = logging.getLogger("torch_gradcheck")
 
@@ -65,8 +67,9 @@ class GradientMonitor:
         every: every so many steps, 0 included, are checked too.
         on_mismatch: what a wrong gradient does: `"raise"` GradientMismatchError from `step`, `"warn"` with a
             GradientMismatchWarning, or `"record"`. What cannot be checked (a loss that is NaN) is treated alike.
-        accumulate: gradients are accumulated over so many batches before each optimizer step, as their mean. `step` is
-            then called after each backward; batches of one optimizer step count as one step.
+        accumulate: gradients are accumulated over so many batches before each optimizer step. `step` is then called
+            after each backward; batches of one optimizer step count as one step. Its J is Σ wᵢ Jᵢ / Σ wᵢ with Jᵢ the
+            loss of a batch and wᵢ the `weight` that `step` is given with it, 1 by default.
         clip_norm, clip_value: the loop has clipped `.grad` to this norm, or value, when it calls `step`.
         scaler: a `torch.amp.GradScaler` whose scale `.grad` carries when the loop calls `step` before `unscale_`.
         method, eps, tolerance, include, exclude, mode, dtype, seed, progress, hold_detached: as in `check_module`. The
@@ -77,6 +80,8 @@ class GradientMonitor:
     Attributes:
         reports: step → its report.
         errors: step → why it could not be checked.
+        summary: what came of it, in lines: steps that are wrong, that could not be checked, on which nothing was
+            proven, and those that were scheduled and never came.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
@@ -132,11 +137,14 @@ class GradientMonitor:
         self._clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)
         self._clip_value = None if clip_value is None else positive_number("clip_value", clip_value)
         self._schedule = Schedule(at, every, accumulate)
-        self._divisor = self._schedule.accumulate
+        self._divisor: float | None = None
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
         self._hook = ForwardHook(model)
         self._batches: list[Any] = []
+        self._weights: list[float] = []
+        self._arrived = 0
+        self._ended: dict[int, str] = {}
         self._earlier: dict[nn.Parameter, Floats] = {}
         self._previous: Loss | None = None
         self._await(0)
@@ -162,11 +170,14 @@ class GradientMonitor:
             self._hook.note_now()
         return nullcontext()
 
-    def step(self, batch: Any = NOTHING) -> Report | None:
+    def step(self, batch: Any = NOTHING, *, weight: Any = None, last: bool = False) -> Report | None:
         """After the backward and before the optimizer's step: checks, if this step is scheduled.
 
         Args:
             batch: what this step trained on, as `check_module` takes it.
+            weight: what this batch counts in the window that is accumulated: the number of tokens or samples that its
+                loss is the mean over. A positive number or a tensor of one; None: all batches count the same.
+            last: the window ends with this batch, although fewer than `accumulate` have come.
 
         Returns:
             The report of a scheduled step, else None. A row is that of the model's backward, or that of `.grad` where
@@ -175,22 +186,29 @@ class GradientMonitor:
         Raises:
             GradientMismatchError: a gradient is wrong, and `on_mismatch` is `"raise"`.
             GradcheckError: this step cannot be checked, and `on_mismatch` is `"raise"`.
+            InvalidRequestError: there is no batch, or the weight is no positive number, on a step that is scheduled.
         """
-        due = self._schedule.called()
-        return None if due is None else self._wake_up(due, batch)
+        due = self._schedule.called(last)
+        return None if due is None else self._wake_up(due, batch, weight, last)
 
-    def step_over(self, batches: Callable[[], Sequence[Any]], divisor: int | None = None) -> Report | None:
+    def step_over(
+        self,
+        batches: Callable[[], Sequence[Any]],
+        divisor: int | None = None,
+        weights: Callable[[], Sequence[float]] = list,
+    ) -> Report | None:
         """`step` for trainers: one optimizer step over several batches, which are asked for when it is scheduled.
 
-        J is the sum over them divided by `divisor`; None: by their number.
+        J is their sum, each times its weight (1 where there are none), divided by `divisor`; None: by that of the
+        weights.
         """
         due = self._schedule.called()
         if due is None:
             return None
         seen = list(batches())
-        self._divisor = divisor or len(seen)
+        self._divisor = divisor
         if due is Due.WITHIN:
-            self._batches = seen
+            self._batches, self._weights = seen, list(weights())
             return self._finish()
         self._begin_after(seen)
         return None
@@ -206,24 +224,27 @@ class GradientMonitor:
             return
         self._schedule.close()
         self._hook.detach()
+        self._arrived = len(self._batches)
         self._forget()
-        all_right = all(not report.mismatches and not why_grad_unjudged(report) for report in self.reports.values())
-        log = logger.info if all_right else logger.warning
-        log("%s", self.summary)
+        summary = self.summary
+        log = logger.warning if "\n" in summary else logger.info
+        log("%s", summary)
 
     @property
     def summary(self) -> str:
         """The outcome so far: a line, and one more for each step that is not all right."""
-        checked = [*self.reports, *self.errors]
-        wrong = {step: headline(report) for step, report in self.reports.items() if report.mismatches}
-        failed = {step: f"could not be checked: {error}" for step, error in self.errors.items()}
-        first = f"gradients checked on {len(checked)} of {self._schedule.steps} training steps"
-        outcome = f"{len(wrong)} wrong" if wrong else "none wrong"
-        right = {step: report for step, report in self.reports.items() if step not in wrong}
-        unjudged = {step: why for step, report in right.items() if (why := why_grad_unjudged(report))}
-        not_judged = f", .grad not judged on {len(unjudged)}" if unjudged else ""
-        lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unjudged, **failed}.items())]
-        return "\n".join([f"{first}, {outcome}{not_judged}", *lines])
+        return summary_of(self._schedule.steps, self.reports, self.errors, self._missed())
+
+    def _missed(self) -> list[str]:
+        """Lines on scheduled steps that were not checked."""
+        over, target = self._schedule.is_closed, self._schedule.target
+        arrived = self._arrived if over else len(self._batches)
+        known = {*self.reports, *self.errors, *self._ended, *([target] if arrived else [])}
+        lines = [f"step {step}: its check was ended by {name}" for step, name in self._ended.items()]
+        if arrived:
+            lines.append(unfinished(target, arrived, self._schedule.accumulate, over))
+        never = never_came(self._schedule.never_reached(known), over)
+        return [*lines, never] if never else lines
 
     def __enter__(self) -> GradientMonitor:
         return self
@@ -236,7 +257,7 @@ class GradientMonitor:
         if self._schedule.await_step(first):
             self._hook.attach()
 
-    def _wake_up(self, due: Due, batch: Any) -> Report | None:
+    def _wake_up(self, due: Due, batch: Any, weight: Any, last: bool) -> Report | None:
         if batch is NOTHING and self._needs_batch:
             raise InvalidRequestError("step() was called without a batch: give it what this step was trained on.")
         if due is Due.BEFORE:
@@ -244,7 +265,18 @@ class GradientMonitor:
             return None
         self._schedule.wake_next()
         self._batches.append(batch)
-        return self._finish() if len(self._batches) == self._schedule.accumulate else None
+        self._add_weight(weight)
+        return self._finish() if last or len(self._batches) == self._schedule.accumulate else None
+
+    def _add_weight(self, weight: Any) -> None:
+        """Notes the weight of a batch; a window has one for each of its batches, or none."""
+        if weight is not None:
+            self._weights.append(positive_number("weight", weight))
+        if len(self._weights) not in (0, len(self._batches)):
+            raise InvalidRequestError(
+                "weight must be given with every batch of a window, or with none: "
+                f"{len(self._weights)} of {len(self._batches)} batches have one."
+            )
 
     def _begin_after(self, batches: Sequence[Any]) -> None:
         """The next call of `step` begins a scheduled step; these batches were those of the step before."""
@@ -260,9 +292,12 @@ class GradientMonitor:
         except GradcheckError as error:
             self.errors[step] = error
             return self._react(step, error, None)
+        except BaseException as error:
+            self._ended[step] = type(error).__name__
+            raise
         else:
             self.reports[step] = report
-            return self._react(step, GradientMismatchError(str(report)) if report.mismatches else None, report)
+            return self._react(step, _mismatch(report) if report.mismatches else None, report)
         finally:
             self._hook.detach()
             self._forget()
@@ -284,16 +319,17 @@ class GradientMonitor:
         self._earlier = {
             theta[at].parameter: left.values for at, left in left_gradients(theta, self._carried()).items()
         }
-        self._previous = self._mean(batches)
+        divisor = self._divisor or max(self._schedule.accumulate, len(batches))
+        self._previous = MeanLoss([self._loss(batch) for batch in batches], divisor)
 
     def _forget(self) -> None:
-        self._batches, self._earlier, self._previous = [], {}, None
+        self._batches, self._weights, self._earlier, self._previous = [], [], {}, None
 
     def _checked(self, batches: Sequence[Any]) -> Report:
         """The model's backward, then `.grad`, on the same batches."""
-        forwards = tuple(self._hook.calls)
+        forwards, window = tuple(self._hook.calls), self._window(batches)
         starts = [forward.start for forward in forwards] if len(forwards) == len(batches) else []
-        report, examined = check_backward(self._model, self._mean(batches), self._request)
+        report, examined = check_backward(self._model, window.mean(), self._request)
         step = TrainingStep(
             forwards=forwards,
             batches=len(batches),
@@ -304,17 +340,28 @@ class GradientMonitor:
             clip_value=self._clip_value,
             earlier=self._earlier,
             previous=self._previous,
+            window=window,
         )
         request = replace(self._request, gradients="grad", mode="keep")
-        in_grad = check_left_in_grad(self._model, self._mean(batches, starts), request, step, examined)
+        in_grad = check_left_in_grad(self._model, window.mean(starts), request, step, examined)
         return joined(report, in_grad)
 
-    def _mean(self, batches: Sequence[Any], starts: Sequence[Start] = ()) -> Loss:
-        """J as the mean over the batches of a step, each from its own random state."""
-        return MeanLoss([self._loss(batch) for batch in batches], self._divisor, starts)
+    def _window(self, batches: Sequence[Any]) -> Window:
+        """The batches of a step with the weights that they were given."""
+        losses, weights = [self._loss(batch) for batch in batches], tuple(self._weights)
+        return Window(losses, weights, self._divisor or sum(weights) or len(batches), self._schedule.accumulate)
 
     def _carried(self) -> float:
         """The loss scale that `.grad` still carries: the scaler's, unless an optimizer's gradients were unscaled."""
         if self._scaler is None or has_unscaled(self._scaler):
             return 1.0
         return self._scaler.get_scale()
+
+
+def _mismatch(report: Report) -> GradientMismatchError:
+    """The error of a wrong step; writing its table may draw from Python's random numbers, as rich does."""
+    random = RandomState.of_everything()
+    try:
+        return GradientMismatchError(str(report))
+    finally:
+        random.restore()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from enum import Enum, auto
 from typing import Any
 
@@ -28,8 +28,8 @@ class Due(Enum):
 class Schedule:
     """Counts calls of `step`, each of which ends the backward of a batch, and wakes up at those that matter.
 
-    A training step accumulates over `accumulate` calls. The step is scheduled at numbers counted from 0, and at every
-    multiple of `every`.
+    A training step accumulates over `accumulate` calls, or fewer where one of them is said to be its last. The step is
+    scheduled at numbers counted from 0, and at every multiple of `every`.
 
     Args:
         at: the steps, one or several.
@@ -37,7 +37,7 @@ class Schedule:
         accumulate: calls that make up a step.
 
     Attributes:
-        calls: how often `step` has been called.
+        calls: how often `step` has been called; calls that were left out of a step that ended early count too.
         target: the next scheduled step, or the one under way; `NEVER` without one.
 
     Raises:
@@ -80,13 +80,27 @@ class Schedule:
         self._wake = begins if begins <= self.calls else begins - 1
         return begins == self.calls
 
-    def called(self) -> Due | None:
-        """Counts one call; None where nothing is due, as almost always."""
+    def called(self, last: bool = False) -> Due | None:
+        """Counts one call, the last of its step or one of several; None where nothing is due, as almost always."""
         call = self.calls
         self.calls = call + 1
+        if last:
+            return self._ended_early(call)
         if call != self._wake:
             return None
         return Due.BEFORE if call < self.target * self._accumulate else Due.WITHIN
+
+    def _ended_early(self, call: int) -> Due | None:
+        """Counts the calls that are left out of the step that this call ends."""
+        self.calls = -(-self.calls // self._accumulate) * self._accumulate
+        if not call <= self._wake < self.calls:
+            return None
+        return Due.BEFORE if call < self.target * self._accumulate else Due.WITHIN
+
+    def never_reached(self, checked: Container[int]) -> list[int]:
+        """The steps named in `at`, and step 0 of `every`, that are not among those that were checked."""
+        named = self._at if self._every is None else self._at | {0}
+        return sorted(step for step in named if step not in checked)
 
     def wake_next(self) -> None:
         """The next call matters, too."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -45,6 +45,11 @@ class ModuleLoss:
     model: nn.Module
     loss_fn: Callable[..., Any]
     batch: Any
+
+    def with_inputs(self, inputs: Sequence[Any] | Mapping[str, Any]) -> ModuleLoss:
+        """The same, with these arguments of the model in place of the batch's, and the targets of the batch."""
+        targets = self.batch[1:] if _is_sequence(self.batch) else ()
+        return replace(self, batch=(inputs, *targets))
 
     @cached_property
     def holders(self) -> list[Any]:
@@ -89,17 +94,24 @@ class ClosureLoss:
 
 @dataclass(frozen=True)
 class MeanLoss:
-    """The sum of several losses divided by a number: J of a training step that accumulates over batches.
+    """Σ wᵢ Jᵢ / divisor over several losses Jᵢ: J of a training step that accumulates over batches.
 
     Attributes:
         losses: one a batch.
-        divisor: what their sum is divided by.
+        divisor: what their weighted sum is divided by: the sum of the weights, for a mean.
         starts: for each batch the random state its forward starts from; empty: each starts where the last one ended.
+        weights: wᵢ, positive numbers; empty: 1 each.
     """
 
     losses: Sequence[Loss]
-    divisor: int
+    divisor: float
     starts: Sequence[Start] = ()
+    weights: Sequence[float] = ()
+
+    @property
+    def _of_one(self) -> float:
+        """What a single loss is multiplied by."""
+        return (self.weights[0] if self.weights else 1) / self.divisor
 
     @property
     def holders(self) -> list[Any]:
@@ -115,10 +127,10 @@ class MeanLoss:
             for position, compute in enumerate(computes):
                 if position and self.starts:
                     self.starts[position].random.restore()
-                total = total + compute()
-            return total / self.divisor
+                total = total + (compute() * (self.weights[position] / self.divisor) if self.weights else compute())
+            return total if self.weights else total / self.divisor
 
-        return computes[0] if len(computes) == self.divisor == 1 else mean
+        return computes[0] if len(computes) == 1 and self._of_one == 1 else mean
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:

@@ -123,6 +123,7 @@ class DiagnosisKind(_Word):
     LOW_PRECISION = "low_precision"
     ACCUMULATED = "accumulated", Trait.WHOLE
     STALE = "stale", Trait.WHOLE
+    WEIGHTED = "weighted", Trait.WHOLE
     UNKNOWN = "unknown", Trait.UNSURE, Trait.SEPARATE
 
     @property

@@ -48,4 +48,5 @@ class Clipping:
             return min(1.0, self._step.clip_norm / (math.sqrt(squares) + CLIP_EPS))
         # The norm is one over all parameters, of which only some are known: the factor itself has to tell.
         along = sum(float(np.dot(np.nan_to_num(given[at]), values)) for at, values in gradients.items())
-        return float(np.clip(along / max(squares, 1e-300), 0.0, 1.0))
+        largest = min(1.0, self._step.clip_norm / (math.sqrt(squares) + CLIP_EPS))  # the norm of some is no larger
+        return float(np.clip(along / max(squares, 1e-300), 0.0, largest))

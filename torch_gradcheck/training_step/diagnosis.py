@@ -15,6 +15,7 @@ from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 FACTOR_PRECISION = 5e-3
@@ -47,17 +48,68 @@ class Reference(NamedTuple):
 
 
 def diagnosed(
-    theta: Theta, trial: Mapping[int, ParameterTrial], references: Sequence[Reference]
+    theta: Theta,
+    trial: Mapping[int, ParameterTrial],
+    references: Sequence[Reference],
+    step: TrainingStep,
+    unclipped: Mapping[int, Floats],
 ) -> dict[int, Diagnosis]:
-    """The kind of mistake of every wrong `.grad`, by position in θ."""
+    """The kind of mistake of every wrong `.grad`, by position in θ.
+
+    Args:
+        theta: the parameters.
+        trial: `.grad` beside what it should be.
+        references: gradients that it may hold, at the entries of the trials.
+        step: what the loop declared.
+        unclipped: what `.grad` should be before it is clipped.
+    """
     evidences = {position: step_evidence(theta[position], each) for position, each in trial.items()}
-    found = diagnose_all(evidences, _meanings(evidences.values()))
+    found = diagnose_all(evidences, _meanings(evidences.values(), step))
     for position, diagnosis in found.items():
         if not np.any(evidences[position].analytic):
             found[position] = _missing(evidences[position])
         elif diagnosis.kind not in (DiagnosisKind.SCALED, DiagnosisKind.CLIPPED):
             found[position] = _of_another_batch(position, evidences[position], references) or diagnosis
-    return _all_alike(evidences, _norm_clipped(evidences, found))
+    named = _all_alike(evidences, _norm_clipped(evidences, found))
+    return named | _not_clipped(evidences, named, unclipped, step)
+
+
+def _not_clipped(
+    evidences: Mapping[int, Evidence],
+    found: Mapping[int, Diagnosis],
+    unclipped: Mapping[int, Floats],
+    step: TrainingStep,
+) -> dict[int, Diagnosis]:
+    """The mistake of clipping that was declared and not done, where that explains most that is wrong."""
+    explained = [at for at in found if evidences[at].finite and _is_unclipped(evidences[at], unclipped[at])]
+    if 2 * len(explained) <= len(found):
+        return {}
+    given = np.concatenate([evidence.analytic for evidence in evidences.values()])
+    norm, largest = float(np.linalg.norm(given)), float(np.max(np.abs(given)))
+    if step.clip_norm is not None and norm > (1 + FACTOR_PRECISION) * step.clip_norm:
+        message = (
+            f"clip_norm={step.clip_norm:g} was declared, and the gradients were not clipped: their norm is {norm:.4g}"
+        )
+        factor: float | None = None if step.clip_value else norm / step.clip_norm
+    elif step.clip_value is not None and largest > (1 + FACTOR_PRECISION) * step.clip_value:
+        message = (
+            f"clip_value={step.clip_value:g} was declared, and the gradients were not clipped: "
+            f"their largest entry is {largest:.4g}"
+        )
+        factor = None
+    else:
+        return {}
+    kind = DiagnosisKind.UNKNOWN if factor is None else DiagnosisKind.SCALED
+    diagnosis = Diagnosis(kind, f"{message}. Clip before step(), or leave it out", factor)
+    alike = [at for at, each in found.items() if factor and each.factor and _close(each.factor, factor)]
+    return dict.fromkeys([*explained, *alike], diagnosis)
+
+
+def _is_unclipped(evidence: Evidence, unclipped: Floats) -> bool:
+    """Whether `.grad` is the right gradient as it is before it is clipped."""
+    right = np.linalg.norm(evidence.numeric)
+    gain = float(np.linalg.norm(unclipped) / right) if right else 1.0
+    return bool(np.isfinite(evidence.residual(unclipped, gain=gain)))
 
 
 def _missing(evidence: Evidence) -> Diagnosis:
@@ -126,10 +178,11 @@ def step_evidence(entry: ThetaEntry, trial: ParameterTrial) -> Evidence:
     return replace(evidence, error_bar=evidence.error_bar / BARS_ARE_LIMITS, epsilon=GRAD_EPSILON)
 
 
-def _meanings(evidences: Iterable[Evidence]) -> list[FactorMeaning]:
+def _meanings(evidences: Iterable[Evidence], step: TrainingStep) -> list[FactorMeaning]:
     """The factors that are found, as far as a training loop is known to leave such."""
     factors = [_factor(evidence) for evidence in evidences if evidence.wrong.any() and evidence.resolved.any()]
-    return [FactorMeaning(factor, words) for factor in factors if (words := words_of_factor(factor))]
+    known = [] if step.window is None else step.window.factor_meanings()
+    return [FactorMeaning(factor, words) for factor in factors if (words := words_of_factor(factor, known))]
 
 
 def _factor(evidence: Evidence) -> float:
@@ -138,10 +191,18 @@ def _factor(evidence: Evidence) -> float:
         return float(np.nan_to_num(np.dot(a, n) / np.dot(n, n), posinf=0.0, neginf=0.0))
 
 
-def words_of_factor(factor: float) -> str:
-    """The mistake of a training loop that leaves `factor` times the right gradient; "" where none is known."""
+def words_of_factor(factor: float, known: Sequence[FactorMeaning] = ()) -> str:
+    """The mistake of a training loop that leaves `factor` times the right gradient; "" where none is known.
+
+    Args:
+        factor: what was found.
+        known: factors with a meaning in this step, which come first.
+    """
     if factor <= 0:
         return ""
+    of_this_step = [meaning.words for meaning in known if _close(factor, meaning.factor)]
+    if of_this_step:
+        return ", or ".join(of_this_step)
     exponent = round(np.log2(factor))
     if exponent >= 8 and _close(factor, 2.0**exponent):
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.borrowing.random_state import RandomState
+from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.torch_internals.devices import accelerator_type
 from torch_gradcheck.torch_internals.tensors import version_of
 
@@ -29,6 +30,7 @@ class SeenForward:
         autocast: the autocast in force.
         versions: parameter → its version counter; a later count that differs means that it was written to.
         args, kwargs: the arguments of the model.
+        written: id of each tensor among them → its version counter.
     """
 
     start: Start
@@ -36,6 +38,16 @@ class SeenForward:
     versions: Mapping[nn.Parameter, int]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    written: Mapping[int, int] = field(default_factory=dict)
+
+    @property
+    def has_inputs(self) -> bool:
+        """Whether the model was called with tensors; not where a forward was only said to begin."""
+        return bool(self.written)
+
+    def is_unchanged(self, tensor: torch.Tensor) -> bool:
+        """Whether one of its tensors has not been written to since."""
+        return self.written.get(id(tensor)) == version_of(tensor)
 
     def weights_moved(self) -> bool:
         """Whether a parameter has been written to since."""
@@ -49,7 +61,9 @@ def seen_now(
     generators = list(captures_of(model).generators.values())  # those that a loan of the model finds
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     versions = {parameter: version_of(parameter) for parameter in model.parameters()}
-    return SeenForward(Start(RandomState.of_everything(generators), buffers), autocast_now(), versions, args, kwargs)
+    written = {id(tensor): version_of(tensor) for _, tensor in tensors_in([args, kwargs])}
+    start = Start(RandomState.of_everything(generators), buffers)
+    return SeenForward(start, autocast_now(), versions, args, kwargs, written)
 
 
 def autocast_now() -> Autocast:

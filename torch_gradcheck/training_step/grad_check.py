@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import GradcheckError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
@@ -23,16 +24,30 @@ from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.clipping import Clipping
-from torch_gradcheck.training_step.diagnosis import Reference, diagnosed
+from torch_gradcheck.training_step.diagnosis import Reference, diagnosed, step_evidence
 from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of, spread_by_entry
 from torch_gradcheck.training_step.judge import Judged, judge, judge_by_rerun
+from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
 from torch_gradcheck.training_step.regimes import coarsest, replays_in_regimes
 from torch_gradcheck.training_step.replay import Replays
 from torch_gradcheck.training_step.rows import judged_row, unjudged_row
 from torch_gradcheck.training_step.same_function import compared_with_step
 from torch_gradcheck.training_step.step import TrainingStep, taken_in_backward
+from torch_gradcheck.training_step.window import window_mistake
 from torch_gradcheck.verdicts.rows import frozen_row
 from torch_gradcheck.verdicts.trial import ParameterTrial
+
+ON_TRIAL = "on trial is what .grad holds"
+"""How the note on what was judged begins."""
+
+OTHER_INPUTS = "the forward of this step saw other inputs than the batch given to step()"
+"""How the note on a batch that is not the step's begins."""
+
+AT_LIMIT = 1e-3
+"""The relative distance within which a norm is at the limit that it is clipped to."""
+
+LARGEST_WINDOW = 64
+"""The largest number of batches whose gradients are told apart after a mismatch."""
 
 
 class GradCheck:
@@ -57,6 +72,7 @@ class GradCheck:
         self.left = left_gradients(self.theta, step.scale)
         self.why_unjudged = step.weights_moved() or ("" if step.forwards else taken_in_backward(self.theta))
         self._missing: set[int] = set()
+        self._saw_other_inputs = ""
         self._default = torch.get_default_dtype()
         self.replays: Replays | None = None
         self._in_other_regimes: list[Replays] = []
@@ -89,7 +105,7 @@ class GradCheck:
         judged = self._judged_by(self.replays, objective, autograd_float64, trials)
         if not self._in_other_regimes or 2 * _wrong(judged) < len(judged):
             return judged
-        found = self._diagnosed(judged, [])
+        found = self._diagnosed(judged, trials, [])
         if 2 * sum(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()) >= len(found):
             return judged  # a plain mistake to the last digits: no rounding does that
         for replays in self._in_other_regimes:
@@ -147,9 +163,9 @@ class GradCheck:
         whole = len(trial.coordinates) == entry.coordinates and len(entry.shape) > 1
         return entry.shape[0] if whole and entry.shape[0] else 1
 
-    def rows(self, judged: Mapping[int, Judged]) -> list[ParameterReport]:
+    def rows(self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]) -> list[ParameterReport]:
         """A row for every parameter."""
-        diagnoses = self._diagnoses(judged)
+        diagnoses = self._diagnoses(judged, trials)
         rows = []
         for position, entry in enumerate(self.theta):
             if entry.frozen:
@@ -162,8 +178,10 @@ class GradCheck:
         return rows
 
     def notes(self, rows: Sequence[ParameterReport]) -> list[str]:
-        """The notes on what was judged, and by which error bars."""
-        notes = [f"on trial is what .grad holds: {self.why_unjudged or self._precision()}"]
+        """The notes on the step, where there is something to say of it, on what was judged, and on the error bars."""
+        of_window = "" if self._step.window is None else self._step.window.note
+        notes = [note for note in (self._saw_other_inputs, of_window) if note]
+        notes.append(f"{ON_TRIAL}: {self.why_unjudged or self._precision()}")
         if rows and all(row.diagnosis and row.diagnosis.kind is DiagnosisKind.MISSING for row in rows):
             notes.append("no parameter has a .grad: was zero_grad() called after backward(), or backward() not at all?")
         return notes
@@ -177,32 +195,111 @@ class GradCheck:
             f"to the same step when it was run again"
         )
 
-    def _diagnoses(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
+    def _diagnoses(self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]) -> dict[int, Diagnosis]:
         """The kind of mistake of every wrong `.grad`, by position in θ."""
         if not _wrong(judged):
             return {}
-        return self._diagnosed(judged, [Reference("the gradient of the batch before", self._previous_gradients())])
+        previous = self._gradients_of(self._step.previous)
+        found = self._diagnosed(judged, trials, [Reference("the gradient of the batch before", previous)])
+        if all(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()):
+            return found
+        found |= self._weighted(judged)
+        if not any(diagnosis.kind is DiagnosisKind.UNKNOWN for diagnosis in found.values()):
+            return found
+        return found | self._of_other_inputs(judged, trials, found)
 
-    def _diagnosed(self, judged: Mapping[int, Judged], more: Sequence[Reference]) -> dict[int, Diagnosis]:
+    def _diagnosed(
+        self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial], more: Sequence[Reference]
+    ) -> dict[int, Diagnosis]:
         earlier = {
             position: self._step.earlier[self.theta[position].parameter]
             for position in judged
             if self.theta[position].parameter in self._step.earlier
         }
         references = [Reference("what .grad held after the step before", earlier), *more]
-        return diagnosed(self.theta, {position: each.trial for position, each in judged.items()}, references)
+        tried = {position: each.trial for position, each in judged.items()}
+        at_entries = [Reference(each.words, _at_entries(each.values, tried)) for each in references]
+        unclipped = {position: trial.results.numeric for position, trial in trials.items()}
+        return diagnosed(self.theta, tried, at_entries, self._step, unclipped)
 
-    def _previous_gradients(self) -> dict[int, Floats]:
-        """Those of the batch before, at the present weights; empty where that batch cannot be evaluated."""
-        if self._step.previous is None:
+    def _weighted(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
+        """The mistake in the weights of the window's batches, by position in θ."""
+        window = self._step.window
+        if window is None or not 1 < len(window.losses) <= LARGEST_WINDOW or self._step.clip_value is not None:
+            return {}
+        seen = self._step.forwards if self._step.start is not None else None
+        starts: Sequence[Start | None] = [each.start for each in seen] if seen else [None] * len(window.losses)
+        tried = {position: each.trial for position, each in judged.items()}
+        parts = [
+            _at_entries(self._gradients_of(loss, start), tried)
+            for loss, start in zip(window.losses, starts, strict=True)
+        ]
+        if any(len(part) < len(tried) for part in parts):
+            return {}
+        evidences = {position: step_evidence(self.theta[position], trial) for position, trial in tried.items()}
+        return window_mistake(evidences, window, parts, scaled=self._may_be_clipped(judged))
+
+    def _may_be_clipped(self, judged: Mapping[int, Judged]) -> bool:
+        """Whether clipping may have scaled `.grad`: its norm is at the limit, or that of all is not known."""
+        limit = self._step.clip_norm
+        if limit is None or self._request.include or self._request.exclude:
+            return limit is not None
+        given = [each.trial.analytic for each in judged.values()]
+        return float(np.linalg.norm(np.concatenate(given))) > (1 - AT_LIMIT) * limit
+
+    def _of_other_inputs(
+        self,
+        judged: Mapping[int, Judged],
+        trials: Mapping[int, ParameterTrial],
+        found: Mapping[int, Diagnosis],
+    ) -> dict[int, Diagnosis]:
+        """What is left unknown, explained by inputs of the step's forward that are not those of its batch."""
+        words = self._other_inputs()
+        if not words:
+            return {}
+        self._saw_other_inputs = f"{OTHER_INPUTS} ({words})"
+        reference = Reference("the gradient of the inputs that the forward of this step saw", self._as_seen())
+        again = self._diagnosed(judged, trials, [reference])
+        unknown = [position for position, diagnosis in found.items() if diagnosis.kind is DiagnosisKind.UNKNOWN]
+        by_inputs = Diagnosis(DiagnosisKind.UNKNOWN, f"{OTHER_INPUTS} ({words}): .grad is of another batch")
+        return {at: again[at] if again[at].kind is DiagnosisKind.STALE else by_inputs for at in unknown}
+
+    def _other_inputs(self) -> str:
+        """Words on inputs of the step's forwards that are not the batch's; "" where none are known."""
+        window, forwards = self._step.window, self._step.forwards
+        if window is None or self._step.start is None or not forwards or not all(each.has_inputs for each in forwards):
+            return ""
+        as_trained = replace(self._request, mode="keep")
+        loss, start = window.mean([forward.start for forward in forwards]), self._step.start
+        try:
+            with posed(self._model, loss, as_trained, start=start, theta=self.theta, drawn_in=self.drawn_in) as problem:
+                return other_inputs(problem.objective, forwards)
+        except (RuntimeError, GradcheckError):
+            return ""
+
+    def _as_seen(self) -> dict[int, Floats]:
+        """The gradient of J over the inputs that the forwards saw; empty where that is not known."""
+        return self._gradients_of(seen_loss(self._step), self._step.start)
+
+    def _gradients_of(self, loss: Loss | None, start: Start | None = None) -> dict[int, Floats]:
+        """Those of another J, at the present weights; empty where it cannot be evaluated."""
+        if loss is None:
             return {}
         as_trained = replace(self._request, mode="keep")
+        drawn_in = None if start is None else self.drawn_in
         try:
-            with posed(self._model, self._step.previous, as_trained, theta=self.theta) as problem:
+            with posed(self._model, loss, as_trained, start=start, theta=self.theta, drawn_in=drawn_in) as problem:
                 gradients = autograd_gradients(problem.objective, self.theta)
-        except (RuntimeError, GradcheckError):
+        except Exception:  # whatever the caller's loss raises where inputs and targets are not of one batch
             return {}
         return {position: gradient.values for position, gradient in gradients.items()}
+
+
+def _at_entries(gradients: Mapping[int, Floats], tried: Mapping[int, ParameterTrial]) -> dict[int, Floats]:
+    """Whole gradients at the entries that were tried."""
+    return {
+        position: gradients[position][trial.coordinates] for position, trial in tried.items() if position in gradients
+    }
 
 
 def _wrong(judged: Mapping[int, Judged]) -> int:

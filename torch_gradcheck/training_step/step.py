@@ -15,6 +15,7 @@ from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks, 
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.modules import is_dropout
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
+from torch_gradcheck.training_step.window import Window
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class TrainingStep:
         clip_norm, clip_value: limits the loop has put on `.grad` already.
         earlier: parameter → its `.grad` when the step before was done with it.
         previous: J of the batch before.
+        window: the batches of the step and their weights; None where they are not known one by one.
     """
 
     forwards: tuple[SeenForward, ...] | None = None
@@ -41,6 +43,7 @@ class TrainingStep:
     clip_value: float | None = None
     earlier: Mapping[nn.Parameter, Floats] = field(default_factory=dict)
     previous: Loss | None = None
+    window: Window | None = None
 
     @property
     def start(self) -> Start | None:
@@ -54,10 +57,19 @@ class TrainingStep:
 
     def weights_moved(self) -> str:
         """The reason why `.grad` is not of the present weights; "" where nothing says so."""
-        if self.forwards and self.forwards[-1].weights_moved():
+        if not self.forwards or not self.forwards[0].weights_moved():
+            return ""
+        if self.forwards[-1].weights_moved():
             return (
                 "the weights have been written to since the step's forward: .grad is not of the present ones. "
                 "Call step() after backward() and before optimizer.step()"
+            )
+        if len(self.forwards) == self.batches:
+            first = next(i for i, forward in enumerate(self.forwards) if not forward.weights_moved())
+            return (
+                f"the weights were written to between batch {first} and batch {first + 1} of the {self.batches} that "
+                "make up this step: .grad is not of the present ones. Say step(batch, last=True) where a window ends "
+                "early, and check accumulate="
             )
         return ""
 

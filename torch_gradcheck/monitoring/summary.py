@@ -1,0 +1,79 @@
+"""The summary of a monitored run: a line, and one more for each step of which something is left to say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from torch_gradcheck.errors import GradcheckError
+from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.reporting.render.outline import headline
+from torch_gradcheck.reporting.report import Report
+
+LISTED = 3
+"""The largest number of steps that are named in one line."""
+
+PROVEN = (Status.MATCH, Status.KINK)
+"""The statuses that prove a gradient right."""
+
+
+def unproven(report: Report) -> str:
+    """The reason why a report proved nothing of the model's backward, or of `.grad`; "" where it did."""
+    if report.mismatches:
+        return ""
+    if not any(row.status in PROVEN for row in report):
+        return f"nothing was proven: {_counted(list(report))}"
+    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
+    if not rows or any(row.status in PROVEN for row in rows):
+        return ""
+    if all(row.status is Status.UNDECIDED for row in rows):
+        return f".grad could not be judged: {rows[0].reason}"
+    return f"nothing was proven of .grad: {_counted(rows)}"
+
+
+def summary_of(
+    steps: int,
+    reports: Mapping[int, Report],
+    errors: Mapping[int, GradcheckError],
+    missed: Sequence[str] = (),
+) -> str:
+    """The outcome of a run.
+
+    Args:
+        steps: the training steps that are over.
+        reports: step → its report.
+        errors: step → why it could not be checked.
+        missed: lines on scheduled steps that were not checked.
+    """
+    wrong = {step: headline(report) for step, report in reports.items() if report.mismatches}
+    unknown = {step: words for step, report in reports.items() if (words := unproven(report))}
+    failed = {step: f"could not be checked: {error}" for step, error in errors.items()}
+    grad = sum(".grad" in words for words in unknown.values())
+    parts = [
+        f"gradients checked on {len(reports)} of {steps} training steps",
+        (f"{len(wrong)} wrong" if wrong else "none wrong") if reports else "",
+        f".grad not judged on {grad}" if grad else "",
+        f"nothing proven on {len(unknown) - grad}" if len(unknown) > grad else "",
+        f"{len(failed)} could not be checked" if failed else "",
+    ]
+    lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unknown, **failed}.items())]
+    return "\n".join([", ".join(filter(None, parts)), *lines, *(f"  {line}" for line in missed)])
+
+
+def never_came(steps: Sequence[int], over: bool) -> str:
+    """A line on scheduled steps that did not come, or have not yet; "" without one."""
+    if not steps:
+        return ""
+    named = ", ".join(map(str, steps[:LISTED])) + (f" and {len(steps) - LISTED} more" if len(steps) > LISTED else "")
+    return f"step{'' if len(steps) == 1 else 's'} {named}: {'scheduled and never reached' if over else 'still to come'}"
+
+
+def unfinished(step: int, batches: int, accumulate: int, over: bool) -> str:
+    """A line on a scheduled step of which some batches came."""
+    came = f"step {step}: {batches} of its {accumulate} batches came"
+    return f"{came}. Say step(batch, last=True) where a window ends early" if over else f"{came} so far"
+
+
+def _counted(rows: Sequence[ParameterReport]) -> str:
+    counts = Counter(str(row.status) for row in rows)
+    return ", ".join(f"{number} {status}" for status, number in counts.items()) or "no parameter was checked"
