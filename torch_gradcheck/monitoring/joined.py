@@ -21,6 +21,7 @@ def joined(backward: Report, in_grad: Report) -> Report:
         seconds=backward.seconds + in_grad.seconds,
         notes=[*_notes_on(in_grad), *backward.notes],
         in_grad=in_grad,
+        backward_spread=max(backward.backward_spread, in_grad.backward_spread),
     )
 
 

@@ -255,6 +255,8 @@ class Facts:
         notes: one sentence each on what the figures do not say.
         in_grad: the report on the `.grad` that a training step left, where `.grad` was checked too. The row of a
             parameter is then the worse of the two.
+        backward_spread: how far two runs of the backward lie apart where they differ by more than rounding: the largest
+            difference relative to the largest entry of the gradient; 0 where they do not. Such a check does not pass.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -271,11 +273,12 @@ class Facts:
     culprit: str | None = None
     notes: list[str] = field(default_factory=list)
     in_grad: Facts | None = None
+    backward_spread: float = 0.0
 
     @property
     def passed(self) -> bool:
-        """No parameter is a mismatch."""
-        return not self.mismatches
+        """No parameter is a mismatch, and the backward is one function."""
+        return not self.mismatches and not self.backward_spread
 
     @property
     def verdict(self) -> str:

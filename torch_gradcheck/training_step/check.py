@@ -9,14 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from torch import nn
 
+from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.engines.selection import Refusals
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
 from torch_gradcheck.objective.loss import Loss
+from torch_gradcheck.reporting.facts import Status
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
@@ -55,9 +56,11 @@ class Examination(NamedTuple):
         return cls(problem.objective.loss, problem.noise, refused, gradients, choice, trials)
 
     def is_of(self, problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> bool:
-        """Whether a later problem has the same J: loss and gradients agree to the bit."""
+        """Whether a later problem has the same J: loss and gradients agree to the bit, or as far as its own runs do."""
         return self.loss == problem.objective.loss and all(
-            np.array_equal(self.gradients[position].values, gradient.values) for position, gradient in gradients.items()
+            np.array_equal(self.gradients[position].values, gradient.values)
+            or np.all(np.abs(self.gradients[position].values - gradient.values) <= gradient.error_bar)
+            for position, gradient in gradients.items()
         )
 
 
@@ -84,19 +87,22 @@ def check_left_in_grad(
         progress_bar(request.progress) as progress,
         posed(model, loss, request, progress=progress, start=step.start, theta=theta, drawn_in=drawn_in) as problem,
     ):
-        autograd_float64 = autograd_gradients(problem.objective, problem.theta)
+        autograd_float64, unrepeatable = problem.backward.gradients, Unrepeatable.of(problem)
         grad_check.compare_with_step(problem.objective, autograd_float64)
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)
-        rows = grad_check.rows(judged)
-        notes = [*grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
+        rows = unrepeatable.marked(grad_check.rows(judged))
+        notes = [*unrepeatable.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
+        decided = [each.trial for position, each in judged.items() if position not in unrepeatable.spreads]
         return reported(
             problem,
             choice,
             rows,
             started=started,
-            relative_error=over_theta(each.trial for each in judged.values()) if judged else float("nan"),
+            relative_error=over_theta(decided) if decided else float("nan"),
             notes=notes,
+            culprit=None if any(row.status is Status.MISMATCH for row in rows) else unrepeatable.culprit,
+            backward_spread=unrepeatable.spread,
         )
 
 

@@ -1,0 +1,186 @@
+"""Autograd's gradient of J by two backward runs: where they differ by rounding, and where they are not one function."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.gradients.backward_record import BackwardRecord, Event, Place, first_difference
+from torch_gradcheck.gradients.by_autograd import autograd_gradients
+from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS, Objective
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.precision.dtypes import epsilon
+
+MARGIN = 3.0
+"""An error bar is three times as wide as two runs lie apart: there may be others that lie further apart."""
+
+Gradients = Mapping[int, AnalyticGradient]
+
+
+FINER = (1e-1, 1e-3, 0.0)
+"""A node differs that gives gradients as far apart as a tenth of the spread; a thousandth, or anything at all, where
+no node does."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What two runs of a backward do not agree on, by more than rounding.
+
+    Attributes:
+        spreads: position in θ → the largest difference between two runs relative to the largest entry of the gradient;
+            of the parameters for which it is more than rounding.
+        allowed: up to where the spread of the worst parameter would have been rounding.
+        runs: shape (runs, coordinates), the gradients of that parameter in all runs.
+        alike: shape (runs, runs), which runs agree up to rounding.
+        place: the node at which it starts; None where every node gives the same, or the runs cannot be compared.
+        on_the_way: that node gives what it is given, and is given something else: a hook has changed it on the way.
+    """
+
+    spreads: Mapping[int, float]
+    allowed: float
+    runs: Floats
+    alike: Flags
+    place: Place | None
+    on_the_way: bool
+
+    @property
+    def worst(self) -> int:
+        """The position of the parameter with the largest spread."""
+        return max(self.spreads, key=lambda position: self.spreads[position])
+
+    @property
+    def spread(self) -> float:
+        """The largest of the spreads."""
+        return self.spreads[self.worst]
+
+
+@dataclass(frozen=True)
+class RepeatedGradients:
+    """The gradients of the first of two runs of the backward, and how far the second lies from it.
+
+    Attributes:
+        gradients: of the first run, by position in θ, with error bars where the second differs.
+        rounding: the largest difference that counts as rounding, relative to the largest entry of its gradient; 0 where
+            the runs agree to the bit.
+        difference: what is more than rounding; None where nothing is.
+    """
+
+    gradients: Gradients
+    rounding: float = 0.0
+    difference: Difference | None = None
+
+
+def repeated_gradients(
+    objective: Objective, theta: Theta, tolerance: float, resolved: Callable[[], float]
+) -> RepeatedGradients:
+    """Autograd's gradients of J by two runs of forward and backward from the same state; a few more if they differ.
+
+    A difference counts as rounding, and joins the error bar of the gradient, up to `tolerance` of the largest entry of
+    its tensor, 1000 machine epsilons of the largest entry of all, or what differences of J resolve, whichever is most.
+    The first allows for kernels that add float32 numbers in any order: no verdict depends on it. The second is what two
+    values of J may differ by, and allows for entries in which large terms cancel.
+
+    Args:
+        objective: J; it is evaluated twice, or up to four times where the runs differ by more than rounding.
+        theta: the parameters.
+        tolerance: the largest relative error that passes.
+        resolved: gives the error bar of a difference of J; called where the runs differ.
+    """
+    records = [BackwardRecord(objective.model), BackwardRecord(objective.model)]
+    runs = [_recorded(record, objective, theta) for record in records]
+    apart = _apart(runs)
+    if not any(apart.values()):
+        return RepeatedGradients(runs[0])
+    sizes, of_all = _sizes(runs), ROUNDOFF_BETWEEN_CALLS * epsilon(objective.dtype)
+    floor = max(of_all * max(sizes.values()), resolved())
+    allowed = {position: max(tolerance * size, floor) for position, size in sizes.items()}
+    relative = {position: _ratio(off, sizes[position]) for position, off in apart.items()}
+    beyond = [position for position, off in apart.items() if not off <= allowed[position]]
+    bars = {position: math.inf if position in beyond else MARGIN * off for position, off in apart.items()}
+    return RepeatedGradients(
+        {position: replace(each, error_bar=bars[position]) for position, each in runs[0].items()},
+        max((share for position, share in relative.items() if position not in beyond), default=0.0),
+        _difference(objective, theta, records, runs, {p: allowed[p] for p in beyond}) if beyond else None,
+    )
+
+
+def _recorded(record: BackwardRecord, objective: Objective, theta: Theta) -> Gradients:
+    with record:
+        return autograd_gradients(objective, theta)
+
+
+def _difference(
+    objective: Objective,
+    theta: Theta,
+    records: Sequence[BackwardRecord],
+    runs: list[Gradients],
+    allowed: Mapping[int, float],
+) -> Difference:
+    """What differs of the parameters with an entry in `allowed`, with one or two runs more to see a pattern."""
+
+    def alike(one: Gradients, other: Gradients) -> bool:
+        off = _apart([{p: one[p] for p in allowed}, other])
+        return all(off[position] <= limit for position, limit in allowed.items())
+
+    runs.append(autograd_gradients(objective, theta))
+    if alike(runs[0], runs[2]):
+        runs.append(autograd_gradients(objective, theta))
+    apart, sizes = _apart(runs), _sizes(runs)
+    spreads = {position: _ratio(apart[position], sizes[position]) for position in allowed}
+    worst = max(allowed, key=lambda position: spreads[position])
+    event = _start(records, spreads[worst])
+    return Difference(
+        spreads,
+        _ratio(allowed[worst], sizes[worst]),
+        np.array([run[worst].values for run in runs]),
+        np.array([[alike(one, other) for other in runs] for one in runs]),
+        None if event is None else records[0].place(event.node),
+        event is not None and not event.leaves,
+    )
+
+
+def _start(records: Sequence[BackwardRecord], spread: float) -> Event | None:
+    """The first event that differs between two runs by a good part of the spread or, if none does, at all."""
+    one, other = records
+    levels = [part * min(spread, 1.0) for part in FINER]
+    found = (first_difference(one, other, level) for level in levels)
+    return next((event for event in found if event is not None), None)
+
+
+def _apart(runs: Sequence[Gradients]) -> dict[int, float]:
+    """The largest distance of an entry from that of the first run, by position; infinite where only one is NaN."""
+    first, *others = runs
+    return {
+        position: max(_distance(each.values, run[position].values) for run in others)
+        for position, each in first.items()
+    }
+
+
+def _distance(one: Floats, other: Floats) -> float:
+    if np.array_equal(one, other, equal_nan=True):
+        return 0.0
+    with np.errstate(all="ignore"):
+        off = np.abs(one - other)
+        off[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0
+    return float(np.max(np.nan_to_num(off, nan=np.inf)))
+
+
+def _sizes(runs: Sequence[Gradients]) -> dict[int, float]:
+    """The largest finite entry of each gradient in all runs, by position."""
+    return {
+        position: max(float(np.max(np.abs(_finite(run[position].values)), initial=0.0)) for run in runs)
+        for position in runs[0]
+    }
+
+
+def _finite(values: Floats) -> Floats:
+    return values[np.isfinite(values)]
+
+
+def _ratio(off: float, size: float) -> float:
+    return off / size if size else math.inf if off else 0.0
