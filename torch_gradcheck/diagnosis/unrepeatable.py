@@ -68,7 +68,7 @@ def _undecided(row: ParameterReport, spread: float) -> ParameterReport:
     return replace(
         row,
         status=Status.UNDECIDED,
-        reason=f"two backward runs from one state differ by {spread:.1e} of the gradient: the backward is not one function",
+        reason=f"two backward runs from one state differ by {spread:.1e} of the gradient, by more than rounding",
         mismatched=0,
         worst=[replace(each, status=Status.UNDECIDED) for each in row.worst],
         diagnosis=None,

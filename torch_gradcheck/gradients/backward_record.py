@@ -30,6 +30,10 @@ WEIGHTS = np.random.default_rng(0).uniform(0.5, 1.5, BLOCK) * np.random.default_
 """The weights of a projection; no two entries have the same, so that entries that change places show."""
 
 
+Fingerprint = tuple[torch.Tensor, torch.Tensor]
+"""The norm of a gradient and its projection on the weights, on its device still."""
+
+
 class CalledModules(ModuleStack):
     """The stack of modules being called, which remembers the nodes that each call made."""
 
@@ -88,7 +92,7 @@ class Event(NamedTuple):
 
     node: int
     leaves: bool
-    prints: tuple[torch.Tensor | None, ...]
+    prints: tuple[Fingerprint | None, ...]
 
 
 class BackwardRecord:
@@ -161,25 +165,29 @@ class BackwardRecord:
         together = gradients if isinstance(gradients, tuple) else (gradients,)
         self.events.append(Event(node, leaves, tuple(self._print_of(each) for each in together)))
 
-    def _print_of(self, gradient: Any) -> torch.Tensor | None:
+    def _print_of(self, gradient: Any) -> Fingerprint | None:
         """The norm of a gradient and its projection on fixed weights; None where it has none."""
         try:
             values = _flat(gradient)
             if values.device not in self._weights:
                 self._weights[values.device] = self._weights[torch.device("cpu")].to(values.device)
             weights = self._weights[values.device]
-            return torch.stack([torch.linalg.vector_norm(values), _projection(values, weights)])
+            return torch.linalg.vector_norm(values), _projection(values, weights)
         except (RuntimeError, NotImplementedError, AttributeError, TypeError):  # a kind of tensor that has no numbers
             return None
 
 
 def _flat(gradient: torch.Tensor) -> torch.Tensor:
+    """The entries in float64, in the order in which they lie in memory."""
     values = gradient.detach()
     if values.layout is not torch.strided:
         values = values.coalesce().values()
     if values.is_complex():
         values = torch.view_as_real(values.resolve_conj())
-    return values.reshape(-1).double()
+    if values.is_contiguous():
+        return values.reshape(-1).double()
+    as_stored = sorted(range(values.dim()), key=values.stride, reverse=True)  # a transposed one need not be copied then
+    return values.permute(as_stored).reshape(-1).double()
 
 
 def _projection(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -205,11 +213,11 @@ def first_difference(one: BackwardRecord, other: BackwardRecord, tolerance: floa
     return None
 
 
-def _alike(one: torch.Tensor | None, other: torch.Tensor | None, tolerance: float) -> bool:
+def _alike(one: Fingerprint | None, other: Fingerprint | None, tolerance: float) -> bool:
     if one is None or other is None:
         return one is other
-    (norm, projection), (other_norm, other_projection) = one.tolist(), other.tolist()
-    if one.equal(other) or (math.isnan(norm) and math.isnan(other_norm)):
+    (norm, projection), (other_norm, other_projection) = map(float, one), map(float, other)
+    if (norm, projection) == (other_norm, other_projection) or (math.isnan(norm) and math.isnan(other_norm)):
         return True
     off = max(abs(norm - other_norm), abs(projection - other_projection))
     return bool(off <= tolerance * max(norm, other_norm))
