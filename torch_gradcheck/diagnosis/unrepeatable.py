@@ -77,7 +77,7 @@ def _undecided(row: ParameterReport, spread: float) -> ParameterReport:
 
 
 def _on_rounding(spread: float) -> str:
-    return f"two backward runs differ by {spread:.0e} of a gradient, within roundoff: it is part of the error bar"
+    return f"two backward runs differ by {spread:.0e} of a gradient, which may be rounding: it is part of the error bar"
 
 
 def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:

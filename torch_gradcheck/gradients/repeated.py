@@ -10,7 +10,7 @@ import numpy as np
 
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.backward_record import BackwardRecord, Event, Place, first_difference
+from torch_gradcheck.gradients.backward_record import BackwardRecord, Place, start_of_difference
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS, Objective
 from torch_gradcheck.objective.theta import Theta
@@ -22,9 +22,8 @@ MARGIN = 3.0
 Gradients = Mapping[int, AnalyticGradient]
 
 
-FINER = (1e-1, 1e-3, 0.0)
-"""A node differs that gives gradients as far apart as a tenth of the spread; a thousandth, or anything at all, where
-no node does."""
+BESIDE_ROUNDING = 0.1
+"""A node that gives gradients as far apart as a tenth of the tolerance does more than round."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ def repeated_gradients(
     return RepeatedGradients(
         {position: replace(each, error_bar=bars[position]) for position, each in runs[0].items()},
         max((share for position, share in relative.items() if position not in beyond), default=0.0),
-        _difference(objective, theta, records, runs, {p: allowed[p] for p in beyond}) if beyond else None,
+        _difference(objective, theta, records, runs, {p: allowed[p] for p in beyond}, tolerance) if beyond else None,
     )
 
 
@@ -120,6 +119,7 @@ def _difference(
     records: Sequence[BackwardRecord],
     runs: list[Gradients],
     allowed: Mapping[int, float],
+    tolerance: float,
 ) -> Difference:
     """What differs of the parameters with an entry in `allowed`, with one or two runs more to see a pattern."""
 
@@ -133,7 +133,7 @@ def _difference(
     apart, sizes = _apart(runs), _sizes(runs)
     spreads = {position: _ratio(apart[position], sizes[position]) for position in allowed}
     worst = max(allowed, key=lambda position: spreads[position])
-    event = _start(records, spreads[worst])
+    event = start_of_difference(*records, BESIDE_ROUNDING * tolerance)
     return Difference(
         spreads,
         _ratio(allowed[worst], sizes[worst]),
@@ -142,14 +142,6 @@ def _difference(
         None if event is None else records[0].place(event.node),
         event is not None and not event.leaves,
     )
-
-
-def _start(records: Sequence[BackwardRecord], spread: float) -> Event | None:
-    """The first event that differs between two runs by a good part of the spread or, if none does, at all."""
-    one, other = records
-    levels = [part * min(spread, 1.0) for part in FINER]
-    found = (first_difference(one, other, level) for level in levels)
-    return next((event for event in found if event is not None), None)
 
 
 def _apart(runs: Sequence[Gradients]) -> dict[int, float]:
