@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 ENTROPY = random.SystemRandom()
-"""Draws from the system: no state that could be put back between two runs."""
+"""Draws from the system: there is no state that could be put back between two runs."""
 
 Spoil = Callable[[Tensor], Tensor]
 
@@ -20,10 +22,21 @@ def intact(gradient: Tensor) -> Tensor:
     return gradient
 
 
-def noisy(gradient: Tensor, size: float = 0.01) -> Tensor:
-    """Off by 1 % at random, each time otherwise."""
-    noise = [ENTROPY.choice((-1.0, 1.0)) * ENTROPY.uniform(0.5, 1.5) for _ in range(gradient.numel())]
-    return gradient * (1 + size * torch.tensor(noise).to(gradient).view_as(gradient))
+def by_entropy(gradient: Tensor) -> Tensor:
+    """Off by 1 % at random, by the entropy of the system."""
+    return gradient * (1 + 0.01 * _numbers(ENTROPY, gradient))
+
+
+def noisy(size: float = 0.01) -> Spoil:
+    """Off by `size` at random: each call otherwise, and each test alike."""
+    calls = count()
+    return lambda gradient: gradient * (1 + size * _numbers(random.Random(next(calls)), gradient))
+
+
+def _numbers(generator: random.Random, like: Tensor) -> Tensor:
+    """Of both signs and of sizes between 0.5 and 1.5, in the shape of a tensor."""
+    numbers = [generator.choice((-1.0, 1.0)) * generator.uniform(0.5, 1.5) for _ in range(like.numel())]
+    return torch.tensor(numbers).to(like).view_as(like)
 
 
 def drawn(gradient: Tensor) -> Tensor:
@@ -70,24 +83,32 @@ def adds_up() -> Spoil:
     return spoil
 
 
-def summed_in_any_order(gradient: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Right up to rounding: each entry a sum of many terms in an order of its own, as by the atomics of a GPU."""
-    parts = torch.linspace(-1.0, 1.3, 64, dtype=dtype) * 100
+def summed_in_any_order() -> Spoil:
+    """Right up to rounding: each entry is a sum of many terms in an order of its own, as by the atomics of a GPU."""
+    calls = count()
+    parts = torch.linspace(-1.0, 1.3, 64, dtype=torch.float64)
     parts = parts / parts.sum()
-    order = torch.tensor(ENTROPY.sample(range(64), 64))
-    total = torch.zeros_like(gradient, dtype=dtype)
-    for part in parts[order]:
-        total = total + part * gradient.to(dtype)
-    return total.to(gradient.dtype)
+
+    def spoil(gradient: Tensor) -> Tensor:
+        order = torch.tensor(random.Random(next(calls)).sample(range(64), 64))
+        total = torch.zeros_like(gradient)
+        for part in parts[order]:
+            total = total + part.to(gradient.dtype) * gradient
+        return total
+
+    return spoil
 
 
 def summed_in_float32(gradient: Tensor) -> Tensor:
-    """The same by a kernel that adds in float32, whatever it is given."""
-    whole = torch.empty(gradient.shape, dtype=torch.float64)
-    terms = [float(value) for value in gradient.flatten()]
-    for k, value in enumerate(terms):
-        whole.view(-1)[k] = value * (1 + ENTROPY.uniform(-1, 1) * 2e-7)
-    return whole.to(gradient)
+    """The same by a kernel that adds in float32 and that a check does not see: it computes by numpy."""
+    order = np.random.default_rng(ENTROPY.getrandbits(32)).permutation(64)
+    parts = np.linspace(-1.0, 1.3, 64)
+    parts = (parts / parts.sum())[order].astype(np.float32)
+    terms = gradient.detach().numpy().astype(np.float32)
+    total = np.zeros_like(terms)
+    for part in parts:
+        total = total + part * terms
+    return torch.from_numpy(total.astype(np.float64)).to(gradient)
 
 
 def swish(spoil: Spoil) -> type[torch.autograd.Function]:

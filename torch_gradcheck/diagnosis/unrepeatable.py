@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.sentences import LOSS
@@ -95,13 +96,27 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
     name = LOSS if place.module is None else place.module
     where = _described(problem, place.module)
     if found.on_the_way:
-        return name, f"It starts in a hook on a tensor, which changes the gradient on its way into {where}"
+        words = f"It starts in a hook on a tensor, which changes the gradient on its way into {where}"
+        return _of_the_user(problem.model, name), words
     if is_of_backward_hooks(place.function):
         return name, f"It starts in a backward hook of {where}"
     if place.function is None:
         return name, f"It starts in {place.node}, an operation of torch, in {where}"
     line = _line(place.function.backward)
     return name, f"It starts in the backward of autograd.Function {place.function.__name__}{line}, in {where}"
+
+
+def _of_the_user(model: nn.Module, name: str) -> str:
+    """The innermost module around `name`, or itself, that torch has not written; itself where there is none.
+
+    Torch's own modules put no hooks on tensors.
+    """
+    around = name
+    while name != LOSS and type(model.get_submodule(around)).__module__.startswith("torch."):
+        if not around:
+            return name
+        around = around.rpartition(".")[0]
+    return around
 
 
 def _described(problem: Problem, name: str | None) -> str:

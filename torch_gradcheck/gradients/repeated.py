@@ -133,7 +133,7 @@ def _difference(
     apart, sizes = _apart(runs), _sizes(runs)
     spreads = {position: _ratio(apart[position], sizes[position]) for position in allowed}
     worst = max(allowed, key=lambda position: spreads[position])
-    event = start_of_difference(*records, BESIDE_ROUNDING * tolerance)
+    event = start_of_difference(records[0], records[1], BESIDE_ROUNDING * tolerance)
     return Difference(
         spreads,
         _ratio(allowed[worst], sizes[worst]),
