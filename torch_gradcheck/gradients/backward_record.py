@@ -33,8 +33,8 @@ WEIGHTS = np.random.default_rng(0).normal(size=(BLOCK, 4))
 
 
 AMPLIFIED = 100.0
-"""A node starts a difference if what it gives is a hundred times as far apart as what it is given: terms that cancel
-may amplify rounding."""
+"""A Function starts a difference if what it gives is a hundred times as far apart as what it is given, relative to the
+norm; a hook, if what it makes of a gradient is a hundred times as far apart as anything before it."""
 
 Fingerprint = tuple[torch.Tensor, torch.Tensor]
 """The norm of a gradient and its projections on the weights, shapes () and (4,), on its device still."""
@@ -219,36 +219,53 @@ def _projected(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     )
 
 
+class Apart(NamedTuple):
+    """How far the gradients of an event lie apart in two runs, and how far relative to their norm."""
+
+    by: float
+    relative: float
+
+
 def start_of_difference(one: BackwardRecord, other: BackwardRecord, level: float) -> Event | None:
     """The event of one run at which the gradients of another run begin to differ; None where they never do.
 
-    It is the first whose gradients differ by more than `level` of their norm, where more than rounding. Where a node
-    only amplifies what it is given, or no event differs so much, it is the first that differs at all. None as well
-    where the runs do not have the same nodes.
+    It is the first whose gradients differ by more than `level` of their norm, where more than rounding. If that only
+    amplifies what comes before it, or no event differs so much, it is the first that differs at all. None as well where
+    the runs do not have the same nodes.
     """
     twins = list(zip(one.events, other.events, strict=False))
     if len(one.events) != len(other.events) or any(event[:2] != twin[:2] for event, twin in twins):
         return None
-    differences = [_difference(event, twin) for event, twin in twins]
-    first = next((k for k, off in enumerate(differences) if off), None)
-    large = next((k for k, off in enumerate(differences) if off > level), first)
-    if first is None or large is None:
+    apart = [_apart(event, twin) for event, twin in twins]
+    first = next((k for k, found in enumerate(apart) if found.by), None)
+    if first is None:
         return None
-    event, before = one.events[large], list(zip(one.events, differences, strict=True))[:large]
-    given = max((off for earlier, off in before if not event.leaves or earlier.node == event.node), default=0.0)
-    amplified = differences[large] < AMPLIFIED * given
-    return one.events[first] if amplified else event
+    large = next((k for k, found in enumerate(apart) if found.relative > level), first)
+    return one.events[first if _amplifies(one, apart, large) else large]
 
 
-def _difference(event: Event, twin: Event) -> float:
-    """The largest difference of two fingerprints, relative to the norm."""
-    return max((_apart(*pair) for pair in zip(event.prints, twin.prints, strict=True)), default=0.0)
+def _amplifies(record: BackwardRecord, apart: Sequence[Apart], k: int) -> bool:
+    """Whether the k-th event of a run does no more than to amplify differences that it is given."""
+    event, before = record.events[k], list(zip(record.events, apart, strict=True))[:k]
+    if not event.leaves:  # a sum of gradients that may cancel
+        return apart[k].by < AMPLIFIED * max((found.by for _, found in before), default=0.0)
+    given = max((found.relative for earlier, found in before if earlier.node == event.node), default=0.0)
+    # Operations of torch give the same for the same, and terms may cancel in them, too.
+    return given > 0 if record.place(event.node).function is None else apart[k].relative < AMPLIFIED * given
 
 
-def _apart(one: Fingerprint | None, other: Fingerprint | None) -> float:
+def _apart(event: Event, twin: Event) -> Apart:
+    """The largest differences of the fingerprints of two events."""
+    found = [_prints_apart(*pair) for pair in zip(event.prints, twin.prints, strict=True)]
+    return Apart(max((each.by for each in found), default=0.0), max((each.relative for each in found), default=0.0))
+
+
+def _prints_apart(one: Fingerprint | None, other: Fingerprint | None) -> Apart:
     if one is None or other is None:
-        return 0.0 if one is other else math.inf
+        return Apart(0.0, 0.0) if one is other else Apart(math.inf, math.inf)
     numbers, others = ([float(norm), *projections.tolist()] for norm, projections in (one, other))
-    size = max(numbers[0], others[0])
     off = max(0.0 if a == b or (a != a and b != b) else abs(a - b) for a, b in zip(numbers, others, strict=True))
-    return off / size if size and math.isfinite(off) else math.inf if off else 0.0
+    size = max(numbers[0], others[0])
+    if not math.isfinite(off):
+        return Apart(math.inf, math.inf)
+    return Apart(off, off / size if off else 0.0)
