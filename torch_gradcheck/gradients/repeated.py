@@ -136,7 +136,7 @@ def _difference(
     event = start_of_difference(records[0], records[1], BESIDE_ROUNDING * tolerance)
     return Difference(
         spreads,
-        _ratio(allowed[worst], sizes[worst]),
+        _ratio(allowed[worst], _sizes(runs[:2])[worst]),
         np.array([run[worst].values for run in runs]),
         np.array([[alike(one, other) for other in runs] for one in runs]),
         None if event is None else records[0].place(event.node),
