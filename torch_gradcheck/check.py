@@ -166,7 +166,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
             found.rows,
             started=started,
             relative_error=over_theta(decided.values()) if decided else float("nan"),
-            notes=[*unrepeatable.notes, *found.notes, *notes],
+            notes=unrepeatable.among([*found.notes, *notes]),
             culprit=found.culprit if found.notes else unrepeatable.culprit,
             backward_spread=unrepeatable.spread,
         )

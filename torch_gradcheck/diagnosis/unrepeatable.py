@@ -56,6 +56,10 @@ class Unrepeatable:
         """The largest of the spreads; 0 where no difference is more than rounding."""
         return max(self.spreads.values(), default=0.0)
 
+    def among(self, notes: Sequence[str]) -> list[str]:
+        """The notes of a report with these among them: first a finding, last what is rounding."""
+        return [*self.notes, *notes] if self.spreads else [*notes, *self.notes]
+
     def decided(self, trials: Trials) -> Trials:
         """The trials of the parameters whose gradient is the same in every run."""
         return {position: trial for position, trial in trials.items() if position not in self.spreads}
@@ -101,7 +105,7 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
     if is_of_backward_hooks(place.function):
         return name, f"It starts in a backward hook of {where}"
     if place.function is None:
-        return name, f"It starts in {place.node}, an operation of torch, in {where}"
+        return name, f"It starts in {place.node}, an operation of torch, or in a hook on it, in {where}"
     line = _line(place.function.backward)
     return name, f"It starts in the backward of autograd.Function {place.function.__name__}{line}, in {where}"
 

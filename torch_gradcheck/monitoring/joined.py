@@ -13,13 +13,14 @@ def joined(backward: Report, in_grad: Report) -> Report:
     """One report of both checks: a parameter's row is the worse one, the backward's where they are alike."""
     rows = [_worse(row, in_grad[row.name]) for row in backward]
     ratio = backward.relative_error if backward.mismatches or in_grad.passed else in_grad.relative_error
+    found = int(backward.backward_spread > 0)  # its note comes first
     return replace(
         backward,
         parameters=tuple(rows),
         relative_error=ratio,
         evaluations=backward.evaluations + in_grad.evaluations,
         seconds=backward.seconds + in_grad.seconds,
-        notes=[*_notes_on(in_grad), *backward.notes],
+        notes=[*backward.notes[:found], *_notes_on(in_grad), *backward.notes[found:]],
         in_grad=in_grad,
         backward_spread=max(backward.backward_spread, in_grad.backward_spread),
     )
@@ -37,7 +38,8 @@ def _notes_on(in_grad: Report) -> list[str]:
     listed = ", ".join(f"{number} {status}" for status, number in counts.items())
     reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
     undecided = [f".grad could not be judged everywhere: {reasons[0]}"] if reasons else []
-    return [f"in .grad, as the training step left it: {listed}", *in_grad.notes[:1], *undecided]
+    on_trial = in_grad.notes[1:2] if in_grad.backward_spread else in_grad.notes[:1]
+    return [f"in .grad, as the training step left it: {listed}", *on_trial, *undecided]
 
 
 def why_grad_unjudged(report: Report) -> str:

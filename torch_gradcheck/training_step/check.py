@@ -92,7 +92,7 @@ def check_left_in_grad(
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)
         rows = unrepeatable.marked(grad_check.rows(judged))
-        notes = [*unrepeatable.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
+        notes = unrepeatable.among([*grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)])
         decided = [each.trial for position, each in judged.items() if position not in unrepeatable.spreads]
         return reported(
             problem,
