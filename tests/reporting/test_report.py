@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -21,6 +21,14 @@ def report(sample: str) -> Report:
 
 def test_a_report_without_mismatch_does_not_raise() -> None:
     report("nothing_wrong_not_all_proven").raise_if_failed()
+
+
+def test_a_backward_that_is_not_one_function_does_not_pass() -> None:
+    found = replace(report("all_right"), backward_spread=0.5)
+    assert report("all_right").passed
+    assert not found.passed
+    assert not found.mismatches
+    assert str(found).startswith("the backward is NOT ONE FUNCTION, 12 of 12 parameters right")
 
 
 @pytest.mark.parametrize("kind", [GradcheckError, AssertionError], ids=["of the package", "of assert"])
