@@ -215,6 +215,23 @@ def test_in_the_loss() -> None:
     assert_found(report, "loss_fn", "Function Swish .*, in the loss function or closure")
 
 
+def test_in_an_operator_of_torch_library() -> None:
+    @torch.library.custom_op("one_function::scaled", mutates_args=())
+    def scaled(x: Tensor) -> Tensor:
+        return 3 * x
+
+    spoil = noisy()
+    scaled.register_autograd(lambda ctx, grad: spoil(3 * grad))
+
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = scaled(x)
+            return result
+
+    report = check(nn.Sequential(nn.Linear(4, 6), Scaled(), nn.Linear(6, 3)))
+    assert_found(report, "1", r"autograd\.Function \w*one_function_scaled\w*, in 1 \(Scaled\)")
+
+
 @pytest.mark.parametrize("runs", [True, False], ids=["runs backward", "returns the loss"])
 def test_in_a_closure(runs: bool) -> None:
     model, (x, labels) = blocks(intact, noisy()), batch()

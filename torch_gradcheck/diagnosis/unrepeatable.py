@@ -106,7 +106,8 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
         return name, f"It starts in a backward hook of {where}"
     if place.function is None:
         return name, f"It starts in {place.node}, an operation of torch, or in a hook on it, in {where}"
-    line = _line(place.function.backward)
+    of_torch = place.function.__module__.startswith("torch.")  # made by torch.library, for an operator of the user's
+    line = "" if of_torch else _line(place.function.backward)
     return name, f"It starts in the backward of autograd.Function {place.function.__name__}{line}, in {where}"
 
 
