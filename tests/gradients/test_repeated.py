@@ -88,6 +88,8 @@ def test_what_differences_do_not_resolve_is_no_finding() -> None:
     found, _ = repeated(noisy(), resolved=1.0)
     assert found.difference is None
     assert found.gradients[0].error_bar > 0.01
+    found, _ = repeated(noisy(), resolved=0.1)  # the difference is less, but the gradient is seen
+    assert found.difference is not None
 
 
 PATTERNS: dict[str, tuple[Callable[[], Spoil], int, list[list[bool]]]] = {

@@ -22,6 +22,9 @@ MARGIN = 3.0
 Gradients = Mapping[int, AnalyticGradient]
 
 
+SEEN = 3.0
+"""Differences of J resolve a gradient whose largest entry is three of their error bars."""
+
 BESIDE_ROUNDING = 0.1
 """A node that gives gradients as far apart as a tenth of the tolerance does more than round."""
 
@@ -80,9 +83,10 @@ def repeated_gradients(
     """Autograd's gradients of J by two runs of forward and backward from the same state; a few more if they differ.
 
     A difference counts as rounding, and joins the error bar of the gradient, up to `tolerance` of the largest entry of
-    its tensor, 1000 machine epsilons of the largest entry of all, or what differences of J resolve, whichever is most.
-    The first allows for kernels that add float32 numbers in any order: no verdict depends on it. The second is what two
-    values of J may differ by, and allows for entries in which large terms cancel.
+    its tensor or 1000 machine epsilons of the largest entry of all. The first allows for kernels that add float32
+    numbers in any order: no verdict depends on it. The second is what two values of J may differ by, and allows for
+    entries in which large terms cancel. Where the whole tensor is too small for differences of J to resolve, as one
+    that is 0 but for rounding, so may be a difference that they do not resolve.
 
     Args:
         objective: J; it is evaluated twice, or up to four times where the runs differ by more than rounding.
@@ -96,8 +100,11 @@ def repeated_gradients(
     if not any(apart.values()):
         return RepeatedGradients(runs[0])
     sizes, of_all = _sizes(runs), ROUNDOFF_BETWEEN_CALLS * epsilon(objective.dtype)
-    floor = max(of_all * max(sizes.values()), resolved())
-    allowed = {position: max(tolerance * size, floor) for position, size in sizes.items()}
+    floor, unresolved = of_all * max(sizes.values()), resolved()
+    allowed = {
+        position: max(tolerance * size, floor, unresolved if size <= SEEN * unresolved else 0.0)
+        for position, size in sizes.items()
+    }
     relative = {position: _ratio(off, sizes[position]) for position, off in apart.items()}
     beyond = [position for position, off in apart.items() if not off <= allowed[position]]
     bars = {position: math.inf if position in beyond else MARGIN * off for position, off in apart.items()}
