@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from torch_gradcheck.diagnosis.findings import findings_of
+from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
@@ -167,12 +167,12 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
     """
     started = time.perf_counter()
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
-        gradients = _on_trial(problem)
+        gradients, unrepeatable = _on_trial(problem)
         choice, trials = run_method(problem, gradients)
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
-        rows = excused(rows, problem.objective, problem.theta)
+        rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
         refuse_unreached(rows)
-        found = findings_of(problem, rows, trials, gradients)
+        found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
         notes = notes_of(problem, choice, rows, gradients)
         report = reported(
             problem,
@@ -180,19 +180,23 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
             found.rows,
             started=started,
             relative_error=over_theta(rows, trials),
-            notes=[*found.notes, *notes],
-            culprit=found.culprit,
+            notes=unrepeatable.among([*found.notes, *notes]),
+            culprit=found.culprit if found.notes else unrepeatable.culprit,
+            backward_spread=unrepeatable.spread,
         )
         examined = Examination.of(problem, gradients, choice, trials)
     return report, examined
 
 
-def _on_trial(problem: Problem) -> Mapping[int, AnalyticGradient]:
-    """The gradients on trial, by position in θ: those given by hand, or autograd's."""
-    given, theta = problem.request.gradients, problem.theta
+def _on_trial(problem: Problem) -> tuple[Mapping[int, AnalyticGradient], Unrepeatable]:
+    """The gradients on trial, by position in θ, and what runs of the backward do not agree on.
+
+    The gradients are those given by hand, which no backward has made, or autograd's.
+    """
+    given = problem.request.gradients
     if isinstance(given, Mapping):
-        return given_gradients(given, theta)
-    return autograd_gradients(problem.objective, theta, at_theta=True)
+        return given_gradients(given, problem.theta), Unrepeatable()
+    return problem.backward.gradients, Unrepeatable.of(problem)
 
 
 def _row(problem: Problem, choice: MethodChoice, position: int, trials: Trials) -> ParameterReport:

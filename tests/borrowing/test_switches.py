@@ -136,6 +136,6 @@ def test_a_seed_seeds_everything() -> None:
     assert torch.rand(2).tolist() != draws[0][0]
 
 
-@pytest.mark.parametrize("value", [3, "seed", None, random, np.random, torch.rand])
+@pytest.mark.parametrize("value", [3, "seed", None, random, np.random, torch.rand, random.SystemRandom()])
 def test_other_things_are_no_generators(value: object) -> None:
     assert not is_generator(value)

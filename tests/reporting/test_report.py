@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -78,6 +78,14 @@ def test_what_proves_nothing_raises_the_table(kind: type[Exception], sample: str
 
 def test_strict_does_not_raise_where_all_is_proven() -> None:
     report("all_right").raise_if_failed(strict=True)
+
+
+def test_a_backward_that_is_not_one_function_does_not_pass() -> None:
+    found = replace(report("all_right"), backward_spread=0.5)
+    assert report("all_right").passed
+    assert not found.passed
+    assert not found.mismatches
+    assert str(found).startswith("the backward is NOT ONE FUNCTION, 12 of 12 parameters right")
 
 
 @pytest.mark.parametrize("kind", [GradcheckError, AssertionError], ids=["of the package", "of assert"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.distributions import Beta, Dirichlet, Gamma, Normal
 from torch.utils.checkpoint import checkpoint
 
@@ -15,7 +16,9 @@ from torch_gradcheck.torch_internals.autograd import (
     backward_of,
     before_hooks,
     connect_hooks,
+    current_backward,
     function_forwards,
+    function_of,
     graph_is_used_up,
     has_hooks,
     has_post_accumulate_hooks,
@@ -23,13 +26,17 @@ from torch_gradcheck.torch_internals.autograd import (
     in_backward,
     is_implicit_draw,
     is_inside_function,
+    is_of_backward_hooks,
     is_reentrant_checkpoint,
     leaf_of,
+    next_number,
     nodes_from,
+    number_of,
     post_accumulate_hooks,
     reentrant_checkpoint,
     restore_hooks,
     saved_by,
+    set_backward,
     tensor_hooks,
 )
 from torch_gradcheck.torch_internals.missing import MissingInTorchError
@@ -279,3 +286,62 @@ def test_the_function_of_reentrant_checkpoints() -> None:
     node = checkpoint(torch.sin, x, use_reentrant=True).grad_fn
     assert is_reentrant_checkpoint(node)
     assert type(node).__name__ == f"{getattr(reentrant_checkpoint(), '__name__', None)}Backward"
+
+
+class Triple(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 3 * x
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return 3 * g
+
+
+def test_the_function_behind_a_node_is_known() -> None:
+    """Where two runs of a backward part, the report names it."""
+    w = torch.ones(2, requires_grad=True)
+    node = Triple.apply(w).grad_fn
+    assert function_of(node) is Triple
+    assert function_of((2 * w).grad_fn) is None
+    assert not is_of_backward_hooks(Triple)
+    assert not is_of_backward_hooks(None)
+
+
+def test_nodes_are_numbered_in_the_order_in_which_they_are_made() -> None:
+    """In which module a node was made is read off its number."""
+    w = torch.ones(2, requires_grad=True)
+    before = next_number()
+    one = Triple.apply(w)
+    other = one.sin()
+    assert before == number_of(one.grad_fn) < number_of(other.grad_fn) < next_number()
+
+
+def test_the_node_of_a_backward_hook_is_the_one_that_its_module_makes_after_its_call() -> None:
+    """A hook that changes gradients is told as one, and as one of its module."""
+    model, ends = nn.Sequential(nn.Linear(2, 2), nn.Tanh()), []
+    model[0].register_full_backward_pre_hook(lambda module, arrived: None)
+    model[0].register_forward_hook(lambda *_: ends.append(next_number()), always_call=True)
+    nodes = list(nodes_from([model(torch.ones(1, 2)).grad_fn]))
+    (hooked,) = (node for node in nodes if is_of_backward_hooks(function_of(node)))
+    assert ends == [number_of(hooked)]
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not reentrant"])
+def test_every_backward_is_seen_to_start(reentrant: bool) -> None:
+    """Two runs are compared node by node: in a checkpoint, and where the closure runs the backward itself, too."""
+    w, run, starts = torch.ones(2, requires_grad=True), current_backward(), list[str]()
+
+    def watched(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+        starts.extend(tensor.grad_fn.name() for tensor in tensors)
+        return run(tensors, *args, **kwargs)
+
+    set_backward(watched)
+    try:
+        w.square().sum().backward()
+        torch.autograd.grad(w.square().mean(), [w])
+        checkpoint(lambda x: x.sin(), w, use_reentrant=reentrant).prod().backward()
+    finally:
+        set_backward(run)
+    assert starts == ["SumBackward0", "MeanBackward0", "ProdBackward0", *["SinBackward0"] * reentrant]
+    assert current_backward() is run

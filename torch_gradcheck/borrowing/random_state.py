@@ -69,8 +69,10 @@ class RandomState:
 
 
 def is_generator(value: object) -> bool:
-    """Whether `value` is a random generator whose state can be read and put back."""
-    return isinstance(value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random)
+    """Whether `value` is a random generator whose state can be read and put back; the system's entropy has none."""
+    return not isinstance(value, random.SystemRandom) and isinstance(
+        value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+    )
 
 
 def seed_everything(seed: int) -> None:

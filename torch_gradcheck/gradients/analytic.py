@@ -21,12 +21,15 @@ class AnalyticGradient:
         reached: False when the backward never reached the parameter (None instead of a tensor).
         epsilon: machine epsilon of the precision it was given in, 1.2e-7 for float32; its own rounding is no mistake.
         accumulated: a backward that J ran itself has left it in `.grad`.
+        error_bar: how far an entry may be off because two runs of the backward differ by rounding; infinite where they
+            differ by more, so that nothing can be said of the gradient.
     """
 
     values: Floats
     reached: bool
     epsilon: float
     accumulated: bool = False
+    error_bar: float = 0.0
 
 
 def analytic_gradient(entry: ThetaEntry, gradient: torch.Tensor | None, eps: float) -> AnalyticGradient:

@@ -84,6 +84,7 @@ class Coordinates:
             tolerance=problem.request.tolerance,
             eps=problem.request.eps,
             probes=PROBES if engine.has_substitutes else FEW_PROBES,
+            analytic_error_bar=gradient.error_bar,
         )
 
     def _sampler(self, engine: Engine, position: int, coordinates: Indices) -> Sampler:

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
 from torch_gradcheck.differences.noise import SIGMAS, Noise
+from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, select_engine
 from torch_gradcheck.errors import NonFiniteLossError
 from torch_gradcheck.gradients.by_hand import check_names
+from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
 from torch_gradcheck.methods.noise import NoiseNear, noise_near
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
@@ -95,6 +98,15 @@ class Problem:
         """The noise of J that is due to a part of it that is rounded out of sight; 0 where there is none."""
         known, hidden = self._noise_near
         return hidden.sigma if self.noise != known else 0.0
+
+    @cached_property
+    def backward(self) -> RepeatedGradients:
+        """Autograd's gradients of J, by two runs of the backward."""
+        return repeated_gradients(self.objective, self.theta, self.request.tolerance, self._resolved)
+
+    def _resolved(self) -> float:
+        """The error bar of a difference of J, by the step that suits its noise."""
+        return float(self.noise.of_slope(np.array([2 * first_step(self.noise)]), np.array([self.noise.at_zero]))[0])
 
     @cached_property
     def _noise_near(self) -> NoiseNear:

@@ -61,6 +61,7 @@ def reported(
     relative_error: float | None,
     notes: list[str],
     culprit: str | None = None,
+    backward_spread: float = 0.0,
 ) -> Report:
     """The report of a check that ends now.
 
@@ -72,6 +73,7 @@ def reported(
         relative_error: the lecture's, over all of θ that was decided.
         notes: in the order they are told.
         culprit: where the mistake is, if that is known.
+        backward_spread: see `Facts`.
     """
     request, noise = problem.request, problem.noise  # measured before evaluations are counted
     return Report(
@@ -88,4 +90,5 @@ def reported(
         noise=noise.sigma,
         culprit=culprit,
         notes=notes,
+        backward_spread=backward_spread,
     )

@@ -14,14 +14,16 @@ def joined(backward: Report, in_grad: Report) -> Report:
     """One report of both checks: a parameter's row is the worse one, the backward's where they are alike."""
     rows = [_worse(row, in_grad[row.name]) for row in backward]
     ratio = backward.relative_error if backward.mismatches or not in_grad.mismatches else in_grad.relative_error
+    found = int(backward.backward_spread > 0)  # its note comes first
     return replace(
         backward,
         parameters=tuple(rows),
         relative_error=ratio,
         evaluations=backward.evaluations + in_grad.evaluations,
         seconds=backward.seconds + in_grad.seconds,
-        notes=[*_notes_on(in_grad), *backward.notes],
+        notes=[*backward.notes[:found], *_notes_on(in_grad), *backward.notes[found:]],
         in_grad=in_grad,
+        backward_spread=max(backward.backward_spread, in_grad.backward_spread),
     )
 
 
@@ -38,5 +40,5 @@ def _notes_on(in_grad: Report) -> list[str]:
     reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
     undecided = [f".grad could not be judged everywhere: {reasons[0]}"] if reasons else []
     own = next((at for at, note in enumerate(in_grad.notes) if note.startswith(ON_TRIAL)), 0)
-    of_step, judged = in_grad.notes[:own], in_grad.notes[own : own + 1]
+    of_step, judged = in_grad.notes[int(in_grad.backward_spread > 0) : own], in_grad.notes[own : own + 1]
     return [*of_step, f"in .grad, as the training step left it: {listed}", *judged, *undecided]

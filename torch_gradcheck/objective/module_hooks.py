@@ -40,15 +40,18 @@ class ModuleStack:
 
 
 @contextmanager
-def forward_hooks(model: nn.Module, on_output: OnOutput | None = None) -> Iterator[ModuleStack]:
+def forward_hooks(
+    model: nn.Module, on_output: OnOutput | None = None, stack: ModuleStack | None = None
+) -> Iterator[ModuleStack]:
     """Follows every call of a module of `model` inside the block, which gets the stack of running modules.
 
     Args:
         model: its modules have forward hooks inside the block.
         on_output: called with a module's name and the tensors of its output, in the order the calls end, so that an
             inner module comes before the one that contains it.
+        stack: is told of every call; None for a new one.
     """
-    stack = ModuleStack()
+    stack = stack or ModuleStack()
     handles = []
 
     def hooks_for(name: str) -> tuple[Callable[..., None], Callable[..., None]]:

@@ -276,6 +276,8 @@ class Facts:
         notes: one sentence each on what the figures do not say.
         in_grad: the report on the `.grad` that a training step left, where `.grad` was checked too. The row of a
             parameter is then the worse of the two.
+        backward_spread: how far two runs of the backward lie apart where they differ by more than rounding: the largest
+            difference relative to the largest entry of the gradient; 0 where they do not. Such a check does not pass.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -292,11 +294,15 @@ class Facts:
     culprit: str | None = None
     notes: list[str] = field(default_factory=list)
     in_grad: Facts | None = None
+    backward_spread: float = 0.0
 
     @property
     def passed(self) -> bool:
-        """No parameter is a mismatch, and at least one is a match or a kink: what proved nothing does not pass."""
-        return not self.mismatches and any(row.status.is_proven for row in self.parameters)
+        """No parameter is a mismatch, at least one is a match or a kink, and the backward is one function.
+
+        A check that proved nothing does not pass.
+        """
+        return not self.mismatches and not self.backward_spread and any(row.status.is_proven for row in self.parameters)
 
     @property
     def proven(self) -> bool:

@@ -38,6 +38,40 @@ def leaf_of(node: Any) -> torch.Tensor | None:
     return leaf
 
 
+def function_of(node: Any) -> type[torch.autograd.Function] | None:
+    """The `torch.autograd.Function` of the user's whose backward a node is; None for a node of torch's own."""
+    function: type[torch.autograd.Function] | None = getattr(node, "_forward_cls", None)
+    return function
+
+
+def is_of_backward_hooks(function: type[torch.autograd.Function] | None) -> bool:
+    """Whether a Function is torch's own, at which the backward hooks of a module see and change gradients."""
+    return function is not None and function.__name__ == "BackwardHookFunction"
+
+
+def number_of(node: Any) -> int:
+    """The number of a node: nodes made in one thread are numbered in the order in which they are made."""
+    return int(node._sequence_nr())
+
+
+def next_number() -> int:
+    """The number of the node that this thread makes next."""
+    return int(internal(torch._C._autograd, "_get_sequence_nr", "tell in which module a node was made")())
+
+
+def current_backward() -> Any:
+    """What runs where a backward is asked for, by `torch.autograd.grad`, `backward()` or a reentrant checkpoint.
+
+    It is called with the tensors that the backward starts from, and with arguments that only torch knows.
+    """
+    return internal(torch.autograd, "_engine_run_backward", "see every backward that starts")
+
+
+def set_backward(run: Any) -> None:
+    """Has this run from now on."""
+    torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
+
+
 def is_reentrant_checkpoint(node: Any) -> bool:
     """Whether a node belongs to `torch.utils.checkpoint` with use_reentrant=True, which runs a backward of its own."""
     return bool(node.name() == "CheckpointFunctionBackward")

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from torch import nn
 
+from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.engines.selection import Refusals
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
 from torch_gradcheck.objective.loss import Loss
+from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
@@ -56,9 +57,11 @@ class Examination(NamedTuple):
         return cls(problem.objective.loss, problem.noise, refused, gradients, choice, trials)
 
     def is_of(self, problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> bool:
-        """Whether a later problem has the same J: loss and gradients agree to the bit."""
+        """Whether a later problem has the same J: loss and gradients agree to the bit, or as far as its own runs do."""
         return self.loss == problem.objective.loss and all(
-            np.array_equal(self.gradients[position].values, gradient.values) for position, gradient in gradients.items()
+            np.array_equal(self.gradients[position].values, gradient.values)
+            or np.all(np.abs(self.gradients[position].values - gradient.values) <= gradient.error_bar)
+            for position, gradient in gradients.items()
         )
 
 
@@ -85,11 +88,11 @@ def check_left_in_grad(
         progress_bar(request.progress) as progress,
         posed(model, loss, request, progress=progress, start=step.start, theta=theta, drawn_in=drawn_in) as problem,
     ):
-        autograd_float64 = autograd_gradients(problem.objective, problem.theta, at_theta=True)
+        autograd_float64, unrepeatable = problem.backward.gradients, Unrepeatable.of(problem)
         grad_check.compare_with_step(problem.objective, autograd_float64)
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)
-        rows = grad_check.rows(judged, trials)
+        rows = unrepeatable.marked(grad_check.rows(judged, trials))
         refuse_unreached(rows)
         spoilt = on_non_finite(problem, grad_check.left, autograd_float64, grad_check.replays)
         notes = [*spoilt.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
@@ -99,8 +102,9 @@ def check_left_in_grad(
             rows,
             started=started,
             relative_error=over_theta(rows, {position: each.trial for position, each in judged.items()}),
-            notes=notes,
-            culprit=spoilt.culprit,
+            notes=unrepeatable.among(notes),
+            culprit=spoilt.culprit or _unless_wrong(rows, unrepeatable.culprit),
+            backward_spread=unrepeatable.spread,
         )
 
 
@@ -114,3 +118,8 @@ def _tried(
     if why_unjudged:
         return MethodChoice("exact"), {}
     return run_method(problem, gradients)
+
+
+def _unless_wrong(rows: Sequence[ParameterReport], culprit: str | None) -> str | None:
+    """The culprit of a backward that is not one function, unless a row is wrong in another way."""
+    return None if any(row.status is Status.MISMATCH for row in rows) else culprit

@@ -56,7 +56,7 @@ def compared_with_step(
         return numbers, set()
     if drawn.own:  # it is not for us to seed them, to see what is reached whatever is drawn
         return step.not_replayed(objective.model), set()
-    if not drawn.is_empty or _reads_what_it_updates(objective, theta):
+    if not drawn.is_empty or _reads_what_it_updates(objective, theta, autograd_float64):
         return step.not_replayed(objective.model), _always_reached(objective, theta, left)
     return "", set()
 
@@ -109,8 +109,13 @@ def _always_reached(objective: Objective, theta: Theta, left: Mapping[int, Analy
     return missing
 
 
-def _reads_what_it_updates(objective: Objective, theta: Theta) -> bool:
-    """Whether the gradient is another after an evaluation, as spectral norm's is in training: J moves its buffers."""
+def _reads_what_it_updates(
+    objective: Objective, theta: Theta, autograd_float64: Mapping[int, AnalyticGradient]
+) -> bool:
+    """Whether the gradient is another after an evaluation, as spectral norm's is in training: J moves its buffers.
+
+    Another by more than two runs from one state are, as far as these differ.
+    """
     if objective.runs_backward:
         return False
     eps = epsilon(objective.dtype)
@@ -118,7 +123,7 @@ def _reads_what_it_updates(objective: Objective, theta: Theta) -> bool:
         first, second = (theta_gradients(objective.compute, theta, eps) for _ in range(2))
     return any(
         np.max(np.abs(first[at].values - second[at].values), initial=0.0)
-        > ROUNDINGS * eps * np.max(np.abs(each.values))
+        > max(ROUNDINGS * eps * np.max(np.abs(each.values)), autograd_float64[at].error_bar)
         for at, each in first.items()
         if len(each.values)
     )

@@ -89,6 +89,8 @@ class EntryCheck:
         eps: the step for every entry, as the user gave it; None to choose a step.
         ladder: the steps for entries that disagree; after `COARSE`, `FINE` is tried as well.
         probes: how many entries of a tensor are differenced at all steps, where one has to be chosen.
+        analytic_error_bar: how far entries of the gradient on trial may be off besides, where two runs of the backward
+            differ.
     """
 
     sampler: Sampler
@@ -105,6 +107,7 @@ class EntryCheck:
     eps: float | None
     ladder: Ladder = COARSE
     probes: int = PROBES
+    analytic_error_bar: float = 0.0
 
     def agrees(self, which: Indices, numeric: Floats, error_bar: Floats, margin: float = 1.0) -> Flags:
         """Entries where the gradient on trial is within the tolerance and `margin` error bars of `numeric`.
@@ -166,7 +169,7 @@ class EntryCheck:
     @cached_property
     def rounding(self) -> Floats:
         """How far the gradient on trial may be off by its own rounding, shape (N,), in units of a derivative."""
-        return rounding_of(self.analytic, self.analytic_epsilon)
+        return rounding_of(self.analytic, self.analytic_epsilon) + self.analytic_error_bar
 
 
 def rounding_of(analytic: Floats, epsilon: float) -> Floats:

@@ -155,7 +155,7 @@ class Projected:
     def _disagreeing(self, position: int, reference: Floats) -> Flags:
         """Coordinates where the gradient on trial is finite and differs from the reference by more than may be."""
         on_trial, given = self._on_trial[position], self._gradients[position]
-        rounding = rounding_of(on_trial, given.epsilon)
+        rounding = rounding_of(on_trial, given.epsilon) + given.error_bar
         rounding += REDERIVED_ROUNDING * self._problem.noise.epsilon * np.max(np.abs(reference), initial=0.0)
         allowed = self._request.tolerance * (np.abs(on_trial) + np.abs(reference)) + rounding
         return np.asarray((np.abs(on_trial - reference) > allowed) & np.isfinite(given.values))

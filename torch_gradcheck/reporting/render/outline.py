@@ -154,6 +154,8 @@ def headline(facts: Facts) -> str:
     ]
     if counts[Status.MISMATCH]:
         outcome = f"gradients WRONG in {counts[Status.MISMATCH]:,} of {total}"
+    elif facts.backward_spread:
+        outcome = f"the backward is NOT ONE FUNCTION, {counts[Status.MATCH]:,} of {total} right"
     elif counts[Status.MATCH]:
         outcome = f"gradients right{_raised(facts.tolerance)}: {counts[Status.MATCH]:,} of {total}"
     else:

@@ -1,0 +1,165 @@
+"""A backward that is not one function, as the report tells it: undecided rows, the Function or module, the pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import nn
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.diagnosis.culprit.sentences import LOSS
+from torch_gradcheck.gradients.repeated import Difference
+from torch_gradcheck.methods.choice import Trials
+from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.torch_internals.autograd import is_of_backward_hooks, tensor_hooks
+from torch_gradcheck.torch_internals.code_lines import defining_line
+
+SAME_FACTOR = 1e-6
+"""Two gradients are multiples of each other where they are off it by at most a millionth of their size."""
+
+
+@dataclass(frozen=True)
+class Unrepeatable:
+    """What the runs of one backward do not agree on.
+
+    Attributes:
+        spreads: position in θ → the largest difference relative to the largest entry of the gradient; of the parameters
+            for which it is more than rounding.
+        culprit: the module in which it starts, the name of a parameter whose hook starts it, or None.
+        notes: the sentence on that, or on a difference that is rounding; none where the runs agree to the bit.
+    """
+
+    spreads: Mapping[int, float] = field(default_factory=dict)
+    culprit: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, problem: Problem) -> Unrepeatable:
+        """What there is to tell of the backward of a problem; to be taken while the model is lent."""
+        repeated = problem.backward
+        found = repeated.difference
+        if found is None:
+            return cls(notes=(_on_rounding(repeated.rounding),) if repeated.rounding else ())
+        culprit, where = _start(problem, found)
+        name = problem.theta[found.worst].name
+        sentence = (
+            f"the backward is not one function: two runs from the same θ and random state differ by {found.spread:.1e} "
+            f"of the gradient of {name}, of which {found.allowed:.0e} could be rounding. {where}. {_pattern(found)}"
+        )
+        return cls(found.spreads, culprit, (sentence,))
+
+    @property
+    def spread(self) -> float:
+        """The largest of the spreads; 0 where no difference is more than rounding."""
+        return max(self.spreads.values(), default=0.0)
+
+    def among(self, notes: Sequence[str]) -> list[str]:
+        """The notes of a report with these among them: first a finding, last what is rounding."""
+        return [*self.notes, *notes] if self.spreads else [*notes, *self.notes]
+
+    def decided(self, trials: Trials) -> Trials:
+        """The trials of the parameters whose gradient is the same in every run."""
+        return {position: trial for position, trial in trials.items() if position not in self.spreads}
+
+    def marked(self, rows: Sequence[ParameterReport]) -> list[ParameterReport]:
+        """The rows, one a parameter, those undecided whose gradient is not the same in every run."""
+        return [_undecided(row, self.spreads[k]) if k in self.spreads else row for k, row in enumerate(rows)]
+
+
+def _undecided(row: ParameterReport, spread: float) -> ParameterReport:
+    return replace(
+        row,
+        status=Status.UNDECIDED,
+        reason=f"two backward runs from one state differ by {spread:.1e} of the gradient, by more than rounding",
+        mismatched=0,
+        worst=[replace(each, status=Status.UNDECIDED) for each in row.worst],
+        diagnosis=None,
+        map=None,
+    )
+
+
+def _on_rounding(spread: float) -> str:
+    return f"two backward runs differ by {spread:.0e} of a gradient, which may be rounding: it is part of the error bar"
+
+
+def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
+    """The culprit's name and a sentence on where the difference starts."""
+    place, entry = found.place, problem.theta[found.worst]
+    if place is None:
+        hooks = list((tensor_hooks(entry.parameter) or {}).values())
+        if hooks:
+            lines = " and ".join(_line(hook) for hook in hooks)
+            return (
+                entry.name,
+                f"It starts in a hook on the parameter {entry.name}{lines}: up to there, both are the same",
+            )
+        return None, "Each operation gives the same in both, as far as can be seen: where it starts cannot be told"
+    name = LOSS if place.module is None else place.module
+    where = _described(problem, place.module)
+    if found.on_the_way:
+        words = f"It starts in a hook on a tensor, which changes the gradient on its way into {where}"
+        return _of_the_user(problem.model, name), words
+    if is_of_backward_hooks(place.function):
+        return name, f"It starts in a backward hook of {where}"
+    if place.function is None:
+        return name, f"It starts in {place.node}, an operation of torch, or in a hook on it, in {where}"
+    of_torch = place.function.__module__.startswith("torch.")  # made by torch.library, for an operator of the user's
+    line = "" if of_torch else _line(place.function.backward)
+    return name, f"It starts in the backward of autograd.Function {place.function.__name__}{line}, in {where}"
+
+
+def _of_the_user(model: nn.Module, name: str) -> str:
+    """The innermost module around `name`, or itself, that torch has not written; itself where there is none.
+
+    Torch's own modules put no hooks on tensors.
+    """
+    around = name
+    while name != LOSS and type(model.get_submodule(around)).__module__.startswith("torch."):
+        if not around:
+            return name
+        around = around.rpartition(".")[0]
+    return around
+
+
+def _described(problem: Problem, name: str | None) -> str:
+    if name is None:
+        return "the loss function or closure"
+    return f"{name or 'the model itself'} ({type(problem.model.get_submodule(name)).__name__})"
+
+
+def _line(function: object) -> str:
+    line = defining_line(function)
+    return "" if line is None else f" ({line})"
+
+
+def _pattern(found: Difference) -> str:
+    """A sentence on which of the runs are alike."""
+    runs, alike = found.runs, found.alike
+    if len(runs) == 3 and alike[1, 2]:
+        return f"The first run differs from the two that follow{_times(runs[0], runs[1])}"
+    if len(runs) == 4 and alike[1, 3]:
+        return f"Every second run differs from the others{_times(runs[1], runs[0])}"
+    if len(runs) == 4:
+        return "Of four runs, the second differs from the first and the third"
+    factors = [_factor(run, runs[0]) for run in runs[1:]]
+    if all(factor is not None for factor in factors):
+        return f"The second is {factors[0]:.4g} times the first, the third {factors[1]:.4g} times: something adds up"
+    return "No two of three runs are alike"
+
+
+def _times(one: Floats, other: Floats) -> str:
+    factor = _factor(one, other)
+    return "" if factor is None else f": its gradient is {factor:.4g} times theirs"
+
+
+def _factor(one: Floats, other: Floats) -> float | None:
+    """The number that one gradient is the other one times; None where it is no multiple."""
+    square = float(other @ other)
+    if not (np.isfinite(one).all() and np.isfinite(square) and square):
+        return None
+    factor = float(one @ other) / square
+    off = float(np.linalg.norm(one - factor * other))
+    return factor if off <= SAME_FACTOR * float(np.linalg.norm(one)) else None
