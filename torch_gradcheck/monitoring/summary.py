@@ -13,18 +13,17 @@ from torch_gradcheck.reporting.report import Report
 LISTED = 3
 """The largest number of steps that are named in one line."""
 
-PROVEN = (Status.MATCH, Status.KINK)
-"""The statuses that prove a gradient right."""
-
 
 def unproven(report: Report) -> str:
     """The reason why a report proved nothing of the model's backward, or of `.grad`; "" where it did."""
     if report.mismatches:
         return ""
-    if not any(row.status in PROVEN for row in report):
+    if report.backward_spread:
+        return headline(report)
+    if not any(row.status.is_proven for row in report):
         return f"nothing was proven: {_counted(list(report))}"
     rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
-    if not rows or any(row.status in PROVEN for row in rows):
+    if not rows or any(row.status.is_proven for row in rows):
         return ""
     if all(row.status is Status.UNDECIDED for row in rows):
         return f".grad could not be judged: {rows[0].reason}"

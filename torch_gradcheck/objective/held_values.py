@@ -402,7 +402,7 @@ def _with_checkpoints_run_directly(calls: Calls) -> Calls:
         if function is reentrant_checkpoint():
             run, _, *inputs = args
             return run(*inputs)
-        return calls.function.__get__(None, function)(*args, **kwargs)
+        return calls.applying(function)(*args, **kwargs)
 
     return Calls(calls.module, classmethod(apply))
 

@@ -132,11 +132,6 @@ def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return own if own is not of_base.vjp else function.backward
 
 
-def function_of(node: Any) -> type[torch.autograd.Function] | None:
-    """The Function, written in Python, whose backward a node runs; None for an operation of torch."""
-    return getattr(type(node), "_forward_cls", None)
-
-
 def saved_by(node: Any) -> dict[str, Any]:
     """What a node of torch's own has kept for its backward, by argument name; without what cannot be read any more."""
     found = {}

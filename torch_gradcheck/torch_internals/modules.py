@@ -59,6 +59,12 @@ class Calls(NamedTuple):
     module: Any
     function: Any
 
+    def applying(self, function: type[Function]) -> Callable[..., Any]:
+        """What applies a Function, once `Function.apply` has put the arguments in order."""
+        bound: Callable[..., Any]
+        bound = torchs_apply(function) if self.function is None else self.function.__get__(None, function)
+        return bound
+
 
 def current_calls() -> Calls:
     """What runs at present."""
@@ -75,7 +81,7 @@ def set_calls(calls: Calls) -> None:
 
 
 def torchs_apply(function: type[Function]) -> Callable[..., Any]:
-    """What applies a Function, once `Function.apply` has put the arguments in order."""
+    """torch's own application of a Function, behind `Function.apply`."""
     found: Callable[..., Any] = super(_below_function(), function).apply
     return found
 

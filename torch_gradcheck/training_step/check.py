@@ -103,7 +103,7 @@ def check_left_in_grad(
             started=started,
             relative_error=over_theta(rows, {position: each.trial for position, each in judged.items()}),
             notes=unrepeatable.among(notes),
-            culprit=spoilt.culprit or _unless_wrong(rows, unrepeatable.culprit),
+            culprit=_unless_wrong(rows, unrepeatable.culprit) if spoilt.culprit is None else spoilt.culprit,
             backward_spread=unrepeatable.spread,
         )
 

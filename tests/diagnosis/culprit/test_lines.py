@@ -199,7 +199,7 @@ class LossWithAStop(nn.Module):
 
 
 def test_the_forward_of_a_module_is_named() -> None:
-    note = checked(Stops()).notes[0]
+    note = checked(Stops()).notes[1]  # behind the one on the cut
     assert f"1 (Stops): in its own forward at {line_of(Stops.forward)}; it accounts" in note
 
 
@@ -211,7 +211,7 @@ def test_the_forward_of_a_module_is_named() -> None:
 def test_the_loss_function_is_named(loss: Any, function: Any) -> None:
     report = check_module(network(nn.Tanh()), loss, (X, T))
     assert report.culprit == "loss_fn"
-    assert f"the loss function or closure at {line_of(function)}" in report.notes[0]
+    assert f"the loss function or closure at {line_of(function)}" in report.notes[1]
 
 
 def test_a_closure_is_named() -> None:
@@ -221,7 +221,7 @@ def test_a_closure_is_named() -> None:
         return loss_with_a_stop(model(X), T)
 
     report = check_closure(model, closure)
-    assert f"the loss function or closure at {line_of(closure)}" in report.notes[0]
+    assert f"the loss function or closure at {line_of(closure)}" in report.notes[1]
 
 
 def test_a_module_of_torch_has_no_line() -> None:

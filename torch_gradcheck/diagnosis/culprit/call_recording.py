@@ -16,7 +16,7 @@ from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, replace
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.torch_internals.autograd import in_backward
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of
-from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls, torchs_apply
+from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
 
 Owner = nn.Module | type[Function]
 
@@ -133,7 +133,7 @@ class Recording:
             return self._around(module, lambda a, k: calls.module(module, *a, **k), args, kwargs)
 
         def recorded_apply(function: type[Function], *args: Any, **kwargs: Any) -> Any:
-            bound = torchs_apply(function) if calls.function is None else calls.function.__get__(None, function)
+            bound = calls.applying(function)
             if function.__module__.startswith("torch.") and custom_op_of(function) is None:
                 return bound(*args, **kwargs)
             return self._around(function, lambda a, k: bound(*a, **k), args, kwargs)
