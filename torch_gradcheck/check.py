@@ -12,7 +12,6 @@ from torch import nn
 
 from torch_gradcheck.diagnosis.findings import findings_of
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
@@ -22,6 +21,7 @@ from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, validated_request
+from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.verdicts.rows import excused, frozen_row, over_theta
@@ -137,6 +137,10 @@ def check_closure(
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
     """The check that was asked for."""
+    if isinstance(request.gradients, Mapping):
+        plain = plain_names(model)
+        given = {plain(str(name)): gradient for name, gradient in request.gradients.items()}
+        request = replace(request, gradients=given)
     if request.gradients == "grad":
         mode: Mode = "train" if request.mode == "train" else "keep"
         return check_left_in_grad(model, loss, replace(request, mode=mode), TrainingStep())
@@ -177,7 +181,7 @@ def _on_trial(problem: Problem) -> Mapping[int, AnalyticGradient]:
     given, theta = problem.request.gradients, problem.theta
     if isinstance(given, Mapping):
         return given_gradients(given, theta)
-    return autograd_gradients(problem.objective, theta)
+    return problem.backward.gradients
 
 
 def _row(problem: Problem, choice: MethodChoice, position: int, trials: Trials) -> ParameterReport:

@@ -9,6 +9,7 @@ import numpy as np
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
+from torch_gradcheck.diagnosis.culprit.compiled import on_masked
 from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
@@ -52,7 +53,7 @@ def findings_of(
         gradients: the gradients on trial, by position.
     """
     if not any(row.status is Status.MISMATCH for row in rows):
-        return Findings(rows, None, [])
+        return Findings(rows, None, on_masked(problem, rows, trials))
     problem.progress.at("what is wrong, and where")
     culprit = find_culprit(problem, trials, gradients)
     evidences = {
@@ -65,7 +66,9 @@ def findings_of(
         replace(row, diagnosis=diagnoses.get(k), map=wrong_map(evidences[k])) if k in wrong else row
         for k, row in enumerate(rows)
     ]
-    return Findings(diagnosed, culprit.name, [*culprit.notes, *_in_common(diagnosed, culprit)])
+    return Findings(
+        diagnosed, culprit.name, [*culprit.notes, *on_masked(problem, rows, trials), *_in_common(diagnosed, culprit)]
+    )
 
 
 def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> Evidence:

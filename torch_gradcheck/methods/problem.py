@@ -11,6 +11,9 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, select_engine
+from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.gradients.by_autograd import autograd_gradients
+from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.methods.noise import NoiseNear, noise_near
 from torch_gradcheck.objective.loss import Loss
@@ -69,6 +72,20 @@ class Problem:
         dtype = self.request.dtype
         compute = self._loss.at(dtype)
         return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, self.progress.beat)
+
+    @cached_property
+    def backward(self) -> Backward:
+        """The backward that gives autograd's gradient on trial: of compiled code, where J runs any."""
+        return Backward(self.objective, self.theta)
+
+    def gradients_now(self) -> dict[int, AnalyticGradient]:
+        """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly."""
+        return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+
+    @property
+    def on_compiled_code(self) -> list[str]:
+        """The notes on compiled code, on trial or not; none where no backward is on trial."""
+        return self.backward.notes if "backward" in vars(self) else []
 
     @cached_property
     def noise(self) -> Noise:

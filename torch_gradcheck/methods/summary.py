@@ -29,6 +29,7 @@ def notes_of(
     objective = problem.objective
     accumulated = any(gradient.accumulated for gradient in gradients.values())
     notes = [
+        *problem.on_compiled_code,
         *choice.method.notes(problem, rows),
         on_overridden(objective),
         on_graph(objective, accumulated),

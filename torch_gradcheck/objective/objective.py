@@ -79,6 +79,11 @@ class Objective:
         """The present state of the generators that J draws from."""
         return self._borrowed.random_state
 
+    @property
+    def raises_precision(self) -> bool:
+        """Whether J is evaluated under a mode that sees each operation, to raise casts to a lower precision."""
+        return self._needs_mode
+
     def count(self, evaluations: int) -> None:
         """Evaluations that were made without calling this object."""
         self.evaluations += evaluations

@@ -13,7 +13,7 @@ from torch_gradcheck.diagnosis.culprit.attribution import Attribution
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import has_hooks
-from torch_gradcheck.torch_internals.modules import has_backward_hooks
+from torch_gradcheck.torch_internals.modules import has_backward_hooks, named_modules
 
 LOSS = "loss_fn"
 """The culprit's name where the loss function or closure itself goes wrong."""
@@ -32,8 +32,8 @@ class Sentences:
     """Writes sentences on calls, which it names after the modules of `model`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self._names: dict[int, str] = {id(module): name for name, module in reversed(list(model.named_modules()))}
-        self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+        self._names: dict[int, str] = {id(module): name for name, module in reversed(list(named_modules(model)))}
+        self._kinds = {name: type(module).__name__ for name, module in named_modules(model)}
 
     def culprit_of(
         self, attributions: Sequence[Attribution], calls: Sequence[RecordedCall]
