@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from torch_gradcheck.torch_internals.compiler import compiler_switch, set_compiler_switch
 from torch_gradcheck.torch_internals.devices import accelerator_type
 from torch_gradcheck.torch_internals.dispatch import (
     dispatch_modes_in_force,
@@ -102,6 +103,7 @@ def _switches() -> list[Switch]:
         attribute_switch(torch.backends.cuda.matmul, "allow_tf32"),
         Switch(parametrization_cache, set_parametrization_cache),
         Switch(current_calls, set_calls),  # the search for a culprit replaces these
+        Switch(compiler_switch, set_compiler_switch),  # the backward on trial replaces this
     ]
 
 

@@ -81,7 +81,7 @@ class Objective:
 
     @property
     def raises_precision(self) -> bool:
-        """Whether J is evaluated under a mode that sees each operation, to raise casts to a lower precision."""
+        """Whether J is evaluated under a mode that raises casts to a lower precision, operation by operation."""
         return self._needs_mode
 
     def count(self, evaluations: int) -> None:
@@ -97,6 +97,12 @@ class Objective:
         again = self.value()
         self.spread = max(self.spread, abs(again - self.loss))
         return again
+
+    def evaluation_as_it_is(self) -> _Evaluation:
+        """The regime of one evaluation in which casts to a lower precision are not raised."""
+        self.evaluations += 1
+        self._beat()
+        return _Evaluation(self._borrowed, None)
 
     def evaluation(self, mode: PrecisionMode | None = None) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime."""

@@ -43,10 +43,16 @@ class CompiledCall:
 
 
 @contextmanager
-def compiled_calls(runs_compiled: Callable[[CompiledCall], bool]) -> Iterator[None]:
+def compiled_calls(
+    runs_compiled: Callable[[CompiledCall], bool], raised: Callable[[torch.dtype], torch.dtype] | None = None
+) -> Iterator[None]:
     """Asks at every call of what torch.compile was given whether it runs compiled, whatever the stance; else eagerly.
 
     What compiled code calls is a part of it: nothing is asked there. Does nothing where the compiler is not loaded.
+
+    Args:
+        runs_compiled: is asked.
+        raised: takes each dtype that is named in the graphs to the one that the backend gets; None leaves them alone.
     """
     if not compiler_is_imported():
         yield
@@ -61,13 +67,54 @@ def compiled_calls(runs_compiled: Callable[[CompiledCall], bool]) -> Iterator[No
         if not runs_compiled(call):
             return None
         _compile_apart()
-        return callback
+        return callback if raised is None else _with_raised_graphs(callback, raised)
 
     owner._callback_from_stance = callback_for  # type: ignore[attr-defined]
     try:
         yield
     finally:
         owner._callback_from_stance = by_stance  # type: ignore[attr-defined]
+
+
+def _with_raised_graphs(callback: Any, raised: Callable[[torch.dtype], torch.dtype]) -> Any:
+    """The callback of the same backend, which gets graphs that name other dtypes."""
+    backend = _innermost_backend(callback)
+
+    def of_raised(graph: Any, example_inputs: Any) -> Any:
+        for part in graph.modules():
+            if isinstance(part, torch.fx.GraphModule):
+                _raise_graph(part, raised)
+        return backend(graph, example_inputs)
+
+    owner = sys.modules["torch._dynamo.eval_frame"]
+    return internal(owner, "_create_wrapped_callback", "put compiled code with casts on trial")(of_raised)
+
+
+def _raise_graph(module: torch.fx.GraphModule, raised: Callable[[torch.dtype], torch.dtype]) -> None:
+    def of(argument: Any) -> Any:
+        return raised(argument) if isinstance(argument, torch.dtype) else argument
+
+    for node in module.graph.nodes:
+        node.args = torch.fx.node.map_aggregate(node.args, of)
+        node.kwargs = torch.fx.node.map_aggregate(node.kwargs, of)
+        if node.op == "call_method" and node.target in _CASTS:
+            node.args, node.target = (*node.args, raised(_CASTS[node.target])), "to"
+    module.recompile()
+
+
+_CASTS = {"half": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32}
+"""Methods of tensors that cast, and to what."""
+
+
+def compiler_switch() -> Any:
+    """What decides whether a compiled function runs compiled; None where the compiler is not loaded."""
+    return getattr(sys.modules.get("torch._dynamo.eval_frame"), "_callback_from_stance", None)
+
+
+def set_compiler_switch(value: Any) -> None:
+    """Has this decide from now on; None, from a time when the compiler was not loaded, changes nothing."""
+    if value is not None:
+        sys.modules["torch._dynamo.eval_frame"]._callback_from_stance = value  # type: ignore[attr-defined]
 
 
 def _compile_apart() -> None:
