@@ -22,6 +22,7 @@ from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, validated_request
+from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.verdicts.rows import excused, frozen_row, over_theta, refuse_unreached
@@ -151,6 +152,10 @@ def check_closure(
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
     """The check that was asked for."""
+    if isinstance(request.gradients, Mapping):
+        plain = plain_names(model)
+        given = {plain(str(name)): gradient for name, gradient in request.gradients.items()}
+        request = replace(request, gradients=given)
     if request.gradients == "grad":
         mode: Mode = "train" if request.mode == "train" else "keep"
         return check_left_in_grad(model, loss, replace(request, mode=mode), TrainingStep())

@@ -21,7 +21,11 @@ from torch_gradcheck.torch_internals.modules import (
     is_compiled,
     is_dropout,
     modules_in_traceback,
+    named_buffers,
+    named_modules,
+    named_parameters,
     parametrization_cache,
+    plain_names,
     running_module,
     set_calls,
     set_parametrization_cache,
@@ -231,3 +235,21 @@ def test_backward_hooks_can_be_wrapped_and_come_back_whatever_happens() -> None:
     assert seen == ["wrapped", "pre-hook", "wrapped", "hook"]
     assert (model._backward_hooks, model._backward_pre_hooks) == held
     assert model._backward_hooks is held[0]
+
+
+def test_names_of_a_compiled_model_are_those_of_the_model() -> None:
+    model = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    model[0] = torch.compile(model[0], backend="eager")  # type: ignore[assignment]
+    wrapped: Any = torch.compile(model, backend="eager")
+    plain = nn.Sequential(nn.Linear(1, 1), nn.BatchNorm1d(1))
+    assert list(dict(named_modules(wrapped))) == list(dict(plain.named_modules()))
+    assert [name for name, _ in named_parameters(wrapped)] == [name for name, _ in plain.named_parameters()]
+    assert [name for name, _ in named_buffers(wrapped)] == [name for name, _ in plain.named_buffers()]
+    assert plain_names(wrapped)("_orig_mod.0._orig_mod.*") == "0.*"
+
+
+def test_a_users_own_attribute_of_the_compilers_name_stays() -> None:
+    model = nn.Module()
+    model._orig_mod = nn.Linear(1, 1)
+    assert uncompiled(model) is model
+    assert [name for name, _ in named_parameters(model)] == ["_orig_mod.weight", "_orig_mod.bias"]

@@ -21,7 +21,7 @@ from torch_gradcheck.borrowing.switches import SwitchState
 from torch_gradcheck.borrowing.tensor_copies import TensorCopies
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.request import Mode
-from torch_gradcheck.torch_internals.modules import compiler_is_imported
+from torch_gradcheck.torch_internals.modules import compiler_is_imported, named_buffers
 
 ONE_AT_A_TIME = RLock()
 """Random state and switches belong to the whole process: checks in several threads wait for each other.
@@ -222,7 +222,7 @@ def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:
 
 def _check_numbers(model: nn.Module, captures: Captures) -> None:
     """Raises InvalidRequestError where a module holds a tensor without numbers to compute with."""
-    for name, buffer in model.named_buffers():
+    for name, buffer in named_buffers(model):
         _check_has_numbers(f"buffer {name!r}", buffer)
     for module in captures.modules.values():
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.torch_internals.autograd import current_backward, set_backward
+from torch_gradcheck.torch_internals.compiler import compiler_switch, set_compiler_switch
 from torch_gradcheck.torch_internals.devices import accelerator_type
 from torch_gradcheck.torch_internals.dispatch import (
     dispatch_modes_in_force,
@@ -104,6 +105,7 @@ def _switches() -> list[Switch]:
         Switch(parametrization_cache, set_parametrization_cache),
         Switch(current_calls, set_calls),  # the search for a culprit replaces these
         Switch(current_backward, set_backward),  # and a recorded backward this
+        Switch(compiler_switch, set_compiler_switch),  # the backward on trial replaces this
     ]
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
+from torch_gradcheck.diagnosis.culprit.compiled import on_masked
 from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
@@ -55,7 +56,7 @@ def findings_of(
     """
     finite = all(np.isfinite(trial.analytic).all() for trial in trials.values())
     if finite and not any(row.status is Status.MISMATCH for row in rows):
-        return Findings(rows, None, [])
+        return Findings(rows, None, on_masked(problem, rows, trials))
     problem.progress.at("what is wrong, and where")
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
     stops = stop_gradients(problem, {position: trials[position] for position in sorted(wrong)})
@@ -70,7 +71,8 @@ def findings_of(
         for k, row in enumerate(rows)
     ]
     on_culprit = [note + stops.cut_in_words * (not k) for k, note in enumerate(culprit.notes)]
-    return Findings(diagnosed, culprit.name, [*stops.notes, *on_culprit, *_in_common(diagnosed, culprit)])
+    notes = [*stops.notes, *on_culprit, *on_masked(problem, rows, trials), *_in_common(diagnosed, culprit)]
+    return Findings(diagnosed, culprit.name, notes)
 
 
 def _culprit(

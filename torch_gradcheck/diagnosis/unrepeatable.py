@@ -39,7 +39,7 @@ class Unrepeatable:
     @classmethod
     def of(cls, problem: Problem) -> Unrepeatable:
         """What there is to tell of the backward of a problem; to be taken while the model is lent."""
-        repeated = problem.backward
+        repeated = problem.repeated
         found = repeated.difference
         if found is None:
             return cls(notes=(_on_rounding(repeated.rounding),) if repeated.rounding else ())

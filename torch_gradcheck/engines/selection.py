@@ -23,6 +23,7 @@ from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.modules import named_modules
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class SelectedEngine:
 
 def module_name_of(refusal: Untraceable, model: torch.nn.Module) -> str:
     """The qualified name of the module that a refusal names; "" where that is none of the model's."""
-    return next((name for name, module in model.named_modules() if module is refusal.module), "")
+    return next((name for name, module in named_modules(model) if module is refusal.module), "")
 
 
 def on_refusals(refused: Refusals, model: nn.Module, whom: str) -> str:

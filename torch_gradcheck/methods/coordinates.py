@@ -10,7 +10,6 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.directional.slope_check import FEW_STEPS
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.perturbation import RandomDirection
@@ -114,7 +113,7 @@ class Coordinates:
             if len(self._nearby) >= NEARBY_GRADIENTS:
                 self._nearby.pop(next(iter(self._nearby)))
             with self.point(k).at(distance):
-                self._nearby[k, distance] = autograd_gradients(self._problem.objective, self._problem.theta)
+                self._nearby[k, distance] = self._problem.gradients_now()
         return self._nearby[k, distance]
 
 

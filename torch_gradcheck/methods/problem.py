@@ -15,6 +15,9 @@ from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, select_engine
 from torch_gradcheck.errors import NonFiniteLossError
+from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.gradients.by_autograd import autograd_gradients
+from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
 from torch_gradcheck.methods.noise import NoiseNear, noise_near
@@ -88,6 +91,20 @@ class Problem:
             raise NonFiniteLossError(f"{error} {_is_moved(self.request.perturb)}", module=error.module) from error
 
     @cached_property
+    def backward(self) -> Backward:
+        """The backward that gives autograd's gradient on trial: of compiled code, where J runs any."""
+        return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
+
+    def gradients_now(self) -> dict[int, AnalyticGradient]:
+        """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly."""
+        return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+
+    @property
+    def on_compiled_code(self) -> list[str]:
+        """The notes on compiled code, on trial or not; none where no backward is on trial."""
+        return self.backward.notes if "backward" in vars(self) else []
+
+    @cached_property
     def noise(self) -> Noise:
         """The noise of J at θ and away from it; where that depends on it, J is recorded to know what it consists of."""
         known, hidden = self._noise_near
@@ -100,8 +117,8 @@ class Problem:
         return hidden.sigma if self.noise != known else 0.0
 
     @cached_property
-    def backward(self) -> RepeatedGradients:
-        """Autograd's gradients of J, by two runs of the backward."""
+    def repeated(self) -> RepeatedGradients:
+        """Eager autograd's gradients of J, by two runs of the backward."""
         return repeated_gradients(self.objective, self.theta, self.request.tolerance, self._resolved)
 
     def _resolved(self) -> float:

@@ -32,6 +32,7 @@ def notes_of(
     accumulated = any(gradient.accumulated for gradient in gradients.values())
     notes = [
         on_perturbed(problem.request.perturb, problem.request.seed),
+        *problem.on_compiled_code,
         *choice.method.notes(problem, rows),
         on_overridden(objective),
         on_held(objective, problem.request.hold_detached),

@@ -61,7 +61,7 @@ class GradientMonitor:
     started from: on scheduled steps, and only then, a hook on the model keeps the random state and the buffers.
 
     Args:
-        model: what is trained. A compiled model is checked as the module it was made from.
+        model: what is trained. Of a compiled model, the compiled backward is on trial.
         loss_fn: as in `check_module`.
         at: the steps that are checked, counted from 0. A missing `zero_grad()` shows from step 1 on.
         every: every so many steps, 0 included, are checked too.
@@ -131,7 +131,7 @@ class GradientMonitor:
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise InvalidRequestError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}.")
         self._scaler = scaler
-        self._loss: Callable[[Any], Loss] = partial(ModuleLoss, self._model, loss_fn)
+        self._loss: Callable[[Any], Loss] = partial(ModuleLoss, model, loss_fn)
         self._needs_batch = True
         self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
         self._clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)

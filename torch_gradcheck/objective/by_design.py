@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from torch_gradcheck.arrays import Indices
-from torch_gradcheck.torch_internals.modules import spectral_norms
+from torch_gradcheck.torch_internals.modules import named_modules, spectral_norms
 
 Embedding = nn.Embedding | nn.EmbeddingBag
 
@@ -34,7 +34,7 @@ def remarks_on(model: nn.Module) -> list[str]:
     of_norms = [
         f"the power iteration of {name or 'the model'} (spectral norm) was held still: "
         "torch takes its vectors for constants, on purpose"
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if module.training and list(spectral_norms(module))
     ]
     return of_embeddings + of_norms
@@ -53,6 +53,6 @@ def _remarks(name: str, embedding: Embedding) -> Iterator[str]:
 
 
 def _embeddings(model: nn.Module) -> Iterator[tuple[str, Embedding]]:
-    for name, module in model.named_modules():
+    for name, module in named_modules(model):
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):
             yield name or "the model", module

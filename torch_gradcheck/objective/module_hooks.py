@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.objective.nested import tensors_in
+from torch_gradcheck.torch_internals.modules import named_modules
 
 OnOutput = Callable[[str, list[torch.Tensor]], None]
 
@@ -66,7 +67,7 @@ def forward_hooks(
         return before, after
 
     try:
-        for name, module in model.named_modules():
+        for name, module in named_modules(model):
             before, after = hooks_for(name)
             handles.append(module.register_forward_pre_hook(before))
             handles.append(module.register_forward_hook(after, always_call=True))

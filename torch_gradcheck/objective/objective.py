@@ -88,6 +88,11 @@ class Objective:
         """The present state of the generators that J draws from."""
         return self._borrowed.random_state
 
+    @property
+    def raises_precision(self) -> bool:
+        """Whether J is evaluated under a mode that raises casts to a lower precision, operation by operation."""
+        return self._needs_mode
+
     def count(self, evaluations: int) -> None:
         """Evaluations that were made without calling this object."""
         self.evaluations += evaluations
@@ -101,6 +106,12 @@ class Objective:
         again = self.value()
         self.spread = max(self.spread, abs(again - self.loss))
         return again
+
+    def evaluation_as_it_is(self) -> _Evaluation:
+        """The regime of one evaluation in which casts to a lower precision are not raised."""
+        self.evaluations += 1
+        self._beat()
+        return _Evaluation(self._borrowed, None, None)
 
     def evaluation(self, mode: PrecisionMode | None = None, *, at_theta: bool = False) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime.

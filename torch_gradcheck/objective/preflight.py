@@ -19,7 +19,7 @@ from torch_gradcheck.objective.overflow import OverflowWatch
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
 from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
-from torch_gradcheck.torch_internals.modules import modules_in_traceback
+from torch_gradcheck.torch_internals.modules import modules_in_traceback, named_modules, named_parameters
 
 Output = tuple[str, list[torch.Tensor]]
 
@@ -80,7 +80,7 @@ def _no_kernel(objective: Objective, error: RuntimeError) -> InvalidRequestError
 
 
 def _name_of(model: nn.Module, module: object) -> str:
-    return next((f"{name!r} ({type(found).__name__})" for name, found in model.named_modules() if found is module), "")
+    return next((f"{name!r} ({type(found).__name__})" for name, found in named_modules(model) if found is module), "")
 
 
 def _without_graph(objective: Objective) -> float | None:
@@ -118,7 +118,7 @@ def check_unchanged(objective: Objective) -> None:
 
 def _non_finite(objective: Objective) -> NonFiniteLossError:
     found = f"J(θ) = {objective.loss}"
-    for name, parameter in objective.model.named_parameters():
+    for name, parameter in named_parameters(objective.model):
         if not torch.isfinite(parameter).all():
             return NonFiniteLossError(
                 f"{found}: parameter {name!r} holds {_not_finite(parameter)}. Check it before it diverged."
@@ -205,5 +205,5 @@ def _not_finite(tensor: torch.Tensor) -> str:
 
 
 def _module(objective: Objective, name: str) -> str:
-    module = objective.model.get_submodule(name)
+    module = dict(named_modules(objective.model))[name]
     return f"{name!r} ({type(module).__name__})" if name else f"the model itself ({type(module).__name__})"

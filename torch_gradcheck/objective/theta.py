@@ -15,6 +15,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.reporting.words import close_names
+from torch_gradcheck.torch_internals.modules import named_parameters, plain_names
 from torch_gradcheck.torch_internals.tensors import is_wrapper
 
 
@@ -130,8 +131,9 @@ def check_selection(
 
     To be called before the model is lent.
     """
+    include, exclude = ([*map(plain_names(model), patterns)] for patterns in (include, exclude))
     names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
+    for name, parameter in named_parameters(model):
         names.setdefault(parameter, []).append(name)
     if not names:
         raise InvalidRequestError(f"model ({type(model).__name__}) has no parameters: there is no gradient to check.")

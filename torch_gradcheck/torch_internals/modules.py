@@ -99,8 +99,48 @@ def is_compiled(model: nn.Module) -> bool:
 
 def uncompiled(model: nn.Module) -> nn.Module:
     """The caller's own module, where `model` is what torch.compile has wrapped it in; else `model`."""
-    wrapped: nn.Module = getattr(model, "_orig_mod", model)
-    return wrapped
+    return getattr(model, WRAPPED) if _is_wrapper(model) else model
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    """Whether a module is what torch.compile has wrapped another one in."""
+    eval_frame = sys.modules.get("torch._dynamo.eval_frame")
+    return isinstance(module, getattr(eval_frame, "OptimizedModule", ()))
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """As `model.named_modules()`, under the names that the modules have without torch.compile.
+
+    A wrapper of torch.compile and the module in it have one name; the wrapper comes first.
+    """
+    plain = plain_names(model)
+    yield from ((plain(name), module) for name, module in model.named_modules())
+
+
+def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Every parameter under each of its names, those that they have without torch.compile."""
+    plain = plain_names(model)
+    yield from ((plain(name), each) for name, each in model.named_parameters(remove_duplicate=False))
+
+
+def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """As `model.named_buffers()`, under the names that they have without torch.compile."""
+    plain = plain_names(model)
+    yield from ((plain(name), buffer) for name, buffer in model.named_buffers())
+
+
+def plain_names(model: nn.Module) -> Callable[[str], str]:
+    """The function that takes a qualified name in `model` to the one it has without torch.compile.
+
+    A pattern or name that a user has copied from a compiled model, with `_orig_mod.` in it, is taken to the same.
+    """
+    if not any(map(_is_wrapper, model.modules())):
+        return lambda name: name
+    return lambda name: ".".join(part for part in name.split(".") if part != WRAPPED)
+
+
+WRAPPED = "_orig_mod"
+"""The attribute in which a wrapper of torch.compile keeps the module."""
 
 
 def compiler_is_imported() -> bool:

@@ -88,7 +88,7 @@ def check_left_in_grad(
         progress_bar(request.progress) as progress,
         posed(model, loss, request, progress=progress, start=step.start, theta=theta, drawn_in=drawn_in) as problem,
     ):
-        autograd_float64, unrepeatable = problem.backward.gradients, Unrepeatable.of(problem)
+        autograd_float64, unrepeatable = problem.repeated.gradients, Unrepeatable.of(problem)
         grad_check.compare_with_step(problem.objective, autograd_float64)
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)

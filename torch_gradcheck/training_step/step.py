@@ -13,7 +13,7 @@ from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks, post_accumulate_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
-from torch_gradcheck.torch_internals.modules import is_dropout
+from torch_gradcheck.torch_internals.modules import is_dropout, named_modules
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
 from torch_gradcheck.training_step.window import Window
 
@@ -100,7 +100,7 @@ def taken_in_backward(theta: Theta) -> str:
 def _what_is_random(model: nn.Module) -> str:
     droppers = [
         name or "the model"
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if is_dropout(module) and module.training and module.p
     ]
     return f"random (active dropout in {', '.join(droppers[:3])})" if droppers else "random, or reads what it updates"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from torch_gradcheck.diagnosis.culprit.call_recording import (
     Recording,
     paired_with_recomputed,
 )
+from torch_gradcheck.diagnosis.culprit.compiled import compiler_at_fault
 from torch_gradcheck.diagnosis.culprit.hooks import HookWatch
 from torch_gradcheck.diagnosis.culprit.sentences import Sentences
 from torch_gradcheck.diagnosis.culprit.single_calls import (
@@ -136,16 +138,61 @@ def find_culprit(
     objective, theta = problem.objective, problem.theta
     sentences = Sentences(objective.model, problem.loss_function)
     by_hand = problem.request.gradients is not None
-    autograd = autograd_gradients(objective, theta, at_theta=True) if by_hand else gradients
-    wrong = _followed(theta, trials, autograd if by_hand else None)
+    compiled = not by_hand and bool(problem.backward.parts)
+    autograd = _of_autograd(problem, gradients)
+    wrong = _followed(theta, trials, autograd if by_hand or compiled else None)
+    by_compiler = _made_by_compiler(problem, trials) if compiled else None
+    if by_compiler is not None and not wrong:
+        return replace(by_compiler, meanings=_meanings(_recorded_calls(objective)))
     if not wrong:
         return Culprit(None, (sentences.by_hand(),), _meanings(_recorded_calls(objective)))
     accumulated = any(gradient.accumulated for gradient in autograd.values())
     try:
-        return _searched(problem, wrong, sentences, accumulated)
+        found = _searched(problem, wrong, sentences, accumulated)
+        return found if by_compiler is None else _besides(by_compiler, found)
     except Exception as error:  # whatever a recorded run raises, the verdict on the gradients stands
         reason = f"a run of J in which calls are recorded raises {in_one_line(error)}"
         return Culprit(None, (sentences.no_culprit(reason),))
+
+
+def _of_autograd(problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> Mapping[int, AnalyticGradient]:
+    """Eager autograd's gradients, by position in θ; `gradients` are those on trial."""
+    if problem.request.gradients is not None:
+        return autograd_gradients(problem.objective, problem.theta, at_theta=True)
+    return problem.backward.eager if problem.backward.parts else gradients
+
+
+def _made_by_compiler(problem: Problem, trials: Mapping[int, ParameterTrial]) -> Culprit | None:
+    """The compiler as the culprit; None where eager autograd makes every mistake as well."""
+    eager = problem.backward.eager
+    worst = [
+        (position, each)
+        for position, trial in trials.items()
+        if (each := _worst(problem.theta, position, trial, None)) is not None
+    ]
+    own = [
+        (position, each)
+        for position, each in worst
+        if not abs(float(eager[position].values[each.coordinate]) - each.analytic) <= SAME_MISTAKE * abs(each.error)
+    ]
+    if not own:
+        return None
+    right = [each for position, each in own if _is_right(eager[position], each)]
+    wrong = sorted(right or [each for _, each in own], key=_relative_error, reverse=True)
+    name, notes = compiler_at_fault(problem, wrong[:MOST_FOLLOWED], eager_is_right=bool(right))
+    return Culprit(name, notes)
+
+
+def _is_right(eager: AnalyticGradient, wrong: WrongCoordinate) -> bool:
+    off = abs(float(eager.values[wrong.coordinate]) - wrong.numeric)
+    return off <= max(SAME_MISTAKE * abs(wrong.error), ERROR_BARS_OFF * wrong.error_bar)
+
+
+def _besides(by_compiler: Culprit, found: Culprit) -> Culprit:
+    """The compiler's mistake first, then what eager autograd gets wrong, too."""
+    first, *others = found.notes
+    notes = (*by_compiler.notes, f"besides, eager autograd makes a mistake: {first}", *others)
+    return replace(found, name=by_compiler.name, notes=notes)
 
 
 def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sentences, accumulated: bool) -> Culprit:

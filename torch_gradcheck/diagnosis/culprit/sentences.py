@@ -17,6 +17,7 @@ from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.modules import named_modules
 
 LOSS = "loss_fn"
 """The culprit's name where the loss function or closure itself goes wrong."""
@@ -37,8 +38,8 @@ class Sentences:
     def __init__(self, model: nn.Module, loss: object = None) -> None:
         self._loss = loss
         self._hooks: Sequence[ChangingHook] = ()
-        self._names: dict[int, str] = {id(module): name for name, module in reversed(list(model.named_modules()))}
-        self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+        self._names: dict[int, str] = {id(module): name for name, module in reversed(list(named_modules(model)))}
+        self._kinds = {name: type(module).__name__ for name, module in named_modules(model)}
 
     def culprit_of(
         self, attributions: Sequence[Attribution], calls: Sequence[RecordedCall], hooks: Sequence[ChangingHook] = ()

@@ -1,0 +1,244 @@
+"""The backward on trial: that of compiled code where J runs any, compiled anew in the precision of the check."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.gradients.by_autograd import autograd_gradients, theta_gradients
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.precision.dtypes import epsilon, in_precision
+from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.code_lines import defining_line
+from torch_gradcheck.torch_internals.compiler import CompiledCall, CompiledCode, compiled_calls, compiler_as_it_was
+from torch_gradcheck.torch_internals.modules import named_modules
+
+SAME_VALUE = 0.7
+"""The power of machine epsilon, 1e-11 in float64, by which compiled code may sum J in another order."""
+
+LOWER_PRECISION = 1e-5
+"""Up to this relative difference, J of compiled code is that of float32: a backend may know nothing else."""
+
+LOSS = "loss_fn"
+"""The name of what the loss function or closure calls by itself."""
+
+RECIPE = 'to have it judged, run one training step of the compiled model and check what it left: gradients="grad"'
+
+
+@dataclass(frozen=True)
+class CompiledPart:
+    """A part of J that torch.compile was given.
+
+    Attributes:
+        name: of the module that was compiled; of a function, the module whose forward calls it, or `"loss_fn"`.
+        words: what it is, for sentences.
+        backend: the name of the backend.
+        key: see `CompiledCall.key`.
+        module: the module that was compiled; None for a function.
+    """
+
+    name: str
+    words: str
+    backend: str
+    key: int
+    module: nn.Module | None = field(compare=False, default=None)
+
+
+class Backward:
+    """One backward of J, eager or through compiled code, with what is to be told of it.
+
+    J is run once eagerly, as it would be anyhow; where it calls what torch.compile was given, once more with these
+    parts compiled. Parts that cannot be put on trial stay eager.
+
+    Args:
+        objective: J, its model lent.
+        theta: the parameters.
+        eager: runs the eager backward, and gives its gradients.
+
+    Attributes:
+        eager: the gradients of eager autograd, by position in θ.
+        gradients: those on trial: `eager` itself where nothing compiled is.
+        parts: the parts of J whose compiled backward is on trial; empty where there are none.
+        notes: what is on trial and what is not, in sentences.
+    """
+
+    def __init__(self, objective: Objective, theta: Theta, eager: Callable[[], Mapping[int, AnalyticGradient]]) -> None:
+        self._objective, self._theta = objective, theta
+        self._names = {id(module): name for name, module in named_modules(objective.model)}
+        self._met: dict[int, CompiledPart] = {}
+        self.parts: list[CompiledPart] = []
+        self.notes: list[str] = []
+        with compiled_calls(self._meet):
+            self.eager = eager()
+        self.gradients = self.eager
+        if self._met:
+            self._put_on_trial(list(self._met.values()))
+
+    def again(self) -> dict[int, AnalyticGradient]:
+        """The gradients of the same backward at what the parameters hold now."""
+        if not self.parts or self._objective.held is not None:  # values are held in eager evaluations only
+            return autograd_gradients(self._objective, self._theta)
+        return self._compiled(self.parts).gradients
+
+    def through(self, part: CompiledPart) -> dict[int, AnalyticGradient] | None:
+        """The gradients where this part alone is compiled; None where it cannot run so."""
+        try:
+            return self._compiled([part]).gradients
+        except Exception:  # of the backend: with others compiled around it, this part was not compiled by itself
+            return None
+
+    def _meet(self, call: CompiledCall) -> bool:
+        if call.key not in self._met:
+            self._met[call.key] = self._part(call)
+        return False
+
+    def _part(self, call: CompiledCall) -> CompiledPart:
+        if call.module is not None and id(call.module) in self._names:
+            name = self._names[id(call.module)]
+            words = f"{name or 'the model itself'} ({type(call.module).__name__})"
+        else:
+            name = self._names.get(id(call.caller), LOSS)
+            words = f"{_described(call)}, called in {name or 'the model itself'}"
+        return CompiledPart(name, words, call.backend, call.key, call.module)
+
+    def _put_on_trial(self, parts: Sequence[CompiledPart]) -> None:
+        """Runs the parts compiled, all together; where that fails, those that can run so alone."""
+        run, reason = self._tried(parts)
+        if reason and len(parts) > 1:
+            reasons = {part: self._tried([part])[1] for part in parts}
+            able = [part for part, why in reasons.items() if not why]
+            run, together = self._tried(able) if able else (None, "")
+            self._tell_unjudged(reasons if not together else {part: reasons[part] or together for part in parts})
+            parts, reason = able, together
+        elif reason:
+            self._tell_unjudged(dict.fromkeys(parts, reason))
+        if run is not None and not reason:
+            self.parts, self.gradients = list(parts), self._with_error_bars(run.gradients)
+            self._tell_on_trial(run)
+
+    def _with_error_bars(self, gradients: Mapping[int, AnalyticGradient]) -> dict[int, AnalyticGradient]:
+        """The gradients, as uncertain as those of the eager backward, whose runs may differ."""
+        return {at: replace(each, error_bar=self.eager[at].error_bar) for at, each in gradients.items()}
+
+    def _tried(self, parts: Sequence[CompiledPart]) -> tuple[_CompiledRun | None, str]:
+        """A run with these parts compiled, and why it says nothing on their backward; "" where it does."""
+        try:
+            run = self._compiled(parts)
+        except Exception as error:  # whatever a backend raises, the eager backward is judged
+            return None, f"compiling it in {_word(self._objective.dtype)} raises {_in_one_line(error)}"
+        return run, self._why_another(run)
+
+    def _why_another(self, run: _CompiledRun) -> str:
+        """Why the run is one of another function on purpose; "" where it is J, or should be."""
+        if not run.compiled:
+            return "torch.compile left it as it is: nothing in it was compiled"
+        off = abs(run.loss - self._objective.loss)
+        if off <= self._rounding:
+            return ""
+        if not self._objective.random_state.is_empty:
+            return f"compiled, it draws other random numbers (J = {run.loss:.10g})"
+        if self._objective.raises_precision:
+            return f"beside it J casts to a lower precision, which moves J by {off:.0e} and cannot be overridden here"
+        if off <= LOWER_PRECISION * self._scale:
+            return f"compiled, it gives a J that differs by {off:.0e}: its backend may leave the precision of the check"
+        return ""
+
+    @property
+    def _scale(self) -> float:
+        return max(abs(self._objective.loss), 1e-3 * self._objective.largest_output)
+
+    @property
+    def _rounding(self) -> float:
+        """How far J of compiled code may lie from J, since it sums in another order."""
+        return float(epsilon(self._objective.dtype) ** SAME_VALUE) * self._scale
+
+    def _compiled(self, parts: Sequence[CompiledPart]) -> _CompiledRun:
+        objective, keys = self._objective, {part.key for part in parts}
+        values: list[float] = []
+        raised = partial(in_precision, precision=objective.dtype) if objective.raises_precision else None
+
+        def compute() -> torch.Tensor:
+            loss = objective.compute()
+            values.append(float(loss.detach()))
+            return loss
+
+        with warnings.catch_warnings(), compiler_as_it_was(draws_as_eager=not objective.random_state.is_empty):
+            warnings.simplefilter("ignore")
+            code, called = CompiledCode(), []
+
+            def is_selected(call: CompiledCall) -> bool:
+                called.append(call.code)
+                return call.key in keys
+
+            # No mode may see the operations while they are compiled: casts are raised in the graphs.
+            with compiled_calls(is_selected, raised), torch.enable_grad(), objective.evaluation_as_it_is():
+                gradients = theta_gradients(compute, self._theta, epsilon(objective.dtype))
+            return _CompiledRun(gradients, values[-1], code.ran(called))
+
+    def _tell_on_trial(self, run: _CompiledRun) -> None:
+        objective = self._objective
+        self.notes.insert(
+            0,
+            f"on trial is the backward of compiled code, compiled anew in {_word(objective.dtype)}: "
+            f"{_with_backends(self.parts)}; the differences are those of eager J",
+        )
+        if not abs(run.loss - objective.loss) <= self._rounding:
+            self.notes.insert(
+                0,
+                f"the compiled forward gives another loss, J = {run.loss:.10g} where eager J is {objective.loss:.10g}: "
+                f"the compiler ({listed(list(dict.fromkeys(part.backend for part in self.parts)))}) makes a mistake in "
+                "the forward already",
+            )
+
+    def _tell_unjudged(self, reasons: dict[CompiledPart, str]) -> None:
+        grouped: dict[str, list[CompiledPart]] = {}
+        for part, reason in reasons.items():
+            if reason:
+                grouped.setdefault(reason, []).append(part)
+        for reason, parts in grouped.items():
+            self.notes.append(
+                f"the compiled backward was not put on trial, the eager one was, of {_with_backends(parts)}: {reason}; "
+                f"{RECIPE}"
+            )
+
+
+@dataclass(frozen=True)
+class _CompiledRun:
+    """J run once with some parts compiled: the gradients, J, and whether compiled code ran at all."""
+
+    gradients: dict[int, AnalyticGradient]
+    loss: float
+    compiled: bool
+
+
+def _described(call: CompiledCall) -> str:
+    """The words for what is no module of the model."""
+    if call.module is not None:
+        return f"a {type(call.module).__name__}"
+    line = defining_line(call.function)
+    name = getattr(call.function, "__name__", type(call.function).__name__)
+    return f"the function {name}{f' ({line})' if line else ''}"
+
+
+def _with_backends(parts: Sequence[CompiledPart]) -> str:
+    by_backend: dict[str, list[str]] = {}
+    for part in parts:
+        by_backend.setdefault(part.backend, []).append(part.words)
+    return "; ".join(f"{listed(words)} by {backend}" for backend, words in by_backend.items())
+
+
+def _word(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _in_one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2])[:200]  # the compiler's first line names the backend, the second what it raised
+    return f"{type(error).__name__}{f' ({text})' if text else ''}"
