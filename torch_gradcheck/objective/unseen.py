@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.modules import is_dropout
+from torch_gradcheck.torch_internals.modules import is_dropout, named_modules, named_parameters
 
 ZERO_BELOW = (nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Threshold)
 """Modules that put out exactly 0 where a unit does not fire, and let no gradient through there."""
@@ -43,7 +43,7 @@ class Activity:
 
     def __init__(self, model: nn.Module) -> None:
         self.ran: set[str] = set()
-        self._modules = dict(model.named_modules())
+        self._modules = dict(named_modules(model))
         self._fired: dict[tuple[str, int], torch.Tensor] = {}
         self._before: nn.Module = model
 
@@ -54,7 +54,7 @@ class Activity:
         if isinstance(module, ZERO_BELOW) and getattr(module, "value", 0) == 0:
             for output in outputs:
                 self._look(name, output.detach())
-        elif not any(module.children()):
+        elif not list(module.children()):
             self._before = module
 
     def silent(self, name: str) -> dict[int, list[int]]:
@@ -82,7 +82,7 @@ def on_mode(model: nn.Module, activity: Activity) -> str:
     """The note on modules that ran in eval mode and do something else in training; "" without."""
     changed = [
         f"{name or 'the model'} ({what})"
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if name in activity.ran and not module.training and (what := in_training(module))
     ]
     return f"checked in eval mode, which hides what training mode changes in {listed(changed)}" if changed else ""
@@ -113,7 +113,7 @@ def _reads_training(kind: type[nn.Module]) -> bool:
     while waiting:
         name = waiting.pop()
         method = inspect.unwrap(next((vars(base)[name] for base in kind.__mro__ if name in vars(base)), print))
-        if name in seen or not isinstance(method, FunctionType) or method.__module__.startswith("torch."):
+        if name in seen or not isinstance(method, FunctionType) or (method.__module__ or "").startswith("torch."):
             continue
         seen.add(name)
         used = set(_names_in(method.__code__))
@@ -140,7 +140,7 @@ def on_equal_entries(model: nn.Module, unused: Collection[str], advice: str) -> 
         advice: what moves these parameters; "" where nothing can.
     """
     by_value: dict[complex, list[str]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model):
         value = common_value(parameter)
         if value is not None and name not in unused and (parameter.numel() > 1 or value in (0, 1)):
             by_value.setdefault(value, []).append(name)
@@ -163,7 +163,7 @@ def on_silent_units(model: nn.Module, activity: Activity) -> str:
     """The note on units that do not fire anywhere on the batch; "" where all do."""
     found = [
         f"{len(silent)} of {units} of {name or 'the model'}"
-        for name, _ in model.named_modules()
+        for name, _ in named_modules(model)
         for units, silent in activity.silent(name).items()
     ]
     if not found:

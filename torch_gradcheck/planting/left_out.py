@@ -19,6 +19,7 @@ from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.torch_internals.modules import named_modules
 
 TERMS = ("bias", "beta", "shift", "offset")
 """What the names of parameters contain that are added; others are taken for factors."""
@@ -87,7 +88,7 @@ class InputGradients:
         self.failed: list[str] = []
         self.asked: set[str] = set()
         self._objective = objective
-        owners = {name: each for name, each in model.named_modules() if list(each.named_parameters(recurse=False))}
+        owners = {name: each for name, each in named_modules(model) if list(each.named_parameters(recurse=False))}
         handles = [each.register_forward_hook(self._look(name), with_kwargs=True) for name, each in owners.items()]
         try:
             with torch.enable_grad(), objective.evaluation():

@@ -15,6 +15,7 @@ from torch import nn
 from torch_gradcheck.objective.nested import rebuilt, tensors_in
 from torch_gradcheck.objective.unseen import unit_dimension
 from torch_gradcheck.planting.faults import Change
+from torch_gradcheck.torch_internals.modules import named_modules
 
 Place = tuple[int, int]
 """The number of a call of a module, and the number of a tensor in its output."""
@@ -109,7 +110,7 @@ class Flows:
     """The `Flow` of every module, by name; `tap` is to be given to `tapped`."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules())
+        self.modules = dict(named_modules(model))
         self.of = {name: Flow() for name in self.modules}
         self._calls: Counter[str] = Counter()
 

@@ -19,6 +19,7 @@ from torch_gradcheck.planting.sensitivity import Change, Gradients
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import leaf_of, nodes_from
+from torch_gradcheck.torch_internals.modules import named_parameters
 
 MOST_ZEROS = 16
 """Parameters of zeros that are moved one by one, to see which of them stops a gradient; all together in any case."""
@@ -177,7 +178,7 @@ class Reasons:
         silent = [name for name in modules if self._activity.silent(name)]
         handles = [modules[name].register_forward_pre_hook(look(name)) for name in silent]
         try:
-            with tapped({name: each for name, each in modules.items() if not any(each.children())}, tap):
+            with tapped({name: each for name, each in modules.items() if not list(each.children())}, tap):
                 self._problem.objective()
         finally:
             for handle in handles:
@@ -201,7 +202,7 @@ class Reasons:
 
     @cached_property
     def _zeros(self) -> list[str]:
-        return [name for name, each in self._problem.model.named_parameters() if common_value(each) == 0]
+        return [name for name, each in named_parameters(self._problem.model) if common_value(each) == 0]
 
     @cached_property
     def _with_zeros_moved(self) -> list[tuple[str, Reached]]:

@@ -243,7 +243,7 @@ class Setting(nn.Module):
 def test_where_a_module_cannot_be_run_alone_no_culprit_is_named() -> None:
     report = checked(network(Setting)(True))
     assert report.culprit is None
-    assert "inner raises AssertionError (no scale) when it is run alone" in report.notes[0]
+    assert "inner raises AssertionError (no scale) when it is run alone" in report.notes[1]
 
 
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

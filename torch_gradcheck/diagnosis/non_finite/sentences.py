@@ -17,6 +17,7 @@ from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import function_of
 from torch_gradcheck.torch_internals.code_lines import at_line_of
+from torch_gradcheck.torch_internals.modules import named_modules
 
 MOST_NAMES = 3
 """How many parameters one sentence names, at most."""
@@ -50,7 +51,7 @@ class Sentences:
     """Writes sentences on the origins of a recording, which it names after the modules of `model`."""
 
     def __init__(self, model: nn.Module, recording: OperationRecording) -> None:
-        self._kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+        self._kinds = {name: type(module).__name__ for name, module in named_modules(model)}
         self._recording = recording
         self._first, *self._others = recording.origins
 
