@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.check import Patterns, check_backward
 from torch_gradcheck.errors import (
     GradcheckError,
@@ -297,7 +296,7 @@ class GradientMonitor:
             raise
         else:
             self.reports[step] = report
-            return self._react(step, _mismatch(report) if report.mismatches else None, report)
+            return self._react(step, GradientMismatchError(str(report)) if report.mismatches else None, report)
         finally:
             self._hook.detach()
             self._forget()
@@ -356,12 +355,3 @@ class GradientMonitor:
         if self._scaler is None or has_unscaled(self._scaler):
             return 1.0
         return self._scaler.get_scale()
-
-
-def _mismatch(report: Report) -> GradientMismatchError:
-    """The error of a wrong step; writing its table may draw from Python's random numbers, as rich does."""
-    random = RandomState.of_everything()
-    try:
-        return GradientMismatchError(str(report))
-    finally:
-        random.restore()

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from torch_gradcheck.reporting.load_rich import load_rich
 from torch_gradcheck.reporting.render.text import WIDTH, rendered
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def table(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[st
         where: the circumstances, on one line.
         notes: one sentence each.
     """
+    load_rich()
     found = planted - len(hidden)
     sections = [rendered([f"{found:,} of {planted:,} faults would be found", where], WIDTH)]
     sections.append(rendered(_lines(hidden), WIDTH))
