@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from torch_gradcheck.reporting.load_rich import load_rich
+from torch_gradcheck.reporting.kept_random import kept_random
 from torch_gradcheck.reporting.render.text import WIDTH, rendered
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ Hidden = tuple[str, str, str]
 """Module, fault and reason."""
 
 
+@kept_random()
 def table(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[str]) -> str:
     """The text, in lines of at most 80 columns.
 
@@ -33,7 +34,6 @@ def table(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[st
         where: the circumstances, on one line.
         notes: one sentence each.
     """
-    load_rich()
     found = planted - len(hidden)
     sections = [rendered([f"{found:,} of {planted:,} faults would be found", where], WIDTH)]
     sections.append(rendered(_lines(hidden), WIDTH))

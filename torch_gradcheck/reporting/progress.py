@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
-from torch_gradcheck.reporting.load_rich import load_rich
+from torch_gradcheck.reporting.kept_random import kept_random
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -136,9 +136,9 @@ class _Bar:
         return f"{minutes} min {seconds % 60:02d} s left" if minutes else f"{seconds} s left"
 
 
+@kept_random()
 def _rich_bar() -> Progress:
     """Returns rich's bar, not yet on the screen. No thread redraws it: a thread could outlive the work."""
-    load_rich()
     from rich.console import Console  # here and not above: rich is loaded only once something is shown
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
     from rich.table import Column

@@ -8,7 +8,7 @@ from io import StringIO
 from typing import TYPE_CHECKING, Literal
 
 from torch_gradcheck.reporting.facts import Facts
-from torch_gradcheck.reporting.load_rich import load_rich
+from torch_gradcheck.reporting.kept_random import kept_random
 from torch_gradcheck.reporting.render.outline import Entry, Line, Outline, outline
 from torch_gradcheck.reporting.render.shorten import cells_of, shortened
 
@@ -29,9 +29,9 @@ COORDINATES = 3
 """Coordinates shown of a wrong parameter, the worst first."""
 
 
+@kept_random()
 def text(facts: Facts, width: int | None = None) -> str:
     """Returns the report in lines of at most `width` columns (`None`: 80), without colour codes or trailing spaces."""
-    load_rich()
     said, width = outline(facts), max(width or WIDTH, WIDTH)
     sections = [
         rendered(_opening(said), width),
