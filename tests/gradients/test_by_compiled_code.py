@@ -106,7 +106,9 @@ def test_the_innermost_of_nested_compiled_modules_is_named() -> None:
 def test_an_outer_compiled_module_is_named_where_the_inner_one_is_right() -> None:
     model = Net()
     model.first = wrapped(model.first, backend="eager")  # type: ignore[assignment]
-    assert checked(wrapped(model, backend=backend(WRONG))).culprit == ""
+    report = checked(wrapped(model, backend=backend(WRONG)))
+    assert report.culprit == ""
+    assert "culprit: the compiled model" in str(report)
 
 
 def test_a_compiled_loss_is_on_trial() -> None:

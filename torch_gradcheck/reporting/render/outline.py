@@ -130,7 +130,7 @@ def outline(facts: Facts) -> Outline:
     gaps, groups = _gaps(rows), _alike(facts)
     return Outline(
         headline=headline(facts),
-        culprit=None if facts.culprit is None else printable(facts.culprit) or "the model's own forward",
+        culprit=None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts),
         summary=_summary(facts),
         lines=tuple(_line(row, facts.tolerance) for row in shown),
         folds=tuple(_folded(group, facts.tolerance) for group in left_out),
@@ -141,6 +141,11 @@ def outline(facts: Facts) -> Outline:
         more_gaps=_more(len(gaps) - LISTED, "reasons why something was not proven; to_dict() has them all"),
         notes=tuple(map(_sentence, facts.notes)),
     )
+
+
+def _model_itself(facts: Facts) -> str:
+    compiled = bool(facts.notes) and facts.notes[0].startswith("the compiler (")
+    return "the compiled model" if compiled else "the model's own forward"
 
 
 def headline(facts: Facts) -> str:
