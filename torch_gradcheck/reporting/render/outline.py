@@ -224,7 +224,7 @@ def _line(row: ParameterReport, tolerance: float) -> Line:
         name=printable(row.name),
         shape=_shape(row.shape),
         relative_error=UNMEASURED if row.relative_error is None else figure(row.relative_error),
-        verdict=_word(row.relative_error, row.verdict, tolerance),
+        verdict=_word(row.relative_error, row.verdict, tolerance).removeprefix("right "),  # the column is narrow
         max_abs_error=figure(row.max_abs_error) if measured else UNMEASURED,
         noise=_error_bar(row.noise),
         mismatched=f"{_short(row.mismatched)}/{_short(row.checked)}" if measured else UNMEASURED,

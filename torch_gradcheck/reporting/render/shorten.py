@@ -30,9 +30,9 @@ def _cut(name: str, width: int, head: int) -> str:
     if cells_of(name) <= width:
         return name
     beginning, end = name, name
-    while cells_of(beginning) > head:
+    while beginning and cells_of(beginning) > head:
         beginning = beginning[:-1]
-    while cells_of(end) > width - 1 - head:
+    while end and cells_of(end) > width - 1 - head:
         end = end[1:]
     return f"{beginning}…{end}"
 
