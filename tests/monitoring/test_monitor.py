@@ -507,3 +507,39 @@ def test_a_step_without_a_batch() -> None:
 def no_hooks_left() -> Iterator[None]:
     yield
     assert not nn.modules.module._global_forward_pre_hooks
+
+
+class Halved(torch.autograd.Function):
+    """x², whose gradient is half of the right one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0]
+
+
+class Squares(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.before = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Halved.apply(self.before(x).tanh())
+        return y
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # dynamo makes an instance of the Function
+def test_the_culprit_in_a_compiled_model_is_the_model_and_not_the_loss() -> None:
+    """The loop calls what torch.compile has wrapped the model in, which is no module of the model."""
+    torch.manual_seed(0)
+    model: Any = torch.compile(Squares(), backend="aot_eager")
+    x, labels = torch.randn(6, 4), torch.arange(6) % 3
+    monitor = GradientMonitor(model, nn.CrossEntropyLoss(), on_mismatch="record")
+    nn.CrossEntropyLoss()(model(x), labels).backward()
+    report = monitor.step((x, labels))
+    assert report is not None
+    assert report.culprit == ""

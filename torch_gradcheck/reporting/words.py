@@ -93,8 +93,8 @@ def close_names(name: str, known: Sequence[str]) -> str:
 
 def tolerance_in_words(tolerance: float) -> str:
     """Returns a tolerance as one writes it in code: "1e-5", "2.5e-4"."""
-    mantissa, exponent = f"{tolerance:.1e}".split("e")
-    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    mantissa, _, exponent = f"{tolerance:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}" if exponent else mantissa
 
 
 def duration(seconds: float) -> str:

@@ -218,7 +218,7 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
 def refuse_unreached(rows: Sequence[ParameterReport]) -> None:
     """Raises InvalidRequestError where J has to do with none of the parameters that were to be checked."""
     checked = [row for row in rows if row.status is not Status.FROZEN]
-    if not checked or any(row.status is not Status.UNUSED for row in checked):
+    if {row.status for row in checked} != {Status.UNUSED}:  # no generator: it would swallow a Ctrl-C
         return
     these = "the one checked parameter" if len(checked) == 1 else f"any of the {len(checked)} checked parameters"
     reached = "it neither" if len(checked) == 1 else "none of them"

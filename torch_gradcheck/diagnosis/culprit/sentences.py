@@ -17,7 +17,7 @@ from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of
-from torch_gradcheck.torch_internals.modules import named_modules
+from torch_gradcheck.torch_internals.modules import named_modules, uncompiled
 
 LOSS = "loss_fn"
 """The culprit's name where the loss function or closure itself goes wrong."""
@@ -72,10 +72,15 @@ class Sentences:
     def name_of(self, call: RecordedCall | None) -> str:
         """The qualified name of the innermost module of the model that contains a call; `loss_fn` if none does."""
         while call is not None:
-            if id(call.owner) in self._names:
-                return self._names[id(call.owner)]
+            name = self._named(call.owner)
+            if name is not None:
+                return name
             call = call.parent
         return LOSS
+
+    def _named(self, owner: object) -> str | None:
+        """The name of a module of the model, also where torch.compile has wrapped it; None of anything else."""
+        return self._names.get(id(uncompiled(owner) if isinstance(owner, nn.Module) else owner))
 
     def order(self, calls: Sequence[RecordedCall]) -> tuple[str, ...]:
         """Names of the model's modules in the order of their first calls."""
@@ -114,7 +119,7 @@ class Sentences:
             return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
         if call is not None and not isinstance(call.owner, nn.Module):
             return f": {_kind(call)} gives a wrong gradient{_for_inputs(call, inputs)}{at_backward_of(call.owner)}"
-        if call is not None and id(call.owner) not in self._names:
+        if call is not None and self._named(call.owner) is None:
             return f": in {_kind(call)}{_at_forward_of(call.owner)}, which is no module of the model"
         children = [child for child in attribution.tangents if child.parent is call]
         return self._cut(call, children, attribution) or self._hooked(call) or self._combined(call, children)
@@ -145,10 +150,10 @@ class Sentences:
         at = "" if call is None else _at_forward_of(call.owner)
         if not names:
             return f": in its own forward{at}" if at else ""
-        return f": in its own forward{at}, which combines {listed(names, MOST_NAMES)}; each of them is right"
+        return f": in its own forward{at}, which combines {listed(names, MOST_NAMES)}; none of them makes the error"
 
     def _short(self, call: RecordedCall) -> str:
-        return self._names.get(id(call.owner), "") or _kind(call)
+        return self._named(call.owner) or _kind(call)
 
     def _on_hook(self, attribution: Attribution) -> dict[str, str]:
         parameter, name = attribution.wrong.entry.parameter, attribution.wrong.entry.name
