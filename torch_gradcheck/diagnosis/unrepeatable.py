@@ -14,7 +14,7 @@ from torch_gradcheck.gradients.repeated import Difference
 from torch_gradcheck.methods.choice import Trials
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.facts import ParameterReport, Status
-from torch_gradcheck.torch_internals.autograd import is_of_backward_hooks, tensor_hooks
+from torch_gradcheck.torch_internals.autograd import backward_of, is_of_backward_hooks, tensor_hooks
 from torch_gradcheck.torch_internals.code_lines import defining_line
 
 SAME_FACTOR = 1e-6
@@ -107,7 +107,7 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
     if place.function is None:
         return name, f"It starts in {place.node}, an operation of torch, or in a hook on it, in {where}"
     of_torch = place.function.__module__.startswith("torch.")  # made by torch.library, for an operator of the user's
-    line = "" if of_torch else _line(place.function.backward)
+    line = "" if of_torch else _line(backward_of(place.function))
     return name, f"It starts in the backward of autograd.Function {place.function.__name__}{line}, in {where}"
 
 
