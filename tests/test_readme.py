@@ -1,4 +1,4 @@
-"""What README.md shows is what happens: every fenced block in it is run.
+"""What README.md shows is what happens: every fenced block in it is run, and so are those of examples/found_in_the_wild.
 
 How a block is written:
 
@@ -137,7 +137,8 @@ def elsewhere(tmp_path, monkeypatch):
 
 TEXT = README.read_text(encoding="utf-8")
 SET_UPS = [line for line, _, _ in commands(TEXT) if line.startswith(SET_UP)]
-COMMANDS = [command for command in commands(TEXT) if not command[0].startswith(SET_UP)]
+FOUND = (ROOT / "examples" / "found_in_the_wild" / "README.md").read_text(encoding="utf-8")
+COMMANDS = [command for command in commands(TEXT) + commands(FOUND) if not command[0].startswith(SET_UP)]
 SLOW = ("Models too large for that",)
 PROGRAMS = [
     pytest.param(program, id=heading, marks=[pytest.mark.slow] if heading in SLOW else [])
@@ -190,6 +191,7 @@ def test_ci_runs_the_two_commands_that_set_up():
 
 def test_every_block_is_of_a_kind_that_is_run():
     assert {block.language for block in blocks(TEXT)} <= {"python", "sh", "text"}
+    assert {block.language for block in blocks(FOUND)} <= {"sh", "text"}
 
 
 def test_exit_status_and_output_belong_to_their_command():
