@@ -11,6 +11,7 @@ python examples/found_in_the_wild/only_while_training.py
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,9 @@ Integrand = Callable[[Tensor], Tensor]
 
 
 def quadrature(g: Integrand, x: Tensor, n: int = 8) -> Tensor:
-    """∫₀ˣ g(u) du for each entry of x, by n points of Gauss and Legendre."""
+    """∫₀ˣ g(u) du for each entry of x (batch,), by n points of Gauss and Legendre."""
     nodes, weights = (torch.as_tensor(values, dtype=x.dtype) for values in np.polynomial.legendre.leggauss(n))
-    return x / 2 * (weights * g(x[..., None] * (nodes + 1) / 2)).sum(-1)
+    return x / 2 * torch.tensordot(weights, g(torch.outer((nodes + 1) / 2, x)), dims=1)
 
 
 class Integral(torch.autograd.Function):
@@ -48,22 +49,26 @@ class Integral(torch.autograd.Function):
 
 
 class MonotonicFlow(nn.Module):
-    """log p(x) of data that f makes normal: log N(f(x)) + log f'(x), where f' is g."""
+    """log p(x | c) of data that f makes normal: log N(f(x)) + log f'(x), where f' is g, modulated by a signal from c."""
 
     def __init__(self, always: bool) -> None:
         super().__init__()
-        self.integrand = nn.Sequential(nn.Linear(1, 8), nn.ELU(), nn.Linear(8, 1))
+        self.conditioner = nn.Linear(3, 2)
+        self.integrand = nn.Sequential(nn.Linear(3, 8), nn.ELU(), nn.Linear(8, 1))
         self.always = always
 
-    def g(self, u: Tensor) -> Tensor:
-        """The integrand, positive."""
-        return torch.exp(torch.tanh(self.integrand(u[..., None])[..., 0]))
+    def g(self, signal: Tensor, u: Tensor) -> Tensor:
+        """The integrand, positive: of u (batch,) or (points, batch), and signals (batch, 2)."""
+        inputs = torch.cat([u[..., None], signal.expand(*u.shape, -1)], dim=-1)
+        return torch.exp(torch.tanh(self.integrand(inputs).squeeze(-1)))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The log-density of each entry of x, but for a constant."""
-        phi = tuple(self.parameters()) if self.training or self.always else ()
-        z: Tensor = Integral.apply(self.g, x, *phi)  # type: ignore[no-untyped-call]
-        return self.g(x).log() - z**2 / 2
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """The log-density of each entry of x (batch,), given a row of the context (batch, 3), but for a constant."""
+        signal = self.conditioner(context)
+        phi = (signal, *self.integrand.parameters()) if self.training or self.always else (signal,)
+        g = partial(self.g, signal)
+        z: Tensor = Integral.apply(g, x, *phi)  # type: ignore[no-untyped-call]
+        return g(x).log() - z**2 / 2
 
 
 def negative_mean(log_density: Tensor) -> Tensor:
@@ -71,13 +76,16 @@ def negative_mean(log_density: Tensor) -> Tensor:
     return -log_density.mean()
 
 
-def problem(always: bool = False) -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
-    """A sample of 12 numbers."""
+Problem = tuple[nn.Module, Callable[[Tensor], Tensor], tuple[tuple[Tensor, Tensor]]]
+
+
+def problem(always: bool = False) -> Problem:
+    """Twelve numbers, each with a context."""
     torch.manual_seed(0)
-    return MonotonicFlow(always), negative_mean, torch.randn(12)
+    return MonotonicFlow(always), negative_mean, ((torch.randn(12), torch.randn(12, 3)),)
 
 
-def repaired() -> tuple[nn.Module, Callable[[Tensor], Tensor], Tensor]:
+def repaired() -> Problem:
     """The same problem, the parameters being passed in every mode."""
     return problem(always=True)
 

@@ -37,6 +37,23 @@ def test_the_repair_is_proven(found: ModuleType, names: set[str], kinds: set[str
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("found", "function"),
+    [
+        pytest.param(mean_over_the_batch, "QuadraticProgram", id="qpth"),
+        pytest.param(only_while_training, "Integral", id="zuko"),
+        pytest.param(input_without_gradient, "Couplings", id="revtorch"),
+    ],
+)
+def test_the_function_is_the_culprit_and_no_module_inside_it(found: ModuleType, function: str) -> None:
+    report = check_module(*found.problem())
+
+    assert f"autograd.Function {function} gives a wrong gradient" in " ".join(report.notes)
+    assert report.culprit == ""
+    assert not any(note.startswith("besides") for note in report.notes)
+
+
+@pytest.mark.slow
 def test_the_factor_of_a_mean_over_three_examples() -> None:
     report = check_module(*mean_over_the_batch.problem())
 

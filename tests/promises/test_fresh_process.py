@@ -94,7 +94,9 @@ for name in sys.argv[1:] or FIRSTS:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("firsts", [[], ["a wrong model"], ["compiled"]], ids=["everything", "a wrong model", "compiled"])
+@pytest.mark.parametrize(
+    "firsts", [[], ["a wrong model"], ["compiled"]], ids=["everything", "a wrong model", "compiled"]
+)
 def test_random_numbers_are_those_of_a_run_without_checks(firsts: list[str]) -> None:
     command = [sys.executable, "-c", PROGRAM, *firsts]
     ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
