@@ -26,7 +26,8 @@ Integrand = Callable[[Tensor], Tensor]
 def quadrature(g: Integrand, x: Tensor, n: int = 8) -> Tensor:
     """∫₀ˣ g(u) du for each entry of x (batch,), by n points of Gauss and Legendre."""
     nodes, weights = (torch.as_tensor(values, dtype=x.dtype) for values in np.polynomial.legendre.leggauss(n))
-    return x / 2 * torch.tensordot(weights, g(torch.outer((nodes + 1) / 2, x)), dims=1)
+    area: Tensor = x / 2 * torch.tensordot(weights, g(torch.outer((nodes + 1) / 2, x)), dims=1)
+    return area
 
 
 class Integral(torch.autograd.Function):
@@ -49,7 +50,7 @@ class Integral(torch.autograd.Function):
 
 
 class MonotonicFlow(nn.Module):
-    """log p(x | c) of data that f makes normal: log N(f(x)) + log f'(x), where f' is g, modulated by a signal from c."""
+    """log p(x | c) of data that f makes normal: log N(f(x)) + log g(x), with f' = g and a signal from c."""
 
     def __init__(self, always: bool) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Mistakes that published packages made: each re-creation is wrong under exactly the right names, its repair is right."""
+"""Mistakes of published packages: each re-creation is wrong under exactly the right names, its repair is right."""
 
 from __future__ import annotations
 
