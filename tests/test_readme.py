@@ -1,4 +1,4 @@
-"""What README.md shows is what happens: every fenced block in it is run, and so are those of examples/found_in_the_wild.
+"""What README.md and examples/found_in_the_wild/README.md show is what happens: every fenced block in them is run.
 
 How a block is written:
 
