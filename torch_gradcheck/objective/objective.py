@@ -163,7 +163,7 @@ class Objective:
                 self.runs_backward = self._borrowed.has_gradients()
                 self._borrowed.learn_from_evaluation()
         self.overridden = mode.overridden
-        self._needs_mode = bool(mode.overridden) or self.drawn_in is not None
+        self._needs_mode = bool(mode.overridden) or mode.replaced or self.drawn_in is not None
         return value
 
     def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:

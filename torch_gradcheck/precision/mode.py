@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_gradcheck.precision.dtypes import in_precision, is_lower
+from torch_gradcheck.precision.missing_kernels import SUBSTITUTES
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import existing, is_view, overloads, takes, written_arguments
 
@@ -41,10 +42,12 @@ class PrecisionMode(DispatchMode):
 
     A model that casts inside (`.float()` before a softmax, autocast, a float32 mask) would otherwise compute in that
     lower precision whatever its parameters hold. Works below autograd, so that custom Functions are reached too.
+    An operation that has no float64 kernel is computed by others that do.
 
     Attributes:
         overridden: name of an operation → names of the modules in which its precision was raised. The names come from
             `current_module` and are "" by default.
+        replaced: whether an operation without a float64 kernel was computed by others.
         drawn_in: the precisions in which random numbers are drawn, before they are raised; None for that of the check.
             A generator in the same state draws other numbers in another precision.
     """
@@ -56,6 +59,7 @@ class PrecisionMode(DispatchMode):
         super().__init__()
         self.precision = precision
         self.overridden: dict[str, set[str]] = {}
+        self.replaced = False
         self._current_module = current_module
 
     def __torch_dispatch__(
@@ -70,6 +74,9 @@ class PrecisionMode(DispatchMode):
         raised_kwargs = {
             name: arg if name in writes else self._raised(func, arg) for name, arg in (kwargs or {}).items()
         }
+        if self.precision is torch.float64 and func in SUBSTITUTES:
+            self.replaced = True
+            return SUBSTITUTES[func](*raised, **raised_kwargs)
         return func(*raised, **raised_kwargs)
 
     def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: DrawnIn) -> Any:
