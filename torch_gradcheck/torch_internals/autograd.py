@@ -222,6 +222,14 @@ def has_post_accumulate_hooks(tensor: torch.Tensor) -> bool:
     return bool(getattr(tensor, "_post_accumulate_grad_hooks", None))
 
 
+def post_accumulate_hooks_asleep(tensor: torch.Tensor) -> Callable[[], None]:
+    """Has the hooks of `register_post_accumulate_grad_hook` not run; returns what has them run again."""
+    hooks: dict[int, Callable[..., Any]] = getattr(tensor, "_post_accumulate_grad_hooks", None) or {}
+    asleep = dict(hooks)
+    hooks.clear()  # autograd holds on to this very mapping
+    return lambda: hooks.update({**asleep, **hooks})
+
+
 def post_accumulate_hooks(tensor: torch.Tensor) -> list[Callable[..., Any]]:
     """The hooks that `register_post_accumulate_grad_hook` has left on a leaf."""
     return list((getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values())

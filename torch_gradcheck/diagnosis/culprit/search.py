@@ -33,8 +33,9 @@ from torch_gradcheck.diagnosis.culprit.single_calls import (
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate, tangents_of
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings
 from torch_gradcheck.differences.step_size import first_step
+from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients, gradients_of
+from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.objective import Objective
