@@ -89,10 +89,23 @@ class TensorCopies:
     def rewind(self) -> None:
         """Puts the first values back into copies that an evaluation wrote to."""
         for position, tensor in enumerate(self._tensors):
-            if position in self._always_reset or version_of(tensor) != self._versions[position]:
-                with torch.no_grad():
-                    tensor.data.copy_(self._pristine[position])
+            written = position in self._always_reset or version_of(tensor) != self._versions[position]
+            if written or is_freed(tensor):
+                write_back(tensor, self._pristine[position])
                 self._versions[position] = version_of(tensor)
+
+
+def is_freed(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a tensor has been let go, as reversible layers do with their inputs."""
+    return tensor.layout is torch.strided and not tensor.untyped_storage().nbytes() and tensor.numel() > 0
+
+
+def write_back(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """A tensor holds these values, unseen by autograd, in its old memory or, where it was freed, in new one."""
+    if is_freed(tensor):
+        tensor.untyped_storage().resize_(_extent(tensor)[1] * tensor.element_size())
+    with torch.no_grad():
+        tensor.data.copy_(values)
 
 
 def _can_be_copied(tensor: torch.Tensor) -> bool:
