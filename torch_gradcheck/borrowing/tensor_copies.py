@@ -14,7 +14,12 @@ from typing import Any
 import torch
 
 from torch_gradcheck.precision.dtypes import in_precision
-from torch_gradcheck.torch_internals.autograd import connect_hooks, restore_hooks, tensor_hooks
+from torch_gradcheck.torch_internals.autograd import (
+    connect_hooks,
+    keep_post_accumulate_hooks,
+    restore_hooks,
+    tensor_hooks,
+)
 from torch_gradcheck.torch_internals.tensors import swap, version_of
 
 
@@ -38,6 +43,7 @@ class TensorCopies:
             self._others = _copies(self._tensors, dtype, values)
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
+        self._restore_post_accumulate = [keep_post_accumulate_hooks(tensor) for tensor in self._tensors]
         self._ids = {id(tensor) for tensor in self._tensors}
         self._swapped = 0
         self._versions: list[int] = []
@@ -68,6 +74,7 @@ class TensorCopies:
             tensor, other = self._tensors[self._swapped], self._others[self._swapped]
             swap(tensor, other)
             restore_hooks(tensor, self._hooks[self._swapped])
+            self._restore_post_accumulate[self._swapped]()
 
     def have_gradients(self) -> bool:
         """Whether a backward has accumulated in the `.grad` of a leaf."""

@@ -8,13 +8,16 @@ from typing import Any
 
 import torch
 
+from torch_gradcheck.precision.dtypes import is_lower
+from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.autograd import (
     current_backward,
     leaf_of,
     nodes_from,
-    post_accumulate_hooks_asleep,
+    put_post_accumulate_hooks_to_sleep,
     set_backward,
 )
+from torch_gradcheck.torch_internals.dispatch import current_modes
 
 
 def gradients_of(
@@ -32,11 +35,33 @@ def gradients_of(
         cotangents: of the shapes of the outputs; None for scalars. Without them torch need not import sympy, half a
             second.
     """
-    if not outputs:
+    if not outputs or not any(each.requires_grad for each in inputs):
         return [None for _ in inputs]
     with Accumulation(inputs):
-        torch.autograd.backward(outputs, cotangents)
+        torch.autograd.backward(outputs, cotangents, inputs=_only_these(outputs, inputs))
         return [each.grad for each in inputs]
+
+
+def _only_these(outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor] | None:
+    """The leaves that the backward has to stop at; None for all, where every leaf can have a gradient.
+
+    One of a lower precision that the loan has not found cannot: where casts are raised, autograd cannot cast to it.
+    """
+    precisions = [mode.precision for mode in current_modes() if isinstance(mode, PrecisionMode)]
+    if not precisions:
+        return None
+    leaves = _leaves_behind(outputs)
+    return [each for each in inputs if each.requires_grad] if _any_lower(leaves, precisions[-1]) else None
+
+
+def _any_lower(leaves: Sequence[torch.Tensor], precision: torch.dtype) -> bool:
+    return any(is_lower(leaf.dtype, precision) for leaf in leaves)
+
+
+def _leaves_behind(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Every leaf that a backward from these tensors may reach."""
+    reached = [leaf_of(node) for node in nodes_from(tensor.grad_fn for tensor in tensors)]
+    return [leaf for leaf in [*tensors, *reached] if leaf is not None and leaf.is_leaf]
 
 
 class Accumulation:
@@ -74,13 +99,12 @@ class Accumulation:
 
     def _set_aside_from(self, tensors: Sequence[torch.Tensor]) -> None:
         """Sets aside every leaf that a backward from these tensors may reach, and that none has reached before."""
-        reached = [leaf_of(node) for node in nodes_from(tensor.grad_fn for tensor in tensors)]
-        for leaf in [*tensors, *reached]:
-            if leaf is not None and leaf.is_leaf and leaf not in self._aside:
+        for leaf in _leaves_behind(tensors):
+            if leaf not in self._aside:
                 self._set_aside(leaf)
 
     def _set_aside(self, leaf: torch.Tensor) -> None:
         held = leaf.grad
         self._aside.add(leaf)
-        self._undo += [post_accumulate_hooks_asleep(leaf), lambda: setattr(leaf, "grad", held)]
+        self._undo += [put_post_accumulate_hooks_to_sleep(leaf), lambda: setattr(leaf, "grad", held)]
         leaf.grad = None

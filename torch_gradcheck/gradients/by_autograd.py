@@ -22,9 +22,9 @@ def autograd_gradients(
 ) -> dict[int, AnalyticGradient]:
     """One autograd backward of J, by position in θ of the checked parameters.
 
-    It is what `loss.backward()` would leave in `.grad`, however it gets there; see `gradients_of`. Where the closure has
-    run the backward of J itself, it is what that has left. `mode` is the precision mode of the evaluation, None for the
-    usual one; `at_theta` says that the parameters hold θ.
+    It is what `loss.backward()` leaves in `.grad`, whichever way it gets there; see `gradients_of`. Where the closure
+    has run the backward of J itself, it is what that has left. `mode` is the precision mode of the evaluation, None for
+    the usual one; `at_theta` says that the parameters hold θ.
     """
     with torch.enable_grad(), objective.evaluation(mode, at_theta=at_theta):
         return theta_gradients(objective.compute, theta, epsilon(objective.dtype))

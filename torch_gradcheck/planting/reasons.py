@@ -201,7 +201,7 @@ class Reasons:
         on_trial = {id(theta[position].parameter) for position in theta.checked}
         with tapped({name: self._seen.flows.modules[name]}, tap), torch.enable_grad(), objective.evaluation():
             objective.compute()
-            return not nodes or any([id(leaf_of(node)) in on_trial for node in nodes_from(nodes)])
+            return not nodes or any(id(leaf_of(node)) in on_trial for node in nodes_from(nodes))
 
     # Parameters of zeros, moved ---------------------------------------------------------------------------------------
 

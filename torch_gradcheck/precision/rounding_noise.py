@@ -25,6 +25,10 @@ ROUNDED_INSIDE = (torch.float32, torch.float64)
 """The precisions whose kernels add up in themselves: those of float16 and bfloat16 do in float32."""
 
 
+ROUNDED_SUM = 0.5
+"""A sum of about 1 is off by half a unit in its last place, and its logarithm by as much, however small that is."""
+
+
 class RoundingMode(DispatchMode):
     """Runs a computation with rounding as random noise; every operation keeps its own precision.
 
@@ -49,7 +53,7 @@ class RoundingMode(DispatchMode):
         result = func(*args, **(kwargs or {}))
         if rounds(func, args):
             for tensor in _floating(result):
-                move_at_random(tensor, tensor.dtype, self._generator, terms=1.0 if func in LOGARITHMS else 0.0)
+                move_at_random(tensor, tensor.dtype, self._generator, terms=ROUNDED_SUM if func in LOGARITHMS else 0.0)
         return result
 
     def _moved(self, argument: Any) -> Any:
@@ -127,9 +131,7 @@ def rounds(func: Any, args: tuple[Any, ...]) -> bool:
     return func not in EXACT and torch.Tag.nondeterministic_seeded not in tags and not is_view(func)
 
 
-def move_at_random(
-    tensor: torch.Tensor, rounding: torch.dtype, generator: torch.Generator, terms: float = 0.0
-) -> None:
+def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch.Generator, terms: float = 0.0) -> None:
     """Moves every entry in place by at most `MOVED` machine epsilons of `rounding`; zeros and infinities stay.
 
     Where entries are sums of `terms` of this size, they move as much as these do, in the precision of the kernel.
@@ -164,16 +166,16 @@ _NAMES_OF_EXACT = """
 EXACT = overloads(*_NAMES_OF_EXACT.split())
 """Operations that copy numbers, choose among them or create them, and round nothing."""
 
-SUMS = overloads(
-    *"""
+_NAMES_OF_SUMS = """
     mm addmm bmm baddbmm addbmm mv addmv dot vdot linear linear_backward convolution convolution_backward
     mkldnn_convolution mkldnn_linear native_layer_norm native_layer_norm_backward native_batch_norm
     native_batch_norm_backward _native_batch_norm_legit _native_batch_norm_legit_no_training native_group_norm
     native_group_norm_backward _fused_rms_norm _fused_rms_norm_backward var var_mean std std_mean
     _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _cdist_forward
     _cdist_backward _softmax_backward_data
-    """.split()
-)
+"""
+
+SUMS = overloads(*_NAMES_OF_SUMS.split())
 """Operations that add up products, or subtract a mean, in which terms may cancel."""
 
 LOGARITHMS = overloads("_log_softmax", "logsumexp", "log_sigmoid_forward")

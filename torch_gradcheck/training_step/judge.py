@@ -41,7 +41,7 @@ class NoiseOfRerun:
 
     @classmethod
     def of(cls, plain: Floats, noisy: Sequence[Floats], rows: int) -> NoiseOfRerun:
-        """What is seen of it in runs with noise; for `rows` see `spread_by_entry`. Infinite where a run is not finite."""
+        """What is seen of it in runs with noise; for `rows` see `spread_by_entry`. Infinite where one is not finite."""
         with np.errstate(all="ignore"):
             shares = [abs(share_of(run - plain, plain)) for run in noisy]
         return cls(spread_by_entry(plain, noisy, rows), float(np.max(np.nan_to_num(shares, nan=np.inf), initial=0.0)))
@@ -89,7 +89,9 @@ def judge(trial: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
 
 
 @np.errstate(all="ignore")  # infinite less infinite
-def judge_by_rerun(judged: Judged, plain: Floats, noise: NoiseOfRerun, theta: Floats, eps: float, tolerance: float) -> Judged:
+def judge_by_rerun(
+    judged: Judged, plain: Floats, noise: NoiseOfRerun, theta: Floats, eps: float, tolerance: float
+) -> Judged:
     """Judges by the step's plain run, where it shows a mistake that rounding would hide.
 
     A loop that computes its gradient just as the run does, and then spoils it, leaves traces that no rounding does,
