@@ -6,7 +6,7 @@ import pytest
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.training_step.error_bars import Bars, bars_of, spread_by_entry
-from torch_gradcheck.training_step.judge import Judged, judge, judge_by_rerun
+from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.verdicts.entry_check import EntryResults, Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
@@ -66,8 +66,9 @@ BARS = Bars(0.5, 2.0)
 """As of a low precision: they hide a small mistake."""
 
 
-def by_rerun(given: Floats, plain: Floats) -> Judged:
-    return judge_by_rerun(judge(trial(given), BARS, 1e-5), plain, np.full(40, 0.025), THETA, EPS, 1e-5)
+def by_rerun(given: Floats, plain: Floats, factor_moves: float = 0.001) -> Judged:
+    noise = NoiseOfRerun(np.full(40, 0.025), factor_moves)
+    return judge_by_rerun(judge(trial(given), BARS, 1e-5), plain, noise, THETA, EPS, 1e-5)
 
 
 PLAIN = RIGHT + np.random.default_rng(2).normal(scale=0.03, size=40)
@@ -99,6 +100,12 @@ def test_the_plain_run_shows_what_rounding_would_hide(given: Floats) -> None:
 )
 def test_a_right_gradient_is_not_accused_by_the_plain_run(given: Floats) -> None:
     assert not by_rerun(given, PLAIN).is_wrong
+
+
+@pytest.mark.parametrize(("factor_moves", "accused"), [(0.005, True), (0.02, False)], ids=["less", "as much"])
+def test_a_common_factor_that_rounding_moves_is_not_accused(factor_moves: float, accused: bool) -> None:
+    """The residual of a nearly perfect fit is a small difference: rounding moves it, and with it all entries alike."""
+    assert by_rerun(PLAIN * 1.05, PLAIN, factor_moves).is_wrong is accused
 
 
 def test_bars_are_what_runs_with_noise_leave() -> None:

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 
 from torch_gradcheck.precision.dtypes import in_precision
-from torch_gradcheck.torch_internals.autograd import connect_hooks, restore_hooks, tensor_hooks
+from torch_gradcheck.torch_internals.autograd import (
+    connect_hooks,
+    keep_post_accumulate_hooks,
+    restore_hooks,
+    tensor_hooks,
+)
 from torch_gradcheck.torch_internals.tensors import swap, version_of
 
 
@@ -38,6 +43,7 @@ class TensorCopies:
             self._others = _copies(self._tensors, dtype, values)
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
+        self._restore_post_accumulate = [keep_post_accumulate_hooks(tensor) for tensor in self._tensors]
         self._ids = {id(tensor) for tensor in self._tensors}
         self._swapped = 0
         self._versions: list[int] = []
@@ -68,6 +74,7 @@ class TensorCopies:
             tensor, other = self._tensors[self._swapped], self._others[self._swapped]
             swap(tensor, other)
             restore_hooks(tensor, self._hooks[self._swapped])
+            self._restore_post_accumulate[self._swapped]()
 
     def have_gradients(self) -> bool:
         """Whether a backward has accumulated in the `.grad` of a leaf."""
@@ -89,10 +96,23 @@ class TensorCopies:
     def rewind(self) -> None:
         """Puts the first values back into copies that an evaluation wrote to."""
         for position, tensor in enumerate(self._tensors):
-            if position in self._always_reset or version_of(tensor) != self._versions[position]:
-                with torch.no_grad():
-                    tensor.data.copy_(self._pristine[position])
+            written = position in self._always_reset or version_of(tensor) != self._versions[position]
+            if written or is_freed(tensor):
+                write_back(tensor, self._pristine[position])
                 self._versions[position] = version_of(tensor)
+
+
+def is_freed(tensor: torch.Tensor) -> bool:
+    """Whether the memory of a tensor has been let go, as reversible layers do with their inputs."""
+    return tensor.layout is torch.strided and not tensor.untyped_storage().nbytes() and tensor.numel() > 0
+
+
+def write_back(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """A tensor holds these values, unseen by autograd, in its old memory or, where it was freed, in new one."""
+    if is_freed(tensor):
+        tensor.untyped_storage().resize_(_extent(tensor)[1] * tensor.element_size())
+    with torch.no_grad():
+        tensor.data.copy_(values)
 
 
 def _can_be_copied(tensor: torch.Tensor) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from torch_gradcheck.borrowing.tensor_copies import is_freed, write_back
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.precision.dtypes import in_precision
@@ -41,8 +42,8 @@ class BatchCopy:
         return self._copies[id(tensor)]
 
     def _rewound(self, tensor: torch.Tensor) -> torch.Tensor:
-        if version_of(tensor) != self._versions[id(tensor)] or tensor.grad is not None:
+        if version_of(tensor) != self._versions[id(tensor)] or tensor.grad is not None or is_freed(tensor):
             tensor.grad = None
-            tensor.data.copy_(self._first[id(tensor)])
+            write_back(tensor, self._first[id(tensor)])
             self._versions[id(tensor)] = version_of(tensor)
         return tensor

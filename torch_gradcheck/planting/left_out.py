@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from torch_gradcheck.gradients.by_autograd import gradients_of, theta_gradients
+from torch_gradcheck.gradients.accumulation import gradients_of
+from torch_gradcheck.gradients.by_autograd import theta_gradients
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta

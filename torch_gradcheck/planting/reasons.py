@@ -27,6 +27,8 @@ MOST_ZEROS = 16
 
 NO_WAY = "autograd finds no way from there to the loss"
 
+NOTHING_UPSTREAM = "no parameter on trial lies upstream of its output"
+
 
 @dataclass(frozen=True)
 class Observed:
@@ -88,10 +90,8 @@ class Reasons:
             return "it runs under no_grad: its output has no gradient"
         if not flow.differentiable:
             return "its output needs no gradient: nothing upstream of it is on trial"
-        if not flow.arrived and not self._is_upstream(name):
-            return "no parameter on trial lies upstream of its output"  # a backward goes where it is asked to
         if not flow.arrived:
-            return f"no gradient comes back for its output: {NO_WAY}"
+            return f"no gradient comes back for its output: {NO_WAY}" if self._is_upstream(name) else NOTHING_UPSTREAM
         if flow.largest:
             return ""
         return self._stopped(
@@ -117,6 +117,8 @@ class Reasons:
         """Why a gradient that arrives at the output of a module changes no gradient on trial enough to be seen."""
         if change.largest:
             return too_small(change)
+        if not self._is_upstream(name):  # but an input that requires a gradient is
+            return NOTHING_UPSTREAM
         if self._is_all_silent(name):
             return "none of its units ever fires"
         reached = self._seen.reached.parameters
@@ -186,17 +188,20 @@ class Reasons:
         return found
 
     def _is_upstream(self, name: str) -> bool:
-        """Whether a parameter on trial lies upstream of the output of a module."""
+        """Whether a parameter on trial lies upstream of the output of a module; True where it never has a graph.
+
+        A checkpoint calls it without one, and with one in the backward.
+        """
         nodes = []
 
         def tap(_: str, __: Place, tensor: torch.Tensor) -> None:
-            nodes.append(tensor.grad_fn)
+            nodes.extend([] if tensor.grad_fn is None else [tensor.grad_fn])
 
         theta, objective = self._problem.theta, self._problem.objective
         on_trial = {id(theta[position].parameter) for position in theta.checked}
         with tapped({name: self._seen.flows.modules[name]}, tap), torch.enable_grad(), objective.evaluation():
             objective.compute()
-            return any(id(leaf_of(node)) in on_trial for node in nodes_from(nodes))
+            return not nodes or any(id(leaf_of(node)) in on_trial for node in nodes_from(nodes))
 
     # Parameters of zeros, moved ---------------------------------------------------------------------------------------
 

@@ -21,8 +21,19 @@ MOVED = 0.6
 last place or stays. The variance is a few times that of rounding to nearest."""
 
 
+ROUNDED_INSIDE = (torch.float32, torch.float64)
+"""The precisions whose kernels add up in themselves: those of float16 and bfloat16 do in float32."""
+
+
+ROUNDED_SUM = 0.5
+"""A sum of about 1 is off by half a unit in its last place, and its logarithm by as much, however small that is."""
+
+
 class RoundingMode(DispatchMode):
     """Runs a computation with rounding as random noise; every operation keeps its own precision.
+
+    What rounds is not only the result. Where an operation adds up products that cancel, its roundings are of the size
+    of the products; noise on its arguments is as large, and does not cancel. Source: Parker's precision bounding.
 
     Args:
         generator: draws the noise.
@@ -37,11 +48,21 @@ class RoundingMode(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
+        if func in SUMS:
+            args = tuple([self._moved(arg) for arg in args])
         result = func(*args, **(kwargs or {}))
         if rounds(func, args):
             for tensor in _floating(result):
-                move_at_random(tensor, tensor.dtype, self._generator)
+                move_at_random(tensor, tensor.dtype, self._generator, terms=ROUNDED_SUM if func in LOGARITHMS else 0.0)
         return result
+
+    def _moved(self, argument: Any) -> Any:
+        """A copy with noise of an argument that is summed over; anything else as it is."""
+        if not isinstance(argument, torch.Tensor) or argument.dtype not in ROUNDED_INSIDE or not _floating(argument):
+            return argument
+        copy = argument.detach().clone()
+        move_at_random(copy, copy.dtype, self._generator)
+        return copy
 
 
 class KernelsInMode(PrecisionMode):
@@ -110,14 +131,19 @@ def rounds(func: Any, args: tuple[Any, ...]) -> bool:
     return func not in EXACT and torch.Tag.nondeterministic_seeded not in tags and not is_view(func)
 
 
-def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch.Generator) -> None:
-    """Moves every entry in place by at most `MOVED` machine epsilons of `rounding`; zeros and infinities stay."""
+def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch.Generator, terms: float = 0.0) -> None:
+    """Moves every entry in place by at most `MOVED` machine epsilons of `rounding`; zeros and infinities stay.
+
+    Where entries are sums of `terms` of this size, they move as much as these do, in the precision of the kernel.
+    """
     info = torch.finfo(rounding)
+    least = max(info.smallest_normal, terms * min(1.0, torch.finfo(torch.float32).eps / info.eps))
     with torch.no_grad():
         xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.device) * 2 - 1
-        size = torch.clamp(tensor.abs().double(), min=info.smallest_normal) * (MOVED * info.eps)
+        size = torch.clamp(tensor.abs().double(), min=least) * (MOVED * info.eps)
         moved = tensor + xi * size
-        tensor.copy_(torch.where((tensor == 0) | ~torch.isfinite(moved), tensor, moved))
+        stays = ~torch.isfinite(moved) if terms else (tensor == 0) | ~torch.isfinite(moved)
+        tensor.copy_(torch.where(stays, tensor, moved))
 
 
 def _floating(result: Any) -> list[torch.Tensor]:
@@ -139,3 +165,18 @@ _NAMES_OF_EXACT = """
 
 EXACT = overloads(*_NAMES_OF_EXACT.split())
 """Operations that copy numbers, choose among them or create them, and round nothing."""
+
+_NAMES_OF_SUMS = """
+    mm addmm bmm baddbmm addbmm mv addmv dot vdot linear linear_backward convolution convolution_backward
+    mkldnn_convolution mkldnn_linear native_layer_norm native_layer_norm_backward native_batch_norm
+    native_batch_norm_backward _native_batch_norm_legit _native_batch_norm_legit_no_training native_group_norm
+    native_group_norm_backward _fused_rms_norm _fused_rms_norm_backward var var_mean std std_mean
+    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _cdist_forward
+    _cdist_backward _softmax_backward_data
+"""
+
+SUMS = overloads(*_NAMES_OF_SUMS.split())
+"""Operations that add up products, or subtract a mean, in which terms may cancel."""
+
+LOGARITHMS = overloads("_log_softmax", "logsumexp", "log_sigmoid_forward")
+"""Operations that take the logarithm of a sum of about 1, where a softmax is saturated."""

@@ -72,11 +72,6 @@ def set_backward(run: Any) -> None:
     torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
 
 
-def is_reentrant_checkpoint(node: Any) -> bool:
-    """Whether a node belongs to `torch.utils.checkpoint` with use_reentrant=True, which runs a backward of its own."""
-    return bool(node.name() == "CheckpointFunctionBackward")
-
-
 def reentrant_checkpoint() -> object:
     """The Function behind `torch.utils.checkpoint` with use_reentrant=True; None where this torch has none."""
     return getattr(torch.utils.checkpoint, "CheckpointFunction", None)
@@ -220,6 +215,30 @@ def restore_hooks(tensor: torch.Tensor, hooks: Hooks | None) -> None:
 def has_post_accumulate_hooks(tensor: torch.Tensor) -> bool:
     """Whether `register_post_accumulate_grad_hook` has left a hook on a leaf."""
     return bool(getattr(tensor, "_post_accumulate_grad_hooks", None))
+
+
+def keep_post_accumulate_hooks(tensor: torch.Tensor) -> Callable[[], None]:
+    """Remembers the hooks of `register_post_accumulate_grad_hook`; returns what leaves a leaf with these alone."""
+    hooks = getattr(tensor, "_post_accumulate_grad_hooks", None)
+    kept = None if hooks is None else OrderedDict(hooks)
+
+    def restore() -> None:
+        now = getattr(tensor, "_post_accumulate_grad_hooks", None)
+        if kept is None and now is not None:
+            tensor._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+        elif now is not None and now != kept:
+            now.clear()  # autograd holds on to this very mapping
+            now.update(kept)
+
+    return restore
+
+
+def put_post_accumulate_hooks_to_sleep(tensor: torch.Tensor) -> Callable[[], None]:
+    """Has the hooks of `register_post_accumulate_grad_hook` on a leaf not run; returns what has them run again."""
+    restore = keep_post_accumulate_hooks(tensor)
+    if has_post_accumulate_hooks(tensor):
+        tensor._post_accumulate_grad_hooks.clear()
+    return restore
 
 
 def post_accumulate_hooks(tensor: torch.Tensor) -> list[Callable[..., Any]]:

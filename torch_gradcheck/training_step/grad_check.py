@@ -25,8 +25,8 @@ from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterR
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.clipping import Clipping
 from torch_gradcheck.training_step.diagnosis import Reference, diagnosed, step_evidence
-from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of, spread_by_entry
-from torch_gradcheck.training_step.judge import Judged, judge, judge_by_rerun
+from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
+from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
 from torch_gradcheck.training_step.regimes import coarsest, replays_in_regimes
 from torch_gradcheck.training_step.replay import Replays
@@ -151,7 +151,7 @@ class GradCheck:
         return judge_by_rerun(
             judged,
             fraction * plain,
-            fraction * spread_by_entry(plain, noisy, self._rows(position, judged.trial)),
+            NoiseOfRerun.of(plain, noisy, self._rows(position, judged.trial)).times(fraction),
             flat_values(self.theta[position])[judged.trial.coordinates],
             self.left[position].epsilon,
             self._request.tolerance,

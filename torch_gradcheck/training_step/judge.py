@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.training_step.error_bars import Bars
+from torch_gradcheck.training_step.error_bars import Bars, spread_by_entry
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
@@ -24,6 +25,30 @@ ROUNDINGS = 16.0
 BEYOND_NOISE = 4.0
 """Where most entries of `.grad` equal the rerun exactly, another entry is wrong if it is off by more than this many
 times the spread of the noisy reruns."""
+
+
+@dataclass(frozen=True)
+class NoiseOfRerun:
+    """How far rounding as noise moves the plain run of a step.
+
+    Attributes:
+        by_entry: each entry.
+        of_factor: all entries together, in proportion: its share along the run itself.
+    """
+
+    by_entry: Floats
+    of_factor: float
+
+    @classmethod
+    def of(cls, plain: Floats, noisy: Sequence[Floats], rows: int) -> NoiseOfRerun:
+        """What is seen of it in runs with noise; for `rows` see `spread_by_entry`. Infinite where one is not finite."""
+        with np.errstate(all="ignore"):
+            shares = [abs(share_of(run - plain, plain)) for run in noisy]
+        return cls(spread_by_entry(plain, noisy, rows), float(np.max(np.nan_to_num(shares, nan=np.inf), initial=0.0)))
+
+    def times(self, factor: float) -> NoiseOfRerun:
+        """The noise of a run that is scaled by this factor."""
+        return NoiseOfRerun(self.by_entry * factor, self.of_factor)
 
 
 @dataclass(frozen=True)
@@ -65,18 +90,19 @@ def judge(trial: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
 
 @np.errstate(all="ignore")  # infinite less infinite
 def judge_by_rerun(
-    judged: Judged, plain: Floats, spread: Floats, theta: Floats, eps: float, tolerance: float
+    judged: Judged, plain: Floats, noise: NoiseOfRerun, theta: Floats, eps: float, tolerance: float
 ) -> Judged:
     """Judges by the step's plain run, where it shows a mistake that rounding would hide.
 
     A loop that computes its gradient just as the run does, and then spoils it, leaves traces that no rounding does,
     however coarse: `.grad` is off by a multiple of θ, or of itself, and by nothing else; or off in some entries and
-    equal to the last digits in most.
+    equal to the last digits in most. It may be off by a multiple of itself where rounding of a factor that all entries
+    have in common, such as the residual of a nearly perfect fit, moves the runs with noise along it as far.
 
     Args:
         judged: what was found without.
         plain: the run, as the loop clips it.
-        spread: how far rounding as noise moves each entry of it.
+        noise: what rounding as noise does to it.
         theta: what the parameter holds.
         eps: machine epsilon of `.grad`.
         tolerance: the relative error that passes.
@@ -84,10 +110,13 @@ def judge_by_rerun(
     given = judged.trial
     largest = float(np.max(np.abs(plain), initial=0.0))
     rounding = np.minimum(ROUNDINGS * eps * largest, np.maximum(2 * eps * np.abs(plain), NO_ROUNDING * largest))
-    if any(_off_along(given.analytic, plain, direction, eps) for direction in (theta, plain)):
+    along_itself = _off_along(given.analytic, plain, plain, eps)
+    if along_itself and abs(share_of(given.analytic - plain, plain)) <= BEYOND_NOISE * noise.of_factor:
+        return judged
+    if along_itself or _off_along(given.analytic, plain, theta, eps):
         error = rounding
     elif _equal_elsewhere(given.analytic, plain, eps):
-        error = np.maximum(rounding, BEYOND_NOISE * spread)
+        error = np.maximum(rounding, BEYOND_NOISE * noise.by_entry)
     else:
         return judged
     beside = replace(given, results=replace(given.results, numeric=plain, error_bar=error))
@@ -107,7 +136,13 @@ def _off_along(given: Floats, plain: Floats, direction: Floats, eps: float) -> b
     off, square = given - plain, float(np.dot(direction, direction))
     if len(off) < ENTRIES_NEEDED or not np.isfinite(square) or not square or not np.all(np.isfinite(off)):
         return False
-    left = off - float(np.dot(off, direction)) / square * direction
+    left = off - share_of(off, direction) * direction
     size = float(np.linalg.norm(off))
     differ = size > max(NO_ROUNDING, ROUNDINGS * eps) * float(np.linalg.norm(given))
     return differ and float(np.linalg.norm(left)) < 0.01 * size
+
+
+def share_of(off: Floats, direction: Floats) -> float:
+    """How many times a direction is contained in a difference; 0 for a direction of zeros."""
+    square = float(np.dot(direction, direction))
+    return float(np.dot(off, direction)) / square if square else 0.0

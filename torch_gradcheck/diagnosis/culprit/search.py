@@ -33,8 +33,9 @@ from torch_gradcheck.diagnosis.culprit.single_calls import (
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate, tangents_of
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings
 from torch_gradcheck.differences.step_size import first_step
+from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients, gradients_of
+from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.objective import Objective
@@ -402,14 +403,16 @@ class _Search:
     def compare_with_run(self, whole: float) -> None:
         """Notes the calls that use the parameter as `unlike`, if their gradients for it, run alone, do not add up.
 
-        Matters where the mistake seems to be that of a call around them, or of the loss.
+        Matters where the mistake seems to be that of a module around them, or of the loss. A custom Function that goes
+        wrong when it is run alone may well give them other gradients, as one does that runs its backward twice.
 
         Args:
             whole: the parameter's gradient in the run, before its hooks.
         """
         parameter, own = self._attribution.wrong.entry.parameter, self._attribution.own
         holders = [call for call in self._attribution.tangents if _holds(call.owner, parameter) and call.receives]
-        around = {call for wrong in own for call in (holders if wrong is None else wrong.inside())}
+        suspected = [wrong for wrong in own if wrong is None or isinstance(wrong.owner, nn.Module)]
+        around = {call for wrong in suspected for call in (holders if wrong is None else wrong.inside())}
         if len(holders) < 2 or around.isdisjoint(holders):
             return
         for call in holders:

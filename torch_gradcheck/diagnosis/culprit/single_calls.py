@@ -18,7 +18,7 @@ from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil, extrapolated_derivatives, through_stencil
 from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.differences.step_size import first_step
-from torch_gradcheck.gradients.by_autograd import gradients_of
+from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
