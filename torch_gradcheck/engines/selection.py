@@ -174,6 +174,7 @@ class SelectedEngine:
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
         while isinstance(engine := self._engines[self._in_use[parameter]], SubstituteEngine):
+            by_eager = engine.by_eager
             try:
                 samples = self._believed(engine, parameter, coordinates, steps)
             except Untraceable as refusal:
@@ -182,8 +183,7 @@ class SelectedEngine:
                 if not isinstance(self._engines[self._in_use[parameter]], SubstituteEngine):
                     self.refused[parameter] = refusal
             else:
-                self.substituted += len(steps)
-                self._counted(len(steps))
+                self._count(len(steps) - (engine.by_eager - by_eager))
                 return samples
         return engine.sample(parameter, coordinates, steps)
 
@@ -216,13 +216,18 @@ class SelectedEngine:
 
     def _counting(self, engine: SubstituteEngine) -> Callable[[], float]:
         def value() -> float:
+            by_eager = engine.by_eager
             found = engine.value()
             assert found is not None, "it had one before"
-            self.substituted += 1
-            self._counted(1)
+            self._count(1 - (engine.by_eager - by_eager))
             return found
 
         return value
+
+    def _count(self, samples: int) -> None:
+        """Take in samples that were taken without a call of J; what a substitute asked J for has been counted."""
+        self.substituted += samples
+        self._counted(samples)
 
     @property
     def has_substitutes(self) -> bool:
