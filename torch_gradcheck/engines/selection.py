@@ -18,7 +18,7 @@ from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.engine import Engine, SubstituteEngine
 from torch_gradcheck.engines.memoized import MemoizedEngine
 from torch_gradcheck.engines.traced.engine import TracedEngine, worth_tracing
-from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.facts import ParameterReport
@@ -31,11 +31,14 @@ class Elsewhere:
     """A point at which every parameter differs from θ, and J there.
 
     Attributes:
-        at: gives a block inside which the parameters hold that point, and after which they hold θ.
-        value: J at that point.
+        at: gives a block inside which the parameters hold that point, and after which they hold θ; those at the given
+            positions of θ stay where they are.
+        moved: positions of the parameters that differ from θ where none is to stay.
+        value: J at the point where none stays.
     """
 
-    at: Callable[[], AbstractContextManager[object]]
+    at: Callable[[frozenset[int]], AbstractContextManager[object]]
+    moved: frozenset[int]
     value: float
 
 
@@ -72,9 +75,26 @@ def traced(request: EngineRequest) -> TracedEngine | None:
     if not request.worth_tracing or request.objective.runs_backward:
         return None
     engine = TracedEngine(request.objective, request.parameters, threads=request.threads)
-    with request.elsewhere.at():
-        engine.confirm(request.elsewhere.value, request.noise)
+    _confirm(engine, request)
     return engine
+
+
+def _confirm(engine: TracedEngine, request: EngineRequest) -> None:
+    """Compare a record with J elsewhere; parameters that stray from the record there stay at θ.
+
+    Raises:
+        Untraceable: the record gives another value, or holds nowhere but at θ.
+    """
+    elsewhere, staying = request.elsewhere, frozenset[int]()
+    while True:
+        with elsewhere.at(staying):
+            try:
+                engine.confirm(request.objective.value() if staying else elsewhere.value, request.noise)
+                return
+            except Strayed as strayed:
+                if elsewhere.moved <= staying | strayed.upstream:
+                    raise
+                staying |= strayed.upstream
 
 
 def memoized(request: EngineRequest) -> MemoizedEngine | None:

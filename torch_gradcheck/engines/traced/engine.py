@@ -38,7 +38,7 @@ COMPARED = 4
 SMALL_TENSOR = 64
 """The largest number of entries in a small tensor."""
 
-MANY, MOST = 64, 0.5
+MANY, MOST = 64, 0.9
 """A parameter is left to other engines where, of this many perturbations or more, the record does not hold for a share
 larger than this."""
 
@@ -131,7 +131,8 @@ class TracedEngine(SubstituteEngine):
             noise: what two right ways to evaluate J may differ by, in the unit of J.
 
         Raises:
-            Untraceable: the record gives another value, or does not hold there.
+            Strayed: the record does not hold there.
+            Untraceable: the record gives another value.
         """
         found = self._by_record()
         dtype = self._program.values[self._program.output].dtype

@@ -173,7 +173,12 @@ class Program:
     def _check(self, guard: Operation, moved: Mapping[int, Tensor]) -> None:
         for number in guard.inputs():
             if number in moved and not torch.equal(moved[number], self.values[number]):
-                raise guard.strayed("with all parameters moved")
+                strayed = guard.strayed("with all parameters moved")
+                strayed.upstream = frozenset(p for p in range(len(self.parameters)) if self._depends(guard, p))
+                raise strayed
+
+    def _depends(self, operation: Operation, parameter: int) -> bool:
+        return any(step.prepared.operation is operation for step in self.suffix(parameter))
 
     @cached_property
     def _dependent(self) -> list[Step]:

@@ -27,4 +27,10 @@ class Untraceable(Exception):  # noqa: N818 - an answer, not a fault: the eager 
 
 
 class Strayed(Untraceable):
-    """Away from θ, J reads another value than at θ to decide by; there it may be made of other operations."""
+    """Away from θ, J reads another value than at θ to decide by; there it may be made of other operations.
+
+    Attributes:
+        upstream: positions of the parameters that the value depends on.
+    """
+
+    upstream: frozenset[int] = frozenset()

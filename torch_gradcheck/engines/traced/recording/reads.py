@@ -80,6 +80,10 @@ class Reads:
         self._guard_number(self._aliases.value(x), reader)
         self._aliases.bind(x, self._aliases.tape.constant(x.clone()))
 
+    def shared(self, x: Tensor) -> None:
+        """Take in that others than torch, who may write there too, share the memory of a constant."""
+        self._aliases.share(x)
+
     def _compared(self, func: OpOverload, args: tuple[Any, ...]) -> None:
         """Guard the outcome of a comparison of two tensors as a whole."""
         if args[0].shape != args[1].shape:
@@ -112,6 +116,8 @@ class PythonReads(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name in _METHODS and isinstance(args[0], Tensor):
             self._reads.guard(args[0], name, f"Tensor.{name} {_TAKES}")
+            if name in _SHARING:
+                self._reads.shared(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -126,8 +132,11 @@ def _deciding(func: OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
 
 _TAKES = "takes a value to Python that depends on a parameter"
 
-_METHODS = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
-"""Methods of a tensor that give its values to Python, or memory that it shares with others than torch."""
+_SHARING = frozenset({"numpy", "__array__", "__dlpack__"})
+"""Methods of a tensor that share its memory with others than torch."""
+
+_METHODS = _SHARING | {"tolist"}
+"""Methods of a tensor that give its values to Python."""
 
 _EQUALITIES = {
     found: name

@@ -82,7 +82,7 @@ def _with_dims(call: OperationCall, x: Perturbed, position: int, dims: int | lis
 
 
 def along(position: int) -> Rule:
-    """A rule for an operation along one dimension that keeps the shape; `position` is that of `dim`."""
+    """A rule for an operation along one dimension that keeps all others; `position` is that of `dim`."""
 
     def scan(call: OperationCall) -> Results:
         perturbed_only(call, 0)
@@ -123,7 +123,7 @@ _REDUCTIONS = {
 """Operation → positions of `dim` and of `keepdim`; 9 where it takes `keepdim` by name only."""
 
 _SCANS = {
-    "cumsum.default": 1, "cumprod.default": 1, "logcumsumexp.default": 1, "sort.default": 1,
+    "cumsum.default": 1, "cumprod.default": 1, "logcumsumexp.default": 1, "sort.default": 1, "topk.default": 2,
 }  # fmt: skip
 """Operation → position of `dim`."""
 
