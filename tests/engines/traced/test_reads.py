@@ -54,8 +54,9 @@ class FixedPoint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = torch.zeros_like(x)
-        residual = torch.ones(())
-        while residual > 1e-3:
+        residual, left = torch.ones(()), 30
+        while residual > 1e-3 and left:
+            left -= 1
             previous, z = z, torch.tanh(z @ self.W + x)
             residual = (z - previous).norm()
         return z
@@ -114,9 +115,9 @@ def repeated(y: Tensor) -> Tensor:
 
 READING: dict[str, Callable[[Tensor], Tensor]] = {
     "branch": lambda y: y.sin() if y.sum() > 0 else y.square(),
-    "all": lambda y: y.sin() if (y > -1).all() else y.square(),
-    "equal": lambda y: y.sin() if torch.equal(y.round(), y.floor()) else y.square(),
-    "allclose": lambda y: y.sin() if torch.allclose(y, y.abs(), atol=1e-3) else y.square(),
+    "all": lambda y: y.sin() if (y < 1.7).all() else y.square(),
+    "equal": lambda y: y.sin() if torch.equal(y.argmax(1), y.sin().argmax(1)) else y.square(),
+    "allclose": lambda y: y.sin() if torch.allclose(y, y.clamp(max=1.7), atol=1e-3) else y.square(),
     "mask": lambda y: y[y > 0].sin(),
     "masked_select": lambda y: y.masked_select(y > 0).square(),
     "nonzero": lambda y: y.relu().nonzero().double().mean() * y,
@@ -130,6 +131,9 @@ READING: dict[str, Callable[[Tensor], Tensor]] = {
     "formatted": lambda y: y.sin() if f"{y.argmax()}" < "3" else y.square(),
     "looked up": lambda y: [y.sin(), y.cos(), y.square(), y][y[0].argmax()],
 }
+
+UNREAD = {"written by mask"}
+"""Decided inside of torch, where no value is read."""
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "experts": Experts,
@@ -172,7 +176,7 @@ def test_the_record_is_J_for_steps_of_any_size(name: str) -> None:  # noqa: N802
         np.testing.assert_allclose(found, values(eager, parameters, size), rtol=1e-13, atol=1e-13)
         share = (engine.by_eager - before) / len(found)
         assert share == 0 if size == 1e-6 else share < 1
-    assert engine.by_eager > 0, "some of the largest steps change what J reads"
+    assert (engine.by_eager > 0) == (name not in UNREAD), "some of the largest steps change what J reads"
     assert len(calls) == 1 + engine.by_eager
 
 
@@ -189,7 +193,7 @@ def test_where_its_guards_do_not_hold_a_record_has_the_value_of_J_itself() -> No
     engine = TracedEngine(objective, parameters)
     before = objective().item()
     with torch.no_grad():
-        parameters[1].sub_(5 if (parameters[1].sum() > -5) else -5)
+        parameters[1].add_(1)
         assert engine.value() == objective().item() != before
         assert engine.by_eager == 1
         with pytest.raises(Strayed, match="takes another value to Python with all parameters moved") as raised:

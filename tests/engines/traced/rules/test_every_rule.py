@@ -218,7 +218,7 @@ CASES: dict[str, Examples] = {
     "mean.dim": lambda: [*over_dimensions(), *over_dimensions(True)],
     "amax.default": lambda: [*over_dimensions(), *over_dimensions(True)],
     "amin.default": lambda: [*over_dimensions(), *over_dimensions(True)],
-    "argmax.default": lambda: [*over_one_dimension(), *over_one_dimension(True)],
+    "argmax.default": lambda: [*over_one_dimension(), *over_one_dimension(True), call(r(3, 4))],
     "argmin.default": lambda: [*over_one_dimension(), *over_one_dimension(True)],
     "logsumexp.default": lambda: [*over_dimensions(), *over_dimensions(True)],
     "var.correction": lambda: [*over_dimensions(correction=1), *over_dimensions(correction=0, keepdim=True)],

@@ -15,6 +15,8 @@ from torch_gradcheck.engines.traced.rules.registry import (
 )
 from torch_gradcheck.torch_internals.operations import existing, flatten
 
+_OF_ONE_DIMENSION = existing("argmax.default", "argmin.default")
+
 _MEANS = existing("mean.default", "mean.dim")
 
 
@@ -67,6 +69,8 @@ def reduction(position: int, keepdim_position: int) -> Rule:
         x = x.widened(dims)
         region = _kept(x.region, dims, bool(call.arg(keepdim_position, "keepdim", False)))
         single = isinstance(call.arg(position, "dim"), int)
+        if not single and call.func in _OF_ONE_DIMENSION:
+            raise NoRuleError  # their `dim` cannot be a list of all
         args = _with_dims(call, x, position, dims[0] + 1 if single else [d + 1 for d in dims])
         kwargs = {key: given for key, given in call.kwargs.items() if key != "dim"}
         results = flatten(call.func(*args, **kwargs))
