@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from tests.zoo.deciding import Adaptive, Experts, FixedPoint
 from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
@@ -23,63 +23,6 @@ def double() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
-
-
-class Experts(nn.Module):
-    """A router and its experts, of which each token visits two; the experts that are visited run one by one."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.router = nn.Linear(4, 3)
-        self.up = nn.Parameter(torch.randn(3, 5, 4))
-        self.down = nn.Parameter(torch.randn(3, 4, 5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        weights, chosen = self.router(x).softmax(-1).topk(2, dim=-1)
-        mask = F.one_hot(chosen, num_classes=3).permute(2, 1, 0)
-        result = torch.zeros_like(x)
-        for (expert,) in mask.sum((-1, -2)).greater(0).nonzero():
-            rank, token = torch.where(mask[expert])
-            hidden = torch.tanh(x[token] @ self.up[expert].T) @ self.down[expert].T
-            result.index_add_(0, token, hidden * weights[token, rank, None])
-        return result
-
-
-class FixedPoint(nn.Module):
-    """z = tanh(W·z + x), iterated as long as z moves."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.W = nn.Parameter(0.3 * torch.randn(4, 4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        z = torch.zeros_like(x)
-        residual, left = torch.ones(()), 30
-        while residual > 1e-3 and left:
-            left -= 1
-            previous, z = z, torch.tanh(z @ self.W + x)
-            residual = (z - previous).norm()
-        return z
-
-
-class Adaptive(nn.Module):
-    """An ODE from 0 to 1 by Heun's method, with steps that follow the difference from Euler's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slope = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 4))
-
-    def forward(self, y: Tensor) -> Tensor:
-        t, h = torch.zeros(()), torch.tensor(0.3)
-        while bool(t < 1):
-            h = torch.minimum(h, 1 - t)
-            first = self.slope(y)
-            second = self.slope(y + h * first)
-            error = (h * (second - first)).abs().max()
-            if error <= 0.05:
-                t, y = t + h, y + h * (first + second) / 2
-            h = 0.9 * h * (0.05 / (error + 1e-9)).sqrt().clamp(0.3, 3)
-        return y
 
 
 class Reading(nn.Module):
