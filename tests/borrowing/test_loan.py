@@ -217,6 +217,19 @@ def test_around_each_evaluation_everything_goes_back_to_its_first_state() -> Non
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+def test_a_forward_that_gives_a_parameter_other_memory_leaves_it_its_own() -> None:
+    model = nn.Linear(2, 1)
+    with loan(model) as borrowed:
+        borrowed.learn_from_evaluation()
+        own = model.weight.data
+        own[0, 0] += 0.5  # as a perturbation does while J is evaluated
+        moved = own.clone()
+        model.weight.data = model.weight.data.clone()  # as module.to(dtype) does
+        borrowed.after_evaluation()
+        assert model.weight.data_ptr() == own.data_ptr()
+        assert torch.equal(model.weight, moved)
+
+
 def test_random_state_and_switches_come_back() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

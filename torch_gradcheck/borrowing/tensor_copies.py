@@ -20,7 +20,7 @@ from torch_gradcheck.torch_internals.autograd import (
     restore_hooks,
     tensor_hooks,
 )
-from torch_gradcheck.torch_internals.tensors import swap, version_of
+from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, swap, version_of
 
 
 class TensorCopies:
@@ -46,6 +46,7 @@ class TensorCopies:
         self._restore_post_accumulate = [keep_post_accumulate_hooks(tensor) for tensor in self._tensors]
         self._ids = {id(tensor) for tensor in self._tensors}
         self._swapped = 0
+        self._homes: list[torch.Tensor | None] = []
         self._versions: list[int] = []
         self._always_reset = set(range(len(self._tensors)))
 
@@ -59,6 +60,7 @@ class TensorCopies:
             swap(tensor, other)
             self._swapped += 1
             connect_hooks(tensor)
+        self._homes = [None if is_wrapper(tensor) else tensor.data for tensor in self._tensors]
         self._versions = [version_of(tensor) for tensor in self._tensors]
 
     def take_for_first(self) -> None:
@@ -94,8 +96,15 @@ class TensorCopies:
         self._always_reset = {position for position, (now, first) in enumerate(pairs) if not torch.equal(now, first)}
 
     def rewind(self) -> None:
-        """Puts the first values back into copies that an evaluation wrote to."""
+        """Puts the first values back into copies that an evaluation wrote to.
+
+        A forward that calls `module.to(dtype)` gives parameters other memory: a perturbation is put back in their own.
+        """
         for position, tensor in enumerate(self._tensors):
+            home = self._homes[position]
+            if home is not None and storage_key(tensor) != storage_key(home):
+                tensor.data = home
+                self._versions[position] = version_of(tensor)
             written = position in self._always_reset or version_of(tensor) != self._versions[position]
             if written or is_freed(tensor):
                 write_back(tensor, self._pristine[position])

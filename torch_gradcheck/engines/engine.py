@@ -32,7 +32,12 @@ class SubstituteEngine(ABC):
     """Evaluates something else in the place of J, a record of it for example.
 
     Its samples of a parameter are used only after `sample_compared` has found that they agree with J.
+
+    Attributes:
+        by_eager: the number of values that it took from J itself, where what it evaluates cannot stand for J.
     """
+
+    by_eager = 0
 
     @abstractmethod
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:

@@ -18,7 +18,7 @@ from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.engine import Engine, SubstituteEngine
 from torch_gradcheck.engines.memoized import MemoizedEngine
 from torch_gradcheck.engines.traced.engine import TracedEngine, worth_tracing
-from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.facts import ParameterReport
@@ -31,11 +31,14 @@ class Elsewhere:
     """A point at which every parameter differs from θ, and J there.
 
     Attributes:
-        at: gives a block inside which the parameters hold that point, and after which they hold θ.
-        value: J at that point.
+        at: gives a block inside which the parameters hold that point, and after which they hold θ; those at the given
+            positions of θ stay where they are.
+        moved: positions of the parameters that differ from θ where none is to stay.
+        value: J at the point where none stays.
     """
 
-    at: Callable[[], AbstractContextManager[object]]
+    at: Callable[[frozenset[int]], AbstractContextManager[object]]
+    moved: frozenset[int]
     value: float
 
 
@@ -72,9 +75,26 @@ def traced(request: EngineRequest) -> TracedEngine | None:
     if not request.worth_tracing or request.objective.runs_backward:
         return None
     engine = TracedEngine(request.objective, request.parameters, threads=request.threads)
-    with request.elsewhere.at():
-        engine.confirm(request.elsewhere.value, request.noise)
+    _confirm(engine, request)
     return engine
+
+
+def _confirm(engine: TracedEngine, request: EngineRequest) -> None:
+    """Compare a record with J elsewhere; parameters that stray from the record there stay at θ.
+
+    Raises:
+        Untraceable: the record gives another value, or holds nowhere but at θ.
+    """
+    elsewhere, staying = request.elsewhere, frozenset[int]()
+    while True:
+        with elsewhere.at(staying):
+            try:
+                engine.confirm(request.objective.value() if staying else elsewhere.value, request.noise)
+                return
+            except Strayed as strayed:
+                if elsewhere.moved <= staying | strayed.upstream:
+                    raise
+                staying |= strayed.upstream
 
 
 def memoized(request: EngineRequest) -> MemoizedEngine | None:
@@ -174,6 +194,7 @@ class SelectedEngine:
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
         while isinstance(engine := self._engines[self._in_use[parameter]], SubstituteEngine):
+            by_eager = engine.by_eager
             try:
                 samples = self._believed(engine, parameter, coordinates, steps)
             except Untraceable as refusal:
@@ -182,8 +203,7 @@ class SelectedEngine:
                 if not isinstance(self._engines[self._in_use[parameter]], SubstituteEngine):
                     self.refused[parameter] = refusal
             else:
-                self.substituted += len(steps)
-                self._counted(len(steps))
+                self._count(len(steps) - (engine.by_eager - by_eager))
                 return samples
         return engine.sample(parameter, coordinates, steps)
 
@@ -216,13 +236,18 @@ class SelectedEngine:
 
     def _counting(self, engine: SubstituteEngine) -> Callable[[], float]:
         def value() -> float:
+            by_eager = engine.by_eager
             found = engine.value()
             assert found is not None, "it had one before"
-            self.substituted += 1
-            self._counted(1)
+            self._count(1 - (engine.by_eager - by_eager))
             return found
 
         return value
+
+    def _count(self, samples: int) -> None:
+        """Take in samples that were taken without a call of J; what a substitute asked J for has been counted."""
+        self.substituted += samples
+        self._counted(samples)
 
     @property
     def has_substitutes(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
@@ -139,7 +140,7 @@ class Problem:
             self.theta,
             always=self.request.method == "projected",
             threads=self._threads,
-            elsewhere=Elsewhere(lambda: self._first_direction.at(self._step), self._value_a_step_away),
+            elsewhere=Elsewhere(self._a_step_away, frozenset(self.theta.checked), self._value_a_step_away),
             noise=SIGMAS * max(noise.sigma, noise.growth * self._step),
         )
         del self._first_direction  # it is as large as θ
@@ -168,10 +169,16 @@ class Problem:
     def _first_direction(self) -> RandomDirection:
         return self.direction(0)
 
+    def _a_step_away(self, staying: frozenset[int] = frozenset()) -> AbstractContextManager[object]:
+        """The parameters, but for those at these positions of θ, moved by that step."""
+        return self._first_direction.at(
+            self._step, [k for k, position in enumerate(self.theta.checked) if position in staying]
+        )
+
     @cached_property
     def _value_a_step_away(self) -> float:
         """J with all parameters moved by that step."""
-        with self._first_direction.at(self._step):
+        with self._a_step_away():
             return self.objective.value()
 
 

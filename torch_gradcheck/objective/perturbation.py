@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -79,14 +79,20 @@ class RandomDirection:
         self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
         self._before = [tensor.clone() for tensor in self._tensors]
 
-    def at(self, distance: float) -> _At:
-        """θ + distance · direction inside the block; θ, by assignment, after it."""
-        return _At(self, distance)
+    def at(self, distance: float, staying: Collection[int] = ()) -> _At:
+        """θ + distance · direction inside the block; θ, by assignment, after it.
 
-    def move(self, distance: float) -> None:
-        """From anywhere to θ + distance · direction."""
-        for tensor, before, velocity in zip(self._tensors, self._before, self._velocities, strict=True):
-            torch.add(before, velocity, alpha=distance, out=tensor)
+        Args:
+            distance: how far.
+            staying: positions among the parameters of those that do not move.
+        """
+        return _At(self, distance, staying)
+
+    def move(self, distance: float, staying: Collection[int] = ()) -> None:
+        """From anywhere to θ + distance · direction; the parameters at these positions to θ."""
+        moving = zip(self._tensors, self._before, self._velocities, strict=True)
+        for position, (tensor, before, velocity) in enumerate(moving):
+            torch.add(before, velocity, alpha=0.0 if position in staying else distance, out=tensor)
 
     def put_back(self) -> None:
         """From anywhere to θ."""
@@ -97,12 +103,12 @@ class RandomDirection:
 class _At:
     """A class and not a generator, as `MovedCoordinate` is."""
 
-    def __init__(self, direction: RandomDirection, distance: float) -> None:
-        self._direction, self._distance = direction, distance
+    def __init__(self, direction: RandomDirection, distance: float, staying: Collection[int]) -> None:
+        self._direction, self._distance, self._staying = direction, distance, staying
 
     def __enter__(self) -> None:
         try:
-            self._direction.move(self._distance)
+            self._direction.move(self._distance, self._staying)
         except BaseException:
             self._direction.put_back()
             raise

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_gradcheck.precision.dtypes import in_precision, is_lower
-from torch_gradcheck.precision.missing_kernels import SUBSTITUTES
+from torch_gradcheck.precision.grouped_products import GROUPED_PRODUCTS, grouped_product
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import existing, is_view, overloads, takes, written_arguments
 
@@ -74,9 +74,9 @@ class PrecisionMode(DispatchMode):
         raised_kwargs = {
             name: arg if name in writes else self._raised(func, arg) for name, arg in (kwargs or {}).items()
         }
-        if self.precision is torch.float64 and func in SUBSTITUTES:
+        if func in GROUPED_PRODUCTS and _lacks_kernel(raised[0].dtype):
             self.replaced = True
-            return SUBSTITUTES[func](*raised, **raised_kwargs)
+            return grouped_product(*raised, **raised_kwargs)
         return func(*raised, **raised_kwargs)
 
     def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: DrawnIn) -> Any:
@@ -110,6 +110,11 @@ class PrecisionMode(DispatchMode):
     def _record(self, func: Any) -> None:
         name = getattr(func, "overloadpacket", func).__name__
         self.overridden.setdefault(name, set()).add(self._current_module())
+
+
+def _lacks_kernel(dtype: torch.dtype) -> bool:
+    """Whether torch has no grouped product in this precision."""
+    return dtype.itemsize > torch.float32.itemsize
 
 
 def _lowered(argument: Any, dtype: torch.dtype) -> Any:

@@ -42,6 +42,8 @@ def seconds_each(program: Program, parameter: int) -> float:
         products = _products(program, step)
         for number in step.prepared.operation.outputs:
             depth[number] = layers + bool(products)
+        if step.prepared.operation.is_guard:
+            continue
         seconds += SECONDS_AN_OPERATION + _seconds(program, step, products, layers)
     return seconds
 

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.sampling import Samples
+from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.engine import Engine, SubstituteEngine
 from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, keep_freed_memory
 from torch_gradcheck.engines.traced.cost import seconds_each
-from torch_gradcheck.engines.traced.evaluation import evaluated
+from torch_gradcheck.engines.traced.evaluation import Evaluated, evaluated
 from torch_gradcheck.engines.traced.gradient import gradient_by_record
 from torch_gradcheck.engines.traced.program import compiled
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
 from torch_gradcheck.engines.traced.threads import OnThreads, ThreadCount
-from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.torch_internals.devices import is_out_of_memory
 from torch_gradcheck.torch_internals.dispatch import modes_disabled, vmap_or_nothing
@@ -36,6 +37,10 @@ COMPARED = 4
 
 SMALL_TENSOR = 64
 """The largest number of entries in a small tensor."""
+
+MANY, MOST = 64, 0.9
+"""A parameter is left to other engines where, of this many perturbations or more, the record does not hold for a share
+larger than this."""
 
 TRACE_IN_EVALUATIONS = 80
 """The cost of recording J, in eager evaluations of J: 7 to 79 were measured, most where operations are short."""
@@ -56,7 +61,8 @@ class TracedEngine(SubstituteEngine):
 
     For each parameter the operations upstream are not repeated. Those downstream run for a chunk of perturbations at a
     time, and only on the entries that these change. θ is neither written nor copied, and J's Python code does not run
-    again: the engine is valid as long as θ, buffers and batch hold the values they had.
+    again: the engine is valid as long as θ, buffers and batch hold the values they had. Perturbations under which J
+    reads other values than at θ to decide by (conditions, indices) are left to the eager engine.
 
     Args:
         objective: J(θ), deterministic, a 0-dim real tensor.
@@ -82,6 +88,8 @@ class TracedEngine(SubstituteEngine):
         started = perf_counter()
         keep_freed_memory()
         self._program = compiled(objective, parameters)
+        self._objective = objective
+        self._eager = EagerEngine(self._value_of_J, list(parameters))
         self._threads, self._one_thread = ThreadCount(threads or torch.get_num_threads()), ThreadCount(1)
         self._footprints = [self._program.footprint(parameter) for parameter in range(len(parameters))]
         self._chunks = [ChunkSize(memory_limit, footprint) for footprint in self._footprints]
@@ -94,7 +102,7 @@ class TracedEngine(SubstituteEngine):
             Untraceable: J as a function of this parameter cannot be evaluated from the record.
         """
         coordinates, steps = np.asarray(coordinates, dtype=np.int64), np.asarray(steps, dtype=np.float64)
-        values, taken = np.empty(len(steps)), np.empty(len(steps))
+        values, taken, strayed = np.empty(len(steps)), np.empty(len(steps)), np.zeros(len(steps), dtype=np.bool_)
         written = self._footprints[parameter].written_bytes * len(steps)
         threads = self._threads if written > WORTH_ALL_THREADS else self._one_thread
         # Neighbours in memory tend to change the same rows and columns, which costs less.
@@ -104,8 +112,12 @@ class TracedEngine(SubstituteEngine):
                 here = self._next(parameter, coordinates, rest)
                 samples = self._chunk(parameter, coordinates[here], steps[here], threads)
                 if samples is not None:
-                    taken[here], values[here] = samples
+                    taken[here], values[here], strayed[here] = samples
                     rest = rest[len(here) :]
+        by_eager = np.flatnonzero(strayed)
+        if len(by_eager):
+            taken[by_eager], values[by_eager] = self._eager.sample(parameter, coordinates[by_eager], steps[by_eager])
+            self.by_eager += len(by_eager)
         return Samples(taken, values)
 
     def confirm(self, expected: float, noise: float) -> None:
@@ -119,9 +131,10 @@ class TracedEngine(SubstituteEngine):
             noise: what two right ways to evaluate J may differ by, in the unit of J.
 
         Raises:
+            Strayed: the record does not hold there.
             Untraceable: the record gives another value.
         """
-        found = self.value()
+        found = self._by_record()
         dtype = self._program.values[self._program.output].dtype
         if found is not None and _differ(np.array(found), np.array(expected), noise, dtype):
             raise Untraceable(
@@ -130,9 +143,22 @@ class TracedEngine(SubstituteEngine):
             )
 
     def value(self) -> float | None:
-        """J by the record at what the parameters hold now; None where the record contains draws made at θ."""
+        """J by the record at what the parameters hold now; None where the record contains draws made at θ.
+
+        Where the record does not hold there, it is J itself.
+        """
+        try:
+            return self._by_record()
+        except Strayed:
+            self.by_eager += 1
+            return self._value_of_J()
+
+    def _by_record(self) -> float | None:
         with modes_disabled(), torch.no_grad(), OnThreads(1):
             return self._program.again()
+
+    def _value_of_J(self) -> float:  # noqa: N802
+        return float(self._objective().detach())
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of every parameter by aten's own formulas, see `gradient_by_record`; None where J has none.
@@ -227,20 +253,42 @@ class TracedEngine(SubstituteEngine):
     def _theta(self, parameter: int) -> Tensor:
         return self._program.values[self._program.parameters[parameter]]
 
-    def _chunk(self, parameter: int, coordinates: Indices, steps: Floats, threads: ThreadCount) -> Samples | None:
-        """The samples of one chunk; None where memory did not suffice and the next chunk should be smaller."""
+    def _chunk(
+        self, parameter: int, coordinates: Indices, steps: Floats, threads: ThreadCount
+    ) -> tuple[Floats, Floats, Flags] | None:
+        """Steps and values of one chunk, and for which of them the record does not hold.
+
+        None where memory did not suffice and the next chunk should be smaller.
+
+        Raises:
+            Untraceable: the record holds for too few.
+        """
         start, taken = perturbed(self._theta(parameter), coordinates, steps)
         try:
             with threads.chunk():
-                J, peak_bytes = evaluated(self._program, parameter, start, threads.adapt)
+                found = evaluated(self._program, parameter, start, threads.adapt)
             threads.ended()
         except (RuntimeError, MemoryError) as error:
             if len(steps) == 1 or not is_out_of_memory(error):
                 raise
             self._chunks[parameter].out_of_memory(len(steps))
             return None
-        self._chunks[parameter].measured(len(steps), peak_bytes)
-        return Samples(taken, J.double().numpy())
+        self._chunks[parameter].measured(len(steps), found.peak_bytes)
+        return taken, found.J.double().numpy(), _strayed(found)
+
+
+def _strayed(found: Evaluated) -> Flags:
+    """For which perturbations of a chunk the record does not hold.
+
+    Raises:
+        Untraceable: for most of many, so that recorded evaluations are wasted on this parameter.
+    """
+    if found.strayed is None:
+        return np.zeros(len(found.J), dtype=np.bool_)
+    strayed = found.strayed.numpy()
+    if len(strayed) >= MANY and strayed.mean() > MOST and found.guard is not None:
+        raise found.guard.strayed("under most perturbations")
+    return strayed
 
 
 def _differ(found: Floats, expected: Floats, noise: float, dtype: torch.dtype) -> Flags:

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.program import Prepared, Program, Step
+from torch_gradcheck.engines.traced.recording.tape import Operation
 from torch_gradcheck.engines.traced.rules.by_vmap import by_vmap
-from torch_gradcheck.engines.traced.rules.perturbed import Perturbed
+from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, pick
 from torch_gradcheck.engines.traced.rules.registry import NoRuleError, OperationCall
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.torch_internals.devices import is_out_of_memory
 
 
-def evaluated(program: Program, parameter: int, start: Perturbed, between: Callable[[], None]) -> tuple[Tensor, int]:
-    """J with one parameter perturbed, shape (K,), and the largest number of bytes that values took at a time.
+class Evaluated(NamedTuple):
+    """J with one parameter perturbed.
+
+    Attributes:
+        J: shape (K,).
+        peak_bytes: the largest number of bytes that values took at a time.
+        strayed: shape (K,), of dtype bool: for these perturbations a guard does not hold, and J may be another value;
+            None where all hold.
+        guard: one that does not hold.
+    """
+
+    J: Tensor
+    peak_bytes: int
+    strayed: Tensor | None
+    guard: Operation | None
+
+
+def evaluated(program: Program, parameter: int, start: Perturbed, between: Callable[[], None]) -> Evaluated:
+    """J for K perturbations of one parameter.
 
     Args:
         program: J.
@@ -29,13 +48,18 @@ def evaluated(program: Program, parameter: int, start: Perturbed, between: Calla
     """
     perturbed: dict[int, Perturbed] = {program.parameters[parameter]: start}
     in_use = peak = start.stored.nbytes
+    strayed, guard = None, None
     for step in program.suffix(parameter):
         operands = {number: perturbed[number] for number in step.inputs if number in perturbed}
-        if operands:
+        if operands and step.prepared.operation.is_guard:
+            found = _differs(*operands.values())
+            if found is not None:
+                strayed, guard = found if strayed is None else strayed | found, step.prepared.operation
+        elif operands:
             _mark(step, operands)
             results = _apply(step.prepared, program.values, perturbed, start.count)
             for number, result in zip(step.prepared.operation.outputs, results, strict=True):
-                if result is not None:
+                if result is not None and not _is_as_at_theta(result):
                     result.owned = _is_owned(step, result, operands)
                     perturbed[number] = result
                     in_use += result.stored.nbytes
@@ -45,8 +69,23 @@ def evaluated(program: Program, parameter: int, start: Perturbed, between: Calla
             if number in perturbed:
                 in_use -= perturbed.pop(number).stored.nbytes
     if program.output not in perturbed:
-        return program.values[program.output].reshape(1).expand(start.count), peak
-    return perturbed[program.output].values.reshape(start.count), peak
+        J = program.values[program.output].reshape(1).expand(start.count)
+    else:
+        J = perturbed[program.output].values.reshape(start.count)
+    return Evaluated(J, peak, strayed, guard)
+
+
+def _is_as_at_theta(x: Perturbed) -> bool:
+    """Whether no perturbation changes a tensor of Booleans or integers, as most change no comparison and no index."""
+    if x.base.is_floating_point() or x.base.is_complex():
+        return False
+    return torch.equal(x.values, pick(x.base, x.region).expand_as(x.values))
+
+
+def _differs(x: Perturbed) -> Tensor | None:
+    """For which perturbations a value is another than at θ, shape (K,); None where for none."""
+    differs: Tensor = (x.values != pick(x.base, x.region)).reshape(x.count, -1).any(1)
+    return differs if bool(differs.any()) else None
 
 
 def _mark(step: Step, operands: dict[int, Perturbed]) -> None:

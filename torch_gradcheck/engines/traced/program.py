@@ -136,7 +136,11 @@ class Program:
         )
 
     def again(self) -> float | None:
-        """J by the record at what the parameters hold now; None where the record contains draws made at θ."""
+        """J by the record at what the parameters hold now; None where the record contains draws made at θ.
+
+        Raises:
+            Strayed: there J may be another record.
+        """
         if any(step.prepared.operation.frozen is not None for step in self._dependent):
             return None
         return float(self.replayed([self.values[number] for number in self.parameters]))
@@ -149,17 +153,32 @@ class Program:
         Args:
             parameters: these tensors.
             formula: gives the function to call for a recorded one.
+
+        Raises:
+            Strayed: J reads another value there than at θ, so that it may be another record.
         """
         moved = dict(zip(self.parameters, parameters, strict=True))
         for prepared, _, last_use in self._dependent:
             operation, results = prepared.operation, prepared.operation.frozen
-            if results is None:
+            if operation.is_guard:
+                self._check(operation, moved)
+            elif results is None:
                 args, kwargs = prepared.arguments(moved, self.values), prepared.keywords(moved, self.values)
                 results = tuple(flatten(formula(operation.func)(*args, **kwargs)))
-            moved.update(zip(operation.outputs, results, strict=True))
+            moved.update(zip(operation.outputs, results or (), strict=True))
             for number in last_use:
                 moved.pop(number, None)
         return moved.get(self.output, self.values[self.output])
+
+    def _check(self, guard: Operation, moved: Mapping[int, Tensor]) -> None:
+        for number in guard.inputs():
+            if number in moved and not torch.equal(moved[number], self.values[number]):
+                strayed = guard.strayed("with all parameters moved")
+                strayed.upstream = frozenset(p for p in range(len(self.parameters)) if self._depends(guard, p))
+                raise strayed
+
+    def _depends(self, operation: Operation, parameter: int) -> bool:
+        return any(step.prepared.operation is operation for step in self.suffix(parameter))
 
     @cached_property
     def _dependent(self) -> list[Step]:
@@ -211,10 +230,10 @@ def _performed(operation: Operation, values: dict[int, Tensor]) -> tuple[tuple[A
 
 
 def _needed(tape: Tape, output: int) -> list[Operation]:
-    """The operations that J depends on, in order."""
+    """The operations that J depends on, the guards of what was recorded among them, in order."""
     wanted, needed = {output}, []
     for operation in reversed(tape.operations):
-        if any(i in wanted for i in operation.outputs):
+        if operation.is_guard or any(i in wanted for i in operation.outputs):
             wanted.update(operation.inputs())
             needed.append(operation)
     return needed[::-1]

@@ -24,3 +24,13 @@ class Untraceable(Exception):  # noqa: N818 - an answer, not a fault: the eager 
     def without_traceback(self) -> Untraceable:
         """The same answer, without the frames it came through and all that they refer to."""
         return Untraceable(self.reason, op=self.op, module=self.module)
+
+
+class Strayed(Untraceable):
+    """Away from θ, J reads another value than at θ to decide by; there it may be made of other operations.
+
+    Attributes:
+        upstream: positions of the parameters that the value depends on.
+    """
+
+    upstream: frozenset[int] = frozenset()

@@ -152,6 +152,20 @@ class AliasTracker:
         else:
             memory.replace({})
 
+    def share(self, x: Tensor) -> None:
+        """Take in that others than torch share the memory of x, a constant: it is read anew after every write.
+
+        Raises:
+            Untraceable: other entries of that memory depend on a parameter.
+        """
+        memory = self._memory.get(storage_key(x))
+        if memory is None:
+            return
+        in_part = any(self.tape.depends[number] for number in memory.numbers())
+        if in_part and not MemoryView.of(x).covers(memory.storage):
+            raise Untraceable("memory shared with others than torch that depends on a parameter in part")
+        memory.replace({})
+
     def write(self, x: Tensor, number: int) -> None:
         """Take in that x's memory now holds this value: views that overlap it are out of date."""
         memory, view = self.memory(x), MemoryView.of(x)

@@ -1,8 +1,7 @@
 """Runs J once and writes its tape: every operation that depends on a parameter, by numbered values.
 
 Values that depend on no parameter (the batch, masks, random draws, their products) enter the tape as constants. Python
-code may look at a value that depends on a parameter, and decide by it. A record would repeat that decision for every
-perturbation, so such a look ends the recording.
+code may look at a value that depends on a parameter, and decide by it: see `reads`.
 """
 
 from __future__ import annotations
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from torch_gradcheck.engines.traced.recording.aliasing import AliasTracker
+from torch_gradcheck.engines.traced.recording.reads import PythonReads, Reads
 from torch_gradcheck.engines.traced.recording.tape import Ref, Tape
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.torch_internals.dispatch import DispatchMode, TorchDispatchMode, current_modes, modes_disabled
@@ -53,7 +52,7 @@ def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tup
         stack.enter_context(Recorder(aliases))
         for mode in callers_modes:
             stack.enter_context(InFront(mode))
-        stack.enter_context(PythonReads(aliases))
+        stack.enter_context(PythonReads(Reads(aliases)))
         J = objective()
     return tape, numbers, aliases.value(J), float(J.detach())
 
@@ -71,32 +70,13 @@ class InFront(DispatchMode):
         return self._mode.__torch_dispatch__(func, types, args, kwargs or {})
 
 
-class PythonReads(TorchFunctionMode):
-    """Stops J where it takes values out of torch by no operation that a dispatch mode sees."""
-
-    _READS = frozenset({"numpy", "tolist", "__array__", "__dlpack__"})
-
-    def __init__(self, aliases: AliasTracker) -> None:
-        super().__init__()
-        self._aliases = aliases
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in self._READS and isinstance(args[0], Tensor) and self._aliases.depends(args[0]):
-            reason = f"Tensor.{name} takes a value to Python that depends on a parameter"
-            raise Untraceable(reason, op=name, module=running_module())
-        return func(*args, **(kwargs or {}))
-
-
 class Recorder(DispatchMode):
     """Puts each operation that depends on a parameter on the tape, as it runs."""
 
     def __init__(self, aliases: AliasTracker) -> None:
         super().__init__()
         self._aliases = aliases
-        self._tape = aliases.tape
+        self._tape, self._reads = aliases.tape, Reads(aliases)
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -116,7 +96,8 @@ class Recorder(DispatchMode):
         if depends and func in _OVERWRITES:
             depends = self._depends((args[1:], tuple(kwargs.values())))
         if depends:
-            _refuse_python_reads(func, self._depends, args)
+            depends = self._reads.leave_something(func, args) and self._depends((args, tuple(kwargs.values())))
+        if depends:
             args_taken, kwargs_taken = self._numbered(args), {key: self._numbered(x) for key, x in kwargs.items()}
         for x in mutated:
             self._aliases.before_write(x)
@@ -197,27 +178,6 @@ class Recorder(DispatchMode):
         return tree
 
 
-def _refuse_python_reads(func: OpOverload, depends: Callable[[Any], bool], args: tuple[Any, ...]) -> None:
-    """Stop at operations that give a value to Python, or whose result has a shape that depends on values.
-
-    Raises:
-        Untraceable: `func` is one.
-    """
-    if func in _RESIZES:
-        raise Untraceable(f"{func} changes the memory under a tensor", op=str(func), module=running_module())
-    if torch.Tag.data_dependent_output in func.tags:
-        reason = f"{func} (item, a condition or a comparison) takes a value to Python that depends on a parameter"
-        raise Untraceable(reason, op=str(func), module=running_module())
-    if torch.Tag.dynamic_output_shape in func.tags:
-        # x[mask] has a shape that follows from the mask alone.
-        deciding = args[1:] if func in _SELECTIONS else args
-        if func is _INDEX:
-            deciding = tuple(index for index in flatten(args[1]) if index.dtype in (torch.bool, torch.uint8))
-        if depends(deciding):
-            reason = f"{func} has a shape that depends on values which depend on a parameter"
-            raise Untraceable(reason, op=str(func), module=running_module())
-
-
 def _mixed(args: tuple[Any, ...]) -> bool:
     """Whether floating dtypes differ, so that an in-place operation rounds where its functional form promotes."""
     return len({x.dtype for x in flatten(args) if x.is_floating_point() or x.is_complex()}) > 1
@@ -244,15 +204,10 @@ _OVERWRITES = overloads(
 )  # fmt: skip
 """Operations whose results do not depend on the values that they overwrite."""
 
-_SELECTIONS = overloads("index", "masked_select", "_ctc_loss")
-"""Operations whose first argument has no say in the shape of the result."""
-
-_RESIZES = overloads("resize_", "resize_as_")
-
 _VIEWS_ONLY = overloads("as_strided", "set_")
 """Operations that give a view of known memory and no new value."""
 
-_COPY, _INDEX = overload("copy_.default"), overload("index.Tensor")
+_COPY = overload("copy_.default")
 
 _BATCH_NORMS = frozenset(existing("native_batch_norm.default", "_native_batch_norm_legit.default"))
 

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from torch_gradcheck.engines.traced.untraceable import Strayed
+
 
 class Ref(NamedTuple):
     """Stands for a numbered value among the arguments of an operation."""
@@ -15,12 +17,27 @@ class Ref(NamedTuple):
     id: int
 
 
+class Guard:
+    """Stands among the operations for a value that J has read: where it is another than at θ, the record is not J.
+
+    Args:
+        reader: the name of the operation that took the value to Python.
+    """
+
+    def __init__(self, reader: str) -> None:
+        self.__name__ = reader
+
+    def __call__(self, _: Tensor) -> tuple[()]:
+        """It makes no value."""
+        return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Operation:
     """One call: `outputs[i]` is the number given to the i-th tensor it returns.
 
     Attributes:
-        func: an overload of aten, or a function of the tape's own; either is free of side effects.
+        func: an overload of aten, or a function of the tape's own; either is free of side effects. Or a `Guard`.
         args, kwargs: the arguments, with a `Ref` in the place of every tensor.
         outputs: a number for every tensor that it returns.
         module: the innermost module that was running.
@@ -38,6 +55,15 @@ class Operation:
     def name(self) -> str:
         """The name of the operation, for messages."""
         return str(getattr(self.func, "__name__", self.func))
+
+    @property
+    def is_guard(self) -> bool:
+        """Whether it makes no value, and says where the record holds."""
+        return isinstance(self.func, Guard)
+
+    def strayed(self, where: str) -> Strayed:
+        """The answer "this guard does not hold" at a point that `where` describes."""
+        return Strayed(f"{self.name} takes another value to Python {where}", op=self.name, module=self.module)
 
     def inputs(self) -> Iterator[int]:
         """Numbers of the values that this operation reads."""
@@ -80,6 +106,17 @@ class Tape:
         outputs = tuple(self._number(depends) for _ in range(count))
         self.operations.append(Operation(func, args, kwargs, outputs, module, frozen))
         return outputs
+
+    def guard(self, number: int, reader: str, module: nn.Module | None) -> None:
+        """Have the record hold only where a value is what it is at θ.
+
+        Args:
+            number: of the value.
+            reader: the name of the operation that took it to Python.
+            module: the innermost module that was running.
+        """
+        if self.depends[number]:
+            self.operations.append(Operation(Guard(reader), (Ref(number),), {}, (), module))
 
     def _number(self, depends: bool) -> int:
         self.depends.append(depends)

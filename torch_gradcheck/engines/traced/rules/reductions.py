@@ -15,6 +15,8 @@ from torch_gradcheck.engines.traced.rules.registry import (
 )
 from torch_gradcheck.torch_internals.operations import existing, flatten
 
+_OF_ONE_DIMENSION = existing("argmax.default", "argmin.default")
+
 _MEANS = existing("mean.default", "mean.dim")
 
 
@@ -67,6 +69,8 @@ def reduction(position: int, keepdim_position: int) -> Rule:
         x = x.widened(dims)
         region = _kept(x.region, dims, bool(call.arg(keepdim_position, "keepdim", False)))
         single = isinstance(call.arg(position, "dim"), int)
+        if not single and call.func in _OF_ONE_DIMENSION:
+            raise NoRuleError  # their `dim` cannot be a list of all
         args = _with_dims(call, x, position, dims[0] + 1 if single else [d + 1 for d in dims])
         kwargs = {key: given for key, given in call.kwargs.items() if key != "dim"}
         results = flatten(call.func(*args, **kwargs))
@@ -82,7 +86,7 @@ def _with_dims(call: OperationCall, x: Perturbed, position: int, dims: int | lis
 
 
 def along(position: int) -> Rule:
-    """A rule for an operation along one dimension that keeps the shape; `position` is that of `dim`."""
+    """A rule for an operation along one dimension that keeps all others; `position` is that of `dim`."""
 
     def scan(call: OperationCall) -> Results:
         perturbed_only(call, 0)
@@ -123,7 +127,7 @@ _REDUCTIONS = {
 """Operation → positions of `dim` and of `keepdim`; 9 where it takes `keepdim` by name only."""
 
 _SCANS = {
-    "cumsum.default": 1, "cumprod.default": 1, "logcumsumexp.default": 1, "sort.default": 1,
+    "cumsum.default": 1, "cumprod.default": 1, "logcumsumexp.default": 1, "sort.default": 1, "topk.default": 2,
 }  # fmt: skip
 """Operation → position of `dim`."""
 

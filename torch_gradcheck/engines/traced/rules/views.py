@@ -95,10 +95,11 @@ def select(call: OperationCall) -> Results:
     x: Perturbed = call.args[0]
     d = _at(call.args[1], x.base.ndim)
     index = call.args[2] % x.base.shape[d]
-    return [_selected(x, d, index, call.base)]
+    return [selected(x, d, index, call.base)]
 
 
-def _selected(x: Perturbed, d: int, index: int, base: Tensor) -> Perturbed | None:
+def selected(x: Perturbed, d: int, index: int, base: Tensor) -> Perturbed | None:
+    """Index `index` of dimension d, without that dimension; None where no perturbation changes it."""
     part = sliced(x, d, index, 1, x.base.narrow(d, index, 1))
     if part is None:
         return None
@@ -119,7 +120,7 @@ def unbind(call: OperationCall) -> Results:
     """x[0], x[1] and so on."""
     x: Perturbed = call.args[0]
     d = _at(call.arg(1, "dim", 0), x.base.ndim)
-    return [_selected(x, d, index, base) for index, base in enumerate(call.bases)]
+    return [selected(x, d, index, base) for index, base in enumerate(call.bases)]
 
 
 @rule("cat.default")

@@ -1,4 +1,4 @@
-"""Operations without a float64 kernel are computed in float64 all the same, to what their float32 kernels compute."""
+"""Grouped products have no float64 kernel, and are computed in float64 all the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from torch_gradcheck import check_module
-from torch_gradcheck.precision.missing_kernels import grouped_mm
+from torch_gradcheck.precision.grouped_products import grouped_product
 
 ENDS = [3, 3, 8, 12]
 """The second group is empty."""
@@ -42,14 +42,14 @@ def test_the_product_is_that_of_each_group(of_a: tuple[int, ...], of_b: tuple[in
     a, b = torch.randn(of_a, dtype=torch.float64), torch.randn(of_b, dtype=torch.float64)
     offs = None if len(of_a) == len(of_b) == 3 else torch.tensor(ENDS, dtype=torch.int32)
 
-    torch.testing.assert_close(grouped_mm(a, b, offs), by_loop(a, b))
+    torch.testing.assert_close(grouped_product(a, b, offs), by_loop(a, b))
 
 
 def test_rows_behind_the_last_group_are_zero_whatever_they_hold() -> None:
     a, b = torch.ones(4, 2, dtype=torch.float64), torch.ones(2, 2, 3, dtype=torch.float64)
     a[3] = torch.nan
 
-    product = grouped_mm(a, b, torch.tensor([1, 3], dtype=torch.int32))
+    product = grouped_product(a, b, torch.tensor([1, 3], dtype=torch.int32))
 
     assert product[:3].eq(2).all()
     assert product[3].eq(0).all()
@@ -66,7 +66,7 @@ def test_it_is_what_the_float32_kernel_computes(of_a: tuple[int, ...], of_b: tup
     except RuntimeError as error:
         pytest.skip(f"this torch has no float32 kernel: {error}")
 
-    torch.testing.assert_close(of_torch.double(), grouped_mm(a.double(), b.double(), offs), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(of_torch.double(), grouped_product(a.double(), b.double(), offs), rtol=1e-4, atol=1e-4)
 
 
 class TimesThree(torch.autograd.Function):

@@ -1,0 +1,74 @@
+"""Checks of models that decide by values: recorded as others are, and a wrong backward behind a decision is found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.zoo.deciding import Adaptive, Experts, FixedPoint, doubled
+from torch_gradcheck import Report, check_module
+
+WIDE = 12
+"""Outputs of the layer before the model, so that the eager engine is not fast enough."""
+
+
+class Between(nn.Module):
+    """A linear layer, a model that decides, and another linear layer."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.first, self.model, self.last = nn.Linear(WIDE, 4), model, nn.Linear(4, WIDE)
+
+    def forward(self, x: Tensor) -> Tensor:
+        calls.append(1)
+        return self.last(self.model(self.first(x)))
+
+
+calls: list[int] = []
+"""One entry an evaluation, where a check does not put things back."""
+
+
+def checked(model: nn.Module) -> Report:
+    torch.manual_seed(0)
+    calls.clear()
+    x, y = torch.randn(6, WIDE), torch.randn(6, WIDE)
+    return check_module(Between(model), nn.MSELoss(), (x, y), method="exact", progress=False)
+
+
+def built(model: Callable[[], nn.Module]) -> nn.Module:
+    torch.manual_seed(1)
+    return model()
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {"experts": Experts, "fixed point": FixedPoint, "adaptive": Adaptive}
+
+
+@pytest.mark.slow_but_for(1)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_right_model_is_recorded_and_passes(name: str) -> None:
+    report = checked(built(MODELS[name]))
+    assert report.passed, str(report)
+    assert not [note for note in report.notes if "one coordinate at a time" in note]
+    assert len(calls) < report.evaluations / 2
+
+
+UPSTREAM = ["first.weight", "first.bias"]
+
+WRONG: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
+    "in the experts": (lambda: Experts(activation=doubled), [*UPSTREAM, "model.up"]),
+    "in the router": (lambda: Experts(routed=doubled), [*UPSTREAM, "model.router.weight", "model.router.bias"]),
+    "in the fixed point": (lambda: FixedPoint(doubled), [*UPSTREAM, "model.W"]),
+    "in the slope": (lambda: Adaptive(doubled), [*UPSTREAM, "model.first.weight", "model.first.bias"]),
+}
+
+
+@pytest.mark.slow_but_for(1)
+@pytest.mark.parametrize("place", WRONG)
+def test_a_wrong_backward_behind_a_decision_is_found(place: str) -> None:
+    model, names = WRONG[place]
+    report = checked(built(model))
+    assert {row.name for row in report if row.status == "mismatch"} >= set(names), str(report)
+    assert not [note for note in report.notes if "one coordinate at a time" in note]
