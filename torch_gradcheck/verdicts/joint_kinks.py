@@ -51,7 +51,7 @@ def joint_directions(on_trial: Floats, reference: Floats, nearby: Floats, more: 
     """
     size = float(np.max(np.linalg.norm(nearby, axis=1), initial=float(np.linalg.norm(on_trial))))
     pieces = np.vstack([nearby[1:] - nearby[0], reference - nearby[0]])
-    error = on_trial - nearby[0]
+    error = on_trial - reference
     tried = [_beyond(pieces, error, SPANNED * size), on_trial, *more]
     units = [direction / length for direction in tried if (length := float(np.linalg.norm(direction))) > 0]
     return [

@@ -71,7 +71,7 @@ class Measurement:
 
 
 def _bent(check: EntryCheck, found: Differences) -> Flags:
-    """Entries whose one-sided slopes differ at the first step; J(θ) is that of the eager engine, to spare an evaluation."""
+    """Entries whose one-sided slopes differ at the first step; J(θ) is the eager engine's, to spare an evaluation."""
     with np.errstate(all="ignore"):
         jump = np.abs(2 * (found.middle - check.noise.at_zero) / found.step)
         return np.asarray(jump > BENT * (np.abs(found.central) + np.abs(check.analytic)) + 2 * SIGMAS * found.roundoff)

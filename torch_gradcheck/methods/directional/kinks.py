@@ -1,13 +1,16 @@
-"""Tries the entries that kinks excuse along joint directions, in which J has one slope although each has two.
+"""Looks once more at what was found at kinks of J: entries that a kink excuses, and entries that several kinks accuse.
 
-A gradient of composed functions need not be one of J at a kink of several of them: autograd gives relu(x) − relu(−x) the
-slope 0 at 0, and a Function may choose another slope there than torch does. None of that is a mistake. So a gradient is
-called wrong only if all of this holds:
+An accusation by a joint direction: where entries tie for a maximum, J has a kink along each of them, and any gradient
+between its two slopes is excused. Along a direction in which they move together J has one slope. A gradient that has
+another one there is wrong, if
 
-1. it is not what the formulas of torch give for the operations of J, and that gradient has J's slope along the direction;
-2. not only J but every quantity on its way from θ has one slope along the direction, on both sides of θ and at points
-   beside it, where other pieces of these functions meet: no operation is at a kink that the direction crosses;
-3. differences of J itself, by many steps, contradict the slope of the gradient.
+1. it is not what the formulas of torch give for the operations of J, and that gradient has J's slope;
+2. not only J but every quantity between θ and J has one slope along the direction, on both sides of θ and beside it;
+3. differences of J itself contradict it, by many steps.
+
+Without the first two a right model would be accused. A Function may choose another slope at its kink than torch does,
+and what autograd adds up of such choices need be no slope of J: relu(x) − relu(−x) gets the slope 0 at 0, and is x.
+Where that happens along a single coordinate, an entry that is just what the formulas of torch give is left undecided.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.richardson import COARSE
@@ -27,9 +29,10 @@ from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
 from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE
 from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
+from torch_gradcheck.methods.directional.quantities import DISTANCE, Quantities
 from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.objective.theta import flat_values
+from torch_gradcheck.objective.theta import Theta, flat_values
 from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.verdicts.entry_check import Outcome, rounding_of
 from torch_gradcheck.verdicts.joint_kinks import joint_directions, kinked, nearest_allowed
@@ -43,37 +46,26 @@ POINTS = 8
 FIRST_POINT = 200
 """Number of the random direction to the first of them; other numbers are taken."""
 
-DISTANCE = 2e-6
-"""How far these points are from θ, relative to the size of its tensors."""
-
-STEP = DISTANCE / 64
-"""Relative step by which quantities are differenced: beside θ it stays on one piece."""
-
-ALIKE = 0.02
-"""Two slopes of a quantity are the same where they differ by at most 2 % of themselves."""
-
-CURVED = 1e-4
-"""... or by this share of the largest slope in the same tensor: 50 times what a curvature of 1 makes of `DISTANCE`."""
-
-ROUNDINGS = 64.0
-"""... or by this many machine epsilons of the largest number in the tensor, divided by the step."""
-
 MOST_ENTRIES = 2**20
 """The largest number of entries in tensors with kinks that are tried together."""
 
 MOST_ALONE = 8
 """How many tensors are tried one by one, where nothing is found along directions through all of them."""
 
+MOST_EXCUSED = 64
+"""How many accused entries of a tensor are looked at one by one; where kinks excuse all of them, the rest is, too."""
 
-def tried_jointly(
-    problem: Problem,
-    gradients: Mapping[int, AnalyticGradient],
-    trials: Mapping[int, ParameterTrial],
-    progress: ProgressBar,
+Trials = Mapping[int, ParameterTrial]
+"""Position in θ → what was found of that parameter's gradient."""
+
+
+def reconsidered(
+    problem: Problem, gradients: Mapping[int, AnalyticGradient], trials: Trials, progress: ProgressBar
 ) -> dict[int, ParameterTrial]:
-    """The trials, with entries made MISMATCH that J contradicts along a direction through several kinks.
+    """The trials, with entries made MISMATCH or UNDECIDED where several kinks of J meet.
 
-    Costs nothing where J has no kink at θ, and a record of J where the gradient is then that of torch's formulas.
+    Costs nothing where J has no kink at θ and nothing is wrong, and little where the gradient is that of torch's
+    formulas, as kinks go, or is not, as mistakes do.
 
     Args:
         problem: J, θ and the options.
@@ -82,32 +74,36 @@ def tried_jointly(
         progress: advanced at every evaluation.
     """
     found = dict(trials)
-    suspected = {at: trial for at, trial in trials.items() if _may_hide(trial, gradients[at])}
-    if not suspected or problem.noise.epsilon > LOW_PRECISION or problem.record is None:
+    tried = {at: trial for at, trial in trials.items() if _is_of_interest(trial, gradients[at])}
+    if not tried or problem.noise.epsilon > LOW_PRECISION or problem.record is None:
         return found
     try:
-        return found | JointKinks(problem, problem.record, suspected, gradients, progress).judged()
+        kinks = AtKinks(problem, problem.record, tried, gradients, progress)
+        found |= kinks.excused()
+        return found | kinks.contradicted({at: found[at] for at in tried if not _is_wrong(found[at])})
     except Untraceable:
         return found
 
 
-def _may_hide(trial: ParameterTrial, gradient: AnalyticGradient) -> bool:
-    """Whether kinks may have excused entries: where one is wrong anyway, or the backward is not one function, not."""
+def _is_wrong(trial: ParameterTrial) -> bool:
+    return bool(np.any(trial.results.outcome == Outcome.MISMATCH))
+
+
+def _is_of_interest(trial: ParameterTrial, gradient: AnalyticGradient) -> bool:
+    """Whether entries were excused or accused, or would have been but for a slope between those of a kink."""
     results = trial.results
     if not np.isfinite(trial.analytic).all() or not np.isfinite(gradient.error_bar):
-        return False
-    if np.any(results.outcome == Outcome.MISMATCH):
         return False
     return bool(np.any(results.outcome != Outcome.MATCH) or (results.bent is not None and np.any(results.bent)))
 
 
-class JointKinks:
-    """The gradients of several tensors with kinks at θ, tried along directions through all of them.
+class AtKinks:
+    """Gradients on trial beside those that the formulas of torch give for the operations of J, at θ and beside it.
 
     Args:
         problem: J, θ and the options.
         record: of J.
-        trials: of these tensors, by position in θ.
+        trials: by position in θ.
         gradients: on trial, by position.
         progress: advanced at every evaluation.
     """
@@ -116,190 +112,192 @@ class JointKinks:
         self,
         problem: Problem,
         record: TracedEngine,
-        trials: Mapping[int, ParameterTrial],
+        trials: Trials,
         gradients: Mapping[int, AnalyticGradient],
         progress: ProgressBar,
     ) -> None:
-        self._problem, self._record, self._trials, self._gradients = problem, record, trials, gradients
-        self._progress = progress
+        self._problem, self._theta, self._record = problem, problem.theta, record
+        self._trials, self._gradients, self._progress = trials, gradients, progress
 
-    def judged(self) -> dict[int, ParameterTrial]:
-        """The trials of tensors in which entries are wrong, with these marked."""
-        trials, reference = self._trials, self._by_record()
-        other = [at for at, trial in trials.items() if self._differs(at, trial.analytic, reference[at]).any()]
-        if not other or sum(len(trial.coordinates) for trial in trials.values()) > MOST_ENTRIES:
-            return {}
-        alone = [(at,) for at in other[:MOST_ALONE]] if len(trials) > 1 else []
-        for positions in [tuple(trials), *alone]:
-            found = self._contradicted(positions, reference)
-            if found:
-                return found
-        return {}
-
-    def _differs(self, position: int, one: Floats, other: Floats) -> Flags:
-        """Entries by which two gradients differ by more than rounding."""
-        rounding = rounding_of(one, self._gradients[position].epsilon) + self._gradients[position].error_bar
-        tolerance = self._problem.request.tolerance
-        return np.asarray(~(np.abs(one - other) <= tolerance * (np.abs(one) + np.abs(other)) + rounding))
-
-    # Pieces of J ---------------------------------------------------------------------------------------------------
+    # The gradient by torch's formulas ------------------------------------------------------------------------------
 
     @cached_property
-    def _directions(self) -> Directions:
-        return Directions(self._problem.objective, self._problem.theta, self._problem.request.seed, self._progress)
-
-    @cached_property
-    def _points(self) -> list[Direction]:
-        """The directions to points beside θ, in which every tensor moves."""
-        scales = {position: DISTANCE * size for position, size in self._directions.sizes.items()}
-        return [self._directions.random(FIRST_POINT + k, scales) for k in range(POINTS)]
+    def _of_torch(self) -> dict[int, Floats]:
+        return self._by_record()
 
     @cached_property
     def _beside(self) -> list[dict[int, Floats]]:
-        """The gradients of the record at these points."""
+        """The same at points beside θ."""
         found = []
         for point in self._points:
             with self._directions.at((point, 1.0)):
                 found.append(self._by_record())
         return found
 
+    @cached_property
+    def _points(self) -> list[Direction]:
+        """The directions to these points, in which every tensor moves."""
+        scales = {position: DISTANCE * size for position, size in self._directions.sizes.items()}
+        return [self._directions.random(FIRST_POINT + k, scales) for k in range(POINTS)]
+
     def _by_record(self) -> dict[int, Floats]:
         """The gradient by torch's formulas at what the parameters hold now, at the coordinates that were tried."""
         self._problem.objective.count(1)
-        found, theta, epsilon = self._record.gradients(), self._problem.theta, self._problem.noise.epsilon
+        found, epsilon = self._record.gradients(), self._problem.noise.epsilon
         return {
-            position: analytic_gradient(theta[position], found[position], epsilon).values[trial.coordinates]
+            position: analytic_gradient(self._theta[position], found[position], epsilon).values[trial.coordinates]
             for position, trial in self._trials.items()
         }
 
-    # One direction -------------------------------------------------------------------------------------------------
+    def _is_of_torch(self, position: int) -> Flags:
+        """Entries of the gradient on trial that are what the formulas of torch give."""
+        on_trial, other, given = self._trials[position].analytic, self._of_torch[position], self._gradients[position]
+        allowed = self._problem.request.tolerance * (np.abs(on_trial) + np.abs(other)) + given.error_bar
+        return np.asarray(np.abs(on_trial - other) <= allowed + rounding_of(on_trial, given.epsilon))
 
-    def _contradicted(
-        self, positions: Sequence[int], reference: Mapping[int, Floats]
-    ) -> dict[int, ParameterTrial]:
-        """The trials of these tensors that are wrong by one direction through their kinked entries."""
-        joined = {at: self._trials[at].analytic for at in positions}
-        nearby = np.array([_joined(gradient, positions) for gradient in self._beside])
-        on_trial, of_torch = _joined(joined, positions), _joined(reference, positions)
-        if not np.isfinite(nearby).all() or not np.isfinite(of_torch).all():
-            return {}
-        active = np.flatnonzero(kinked(nearby))
-        on_trial, of_torch, nearby = on_trial[active], of_torch[active], nearby[:, active]
-        theta = _joined({at: self._values(at) for at in positions}, positions)[active]
-        more = [of_torch, np.sign(on_trial), np.sign(theta), np.ones(len(active))]
-        for unit in joint_directions(on_trial, of_torch, nearby, more) if len(active) else []:
-            direction = self._direction(positions, active, unit)
-            if self._is_wrong(direction, float(on_trial @ unit), float(nearby[0] @ unit)):
-                allowed, wrong = nearest_allowed(on_trial, float(nearby[0] @ unit), unit)
-                return self._marked(positions, active[wrong], allowed[wrong], reference)
-        return {}
+    @cached_property
+    def _directions(self) -> Directions:
+        return Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
 
-    def _values(self, position: int) -> Floats:
-        return flat_values(self._problem.theta[position])[self._trials[position].coordinates]
+    @cached_property
+    def _quantities(self) -> Quantities:
+        return Quantities(self._record, self._directions, self._problem.objective)
 
-    def _direction(self, positions: Sequence[int], active: Indices, unit: Floats) -> Direction:
+    def _direction(self, entries: Mapping[int, Indices], along: Mapping[int, Floats]) -> Direction:
+        """The direction that moves some of the coordinates that were tried."""
         direction: dict[int, Motion] = {}
-        for position, mine, begin in self._parts(positions, active):
-            components = torch.zeros(self._problem.theta[position].coordinates, dtype=torch.float64)
-            coordinates = self._trials[position].coordinates[active[mine] - begin]
-            components[torch.from_numpy(coordinates)] = torch.from_numpy(unit[mine])
+        for position, which in entries.items():
+            components = torch.zeros(self._theta[position].coordinates, dtype=torch.float64)
+            components[torch.from_numpy(self._trials[position].coordinates[which])] = torch.from_numpy(along[position])
             if torch.count_nonzero(components):
                 direction[position] = Motion(1.0, components)
         return direction
 
-    def _parts(self, positions: Sequence[int], entries: Indices) -> Iterator[tuple[int, Flags, int]]:
-        """Each tensor's position, which of the joined entries are its own, and the number of its first one."""
-        begin = 0
-        for position in positions:
-            end = begin + len(self._trials[position].coordinates)
-            yield position, (begin <= entries) & (entries < end), begin
-            begin = end
+    # Entries that several kinks accuse -----------------------------------------------------------------------------
 
-    def _is_wrong(self, direction: Direction, on_trial: float, slope: float) -> bool:
-        reach = self._directions.reach(direction)
-        return self._has_one_slope(direction, STEP * reach) and self._is_contradicted(
-            direction, reach, on_trial, slope
-        )
+    def excused(self) -> dict[int, ParameterTrial]:
+        """The trials in which accused entries are torch's own choice at kinks that meet, made UNDECIDED."""
+        found: dict[int, ParameterTrial] = {}
+        for position, trial in self._trials.items():
+            accused = trial.results.outcome == Outcome.MISMATCH
+            entries = np.flatnonzero(accused & self._is_of_torch(position)) if accused.any() else np.empty(0, np.int64)
+            crossing = [self._crosses_a_kink(position, int(entry)) for entry in entries[:MOST_EXCUSED]]
+            excused = entries[: len(crossing)][np.array(crossing, dtype=bool)]
+            if len(crossing) and all(crossing):
+                excused = entries
+            if len(excused):
+                found[position] = _with_undecided(trial, excused)
+        return found
 
-    def _is_contradicted(self, direction: Direction, reach: float, on_trial: float, slope: float) -> bool:
-        """Whether J, which has this slope along a direction by its pieces, contradicts the one on trial there."""
-        problem, analytic = self._problem, np.array([on_trial])
-        sampler, scale = self._directions.sampler([direction]), np.array([reach])
-        check = entry_check_of(
-            sampler, analytic, LARGEST_MOVE * scale, scale, problem.noise, problem.request.tolerance, COARSE
-        )
+    def _crosses_a_kink(self, position: int, entry: int) -> bool:
+        direction = self._direction({position: np.array([entry])}, {position: np.ones(1)})
+        return not self._quantities.have_one_slope(direction)
+
+    # Entries that a kink excuses -----------------------------------------------------------------------------------
+
+    def contradicted(self, trials: Trials) -> dict[int, ParameterTrial]:
+        """Those of these trials, in which nothing is wrong so far, that are contradicted along a joint direction."""
+        others = [at for at in trials if not self._is_of_torch(at).all()]
+        if not others or sum(len(trial.coordinates) for trial in trials.values()) > MOST_ENTRIES:
+            return {}
+        alone = [(at,) for at in others[:MOST_ALONE]] if len(trials) > 1 else []
+        for positions in [tuple(trials), *alone]:
+            found = self._contradicted_together(Joined(trials, positions))
+            if found:
+                return found
+        return {}
+
+    def _contradicted_together(self, joined: Joined) -> dict[int, ParameterTrial]:
+        """The trials that are wrong by one direction through the kinked entries of all these tensors."""
+        nearby = np.array([joined.values(gradients) for gradients in self._beside])
+        of_torch = joined.values(self._of_torch)
+        if not np.isfinite(nearby).all() or not np.isfinite(of_torch).all():
+            return {}
+        active = np.flatnonzero(kinked(nearby))
+        on_trial, of_torch = joined.on_trial[active], of_torch[active]
+        more = [of_torch, np.sign(on_trial), joined.signs(self._theta)[active], np.ones(len(active))]
+        for unit in joint_directions(on_trial, of_torch, nearby[:, active], more) if len(active) else []:
+            slope = float(of_torch @ unit)
+            if self._is_contradicted(self._direction(*joined.split(active, unit)), float(on_trial @ unit), slope):
+                allowed, wrong = nearest_allowed(on_trial, slope, unit)
+                return self._marked(joined, active[wrong], allowed[wrong])
+        return {}
+
+    def _is_contradicted(self, direction: Direction, on_trial: float, slope: float) -> bool:
+        """Whether J has one slope along a direction, by quantities and by differences, and not the one on trial."""
+        return self._quantities.have_one_slope(direction, self._points) and self._is_off(direction, on_trial, slope)
+
+    def _is_off(self, direction: Direction, on_trial: float, slope: float) -> bool:
+        """Whether differences of J give this slope along a direction, and contradict the one on trial."""
+        problem, reach = self._problem, np.array([self._directions.reach(direction)])
+        sampler, largest = self._directions.sampler([direction]), LARGEST_MOVE * reach
+        noise, tolerance = problem.noise, problem.request.tolerance
+        check = entry_check_of(sampler, np.array([on_trial]), largest, reach, noise, tolerance, COARSE)
         results = judge_each(check)
         as_pieces = abs(results.numeric[0] - slope) <= abs(on_trial - slope) / 10
         return contradicts(results, on_trial) and bool(as_pieces)
 
-    def _has_one_slope(self, direction: Direction, step: float) -> bool:
-        """Whether every quantity between θ and J has one slope along the direction, at θ and beside it."""
-        here = self._quantities()
-        ahead, behind = self._quantities((direction, step)), self._quantities((direction, -step))
-        if not _alike(_slopes(here, ahead, step), _slopes(behind, here, step), here, step):
-            return False
-        at_theta = _slopes(behind, ahead, 2 * step)
-        for point in self._points:
-            ahead, behind = (self._quantities((point, 1.0), (direction, sign * step)) for sign in (1, -1))
-            if not _alike(at_theta, _slopes(behind, ahead, 2 * step), here, step):
-                return False
-        return True
-
-    def _quantities(self, *moves: tuple[Direction, float]) -> list[Tensor]:
-        self._problem.objective.count(1)
-        with self._directions.at(*moves):
-            return self._record.quantities()
-
-    def _marked(
-        self, positions: Sequence[int], entries: Indices, allowed: Floats, reference: Mapping[int, Floats]
-    ) -> dict[int, ParameterTrial]:
-        """The trials with these of the joined entries marked as wrong, and what they should be.
+    def _marked(self, joined: Joined, entries: Indices, allowed: Floats) -> dict[int, ParameterTrial]:
+        """The trials with these joined entries marked as wrong, and what they should be.
 
         Entries that the formulas of torch give are wrong only where there are no others.
         """
-        joined = {at: self._trials[at].analytic for at in positions}
-        as_by_torch = np.concatenate(
-            [~self._differs(at, self._trials[at].analytic, reference[at]) for at in positions]
-        )[entries]
-        keep = ~as_by_torch if not as_by_torch.all() else as_by_torch
-        entries, allowed = entries[keep], allowed[keep]
-        found: dict[int, ParameterTrial] = {}
-        for position, mine, begin in self._parts(positions, entries):
-            if mine.any():
-                found[position] = _with_wrong(self._trials[position], entries[mine] - begin, allowed[mine])
-        return found
+        chosen = ~np.concatenate([self._is_of_torch(position) for position in joined.positions])[entries]
+        if not chosen.any():
+            chosen = ~chosen
+        places, numeric = joined.split(entries[chosen], allowed[chosen])
+        return {at: _with_wrong(joined.trials[at], where, numeric[at]) for at, where in places.items() if len(where)}
+
+
+class Joined:
+    """The entries of several tensors, one after the other.
+
+    Args:
+        trials: by position in θ.
+        positions: of the tensors, in order.
+    """
+
+    def __init__(self, trials: Trials, positions: Sequence[int]) -> None:
+        self.trials, self.positions = trials, positions
+
+    @property
+    def on_trial(self) -> Floats:
+        """The gradients on trial."""
+        return np.concatenate([self.trials[position].analytic for position in self.positions])
+
+    def values(self, gradients: Mapping[int, Floats]) -> Floats:
+        """Gradients at the coordinates that were tried, joined."""
+        return np.concatenate([gradients[position] for position in self.positions])
+
+    def signs(self, theta: Theta) -> Floats:
+        """−1, 0 or 1, by the sign of what the coordinates hold."""
+        values = [flat_values(theta[position])[self.trials[position].coordinates] for position in self.positions]
+        return np.asarray(np.sign(np.concatenate(values)))
+
+    def split(self, entries: Indices, values: Floats) -> tuple[dict[int, Indices], dict[int, Floats]]:
+        """Joined entries, and a number for each, by the position of their tensor: counted within it."""
+        mine = {position: (begin <= entries) & (entries < end) for position, begin, end in self._parts()}
+        begins = {position: begin for position, begin, _ in self._parts()}
+        places = {position: entries[which] - begins[position] for position, which in mine.items()}
+        return places, {position: values[which] for position, which in mine.items()}
+
+    def _parts(self) -> Iterator[tuple[int, int, int]]:
+        """Each position, and the numbers of its tensor's first entry and of the one after its last."""
+        begin = 0
+        for position in self.positions:
+            end = begin + len(self.trials[position].coordinates)
+            yield position, begin, end
+            begin = end
 
 
 def _with_wrong(trial: ParameterTrial, entries: Indices, allowed: Floats) -> ParameterTrial:
+    """The trial with entries that are wrong, and the nearest numbers that are not."""
     numeric, outcome = np.array(trial.results.numeric), np.array(trial.results.outcome)
     numeric[entries], outcome[entries] = allowed, Outcome.MISMATCH
     return replace(trial, results=replace(trial.results, numeric=numeric, outcome=outcome), jointly=len(entries))
 
 
-def _joined(gradients: Mapping[int, Floats], positions: Sequence[int]) -> Floats:
-    return np.concatenate([gradients[position] for position in positions])
-
-
-def _slopes(before: Sequence[Tensor], after: Sequence[Tensor], width: float) -> list[Tensor] | None:
-    """The difference quotients of quantities; None where they have not the same shapes everywhere."""
-    if [x.shape for x in before] != [x.shape for x in after]:
-        return None
-    # ∞ − ∞, of a mask, is no motion.
-    return [torch.where(b == a, torch.zeros_like(b), (a - b) / width) for b, a in zip(before, after, strict=True)]
-
-
-def _alike(one: list[Tensor] | None, other: list[Tensor] | None, values: Sequence[Tensor], step: float) -> bool:
-    """Whether two lists of slopes are the same, up to curvature and to the roundoff of the values they are of."""
-    if one is None or other is None or len(one) != len(other):
-        return False
-    return all([_are_alike(a, b, value, step) for a, b, value in zip(one, other, values, strict=True)])
-
-
-def _are_alike(one: Tensor, other: Tensor, value: Tensor, step: float) -> bool:
-    if not one.numel():
-        return True
-    larger = torch.maximum(one.abs(), other.abs())
-    size = torch.nan_to_num(value.abs(), nan=0.0, posinf=0.0).max()
-    roundoff = ROUNDINGS * torch.finfo(torch.float64).eps * size / step
-    allowed = ALIKE * larger + CURVED * larger.max() + roundoff
-    return bool(((one - other).abs() <= allowed).all())
+def _with_undecided(trial: ParameterTrial, entries: Indices) -> ParameterTrial:
+    outcome = np.array(trial.results.outcome)
+    outcome[entries] = Outcome.UNDECIDED
+    return replace(trial, results=replace(trial.results, outcome=outcome), by_convention=len(entries))
