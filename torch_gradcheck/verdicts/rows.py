@@ -27,7 +27,10 @@ LARGER_TOLERANCES = (1e-4, 1e-3, 1e-2)
 MARGIN = 3.0
 """A tolerance is suggested that is at least 3 times the error that has to pass."""
 
-JOINTLY = ": J has a kink along each of them, but only one slope along a direction through them, and their gradient has another"
+JOINTLY = (
+    ": J has a kink along each of them, but only one slope along a direction through them all, "
+    "and their gradient has another"
+)
 """How a reason goes on where no single coordinate contradicts the gradient."""
 
 STATUS = {

@@ -84,7 +84,7 @@ def _slope(before: Tensor, after: Tensor, width: float) -> Tensor:
 
 def _alike(one: Sequence[Tensor], other: Sequence[Tensor], values: Sequence[Tensor], step: float) -> bool:
     """Whether two lists of slopes are the same, up to curvature and to the roundoff of the values they are of."""
-    return all([_are_alike(*each, step) for each in zip(one, other, values, strict=True)])
+    return all(_are_alike(*each, step) for each in zip(one, other, values, strict=True))
 
 
 def _are_alike(one: Tensor, other: Tensor, value: Tensor, step: float) -> bool:
