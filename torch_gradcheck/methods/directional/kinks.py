@@ -213,7 +213,7 @@ class AtKinks:
         of_torch = joined.values(self._of_torch)
         if not np.isfinite(nearby).all() or not np.isfinite(of_torch).all():
             return {}
-        active = np.flatnonzero(kinked(nearby))
+        active = np.flatnonzero(kinked(nearby) | joined.at_kinks)
         on_trial, of_torch = joined.on_trial[active], of_torch[active]
         more = [of_torch, np.sign(on_trial), joined.signs(self._theta)[active], np.ones(len(active))]
         for unit in joint_directions(on_trial, of_torch, nearby[:, active], more) if len(active) else []:
@@ -264,6 +264,14 @@ class Joined:
     def on_trial(self) -> Floats:
         """The gradients on trial."""
         return np.concatenate([self.trials[position].analytic for position in self.positions])
+
+    @property
+    def at_kinks(self) -> Flags:
+        """Entries that were excused as kinks, or agree with the middle of two slopes."""
+        found = [self.trials[position].results for position in self.positions]
+        bent = [np.zeros(len(each.outcome), bool) if each.bent is None else each.bent for each in found]
+        match, kink = (np.concatenate([each.outcome for each in found]) == one for one in (Outcome.MATCH, Outcome.KINK))
+        return np.asarray(kink | (match & np.concatenate(bent)))
 
     def values(self, gradients: Mapping[int, Floats]) -> Floats:
         """Gradients at the coordinates that were tried, joined."""

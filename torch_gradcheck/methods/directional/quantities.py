@@ -6,7 +6,8 @@ chooses a slope for each of the parts, and what it adds up to need then be no sl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -28,7 +29,13 @@ CURVED = 1e-4
 """... or by this share of the largest slope in the tensor: 500 times what a curvature of 1 makes of `DISTANCE`, ..."""
 
 ROUNDINGS = 64.0
-"""... or by this many machine epsilons of the largest number in the tensor, divided by the step."""
+"""... or by this many machine epsilons of the largest number in the tensor, divided by the step, ..."""
+
+CLOSER = 8.0
+"""... or where it halves twice by steps and distances that are this many times smaller: then it is curvature."""
+
+Pair = tuple[Sequence[Tensor], Sequence[Tensor]]
+"""Slopes of all quantities, on two sides of θ or at two points."""
 
 
 class Quantities:
@@ -53,16 +60,24 @@ class Quantities:
         Raises:
             Untraceable: the record cannot be run again.
         """
-        step = STEP * self._directions.reach(direction)
-        here, ahead, behind = self._at(), self._at((direction, step)), self._at((direction, -step))
-        if not _alike(_slopes(here, ahead, step), _slopes(behind, here, step), here, step):
+        here, step = self._at(), STEP * self._directions.reach(direction)
+
+        def on_both_sides(scale: float) -> Pair:
+            ahead, behind = self._at((direction, scale * step)), self._at((direction, -scale * step))
+            return _slopes(here, ahead, scale * step), _slopes(behind, here, scale * step)
+
+        def there_and_here(point: Direction, scale: float) -> Pair:
+            return self._slopes(direction, scale * step, (point, scale)), self._slopes(direction, scale * step)
+
+        if not _are_alike(on_both_sides, here, step):
             return False
-        at_theta = _slopes(behind, ahead, 2 * step)
-        for point in points:
-            ahead, behind = self._at((point, 1.0), (direction, step)), self._at((point, 1.0), (direction, -step))
-            if not _alike(at_theta, _slopes(behind, ahead, 2 * step), here, step):
+        for point in points:  # no generator: it would swallow a Ctrl-C
+            if not _are_alike(partial(there_and_here, point), here, step):
                 return False
         return True
+
+    def _slopes(self, direction: Direction, step: float, *point: tuple[Direction, float]) -> list[Tensor]:
+        return _slopes(self._at(*point, (direction, -step)), self._at(*point, (direction, step)), 2 * step)
 
     def _at(self, *moves: tuple[Direction, float]) -> list[Tensor]:
         self._objective.count(1)
@@ -82,18 +97,38 @@ def _slope(before: Tensor, after: Tensor, width: float) -> Tensor:
     return torch.where(before == after, torch.zeros_like(before), (after - before) / width)
 
 
-def _alike(one: Sequence[Tensor], other: Sequence[Tensor], values: Sequence[Tensor], step: float) -> bool:
-    """Whether two lists of slopes are the same, up to curvature and to the roundoff of the values they are of."""
-    return all(_are_alike(*each, step) for each in zip(one, other, values, strict=True))
+def _are_alike(slopes: Callable[[float], Pair], values: Sequence[Tensor], step: float) -> bool:
+    """Whether two lists of slopes are the same, up to curvature and to the roundoff of the values they are of.
+
+    Args:
+        slopes: gives both, for steps and distances scaled by a factor.
+        values: the quantities.
+        step: of the differences, at a scale of 1.
+    """
+    apart = _apart(slopes(1.0), values, step)
+    if apart is None or not any(gap.any() for gap in apart):
+        return apart is not None
+    closer = _apart(slopes(1 / CLOSER), values, step / CLOSER)
+    return closer is not None and not any(
+        bool((near > far / 4).any()) for near, far in zip(closer, apart, strict=True) if near.any()
+    )
 
 
-def _are_alike(one: Tensor, other: Tensor, value: Tensor, step: float) -> bool:
-    if one.shape != other.shape:
-        return False
-    if not one.numel():
-        return True
+def _apart(pair: Pair, values: Sequence[Tensor], step: float) -> list[Tensor] | None:
+    """How far two slopes are apart, 0 where they are the same; None where their shapes differ, or they are none."""
+    gaps = []
+    for one, other, value in zip(*pair, values, strict=True):
+        if one.shape != other.shape or torch.isnan(one).any() or torch.isnan(other).any():
+            return None
+        gap = (one - other).abs()
+        gaps.append(torch.where(gap <= _allowed(one, other, value, step), torch.zeros_like(gap), gap))
+    return gaps
+
+
+def _allowed(one: Tensor, other: Tensor, value: Tensor, step: float) -> Tensor:
     larger = torch.maximum(one.abs(), other.abs())
+    if not one.numel():
+        return larger
     size = torch.nan_to_num(value.abs(), nan=0.0, posinf=0.0).max()
     roundoff = ROUNDINGS * torch.finfo(torch.float64).eps * size / step
-    allowed = ALIKE * larger + CURVED * larger.max() + roundoff
-    return bool(((one - other).abs() <= allowed).all())
+    return ALIKE * larger + CURVED * larger.max() + roundoff
