@@ -69,12 +69,10 @@ class Quantities:
         def there_and_here(point: Direction, scale: float) -> Pair:
             return self._slopes(direction, scale * step, (point, scale)), self._slopes(direction, scale * step)
 
-        if not _are_alike(on_both_sides, here, step):
-            return False
-        for point in points:  # no generator: it would swallow a Ctrl-C
-            if not _are_alike(partial(there_and_here, point), here, step):
-                return False
-        return True
+        alike = _are_alike(on_both_sides, here, step)
+        for point in points:
+            alike = alike and _are_alike(partial(there_and_here, point), here, step)
+        return alike
 
     def _slopes(self, direction: Direction, step: float, *point: tuple[Direction, float]) -> list[Tensor]:
         return _slopes(self._at(*point, (direction, -step)), self._at(*point, (direction, step)), 2 * step)
@@ -86,15 +84,9 @@ class Quantities:
 
 
 def _slopes(before: Sequence[Tensor], after: Sequence[Tensor], width: float) -> list[Tensor]:
-    """The difference quotients of quantities; NaN where these have not the same shapes at both ends."""
-    return [_slope(b, a, width) for b, a in zip(before, after, strict=True)]
-
-
-def _slope(before: Tensor, after: Tensor, width: float) -> Tensor:
-    if before.shape != after.shape:
-        return torch.full_like(before, torch.nan)
+    """The difference quotients of quantities."""
     # ∞ − ∞, of a mask, is no motion.
-    return torch.where(before == after, torch.zeros_like(before), (after - before) / width)
+    return [torch.where(b == a, torch.zeros_like(b), (a - b) / width) for b, a in zip(before, after, strict=True)]
 
 
 def _are_alike(slopes: Callable[[float], Pair], values: Sequence[Tensor], step: float) -> bool:
@@ -115,12 +107,12 @@ def _are_alike(slopes: Callable[[float], Pair], values: Sequence[Tensor], step: 
 
 
 def _apart(pair: Pair, values: Sequence[Tensor], step: float) -> list[Tensor] | None:
-    """How far two slopes are apart, 0 where they are the same; None where their shapes differ, or they are none."""
+    """How far two slopes are apart, 0 where they are the same; None where a quantity is no number."""
     gaps = []
     for one, other, value in zip(*pair, values, strict=True):
-        if one.shape != other.shape or torch.isnan(one).any() or torch.isnan(other).any():
-            return None
         gap = (one - other).abs()
+        if torch.isnan(gap).any():
+            return None
         gaps.append(torch.where(gap <= _allowed(one, other, value, step), torch.zeros_like(gap), gap))
     return gaps
 
