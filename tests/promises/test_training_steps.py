@@ -93,6 +93,55 @@ def test_a_wrong_step_is_found_wherever_something_was_proven(
     assert "match" in right.values() or model in ("underflowing", "stagnating", "fitted")
 
 
+def rounded_to_bfloat16(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        parameter.grad.copy_(parameter.grad.bfloat16())
+
+
+def noise_in_one_small_tensor(model: nn.Module) -> None:
+    """Of 10 % of its size."""
+    grad = min((p.grad for p in model.parameters() if p.grad is not None and p.numel() >= 4), key=torch.numel)
+    generator = torch.Generator().manual_seed(0)
+    size = grad.double().square().mean().sqrt()
+    grad.add_((0.1 * size * torch.randn(grad.shape, generator=generator, dtype=torch.float64)).to(grad))
+
+
+@pytest.mark.slow_but_for(2)
+@pytest.mark.parametrize(
+    ("spoil", "regime"),
+    [
+        *[(rounded_to_bfloat16, regime) for regime in ("float32", "float16", "autocast float16")],
+        *[(noise_in_one_small_tensor, regime) for regime in ("float32", "bfloat16", "autocast bfloat16")],
+    ],
+)
+@pytest.mark.parametrize("model", ["attentive", "recurrent", "noisy"])
+def test_what_the_bars_of_a_coarse_precision_would_hide_is_found(
+    model: str, spoil: Callable[[nn.Module], None], regime: str
+) -> None:
+    right = right_report(model, regime)
+    assert right.passed, str(right.in_grad)
+    report = watched(built(model, REGIMES[regime]), REGIMES[regime], spoil)
+    assert report.in_grad is not None
+    assert report.in_grad.mismatches, str(report.in_grad)
+    if spoil is noise_in_one_small_tensor:
+        assert len(report.in_grad.mismatches) == 1
+    else:
+        assert 2 * len(report.in_grad.mismatches) > len(report.in_grad)
+
+
+def test_a_match_says_what_rounding_hides() -> None:
+    report = right_report("noisy", "bfloat16").in_grad
+    assert report is not None
+    row = report["inner.weight"]
+    assert row.status == "match"
+    assert "may move a right gradient by" in row.reason
+    assert "% of a gradient that matches" in report.notes[0]
+    float32 = right_report("noisy", "float32").in_grad
+    assert float32 is not None
+    assert float32["inner.weight"].reason == ""
+
+
 @pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("regime", REGIMES)
 def test_what_is_no_number_is_always_wrong(regime: str) -> None:

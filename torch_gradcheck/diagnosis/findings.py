@@ -80,11 +80,11 @@ def _culprit(
 ) -> Culprit:
     """The culprit; of what is not finite the operation that makes it, if it is found, and the culprit of the rest."""
     made = None if finite else find_non_finite(problem)
-    if made is None:
-        return find_culprit(problem, trials, gradients)
-    rest = {position: _finite_only(trial) for position, trial in trials.items()}
+    rest = {position: _by_coordinates(_finite_only(trial)) for position, trial in trials.items()}
     if not any(np.any(trial.results.outcome == Outcome.MISMATCH) for trial in rest.values()):
-        return Culprit(made.culprit, made.notes)
+        return Culprit(None, ()) if made is None else Culprit(made.culprit, made.notes)
+    if made is None:
+        return find_culprit(problem, rest, gradients)
     culprit = find_culprit(problem, rest, gradients)
     return replace(culprit, name=made.culprit, notes=(*made.notes, *culprit.notes))
 
@@ -93,6 +93,23 @@ def _finite_only(trial: ParameterTrial) -> ParameterTrial:
     """The trial with nothing said of the entries of the gradient that are not finite."""
     outcome = np.where(np.isfinite(trial.analytic), trial.results.outcome, Outcome.UNDECIDED)
     return replace(trial, results=replace(trial.results, outcome=outcome.astype(trial.results.outcome.dtype)))
+
+
+def _by_coordinates(trial: ParameterTrial) -> ParameterTrial:
+    """The trial with what differences along single coordinates give of entries that are wrong by a joint direction.
+
+    So much is to be found in the modules, which are differenced along one coordinate. At a kink it is the middle of two
+    slopes; an entry that has just that is not followed.
+    """
+    if not trial.jointly:
+        return trial
+    results = trial.results
+    middle = (results.left + results.right) / 2
+    off = np.abs(trial.analytic - middle) > np.abs(results.right - results.left) / 4
+    wrong = results.outcome == Outcome.MISMATCH
+    outcome = np.where(wrong & ~off, Outcome.KINK, results.outcome).astype(results.outcome.dtype)
+    numeric = np.where(wrong & off, middle, results.numeric)
+    return replace(trial, results=replace(results, numeric=numeric, outcome=outcome))
 
 
 def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> Evidence:

@@ -250,6 +250,11 @@ class SelectedEngine:
         self._counted(samples)
 
     @property
+    def traced(self) -> TracedEngine | None:
+        """The record of J, where one is among the engines."""
+        return next((engine for engine in self._engines if isinstance(engine, TracedEngine)), None)
+
+    @property
     def has_substitutes(self) -> bool:
         """Whether anything but J itself is evaluated, many perturbations at a time."""
         return bool(self._substitutes)

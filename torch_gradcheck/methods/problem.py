@@ -15,6 +15,8 @@ from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, select_engine
+from torch_gradcheck.engines.traced.engine import TracedEngine
+from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.errors import NonFiniteLossError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
@@ -134,17 +136,36 @@ class Problem:
     @cached_property
     def engine(self) -> SelectedEngine:
         """The engine that evaluates J at perturbed θ."""
-        noise = self._noise_near.of_known_operations
         engine = select_engine(
             self.objective,
             self.theta,
             always=self.request.method == "projected",
             threads=self._threads,
             elsewhere=Elsewhere(self._a_step_away, frozenset(self.theta.checked), self._value_a_step_away),
-            noise=SIGMAS * max(noise.sigma, noise.growth * self._step),
+            noise=self._agreement,
         )
         del self._first_direction  # it is as large as θ
         return engine
+
+    @cached_property
+    def record(self) -> TracedEngine | None:
+        """The record of J, made now where the engine has none; None where there is none that agrees with J."""
+        made = self.engine.traced
+        if made is not None or self.engine.refused or self.objective.runs_backward:
+            return None if self.engine.refused else made
+        try:
+            made = TracedEngine(self.objective, [entry.parameter for entry in self.theta], threads=1)
+            with self.direction(0).at(self._step):
+                made.confirm(self.objective.value(), self._agreement)
+        except Untraceable:
+            return None
+        return made
+
+    @property
+    def _agreement(self) -> float:
+        """What two right ways to evaluate J may differ by, in the unit of J."""
+        noise = self._noise_near.of_known_operations
+        return SIGMAS * max(noise.sigma, noise.growth * self._step)
 
     @property
     def refused(self) -> Refusals:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.arrays import Floats
+from torch_gradcheck.arrays import Flags, Floats
 
 MIN_NONZERO = 2
 """The number of values other than 0 that are needed: a single one may have few digits by chance, such as 0.5."""
@@ -34,6 +34,12 @@ def rounding_of_all(arrays: Sequence[Floats]) -> Rounding | None:
         return None
     with np.errstate(over="ignore"):
         return next((rounding for rounding, rounded in _rounded(values) if np.array_equal(rounded, values)), None)
+
+
+def held_by(name: str, values: Floats) -> Flags:
+    """Which numbers the lower precision of this name holds exactly."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return next(np.equal(rounded, values) for rounding, rounded in _rounded(values) if rounding.name == name)
 
 
 def _fits(arrays: Sequence[Floats]) -> bool:

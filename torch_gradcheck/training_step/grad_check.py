@@ -20,17 +20,20 @@ from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import flat_values, theta_of
+from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport
 from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.modules import is_compiled
 from torch_gradcheck.training_step.clipping import Clipping
 from torch_gradcheck.training_step.diagnosis import Reference, diagnosed, step_evidence
 from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
-from torch_gradcheck.training_step.regimes import coarsest, replays_in_regimes
-from torch_gradcheck.training_step.replay import Replays
-from torch_gradcheck.training_step.rows import judged_row, unjudged_row
+from torch_gradcheck.training_step.regimes import replays_in_regimes
+from torch_gradcheck.training_step.replay import Replays, coarsest
+from torch_gradcheck.training_step.reproduced import judged_by_rerun
+from torch_gradcheck.training_step.rows import hidden_share, judged_row, unjudged_row
 from torch_gradcheck.training_step.same_function import compared_with_step
 from torch_gradcheck.training_step.step import TrainingStep, taken_in_backward
 from torch_gradcheck.training_step.window import window_mistake
@@ -73,6 +76,7 @@ class GradCheck:
         self.why_unjudged = step.weights_moved() or ("" if step.forwards else taken_in_backward(self.theta))
         self._missing: set[int] = set()
         self._saw_other_inputs = ""
+        self._hides = 0.0
         self._default = torch.get_default_dtype()
         self.replays: Replays | None = None
         self._in_other_regimes: list[Replays] = []
@@ -143,7 +147,17 @@ class GradCheck:
             judged[position] = judge(on_trial, bars, self._request.tolerance)
             if runs and self._step.clip_value is None:
                 judged[position] = self._judged_by_rerun(position, judged[position], runs, fraction_of_replay)
-        return judged
+        if replays is None or self._step.clip_value is not None or self._is_compiled:
+            return judged
+        rerun = {position: fraction_of_replay * gradient for position, gradient in plain.items()}
+        again = {at: fraction_of_replay * replays.again[at][trials[at].coordinates] for at in replays.again}
+        own = {position: self.left[position].epsilon for position in judged}
+        return judged_by_rerun(judged, rerun, again, own, epsilon(dtype), self._request.tolerance)
+
+    @property
+    def _is_compiled(self) -> bool:
+        """Whether the step ran compiled code, which rounds in other places than its rerun does."""
+        return self._step.compiled or is_compiled(self._model)
 
     def _judged_by_rerun(self, position: int, judged: Judged, runs: Sequence[Floats], fraction: float) -> Judged:
         """The same, where the step's plain rerun shows a mistake that rounding would hide."""
@@ -166,6 +180,7 @@ class GradCheck:
     def rows(self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]) -> list[ParameterReport]:
         """A row for every parameter."""
         diagnoses = self._diagnoses(judged, trials)
+        self._hides = max([hidden_share(each) for each in judged.values()], default=0.0)
         rows = []
         for position, entry in enumerate(self.theta):
             if entry.frozen:
@@ -190,9 +205,10 @@ class GradCheck:
         dtypes = sorted({str(entry.own_dtype).removeprefix("torch.") for entry in self.theta})
         plain = self.replays is None or self.replays.regime.is_plain
         regime = "" if plain or self.replays is None else f", {self.replays.regime}"
+        hides = f", and hide mistakes of up to {self._hides:.0%} of a gradient that matches" if self._hides else ""
         return (
             f"computed in {', '.join(dtypes)}{regime}; the error bars are what rounding there did "
-            f"to the same step when it was run again"
+            f"to the same step when it was run again{hides}"
         )
 
     def _diagnoses(self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]) -> dict[int, Diagnosis]:

@@ -10,8 +10,7 @@ import torch
 from torch_gradcheck.diagnosis.non_finite.search import NonFinite, find_non_finite
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.training_step.regimes import coarsest
-from torch_gradcheck.training_step.replay import Replays
+from torch_gradcheck.training_step.replay import Replays, coarsest
 
 
 def on_non_finite(

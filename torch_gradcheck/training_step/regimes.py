@@ -12,10 +12,9 @@ from torch_gradcheck.arrays import Floats
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
-from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.training_step.error_bars import spread
 from torch_gradcheck.training_step.forward_state import autocast_now
-from torch_gradcheck.training_step.replay import Regime, Replays, replays_of
+from torch_gradcheck.training_step.replay import Regime, Replays, coarsest, replays_of
 from torch_gradcheck.training_step.step import TrainingStep
 
 
@@ -69,13 +68,6 @@ def distance_from_multiple(given: Floats, of: Floats) -> float:
         square = float(np.dot(of, of))
         factor = float(np.dot(given, of)) / square if square > 0 and len(of) > 1 else 1.0  # one number is any multiple
         return float(np.nan_to_num(np.linalg.norm(given - factor * of), nan=np.inf))
-
-
-def coarsest(theta: Theta, regime: Regime | None = None) -> torch.dtype:
-    """The coarsest precision that parameters are kept, or autocast computes, in."""
-    dtypes = [entry.own_dtype for entry in theta if entry.own_dtype.is_floating_point]
-    dtypes += [dtype for enabled, dtype in (regime.autocast if regime else {}).values() if enabled]
-    return max(dtypes, key=epsilon, default=torch.float64)
 
 
 def _fraction_closer(left: Mapping[int, AnalyticGradient], replays: Replays, others: Replays) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Borrowed, Start, lend
+from torch_gradcheck.engines.traced.threads import OnThreads
 from torch_gradcheck.gradients.by_autograd import theta_gradients
 from torch_gradcheck.objective.loss import Compute, Loss
 from torch_gradcheck.objective.objective import scalar
@@ -49,11 +50,14 @@ class Replays:
         regime: autocast and loss scale of all of them.
         losses: J of each run.
         gradients: position in θ → the gradient of each run.
+        again: position in θ → the gradient of one more run without noise, by another number of threads; of steps in a
+            coarse precision only.
     """
 
     regime: Regime
     losses: Floats
     gradients: Mapping[int, Sequence[Floats]]
+    again: Mapping[int, Floats] = field(default_factory=dict)
 
 
 def replays_of(
@@ -65,19 +69,30 @@ def replays_of(
     start: Start | None,
 ) -> Replays | None:
     """Runs the step's forward and backward on a loan in the model's own dtypes; None where that cannot be done."""
-    generator = torch.Generator().manual_seed(seed)
-    runs, losses = [], []
+    generator, threads = torch.Generator().manual_seed(seed), torch.get_num_threads()  # the loan may set it to 1
+    runs: list[tuple[float, dict[int, Floats]]] = []
+    again: Mapping[int, Floats] = {}
     with lend(model, loss.holders, "keep", None, seed, start) as borrowed:
         try:
             compute = loss.at(None)
-            for run in range(1 + NOISY_RUNS):
-                value, gradients = _run(compute, borrowed, theta, regime, RoundingMode(generator) if run else None)
-                losses.append(value)
-                runs.append(gradients)
+            with OnThreads(threads):
+                runs.append(_run(compute, borrowed, theta, regime, None))
+            noisy = [_run(compute, borrowed, theta, regime, RoundingMode(generator)) for _ in range(NOISY_RUNS)]
+            runs += noisy
+            if epsilon(coarsest(theta, regime)) > epsilon(torch.float32):
+                with OnThreads(1 if threads > 1 else 2):
+                    again = _run(compute, borrowed, theta, regime, None)[1]
         except (RuntimeError, NotImplementedError):  # such as a kernel that this autocast has no dtype for
             return None
-    by_position = {position: [run[position] for run in runs] for position in theta.checked}
-    return Replays(regime, np.array(losses), by_position)
+    by_position = {position: [gradients[position] for _, gradients in runs] for position in theta.checked}
+    return Replays(regime, np.array([loss for loss, _ in runs]), by_position, again)
+
+
+def coarsest(theta: Theta, regime: Regime | None = None) -> torch.dtype:
+    """The coarsest precision that parameters are kept, or autocast computes, in."""
+    dtypes = [entry.own_dtype for entry in theta if entry.own_dtype.is_floating_point]
+    dtypes += [dtype for enabled, dtype in (regime.autocast if regime else {}).values() if enabled]
+    return max(dtypes, key=epsilon, default=torch.float64)
 
 
 def _run(

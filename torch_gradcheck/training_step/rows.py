@@ -14,6 +14,11 @@ from torch_gradcheck.training_step.diagnosis import NEVER_REACHED, step_evidence
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.verdicts.rows import compared_row, frozen_row, ratio_of
 
+MAY_MOVE = "rounding in the training step's precision may move a right gradient"
+
+WORTH_TELLING = 0.01
+"""The share of its norm from which the rounding bar of a match is told."""
+
 RESOLVED = 1.0
 """`.grad` counts as a match only if the rounding bar is below this share of its norm. At 1, a missing or doubled
 gradient would have been seen."""
@@ -30,11 +35,18 @@ def judged_row(entry: ThetaEntry, judged: Judged, diagnosis: Diagnosis | None) -
     if not says_something:
         return row
     if judged.bars.norm <= RESOLVED * size:
-        ratio = ratio_of(judged.trial)
-        return replace(row, status=Status.MATCH, reason="", relative_error=ratio, verdict=Verdict.of(ratio))
+        ratio, hidden = ratio_of(judged.trial), hidden_share(judged)
+        reason = f"{MAY_MOVE} by {hidden:.0%} of its size, and smaller mistakes hide in that" if hidden else ""
+        return replace(row, status=Status.MATCH, reason=reason, relative_error=ratio, verdict=Verdict.of(ratio))
     how_much = f"by {judged.bars.norm / size:.0%} of its size" if judged.bars.norm < np.inf else "without limit"
-    reason = f"rounding in the training step's precision may move a right gradient {how_much}"
-    return replace(row, status=Status.UNDECIDED, reason=reason)
+    return replace(row, status=Status.UNDECIDED, reason=f"{MAY_MOVE} {how_much}")
+
+
+def hidden_share(judged: Judged) -> float:
+    """The share of a gradient that is not wrong in which mistakes may hide; 0 where it is not worth telling."""
+    size = float(np.linalg.norm(judged.trial.results.numeric))
+    matches = not judged.is_wrong and WORTH_TELLING * size < judged.bars.norm <= RESOLVED * size
+    return judged.bars.norm / size if matches else 0.0
 
 
 def unjudged_row(entry: ThetaEntry, left: AnalyticGradient, why: str, missing: bool) -> ParameterReport:

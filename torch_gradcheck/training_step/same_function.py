@@ -16,8 +16,8 @@ from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.torch_internals.modules import is_compiled
 from torch_gradcheck.training_step.error_bars import MARGIN
 from torch_gradcheck.training_step.judge import ROUNDINGS
-from torch_gradcheck.training_step.regimes import coarsest, distance_from_multiple, fraction_alike
-from torch_gradcheck.training_step.replay import Replays
+from torch_gradcheck.training_step.regimes import distance_from_multiple, fraction_alike
+from torch_gradcheck.training_step.replay import Replays, coarsest
 from torch_gradcheck.training_step.step import TrainingStep
 
 DRAWS = 20

@@ -197,6 +197,8 @@ class EntryResults:
         outcome: `Outcome` values.
         left, right: one-sided slopes of entries that were refined on a ladder, else NaN.
         stencil: the centered difference that most entries were judged by.
+        bent: entries of which the first difference shows a kink, or a slope much smaller than its change; None where
+            nothing is known of that.
     """
 
     numeric: Floats
@@ -205,6 +207,7 @@ class EntryResults:
     left: Floats
     right: Floats
     stencil: Stencil
+    bent: Flags | None = None
 
     def worst_first(self, analytic: Floats, suspects: Indices) -> Indices:
         """The suspects, sorted by |analytic − numeric|, the largest first; NaN counts as infinite."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.differences.noise import SIGMAS
 from torch_gradcheck.differences.richardson import Differences, Stencil
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, EntryResults
 from torch_gradcheck.verdicts.refine import could_not_hide
@@ -18,6 +19,9 @@ SAME = 0.25
 
 SMALL_JUMP = 0.5
 """One-sided slopes may differ by half of what the gradient is off by; at a kink it would be off by half of the jump."""
+
+BENT = 0.1
+"""One-sided slopes that differ by more than this share of the slope on both sides of a gradient show a kink."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,13 @@ class Measurement:
         return np.asarray(relative + CONTRADICTION * self.results.error_bar[which] + self.check.rounding[which])
 
 
+def _bent(check: EntryCheck, found: Differences) -> Flags:
+    """Entries whose one-sided slopes differ at the first step; J(θ) is the eager engine's, to spare an evaluation."""
+    with np.errstate(all="ignore"):
+        jump = np.abs(2 * (found.middle - check.noise.at_zero) / found.step)
+        return np.asarray(jump > BENT * (np.abs(found.central) + np.abs(check.analytic)) + 2 * SIGMAS * found.roundoff)
+
+
 def measured(check: EntryCheck, previous_stencil: Stencil | None) -> Measurement:
     """Differences the functions of every entry, by a stencil that suits the noise.
 
@@ -95,6 +106,8 @@ def through_one(check: EntryCheck, stencil: Stencil, differenced: Differenced = 
         found = Differences(*(np.concatenate(pair)[order] for pair in pairs))
     nothing = np.full(len(everything), np.nan)
     outcome = np.zeros(len(everything), np.int8)
-    results = EntryResults(found.central.copy(), found.roundoff.copy(), outcome, nothing, nothing.copy(), stencil)
+    results = EntryResults(
+        found.central.copy(), found.roundoff.copy(), outcome, nothing, nothing.copy(), stencil, _bent(check, found)
+    )
     suspects = np.flatnonzero(~check.agrees(everything, found.central, found.roundoff))
     return Measurement(check, found, results, suspects)

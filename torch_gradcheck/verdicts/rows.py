@@ -27,6 +27,12 @@ LARGER_TOLERANCES = (1e-4, 1e-3, 1e-2)
 MARGIN = 3.0
 """A tolerance is suggested that is at least 3 times the error that has to pass."""
 
+JOINTLY = (
+    ": J has a kink along each of them, but only one slope along a direction through them all, "
+    "and their gradient has another"
+)
+"""How a reason goes on where no single coordinate contradicts the gradient."""
+
 STATUS = {
     Outcome.MATCH: Status.MATCH,
     Outcome.KINK: Status.KINK,
@@ -95,9 +101,15 @@ def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Stat
     number = {outcome: int(np.sum(results.outcome == outcome)) for outcome in STATUS}
     if number[Outcome.MISMATCH]:
         wrong = number[Outcome.MISMATCH]
-        return Status.MISMATCH, f"{wrong} of {count} coordinates {'is' if wrong == 1 else 'are'} wrong"
+        how = JOINTLY if trial.jointly else ""
+        return Status.MISMATCH, f"{wrong} of {count} coordinates {'is' if wrong == 1 else 'are'} wrong{how}"
     if _is_flat(trial):
         return _flat_or_unused(trial)
+    if trial.by_convention:
+        return Status.UNDECIDED, (
+            f"at {trial.by_convention} of {count} coordinates several kinks of J meet; the gradient there is what the "
+            "formulas of torch add up to, and no slope of J. perturb=0.1 checks away from there"
+        )
     if number[Outcome.UNDECIDED]:
         return Status.UNDECIDED, (
             f"at {number[Outcome.UNDECIDED]} of {count} coordinates no two steps agree on a derivative "

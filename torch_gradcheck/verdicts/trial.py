@@ -39,6 +39,8 @@ class ParameterTrial:
         results: of these coordinates.
         evaluations, seconds: how often J was evaluated for this parameter, and the wall time in seconds.
         proof: what random directions proved; None for the exact method.
+        jointly: how many wrong entries J contradicts along a direction through all of them, though each has a kink.
+        by_convention: how many undecided entries are what the formulas of torch choose where several kinks of J meet.
     """
 
     coordinates: Indices
@@ -48,3 +50,5 @@ class ParameterTrial:
     evaluations: int
     seconds: float
     proof: Proof | None = None
+    jointly: int = 0
+    by_convention: int = 0

@@ -74,6 +74,24 @@ def test_the_slope_along_directions_is_that_of_the_gradient_and_theta_stays() ->
     in_loan(Quadratic(), test)
 
 
+def test_moves_add_up_inside_a_block_and_theta_comes_back() -> None:
+    def test(directions: Directions, objective: Objective, theta: Theta) -> None:
+        before = [entry.parameter.detach().clone() for entry in theta]
+        one, other = directions.random(0, {0: 1.0, 1: 2.0}), directions.random(1, {0: 1.0})
+        with directions.at((one, 0.5), (other, -2.0)):
+            moved = theta[0].parameter.detach() - before[0]
+            expected = 0.5 * one[0].components.double() - 2 * other[0].components.double()
+            torch.testing.assert_close(moved.flatten(), expected)
+            assert not torch.equal(theta[1].parameter.detach(), before[1])
+            assert torch.equal(theta[2].parameter.detach(), before[2])
+        assert all(torch.equal(entry.parameter, saved) for entry, saved in zip(theta, before, strict=True))
+        with pytest.raises(KeyboardInterrupt), directions.at((one, 1.0)):
+            raise KeyboardInterrupt
+        assert all(torch.equal(entry.parameter, saved) for entry, saved in zip(theta, before, strict=True))
+
+    in_loan(Quadratic(), test)
+
+
 def test_sizes() -> None:
     def test(directions: Directions, objective: Objective, theta: Theta) -> None:
         assert directions.sizes[2] == pytest.approx(0.5)

@@ -19,6 +19,7 @@ from torch_gradcheck.engines.traced.cost import seconds_each
 from torch_gradcheck.engines.traced.evaluation import Evaluated, evaluated
 from torch_gradcheck.engines.traced.gradient import gradient_by_record
 from torch_gradcheck.engines.traced.program import compiled
+from torch_gradcheck.engines.traced.quantities import quantities_on_the_way
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
 from torch_gradcheck.engines.traced.threads import OnThreads, ThreadCount
 from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
@@ -167,6 +168,14 @@ class TracedEngine(SubstituteEngine):
             Untraceable: the record cannot be differentiated.
         """
         return gradient_by_record(self._program)
+
+    def quantities(self) -> list[Tensor]:
+        """Every value between θ and J, see `quantities_on_the_way`, at what the parameters hold now.
+
+        Raises:
+            Untraceable: an operation cannot be run again on these values.
+        """
+        return quantities_on_the_way(self._program)
 
     def seconds_each(self, parameter: int) -> float:
         """An estimate of the seconds that one sample of this parameter takes, by the shapes in the record."""

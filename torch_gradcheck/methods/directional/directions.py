@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
@@ -85,6 +85,24 @@ class Directions:
 
         return sample
 
+    def at(self, *moves: tuple[Direction, float]) -> _At:
+        """θ + Σ step · direction inside the block, for (direction, step) in `moves`; θ, by assignment, after it."""
+        return _At(self, moves)
+
+    def move(self, moves: Sequence[tuple[Direction, float]]) -> None:
+        """From anywhere to θ + Σ step · direction; tensors in no direction stay where they are."""
+        begun: set[int] = set()
+        for direction, step in moves:
+            for position, (scale, components) in direction.items():
+                before = self._tensors[position] if position in begun else self._saved[position]
+                _add(before, components, step * scale, self._tensors[position])
+                begun.add(position)
+
+    def put_back(self, positions: Iterable[int]) -> None:
+        """The parameters at these positions as they are at θ."""
+        for position in positions:
+            self._tensors[position].copy_(self._saved[position])
+
     def _components(self, number: int, position: int) -> Tensor:
         entry = self._theta[position]
         generator = np.random.default_rng([self._seed, number, position])
@@ -99,17 +117,30 @@ class Directions:
         values = []
         try:
             for step in steps:
-                self._move(direction, step)
+                self.move([(direction, step)])
                 values.append(value())
                 self._progress.advance()
         finally:
-            for position in direction:
-                self._tensors[position].copy_(self._saved[position])
+            self.put_back(direction)
         return values
 
-    def _move(self, direction: Direction, step: float) -> None:
-        for position, (scale, components) in direction.items():
-            _add(self._saved[position], components, step * scale, self._tensors[position])
+
+class _At:
+    """A class and not a generator, which an interrupt could leave behind, to put θ back at some later time."""
+
+    def __init__(self, directions: Directions, moves: Sequence[tuple[Direction, float]]) -> None:
+        self._directions, self._moves = directions, moves
+        self._positions = {position for direction, _ in moves for position in direction}
+
+    def __enter__(self) -> None:
+        try:
+            self._directions.move(self._moves)
+        except BaseException:
+            self._directions.put_back(self._positions)
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        self._directions.put_back(self._positions)
 
 
 def _add(saved: Tensor, components: Tensor, factor: float, out: Tensor) -> None:

@@ -1,0 +1,311 @@
+"""Looks once more at what was found at kinks of J: entries that a kink excuses, and entries that several kinks accuse.
+
+An accusation by a joint direction: where entries tie for a maximum, J has a kink along each of them, and any gradient
+between its two slopes is excused. Along a direction in which they move together J has one slope. A gradient that has
+another one there is wrong, if
+
+1. it is not what the formulas of torch give for the operations of J, and that gradient has J's slope;
+2. not only J but every quantity between θ and J has one slope along the direction, on both sides of θ and beside it;
+3. differences of J itself contradict it, by many steps.
+
+Without the first two a right model would be accused. A Function may choose another slope at its kink than torch does,
+and what autograd adds up of such choices need be no slope of J: relu(x) − relu(−x) gets the slope 0 at 0, and is x.
+Where that happens along a single coordinate, an entry that is just what the formulas of torch give is left undecided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.differences.richardson import COARSE
+from torch_gradcheck.engines.traced.engine import TracedEngine
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
+from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE
+from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
+from torch_gradcheck.methods.directional.quantities import DISTANCE, Quantities
+from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
+from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.objective.theta import Theta, flat_values
+from torch_gradcheck.reporting.progress import ProgressBar
+from torch_gradcheck.verdicts.entry_check import Outcome, rounding_of
+from torch_gradcheck.verdicts.joint_kinks import joint_directions, kinked, nearest_allowed
+from torch_gradcheck.verdicts.judge import judge_each
+from torch_gradcheck.verdicts.refine import LOW_PRECISION
+from torch_gradcheck.verdicts.trial import ParameterTrial
+
+POINTS = 8
+"""At how many random points beside θ the pieces of J are looked at."""
+
+FIRST_POINT = 200
+"""Number of the random direction to the first of them; other numbers are taken."""
+
+MOST_ENTRIES = 2**20
+"""The largest number of entries in tensors with kinks that are tried together."""
+
+MOST_ALONE = 8
+"""How many tensors are tried one by one, where nothing is found along directions through all of them."""
+
+MOST_EXCUSED = 64
+"""How many accused entries of a tensor are looked at one by one; where kinks excuse all of them, the rest is, too."""
+
+Trials = Mapping[int, ParameterTrial]
+"""Position in θ → what was found of that parameter's gradient."""
+
+
+def reconsidered(
+    problem: Problem, gradients: Mapping[int, AnalyticGradient], trials: Trials, progress: ProgressBar
+) -> dict[int, ParameterTrial]:
+    """The trials, with entries made MISMATCH or UNDECIDED where several kinks of J meet.
+
+    Costs nothing where J has no kink at θ and nothing is wrong, and little where the gradient is that of torch's
+    formulas, as kinks go, or is not, as mistakes do.
+
+    Args:
+        problem: J, θ and the options.
+        gradients: the gradients on trial, by position in θ.
+        trials: of these, coordinate by coordinate.
+        progress: advanced at every evaluation.
+    """
+    found = dict(trials)
+    tried = {at: trial for at, trial in trials.items() if _is_of_interest(trial, gradients[at])}
+    if not tried or problem.noise.epsilon > LOW_PRECISION or problem.record is None:
+        return found
+    try:
+        kinks = AtKinks(problem, problem.record, tried, gradients, progress)
+        found |= kinks.excused()
+        return found | kinks.contradicted({at: found[at] for at in tried if not _is_wrong(found[at])})
+    except Untraceable:
+        return found
+
+
+def _is_wrong(trial: ParameterTrial) -> bool:
+    return bool(np.any(trial.results.outcome == Outcome.MISMATCH))
+
+
+def _is_of_interest(trial: ParameterTrial, gradient: AnalyticGradient) -> bool:
+    """Whether entries were excused or accused, or would have been but for a slope between those of a kink."""
+    results = trial.results
+    if not np.isfinite(trial.analytic).all() or not np.isfinite(gradient.error_bar):
+        return False
+    return bool(np.any(results.outcome != Outcome.MATCH) or (results.bent is not None and np.any(results.bent)))
+
+
+class AtKinks:
+    """Gradients on trial beside those that the formulas of torch give for the operations of J, at θ and beside it.
+
+    Args:
+        problem: J, θ and the options.
+        record: of J.
+        trials: by position in θ.
+        gradients: on trial, by position.
+        progress: advanced at every evaluation.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        record: TracedEngine,
+        trials: Trials,
+        gradients: Mapping[int, AnalyticGradient],
+        progress: ProgressBar,
+    ) -> None:
+        self._problem, self._theta, self._record = problem, problem.theta, record
+        self._trials, self._gradients, self._progress = trials, gradients, progress
+
+    # The gradient by torch's formulas ------------------------------------------------------------------------------
+
+    @cached_property
+    def _of_torch(self) -> dict[int, Floats]:
+        return self._by_record()
+
+    @cached_property
+    def _beside(self) -> list[dict[int, Floats]]:
+        """The same at points beside θ."""
+        found = []
+        for point in self._points:
+            with self._directions.at((point, 1.0)):
+                found.append(self._by_record())
+        return found
+
+    @cached_property
+    def _points(self) -> list[Direction]:
+        """The directions to these points, in which every tensor moves."""
+        scales = {position: DISTANCE * size for position, size in self._directions.sizes.items()}
+        return [self._directions.random(FIRST_POINT + k, scales) for k in range(POINTS)]
+
+    def _by_record(self) -> dict[int, Floats]:
+        """The gradient by torch's formulas at what the parameters hold now, at the coordinates that were tried."""
+        self._problem.objective.count(1)
+        found, epsilon = self._record.gradients(), self._problem.noise.epsilon
+        return {
+            position: analytic_gradient(self._theta[position], found[position], epsilon).values[trial.coordinates]
+            for position, trial in self._trials.items()
+        }
+
+    def _is_of_torch(self, position: int) -> Flags:
+        """Entries of the gradient on trial that are what the formulas of torch give."""
+        on_trial, other, given = self._trials[position].analytic, self._of_torch[position], self._gradients[position]
+        allowed = self._problem.request.tolerance * (np.abs(on_trial) + np.abs(other)) + given.error_bar
+        return np.asarray(np.abs(on_trial - other) <= allowed + rounding_of(on_trial, given.epsilon))
+
+    @cached_property
+    def _directions(self) -> Directions:
+        return Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
+
+    @cached_property
+    def _quantities(self) -> Quantities:
+        return Quantities(self._record, self._directions, self._problem.objective)
+
+    def _direction(self, entries: Mapping[int, Indices], along: Mapping[int, Floats]) -> Direction:
+        """The direction that moves some of the coordinates that were tried."""
+        direction: dict[int, Motion] = {}
+        for position, which in entries.items():
+            components = torch.zeros(self._theta[position].coordinates, dtype=torch.float64)
+            components[torch.from_numpy(self._trials[position].coordinates[which])] = torch.from_numpy(along[position])
+            if torch.count_nonzero(components):
+                direction[position] = Motion(1.0, components)
+        return direction
+
+    # Entries that several kinks accuse -----------------------------------------------------------------------------
+
+    def excused(self) -> dict[int, ParameterTrial]:
+        """The trials in which accused entries are torch's own choice at kinks that meet, made UNDECIDED."""
+        found: dict[int, ParameterTrial] = {}
+        for position, trial in self._trials.items():
+            accused = trial.results.outcome == Outcome.MISMATCH
+            entries = np.flatnonzero(accused & self._is_of_torch(position)) if accused.any() else np.empty(0, np.int64)
+            crossing = [self._crosses_a_kink(position, int(entry)) for entry in entries[:MOST_EXCUSED]]
+            excused = entries[: len(crossing)][np.array(crossing, dtype=bool)]
+            if len(crossing) and all(crossing):
+                excused = entries
+            if len(excused):
+                found[position] = _with_undecided(trial, excused)
+        return found
+
+    def _crosses_a_kink(self, position: int, entry: int) -> bool:
+        direction = self._direction({position: np.array([entry])}, {position: np.ones(1)})
+        return not self._quantities.have_one_slope(direction)
+
+    # Entries that a kink excuses -----------------------------------------------------------------------------------
+
+    def contradicted(self, trials: Trials) -> dict[int, ParameterTrial]:
+        """Those of these trials, in which nothing is wrong so far, that are contradicted along a joint direction."""
+        others = [at for at in trials if not self._is_of_torch(at).all()]
+        if not others or sum(len(trial.coordinates) for trial in trials.values()) > MOST_ENTRIES:
+            return {}
+        alone = [(at,) for at in others[:MOST_ALONE]] if len(trials) > 1 else []
+        for positions in [tuple(trials), *alone]:
+            found = self._contradicted_together(Joined(trials, positions))
+            if found:
+                return found
+        return {}
+
+    def _contradicted_together(self, joined: Joined) -> dict[int, ParameterTrial]:
+        """The trials that are wrong by one direction through the kinked entries of all these tensors."""
+        nearby = np.array([joined.values(gradients) for gradients in self._beside])
+        of_torch = joined.values(self._of_torch)
+        if not np.isfinite(nearby).all() or not np.isfinite(of_torch).all():
+            return {}
+        active = np.flatnonzero(kinked(nearby) | joined.at_kinks)
+        on_trial, of_torch = joined.on_trial[active], of_torch[active]
+        more = [of_torch, np.sign(on_trial), joined.signs(self._theta)[active], np.ones(len(active))]
+        for unit in joint_directions(on_trial, of_torch, nearby[:, active], more) if len(active) else []:
+            slope = float(of_torch @ unit)
+            if self._is_contradicted(self._direction(*joined.split(active, unit)), float(on_trial @ unit), slope):
+                allowed, wrong = nearest_allowed(on_trial, slope, unit)
+                return self._marked(joined, active[wrong], allowed[wrong])
+        return {}
+
+    def _is_contradicted(self, direction: Direction, on_trial: float, slope: float) -> bool:
+        """Whether J has one slope along a direction, by quantities and by differences, and not the one on trial."""
+        return self._quantities.have_one_slope(direction, self._points) and self._is_off(direction, on_trial, slope)
+
+    def _is_off(self, direction: Direction, on_trial: float, slope: float) -> bool:
+        """Whether differences of J give this slope along a direction, and contradict the one on trial."""
+        problem, reach = self._problem, np.array([self._directions.reach(direction)])
+        sampler, largest = self._directions.sampler([direction]), LARGEST_MOVE * reach
+        noise, tolerance = problem.noise, problem.request.tolerance
+        check = entry_check_of(sampler, np.array([on_trial]), largest, reach, noise, tolerance, COARSE)
+        results = judge_each(check)
+        as_pieces = abs(results.numeric[0] - slope) <= abs(on_trial - slope) / 10
+        return contradicts(results, on_trial) and bool(as_pieces)
+
+    def _marked(self, joined: Joined, entries: Indices, allowed: Floats) -> dict[int, ParameterTrial]:
+        """The trials with these joined entries marked as wrong, and what they should be.
+
+        Entries that the formulas of torch give are wrong only where there are no others.
+        """
+        chosen = ~np.concatenate([self._is_of_torch(position) for position in joined.positions])[entries]
+        if not chosen.any():
+            chosen = ~chosen
+        places, numeric = joined.split(entries[chosen], allowed[chosen])
+        return {at: _with_wrong(joined.trials[at], where, numeric[at]) for at, where in places.items() if len(where)}
+
+
+class Joined:
+    """The entries of several tensors, one after the other.
+
+    Args:
+        trials: by position in θ.
+        positions: of the tensors, in order.
+    """
+
+    def __init__(self, trials: Trials, positions: Sequence[int]) -> None:
+        self.trials, self.positions = trials, positions
+
+    @property
+    def on_trial(self) -> Floats:
+        """The gradients on trial."""
+        return np.concatenate([self.trials[position].analytic for position in self.positions])
+
+    @property
+    def at_kinks(self) -> Flags:
+        """Entries that were excused as kinks, or agree with the middle of two slopes."""
+        found = [self.trials[position].results for position in self.positions]
+        bent = [np.zeros(len(each.outcome), bool) if each.bent is None else each.bent for each in found]
+        match, kink = (np.concatenate([each.outcome for each in found]) == one for one in (Outcome.MATCH, Outcome.KINK))
+        return np.asarray(kink | (match & np.concatenate(bent)))
+
+    def values(self, gradients: Mapping[int, Floats]) -> Floats:
+        """Gradients at the coordinates that were tried, joined."""
+        return np.concatenate([gradients[position] for position in self.positions])
+
+    def signs(self, theta: Theta) -> Floats:
+        """−1, 0 or 1, by the sign of what the coordinates hold."""
+        values = [flat_values(theta[position])[self.trials[position].coordinates] for position in self.positions]
+        return np.asarray(np.sign(np.concatenate(values)))
+
+    def split(self, entries: Indices, values: Floats) -> tuple[dict[int, Indices], dict[int, Floats]]:
+        """Joined entries, and a number for each, by the position of their tensor: counted within it."""
+        mine = {position: (begin <= entries) & (entries < end) for position, begin, end in self._parts()}
+        begins = {position: begin for position, begin, _ in self._parts()}
+        places = {position: entries[which] - begins[position] for position, which in mine.items()}
+        return places, {position: values[which] for position, which in mine.items()}
+
+    def _parts(self) -> Iterator[tuple[int, int, int]]:
+        """Each position, and the numbers of its tensor's first entry and of the one after its last."""
+        begin = 0
+        for position in self.positions:
+            end = begin + len(self.trials[position].coordinates)
+            yield position, begin, end
+            begin = end
+
+
+def _with_wrong(trial: ParameterTrial, entries: Indices, allowed: Floats) -> ParameterTrial:
+    """The trial with entries that are wrong, and the nearest numbers that are not."""
+    numeric, outcome = np.array(trial.results.numeric), np.array(trial.results.outcome)
+    numeric[entries], outcome[entries] = allowed, Outcome.MISMATCH
+    return replace(trial, results=replace(trial.results, numeric=numeric, outcome=outcome), jointly=len(entries))
+
+
+def _with_undecided(trial: ParameterTrial, entries: Indices) -> ParameterTrial:
+    outcome = np.array(trial.results.outcome)
+    outcome[entries] = Outcome.UNDECIDED
+    return replace(trial, results=replace(trial.results, outcome=outcome), by_convention=len(entries))
