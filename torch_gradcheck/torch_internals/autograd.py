@@ -72,6 +72,21 @@ def set_backward(run: Any) -> None:
     torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
 
 
+def current_function_backward() -> Any:
+    """What runs where the backward of any `torch.autograd.Function` does: it is given the node, then the gradients."""
+    return vars(_function_nodes())["apply"]
+
+
+def set_function_backward(run: Any) -> None:
+    """Has this run from now on."""
+    _function_nodes().apply = run
+
+
+def _function_nodes() -> Any:
+    """The class of the nodes that Functions make in the graph."""
+    return internal(torch.autograd.function, "BackwardCFunction", "see where the backward of Functions runs")
+
+
 def is_reentrant_checkpoint(node: Any) -> bool:
     """Whether a node belongs to `torch.utils.checkpoint` with use_reentrant=True, which runs a backward of its own."""
     return bool(node.name() == "CheckpointFunctionBackward")

@@ -63,3 +63,22 @@ def worst_of(
     entry = theta[position]
     value = WrongCoordinate(entry, coordinate, analytic, numeric, error_bar, 1.0).of(entry.parameter)
     return WrongCoordinate(entry, coordinate, analytic, numeric, error_bar, max(1.0, abs(value)))
+
+
+def wrong_elsewhere(
+    theta: Theta, trials: Mapping[int, ParameterTrial], gradients: Mapping[int, AnalyticGradient], tolerance: float
+) -> list[WrongCoordinate]:
+    """Where gradients that are not on trial are wrong: the worst of the decided entries of each such parameter."""
+    found = []
+    for position, trial in trials.items():
+        results, values = trial.results, gradients[position].values[trial.coordinates]
+        decided = np.isin(results.outcome, (Outcome.MATCH, Outcome.MISMATCH)) & np.isfinite(results.numeric)
+        with np.errstate(all="ignore"):
+            off = np.abs(values - results.numeric)
+            allowed = tolerance * (np.abs(values) + np.abs(results.numeric)) + results.error_bar
+        wrong = np.flatnonzero(decided & ~(off <= allowed))
+        if len(wrong):
+            k = int(wrong[np.argmax(np.nan_to_num(off[wrong], nan=np.inf))])
+            numbers = float(values[k]), float(results.numeric[k]), float(results.error_bar[k])
+            found.append(WrongCoordinate(theta[position], int(trial.coordinates[k]), *numbers, 1.0))
+    return found

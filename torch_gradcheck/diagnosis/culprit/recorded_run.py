@@ -13,9 +13,10 @@ from torch_gradcheck.diagnosis.culprit.call_recording import (
     GradientTaps,
     RecordedCall,
     Recording,
-    paired_with_recomputed,
 )
+from torch_gradcheck.diagnosis.culprit.followed import SAME_MISTAKE
 from torch_gradcheck.diagnosis.culprit.hooks import HookWatch
+from torch_gradcheck.diagnosis.culprit.pairing import paired_with_recomputed
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.gradients.by_autograd import gradients_of
 from torch_gradcheck.objective.objective import Objective
@@ -28,9 +29,12 @@ class Run:
     Attributes:
         loss: J in this run; differs from J(θ) where recording changes J.
         raw: the gradients of each wrong parameter before its hooks, in the order in which they arrived.
+        same: whether the wrong coordinates have the gradient that is on trial. They have not where what makes it wrong
+            does not happen to the copies that tensors are replaced by.
         full: whether the calls took too much memory to be recorded.
         roots: calls made by the loss function or closure itself.
         calls: all calls but those made by a backward.
+        of_backwards: those made by the backward of a Function.
         hooks: that changed a gradient.
     """
 
@@ -38,8 +42,9 @@ class Run:
         self, objective: Objective, wrong: Sequence[WrongCoordinate], taps: GradientTaps, accumulated: bool
     ) -> None:
         self._objective, self._accumulated = objective, accumulated
-        self.loss = math.nan
+        self.loss, self.same = math.nan, True
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
+        self._wrong = wrong
         with (
             torch.enable_grad(),
             objective.evaluation(at_theta=True),
@@ -51,23 +56,48 @@ class Run:
         self.full = recording.full
         self.roots = recording.roots
         self.calls = [call for call in recording.calls if not call.in_backward]
+        self.of_backwards = [call for call in recording.calls if call.in_backward and call.made_by is not None]
         self.hooks = watch.changing
 
     @classmethod
-    def of(cls, objective: Objective, wrong: Sequence[WrongCoordinate], accumulated: bool) -> Run:
-        """The run with the most gradient taps, among those that leave J as it is.
+    def of(
+        cls,
+        objective: Objective,
+        wrong: Sequence[WrongCoordinate],
+        accumulated: bool,
+        moving: frozenset[tuple[int, int]] | None = None,
+    ) -> Run:
+        """The first run that leaves J and the wrong gradients as they are; else the first that leaves J as it is.
+
+        Those with the most gradient taps come first.
+
+        Args:
+            objective: J.
+            wrong: the coordinates that are followed.
+            accumulated: J runs its backward itself.
+            moving: outputs without a graph that depend on θ, see `GradientTaps.moving`.
 
         Raises:
             RuntimeError: every way to record calls changes J.
         """
-        for taps in (GradientTaps(), GradientTaps(inputs=False), GradientTaps(inputs=False, rooted=False)):
+        leaving_j: list[Run] = []
+        for taps in (
+            GradientTaps(moving=moving),
+            GradientTaps(inputs=False, moving=moving),
+            GradientTaps(inputs=False, rooted=False),
+            GradientTaps(aliases=True, moving=moving),
+        ):
             try:
                 run = cls(objective, wrong, taps, accumulated)
             except RuntimeError:  # J does to a tapped tensor what autograd forbids for one with a graph
                 continue
             if objective.same(run.loss, objective.loss):
-                return run
-        raise RuntimeError("J is another function when its calls are recorded")
+                leaving_j.append(run)
+                if run.same:
+                    return run
+        if not leaving_j:
+            raise RuntimeError("J is another function when its calls are recorded")
+        return leaving_j[0]
 
     def _backward(self, watched: list[nn.Parameter], recording: Recording) -> None:
         if watched:
@@ -82,7 +112,15 @@ class Run:
         for gradients in self.raw.values():
             gradients.clear()
         theta = [each for each in self._objective.model.parameters() if each.requires_grad]
-        gradients_of([loss], [*theta, *recording.leaves])
+        found = dict(zip(theta, gradients_of([loss], [*theta, *recording.leaves]), strict=False))
+        self.same = all(_is_same(each, found.get(each.entry.parameter)) for each in self._wrong)
+
+
+def _is_same(wrong: WrongCoordinate, gradient: torch.Tensor | None) -> bool:
+    if not math.isfinite(wrong.error):
+        return True
+    value = 0.0 if gradient is None else wrong.of(gradient)
+    return abs(value - wrong.analytic) <= SAME_MISTAKE * abs(wrong.error)
 
 
 def recorded_calls(objective: Objective) -> list[RecordedCall]:

@@ -6,18 +6,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch import nn
-
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
 from torch_gradcheck.diagnosis.culprit.compiled import compiler_at_fault
 from torch_gradcheck.diagnosis.culprit.counts import meanings_of
-from torch_gradcheck.diagnosis.culprit.followed import MOST_FOLLOWED, SAME_MISTAKE, followed, relative_error, worst_of
+from torch_gradcheck.diagnosis.culprit.followed import (
+    MOST_FOLLOWED,
+    SAME_MISTAKE,
+    followed,
+    relative_error,
+    worst_of,
+    wrong_elsewhere,
+)
 from torch_gradcheck.diagnosis.culprit.recorded_run import Run, recorded_calls
 from torch_gradcheck.diagnosis.culprit.sentences import Sentences
-from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, Contribution, in_one_line
-from torch_gradcheck.diagnosis.culprit.split import ERROR_BARS_OFF, Split
-from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate, tangents_of
+from torch_gradcheck.diagnosis.culprit.single_calls import ERROR_BARS_OFF, CallRunner, Contribution, in_one_line
+from torch_gradcheck.diagnosis.culprit.split import Split
+from torch_gradcheck.diagnosis.culprit.tangents import Motion, WrongCoordinate
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
@@ -51,7 +56,8 @@ def find_culprit(
     if by_compiler is not None and not wrong:
         return replace(by_compiler, meanings=meanings_of(recorded_calls(objective)))
     if not wrong:
-        return Culprit(None, (sentences.by_hand(),), meanings_of(recorded_calls(objective)))
+        also = wrong_elsewhere(theta, trials, autograd, problem.request.tolerance)
+        return Culprit(None, (sentences.by_hand(also),), meanings_of(recorded_calls(objective)))
     accumulated = any(gradient.accumulated for gradient in autograd.values())
     try:
         found = _searched(problem, wrong, sentences, accumulated)
@@ -105,14 +111,17 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
     objective = problem.objective
     runner = CallRunner(objective, wrong, MOST_RUNS, problem.hidden_noise)
     evaluations = objective.evaluations
-    run = Run.of(objective, wrong, accumulated)
+    step = first_step(problem.noise)
+    motions = [Motion.along(each, step * each.unit, objective) for each in wrong]
+    moving = frozenset[tuple[int, int]]().union(*(motion.roots for motion in motions if motion is not None))
+    run = Run.of(objective, wrong, accumulated, moving)
     if run.full:
         return Culprit(None, (sentences.no_culprit("the inputs of all modules together take more than 1 GiB"),))
-    step = first_step(problem.noise)
     attributions: list[Attribution] = []
-    for each in wrong:
-        known = list(dict.fromkeys(call for attribution in attributions for call in attribution.own))
-        attributions.append(_attribution(each, run, runner, step, known))
+    for each, motion in zip(wrong, motions, strict=True):
+        own = [call for attribution in attributions for call in attribution.own if call not in attribution.made_by]
+        known = list(dict.fromkeys(own))
+        attributions.append(_attribution(each, run, runner, motion, known))
         if attributions[-1].own and runner.runs > ENOUGH_RUNS:
             break
     name, notes = sentences.culprit_of(attributions, run.calls, run.hooks)
@@ -122,7 +131,7 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
 
 
 def _attribution(
-    wrong: WrongCoordinate, run: Run, runner: CallRunner, step: float, known: Sequence[RecordedCall | None]
+    wrong: WrongCoordinate, run: Run, runner: CallRunner, motion: Motion | None, known: Sequence[RecordedCall | None]
 ) -> Attribution:
     """The error of one coordinate, attributed to calls.
 
@@ -130,10 +139,10 @@ def _attribution(
         wrong: the coordinate.
         run: J recorded at θ.
         runner: runs calls alone.
-        step: relative step of the tangents.
+        motion: of the calls along the coordinate; None where it is not known.
         known: calls with a mistake that earlier coordinates led to; tried first.
     """
-    tangents = tangents_of(run.calls, wrong, step * wrong.unit, runner.objective)
+    tangents = None if motion is None else motion.of(run.calls)
     if tangents is None:
         return Attribution(wrong, unusable="J is made of other calls at neighbouring points")
     attribution = Attribution(wrong, tangents)
@@ -142,12 +151,12 @@ def _attribution(
         attribution.hook = wrong.analytic - sum(raw)
     if not math.isfinite(attribution.hook):
         return attribution  # the gradient was finite before its hooks
-    search = Split(attribution, runner)
+    search = Split(attribution, runner, run.of_backwards)
     whole = Contribution(wrong.error - attribution.hook, wrong.error_bar)
     if not search.explained_by(known, whole):
         search.split(None, whole, run.roots)
     search.compare_with_run(sum(raw))
     for call in attribution.own:
-        if call is not None and not isinstance(call.owner, nn.Module):
+        if call in run.calls and isinstance(call.owner, type):
             attribution.inputs[call] = search.wrong_inputs(call)
     return attribution

@@ -9,22 +9,30 @@ from torch import nn
 
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
 from torch_gradcheck.diagnosis.culprit.call_recording import Owner, RecordedCall
-from torch_gradcheck.diagnosis.culprit.single_calls import NOTHING, CallRunner, CannotBeRunAlone, Contribution
+from torch_gradcheck.diagnosis.culprit.of_backward import wrong_call_of
+from torch_gradcheck.diagnosis.culprit.single_calls import (
+    ERROR_BARS_OFF,
+    NOTHING,
+    OWN_MISTAKE,
+    CallRunner,
+    CannotBeRunAlone,
+    Contribution,
+)
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents
 from torch_gradcheck.objective.nested import tensors_in
 
-OWN_MISTAKE = 0.1
-"""A contribution above 10 % of E is a mistake of the call."""
-
-ERROR_BARS_OFF = 3.0
-"""A contribution of at most 3 error bars is no mistake."""
-
 
 class Split:
-    """Splits the contribution of a call into those of the calls inside of it and the rest, which is its own."""
+    """Splits the contribution of a call into those of the calls inside of it and the rest, which is its own.
 
-    def __init__(self, attribution: Attribution, runner: CallRunner) -> None:
-        self._attribution, self._runner = attribution, runner
+    Args:
+        attribution: of the error of one coordinate; what is found is noted there.
+        runner: runs calls alone.
+        of_backwards: the calls that backwards made.
+    """
+
+    def __init__(self, attribution: Attribution, runner: CallRunner, of_backwards: Sequence[RecordedCall]) -> None:
+        self._attribution, self._runner, self._of_backwards = attribution, runner, of_backwards
         self._error = attribution.wrong.error
         self._of_theta: dict[RecordedCall, float] = {}
 
@@ -74,11 +82,21 @@ class Split:
             return
         leak = next((each for each in _with_descendants(call, children) if each.leaks), None)
         if leak is None:
-            self._attribution.own[call] = rest.error
+            self._note_own(call, rest.error)
         else:
             self._attribution.unclear.append((leak, "lets a graph out by an attribute"))
             if not self._is_mistake(contributions.get(leak, NOTHING) or NOTHING):
                 self.split(leak, None, leak.children)
+
+    def _note_own(self, call: RecordedCall | None, error: float) -> None:
+        """Notes a call with a mistake of its own; for a Function the wrong call that its backward makes, if any."""
+        attribution = self._attribution
+        if call is not None and isinstance(call.owner, type):
+            inside = wrong_call_of(call, self._of_backwards, self._runner, attribution.wrong)
+            if inside is not None:
+                attribution.made_by[inside] = call
+                call = inside
+        attribution.own[call] = error
 
     def _split_repeated(self, contributions: Mapping[RecordedCall, Contribution | None]) -> None:
         """Splits one call of a module called many times, each of which is a little wrong: a mistake all together."""
@@ -89,9 +107,10 @@ class Split:
         for repeated in calls.values():
             if len(repeated) > 1 and self._is_mistake(_sum(repeated.values())):
                 largest = max(repeated, key=lambda call: abs(repeated[call].error))
-                self._split_one_of(len(repeated), largest, repeated[largest])
+                others = [found.error for call, found in repeated.items() if call is not largest]
+                self._split_one_of(largest, repeated[largest], others)
 
-    def _split_one_of(self, count: int, call: RecordedCall, found: Contribution) -> None:
+    def _split_one_of(self, call: RecordedCall, found: Contribution, others: list[float]) -> None:
         """Splits a call, judging what is inside of it by its own contribution instead of E."""
         before, known = self._error, set(self._attribution.own)
         self._error = found.error
@@ -100,12 +119,14 @@ class Split:
                 self.split(call, found, call.children)
         finally:
             self._error = before
-        self._attribution.repeated |= dict.fromkeys(self._attribution.own.keys() - known, count)
+        new = self._attribution.own.keys() - known
+        self._attribution.repeated |= {each: [found.error, *others] for each in new}
 
     def compare_with_run(self, whole: float) -> None:
         """Notes the calls that use the parameter as `unlike`, if their gradients for it, run alone, do not add up.
 
-        Matters where the mistake seems to be that of a call around them, or of the loss.
+        Matters where the mistake seems to be that of a call around them, or of the loss. A Function around them gives
+        the parameter's gradient itself, and may be wrong where they are right.
 
         Args:
             whole: the parameter's gradient in the run, before its hooks.
@@ -113,7 +134,7 @@ class Split:
         parameter, own = self._attribution.wrong.entry.parameter, self._attribution.own
         holders = [call for call in self._attribution.tangents if _holds(call.owner, parameter) and call.receives]
         around = {call for wrong in own for call in (holders if wrong is None else wrong.inside())}
-        if len(holders) < 2 or around.isdisjoint(holders):
+        if len(holders) < 2 or around.isdisjoint(holders) or any(map(_is_inside_a_function, holders)):
             return
         for call in holders:
             if call not in self._of_theta:
@@ -124,18 +145,29 @@ class Split:
 
     def wrong_inputs(self, call: RecordedCall) -> list[str]:
         """The paths of the inputs whose gradients, each by itself, are wrong."""
-        tangents, inputs = self._attribution.tangents[call], call.inputs
-        positions = [
-            (path, next(k for k, each in enumerate(inputs) if each is tensor))
-            for path, tensor in tensors_in(call.arguments)
-        ]
-        return [
-            path
-            for path, k in positions
-            if tangents[k] is not None
-            and (found := self._contribution(call, [t if j == k else None for j, t in enumerate(tangents)])) is not None
-            and self._is_mistake(found)
-        ]
+        tangents, inputs, parameter = (
+            self._attribution.tangents[call],
+            call.inputs,
+            self._attribution.wrong.entry.parameter,
+        )
+        moving = [k for k, tangent in enumerate(tangents) if tangent is not None or inputs[k] is parameter]
+        of_theta = NOTHING
+        if any(each is parameter for each in inputs) or self._of_theta.get(call):
+            of_theta = self._contribution(call, [None for _ in tangents]) or NOTHING
+        wrong = []
+        for path, tensor in tensors_in(call.arguments):
+            k = next(k for k, each in enumerate(inputs) if each is tensor)
+            if k in moving and self._is_mistake(self._of_input(call, k, of_theta)):
+                wrong.append(path)
+        return wrong
+
+    def _of_input(self, call: RecordedCall, position: int, of_theta: Contribution) -> Contribution:
+        """What the gradient for one input contributes; `of_theta` is the part of the parameter that is followed."""
+        tangents = self._attribution.tangents[call]
+        if tangents[position] is None:
+            return of_theta
+        found = self._contribution(call, [t if k == position else None for k, t in enumerate(tangents)])
+        return NOTHING if found is None else _without(found, [of_theta])
 
     def _contribution(self, call: RecordedCall, tangents: Tangents | None = None) -> Contribution | None:
         """The contribution of a call; None, with the reason noted, where it cannot be run alone."""
@@ -169,6 +201,11 @@ class Split:
 
 def _holds(owner: Owner, parameter: nn.Parameter) -> bool:
     return isinstance(owner, nn.Module) and any(held is parameter for held in owner.parameters(recurse=False))
+
+
+def _is_inside_a_function(call: RecordedCall) -> bool:
+    parent = call.parent
+    return parent is not None and (isinstance(parent.owner, type) or _is_inside_a_function(parent))
 
 
 def _sum(contributions: Iterable[Contribution]) -> Contribution:
