@@ -38,8 +38,8 @@ class RecordedCall:
         owner: the module, or the Function's class.
         parent: the call that made this one; None for the loss function or closure itself.
         children: the calls that this one made.
-        arguments: copies of (args, kwargs) as they were at the start, tensors detached; parameters are themselves, since
-            a Function may know them by another way as well.
+        arguments: copies of (args, kwargs) as they were at the start, tensors detached. Parameters are themselves: a
+            Function may know them by another way as well.
         inputs: the tensors in `arguments`.
         differentiable: for each of them, whether it required a gradient.
         grad_enabled: whether autograd was on.

@@ -31,6 +31,7 @@ class Run:
         raw: the gradients of each wrong parameter before its hooks, in the order in which they arrived.
         same: whether the wrong coordinates have the gradient that is on trial. They have not where what makes it wrong
             does not happen to the copies that tensors are replaced by.
+        disturbing: whether this way to record or an earlier one has changed these gradients.
         full: whether the calls took too much memory to be recorded.
         roots: calls made by the loss function or closure itself.
         calls: all calls but those made by a backward.
@@ -42,7 +43,7 @@ class Run:
         self, objective: Objective, wrong: Sequence[WrongCoordinate], taps: GradientTaps, accumulated: bool
     ) -> None:
         self._objective, self._accumulated = objective, accumulated
-        self.loss, self.same = math.nan, True
+        self.loss, self.same, self.disturbing = math.nan, True, False
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
         self._wrong = wrong
         with (
@@ -92,6 +93,7 @@ class Run:
             except RuntimeError:  # J does to a tapped tensor what autograd forbids for one with a graph
                 continue
             if objective.same(run.loss, objective.loss):
+                run.disturbing = bool(leaving_j) or not run.same
                 leaving_j.append(run)
                 if run.same:
                     return run

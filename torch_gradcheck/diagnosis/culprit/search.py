@@ -18,6 +18,7 @@ from torch_gradcheck.diagnosis.culprit.followed import (
     worst_of,
     wrong_elsewhere,
 )
+from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting, find_overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_run import Run, recorded_calls
 from torch_gradcheck.diagnosis.culprit.sentences import Sentences
 from torch_gradcheck.diagnosis.culprit.single_calls import ERROR_BARS_OFF, CallRunner, Contribution, in_one_line
@@ -27,6 +28,7 @@ from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 MOST_RUNS = 4000
@@ -117,17 +119,45 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
     run = Run.of(objective, wrong, accumulated, moving)
     if run.full:
         return Culprit(None, (sentences.no_culprit("the inputs of all modules together take more than 1 GiB"),))
-    attributions: list[Attribution] = []
-    for each, motion in zip(wrong, motions, strict=True):
-        own = [call for attribution in attributions for call in attribution.own if call not in attribution.made_by]
-        known = list(dict.fromkeys(own))
-        attributions.append(_attribution(each, run, runner, motion, known))
-        if attributions[-1].own and runner.runs > ENOUGH_RUNS:
-            break
-    name, notes = sentences.culprit_of(attributions, run.calls, run.hooks)
+    overwriting = None if accumulated or not run.disturbing else _overwriting(objective, wrong)
+    attributions = _attributions(wrong, run, runner, motions) if overwriting is None and run.same else []
+    if not accumulated and not run.disturbing and _combines_functions(attributions, run.calls):
+        overwriting = _overwriting(objective, wrong)
+    if overwriting is not None:
+        name, notes = sentences.overwritten(overwriting)
+    elif run.same:
+        name, notes = sentences.culprit_of(attributions, run.calls, run.hooks)
+    else:
+        name, notes = sentences.disturbed()
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
     return Culprit(name, (*notes, cost), meanings_of(run.calls), sentences.order(run.calls), rounding)
+
+
+def _attributions(
+    wrong: Sequence[WrongCoordinate], run: Run, runner: CallRunner, motions: Sequence[Motion | None]
+) -> list[Attribution]:
+    """The errors of the coordinates that are followed, attributed to calls: one after the other, while it is cheap."""
+    attributions: list[Attribution] = []
+    for each, motion in zip(wrong, motions, strict=True):
+        own = [call for attribution in attributions for call in attribution.own if call not in attribution.made_by]
+        attributions.append(_attribution(each, run, runner, motion, list(dict.fromkeys(own))))
+        if attributions[-1].own and runner.runs > ENOUGH_RUNS:
+            break
+    return attributions
+
+
+def _combines_functions(attributions: Sequence[Attribution], calls: Sequence[RecordedCall]) -> bool:
+    """Whether a mistake seems to be in what a call does with Functions that are right when each is run alone."""
+    own = [call for attribution in attributions for call in attribution.own]
+    return any(call.parent in own and isinstance(call.owner, type) for call in calls)
+
+
+def _overwriting(objective: Objective, wrong: Sequence[WrongCoordinate]) -> Overwriting | None:
+    try:
+        return find_overwriting(objective, wrong)
+    except Exception:  # a transform of torch.func refuses to be looked at in this way
+        return None
 
 
 def _attribution(

@@ -13,6 +13,7 @@ from torch.autograd import Function
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
 from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
 from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
+from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
@@ -97,6 +98,27 @@ class Sentences:
             return "autograd's own gradient is right: the mistake is in the given one"
         one = f"of {also[0].name} it is {also[0].analytic:.6e} instead of {also[0].numeric:.6e}"
         return f"the given gradient is not autograd's own, which is wrong, too, in another way: {one}"
+
+    def overwritten(self, found: Overwriting) -> tuple[str, tuple[str, ...]]:
+        """The culprit's name and the sentence on a tensor that was overwritten before the backward needed it."""
+        kept = found.kept
+        guilty = kept.writer if kept.seen else kept.by
+        what = _kind(guilty) if guilty is not None and not _is_module(guilty) else "it"
+        what = what if kept.seen else "something"
+        where = f"the mistake is in the {'backward' if kept.backward else 'forward'} of {self._described(guilty)}"
+        at = "" if guilty is None else _at_forward_of(guilty.owner)
+        by = "the loss function or closure" if kept.by is None else self._described(kept.by)
+        keeper = by if kept.by is None or _is_module(kept.by) else f"{_kind(kept.by)} in {by}"
+        mends = "is right" if found.mends else "comes out otherwise"
+        sentence = (
+            f"{where}{at}: {what} writes past autograd, as .data does, to a tensor that {keeper} keeps for its "
+            f"backward; where this is given what was kept, the gradient of {found.wrong.name} {mends}"
+        )
+        return self.name_of(guilty), (sentence,)
+
+    def disturbed(self) -> tuple[str | None, tuple[str, ...]]:
+        """That no culprit can be named where no run that records calls makes the mistake."""
+        return None, (self.no_culprit("the mistake goes away where copies of tensors record gradients"),)
 
     def no_culprit(self, reason: str) -> str:
         """The sentence that says why no culprit can be named."""
@@ -219,6 +241,10 @@ def _at_fault(call: RecordedCall | None, attribution: Attribution) -> RecordedCa
     """The call itself, or one inside of it that is right when run alone and spoils the gradients of others."""
     inside = [each for each in (*attribution.mutating, *attribution.unlike) if call is None or each in call.inside()]
     return inside[0] if inside else call
+
+
+def _is_module(call: RecordedCall | None) -> bool:
+    return call is not None and isinstance(call.owner, nn.Module)
 
 
 def _kind(call: RecordedCall) -> str:
