@@ -99,7 +99,7 @@ class Sentences:
         one = f"of {also[0].name} it is {also[0].analytic:.6e} instead of {also[0].numeric:.6e}"
         return f"the given gradient is not autograd's own, which is wrong, too, in another way: {one}"
 
-    def overwritten(self, found: Overwriting) -> tuple[str, tuple[str, ...]]:
+    def overwritten(self, found: Overwriting) -> tuple[str | None, tuple[str, ...]]:
         """The culprit's name and the sentence on a tensor that was overwritten before the backward needed it."""
         kept = found.kept
         guilty = kept.writer if kept.seen else kept.by
