@@ -21,7 +21,7 @@ from torch_gradcheck.torch_internals.autograd import (
     in_backward,
     set_function_backward,
 )
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.custom_ops import users_function
 from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
 
 Owner = nn.Module | type[Function]
@@ -188,7 +188,7 @@ class Recording:
 
         def recorded_apply(function: type[Function], *args: Any, **kwargs: Any) -> Any:
             bound = calls.applying(function)
-            if function.__module__.startswith("torch.") and custom_op_of(function) is None:
+            if users_function(function) is None:
                 return bound(*args, **kwargs)
             return self._around(function, lambda a, k: bound(*a, **k), args, kwargs)
 

@@ -18,7 +18,7 @@ from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
 from torch_gradcheck.torch_internals.modules import named_modules, uncompiled
 
 LOSS = "loss_fn"
@@ -107,7 +107,7 @@ class Sentences:
         what = what if kept.seen else "something"
         where = f"the mistake is in the {'backward' if kept.backward else 'forward'} of {self._described(guilty)}"
         at = "" if guilty is None else _at_forward_of(guilty.owner)
-        by = "the loss function or closure" if kept.by is None else self._described(kept.by)
+        by = self._described(kept.by)
         keeper = by if kept.by is None or _is_module(kept.by) else f"{_kind(kept.by)} in {by}"
         mends = "is right" if found.mends else "comes out otherwise"
         sentence = (
@@ -154,9 +154,7 @@ class Sentences:
 
     def _described(self, call: RecordedCall | None) -> str:
         name = self.name_of(call)
-        if name == LOSS:
-            return f"the loss function or closure{_at_forward_of(self._loss)}"
-        return f"{name or 'the model itself'} ({self._kinds[name]})"
+        return described(name, self._kinds.get(name)) + (_at_forward_of(self._loss) if name == LOSS else "")
 
     def _detail(self, call: RecordedCall | None, attribution: Attribution, inputs: Sequence[str]) -> str:
         if call is not None and call in attribution.mutating:
@@ -243,6 +241,11 @@ def _at_fault(call: RecordedCall | None, attribution: Attribution) -> RecordedCa
     return inside[0] if inside else call
 
 
+def described(name: str, kind: str | None) -> str:
+    """A module by its qualified name and class, the model itself, or the loss function or closure (`LOSS`)."""
+    return "the loss function or closure" if name == LOSS else f"{name or 'the model itself'} ({kind})"
+
+
 def _is_module(call: RecordedCall | None) -> bool:
     return call is not None and isinstance(call.owner, nn.Module)
 
@@ -256,7 +259,7 @@ def _kind(call: RecordedCall) -> str:
 def function_name(function: type[Function]) -> str:
     """A Function, or the operator of torch.library that it belongs to, by name."""
     operator = custom_op_of(function)
-    return f"autograd.Function {function.__name__}" if operator is None else f"operator {operator.name}"
+    return f"autograd.Function {_written(function).__name__}" if operator is None else f"operator {operator.name}"
 
 
 def _moves(call: RecordedCall, attribution: Attribution) -> bool:
@@ -266,9 +269,13 @@ def _moves(call: RecordedCall, attribution: Attribution) -> bool:
     )
 
 
+def _written(function: type[Function]) -> type[Function]:
+    return users_function(function) or function
+
+
 def at_backward_of(function: type[Function]) -> str:
     """The words ", in its backward at FILE:LINE"; "" where that has no line of the user's."""
-    line = at_line_of(backward_of(function))
+    line = at_line_of(backward_of(_written(function)))
     return line and f", in its backward{line}"
 
 
@@ -297,8 +304,9 @@ def _input_name(call: RecordedCall, path: str) -> str:
     operator = custom_op_of(call.owner)
     if operator is not None:
         return f"{operator.arguments[position]}{rest}"
-    signature = list(inspect.signature(call.owner.forward).parameters.values())
-    given = signature if "setup_context" in vars(call.owner) else signature[1:]
+    function = _written(call.owner)
+    signature = list(inspect.signature(function.forward).parameters.values())
+    given = signature if "setup_context" in vars(function) else signature[1:]
     for k, parameter in enumerate(given):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return f"{parameter.name}[{position - k}]{rest}"
