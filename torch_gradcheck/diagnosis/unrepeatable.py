@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.diagnosis.culprit.sentences import LOSS, described, function_name
+from torch_gradcheck.diagnosis.culprit.sentences import LOSS, described
 from torch_gradcheck.gradients.repeated import Difference
 from torch_gradcheck.methods.choice import Trials
 from torch_gradcheck.methods.problem import Problem
@@ -107,8 +107,9 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
         return name, f"It starts in a backward hook of {where}"
     if place.function is None:
         return name, f"It starts in {place.node}, an operation of torch, or in a hook on it, in {where}"
-    line = _line(backward_of(place.function))
-    return name, f"It starts in the backward of {function_name(place.function)}{line}, in {where}"
+    of_torch = place.function.__module__.startswith("torch.")  # made by torch.library, for an operator of the user's
+    line = "" if of_torch else _line(backward_of(place.function))
+    return name, f"It starts in the backward of autograd.Function {place.function.__name__}{line}, in {where}"
 
 
 def _of_the_user(model: nn.Module, name: str) -> str:

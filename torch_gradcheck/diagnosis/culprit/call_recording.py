@@ -253,7 +253,7 @@ class Recording:
         finally:
             self._end(call)
         results = list(result) if isinstance(result, tuple) else [result]
-        there = [k for k in forward.asked if results[k] is not None]
+        there = [k for k in forward.asked if k < len(results) and results[k] is not None]
         for k, tensor in zip(there, self._finished(call, [results[k] for k in there]), strict=True):
             results[k] = tensor
         return tuple(results)

@@ -122,7 +122,7 @@ def _is_same(wrong: WrongCoordinate, gradient: torch.Tensor | None) -> bool:
     if not math.isfinite(wrong.error):
         return True
     value = 0.0 if gradient is None else wrong.of(gradient)
-    return abs(value - wrong.analytic) <= SAME_MISTAKE * abs(wrong.error)
+    return abs(value - wrong.analytic) <= SAME_MISTAKE * abs(wrong.error) + wrong.error_bar
 
 
 def recorded_calls(objective: Objective) -> list[RecordedCall]:
