@@ -53,7 +53,10 @@ class Triple(torch.autograd.Function):
 
 LOST = {
     "of x": (lambda grad, x: grad * 3 * x.detach() ** 2, "for x, in its backward at"),
-    "of the gradient": (lambda grad, x: grad.detach() * 3 * x**2, "for the gradient that it is given, in its backward at"),
+    "of the gradient": (
+        lambda grad, x: grad.detach() * 3 * x**2,
+        "for the gradient that it is given, in its backward",
+    ),
     "of both": (without_graph, "for the gradient that it is given, x, in its backward at"),
 }
 
@@ -87,8 +90,10 @@ def test_the_function_that_loses_a_path_is_named(backward: Callable[[Tensor, Ten
     report = penalised(backward)
     assert report.culprit == "net.1"
     (note,) = accused(report)
-    assert note.startswith("the mistake is in the double backward of net.1 (Module): autograd.Function Cubic, when its ")
-    assert f"backward is differentiated once more, gives a wrong gradient {words}" in note
+    assert note.startswith(
+        "the mistake is in the double backward of net.1 (Module): autograd.Function Cubic, when its "
+    )
+    assert f"its backward is differentiated once more, gives a wrong gradient {words}" in note
 
 
 def test_a_right_one_is_not_accused() -> None:

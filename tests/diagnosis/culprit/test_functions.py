@@ -1,4 +1,4 @@
-"""A custom autograd.Function is named wherever it stands, and nothing beside it; its right twin is accused of nothing."""
+"""A custom autograd.Function is named wherever it stands, and nothing beside it; its right twin is not accused."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ X, T = torch.linspace(-1, 1, 15).view(5, 3), torch.linspace(1, -1, 10).view(5, 2
 
 
 def function(backward: Callable[..., Any], forward: Callable[..., Tensor] = torch.sin) -> Any:
-    """A Function `Odd` of x and, where `forward` takes one, a weight; `backward` is given the context, and keeps x in it."""
+    """A Function `Odd` of x and, where `forward` takes one, a weight; the context keeps both for `backward`."""
 
     class Odd(torch.autograd.Function):
         @staticmethod

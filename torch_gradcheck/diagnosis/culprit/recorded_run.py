@@ -20,7 +20,7 @@ from torch_gradcheck.diagnosis.culprit.pairing import paired_with_recomputed
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.gradients.by_autograd import gradients_of
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.torch_internals.autograd import before_hooks
+from torch_gradcheck.torch_internals.autograd import before_hooks, has_hooks
 
 
 class Run:
@@ -28,7 +28,6 @@ class Run:
 
     Attributes:
         loss: J in this run; differs from J(θ) where recording changes J.
-        raw: the gradients of each wrong parameter before its hooks, in the order in which they arrived.
         same: whether the wrong coordinates have the gradient that is on trial. They have not where what makes it wrong
             does not happen to the copies that tensors are replaced by.
         disturbing: whether this way to record or an earlier one has changed these gradients.
@@ -44,7 +43,7 @@ class Run:
     ) -> None:
         self._objective, self._accumulated = objective, accumulated
         self.loss, self.same, self.disturbing = math.nan, True, False
-        self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
+        self._raw: dict[torch.Tensor, list[torch.Tensor]] = {}
         self._wrong = wrong
         with (
             torch.enable_grad(),
@@ -101,9 +100,16 @@ class Run:
             raise RuntimeError("J is another function when its calls are recorded")
         return leaving_j[0]
 
+    def before_hooks(self, wrong: WrongCoordinate) -> float:
+        """The gradient of a coordinate before the parameter's hooks; where it has none, what is on trial."""
+        parameter = wrong.entry.parameter
+        raw = [wrong.of(gradient) for gradient in self._raw.get(parameter, [])]
+        # A Function that asks for the parameter's gradient in its backward makes hooks run, too.
+        return sum(raw) if raw and (self._accumulated or has_hooks(parameter)) else wrong.analytic
+
     def _backward(self, watched: list[nn.Parameter], recording: Recording) -> None:
         if watched:
-            with before_hooks(watched[0]) as self.raw[watched[0]]:
+            with before_hooks(watched[0]) as self._raw[watched[0]]:
                 self._backward(watched[1:], recording)
             return
         loss = self._objective.compute()
@@ -111,7 +117,7 @@ class Run:
         if self._accumulated or not loss.requires_grad:
             return
         recording.forget_gradients()  # of backwards that the closure ran itself
-        for gradients in self.raw.values():
+        for gradients in self._raw.values():
             gradients.clear()
         theta = [each for each in self._objective.model.parameters() if each.requires_grad]
         found = dict(zip(theta, gradients_of([loss], [*theta, *recording.leaves]), strict=False))

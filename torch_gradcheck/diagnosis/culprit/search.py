@@ -176,16 +176,16 @@ def _attribution(
     if tangents is None:
         return Attribution(wrong, unusable="J is made of other calls at neighbouring points")
     attribution = Attribution(wrong, tangents)
-    raw = [wrong.of(gradient) for gradient in run.raw.get(wrong.entry.parameter, [])]
-    if raw and math.isfinite(sum(raw)):
-        attribution.hook = wrong.analytic - sum(raw)
+    before = run.before_hooks(wrong)
+    if math.isfinite(before):
+        attribution.hook = wrong.analytic - before
     if not math.isfinite(attribution.hook):
         return attribution  # the gradient was finite before its hooks
     search = Split(attribution, runner, run.of_backwards)
     whole = Contribution(wrong.error - attribution.hook, wrong.error_bar)
     if not search.explained_by(known, whole):
         search.split(None, whole, run.roots)
-    search.compare_with_run(sum(raw))
+    search.compare_with_run(before)
     for call in attribution.own:
         if call in run.calls and isinstance(call.owner, type):
             attribution.inputs[call] = search.wrong_inputs(call)

@@ -24,7 +24,7 @@ from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.lower_precisions import Rounding, rounding_of_all
-from torch_gradcheck.torch_internals.autograd import before_hooks
+from torch_gradcheck.torch_internals.autograd import before_hooks, has_hooks
 from torch_gradcheck.torch_internals.tensors import version_of
 
 SHARP = 0.02
@@ -110,6 +110,7 @@ class CallRunner:
         self._held: dict[RecordedCall, HeldValues] = {}
         # Gradients of all of θ are asked for, as in the real run: a branch that is not asked for would not run.
         self._theta = list(objective.model.parameters())
+        self._hooked = {each.entry.parameter for each in wrong if has_hooks(each.entry.parameter)}
 
     def contribution(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> Contribution:
         """The contribution of a call to E along the tangents of its inputs.
@@ -191,13 +192,30 @@ class CallRunner:
             inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad and id(leaf) not in asked]
             found = _gradients([output for _, output in received], [*inputs, *theta], cotangents)
         gradients = dict(zip(inputs, found, strict=False))
+        of_theta = dict(zip(theta, found[len(inputs) :], strict=False))
         return _Backward(
             copies,
             [call.left.get(k, gradients.pop(leaf, None)) for k, leaf in enumerate(leaves)],
-            {wrong: sum(wrong.of(gradient) for gradient in raw[wrong.entry.parameter]) for wrong in self._wrong},
+            {wrong: self._of_theta(wrong, of_theta, raw) for wrong in self._wrong},
             [version_of(g) for g in cotangents] != versions,
             _rounding_of([each for each in found if each is not None]),
         )
+
+    def _of_theta(
+        self,
+        wrong: WrongCoordinate,
+        found: Mapping[nn.Parameter, torch.Tensor | None],
+        raw: Mapping[torch.Tensor, list[torch.Tensor]],
+    ) -> float:
+        """The gradient for the coordinate, before the parameter's hooks if it has any.
+
+        A Function that asks for it in its backward makes hooks run, too: they see more than what comes out.
+        """
+        parameter = wrong.entry.parameter
+        if parameter in self._hooked or parameter not in found:
+            return sum(wrong.of(gradient) for gradient in raw[parameter])
+        gradient = found[parameter]
+        return 0.0 if gradient is None else wrong.of(gradient)
 
     def _numeric(
         self,
