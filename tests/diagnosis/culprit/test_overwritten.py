@@ -107,12 +107,12 @@ def in_a_backward(wrong: bool) -> nn.Module:
 
 
 CASES: dict[str, tuple[Callable[[bool], nn.Module], str, str]] = {
-    "of a Function": (over_a_function, "2", "it writes past autograd, as .data does, to a tensor that autograd.Function Exp"),
+    "of a Function": (over_a_function, "2", "it writes past autograd, as .data does, to a tensor that autograd.F"),
     "of a module of torch": (over_torchs_own, "2", "to a tensor that 1 (Sigmoid) keeps for its backward"),
-    "of an attribute of a context": (over_an_attribute, "2", "a tensor that autograd.Function KeptInAnAttribute in 1 ("),
+    "of an attribute of a context": (over_an_attribute, "2", "that autograd.Function KeptInAnAttribute in 1 ("),
     "in the same module": (in_one_module, "1", "that autograd.Function Exp in 1 (Module) keeps for its backward"),
-    "by a Function": (by_a_function, "2", "autograd.Function Clamp writes past autograd, as .data does, to a tensor that 1"),
-    "in the backward of a Function": (in_a_backward, "1", "backward of 1 (Module): autograd.Function ScalesInItsBackward"),
+    "by a Function": (by_a_function, "2", "autograd.Function Clamp writes past autograd, as .data does, to a tensor"),
+    "in the backward of a Function": (in_a_backward, "1", "backward of 1 (Module): autograd.Function ScalesInItsB"),
 }  # fmt: skip
 
 

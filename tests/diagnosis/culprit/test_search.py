@@ -126,6 +126,16 @@ def test_given_gradients_that_are_wrong_by_themselves() -> None:
     assert report["0.weight"].diagnosis.factor == pytest.approx(2)
 
 
+def test_given_gradients_that_are_wrong_in_another_way_than_autograds_own() -> None:
+    gradients = gradients_by_autograd(layers())
+    gradients["0.weight"] = gradients["0.weight"] * 3
+    gradients["0.bias"] = gradients["0.bias"] * 3
+    report = check_module(layers(), squared_error, (X, T), gradients=gradients)
+    assert report.culprit is None
+    words = "the given gradient is not autograd's own, which is wrong, too, in another way: of 0.weight["
+    assert report.notes[0].startswith(words)
+
+
 # What the notes say -----------------------------------------------------------------------------------------------
 
 

@@ -133,7 +133,8 @@ class Split:
         """
         parameter, own = self._attribution.wrong.entry.parameter, self._attribution.own
         holders = [call for call in self._attribution.tangents if _holds(call.owner, parameter) and call.receives]
-        around = {call for wrong in own for call in (holders if wrong is None else wrong.inside())}
+        suspected = [wrong for wrong in own if wrong is None or isinstance(wrong.owner, nn.Module)]
+        around = {call for wrong in suspected for call in (holders if wrong is None else wrong.inside())}
         if len(holders) < 2 or around.isdisjoint(holders) or any(map(_is_inside_a_function, holders)):
             return
         for call in holders:
