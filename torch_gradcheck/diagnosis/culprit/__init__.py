@@ -11,6 +11,6 @@ without them is the call's own. The contributions of all outermost calls, of par
 E. The culprit is the call with a large contribution of its own; where calls cannot be checked alone, none is named.
 
 Where J differentiates the backward of a Function, that backward is a call of its own (`double_backward`). A Function
-that itself makes calls in its backward hides what they contribute: each is judged by itself (`of_backward`). What happens
-to copies of tensors only, or not to them, is looked for by other means (`overwritten`).
+that makes calls in its backward hides what they contribute: each of these is judged by itself (`of_backward`). Mistakes
+that do not happen to copies of tensors are looked for in another way (`overwritten`).
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning
 from torch_gradcheck.precision.lower_precisions import Rounding

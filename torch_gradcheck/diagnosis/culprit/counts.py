@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
-from torch_gradcheck.diagnosis.culprit.call_recording import Owner, RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_call import Owner, RecordedCall
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 

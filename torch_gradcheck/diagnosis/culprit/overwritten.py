@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from torch_gradcheck.diagnosis.culprit.call_recording import MEMORY_LIMIT, RecordedCall, Recording
+from torch_gradcheck.diagnosis.culprit.call_recording import MEMORY_LIMIT, Recording
 from torch_gradcheck.diagnosis.culprit.followed import SAME_MISTAKE
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.single_calls import ERROR_BARS_OFF, OWN_MISTAKE
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.gradients.by_autograd import gradients_of

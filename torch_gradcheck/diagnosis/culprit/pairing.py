@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 
 
 def paired_with_recomputed(calls: list[RecordedCall]) -> None:

@@ -8,15 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from torch_gradcheck.diagnosis.culprit.call_recording import (
-    NO_TAPS,
-    GradientTaps,
-    RecordedCall,
-    Recording,
-)
+from torch_gradcheck.diagnosis.culprit.call_recording import NO_TAPS, GradientTaps, Recording
 from torch_gradcheck.diagnosis.culprit.followed import SAME_MISTAKE
 from torch_gradcheck.diagnosis.culprit.hooks import HookWatch
 from torch_gradcheck.diagnosis.culprit.pairing import paired_with_recomputed
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.gradients.by_autograd import gradients_of
 from torch_gradcheck.objective.objective import Objective

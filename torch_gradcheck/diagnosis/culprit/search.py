@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
 from torch_gradcheck.diagnosis.culprit.compiled import compiler_at_fault
 from torch_gradcheck.diagnosis.culprit.counts import meanings_of
 from torch_gradcheck.diagnosis.culprit.followed import (
@@ -19,6 +18,7 @@ from torch_gradcheck.diagnosis.culprit.followed import (
     wrong_elsewhere,
 )
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting, find_overwriting
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.recorded_run import Run, recorded_calls
 from torch_gradcheck.diagnosis.culprit.sentences import Sentences
 from torch_gradcheck.diagnosis.culprit.single_calls import ERROR_BARS_OFF, CallRunner, Contribution, in_one_line

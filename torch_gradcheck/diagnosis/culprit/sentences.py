@@ -11,9 +11,9 @@ from torch import nn
 from torch.autograd import Function
 
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
 from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.diagnosis.culprit.argument_copies import laid_out_alike, replaced, tensors_of
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, summary
+from torch_gradcheck.diagnosis.culprit.argument_copies import laid_out_alike, tensors_of
+from torch_gradcheck.diagnosis.culprit.arguments_alone import arguments_with_leaves, moved_arguments
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall, summary
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil, extrapolated_derivatives, through_stencil
@@ -180,7 +181,7 @@ class CallRunner:
         """The same, where `raw` collects the gradients of the wrong parameters before their hooks."""
         with self._alone(call), torch.enable_grad():
             leaves: list[torch.Tensor] = []
-            outputs = self._called(call, _with_leaves(call, leaves))
+            outputs = self._called(call, arguments_with_leaves(call, leaves))
             copies = [output.detach().clone() for output in outputs]
             if not _same(call, copies):
                 raise CannotBeRunAlone("puts out something else when it is run alone")
@@ -267,7 +268,7 @@ class CallRunner:
     ) -> tuple[float, list[torch.Tensor]]:
         """The step really taken, and copies of the call's outputs with θ and the inputs moved by it."""
         with wrong.moved(step) as taken, self._alone(call), torch.set_grad_enabled(self.objective.needs_graph):
-            outputs = self._called(call, _moved(call, tangents, taken))
+            outputs = self._called(call, moved_arguments(call, tangents, taken))
             return taken, [output.detach().clone() for output in outputs]
 
     @contextmanager
@@ -320,50 +321,6 @@ def in_one_line(error: Exception) -> str:
 def _differentiable(call: RecordedCall, tangents: Tangents) -> Tangents:
     """The tangents of inputs that required a gradient, else None: a detached input is its caller's doing."""
     return [tangent if asked else None for tangent, asked in zip(tangents, call.differentiable, strict=True)]
-
-
-def _moved(call: RecordedCall, tangents: Tangents, step: float) -> tuple[Any, Any]:
-    moved: dict[torch.Tensor, torch.Tensor] = {}
-    position = iter(range(len(tangents)))
-
-    def replace(tensor: torch.Tensor) -> torch.Tensor:
-        k = next(position, None)
-        if isinstance(tensor, nn.Parameter):
-            return tensor  # moves with θ
-        if tensor not in moved:
-            tangent = tangents[k] if k is not None else None
-            new = tensor.clone() if tangent is None else tensor + step * tangent
-            asked = k is not None and call.differentiable[k] and torch.is_grad_enabled()
-            moved[tensor] = _writable(new.requires_grad_()) if asked else new
-        return moved[tensor]
-
-    arguments: tuple[Any, Any] = replaced(call.arguments, replace)
-    return arguments
-
-
-def _with_leaves(call: RecordedCall, leaves: list[torch.Tensor]) -> tuple[Any, Any]:
-    """The arguments with new leaves in place of their tensors; appends the leaves to `leaves`, in order."""
-    views: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def replace(tensor: torch.Tensor) -> torch.Tensor:
-        k = len(leaves)
-        known = k < len(call.differentiable)
-        if isinstance(tensor, nn.Parameter):
-            views[tensor] = tensor, tensor
-        if tensor not in views:
-            leaf = laid_out_alike(tensor).requires_grad_(known and call.differentiable[k])
-            views[tensor] = leaf, _writable(leaf)
-        if known:
-            leaves.append(views[tensor][0])
-        return views[tensor][1]
-
-    arguments: tuple[Any, Any] = replaced(call.arguments, replace)
-    return arguments
-
-
-def _writable(leaf: torch.Tensor) -> torch.Tensor:
-    """A copy of the leaf, which the module may write to: autograd forbids writing to a leaf or its views."""
-    return laid_out_alike(leaf) if leaf.requires_grad else leaf
 
 
 def _received(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from torch import nn
 
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
-from torch_gradcheck.diagnosis.culprit.call_recording import Owner, RecordedCall
 from torch_gradcheck.diagnosis.culprit.of_backward import wrong_call_of
+from torch_gradcheck.diagnosis.culprit.recorded_call import Owner, RecordedCall
 from torch_gradcheck.diagnosis.culprit.single_calls import (
     ERROR_BARS_OFF,
     NOTHING,

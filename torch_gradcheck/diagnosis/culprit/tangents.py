@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, Recording
+from torch_gradcheck.diagnosis.culprit.call_recording import Recording
 from torch_gradcheck.diagnosis.culprit.pairing import kind_of
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import MovedCoordinate, coordinate_views, real_view
 from torch_gradcheck.objective.theta import ThetaEntry
