@@ -65,7 +65,7 @@ def test_the_culprit_is_right_or_none_with_a_reason(bug: Planted) -> None:
     report = found(bug)
     assert report.culprit in (bug.culprit, None), str(report)
     if report.culprit is None:
-        assert report.notes[0].startswith("no culprit can be named: ")
+        assert report.notes[0].startswith(("no culprit can be named: ", "autograd's own gradient is right: "))
 
 
 @pytest.mark.slow

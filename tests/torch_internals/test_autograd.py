@@ -17,6 +17,7 @@ from torch_gradcheck.torch_internals.autograd import (
     before_hooks,
     connect_hooks,
     current_backward,
+    current_function_backward,
     function_forwards,
     function_of,
     graph_is_used_up,
@@ -32,12 +33,15 @@ from torch_gradcheck.torch_internals.autograd import (
     next_number,
     nodes_from,
     number_of,
+    pop_saved_tensor_hooks_down_to,
     post_accumulate_hooks,
     put_post_accumulate_hooks_to_sleep,
     reentrant_checkpoint,
     restore_hooks,
     saved_by,
+    saved_tensor_hooks,
     set_backward,
+    set_function_backward,
     tensor_hooks,
 )
 from torch_gradcheck.torch_internals.missing import MissingInTorchError
@@ -137,6 +141,60 @@ def test_gradients_are_seen_before_hooks_change_them_and_hooks_run_as_ever() -> 
     w.sum().backward()
     assert len(raw) == 1
     assert order == ["first", "first"]
+
+
+def test_gradients_that_j_differentiates_are_none_of_a_parameters() -> None:
+    """A penalty on them asks for them; what reaches `.grad` comes later."""
+    w = torch.ones(2, requires_grad=True)
+    with before_hooks(w) as raw:
+        (gradient,) = torch.autograd.grad(w.square().sum(), w, create_graph=True)
+        gradient.square().sum().backward()
+    assert [g.tolist() for g in raw] == [[8, 8]]
+
+
+def test_the_backward_of_every_function_can_be_replaced_and_comes_back() -> None:
+    """The search for a culprit sees where a Function's backward calls modules, and where J differentiates it."""
+
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+            return 2 * g
+
+    w, seen, run = torch.ones(2, requires_grad=True), list[Any](), current_function_backward()
+    y = Double.apply(w)
+    node = y.grad_fn
+
+    def watched(node: Any, *gradients: torch.Tensor) -> Any:
+        seen.append((node, [g.tolist() for g in gradients], torch.is_grad_enabled()))
+        return run(node, *gradients)
+
+    set_function_backward(watched)
+    try:
+        (gradient,) = torch.autograd.grad(y.sum(), w, create_graph=True)
+    finally:
+        set_function_backward(run)
+    assert current_function_backward() is run
+    assert seen == [(node, [[1, 1]], True)]
+    assert gradient.tolist() == [2, 2]
+    Double.apply(w).sum().backward()
+    assert len(seen) == 1
+
+
+def test_hooks_on_saved_tensors_that_an_interrupt_leaves_behind_are_taken_away() -> None:
+    """The search for a culprit looks at what is saved for the backward."""
+    kept = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
+    with kept:
+        before = saved_tensor_hooks()
+        torch.autograd.graph.saved_tensors_hooks(lambda x: x + 1, lambda x: x).__enter__()
+        assert saved_tensor_hooks() != before
+        pop_saved_tensor_hooks_down_to(before)
+        assert saved_tensor_hooks() == before
+    assert saved_tensor_hooks() is None
+    pop_saved_tensor_hooks_down_to(None)
 
 
 def test_a_frozen_parameter_has_no_gradients_before_hooks() -> None:

@@ -12,7 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from torch_gradcheck.torch_internals.code_lines import CodeLine, at_line_of, calling_frame, calling_line, defining_line
+from torch_gradcheck.torch_internals.code_lines import (
+    CodeLine,
+    at_line_of,
+    calling_frame,
+    calling_line,
+    defining_line,
+    users_line_of,
+)
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 
 
@@ -129,6 +136,7 @@ def test_what_is_wrapped_around_a_function_is_looked_through(function: object, w
 )
 def test_nothing_is_said_of_functions_that_are_not_the_users(function: object) -> None:
     assert at_line_of(function) == ""
+    assert users_line_of(function) is None
 
 
 def test_lines_outside_of_a_function_are_not_looked_at() -> None:

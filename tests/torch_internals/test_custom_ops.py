@@ -1,4 +1,4 @@
-"""Operators of torch.library, and why a check needs their formula: to name its line where it is wrong."""
+"""Functions that torch makes of what users wrote, and why a check looks behind them: to name a line that is wrong."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.torch_internals.autograd import function_of
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
 
 
 def backward(ctx: Any, grad: Tensor) -> Any:
@@ -45,3 +45,35 @@ def test_any_other_function_is_no_operator() -> None:
     plain = Plain.apply(torch.ones(2, requires_grad=True))  # type: ignore[no-untyped-call]
     assert function_of(plain.grad_fn) is Plain
     assert function_of((plain * 2).grad_fn) is None
+
+
+class Mapped(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 3 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return 3 * grad
+
+
+def test_the_function_that_is_applied_under_vmap_is_found() -> None:
+    mapped = function_of(torch.vmap(Mapped.apply)(torch.ones(2, requires_grad=True)).grad_fn)
+    assert mapped is not None
+    assert mapped is not Mapped
+    assert users_function(mapped) is Mapped
+    assert users_function(Mapped) is Mapped
+
+
+def test_torchs_own_functions_are_no_users() -> None:
+    class Own(torch.autograd.Function):
+        pass
+
+    Own.__module__ = "torch.utils.checkpoint"
+    assert users_function(Own) is None

@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from torch_gradcheck.torch_internals.autograd import current_backward, set_backward
+from torch_gradcheck.torch_internals.autograd import (
+    current_backward,
+    current_function_backward,
+    pop_saved_tensor_hooks_down_to,
+    saved_tensor_hooks,
+    set_backward,
+    set_function_backward,
+)
 from torch_gradcheck.torch_internals.compiler import compiler_switch, set_compiler_switch
 from torch_gradcheck.torch_internals.devices import accelerator_type
 from torch_gradcheck.torch_internals.dispatch import (
@@ -104,6 +111,8 @@ def _switches() -> list[Switch]:
         attribute_switch(torch.backends.cuda.matmul, "allow_tf32"),
         Switch(parametrization_cache, set_parametrization_cache),
         Switch(current_calls, set_calls),  # the search for a culprit replaces these
+        Switch(current_function_backward, set_function_backward),  # and this
+        Switch(saved_tensor_hooks, pop_saved_tensor_hooks_down_to),  # and adds to these
         Switch(current_backward, set_backward),  # and a recorded backward this
         Switch(compiler_switch, set_compiler_switch),  # the backward on trial replaces this
     ]

@@ -9,13 +9,13 @@ import numpy as np
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.diagnosis.culprit.sentences import LOSS
+from torch_gradcheck.diagnosis.culprit.sentences import LOSS, described
 from torch_gradcheck.gradients.repeated import Difference
 from torch_gradcheck.methods.choice import Trials
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.torch_internals.autograd import backward_of, is_of_backward_hooks, tensor_hooks
-from torch_gradcheck.torch_internals.code_lines import defining_line
+from torch_gradcheck.torch_internals.code_lines import users_line_of
 
 SAME_FACTOR = 1e-6
 """Two gradients are multiples of each other where they are off it by at most a millionth of their size."""
@@ -98,7 +98,8 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
             )
         return None, "Each operation gives the same in both, as far as can be seen: where it starts cannot be told"
     name = LOSS if place.module is None else place.module
-    where = _described(problem, place.module)
+    kind = None if place.module is None else type(problem.model.get_submodule(place.module)).__name__
+    where = described(name, kind)
     if found.on_the_way:
         words = f"It starts in a hook on a tensor, which changes the gradient on its way into {where}"
         return _of_the_user(problem.model, name), words
@@ -124,14 +125,8 @@ def _of_the_user(model: nn.Module, name: str) -> str:
     return around
 
 
-def _described(problem: Problem, name: str | None) -> str:
-    if name is None:
-        return "the loss function or closure"
-    return f"{name or 'the model itself'} ({type(problem.model.get_submodule(name)).__name__})"
-
-
 def _line(function: object) -> str:
-    line = defining_line(function)
+    line = users_line_of(function)
     return "" if line is None else f" ({line})"
 
 

@@ -72,6 +72,21 @@ def set_backward(run: Any) -> None:
     torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
 
 
+def current_function_backward() -> Any:
+    """What runs where the backward of any `torch.autograd.Function` does: it is given the node, then the gradients."""
+    return vars(_function_nodes())["apply"]
+
+
+def set_function_backward(run: Any) -> None:
+    """Has this run from now on."""
+    _function_nodes().apply = run
+
+
+def _function_nodes() -> Any:
+    """The class of the nodes that Functions make in the graph."""
+    return internal(torch.autograd.function, "BackwardCFunction", "see where the backward of Functions runs")
+
+
 def reentrant_checkpoint() -> object:
     """The Function behind `torch.utils.checkpoint` with use_reentrant=True; None where this torch has none."""
     return getattr(torch.utils.checkpoint, "CheckpointFunction", None)
@@ -137,6 +152,18 @@ def saved_by(node: Any) -> dict[str, Any]:
     return found
 
 
+def saved_tensor_hooks() -> Any:
+    """The innermost pair of `torch.autograd.graph.saved_tensors_hooks` in force; None where there is none."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if top is None else top(True)
+
+
+def pop_saved_tensor_hooks_down_to(innermost: Any) -> None:
+    """Ends those that an interrupt in the frames of their context manager left in force."""
+    while (there := saved_tensor_hooks()) is not None and there != innermost:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+
+
 def in_backward() -> bool:
     """Whether a backward is running in this thread: a checkpoint then calls the model again."""
     return bool(internal(torch._C, "_current_graph_task_id", "tell a forward from a backward")() != -1)
@@ -149,14 +176,17 @@ def graph_is_used_up(error: BaseException) -> bool:
 
 @contextmanager
 def before_hooks(parameter: torch.Tensor) -> Iterator[list[torch.Tensor]]:
-    """Collects the gradients of `parameter` inside the block as they are before the caller's hooks change them."""
+    """Collects the gradients of `parameter` inside the block as they are before the caller's hooks change them.
+
+    Without those that have a graph: they are asked for to be differentiated, and do not reach `.grad`.
+    """
     raw: list[torch.Tensor] = []
     if not parameter.requires_grad:
         yield raw
         return
 
     def keep(gradient: torch.Tensor | None) -> None:
-        if gradient is not None:
+        if gradient is not None and not torch.is_grad_enabled():
             raw.append(gradient.detach().clone())
 
     handle = parameter.register_hook(keep)

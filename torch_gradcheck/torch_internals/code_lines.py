@@ -74,10 +74,15 @@ def defining_line(function: object) -> CodeLine | None:
     return CodeLine(file, line or 1) if file else None
 
 
-def at_line_of(function: object) -> str:
-    """The words " at FILE:LINE" for a function of the user's; "" for one of torch, this package or without a line."""
+def users_line_of(function: object) -> CodeLine | None:
+    """The line on which a function of the user's starts; None for one of torch, this package or without a line."""
     code = getattr(_innermost(function), "__code__", None)
-    line = defining_line(function) if isinstance(code, CodeType) and is_of_the_user(code) else None
+    return defining_line(function) if isinstance(code, CodeType) and is_of_the_user(code) else None
+
+
+def at_line_of(function: object) -> str:
+    """The words " at FILE:LINE" for a function of the user's; "" for one without such a line."""
+    line = users_line_of(function)
     return "" if line is None else f" at {line}"
 
 

@@ -1,4 +1,4 @@
-"""Operators of torch.library: the Function that torch makes of a formula given by `register_autograd`."""
+"""Functions that torch makes of what users wrote: of operators of torch.library, and of Functions under torch.vmap."""
 
 from __future__ import annotations
 
@@ -37,6 +37,17 @@ def custom_op_of(function: type[Function]) -> CustomOp | None:
     if backward is None or schema is None:
         return None
     return CustomOp(schema.name, tuple(argument.name for argument in schema.arguments), backward)
+
+
+def users_function(function: type[Function]) -> type[Function] | None:
+    """The Function that the user wrote: `function`, or what torch.vmap has made it of; None for one of torch's own.
+
+    torch builds a class for each call under vmap. The class behind an operator of torch.library stands for itself.
+    """
+    if not function.__module__.startswith("torch.") or custom_op_of(function) is not None:
+        return function
+    found = _closure(function.forward).get("autograd_function") if function.__name__.startswith("Vmapped") else None
+    return users_function(found) if isinstance(found, type) else None
 
 
 def _closure(function: Any) -> dict[str, Any]:

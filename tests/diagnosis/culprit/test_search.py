@@ -122,8 +122,18 @@ def test_given_gradients_that_are_wrong_by_themselves() -> None:
     gradients["0.weight"] = gradients["0.weight"] * 2
     report = check_module(layers(wrong=False), squared_error, (X, T), gradients=gradients)
     assert report.culprit is None
-    assert "the given gradient is at fault" in report.notes[0]
+    assert report.notes[0] == "autograd's own gradient is right: the mistake is in the given one"
     assert report["0.weight"].diagnosis.factor == pytest.approx(2)
+
+
+def test_given_gradients_that_are_wrong_in_another_way_than_autograds_own() -> None:
+    gradients = gradients_by_autograd(layers())
+    gradients["0.weight"] = gradients["0.weight"] * 3
+    gradients["0.bias"] = gradients["0.bias"] * 3
+    report = check_module(layers(), squared_error, (X, T), gradients=gradients)
+    assert report.culprit is None
+    words = "the given gradient is not autograd's own, which is wrong, too, in another way: of 0.weight["
+    assert report.notes[0].startswith(words)
 
 
 # What the notes say -----------------------------------------------------------------------------------------------

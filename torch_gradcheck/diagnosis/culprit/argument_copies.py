@@ -38,9 +38,28 @@ class Snapshots:
         key = (id(tensor), version_of(tensor))
         if key not in self._copies:
             self._kept.append(tensor)
-            self._copies[key] = tensor.detach().clone()
+            self._copies[key] = laid_out_alike(tensor.detach())
             self.bytes += tensor.numel() * tensor.element_size()
         return self._copies[key]
+
+
+def laid_out_alike(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, in the tensor's graph, with the tensor's strides: a backward is to meet what it met in the run.
+
+    `clone` gives contiguous copies of slices, and of expanded tensors, which have a stride of 0.
+    """
+    if tensor.layout is not torch.strided or tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
+        return tensor.clone()
+    copied = tensor.clone()
+    if copied.stride() == tensor.stride():
+        return copied
+    once = tensor
+    for axis, stride in enumerate(tensor.stride()):
+        once = once.narrow(axis, 0, 1) if stride == 0 and once.shape[axis] else once
+    try:
+        return once.new_empty_strided(once.shape, once.stride()).copy_(once).expand(tensor.shape)
+    except RuntimeError:  # entries overlap in another way
+        return copied
 
 
 def tensors_of(value: Any) -> list[torch.Tensor]:

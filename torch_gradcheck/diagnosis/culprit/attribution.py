@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning
 from torch_gradcheck.precision.lower_precisions import Rounding
@@ -45,7 +45,9 @@ class Attribution:
             the run.
         roundings: lower precisions that calls with a mistake round their gradients to.
         inputs: for an autograd.Function with a mistake, the paths of the inputs whose gradients are wrong.
-        repeated: for a call with a mistake of which each call of the same module makes a little, how many there are.
+        repeated: for a call with a mistake of which each call of the same module makes a little: the parts of E that
+            these make, its own part first.
+        made_by: for a call with a mistake that the backward of a Function made: the call of that Function.
         unclear: calls that could not be checked alone, each with the reason.
         unusable: why the coordinate cannot be followed at all; "" where it can.
     """
@@ -58,6 +60,13 @@ class Attribution:
     unlike: list[RecordedCall] = field(default_factory=list)
     roundings: list[Rounding] = field(default_factory=list)
     inputs: dict[RecordedCall | None, list[str]] = field(default_factory=dict)
-    repeated: dict[RecordedCall | None, int] = field(default_factory=dict)
+    repeated: dict[RecordedCall | None, list[float]] = field(default_factory=dict)
+    made_by: dict[RecordedCall | None, RecordedCall] = field(default_factory=dict)
     unclear: list[tuple[RecordedCall, str]] = field(default_factory=list)
     unusable: str = ""
+
+    @property
+    def parts(self) -> list[float]:
+        """What E is the sum of: the parts that arise in calls, in hooks, and those that are too small to be told."""
+        known = [*self.own.values(), self.hook]
+        return [*known, self.wrong.error - sum(known)]

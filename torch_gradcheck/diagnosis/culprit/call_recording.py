@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,68 +12,21 @@ from torch import nn
 from torch.autograd import Function
 
 from torch_gradcheck.borrowing.random_state import RandomState
-from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, replaced, tensors_of
+from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, laid_out_alike, replaced, tensors_of
+from torch_gradcheck.diagnosis.culprit.recorded_call import Owner, summary
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall as RecordedCall
 from torch_gradcheck.objective.nested import rebuilt
-from torch_gradcheck.torch_internals.autograd import in_backward
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.autograd import (
+    current_function_backward,
+    function_of,
+    in_backward,
+    set_function_backward,
+)
+from torch_gradcheck.torch_internals.custom_ops import users_function
 from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
-
-Owner = nn.Module | type[Function]
 
 MEMORY_LIMIT = 2**30
 """Limit on the inputs of all calls, in bytes (1 GiB); above it, no culprit is searched."""
-
-
-@dataclass(eq=False)
-class RecordedCall:
-    """One call of a module or of a custom autograd.Function.
-
-    Attributes:
-        owner: the module, or the Function's class.
-        parent: the call that made this one; None for the loss function or closure itself.
-        children: the calls that this one made.
-        arguments: copies of (args, kwargs) as they were at the start, tensors detached.
-        inputs: the tensors in `arguments`.
-        differentiable: for each of them, whether it required a gradient.
-        grad_enabled: whether autograd was on.
-        in_backward: whether a backward made the call, as a checkpoint that recomputes does.
-        random: the state of the random generators at the start.
-        outputs: `summary` of each tensor in the result: shape, sum and sum of absolute values.
-        cotangents: the gradient that arrived for each output, None where none did.
-        returned: the gradient that left the call for a tensor in `arguments`, by the tensor's position, where a tap saw
-            it. A tensor that is given twice has one, at its first position.
-        leaks: whether a graph leaves the module by an attribute, besides its outputs.
-    """
-
-    owner: Owner
-    parent: RecordedCall | None
-    arguments: tuple[Any, Any]
-    inputs: list[torch.Tensor]
-    differentiable: list[bool]
-    grad_enabled: bool
-    in_backward: bool
-    random: RandomState
-    children: list[RecordedCall] = field(default_factory=list)
-    outputs: list[tuple[tuple[int, ...], float, float]] = field(default_factory=list)
-    cotangents: list[torch.Tensor | None] = field(default_factory=list)
-    returned: dict[int, torch.Tensor] = field(default_factory=dict)
-    leaks: bool = False
-
-    @property
-    def receives(self) -> bool:
-        """Whether a gradient arrived for any output."""
-        return any(cotangent is not None for cotangent in self.cotangents)
-
-    def inside(self) -> Iterator[RecordedCall]:
-        """All calls made inside of this one, at any depth."""
-        for child in self.children:
-            yield child
-            yield from child.inside()
-
-    def run(self, arguments: tuple[Any, Any]) -> Any:
-        """Calls the owner once more, with the given (args, kwargs)."""
-        function: Callable[..., Any] = self.owner if isinstance(self.owner, nn.Module) else self.owner.apply
-        return function(*arguments[0], **arguments[1])
 
 
 @dataclass(frozen=True)
@@ -85,11 +38,21 @@ class GradientTaps:
         inputs: those of every call, to record the gradient that leaves. Changes J where a module writes to its input
             for others to see.
         rooted: outputs without a graph become leaves, so that calls downstream of a detach() still receive gradients.
+        moving: which of them: those known to depend on θ, by the number of the call and the position; None for all.
+            Others have no gradient in the real run, and a backward may do something else where one is asked for.
+        aliases: the copies are other objects for the same memory. What writes to a tensor past autograd, by `.data`,
+            then writes to what others see, as in the real run.
     """
 
     outputs: bool = True
     inputs: bool = True
     rooted: bool = True
+    moving: frozenset[tuple[int, int]] | None = None
+    aliases: bool = False
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The copy of a tensor with a graph."""
+        return tensor.view_as(tensor) if self.aliases else tensor.clone()
 
 
 NO_TAPS = GradientTaps(outputs=False, inputs=False, rooted=False)
@@ -99,22 +62,30 @@ NO_TAPS = GradientTaps(outputs=False, inputs=False, rooted=False)
 class Recording:
     """Records every call that this thread makes inside the block.
 
-    Patches `nn.Module.__call__` and what `Function.apply` ends in. `__exit__` restores both, and so does `Loan` if
-    that is cut off.
+    Patches `nn.Module.__call__`, what `Function.apply` ends in and where the backward of a Function runs. `__exit__`
+    restores them, and so does `Loan` if that is cut off.
 
     Args:
         random_state: gives the present state of the generators that J draws from.
         taps: the tensors that are replaced by copies to record gradients.
-        outputs: whether to record `outputs` and `leaks` of every call; else only what the call was given is.
+        outputs: whether to record `outputs` and `leaks` of every call; else `ungraphed`.
+        watch: is called where a call begins or ends, with the call that was running until then; None for the loss
+            function or closure, or a backward.
 
     Attributes:
         calls: every call, in the order of their starts.
+        nodes: the node of the graph that each call of a Function has made.
         leaves: the new leaves that stand for outputs without a graph.
         full: whether the inputs of all calls exceed `MEMORY_LIMIT`; later calls are missing then.
     """
 
     def __init__(
-        self, random_state: Callable[[], RandomState], taps: GradientTaps = NO_TAPS, *, outputs: bool = True
+        self,
+        random_state: Callable[[], RandomState],
+        taps: GradientTaps = NO_TAPS,
+        *,
+        outputs: bool = True,
+        watch: Callable[[RecordedCall | None], None] = lambda _: None,
     ) -> None:
         self._random_state = random_state
         self.calls: list[RecordedCall] = []
@@ -122,28 +93,36 @@ class Recording:
         self.full = False
         self._thread = threading.get_ident()
         self._taps, self._outputs, self._stack = taps, outputs, list[RecordedCall]()
-        self._snapshots = Snapshots()
+        self._snapshots, self._watch = Snapshots(), watch
+        self.nodes: dict[Any, RecordedCall] = {}
+        self._backwards: list[RecordedCall] = []
+        self._count = 0
         self._undo: list[Callable[[], Any]] = []
 
     def __enter__(self) -> Recording:
-        calls = current_calls()
-        self._undo = [lambda: set_calls(calls)]
+        calls, backward = current_calls(), current_function_backward()
+        self._undo = [lambda: set_calls(calls), lambda: set_function_backward(backward)]
 
         def recorded_call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             return self._around(module, lambda a, k: calls.module(module, *a, **k), args, kwargs)
 
         def recorded_apply(function: type[Function], *args: Any, **kwargs: Any) -> Any:
             bound = calls.applying(function)
-            if function.__module__.startswith("torch.") and custom_op_of(function) is None:
+            if users_function(function) is None:
                 return bound(*args, **kwargs)
             return self._around(function, lambda a, k: bound(*a, **k), args, kwargs)
 
+        def recorded_backward(node: Any, *gradients: Any) -> Any:
+            return self._in_backward(node, backward, gradients)
+
         set_calls(Calls(recorded_call, classmethod(recorded_apply)))
+        set_function_backward(recorded_backward)
         return self
 
     def __exit__(self, *exception: object) -> None:
         while self._undo:
             self._undo.pop()()
+        self.nodes.clear()  # they hold on to what was saved for the backward
 
     @property
     def roots(self) -> list[RecordedCall]:
@@ -168,16 +147,51 @@ class Recording:
         try:
             result = run(*self._inputs_tapped(call, args, kwargs))
         finally:
-            while self._stack.pop() is not call:
-                pass
+            self._end(call)
+        self._note_node(call, result)
         return self._finished(call, result)
 
-    def _begin(self, owner: Owner, args: Any, kwargs: Any) -> RecordedCall:
+    def _in_backward(self, node: Any, run: Callable[..., Any], gradients: tuple[Any, ...]) -> Any:
+        """Runs the backward of a Function: as a call where J differentiates it, else watched for the calls it makes."""
+        forward = self.nodes.get(node)
+        if forward is None or self.full or threading.get_ident() != self._thread:
+            return run(node, *gradients)
+        if torch.is_grad_enabled():
+            return self._differentiated(forward, lambda: run(node, *gradients), gradients)
+        self._watch(None)
+        self._backwards.append(forward)
+        try:
+            return run(node, *gradients)
+        finally:
+            self._backwards.pop()
+            self._watch(forward)
+
+    def _differentiated(self, forward: RecordedCall, run: Callable[[], Any], gradients: tuple[Any, ...]) -> Any:
+        call = self._begin(forward.owner, gradients, {}, forward)
+        try:
+            result = run()
+        finally:
+            self._end(call)
+        results = list(result) if isinstance(result, tuple) else [result]
+        there = [k for k in forward.asked if k < len(results) and results[k] is not None]
+        for k, tensor in zip(there, self._finished(call, [results[k] for k in there]), strict=True):
+            results[k] = tensor
+        return tuple(results)
+
+    def _note_node(self, call: RecordedCall, result: Any) -> None:
+        """Notes which node of the graph a call of a Function has made."""
+        if isinstance(call.owner, type):
+            nodes = [tensor.grad_fn for tensor in tensors_of(result)]
+            self.nodes |= {node: call for node in nodes if node is not None and function_of(node) is call.owner}
+
+    def _begin(self, owner: Owner, args: Any, kwargs: Any, differentiates: RecordedCall | None = None) -> RecordedCall:
         parent = self.running()
+        self._watch(parent)
+        within_j = differentiates is not None or any(each.differentiates is not None for each in self._stack)
         inputs, differentiable = list[torch.Tensor](), list[bool]()
 
         def copied(tensor: torch.Tensor) -> torch.Tensor:
-            inputs.append(self._snapshots.of(tensor))
+            inputs.append(tensor if isinstance(tensor, nn.Parameter) else self._snapshots.of(tensor))
             differentiable.append(tensor.requires_grad)
             return inputs[-1]
 
@@ -188,14 +202,30 @@ class Recording:
             inputs,
             differentiable,
             torch.is_grad_enabled(),
-            in_backward(),
+            in_backward() and not within_j,
             self._random_state(),
+            made_by=self._backwards[-1] if self._backwards else None,
         )
+        if differentiates is not None:
+            call.arguments = (*call.arguments[0], *differentiates.arguments[0]), {}
+            call.inputs += differentiates.inputs
+            call.differentiable += differentiates.differentiable
+            call.differentiates, call.random = differentiates, differentiates.random
+        self._add(call)
+        return call
+
+    def _add(self, call: RecordedCall) -> None:
+        if not call.in_backward:
+            call.number, self._count = self._count, self._count + 1
         self.calls.append(call)
         self._stack.append(call)
-        if parent is not None:
-            parent.children.append(call)
-        return call
+        if call.parent is not None and (call.parent.in_backward or not call.in_backward):
+            call.parent.children.append(call)
+
+    def _end(self, call: RecordedCall) -> None:
+        self._watch(call)
+        while self._stack.pop() is not call:
+            pass
 
     def _inputs_tapped(self, call: RecordedCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The arguments for the callee: tensors with a graph are replaced by copies, whose hooks record `returned`."""
@@ -209,7 +239,7 @@ class Recording:
                 return value
             if id(value) not in copies:
                 position = positions[id(value)]
-                copies[id(value)] = value.clone()
+                copies[id(value)] = self._taps.copy(value)
                 copies[id(value)].register_hook(lambda gradient: _left(call, position, gradient))
             return copies[id(value)]
 
@@ -220,6 +250,8 @@ class Recording:
 
     def _finished(self, call: RecordedCall, result: Any) -> Any:
         if not self._outputs:
+            tensors = enumerate(tensors_of(result))
+            call.ungraphed = {k: self._snapshots.of(tensor) for k, tensor in tensors if _lacks_a_graph(tensor)}
             return result
         call.outputs = [summary(tensor) for tensor in tensors_of(result)]
         call.cotangents = [None for _ in call.outputs]
@@ -231,36 +263,38 @@ class Recording:
 
     def _tapped(self, call: RecordedCall, position: int, tensor: torch.Tensor) -> torch.Tensor:
         """The output for the caller: a copy, whose hook records the cotangent."""
-        inexact = tensor.is_floating_point() or tensor.is_complex()
         if not torch.is_grad_enabled():
             return tensor
-        if tensor.grad_fn is None and inexact and self._taps.rooted:
+        moving = self._taps.moving is None or (call.number, position) in self._taps.moving
+        if self._taps.rooted and moving and _lacks_a_graph(tensor):
             tensor = tensor.detach().requires_grad_()
             self.leaves.append(tensor)
-        elif tensor.grad_fn is None:
+        elif not tensor.requires_grad:
             return tensor
-        copy = tensor.clone()
+        copy = self._taps.copy(tensor)
         copy.register_hook(lambda gradient: _arrived(call, position, gradient))
         return copy
 
 
-def summary(tensor: torch.Tensor) -> tuple[tuple[int, ...], float, float]:
-    """Shape, sum and sum of absolute values of a tensor, to compare the outputs of two runs by."""
-    values = tensor.detach()
-    size = values.abs().double() if values.dtype != torch.bool else values.double()
-    total = values.real if values.is_complex() else values
-    return tuple(values.shape), float(total.double().sum()), float(size.sum())
+def _lacks_a_graph(tensor: torch.Tensor) -> bool:
+    """Whether autograd is on, and a tensor that could have a graph has none."""
+    inexact = tensor.is_floating_point() or tensor.is_complex()
+    return inexact and not tensor.requires_grad and torch.is_grad_enabled()
 
 
 def _left(call: RecordedCall, position: int, gradient: torch.Tensor | None) -> None:
-    if gradient is not None:
-        before, now = call.returned.get(position), gradient.detach().clone()
+    if torch.is_grad_enabled():  # a backward that J differentiates: part of J's forward
+        call.differentiated = True
+    elif gradient is not None:
+        before, now = call.returned.get(position), laid_out_alike(gradient.detach())
         call.returned[position] = now if before is None else before + now
 
 
 def _arrived(call: RecordedCall, position: int, gradient: torch.Tensor | None) -> None:
-    if gradient is not None:
-        before, now = call.cotangents[position], gradient.detach().clone()
+    if torch.is_grad_enabled():  # as above
+        call.differentiated = True
+    elif gradient is not None:
+        before, now = call.cotangents[position], laid_out_alike(gradient.detach())
         call.cotangents[position] = now if before is None else before + now
 
 
@@ -268,30 +302,3 @@ def _keeps_a_graph(module: nn.Module) -> bool:
     """Whether an attribute of the module holds a tensor with a graph, which others may use."""
     held = [value for value in vars(module).values() if not isinstance(value, nn.Module)]
     return any(tensor.grad_fn is not None for tensor in tensors_of(held))
-
-
-def paired_with_recomputed(calls: list[RecordedCall]) -> None:
-    """Pairs checkpointed calls with their recomputation in the backward, and copies its gradients to them."""
-    waiting = [call for call in calls if call.in_backward and call.receives]
-    for call in calls:
-        if call.in_backward or call.grad_enabled:
-            continue
-        again = next((other for other in waiting if _same_call(call, other)), None)
-        if again is not None:
-            waiting.remove(again)
-            call.cotangents, call.returned = again.cotangents, again.returned
-            call.differentiable, call.grad_enabled = again.differentiable, True
-
-
-def alike(one: RecordedCall, other: RecordedCall) -> bool:
-    """Whether calls of two runs have one owner, or owners of one class name: a forward may create modules anew."""
-    first, second = (owner if isinstance(owner, type) else type(owner) for owner in (one.owner, other.owner))
-    return one.owner is other.owner or first.__qualname__ == second.__qualname__
-
-
-def _same_call(one: RecordedCall, other: RecordedCall) -> bool:
-    if not alike(one, other):
-        return False
-    return len(one.inputs) == len(other.inputs) and all(
-        a.shape == b.shape and torch.equal(a, b) for a, b in zip(one.inputs, other.inputs, strict=True)
-    )

@@ -13,7 +13,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from torch_gradcheck.diagnosis.culprit.argument_copies import tensors_of
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.torch_internals.autograd import hooks_of
 from torch_gradcheck.torch_internals.code_lines import CodeLine, at_line_of, calling_line
 from torch_gradcheck.torch_internals.modules import has_backward_hooks, with_backward_hooks

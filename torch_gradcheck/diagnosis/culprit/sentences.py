@@ -11,12 +11,14 @@ from torch import nn
 from torch.autograd import Function
 
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
 from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
+from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
+from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
 from torch_gradcheck.torch_internals.modules import named_modules, uncompiled
 
 LOSS = "loss_fn"
@@ -27,6 +29,9 @@ NO_MODULE = "\0"
 
 HOOK_SHARE = 0.1
 """Parameter hooks are at fault if they make up more than 10 % of the error."""
+
+CANCEL = 0.1
+"""Parts of an error cancel where their sizes add up to 10 % more than the error."""
 
 MOST_NAMES = 4
 """How many modules one sentence names, at most."""
@@ -72,6 +77,7 @@ class Sentences:
     def name_of(self, call: RecordedCall | None) -> str:
         """The qualified name of the innermost module of the model that contains a call; `loss_fn` if none does."""
         while call is not None:
+            call = call.differentiates or call
             name = self._named(call.owner)
             if name is not None:
                 return name
@@ -86,11 +92,33 @@ class Sentences:
         """Names of the model's modules in the order of their first calls."""
         return tuple(dict.fromkeys(self.name_of(call) for call in calls))
 
-    def by_hand(self) -> str:
-        """The sentence for a given gradient that is wrong where autograd's is right."""
-        return self.no_culprit(
-            "autograd's own gradient is right, or wrong in another way: the given gradient is at fault"
+    def by_hand(self, also: Sequence[WrongCoordinate]) -> str:
+        """The sentence for a given gradient that is wrong; `also`, where autograd's own is, in another way."""
+        if not also:
+            return "autograd's own gradient is right: the mistake is in the given one"
+        one = f"of {also[0].name} it is {also[0].analytic:.6e} instead of {also[0].numeric:.6e}"
+        return f"the given gradient is not autograd's own, which is wrong, too, in another way: {one}"
+
+    def overwritten(self, found: Overwriting) -> tuple[str | None, tuple[str, ...]]:
+        """The culprit's name and the sentence on a tensor that was overwritten before the backward needed it."""
+        kept = found.kept
+        guilty = kept.writer if kept.seen else kept.by
+        what = _kind(guilty) if guilty is not None and not _is_module(guilty) else "it"
+        what = what if kept.seen else "something"
+        where = f"the mistake is in the {'backward' if kept.backward else 'forward'} of {self._described(guilty)}"
+        at = "" if guilty is None else _at_forward_of(guilty.owner)
+        by = self._described(kept.by)
+        keeper = by if kept.by is None or _is_module(kept.by) else f"{_kind(kept.by)} in {by}"
+        mends = "is right" if found.mends else "comes out otherwise"
+        sentence = (
+            f"{where}{at}: {what} writes past autograd, as .data does, to a tensor that {keeper} keeps for its "
+            f"backward; where this is given what was kept, the gradient of {found.wrong.name} {mends}"
         )
+        return self.name_of(guilty), (sentence,)
+
+    def disturbed(self) -> tuple[str | None, tuple[str, ...]]:
+        """That no culprit can be named where no run that records calls makes the mistake."""
+        return None, (self.no_culprit("the mistake goes away where copies of tensors record gradients"),)
 
     def no_culprit(self, reason: str) -> str:
         """The sentence that says why no culprit can be named."""
@@ -101,14 +129,32 @@ class Sentences:
         return f"looking for the culprit took {runs:,} runs of single modules and {evaluations} evaluations of J"
 
     def _on(self, call: RecordedCall | None, attribution: Attribution, inputs: Sequence[str]) -> str:
-        where = f"the mistake is in the backward of {self._described(call)}"
-        return f"{where}{self._detail(call, attribution, inputs)}; {_share(call, attribution)}"
+        double = call is not None and call.differentiates is not None
+        where = f"the mistake is in the {'double ' * double}backward of {self._described(call)}"
+        return f"{where}{self._detail(call, attribution, inputs)}; {self._share(call, attribution)}"
+
+    def _share(self, call: RecordedCall | None, attribution: Attribution) -> str:
+        """The share of the error that the calls of one module make: of the sizes of all parts, which may cancel."""
+        name = attribution.wrong.name
+        if call in attribution.made_by:
+            return f"the backward of {_kind(attribution.made_by[call])} calls it; found by following {name}"
+        if call in attribution.repeated:
+            all_of_them = [abs(part) for part in attribution.repeated[call]]
+            share = (
+                f"{all_of_them[0] / sum(all_of_them):.1%} of what all of them add to the error of {name}, signs aside"
+            )
+            return f"it is called {len(all_of_them)} times, and one of these accounts for {share}"
+        parts, error = [abs(part) for part in attribution.parts], abs(attribution.wrong.error)
+        if call not in attribution.own or not math.isfinite(sum(parts)):
+            return f"found by following {name}"
+        here = [abs(own) for other, own in attribution.own.items() if self.name_of(other) == self.name_of(call)]
+        cancel = sum(parts) > (1 + CANCEL) * error
+        whole = f"the errors that add up to that of {name}, signs aside" if cancel else f"the error of {name}"
+        return f"it accounts for {sum(here) / sum(parts):.1%} of {whole}"
 
     def _described(self, call: RecordedCall | None) -> str:
         name = self.name_of(call)
-        if name == LOSS:
-            return f"the loss function or closure{_at_forward_of(self._loss)}"
-        return f"{name or 'the model itself'} ({self._kinds[name]})"
+        return described(name, self._kinds.get(name)) + (_at_forward_of(self._loss) if name == LOSS else "")
 
     def _detail(self, call: RecordedCall | None, attribution: Attribution, inputs: Sequence[str]) -> str:
         if call is not None and call in attribution.mutating:
@@ -118,7 +164,9 @@ class Sentences:
             uses = len(attribution.unlike)
             return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
         if call is not None and not isinstance(call.owner, nn.Module):
-            return f": {_kind(call)} gives a wrong gradient{_for_inputs(call, inputs)}{at_backward_of(call.owner)}"
+            again = ", when its backward is differentiated once more," if call.differentiates is not None else ""
+            gives = f"{_kind(call)}{again} gives a wrong gradient{_for_inputs(call, inputs)}"
+            return f": {gives}{at_backward_of(call.owner)}"
         if call is not None and self._named(call.owner) is None:
             return f": in {_kind(call)}{_at_forward_of(call.owner)}, which is no module of the model"
         children = [child for child in attribution.tangents if child.parent is call]
@@ -179,7 +227,12 @@ def _downstream_first(
     """Calls with a mistake of their own, the last of the run first; the loss function or closure comes before all."""
     position = {call: k for k, call in enumerate(calls)}
     found = [(_at_fault(call, attribution), attribution) for attribution in attributions for call in attribution.own]
-    return sorted(found, key=lambda pair: math.inf if pair[0] is None else position[pair[0]], reverse=True)
+
+    def place(pair: tuple[RecordedCall | None, Attribution]) -> float:
+        call = pair[1].made_by.get(pair[0], pair[0])
+        return math.inf if call is None else position[call]
+
+    return sorted(found, key=place, reverse=True)
 
 
 def _at_fault(call: RecordedCall | None, attribution: Attribution) -> RecordedCall | None:
@@ -188,16 +241,13 @@ def _at_fault(call: RecordedCall | None, attribution: Attribution) -> RecordedCa
     return inside[0] if inside else call
 
 
-def _share(call: RecordedCall | None, attribution: Attribution) -> str:
-    own, error = attribution.own.get(call), attribution.wrong.error
-    if own is None or not math.isfinite(own) or not math.isfinite(error):
-        return f"found by following {attribution.wrong.name}"
-    if call in attribution.repeated:
-        return (
-            f"it is called {attribution.repeated[call]} times, and one of these accounts for {own / error:.1%} of the "
-            f"error of {attribution.wrong.name}"
-        )
-    return f"it accounts for {own / error:.1%} of the error of {attribution.wrong.name}"
+def described(name: str, kind: str | None) -> str:
+    """A module by its qualified name and class, the model itself, or the loss function or closure (`LOSS`)."""
+    return "the loss function or closure" if name == LOSS else f"{name or 'the model itself'} ({kind})"
+
+
+def _is_module(call: RecordedCall | None) -> bool:
+    return call is not None and isinstance(call.owner, nn.Module)
 
 
 def _kind(call: RecordedCall) -> str:
@@ -209,7 +259,7 @@ def _kind(call: RecordedCall) -> str:
 def function_name(function: type[Function]) -> str:
     """A Function, or the operator of torch.library that it belongs to, by name."""
     operator = custom_op_of(function)
-    return f"autograd.Function {function.__name__}" if operator is None else f"operator {operator.name}"
+    return f"autograd.Function {_written(function).__name__}" if operator is None else f"operator {operator.name}"
 
 
 def _moves(call: RecordedCall, attribution: Attribution) -> bool:
@@ -219,9 +269,13 @@ def _moves(call: RecordedCall, attribution: Attribution) -> bool:
     )
 
 
+def _written(function: type[Function]) -> type[Function]:
+    return users_function(function) or function
+
+
 def at_backward_of(function: type[Function]) -> str:
     """The words ", in its backward at FILE:LINE"; "" where that has no line of the user's."""
-    line = at_line_of(backward_of(function))
+    line = at_line_of(backward_of(_written(function)))
     return line and f", in its backward{line}"
 
 
@@ -242,11 +296,17 @@ def _input_name(call: RecordedCall, path: str) -> str:
         return path
     position, rest = int(found[1]), found[2]
     assert not isinstance(call.owner, nn.Module)
+    if call.differentiates is not None:
+        cotangents = len(call.arguments[0]) - len(call.differentiates.arguments[0])
+        if position < cotangents:
+            return "the gradient that it is given"
+        position -= cotangents
     operator = custom_op_of(call.owner)
     if operator is not None:
         return f"{operator.arguments[position]}{rest}"
-    signature = list(inspect.signature(call.owner.forward).parameters.values())
-    given = signature if "setup_context" in vars(call.owner) else signature[1:]
+    function = _written(call.owner)
+    signature = list(inspect.signature(function.forward).parameters.values())
+    given = signature if "setup_context" in vars(function) else signature[1:]
     for k, parameter in enumerate(given):
         if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
             return f"{parameter.name}[{position - k}]{rest}"

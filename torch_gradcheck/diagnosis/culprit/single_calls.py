@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.diagnosis.culprit.argument_copies import replaced, tensors_of
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, summary
+from torch_gradcheck.diagnosis.culprit.argument_copies import laid_out_alike, tensors_of
+from torch_gradcheck.diagnosis.culprit.arguments_alone import arguments_with_leaves, moved_arguments
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall, summary
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil, extrapolated_derivatives, through_stencil
@@ -23,11 +25,17 @@ from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.lower_precisions import Rounding, rounding_of_all
-from torch_gradcheck.torch_internals.autograd import before_hooks
+from torch_gradcheck.torch_internals.autograd import before_hooks, has_hooks
 from torch_gradcheck.torch_internals.tensors import version_of
 
 SHARP = 0.02
 """A derivative with an error bar of at most 2 % of E needs no ladder of steps."""
+
+OWN_MISTAKE = 0.1
+"""A contribution above 10 % of E is a mistake of the call."""
+
+ERROR_BARS_OFF = 3.0
+"""A contribution of at most 3 error bars is no mistake."""
 
 SAME_OUTPUT = 1e-6
 """A call run alone must repeat the outputs of the run: their sums may differ by 1e-6 of the sum of absolute values."""
@@ -103,6 +111,7 @@ class CallRunner:
         self._held: dict[RecordedCall, HeldValues] = {}
         # Gradients of all of θ are asked for, as in the real run: a branch that is not asked for would not run.
         self._theta = list(objective.model.parameters())
+        self._hooked = {each.entry.parameter for each in wrong if has_hooks(each.entry.parameter)}
 
     def contribution(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> Contribution:
         """The contribution of a call to E along the tangents of its inputs.
@@ -120,10 +129,28 @@ class CallRunner:
         tangents = _differentiable(call, tangents)
         backward = self._backward(call)
         analytic = backward.along(tangents, wrong)
-        numeric, error_bar = self._numeric(call, tangents, wrong, backward.outputs, analytic)
+        numeric, error_bar = self._numeric(call, tangents, wrong, backward.outputs, analytic, abs(wrong.error))
         return Contribution(
             analytic - numeric, error_bar, backward.of_theta[wrong], backward.mutates, backward.rounding
         )
+
+    def is_wrong_along(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> bool:
+        """Whether the gradient of a call is off along given tangents, by a large share of what the coordinate's is.
+
+        Both are relative errors here: what a call contributes to E need not be known.
+
+        Raises:
+            CannotBeRunAlone: as `contribution`.
+        """
+        if not (call.receives and all(torch.isfinite(g).all() for g in call.cotangents if g is not None)):
+            return False
+        relative = min(1.0, abs(wrong.error) / (abs(wrong.analytic) + abs(wrong.numeric)))
+        backward = self._backward(call)
+        analytic = backward.along(tangents, wrong)
+        scale = relative * abs(analytic)
+        numeric, error_bar = self._numeric(call, tangents, wrong, backward.outputs, analytic, scale)
+        mistake = OWN_MISTAKE * relative * (abs(analytic) + abs(numeric))
+        return abs(analytic - numeric) > max(mistake, ERROR_BARS_OFF * error_bar)
 
     def gradient_of_theta(self, call: RecordedCall, wrong: WrongCoordinate) -> float:
         """The gradient of a call, inside the run's gradients of its outputs, for the wrong coordinate itself.
@@ -154,23 +181,42 @@ class CallRunner:
         """The same, where `raw` collects the gradients of the wrong parameters before their hooks."""
         with self._alone(call), torch.enable_grad():
             leaves: list[torch.Tensor] = []
-            outputs = self._called(call, _with_leaves(call, leaves))
+            outputs = self._called(call, arguments_with_leaves(call, leaves))
             copies = [output.detach().clone() for output in outputs]
             if not _same(call, copies):
                 raise CannotBeRunAlone("puts out something else when it is run alone")
-            received = [(g.clone(), output) for g, output in _received(call, outputs) if output.requires_grad]
+            received = [(laid_out_alike(g), output) for g, output in _received(call, outputs) if output.requires_grad]
             cotangents = [g for g, _ in received]
+            versions = [version_of(g) for g in cotangents]
             theta = [each for each in self._theta if each.requires_grad]
-            inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
+            asked = {id(each) for each in theta}
+            inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad and id(leaf) not in asked]
             found = _gradients([output for _, output in received], [*inputs, *theta], cotangents)
         gradients = dict(zip(inputs, found, strict=False))
+        of_theta = dict(zip(theta, found[len(inputs) :], strict=False))
         return _Backward(
             copies,
-            [call.returned.get(k, gradients.pop(leaf, None)) for k, leaf in enumerate(leaves)],
-            {wrong: sum(wrong.of(gradient) for gradient in raw[wrong.entry.parameter]) for wrong in self._wrong},
-            any(version_of(cotangent) for cotangent in cotangents),
+            [call.left.get(k, gradients.pop(leaf, None)) for k, leaf in enumerate(leaves)],
+            {wrong: self._of_theta(wrong, of_theta, raw) for wrong in self._wrong},
+            [version_of(g) for g in cotangents] != versions,
             _rounding_of([each for each in found if each is not None]),
         )
+
+    def _of_theta(
+        self,
+        wrong: WrongCoordinate,
+        found: Mapping[nn.Parameter, torch.Tensor | None],
+        raw: Mapping[torch.Tensor, list[torch.Tensor]],
+    ) -> float:
+        """The gradient for the coordinate, before the parameter's hooks if it has any.
+
+        A Function that asks for it in its backward makes hooks run, too: they see more than what comes out.
+        """
+        parameter = wrong.entry.parameter
+        if parameter in self._hooked or parameter not in found:
+            return sum(wrong.of(gradient) for gradient in raw[parameter])
+        gradient = found[parameter]
+        return 0.0 if gradient is None else wrong.of(gradient)
 
     def _numeric(
         self,
@@ -179,8 +225,9 @@ class CallRunner:
         wrong: WrongCoordinate,
         reference: list[torch.Tensor],
         analytic: float,
+        scale: float,
     ) -> tuple[float, float]:
-        """d/dt ⟨ḡ, M(x + t·ẋ)⟩ and its error bar.
+        """d/dt ⟨ḡ, M(x + t·ẋ)⟩ and its error bar, sharp enough for errors of the size `scale`.
 
         From one step where that gives the call's own gradient, as it does of most calls; from two steps where these are
         sharp enough; else from a ladder.
@@ -197,8 +244,8 @@ class CallRunner:
         near = through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(step, 0), noise)
         slope, roundoff = float(near.central[0]), float(near.roundoff[0])
         off = abs(analytic - slope)
-        needed = SHARP * (abs(wrong.error) if np.isfinite(wrong.error) else off)
-        if np.isfinite(wrong.error) and roundoff + off <= needed:
+        needed = SHARP * (scale if np.isfinite(scale) else off)
+        if np.isfinite(scale) and roundoff + off <= needed:
             return slope, roundoff + off
         far = through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(8 * step, 0), noise)
         error_bar = roundoff + abs(slope - float(far.central[0])) / 8
@@ -221,7 +268,7 @@ class CallRunner:
     ) -> tuple[float, list[torch.Tensor]]:
         """The step really taken, and copies of the call's outputs with θ and the inputs moved by it."""
         with wrong.moved(step) as taken, self._alone(call), torch.set_grad_enabled(self.objective.needs_graph):
-            outputs = self._called(call, _moved(call, tangents, taken))
+            outputs = self._called(call, moved_arguments(call, tangents, taken))
             return taken, [output.detach().clone() for output in outputs]
 
     @contextmanager
@@ -274,46 +321,6 @@ def in_one_line(error: Exception) -> str:
 def _differentiable(call: RecordedCall, tangents: Tangents) -> Tangents:
     """The tangents of inputs that required a gradient, else None: a detached input is its caller's doing."""
     return [tangent if asked else None for tangent, asked in zip(tangents, call.differentiable, strict=True)]
-
-
-def _moved(call: RecordedCall, tangents: Tangents, step: float) -> tuple[Any, Any]:
-    moved: dict[torch.Tensor, torch.Tensor] = {}
-    position = iter(range(len(tangents)))
-
-    def replace(tensor: torch.Tensor) -> torch.Tensor:
-        k = next(position, None)
-        if tensor not in moved:
-            tangent = tangents[k] if k is not None else None
-            new = tensor.clone() if tangent is None else tensor + step * tangent
-            asked = k is not None and call.differentiable[k] and torch.is_grad_enabled()
-            moved[tensor] = _writable(new.requires_grad_()) if asked else new
-        return moved[tensor]
-
-    arguments: tuple[Any, Any] = replaced(call.arguments, replace)
-    return arguments
-
-
-def _with_leaves(call: RecordedCall, leaves: list[torch.Tensor]) -> tuple[Any, Any]:
-    """The arguments with new leaves in place of their tensors; appends the leaves to `leaves`, in order."""
-    views: dict[torch.Tensor, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def replace(tensor: torch.Tensor) -> torch.Tensor:
-        k = len(leaves)
-        known = k < len(call.differentiable)
-        if tensor not in views:
-            leaf = tensor.clone().requires_grad_(known and call.differentiable[k])
-            views[tensor] = leaf, _writable(leaf)
-        if known:
-            leaves.append(views[tensor][0])
-        return views[tensor][1]
-
-    arguments: tuple[Any, Any] = replaced(call.arguments, replace)
-    return arguments
-
-
-def _writable(leaf: torch.Tensor) -> torch.Tensor:
-    """A copy of the leaf, which the module may write to: autograd forbids writing to a leaf or its views."""
-    return leaf.clone() if leaf.requires_grad else leaf
 
 
 def _received(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall, Recording, alike
+from torch_gradcheck.diagnosis.culprit.call_recording import Recording
+from torch_gradcheck.diagnosis.culprit.pairing import kind_of
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import MovedCoordinate, coordinate_views, real_view
 from torch_gradcheck.objective.theta import ThetaEntry
@@ -58,29 +60,45 @@ class WrongCoordinate:
         return MovedCoordinate(coordinate, step)
 
 
-def tangents_of(
-    calls: Sequence[RecordedCall], wrong: WrongCoordinate, step: float, objective: Objective
-) -> dict[RecordedCall, Tangents] | None:
-    """The tangents of all `calls`, by centered differences of their inputs.
+@dataclass(frozen=True)
+class Motion:
+    """How the calls of J move along one coordinate.
 
-    None where J makes other calls at θ ± step.
-
-    Args:
-        calls: of the recorded run at θ.
-        wrong: the coordinate to move.
-        step: how far.
-        objective: J; it is evaluated and recorded twice.
+    Attributes:
+        kinds: what each call is, in order, by `kind_of`.
+        tangents: those of its inputs.
+        roots: outputs that move though they have no graph: the number of the call, and the position.
     """
-    (plus, ahead), (minus, back) = (_recorded(wrong, sign * step, objective) for sign in (1.0, -1.0))
-    if not len(calls) <= len(plus) == len(minus):
-        return None
-    tangents = {}
-    for call, after, before in zip(calls, plus, minus, strict=False):
-        if not (alike(call, after) and alike(call, before)):
+
+    kinds: list[tuple[str, bool]]
+    tangents: list[Tangents]
+    roots: frozenset[tuple[int, int]]
+
+    @classmethod
+    def along(cls, wrong: WrongCoordinate, step: float, objective: Objective) -> Motion | None:
+        """By centered differences between θ ± step; None where J makes other calls at one than at the other.
+
+        Args:
+            wrong: the coordinate to move.
+            step: how far.
+            objective: J; it is evaluated and recorded twice.
+        """
+        (plus, ahead), (minus, back) = (_recorded(wrong, sign * step, objective) for sign in (1.0, -1.0))
+        kinds = list(map(kind_of, plus))
+        if kinds != list(map(kind_of, minus)):
             return None
-        inputs = zip(after.inputs, before.inputs, strict=False)
-        tangents[call] = [_slope(a, b, ahead - back) for a, b in inputs]
-    return tangents
+        pairs = list(zip(plus, minus, strict=True))
+        tangents = [
+            [_slope(a, b, ahead - back) for a, b in zip(after.inputs, before.inputs, strict=False)]
+            for after, before in pairs
+        ]
+        roots = [(after.number, k) for after, before in pairs for k in _moving(after.ungraphed, before.ungraphed)]
+        return cls(kinds, tangents, frozenset(roots))
+
+    def of(self, calls: Sequence[RecordedCall]) -> dict[RecordedCall, Tangents] | None:
+        """The tangents of the calls of a run at θ; None where these are others. A backward may have ended J early."""
+        kinds = list(map(kind_of, calls))
+        return dict(zip(calls, self.tangents, strict=False)) if kinds == self.kinds[: len(kinds)] else None
 
 
 def _recorded(wrong: WrongCoordinate, step: float, objective: Objective) -> tuple[list[RecordedCall], float]:
@@ -88,6 +106,11 @@ def _recorded(wrong: WrongCoordinate, step: float, objective: Objective) -> tupl
     with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), recording:
         objective.compute()
     return [call for call in recording.calls if not call.in_backward], taken
+
+
+def _moving(plus: dict[int, torch.Tensor], minus: dict[int, torch.Tensor]) -> list[int]:
+    """The positions of the tensors that are not the same in both; all, where one has others than the other."""
+    return [k for k in plus | minus if k not in plus or k not in minus or _slope(plus[k], minus[k], 1.0) is not None]
 
 
 def _slope(plus: torch.Tensor, minus: torch.Tensor, width: float) -> torch.Tensor | None:
