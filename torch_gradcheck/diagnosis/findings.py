@@ -80,13 +80,12 @@ def _culprit(
 ) -> Culprit:
     """The culprit; of what is not finite the operation that makes it, if it is found, and the culprit of the rest."""
     made = None if finite else find_non_finite(problem)
-    rest = {position: _by_coordinates(_finite_only(trial)) for position, trial in trials.items()}
-    if not any(np.any(trial.results.outcome == Outcome.MISMATCH) for trial in rest.values()):
-        return Culprit(None, ()) if made is None else Culprit(made.culprit, made.notes)
-    if made is None:
-        return find_culprit(problem, rest, gradients)
-    culprit = find_culprit(problem, rest, gradients)
-    return replace(culprit, name=made.culprit, notes=(*made.notes, *culprit.notes))
+    followed = {position: _by_coordinates(trial) for position, trial in trials.items()}
+    if made is not None:
+        followed = {position: _finite_only(trial) for position, trial in followed.items()}
+    wrong = any(np.any(trial.results.outcome == Outcome.MISMATCH) for trial in followed.values())
+    culprit = find_culprit(problem, followed, gradients) if wrong else Culprit(None, ())
+    return culprit if made is None else replace(culprit, name=made.culprit, notes=(*made.notes, *culprit.notes))
 
 
 def _finite_only(trial: ParameterTrial) -> ParameterTrial:
