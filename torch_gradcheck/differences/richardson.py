@@ -166,6 +166,7 @@ def extrapolated_derivatives(
         jumps = extrapolated(slopes.jump, slopes.jump_roundoff, JUMP_POWERS, ladder.ratio, ladder.smooth)
         jump, jump_error_bar, _ = _best(jumps)
         value, error_bar, rung = _best(central)
+    error_bar = error_bar * (1 + ladder.ratio**-2.0)  # the smaller rungs that it is compared with are off by so much
     return Estimates(value, error_bar, ladder.rungs[rung], jump, jump_error_bar, central)
 
 
@@ -302,7 +303,9 @@ def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
     """Rungs where the slopes settle like those of a smooth f, shape (K, S).
 
     The distance between neighbouring slopes falls by the factor `decay` from rung to rung, or is within roundoff. This
-    must hold twice in a row; once is enough at the third rung.
+    must hold twice in a row; once is enough at the third rung. At the last rung, below which nothing confirms it, the
+    distance before may have fallen against that of two rungs further up: where f curves between the last rungs, some step
+    has the slope of f by chance, and the distance to it is small before its time.
     """
     distance = _from_rung_above(slopes)
     calm = np.zeros(slopes.shape, dtype=bool)
@@ -311,6 +314,8 @@ def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
     settled = np.zeros(slopes.shape, dtype=bool)
     settled[:, 1:] = calm[:, 1:] & calm[:, :-1]
     settled[:, 2:3] = calm[:, 2:3]
+    if slopes.shape[1] > 4:
+        settled[:, -1] |= calm[:, -1] & (distance[:, -2] * decay <= np.fmax(distance[:, -3], distance[:, -4]))
     return settled
 
 

@@ -52,10 +52,13 @@ class NoiseNear(NamedTuple):
     of_known_operations: Noise
     of_hidden_ones: Noise
 
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the noise depends on the case."""
+        return self.of_known_operations != self.of_hidden_ones
 
-def noise_near(
-    objective: Objective, theta: Theta, direction: RandomDirection, positions: Sequence[int]
-) -> NoiseNear:
+
+def noise_near(objective: Objective, theta: Theta, direction: RandomDirection, positions: Sequence[int]) -> NoiseNear:
     """The noise of J, from 16 evaluations of it; from 25 where it is larger away from θ.
 
     Args:
@@ -70,7 +73,8 @@ def noise_near(
         return NoiseNear(usual, usual)
     # The direction moves entries by their size, a step of 1 those below 1 by 1.
     growing = usual._replace(growth=far / FAR / min(1.0, _typical_size(theta, positions)))
-    stairs = _stairs(objective, direction)
+    # 0 where the noise is known in their place
+    stairs = 0.0 if _spacing(objective) > SPACING_OF_STAIRS else stairs_near(objective, direction, SPACING_OF_STAIRS)
     size = abs(objective.loss)
     least, largest = max(GROWS * sigma, LEAST_STAIR * size), LARGEST_STAIR * max(size, objective.largest_output)
     if least < stairs < largest and far / RARE_STAIRS < stairs < far * ALIKE:
@@ -97,11 +101,9 @@ def _far(objective: Objective, direction: RandomDirection) -> float:
         return measured_noise(_along(objective, direction, POINTS_FAR, _spacing(objective), start=FAR))
 
 
-def _stairs(objective: Objective, direction: RandomDirection) -> float:
-    """The height of the stairs that J climbs at θ; 0 where it climbs none, or the noise is known in their place."""
-    if _spacing(objective) > SPACING_OF_STAIRS:
-        return 0.0
-    return noise_of_stairs(_along(objective, direction, POINTS, SPACING_OF_STAIRS))
+def stairs_near(objective: Objective, direction: RandomDirection, spacing: float) -> float:
+    """The height of the stairs that J climbs at θ between points of this relative spacing; 0 where it climbs none."""
+    return noise_of_stairs(_along(objective, direction, POINTS, spacing))
 
 
 def _spacing(objective: Objective) -> float:

@@ -55,7 +55,7 @@ def below_corners(check: EntryCheck, which: Indices, unit: Floats, slopes: Float
     roundoff = check.noise.of_slope(2 * steps, np.full(steps.shape, check.noise.at_zero), steps=check.ladder.rungs)
     rows, uncrossed = np.arange(len(which)), _uncrossed(slopes, roundoff)
     largest = np.minimum(check.ladder.ratio * steps[rows, uncrossed], unit)
-    return largest, roundoff[rows, uncrossed] / 2
+    return largest, roundoff[rows, uncrossed]
 
 
 def _uncrossed(slopes: Floats, roundoff: Floats) -> Indices:

@@ -78,7 +78,9 @@ def _closer(
     """
     coarse = np.flatnonzero(judged_too_coarsely(check, which, estimates, outcome))
     largest, expected = below_corners(check, which[coarse], unit[coarse], estimates.tableau.values[0, coarse])
-    worthwhile = expected * WORTHWHILE < estimates.error_bar[coarse]
+    worthwhile = expected * WORTHWHILE < np.maximum(
+        estimates.error_bar[coarse], np.where(outcome[coarse] == Outcome.UNDECIDED, allowed_in(check), 0.0)
+    )
     coarse, largest = coarse[worthwhile], largest[worthwhile]
     if not len(coarse):
         return estimates
