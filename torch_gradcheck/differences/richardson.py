@@ -34,10 +34,13 @@ class Ladder(NamedTuple):
     Attributes:
         ratio: each rung against the next smaller one.
         smallest: lower limit of the steps; `Ladder(8, 1e-2)` has the steps 1, 0.125 and 0.015625.
+        smooth: whether slopes that settle are those of a smooth f. Among many corners they may settle by chance, each
+            corner hidden in the noise of the next smaller step.
     """
 
     ratio: float
     smallest: float
+    smooth: bool = True
 
     @property
     def rungs(self) -> Floats:
@@ -159,9 +162,11 @@ def extrapolated_derivatives(
     """
     with np.errstate(all="ignore"):  # f may be infinite at a large step; such a rung is never chosen
         slopes = _slopes(sampler, which, unit, ladder.rungs, noise)
-        central = extrapolated(slopes.central, slopes.central_roundoff, CENTRAL_POWERS, ladder.ratio)
-        jump, jump_error_bar, _ = _best(extrapolated(slopes.jump, slopes.jump_roundoff, JUMP_POWERS, ladder.ratio))
+        central = extrapolated(slopes.central, slopes.central_roundoff, CENTRAL_POWERS, ladder.ratio, ladder.smooth)
+        jumps = extrapolated(slopes.jump, slopes.jump_roundoff, JUMP_POWERS, ladder.ratio, ladder.smooth)
+        jump, jump_error_bar, _ = _best(jumps)
         value, error_bar, rung = _best(central)
+    error_bar = error_bar * (1 + ladder.ratio**-2.0)  # the smaller rungs that it is compared with are off by so much
     return Estimates(value, error_bar, ladder.rungs[rung], jump, jump_error_bar, central)
 
 
@@ -246,7 +251,9 @@ def _slopes(sampler: Sampler, which: Indices, unit: Floats, relative_steps: Floa
     )
 
 
-def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], ratio: float) -> Tableau:
+def extrapolated(
+    slopes: Floats, roundoff: Floats, powers: tuple[int, ...], ratio: float, smooth: bool = True
+) -> Tableau:
     """Ridders' extrapolation tableau.
 
     Column j + 1 removes the error term h^p, p = powers[j], from two neighbouring rungs h and h/r:
@@ -256,7 +263,7 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
     Source: Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Adv. Eng. Softw. 4 (1982). The error bar of an
     estimate is its roundoff plus its truncation. Roundoff goes through the same formula. Truncation is:
 
-    - where the slopes settle like those of a smooth f: the distance to the estimate of the rung above, divided by r;
+    - where f may be smooth and the slopes settle like those of a smooth f: the distance to the estimate of the rung above, divided by r;
     - elsewhere: the larger of that distance, undivided, and the distance to the finer estimate it was made of. The
       roundoff two rungs further down is added, since a kink of that size could hide between the rungs;
     - in both cases at least the distance to the estimates of all smaller rungs in the column, beyond their roundoff. A
@@ -267,23 +274,24 @@ def extrapolated(slopes: Floats, roundoff: Floats, powers: tuple[int, ...], rati
         roundoff: shape (K, S), their error bars from the noise of f.
         powers: the powers of h in the error of a slope.
         ratio: r, of the ladder.
+        smooth: whether f may be smooth.
     """
     count, steps = slopes.shape
     values = np.full((ORDERS, count, steps), np.nan)
     error_bars, expected, local = np.full((3, ORDERS, count, steps), np.inf)
-    settled = _settling(slopes, roundoff, 0.75 * ratio ** powers[0])
+    settled = _settling(slopes, roundoff, 0.75 * ratio ** powers[0]) & smooth
     hidden = np.concatenate([roundoff[:, 2:], np.full((count, min(2, steps)), np.inf)], axis=1)[:, :steps]
     value, made_of = slopes, np.zeros_like(slopes)
     for j in range(min(ORDERS, steps)):
         above = _from_rung_above(value)
         below = _beyond_roundoff_of_smaller_rungs(value, roundoff)
         # A smooth f decays by two orders or more from rung to rung; one order is asked for.
-        smooth = np.maximum(above / ratio + roundoff, below)
+        if_smooth = np.maximum(above / ratio + roundoff, below)
         rough = np.maximum(np.maximum(made_of, above) + roundoff + hidden[:, j:], below)
         values[j, :, j:] = value
-        expected[j, :, j:] = _or_infinite(smooth)
+        expected[j, :, j:] = _or_infinite(if_smooth)
         local[j, :, j:] = _or_infinite(above + roundoff)
-        error_bars[j, :, j:] = _or_infinite(np.where(settled[:, j:], smooth, rough))
+        error_bars[j, :, j:] = _or_infinite(np.where(settled[:, j:], if_smooth, rough))
         if j + 1 < min(ORDERS, steps):
             finer = value[:, 1:]
             value, roundoff = _next_column(value, roundoff, ratio ** powers[j])
@@ -295,7 +303,9 @@ def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
     """Rungs where the slopes settle like those of a smooth f, shape (K, S).
 
     The distance between neighbouring slopes falls by the factor `decay` from rung to rung, or is within roundoff. This
-    must hold twice in a row; once is enough at the third rung.
+    must hold twice in a row; once is enough at the third rung. At the last rung, below which nothing confirms it, the
+    distance before may have fallen against that of two rungs further up: where f curves between the last rungs, some step
+    has the slope of f by chance, and the distance to it is small before its time.
     """
     distance = _from_rung_above(slopes)
     calm = np.zeros(slopes.shape, dtype=bool)
@@ -304,6 +314,8 @@ def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
     settled = np.zeros(slopes.shape, dtype=bool)
     settled[:, 1:] = calm[:, 1:] & calm[:, :-1]
     settled[:, 2:3] = calm[:, 2:3]
+    if slopes.shape[1] > 4:
+        settled[:, -1] |= calm[:, -1] & (distance[:, -2] * decay <= np.fmax(distance[:, -3], distance[:, -4]))
     return settled
 
 

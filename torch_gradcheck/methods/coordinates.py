@@ -79,7 +79,7 @@ class Coordinates:
             analytic_epsilon=gradient.epsilon,
             unit=np.maximum(1.0, np.abs(values)),
             scale=_scale(values),
-            noise=problem.noise,
+            noise=problem.noise_along([position]),
             tolerance=problem.request.tolerance,
             eps=problem.request.eps,
             probes=PROBES if engine.has_substitutes else FEW_PROBES,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,22 +52,29 @@ class NoiseNear(NamedTuple):
     of_known_operations: Noise
     of_hidden_ones: Noise
 
+    @property
+    def is_ambiguous(self) -> bool:
+        """Whether the noise depends on the case."""
+        return self.of_known_operations != self.of_hidden_ones
 
-def noise_near(objective: Objective, theta: Theta, direction: RandomDirection) -> NoiseNear:
+
+def noise_near(objective: Objective, theta: Theta, direction: RandomDirection, positions: Sequence[int]) -> NoiseNear:
     """The noise of J, from 16 evaluations of it; from 25 where it is larger away from θ.
 
     Args:
         objective: J.
         theta: its parameters.
-        direction: along which they are moved, relative to their sizes.
+        direction: along which some of them are moved, relative to their sizes.
+        positions: of those in θ.
     """
-    sigma, far = _sigma(objective, direction), _far(objective, direction)
+    sigma, far = sigma_near(objective, direction), _far(objective, direction)
     usual = Noise(objective.loss, sigma, epsilon(objective.dtype))
     if not GROWS * sigma < far < np.inf:
         return NoiseNear(usual, usual)
     # The direction moves entries by their size, a step of 1 those below 1 by 1.
-    growing = usual._replace(growth=far / FAR / min(1.0, _typical_size(theta)))
-    stairs = _stairs(objective, direction)
+    growing = usual._replace(growth=far / FAR / min(1.0, _typical_size(theta, positions)))
+    # 0 where the noise is known in their place
+    stairs = 0.0 if _spacing(objective) > SPACING_OF_STAIRS else stairs_near(objective, direction, SPACING_OF_STAIRS)
     size = abs(objective.loss)
     least, largest = max(GROWS * sigma, LEAST_STAIR * size), LARGEST_STAIR * max(size, objective.largest_output)
     if least < stairs < largest and far / RARE_STAIRS < stairs < far * ALIKE:
@@ -74,8 +82,11 @@ def noise_near(objective: Objective, theta: Theta, direction: RandomDirection) -
     return NoiseNear(growing, growing)
 
 
-def _sigma(objective: Objective, direction: RandomDirection) -> float:
-    """The noise at θ: measured on one side of it, so that a kink at θ itself is not taken for noise."""
+def sigma_near(objective: Objective, direction: RandomDirection) -> float:
+    """One standard deviation of the noise at θ, from nine evaluations of J.
+
+    Measured on one side of θ, so that a kink at θ itself is not taken for noise.
+    """
     values = _along(objective, direction, POINTS, epsilon(objective.dtype) ** (2 / 3))
     if np.any(values != values[0]):
         return max(measured_noise(values), objective.spread)
@@ -90,11 +101,9 @@ def _far(objective: Objective, direction: RandomDirection) -> float:
         return measured_noise(_along(objective, direction, POINTS_FAR, _spacing(objective), start=FAR))
 
 
-def _stairs(objective: Objective, direction: RandomDirection) -> float:
-    """The height of the stairs that J climbs at θ; 0 where it climbs none, or the noise is known in their place."""
-    if _spacing(objective) > SPACING_OF_STAIRS:
-        return 0.0
-    return noise_of_stairs(_along(objective, direction, POINTS, SPACING_OF_STAIRS))
+def stairs_near(objective: Objective, direction: RandomDirection, spacing: float) -> float:
+    """The height of the stairs that J climbs at θ between points of this relative spacing; 0 where it climbs none."""
+    return noise_of_stairs(_along(objective, direction, POINTS, spacing))
 
 
 def _spacing(objective: Objective) -> float:
@@ -102,10 +111,10 @@ def _spacing(objective: Objective) -> float:
     return float(max(SPACING_OF_STAIRS, epsilon(objective.dtype) ** (2 / 3)))
 
 
-def _typical_size(theta: Theta) -> float:
-    """The root mean square of all checked entries of θ, 1 where all of them are 0."""
+def _typical_size(theta: Theta, positions: Sequence[int]) -> float:
+    """The root mean square of all entries of these parameters, 1 where all of them are 0."""
     squares, count = 0.0, 0
-    for position in theta.checked:
+    for position in positions:
         values = flat_values(theta[position])
         squares, count = squares + float(np.sum(values**2)), count + len(values)
     return (squares / count) ** 0.5 if squares else 1.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -24,6 +24,7 @@ from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
 from torch_gradcheck.methods.noise import NoiseNear, noise_near
+from torch_gradcheck.methods.noise_along import quieter_noise
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
@@ -110,7 +111,20 @@ class Problem:
     @cached_property
     def noise(self) -> Noise:
         """The noise of J at θ and away from it; where that depends on it, J is recorded to know what it consists of."""
-        known, hidden = self._noise_near
+        return self._of_this_engine(self._noise_near)
+
+    def noise_along(self, positions: Sequence[int]) -> Noise:
+        """The noise of J where only these parameters move: that of the noisiest of them."""
+        near = [self._quieter_noise.get(position) for position in positions]
+        noises = [self.noise if each is None else self._of_this_engine(each) for each in near]
+        return max(noises, key=lambda noise: noise.sigma)
+
+    @cached_property
+    def _quieter_noise(self) -> Mapping[int, NoiseNear]:
+        return quieter_noise(self.objective, self.theta, self._noise_near, self._through)
+
+    def _of_this_engine(self, near: NoiseNear) -> Noise:
+        known, hidden = near
         return known if hidden == known or self.engine.has_substitutes else hidden
 
     @property
@@ -131,7 +145,7 @@ class Problem:
     @cached_property
     def _noise_near(self) -> NoiseNear:
         _ = self._value_a_step_away  # while the direction is at hand
-        return noise_near(self.objective, self.theta, self._first_direction)
+        return noise_near(self.objective, self.theta, self._first_direction, self.theta.checked)
 
     @cached_property
     def engine(self) -> SelectedEngine:
@@ -174,11 +188,15 @@ class Problem:
 
     def take_over(self, noise: Noise, refused: Refusals) -> None:
         """Takes from an examined problem of the same J what need not be measured and traced again."""
-        self.noise, self._refused = noise, refused
+        self.noise, self._quieter_noise, self._refused = noise, {}, refused
 
     def direction(self, k: int) -> RandomDirection:
         """The k-th random direction through all checked parameters, drawn from the seed of the request."""
-        parameters = [self.theta[position].parameter for position in self.theta.checked]
+        return self._through(self.theta.checked, k)
+
+    def _through(self, positions: Sequence[int], k: int = 0) -> RandomDirection:
+        """The k-th random direction through these parameters."""
+        parameters = [self.theta[position].parameter for position in positions]
         return RandomDirection(parameters, (self.request.seed + k) % 2**63)
 
     @property

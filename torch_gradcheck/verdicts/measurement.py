@@ -91,7 +91,8 @@ def better_measured(measurement: Measurement) -> Measurement:
     """The same by a better stencil, where entries disagree and a ladder finds one; else the measurement itself."""
     if not len(measurement.suspects):
         return measurement
-    stencil = better_stencil(measurement.check, measurement.results.numeric, measurement.results.error_bar)
+    results = measurement.results
+    stencil = better_stencil(measurement.check, results.numeric, results.error_bar, measurement.suspects)
     return measurement if stencil is None else through_one(measurement.check, stencil)
 
 

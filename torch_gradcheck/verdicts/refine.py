@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.noise import SIGMAS
 from torch_gradcheck.differences.richardson import COARSE, FINE, Estimates, Tableau
+from torch_gradcheck.verdicts.close_steps import CLOSE, WORTHWHILE, allowed_in, below_corners, judged_too_coarsely
 from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, Outcome
 from torch_gradcheck.verdicts.hidden_slopes import may_have_hidden_slope
 from torch_gradcheck.verdicts.plateaus import stands_on_a_plateau
@@ -47,7 +50,10 @@ def refined(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates,
 
 
 def on_ladder(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
-    """Estimates and outcomes from the check's ladder, and from `FINE` where that one only suspects a kink.
+    """Estimates and outcomes from the check's ladder, and from closer ones where that leaves something open.
+
+    `FINE` is tried where the ladder only suspects a kink, and then steps just large enough for the noise of f
+    (`close_steps`) where nothing is decided, or where an error of the tolerance would not show.
 
     Args:
         check: the gradient on trial.
@@ -56,15 +62,56 @@ def on_ladder(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimate
     """
     estimates = check.climb(which, unit, check.ladder)
     outcome = _outcomes(check, which, estimates)
+    if check.ladder is COARSE:
+        estimates = _closer(check, which, unit, estimates, outcome)
+        estimates = _finer(check, which, unit, estimates, outcome)
+    return estimates, outcome
+
+
+def _closer(
+    check: EntryCheck, which: Indices, unit: Floats, estimates: Estimates, outcome: NDArray[np.int8]
+) -> Estimates:
+    """The estimates with those from close steps that verify the gradient on trial; `outcome` is MATCH there, in place.
+
+    To verify takes less than to measure: noise may hide a corner below any step, and its slopes make the error bar too
+    small to contradict a gradient by. But only the right one agrees with what is found there, but by chance.
+    """
+    coarse = np.flatnonzero(judged_too_coarsely(check, which, estimates, outcome))
+    largest, expected = below_corners(check, which[coarse], unit[coarse], estimates.tableau.values[0, coarse])
+    worthwhile = expected * WORTHWHILE < np.maximum(
+        estimates.error_bar[coarse], np.where(outcome[coarse] == Outcome.UNDECIDED, allowed_in(check), 0.0)
+    )
+    coarse, largest = coarse[worthwhile], largest[worthwhile]
+    if not len(coarse):
+        return estimates
+    closer, so_far = check.climb(which[coarse], largest, CLOSE), estimates.error_bar[coarse]
+    agrees = check.agrees(which[coarse], closer.central, closer.error_bar)
+    undecided = outcome[coarse] == Outcome.UNDECIDED
+    sharper = closer.error_bar < so_far
+    # An undecided entry becomes a match by a wider error bar, too, where an error that it hides is no matter to the tensor.
+    taken = agrees & (sharper | undecided & (closer.error_bar <= allowed_in(check)))
+    taken |= sharper & ~undecided & check.agrees(which[coarse], closer.central, so_far)
+    taken &= np.abs(closer.central - estimates.central[coarse]) <= closer.error_bar + so_far
+    closer = replace(
+        closer, step=closer.step * largest / unit[coarse], error_bar=np.where(agrees, closer.error_bar, so_far)
+    )
+    outcome[coarse[taken]] = Outcome.MATCH
+    return estimates.replaced(coarse[taken], closer, np.flatnonzero(taken))
+
+
+def _finer(
+    check: EntryCheck, which: Indices, unit: Floats, estimates: Estimates, outcome: NDArray[np.int8]
+) -> Estimates:
+    """The estimates with those of `FINE` where a kink is only suspected; `outcome` is judged again, in place."""
     resolved = np.abs(check.analytic[which] - estimates.central) > CONTRADICTION * estimates.error_bar
     doubtful = np.flatnonzero((outcome == Outcome.UNDECIDED) & resolved)
-    if len(doubtful) and check.ladder is COARSE:
-        finer = check.climb(which[doubtful], unit[doubtful], FINE)
-        finer_outcome = _outcomes(check, which[doubtful], finer)
-        agree = np.abs(finer.central - estimates.central[doubtful]) <= finer.error_bar + estimates.error_bar[doubtful]
-        outcome[doubtful] = np.where(agree, finer_outcome, Outcome.UNDECIDED)
-        estimates = estimates.replaced(doubtful[agree], finer, np.flatnonzero(agree))
-    return estimates, outcome
+    if not len(doubtful):
+        return estimates
+    finer = check.climb(which[doubtful], unit[doubtful], FINE)
+    finer_outcome = _outcomes(check, which[doubtful], finer)
+    agree = np.abs(finer.central - estimates.central[doubtful]) <= finer.error_bar + estimates.error_bar[doubtful]
+    outcome[doubtful] = np.where(agree, finer_outcome, Outcome.UNDECIDED)
+    return estimates.replaced(doubtful[agree], finer, np.flatnonzero(agree))
 
 
 def _outcomes(check: EntryCheck, which: Indices, estimates: Estimates) -> NDArray[np.int8]:

@@ -22,6 +22,9 @@ from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck
 SMALL_TENSOR = 128
 """A tensor of at most this many entries is differenced as a whole at once, instead of a few entries first."""
 
+MANY = 0.5
+"""Where more than half of the entries disagree, it is worth looking for a stencil that suits them."""
+
 
 class Differenced(NamedTuple):
     """Entries already differenced by the chosen stencil, so that they need not be evaluated again.
@@ -66,17 +69,20 @@ def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[
     return (stencil, NONE_YET) if better else (default, differenced)
 
 
-def better_stencil(check: EntryCheck, numeric: Floats, error_bar: Floats) -> Stencil | None:
-    """The stencil of a ladder over a few entries, where that finds other derivatives than the default step; else None.
+def better_stencil(check: EntryCheck, numeric: Floats, error_bar: Floats, suspects: Indices) -> Stencil | None:
+    """The stencil of a ladder over a few entries, where that finds other derivatives than the one so far; else None.
 
-    The default step, chosen by the noise of J alone, may be too large for a steep J.
+    The default step, chosen by the noise of J alone, may be too large for a steep J; the stencil that suited the tensor
+    before, which is taken where the default step drowns, may cross corners of J at most entries of this one.
 
     Args:
         check: the gradient on trial, which disagrees with differences at the default step.
         numeric: shape (N,), those differences.
         error_bar: shape (N,), their error bars.
+        suspects: the entries that disagree.
     """
-    if check.eps is not None or _drowns(check, _default(check)):
+    few = len(suspects) <= MANY * len(check.analytic)
+    if check.eps is not None or (few and _drowns(check, _default(check))):
         return None
     probes = probes_of(check)
     estimates = check.climb(probes, check.unit[probes], COARSE)
