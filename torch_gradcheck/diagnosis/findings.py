@@ -13,6 +13,7 @@ from torch_gradcheck.diagnosis.culprit.compiled import on_masked
 from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import factor_in_words
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.diagnosis.non_finite.search import find_non_finite
 from torch_gradcheck.diagnosis.stop_gradients import stop_gradients
@@ -148,4 +149,4 @@ def _in_words(kind: DiagnosisKind) -> str:
 
 
 def _factor(diagnosis: Diagnosis) -> str:
-    return "" if diagnosis.factor is None else f" by the same factor {diagnosis.factor:.4g}"
+    return "" if diagnosis.factor is None else f" by the same factor {factor_in_words(diagnosis.factor)}"
