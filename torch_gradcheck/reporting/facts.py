@@ -115,7 +115,7 @@ class DiagnosisKind(_Word):
     SCALED = "scaled", Trait.WHOLE, Trait.UNSURE
     SIGN_FLIPPED = "sign_flipped", Trait.WHOLE
     MISSING = "missing", Trait.WHOLE
-    SPURIOUS = "spurious", Trait.WHOLE
+    SPURIOUS = "spurious"
     WEIGHT_DECAY = "weight_decay", Trait.WHOLE
     TRANSPOSED = "transposed", Trait.PLACED
     PERMUTED = "permuted", Trait.PLACED
@@ -125,6 +125,14 @@ class DiagnosisKind(_Word):
     ACCUMULATED = "accumulated", Trait.WHOLE
     STALE = "stale", Trait.WHOLE
     WEIGHTED = "weighted", Trait.WHOLE
+    MISSING_TERM = "missing_term"
+    PROJECTION = "projection"
+    UNMASKED = "unmasked"
+    SLOPE = "slope"
+    BLOCK = "block"
+    PROPAGATED = "propagated"
+    WRONG_SUM = "wrong_sum", Trait.SEPARATE
+    DETACHED = "detached"
     UNKNOWN = "unknown", Trait.UNSURE, Trait.SEPARATE
 
     @property
@@ -141,6 +149,11 @@ class DiagnosisKind(_Word):
     def needs_many_entries(self) -> bool:
         """True where a tensor of few entries may look like this by chance."""
         return Trait.UNSURE in self.traits
+
+    @property
+    def is_known(self) -> bool:
+        """True where the message says more than that the gradient is wrong."""
+        return self is not DiagnosisKind.UNKNOWN
 
     @property
     def is_told_together(self) -> bool:

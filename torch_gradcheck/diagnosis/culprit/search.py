@@ -227,16 +227,20 @@ def _recording(objective: Objective, taps: GradientTaps = NO_TAPS) -> Recording:
 
 
 def _meanings(calls: Sequence[RecordedCall]) -> tuple[FactorMeaning, ...]:
-    """Counts that gradients are often off by: rows of the batch, entries of the output and of its rows, shared uses."""
+    """Counts that gradients are often off by: rows of the batch, entries of the output and of its rows, shared uses.
+
+    The batch is what the first call that is given a tensor is given.
+    """
     counts: list[tuple[int, str]] = []
-    if calls:
-        inputs = [tensor for tensor in calls[0].inputs if tensor.dim()]
-        rows = len(inputs[0]) if inputs else 0
-        counts.append((rows, "rows of the batch"))
-        for shape, *_ in calls[0].outputs[:1]:
-            counts.append((math.prod(shape), "entries of the output"))
-            if shape and shape[0] == rows:
-                counts.append((math.prod(shape[1:]), "entries of a row of the output"))
+    first = next((call for call in calls if any(tensor.dim() for tensor in call.inputs)), None)
+    if first is not None:
+        shape, *_ = [tensor.shape for tensor in first.inputs if tensor.dim()]
+        counts.append((shape[0], "rows of the batch"))
+        for out, *_ in first.outputs[:1]:
+            counts.append((math.prod(out), "entries of the output"))
+            if out and out[0] == shape[0]:
+                counts.append((math.prod(out[1:]), "entries of a row of the output"))
+        counts += [(length, f"entries along axis {axis} of the batch") for axis, length in enumerate(shape) if axis]
     uses = Counter(call.owner for call in calls if isinstance(call.owner, nn.Module) and _parameters_of(call.owner))
     counts += [(count, "uses of a shared module") for count in sorted(set(uses.values()))]
     return tuple(meaning for count, of_what in counts for meaning in count_meanings(count, of_what))

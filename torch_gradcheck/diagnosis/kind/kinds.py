@@ -136,10 +136,10 @@ def _compared(evidence: Evidence) -> str:
     norms = np.linalg.norm(a) * np.linalg.norm(n)
     if not norms:
         return "no simple relation to the right gradient"
-    length = float(np.linalg.norm(a) / np.linalg.norm(n))
+    length, cosine = float(np.linalg.norm(a) / np.linalg.norm(n)), float(np.dot(a, n) / norms)
     return (
-        f"no simple relation to the right gradient: length {factor_in_words(length)} × the right one, cosine {float(np.dot(a, n) / norms):.6g} to it, off by "
-        f"{np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of it"
+        f"no simple relation to the right gradient: length {factor_in_words(length)} × the right one, cosine "
+        f"{cosine:.6g} to it, off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of it"
     )
 
 
