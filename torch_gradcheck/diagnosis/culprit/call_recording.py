@@ -42,6 +42,7 @@ class RecordedCall:
         cotangents: the gradient that arrived for each output, None where none did.
         returned: the gradient that left the call for a tensor in `arguments`, by the tensor's position, where a tap saw
             it. A tensor that is given twice has one, at its first position.
+        tapped: positions of the inputs whose gradients would be in `returned`.
         leaks: whether a graph leaves the module by an attribute, besides its outputs.
     """
 
@@ -57,6 +58,7 @@ class RecordedCall:
     outputs: list[tuple[tuple[int, ...], float, float]] = field(default_factory=list)
     cotangents: list[torch.Tensor | None] = field(default_factory=list)
     returned: dict[int, torch.Tensor] = field(default_factory=dict)
+    tapped: list[int] = field(default_factory=list)
     leaks: bool = False
 
     @property
@@ -210,13 +212,18 @@ class Recording:
             if id(value) not in copies:
                 position = positions[id(value)]
                 copies[id(value)] = value.clone()
-                copies[id(value)].register_hook(lambda gradient: _left(call, position, gradient))
+                call.tapped.append(position)
+                self._tap_input(call, position, copies[id(value)])
             return copies[id(value)]
 
         return (
             tuple(copy(value) for value in args),
             {name: copy(value) for name, value in kwargs.items()},
         )
+
+    def _tap_input(self, call: RecordedCall, position: int, copy: torch.Tensor) -> None:
+        """Does what a tap does to the copy that the callee is given in place of an input with a graph."""
+        copy.register_hook(lambda gradient: _left(call, position, gradient))
 
     def _finished(self, call: RecordedCall, result: Any) -> Any:
         if not self._outputs:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit
+from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit, Suspect
 from torch_gradcheck.diagnosis.culprit.call_recording import (
     NO_TAPS,
     GradientTaps,
@@ -212,7 +212,21 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
     name, notes = sentences.culprit_of(attributions, run.calls, run.hooks)
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
-    return Culprit(name, (*notes, cost), _meanings(run.calls), sentences.order(run.calls), rounding)
+    suspects = _suspects(attributions, run.calls, sentences)
+    return Culprit(name, (*notes, cost), _meanings(run.calls), sentences.order(run.calls), rounding, suspects)
+
+
+def _suspects(
+    attributions: Sequence[Attribution], calls: Sequence[RecordedCall], sentences: Sentences
+) -> tuple[Suspect, ...]:
+    """Calls with a mistake, and those of the same Function or class of module: they are likely to make it, too."""
+    wrong = {_code(call) for attribution in attributions for call in attribution.own if call is not None}
+    alike = [(k, call) for k, call in enumerate(calls) if _code(call) in wrong]
+    return tuple(Suspect(k, call, sentences.name_of(call)) for k, call in alike)
+
+
+def _code(call: RecordedCall) -> type:
+    return type(call.owner) if isinstance(call.owner, nn.Module) else call.owner
 
 
 def _recorded_calls(objective: Objective) -> list[RecordedCall]:

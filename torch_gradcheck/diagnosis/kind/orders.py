@@ -77,7 +77,9 @@ def _reversals(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
     for count in (1, 2, 3):
         for axes in combinations(dimensions, count):
             if all(evidence.shape[axis] > 2 or len(axes) > 1 for axis in axes):
-                where = " and ".join(words_of_axis(len(evidence.shape), axis)[1] for axis in axes)
+                where = " and ".join(
+                    words_of_axis(len(evidence.shape), axis, evidence.has_channels)[1] for axis in axes
+                )
                 yield np.flip(_places(evidence), axes).ravel(), f"with {where} reversed"
 
 
@@ -99,13 +101,13 @@ def _matched(slices_of: Floats, among: Floats) -> Indices:
 
 
 def _order_in_words(evidence: Evidence, axis: int, order: Indices) -> str:
-    many, length = words_of_axis(len(evidence.shape), axis)[1], len(order)
+    many, length = words_of_axis(len(evidence.shape), axis, evidence.has_channels)[1], len(order)
     shift = int(-order[0]) % length
     if np.array_equal(order, (np.arange(length) - shift) % length):
         return f"with its {many} rolled by {shift if shift <= length // 2 else shift - length}"
     if length <= 8:
         return f"with its {many} in the order {order.tolist()}"
-    return f"with {slices(evidence.shape, axis, np.flatnonzero(order != np.arange(length)))} in another order"
+    return f"with {slices(evidence, axis, np.flatnonzero(order != np.arange(length)))} in another order"
 
 
 def _sorted(evidence: Evidence) -> Iterator[tuple[Indices, str]]:

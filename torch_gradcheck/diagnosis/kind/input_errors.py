@@ -1,0 +1,266 @@
+"""What is wrong with the gradient that one call gives for one of its inputs, from the numbers of that call.
+
+Both gradients come from the same upstream gradient in float64, so a fit leaves next to nothing, and every entry beyond
+its few coefficients counts against coincidence. What fits nothing is not named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+
+from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import factor_in_words
+from torch_gradcheck.diagnosis.kind.finding import Kind
+from torch_gradcheck.diagnosis.kind.kinds import partial
+from torch_gradcheck.diagnosis.kind.limits import clipped
+from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
+from torch_gradcheck.reporting.facts import DiagnosisKind
+
+EXACT = 1e-8
+"""A fit leaves at most 1e-8 of the error's norm: both gradients are known to about 1e-14 of the right one's."""
+
+RIGHT = 1e-9
+"""A gradient that is off by at most 1e-9 of its norm is right; an entry, of the largest entry."""
+
+ZERO = 1e-13
+"""An entry below 1e-13 of the largest is zero."""
+
+ENOUGH = 4
+"""So many entries beyond the coefficients of a fit, at least, must agree with it."""
+
+LONG = 8
+"""A single slice proves a fit if it has at least 8 entries; of shorter ones it takes two."""
+
+
+@dataclass(frozen=True)
+class InputGradient:
+    """The gradient that a call gives for an input, beside the right one; all arrays have the input's shape.
+
+    Attributes:
+        on_trial: what the backward gives.
+        right: what it should give.
+        value: the input.
+        upstream: the gradients that arrived for outputs of this shape, by name.
+        outputs: the outputs of this shape, by name.
+        elementwise: every entry of the output, and of both gradients, depends on the same entry of the input only.
+    """
+
+    on_trial: Floats
+    right: Floats
+    value: Floats
+    upstream: Mapping[str, Floats] = field(default_factory=dict)
+    outputs: Mapping[str, Floats] = field(default_factory=dict)
+    elementwise: bool = False
+
+    @property
+    def error(self) -> Floats:
+        """By how much the gradient is off."""
+        return np.asarray(self.on_trial - self.right)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is off by rounding only."""
+        return bool(
+            np.linalg.norm(self.error) <= RIGHT * max(np.linalg.norm(self.right), np.linalg.norm(self.on_trial))
+        )
+
+    @property
+    def wrong(self) -> Flags:
+        """The entries that are off by more than rounding."""
+        largest = max(float(np.max(np.abs(self.right), initial=0.0)), float(np.max(np.abs(self.on_trial), initial=0.0)))
+        return np.asarray(np.abs(self.error) > RIGHT * largest)
+
+
+@dataclass(frozen=True)
+class InputMistake:
+    """The mistake in the gradient of an input.
+
+    Attributes:
+        kind: of the parameters upstream that it spoils.
+        words: what is wrong with it, as the end of a sentence that begins "the gradient of the input".
+        error: by how much it is off according to the fit, shape of the input.
+        factor: on the right gradient or on the term, None without one.
+    """
+
+    kind: DiagnosisKind
+    words: str
+    error: Floats
+    factor: float | None = None
+
+
+def input_mistake(gradient: InputGradient) -> InputMistake | None:
+    """The mistake, None where the gradient is right or none of the fits explains it."""
+    finite = bool(np.all(np.isfinite(gradient.on_trial)) and np.all(np.isfinite(gradient.right)))
+    if not finite or gradient.is_right or not np.any(gradient.right):
+        return None
+    with np.errstate(all="ignore"):
+        return next((found for fit in FITS if (found := fit(gradient)) is not None), None)
+
+
+def _factor(gradient: InputGradient) -> InputMistake | None:
+    """PROPAGATED: a factor on all of it, 0 and −1 among them."""
+    factor = _coefficient(gradient.on_trial, gradient.right)
+    left = gradient.on_trial - factor * gradient.right
+    if not _leaves_nothing(left, gradient.error) or np.sum(gradient.right != 0) < ENOUGH:
+        return None
+    factor = 0.0 if abs(factor) < EXACT else factor
+    words = "zero or None" if not factor else "minus the right one" if abs(factor + 1) < EXACT else ""
+    words = words or f"{factor_in_words(factor)} × the right one"
+    return InputMistake(DiagnosisKind.PROPAGATED, f"is {words}", (factor - 1) * gradient.right, factor)
+
+
+def _term(gradient: InputGradient) -> InputMistake | None:
+    """MISSING_TERM: off by a multiple of the upstream gradient, an output, the input or 1, the same one in every entry."""
+    terms = chain(gradient.upstream.items(), gradient.outputs.items(), [("the input", gradient.value)])
+    for name, term in [*terms, ("1", np.ones(gradient.right.shape))]:
+        if np.sum(np.abs(term) > ZERO) <= ENOUGH:
+            continue
+        factor = _coefficient(gradient.error, term)
+        if _leaves_nothing(gradient.error - factor * term, gradient.error):
+            words = f"is off by {factor_in_words(factor)} · {name} in every entry: a term too few or too many"
+            return InputMistake(DiagnosisKind.MISSING_TERM, words, factor * term, factor)
+    return None
+
+
+def _projection(gradient: InputGradient) -> InputMistake | None:
+    """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each."""
+    for axes in _axes(gradient.right.ndim):
+        for names, basis in _bases(gradient):
+            fitted = _projected(gradient.error, basis, axes)
+            if fitted is not None:
+                along = f"along {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"
+                words = (
+                    f"is right up to a multiple of {' and one of '.join(names)} {along}, another one in each slice: the "
+                    "terms that take this part out are missing or wrong"
+                )
+                return InputMistake(DiagnosisKind.PROJECTION, words, fitted)
+    return None
+
+
+def _axes(dimensions: int) -> Iterator[tuple[int, ...]]:
+    """Sets of axes that a normalisation may go along, the last axis first."""
+    yield from ((axis,) for axis in reversed(range(dimensions)))
+    if dimensions > 2:
+        for kept in (0, 1, dimensions - 1):
+            yield tuple(axis for axis in range(dimensions) if axis != kept)
+
+
+def _bases(gradient: InputGradient) -> Iterator[tuple[tuple[str, ...], list[Floats]]]:
+    """What the error may be a multiple of, slice by slice, with names: single things before pairs of them."""
+    ones = np.ones(gradient.right.shape)
+    outputs = list(gradient.outputs.items())
+    single = [("1 (its mean)", ones), ("the input", gradient.value), *outputs]
+    single += [(f"exp({name})", np.exp(values)) for name, values in outputs if np.all(values <= 0)]
+    yield from (((name,), [values]) for name, values in single)
+    yield from ((("1 (its mean)", name), [ones, values]) for name, values in single[1:])
+
+
+def _projected(error: Floats, basis: list[Floats], axes: tuple[int, ...]) -> Floats | None:
+    """The error as a combination of the basis in every slice along `axes`; None where it is none."""
+    count = int(np.prod([error.shape[axis] for axis in axes]))
+    if count < len(basis) + 2:
+        return None
+    kept = [axis for axis in range(error.ndim) if axis not in axes]
+    order = [*kept, *axes]
+    target = np.transpose(error, order).reshape(-1, count, 1)
+    columns = np.stack([np.transpose(each, order).reshape(-1, count) for each in basis], axis=-1)
+    sizes = np.linalg.norm(target, axis=1)[:, 0]
+    spoiled = int(np.sum(sizes > EXACT * np.max(sizes)))
+    if (spoiled < 2 and count < LONG) or spoiled * (count - len(basis)) < ENOUGH or not np.all(np.isfinite(columns)):
+        return None
+    fitted = columns @ (np.linalg.pinv(columns, rcond=1e-12) @ target)
+    if not _leaves_nothing(target - fitted, target):
+        return None
+    moved = fitted.reshape([error.shape[axis] for axis in order])
+    return np.asarray(np.transpose(moved, np.argsort(order)))
+
+
+def _unmasked(gradient: InputGradient) -> InputMistake | None:
+    """UNMASKED: wrong only where the right gradient is zero, and not at all elsewhere."""
+    zero = np.abs(gradient.right) <= ZERO * np.max(np.abs(gradient.right))
+    wrong = gradient.wrong
+    count, masked = int(np.sum(wrong)), int(np.sum(zero))
+    if np.any(wrong & ~zero) or count < 2 or int(np.sum(~zero)) < ENOUGH:
+        return None
+    words = (
+        f"is not zero at {count} of the {masked} entries where it should be: masked in the forward, not in the backward"
+    )
+    return InputMistake(DiagnosisKind.UNMASKED, words, np.where(wrong, gradient.error, 0.0))
+
+
+def _slope(gradient: InputGradient) -> InputMistake | None:
+    """SLOPE: the call works entry by entry, with a derivative that is wrong for some values of the input."""
+    if not gradient.elementwise or len(gradient.upstream) != 1:
+        return None
+    (upstream,) = gradient.upstream.values()
+    known = np.abs(upstream) > ZERO * np.max(np.abs(upstream))
+    wrong = gradient.wrong & known
+    if np.sum(known) < ENOUGH or not np.any(wrong):
+        return None
+    worst = np.argmax(np.where(wrong, np.abs(gradient.error / upstream), 0.0))
+    x, on_trial, right = (
+        float(each.ravel()[worst]) for each in (gradient.value, gradient.on_trial / upstream, gradient.right / upstream)
+    )
+    words = (
+        f"has the wrong slope {_where(gradient.value[known], wrong[known])}: at {x:.4g} it is {on_trial:.4g}, the "
+        f"derivative is {right:.4g}"
+    )
+    return InputMistake(DiagnosisKind.SLOPE, words, gradient.error)
+
+
+def _where(values: Floats, wrong: Flags) -> str:
+    """The inputs with a wrong slope, in words: all of them, those on one side of a value, or how many."""
+    if np.all(wrong):
+        return "everywhere"
+    low, high = float(np.min(values[wrong])), float(np.max(values[wrong]))
+    if np.sum(wrong) < 2 or np.any(~wrong & (values >= low) & (values <= high)):
+        return f"in {int(np.sum(wrong))} of {wrong.size} entries"
+    if high == np.max(values):
+        return f"where the input is {low:.4g} or more"
+    return f"where the input is {high:.4g} or less" if low == np.min(values) else f"from {low:.4g} to {high:.4g}"
+
+
+def _misplaced(gradient: InputGradient) -> InputMistake | None:
+    """PROPAGATED: transposed, permuted or limited in value, as gradients of parameters are."""
+    return _as_of_parameter(gradient, (transposed, permuted, clipped), DiagnosisKind.PROPAGATED)
+
+
+def _block(gradient: InputGradient) -> InputMistake | None:
+    """BLOCK: right except in places that can be named: rows, a head, a tile, single entries."""
+    return _as_of_parameter(gradient, (partial,), DiagnosisKind.BLOCK)
+
+
+def _as_of_parameter(gradient: InputGradient, kinds: tuple[Kind, ...], kind: DiagnosisKind) -> InputMistake | None:
+    noise = RIGHT * float(np.max(np.abs(gradient.right)))
+    evidence = Evidence.of(gradient.on_trial, gradient.right, gradient.value, noise, RIGHT, has_channels=False)
+    found = next((each for fit in kinds if (each := fit(evidence, ())) is not None), None)
+    if found is None:
+        return None
+    words = found.diagnosis.message.removeprefix("dθ ").replace("dθ", "it")
+    return InputMistake(kind, words, gradient.error)
+
+
+FITS: tuple[Callable[[InputGradient], InputMistake | None], ...] = (
+    _factor,
+    _term,
+    _projection,
+    _misplaced,
+    _unmasked,
+    _slope,
+    _block,
+)
+"""All fits, in the order in which they are tried: those with the fewest coefficients first."""
+
+
+def _coefficient(values: Floats, of: Floats) -> float:
+    """The multiple of `of` that is closest to `values`."""
+    return float(np.vdot(values, of) / np.vdot(of, of))
+
+
+def _leaves_nothing(left: Floats, error: Floats) -> bool:
+    return bool(np.linalg.norm(left) <= EXACT * np.linalg.norm(error))
