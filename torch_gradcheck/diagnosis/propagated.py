@@ -2,13 +2,14 @@
 
 The right gradient of the input comes from a record of the one call. What is wrong with it is fitted there, where the
 error is not mixed yet. Then J's backward runs once more with the fitted error taken away: a parameter whose gradient is
-right then was wrong because of it.
+right then was wrong because of it. Calls are put right from the loss upwards, since each of them spoils what arrives at
+those before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit, Suspect
-from torch_gradcheck.diagnosis.culprit.corrected_run import corrected_gradients
+from torch_gradcheck.diagnosis.culprit.corrected_run import CorrectedRun, Correction, corrected_run
 from torch_gradcheck.diagnosis.culprit.right_gradients import right_gradients
 from torch_gradcheck.diagnosis.culprit.sentences import input_name
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
@@ -28,11 +29,14 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 
-MOST_CALLS = 32
-"""The mistakes of at most 32 calls are fitted: deeper models repeat the same mistake."""
+MOST_CALLS = 24
+"""So many calls, at most, are recorded to see what is wrong with them."""
 
-MOST_MISTAKES = 4
-"""Up to 4 different mistakes are put right one by one, to tell which parameter each of them spoils."""
+MOST_CORRECTIONS = 8
+"""So many mistakes, at most, are put right, each by one more run of J and its backward."""
+
+NO_EFFECT = 1e-12
+"""A correction that changes a gradient by less than this share of it has nothing to do with it."""
 
 
 class _Fitted(NamedTuple):
@@ -44,13 +48,49 @@ class _Fitted(NamedTuple):
     mistake: InputMistake
 
     @property
-    def correction(self) -> tuple[tuple[int, int], torch.Tensor]:
-        return (self.suspect.number, self.position), torch.from_numpy(-self.mistake.error)
+    def key(self) -> tuple[int, int]:
+        """The place of its correction in a run."""
+        return self.suspect.number, self.position
 
     @property
-    def diagnosis(self) -> Diagnosis:
-        message = f"the gradient of {self.where} {self.mistake.words}. With that put right, dθ is right"
-        return Diagnosis(self.mistake.kind, message, self.mistake.factor)
+    def correction(self) -> Correction:
+        """What puts it right."""
+        return Correction(torch.from_numpy(-self.mistake.error), self.position in self.suspect.call.returned)
+
+    @property
+    def name(self) -> tuple[str, DiagnosisKind]:
+        """The mistake's name: one mistake made in several calls has the same one."""
+        return self.where, self.mistake.kind
+
+
+@dataclass
+class _Repair:
+    """Mistakes put right one after the other.
+
+    Attributes:
+        problem: J and θ, the model lent.
+        run: the run with all corrections so far.
+        fitted: the mistakes put right so far.
+        effects: by how much each of them changes the gradients, by position in θ.
+    """
+
+    problem: Problem
+    run: CorrectedRun
+    fitted: list[_Fitted] = field(default_factory=list)
+    effects: list[dict[int, Floats]] = field(default_factory=list)
+
+    def put_right(self, mistake: _Fitted) -> None:
+        """One more correction: one more run."""
+        self.fitted.append(mistake)
+        before = self.run.gradients
+        self.run = corrected_run(self.problem, {each.key: each.correction for each in self.fitted})
+        self.effects.append({k: after.values - before[k].values for k, after in self.run.gradients.items()})
+
+    def of(self, position: int) -> list[_Fitted]:
+        """The mistakes that spoil a parameter."""
+        size = NO_EFFECT * float(np.linalg.norm(self.run.gradients[position].values))
+        pairs = zip(self.fitted, self.effects, strict=True)
+        return [each for each, effect in pairs if np.linalg.norm(effect[position]) > size]
 
 
 def propagated(
@@ -67,58 +107,48 @@ def propagated(
     if not unknown or not culprit.suspects or problem.objective.dtype != torch.float64 or problem.objective.held:
         return {}
     try:
-        fitted = _fitted(problem, culprit.suspects[:MOST_CALLS])
-        return _proven(problem, fitted, {position: evidences[position] for position in unknown})
+        repair = _repaired(problem, culprit.suspects[-MOST_CALLS:])
     except Exception:  # whatever J or a call raises here, the verdict on the gradients stands
         return {}
+    proven = [k for k in unknown if _is_right_now(evidences[k], repair, k)]
+    return {position: _diagnosis(fitted) for position in proven if (fitted := repair.of(position))}
 
 
-def _proven(problem: Problem, fitted: Sequence[_Fitted], evidences: Mapping[int, Evidence]) -> dict[int, Diagnosis]:
-    groups: dict[tuple[str, DiagnosisKind], list[_Fitted]] = {}
-    for each in fitted:
-        groups.setdefault((each.where, each.mistake.kind), []).append(each)
-    found: dict[int, Diagnosis] = {}
-    for group in [*list(groups.values())[:MOST_MISTAKES], *([list(fitted)] if len(groups) > 1 else [])]:
-        left = {position: evidence for position, evidence in evidences.items() if position not in found}
-        if left and group:
-            found |= dict.fromkeys(_right_after(problem, group, left), _together(group))
-    return found
-
-
-def _together(group: Sequence[_Fitted]) -> Diagnosis:
-    """The diagnosis of mistakes that only together explain a parameter: of one kind, or PROPAGATED."""
-    kinds = dict.fromkeys((each.where, each.mistake.kind) for each in group)
-    if len(kinds) == 1:
-        return group[0].diagnosis
-    firsts = [next(each for each in group if (each.where, each.mistake.kind) == key) for key in kinds]
-    sentences = [f"the gradient of {each.where} {each.mistake.words}" for each in firsts]
-    kind = firsts[0].mistake.kind if len({each.mistake.kind for each in group}) == 1 else DiagnosisKind.PROPAGATED
-    return Diagnosis(kind, f"{'; '.join(sentences)}. With all of it put right, dθ is right")
-
-
-def _right_after(problem: Problem, group: Iterable[_Fitted], evidences: Mapping[int, Evidence]) -> list[int]:
-    """The positions whose gradients are right once these mistakes are put right."""
-    corrected = corrected_gradients(problem, dict(each.correction for each in group))
-    return [
-        position
-        for position, evidence in evidences.items()
-        if position in corrected and _explains(evidence, corrected[position].values)
-    ]
-
-
-def _explains(evidence: Evidence, corrected: Floats) -> bool:
-    return evidence.finite and evidence.explains(evidence.numeric + evidence.analytic - corrected)
-
-
-def _fitted(problem: Problem, suspects: Sequence[Suspect]) -> list[_Fitted]:
+def _repaired(problem: Problem, suspects: Sequence[Suspect]) -> _Repair:
+    """J's backward with the mistakes of all suspects put right, as far as they are known, the last one first."""
     runner = CallRunner(problem.objective, [], 8 * len(suspects), problem.hidden_noise)
-    found: list[_Fitted] = []
-    for suspect in suspects:
+    repair = _Repair(problem, corrected_run(problem, {}))
+    for suspect in reversed(suspects):
+        now = suspect._replace(call=repair.run.calls[suspect.number])
         try:
-            found += _mistakes_of(runner, suspect)
-        except (Untraceable, CannotBeRunAlone):  # its parameters stay unknown
+            mistakes = _mistakes_of(runner, now)
+        except (Untraceable, CannotBeRunAlone):  # what it spoils stays unknown
             continue
-    return found
+        for mistake in mistakes[: MOST_CORRECTIONS - len(repair.fitted)]:
+            repair.put_right(mistake)
+    return repair
+
+
+def _is_right_now(evidence: Evidence, repair: _Repair, position: int) -> bool:
+    """Whether the corrections explain all that is wrong with the gradient on trial."""
+    if position not in repair.run.gradients or not evidence.finite:
+        return False
+    return evidence.explains(evidence.numeric + evidence.analytic - repair.run.gradients[position].values)
+
+
+def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
+    """The diagnosis of a parameter that these mistakes spoil: of one kind, or PROPAGATED."""
+    firsts = {each.name: each for each in reversed(fitted)}
+    sentences = [f"the gradient of {each.where} {each.mistake.words}" for each in reversed(firsts.values())]
+    kinds = {each.mistake.kind for each in fitted}
+    only = next(iter(firsts.values())).mistake if len(firsts) == 1 else None
+    more = len(fitted) - len(firsts)
+    again = f" (and likewise in {more} more call{'s' * (more > 1)})" if more else ""
+    return Diagnosis(
+        kinds.pop() if len(kinds) == 1 else DiagnosisKind.PROPAGATED,
+        f"{'; '.join(sentences)}{again}. With that put right, dθ is right",
+        None if only is None else only.factor,
+    )
 
 
 def _mistakes_of(runner: CallRunner, suspect: Suspect) -> list[_Fitted]:
@@ -153,16 +183,16 @@ def _numbers(runner: CallRunner, suspect: Suspect, right: Mapping[int, torch.Ten
 
 
 def _is_elementwise(runner: CallRunner, suspect: Suspect, k: int, gradient: InputGradient) -> bool:
-    """Whether half of the upstream gradient gives that half of both gradients, the right one and the one on trial."""
+    """Whether a factor on each entry of the upstream gradient is that factor on the entry of both gradients."""
     call = suspect.call
     (upstream,) = [each for each in call.cotangents if each is not None]
-    mask = torch.from_numpy(np.random.default_rng(0).integers(0, 2, gradient.right.shape).astype(np.float64))
-    half = replace(call, cotangents=[upstream * mask], returned={})
-    right = right_gradients(runner, half, half.cotangents)[k]
-    on_trial = runner.outputs_and_gradients(half)[1][k]
-    return all(
-        np.allclose(_array(part), whole * mask.numpy(), rtol=1e-9, atol=1e-12 * float(np.max(np.abs(whole))))
-        for part, whole in ((right, gradient.right), (right if on_trial is None else on_trial, gradient.on_trial))
+    factors = np.random.default_rng(0).uniform(0.5, 1.5, gradient.right.shape)
+    weighted = replace(call, cotangents=[upstream * torch.from_numpy(factors)], returned={})
+    right = right_gradients(runner, weighted, weighted.cotangents)[k]
+    on_trial = runner.outputs_and_gradients(weighted)[1][k]
+    return on_trial is not None and bool(
+        np.allclose(_array(right), factors * gradient.right, rtol=1e-9, atol=1e-15)
+        and np.allclose(_array(on_trial), factors * gradient.on_trial, rtol=1e-9, atol=1e-15)
     )
 
 

@@ -49,7 +49,7 @@ def right_gradients(runner: CallRunner, call: RecordedCall, cotangents: Cotangen
 
 
 def _leaves(call: RecordedCall) -> list[torch.Tensor]:
-    """A copy of every tensor in the arguments, one for a tensor that is given twice; it requires a gradient as that did."""
+    """A copy of every tensor in the arguments, one of a tensor given twice; each requires a gradient as that did."""
     copies: dict[int, torch.Tensor] = {}
     for tensor, differentiable in zip(call.inputs, call.differentiable, strict=True):
         copies.setdefault(id(tensor), tensor.clone().requires_grad_(differentiable))

@@ -115,7 +115,7 @@ def _factor(gradient: InputGradient) -> InputMistake | None:
 
 
 def _term(gradient: InputGradient) -> InputMistake | None:
-    """MISSING_TERM: off by a multiple of the upstream gradient, an output, the input or 1, the same one in every entry."""
+    """MISSING_TERM: off by one and the same multiple of the upstream gradient, an output, the input or 1."""
     terms = chain(gradient.upstream.items(), gradient.outputs.items(), [("the input", gradient.value)])
     for name, term in [*terms, ("1", np.ones(gradient.right.shape))]:
         if np.sum(np.abs(term) > ZERO) <= ENOUGH:
@@ -135,8 +135,8 @@ def _projection(gradient: InputGradient) -> InputMistake | None:
             if fitted is not None:
                 along = f"along {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"
                 words = (
-                    f"is right up to a multiple of {' and one of '.join(names)} {along}, another one in each slice: the "
-                    "terms that take this part out are missing or wrong"
+                    f"is right up to a multiple of {' and one of '.join(names)} {along}, another one in each slice: "
+                    "the terms that take this part out are missing or wrong"
                 )
                 return InputMistake(DiagnosisKind.PROJECTION, words, fitted)
     return None
