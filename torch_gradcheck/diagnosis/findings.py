@@ -14,6 +14,7 @@ from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import factor_in_words
+from torch_gradcheck.diagnosis.kind.terms import slicewise
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.diagnosis.non_finite.search import find_non_finite
 from torch_gradcheck.diagnosis.propagated import propagated
@@ -70,6 +71,7 @@ def findings_of(
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
     diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
     diagnoses |= propagated(problem, culprit, evidences, _unknown(diagnoses))
+    diagnoses |= {k: found for k in _unknown(diagnoses) if (found := slicewise(evidences[k])) is not None}
     diagnosed = [
         replace(row, diagnosis=diagnoses.get(k), map=wrong_map(evidences[k])) if k in wrong else row
         for k, row in enumerate(rows)

@@ -175,6 +175,7 @@ def _numbers(runner: CallRunner, suspect: Suspect, right: Mapping[int, torch.Ten
                 _array(call.inputs[k]),
                 _of_shape("upstream gradient", call.cotangents, right[k]),
                 _of_shape("output", outputs, right[k]),
+                _others(suspect, k),
             )
     if len(found) == 1 and len(outputs) == 1 and not all(each.is_right for each in found.values()):
         ((k, only),) = found.items()
@@ -201,6 +202,16 @@ def _of_shape(name: str, tensors: Sequence[torch.Tensor | None], like: torch.Ten
     fitting = [each for each in tensors if each is not None and each.shape == like.shape and not each.is_complex()]
     names = [f"the {name}"] if len(fitting) == 1 else [f"{name} {k}" for k in range(len(fitting))]
     return {each: _array(tensor) for each, tensor in zip(names, fitting, strict=True)}
+
+
+def _others(suspect: Suspect, k: int) -> dict[str, Floats]:
+    """The other real tensors among the inputs that have the shape of the k-th, by name."""
+    like, others = suspect.call.inputs[k], list(enumerate(suspect.call.inputs))
+    return {
+        _where(suspect, j): _array(other)
+        for j, other in others
+        if other is not like and other.shape == like.shape and other.dtype == like.dtype
+    }
 
 
 def _array(tensor: torch.Tensor) -> Floats:

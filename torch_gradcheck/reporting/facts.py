@@ -127,6 +127,7 @@ class DiagnosisKind(_Word):
     WEIGHTED = "weighted", Trait.WHOLE
     MISSING_TERM = "missing_term"
     PROJECTION = "projection"
+    SLICEWISE = "slicewise", Trait.SEPARATE
     UNMASKED = "unmasked"
     SLOPE = "slope"
     BLOCK = "block"

@@ -19,6 +19,8 @@ from torch_gradcheck.diagnosis.kind.finding import Kind
 from torch_gradcheck.diagnosis.kind.kinds import partial
 from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
+from torch_gradcheck.diagnosis.kind.slicewise import ENOUGH, along_in_words, axes_of_slices, fitted_by_slices
+from torch_gradcheck.diagnosis.kind.terms import factors_in_words
 from torch_gradcheck.reporting.facts import DiagnosisKind
 
 EXACT = 1e-8
@@ -29,12 +31,6 @@ RIGHT = 1e-9
 
 ZERO = 1e-13
 """An entry below 1e-13 of the largest is zero."""
-
-ENOUGH = 4
-"""So many entries beyond the coefficients of a fit, at least, must agree with it."""
-
-LONG = 8
-"""A single slice proves a fit if it has at least 8 entries; of shorter ones it takes two."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,7 @@ class InputGradient:
         value: the input.
         upstream: the gradients that arrived for outputs of this shape, by name.
         outputs: the outputs of this shape, by name.
+        others: other inputs of this shape, such as targets, by name.
         elementwise: every entry of the output, and of both gradients, depends on the same entry of the input only.
     """
 
@@ -55,6 +52,7 @@ class InputGradient:
     value: Floats
     upstream: Mapping[str, Floats] = field(default_factory=dict)
     outputs: Mapping[str, Floats] = field(default_factory=dict)
+    others: Mapping[str, Floats] = field(default_factory=dict)
     elementwise: bool = False
 
     @property
@@ -116,8 +114,8 @@ def _factor(gradient: InputGradient) -> InputMistake | None:
 
 def _term(gradient: InputGradient) -> InputMistake | None:
     """MISSING_TERM: off by one and the same multiple of the upstream gradient, an output, the input or 1."""
-    terms = chain(gradient.upstream.items(), gradient.outputs.items(), [("the input", gradient.value)])
-    for name, term in [*terms, ("1", np.ones(gradient.right.shape))]:
+    known = chain(gradient.upstream.items(), gradient.outputs.items(), gradient.others.items())
+    for name, term in [*known, ("the input", gradient.value), ("1", np.ones(gradient.right.shape))]:
         if np.sum(np.abs(term) > ZERO) <= ENOUGH:
             continue
         factor = _coefficient(gradient.error, term)
@@ -129,25 +127,16 @@ def _term(gradient: InputGradient) -> InputMistake | None:
 
 def _projection(gradient: InputGradient) -> InputMistake | None:
     """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each."""
-    for axes in _axes(gradient.right.ndim):
+    for axes in axes_of_slices(gradient.right.ndim):
         for names, basis in _bases(gradient):
-            fitted = _projected(gradient.error, basis, axes)
-            if fitted is not None:
-                along = f"along {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"
+            fit = fitted_by_slices(gradient.error, basis, axes)
+            if fit is not None and _leaves_nothing(gradient.error - fit.values, gradient.error):
                 words = (
-                    f"is right up to a multiple of {' and one of '.join(names)} {along}, another one in each slice: "
-                    "the terms that take this part out are missing or wrong"
+                    f"is right up to a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in "
+                    "each slice: the terms that take this part out are missing or wrong"
                 )
-                return InputMistake(DiagnosisKind.PROJECTION, words, fitted)
+                return InputMistake(DiagnosisKind.PROJECTION, words, fit.values)
     return None
-
-
-def _axes(dimensions: int) -> Iterator[tuple[int, ...]]:
-    """Sets of axes that a normalisation may go along, the last axis first."""
-    yield from ((axis,) for axis in reversed(range(dimensions)))
-    if dimensions > 2:
-        for kept in (0, 1, dimensions - 1):
-            yield tuple(axis for axis in range(dimensions) if axis != kept)
 
 
 def _bases(gradient: InputGradient) -> Iterator[tuple[tuple[str, ...], list[Floats]]]:
@@ -160,24 +149,14 @@ def _bases(gradient: InputGradient) -> Iterator[tuple[tuple[str, ...], list[Floa
     yield from ((("1 (its mean)", name), [ones, values]) for name, values in single[1:])
 
 
-def _projected(error: Floats, basis: list[Floats], axes: tuple[int, ...]) -> Floats | None:
-    """The error as a combination of the basis in every slice along `axes`; None where it is none."""
-    count = int(np.prod([error.shape[axis] for axis in axes]))
-    if count < len(basis) + 2:
-        return None
-    kept = [axis for axis in range(error.ndim) if axis not in axes]
-    order = [*kept, *axes]
-    target = np.transpose(error, order).reshape(-1, count, 1)
-    columns = np.stack([np.transpose(each, order).reshape(-1, count) for each in basis], axis=-1)
-    sizes = np.linalg.norm(target, axis=1)[:, 0]
-    spoiled = int(np.sum(sizes > EXACT * np.max(sizes)))
-    if (spoiled < 2 and count < LONG) or spoiled * (count - len(basis)) < ENOUGH or not np.all(np.isfinite(columns)):
-        return None
-    fitted = columns @ (np.linalg.pinv(columns, rcond=1e-12) @ target)
-    if not _leaves_nothing(target - fitted, target):
-        return None
-    moved = fitted.reshape([error.shape[axis] for axis in order])
-    return np.asarray(np.transpose(moved, np.argsort(order)))
+def _slicewise(gradient: InputGradient) -> InputMistake | None:
+    """PROPAGATED: the right gradient times another factor in every slice."""
+    for axes in axes_of_slices(gradient.right.ndim):
+        fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes)
+        if fit is not None and _leaves_nothing(gradient.on_trial - fit.values, gradient.error):
+            words = f"is the right one {factors_in_words(fit.coefficients, axes)}"
+            return InputMistake(DiagnosisKind.PROPAGATED, words, fit.values - gradient.right)
+    return None
 
 
 def _unmasked(gradient: InputGradient) -> InputMistake | None:
@@ -248,10 +227,11 @@ def _as_of_parameter(gradient: InputGradient, kinds: tuple[Kind, ...], kind: Dia
 FITS: tuple[Callable[[InputGradient], InputMistake | None], ...] = (
     _factor,
     _term,
-    _projection,
-    _misplaced,
     _unmasked,
     _slope,
+    _projection,
+    _misplaced,
+    _slicewise,
     _block,
 )
 """All fits, in the order in which they are tried: those with the fewest coefficients first."""

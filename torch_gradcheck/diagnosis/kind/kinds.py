@@ -17,6 +17,7 @@ from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
 from torch_gradcheck.diagnosis.kind.places import wrong_places
 from torch_gradcheck.diagnosis.kind.scaling import ROUNDINGS, scaled, weight_decay
+from torch_gradcheck.diagnosis.kind.terms import missing_term, projection
 from torch_gradcheck.precision.lower_precisions import rounding_of_all
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 
@@ -90,10 +91,12 @@ KINDS: tuple[Kind, ...] = (
     clipped,
     low_precision,
     partial,
+    missing_term,
+    projection,
 )
 """All kinds, in the order in which they are tried."""
 
-ENTRY_BY_ENTRY = frozenset({scaled, weight_decay, clipped, low_precision})
+ENTRY_BY_ENTRY = frozenset({scaled, weight_decay, clipped, low_precision, missing_term})
 """Kinds that hold of all entries, or not even of a part of them: a sample tells where they do not fit."""
 
 
