@@ -158,7 +158,7 @@ def _mistakes_of(runner: CallRunner, suspect: Suspect) -> list[_Fitted]:
     right = right_gradients(runner, call, call.cotangents)
     numbers = _numbers(runner, suspect, right)
     fitted = [(k, input_mistake(each)) for k, each in numbers.items()]
-    return [_Fitted(suspect, k, _where(suspect, k), found) for k, found in fitted if found is not None]
+    return [_Fitted(suspect, k, where_in_words(suspect, k), found) for k, found in fitted if found is not None]
 
 
 def _numbers(runner: CallRunner, suspect: Suspect, right: Mapping[int, torch.Tensor]) -> dict[int, InputGradient]:
@@ -208,7 +208,7 @@ def _others(suspect: Suspect, k: int) -> dict[str, Floats]:
     """The other real tensors among the inputs that have the shape of the k-th, by name."""
     like, others = suspect.call.inputs[k], list(enumerate(suspect.call.inputs))
     return {
-        _where(suspect, j): _array(other)
+        where_in_words(suspect, j): _array(other)
         for j, other in others
         if other is not like and other.shape == like.shape and other.dtype == like.dtype
     }
@@ -219,14 +219,10 @@ def _array(tensor: torch.Tensor) -> Floats:
     return np.asarray(dense.cpu().double().numpy())
 
 
-def _where(suspect: Suspect, k: int) -> str:
-    """An input in words, such as "the input x of layer"."""
+def where_in_words(suspect: Suspect, k: int) -> str:
+    """An input of a call in words, such as "the input x of layer"."""
     call, module = suspect.call, suspect.name or "the model itself"
-    paths = [path for path, tensor in tensors_in(call.arguments) if tensor is call.inputs[k]]
-    if isinstance(call.owner, nn.Module) or not paths:
-        return (
-            f"the input of {module}"
-            if len(call.tapped) == 1
-            else f"the input at {paths[0] if paths else k} of {module}"
-        )
-    return f"the input {input_name(call, paths[0])} of {module}"
+    if isinstance(call.owner, nn.Module):
+        return f"the input of {module}" if len(call.inputs) == 1 else f"input {k} of {module}"
+    path = next((path for path, tensor in tensors_in(call.arguments) if tensor is call.inputs[k]), f"[0][{k}]")
+    return f"the input {input_name(call, path)} of {module}"

@@ -248,13 +248,13 @@ def _meanings(calls: Sequence[RecordedCall]) -> tuple[FactorMeaning, ...]:
     counts: list[tuple[int, str]] = []
     first = next((call for call in calls if any(tensor.dim() for tensor in call.inputs)), None)
     if first is not None:
-        shape, *_ = [tensor.shape for tensor in first.inputs if tensor.dim()]
-        counts.append((shape[0], "rows of the batch"))
-        for out, *_ in first.outputs[:1]:
-            counts.append((math.prod(out), "entries of the output"))
-            if out and out[0] == shape[0]:
-                counts.append((math.prod(out[1:]), "entries of a row of the output"))
-        counts += [(length, f"entries along axis {axis} of the batch") for axis, length in enumerate(shape) if axis]
+        lengths = [len(tensor) for tensor in first.inputs if tensor.dim()]
+        out = next((shape for shape, *_ in first.outputs if shape), ())
+        rows = out[0] if out and out[0] in lengths else lengths[0]  # weights may come before the batch
+        counts.append((rows, "rows of the batch"))
+        counts += [(math.prod(shape), "entries of the output") for shape, *_ in first.outputs[:1]]
+        if out and out[0] == rows:
+            counts.append((math.prod(out[1:]), "entries of a row of the output"))
     uses = Counter(call.owner for call in calls if isinstance(call.owner, nn.Module) and _parameters_of(call.owner))
     counts += [(count, "uses of a shared module") for count in sorted(set(uses.values()))]
     return tuple(meaning for count, of_what in counts for meaning in count_meanings(count, of_what))
