@@ -29,6 +29,9 @@ EXACT = 1e-8
 RIGHT = 1e-9
 """A gradient that is off by at most 1e-9 of its norm is right; an entry, of the largest entry."""
 
+RUN = 3
+"""So many wrong slopes, at least, show where on the axis of the input they lie."""
+
 ZERO = 1e-13
 """An entry below 1e-13 of the largest is zero."""
 
@@ -173,32 +176,57 @@ def _unmasked(gradient: InputGradient) -> InputMistake | None:
 
 
 def _slope(gradient: InputGradient) -> InputMistake | None:
-    """SLOPE: the call works entry by entry, with a derivative that is wrong for some values of the input."""
+    """SLOPE: the call works entry by entry, and its derivative is wrong everywhere or on one side of a value."""
+    where = _where(*_tried(gradient)) if _is_pointwise(gradient) else ""
+    return _with_slope(gradient, where) if where else None
+
+
+def _slope_somewhere(gradient: InputGradient) -> InputMistake | None:
+    """SLOPE: the call works entry by entry, and its derivative is wrong in some entries without a pattern."""
+    if not _is_pointwise(gradient):
+        return None
+    _, wrong = _tried(gradient)
+    return _with_slope(gradient, f"in {int(np.sum(wrong))} of {wrong.size} entries")
+
+
+def _is_pointwise(gradient: InputGradient) -> bool:
+    """Whether slopes can be told, and some are wrong."""
     if not gradient.elementwise or len(gradient.upstream) != 1:
-        return None
+        return False
+    _, wrong = _tried(gradient)
+    return wrong.size >= ENOUGH and bool(np.any(wrong))
+
+
+def _tried(gradient: InputGradient) -> tuple[Floats, Flags]:
+    """The inputs that an upstream gradient arrived for, and whether the slope is wrong there."""
+    known = _arrived(gradient)
+    return gradient.value[known], gradient.wrong[known]
+
+
+def _arrived(gradient: InputGradient) -> Flags:
     (upstream,) = gradient.upstream.values()
-    known = np.abs(upstream) > ZERO * np.max(np.abs(upstream))
-    wrong = gradient.wrong & known
-    if np.sum(known) < ENOUGH or not np.any(wrong):
-        return None
-    worst = np.argmax(np.where(wrong, np.abs(gradient.error / upstream), 0.0))
-    x, on_trial, right = (
-        float(each.ravel()[worst]) for each in (gradient.value, gradient.on_trial / upstream, gradient.right / upstream)
+    return np.asarray(np.abs(upstream) > ZERO * np.max(np.abs(upstream)))
+
+
+def _with_slope(gradient: InputGradient, where: str) -> InputMistake:
+    """The mistake, with the slope that is off the most."""
+    (upstream,) = gradient.upstream.values()
+    off = np.where(gradient.wrong & _arrived(gradient), np.abs(gradient.error / upstream), 0.0)
+    worst = np.unravel_index(np.argmax(off), off.shape)
+    x, on_trial, right, g = (
+        float(each[worst]) for each in (gradient.value, gradient.on_trial, gradient.right, upstream)
     )
-    words = (
-        f"has the wrong slope {_where(gradient.value[known], wrong[known])}: at {x:.4g} it is {on_trial:.4g}, the "
-        f"derivative is {right:.4g}"
-    )
+    words = f"has the wrong slope {where}: at {x:.4g} it is {on_trial / g:.4g}, the derivative is {right / g:.4g}"
     return InputMistake(DiagnosisKind.SLOPE, words, gradient.error)
 
 
 def _where(values: Floats, wrong: Flags) -> str:
-    """The inputs with a wrong slope, in words: all of them, those on one side of a value, or how many."""
+    """The inputs with a wrong slope, in words: all, or those on one side of a value or between two; "" for others."""
     if np.all(wrong):
         return "everywhere"
     low, high = float(np.min(values[wrong])), float(np.max(values[wrong]))
-    if np.sum(wrong) < 2 or np.any(~wrong & (values >= low) & (values <= high)):
-        return f"in {int(np.sum(wrong))} of {wrong.size} entries"
+    if np.sum(wrong) < RUN or np.any(~wrong & (values >= low) & (values <= high)):
+        return ""
     if high == np.max(values):
         return f"where the input is {low:.4g} or more"
     return f"where the input is {high:.4g} or less" if low == np.min(values) else f"from {low:.4g} to {high:.4g}"
@@ -231,8 +259,9 @@ FITS: tuple[Callable[[InputGradient], InputMistake | None], ...] = (
     _slope,
     _projection,
     _misplaced,
-    _slicewise,
     _block,
+    _slicewise,
+    _slope_somewhere,
 )
 """All fits, in the order in which they are tried: those with the fewest coefficients first."""
 
