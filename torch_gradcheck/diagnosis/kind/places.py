@@ -88,14 +88,15 @@ def _along(evidence: Evidence, flags: Flags, axis: int) -> Flags:
 
 
 def slices(evidence: Evidence, axis: int, which: Indices) -> str:
-    """Slices along an axis in words: "rows 3-5 of 10", "column 2 of 4"; the last one may be (real, imaginary) parts."""
+    """Slices along an axis in words: "rows 3-5 of 10", "index 2 of 4 along axis 3"; the last may be the complex parts."""
     shape = evidence.shape
     if len(shape) > 1 and axis == len(shape) - 1 and evidence.has_complex_axis:
         return "the imaginary part" if which[0] else "the real part"
     one, many = words_of_axis(len(shape) - evidence.has_complex_axis, axis, evidence.has_channels)
     ranges = _ranges(which)
     named = ", ".join(ranges[:MOST_NAMED]) + (", ..." if len(ranges) > MOST_NAMED else "")
-    return f"{one if len(which) == 1 else many} {named} of {shape[axis]}"
+    noun, _, along = (one if len(which) == 1 else many).partition(" along ")
+    return f"{noun} {named} of {shape[axis]}" + (f" along {along}" if along else "")
 
 
 def words_of_axis(dimensions: int, axis: int, has_channels: bool = True) -> tuple[str, str]:
