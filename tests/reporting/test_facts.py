@@ -43,4 +43,9 @@ def test_kinds_have_these_traits(asked: str, kinds: str) -> None:
 
 
 def test_what_equal_diagnoses_of_two_parameters_say_together() -> None:
-    assert [str(kind) for kind in DiagnosisKind if not kind.is_told_together] == ["partial", "unknown"]
+    assert [str(kind) for kind in DiagnosisKind if not kind.is_told_together] == [
+        "partial",
+        "slicewise",
+        "wrong_sum",
+        "unknown",
+    ]

@@ -7,11 +7,11 @@ parameters get more is linear in c, so the effect of each correction is known by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
-from torch_gradcheck.diagnosis.culprit.call_recording import GradientTaps, RecordedCall, Recording
+from torch_gradcheck.diagnosis.culprit.call_recording import GradientTaps, Owner, RecordedCall, Recording
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import theta_gradients
 from torch_gradcheck.methods.problem import Problem
@@ -56,12 +56,17 @@ class _Correcting(Recording):
     def __init__(self, problem: Problem, corrections: Corrections) -> None:
         super().__init__(lambda: problem.objective.random_state, GradientTaps())
         self._corrections = corrections
+        self._begun = 0
         self.terms: list[torch.Tensor] = []
+
+    def _begin(self, owner: Owner, args: Any, kwargs: Any) -> RecordedCall:
+        call = super()._begin(owner, args, kwargs)
+        self._begun += not call.in_backward
+        return call
 
     def _tap_input(self, call: RecordedCall, position: int, copy: torch.Tensor) -> None:
         super()._tap_input(call, position, copy)
-        number = sum(not each.in_backward for each in self.calls) - 1
-        correction = None if call.in_backward else self._corrections.get((number, position))
+        correction = None if call.in_backward else self._corrections.get((self._begun - 1, position))
         if correction is not None and correction.arrives:
             copy.register_hook(lambda gradient: gradient + correction.added)
         elif correction is not None:

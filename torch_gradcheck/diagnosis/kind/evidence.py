@@ -30,6 +30,9 @@ PROVEN = 0.01
 CONTRAST = 0.1
 """In a proven right entry, difference plus error bars are at most 1/10 of what they would be by the usual mistake."""
 
+STANDS_OUT = 10.0
+"""A mistake stands out if its norm is 10 times that of the allowed error bars."""
+
 NEGLIGIBLE = 1e-6
 """An entry below 1e-6 of the largest is no evidence of what is right."""
 
@@ -140,6 +143,12 @@ class Evidence:
             agrees = off <= allowed + PROVEN * self.tolerance * size
             contrasts = off + allowed <= CONTRAST * usual * size
         return np.asarray(self.resolved & ~self.wrong & agrees & contrasts)
+
+    @cached_property
+    def stands_out(self) -> bool:
+        """Whether the mistake as a whole is clearly more than noise, which many coefficients would fit."""
+        bars = ERROR_BARS_ALLOWED * np.linalg.norm(self.error_bar[self.judged])
+        return bool(np.linalg.norm(self.off[self.judged]) > STANDS_OUT * bars)
 
     @cached_property
     def off(self) -> Floats:

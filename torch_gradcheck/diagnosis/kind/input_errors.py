@@ -20,7 +20,7 @@ from torch_gradcheck.diagnosis.kind.kinds import partial
 from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
 from torch_gradcheck.diagnosis.kind.slicewise import ENOUGH, along_in_words, axes_of_slices, fitted_by_slices
-from torch_gradcheck.diagnosis.kind.terms import factors_in_words
+from torch_gradcheck.diagnosis.kind.terms import factors_by_slices, factors_in_words
 from torch_gradcheck.reporting.facts import DiagnosisKind
 
 EXACT = 1e-8
@@ -28,6 +28,9 @@ EXACT = 1e-8
 
 RIGHT = 1e-9
 """A gradient that is off by at most 1e-9 of its norm is right; an entry, of the largest entry."""
+
+LARGEST = 4_000_000
+"""Larger gradients are not fitted."""
 
 RUN = 3
 """So many wrong slopes, at least, show where on the axis of the input they lie."""
@@ -97,7 +100,7 @@ class InputMistake:
 def input_mistake(gradient: InputGradient) -> InputMistake | None:
     """The mistake, None where the gradient is right or none of the fits explains it."""
     finite = bool(np.all(np.isfinite(gradient.on_trial)) and np.all(np.isfinite(gradient.right)))
-    if not finite or gradient.is_right or not np.any(gradient.right):
+    if not finite or gradient.is_right or not np.any(gradient.right) or gradient.right.size > LARGEST:
         return None
     with np.errstate(all="ignore"):
         return next((found for fit in FITS if (found := fit(gradient)) is not None), None)
@@ -133,12 +136,12 @@ def _projection(gradient: InputGradient) -> InputMistake | None:
     for axes in axes_of_slices(gradient.right.ndim):
         for names, basis in _bases(gradient):
             fit = fitted_by_slices(gradient.error, basis, axes)
-            if fit is not None and _leaves_nothing(gradient.error - fit.values, gradient.error):
+            if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
                 words = (
                     f"is right up to a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in "
                     "each slice: the terms that take this part out are missing or wrong"
                 )
-                return InputMistake(DiagnosisKind.PROJECTION, words, fit.values)
+                return InputMistake(DiagnosisKind.PROJECTION, words, fit)
     return None
 
 
@@ -156,9 +159,9 @@ def _slicewise(gradient: InputGradient) -> InputMistake | None:
     """PROPAGATED: the right gradient times another factor in every slice."""
     for axes in axes_of_slices(gradient.right.ndim):
         fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes)
-        if fit is not None and _leaves_nothing(gradient.on_trial - fit.values, gradient.error):
-            words = f"is the right one {factors_in_words(fit.coefficients, axes)}"
-            return InputMistake(DiagnosisKind.PROPAGATED, words, fit.values - gradient.right)
+        if fit is not None and _leaves_nothing(gradient.on_trial - fit, gradient.error):
+            words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), axes)}"
+            return InputMistake(DiagnosisKind.PROPAGATED, words, fit - gradient.right)
     return None
 
 

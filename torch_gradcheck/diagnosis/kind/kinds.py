@@ -118,7 +118,7 @@ def _hint(evidence: Evidence) -> str:
 def _scaled_and_decayed(evidence: Evidence) -> str:
     """The sentence on a gradient factor · right + decay · θ; "" where it does not fit, or has fewer than 4 entries."""
     n, a, theta = (x[evidence.resolved] for x in (evidence.numeric, evidence.analytic, evidence.theta))
-    if len(n) < 4:
+    if len(n) < 4 or not evidence.stands_out:
         return ""
     w = evidence.weights[evidence.resolved]
     (factor, decay), *_ = np.linalg.lstsq(np.stack([w * n, w * theta], axis=1), w * a, rcond=None)

@@ -88,7 +88,7 @@ def _along(evidence: Evidence, flags: Flags, axis: int) -> Flags:
 
 
 def slices(evidence: Evidence, axis: int, which: Indices) -> str:
-    """Slices along an axis in words: "rows 3-5 of 10", "index 2 of 4 along axis 3"; the last may be the complex parts."""
+    """Slices along an axis in words: "rows 3-5 of 10", "index 2 of 4 along axis 3", or one of the complex parts."""
     shape = evidence.shape
     if len(shape) > 1 and axis == len(shape) - 1 and evidence.has_complex_axis:
         return "the imaginary part" if which[0] else "the real part"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,13 +18,6 @@ SPOILED = 1e-8
 """A slice counts if its norm is more than 1e-8 of the largest one's."""
 
 
-class SliceFit(NamedTuple):
-    """The combination that is closest to the values, shape of these, and its coefficients, shape (slices, tensors)."""
-
-    values: Floats
-    coefficients: Floats
-
-
 def axes_of_slices(dimensions: int) -> Iterator[tuple[int, ...]]:
     """Sets of axes that slices may go along, the last axis first: single ones, and all but one."""
     yield from ((axis,) for axis in reversed(range(dimensions)))
@@ -34,8 +26,8 @@ def axes_of_slices(dimensions: int) -> Iterator[tuple[int, ...]]:
             yield tuple(axis for axis in range(dimensions) if axis != kept)
 
 
-def fitted_by_slices(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...]) -> SliceFit | None:
-    """The fit of `values` by the tensors of `basis` in every slice along `axes`; None where it would prove nothing.
+def fitted_by_slices(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...]) -> Floats | None:
+    """The combination of `basis` that is closest to `values` in every slice along `axes`; None if it proved nothing.
 
     It proves something where each slice has two entries more than coefficients, and where the entries beyond the
     coefficients of all slices that are not zero are enough to exclude coincidence.
@@ -43,17 +35,27 @@ def fitted_by_slices(values: Floats, basis: Sequence[Floats], axes: tuple[int, .
     count = int(np.prod([values.shape[axis] for axis in axes]))
     if count < len(basis) + 2:
         return None
-    order = [*(axis for axis in range(values.ndim) if axis not in axes), *axes]
-    target = np.transpose(values, order).reshape(-1, count, 1)
-    columns = np.stack([np.transpose(each, order).reshape(-1, count) for each in basis], axis=-1)
-    sizes = np.linalg.norm(target, axis=1)[:, 0]
+    sizes = np.sqrt(np.sum(np.square(values), axis=axes))
     spoiled = int(np.sum(sizes > SPOILED * np.max(sizes, initial=0.0)))
     too_few = (spoiled < 2 and count < LONG) or spoiled * (count - len(basis)) < ENOUGH
-    if too_few or not np.all(np.isfinite(columns)):
-        return None
-    coefficients = np.linalg.pinv(columns, rcond=1e-12) @ target
-    fitted = (columns @ coefficients).reshape([values.shape[axis] for axis in order])
-    return SliceFit(np.asarray(np.transpose(fitted, np.argsort(order))), np.asarray(coefficients[..., 0]))
+    return None if too_few else _projected(values, basis, axes)
+
+
+def _projected(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...]) -> Floats:
+    """`values` projected onto `basis`, slice by slice, by Gram-Schmidt."""
+    directions: list[Floats] = []
+    for each in basis:
+        left = each - sum(_part(each, direction, axes) for direction in directions)
+        left = left - sum(_part(left, direction, axes) for direction in directions)  # once more, for the rounding
+        directions.append(np.asarray(left))
+    return np.asarray(sum(_part(values, direction, axes) for direction in directions))
+
+
+def _part(values: Floats, direction: Floats, axes: tuple[int, ...]) -> Floats:
+    """The part of `values` along `direction` in every slice; 0 where that is 0."""
+    square = np.sum(np.square(direction), axis=axes, keepdims=True)
+    product = np.sum(values * direction, axis=axes, keepdims=True)
+    return np.asarray(np.divide(product, square, out=np.zeros_like(square), where=square > 0) * direction)
 
 
 def along_in_words(axes: tuple[int, ...]) -> str:

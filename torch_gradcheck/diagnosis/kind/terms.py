@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.diagnosis.kind.evidence import ERROR_BARS_ALLOWED, Evidence
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, factor_in_words
 from torch_gradcheck.diagnosis.kind.finding import Finding, conclusive
 from torch_gradcheck.diagnosis.kind.slicewise import along_in_words, axes_of_slices, fitted_by_slices
@@ -15,9 +15,6 @@ from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 
 ENOUGH = 6
 """A term is found in at least 6 entries: a constant or signs fit fewer by chance."""
-
-STANDS_OUT = 10.0
-"""An error stands out if its norm is 10 times that of the allowed error bars: noise would fit anything."""
 
 INDEPENDENT = 1e-3
 """Slices are independent if a singular value is more than 1e-3 of the largest one."""
@@ -28,7 +25,7 @@ LARGEST = 1_000_000
 
 def missing_term(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
     """MISSING_TERM: off by a multiple of the signs of θ, as of an L1 penalty, or by the same number everywhere."""
-    if not evidence.finite or np.sum(evidence.judged) < ENOUGH or not _stands_out(evidence):
+    if not evidence.finite or np.sum(evidence.judged) < ENOUGH or not evidence.stands_out:
         return None
     for name, term in (("sign(θ)", np.sign(evidence.theta)), ("1", np.ones(len(evidence.theta)))):
         known = term[evidence.judged]
@@ -49,7 +46,7 @@ def projection(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None
     for axes in axes_of_slices(off.ndim):
         for name, basis in (("θ", evidence.grid(evidence.theta)), ("1 (its mean)", np.ones(off.shape))):
             fit = fitted_by_slices(off, [basis], axes)
-            if fit is not None and evidence.explains(evidence.numeric + fit.values.ravel()):
+            if fit is not None and evidence.explains(evidence.numeric + fit.ravel()):
                 message = (
                     f"dθ is right up to a multiple of {name} {along_in_words(axes)}, another one in each slice: the "
                     "terms that take this part out are missing or wrong"
@@ -68,9 +65,11 @@ def slicewise(evidence: Evidence) -> Diagnosis | None:
     on_trial, right = evidence.grid(evidence.analytic), evidence.grid(evidence.numeric)
     for axes in axes_of_slices(on_trial.ndim):
         fit = fitted_by_slices(on_trial, [right], axes)
-        largest = 0.0 if fit is None else float(np.max(np.abs(fit.coefficients)))
-        if fit is not None and np.isfinite(evidence.residual(fit.values.ravel(), largest)) and _rank(right, axes) > 1:
-            message = f"dθ is the right gradient {factors_in_words(fit.coefficients, axes)}"
+        if fit is None or _rank(right, axes) < 2:
+            continue
+        factors = factors_by_slices(fit, right)
+        if np.isfinite(evidence.residual(fit.ravel(), float(np.max(np.abs(factors))))):
+            message = f"dθ is the right gradient {factors_in_words(factors, axes)}"
             return Diagnosis(DiagnosisKind.SLICEWISE, message)
     return None
 
@@ -82,21 +81,19 @@ def _rank(right: Floats, axes: tuple[int, ...]) -> int:
     return int(np.linalg.matrix_rank(np.transpose(right, [*kept, *axes]).reshape(-1, count), rtol=INDEPENDENT))
 
 
-def factors_in_words(coefficients: Floats, axes: tuple[int, ...]) -> str:
+def factors_by_slices(fitted: Floats, right: Floats) -> Floats:
+    """The factors of a fit by multiples of the right gradient, one an entry that is not zero."""
+    return np.asarray(fitted[right != 0] / right[right != 0])
+
+
+def factors_in_words(factors: Floats, axes: tuple[int, ...]) -> str:
     """The words "times another factor in each slice along axis 1, from 0.5 to 2"."""
-    low, high = factor_in_words(float(np.min(coefficients))), factor_in_words(float(np.max(coefficients)))
+    low, high = factor_in_words(float(np.min(factors))), factor_in_words(float(np.max(factors)))
     return f"times another factor in each slice {along_in_words(axes)}, from {low} to {high}"
-
-
-def _stands_out(evidence: Evidence) -> bool:
-    """Whether the error is more than the noise that would fit anything."""
-    known = evidence.judged
-    bars = ERROR_BARS_ALLOWED * np.linalg.norm(evidence.error_bar[known])
-    return bool(np.linalg.norm(evidence.off[known]) > STANDS_OUT * bars)
 
 
 def _is_whole(evidence: Evidence) -> bool:
     """Whether every entry of a tensor of several axes is judged, and the error is more than noise."""
     several = len(evidence.shape) > 1 and evidence.analytic.size <= LARGEST and not evidence.has_complex_axis
     known = bool(np.all(evidence.judged) and np.all(np.isfinite(evidence.numeric)))
-    return several and evidence.finite and known and _stands_out(evidence)
+    return several and evidence.finite and known and evidence.stands_out
