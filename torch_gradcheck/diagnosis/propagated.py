@@ -221,8 +221,13 @@ def _array(tensor: torch.Tensor) -> Floats:
 
 def where_in_words(suspect: Suspect, k: int) -> str:
     """An input of a call in words, such as "the input x of layer"."""
-    call, module = suspect.call, suspect.name or "the model itself"
+    call, module = suspect.call, _named(suspect.name)
     if isinstance(call.owner, nn.Module):
         return f"the input of {module}" if len(call.inputs) == 1 else f"input {k} of {module}"
     path = next((path for path, tensor in tensors_in(call.arguments) if tensor is call.inputs[k]), f"[0][{k}]")
     return f"the input {input_name(call, path)} of {module}"
+
+
+def _named(module: str) -> str:
+    """The module's name in a sentence: a number of a Sequential says that it is one."""
+    return f"module {module}" if module.rpartition(".")[2].isdigit() else module or "the model itself"

@@ -115,7 +115,7 @@ class DiagnosisKind(_Word):
     SCALED = "scaled", Trait.WHOLE, Trait.UNSURE
     SIGN_FLIPPED = "sign_flipped", Trait.WHOLE
     MISSING = "missing", Trait.WHOLE
-    SPURIOUS = "spurious"
+    SPURIOUS = "spurious", Trait.UNSURE
     WEIGHT_DECAY = "weight_decay", Trait.WHOLE
     TRANSPOSED = "transposed", Trait.PLACED
     PERMUTED = "permuted", Trait.PLACED

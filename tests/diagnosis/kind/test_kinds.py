@@ -223,7 +223,7 @@ def test_rounding_leaves_no_factor_in_what_it_does_not_explain() -> None:
     ]
 
 
-def test_a_gradient_of_what_J_does_not_depend_on() -> None:
+def test_a_gradient_of_what_the_loss_does_not_depend_on() -> None:
     noise = 1e-12 * THETA
     found = diagnose(Evidence.of(G, noise, THETA, 1e-11))
     assert found is not None
