@@ -42,6 +42,11 @@ TOLD: dict[str, tuple[Floats, str, str]] = {
     "mean over the batch left in": (G + COLUMN, "projection", "a multiple of 1 (its mean) along axis 0"),
     "along the input": (G + ROW * X, "projection", "a multiple of the input along axis 1"),
     "along the output": (G + ROW * Y, "projection", "a multiple of the output along axis 1"),
+    "along the centred input": (
+        G + ROW * (X - X.mean(1, keepdims=True)),
+        "projection",
+        "a multiple of the input less its mean along axis 1",
+    ),
     "mean and input": (G + ROW + ROW[::-1] * X, "projection", "1 (its mean) and one of the input along axis 1"),
     "a row lost": (np.where(np.arange(5)[:, None] == 3, 0, G), "block", "row 3 of 5, where it is zero"),
     "a block twice": (G * (1 + (np.arange(5)[:, None] > 3) * (np.arange(6) > 3)), "block", "entries [4, 4], [4, 5]"),

@@ -134,7 +134,7 @@ def _term(gradient: InputGradient) -> InputMistake | None:
 def _projection(gradient: InputGradient) -> InputMistake | None:
     """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each."""
     for axes in axes_of_slices(gradient.right.ndim):
-        for names, basis in _bases(gradient):
+        for names, basis in _bases(gradient, axes):
             fit = fitted_by_slices(gradient.error, basis, axes)
             if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
                 words = (
@@ -145,13 +145,14 @@ def _projection(gradient: InputGradient) -> InputMistake | None:
     return None
 
 
-def _bases(gradient: InputGradient) -> Iterator[tuple[tuple[str, ...], list[Floats]]]:
+def _bases(gradient: InputGradient, axes: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], list[Floats]]]:
     """What the error may be a multiple of, slice by slice, with names: single things before pairs of them."""
-    ones = np.ones(gradient.right.shape)
+    ones, value = np.ones(gradient.right.shape), gradient.value
     outputs = list(gradient.outputs.items())
-    single = [("1 (its mean)", ones), ("the input", gradient.value), *outputs]
+    single = [("1 (its mean)", ones), ("the input", value), *outputs]
     single += [(f"exp({name})", np.exp(values)) for name, values in outputs if np.all(values <= 0)]
     yield from (((name,), [values]) for name, values in single)
+    yield ("the input less its mean",), [value - np.mean(value, axis=axes, keepdims=True)]
     yield from ((("1 (its mean)", name), [ones, values]) for name, values in single[1:])
 
 
