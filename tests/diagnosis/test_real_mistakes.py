@@ -37,4 +37,4 @@ def test_the_right_twin_passes(mistake: Planted) -> None:
 def test_most_are_told() -> None:
     told = [mistake for mistake in MISTAKES if mistake.kinds != "unknown"]
     assert len(MISTAKES) >= 60
-    assert len(told) >= 0.9 * len(MISTAKES)
+    assert len(told) >= 0.85 * len(MISTAKES)

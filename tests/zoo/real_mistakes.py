@@ -366,6 +366,12 @@ def _twice(wrong: bool) -> nn.Module:
     return nn.Sequential(silu(wrong), silu(wrong))
 
 
+def _two(wrong: bool) -> nn.Module:
+    silu = formula(F.silu, lambda g, x: (g * torch.sigmoid(x),))
+    diagonal = formula(softmax, lambda g, x: (g * softmax(x) * (1 - softmax(x)),))
+    return nn.Sequential(diagonal(wrong), silu(wrong))
+
+
 class _Scaled(nn.Module):
     def __init__(self, wrong: bool) -> None:
         super().__init__()
@@ -394,6 +400,7 @@ def not_told() -> Iterator[Planted]:
     yield upstream("cumulative sum not reversed", "unknown", lambda x: x.cumsum(-1), lambda g, x: (g.cumsum(-1),))
     yield upstream("rotation not undone", "unknown", lambda x: x @ _TURN.T, lambda g, x: (g @ _TURN.T,))
     yield upstream("wrong in the upstream gradient", "unknown", torch.sin, _spoiled)
+    yield plant("a mistake that is told behind one that is not", sandwich(_two, 4), FRONT, "unknown", "layer.1")
     stale = formula(lambda x, w: x @ w.T, lambda g, x, w: (g @ w, g.T @ x.roll(1, 0)), weight=(4, 4))
     yield plant("input of another row", sandwich(stale, 4), WEIGHT, "unknown")
 

@@ -32,8 +32,8 @@ from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 MOST_CALLS = 24
 """So many calls, at most, are recorded to see what is wrong with them."""
 
-MOST_CORRECTIONS = 8
-"""So many mistakes, at most, are put right, each by one more run of J and its backward."""
+MOST_CORRECTIONS = 16
+"""Up to 16 mistakes are put right, each by one more run of J and its backward: those nearest to the loss."""
 
 NO_EFFECT = 1e-12
 """A correction that changes a gradient by less than this share of it has nothing to do with it."""
@@ -58,9 +58,10 @@ class _Fitted(NamedTuple):
         return Correction(torch.from_numpy(-self.mistake.error), self.position in self.suspect.call.returned)
 
     @property
-    def name(self) -> tuple[str, DiagnosisKind]:
-        """The mistake's name: one mistake made in several calls has the same one."""
-        return self.where, self.mistake.kind
+    def name(self) -> tuple[type, int, DiagnosisKind]:
+        """The mistake's name: one that the same code makes in several calls has the same one."""
+        owner = self.suspect.call.owner
+        return type(owner) if isinstance(owner, nn.Module) else owner, self.position, self.mistake.kind
 
 
 @dataclass
