@@ -317,7 +317,18 @@ def terms() -> Iterator[Planted]:
         lambda g, x: (_cumsum(g) * x.cos(),),
     )
     yield upstream("flip not undone", "permuted", lambda x: x.flip(-1), lambda g, x: (g,))
+
+
+_SMOOTHED = {**dict.fromkeys(NETWORK, "unknown"), "2.bias": "partial"}
+"""The bias of a class that is the target in its share of the rows is right without smoothing."""
+
+
+def losses() -> Iterator[Planted]:
     yield plant("squared error without target", _without_target, NETWORK, "missing_term", "loss_fn")
+    yield plant("cross-entropy without target", _class_forgotten, NETWORK, "missing_term", "loss_fn")
+    yield plant("cross-entropy, smoothing forgotten", _smoothing_forgotten, NETWORK, _SMOOTHED, "loss_fn")
+    yield plant("huber, never linear", _never_linear, NETWORK, "slope", "loss_fn")
+    yield plant("logistic loss, weight of positives forgotten", _positives_forgotten, NETWORK, "slope", "loss_fn")
 
 
 def _cumsum(g: Tensor) -> Tensor:
@@ -444,12 +455,58 @@ def _without_target(wrong: bool) -> Problem:
     return _network(_by_hand(F.mse_loss, backward, wrong), torch.randn(6, 3))
 
 
+def _class_forgotten(wrong: bool) -> Problem:
+    torch.manual_seed(7)
+
+    def backward(g: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, None]:
+        return g * softmax(y) / len(y), None
+
+    return _network(_by_hand(F.cross_entropy, backward, wrong), torch.randint(0, 3, (6,)))
+
+
+def _smoothing_forgotten(wrong: bool) -> Problem:
+    torch.manual_seed(7)
+
+    def forward(y: Tensor, t: Tensor) -> Tensor:
+        return F.cross_entropy(y, t, label_smoothing=0.2)
+
+    def backward(g: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, None]:
+        return g * (softmax(y) - F.one_hot(t, 3)) / len(y), None
+
+    return _network(_by_hand(forward, backward, wrong), torch.randint(0, 3, (6,)))
+
+
+def _never_linear(wrong: bool) -> Problem:
+    torch.manual_seed(7)
+
+    def forward(y: Tensor, t: Tensor) -> Tensor:
+        return F.huber_loss(y, t, delta=0.5)
+
+    def backward(g: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, None]:
+        return g * (y - t) / y.numel(), None
+
+    return _network(_by_hand(forward, backward, wrong), torch.randn(6, 3))
+
+
+def _positives_forgotten(wrong: bool) -> Problem:
+    torch.manual_seed(7)
+
+    def forward(y: Tensor, t: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(y, t, pos_weight=torch.tensor([3.0, 2.0, 4.0]).to(y))
+
+    def backward(g: Tensor, y: Tensor, t: Tensor) -> tuple[Tensor, None]:
+        return g * (torch.sigmoid(y) - t) / y.numel(), None
+
+    return _network(_by_hand(forward, backward, wrong), torch.randint(0, 2, (6, 3)).float())
+
+
 MISTAKES: list[Planted] = [
     *normalisations(),
     *activations(),
     *masks(),
     *places(),
     *terms(),
+    *losses(),
     *sums(),
     *paths(),
     *not_told(),

@@ -9,7 +9,7 @@ those before it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +19,12 @@ from torch import nn
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit, Suspect
 from torch_gradcheck.diagnosis.culprit.corrected_run import CorrectedRun, Correction, corrected_run
-from torch_gradcheck.diagnosis.culprit.right_gradients import right_gradients
-from torch_gradcheck.diagnosis.culprit.sentences import input_name
+from torch_gradcheck.diagnosis.culprit.input_gradients import input_gradients, where_in_words
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
-from torch_gradcheck.diagnosis.kind.input_errors import InputGradient, InputMistake, input_mistake
+from torch_gradcheck.diagnosis.kind.input_errors import InputMistake, input_mistake
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 
 MOST_CALLS = 24
@@ -153,82 +151,5 @@ def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
 
 
 def _mistakes_of(runner: CallRunner, suspect: Suspect) -> list[_Fitted]:
-    call = suspect.call
-    if not call.receives or not call.tapped:
-        return []
-    right = right_gradients(runner, call, call.cotangents)
-    numbers = _numbers(runner, suspect, right)
-    fitted = [(k, input_mistake(each)) for k, each in numbers.items()]
+    fitted = [(k, input_mistake(each)) for k, each in input_gradients(runner, suspect).items()]
     return [_Fitted(suspect, k, where_in_words(suspect, k), found) for k, found in fitted if found is not None]
-
-
-def _numbers(runner: CallRunner, suspect: Suspect, right: Mapping[int, torch.Tensor]) -> dict[int, InputGradient]:
-    """The gradients of all tapped inputs, with the tensors of their shape that the call has to do with."""
-    call = suspect.call
-    outputs, _ = runner.outputs_and_gradients(call)
-    found: dict[int, InputGradient] = {}
-    for k in call.tapped:
-        if k in right:
-            on_trial = call.returned.get(k, torch.zeros_like(right[k]))
-            found[k] = InputGradient(
-                _array(on_trial),
-                _array(right[k]),
-                _array(call.inputs[k]),
-                _of_shape("upstream gradient", call.cotangents, right[k]),
-                _of_shape("output", outputs, right[k]),
-                _others(suspect, k),
-            )
-    if len(found) == 1 and len(outputs) == 1 and not all(each.is_right for each in found.values()):
-        ((k, only),) = found.items()
-        found[k] = replace(only, elementwise=bool(only.upstream) and _is_elementwise(runner, suspect, k, only))
-    return found
-
-
-def _is_elementwise(runner: CallRunner, suspect: Suspect, k: int, gradient: InputGradient) -> bool:
-    """Whether a factor on each entry of the upstream gradient is that factor on the entry of both gradients."""
-    call = suspect.call
-    (upstream,) = [each for each in call.cotangents if each is not None]
-    factors = np.random.default_rng(0).uniform(0.5, 1.5, gradient.right.shape)
-    weighted = replace(call, cotangents=[upstream * torch.from_numpy(factors)], returned={})
-    right = right_gradients(runner, weighted, weighted.cotangents)[k]
-    on_trial = runner.outputs_and_gradients(weighted)[1][k]
-    return on_trial is not None and bool(
-        np.allclose(_array(right), factors * gradient.right, rtol=1e-9, atol=1e-15)
-        and np.allclose(_array(on_trial), factors * gradient.on_trial, rtol=1e-9, atol=1e-15)
-    )
-
-
-def _of_shape(name: str, tensors: Sequence[torch.Tensor | None], like: torch.Tensor) -> dict[str, Floats]:
-    """The tensors of the shape of `like`, as arrays by name."""
-    fitting = [each for each in tensors if each is not None and each.shape == like.shape and not each.is_complex()]
-    names = [f"the {name}"] if len(fitting) == 1 else [f"{name} {k}" for k in range(len(fitting))]
-    return {each: _array(tensor) for each, tensor in zip(names, fitting, strict=True)}
-
-
-def _others(suspect: Suspect, k: int) -> dict[str, Floats]:
-    """The other real tensors among the inputs that have the shape of the k-th, by name."""
-    like, others = suspect.call.inputs[k], list(enumerate(suspect.call.inputs))
-    return {
-        where_in_words(suspect, j): _array(other)
-        for j, other in others
-        if other is not like and other.shape == like.shape and other.dtype == like.dtype
-    }
-
-
-def _array(tensor: torch.Tensor) -> Floats:
-    dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
-    return np.asarray(dense.cpu().double().numpy())
-
-
-def where_in_words(suspect: Suspect, k: int) -> str:
-    """An input of a call in words, such as "the input x of layer"."""
-    call, module = suspect.call, _named(suspect.name)
-    if isinstance(call.owner, nn.Module):
-        return f"the input of {module}" if len(call.inputs) == 1 else f"input {k} of {module}"
-    path = next((path for path, tensor in tensors_in(call.arguments) if tensor is call.inputs[k]), f"[0][{k}]")
-    return f"the input {input_name(call, path)} of {module}"
-
-
-def _named(module: str) -> str:
-    """The module's name in a sentence: a number of a Sequential says that it is one."""
-    return f"module {module}" if module.rpartition(".")[2].isdigit() else module or "the model itself"

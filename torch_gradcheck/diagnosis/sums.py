@@ -9,9 +9,9 @@ from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Suspect
+from torch_gradcheck.diagnosis.culprit.input_gradients import as_array, where_in_words
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.sums import wrong_sum
-from torch_gradcheck.diagnosis.propagated import where_in_words
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.facts import Diagnosis
 
@@ -33,7 +33,7 @@ def _of_parameter(theta: Theta, suspects: Sequence[Suspect], evidence: Evidence,
     upstream = [each for each in user.call.cotangents if each is not None]
     if len(upstream) != 1 or upstream[0].is_complex() or upstream[0].layout is not torch.strided:
         return None
-    return wrong_sum(evidence, _array(upstream[0]), _factors(user, upstream[0]))
+    return wrong_sum(evidence, as_array(upstream[0]), _factors(user, upstream[0]))
 
 
 def _is_given(suspect: Suspect, parameter: torch.Tensor) -> bool:
@@ -44,9 +44,4 @@ def _factors(suspect: Suspect, like: torch.Tensor) -> dict[str, Floats]:
     """The inputs of the call that have the shape of its upstream gradient, by name."""
     inputs = list(enumerate(suspect.call.inputs))
     fitting = [(k, each) for k, each in inputs if each.shape == like.shape and each.dtype == like.dtype]
-    return {where_in_words(suspect, k): _array(each) for k, each in fitting}
-
-
-def _array(tensor: torch.Tensor) -> Floats:
-    array: Floats = tensor.detach().cpu().double().numpy()
-    return array
+    return {where_in_words(suspect, k): as_array(each) for k, each in fitting}
