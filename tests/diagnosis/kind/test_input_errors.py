@@ -60,6 +60,7 @@ NOT_TOLD: dict[str, Floats] = {
     "a factor for each row, and noise": G * ROW + NOISE,
     "three terms for each row": G + ROW + ROW[::-1] * X + ROW**2 * Y,
     "another gradient": UP * Y,
+    "a factor for each row of another gradient": UP * ROW,
 }
 
 
@@ -126,3 +127,7 @@ def test_few_entries_prove_no_projection(rows: int, columns: int) -> None:
     right = G[:rows, :columns]
     found = input_mistake(gradient(right + ROW[:rows], right, X[:rows, :columns]))
     assert found is None or found.kind is not DiagnosisKind.PROJECTION
+
+
+def test_a_product_of_vectors_has_a_factor_for_each_row_whatever_is_wrong() -> None:
+    assert input_mistake(gradient(ROW * Y[:1], ROW * X[:1])) is None

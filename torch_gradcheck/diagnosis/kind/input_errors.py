@@ -19,7 +19,13 @@ from torch_gradcheck.diagnosis.kind.finding import Kind
 from torch_gradcheck.diagnosis.kind.kinds import partial
 from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
-from torch_gradcheck.diagnosis.kind.slicewise import ENOUGH, along_in_words, axes_of_slices, fitted_by_slices
+from torch_gradcheck.diagnosis.kind.slicewise import (
+    ENOUGH,
+    along_in_words,
+    are_independent,
+    axes_of_slices,
+    fitted_by_slices,
+)
 from torch_gradcheck.diagnosis.kind.terms import factors_by_slices, factors_in_words
 from torch_gradcheck.reporting.facts import DiagnosisKind
 
@@ -160,7 +166,8 @@ def _slicewise(gradient: InputGradient) -> InputMistake | None:
     """PROPAGATED: the right gradient times another factor in every slice."""
     for axes in axes_of_slices(gradient.right.ndim):
         fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes)
-        if fit is not None and _leaves_nothing(gradient.on_trial - fit, gradient.error):
+        fits = fit is not None and _leaves_nothing(gradient.on_trial - fit, gradient.error)
+        if fit is not None and fits and are_independent(gradient.right, axes):
             words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), axes)}"
             return InputMistake(DiagnosisKind.PROPAGATED, words, fit - gradient.right)
     return None

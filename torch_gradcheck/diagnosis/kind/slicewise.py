@@ -14,6 +14,9 @@ ENOUGH = 4
 LONG = 8
 """A single slice proves a fit if it has at least 8 entries; of shorter ones it takes two."""
 
+INDEPENDENT = 1e-3
+"""Slices are independent if a singular value is more than 1e-3 of the largest one."""
+
 SPOILED = 1e-8
 """A slice counts if its norm is more than 1e-8 of the largest one's."""
 
@@ -56,6 +59,14 @@ def _part(values: Floats, direction: Floats, axes: tuple[int, ...]) -> Floats:
     square = np.sum(np.square(direction), axis=axes, keepdims=True)
     product = np.sum(values * direction, axis=axes, keepdims=True)
     return np.asarray(np.divide(product, square, out=np.zeros_like(square), where=square > 0) * direction)
+
+
+def are_independent(values: Floats, axes: tuple[int, ...]) -> bool:
+    """Whether the slices along `axes` are no multiples of one: else they are so again after most mistakes upstream."""
+    kept = [axis for axis in range(values.ndim) if axis not in axes]
+    count = int(np.prod([values.shape[axis] for axis in axes]))
+    slices = np.transpose(values, [*kept, *axes]).reshape(-1, count)
+    return int(np.linalg.matrix_rank(slices, rtol=INDEPENDENT)) > 1
 
 
 def along_in_words(axes: tuple[int, ...]) -> str:

@@ -10,14 +10,11 @@ from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, factor_in_words
 from torch_gradcheck.diagnosis.kind.finding import Finding, conclusive
-from torch_gradcheck.diagnosis.kind.slicewise import along_in_words, axes_of_slices, fitted_by_slices
+from torch_gradcheck.diagnosis.kind.slicewise import along_in_words, are_independent, axes_of_slices, fitted_by_slices
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 
 ENOUGH = 6
 """A term is found in at least 6 entries: a constant or signs fit fewer by chance."""
-
-INDEPENDENT = 1e-3
-"""Slices are independent if a singular value is more than 1e-3 of the largest one."""
 
 LARGEST = 1_000_000
 """Slices are fitted in tensors of at most a million entries."""
@@ -65,20 +62,13 @@ def slicewise(evidence: Evidence) -> Diagnosis | None:
     on_trial, right = evidence.grid(evidence.analytic), evidence.grid(evidence.numeric)
     for axes in axes_of_slices(on_trial.ndim):
         fit = fitted_by_slices(on_trial, [right], axes)
-        if fit is None or _rank(right, axes) < 2:
+        if fit is None or not are_independent(right, axes):
             continue
         factors = factors_by_slices(fit, right)
         if np.isfinite(evidence.residual(fit.ravel(), float(np.max(np.abs(factors))))):
             message = f"dθ is the right gradient {factors_in_words(factors, axes)}"
             return Diagnosis(DiagnosisKind.SLICEWISE, message)
     return None
-
-
-def _rank(right: Floats, axes: tuple[int, ...]) -> int:
-    """The rank of the slices along `axes` as vectors."""
-    kept = [axis for axis in range(right.ndim) if axis not in axes]
-    count = int(np.prod([right.shape[axis] for axis in axes]))
-    return int(np.linalg.matrix_rank(np.transpose(right, [*kept, *axes]).reshape(-1, count), rtol=INDEPENDENT))
 
 
 def factors_by_slices(fitted: Floats, right: Floats) -> Floats:
