@@ -306,6 +306,14 @@ def test_a_missing_zero_grad_is_named() -> None:
     assert "zero_grad() is missing" in str(monitor.reports[3])
 
 
+@pytest.mark.parametrize("declared", [{}, {"clip_norm": 0.1}], ids=["clipped", "declared and clipped"])
+def test_what_is_accumulated_and_then_clipped_is_named(declared: dict[str, float]) -> None:
+    monitor = monitored(Loop(zero_grad=False, spoil=clipped), 2, at=[1], on_mismatch="record", **declared)
+    assert kinds(monitor.reports[1]) == {"accumulated"}
+    told = [row.diagnosis.message for row in monitor.reports[1].mismatches if row.diagnosis]
+    assert all("the norm of all of them together is 0.1: zero_grad() is missing" in message for message in told)
+
+
 def test_a_stale_gradient_is_named() -> None:
     model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

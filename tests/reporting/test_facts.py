@@ -35,7 +35,7 @@ def test_every_status_has_its_words() -> None:
     [
         ("is_about_places", "transposed permuted partial"),
         ("is_of_the_whole_gradient", "scaled sign_flipped missing weight_decay accumulated stale weighted"),
-        ("needs_many_entries", "scaled partial unknown"),
+        ("needs_many_entries", "scaled spurious partial unknown"),
     ],
 )
 def test_kinds_have_these_traits(asked: str, kinds: str) -> None:
@@ -43,4 +43,9 @@ def test_kinds_have_these_traits(asked: str, kinds: str) -> None:
 
 
 def test_what_equal_diagnoses_of_two_parameters_say_together() -> None:
-    assert [str(kind) for kind in DiagnosisKind if not kind.is_told_together] == ["partial", "unknown"]
+    assert [str(kind) for kind in DiagnosisKind if not kind.is_told_together] == [
+        "partial",
+        "slicewise",
+        "wrong_sum",
+        "unknown",
+    ]

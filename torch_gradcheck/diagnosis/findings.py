@@ -13,9 +13,13 @@ from torch_gradcheck.diagnosis.culprit.compiled import on_masked
 from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import factor_in_words
+from torch_gradcheck.diagnosis.kind.terms import slicewise
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.diagnosis.non_finite.search import find_non_finite
+from torch_gradcheck.diagnosis.propagated import propagated
 from torch_gradcheck.diagnosis.stop_gradients import stop_gradients
+from torch_gradcheck.diagnosis.sums import wrong_sums
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry, flat_values
@@ -66,6 +70,10 @@ def findings_of(
         for position, trial in trials.items()
     }
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
+    diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
+    diagnoses |= propagated(problem, culprit, evidences, _unknown(diagnoses))
+    diagnoses |= wrong_sums(problem.theta, culprit.suspects, evidences, _unknown(diagnoses))
+    diagnoses |= {k: found for k in _unknown(diagnoses) if (found := slicewise(evidences[k])) is not None}
     diagnosed = [
         replace(row, diagnosis=diagnoses.get(k), map=wrong_map(evidences[k])) if k in wrong else row
         for k, row in enumerate(rows)
@@ -73,6 +81,11 @@ def findings_of(
     on_culprit = [note + stops.cut_in_words * (not k) for k, note in enumerate(culprit.notes)]
     notes = [*stops.notes, *on_culprit, *on_masked(problem, rows, trials), *_in_common(diagnosed, culprit)]
     return Findings(diagnosed, culprit.name, notes)
+
+
+def _unknown(diagnoses: Mapping[int, Diagnosis]) -> list[int]:
+    """The positions of the parameters whose mistake is not known."""
+    return [position for position, diagnosis in diagnoses.items() if not diagnosis.kind.is_known]
 
 
 def _culprit(
@@ -164,4 +177,4 @@ def _in_words(kind: DiagnosisKind) -> str:
 
 
 def _factor(diagnosis: Diagnosis) -> str:
-    return "" if diagnosis.factor is None else f" by the same factor {diagnosis.factor:.4g}"
+    return "" if diagnosis.factor is None else f" by the same factor {factor_in_words(diagnosis.factor)}"

@@ -21,6 +21,7 @@ from torch_gradcheck.methods.directional.directions import Direction, Directions
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.held_values import Cut, HeldValues, in_words
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -63,6 +64,12 @@ class StopGradients:
             f"the gradient{of_some} is right if what is {in_words(self.cuts)} is meant to be held, as a deliberate "
             f"stop-gradient: declare it with hold_detached=True{others}"
         ]
+
+    def diagnoses(self, rows: Sequence[ParameterReport], unknown: Sequence[int]) -> dict[int, Diagnosis]:
+        """DETACHED for the `unknown` positions whose gradients are those of J with the values held."""
+        message = f"dθ is the gradient of J with what is {in_words(self.cuts)} held: the path through it is lost"
+        detached = Diagnosis(DiagnosisKind.DETACHED, message)
+        return {position: detached for position in unknown if rows[position].name in self.right}
 
     @property
     def cut_in_words(self) -> str:

@@ -115,6 +115,7 @@ class DiagnosisKind(_Word):
     SCALED = "scaled", Trait.WHOLE, Trait.UNSURE
     SIGN_FLIPPED = "sign_flipped", Trait.WHOLE
     MISSING = "missing", Trait.WHOLE
+    SPURIOUS = "spurious", Trait.UNSURE
     WEIGHT_DECAY = "weight_decay", Trait.WHOLE
     TRANSPOSED = "transposed", Trait.PLACED
     PERMUTED = "permuted", Trait.PLACED
@@ -124,6 +125,15 @@ class DiagnosisKind(_Word):
     ACCUMULATED = "accumulated", Trait.WHOLE
     STALE = "stale", Trait.WHOLE
     WEIGHTED = "weighted", Trait.WHOLE
+    MISSING_TERM = "missing_term"
+    PROJECTION = "projection"
+    SLICEWISE = "slicewise", Trait.SEPARATE
+    UNMASKED = "unmasked"
+    SLOPE = "slope"
+    BLOCK = "block"
+    PROPAGATED = "propagated"
+    WRONG_SUM = "wrong_sum", Trait.SEPARATE
+    DETACHED = "detached"
     UNKNOWN = "unknown", Trait.UNSURE, Trait.SEPARATE
 
     @property
@@ -140,6 +150,11 @@ class DiagnosisKind(_Word):
     def needs_many_entries(self) -> bool:
         """True where a tensor of few entries may look like this by chance."""
         return Trait.UNSURE in self.traits
+
+    @property
+    def is_known(self) -> bool:
+        """True where the message says more than that the gradient is wrong."""
+        return self is not DiagnosisKind.UNKNOWN
 
     @property
     def is_told_together(self) -> bool:

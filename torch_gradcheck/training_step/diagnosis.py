@@ -15,6 +15,7 @@ from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+from torch_gradcheck.training_step.accumulated import accumulated_and_clipped
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
@@ -70,6 +71,10 @@ def diagnosed(
             found[position] = _missing(evidences[position])
         elif diagnosis.kind not in (DiagnosisKind.SCALED, DiagnosisKind.CLIPPED):
             found[position] = _of_another_batch(position, evidences[position], references) or diagnosis
+    if found and not any(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()):
+        for words, values in references:
+            if together := accumulated_and_clipped(evidences, unclipped, words, values):
+                return dict.fromkeys(found, together)
     named = _all_alike(evidences, _norm_clipped(evidences, found))
     return named | _not_clipped(evidences, named, unclipped, step)
 

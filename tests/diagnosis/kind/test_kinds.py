@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose, diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import count_meanings
+from torch_gradcheck.diagnosis.kind.terms import slicewise
 from torch_gradcheck.precision.lower_precisions import Rounding
 
 BAR = 1e-10
@@ -73,7 +75,13 @@ SPOILED: dict[str, tuple[Floats, str, str]] = {
     "all nan": (np.nan * G, "unknown", "not finite in 24 of 24"),
     "mean for sum but in the decay": (3 * G - 0.2 * THETA, "unknown", "dθ = 3 × the right gradient − 0.2 · θ"),
     "noise": (DRAW.normal(size=G.shape), "unknown", "no simple relation"),
-    "centred": (G - G.mean(), "unknown", "no simple relation"),
+    "centred": (G - G.mean(), "missing_term", "· 1 in every entry"),
+    "no L1 penalty": (G - 0.01 * np.sign(THETA), "missing_term", "off by -0.01 · sign(θ) in every entry"),
+    "rows centred": (G - G.mean(1, keepdims=True), "projection", "a multiple of 1 (its mean) along axis 1"),
+    "columns centred": (G - G.mean(0), "projection", "a multiple of 1 (its mean) along axis 0"),
+    "along θ": (G + THETA * np.arange(1, 5)[:, None], "projection", "a multiple of θ along axis 1"),
+    "along θ, and noise": (G + THETA * np.arange(1, 5)[:, None] + 1e-3 * DRAW.normal(size=G.shape), "unknown", "no"),
+    "rows centred, and noise": (G + THETA[:, :1] + 1e-2 * DRAW.normal(size=G.shape), "unknown", "no simple relation"),
     "off by 0.01 % at random": (G * (1 + 1e-4 * DRAW.normal(size=G.shape)), "unknown", "cosine"),
     "scaled but one": (np.where(THETA.max() == THETA, G, 2 * G), "unknown", "cosine"),
 }
@@ -193,3 +201,74 @@ def test_noise_as_large_as_the_gradient_proves_no_factor() -> None:
     found = diagnose(noisy)
     assert found is not None
     assert found.kind == "unknown"
+
+
+@pytest.mark.parametrize("rounded", ["bfloat16", "float16", "float32"])
+@pytest.mark.parametrize("factor", [2.0, 1 / 3, 1.5, -1.0], ids=str)
+def test_a_factor_between_rounded_numbers(rounded: str, factor: float) -> None:
+    on_trial = torch.from_numpy(factor * G).to(getattr(torch, rounded)).double().numpy()
+    found = diagnose(evidence(on_trial), count_meanings(3, "rows of the batch"))
+    assert found is not None
+    assert found.kind == ("sign_flipped" if factor == -1 else "scaled"), found
+    assert found.factor == pytest.approx(factor, rel=3e-3)
+    assert ("a mean where a sum was meant" in found.message) is (factor == 1 / 3)
+
+
+def test_rounding_leaves_no_factor_in_what_it_does_not_explain() -> None:
+    off = torch.from_numpy(2 * G * (1 + 0.03 * THETA)).bfloat16().double().numpy()
+    close = torch.from_numpy(1.004 * G).bfloat16().double().numpy()
+    assert [each and each.kind for each in (diagnose(evidence(off)), diagnose(evidence(close)))] == [
+        "unknown",
+        "low_precision",
+    ]
+
+
+def test_a_gradient_of_what_the_loss_does_not_depend_on() -> None:
+    noise = 1e-12 * THETA
+    found = diagnose(Evidence.of(G, noise, THETA, 1e-11))
+    assert found is not None
+    assert (found.kind, "where it should be zero" in found.message) == ("spurious", True)
+    assert "× the right one" not in found.message
+    drowned = diagnose(Evidence.of(G, 0.5 * THETA, THETA, 0.2))
+    assert drowned is not None
+    assert drowned.kind == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("right", "factor"),
+    [
+        pytest.param(np.full(4, 6.0), 1 / 3, id="equal entries"),
+        pytest.param(np.array([3.0, 4.0, 12.0, 84.0]), 0.2, id="a round norm before"),
+        pytest.param(G[0] / np.linalg.norm(G[0]) * 0.777777, 0.5 / 0.777777 * (1 + 1e-7), id="not quite round after"),
+    ],
+)
+def test_a_round_norm_by_coincidence_is_no_clipping(right: Floats, factor: float) -> None:
+    found = diagnose(Evidence.of(factor * right, right, np.ones(4)))
+    assert found is not None
+    assert found.kind == "scaled", found
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-200, 1e-320], ids=str)
+def test_a_norm_of_zero_is_no_limit(size: float) -> None:
+    spoiled = {name: Evidence.of(size * right, right, right) for name, right in (("a", G), ("b", CONV))}
+    assert all(found.kind in ("missing", "scaled", "unknown") for found in diagnose_all(spoiled).values())
+
+
+def test_slices_where_they_are_is_no_order() -> None:
+    barely_wrong = np.where(np.arange(24).reshape(4, 6) % 5 == 0, 2e-3, 0.0)
+    found = diagnose(Evidence.of(G + barely_wrong, G, THETA, 1e-3))
+    assert found is not None
+    assert found.kind != "permuted", found
+
+
+def test_a_factor_for_each_row() -> None:
+    factors = np.array([[0.5], [2.0], [3.0], [-1.0]])
+    found = slicewise(evidence(factors * G))
+    assert found is not None
+    assert (found.kind, "from -1 to 3" in found.message) == ("slicewise", True)
+    assert slicewise(evidence(factors * G + 1e-3 * THETA)) is None
+
+
+def test_a_product_of_vectors_has_a_factor_for_each_row_whatever_is_wrong() -> None:
+    row, column, other = G[0], THETA[:, :1], G[:, :1]
+    assert slicewise(evidence(other * row, column * row)) is None

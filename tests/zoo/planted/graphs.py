@@ -117,15 +117,15 @@ class MaskedRoot(nn.Module):
 
 def graph_bugs() -> Iterator[Planted]:
     inner = ("layer.inner.weight", "layer.inner.bias")
-    cut_off = {**dict.fromkeys(inner, "missing"), **dict.fromkeys(FRONT, "unknown")}
+    cut_off = {**dict.fromkeys(inner, "missing"), **dict.fromkeys(FRONT, "detached")}
     yield plant("branch-detached", surgery("branch_detached"), FRONT + inner, cut_off)
     yield plant("branch-under-no-grad", surgery("branch_under_no_grad"), FRONT + inner, cut_off)
     yield plant("branch-through-numpy", surgery("branch_through_numpy"), FRONT + inner, cut_off)
-    yield plant("branch-input-detached", surgery("branch_input_detached"), FRONT)
-    yield plant("skip-through-data", surgery("skip_through_data"), FRONT)
+    yield plant("branch-input-detached", surgery("branch_input_detached"), FRONT, "detached")
+    yield plant("skip-through-data", surgery("skip_through_data"), FRONT, "detached")
     yield plant("all-through-data", surgery("all_through_data"), FRONT, "missing")
     yield plant("weight-detached", surgery("weight_detached"), ("layer.inner.weight",), "missing")
-    yield plant("saved-tensor-changed-through-data", sandwich(DoubledInPlace), FRONT)
+    yield plant("saved-tensor-changed-through-data", sandwich(DoubledInPlace), FRONT, "slope")
     yield plant("saved-input-of-the-last-use", sandwich(Remembering), WEIGHT)
     yield plant("scale-through-item", sandwich(Gated), ("layer.scale",), "missing")
     yield plant("nan-behind-a-mask", sandwich(MaskedRoot), FRONT)

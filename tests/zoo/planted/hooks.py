@@ -51,7 +51,7 @@ def hook_bugs() -> Iterator[Planted]:
     yield plant("hook-weight-decay", hooked(decayed), WEIGHT, "weight_decay", "layer.weight")
     yield plant("hook-freezes-a-row", on_weight(multiplied_entry((1,), 0.0)), WEIGHT, "partial", "layer.weight")
     yield plant("hook-zero", on_weight(torch.zeros_like), WEIGHT, "missing", "layer.weight")
-    yield plant("backward-hook-clamps", on_input_gradient(lambda g: g.clamp(-0.01, 0.01)), FRONT)
+    yield plant("backward-hook-clamps", on_input_gradient(lambda g: g.clamp(-0.01, 0.01)), FRONT, "propagated")
     yield plant("backward-hook-scales", on_input_gradient(lambda g: g * 0.1), FRONT, "scaled")
 
 
@@ -94,7 +94,7 @@ class Recomputed(nn.Module):
 
 
 def random_bugs() -> Iterator[Planted]:
-    yield plant("dropout-mask-forgotten", sandwich(lambda w: Dropped("mask", w)), FRONT, "unknown", mode="train")
+    yield plant("dropout-mask-forgotten", sandwich(lambda w: Dropped("mask", w)), FRONT, "unmasked", mode="train")
     yield plant("dropout-scale-forgotten", sandwich(lambda w: Dropped("scale", w)), FRONT, "scaled", mode="train")
     inner = ("layer.inner.weight", "layer.inner.bias")
     yield plant("checkpoint-draws-another-mask", sandwich(Recomputed, 6), FRONT + inner, "unknown", mode="train")

@@ -77,9 +77,9 @@ def linear_bugs() -> Iterator[Planted]:
     yield linear_bug("bias-missing", one_part(2, torch.zeros_like), BIAS, "missing")
     yield linear_bug("bias-none", _no_bias_gradient, BIAS, "missing")
     yield linear_bug("bias-mean-for-sum", lambda g, x, w, b: (g @ w, g.T @ x, g.mean(0)), BIAS, "scaled")
-    yield linear_bug("bias-first-row-only", lambda g, x, w, b: (g @ w, g.T @ x, g[0]), BIAS, "unknown")
+    yield linear_bug("bias-first-row-only", lambda g, x, w, b: (g @ w, g.T @ x, g[0]), BIAS, "wrong_sum")
     square = lambda g, x, w, b: (g @ w, g.T @ x, g.sum(1))  # noqa: E731 - five features and five rows: it fits
-    yield linear_bug("bias-summed-over-features", square, BIAS, "unknown", width=5)
+    yield linear_bug("bias-summed-over-features", square, BIAS, "wrong_sum", width=5)
     yield linear_bug("input-untransposed", lambda g, x, w, b: (g @ w.T, g.T @ x, g.sum(0)), FRONT, "unknown")
     yield linear_bug("all-in-half", in_half, FRONT + WEIGHT + BIAS, "low_precision")
     yield linear_bug("all-divided-by-batch", _mean_twice, FRONT + WEIGHT + BIAS, "scaled")

@@ -54,13 +54,13 @@ def loss_bugs() -> Iterator[Planted]:
     yield loss_bug("mse-mean-over-batch-only", mean_square, lambda g, y, t: (g * 2 * (y - t) / len(y), None), "scaled")
     yield loss_bug("mse-sign", mean_square, lambda g, y, t: (g * 2 * (t - y) / y.numel(), None), "sign_flipped")
     plain = lambda g, y, t: (g * (torch.sigmoid(y) - t) / y.numel(), None)  # noqa: E731
-    yield loss_bug("bce-positive-weight-forgotten", weighted_bce, plain, "unknown")
+    yield loss_bug("bce-positive-weight-forgotten", weighted_bce, plain, "slope")
     cross = nn.functional.cross_entropy
     yield loss_bug("cross-entropy-sum", cross, lambda g, y, t: (g * one_hot_difference(y, t), None), "scaled", True)
     yield loss_bug(
-        "cross-entropy-without-target", cross, lambda g, y, t: (g * softmax(y) / len(y), None), "unknown", True
+        "cross-entropy-without-target", cross, lambda g, y, t: (g * softmax(y) / len(y), None), "missing_term", True
     )
     huber = lambda y, t: nn.functional.huber_loss(y, t, delta=0.3)  # noqa: E731
-    yield loss_bug("huber-never-linear", huber, lambda g, y, t: (g * (y - t) / y.numel(), None), "unknown")
+    yield loss_bug("huber-never-linear", huber, lambda g, y, t: (g * (y - t) / y.numel(), None), "slope")
     ignores = lambda g, y, t: (2 * (y - t) / y.numel(), None)  # noqa: E731 - right only where g is 1
     yield loss_bug("loss-ignores-incoming-gradient", mean_square, ignores, "scaled", weight=0.5)

@@ -85,17 +85,26 @@ class WeightNormed(nn.Module):
 
 
 def normalisation_bugs() -> Iterator[Planted]:
-    yield simple("softmax-without-coupling", softmax, lambda g, x: (g * softmax(x),))
+    yield simple("softmax-without-coupling", softmax, lambda g, x: (g * softmax(x),), "projection")
     diagonal = lambda g, x: (g * softmax(x) * (1 - softmax(x)),)  # noqa: E731 - the diagonal of the Jacobian alone
     yield simple("softmax-diagonal-only", softmax, diagonal)
-    yield simple("log-softmax-without-sum", lambda x: torch.log_softmax(x, -1), lambda g, x: (g - softmax(x),))
-    yield norm_bug("layer-norm-without-mean-terms", layer_norm_backward(False, False), FRONT)
-    yield norm_bug("layer-norm-without-mean-term", layer_norm_backward(mean_term=False), FRONT)
-    yield norm_bug("layer-norm-without-variance-term", layer_norm_backward(variance_term=False), FRONT)
-    yield norm_bug("layer-norm-weight-from-input", layer_norm_backward(weight_input=True), WEIGHT)
+    yield simple(
+        "log-softmax-without-sum", lambda x: torch.log_softmax(x, -1), lambda g, x: (g - softmax(x),), "projection"
+    )
+    yield norm_bug("layer-norm-without-mean-terms", layer_norm_backward(False, False), FRONT, "projection")
+    yield norm_bug("layer-norm-without-mean-term", layer_norm_backward(mean_term=False), FRONT, "projection")
+    yield norm_bug("layer-norm-without-variance-term", layer_norm_backward(variance_term=False), FRONT, "projection")
+    yield norm_bug("layer-norm-weight-from-input", layer_norm_backward(weight_input=True), WEIGHT, "wrong_sum")
     yield norm_bug("layer-norm-bias-averaged", layer_norm_backward(sum_bias=False), BIAS, "scaled")
     rms = formula(rms_norm, rms_norm_without_projection, weight=(4,))
-    yield plant("rms-norm-without-projection", sandwich(rms, 4), FRONT)
-    yield simple("unit-length-without-projection", unit_length, lambda g, x: (g / x.norm(dim=-1, keepdim=True),))
-    yield plant("batch-norm-statistics-detached", sandwich(BatchNormed), FRONT)
-    yield plant("weight-norm-detached", sandwich(WeightNormed), ("layer.v",))
+    yield plant("rms-norm-without-projection", sandwich(rms, 4), FRONT, "projection")
+    yield simple(
+        "unit-length-without-projection", unit_length, lambda g, x: (g / x.norm(dim=-1, keepdim=True),), "projection"
+    )
+    yield plant(
+        "batch-norm-statistics-detached",
+        sandwich(BatchNormed),
+        FRONT,
+        {"front.weight": "detached", "front.bias": "spurious"},
+    )
+    yield plant("weight-norm-detached", sandwich(WeightNormed), ("layer.v",), "projection")

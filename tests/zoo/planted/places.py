@@ -343,11 +343,11 @@ class Attending(nn.Module):
 def place_bugs() -> Iterator[Planted]:
     zero, one = ("0.weight", "0.bias"), ("1.0.linear.weight", "1.0.linear.bias")
     block = ("1.1.linear.weight", "1.1.linear.bias")
-    yield plant("three-modules-deep", network(deep), zero + one + block, culprit="1.1.inner.act.1")
+    yield plant("three-modules-deep", network(deep), zero + one + block, "slope", culprit="1.1.inner.act.1")
     layers = ("first.weight", "first.bias", "second.weight", "second.bias")
-    yield plant("shared-module", network(Shared), layers, culprit="act")
+    yield plant("shared-module", network(Shared), layers, "slope", culprit="act")
     yield plant("shared-module-remembers-last-input", network(UsedTwice), ("layer.weight",))
-    yield plant("model-detaches-a-skip", network(CutInTheModel), ("a.weight", "a.bias"), culprit="")
+    yield plant("model-detaches-a-skip", network(CutInTheModel), ("a.weight", "a.bias"), "detached", culprit="")
     listed = network(Listed)
     yield plant("parameter-list", listed, ("weights.0",), "partial", culprit="")
     front = ("front.weight", "front.bias")
@@ -356,22 +356,24 @@ def place_bugs() -> Iterator[Planted]:
     inside = network(lambda w: nn.Sequential(nn.Linear(3, 3), HookedInside(w), nn.Linear(3, 2)))
     yield plant("hook-on-a-tensor-inside", inside, (*zero, "1.linear.weight", "1.linear.bias"), culprit="1")
     inner = ("layer.inner.weight", "layer.inner.bias")
-    structured = {**dict.fromkeys(front, "unknown"), **dict.fromkeys(inner, "partial")}
+    structured = {**dict.fromkeys(front, "block"), **dict.fromkeys(inner, "partial")}
     yield plant("nested-structures", network(Nested), front + inner, structured)
     linear = ("linear.weight", "linear.bias")
     for reentrant in (True, False):
         build = network(lambda w, r=reentrant: Checkpointed(w, r))
         name = f"{'reentrant-' if reentrant else ''}checkpoint"
-        yield plant(name, build, front + linear, culprit="act")
+        kinds = "unknown" if reentrant else "slope"
+        yield plant(name, build, front + linear, kinds, culprit="act")
     aside = ("layer.linear.weight", "layer.linear.bias")
     yield plant("graph-out-by-an-attribute", network(ReadsAside), aside, "partial")
     both = (*zero, "2.weight", "2.bias")
-    yield plant("loss-module-with-a-submodule", loss_module, both, culprit="loss_fn")
+    yield plant("loss-module-with-a-submodule", loss_module, both, "slope", culprit="loss_fn")
     yield plant("loss-decay-detached", loss_decay, ("0.weight",), "weight_decay", culprit="loss_fn")
-    yield plant("loss-detaches-its-weights", loss_detached_inside, both, culprit="loss_fn")
+    yield plant("loss-detaches-its-weights", loss_detached_inside, both, "detached", culprit="loss_fn")
     middle = ("2.weight", "2.bias")
     yield plant("mistakes-that-cancel", network(cancelling), middle, "scaled", culprit="3")
-    yield plant("two-mistakes", network(two_bugs), both, culprit="3")
+    upstream_of_both = {**dict.fromkeys(zero, "propagated"), **dict.fromkeys(middle, "slope")}
+    yield plant("two-mistakes", network(two_bugs), both, upstream_of_both, culprit="3")
     yield plant("backward-pre-hook-scales", network(pre_hooked), zero, "scaled", culprit="1")
 
 
@@ -381,10 +383,10 @@ def _spoiled() -> dict[str, str]:
 
 def network_bugs() -> Iterator[Planted]:
     lstm = ("rnn.weight_ih_l0", "rnn.weight_hh_l0", "rnn.bias_ih_l0", "rnn.bias_hh_l0")
-    yield plant("lstm-before-a-mistake", network(Recurrent, 4), lstm, culprit="act")
+    yield plant("lstm-before-a-mistake", network(Recurrent, 4), lstm, "slope", culprit="act")
     conv = ("features.0.weight", "features.1.weight", "features.1.bias")
-    yield plant("convolutional-train", network(Convolutional, 8), conv, culprit="features.2", mode="train")
-    yield plant("convolutional-eval", network(Convolutional, 8), conv, culprit="features.2")
+    yield plant("convolutional-train", network(Convolutional, 8), conv, "slope", culprit="features.2", mode="train")
+    yield plant("convolutional-eval", network(Convolutional, 8), conv, "slope", culprit="features.2")
     attending = (
         "embed.weight",
         "embed.bias",
@@ -397,5 +399,5 @@ def network_bugs() -> Iterator[Planted]:
         "feed.0.weight",
         "feed.0.bias",
     )
-    kinds = {**dict.fromkeys(attending, "unknown")}
+    kinds = {**dict.fromkeys(attending, "slope")}
     yield plant("attention-before-a-mistake", network(Attending, 4), attending, kinds, culprit="feed.1")

@@ -54,12 +54,13 @@ def pretrained_bugs() -> Iterator[Planted]:
         "llama-activation",
         spoiled("llama", f"{layers}.mlp.act_fn", relu_slope, *checked),
         checked[:1],
+        "slope",
         culprit=f"{layers}.mlp.act_fn",
     )
     part = "bert.encoder.layer.0"
     checked = (f"{part}.intermediate.dense.bias", f"{part}.output.dense.bias", "classifier.bias")
     act = f"{part}.intermediate.intermediate_act_fn"
-    yield plant("bert-activation", spoiled("bert", act, relu_slope, *checked), checked[:1], culprit=act)
+    yield plant("bert-activation", spoiled("bert", act, relu_slope, *checked), checked[:1], "slope", culprit=act)
     part = "transformer.h.0"
     checked = (f"{part}.mlp.c_fc.bias", f"{part}.mlp.c_proj.bias")
     yield plant(
@@ -71,8 +72,8 @@ def pretrained_bugs() -> Iterator[Planted]:
     )
     act = "vit.layers.0.mlp.activation_fn"
     checked = ("vit.embeddings.cls_token", "vit.layers.0.mlp.fc1.bias", "classifier.bias")
-    yield plant("vit-activation", spoiled("vit", act, relu_slope, *checked), checked[:2], culprit=act)
+    yield plant("vit-activation", spoiled("vit", act, relu_slope, *checked), checked[:2], "slope", culprit=act)
     act = "decoder.block.0.layer.2.DenseReluDense.dropout"
     checked = ("decoder.block.0.layer.0.layer_norm.weight", "encoder.block.0.layer.0.layer_norm.weight")
     checked = (*checked, "decoder.final_layer_norm.weight")
-    yield plant("t5-dropout-doubles", spoiled("t5", act, doubled, *checked), checked[:2], culprit=act)
+    yield plant("t5-dropout-doubles", spoiled("t5", act, doubled, *checked), checked[:2], "propagated", culprit=act)

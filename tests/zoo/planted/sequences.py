@@ -104,15 +104,15 @@ def sequence_bugs() -> Iterator[Planted]:
         kinds = {**dict.fromkeys(FRONT, "unknown"), "layer.weight": "partial"}
         yield plant(f"lstm-{name}-gate-missing", sandwich(layer, 3, 2), FRONT + WEIGHT, kinds)
     cell = ("layer.cell.weight_ih", "layer.cell.weight_hh", "layer.cell.bias_ih", "layer.cell.bias_hh")
-    steps = {**dict.fromkeys(cell, "unknown"), **dict.fromkeys(FRONT, "partial")}  # right for the last step
+    steps = {**dict.fromkeys(cell, "detached"), **dict.fromkeys(FRONT, "partial")}  # right for the last step
     yield plant("rnn-state-detached", sandwich(Recurrent, 3, 2), FRONT + cell, steps)
     query, key, value = (f"layer.{part}.weight" for part in ("query", "key", "value"))
-    scaled = {**dict.fromkeys(FRONT, "unknown"), query: "scaled", key: "scaled"}
+    scaled = {**dict.fromkeys(FRONT, "propagated"), query: "scaled", key: "scaled"}
     for mistake, wrong, kinds in (
         ("unscaled", (*FRONT, query, key), scaled),
-        ("unmasked", (*FRONT, query, key, value), "unknown"),
+        ("unmasked", (*FRONT, query, key, value), {**dict.fromkeys((*FRONT, key, value), "unknown"), query: "block"}),
         ("key_untransposed", (*FRONT, key), "unknown"),
-        ("value_gradient_lost", (*FRONT, value), {**dict.fromkeys(FRONT, "unknown"), value: "missing"}),
+        ("value_gradient_lost", (*FRONT, value), {**dict.fromkeys(FRONT, "propagated"), value: "missing"}),
     ):
         layer = lambda w, m=mistake: Attention(m, w)  # noqa: E731
         yield plant(f"attention-{mistake.replace('_', '-')}", sandwich(layer, 6, 6), wrong, kinds)
@@ -154,5 +154,5 @@ class Rotated(nn.Module):
 
 
 def other_bugs() -> Iterator[Planted]:
-    yield plant("tied-weight-one-use-detached", tied_problem, ("tokens.weight",), culprit="")
+    yield plant("tied-weight-one-use-detached", tied_problem, ("tokens.weight",), "detached", culprit="")
     yield plant("complex-without-conjugate", sandwich(Rotated), WEIGHT, "partial")

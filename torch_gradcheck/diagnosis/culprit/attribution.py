@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning
 from torch_gradcheck.precision.lower_precisions import Rounding
+
+
+class Suspect(NamedTuple):
+    """A call whose backward may be wrong: its number in the run, and the name of the module that it is part of."""
+
+    number: int
+    call: RecordedCall
+    name: str
 
 
 @dataclass(frozen=True)
@@ -21,6 +30,7 @@ class Culprit:
         meanings: factors with a meaning in this run, such as the number of rows of the batch.
         order: names of the model's modules in the order in which they were first called.
         rounding: the lower precision that the culprit rounds gradients to; None where it does not.
+        suspects: the calls found wrong and all other calls of the same code.
     """
 
     name: str | None
@@ -28,6 +38,7 @@ class Culprit:
     meanings: tuple[FactorMeaning, ...] = ()
     order: tuple[str, ...] = ()
     rounding: Rounding | None = None
+    suspects: tuple[Suspect, ...] = ()
 
 
 @dataclass

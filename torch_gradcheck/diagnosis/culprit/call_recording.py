@@ -240,13 +240,18 @@ class Recording:
             if id(value) not in copies:
                 position = positions[id(value)]
                 copies[id(value)] = self._taps.copy(value)
-                copies[id(value)].register_hook(lambda gradient: _left(call, position, gradient))
+                call.tapped.append(position)
+                self._tap_input(call, position, copies[id(value)])
             return copies[id(value)]
 
         return (
             tuple(copy(value) for value in args),
             {name: copy(value) for name, value in kwargs.items()},
         )
+
+    def _tap_input(self, call: RecordedCall, position: int, copy: torch.Tensor) -> None:
+        """Does what a tap does to the copy that the callee is given in place of an input with a graph."""
+        copy.register_hook(lambda gradient: _left(call, position, gradient))
 
     def _finished(self, call: RecordedCall, result: Any) -> Any:
         if not self._outputs:

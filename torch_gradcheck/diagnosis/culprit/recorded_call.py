@@ -35,6 +35,7 @@ class RecordedCall:
         cotangents: the gradient that arrived for each output, None where none did.
         returned: the gradient that left the call for a tensor in `arguments`, by the tensor's position, where a tap saw
             it. A tensor that is given twice has one, at its first position.
+        tapped: positions of the inputs whose gradients would be in `returned`.
         leaks: whether a graph leaves the module by an attribute, besides its outputs.
         number: its place among the calls that no backward made; −1 for those that one made.
         ungraphed: copies of the outputs that have no graph though autograd was on, by position.
@@ -56,6 +57,7 @@ class RecordedCall:
     outputs: list[tuple[tuple[int, ...], float, float]] = field(default_factory=list)
     cotangents: list[torch.Tensor | None] = field(default_factory=list)
     returned: dict[int, torch.Tensor] = field(default_factory=dict)
+    tapped: list[int] = field(default_factory=list)
     leaks: bool = False
     number: int = -1
     ungraphed: dict[int, torch.Tensor] = field(default_factory=dict)

@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit
+from torch import nn
+
+from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Culprit, Suspect
 from torch_gradcheck.diagnosis.culprit.compiled import compiler_at_fault
 from torch_gradcheck.diagnosis.culprit.counts import meanings_of
 from torch_gradcheck.diagnosis.culprit.followed import (
@@ -131,7 +133,21 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
         name, notes = sentences.disturbed()
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
-    return Culprit(name, (*notes, cost), meanings_of(run.calls), sentences.order(run.calls), rounding)
+    suspects = _suspects(attributions, run.calls, sentences)
+    return Culprit(name, (*notes, cost), meanings_of(run.calls), sentences.order(run.calls), rounding, suspects)
+
+
+def _suspects(
+    attributions: Sequence[Attribution], calls: Sequence[RecordedCall], sentences: Sentences
+) -> tuple[Suspect, ...]:
+    """Calls with a mistake, and those of the same Function or class of module: they are likely to make it, too."""
+    wrong = {_code(call) for attribution in attributions for call in attribution.own if call is not None}
+    alike = [(k, call) for k, call in enumerate(calls) if _code(call) in wrong]
+    return tuple(Suspect(k, call, sentences.name_of(call)) for k, call in alike)
+
+
+def _code(call: RecordedCall) -> type:
+    return type(call.owner) if isinstance(call.owner, nn.Module) else call.owner
 
 
 def _attributions(

@@ -286,11 +286,12 @@ def _at_forward_of(owner: object) -> str:
 
 def _for_inputs(call: RecordedCall, paths: Sequence[str]) -> str:
     """The words " for x, weight": the inputs by their names in the Function's signature; "" for none."""
-    names = [_input_name(call, path) for path in paths]
+    names = [input_name(call, path) for path in paths]
     return f" for {', '.join(names)}" if names else ""
 
 
-def _input_name(call: RecordedCall, path: str) -> str:
+def input_name(call: RecordedCall, path: str) -> str:
+    """The name of a Function's or operator's input in its signature, such as "x" for the path "[0][0]"."""
     found = re.match(r"\[0\]\[(\d+)\](.*)", path)
     if found is None:
         return path

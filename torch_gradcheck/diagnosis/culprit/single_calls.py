@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -161,6 +161,23 @@ class CallRunner:
         if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
             return 0.0  # as in `contribution`
         return self._backward(call).of_theta[wrong]
+
+    def alone(self, call: RecordedCall) -> AbstractContextManager[None]:
+        """The regime in which a call is run alone; counts as one run.
+
+        Raises:
+            CannotBeRunAlone: the limit of runs is reached.
+        """
+        return self._alone(call)
+
+    def outputs_and_gradients(self, call: RecordedCall) -> tuple[list[torch.Tensor], list[torch.Tensor | None]]:
+        """What the call puts out when it is run alone, and what its backward then gives for each of its inputs.
+
+        Raises:
+            CannotBeRunAlone: the call raises, puts out something else than in the run, or the limit of runs is reached.
+        """
+        backward = self._backward(call)
+        return backward.outputs, backward.of_inputs
 
     def _backward(self, call: RecordedCall) -> _Backward:
         """The backward of a call by itself, run when it is first asked for.

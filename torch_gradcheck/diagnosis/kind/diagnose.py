@@ -9,15 +9,9 @@ import numpy as np
 
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import CLOSE, FactorMeaning
-from torch_gradcheck.diagnosis.kind.kinds import (
-    ENTRY_BY_ENTRY,
-    KINDS,
-    Finding,
-    clipped,
-    clipped_to_round_norm,
-    off_by,
-    unknown,
-)
+from torch_gradcheck.diagnosis.kind.finding import Finding
+from torch_gradcheck.diagnosis.kind.kinds import ENTRY_BY_ENTRY, KINDS, off_by, unknown
+from torch_gradcheck.diagnosis.kind.limits import clipped, clipped_to_round_norm
 from torch_gradcheck.precision.lower_precisions import Rounding
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 

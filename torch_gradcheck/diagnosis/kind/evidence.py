@@ -30,6 +30,9 @@ PROVEN = 0.01
 CONTRAST = 0.1
 """In a proven right entry, difference plus error bars are at most 1/10 of what they would be by the usual mistake."""
 
+STANDS_OUT = 10.0
+"""A mistake stands out if its norm is 10 times that of the allowed error bars."""
+
 NEGLIGIBLE = 1e-6
 """An entry below 1e-6 of the largest is no evidence of what is right."""
 
@@ -47,6 +50,7 @@ class Evidence:
         theta: the parameter's values.
         shape: of the parameter; a complex one has a last axis of 2 besides, (real, imaginary).
         has_complex_axis: whether `shape` has that last axis.
+        has_channels: whether the first two of more than two axes are output and input channels, as of a convolution.
         reached: False where the backward gave None.
         epsilon: machine epsilon of the precision the gradient on trial is kept in.
         tolerance: the relative error that passes.
@@ -60,13 +64,20 @@ class Evidence:
     theta: Floats
     shape: tuple[int, ...]
     has_complex_axis: bool = False
+    has_channels: bool = True
     reached: bool = True
     epsilon: float = float(np.finfo(np.float64).eps)
     tolerance: float = 1e-5
 
     @classmethod
     def of(
-        cls, analytic: Floats, numeric: Floats, theta: Floats, error_bar: Floats | float = 0.0, tolerance: float = 1e-5
+        cls,
+        analytic: Floats,
+        numeric: Floats,
+        theta: Floats,
+        error_bar: Floats | float = 0.0,
+        tolerance: float = 1e-5,
+        has_channels: bool = True,
     ) -> Evidence:
         """The evidence of two arrays of one shape: every entry is judged, and wrong beyond tolerance and error bar."""
         bars = np.broadcast_to(np.asarray(error_bar, dtype=np.float64), analytic.shape).ravel()
@@ -74,7 +85,17 @@ class Evidence:
         with np.errstate(invalid="ignore"):
             close = np.abs(flat - right) <= tolerance * (np.abs(flat) + np.abs(right)) + bars
         judged = np.ones(len(flat), dtype=bool)
-        return cls(flat, right, bars, ~close, judged, np.ravel(theta), np.shape(analytic), tolerance=tolerance)
+        return cls(
+            flat,
+            right,
+            bars,
+            ~close,
+            judged,
+            np.ravel(theta),
+            np.shape(analytic),
+            has_channels=has_channels,
+            tolerance=tolerance,
+        )
 
     def sample(self) -> Evidence | None:
         """Every k-th entry, about 10,000 of them, as a vector; None where there are no more, or few are wrong."""
@@ -122,6 +143,12 @@ class Evidence:
             agrees = off <= allowed + PROVEN * self.tolerance * size
             contrasts = off + allowed <= CONTRAST * usual * size
         return np.asarray(self.resolved & ~self.wrong & agrees & contrasts)
+
+    @cached_property
+    def stands_out(self) -> bool:
+        """Whether the mistake as a whole is clearly more than noise, which many coefficients would fit."""
+        bars = ERROR_BARS_ALLOWED * np.linalg.norm(self.error_bar[self.judged])
+        return bool(np.linalg.norm(self.off[self.judged]) > STANDS_OUT * bars)
 
     @cached_property
     def off(self) -> Floats:

@@ -9,6 +9,9 @@ from typing import NamedTuple
 CLOSE = 1e-5
 """Two factors are the same if they differ by at most this share of one of them: 2.00001 is 2."""
 
+COARSEST = 1e-2
+"""A factor known to no better than 1 % may still be a number it is that close to: 0.336 in bfloat16 is 1/3."""
+
 
 class FactorMeaning(NamedTuple):
     """A factor, and words on the mistake that it is a sign of."""
@@ -44,21 +47,23 @@ def count_meanings(count: int, of_what: str) -> list[FactorMeaning]:
     ]
 
 
-def meaning_of(factor: float, known: Sequence[FactorMeaning]) -> str:
+def meaning_of(factor: float, known: Sequence[FactorMeaning], uncertainty: float = 0.0) -> str:
     """Words on up to two things that `factor` may stand for, "" where none is known.
 
     Args:
         factor: wrong gradient / right gradient.
         known: factors with a meaning in this run, beside `ALWAYS` and powers of two from 2^8 on.
+        uncertainty: of the factor, relative to it; more than 1 % counts as 1 %.
     """
-    fitting = [meaning.words for meaning in (*ALWAYS, *known) if _close(factor, meaning.factor)]
+    within = min(max(CLOSE, uncertainty), COARSEST)
+    fitting = [meaning.words for meaning in (*ALWAYS, *known) if _close(factor, meaning.factor, within)]
     if not fitting and (power := _loss_scale(factor)):
         fitting = [f"{power}, a loss scale that was {'not taken out' if factor > 1 else 'divided out twice'}"]
     return ", or ".join(_distinct(fitting)[:2])
 
 
-def _close(one: float, other: float) -> bool:
-    return abs(one - other) <= CLOSE * abs(other)
+def _close(one: float, other: float, within: float = CLOSE) -> bool:
+    return abs(one - other) <= within * abs(other)
 
 
 def _loss_scale(factor: float) -> str:
@@ -71,3 +76,8 @@ def _loss_scale(factor: float) -> str:
 
 def _distinct(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))
+
+
+def factor_in_words(value: float) -> str:
+    """Four digits of a factor; eight where it is so close to 1 that four would hide the mistake: 1.0001."""
+    return f"{value:.4g}" if abs(value - 1) > 5e-4 else f"{value:.8g}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -45,7 +44,7 @@ def _whole_slices(evidence: Evidence) -> str:
     for axis in range(len(evidence.shape)):
         wrong, right = _along(evidence, evidence.wrong, axis), _along(evidence, evidence.right, axis)
         if not np.any(wrong & right) and np.sum(wrong) <= MOST_SLICES * np.sum(wrong | right):
-            return slices(evidence.shape, axis, np.flatnonzero(wrong), evidence.has_complex_axis)
+            return slices(evidence, axis, np.flatnonzero(wrong))
     return ""
 
 
@@ -56,7 +55,7 @@ def _block(evidence: Evidence) -> str:
     if np.any(evidence.right.reshape(evidence.shape)[inside]) or math.prod(map(len, which)) > FEW * evidence.wrong.size:
         return ""
     partial = [axis for axis, indices in enumerate(which) if len(indices) < evidence.shape[axis]]
-    return ", ".join(slices(evidence.shape, axis, which[axis], evidence.has_complex_axis) for axis in partial)
+    return ", ".join(slices(evidence, axis, which[axis]) for axis in partial)
 
 
 def _few_slices(evidence: Evidence) -> str:
@@ -66,9 +65,7 @@ def _few_slices(evidence: Evidence) -> str:
     share, axis = min(shares)
     if share > FEW:
         return ""
-    named = slices(
-        evidence.shape, axis, np.flatnonzero(_along(evidence, evidence.wrong, axis)), evidence.has_complex_axis
-    )
+    named = slices(evidence, axis, np.flatnonzero(_along(evidence, evidence.wrong, axis)))
     return f"{int(evidence.wrong.sum())} entries in {named}"
 
 
@@ -90,23 +87,25 @@ def _along(evidence: Evidence, flags: Flags, axis: int) -> Flags:
     return np.asarray(flags.reshape(evidence.shape).any(axis=others))
 
 
-def slices(shape: Sequence[int], axis: int, which: Indices, has_complex_axis: bool = False) -> str:
-    """Slices along an axis in words: "rows 3-5 of 10", "column 2 of 4"; the last one may be (real, imaginary) parts."""
-    if len(shape) > 1 and axis == len(shape) - 1 and has_complex_axis:
+def slices(evidence: Evidence, axis: int, which: Indices) -> str:
+    """Slices along an axis in words: "rows 3-5 of 10", "index 2 of 4 along axis 3", or one of the complex parts."""
+    shape = evidence.shape
+    if len(shape) > 1 and axis == len(shape) - 1 and evidence.has_complex_axis:
         return "the imaginary part" if which[0] else "the real part"
-    one, many = words_of_axis(len(shape) - has_complex_axis, axis)
+    one, many = words_of_axis(len(shape) - evidence.has_complex_axis, axis, evidence.has_channels)
     ranges = _ranges(which)
     named = ", ".join(ranges[:MOST_NAMED]) + (", ..." if len(ranges) > MOST_NAMED else "")
-    return f"{one if len(which) == 1 else many} {named} of {shape[axis]}"
+    noun, _, along = (one if len(which) == 1 else many).partition(" along ")
+    return f"{noun} {named} of {shape[axis]}" + (f" along {along}" if along else "")
 
 
-def words_of_axis(dimensions: int, axis: int) -> tuple[str, str]:
+def words_of_axis(dimensions: int, axis: int, has_channels: bool = True) -> tuple[str, str]:
     """The words for slices along an axis, one and many: ("row", "rows") for axis 0 of 2."""
     if dimensions == 1:
         return "entry", "entries"
     if dimensions == 2:
         return ("row", "rows") if axis == 0 else ("column", "columns")
-    if axis < 2:
+    if axis < 2 and has_channels:
         return ("output channel", "output channels") if axis == 0 else ("input channel", "input channels")
     return f"index along axis {axis}", f"indices along axis {axis}"
 

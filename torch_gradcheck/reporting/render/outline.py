@@ -248,7 +248,10 @@ def _tied(facts: Facts) -> tuple[str, ...]:
 
 
 def _alike(facts: Facts) -> list[list[ParameterReport]]:
-    """Returns the wrong rows in groups that one mistake explains. With a culprit, all unknown rows are one group."""
+    """Returns the wrong rows in groups that one mistake explains, those of a known kind first.
+
+    With a culprit, all unknown rows are one group.
+    """
     groups: dict[object, list[ParameterReport]] = {}
     for row in facts.mismatches:
         found = row.diagnosis
@@ -259,7 +262,7 @@ def _alike(facts: Facts) -> list[list[ParameterReport]]:
         )
         key = row.name if single or found is None else (found.kind, found.factor and figure(found.factor))
         groups.setdefault(key, []).append(row)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda rows: rows[0].diagnosis is None or not rows[0].diagnosis.kind.is_known)
 
 
 def _mistakes(rows: Sequence[ParameterReport]) -> list[Mistake]:

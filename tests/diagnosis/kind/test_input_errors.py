@@ -1,0 +1,133 @@
+"""What is wrong with the gradient of a call's input is told from the numbers of that call; near misses are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.diagnosis.kind.input_errors import InputGradient, input_mistake
+from torch_gradcheck.reporting.facts import DiagnosisKind
+
+DRAW = np.random.default_rng(4)
+X, Y, UP, G = (DRAW.normal(size=(5, 6)) for _ in range(4))
+ROW, COLUMN = DRAW.normal(size=(5, 1)), DRAW.normal(size=(1, 6))
+BLOCK = DRAW.normal(size=(3, 5, 4))
+NOISE = 1e-6 * DRAW.normal(size=(5, 6))
+
+
+def gradient(on_trial: Floats, right: Floats = G, value: Floats = X) -> InputGradient:
+    fitting = on_trial.shape == X.shape
+    upstream, outputs = ({"the upstream gradient": UP}, {"the output": Y}) if fitting else ({}, {})
+    return InputGradient(on_trial, right, value, upstream, outputs)
+
+
+TOLD: dict[str, tuple[Floats, str, str]] = {
+    "twice": (2 * G, "propagated", "is 2 × the right one"),
+    "1.0001 times": (1.0001 * G, "propagated", "is 1.0001 × the right one"),
+    "minus": (-G, "propagated", "is minus the right one"),
+    "zero": (0 * G, "propagated", "is zero or None"),
+    "reversed": (G[:, ::-1], "propagated", "with columns reversed"),
+    "transposed": (G.T.reshape(5, 6), "propagated", "transposed"),
+    "limited": (G.clip(-0.5, 0.5), "propagated", "limited in value"),
+    "a factor for each row": (G * ROW, "propagated", "another factor in each slice along axis 1"),
+    "plus upstream": (G + UP, "missing_term", "off by 1 · the upstream gradient in every entry"),
+    "minus output": (G - 0.5 * Y, "missing_term", "off by -0.5 · the output"),
+    "plus input": (G + 0.1 * X, "missing_term", "off by 0.1 · the input"),
+    "plus 1": (G + 0.1, "missing_term", "off by 0.1 · 1 "),
+    "mean left in": (G + ROW, "projection", "a multiple of 1 (its mean) along axis 1"),
+    "mean over the batch left in": (G + COLUMN, "projection", "a multiple of 1 (its mean) along axis 0"),
+    "along the input": (G + ROW * X, "projection", "a multiple of the input along axis 1"),
+    "along the output": (G + ROW * Y, "projection", "a multiple of the output along axis 1"),
+    "along the centred input": (
+        G + ROW * (X - X.mean(1, keepdims=True)),
+        "projection",
+        "a multiple of the input less its mean along axis 1",
+    ),
+    "mean and input": (G + ROW + ROW[::-1] * X, "projection", "1 (its mean) and one of the input along axis 1"),
+    "a row lost": (np.where(np.arange(5)[:, None] == 3, 0, G), "block", "row 3 of 5, where it is zero"),
+    "a block twice": (G * (1 + (np.arange(5)[:, None] > 3) * (np.arange(6) > 3)), "block", "entries [4, 4], [4, 5]"),
+}
+
+NOT_TOLD: dict[str, Floats] = {
+    "mean and noise": G + ROW + NOISE,
+    "upstream and noise": G + UP + NOISE,
+    "twice and noise": 2 * G + NOISE,
+    "rows of two things": G + ROW * X * Y,
+    "a factor for each row, and noise": G * ROW + NOISE,
+    "three terms for each row": G + ROW + ROW[::-1] * X + ROW**2 * Y,
+    "another gradient": UP * Y,
+    "a factor for each row of another gradient": UP * ROW,
+}
+
+
+@pytest.mark.parametrize(("on_trial", "kind", "words"), TOLD.values(), ids=TOLD)
+def test_kind_and_words(on_trial: Floats, kind: str, words: str) -> None:
+    found = input_mistake(gradient(on_trial))
+    assert found is not None
+    assert found.kind == kind, found
+    assert words in found.words
+    np.testing.assert_allclose(found.error, on_trial - G, atol=1e-12)
+
+
+@pytest.mark.parametrize("on_trial", NOT_TOLD.values(), ids=NOT_TOLD)
+def test_near_misses_are_not_told(on_trial: Floats) -> None:
+    assert input_mistake(gradient(on_trial)) is None
+
+
+@pytest.mark.parametrize("on_trial", [G, G + 1e-15, G * np.nan], ids=["the same", "rounded", "NaN"])
+def test_what_is_right_or_not_finite_has_no_mistake(on_trial: Floats) -> None:
+    assert input_mistake(gradient(on_trial)) is None
+
+
+MASK = np.where(DRAW.uniform(size=(5, 6)) < 0.5, 0.0, 1.0)
+
+
+def test_what_is_masked_in_the_forward_only() -> None:
+    found = input_mistake(gradient(UP * Y, MASK * UP * Y))
+    assert found is not None
+    assert (found.kind, "masked in the forward" in found.words) == ("unmasked", True)
+    also_wrong_elsewhere = np.where(np.arange(6) == 2, 2, 1) * UP * Y
+    elsewhere = input_mistake(gradient(also_wrong_elsewhere, MASK * UP * Y))
+    assert elsewhere is None or elsewhere.kind is not DiagnosisKind.UNMASKED
+
+
+@pytest.mark.parametrize(
+    ("slope", "where"),
+    [
+        pytest.param(lambda x: 1 - np.tanh(x), "everywhere", id="everywhere"),
+        pytest.param(lambda x: np.where(x < 0, 0.1, 1 - np.tanh(x) ** 2), "or less", id="on the left"),
+        pytest.param(lambda x: np.where(x > 0, 0.1, 1 - np.tanh(x) ** 2), "or more", id="on the right"),
+        pytest.param(lambda x: np.where(abs(x) < 0.5, 0.1, 1 - np.tanh(x) ** 2), "from -0.", id="in the middle"),
+        pytest.param(lambda x: np.where(abs(x) > 0.5, 0.1, 1 - np.tanh(x) ** 2), "of 30 entries", id="outside"),
+    ],
+)
+def test_where_a_slope_is_wrong(slope: Callable[[Floats], Floats], where: str) -> None:
+    pointwise = replace(gradient(UP * slope(X), UP * (1 - np.tanh(X) ** 2)), elementwise=True)
+    found = input_mistake(pointwise)
+    assert found is not None
+    assert found.kind == "slope", found
+    assert where in found.words
+    mixing = input_mistake(replace(pointwise, elementwise=False))
+    assert mixing is None or mixing.kind is not DiagnosisKind.SLOPE
+
+
+def test_axes_of_activations_are_no_channels() -> None:
+    lost = np.where(np.arange(5)[:, None] == 1, 0, BLOCK)
+    found = input_mistake(gradient(lost, BLOCK, BLOCK[::-1]))
+    assert found is not None
+    assert (found.kind, "index 1 of 5 along axis 1" in found.words) == ("block", True)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 6), (5, 2)], ids=["one short row", "rows of two"])
+def test_few_entries_prove_no_projection(rows: int, columns: int) -> None:
+    right = G[:rows, :columns]
+    found = input_mistake(gradient(right + ROW[:rows], right, X[:rows, :columns]))
+    assert found is None or found.kind is not DiagnosisKind.PROJECTION
+
+
+def test_a_product_of_vectors_has_a_factor_for_each_row_whatever_is_wrong() -> None:
+    assert input_mistake(gradient(ROW * Y[:1], ROW * X[:1])) is None

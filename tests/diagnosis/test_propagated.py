@@ -1,0 +1,101 @@
+"""A parameter upstream of a culprit is told by the culprit's input gradient only where putting that right mends it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.zoo.losses import squared_error
+from tests.zoo.snapshot import Snapshot
+from torch_gradcheck import DiagnosisKind, Report, check_module
+from torch_gradcheck.diagnosis import propagated
+from torch_gradcheck.diagnosis.kind.input_errors import InputGradient, InputMistake
+
+
+class Silu(torch.autograd.Function):
+    """x · σ(x), its second term forgotten; raises in every backward after the first `good` ones."""
+
+    good = 1000
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * torch.sigmoid(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        Silu.good -= 1
+        if Silu.good < 0:
+            raise RuntimeError("no more")
+        (x,) = ctx.saved_tensors
+        return grad * torch.sigmoid(x)
+
+
+class Activation(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = Silu.apply(x)
+        return y
+
+
+def chain(layers: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    hidden = [module for _ in range(layers) for module in (nn.Linear(3, 3), Activation())]
+    return nn.Sequential(*hidden, nn.Linear(3, 2))
+
+
+def check(model: nn.Module, **options: Any) -> Report:
+    torch.manual_seed(1)
+    return check_module(model, squared_error, (torch.randn(5, 3), torch.randn(5, 2)), **options)
+
+
+def told(report: Report) -> dict[str, str]:
+    return {row.name: str(row.diagnosis.kind) for row in report.mismatches if row.diagnosis}
+
+
+def test_calls_in_a_row_are_put_right_from_the_loss_upwards() -> None:
+    report = check(chain(3))
+    assert set(told(report).values()) == {"slope"}
+    said = {row.name: row.diagnosis.message for row in report.mismatches if row.diagnosis}
+    assert "module 5 has the wrong slope" in said["4.weight"]
+    assert "likewise" not in said["4.weight"]
+    assert "likewise in 1 more call)" in said["2.weight"]
+    assert "likewise in 2 more calls)" in said["0.weight"]
+
+
+def test_it_takes_one_run_of_j_for_each_mistake_and_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_it = check(chain(3)).evaluations
+    monkeypatch.setattr("torch_gradcheck.diagnosis.findings.propagated", lambda *_: {})
+    assert with_it - check(chain(3)).evaluations == 4
+
+
+def test_a_fit_that_explains_nothing_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_fit(gradient: InputGradient) -> InputMistake:
+        return InputMistake(DiagnosisKind.SLOPE, "is off", 0.9 * gradient.error)
+
+    monkeypatch.setattr(propagated, "input_mistake", wrong_fit)
+    assert set(told(check(chain(1))).values()) == {"unknown"}
+
+
+def test_a_backward_that_raises_then_leaves_the_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Silu, "good", 10**6)
+    check(chain(1))
+    used = 10**6 - Silu.good
+    monkeypatch.setattr(Silu, "good", used - 2)
+    assert told(check(chain(1))) == {"0.weight": "unknown", "0.bias": "unknown"}
+
+
+def test_nothing_changes() -> None:
+    model, batch = chain(2), (torch.randn(5, 3), torch.randn(5, 2))
+    model.get_parameter("0.weight").grad = torch.ones(3, 3)
+    before = Snapshot(model=model, batch=batch)
+    report = check_module(model, squared_error, batch)
+    assert before.changes() == []
+    assert set(told(report).values()) == {"slope"}
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.float32, "tolerance": 1e-2}, {"hold_detached": True}], ids=str)
+def test_other_checks_find_it_as_well(options: dict[str, Any]) -> None:
+    assert set(told(check(chain(1), **options))) == {"0.weight", "0.bias"}

@@ -1,0 +1,286 @@
+"""What is wrong with the gradient that one call gives for one of its inputs, from the numbers of that call.
+
+Both gradients come from the same upstream gradient in float64, so a fit leaves next to nothing, and every entry beyond
+its few coefficients counts against coincidence. What fits nothing is not named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+
+from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import factor_in_words
+from torch_gradcheck.diagnosis.kind.finding import Kind
+from torch_gradcheck.diagnosis.kind.kinds import partial
+from torch_gradcheck.diagnosis.kind.limits import clipped
+from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
+from torch_gradcheck.diagnosis.kind.slicewise import (
+    ENOUGH,
+    along_in_words,
+    are_independent,
+    axes_of_slices,
+    fitted_by_slices,
+)
+from torch_gradcheck.diagnosis.kind.terms import factors_by_slices, factors_in_words
+from torch_gradcheck.reporting.facts import DiagnosisKind
+
+EXACT = 1e-8
+"""A fit leaves at most 1e-8 of the error's norm: both gradients are known to about 1e-14 of the right one's."""
+
+RIGHT = 1e-9
+"""A gradient that is off by at most 1e-9 of its norm is right; an entry, of the largest entry."""
+
+LARGEST = 4_000_000
+"""Larger gradients are not fitted."""
+
+RUN = 3
+"""So many wrong slopes, at least, show where on the axis of the input they lie."""
+
+ZERO = 1e-13
+"""An entry below 1e-13 of the largest is zero."""
+
+
+@dataclass(frozen=True)
+class InputGradient:
+    """The gradient that a call gives for an input, beside the right one; all arrays have the input's shape.
+
+    Attributes:
+        on_trial: what the backward gives.
+        right: what it should give.
+        value: the input.
+        upstream: the gradients that arrived for outputs of this shape, by name.
+        outputs: the outputs of this shape, by name.
+        others: other inputs of this shape, such as targets, by name.
+        elementwise: every entry of the output, and of both gradients, depends on the same entry of the input only.
+    """
+
+    on_trial: Floats
+    right: Floats
+    value: Floats
+    upstream: Mapping[str, Floats] = field(default_factory=dict)
+    outputs: Mapping[str, Floats] = field(default_factory=dict)
+    others: Mapping[str, Floats] = field(default_factory=dict)
+    elementwise: bool = False
+
+    @property
+    def error(self) -> Floats:
+        """By how much the gradient is off."""
+        return np.asarray(self.on_trial - self.right)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it is off by rounding only."""
+        return bool(
+            np.linalg.norm(self.error) <= RIGHT * max(np.linalg.norm(self.right), np.linalg.norm(self.on_trial))
+        )
+
+    @property
+    def wrong(self) -> Flags:
+        """The entries that are off by more than rounding."""
+        largest = max(float(np.max(np.abs(self.right), initial=0.0)), float(np.max(np.abs(self.on_trial), initial=0.0)))
+        return np.asarray(np.abs(self.error) > RIGHT * largest)
+
+
+@dataclass(frozen=True)
+class InputMistake:
+    """The mistake in the gradient of an input.
+
+    Attributes:
+        kind: of the parameters upstream that it spoils.
+        words: what is wrong with it, as the end of a sentence that begins "the gradient of the input".
+        error: by how much it is off according to the fit, shape of the input.
+        factor: on the right gradient or on the term, None without one.
+    """
+
+    kind: DiagnosisKind
+    words: str
+    error: Floats
+    factor: float | None = None
+
+
+def input_mistake(gradient: InputGradient) -> InputMistake | None:
+    """The mistake, None where the gradient is right or none of the fits explains it."""
+    finite = bool(np.all(np.isfinite(gradient.on_trial)) and np.all(np.isfinite(gradient.right)))
+    if not finite or gradient.is_right or not np.any(gradient.right) or gradient.right.size > LARGEST:
+        return None
+    with np.errstate(all="ignore"):
+        return next((found for fit in FITS if (found := fit(gradient)) is not None), None)
+
+
+def _factor(gradient: InputGradient) -> InputMistake | None:
+    """PROPAGATED: a factor on all of it, 0 and −1 among them."""
+    factor = _coefficient(gradient.on_trial, gradient.right)
+    left = gradient.on_trial - factor * gradient.right
+    if not _leaves_nothing(left, gradient.error) or np.sum(gradient.right != 0) < ENOUGH:
+        return None
+    factor = 0.0 if abs(factor) < EXACT else factor
+    words = "zero or None" if not factor else "minus the right one" if abs(factor + 1) < EXACT else ""
+    words = words or f"{factor_in_words(factor)} × the right one"
+    return InputMistake(DiagnosisKind.PROPAGATED, f"is {words}", (factor - 1) * gradient.right, factor)
+
+
+def _term(gradient: InputGradient) -> InputMistake | None:
+    """MISSING_TERM: off by one and the same multiple of the upstream gradient, an output, the input or 1."""
+    known = chain(gradient.upstream.items(), gradient.outputs.items(), gradient.others.items())
+    for name, term in [*known, ("the input", gradient.value), ("1", np.ones(gradient.right.shape))]:
+        if np.sum(np.abs(term) > ZERO) <= ENOUGH:
+            continue
+        factor = _coefficient(gradient.error, term)
+        if _leaves_nothing(gradient.error - factor * term, gradient.error):
+            words = f"is off by {factor_in_words(factor)} · {name} in every entry: a term too few or too many"
+            return InputMistake(DiagnosisKind.MISSING_TERM, words, factor * term, factor)
+    return None
+
+
+def _projection(gradient: InputGradient) -> InputMistake | None:
+    """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each."""
+    for axes in axes_of_slices(gradient.right.ndim):
+        for names, basis in _bases(gradient, axes):
+            fit = fitted_by_slices(gradient.error, basis, axes)
+            if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
+                words = (
+                    f"is right up to a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in "
+                    "each slice: the terms that take this part out are missing or wrong"
+                )
+                return InputMistake(DiagnosisKind.PROJECTION, words, fit)
+    return None
+
+
+def _bases(gradient: InputGradient, axes: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], list[Floats]]]:
+    """What the error may be a multiple of, slice by slice, with names: single things before pairs of them."""
+    ones, value = np.ones(gradient.right.shape), gradient.value
+    outputs = list(gradient.outputs.items())
+    single = [("1 (its mean)", ones), ("the input", value), *outputs]
+    single += [(f"exp({name})", np.exp(values)) for name, values in outputs if np.all(values <= 0)]
+    yield from (((name,), [values]) for name, values in single)
+    yield ("the input less its mean",), [value - np.mean(value, axis=axes, keepdims=True)]
+    yield from ((("1 (its mean)", name), [ones, values]) for name, values in single[1:])
+
+
+def _slicewise(gradient: InputGradient) -> InputMistake | None:
+    """PROPAGATED: the right gradient times another factor in every slice."""
+    for axes in axes_of_slices(gradient.right.ndim):
+        fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes)
+        fits = fit is not None and _leaves_nothing(gradient.on_trial - fit, gradient.error)
+        if fit is not None and fits and are_independent(gradient.right, axes):
+            words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), axes)}"
+            return InputMistake(DiagnosisKind.PROPAGATED, words, fit - gradient.right)
+    return None
+
+
+def _unmasked(gradient: InputGradient) -> InputMistake | None:
+    """UNMASKED: wrong only where the right gradient is zero, and not at all elsewhere."""
+    zero = np.abs(gradient.right) <= ZERO * np.max(np.abs(gradient.right))
+    wrong = gradient.wrong
+    count, masked = int(np.sum(wrong)), int(np.sum(zero))
+    if np.any(wrong & ~zero) or count < 2 or int(np.sum(~zero)) < ENOUGH:
+        return None
+    words = (
+        f"is not zero at {count} of the {masked} entries where it should be: masked in the forward, not in the backward"
+    )
+    return InputMistake(DiagnosisKind.UNMASKED, words, np.where(wrong, gradient.error, 0.0))
+
+
+def _slope(gradient: InputGradient) -> InputMistake | None:
+    """SLOPE: the call works entry by entry, and its derivative is wrong everywhere or on one side of a value."""
+    where = _where(*_tried(gradient)) if _is_pointwise(gradient) else ""
+    return _with_slope(gradient, where) if where else None
+
+
+def _slope_somewhere(gradient: InputGradient) -> InputMistake | None:
+    """SLOPE: the call works entry by entry, and its derivative is wrong in some entries without a pattern."""
+    if not _is_pointwise(gradient):
+        return None
+    _, wrong = _tried(gradient)
+    return _with_slope(gradient, f"in {int(np.sum(wrong))} of {wrong.size} entries")
+
+
+def _is_pointwise(gradient: InputGradient) -> bool:
+    """Whether slopes can be told, and some are wrong."""
+    if not gradient.elementwise or len(gradient.upstream) != 1:
+        return False
+    _, wrong = _tried(gradient)
+    return wrong.size >= ENOUGH and bool(np.any(wrong))
+
+
+def _tried(gradient: InputGradient) -> tuple[Floats, Flags]:
+    """The inputs that an upstream gradient arrived for, and whether the slope is wrong there."""
+    known = _arrived(gradient)
+    return gradient.value[known], gradient.wrong[known]
+
+
+def _arrived(gradient: InputGradient) -> Flags:
+    (upstream,) = gradient.upstream.values()
+    return np.asarray(np.abs(upstream) > ZERO * np.max(np.abs(upstream)))
+
+
+def _with_slope(gradient: InputGradient, where: str) -> InputMistake:
+    """The mistake, with the slope that is off the most."""
+    (upstream,) = gradient.upstream.values()
+    off = np.where(gradient.wrong & _arrived(gradient), np.abs(gradient.error / upstream), 0.0)
+    worst = np.unravel_index(np.argmax(off), off.shape)
+    x, on_trial, right, g = (
+        float(each[worst]) for each in (gradient.value, gradient.on_trial, gradient.right, upstream)
+    )
+    words = f"has the wrong slope {where}: at {x:.4g} it is {on_trial / g:.4g}, the derivative is {right / g:.4g}"
+    return InputMistake(DiagnosisKind.SLOPE, words, gradient.error)
+
+
+def _where(values: Floats, wrong: Flags) -> str:
+    """The inputs with a wrong slope, in words: all, or those on one side of a value or between two; "" for others."""
+    if np.all(wrong):
+        return "everywhere"
+    low, high = float(np.min(values[wrong])), float(np.max(values[wrong]))
+    if np.sum(wrong) < RUN or np.any(~wrong & (values >= low) & (values <= high)):
+        return ""
+    if high == np.max(values):
+        return f"where the input is {low:.4g} or more"
+    return f"where the input is {high:.4g} or less" if low == np.min(values) else f"from {low:.4g} to {high:.4g}"
+
+
+def _misplaced(gradient: InputGradient) -> InputMistake | None:
+    """PROPAGATED: transposed, permuted or limited in value, as gradients of parameters are."""
+    return _as_of_parameter(gradient, (transposed, permuted, clipped), DiagnosisKind.PROPAGATED)
+
+
+def _block(gradient: InputGradient) -> InputMistake | None:
+    """BLOCK: right except in places that can be named: rows, a head, a tile, single entries."""
+    return _as_of_parameter(gradient, (partial,), DiagnosisKind.BLOCK)
+
+
+def _as_of_parameter(gradient: InputGradient, kinds: tuple[Kind, ...], kind: DiagnosisKind) -> InputMistake | None:
+    noise = RIGHT * float(np.max(np.abs(gradient.right)))
+    evidence = Evidence.of(gradient.on_trial, gradient.right, gradient.value, noise, RIGHT, has_channels=False)
+    found = next((each for fit in kinds if (each := fit(evidence, ())) is not None), None)
+    if found is None:
+        return None
+    words = found.diagnosis.message.removeprefix("dθ ").replace("dθ", "it")
+    return InputMistake(kind, words, gradient.error)
+
+
+FITS: tuple[Callable[[InputGradient], InputMistake | None], ...] = (
+    _factor,
+    _term,
+    _unmasked,
+    _slope,
+    _projection,
+    _misplaced,
+    _block,
+    _slicewise,
+    _slope_somewhere,
+)
+"""All fits, in the order in which they are tried: those with the fewest coefficients first."""
+
+
+def _coefficient(values: Floats, of: Floats) -> float:
+    """The multiple of `of` that is closest to `values`."""
+    return float(np.vdot(values, of) / np.vdot(of, of))
+
+
+def _leaves_nothing(left: Floats, error: Floats) -> bool:
+    return bool(np.linalg.norm(left) <= EXACT * np.linalg.norm(error))

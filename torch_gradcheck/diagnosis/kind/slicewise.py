@@ -1,0 +1,74 @@
+"""Least squares slice by slice: values as a combination of a few tensors, with other coefficients in every slice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from torch_gradcheck.arrays import Floats
+
+ENOUGH = 4
+"""So many entries beyond the coefficients of a fit, at least, must agree with it."""
+
+LONG = 8
+"""A single slice proves a fit if it has at least 8 entries; of shorter ones it takes two."""
+
+INDEPENDENT = 1e-3
+"""Slices are independent if a singular value is more than 1e-3 of the largest one."""
+
+SPOILED = 1e-8
+"""A slice counts if its norm is more than 1e-8 of the largest one's."""
+
+
+def axes_of_slices(dimensions: int) -> Iterator[tuple[int, ...]]:
+    """Sets of axes that slices may go along, the last axis first: single ones, and all but one."""
+    yield from ((axis,) for axis in reversed(range(dimensions)))
+    if dimensions > 2:
+        for kept in (0, 1, dimensions - 1):
+            yield tuple(axis for axis in range(dimensions) if axis != kept)
+
+
+def fitted_by_slices(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...]) -> Floats | None:
+    """The combination of `basis` that is closest to `values` in every slice along `axes`; None if it proved nothing.
+
+    It proves something where each slice has two entries more than coefficients, and where the entries beyond the
+    coefficients of all slices that are not zero are enough to exclude coincidence.
+    """
+    count = int(np.prod([values.shape[axis] for axis in axes]))
+    if count < len(basis) + 2:
+        return None
+    sizes = np.sqrt(np.sum(np.square(values), axis=axes))
+    spoiled = int(np.sum(sizes > SPOILED * np.max(sizes, initial=0.0)))
+    too_few = (spoiled < 2 and count < LONG) or spoiled * (count - len(basis)) < ENOUGH
+    return None if too_few else _projected(values, basis, axes)
+
+
+def _projected(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...]) -> Floats:
+    """`values` projected onto `basis`, slice by slice, by Gram-Schmidt."""
+    directions: list[Floats] = []
+    for each in basis:
+        left = each - sum(_part(each, direction, axes) for direction in directions)
+        left = left - sum(_part(left, direction, axes) for direction in directions)  # once more, for the rounding
+        directions.append(np.asarray(left))
+    return np.asarray(sum(_part(values, direction, axes) for direction in directions))
+
+
+def _part(values: Floats, direction: Floats, axes: tuple[int, ...]) -> Floats:
+    """The part of `values` along `direction` in every slice; 0 where that is 0."""
+    square = np.sum(np.square(direction), axis=axes, keepdims=True)
+    product = np.sum(values * direction, axis=axes, keepdims=True)
+    return np.asarray(np.divide(product, square, out=np.zeros_like(square), where=square > 0) * direction)
+
+
+def are_independent(values: Floats, axes: tuple[int, ...]) -> bool:
+    """Whether the slices along `axes` are no multiples of one: else they are so again after most mistakes upstream."""
+    kept = [axis for axis in range(values.ndim) if axis not in axes]
+    count = int(np.prod([values.shape[axis] for axis in axes]))
+    slices = np.transpose(values, [*kept, *axes]).reshape(-1, count)
+    return int(np.linalg.matrix_rank(slices, rtol=INDEPENDENT)) > 1
+
+
+def along_in_words(axes: tuple[int, ...]) -> str:
+    """The words "along axis 1" or "along axes 0, 2"."""
+    return f"along {'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"

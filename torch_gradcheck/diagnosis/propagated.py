@@ -1,0 +1,155 @@
+"""Explains wrong parameters by the gradient that a culprit gives for its input, and proves it by putting that right.
+
+The right gradient of the input comes from a record of the one call. What is wrong with it is fitted there, where the
+error is not mixed yet. Then J's backward runs once more with the fitted error taken away: a parameter whose gradient is
+right then was wrong because of it. Calls are put right from the loss upwards, since each of them spoils what arrives at
+those before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.diagnosis.culprit.attribution import Culprit, Suspect
+from torch_gradcheck.diagnosis.culprit.corrected_run import CorrectedRun, Correction, corrected_run
+from torch_gradcheck.diagnosis.culprit.input_gradients import input_gradients, where_in_words
+from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.input_errors import InputMistake, input_mistake
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+
+MOST_CALLS = 24
+"""So many calls, at most, are recorded to see what is wrong with them."""
+
+MOST_CORRECTIONS = 16
+"""Up to 16 mistakes are put right, each by one more run of J and its backward: those nearest to the loss."""
+
+NO_EFFECT = 1e-12
+"""A correction that changes a gradient by less than this share of it has nothing to do with it."""
+
+
+class _Fitted(NamedTuple):
+    """The mistake in the gradient of one input of one call, and what names it in a sentence."""
+
+    suspect: Suspect
+    position: int
+    where: str
+    mistake: InputMistake
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """The place of its correction in a run."""
+        return self.suspect.number, self.position
+
+    @property
+    def correction(self) -> Correction:
+        """What puts it right."""
+        return Correction(torch.from_numpy(-self.mistake.error), self.position in self.suspect.call.returned)
+
+    @property
+    def name(self) -> tuple[type, int, DiagnosisKind]:
+        """The mistake's name: one that the same code makes in several calls has the same one."""
+        owner = self.suspect.call.owner
+        return type(owner) if isinstance(owner, nn.Module) else owner, self.position, self.mistake.kind
+
+
+@dataclass
+class _Repair:
+    """Mistakes put right one after the other.
+
+    Attributes:
+        problem: J and θ, the model lent.
+        run: the run with all corrections so far.
+        fitted: the mistakes put right so far.
+        effects: by how much each of them changes the gradients, by position in θ.
+    """
+
+    problem: Problem
+    run: CorrectedRun
+    fitted: list[_Fitted] = field(default_factory=list)
+    effects: list[dict[int, Floats]] = field(default_factory=list)
+
+    def put_right(self, mistake: _Fitted) -> None:
+        """One more correction: one more run."""
+        self.fitted.append(mistake)
+        before = self.run.gradients
+        self.run = corrected_run(self.problem, {each.key: each.correction for each in self.fitted})
+        self.effects.append({k: after.values - before[k].values for k, after in self.run.gradients.items()})
+
+    def of(self, position: int) -> list[_Fitted]:
+        """The mistakes that spoil a parameter."""
+        size = NO_EFFECT * float(np.linalg.norm(self.run.gradients[position].values))
+        pairs = zip(self.fitted, self.effects, strict=True)
+        return [each for each, effect in pairs if np.linalg.norm(effect[position]) > size]
+
+
+def propagated(
+    problem: Problem, culprit: Culprit, evidences: Mapping[int, Evidence], unknown: Sequence[int]
+) -> dict[int, Diagnosis]:
+    """Diagnoses of parameters that are wrong because a culprit gives a wrong gradient for its input, where proven.
+
+    Args:
+        problem: J and θ, the model lent.
+        culprit: with the calls that are suspected.
+        evidences: the gradients on trial beside the right ones, by position in θ.
+        unknown: positions of those that no kind explains.
+    """
+    if not unknown or not culprit.suspects or problem.objective.dtype != torch.float64 or problem.objective.held:
+        return {}
+    try:
+        repair = _repaired(problem, culprit.suspects[-MOST_CALLS:])
+    except Exception:  # whatever J or a call raises here, the verdict on the gradients stands
+        return {}
+    proven = [k for k in unknown if _is_right_now(evidences[k], repair, k)]
+    return {position: _diagnosis(fitted) for position in proven if (fitted := repair.of(position))}
+
+
+def _repaired(problem: Problem, suspects: Sequence[Suspect]) -> _Repair:
+    """J's backward with the mistakes of all suspects put right, as far as they are known, the last one first."""
+    runner = CallRunner(problem.objective, [], 8 * len(suspects), problem.hidden_noise)
+    repair = _Repair(problem, corrected_run(problem, {}))
+    for suspect in reversed(suspects):
+        now = suspect._replace(call=repair.run.calls[suspect.number])
+        try:
+            mistakes = _mistakes_of(runner, now)
+        except (Untraceable, CannotBeRunAlone):  # what it spoils stays unknown
+            continue
+        for mistake in mistakes[: MOST_CORRECTIONS - len(repair.fitted)]:
+            repair.put_right(mistake)
+    return repair
+
+
+def _is_right_now(evidence: Evidence, repair: _Repair, position: int) -> bool:
+    """Whether the corrections explain all that is wrong with the gradient on trial."""
+    if position not in repair.run.gradients or not evidence.finite:
+        return False
+    return evidence.explains(evidence.numeric + evidence.analytic - repair.run.gradients[position].values)
+
+
+def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
+    """The diagnosis of a parameter that these mistakes spoil: of one kind, or PROPAGATED."""
+    firsts = {each.name: each for each in reversed(fitted)}
+    sentences = [f"the gradient of {each.where} {each.mistake.words}" for each in reversed(firsts.values())]
+    kinds = {each.mistake.kind for each in fitted}
+    only = next(iter(firsts.values())).mistake if len(firsts) == 1 else None
+    more = len(fitted) - len(firsts)
+    again = f" (and likewise in {more} more call{'s' * (more > 1)})" if more else ""
+    return Diagnosis(
+        kinds.pop() if len(kinds) == 1 else DiagnosisKind.PROPAGATED,
+        f"{'; '.join(sentences)}{again}. With that put right, dθ is right",
+        None if only is None else only.factor,
+    )
+
+
+def _mistakes_of(runner: CallRunner, suspect: Suspect) -> list[_Fitted]:
+    fitted = [(k, input_mistake(each)) for k, each in input_gradients(runner, suspect).items()]
+    return [_Fitted(suspect, k, where_in_words(suspect, k), found) for k, found in fitted if found is not None]
