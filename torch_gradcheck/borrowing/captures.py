@@ -19,6 +19,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, items_of, size_of
 from torch_gradcheck.borrowing.random_state import is_generator
+from torch_gradcheck.torch_internals.modules import inner_modules
 
 DEPTH = 4
 """The number of references followed from a holder: list → object → method → function → tensor in its closure is 4."""
@@ -89,8 +90,7 @@ class _Walk:
             module = waiting.pop(0)
             self.found.modules[id(module)] = module
             self._seen.add(id(module))
-            inner = [each for each in items_of((attributes_of(module) or {}).get("_modules", {})) if each is not None]
-            waiting += [each for each in inner if id(each) not in self.found.modules]
+            waiting += [each for each in inner_modules(module) if id(each) not in self.found.modules]
         for each in list(self.found.modules.values())[known:]:
             for held in list((attributes_of(each) or {}).values()):
                 self.into(held, DEPTH, of_module=True)

@@ -91,6 +91,12 @@ def _below_function() -> Any:
     return internal(torch.autograd.function, "_SingleLevelFunction", "see where Functions are applied")
 
 
+def inner_modules(module: nn.Module) -> list[nn.Module]:
+    """The modules that a module holds, as torch keeps them, past any `children()` or `modules()` of its class."""
+    held = vars(module).get("_modules")
+    return [] if held is None else [each for each in held.values() if each is not None]
+
+
 def is_compiled(model: nn.Module) -> bool:
     """Whether torch.compile has compiled the model or a part of it."""
     compiled = (getattr(module, "_compiled_call_impl", None) for module in model.modules())
