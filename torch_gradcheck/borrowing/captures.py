@@ -20,6 +20,7 @@ from torch import nn
 from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, items_of, size_of
 from torch_gradcheck.borrowing.random_state import is_generator
 from torch_gradcheck.torch_internals.modules import inner_modules
+from torch_gradcheck.torch_internals.scripted import attributes_in_code, is_scripted
 
 DEPTH = 4
 """The number of references followed from a holder: list → object → method → function → tensor in its closure is 4."""
@@ -92,7 +93,8 @@ class _Walk:
             self._seen.add(id(module))
             waiting += [each for each in inner_modules(module) if id(each) not in self.found.modules]
         for each in list(self.found.modules.values())[known:]:
-            for held in list((attributes_of(each) or {}).values()):
+            of_code = attributes_in_code(each) if is_scripted(each) else {}
+            for held in [*(attributes_of(each) or {}).values(), *of_code.values()]:
                 self.into(held, DEPTH, of_module=True)
 
     def _kinds(self, value: Any, of_module: bool) -> list[dict[int, Any]]:

@@ -72,8 +72,8 @@ def forward_hooks(
     try:
         for name, module in named_modules(model):
             before, after = hooks_for(name)
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(after, always_call=True))
+            handles.append(nn.Module.register_forward_pre_hook(module, before))
+            handles.append(nn.Module.register_forward_hook(module, after, always_call=True))
         yield stack
     finally:
         for handle in handles:

@@ -36,7 +36,7 @@ def tapped(modules: Mapping[str, nn.Module], tap: Tap) -> Iterator[None]:
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(_hook(name, tap), with_kwargs=True))
+            handles.append(nn.Module.register_forward_hook(module, _hook(name, tap), with_kwargs=True))
         yield
     finally:
         for handle in handles:

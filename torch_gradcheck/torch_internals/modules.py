@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -93,8 +94,13 @@ def _below_function() -> Any:
 
 def inner_modules(module: nn.Module) -> list[nn.Module]:
     """The modules that a module holds, as torch keeps them, past any `children()` or `modules()` of its class."""
-    held = vars(module).get("_modules")
+    held = module._modules if isinstance(module, torch.jit.ScriptModule) else vars(module).get("_modules")
     return [] if held is None else [each for each in held.values() if each is not None]
+
+
+def forward_of_class(module: nn.Module) -> Any:
+    """The forward that the class of a module has; where torch.jit has compiled it, what stands there for its code."""
+    return inspect.getattr_static(type(module), "forward")
 
 
 def is_compiled(model: nn.Module) -> bool:
