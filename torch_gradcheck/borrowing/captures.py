@@ -151,10 +151,10 @@ def _held_by_function(function: FunctionType) -> Iterator[Any]:
             continue
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    yield from (function.__globals__[name] for name in _names_used(function) if name in function.__globals__)
+    yield from (function.__globals__[name] for name in names_used(function) if name in function.__globals__)
 
 
-def _names_used(function: FunctionType) -> set[str]:
+def names_used(function: FunctionType) -> set[str]:
     """Global names in its code, those of lambdas and comprehensions inside it included."""
     names: set[str] = set()
     codes = [function.__code__]

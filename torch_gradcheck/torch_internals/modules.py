@@ -98,6 +98,26 @@ def inner_modules(module: nn.Module) -> list[nn.Module]:
     return [] if held is None else [each for each in held.values() if each is not None]
 
 
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""The attributes of a module in which torch keeps the hooks that run with its forward."""
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether hooks run before or after the forward of a module."""
+    return any(map(vars(module).get, FORWARD_HOOKS))
+
+
+def has_hooks_on_all_modules() -> bool:
+    """Whether a hook runs with the forward of every module of the process."""
+    owner = torch.nn.modules.module
+    return any(bool(getattr(owner, f"_global{name}", None)) for name in FORWARD_HOOKS)
+
+
+def is_for_no_forward(attribute: str) -> bool:
+    """Whether torch keeps in this attribute of a module what no forward asks for: hooks of backwards, of state_dict."""
+    return attribute.startswith("_") and "hook" in attribute and attribute not in FORWARD_HOOKS
+
+
 def forward_of_class(module: nn.Module) -> Any:
     """The forward that the class of a module has; where torch.jit has compiled it, what stands there for its code."""
     return inspect.getattr_static(type(module), "forward")
