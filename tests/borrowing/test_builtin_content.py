@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torch_gradcheck import check_module
 from torch_gradcheck.borrowing.attributes import AttributeStates
-from torch_gradcheck.borrowing.builtin_content import attributes_of, content_of, items_of, refill, size_of
+from torch_gradcheck.borrowing.builtin_content import attributes_of, content_of, items_of, reader_of, refill, size_of
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.objective.nested import rebuilt, tensors_in
 
@@ -64,6 +64,7 @@ def test_items_are_those_of_the_builtin_type(base: type, arguments: Any) -> None
     container = hostile(base, *arguments)
     assert items_of(container) == [1, 2]
     assert size_of(container) == 2
+    assert reader_of(container)() == [*("a", "b")[: 2 * issubclass(base, dict)], 1, 2]
 
 
 @pytest.mark.parametrize("base", [list, deque, dict, OrderedDict], ids=lambda base: base.__name__)

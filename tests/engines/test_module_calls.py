@@ -389,8 +389,8 @@ class WithGraph(Net):
         y = self.first(x)
         plain = self.step(y)
         with torch.enable_grad():
-            graph = self.step(y)
-        return self.last(plain), torch.autograd.grad(graph.sum(), self.step.bias)[0]
+            slope = torch.autograd.grad(self.step(y).sum(), self.step.bias)[0]
+        return self.last(plain), slope
 
 
 class UnderAMap(Net):

@@ -7,6 +7,7 @@ here: the methods are those of the builtin base, and attributes are those of the
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from types import GetSetDescriptorType, MappingProxyType
 from typing import Any
 
@@ -39,6 +40,18 @@ def content_of(container: Any) -> Any:
     """The content in a new dict, for a mapping, or in a new list."""
     base = builtin_base(container)
     return dict(base.items(container)) if base in _MAPPINGS else items_of(container)
+
+
+def reader_of(container: Any) -> Callable[[], list[Any]]:
+    """A function that lists the items of a container, keys first: for one that is read again and again."""
+    base = builtin_base(container)
+    if type(container) is dict:
+        return lambda: [*container, *container.values()]
+    if base in _MAPPINGS:
+        keys, values = base.keys, base.values
+        return lambda: [*keys(container), *values(container)]
+    iterate = base.__iter__
+    return lambda: [*iterate(container)]
 
 
 def refill(container: Any, content: Any) -> None:

@@ -16,6 +16,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from operator import is_
 from types import (
     BuiltinFunctionType,
@@ -34,7 +35,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.builtin_content import attributes_of, builtin_base, content_of, size_of
+from torch_gradcheck.borrowing.builtin_content import attributes_of, builtin_base, reader_of, size_of
 from torch_gradcheck.borrowing.captures import names_used
 from torch_gradcheck.borrowing.random_state import is_generator
 from torch_gradcheck.torch_internals.modules import has_forward_hooks, is_for_no_forward
@@ -104,10 +105,10 @@ class Watch:
         """Whether it holds the same things, tallies aside."""
         if self.tallies is None:
             return True
-        now = self.read()
-        if len(now) != len(self.before):
+        now, before = self.read(), self.before
+        if len(now) != len(before):
             return False
-        return all(map(is_, now, self.before)) or self._differences(now) <= self.tallies
+        return all(map(is_, now, before)) or self._differences(now) <= self.tallies
 
     def learn_tallies(self) -> None:
         """After an evaluation of J that has been rewound: notes which numbers have moved on."""
@@ -127,27 +128,45 @@ def _equal_numbers(one: Any, other: Any) -> bool:
     return type(one) is type(other) and type(one) in (*NUMBERS, str) and one == other
 
 
-@dataclass(eq=False)
 class Reach:
     """What one module can get at.
 
-    Attributes:
+    Args:
         watches: the places that it can read and write.
         tensors: the tensors, each with its version and address in the beginning.
     """
 
-    watches: list[Watch]
-    tensors: list[tuple[torch.Tensor, tuple[int, int]]]
+    def __init__(self, watches: list[Watch], tensors: list[tuple[torch.Tensor, tuple[int, int]]]) -> None:
+        self.watches = watches
+        self._tensors, self._marks = [tensor for tensor, _ in tensors], [mark for _, mark in tensors]
 
     def is_as_before(self) -> bool:
         """Whether everything is what it was in the beginning."""
-        same = all(_mark(tensor) == mark for tensor, mark in self.tensors)
-        return same and all(watch.is_as_before() for watch in self.watches)
+        if [_mark(tensor) for tensor in self._tensors] != self._marks:
+            return False
+        if self._are_same():
+            return True
+        return all(watch.is_as_before() for watch in self.watches)
 
-    @property
-    def storages(self) -> set[int]:
+    @cached_property
+    def storages(self) -> frozenset[int]:
         """The `storage_key` of every tensor."""
-        return {storage_key(tensor) for tensor, _ in self.tensors}
+        return frozenset(storage_key(tensor) for tensor in self._tensors)
+
+    def _are_same(self) -> bool:
+        """Whether all places hold the very same things, a faster question than whether they are as before."""
+        now = list[Any]()
+        for read in self._reads:
+            now += read()
+        return len(now) == len(self._before) and all(map(is_, now, self._before))
+
+    @cached_property
+    def _reads(self) -> list[Callable[[], list[Any]]]:
+        return [watch.read for watch in self.watches]
+
+    @cached_property
+    def _before(self) -> list[Any]:
+        return [item for watch in self.watches for item in watch.before]
 
 
 class Reaches:
@@ -166,6 +185,8 @@ class Reaches:
         """After an evaluation of J that has been rewound: notes which numbers have moved on."""
         for watch in {watch for reach in self.known.values() for watch in reach.watches}:
             watch.learn_tallies()
+        for reach in self.known.values():
+            reach.watches = [watch for watch in reach.watches if watch.tallies is not None]
 
 
 @dataclass(eq=False)
@@ -302,8 +323,8 @@ class _Graph:
             node.known = False
             return
         if builtin_base(container) not in (tuple, frozenset):
-            node.watches.append(Watch(lambda: _flat(container)))
-        self._hold(node, _flat(container))
+            node.watches.append(Watch(reader_of(container)))
+        self._hold(node, reader_of(container)())
         if type(container) is not builtin_base(container):
             self._expand_object(node)
 
@@ -311,7 +332,7 @@ class _Graph:
         cls = node.value
         if keeps_nothing(cls.__module__):
             return
-        node.watches.append(Watch(lambda: _flat(vars(cls))))
+        node.watches.append(Watch(reader_of(vars(cls))))
         self._hold(node, cls.__mro__[1:])
         methods = {name: each for name, each in vars(cls).items() if _is_method(each)}
         self._hold(
@@ -350,7 +371,7 @@ class _Graph:
             node.known = False
             return
         if attributes is not None:
-            node.watches.append(Watch(lambda: _flat(attributes)))
+            node.watches.append(Watch(reader_of(attributes)))
             is_module = issubclass(type(value), nn.Module)
             held = [each for name, each in attributes.items() if not (is_module and is_for_no_forward(name))]
             self._hold(node, held)
@@ -376,12 +397,6 @@ def is_ordinary(tensor: torch.Tensor) -> bool:
 def _mark(tensor: torch.Tensor) -> tuple[int, int]:
     """What changes where a tensor is written to, or given other memory."""
     return version_of(tensor), tensor.data_ptr()
-
-
-def _flat(container: Any) -> list[Any]:
-    """The items of a container, keys included."""
-    content = content_of(container)
-    return [*content, *content.values()] if type(content) is dict else content
 
 
 def _content_of_cell(cell: CellType) -> Any:

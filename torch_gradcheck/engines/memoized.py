@@ -24,6 +24,7 @@ from torch_gradcheck.engines.module_calls import (
 )
 from torch_gradcheck.objective.nested import rebuilt, tensors_in
 from torch_gradcheck.torch_internals.tensors import storage_key
+from torch_gradcheck.torch_internals.transforms import is_wrapped
 
 COMPARED = 2
 """Samples of every parameter that are taken with and without the memory before it is trusted."""
@@ -127,43 +128,42 @@ class _Memory:
 
     def call(self, run: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What takes the place of a call; for `Calling`."""
-        call = self._known_call(module, (args, kwargs)) if module in self._known else None
+        call = self._known_call(module, args, kwargs) if module in self._known else None
         if call is None:
             return run(module, *args, **kwargs)
         self._answered[module] += 1
-        return rebuilt(call.output, torch.Tensor.clone)
+        return call.output.clone() if type(call.output) is torch.Tensor else rebuilt(call.output, torch.Tensor.clone)
 
-    def _known_call(self, module: nn.Module, arguments: Any) -> ModuleCall | None:
+    def _known_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModuleCall | None:
         """The call at θ that a call with these arguments repeats; None where it is another one."""
-        settings = settings_now()
-        if self._known[module].calls[0].settings != settings:
-            return None
-        candidates = self._by_glance[module].get(_glance(tensor for _, tensor in tensors_in(arguments)), ())
-        for call in candidates:
-            if _is_of(call, arguments) and call.settings == settings and self._known[module].reach.is_as_before():
+        settings, tensors = settings_now(), tensors_in((args, kwargs))
+        for call in self._by_glance[module].get(_glance(tensor for _, tensor in tensors), ()):
+            same = (
+                call.settings == settings and _are_equal(tensors, call.given) and rest_of((args, kwargs)) == call.rest
+            )
+            if same and self._known[module].reach.is_as_before():
                 return call
         return None
 
 
-def _is_of(call: ModuleCall, arguments: Any) -> bool:
-    """Whether a call with these arguments is given what a call at θ was: equal values at equal paths."""
-    tensors = tensors_in(arguments)
-    if len(tensors) != len(call.given) or rest_of(arguments) != call.rest:
+def _are_equal(given: list[tuple[str, torch.Tensor]], known: list[tuple[str, torch.Tensor]]) -> bool:
+    """Whether two calls are given equal values at equal paths."""
+    if len(given) != len(known):
         return False
-    pairs = zip(tensors, call.given, strict=True)
-    return all(path == known and _equal(tensor, value) for (path, tensor), (known, value) in pairs)
+    pairs = zip(given, known, strict=True)
+    return all(path == at_path and _equal(tensor, value) for (path, tensor), (at_path, value) in pairs)
 
 
 def _glance(tensors: Iterable[torch.Tensor]) -> Hashable:
     """What equal arguments have in common, to look a call up by: a cell in a loop has as many calls as steps."""
-    return tuple(_few_entries(tensor) for tensor in tensors)
+    return tuple([_few_entries(tensor) for tensor in tensors])
 
 
 def _few_entries(tensor: torch.Tensor) -> Hashable:
-    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+    if is_wrapped(tensor) or tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
         return tuple(tensor.shape)
     if not tensor.is_contiguous():
-        return tensor.detach()[tuple(size // 2 for size in tensor.shape)].item()
+        return tensor.detach()[tuple([size // 2 for size in tensor.shape])].item()
     return tuple(tensor.detach().view(-1)[:: -(-tensor.numel() // GLANCED)].tolist())
 
 
