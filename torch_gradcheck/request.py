@@ -11,7 +11,6 @@ from typing import Any, Literal
 import torch
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.torch_internals.modules import named_modules
 
 Mode = Literal["eval", "train", "keep"]
 
@@ -115,12 +114,6 @@ def _check_model(model: object) -> None:
         raise InvalidRequestError(f"model is the class {model.__name__}; give an instance: {model.__name__}(...).")
     if not isinstance(model, torch.nn.Module):
         raise InvalidRequestError(f"model must be a torch.nn.Module, got {_found(model)}.")
-    for name, module in named_modules(model):
-        if isinstance(module, torch.jit.ScriptModule):
-            raise InvalidRequestError(
-                f"model{f'.{name}' if name else ''} is a {type(module).__name__} of torch.jit, which is fixed to the "
-                "precision it was compiled in; check the module it was made from."
-            )
 
 
 def _gradients(value: object) -> Gradients:

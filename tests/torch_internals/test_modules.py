@@ -18,6 +18,7 @@ from torch_gradcheck.torch_internals.modules import (
     ParametrizationCache,
     current_calls,
     has_backward_hooks,
+    inner_modules,
     is_compiled,
     is_dropout,
     modules_in_traceback,
@@ -253,3 +254,19 @@ def test_a_users_own_attribute_of_the_compilers_name_stays() -> None:
     model._orig_mod = nn.Linear(1, 1)
     assert uncompiled(model) is model
     assert [name for name, _ in named_parameters(model)] == ["_orig_mod.weight", "_orig_mod.bias"]
+
+
+class HidesItsParts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.nothing = nn.Linear(1, 1), None
+        self.register_module("empty", None)
+
+    def children(self) -> Iterator[nn.Module]:
+        raise NotImplementedError
+
+
+def test_the_modules_inside_are_those_that_torch_keeps() -> None:
+    module = HidesItsParts()
+    assert inner_modules(module) == [module.part]
+    assert inner_modules(nn.Linear(1, 1)) == []

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 import torch
 
+from torch_gradcheck.borrowing.builtin_content import attributes_of, content_of, drop_item, put_item, refill
 from torch_gradcheck.borrowing.captures import Captures
 
 ABSENT = object()
@@ -22,22 +22,22 @@ class AttributeStates:
     """
 
     def __init__(self, captures: Captures) -> None:
-        attributes = [vars(holder) for holder in (*captures.modules.values(), *captures.objects.values())]
-        self._held = [*attributes, *captures.containers.values()]
-        self._first = [_content(held) for held in self._held]
+        attributes = [attributes_of(holder) for holder in (*captures.modules.values(), *captures.objects.values())]
+        self._held = [*(each for each in attributes if each is not None), *captures.containers.values()]
+        self._first = [content_of(held) for held in self._held]
         self._arrays = [(array, array.copy()) for array in captures.arrays.values() if array.flags.writeable]
         self.start()
 
     def start(self) -> None:
         """Takes the present contents, in the mode of the check, for the state that every evaluation starts from."""
-        self._start = [_content(held) for held in self._held]
+        self._start = [content_of(held) for held in self._held]
         self._last = self._start
         self._tensor_names = [
             (names, name, value)
             for names in self._held
             if isinstance(names, dict)
-            for name, value in names.items()
-            if isinstance(value, torch.Tensor)
+            for name, value in content_of(names).items()
+            if issubclass(type(value), torch.Tensor)
         ]
         self._cache_attributes: list[tuple[dict[Any, Any], Any, Any]] = []
         self._changed_once: list[tuple[dict[Any, Any], Any, Any]] = []
@@ -51,14 +51,14 @@ class AttributeStates:
         plain number that changes every time (a counter) is not reset: a J that depends on it is reported as
         non-deterministic.
         """
-        now = [_content(held) for held in self._held]
+        now = [content_of(held) for held in self._held]
         for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True):
             if isinstance(held, dict):
                 self._learn_names(held, start, last, new)
             elif not _same_items(held, start) and any(isinstance(value, torch.Tensor) for value in (*new, *start)):
                 self._grown_containers.append((held, start))
         self._last = now
-        if any(isinstance(held.get(name), torch.Tensor) for held, name, _ in self._changed_once):
+        if any(isinstance(dict.get(held, name), torch.Tensor) for held, name, _ in self._changed_once):
             self._cache_attributes += self._changed_once
         self._changed_once = []
 
@@ -82,36 +82,24 @@ class AttributeStates:
     def rewind(self) -> None:
         """Resets attributes that held a tensor to that tensor, and learned caches to their contents at the start."""
         for names, name, tensor in self._tensor_names:
-            if names.get(name) is not tensor:
-                names[name] = tensor
+            if dict.get(names, name) is not tensor:
+                put_item(names, name, tensor)
         for names, name, value in self._cache_attributes:
             if value is ABSENT:
-                names.pop(name, None)
+                drop_item(names, name)
             else:
-                names[name] = value
+                put_item(names, name, value)
         _refill_changed(self._grown_containers)
 
 
 def _refill_changed(contents: Iterable[tuple[Any, Any]]) -> None:
     for container, content in contents:
         if not _same_items(container, content):
-            _refill(container, content)
-
-
-def _content(container: Any) -> Any:
-    return dict(container) if isinstance(container, dict) else list(container)
+            refill(container, content)
 
 
 def _same_items(container: Any, content: Any) -> bool:
-    now = _content(container)
+    now = content_of(container)
     if isinstance(content, dict):
         return list(now) == list(content) and all(now[key] is content[key] for key in content)
     return len(now) == len(content) and all(one is other for one, other in zip(now, content, strict=True))
-
-
-def _refill(container: Any, content: Any) -> None:
-    container.clear()
-    if isinstance(container, list | deque):
-        container.extend(content)
-    else:
-        container.update(content)

@@ -1,11 +1,14 @@
-"""All that an evaluation of J can reach, and change: the things that functions, modules and the batch refer to."""
+"""All that an evaluation of J can reach, and change: the things that functions, modules and the batch refer to.
+
+No code of the user's runs while his objects are walked: types are asked and not `__class__`, `__dict__` is read past
+`__getattribute__`, and containers by the methods of the builtin type that they derive from (`builtin_content`).
+"""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
@@ -14,15 +17,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, items_of, size_of
 from torch_gradcheck.borrowing.random_state import is_generator
+from torch_gradcheck.torch_internals.modules import inner_modules
+from torch_gradcheck.torch_internals.scripted import attributes_in_code, is_scripted
 
 DEPTH = 4
 """The number of references followed from a holder: list → object → method → function → tensor in its closure is 4."""
 
 MANY = 1000
 """The largest number of items of a container that is looked through; a larger container holds data."""
-
-CONTAINERS = (dict, list, set, deque)
 
 NOT_ENTERED = {"_thread", "asyncio", "concurrent", "io", "logging", "multiprocessing", "rich", "threading", "tqdm"}
 """Packages whose objects are not looked into: they are no state of a model, and other threads may change them."""
@@ -71,59 +75,72 @@ class _Walk:
         if id(value) in self._seen or depth < 0:
             return
         self._seen.add(id(value))
-        if isinstance(value, nn.Module):
-            for module in value.modules():
-                self._into_module(module)
+        if _is_a(value, nn.Module):
+            self._into_module(value)
             return
-        kind = self._kind(value, of_module)
-        if kind is not None:
+        for kind in self._kinds(value, of_module):
             kind[id(value)] = value
-        of_module = of_module and not isinstance(value, FunctionType | MethodType | functools.partial)
+        of_module = of_module and not _is_a(value, FunctionType, MethodType, functools.partial)
         for held in _held(value):
             self.into(held, depth - 1, of_module)
 
     def _into_module(self, module: nn.Module) -> None:
-        self.found.modules[id(module)] = module
-        self._seen.add(id(module))
-        for held in vars(module).values():
-            self.into(held, DEPTH, of_module=True)
+        """Takes in a module and, whatever the depth, all modules inside it."""
+        known, waiting = len(self.found.modules), [module]
+        while waiting:
+            module = waiting.pop(0)
+            self.found.modules[id(module)] = module
+            self._seen.add(id(module))
+            waiting += [each for each in inner_modules(module) if id(each) not in self.found.modules]
+        for each in list(self.found.modules.values())[known:]:
+            of_code = attributes_in_code(each) if is_scripted(each) else {}
+            for held in [*(attributes_of(each) or {}).values(), *of_code.values()]:
+                self.into(held, DEPTH, of_module=True)
 
-    def _kind(self, value: Any, of_module: bool) -> dict[int, Any] | None:
-        """The collection of a thing's kind; None for a thing that cannot change, or that may change on purpose."""
-        if isinstance(value, torch.Tensor):
-            return self.found.tensors
-        if isinstance(value, np.ndarray):
-            return self.found.arrays
+    def _kinds(self, value: Any, of_module: bool) -> list[dict[int, Any]]:
+        """The collections that a thing belongs to; none where it cannot change, or may change on purpose.
+
+        A container may have attributes as well: a dict that is also read as an object.
+        """
+        if _is_a(value, torch.Tensor):
+            return [self.found.tensors]
+        if _is_a(value, np.ndarray):
+            return [self.found.arrays]
         if is_generator(value):
-            return self.found.generators
+            return [self.found.generators]
         if not of_module:
-            return None
-        if isinstance(value, CONTAINERS):
-            return self.found.containers
-        return self.found.objects if _has_attributes(value) else None
+            return []
+        containers = [self.found.containers] if _is_a(value, *CONTAINERS) else []
+        return containers + ([self.found.objects] if _has_attributes(value) else [])
+
+
+def _is_a(value: Any, *types: type) -> bool:
+    """As isinstance, which would also ask the `__class__` of the object: a property, in a proxy."""
+    return issubclass(type(value), types)
 
 
 def _held(value: Any) -> Iterator[Any]:
-    if isinstance(value, functools.partial):
+    if _is_a(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
-    elif isinstance(value, MethodType):
+    elif _is_a(value, MethodType):
         yield from (value.__func__, value.__self__)
-    elif isinstance(value, FunctionType):
+    elif _is_a(value, FunctionType):
         yield from _held_by_function(value)
-    elif isinstance(value, list | tuple | set | frozenset | deque):
-        yield from list(value) if len(value) <= MANY else ()
-    elif isinstance(value, Mapping):
-        yield from list(value.values()) if len(value) <= MANY else ()
-    elif _has_attributes(value):
-        yield from _held_by_object(value)
+    else:
+        if builtin_base(value) is not None and size_of(value) <= MANY:
+            yield from items_of(value)
+        if _has_attributes(value):
+            yield from _held_by_object(value)
 
 
 def _has_attributes(value: Any) -> bool:
     """Whether `value` is an object whose attributes may be state of J."""
-    if isinstance(value, type | ModuleType | FunctionType | MethodType | functools.partial | torch.Tensor | np.ndarray):
+    if type(value) is builtin_base(value) or _is_a(
+        value, type, ModuleType, FunctionType, MethodType, functools.partial, torch.Tensor, np.ndarray
+    ):
         return False
-    is_open = type(value).__module__.partition(".")[0] not in NOT_ENTERED
-    return is_open and type(getattr(value, "__dict__", None)) is dict
+    is_open = str(type(value).__module__).partition(".")[0] not in NOT_ENTERED
+    return is_open and attributes_of(value) is not None
 
 
 def _held_by_function(function: FunctionType) -> Iterator[Any]:
@@ -134,10 +151,10 @@ def _held_by_function(function: FunctionType) -> Iterator[Any]:
             continue
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    yield from (function.__globals__[name] for name in _names_used(function) if name in function.__globals__)
+    yield from (function.__globals__[name] for name in names_used(function) if name in function.__globals__)
 
 
-def _names_used(function: FunctionType) -> set[str]:
+def names_used(function: FunctionType) -> set[str]:
     """Global names in its code, those of lambdas and comprehensions inside it included."""
     names: set[str] = set()
     codes = [function.__code__]
@@ -149,7 +166,7 @@ def _names_used(function: FunctionType) -> set[str]:
 
 
 def _held_by_object(value: Any) -> Iterator[Any]:
-    yield from list(vars(value).values())
+    yield from list((attributes_of(value) or {}).values())
     call = vars(type(value)).get("__call__")
     if isinstance(call, FunctionType):
         yield from _held_by_function(call)

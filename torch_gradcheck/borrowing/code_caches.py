@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from torch_gradcheck.borrowing.builtin_content import items_of
+
 DEPTH = 3
 """The number of references followed in search of caches: method → function → function → cache is 3."""
 
@@ -62,13 +64,13 @@ class _Code:
         if id(value) in self._seen or depth < 0:
             return
         self._seen.add(id(value))
-        value = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-        if isinstance(value, functools._lru_cache_wrapper):
+        value = value.__func__ if issubclass(type(value), classmethod | staticmethod) else value
+        if issubclass(type(value), functools._lru_cache_wrapper):
             self.cached[id(value)] = value
             self.into(value.__wrapped__, depth)
         elif type(value) is dict:
             self.dicts[id(value)] = value
-        elif isinstance(value, FunctionType) and not _is_torchs(value):
+        elif type(value) is FunctionType and not _is_torchs(value):
             for held in _globals_of(value):
                 self.into(held, depth - 1)
 
@@ -92,7 +94,8 @@ def _new_tensors(now: Any, before: dict[Any, Any]) -> list[tuple[Any, Any]]:
 
 
 def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, Tensor) or (isinstance(value, tuple | list) and any(map(_holds_tensor, value)))
+    kind = type(value)
+    return issubclass(kind, Tensor) or (issubclass(kind, tuple | list) and any(map(_holds_tensor, items_of(value))))
 
 
 def _put(held: dict[Any, Any], key: Any, value: Any) -> None:

@@ -15,6 +15,7 @@ from torch_gradcheck.borrowing.attributes import AttributeStates
 from torch_gradcheck.borrowing.captures import Captures, captures_of
 from torch_gradcheck.borrowing.code_caches import CodeCaches
 from torch_gradcheck.borrowing.random_state import RandomState, seed_everything
+from torch_gradcheck.borrowing.script_attributes import ScriptAttributes
 from torch_gradcheck.borrowing.signals import HeldSignals
 from torch_gradcheck.borrowing.spectral_norm import PowerIterations
 from torch_gradcheck.borrowing.switches import SwitchState
@@ -56,9 +57,12 @@ class Borrowed:
         generators: the random generators that J reaches, besides the global ones.
     """
 
-    def __init__(self, tensors: TensorCopies, holders: AttributeStates, generators: Sequence[Any]) -> None:
+    def __init__(
+        self, tensors: TensorCopies, holders: AttributeStates, scripts: ScriptAttributes, generators: Sequence[Any]
+    ) -> None:
         self._tensors = tensors
         self._holders = holders
+        self._scripts = scripts
         self.generators = generators
         self._collects_gradients = True
         self._learning_evaluations = LEARNING_EVALUATIONS
@@ -78,6 +82,7 @@ class Borrowed:
         if self._learning_evaluations:
             self._learning_evaluations -= 1
             self._holders.learn_caches()
+        self._scripts.rewind()
         self._tensors.rewind()
         self._holders.rewind()
         if self._collects_gradients:
@@ -176,19 +181,22 @@ class Loan(Generic[Lent]):
         values = self._start.values.items() if self._start else ()
         first_values = {buffer: value for buffer, value in values if not iterations.moves(buffer)}
         tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values)
+        scripts = ScriptAttributes(lent)
         self._undo += [switches.restore, random.restore, caches.restore, iterations.restore, holders.restore]
-        self._undo.append(tensors.swap_back)
+        self._undo += [scripts.restore, tensors.swap_back]
         tensors.swap_in()
+        scripts.point_to_tensors()
         iterations.hold()
         switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
         if self._mode != "keep":
             self._model.train(self._mode == "train")
             holders.start()
+            scripts.start()
         if self._start is None:
             seed_everything(self._seed)
         else:
             self._start.random.restore()
-        return Borrowed(tensors, holders, self._generators)
+        return Borrowed(tensors, holders, scripts, self._generators)
 
     def _give_back(self) -> None:
         try:

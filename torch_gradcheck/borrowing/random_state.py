@@ -70,8 +70,9 @@ class RandomState:
 
 def is_generator(value: object) -> bool:
     """Whether `value` is a random generator whose state can be read and put back; the system's entropy has none."""
-    return not isinstance(value, random.SystemRandom) and isinstance(
-        value, torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+    kind = type(value)  # and not its `__class__`, which may be code of the user's
+    return not issubclass(kind, random.SystemRandom) and issubclass(
+        kind, torch.Generator | np.random.Generator | np.random.RandomState | random.Random
     )
 
 

@@ -34,6 +34,7 @@ from torch_gradcheck.torch_internals.modules import (
     set_calls,
     set_parametrization_cache,
 )
+from torch_gradcheck.torch_internals.scripted import optimises_scripts, set_optimises_scripts
 
 WORTH_A_SECOND_THREAD = 100_000
 """The number of coordinates from which J is evaluated on several threads. In the operations of a smaller model they
@@ -115,6 +116,7 @@ def _switches() -> list[Switch]:
         Switch(saved_tensor_hooks, pop_saved_tensor_hooks_down_to),  # and adds to these
         Switch(current_backward, set_backward),  # and a recorded backward this
         Switch(compiler_switch, set_compiler_switch),  # the backward on trial replaces this
+        Switch(optimises_scripts, set_optimises_scripts),
     ]
 
 
@@ -139,6 +141,7 @@ class SwitchState:
             torch.set_autocast_enabled(device, False)
         torch.backends.mha.set_fastpath_enabled(False)
         set_parametrization_cache(ParametrizationCache(0, {}))
+        set_optimises_scripts(False)  # what torch.jit learns of dtypes and shapes would stay with the caller's modules
 
     def restore(self) -> None:
         """Writes every setting that has changed since."""

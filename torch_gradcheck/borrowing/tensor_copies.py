@@ -21,13 +21,15 @@ from torch_gradcheck.torch_internals.autograd import (
     tensor_hooks,
 )
 from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, swap, version_of
+from torch_gradcheck.torch_internals.transforms import is_wrapped
 
 
 class TensorCopies:
     """Copies of tensors, and the swap that puts them in place.
 
     Args:
-        tensors: the caller's. Sparse, meta and quantised ones are left alone.
+        tensors: the caller's. Sparse, meta and quantised ones are left alone, and what vmap or another transform has
+            left behind, which no longer stands for numbers.
         dtype: the precision of the copies; None: each tensor's own.
         values: tensor → the numbers that its copy holds in place of the tensor's own.
     """
@@ -125,7 +127,7 @@ def write_back(tensor: torch.Tensor, values: torch.Tensor) -> None:
 
 
 def _can_be_copied(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized or is_wrapped(tensor))
 
 
 def _copies(

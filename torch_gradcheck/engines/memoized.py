@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,17 +11,23 @@ import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.engines.eager import EagerEngine
-from torch_gradcheck.objective.nested import tensors_in
-from torch_gradcheck.torch_internals.tensors import version_of
+from torch_gradcheck.engines.module_calls import (
+    Call,
+    Calling,
+    KnownModule,
+    ModuleCall,
+    known_modules,
+    rest_of,
+    settings_now,
+)
+from torch_gradcheck.objective.nested import rebuilt, tensors_in
+from torch_gradcheck.torch_internals.tensors import storage_key
+from torch_gradcheck.torch_internals.transforms import is_wrapped
 
 COMPARED = 2
 """Samples of every parameter that are taken with and without the memory before it is trusted."""
-
-COMPARABLE_TYPES = (bool, int, float, str, type(None), torch.dtype, torch.device, slice)
-"""Types of arguments that == compares by content."""
 
 WORTHWHILE = 0.5
 """A module answers from memory if it can in half of its calls: a look-up takes as long as many a module runs."""
@@ -32,47 +35,15 @@ WORTHWHILE = 0.5
 GLANCED = 8
 """Entries of a tensor that calls are looked up by; only calls in which these agree are compared as a whole."""
 
-UNKNOWN = object()
-"""Stands for arguments of any other type."""
-
-
-@dataclass(frozen=True)
-class ModuleCall:
-    """One call of a module at θ.
-
-    Attributes:
-        given: path, tensor and version of every tensor among its arguments.
-        rest: its arguments beside tensors, see `_rest`.
-        output: the module's output.
-        versions: the versions of the tensors in the output. A later write to one of them changes its version.
-    """
-
-    given: list[tuple[str, torch.Tensor, int]]
-    rest: Any
-    output: Any
-    versions: list[int]
-
-    @property
-    def is_intact(self) -> bool:
-        """Whether arguments and output hold what they held at the call."""
-        now = [version_of(tensor) for _, tensor in tensors_in(self.output)]
-        return now == self.versions and all(version_of(tensor) == version for _, tensor, version in self.given)
-
-    def is_of(self, arguments: Any) -> bool:
-        """Whether a call with these arguments is the same call: equal values at equal paths."""
-        tensors = tensors_in(arguments)
-        if len(tensors) != len(self.given) or _rest(arguments) != self.rest:
-            return False
-        pairs = zip(tensors, self.given, strict=True)
-        return all(path == known and _equal(tensor, value) for (path, tensor), (known, value, _) in pairs)
-
 
 class MemoizedEngine:
     """Evaluates any J that runs without autograd, and answers calls upstream of the perturbed parameter from memory.
 
-    A module is a function of its arguments if it does not hold the perturbed parameter, draws no random numbers and
-    trains no statistic. If the arguments of such a module equal those at θ, so does its output. A module that reads the
-    parameters of another one is no such function: `COMPARED` samples, taken both ways, reveal it.
+    A module is skipped where that provably changes nothing: its calls leave nothing behind but their output
+    (`known_modules`), it does not get at the perturbed parameter, and its arguments, the settings of torch and all else
+    that it reaches are what they were in a call at θ. `COMPARED` samples of each parameter, taken both ways, are a
+    second guard. Where an exception is raised with the memory, the samples are taken without it, and so are all later
+    ones of that parameter.
 
     Args:
         eager: evaluates J.
@@ -85,15 +56,14 @@ class MemoizedEngine:
         self, eager: EagerEngine, model: nn.Module, value: Callable[[], float], parameters: list[torch.Tensor]
     ) -> None:
         self._eager, self._parameters = eager, parameters
-        self._modules = list(model.modules())
-        self._calls: dict[nn.Module, list[ModuleCall]] | None = None
-        self._value = value
+        self._modules, self._value = list(model.modules()), value
+        self._known: dict[nn.Module, KnownModule] | None = None
         self._answering: dict[int, list[nn.Module]] = {}  # by parameter; none where the memory cannot be trusted
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
         if parameter in self._answering:
-            return self._from_memory(parameter, self._answering[parameter], coordinates, steps)
+            return self._from_memory(parameter, coordinates, steps)
         if not len(steps):
             return self._eager.sample(parameter, coordinates, steps)
         first = self._first(parameter, coordinates[:COMPARED], steps[:COMPARED])
@@ -102,127 +72,112 @@ class MemoizedEngine:
 
     def _first(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """Samples taken both ways, which tell whether the memory can be trusted, and which modules have use of it."""
-        if self._calls is None:
-            self._calls = calls_at_theta(self._modules, self._value)
-        perturbed, answered = self._parameters[parameter], Counter[nn.Module]()
-        candidates = [m for m in self._calls if not any(own is perturbed for own in m.parameters())]
-        found = self._from_memory(parameter, candidates, coordinates, steps, answered)
+        perturbed, answered = storage_key(self._parameters[parameter]), Counter[nn.Module]()
+        known = self._modules_known()
+        candidates = [module for module in known if perturbed not in known[module].memory]
+        self._answering[parameter] = candidates
+        found = self._from_memory(parameter, coordinates, steps, answered)
         expected = self._eager.sample(parameter, coordinates, steps)
         same = (expected.values == found.values) | (expected.values != expected.values)
-        often = {module: WORTHWHILE * len(steps) * len(self._calls[module]) for module in candidates}
-        self._answering[parameter] = [m for m in candidates if same.all() and answered[m] >= often[m]]
+        often = {module: WORTHWHILE * len(steps) * len(known[module].calls) for module in candidates}
+        trusted = [module for module in self._answering[parameter] if answered[module] >= often[module]]
+        self._answering[parameter] = trusted if same.all() else []
         return expected
 
+    def _modules_known(self) -> dict[nn.Module, KnownModule]:
+        """The modules that can be skipped; none where J cannot be recorded."""
+        if self._known is None:
+            try:
+                self._known = known_modules(self._modules, self._value)
+            except Exception:  # of the user's own code, which is not used to being watched
+                self._known = {}
+        return self._known
+
     def _from_memory(
-        self,
-        parameter: int,
-        modules: Sequence[nn.Module],
-        coordinates: Indices,
-        steps: Floats,
-        answered: Counter[nn.Module] | None = None,
+        self, parameter: int, coordinates: Indices, steps: Floats, answered: Counter[nn.Module] | None = None
     ) -> Samples:
-        """Samples in which these modules answer known calls from memory; `answered` counts how often each does."""
-        assert self._calls is not None
-        counted = Counter[nn.Module]() if answered is None else answered
-        with ExitStack() as stack:
-            for module in modules:
-                answer = answering_from_memory(module.forward, self._calls[module], partial(counted.update, (module,)))
-                stack.callback(_replaced(module, answer))
-            return self._eager.sample(parameter, coordinates, steps)
+        """Samples in which modules answer known calls from memory; `answered` counts how often each does."""
+        modules = self._answering[parameter]
+        if modules:
+            memory = _Memory(self._modules_known(), modules, Counter() if answered is None else answered)
+            try:
+                with Calling(memory.call):
+                    return self._eager.sample(parameter, coordinates, steps)
+            except Exception:  # J itself may raise it too, and then raises it once more
+                self._answering[parameter] = []
+        return self._eager.sample(parameter, coordinates, steps)
 
 
-def calls_at_theta(modules: list[nn.Module], value: Callable[[], float]) -> dict[nn.Module, list[ModuleCall]]:
-    """The calls of one evaluation of J, by module, of those modules that are functions of their arguments."""
-    calls: dict[nn.Module, list[ModuleCall]] = {module: [] for module in modules}
-    impure: set[nn.Module] = set()
+class _Memory:
+    """Answers the calls of some modules that are known from θ; all others run.
 
-    def noting_calls(module: nn.Module) -> Callable[..., Any]:
-        forward = module.forward
+    Args:
+        known: what is known of each module.
+        modules: those that answer.
+        answered: counts how often each does.
+    """
 
-        def note(*args: Any, **kwargs: Any) -> Any:
-            random = RandomState.of_everything()
-            given = [(path, tensor, version_of(tensor)) for path, tensor in tensors_in((args, kwargs))]
-            output = forward(*args, **kwargs)
-            versions = [version_of(tensor) for _, tensor in tensors_in(output)]
-            calls[module].append(ModuleCall(given, _rest((args, kwargs)), output, versions))
-            if random.has_moved() or not versions or calls[module][-1].rest is UNKNOWN:
-                impure.add(module)
-            return output
+    def __init__(
+        self, known: dict[nn.Module, KnownModule], modules: Sequence[nn.Module], answered: Counter[nn.Module]
+    ) -> None:
+        self._known, self._answered = {module: known[module] for module in modules}, answered
+        self._by_glance: dict[nn.Module, dict[Hashable, list[ModuleCall]]] = {module: {} for module in modules}
+        for module, calls in self._by_glance.items():
+            for call in known[module].calls:
+                calls.setdefault(_glance(tensor for _, tensor in call.given), []).append(call)
 
-        return note
+    def call(self, run: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What takes the place of a call; for `Calling`."""
+        call = self._known_call(module, args, kwargs) if module in self._known else None
+        if call is None:
+            return run(module, *args, **kwargs)
+        self._answered[module] += 1
+        return call.output.clone() if type(call.output) is torch.Tensor else rebuilt(call.output, torch.Tensor.clone)
 
-    with ExitStack() as stack:
-        for module in modules:
-            stack.callback(_replaced(module, noting_calls(module)))
-        value()
-    pure = [module for module in modules if calls[module] and module not in impure and not _trains(module)]
-    return {module: calls[module] for module in pure if all(call.is_intact for call in calls[module])}
+    def _known_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ModuleCall | None:
+        """The call at θ that a call with these arguments repeats; None where it is another one."""
+        settings, tensors = settings_now(), tensors_in((args, kwargs))
+        calls = self._known[module].calls
+        if len(calls) > 1:
+            calls = self._by_glance[module].get(_glance(tensor for _, tensor in tensors), [])
+        for call in calls:
+            same = (
+                call.settings == settings and _are_equal(tensors, call.given) and rest_of((args, kwargs)) == call.rest
+            )
+            if same and self._known[module].reach.is_as_before():
+                return call
+        return None
 
 
-def answering_from_memory(
-    forward: Callable[..., Any], calls: list[ModuleCall], answered: Callable[[], None]
-) -> Callable[..., Any]:
-    """`forward`, which runs only for calls that are not among the known ones; `answered` is told of the others."""
-    known: dict[Hashable, list[ModuleCall]] = {}
-    for call in calls:
-        known.setdefault(_glance(tensor for _, tensor, _ in call.given), []).append(call)
-
-    def answer(*args: Any, **kwargs: Any) -> Any:
-        for call in known.get(_glance(tensor for _, tensor in tensors_in((args, kwargs))), ()):
-            if call.is_of((args, kwargs)) and call.is_intact:
-                answered()
-                return call.output
-        return forward(*args, **kwargs)
-
-    return answer
+def _are_equal(given: list[tuple[str, torch.Tensor]], known: list[tuple[str, torch.Tensor]]) -> bool:
+    """Whether two calls are given equal values at equal paths."""
+    if len(given) != len(known):
+        return False
+    pairs = zip(given, known, strict=True)
+    return all(path == at_path and _equal(tensor, value) for (path, tensor), (at_path, value) in pairs)
 
 
 def _glance(tensors: Iterable[torch.Tensor]) -> Hashable:
     """What equal arguments have in common, to look a call up by: a cell in a loop has as many calls as steps."""
-    return tuple(_few_entries(tensor) for tensor in tensors)
+    return tuple([_few_entries(tensor) for tensor in tensors])
 
 
 def _few_entries(tensor: torch.Tensor) -> Hashable:
-    if tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
+    if is_wrapped(tensor) or tensor.layout is not torch.strided or tensor.is_meta or not tensor.numel():
         return tuple(tensor.shape)
     if not tensor.is_contiguous():
-        return tensor.detach()[tuple(size // 2 for size in tensor.shape)].item()
+        return tensor.detach()[tuple([size // 2 for size in tensor.shape])].item()
     return tuple(tensor.detach().view(-1)[:: -(-tensor.numel() // GLANCED)].tolist())
 
 
-def _replaced(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
-    """Give a module another forward; calling the result puts its own back."""
-    own = vars(module).get("forward")
-    module.forward = forward
-
-    def put_back() -> None:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
-
-    return put_back
-
-
-def _trains(module: nn.Module) -> bool:
-    """Whether a call of this module may update a statistic."""
-    return any(part.training and next(part.buffers(recurse=False), None) is not None for part in module.modules())
-
-
-def _rest(value: Any) -> Any:
-    """Nested arguments without their tensors, to compare by ==; `UNKNOWN` where a type is not comparable."""
-    if isinstance(value, torch.Tensor):
-        return None
-    if isinstance(value, tuple | list):
-        return _all_known([_rest(item) for item in value])
-    if isinstance(value, dict):
-        return _all_known([*value, *(_rest(item) for item in value.values())])
-    return value if isinstance(value, COMPARABLE_TYPES) else UNKNOWN
-
-
-def _all_known(rests: list[Any]) -> Any:
-    return UNKNOWN if any(rest is UNKNOWN for rest in rests) else rests
+BITS = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
+"""Integers that are equal where the bits of floating numbers are: those of the zeros +0 and -0 are not."""
 
 
 def _equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    return one is other or (one.shape == other.shape and one.dtype == other.dtype and torch.equal(one, other))
+    """Whether two tensors hold the same bits in the same layout."""
+    if one.shape != other.shape or one.dtype != other.dtype or one.stride() != other.stride():
+        return False
+    if one.dtype not in BITS:
+        return not one.is_complex() and torch.equal(one, other)
+    return torch.equal(one.detach().view(BITS[one.dtype]), other.view(BITS[one.dtype]))

@@ -11,6 +11,7 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
 from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_spread
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
+from torch_gradcheck.objective.scripted import on_scripted
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
@@ -34,6 +35,7 @@ def notes_of(
         on_perturbed(problem.request.perturb, problem.request.seed),
         *problem.on_compiled_code,
         *choice.method.notes(problem, rows),
+        on_scripted(objective.model),
         on_overridden(objective),
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),

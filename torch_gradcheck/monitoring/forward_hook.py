@@ -29,7 +29,7 @@ class ForwardHook:
         """From here on calls are noted, starting with none."""
         self.calls, self._told = [], False
         if self._handle is None:
-            self._handle = self.model.register_forward_pre_hook(self._note, with_kwargs=True, prepend=True)
+            self._handle = nn.Module.register_forward_pre_hook(self.model, self._note, with_kwargs=True, prepend=True)
 
     def detach(self) -> None:
         """Calls are no longer noted, and those that were are forgotten."""

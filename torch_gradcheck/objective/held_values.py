@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import (
@@ -195,6 +196,7 @@ class HoldMode(DispatchMode):
         self._memory: dict[int, _Memory] = {}
         self._cuts: dict[int, Cut] = {}  # the last cut through a storage
         self._alive: dict[int, Any] = {}  # weak references: no storage takes the place of another
+        self._inside_operations = WeakIdKeyDictionary()  # views whose graph the operation that made them will attach
         self._forwards = function_forwards()
         if self._records:
             held.values.clear()
@@ -310,7 +312,7 @@ class HoldMode(DispatchMode):
             return
         with_graph = torch.is_grad_enabled()
         if is_view(func):
-            self._note_view(func, inputs[0], frame)
+            self._note_view(func, inputs[0], result, frame)
             return
         if with_graph:
             lost = not any(x.requires_grad for x in inputs)
@@ -324,10 +326,17 @@ class HoldMode(DispatchMode):
                 if kind is _Memory.CUT:
                     self._cut_through(x, self._way(), frame)
 
-    def _note_view(self, func: Any, base: torch.Tensor, frame: FrameType | None) -> None:
-        """Notes the line where memory of the graph is given a view without one."""
-        if torch.is_grad_enabled() and base.requires_grad and func in _DETACHES:
-            self._cut_through(base, Way.DETACHED, frame)
+    def _note_view(self, func: Any, base: torch.Tensor, result: Any, frame: FrameType | None) -> None:
+        """Notes the line where memory of the graph is given a view without one.
+
+        A view that autograd knows of gets its graph when the operation has ended. One that an operation of torch makes
+        for itself (the sum of a tangent and a zero, in forward mode) never does, and is no cut.
+        """
+        if torch.is_grad_enabled() and base.requires_grad:
+            if func in _DETACHES:
+                self._cut_through(base, Way.DETACHED, frame)
+            for view in _tensors([result]):
+                self._inside_operations[view] = func not in _DETACHES
         if not torch.is_grad_enabled() and self._memory_of(base) is not _Memory.CUT:
             self._cut_through(base, self._way(), frame)
 
@@ -353,7 +362,7 @@ class HoldMode(DispatchMode):
     def _is_cut(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor depends on θ, and the graph does not say so."""
         memory = self._memory_of(tensor) if _is_inexact(tensor) else None
-        if memory is None or memory is _Memory.OF_FUNCTION:
+        if memory is None or memory is _Memory.OF_FUNCTION or self._inside_operations.get(tensor, False):
             return False
         return not tensor.requires_grad or (tensor.is_leaf and memory is not _Memory.LEAF)
 
@@ -434,7 +443,7 @@ def _tensors(tree: Any) -> list[torch.Tensor]:
     return flatten(tree)
 
 
-_DETACHES = frozenset(existing("detach.default"))
+_DETACHES = frozenset(existing("detach.default", "detach_.default"))
 
 _SHAPE_ONLY = overloads(
     "empty_like", "zeros_like", "ones_like", "full_like", "rand_like", "randn_like", "randint_like",

@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.torch_internals.modules import named_modules
+from torch_gradcheck.torch_internals.transforms import numbers_in, outside_transforms
 
 OnOutput = Callable[[str, list[torch.Tensor]], None]
 
@@ -49,7 +50,8 @@ def forward_hooks(
     Args:
         model: its modules have forward hooks inside the block.
         on_output: called with a module's name and the tensors of its output, in the order the calls end, so that an
-            inner module comes before the one that contains it.
+            inner module comes before the one that contains it. Inside of vmap, grad or another transform of torch.func
+            these are the ordinary tensors that it works on, with the dimensions that vmap hides in front.
         stack: is told of every call; None for a new one.
     """
     stack = stack or ModuleStack()
@@ -62,15 +64,16 @@ def forward_hooks(
         def after(*arguments: Any) -> None:
             stack.leave(name)
             if on_output is not None:
-                on_output(name, [tensor for _, tensor in tensors_in(arguments[-1])])
+                with outside_transforms():
+                    on_output(name, [numbers_in(tensor) for _, tensor in tensors_in(arguments[-1])])
 
         return before, after
 
     try:
         for name, module in named_modules(model):
             before, after = hooks_for(name)
-            handles.append(module.register_forward_pre_hook(before))
-            handles.append(module.register_forward_hook(after, always_call=True))
+            handles.append(nn.Module.register_forward_pre_hook(module, before))
+            handles.append(nn.Module.register_forward_hook(module, after, always_call=True))
         yield stack
     finally:
         for handle in handles:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, MutableMapping
+from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
+
+from torch_gradcheck.borrowing.builtin_content import attributes_of, items_of
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
@@ -45,11 +48,12 @@ class _Copy:
         if isinstance(value, np.ndarray):
             return value.copy()
         if isinstance(value, tuple):
-            items = [self.of(item) for item in value]
-            return type(value)(*items) if hasattr(value, "_fields") else _tuple_like(value, items)
+            items = items_of(value)
+            copied = [self.of(item) for item in items]
+            return value if all(map(is_, items, copied)) else _tuple_like(value, copied)
         if isinstance(value, list):
             new = copy.copy(value)
-            new[:] = [self.of(item) for item in value]
+            new[:] = [self.of(item) for item in items_of(value)]
             return new
         if isinstance(value, Mapping):
             return self._mapping_like(value)
@@ -70,7 +74,7 @@ class _Copy:
     def _dataclass_like(self, value: Any) -> Any:
         new = copy.copy(value)
         for field in dataclasses.fields(value):
-            item = getattr(value, field.name)
+            item = getattr(value, field.name, None)  # None: a field that is not set yet
             copied = self.of(item)
             if copied is not item:
                 object.__setattr__(new, field.name, copied)  # frozen dataclasses too
@@ -92,11 +96,11 @@ def tensors_in(value: Any) -> list[tuple[str, torch.Tensor]]:
 
 def _children(value: Any) -> list[tuple[str, Any]]:
     if isinstance(value, list | tuple):
-        return [(f"[{position}]", item) for position, item in enumerate(value)]
+        return [(f"[{position}]", item) for position, item in enumerate(items_of(value))]
     if isinstance(value, Mapping):
         return [(f"[{key!r}]", item) for key, item in value.items()]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return [(f".{field.name}", getattr(value, field.name)) for field in dataclasses.fields(value)]
+        return [(f".{field.name}", getattr(value, field.name, None)) for field in dataclasses.fields(value)]
     return []
 
 
@@ -104,8 +108,8 @@ def _is_plain_object(value: Any, depth: int) -> bool:
     """Whether an object has tensors or arrays in its attributes, and is neither code nor a module."""
     if isinstance(value, type | torch.nn.Module) or callable(value):
         return False
-    attributes = getattr(value, "__dict__", None)
-    return type(attributes) is dict and any(_holds_numbers(item, depth - 1) for item in attributes.values())
+    attributes = attributes_of(value)
+    return attributes is not None and any(_holds_numbers(item, depth - 1) for item in attributes.values())
 
 
 def _holds_numbers(value: Any, depth: int) -> bool:
@@ -117,4 +121,12 @@ def _holds_numbers(value: Any, depth: int) -> bool:
 
 
 def _tuple_like(value: tuple[Any, ...], items: list[Any]) -> Any:
-    return tuple(items) if type(value) is tuple else type(value)(items)  # torch.Size and other plain subclasses
+    """A tuple of the same type, made without its constructor, which may ask for something else than items."""
+    try:
+        new = tuple.__new__(type(value), items)
+    except TypeError:  # what operations of torch return, made in C
+        return type(value)(items)
+    attributes = attributes_of(new)
+    if attributes is not None:
+        attributes.update(attributes_of(value) or {})
+    return new

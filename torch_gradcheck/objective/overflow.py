@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch_gradcheck.objective.module_hooks import ModuleStack
 from torch_gradcheck.torch_internals.autograd import in_backward
 from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line
+from torch_gradcheck.torch_internals.transforms import numbers_in
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,7 @@ def _all(value: Any, holds: Callable[[torch.Tensor], bool], holds_of: Callable[[
     if isinstance(value, tuple | list | Mapping):
         return all(_all(each, holds, holds_of) for each in (value.values() if isinstance(value, Mapping) else value))
     if isinstance(value, torch.Tensor):
+        value = numbers_in(value)
         dense = value.layout is torch.strided and not value.is_meta and not value.is_nested
         return not dense or not (value.is_floating_point() or value.is_complex()) or holds(value.detach())
     return True

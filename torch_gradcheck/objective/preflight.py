@@ -16,6 +16,7 @@ from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.overflow import OverflowWatch
+from torch_gradcheck.objective.scripted import fixed_to_a_precision
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
 from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
@@ -53,9 +54,12 @@ def preflighted(
     objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, HeldValues() if hold_detached else None)
     try:
         objective.loss = objective.record_evaluation()
-    except RuntimeError as error:
+    except (RuntimeError, torch.jit.Error) as error:
         if dtype is torch.float64 and lacks_float64_kernel(error):
             raise _no_kernel(objective, error) from error
+        fixed = fixed_to_a_precision(model, dtype, error)
+        if fixed is not None:
+            raise fixed from error
         raise
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
@@ -69,7 +73,7 @@ def preflighted(
     return objective
 
 
-def _no_kernel(objective: Objective, error: RuntimeError) -> InvalidRequestError:
+def _no_kernel(objective: Objective, error: Exception) -> InvalidRequestError:
     where = ""
     for module in modules_in_traceback(error):
         where = _name_of(objective.model, module) or where

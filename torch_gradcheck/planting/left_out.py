@@ -20,6 +20,7 @@ from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.torch_internals.dispatch import transforms_in_force
 from torch_gradcheck.torch_internals.modules import named_modules
 
 TERMS = ("bias", "beta", "shift", "offset")
@@ -60,8 +61,8 @@ def left_out(objective: Objective, module: nn.Module, name: str) -> Iterator[Non
         return call.joined(output, {name: torch.full_like(parameter, neutral_value(name))})
 
     handles = [
-        module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after, prepend=True),
+        nn.Module.register_forward_pre_hook(module, before, with_kwargs=True),
+        nn.Module.register_forward_hook(module, after, prepend=True),
     ]
     try:
         yield
@@ -90,7 +91,9 @@ class InputGradients:
         self.asked: set[str] = set()
         self._objective = objective
         owners = {name: each for name, each in named_modules(model) if list(each.named_parameters(recurse=False))}
-        handles = [each.register_forward_hook(self._look(name), with_kwargs=True) for name, each in owners.items()]
+        handles = [
+            nn.Module.register_forward_hook(each, self._look(name), with_kwargs=True) for name, each in owners.items()
+        ]
         try:
             with torch.enable_grad(), objective.evaluation():
                 theta_gradients(objective.compute, theta, epsilon(objective.dtype))  # a checkpoint calls modules in it
@@ -105,6 +108,9 @@ class InputGradients:
                 self.asked.add(name)
             if tensors and name not in self.entering:
                 self.entering[name], self.forgotten[name] = set(), set()
+                if transforms_in_force():  # what a vmap gives a module is nothing outside of it
+                    self.failed.append(name)
+                    return
                 self._try(name, module, _Call(module, (args, kwargs), self._objective, everything=True))
 
         return after

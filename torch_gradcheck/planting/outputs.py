@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch_gradcheck.objective.nested import rebuilt, tensors_in
 from torch_gradcheck.objective.unseen import unit_dimension
 from torch_gradcheck.planting.faults import Change
 from torch_gradcheck.torch_internals.modules import named_modules
+from torch_gradcheck.torch_internals.transforms import innermost, is_wrapped, outside_transforms
 
 Place = tuple[int, int]
 """The number of a call of a module, and the number of a tensor in its output."""
@@ -34,7 +36,7 @@ def tapped(modules: Mapping[str, nn.Module], tap: Tap) -> Iterator[None]:
     handles = []
     try:
         for name, module in modules.items():
-            handles.append(module.register_forward_hook(_hook(name, tap), with_kwargs=True))
+            handles.append(nn.Module.register_forward_hook(module, _hook(name, tap), with_kwargs=True))
         yield
     finally:
         for handle in handles:
@@ -51,8 +53,11 @@ def _hook(name: str, tap: Tap) -> Callable[..., Any]:
 
         def through(tensor: torch.Tensor) -> torch.Tensor:
             if id(tensor) not in replaced:
-                change = tap(name, (call, next(positions)), tensor)
-                replaced[id(tensor)] = tensor
+                place, replaced[id(tensor)] = (call, next(positions)), tensor
+                if is_wrapped(tensor):
+                    _tap_inside(tensor, partial(tap, name, place))
+                    return tensor
+                change = tap(name, place, tensor)
                 if change is not None:
                     own = tensor.clone() if id(tensor) in foreign or tensor.is_leaf else tensor
                     own.register_hook(change)
@@ -63,6 +68,15 @@ def _hook(name: str, tap: Tap) -> Callable[..., Any]:
         return result if any(id(own) != key for key, own in replaced.items()) else None
 
     return after
+
+
+def _tap_inside(tensor: torch.Tensor, tap: Callable[[torch.Tensor], Change | None]) -> None:
+    """Taps the ordinary tensor inside of one that vmap works with: it is that one which J's graph goes through."""
+    with outside_transforms():
+        inside = innermost(tensor)
+        change = tap(inside)
+        if change is not None and not inside.is_leaf:
+            inside.register_hook(change)
 
 
 @dataclass

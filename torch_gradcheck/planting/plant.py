@@ -27,6 +27,7 @@ from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.progress import ProgressBar, progress_bar
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Mode, callable_argument, validated_request
+from torch_gradcheck.torch_internals.modules import forward_of_class
 
 
 def blind_spots(
@@ -156,7 +157,7 @@ class _Planting:
             for parameter in module.parameters()
             if (at := self._positions.get(id(parameter))) is not None
         )
-        return type(module).forward is not nn.Module.forward and not used
+        return forward_of_class(module) is not nn.Module.forward and not used
 
     # The gradient that arrives for the output ------------------------------------------------------------------------
 

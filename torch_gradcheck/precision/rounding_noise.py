@@ -15,6 +15,7 @@ import torch
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import changes_dtype, is_view, overloads, written_arguments
+from torch_gradcheck.torch_internals.tensors import is_efficient_zero
 
 MOVED = 0.6
 """The largest move of a result x, in units of ε·|x|. Rounded to its precision, the result then moves by one unit in the
@@ -148,7 +149,7 @@ def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch
 
 def _floating(result: Any) -> list[torch.Tensor]:
     if isinstance(result, torch.Tensor):
-        dense = result.layout is torch.strided and result.numel() > 0
+        dense = result.layout is torch.strided and result.numel() > 0 and not is_efficient_zero(result)
         return [result] if result.is_floating_point() and dense else []
     if isinstance(result, tuple | list):
         return [tensor for item in result for tensor in _floating(item)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -89,6 +90,37 @@ def torchs_apply(function: type[Function]) -> Callable[..., Any]:
 def _below_function() -> Any:
     """The class whose `apply`, if it had one, `Function.apply` would call: the next in the order of inheritance."""
     return internal(torch.autograd.function, "_SingleLevelFunction", "see where Functions are applied")
+
+
+def inner_modules(module: nn.Module) -> list[nn.Module]:
+    """The modules that a module holds, as torch keeps them, past any `children()` or `modules()` of its class."""
+    held = module._modules if isinstance(module, torch.jit.ScriptModule) else vars(module).get("_modules")
+    return [] if held is None else [each for each in held.values() if each is not None]
+
+
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+"""The attributes of a module in which torch keeps the hooks that run with its forward."""
+
+
+def has_forward_hooks(module: nn.Module) -> bool:
+    """Whether hooks run before or after the forward of a module."""
+    return any(map(vars(module).get, FORWARD_HOOKS))
+
+
+def has_hooks_on_all_modules() -> bool:
+    """Whether a hook runs with the forward of every module of the process."""
+    owner = torch.nn.modules.module
+    return any(bool(getattr(owner, f"_global{name}", None)) for name in FORWARD_HOOKS)
+
+
+def is_for_no_forward(attribute: str) -> bool:
+    """Whether torch keeps in this attribute of a module what no forward asks for: hooks of backwards, of state_dict."""
+    return attribute.startswith("_") and "hook" in attribute and attribute not in FORWARD_HOOKS
+
+
+def forward_of_class(module: nn.Module) -> Any:
+    """The forward that the class of a module has; where torch.jit has compiled it, what stands there for its code."""
+    return inspect.getattr_static(type(module), "forward")
 
 
 def is_compiled(model: nn.Module) -> bool:

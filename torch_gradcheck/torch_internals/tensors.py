@@ -33,6 +33,12 @@ def is_wrapper(x: torch.Tensor) -> bool:
     return hasattr(x, "__tensor_flatten__") and hasattr(x, "__tensor_unflatten__")
 
 
+def is_efficient_zero(x: torch.Tensor) -> bool:
+    """Whether a tensor is zeros without memory, as torch makes for tangents of constants: to write to it crashes."""
+    test = getattr(x, "_is_zerotensor", None)
+    return test is not None and bool(test())
+
+
 def weak_storage(x: torch.Tensor) -> object:
     """A reference that lets the memory of a tensor go, and keeps its `storage_key` from being given to another."""
     return StorageWeakRef(x.untyped_storage())

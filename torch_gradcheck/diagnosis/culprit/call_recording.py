@@ -23,6 +23,7 @@ from torch_gradcheck.torch_internals.autograd import (
     set_function_backward,
 )
 from torch_gradcheck.torch_internals.custom_ops import users_function
+from torch_gradcheck.torch_internals.dispatch import transforms_in_force
 from torch_gradcheck.torch_internals.modules import Calls, current_calls, set_calls
 
 MEMORY_LIMIT = 2**30
@@ -141,7 +142,8 @@ class Recording:
 
     def _around(self, owner: Owner, run: Callable[[Any, Any], Any], args: Any, kwargs: Any) -> Any:
         self.full = self.full or self._snapshots.bytes > MEMORY_LIMIT
-        if self.full or threading.get_ident() != self._thread:  # the patches reach other threads' models too
+        elsewhere = threading.get_ident() != self._thread  # the patches reach other threads' models too
+        if self.full or elsewhere or transforms_in_force():  # what a vmap works with are no tensors outside of it
             return run(args, kwargs)
         call = self._begin(owner, args, kwargs)
         try:

@@ -19,7 +19,7 @@ from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
-from torch_gradcheck.torch_internals.modules import named_modules, uncompiled
+from torch_gradcheck.torch_internals.modules import forward_of_class, named_modules, uncompiled
 
 LOSS = "loss_fn"
 """The culprit's name where the loss function or closure itself goes wrong."""
@@ -281,7 +281,7 @@ def at_backward_of(function: type[Function]) -> str:
 
 def _at_forward_of(owner: object) -> str:
     """The words " at FILE:LINE", the line of a module's forward, or of a function."""
-    return at_line_of(type(owner).forward if isinstance(owner, nn.Module) else owner)
+    return at_line_of(forward_of_class(owner) if isinstance(owner, nn.Module) else owner)
 
 
 def _for_inputs(call: RecordedCall, paths: Sequence[str]) -> str:
