@@ -81,6 +81,17 @@ class Writing(Checkpoint):
         return None, None, of_input
 
 
+class WritingTwice(Writing):
+    """Wrong: it writes the gradient of the first weight twice."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+        gradients = Writing.backward(ctx, g)
+        weight = ctx.run[0].weight
+        weight.grad = 2 * weight.grad
+        return gradients
+
+
 class Doubling(Checkpoint):
     """Wrong: what accumulates is doubled."""
 

@@ -40,7 +40,7 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
-from torch_gradcheck.torch_internals.autograd import before_hooks
+from torch_gradcheck.torch_internals.autograd import before_hooks, has_hooks
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
@@ -81,13 +81,15 @@ class Run:
         self._objective, self._accumulated = objective, accumulated
         self.loss = math.nan
         self.raw: dict[torch.Tensor, list[torch.Tensor]] = {}
+        watched = list(dict.fromkeys(each.entry.parameter for each in wrong))
+        self._without_hooks = [each for each in watched if not has_hooks(each)]
         with (
             torch.enable_grad(),
             objective.evaluation(at_theta=True),
             _recording(objective, taps) as recording,
             HookWatch(objective.model, recording.running) as watch,
         ):
-            self._backward(list(dict.fromkeys(each.entry.parameter for each in wrong)), recording)
+            self._backward(watched, recording)
         paired_with_recomputed(recording.calls)
         self.full = recording.full
         self.roots = recording.roots
@@ -123,7 +125,10 @@ class Run:
         for gradients in self.raw.values():
             gradients.clear()
         theta = [each for each in self._objective.model.parameters() if each.requires_grad]
-        gradients_of([loss], [*theta, *recording.leaves])
+        found = dict(zip(theta, gradients_of([loss], [*theta, *recording.leaves]), strict=False))
+        for parameter in self._without_hooks:  # a Function may have written to `.grad`, where no hook sees it
+            left = found.get(parameter)
+            self.raw[parameter][:] = [] if left is None else [left]
 
 
 def find_culprit(

@@ -23,7 +23,7 @@ from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.lower_precisions import Rounding, rounding_of_all
-from torch_gradcheck.torch_internals.autograd import before_hooks
+from torch_gradcheck.torch_internals.autograd import before_hooks, has_hooks
 from torch_gradcheck.torch_internals.tensors import version_of
 
 SHARP = 0.02
@@ -147,11 +147,12 @@ class CallRunner:
 
     def _run_backward(self, call: RecordedCall) -> _Backward:
         parameters = list(dict.fromkeys(wrong.entry.parameter for wrong in self._wrong))
+        hooked = [parameter for parameter in parameters if has_hooks(parameter)]
         with ExitStack() as stack:
-            return self._with_raw(call, {each: stack.enter_context(before_hooks(each)) for each in parameters})
+            return self._with_raw(call, {each: stack.enter_context(before_hooks(each)) for each in hooked})
 
     def _with_raw(self, call: RecordedCall, raw: Mapping[torch.Tensor, list[torch.Tensor]]) -> _Backward:
-        """The same, where `raw` collects the gradients of the wrong parameters before their hooks."""
+        """The same, where `raw` collects the gradients, before their hooks, of the wrong parameters that have any."""
         with self._alone(call), torch.enable_grad():
             leaves: list[torch.Tensor] = []
             outputs = self._called(call, _with_leaves(call, leaves))
@@ -163,11 +164,12 @@ class CallRunner:
             theta = [each for each in self._theta if each.requires_grad]
             inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad]
             found = _gradients([output for _, output in received], [*inputs, *theta], cotangents)
-        gradients = dict(zip(inputs, found, strict=False))
+        gradients = dict(zip([*inputs, *theta], found, strict=True))
+        of_theta = {each: [left] for each in theta if (left := gradients[each]) is not None} | dict(raw)
         return _Backward(
             copies,
             [call.returned.get(k, gradients.pop(leaf, None)) for k, leaf in enumerate(leaves)],
-            {wrong: sum(wrong.of(gradient) for gradient in raw[wrong.entry.parameter]) for wrong in self._wrong},
+            {wrong: sum(map(wrong.of, of_theta.get(wrong.entry.parameter, []))) for wrong in self._wrong},
             any(version_of(cotangent) for cotangent in cotangents),
             _rounding_of([each for each in found if each is not None]),
         )
