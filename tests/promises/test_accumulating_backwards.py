@@ -18,6 +18,7 @@ RIGHT = {
     "a checkpoint": zoo.Within(),
     "one that refuses to be asked": zoo.Within(zoo.Refusing),
     "one that writes to grad": zoo.Within(zoo.Writing),
+    "one that starts at an edge": zoo.Within(zoo.FromAnEdge),
     "dropout": zoo.Within(dropout=0.3),
     "used inside and outside": zoo.TwiceUsed(),
     "used inside and outside, written": zoo.TwiceUsed(zoo.Writing),
