@@ -59,8 +59,9 @@ def check_module(
         batch: how the model is called. A tuple or list `(inputs, *targets)`: `loss_fn(model(inputs), *targets)`, inputs
             that are a tuple or list being positional arguments and a mapping keyword arguments. A mapping:
             `loss_fn(model(**batch))`. Anything else: `loss_fn(model(batch))`.
-        gradients: what is on trial. None: one autograd backward of J. A mapping from parameter name to tensor or
-            array: gradients derived by hand. `"grad"`: what the parameters' `.grad` holds now, as a training step left
+        gradients: what is on trial. None: what one backward of J leaves in `.grad`, whichever way it gets there (hooks
+            of `register_post_accumulate_grad_hook` sleep). A mapping from parameter name to tensor or array: gradients
+            derived by hand. `"grad"`: what the parameters' `.grad` holds now, as a training step left
             it, judged by what rounding can do in the step's own precision; the mode is then `"keep"`, unless `"train"`.
         method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
             verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it

@@ -113,6 +113,18 @@ def test_inputs_that_require_a_gradient_still_do_and_collect_none() -> None:
     assert x.grad is None
 
 
+def test_a_batch_whose_memory_was_freed_has_it_again() -> None:
+    """Reversible layers free what they are given."""
+    x = torch.arange(6.0).reshape(2, 3).T
+    copy = BatchCopy((x, x[1:]), torch.float64)
+    for tensor in copy.fresh():
+        tensor.untyped_storage().resize_(0)
+    whole, part = copy.fresh()
+    assert torch.equal(whole, x.double())
+    assert torch.equal(part, x[1:].double())
+    assert whole.stride() == (1, 3)
+
+
 def test_a_tensor_on_the_meta_device() -> None:
     with pytest.raises(InvalidRequestError, match="batch holds a tensor on the meta device"):
         BatchCopy((X, torch.empty(2, device="meta")), torch.float64)

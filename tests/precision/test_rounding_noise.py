@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torch_gradcheck.precision.rounding_noise import MOVED, KernelsInMode, RoundingMode, move_at_random, rounds
 
@@ -77,6 +77,21 @@ def test_cancellation_shows() -> None:
     x = torch.rand(100, generator=generator()) + 1
     assert spread(lambda: (x + 1e4) - 1e4) > 1e-4
     assert spread(lambda: x * 2) < 1e-6
+
+
+def test_cancellation_inside_an_operation_shows() -> None:
+    """Products of 1e4 that add up to 1: the kernel rounds each, so the result is off by more than its last digits."""
+    x, w, bias = torch.ones(1, 3), torch.tensor([[1e4], [-1e4], [1.0]]), torch.zeros(1)
+    for product in (lambda: x @ w, lambda: torch.addmm(bias, x, w), lambda: nn.functional.linear(x, w.T)):
+        assert 1e-4 < spread(product) < 1e-2
+    coarse, factors = x.bfloat16(), w.bfloat16()
+    assert spread(lambda: coarse @ factors) < 1, "kernels of a coarse precision add up in float32"
+
+
+def test_the_logarithm_of_a_saturated_softmax_moves_as_the_sum_inside_does() -> None:
+    logits = torch.tensor([[0.0, 20.0]])
+    assert 1e-8 < spread(lambda: logits.log_softmax(1)[:, 1]) < 2e-7
+    assert 1e-8 < spread(lambda: logits.logsumexp(1) - 20) < 1e-4
 
 
 def test_the_callers_random_numbers_are_not_drawn_from() -> None:

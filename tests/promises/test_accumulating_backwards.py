@@ -18,6 +18,7 @@ RIGHT = {
     "a checkpoint": zoo.Within(),
     "one that refuses to be asked": zoo.Within(zoo.Refusing),
     "one that writes to grad": zoo.Within(zoo.Writing),
+    "one that starts at an edge": zoo.Within(zoo.FromAnEdge),
     "dropout": zoo.Within(dropout=0.3),
     "used inside and outside": zoo.TwiceUsed(),
     "used inside and outside, written": zoo.TwiceUsed(zoo.Writing),
@@ -72,6 +73,7 @@ WRONG = {
     "twice": (zoo.Within(zoo.Repeating), BLOCK, "scaled"),
     "twice, nested": (zoo.Nested(zoo.Repeating), BLOCK | {"first.weight", "first.bias"}, "scaled"),
     "twice, used outside as well": (zoo.TwiceUsed(zoo.Repeating), BLOCK, ""),
+    "one doubled, written": (zoo.Within(zoo.WritingTwice), {"block.0.weight"}, "scaled"),
     "one forgotten": (zoo.Within(zoo.Forgetting), {"block.3.bias"}, "missing"),
     "one forgotten, used outside as well": (zoo.TwiceUsed(zoo.Forgetting), {"block.3.bias"}, ""),
     "other draws": (
@@ -108,6 +110,23 @@ def test_a_mistake_beside_such_a_function_is_not_its_own() -> None:
     report = check_module(model, squared, X)
     assert wrong(report) == {"0.weight"}
     assert report.culprit == "0"
+
+
+class Halved(zoo.TwiceUsed):
+    """Wrong: outside of the checkpoint, half of the first layer's weight is detached."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = self.block[0].weight, self.block[0].bias
+        h = self.through(self.block, self.first(x))
+        return self.last(torch.nn.functional.linear(h, (weight + weight.detach()) / 2, bias))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("function", [zoo.Refusing, zoo.Writing], ids=["accumulating", "writing"])
+def test_a_mistake_outside_of_such_a_function_in_the_same_parameter(function: type[Checkpoint]) -> None:
+    report = check_module(Halved(function), squared, X)
+    assert wrong(report) == {"block.0.weight"}
+    assert report.culprit == ""
+    assert "Function" not in report.notes[0]
 
 
 def test_what_a_training_step_leaves_is_judged_alike() -> None:

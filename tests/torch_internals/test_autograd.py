@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import get_gradient_edge
 from torch.distributions import Beta, Dirichlet, Gamma, Normal
 from torch.utils.checkpoint import checkpoint
 
@@ -31,6 +32,7 @@ from torch_gradcheck.torch_internals.autograd import (
     keep_post_accumulate_hooks,
     leaf_of,
     next_number,
+    node_of,
     nodes_from,
     number_of,
     pop_saved_tensor_hooks_down_to,
@@ -241,6 +243,15 @@ def test_a_hook_that_takes_grad_inside_the_backward_is_seen() -> None:
     handle.remove()
     assert not has_post_accumulate_hooks(w)
     assert post_accumulate_hooks(w) == []
+
+
+def test_the_node_behind_an_output() -> None:
+    """A backward starts at tensors, or at edges that stand for them."""
+    w = torch.ones(2, requires_grad=True)
+    y = w * 2
+    assert node_of(y) is y.grad_fn
+    assert node_of(get_gradient_edge(y)) is y.grad_fn
+    assert node_of(w) is None
 
 
 def test_hooks_on_the_accumulation_sleep_and_wake() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 Run = Callable[[Tensor], Tensor]
@@ -79,6 +80,27 @@ class Writing(Checkpoint):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
         return None, None, of_input
+
+
+class FromAnEdge(Checkpoint):
+    """Starts its backward at an edge of the graph."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor | None]:  # type: ignore[override]
+        x, y = Checkpoint.again(ctx)
+        torch.autograd.backward([get_gradient_edge(y)], [g])
+        return None, None, x.grad
+
+
+class WritingTwice(Writing):
+    """Wrong: it writes the gradient of the first weight twice."""
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[None, None, Tensor]:  # type: ignore[override]
+        gradients = Writing.backward(ctx, g)
+        weight = ctx.run[0].weight
+        weight.grad = 2 * weight.grad
+        return gradients
 
 
 class Doubling(Checkpoint):

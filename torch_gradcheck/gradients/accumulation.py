@@ -13,6 +13,7 @@ from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.autograd import (
     current_backward,
     leaf_of,
+    node_of,
     nodes_from,
     put_post_accumulate_hooks_to_sleep,
     set_backward,
@@ -58,10 +59,10 @@ def _any_lower(leaves: Sequence[torch.Tensor], precision: torch.dtype) -> bool:
     return any(is_lower(leaf.dtype, precision) for leaf in leaves)
 
 
-def _leaves_behind(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Every leaf that a backward from these tensors may reach."""
-    reached = [leaf_of(node) for node in nodes_from(tensor.grad_fn for tensor in tensors)]
-    return [leaf for leaf in [*tensors, *reached] if leaf is not None and leaf.is_leaf]
+def _leaves_behind(outputs: Sequence[Any]) -> list[torch.Tensor]:
+    """Every leaf that a backward from these tensors, or gradient edges, may reach."""
+    reached = [leaf_of(node) for node in nodes_from(map(node_of, outputs))]
+    return [leaf for leaf in [*outputs, *reached] if isinstance(leaf, torch.Tensor) and leaf.is_leaf]
 
 
 class Accumulation:
@@ -86,10 +87,10 @@ class Accumulation:
         for leaf in self._leaves:
             self._set_aside(leaf)
 
-        def seen(tensors: Sequence[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        def seen(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == self._thread:
-                self._set_aside_from(tensors)
-            return run(tensors, *args, **kwargs)
+                self._set_aside_from(outputs)
+            return run(outputs, *args, **kwargs)
 
         set_backward(seen)
 
@@ -97,9 +98,9 @@ class Accumulation:
         while self._undo:
             self._undo.pop()()
 
-    def _set_aside_from(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Sets aside every leaf that a backward from these tensors may reach, and that none has reached before."""
-        for leaf in _leaves_behind(tensors):
+    def _set_aside_from(self, outputs: Sequence[Any]) -> None:
+        """Sets aside every leaf that a backward from these outputs may reach, and that none has reached before."""
+        for leaf in _leaves_behind(outputs):
             if leaf not in self._aside:
                 self._set_aside(leaf)
 

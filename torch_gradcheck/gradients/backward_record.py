@@ -19,6 +19,7 @@ from torch_gradcheck.torch_internals.autograd import (
     is_of_backward_hooks,
     leaf_of,
     next_number,
+    node_of,
     nodes_from,
     number_of,
     set_backward,
@@ -133,10 +134,10 @@ class BackwardRecord:
         run = current_backward()
         self._undo.append(lambda: set_backward(run))
 
-        def recorded(tensors: Sequence[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        def recorded(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == self._thread:
-                self._watch(tensors)
-            return run(tensors, *args, **kwargs)
+                self._watch(outputs)
+            return run(outputs, *args, **kwargs)
 
         set_backward(recorded)
         self._hooks.__enter__()
@@ -159,9 +160,9 @@ class BackwardRecord:
         ended = self._modules.ended_at(number)
         return next((name for name in ended if has_backward_hooks(self._model.get_submodule(name))), None)
 
-    def _watch(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Hooks into every node that a backward from these tensors may run."""
-        for node in list(nodes_from(tensor.grad_fn for tensor in tensors)):
+    def _watch(self, outputs: Sequence[Any]) -> None:
+        """Hooks into every node that a backward from these tensors, or gradient edges, may run."""
+        for node in list(nodes_from(map(node_of, outputs))):
             if node not in self._watched and leaf_of(node) is None:
                 self._watched.add(node)
                 self._hook_into(node, len(self._places))

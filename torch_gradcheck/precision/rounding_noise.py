@@ -34,7 +34,7 @@ class RoundingMode(DispatchMode):
     """Runs a computation with rounding as random noise; every operation keeps its own precision.
 
     What rounds is not only the result. Where an operation adds up products that cancel, its roundings are of the size
-    of the products; noise on its arguments is as large, and does not cancel. Source: Parker's precision bounding.
+    of the products; noise on one of the factors is as large, and does not cancel. Source: Parker's precision bounding.
 
     Args:
         generator: draws the noise.
@@ -49,8 +49,9 @@ class RoundingMode(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in SUMS:
-            args = tuple([self._moved(arg) for arg in args])
+        factor = FACTORS.get(func)
+        if factor is not None and factor < len(args):
+            args = (*args[:factor], self._moved(args[factor]), *args[factor + 1 :])
         result = func(*args, **(kwargs or {}))
         if rounds(func, args):
             for tensor in _floating(result):
@@ -58,7 +59,7 @@ class RoundingMode(DispatchMode):
         return result
 
     def _moved(self, argument: Any) -> Any:
-        """A copy with noise of an argument that is summed over; anything else as it is."""
+        """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
         if not isinstance(argument, torch.Tensor) or argument.dtype not in ROUNDED_INSIDE or not _floating(argument):
             return argument
         copy = argument.detach().clone()
@@ -167,17 +168,18 @@ _NAMES_OF_EXACT = """
 EXACT = overloads(*_NAMES_OF_EXACT.split())
 """Operations that copy numbers, choose among them or create them, and round nothing."""
 
-_NAMES_OF_SUMS = """
-    mm addmm bmm baddbmm addbmm mv addmv dot vdot linear linear_backward convolution convolution_backward
-    mkldnn_convolution mkldnn_linear native_layer_norm native_layer_norm_backward native_batch_norm
-    native_batch_norm_backward _native_batch_norm_legit _native_batch_norm_legit_no_training native_group_norm
-    native_group_norm_backward _fused_rms_norm _fused_rms_norm_backward var var_mean std std_mean
-    _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention_for_cpu_backward _cdist_forward
-    _cdist_backward _softmax_backward_data
-"""
+_NAMES_BY_FACTOR = {
+    0: "mm bmm mv dot vdot linear convolution mkldnn_convolution native_layer_norm native_batch_norm native_group_norm "
+    "_native_batch_norm_legit _native_batch_norm_legit_no_training _fused_rms_norm var var_mean std std_mean "
+    "_scaled_dot_product_flash_attention_for_cpu _cdist_forward",
+    1: "addmm baddbmm addbmm addmv convolution_backward native_layer_norm_backward native_batch_norm_backward "
+    "native_group_norm_backward _fused_rms_norm_backward _softmax_backward_data",
+}
 
-SUMS = overloads(*_NAMES_OF_SUMS.split())
-"""Operations that add up products, or subtract a mean, in which terms may cancel."""
+FACTORS = {func: position for position, names in _NAMES_BY_FACTOR.items() for func in overloads(*names.split())}
+"""Operations that add up products, or subtract a mean, whose terms may cancel → the position of a factor."""
 
-LOGARITHMS = overloads("_log_softmax", "logsumexp", "log_sigmoid_forward")
+_NAMES_OF_LOGARITHMS = "_log_softmax logsumexp log_sigmoid_forward"
+
+LOGARITHMS = overloads(*_NAMES_OF_LOGARITHMS.split())
 """Operations that take the logarithm of a sum of about 1, where a softmax is saturated."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
+from torch.autograd.graph import GradientEdge
 
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 from torch_gradcheck.torch_internals.missing import internal
@@ -30,6 +31,11 @@ def nodes_from(starts: Iterable[Any]) -> Iterator[Any]:
             seen.add(node)
             yield node
             waiting += [following for following, _ in node.next_functions]
+
+
+def node_of(output: Any) -> Any:
+    """The node that a backward starts from at a tensor, None at a leaf, or at a `GradientEdge` that stands for one."""
+    return output.node if isinstance(output, GradientEdge) else output.grad_fn
 
 
 def leaf_of(node: Any) -> torch.Tensor | None:
