@@ -219,7 +219,7 @@ def timed(name: str) -> tuple[float | None, int | None, str]:
 
 def timings(names: Iterable[str], repeats: int) -> list[Timing]:
     """Checks the models in turns, after one check of the dense one that is not counted."""
-    names = list(names)
+    names = list(dict.fromkeys([DENSE, *names]))
     timed(DENSE)
     turns = [{name: timed(name) for name in names} for _ in range(repeats)]
     return [timing(name, turns) for name in names]
@@ -270,6 +270,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3, help="turns on each model (default: 3)")
     parser.add_argument("--quick", action="store_true", help="the smallest models once; writes nothing")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--before", type=Path, help="figures of another commit, to be written along")
     parser.add_argument("--json", type=Path, default=RESULTS, help=f"where to write (default: {RESULTS.name})")
     arguments = parser.parse_args()
@@ -277,7 +278,7 @@ def main() -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     before = json.loads(arguments.before.read_text()) if arguments.before else {}
-    names = [DENSE, "fixed point", "adaptive ODE"] if arguments.quick else list(CASES)
+    names = [DENSE, "fixed point", "adaptive ODE"] if arguments.quick else arguments.cases
     rows = timings(names, 1 if arguments.quick else arguments.repeats)
     Console(width=120).print(table(rows, before))
     if not arguments.quick:
