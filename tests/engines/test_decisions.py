@@ -91,3 +91,21 @@ def test_a_layer_that_its_module_casts_in_the_forward_is_checked(right: bool) ->
     report = checked(built(lambda: Casting(torch.tanh if right else doubled)))
     names = {row.name for row in report if row.status == "mismatch"}
     assert names == (set() if right else {*UPSTREAM, "model.classifier.weight", "model.classifier.bias"}), str(report)
+
+
+class AtBound(nn.Module):
+    """Counts how many of two parameters are at a bound: both are at θ, none is a step away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bounded = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1 + self.bounded.sum()) if int((self.bounded == 0).sum()) == 2 else x * (1 + self.bounded.sum())
+
+
+def test_a_record_that_holds_at_theta_only_for_some_parameters_serves_the_others() -> None:
+    report = checked(built(AtBound))
+    assert report.passed, str(report)
+    assert not [note for note in report.notes if "one coordinate at a time" in note]
+    assert len(calls) < report.evaluations / 2

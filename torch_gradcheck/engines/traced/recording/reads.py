@@ -20,6 +20,7 @@ from torch_gradcheck.engines.traced.recording.aliasing import AliasTracker
 from torch_gradcheck.engines.traced.recording.displaced import SLACK
 from torch_gradcheck.engines.traced.recording.tape import Ref
 from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.torch_internals.dispatch import modes_disabled
 from torch_gradcheck.torch_internals.modules import running_module
 from torch_gradcheck.torch_internals.operations import OpOverload, flatten, overload, overloads
 
@@ -64,7 +65,7 @@ class Reads:
         position = len(self.refusals) - 1
         return found * (1 + self._displacements[position]) if position < len(self._displacements) else found
 
-    def leave_something(self, func: OpOverload, args: tuple[Any, ...]) -> bool:
+    def guard_reads_of(self, func: OpOverload, args: tuple[Any, ...]) -> bool:
         """Guard what an operation on values that depend on a parameter takes out of torch.
 
         Returns:
@@ -142,9 +143,10 @@ class PythonReads(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name in _METHODS and isinstance(args[0], Tensor):
-            self._reads.guard(args[0], name, f"Tensor.{name} {_TAKES}")
-            if name in _SHARING:
-                self._reads.shared(args[0])
+            with modes_disabled():  # what it takes to guard a value is no part of J
+                self._reads.guard(args[0], name, f"Tensor.{name} {_TAKES}")
+                if name in _SHARING:
+                    self._reads.shared(args[0])
         return func(*args, **(kwargs or {}))
 
 

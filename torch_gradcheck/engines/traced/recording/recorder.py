@@ -139,7 +139,7 @@ class Recorder(DispatchMode):
         if depends and func in _OVERWRITES:
             depends = self._depends((args[1:], tuple(kwargs.values())))
         if depends:
-            depends = self._reads.leave_something(func, args) and self._depends((args, tuple(kwargs.values())))
+            depends = self._reads.guard_reads_of(func, args) and self._depends((args, tuple(kwargs.values())))
         if depends:
             args_taken, kwargs_taken = self._numbered(args), {key: self._numbered(x) for key, x in kwargs.items()}
         for x in mutated:
