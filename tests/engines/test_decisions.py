@@ -72,3 +72,41 @@ def test_a_wrong_backward_behind_a_decision_is_found(place: str) -> None:
     report = checked(built(model))
     assert {row.name for row in report if row.status == "mismatch"} >= set(names), str(report)
     assert not [note for note in report.notes if "one coordinate at a time" in note]
+
+
+class Casting(nn.Module):
+    """A router that casts its own layer in its forward, as that of Switch Transformers does."""
+
+    def __init__(self, activation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.classifier, self.activation = nn.Linear(4, 4), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.classifier = self.classifier.to(torch.float32)
+        return self.activation(self.classifier(x.to(torch.float32))).to(x.dtype)
+
+
+@pytest.mark.parametrize("right", [True, False], ids=["right", "wrong"])
+def test_a_layer_that_its_module_casts_in_the_forward_is_checked(right: bool) -> None:
+    report = checked(built(lambda: Casting(torch.tanh if right else doubled)))
+    names = {row.name for row in report if row.status == "mismatch"}
+    assert names == (set() if right else {*UPSTREAM, "model.classifier.weight", "model.classifier.bias"}), str(report)
+
+
+class AtBound(nn.Module):
+    """Counts how many of two parameters are at a bound: both are at θ, none is a step away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bounded = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        at_bound = int((self.bounded == 0).sum())  # a read that guards the record; J is the same either way
+        return x * (1 + self.bounded.sum() + 0 * at_bound)
+
+
+def test_a_record_that_holds_at_theta_only_for_some_parameters_serves_the_others() -> None:
+    report = checked(built(AtBound))
+    assert report.passed, str(report)
+    assert not [note for note in report.notes if "one coordinate at a time" in note]
+    assert len(calls) < report.evaluations / 2

@@ -28,10 +28,11 @@ from torch_gradcheck.verdicts.step_choice import SMALL_TENSOR
 
 
 class Gate(nn.Module):
-    """Scales by a number that Python reads from what a parameter has made."""
+    """Subtracts a number that Python reads from what a parameter has made, and adds it again."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1 + x.detach().abs().amax().item() * 0)
+        largest = x.detach().abs().amax().item()
+        return x - largest + largest
 
 
 class Branch(nn.Module):

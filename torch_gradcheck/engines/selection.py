@@ -92,7 +92,7 @@ def _confirm(engine: TracedEngine, request: EngineRequest) -> None:
                 engine.confirm(request.objective.value() if staying else elsewhere.value, request.noise)
                 return
             except Strayed as strayed:
-                if elsewhere.moved <= staying | strayed.upstream:
+                if strayed.upstream <= staying or elsewhere.moved <= staying | strayed.upstream:
                     raise
                 staying |= strayed.upstream
 

@@ -9,7 +9,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
-from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_spread
+from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_replaced, on_spread
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.objective.scripted import on_scripted
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
@@ -37,6 +37,7 @@ def notes_of(
         *choice.method.notes(problem, rows),
         on_scripted(objective.model),
         on_overridden(objective),
+        on_replaced(objective),
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),

@@ -39,6 +39,7 @@ class Objective:
         spread: the largest difference between evaluations at the same θ; 0 when they agree to the bit.
         largest_output: the largest absolute value in the output of a module.
         overridden: op name → modules in which a lower precision was overridden.
+        replaced: whether grouped products were computed by other operations than torch's own.
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
         activity: the modules that ran at θ, and which of their units fired.
@@ -62,6 +63,7 @@ class Objective:
         self.spread = 0.0
         self.largest_output = 0.0
         self.overridden: dict[str, set[str]] = {}
+        self.replaced = False
         self.needs_graph = True
         self.runs_backward = False
         self.activity = Activity(model)
@@ -162,7 +164,7 @@ class Objective:
                 value = float(self.compute().detach())
                 self.runs_backward = self._borrowed.has_gradients()
                 self._borrowed.learn_from_evaluation()
-        self.overridden = mode.overridden
+        self.overridden, self.replaced = mode.overridden, mode.replaced
         self._needs_mode = bool(mode.overridden) or mode.replaced or self.drawn_in is not None
         return value
 
@@ -229,11 +231,17 @@ def on_overridden(objective: Objective) -> str:
     modules = sorted(
         {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
     )
-    precision = str(objective.dtype).removeprefix("torch.")
     return (
-        f"casts and tensors of a lower precision were computed in {precision} "
+        f"casts and tensors of a lower precision were computed in {_name(objective.dtype)} "
         f"({', '.join(sorted(objective.overridden))}) in {listed(modules)}"
     )
+
+
+def on_replaced(objective: Objective) -> str:
+    """The note on an operation of torch that was computed by other ones; "" without."""
+    if not objective.replaced:
+        return ""
+    return f"grouped products were computed group by group: torch has no kernel for them in {_name(objective.dtype)}"
 
 
 def on_graph(objective: Objective, accumulated: bool) -> str:
@@ -264,3 +272,7 @@ def on_held(objective: Objective, asked: bool) -> str:
     return (
         f"{held}; {strays} evaluations detached other values than at θ, as a condition may do, and give no value of J"
     )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.program import Prepared, Program, Step
-from torch_gradcheck.engines.traced.recording.tape import Operation
+from torch_gradcheck.engines.traced.recording.tape import Guard, Operation
 from torch_gradcheck.engines.traced.rules.by_vmap import by_vmap
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, pick
 from torch_gradcheck.engines.traced.rules.registry import NoRuleError, OperationCall
@@ -51,8 +51,8 @@ def evaluated(program: Program, parameter: int, start: Perturbed, between: Calla
     strayed, guard = None, None
     for step in program.suffix(parameter):
         operands = {number: perturbed[number] for number in step.inputs if number in perturbed}
-        if operands and step.prepared.operation.is_guard:
-            found = _differs(*operands.values())
+        if operands and isinstance(step.prepared.operation.func, Guard):
+            found = _differs(step.prepared.operation.func, *operands.values())
             if found is not None:
                 strayed, guard = found if strayed is None else strayed | found, step.prepared.operation
         elif operands:
@@ -82,9 +82,9 @@ def _is_as_at_theta(x: Perturbed) -> bool:
     return torch.equal(x.values, pick(x.base, x.region).expand_as(x.values))
 
 
-def _differs(x: Perturbed) -> Tensor | None:
+def _differs(guard: Guard, x: Perturbed) -> Tensor | None:
     """For which perturbations a value is another than at θ, shape (K,); None where for none."""
-    differs: Tensor = (x.values != pick(x.base, x.region)).reshape(x.count, -1).any(1)
+    differs = guard.differs(x.values, pick(x.base, x.region)).reshape(x.count, -1).any(1)
     return differs if bool(differs.any()) else None
 
 

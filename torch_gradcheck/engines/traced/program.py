@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_gradcheck.engines.traced.chunks import Footprint
 from torch_gradcheck.engines.traced.recording.recorder import record
-from torch_gradcheck.engines.traced.recording.tape import Operation, Ref, Tape, substitute
+from torch_gradcheck.engines.traced.recording.tape import Guard, Operation, Ref, Tape, substitute
 from torch_gradcheck.engines.traced.rules import convolutions, indexing, normalizations, products, reductions, views
 from torch_gradcheck.engines.traced.rules.by_vmap import by_vmap
 from torch_gradcheck.engines.traced.rules.pointwise import (
@@ -171,8 +171,9 @@ class Program:
         return moved.get(self.output, self.values[self.output])
 
     def _check(self, guard: Operation, moved: Mapping[int, Tensor]) -> None:
+        assert isinstance(guard.func, Guard)
         for number in guard.inputs():
-            if number in moved and not torch.equal(moved[number], self.values[number]):
+            if number in moved and bool(guard.func.differs(moved[number], self.values[number]).any()):
                 strayed = guard.strayed("with all parameters moved")
                 strayed.upstream = frozenset(p for p in range(len(self.parameters)) if self._depends(guard, p))
                 raise strayed
@@ -250,15 +251,15 @@ def compiled(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> P
             raise Untraceable(f"a parameter is on {parameter.device}; recorded operations are evaluated on the CPU")
     with OnThreads(1):  # J is evaluated once: spreading short operations costs more than it saves
         try:
-            tape, numbers, output, J = record(objective, parameters)
+            found = record(objective, parameters)
             with modes_disabled(), torch.no_grad():
-                program = Program(tape, numbers, output)
+                program = Program(found.tape, found.parameters, found.output)
         except Untraceable:
             raise
         except Exception as error:  # J has been evaluated before, so this is for the recording to answer for
             raise Untraceable(f"J raises {type(error).__name__} while it is recorded: {error}") from error
-    again = float(program.values[output])
-    tolerance = 1e4 * torch.finfo(program.values[output].dtype).eps
+    again, J = float(program.values[found.output]), found.J
+    tolerance = 1e4 * torch.finfo(program.values[found.output].dtype).eps
     if not abs(again - J) <= tolerance * max(abs(J), abs(again)):
         raise Untraceable(f"the recorded operations give {again!r} where J is {J!r}")
     return program

@@ -3,12 +3,13 @@
 A Boolean, a count or an index comes out the same under most perturbations. The tape guards such a value: for every
 perturbation it is computed again, and the record answers only where it is what it is at θ. From then on it is a
 constant, and so is all that follows from it: the branch that is taken, the shape of a selection. A real number moves
-with θ, so a read of one ends the recording.
+with θ. One by itself is guarded as well, with some slack, if J only compares it (see `displaced`); more of them end the
+recording.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from torch_gradcheck.engines.traced.recording.aliasing import AliasTracker
+from torch_gradcheck.engines.traced.recording.displaced import SLACK
 from torch_gradcheck.engines.traced.recording.tape import Ref
 from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.torch_internals.dispatch import modes_disabled
 from torch_gradcheck.torch_internals.modules import running_module
 from torch_gradcheck.torch_internals.operations import OpOverload, flatten, overload, overloads
 
@@ -32,12 +35,37 @@ class Reads:
 
     Args:
         aliases: the tape and the values that its tensors hold.
+        displacements: by how much of itself each real number that is read is displaced; 0 where none is given.
+
+    Attributes:
+        refusals: why each read of a real number would end the recording.
     """
 
-    def __init__(self, aliases: AliasTracker) -> None:
-        self._aliases = aliases
+    def __init__(self, aliases: AliasTracker, displacements: Sequence[float] = ()) -> None:
+        self.refusals: list[Untraceable] = []
+        self._aliases, self._displacements = aliases, displacements
 
-    def leave_something(self, func: OpOverload, args: tuple[Any, ...]) -> bool:
+    def number(self, func: OpOverload, x: Tensor) -> Any:
+        """The only number of x for Python. A real one that depends on a parameter is guarded, and may be displaced.
+
+        Raises:
+            Untraceable: it is complex and depends on a parameter.
+        """
+        found = func(x)
+        if not self._aliases.depends(x):
+            return found
+        refusal = Untraceable(f"{func} {_AS_NUMBER} {_TAKES}", op=str(func), module=running_module())
+        if is_discrete(x):
+            self.guard(x, str(func), "")
+            return found
+        if x.is_complex():
+            raise refusal
+        self._aliases.tape.guard(self._aliases.value(x), str(func), running_module(), SLACK)
+        self.refusals.append(refusal)
+        position = len(self.refusals) - 1
+        return found * (1 + self._displacements[position]) if position < len(self._displacements) else found
+
+    def guard_reads_of(self, func: OpOverload, args: tuple[Any, ...]) -> bool:
         """Guard what an operation on values that depend on a parameter takes out of torch.
 
         Returns:
@@ -51,7 +79,7 @@ class Reads:
         if func in _EQUALITIES:
             self._compared(func, args)
         elif torch.Tag.data_dependent_output in func.tags:
-            self.guard(args[0], str(func), f"{func} (item, a condition or a comparison) {_TAKES}")
+            self.guard(args[0], str(func), f"{func} {_AS_NUMBER} {_TAKES}")
         elif func is _NONZERO and not is_discrete(args[0]):
             self._guard_number(self._derived("ne.Scalar", Ref(self._aliases.value(args[0])), 0), str(func))
         elif torch.Tag.dynamic_output_shape in func.tags:
@@ -115,9 +143,10 @@ class PythonReads(TorchFunctionMode):
     ) -> Any:
         name = getattr(func, "__name__", "")
         if name in _METHODS and isinstance(args[0], Tensor):
-            self._reads.guard(args[0], name, f"Tensor.{name} {_TAKES}")
-            if name in _SHARING:
-                self._reads.shared(args[0])
+            with modes_disabled():  # what it takes to guard a value is no part of J
+                self._reads.guard(args[0], name, f"Tensor.{name} {_TAKES}")
+                if name in _SHARING:
+                    self._reads.shared(args[0])
         return func(*args, **(kwargs or {}))
 
 
@@ -129,6 +158,8 @@ def _deciding(func: OpOverload, args: tuple[Any, ...]) -> list[Tensor]:
         return flatten(args[0])
     return flatten(args[1:] if func in _SELECTIONS else args)
 
+
+_AS_NUMBER = "(item, a condition or a comparison)"
 
 _TAKES = "takes a value to Python that depends on a parameter"
 

@@ -8,36 +8,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_gradcheck.engines.traced.recording.aliasing import AliasTracker
+from torch_gradcheck.engines.traced.recording.displaced import MOST_READS, displacements, same_record
 from torch_gradcheck.engines.traced.recording.reads import PythonReads, Reads
 from torch_gradcheck.engines.traced.recording.tape import Ref, Tape
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.torch_internals.dispatch import DispatchMode, TorchDispatchMode, current_modes, modes_disabled
 from torch_gradcheck.torch_internals.functional_forms import OnCopies, mutated_arguments, without_side_effects
 from torch_gradcheck.torch_internals.modules import running_module
-from torch_gradcheck.torch_internals.operations import OpOverload, decomposes, existing, flatten, overload, overloads
+from torch_gradcheck.torch_internals.operations import (
+    SCALAR_READS,
+    OpOverload,
+    decomposes,
+    existing,
+    flatten,
+    overload,
+    overloads,
+)
 
 
-def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[Tape, list[int], int, float]:
-    """Evaluate J once, with gradients enabled, and record it.
+class Record(NamedTuple):
+    """One run of J.
+
+    Attributes:
+        tape: the operations.
+        parameters: the number of every parameter's value.
+        output: the number of J's.
+        J: its value.
+        refusals: why each read of a real number would end the recording.
+    """
+
+    tape: Tape
+    parameters: list[int]
+    output: int
+    J: float
+    refusals: list[Untraceable]
+
+
+def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> Record:
+    """Evaluate J once, with gradients enabled, and record it; more often where it reads real numbers, see `displaced`.
 
     The caller's dispatch modes stay in force, in front of the recording: the tape holds the operations that they make
     of J.
 
-    Returns:
-        The tape, the number of every parameter's value, the number of J's, J.
-
     Raises:
-        Untraceable: J looks at values in Python, or does something that a tape cannot hold.
+        Untraceable: J computes with numbers that it reads in Python, or does something that a tape cannot hold.
     """
+    found = _recorded(objective, parameters)
+    reads = len(found.refusals)
+    if reads > MOST_READS:
+        raise found.refusals[0]
+    for each in displacements(reads) if reads else ():
+        try:
+            other = _recorded(objective, parameters, each)
+        except Exception as error:
+            raise found.refusals[0] from error
+        if len(other.refusals) != reads or other.J != found.J or not same_record(found.tape, other.tape):
+            raise found.refusals[0]
+    return found
+
+
+def _recorded(objective: Callable[[], Tensor], parameters: Sequence[Tensor], displaced: Sequence[float] = ()) -> Record:
+    """Evaluate J once and record it, with the real numbers that it reads displaced by shares of themselves."""
     tape = Tape()
     aliases = AliasTracker(tape)
+    reads = Reads(aliases, displaced)
     numbers = []
     for parameter in parameters:
         if not aliases.holds(parameter):
@@ -49,12 +90,12 @@ def record(objective: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tup
         # Fused attention kernels have no formula to batch; the plain one is made of products and a softmax.
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(Recorder(aliases))
+        stack.enter_context(Recorder(aliases, reads))
         for mode in callers_modes:
             stack.enter_context(InFront(mode))
-        stack.enter_context(PythonReads(Reads(aliases)))
+        stack.enter_context(PythonReads(reads))
         J = objective()
-    return tape, numbers, aliases.value(J), float(J.detach())
+    return Record(tape, numbers, aliases.value(J), float(J.detach()), reads.refusals)
 
 
 class InFront(DispatchMode):
@@ -73,10 +114,10 @@ class InFront(DispatchMode):
 class Recorder(DispatchMode):
     """Puts each operation that depends on a parameter on the tape, as it runs."""
 
-    def __init__(self, aliases: AliasTracker) -> None:
+    def __init__(self, aliases: AliasTracker, reads: Reads) -> None:
         super().__init__()
-        self._aliases = aliases
-        self._tape, self._reads = aliases.tape, Reads(aliases)
+        self._aliases, self._reads = aliases, reads
+        self._tape = aliases.tape
 
     def __torch_dispatch__(
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -87,6 +128,8 @@ class Recorder(DispatchMode):
                 return func.decompose(*args, **kwargs)
         if func in _BATCH_NORMS:
             return self._batch_norm(func, args, kwargs)
+        if func in SCALAR_READS:
+            return self._reads.number(func, args[0])
         return self._operation(func, args, kwargs)
 
     def _operation(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -96,7 +139,7 @@ class Recorder(DispatchMode):
         if depends and func in _OVERWRITES:
             depends = self._depends((args[1:], tuple(kwargs.values())))
         if depends:
-            depends = self._reads.leave_something(func, args) and self._depends((args, tuple(kwargs.values())))
+            depends = self._reads.guard_reads_of(func, args) and self._depends((args, tuple(kwargs.values())))
         if depends:
             args_taken, kwargs_taken = self._numbered(args), {key: self._numbered(x) for key, x in kwargs.items()}
         for x in mutated:

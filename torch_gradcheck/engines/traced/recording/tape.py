@@ -22,14 +22,22 @@ class Guard:
 
     Args:
         reader: the name of the operation that took the value to Python.
+        slack: by how much of itself the value may differ.
     """
 
-    def __init__(self, reader: str) -> None:
+    def __init__(self, reader: str, slack: float = 0.0) -> None:
         self.__name__ = reader
+        self._slack = slack
 
     def __call__(self, _: Tensor) -> tuple[()]:
         """It makes no value."""
         return ()
+
+    def differs(self, found: Tensor, at_theta: Tensor) -> Tensor:
+        """Where a value is another than at θ, entry by entry."""
+        if not self._slack:
+            return found != at_theta
+        return ~((found - at_theta).abs() <= self._slack * at_theta.abs())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,16 +115,17 @@ class Tape:
         self.operations.append(Operation(func, args, kwargs, outputs, module, frozen))
         return outputs
 
-    def guard(self, number: int, reader: str, module: nn.Module | None) -> None:
+    def guard(self, number: int, reader: str, module: nn.Module | None, slack: float = 0.0) -> None:
         """Have the record hold only where a value is what it is at θ.
 
         Args:
             number: of the value.
             reader: the name of the operation that took it to Python.
             module: the innermost module that was running.
+            slack: by how much of itself the value may differ.
         """
         if self.depends[number]:
-            self.operations.append(Operation(Guard(reader), (Ref(number),), {}, (), module))
+            self.operations.append(Operation(Guard(reader, slack), (Ref(number),), {}, (), module))
 
     def _number(self, depends: bool) -> int:
         self.depends.append(depends)
