@@ -263,7 +263,7 @@ def extrapolated(
     Source: Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Adv. Eng. Softw. 4 (1982). The error bar of an
     estimate is its roundoff plus its truncation. Roundoff goes through the same formula. Truncation is:
 
-    - where f may be smooth and the slopes settle like those of a smooth f: the distance to the estimate of the rung above, divided by r;
+    - where f may be smooth and the slopes settle as then: the distance to the estimate of the rung above, divided by r;
     - elsewhere: the larger of that distance, undivided, and the distance to the finer estimate it was made of. The
       roundoff two rungs further down is added, since a kink of that size could hide between the rungs;
     - in both cases at least the distance to the estimates of all smaller rungs in the column, beyond their roundoff. A
@@ -304,8 +304,8 @@ def _settling(slopes: Floats, roundoff: Floats, decay: float) -> Flags:
 
     The distance between neighbouring slopes falls by the factor `decay` from rung to rung, or is within roundoff. This
     must hold twice in a row; once is enough at the third rung. At the last rung, below which nothing confirms it, the
-    distance before may have fallen against that of two rungs further up: where f curves between the last rungs, some step
-    has the slope of f by chance, and the distance to it is small before its time.
+    distance before may have fallen against that of two rungs further up: where f curves between the last rungs, some
+    step has the slope of f by chance, and the distance to it is small before its time.
     """
     distance = _from_rung_above(slopes)
     calm = np.zeros(slopes.shape, dtype=bool)

@@ -88,7 +88,7 @@ def _closer(
     agrees = check.agrees(which[coarse], closer.central, closer.error_bar)
     undecided = outcome[coarse] == Outcome.UNDECIDED
     sharper = closer.error_bar < so_far
-    # An undecided entry becomes a match by a wider error bar, too, where an error that it hides is no matter to the tensor.
+    # An undecided entry may become a match by a wider error bar if an error of its size is no matter to the tensor.
     taken = agrees & (sharper | undecided & (closer.error_bar <= allowed_in(check)))
     taken |= sharper & ~undecided & check.agrees(which[coarse], closer.central, so_far)
     taken &= np.abs(closer.central - estimates.central[coarse]) <= closer.error_bar + so_far
