@@ -77,7 +77,7 @@ def test_the_noise_of_a_parameter_is_measured_once_and_where_there_is_need() -> 
     torch.manual_seed(0)
     model, given = ClassToken(), batch()
     with loan(model, (given[0], torch.randn(5, 3))) as problem:
-        steep = [position for position, entry in enumerate(problem.theta) if entry.name in STEEP]
+        steep = [position for position, entry in enumerate(problem.theta) if entry.name == "bias"]
         others = [position for position in problem.theta.checked if position not in steep]
         assert problem.noise.sigma > 1e-6
         assert problem.noise_along(others).sigma < 1e-14
@@ -125,3 +125,11 @@ def test_noise_of_a_hidden_precision_is_shared() -> None:
     with loan(InSingle(), (batch()[0], torch.randn(5, 3))) as problem:
         assert problem.noise.sigma > 1e-9
         assert all(problem.noise_along([position]) is problem.noise for position in problem.theta.checked)
+
+
+def test_a_note_names_what_the_noise_belongs_to() -> None:
+    torch.manual_seed(0)
+    notes = [note for note in checked(ClassToken(), method="exact").notes if "belongs to" in note]
+    assert len(notes) == 1
+    assert "that noise belongs to bias:" in notes[0]
+    assert "Along the 9 others" in notes[0]
