@@ -67,6 +67,7 @@ def test_only_what_is_steep_stays_undecided(method: str) -> None:
     assert "mismatch" not in rows.values()
 
 
+@pytest.mark.slow
 def test_a_mistake_beside_it_is_found() -> None:
     torch.manual_seed(0)
     wrong = {row.name for row in checked(ClassToken(factor=1.01), method="exact").mismatches}
@@ -132,4 +133,4 @@ def test_a_note_names_what_the_noise_belongs_to() -> None:
     notes = [note for note in checked(ClassToken(), method="exact").notes if "belongs to" in note]
     assert len(notes) == 1
     assert "that noise belongs to bias:" in notes[0]
-    assert "Along the 9 others" in notes[0]
+    assert "along the 9 others" in notes[0]

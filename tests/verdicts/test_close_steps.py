@@ -79,7 +79,7 @@ def test_a_wrong_entry_beside_corners_is_found(size: float, nearest: float, off:
 
 def test_nothing_is_accused_among_dense_corners() -> None:
     """Many corners are closer than any step that noise allows: undecided at worst."""
-    for seed in range(20):
+    for seed in range(8):
         family, gradient = before_relus(1e-3, 1e-7, seed)
         assert Outcome.MISMATCH not in judged(family, gradient).outcome, seed
 

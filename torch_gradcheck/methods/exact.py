@@ -169,8 +169,8 @@ def _on_noise(problem: Problem) -> str:
         return ""
     loud = listed([problem.theta[position].name for position, noise in noises.items() if noise == problem.noise])
     return (
-        f"that noise belongs to {loud}: J is so steep there, or rounded on the way. Along the {len(quiet)} others it is "
-        f"{quiet[0].sigma:.0e}, and they were judged by that"
+        f"that noise belongs to {loud}: J is so steep there, or rounded on the way; along the {len(quiet)} others it "
+        f"is {quiet[0].sigma:.0e}, and they were judged by that"
     )
 
 
