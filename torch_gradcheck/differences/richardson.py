@@ -263,8 +263,7 @@ def extrapolated(
     Source: Ridders, "Accurate computation of F'(x) and F'(x)F''(x)", Adv. Eng. Softw. 4 (1982). The error bar of an
     estimate is its roundoff plus its truncation. Roundoff goes through the same formula. Truncation is:
 
-    - where f may be smooth and the slopes settle like those of a smooth f: the distance to the estimate of the rung
-      above, divided by r;
+    - where f may be smooth and the slopes settle as then: the distance to the estimate of the rung above, divided by r;
     - elsewhere: the larger of that distance, undivided, and the distance to the finer estimate it was made of. The
       roundoff two rungs further down is added, since a kink of that size could hide between the rungs;
     - in both cases at least the distance to the estimates of all smaller rungs in the column, beyond their roundoff. A

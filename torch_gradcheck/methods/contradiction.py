@@ -115,7 +115,7 @@ class Contradiction:
     def _confirmer(self) -> Confirmer:
         return Confirmer(
             self._directions,
-            self._noise,
+            self._problem.noise_along,
             self._problem.request.tolerance,
             substitute=self._problem.engine.value_substitute,
             excuse=self._is_right_beside,
@@ -135,7 +135,8 @@ class Contradiction:
             beside = Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
             sampler = beside.sampler([direction], self._problem.engine.value_substitute)
             stencil = Stencil(distance / CLOSE * reach, 0)
-            found = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), stencil, self._noise)
+            noise = self._problem.noise_along(list(block.suspects))
+            found = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), stencil, noise)
         gap, expected = found.central[0] - on_trial, verified - block.slopes[0]
         # Of several tensors, one that is right beside θ shows in the sum; a steep J may move it as much, and is told
         # apart when each is tried alone.

@@ -17,6 +17,7 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import ProgressBar
+from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.verdicts.judge import BATCH, judge_suspects, mark_wrong
 from torch_gradcheck.verdicts.measurement import Measurement, better_measured, measured
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -136,7 +137,7 @@ class Cost:
 def exact_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:
     """The notes on the step of the differences, and on parameters evaluated one coordinate at a time; "" for none."""
     refused = problem.refused
-    return [_on_step(problem, rows), on_refusals(refused, problem.model, whom(refused, rows))]
+    return [_on_step(problem, rows), _on_noise(problem), on_refusals(refused, problem.model, whom(refused, rows))]
 
 
 def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
@@ -145,9 +146,9 @@ def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
         return ""
     noise, eps = problem.noise, problem.request.eps
     if eps is None:
-        listed = f"{steps[0]:.1e}" if len(steps) == 1 else f"{steps[0]:.1e} to {steps[-1]:.1e}"
+        taken = f"{steps[0]:.1e}" if len(steps) == 1 else f"{steps[0]:.1e} to {steps[-1]:.1e}"
         return (
-            f"eps = {listed} · max(1, |θ|) instead of the lecture's 1e-07: J has noise {noise.sigma:.0e}, "
+            f"eps = {taken} · max(1, |θ|) instead of the lecture's 1e-07: J has noise {noise.sigma:.0e}, "
             f"which would put {_error_bar(noise, LECTURE_EPS):.0e} on every derivative there"
         )
     tolerance = problem.request.tolerance
@@ -157,6 +158,19 @@ def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
     return (
         f"eps = {eps:g} drowns in noise for {len(drowned)} of {len(rows)} parameters: J has noise "
         f"{noise.sigma:.0e}, which puts {_error_bar(noise, eps):.0e} on every derivative; leave eps out"
+    )
+
+
+def _on_noise(problem: Problem) -> str:
+    """The note on parameters that are judged by less noise than that of J; "" where there are none."""
+    noises = {position: problem.noise_along([position]) for position in problem.theta.checked}
+    quiet = [noise for noise in noises.values() if noise != problem.noise]
+    if not quiet:
+        return ""
+    loud = listed([problem.theta[position].name for position, noise in noises.items() if noise == problem.noise])
+    return (
+        f"that noise belongs to {loud}: J is so steep there, or rounded on the way; along the {len(quiet)} others it "
+        f"is {quiet[0].sigma:.0e}, and they were judged by that"
     )
 
 

@@ -39,7 +39,7 @@ def quieter_noise(
 ) -> dict[int, NoiseNear]:
     """The noise of J along those checked parameters that J is not loud along, by position; mostly there is no need.
 
-    Empty where the noise along all checked parameters together is from rounding, or may belong to all of them.
+    Empty where the noise along all checked parameters is from rounding, and where it may belong to all of them.
 
     Args:
         objective: J.

@@ -33,12 +33,14 @@ class Measurement:
         differences: by one stencil, at all N entries.
         results: with these differences; every outcome is MATCH so far.
         suspects: the entries that disagree.
+        is_suited: whether the stencil is the user's or that of a ladder over entries of this very tensor.
     """
 
     check: EntryCheck
     differences: Differences
     results: EntryResults
     suspects: Indices
+    is_suited: bool
 
     def contradicted(self, reference: Floats | None) -> Indices:
         """The suspects that the differences contradict beyond doubt, unless J has pieces between the steps.
@@ -89,14 +91,15 @@ def measured(check: EntryCheck, previous_stencil: Stencil | None) -> Measurement
 
 def better_measured(measurement: Measurement) -> Measurement:
     """The same by a better stencil, where entries disagree and a ladder finds one; else the measurement itself."""
-    if not len(measurement.suspects):
+    if not len(measurement.suspects) or measurement.is_suited:
         return measurement
-    results = measurement.results
-    stencil = better_stencil(measurement.check, results.numeric, results.error_bar, measurement.suspects)
+    stencil = better_stencil(measurement.check, measurement.results, measurement.suspects)
     return measurement if stencil is None else through_one(measurement.check, stencil)
 
 
-def through_one(check: EntryCheck, stencil: Stencil, differenced: Differenced = NONE_YET) -> Measurement:
+def through_one(
+    check: EntryCheck, stencil: Stencil, differenced: Differenced = NONE_YET, is_suited: bool = True
+) -> Measurement:
     """Differences the functions of every entry that is not differenced yet by this stencil."""
     everything = np.arange(len(check.analytic), dtype=np.int64)
     found = differenced.differences
@@ -111,4 +114,4 @@ def through_one(check: EntryCheck, stencil: Stencil, differenced: Differenced = 
         found.central.copy(), found.roundoff.copy(), outcome, nothing, nothing.copy(), stencil, _bent(check, found)
     )
     suspects = np.flatnonzero(~check.agrees(everything, found.central, found.roundoff))
-    return Measurement(check, found, results, suspects)
+    return Measurement(check, found, results, suspects, is_suited)

@@ -52,8 +52,8 @@ def refined(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates,
 def on_ladder(check: EntryCheck, which: Indices, unit: Floats) -> tuple[Estimates, NDArray[np.int8]]:
     """Estimates and outcomes from the check's ladder, and from closer ones where that leaves something open.
 
-    `FINE` is tried where the ladder only suspects a kink, and then steps just large enough for the noise of f
-    (`close_steps`) where nothing is decided, or where an error of the tolerance would not show.
+    Steps just below the nearest corner are tried where nothing is decided or an error of the tolerance would not show
+    (`close_steps`), and `FINE` where a kink is then only suspected.
 
     Args:
         check: the gradient on trial.
@@ -73,8 +73,8 @@ def _closer(
 ) -> Estimates:
     """The estimates with those from close steps that verify the gradient on trial; `outcome` is MATCH there, in place.
 
-    To verify takes less than to measure: noise may hide a corner below any step, and its slopes make the error bar too
-    small to contradict a gradient by. But only the right one agrees with what is found there, but by chance.
+    To verify takes less than to measure. Noise may hide corners below any step, so that an error bar of close steps is
+    too small to contradict a gradient by; but a wrong gradient agrees with their estimate by chance only.
     """
     coarse = np.flatnonzero(judged_too_coarsely(check, which, estimates, outcome))
     largest, expected = below_corners(check, which[coarse], unit[coarse], estimates.tableau.values[0, coarse])
@@ -88,7 +88,7 @@ def _closer(
     agrees = check.agrees(which[coarse], closer.central, closer.error_bar)
     undecided = outcome[coarse] == Outcome.UNDECIDED
     sharper = closer.error_bar < so_far
-    # An undecided entry becomes a match by a wider error bar, too, where an error that it hides is small in the tensor.
+    # An undecided entry may become a match by a wider error bar if an error of its size is no matter to the tensor.
     taken = agrees & (sharper | undecided & (closer.error_bar <= allowed_in(check)))
     taken |= sharper & ~undecided & check.agrees(which[coarse], closer.central, so_far)
     taken &= np.abs(closer.central - estimates.central[coarse]) <= closer.error_bar + so_far

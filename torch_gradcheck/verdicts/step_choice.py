@@ -17,13 +17,16 @@ from torch_gradcheck.differences.richardson import (
     stencil_for,
 )
 from torch_gradcheck.differences.step_size import first_step
-from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck
+from torch_gradcheck.verdicts.entry_check import CONTRADICTION, EntryCheck, EntryResults
 
 SMALL_TENSOR = 128
 """A tensor of at most this many entries is differenced as a whole at once, instead of a few entries first."""
 
 MANY = 0.5
 """Where more than half of the entries disagree, it is worth looking for a stencil that suits them."""
+
+CLOSER = 4.0
+"""A stencil suits where one with a fourth of its step gives the same derivatives."""
 
 
 class Differenced(NamedTuple):
@@ -41,8 +44,8 @@ class Differenced(NamedTuple):
 NONE_YET = Differenced(np.empty(0, dtype=np.int64), NO_DIFFERENCES)
 
 
-def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[Stencil, Differenced]:
-    """The stencil for all entries, and the entries that were differenced by it on the way.
+def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[Stencil, Differenced, bool]:
+    """The stencil for all entries, the entries that were differenced by it on the way, and whether it was looked for.
 
     It is `check.eps` where that is given, the default step where that does not drown in the noise, else the best
     stencil of a ladder over a few entries.
@@ -52,7 +55,7 @@ def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[
         previous_stencil: the stencil that suited the tensor before; tried where the default step drowns in noise.
     """
     if check.eps is not None:
-        return Stencil(check.eps, 0), NONE_YET
+        return Stencil(check.eps, 0), NONE_YET, True
     default = _default(check)
     if previous_stencil is not None and _drowns(check, default) and not _drowns(check, previous_stencil):
         default = previous_stencil
@@ -60,33 +63,36 @@ def first_stencil(check: EntryCheck, previous_stencil: Stencil | None) -> tuple[
     first = np.arange(len(check.analytic), dtype=np.int64) if small else probes_of(check)
     differenced = Differenced(first, check.through(default, first))
     if not len(first) or not _drowns(check, default, differenced.differences):
-        return default, differenced
+        return default, differenced, False
     probes = probes_of(check)
     estimates = check.climb(probes, check.unit[probes], COARSE)
     among = np.searchsorted(first, probes)
     stencil, typical = stencil_for(estimates.tableau, _needed(check, estimates))
     better = typical < float(np.median(differenced.differences.roundoff[among])) and np.isfinite(typical)
-    return (stencil, NONE_YET) if better else (default, differenced)
+    return (stencil, NONE_YET, True) if better else (default, differenced, True)
 
 
-def better_stencil(check: EntryCheck, numeric: Floats, error_bar: Floats, suspects: Indices) -> Stencil | None:
+def better_stencil(check: EntryCheck, results: EntryResults, suspects: Indices) -> Stencil | None:
     """The stencil of a ladder over a few entries, where that finds other derivatives than the one so far; else None.
 
-    The default step, chosen by the noise of J alone, may be too large for a steep J; the stencil that suited the tensor
+    The default step, chosen by the noise of J alone, may be too large for a steep J. The stencil that suited the tensor
     before, which is taken where the default step drowns, may cross corners of J at most entries of this one.
 
     Args:
-        check: the gradient on trial, which disagrees with differences at the default step.
-        numeric: shape (N,), those differences.
-        error_bar: shape (N,), their error bars.
+        check: the gradient on trial, which disagrees with differences by the stencil so far.
+        results: with these differences.
         suspects: the entries that disagree.
     """
-    few = len(suspects) <= MANY * len(check.analytic)
-    if check.eps is not None or (few and _drowns(check, _default(check))):
-        return None
     probes = probes_of(check)
+    if _drowns(check, _default(check)):
+        closer = results.stencil._replace(step=results.stencil.step / CLOSER)
+        if len(suspects) <= MANY * len(check.analytic):
+            return None
+        found = check.through(closer, probes)
+        if _same_derivatives(check, results, probes, found.central, found.roundoff):
+            return None
     estimates = check.climb(probes, check.unit[probes], COARSE)
-    if _same_derivatives(check, numeric[probes], error_bar[probes], estimates):
+    if _same_derivatives(check, results, probes, estimates.central, estimates.error_bar):
         return None  # the step suits, and the gradient is wrong
     stencil, typical = stencil_for(estimates.tableau, _needed(check, estimates))
     return stencil if np.isfinite(typical) else None
@@ -96,9 +102,13 @@ def _default(check: EntryCheck) -> Stencil:
     return Stencil(first_step(check.noise), 0)
 
 
-def _same_derivatives(check: EntryCheck, numeric: Floats, error_bar: Floats, estimates: Estimates) -> bool:
-    allowed = check.tolerance * np.abs(numeric) + error_bar + estimates.error_bar
-    return bool(np.mean(np.abs(numeric - estimates.central) <= allowed) > 0.5)
+def _same_derivatives(
+    check: EntryCheck, results: EntryResults, probes: Indices, other: Floats, other_error_bar: Floats
+) -> bool:
+    """Whether most of the probes have the same derivatives in the results and by `other`, shape of `probes`."""
+    numeric = results.numeric[probes]
+    allowed = check.tolerance * np.abs(numeric) + results.error_bar[probes] + other_error_bar
+    return bool(np.mean(np.abs(numeric - other) <= allowed) > 0.5)
 
 
 def _needed(check: EntryCheck, estimates: Estimates | None = None) -> float:

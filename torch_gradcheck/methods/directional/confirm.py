@@ -146,7 +146,7 @@ class Confirmer:
 
     Args:
         directions: evaluates J along directions.
-        noise: of J.
+        noise_along: maps positions in θ to the noise of J where these tensors move.
         tolerance: the largest relative error that passes.
         substitute: evaluates J as `directions` does, faster, for that first look; J itself then confirms what it finds.
             None without one.
@@ -156,13 +156,13 @@ class Confirmer:
     def __init__(
         self,
         directions: Directions,
-        noise: Noise,
+        noise_along: Callable[[Sequence[int]], Noise],
         tolerance: float,
         *,
         substitute: Callable[[], float] | None = None,
         excuse: Excuse | None = None,
     ) -> None:
-        self._directions, self._noise, self._tolerance = directions, noise, tolerance
+        self._directions, self._noise_along, self._tolerance = directions, noise_along, tolerance
         self._substitute, self._excuse = substitute, excuse
         self._tried = 0
 
@@ -186,20 +186,21 @@ class Confirmer:
     def _is_wrong(self, block: Block) -> bool:
         """Whether J's slope along the errors of these tensors is the verified one and contradicts the one on trial."""
         direction, reach = block.direction, self._directions.reach(block.direction)
-        first = self._check(block, direction, reach)
+        noise = self._noise_along(list(block.suspects))
+        first = self._check(block, direction, reach, noise)
         estimates, outcome = refined(first, ONLY, first.unit)
         if not _contradicts(block, estimates, outcome):
             return False
         found = float(estimates.step[0] * first.unit[0])
         second = replace(
-            first, sampler=self._directions.sampler([direction]), at_zero=lambda: self._noise.at_zero, ladder=SHORT
+            first, sampler=self._directions.sampler([direction]), at_zero=lambda: noise.at_zero, ladder=SHORT
         )
         unit = SECOND_LADDER * min(16 * found, LARGEST_MOVE * reach)
         if not _contradicts(block, *on_ladder(second, ONLY, np.array([unit]))):
             return False
         return self._excuse is None or not self._excuse(block, direction, reach, found / reach)
 
-    def _steps(self, block: Block, reach: float) -> tuple[float, Ladder]:
+    def _steps(self, block: Block, reach: float, noise: Noise) -> tuple[float, Ladder]:
         """The largest step of a first look along the direction, and the ladder down from it.
 
         All steps from a quarter of the size down; or a few around one at which J is smooth, as far as is known,
@@ -208,11 +209,11 @@ class Confirmer:
         known = [suspect.step for suspect in block.suspects.values() if suspect.step is not None]
         if not known:
             return LARGEST_MOVE * reach, COARSE
-        step = max(*known, RESOLVED / 8 * error_bar_at_unit_step(self._noise) / block.weakest)
+        step = max(*known, RESOLVED / 8 * error_bar_at_unit_step(noise) / block.weakest)
         return min(16 * step, LARGEST_MOVE * reach), SHORT
 
-    def _check(self, block: Block, direction: Direction, reach: float) -> EntryCheck:
-        noise, (largest, ladder) = self._noise, self._steps(block, reach)
+    def _check(self, block: Block, direction: Direction, reach: float, noise: Noise) -> EntryCheck:
+        largest, ladder = self._steps(block, reach, noise)
         if self._substitute is not None:
             noise = noise._replace(at_zero=self._substitute())  # with its own roundoff
         return entry_check_of(

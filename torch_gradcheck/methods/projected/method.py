@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.engines.selection import on_refusals
 from torch_gradcheck.engines.traced.untraceable import Untraceable
@@ -97,7 +98,6 @@ class Projected:
         self._gradients, self._progress = gradients, progress
         self._coordinates = Coordinates(problem, progress)
         self._directions = Directions(problem.objective, self._theta, self._request.seed, progress)
-        self._verifier = Verifier(self._directions, problem.noise, self._request.tolerance, self._request.eps)
         self._on_trial = {position: _cleaned(self._theta[position], g.values) for position, g in gradients.items()}
 
     def trials(self) -> dict[int, ParameterTrial]:
@@ -116,13 +116,29 @@ class Projected:
     def _verified(self) -> dict[int, Verified]:
         """Verified gradients by position: the rederived one or, where J contradicts that, the one on trial."""
         rederived = self._rederived()
-        certificates, refused = self._verifier.certify(rederived, self._theta.checked)
+        certificates, refused = self._certified(rederived, self._theta.checked)
         verified = {p: Verified(rederived[p], certificate) for p, certificate in certificates.items()}
         others = [p for p in refused if self._disagreeing(p, rederived[p]).any()]
         if others:
-            certificates, _ = self._verifier.certify(self._on_trial, others)
+            certificates, _ = self._certified(self._on_trial, others)
             verified |= {p: Verified(self._on_trial[p], certificate) for p, certificate in certificates.items()}
         return {p: found for p, found in verified.items() if not self._proves_too_little(p, found)}
+
+    def _certified(
+        self, gradients: Mapping[int, Floats], positions: Sequence[int]
+    ) -> tuple[dict[int, Certificate], list[int]]:
+        """What `Verifier.certify` finds of these tensors, those together along which J has the same noise."""
+        certificates: dict[int, Certificate] = {}
+        refused: list[int] = []
+        noises = [self._problem.noise_along([position]) for position in positions]
+        for noise in dict.fromkeys(noises):
+            group = [position for position, each in zip(positions, noises, strict=True) if each == noise]
+            found, failed = self._verifier(noise).certify(gradients, group)
+            certificates, refused = certificates | found, refused + failed
+        return certificates, refused
+
+    def _verifier(self, noise: Noise) -> Verifier:
+        return Verifier(self._directions, noise, self._request.tolerance, self._request.eps)
 
     def _proves_too_little(self, position: int, found: Verified) -> bool:
         """Whether to difference a verified gradient entry by entry as well: it is small and only coarsely verified.
@@ -192,7 +208,8 @@ class Projected:
         if not suspects:
             return {}
         substitute = self._problem.engine.value_substitute
-        confirmer = Confirmer(self._directions, self._problem.noise, self._request.tolerance, substitute=substitute)
+        noise_along, tolerance = self._problem.noise_along, self._request.tolerance
+        confirmer = Confirmer(self._directions, noise_along, tolerance, substitute=substitute)
         confirmed = confirmer.confirmed(suspects)
         for position in confirmed:
             places = np.searchsorted(trials[position].coordinates, suspects[position].coordinates)
@@ -214,7 +231,7 @@ class Projected:
     def _confirm_single(self, trial: ParameterTrial, position: int, suspect: Suspect, k: int) -> None:
         """Judges one coordinate by differences of J along it; where these do not decide, the block's outcome stays."""
         size, coordinate = self._directions.sizes[position], int(suspect.coordinates[k])
-        unit = largest_step(suspect, k, size, self._problem.noise)
+        unit = largest_step(suspect, k, size, self._problem.noise_along([position]))
         found = judge_once(self._coordinates.single(position, coordinate, self._gradients[position], unit, size))
         if found.outcome[0] == Outcome.UNDECIDED:
             return
@@ -267,12 +284,13 @@ class Projected:
 
     def _bisected(self, position: int) -> list[int] | None:
         """Coordinates that bisection finds; None where the directions do not contradict the gradient on trial."""
+        noise = self._problem.noise_along([position])
         bisection = Bisection(
             self._directions,
             position,
             self._on_trial[position],
-            *self._verifier.alone(self._on_trial, position),
-            self._problem.noise,
+            *self._verifier(noise).alone(self._on_trial, position),
+            noise,
             self._request.tolerance,
         )
         return list(bisection.wrong_coordinates()) if bisection.contradicted() else None
