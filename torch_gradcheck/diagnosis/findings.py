@@ -80,7 +80,7 @@ def _culprit(
 ) -> Culprit:
     """The culprit; of what is not finite the operation that makes it, if it is found, and the culprit of the rest."""
     made = None if finite else find_non_finite(problem)
-    rest = {position: _by_coordinates(_finite_only(trial)) for position, trial in trials.items()}
+    rest = {at: _by_coordinates(trial if made is None else _finite_only(trial)) for at, trial in trials.items()}
     if not any(np.any(trial.results.outcome == Outcome.MISMATCH) for trial in rest.values()):
         return Culprit(None, ()) if made is None else Culprit(made.culprit, made.notes)
     if made is None:

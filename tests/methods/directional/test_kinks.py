@@ -144,7 +144,9 @@ RIGHT_AND_WRONG = [
         marks=pytest.mark.slow,
     ),
     pytest.param(of_larger("ge", "gt"), of_larger("ge", "ge"), PAIR, id="the larger of two, to both"),
-    pytest.param(of_larger("gt", "ge"), of_larger("gt", "gt"), PAIR, id="the larger of two, to none", marks=pytest.mark.slow),
+    pytest.param(
+        of_larger("gt", "ge"), of_larger("gt", "gt"), PAIR, id="the larger of two, to none", marks=pytest.mark.slow
+    ),
     pytest.param(of_two_largest(True), of_two_largest(False), (OTHERS,), id="topk", marks=pytest.mark.slow),
 ]
 
