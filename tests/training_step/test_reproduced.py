@@ -83,6 +83,13 @@ def test_a_gradient_that_was_rounded_is_seen() -> None:
     assert wrong(rounded) == set(PLAIN), "though the rerun gives it to four digits only"
 
 
+def test_a_sum_that_autocast_rounds_where_it_keeps_its_casts_is_right() -> None:
+    given = {**PLAIN, 0: in_bfloat16(PLAIN[0])}
+    assert wrong(given) == {0}
+    assert wrong(given, again=given) == set()
+    assert wrong(given, again={}) == set()
+
+
 @pytest.mark.parametrize("change", [np.sign, in_bfloat16], ids=["of one digit", "of bfloat16"])
 def test_numbers_that_the_rerun_rounds_as_well_are_right(change: Callable[[Floats], Floats]) -> None:
     numbers = {k: change(values) for k, values in PLAIN.items()}

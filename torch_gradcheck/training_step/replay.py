@@ -50,8 +50,8 @@ class Replays:
         regime: autocast and loss scale of all of them.
         losses: J of each run.
         gradients: position in θ → the gradient of each run.
-        again: position in θ → the gradient of one more run without noise, by another number of threads; of steps in a
-            coarse precision only.
+        again: position in θ → the gradient of one more run without noise, by another number of threads and with the
+            casts of autocast kept; of steps in a coarse precision on the CPU only.
     """
 
     regime: Regime
@@ -79,9 +79,9 @@ def replays_of(
                 runs.append(_run(compute, borrowed, theta, regime, None))
             noisy = [_run(compute, borrowed, theta, regime, RoundingMode(generator)) for _ in range(NOISY_RUNS)]
             runs += noisy
-            if epsilon(coarsest(theta, regime)) > epsilon(torch.float32):
+            if _may_repeat(theta, regime):
                 with OnThreads(1 if threads > 1 else 2):
-                    again = _run(compute, borrowed, theta, regime, None)[1]
+                    again = _run(compute, borrowed, theta, regime, None, cached=True)[1]
         except (RuntimeError, NotImplementedError):  # such as a kernel that this autocast has no dtype for
             return None
     by_position = {position: [gradients[position] for _, gradients in runs] for position in theta.checked}
@@ -95,17 +95,33 @@ def coarsest(theta: Theta, regime: Regime | None = None) -> torch.dtype:
     return max(dtypes, key=epsilon, default=torch.float64)
 
 
+def _may_repeat(theta: Theta, regime: Regime) -> bool:
+    """Whether a step in a coarse precision computes the same again: on the CPU it does, but for what threads share."""
+    on_cpu = all(entry.parameter.device.type == "cpu" for entry in theta)
+    return on_cpu and epsilon(coarsest(theta, regime)) > epsilon(torch.float32)
+
+
 def _run(
-    compute: Compute, borrowed: Borrowed, theta: Theta, regime: Regime, noise: RoundingMode | None
+    compute: Compute,
+    borrowed: Borrowed,
+    theta: Theta,
+    regime: Regime,
+    noise: RoundingMode | None,
+    *,
+    cached: bool = False,
 ) -> tuple[float, dict[int, Floats]]:
-    """J and its gradients; the loss is scaled for the backward, the gradients unscaled, as a GradScaler does."""
+    """J and its gradients; the loss is scaled for the backward, the gradients unscaled, as a GradScaler does.
+
+    Where autocast keeps (`cached`) what it has cast, gradients of a weight that is used several times are summed in the
+    coarse precision.
+    """
     borrowed.before_evaluation()
     losses = []
 
     def scaled() -> torch.Tensor:
         with ExitStack() as stack:
             for device, (enabled, dtype) in regime.autocast.items():
-                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=False))
+                stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled, cache_enabled=cached))
             losses.append(scalar(compute()))
         return losses[0] * regime.scale
 

@@ -9,7 +9,7 @@ precision that the rerun's are not held by, it was rounded to that precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -49,15 +49,16 @@ def judged_by_rerun(
     Args:
         judged: what was found so far, by position in θ.
         plain: the rerun, as the loop clips it.
-        again: a second rerun, by other threads.
+        again: a second rerun, by other threads and with the casts of autocast kept; nothing is found without it.
         own_epsilon: machine epsilons of the tensors.
         coarsest: machine epsilon of the coarsest precision that the step computed in.
         tolerance: the relative error that passes.
     """
     given = {position: each.trial.analytic for position, each in judged.items()}
     found = dict(judged)
-    error_bars = _of_rounded(given, plain, own_epsilon)
-    for position in _changed(given, plain, again, own_epsilon):
+    repeatable = set(again) >= set(given)
+    error_bars = _of_rounded(given, [plain, again], own_epsilon) if repeatable else {}
+    for position in _changed(given, plain, again, own_epsilon) if repeatable else []:
         size = float(np.sqrt(np.mean(plain[position] ** 2)))
         error_bars.setdefault(position, OWN_ROUNDINGS * coarsest * (np.abs(plain[position]) + size))
     for position, error_bar in error_bars.items():
@@ -93,33 +94,33 @@ def _changed(
     others_unlike = len(informative) - len(same) - 1
     if others_unlike > MOST_UNLIKE * (len(informative) - 1):
         return []
-    return [
-        at
-        for at in informative
-        if not alike[at] and at in again and _alike(again[at], plain[at], own_epsilon[at]).all()
-    ]
+    return [at for at in informative if not alike[at] and _alike(again[at], plain[at], own_epsilon[at]).all()]
 
 
 def _of_rounded(
-    given: Mapping[int, Floats], plain: Mapping[int, Floats], own_epsilon: Mapping[int, float]
+    given: Mapping[int, Floats], reruns: Sequence[Mapping[int, Floats]], own_epsilon: Mapping[int, float]
 ) -> dict[int, Floats]:
-    """Error bars of the tensors that were rounded to a lower precision: half a unit in the last place of their own."""
+    """Error bars of the tensors that were rounded to a lower precision: half a unit in the last place of their own.
+
+    Autocast itself sums in its precision what a weight that is used several times gets, where it keeps what it has
+    cast. So neither rerun may give such numbers.
+    """
     by_name: dict[str, list[int]] = {}
     for position, values in given.items():
         rounding = rounding_of_all([values])
         if rounding is not None and rounding.epsilon > own_epsilon[position]:
             by_name.setdefault(rounding.name, []).append(position)
     return {
-        position: own_epsilon[position] / 2 * np.abs(plain[position])
+        position: own_epsilon[position] / 2 * np.abs(reruns[0][position])
         for name, positions in by_name.items()
-        if _is_no_chance(name, [plain[position] for position in positions])
+        if all(_is_no_chance(name, [rerun[position] for position in positions]) for rerun in reruns)
         for position in positions
     }
 
 
-def _is_no_chance(name: str, plain: list[Floats]) -> bool:
+def _is_no_chance(name: str, rerun: list[Floats]) -> bool:
     """Whether so many numbers are hardly all held by a precision, as few of the rerun's as are."""
-    numbers = np.concatenate(plain)
+    numbers = np.concatenate(rerun)
     numbers = numbers[numbers != 0]
     held = float(np.sum(held_by(name, numbers)))
     return len(numbers) * math.log2((len(numbers) + 2) / (held + 1)) >= ENOUGH_BITS

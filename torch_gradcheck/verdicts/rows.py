@@ -107,8 +107,8 @@ def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Stat
         return _flat_or_unused(trial)
     if trial.by_convention:
         return Status.UNDECIDED, (
-            f"at {trial.by_convention} of {count} coordinates several kinks of J meet; the gradient there is what the "
-            "formulas of torch add up to, and no slope of J. perturb=0.1 checks away from there"
+            f"at {trial.by_convention} of {count} coordinates several kinks of J meet; the gradient adds up one slope "
+            "chosen for each, and is none of J. perturb=0.1 checks away from there"
         )
     if number[Outcome.UNDECIDED]:
         return Status.UNDECIDED, (

@@ -40,7 +40,7 @@ class ParameterTrial:
         evaluations, seconds: how often J was evaluated for this parameter, and the wall time in seconds.
         proof: what random directions proved; None for the exact method.
         jointly: how many wrong entries J contradicts along a direction through all of them, though each has a kink.
-        by_convention: how many undecided entries are what the formulas of torch choose where several kinks of J meet.
+        by_convention: how many undecided entries are a choice of one slope for each of several kinks of J that meet.
     """
 
     coordinates: Indices

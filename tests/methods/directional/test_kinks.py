@@ -145,7 +145,7 @@ RIGHT_AND_WRONG = [
     ),
     pytest.param(of_larger("ge", "gt"), of_larger("ge", "ge"), PAIR, id="the larger of two, to both"),
     pytest.param(
-        of_larger("gt", "ge"), of_larger("gt", "gt"), PAIR, id="larger of two, to none", marks=pytest.mark.slow
+        of_larger("gt", "ge"), of_larger("gt", "gt"), PAIR, id="the larger of two, to none", marks=pytest.mark.slow
     ),
     pytest.param(of_two_largest(True), of_two_largest(False), (OTHERS,), id="topk", marks=pytest.mark.slow),
 ]
@@ -200,9 +200,11 @@ def relu_by(slope: float) -> Callable[[Tensor], Tensor]:
         pytest.param(lambda x: (x.relu() - (-x).relu()).sum(), id="x"),
         pytest.param(lambda x: (x.relu() - 0.1 * (-x).relu()).sum(), id="leaky"),
         pytest.param(lambda x: ((x + 1).clamp(min=1) + (x - 1).clamp(max=-1)).sum(), id="both clamped"),
+        pytest.param(lambda x: (relu_by(0.3)(x) - (-x).relu()).sum(), id="a choice of one's own"),
+        pytest.param(lambda x: (relu_by(1.0)(x) - 0.1 * relu_by(1.0)(-x)).sum(), id="leaky, of one's own"),
     ],
 )
-def test_what_torch_adds_up_where_kinks_meet_is_no_mistake(f: Callable[[Tensor], Tensor]) -> None:
+def test_slopes_chosen_one_by_one_where_kinks_meet_are_no_mistake(f: Callable[[Tensor], Tensor]) -> None:
     report = checked(f, ZEROS)
     assert not report.mismatches, str(report)
     assert report["theta.0"].status in ("undecided", "kink")

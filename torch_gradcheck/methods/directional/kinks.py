@@ -10,7 +10,8 @@ another one there is wrong, if
 
 Without the first two a right model would be accused. A Function may choose another slope at its kink than torch does,
 and what autograd adds up of such choices need be no slope of J: relu(x) − relu(−x) gets the slope 0 at 0, and is x.
-Where that happens along a single coordinate, an entry that is just what the formulas of torch give is left undecided.
+Where that happens along a single coordinate, an entry is left undecided that is just what the formulas of torch give,
+or that is right at points beside θ.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.verdicts.entry_check import Outcome, rounding_of
 from torch_gradcheck.verdicts.joint_kinks import joint_directions, kinked, nearest_allowed
 from torch_gradcheck.verdicts.judge import judge_each
+from torch_gradcheck.verdicts.kinks import NEARBY_GRADIENTS
 from torch_gradcheck.verdicts.refine import LOW_PRECISION
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
@@ -118,6 +120,8 @@ class AtKinks:
     ) -> None:
         self._problem, self._theta, self._record = problem, problem.theta, record
         self._trials, self._gradients, self._progress = trials, gradients, progress
+        self._found_beside: dict[int, dict[int, Floats]] = {}
+        self._found_on_trial: dict[int, dict[int, Floats]] = {}
 
     # The gradient by torch's formulas ------------------------------------------------------------------------------
 
@@ -125,14 +129,21 @@ class AtKinks:
     def _of_torch(self) -> dict[int, Floats]:
         return self._by_record()
 
-    @cached_property
-    def _beside(self) -> list[dict[int, Floats]]:
-        """The same at points beside θ."""
-        found = []
-        for point in self._points:
-            with self._directions.at((point, 1.0)):
-                found.append(self._by_record())
-        return found
+    def _beside(self, point: int) -> dict[int, Floats]:
+        """The same at a point beside θ."""
+        if point not in self._found_beside:
+            with self._directions.at((self._points[point], 1.0)):
+                self._found_beside[point] = self._by_record()
+        return self._found_beside[point]
+
+    def _on_trial_beside(self, point: int) -> dict[int, Floats]:
+        """The gradient on trial there, asked of its source again."""
+        if point not in self._found_on_trial:
+            with self._directions.at((self._points[point], 1.0)):
+                found = self._problem.gradients_now()
+            values = {at: found[at].values[trial.coordinates] for at, trial in self._trials.items()}
+            self._found_on_trial[point] = values
+        return self._found_on_trial[point]
 
     @cached_property
     def _points(self) -> list[Direction]:
@@ -151,9 +162,20 @@ class AtKinks:
 
     def _is_of_torch(self, position: int) -> Flags:
         """Entries of the gradient on trial that are what the formulas of torch give."""
-        on_trial, other, given = self._trials[position].analytic, self._of_torch[position], self._gradients[position]
-        allowed = self._problem.request.tolerance * (np.abs(on_trial) + np.abs(other)) + given.error_bar
-        return np.asarray(np.abs(on_trial - other) <= allowed + rounding_of(on_trial, given.epsilon))
+        return self._agree(position, self._trials[position].analytic, self._of_torch[position])
+
+    def _is_of_torch_beside(self, position: int) -> Flags:
+        """Entries of which that holds at `NEARBY_GRADIENTS` points beside θ; none of a gradient that has no source."""
+        right = np.full(len(self._trials[position].analytic), self._problem.request.gradients is None)
+        for point in range(NEARBY_GRADIENTS):
+            if right.any():
+                on_trial, of_torch = self._on_trial_beside(point)[position], self._beside(point)[position]
+                right &= self._agree(position, on_trial, of_torch)
+        return right
+
+    def _agree(self, position: int, one: Floats, other: Floats) -> Flags:
+        allowed = self._problem.request.tolerance * (np.abs(one) + np.abs(other)) + self._gradients[position].error_bar
+        return np.asarray(np.abs(one - other) <= allowed + rounding_of(one, self._gradients[position].epsilon))
 
     @cached_property
     def _directions(self) -> Directions:
@@ -176,11 +198,10 @@ class AtKinks:
     # Entries that several kinks accuse -----------------------------------------------------------------------------
 
     def excused(self) -> dict[int, ParameterTrial]:
-        """The trials in which accused entries are torch's own choice at kinks that meet, made UNDECIDED."""
+        """The trials in which accused entries are a choice of slopes at kinks that meet, made UNDECIDED."""
         found: dict[int, ParameterTrial] = {}
         for position, trial in self._trials.items():
-            accused = trial.results.outcome == Outcome.MISMATCH
-            entries = np.flatnonzero(accused & self._is_of_torch(position)) if accused.any() else np.empty(0, np.int64)
+            entries = self._may_be_chosen(position, np.flatnonzero(trial.results.outcome == Outcome.MISMATCH))
             crossing = [self._crosses_a_kink(position, int(entry)) for entry in entries[:MOST_EXCUSED]]
             excused = entries[: len(crossing)][np.array(crossing, dtype=bool)]
             if len(crossing) and all(crossing):
@@ -188,6 +209,13 @@ class AtKinks:
             if len(excused):
                 found[position] = _with_undecided(trial, excused)
         return found
+
+    def _may_be_chosen(self, position: int, accused: Indices) -> Indices:
+        """The accused entries that are what torch would choose, or right beside θ."""
+        if not len(accused):
+            return accused
+        of_torch = self._is_of_torch(position)[accused]
+        return accused[of_torch if of_torch.all() else of_torch | self._is_of_torch_beside(position)[accused]]
 
     def _crosses_a_kink(self, position: int, entry: int) -> bool:
         direction = self._direction({position: np.array([entry])}, {position: np.ones(1)})
@@ -209,7 +237,7 @@ class AtKinks:
 
     def _contradicted_together(self, joined: Joined) -> dict[int, ParameterTrial]:
         """The trials that are wrong by one direction through the kinked entries of all these tensors."""
-        nearby = np.array([joined.values(gradients) for gradients in self._beside])
+        nearby = np.array([joined.values(gradients) for gradients in map(self._beside, range(POINTS))])
         of_torch = joined.values(self._of_torch)
         if not np.isfinite(nearby).all() or not np.isfinite(of_torch).all():
             return {}
