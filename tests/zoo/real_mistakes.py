@@ -319,7 +319,7 @@ def terms() -> Iterator[Planted]:
     yield upstream("flip not undone", "permuted", lambda x: x.flip(-1), lambda g, x: (g,))
 
 
-_SMOOTHED = {**dict.fromkeys(NETWORK, "unknown"), "2.bias": "partial"}
+_SMOOTHED = {**dict.fromkeys(NETWORK, "missing_term"), "2.bias": "partial"}
 """The bias of a class that is the target in its share of the rows is right without smoothing."""
 
 
@@ -350,6 +350,7 @@ def sums() -> Iterator[Planted]:
         yield plant(f"bias summed {name}", sandwich(layer, 5), BIAS, kind)
     layer = formula(layer_norm, layer_norm_backward(weight_input=True), weight=(4,), bias=(4,))
     yield plant("norm's scale by the raw input", sandwich(layer, 4), WEIGHT, "wrong_sum")
+    yield plant("padding that gets a gradient", _padded, ("0.weight",), "partial", "0")
     gates = formula(_gated, _gates_swapped, weight=(8, 4))
     yield plant("gates swapped", sandwich(gates, 4), WEIGHT, "permuted")
 
@@ -453,6 +454,32 @@ def _without_target(wrong: bool) -> Problem:
         return 2 * g * y / y.numel(), None
 
     return _network(_by_hand(F.mse_loss, backward, wrong), torch.randn(6, 3))
+
+
+class _Lookup(nn.Module):
+    """Rows of a table, 0 for token 0; wrong: its backward gives that row a gradient."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__()
+        self.wrong = wrong
+        self.weight = nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return _by_hand(_rows, _rows_and_padding, self.wrong)(tokens, self.weight)
+
+
+def _rows(tokens: Tensor, weight: Tensor) -> Tensor:
+    return weight[tokens] * (tokens > 0).unsqueeze(-1)
+
+
+def _rows_and_padding(g: Tensor, tokens: Tensor, weight: Tensor) -> tuple[None, Tensor]:
+    return None, torch.zeros_like(weight).index_add(0, tokens, g)
+
+
+def _padded(wrong: bool) -> Problem:
+    torch.manual_seed(7)
+    model = nn.Sequential(_Lookup(wrong), nn.Linear(3, 2))
+    return Problem(model, squared_error, (torch.tensor([1, 0, 2, 3, 0]), torch.randn(5, 2)))
 
 
 def _class_forgotten(wrong: bool) -> Problem:

@@ -38,6 +38,7 @@ TOLD: dict[str, tuple[Floats, str, str]] = {
     "minus output": (G - 0.5 * Y, "missing_term", "off by -0.5 · the output"),
     "plus input": (G + 0.1 * X, "missing_term", "off by 0.1 · the input"),
     "plus 1": (G + 0.1, "missing_term", "off by 0.1 · 1 "),
+    "plus input plus 1": (G + 0.1 * X - 0.2, "missing_term", "off by 0.1 · the input − 0.2 in every entry"),
     "mean left in": (G + ROW, "projection", "a multiple of 1 (its mean) along axis 1"),
     "mean over the batch left in": (G + COLUMN, "projection", "a multiple of 1 (its mean) along axis 0"),
     "along the input": (G + ROW * X, "projection", "a multiple of the input along axis 1"),
