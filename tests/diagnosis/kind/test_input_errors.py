@@ -132,3 +132,12 @@ def test_few_entries_prove_no_projection(rows: int, columns: int) -> None:
 
 def test_a_product_of_vectors_has_a_factor_for_each_row_whatever_is_wrong() -> None:
     assert input_mistake(gradient(ROW * Y[:1], ROW * X[:1])) is None
+
+
+@pytest.mark.parametrize(("added", "kind"), [("row", "projection"), ("noise", None)])
+def test_of_many_slices_a_few_are_tried_first(added: str, kind: str | None) -> None:
+    draw = np.random.default_rng(0)
+    right, row, noise = draw.normal(size=(300, 200)), draw.normal(size=(300, 1)), draw.normal(size=(300, 200))
+    row[:20] = 0
+    found = input_mistake(InputGradient(right + (row if added == "row" else noise), right, noise[::-1]))
+    assert (found and found.kind) == kind

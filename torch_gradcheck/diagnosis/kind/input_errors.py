@@ -162,7 +162,7 @@ def _projection(gradient: InputGradient) -> InputMistake | None:
     """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each."""
     for axes in axes_of_slices(gradient.right.ndim):
         for names, basis in _bases(gradient, axes):
-            fit = fitted_by_slices(gradient.error, basis, axes)
+            fit = fitted_by_slices(gradient.error, basis, axes, EXACT)
             if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
                 words = (
                     f"is right up to a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in "
@@ -186,7 +186,7 @@ def _bases(gradient: InputGradient, axes: tuple[int, ...]) -> Iterator[tuple[tup
 def _slicewise(gradient: InputGradient) -> InputMistake | None:
     """PROPAGATED: the right gradient times another factor in every slice."""
     for axes in axes_of_slices(gradient.right.ndim):
-        fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes)
+        fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes, EXACT)
         fits = fit is not None and _leaves_nothing(gradient.on_trial - fit, gradient.error)
         if fit is not None and fits and are_independent(gradient.right, axes):
             words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), axes)}"
