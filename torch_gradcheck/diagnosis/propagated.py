@@ -22,6 +22,7 @@ from torch_gradcheck.diagnosis.culprit.corrected_run import CorrectedRun, Correc
 from torch_gradcheck.diagnosis.culprit.input_gradients import input_gradients, where_in_words
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import CLOSE
 from torch_gradcheck.diagnosis.kind.input_errors import InputMistake, input_mistake
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.methods.problem import Problem
@@ -145,14 +146,21 @@ def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
     firsts = {each.name: each for each in reversed(fitted)}
     sentences = [f"the gradient of {each.where} {each.mistake.words}" for each in reversed(firsts.values())]
     kinds = {each.mistake.kind for each in fitted}
-    factors = {None if each.mistake.factor is None else round(each.mistake.factor, 6) for each in fitted}
     more = len(fitted) - len(firsts)
     again = f" (and likewise in {more} more call{'s' * (more > 1)})" if more else ""
     return Diagnosis(
         kinds.pop() if len(kinds) == 1 else DiagnosisKind.PROPAGATED,
         f"{'; '.join(sentences)}{again}. With that put right, dθ is right",
-        factors.pop() if len(factors) == 1 and len(firsts) == 1 else None,
+        _factor([each.mistake for each in fitted]) if len(firsts) == 1 else None,
     )
+
+
+def _factor(mistakes: Sequence[InputMistake]) -> float | None:
+    """The factor that all of them have; None without one."""
+    first = mistakes[0].factor
+    known = [each.factor for each in mistakes if each.factor is not None]
+    alike = first is not None and np.allclose(known, first, rtol=CLOSE, atol=0)
+    return first if alike and len(known) == len(mistakes) else None
 
 
 def _mistakes_of(runner: CallRunner, suspect: Suspect) -> list[_Fitted]:
