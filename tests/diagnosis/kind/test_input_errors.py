@@ -123,6 +123,12 @@ def test_axes_of_activations_are_no_channels() -> None:
     assert (found.kind, "index 1 of 5 along axis 1" in found.words) == ("block", True)
 
 
+def test_few_entries_prove_no_term_and_no_factor() -> None:
+    right = G[:1, :3]
+    assert input_mistake(gradient(right + 0.1, right, X[:1, :3])) is None
+    assert input_mistake(gradient(right * 2, right, X[:1, :3])) is None
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 6), (5, 2)], ids=["one short row", "rows of two"])
 def test_few_entries_prove_no_projection(rows: int, columns: int) -> None:
     right = G[:rows, :columns]

@@ -126,7 +126,8 @@ def _factor(gradient: InputGradient) -> InputMistake | None:
 
 def _term(gradient: InputGradient) -> InputMistake | None:
     """MISSING_TERM: off by one multiple of the upstream gradient, an output, an input or 1 in every entry."""
-    for name, term in [*_terms(gradient), ("1", np.ones(gradient.right.shape))]:
+    ones = [("1", np.ones(gradient.right.shape))] if gradient.right.size > ENOUGH else []
+    for name, term in [*_terms(gradient), *ones]:
         factor = _coefficient(gradient.error, term)
         if _leaves_nothing(gradient.error - factor * term, gradient.error):
             words = f"is off by {factor_in_words(factor)} · {name} in every entry: a term too few or too many"
