@@ -384,6 +384,19 @@ def _two(wrong: bool) -> nn.Module:
     return nn.Sequential(diagonal(wrong), silu(wrong))
 
 
+class _Twice(nn.Module):
+    """A layer that is called twice; wrong: it takes the inputs of other rows."""
+
+    def __init__(self, wrong: bool) -> None:
+        super().__init__()
+        backward = lambda g, x, w: (g @ w.roll(1, 0), g.T @ x.roll(1, 0))  # noqa: E731
+        self.inner = formula(lambda x, w: x @ w.T, backward, weight=(4, 4))(wrong)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.inner(torch.tanh(self.inner(x)))
+        return y
+
+
 class _Scaled(nn.Module):
     def __init__(self, wrong: bool) -> None:
         super().__init__()
@@ -413,6 +426,9 @@ def not_told() -> Iterator[Planted]:
     yield upstream("rotation not undone", "unknown", lambda x: x @ _TURN.T, lambda g, x: (g @ _TURN.T,))
     yield upstream("wrong in the upstream gradient", "unknown", torch.sin, _spoiled)
     yield plant("a mistake that is told behind one that is not", sandwich(_two, 4), FRONT, "unknown", "layer.1")
+    yield plant(
+        "wrong in both of two calls", sandwich(_Twice, 4), (*FRONT, "layer.inner.weight"), "unknown", "layer.inner"
+    )
     stale = formula(lambda x, w: x @ w.T, lambda g, x, w: (g @ w, g.T @ x.roll(1, 0)), weight=(4, 4))
     yield plant("input of another row", sandwich(stale, 4), WEIGHT, "unknown")
 
