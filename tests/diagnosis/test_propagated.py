@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.losses import squared_error
+from tests.zoo.planted.row import HandWritten
 from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import DiagnosisKind, Report, check_module
 from torch_gradcheck.diagnosis import propagated
@@ -99,3 +100,19 @@ def test_nothing_changes() -> None:
 @pytest.mark.parametrize("options", [{"dtype": torch.float32, "tolerance": 1e-2}, {"hold_detached": True}], ids=str)
 def test_other_checks_find_it_as_well(options: dict[str, Any]) -> None:
     assert set(told(check(chain(1), **options))) == {"0.weight", "0.bias"}
+
+
+class Half(nn.Module):
+    """x + sin(x); wrong: half of the sine's gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = x + HandWritten.apply(torch.sin, lambda g, x: (g * x.cos() / 2,), x)
+        return y
+
+
+def test_the_factor_of_a_branch_is_measured() -> None:
+    torch.manual_seed(0)
+    row = check(nn.Sequential(nn.Linear(3, 3), Half(), nn.Linear(3, 3), Half(), nn.Linear(3, 2)))["0.weight"]
+    assert row.diagnosis is not None
+    assert row.diagnosis.kind == "propagated"
+    assert row.diagnosis.factor == pytest.approx(0.5, rel=1e-12)

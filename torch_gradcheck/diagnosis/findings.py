@@ -18,6 +18,7 @@ from torch_gradcheck.diagnosis.kind.terms import slicewise
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.diagnosis.non_finite.search import find_non_finite
 from torch_gradcheck.diagnosis.propagated import propagated
+from torch_gradcheck.diagnosis.stale_calls import stale_calls
 from torch_gradcheck.diagnosis.stop_gradients import stop_gradients
 from torch_gradcheck.diagnosis.sums import wrong_sums
 from torch_gradcheck.gradients.analytic import AnalyticGradient
@@ -72,6 +73,7 @@ def findings_of(
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
     diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
     diagnoses |= propagated(problem, culprit, evidences, _unknown(diagnoses))
+    diagnoses |= stale_calls(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= wrong_sums(problem.theta, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= {k: found for k in _unknown(diagnoses) if (found := slicewise(evidences[k])) is not None}
     diagnosed = [

@@ -22,6 +22,7 @@ from torch_gradcheck.diagnosis.culprit.corrected_run import CorrectedRun, Correc
 from torch_gradcheck.diagnosis.culprit.input_gradients import input_gradients, where_in_words
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import CLOSE
 from torch_gradcheck.diagnosis.kind.input_errors import InputMistake, input_mistake
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.methods.problem import Problem
@@ -68,28 +69,32 @@ class _Repair:
 
     Attributes:
         problem: J and θ, the model lent.
+        positions: in θ, of the parameters in question.
         run: the run with all corrections so far.
         fitted: the mistakes put right so far.
-        effects: by how much each of them changes the gradients, by position in θ.
+        spoiled: for each of them, the parameters that it changes.
     """
 
     problem: Problem
+    positions: Sequence[int]
     run: CorrectedRun
     fitted: list[_Fitted] = field(default_factory=list)
-    effects: list[dict[int, Floats]] = field(default_factory=list)
+    spoiled: list[set[int]] = field(default_factory=list)
 
     def put_right(self, mistake: _Fitted) -> None:
         """One more correction: one more run."""
         self.fitted.append(mistake)
         before = self.run.gradients
         self.run = corrected_run(self.problem, {each.key: each.correction for each in self.fitted})
-        self.effects.append({k: after.values - before[k].values for k, after in self.run.gradients.items()})
+        self.spoiled.append({k for k in self.positions if _differ(before[k].values, self.run.gradients[k].values)})
 
     def of(self, position: int) -> list[_Fitted]:
         """The mistakes that spoil a parameter."""
-        size = NO_EFFECT * float(np.linalg.norm(self.run.gradients[position].values))
-        pairs = zip(self.fitted, self.effects, strict=True)
-        return [each for each, effect in pairs if np.linalg.norm(effect[position]) > size]
+        return [each for each, spoiled in zip(self.fitted, self.spoiled, strict=True) if position in spoiled]
+
+
+def _differ(one: Floats, other: Floats) -> bool:
+    return bool(np.linalg.norm(one - other) > NO_EFFECT * np.linalg.norm(other))
 
 
 def propagated(
@@ -103,20 +108,21 @@ def propagated(
         evidences: the gradients on trial beside the right ones, by position in θ.
         unknown: positions of those that no kind explains.
     """
-    if not unknown or not culprit.suspects or problem.objective.dtype != torch.float64 or problem.objective.held:
+    objective = problem.objective
+    if not unknown or not culprit.suspects or objective.dtype != torch.float64 or objective.held is not None:
         return {}
     try:
-        repair = _repaired(problem, culprit.suspects[-MOST_CALLS:])
+        repair = _repaired(problem, culprit.suspects[-MOST_CALLS:], unknown)
     except Exception:  # whatever J or a call raises here, the verdict on the gradients stands
         return {}
     proven = [k for k in unknown if _is_right_now(evidences[k], repair, k)]
     return {position: _diagnosis(fitted) for position in proven if (fitted := repair.of(position))}
 
 
-def _repaired(problem: Problem, suspects: Sequence[Suspect]) -> _Repair:
+def _repaired(problem: Problem, suspects: Sequence[Suspect], positions: Sequence[int]) -> _Repair:
     """J's backward with the mistakes of all suspects put right, as far as they are known, the last one first."""
     runner = CallRunner(problem.objective, [], 8 * len(suspects), problem.hidden_noise)
-    repair = _Repair(problem, corrected_run(problem, {}))
+    repair = _Repair(problem, positions, corrected_run(problem, {}))
     for suspect in reversed(suspects):
         now = suspect._replace(call=repair.run.calls[suspect.number])
         try:
@@ -130,7 +136,7 @@ def _repaired(problem: Problem, suspects: Sequence[Suspect]) -> _Repair:
 
 def _is_right_now(evidence: Evidence, repair: _Repair, position: int) -> bool:
     """Whether the corrections explain all that is wrong with the gradient on trial."""
-    if position not in repair.run.gradients or not evidence.finite:
+    if not evidence.finite:
         return False
     return evidence.explains(evidence.numeric + evidence.analytic - repair.run.gradients[position].values)
 
@@ -140,14 +146,21 @@ def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
     firsts = {each.name: each for each in reversed(fitted)}
     sentences = [f"the gradient of {each.where} {each.mistake.words}" for each in reversed(firsts.values())]
     kinds = {each.mistake.kind for each in fitted}
-    only = next(iter(firsts.values())).mistake if len(firsts) == 1 else None
     more = len(fitted) - len(firsts)
     again = f" (and likewise in {more} more call{'s' * (more > 1)})" if more else ""
     return Diagnosis(
         kinds.pop() if len(kinds) == 1 else DiagnosisKind.PROPAGATED,
         f"{'; '.join(sentences)}{again}. With that put right, dθ is right",
-        None if only is None else only.factor,
+        _factor([each.mistake for each in fitted]) if len(firsts) == 1 else None,
     )
+
+
+def _factor(mistakes: Sequence[InputMistake]) -> float | None:
+    """The factor that all of them have; None without one."""
+    first = mistakes[0].factor
+    known = [each.factor for each in mistakes if each.factor is not None]
+    alike = first is not None and np.allclose(known, first, rtol=CLOSE, atol=0)
+    return first if alike and len(known) == len(mistakes) else None
 
 
 def _mistakes_of(runner: CallRunner, suspect: Suspect) -> list[_Fitted]:

@@ -67,7 +67,8 @@ class StopGradients:
 
     def diagnoses(self, rows: Sequence[ParameterReport], unknown: Sequence[int]) -> dict[int, Diagnosis]:
         """DETACHED for the `unknown` positions whose gradients are those of J with the values held."""
-        message = f"dθ is the gradient of J with what is {in_words(self.cuts)} held: the path through it is lost"
+        held = f"dθ is the gradient of J with what is {in_words(self.cuts)} held"
+        message = f"{held}: the path through it is lost, unless that is meant"
         detached = Diagnosis(DiagnosisKind.DETACHED, message)
         return {position: detached for position in unknown if rows[position].name in self.right}
 

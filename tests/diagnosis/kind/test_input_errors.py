@@ -38,6 +38,7 @@ TOLD: dict[str, tuple[Floats, str, str]] = {
     "minus output": (G - 0.5 * Y, "missing_term", "off by -0.5 · the output"),
     "plus input": (G + 0.1 * X, "missing_term", "off by 0.1 · the input"),
     "plus 1": (G + 0.1, "missing_term", "off by 0.1 · 1 "),
+    "plus input plus 1": (G + 0.1 * X - 0.2, "missing_term", "off by 0.1 · the input − 0.2 in every entry"),
     "mean left in": (G + ROW, "projection", "a multiple of 1 (its mean) along axis 1"),
     "mean over the batch left in": (G + COLUMN, "projection", "a multiple of 1 (its mean) along axis 0"),
     "along the input": (G + ROW * X, "projection", "a multiple of the input along axis 1"),
@@ -122,6 +123,12 @@ def test_axes_of_activations_are_no_channels() -> None:
     assert (found.kind, "index 1 of 5 along axis 1" in found.words) == ("block", True)
 
 
+def test_few_entries_prove_no_term_and_no_factor() -> None:
+    right = G[:1, :3]
+    assert input_mistake(gradient(right + 0.1, right, X[:1, :3])) is None
+    assert input_mistake(gradient(right * 2, right, X[:1, :3])) is None
+
+
 @pytest.mark.parametrize(("rows", "columns"), [(1, 6), (5, 2)], ids=["one short row", "rows of two"])
 def test_few_entries_prove_no_projection(rows: int, columns: int) -> None:
     right = G[:rows, :columns]
@@ -131,3 +138,12 @@ def test_few_entries_prove_no_projection(rows: int, columns: int) -> None:
 
 def test_a_product_of_vectors_has_a_factor_for_each_row_whatever_is_wrong() -> None:
     assert input_mistake(gradient(ROW * Y[:1], ROW * X[:1])) is None
+
+
+@pytest.mark.parametrize(("added", "kind"), [("row", "projection"), ("noise", None)])
+def test_of_many_slices_a_few_are_tried_first(added: str, kind: str | None) -> None:
+    draw = np.random.default_rng(0)
+    right, row, noise = draw.normal(size=(300, 200)), draw.normal(size=(300, 1)), draw.normal(size=(300, 200))
+    row[:20] = 0
+    found = input_mistake(InputGradient(right + (row if added == "row" else noise), right, noise[::-1]))
+    assert (found and found.kind) == kind

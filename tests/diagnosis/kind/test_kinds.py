@@ -22,6 +22,9 @@ CONV = DRAW.normal(size=(2, 3, 3, 3))
 ROWS = count_meanings(32, "rows of the batch")
 
 
+PADDED = np.where(np.arange(4)[:, None] == 2, 0, G)
+
+
 def evidence(analytic: Floats, numeric: Floats = G, theta: Floats = THETA) -> Evidence:
     """The right gradient comes with noise, as differences do."""
     noise = np.random.default_rng(5).normal(size=np.shape(numeric)) * BAR / 6
@@ -71,6 +74,7 @@ SPOILED: dict[str, tuple[Floats, str, str]] = {
         "except in rows 2-3 of 4, columns 1-3 of 6, where it is zero",
     ),
     "one entry": (entry((1, 2), 1.01 * G[1, 2]), "partial", "entry [1, 2]"),
+    "a row that should be zero": (np.where(np.arange(4)[:, None] == 2, THETA, PADDED), "partial", "should be zero"),
     "nan": (entry((1, 2), np.nan), "partial", "entry [1, 2], where 1 are not finite"),
     "all nan": (np.nan * G, "unknown", "not finite in 24 of 24"),
     "mean for sum but in the decay": (3 * G - 0.2 * THETA, "unknown", "dθ = 3 × the right gradient − 0.2 · θ"),
@@ -89,7 +93,7 @@ SPOILED: dict[str, tuple[Floats, str, str]] = {
 
 @pytest.mark.parametrize(("analytic", "kind", "words"), SPOILED.values(), ids=SPOILED)
 def test_kind_and_evidence(analytic: Floats, kind: str, words: str) -> None:
-    found = diagnose(evidence(analytic), ROWS)
+    found = diagnose(evidence(analytic, PADDED if words == "should be zero" else G), ROWS)
     assert found is not None
     assert found.kind == kind, found
     assert words in found.message

@@ -346,7 +346,7 @@ def place_bugs() -> Iterator[Planted]:
     yield plant("three-modules-deep", network(deep), zero + one + block, "slope", culprit="1.1.inner.act.1")
     layers = ("first.weight", "first.bias", "second.weight", "second.bias")
     yield plant("shared-module", network(Shared), layers, "slope", culprit="act")
-    yield plant("shared-module-remembers-last-input", network(UsedTwice), ("layer.weight",))
+    yield plant("shared-module-remembers-last-input", network(UsedTwice), ("layer.weight",), "stale")
     yield plant("model-detaches-a-skip", network(CutInTheModel), ("a.weight", "a.bias"), "detached", culprit="")
     listed = network(Listed)
     yield plant("parameter-list", listed, ("weights.0",), "partial", culprit="")

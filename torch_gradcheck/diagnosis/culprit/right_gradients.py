@@ -7,6 +7,7 @@ itself: a formula may be wrong. What is built on it is tried against J.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -37,13 +38,8 @@ def right_gradients(runner: CallRunner, call: RecordedCall, cotangents: Cotangen
     asked = [k for k, differentiable in enumerate(call.differentiable) if differentiable and _is_real(leaves[k])]
     unique = list(dict.fromkeys(leaves[k] for k in asked))
 
-    def pulled_back() -> torch.Tensor:
-        outputs = tensors_of(call.run(arguments))
-        pairs = [(g, y) for g, y in zip(cotangents, outputs, strict=True) if g is not None]
-        return torch.stack([(g * y).sum() for g, y in pairs]).sum()
-
     with runner.alone(call):
-        found = gradient_by_record(compiled(pulled_back, unique))
+        found = gradient_by_record(compiled(lambda: _pulled_back(call, arguments, cotangents), unique))
     gradients = dict(zip(unique, found, strict=True))
     return {k: torch.zeros_like(leaf) if (g := gradients[leaf]) is None else g for k in asked for leaf in (leaves[k],)}
 
@@ -58,3 +54,26 @@ def _leaves(call: RecordedCall) -> list[torch.Tensor]:
 
 def _is_real(tensor: torch.Tensor) -> bool:
     return tensor.dtype == torch.float64 and tensor.layout is torch.strided
+
+
+def right_gradient_of(
+    parameter: torch.Tensor, runner: CallRunner, call: RecordedCall, given: RecordedCall
+) -> torch.Tensor:
+    """The gradient of a parameter that `call` would have for the inputs of `given` and its own upstream gradients.
+
+    Raises:
+        Untraceable, CannotBeRunAlone: as above.
+        RuntimeError: the outputs have other shapes then.
+    """
+    clones = iter([each.clone() for each in given.inputs])
+    arguments = replaced(given.arguments, lambda tensor: next(clones, tensor))
+    with runner.alone(call):
+        (found,) = gradient_by_record(compiled(lambda: _pulled_back(call, arguments, call.cotangents), [parameter]))
+    return torch.zeros_like(parameter) if found is None else found
+
+
+def _pulled_back(call: RecordedCall, arguments: tuple[Any, Any], cotangents: Cotangents) -> torch.Tensor:
+    """Σ ⟨cotangent, output⟩."""
+    outputs = tensors_of(call.run(arguments))
+    pairs = [(g, y) for g, y in zip(cotangents, outputs, strict=True) if g is not None]
+    return torch.stack([(g * y).sum() for g, y in pairs]).sum()

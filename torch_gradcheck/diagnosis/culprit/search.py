@@ -141,7 +141,7 @@ def _suspects(
     attributions: Sequence[Attribution], calls: Sequence[RecordedCall], sentences: Sentences
 ) -> tuple[Suspect, ...]:
     """Calls with a mistake, and those of the same Function or class of module: they are likely to make it, too."""
-    wrong = {_code(call) for attribution in attributions for call in attribution.own if call is not None}
+    wrong = {_code(call) for each in attributions for call in (*each.own, *each.unlike) if call is not None}
     alike = [(k, call) for k, call in enumerate(calls) if _code(call) in wrong]
     return tuple(Suspect(k, call, sentences.name_of(call)) for k, call in alike)
 

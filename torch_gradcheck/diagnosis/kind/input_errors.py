@@ -125,11 +125,9 @@ def _factor(gradient: InputGradient) -> InputMistake | None:
 
 
 def _term(gradient: InputGradient) -> InputMistake | None:
-    """MISSING_TERM: off by one and the same multiple of the upstream gradient, an output, the input or 1."""
-    known = chain(gradient.upstream.items(), gradient.outputs.items(), gradient.others.items())
-    for name, term in [*known, ("the input", gradient.value), ("1", np.ones(gradient.right.shape))]:
-        if np.sum(np.abs(term) > ZERO) <= ENOUGH:
-            continue
+    """MISSING_TERM: off by one multiple of the upstream gradient, an output, an input or 1 in every entry."""
+    ones = [("1", np.ones(gradient.right.shape))] if gradient.right.size > ENOUGH else []
+    for name, term in [*_terms(gradient), *ones]:
         factor = _coefficient(gradient.error, term)
         if _leaves_nothing(gradient.error - factor * term, gradient.error):
             words = f"is off by {factor_in_words(factor)} · {name} in every entry: a term too few or too many"
@@ -137,11 +135,35 @@ def _term(gradient: InputGradient) -> InputMistake | None:
     return None
 
 
+def _term_and_constant(gradient: InputGradient) -> InputMistake | None:
+    """MISSING_TERM: off by one multiple of these and one of 1, as of a smoothed target."""
+    for name, term in _terms(gradient):
+        mean, centred = float(np.mean(gradient.error)), term - np.mean(term)
+        factor = _coefficient(gradient.error - mean, centred) if np.any(centred) else 0.0
+        constant = mean - factor * float(np.mean(term))
+        fitted = factor * term + constant
+        if _leaves_nothing(gradient.error - fitted, gradient.error):
+            added = f"{'+' if constant > 0 else '−'} {factor_in_words(abs(constant))}"
+            words = f"is off by {factor_in_words(factor)} · {name} {added} in every entry: a term too few or too many"
+            return InputMistake(DiagnosisKind.MISSING_TERM, words, fitted)
+    return None
+
+
+def _terms(gradient: InputGradient) -> list[tuple[str, Floats]]:
+    """What the error may be a multiple of, with names; of enough entries that are not zero to prove it."""
+    known = chain(gradient.upstream.items(), gradient.outputs.items(), gradient.others.items())
+    return [
+        (name, term)
+        for name, term in [*known, ("the input", gradient.value)]
+        if np.sum(np.abs(term) > ZERO) > ENOUGH and np.all(np.isfinite(term))
+    ]
+
+
 def _projection(gradient: InputGradient) -> InputMistake | None:
     """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each."""
     for axes in axes_of_slices(gradient.right.ndim):
         for names, basis in _bases(gradient, axes):
-            fit = fitted_by_slices(gradient.error, basis, axes)
+            fit = fitted_by_slices(gradient.error, basis, axes, EXACT)
             if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
                 words = (
                     f"is right up to a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in "
@@ -165,7 +187,7 @@ def _bases(gradient: InputGradient, axes: tuple[int, ...]) -> Iterator[tuple[tup
 def _slicewise(gradient: InputGradient) -> InputMistake | None:
     """PROPAGATED: the right gradient times another factor in every slice."""
     for axes in axes_of_slices(gradient.right.ndim):
-        fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes)
+        fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes, EXACT)
         fits = fit is not None and _leaves_nothing(gradient.on_trial - fit, gradient.error)
         if fit is not None and fits and are_independent(gradient.right, axes):
             words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), axes)}"
@@ -268,6 +290,7 @@ FITS: tuple[Callable[[InputGradient], InputMistake | None], ...] = (
     _term,
     _unmasked,
     _slope,
+    _term_and_constant,
     _projection,
     _misplaced,
     _block,

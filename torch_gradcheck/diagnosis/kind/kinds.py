@@ -154,6 +154,8 @@ def _what_is_there(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> str
         return f", where {int(np.sum(~np.isfinite(a)))} are not finite"
     if not np.any(a):
         return ", where it is zero"
+    if np.all(np.abs(n) <= ERROR_BARS_ALLOWED * evidence.error_bar[there]):
+        return ", where it should be zero"
     factor = float(np.dot(a, n) / np.dot(n, n)) if np.any(n) else np.nan
     if len(a) > 1 and np.all(
         np.abs(a - factor * n) <= 10 * evidence.tolerance * np.abs(a) + 3 * evidence.error_bar[there]

@@ -16,7 +16,7 @@ from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 ROUNDINGS = 4.0
 """Rounding to a lower precision may move an entry by at most 4 of its machine epsilons times the largest entry."""
 
-ENOUGH_ROUNDED = 3
+ENOUGH_ROUNDED = 4
 """So many entries, at least, make a factor between rounded numbers more than a coincidence."""
 
 CLEARLY_NOT_ONE = 3.0

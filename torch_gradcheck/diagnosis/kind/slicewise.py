@@ -17,6 +17,9 @@ LONG = 8
 INDEPENDENT = 1e-3
 """Slices are independent if a singular value is more than 1e-3 of the largest one."""
 
+MANY, FIRST = 50_000, 4
+"""Of tensors with more than 50,000 entries, the first 4 slices along each axis are fitted first."""
+
 SPOILED = 1e-8
 """A slice counts if its norm is more than 1e-8 of the largest one's."""
 
@@ -29,11 +32,14 @@ def axes_of_slices(dimensions: int) -> Iterator[tuple[int, ...]]:
             yield tuple(axis for axis in range(dimensions) if axis != kept)
 
 
-def fitted_by_slices(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...]) -> Floats | None:
+def fitted_by_slices(
+    values: Floats, basis: Sequence[Floats], axes: tuple[int, ...], left: float = 0.25
+) -> Floats | None:
     """The combination of `basis` that is closest to `values` in every slice along `axes`; None if it proved nothing.
 
     It proves something where each slice has two entries more than coefficients, and where the entries beyond the
-    coefficients of all slices that are not zero are enough to exclude coincidence.
+    coefficients of all slices that are not zero are enough to exclude coincidence. Of many slices, a few are tried
+    first: a fit that leaves more than a share `left` of these is dropped.
     """
     count = int(np.prod([values.shape[axis] for axis in axes]))
     if count < len(basis) + 2:
@@ -41,7 +47,17 @@ def fitted_by_slices(values: Floats, basis: Sequence[Floats], axes: tuple[int, .
     sizes = np.sqrt(np.sum(np.square(values), axis=axes))
     spoiled = int(np.sum(sizes > SPOILED * np.max(sizes, initial=0.0)))
     too_few = (spoiled < 2 and count < LONG) or spoiled * (count - len(basis)) < ENOUGH
-    return None if too_few else _projected(values, basis, axes)
+    if too_few or (values.size > MANY and not _fits_at_first(values, basis, axes, left)):
+        return None
+    return _projected(values, basis, axes)
+
+
+def _fits_at_first(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...], left: float) -> bool:
+    """Whether the first slices fit; those that are next to zero do."""
+    first = tuple(slice(None) if axis in axes else slice(FIRST) for axis in range(values.ndim))
+    fitted = _projected(values[first], [each[first] for each in basis], axes)
+    allowed = left * np.linalg.norm(values[first]) + SPOILED * np.max(np.abs(values))
+    return bool(np.linalg.norm(values[first] - fitted) <= allowed)
 
 
 def _projected(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...]) -> Floats:
