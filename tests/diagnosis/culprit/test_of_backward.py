@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.diagnosis.culprit.test_functions import Module, accused, between, checked, sine
+from torch_gradcheck.diagnosis.culprit import unwritten_memory
 
 
 class Discrete(torch.autograd.Function):
@@ -53,10 +57,10 @@ class Continuous(torch.autograd.Function):
         h = 1.0 / ctx.steps
         sums = [torch.zeros_like(each) for each in parameters]
         for _ in range(ctx.steps):
-            of_y, _ = pulled_back(ctx.field, y, parameters, grad)
+            of_y, _ = Around(ctx.field)(y, parameters, grad)
             with torch.no_grad():
                 middle = y - h / 2 * ctx.field(y)
-                of_y, of_parameters = pulled_back(ctx.field, middle, parameters, grad + h / 2 * of_y)
+                of_y, of_parameters = Around(ctx.field)(middle, parameters, grad + h / 2 * of_y)
                 y = y - h * ctx.field(middle)
             sums = [one + h * other for one, other in zip(sums, of_parameters, strict=True)]
             grad = grad + h * (0.8 if ctx.wrong else 1.0) * of_y
@@ -75,6 +79,17 @@ def field_of(wrong: bool) -> nn.Module:
     torch.manual_seed(0)
     odd = sine(wrong, 1.5)
     return Module(lambda self, y: odd.apply(self.layer(y)), layer=nn.Linear(3, 3))
+
+
+class Around(nn.Module):
+    """A part of a solver that calls the field; the adjoint runs it under no_grad, and the field in it with a graph."""
+
+    def __init__(self, field: nn.Module) -> None:
+        super().__init__()
+        self.field = field
+
+    def forward(self, y: Tensor, parameters: Any, grad: Tensor) -> Any:
+        return pulled_back(self.field, y, parameters, grad)
 
 
 def solved(adjoint: Any, field: nn.Module, steps: int, wrong: bool) -> nn.Module:
@@ -135,3 +150,49 @@ def test_a_field_in_a_loop(wrong: bool) -> None:
     (note,) = accused(report)
     assert "it is called 12 times, and one of these accounts for" in note
     assert "of what all of them add to the error of" in note
+
+
+class Filled(torch.autograd.Function):
+    """Writes a row of memory that nobody has written to, past autograd, as solvers do. It is right there."""
+
+    @staticmethod
+    def forward(ctx: Any, memory: Tensor, value: Tensor, row: int) -> Tensor:
+        ctx.row = row
+        memory.data[row] = value
+        return memory
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
+        return grad, grad[ctx.row], None
+
+
+def test_memory_that_nobody_has_written_to_does_not_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it happens to hold is another number each time."""
+    odd, numbers, empty = sine(True), itertools.count(), torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *shape, **options: empty(*shape, **options).fill_(next(numbers)))
+    monkeypatch.setattr(unwritten_memory, "UNWRITTEN", {torch.Tensor.fill_})
+
+    def forward(self: Module, x: Tensor) -> Tensor:
+        memory = torch.empty(3, *x.shape, dtype=x.dtype)
+        for row in range(3):
+            memory = Filled.apply(memory, odd.apply(self.layer(x)) * (row + 1), row)
+        return memory.sum(0)
+
+    report = checked(between(Module(forward, layer=nn.Linear(3, 3))))
+    assert report.culprit == "1"
+    (note,) = accused(report)
+    assert "autograd.Function Odd gives a wrong gradient" in note
+
+
+@pytest.mark.parametrize("of", ["empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"])
+def test_unwritten_memory_is_zeros(of: str) -> None:
+    x = torch.full((2, 3), math.nan)
+    make: dict[str, Callable[[], Tensor]] = {
+        "empty": lambda: torch.empty(2, 3, requires_grad=True),
+        "empty_like": lambda: torch.empty_like(x),
+        "empty_strided": lambda: torch.empty_strided((2, 3), (3, 1)),
+        "new_empty": lambda: x.new_empty((2, 3)),
+        "new_empty_strided": lambda: x.new_empty_strided((2, 3), (3, 1)),
+    }
+    with unwritten_memory.ZeroedMemory():
+        assert make[of]().tolist() == [[0.0] * 3] * 2

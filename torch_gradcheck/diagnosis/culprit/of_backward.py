@@ -29,13 +29,19 @@ def wrong_call_of(
         runner: runs calls alone.
         wrong: the coordinate that is followed.
     """
-    outermost = [call for call in calls if call.made_by is function and call.parent not in calls and call.receives]
+    outermost = [call for call in calls if call.made_by is function and call.receives and not _is_inside(call)]
     owners: dict[Owner, list[RecordedCall]] = {}
     for call in sorted(outermost, key=_size, reverse=True):
         owners.setdefault(call.owner, []).append(call)
     tried = [call for same in owners.values() for call in same[:TRIED]]
     found = next((call for call in tried if _is_wrong(call, runner, wrong)), None)
     return None if found is None else _innermost(found, runner, wrong)
+
+
+def _is_inside(call: RecordedCall) -> bool:
+    """Whether a call around this one receives a gradient. A part of a solver, under no_grad, does not."""
+    parent = call.parent
+    return parent is not None and (parent.receives or _is_inside(parent))
 
 
 def _innermost(call: RecordedCall, runner: CallRunner, wrong: WrongCoordinate) -> RecordedCall:

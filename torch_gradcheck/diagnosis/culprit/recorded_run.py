@@ -14,6 +14,7 @@ from torch_gradcheck.diagnosis.culprit.hooks import HookWatch
 from torch_gradcheck.diagnosis.culprit.pairing import paired_with_recomputed
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
+from torch_gradcheck.diagnosis.culprit.unwritten_memory import ZeroedMemory
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.torch_internals.autograd import before_hooks, has_hooks
@@ -46,6 +47,7 @@ class Run:
             objective.evaluation(at_theta=True),
             _recording(objective, taps) as recording,
             HookWatch(objective.model, recording.running) as watch,
+            ZeroedMemory(),
         ):
             self._backward(list(dict.fromkeys(each.entry.parameter for each in wrong)), recording)
         paired_with_recomputed(recording.calls)

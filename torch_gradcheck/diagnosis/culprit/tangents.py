@@ -11,6 +11,7 @@ import torch
 from torch_gradcheck.diagnosis.culprit.call_recording import Recording
 from torch_gradcheck.diagnosis.culprit.pairing import kind_of
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
+from torch_gradcheck.diagnosis.culprit.unwritten_memory import ZeroedMemory
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import MovedCoordinate, coordinate_views, real_view
 from torch_gradcheck.objective.theta import ThetaEntry
@@ -103,7 +104,7 @@ class Motion:
 
 def _recorded(wrong: WrongCoordinate, step: float, objective: Objective) -> tuple[list[RecordedCall], float]:
     recording = Recording(lambda: objective.random_state, outputs=False)
-    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), recording:
+    with wrong.moved(step) as taken, torch.enable_grad(), objective.evaluation(), recording, ZeroedMemory():
         objective.compute()
     return [call for call in recording.calls if not call.in_backward], taken
 
