@@ -80,6 +80,13 @@ def in_closure() -> tuple[Callable[[], int], Callable[[int], None]]:
 
 READ, WRITE = in_closure()
 
+
+def tagged(tag: Any) -> Tensor:
+    tensor = torch.ones(1)
+    tensor.tag = tag  # type: ignore[attr-defined]
+    return tensor
+
+
 CHANGES: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "an attribute": ({}, setting("number", 2.5)),
     "a new attribute": ({}, setting("logits", torch.ones(1))),
@@ -100,6 +107,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "a partial": ({"held": functools.partial(print, [])}, lambda module: module.held.args[0].append(1)),
     "a bound method": ({"held": Holder(a=1).method}, lambda module: setattr(module.held.__self__, "a", 2)),
     "a method of a builtin": ({"held": [].append}, lambda module: module.held(1)),
+    "an attribute of a tensor": ({"held": tagged(1.5)}, lambda module: setattr(module.held, "tag", 2.5)),
     "a hook": ({}, lambda module: module.inner.register_forward_hook(print)),
 }
 

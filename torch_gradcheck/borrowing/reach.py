@@ -316,6 +316,9 @@ class _Graph:
         node.known = type(tensor) in (torch.Tensor, nn.Parameter) and is_ordinary(tensor)
         if node.known:
             node.mark = _mark(tensor)
+        if vars(tensor):
+            node.watches.append(Watch(reader_of(vars(tensor))))
+            self._hold(node, vars(tensor).values())
 
     def _expand_container(self, node: _Node) -> None:
         container = node.value
@@ -388,10 +391,10 @@ def keeps_nothing(module: Any) -> bool:
 
 
 def is_ordinary(tensor: torch.Tensor) -> bool:
-    """Whether a tensor has memory of its own that can be compared and copied, and carries no attributes."""
+    """Whether a tensor has memory of its own, which can be compared and copied."""
     if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
         return False
-    return not is_wrapped(tensor) and not vars(tensor)
+    return not is_wrapped(tensor)
 
 
 def _mark(tensor: torch.Tensor) -> tuple[int, int]:
