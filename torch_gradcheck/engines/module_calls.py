@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from torch_gradcheck.borrowing.random_state import RandomState
-from torch_gradcheck.borrowing.reach import Reach, Reaches, is_ordinary
+from torch_gradcheck.borrowing.reach import Reach, is_ordinary
+from torch_gradcheck.borrowing.reached_code import Reaches
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.torch_internals.dispatch import (
     DispatchMode,

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.borrowing.reach import Reach, Reaches
+from torch_gradcheck.borrowing.reach import Reach
+from torch_gradcheck.borrowing.reached_code import Reaches
 
 COUNTS: dict[str, int] = {"calls": 1}
 
@@ -146,6 +147,14 @@ UNKNOWN = {
 @pytest.mark.parametrize("held", UNKNOWN.values(), ids=UNKNOWN)
 def test_what_cannot_be_looked_into_is_unknown(held: Any) -> None:
     assert reach_of(Module(held=held)) is None
+
+
+def test_what_moves_from_one_place_to_another_is_a_change() -> None:
+    module = Module(first=[1, 2], second=[])
+    reach = reach_of(module)
+    assert reach is not None
+    module.second.append(module.first.pop())
+    assert not reach.is_as_before()
 
 
 def test_hooks_make_it_unknown() -> None:
