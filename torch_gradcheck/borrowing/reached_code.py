@@ -37,7 +37,8 @@ from torch_gradcheck.borrowing.builtin_content import attributes_of, builtin_bas
 from torch_gradcheck.borrowing.captures import names_used
 from torch_gradcheck.borrowing.random_state import is_generator
 from torch_gradcheck.borrowing.reach import Reach, Watch, is_ordinary, mark_of
-from torch_gradcheck.torch_internals.modules import has_forward_hooks, is_for_no_forward
+from torch_gradcheck.torch_internals.modules import has_forward_hooks, is_for_no_forward, is_made_of_code
+from torch_gradcheck.torch_internals.operations import is_operator
 from torch_gradcheck.torch_internals.scripted import is_scripted
 
 MANY = 1000
@@ -49,7 +50,7 @@ MOST_WATCHED = 2000
 KEEPS_NOTHING = {"torch", "numpy", "builtins", "torch_gradcheck", *sys.stdlib_module_names}
 """Packages whose functions and classes are not looked into."""
 
-NO_STATE_OF_J = {"_abc", "abc", "inspect", "io", "logging", "re", "rich", "tqdm", "typing", "warnings"}
+NO_STATE_OF_J = {"abc", "inspect", "io", "logging", "re", "rich", "tqdm", "typing", "warnings"}
 """Packages whose objects are no state of a model."""
 
 IMMUTABLE = (
@@ -336,12 +337,12 @@ def _held_by_wrapper(value: Any) -> list[Any] | None:
         return [value.func]
     if kind is weakref.ref:
         return [value()]
-    return [] if kind.__name__ in _DESCRIPTORS and kind.__module__ == "builtins" else None
+    return [] if kind.__name__.strip("_") in _DESCRIPTORS and kind.__module__ in ("builtins", "collections") else None
 
 
 _DESCRIPTORS = {
     *("method_descriptor", "wrapper_descriptor", "getset_descriptor", "member_descriptor", "method-wrapper"),
-    *("classmethod_descriptor", "_tuplegetter"),
+    *("classmethod_descriptor", "tuplegetter"),
 }
 
 
@@ -351,8 +352,8 @@ def _is_method(value: Any) -> bool:
 
 def _is_out_of_j(kind: type) -> bool:
     """Whether the objects of a class are no state that a forward works with."""
-    file = str(kind.__module__)
-    return file.partition(".")[0] in NO_STATE_OF_J or file == "torch._ops" or kind is object
+    package = str(kind.__module__).partition(".")[0].strip("_")
+    return package in NO_STATE_OF_J or is_operator(kind) or kind is object
 
 
 def _is_opaque(value: Any) -> bool:
@@ -361,4 +362,4 @@ def _is_opaque(value: Any) -> bool:
         return True
     if issubclass(type(value), nn.Module) and is_scripted(value):
         return True
-    return any(str(cls.__module__).startswith(("torch.fx", "torch._C", "torch._dynamo")) for cls in type(value).__mro__)
+    return is_made_of_code(type(value))

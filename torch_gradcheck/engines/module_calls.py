@@ -23,6 +23,7 @@ from torch_gradcheck.torch_internals.dispatch import (
 )
 from torch_gradcheck.torch_internals.functional_forms import mutated_arguments
 from torch_gradcheck.torch_internals.modules import Calls, current_calls, has_hooks_on_all_modules, set_calls
+from torch_gradcheck.torch_internals.operations import OpOverload
 from torch_gradcheck.torch_internals.tensors import storage_key, version_of
 
 MEMORY_LIMIT = 2**30
@@ -136,7 +137,7 @@ class WrittenMemory(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        written = mutated_arguments(func, args, dict(kwargs or {})) if hasattr(func, "_schema") else []
+        written = mutated_arguments(func, args, dict(kwargs or {})) if isinstance(func, OpOverload) else []
         if "batch_norm" in str(func) and True in [each for each in args if isinstance(each, bool)]:
             written += [each for each in args if isinstance(each, torch.Tensor)]  # its schema does not say so
         self.storages |= {storage_key(each) for each in written if each.layout is torch.strided and not each.is_meta}
