@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, stack_module_state
 
 from torch_gradcheck import blind_spots, check_closure, check_module
 from torch_gradcheck.errors import NonDeterministicLossError, NonFiniteLossError
@@ -130,6 +130,36 @@ def test_a_loss_that_maps_the_model(wrong: bool) -> None:
         model.bias.register_hook(lambda g: 1.01 * g)
     report = check_closure(model, lambda: torch.vmap(model)(X.double()).square().mean())
     assert [row.name for row in report.mismatches] == (["bias"] if wrong else [])
+
+
+class Ensemble(nn.Module):
+    """Three networks as one, by stacked parameters and a skeleton without numbers; dropout differs among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nets = [nn.Sequential(nn.Linear(4, 2), nn.Dropout(0.5)) for _ in range(3)]
+        stacked, _ = stack_module_state(nets)
+        self.weights = nn.ParameterList([nn.Parameter(each.detach()) for each in stacked.values()])
+        self.names, self.skeleton = list(stacked), (nets[0].to("meta"),)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def one(weights: Any, x: Tensor) -> Any:
+            return functional_call(self.skeleton[0], weights, (x,))
+
+        weights = dict(zip(self.names, self.weights, strict=True))
+        return torch.vmap(one, in_dims=(0, None), randomness="different")(weights, x)
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("wrong", [False, True])
+def test_an_ensemble_of_stacked_parameters(wrong: bool, mode: Any) -> None:
+    torch.manual_seed(1)
+    model = Ensemble()
+    if wrong:
+        model.weights[1].register_hook(lambda g: 1.01 * g)
+    report = check_module(model, loss, X, mode=mode)
+    assert [row.name for row in report.mismatches] == (["weights.1"] if wrong else [])
+    assert model.skeleton[0][0].weight.is_meta
 
 
 class NotANumber(nn.Module):

@@ -18,9 +18,13 @@ from torch_gradcheck.torch_internals.modules import (
     ParametrizationCache,
     current_calls,
     has_backward_hooks,
+    has_forward_hooks,
+    has_hooks_on_all_modules,
     inner_modules,
     is_compiled,
     is_dropout,
+    is_for_no_forward,
+    is_made_of_code,
     modules_in_traceback,
     named_buffers,
     named_modules,
@@ -270,3 +274,29 @@ def test_the_modules_inside_are_those_that_torch_keeps() -> None:
     module = HidesItsParts()
     assert inner_modules(module) == [module.part]
     assert inner_modules(nn.Linear(1, 1)) == []
+
+
+def test_hooks_of_the_forward_are_told_from_others() -> None:
+    module = nn.Linear(1, 1)
+    assert not has_forward_hooks(module)
+    handle = module.register_forward_pre_hook(lambda *_: None)
+    assert has_forward_hooks(module)
+    handle.remove()
+    module.register_full_backward_hook(lambda *_: None)
+    assert not has_forward_hooks(module)
+    names = {name for name in vars(module) if is_for_no_forward(name)}
+    assert {"_backward_hooks", "_state_dict_hooks"} <= names
+    assert not names & {"_forward_hooks", "_forward_pre_hooks", "_parameters", "training"}
+
+
+def test_hooks_on_all_modules_are_noticed() -> None:
+    assert not has_hooks_on_all_modules()
+    handle = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert has_hooks_on_all_modules()
+    handle.remove()
+    assert not has_hooks_on_all_modules()
+
+
+def test_what_is_made_of_code() -> None:
+    assert is_made_of_code(type(torch.fx.symbolic_trace(nn.Linear(1, 1))))
+    assert not is_made_of_code(nn.Linear)

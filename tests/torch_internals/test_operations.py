@@ -17,6 +17,7 @@ from torch_gradcheck.torch_internals.operations import (
     existing,
     flatten,
     in_place_form,
+    is_operator,
     is_view,
     is_written,
     name_of,
@@ -138,3 +139,9 @@ def test_a_change_of_dtype_is_known() -> None:
 def test_tensors_of_a_result_are_found_in_order() -> None:
     x, y = torch.zeros(1), torch.zeros(2)
     assert [t.numel() for t in flatten((x, [y, None], 3))] == [1, 2]
+
+
+def test_operators_are_told_from_other_objects() -> None:
+    assert is_operator(type(torch.ops.aten.add.Tensor))
+    assert is_operator(type(torch.ops.aten.add))
+    assert not is_operator(type(torch.add))

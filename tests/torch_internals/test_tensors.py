@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from torch_gradcheck.torch_internals.missing import MissingInTorchError
-from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, swap, version_of, weak_storage
+from torch_gradcheck.torch_internals.tensors import (
+    is_efficient_zero,
+    is_wrapper,
+    storage_key,
+    swap,
+    version_of,
+    weak_storage,
+)
 
 
 def test_swapped_tensors_stand_for_each_others_numbers() -> None:
@@ -96,3 +103,8 @@ def test_a_tensor_made_of_tensors_is_a_wrapper() -> None:
 
     assert is_wrapper(torch.zeros(2).as_subclass(Wrapper))
     assert not is_wrapper(torch.nn.Parameter(torch.zeros(2)))
+
+
+def test_zeros_without_memory_are_known() -> None:
+    assert is_efficient_zero(torch._efficientzerotensor(2))
+    assert not is_efficient_zero(torch.zeros(2))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from types import GetSetDescriptorType, MappingProxyType
+from types import GetSetDescriptorType, MappingProxyType, MemberDescriptorType
 from typing import Any
 
 CONTAINERS = (dict, list, set, deque)
@@ -77,8 +77,8 @@ def drop_item(mapping: Any, key: Any) -> None:
 
 def attributes_of(value: Any) -> dict[str, Any] | None:
     """The instance's own `__dict__`; None for an object without one, such as a number or a builtin container."""
-    descriptor = next((vars(cls)["__dict__"] for cls in type(value).__mro__ if "__dict__" in vars(cls)), None)
-    if type(descriptor) is not GetSetDescriptorType:  # a property, in a proxy
+    descriptor: Any = next((vars(cls)["__dict__"] for cls in type(value).__mro__ if "__dict__" in vars(cls)), None)
+    if type(descriptor) not in (GetSetDescriptorType, MemberDescriptorType):  # a property, in a proxy
         return None
     attributes = descriptor.__get__(value)
     return attributes if type(attributes) is dict else None

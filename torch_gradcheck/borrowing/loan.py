@@ -229,17 +229,24 @@ def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:
 
 
 def _check_numbers(model: nn.Module, captures: Captures) -> None:
-    """Raises InvalidRequestError where a module holds a tensor without numbers to compute with."""
+    """Raises InvalidRequestError where a module holds a tensor without numbers to compute with.
+
+    A module beside the model may be on the meta device: a skeleton that `torch.func.functional_call` gives numbers.
+    """
     for name, buffer in named_buffers(model):
-        _check_has_numbers(f"buffer {name!r}", buffer)
+        _check_is_initialised(f"buffer {name!r}", buffer)
+        _check_is_material(f"buffer {name!r}", buffer)
     for module in captures.modules.values():
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
-            _check_has_numbers(f"{name!r} of a {type(module).__name__}", tensor)
+            _check_is_initialised(f"{name!r} of a {type(module).__name__}", tensor)
 
 
-def _check_has_numbers(what: str, tensor: torch.Tensor) -> None:
+def _check_is_initialised(what: str, tensor: torch.Tensor) -> None:
     if is_lazy(tensor):
         raise InvalidRequestError(f"{what} is not initialised yet (a lazy module): call it once on a batch first.")
+
+
+def _check_is_material(what: str, tensor: torch.Tensor) -> None:
     if tensor.is_meta:
         raise InvalidRequestError(
             f"{what} is on the meta device and holds no numbers: materialise the module first, "

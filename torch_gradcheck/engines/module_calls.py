@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from torch_gradcheck.borrowing.random_state import RandomState
-from torch_gradcheck.borrowing.reach import Reach, Reaches, is_ordinary
+from torch_gradcheck.borrowing.reach import Reach, is_ordinary
+from torch_gradcheck.borrowing.reached_code import Reaches
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.torch_internals.dispatch import (
     DispatchMode,
@@ -22,6 +23,7 @@ from torch_gradcheck.torch_internals.dispatch import (
 )
 from torch_gradcheck.torch_internals.functional_forms import mutated_arguments
 from torch_gradcheck.torch_internals.modules import Calls, current_calls, has_hooks_on_all_modules, set_calls
+from torch_gradcheck.torch_internals.operations import OpOverload
 from torch_gradcheck.torch_internals.tensors import storage_key, version_of
 
 MEMORY_LIMIT = 2**30
@@ -135,9 +137,9 @@ class WrittenMemory(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        written = mutated_arguments(func, args, dict(kwargs or {})) if hasattr(func, "_schema") else []
-        if "batch_norm" in str(func):  # whose schema does not say that it updates statistics
-            written = [each for each in args if isinstance(each, torch.Tensor)]
+        written = mutated_arguments(func, args, dict(kwargs or {})) if isinstance(func, OpOverload) else []
+        if "batch_norm" in str(func) and True in [each for each in args if isinstance(each, bool)]:
+            written += [each for each in args if isinstance(each, torch.Tensor)]  # its schema does not say so
         self.storages |= {storage_key(each) for each in written if each.layout is torch.strided and not each.is_meta}
         return func(*args, **(kwargs or {}))
 
@@ -179,7 +181,7 @@ class _Recording:
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> _Begun | None:
         """What is known of a call that begins; None where it is none that could be answered."""
         tensors = tensors_in((args, kwargs))
-        if not self._is_undisturbed() or not all(is_ordinary(each) for _, each in tensors):
+        if not self._is_undisturbed() or not all(_is_plain(each) for _, each in tensors):
             return None
         if rest_of((args, kwargs)) is UNKNOWN or not self._reaches[module].is_as_before():
             return None
@@ -195,7 +197,7 @@ class _Recording:
     def _after(self, module: nn.Module, begun: _Begun, args: Any, kwargs: Any, output: Any) -> ModuleCall | None:
         """The call that has ended; None where it left something behind, or its output cannot be given a second time."""
         made = [each for _, each in tensors_in(output)]
-        copies = [each.detach().clone() for each in made if is_ordinary(each)]
+        copies = [each.detach().clone() for each in made if _is_plain(each)]
         self._bytes += sum([each.numel() * each.element_size() for each in copies])
         if begun.random.has_moved() or settings_now() != begun.settings or self._bytes > MEMORY_LIMIT:
             return None
@@ -272,6 +274,11 @@ def rest_of(value: Any) -> Any:
 
 def _all_known(rests: list[Any]) -> Any:
     return UNKNOWN if any(rest is UNKNOWN for rest in rests) else rests
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is its numbers and nothing else."""
+    return is_ordinary(tensor) and not vars(tensor)
 
 
 def _are_new(made: list[torch.Tensor], copies: list[torch.Tensor], read: set[int]) -> bool:

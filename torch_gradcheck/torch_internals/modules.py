@@ -98,6 +98,11 @@ def inner_modules(module: nn.Module) -> list[nn.Module]:
     return [] if held is None else [each for each in held.values() if each is not None]
 
 
+def is_made_of_code(kind: type) -> bool:
+    """Whether the objects of a class hold code that torch has traced or compiled, or live in C++."""
+    return any(str(cls.__module__).startswith(("torch.fx", "torch._C", "torch._dynamo")) for cls in kind.__mro__)
+
+
 FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """The attributes of a module in which torch keeps the hooks that run with its forward."""
 

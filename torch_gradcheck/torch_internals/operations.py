@@ -110,6 +110,11 @@ SCALAR_READS = overloads("_local_scalar_dense")
 
 
 @functools.cache
+def is_operator(kind: type) -> bool:
+    """Whether the objects of a class are operators of torch, overloads of them or namespaces of both."""
+    return kind.__module__ == "torch._ops"
+
+
 def is_view(func: Any) -> bool:
     """Whether an operation's result shares memory with an argument, and the operation writes to neither."""
     aliases = [argument.alias_info for argument in schema_arguments(func)]

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.borrowing.reach import Reach, Reaches
+from torch_gradcheck.borrowing.reach import Reach
+from torch_gradcheck.borrowing.reached_code import Reaches
 
 COUNTS: dict[str, int] = {"calls": 1}
 
@@ -80,6 +81,13 @@ def in_closure() -> tuple[Callable[[], int], Callable[[int], None]]:
 
 READ, WRITE = in_closure()
 
+
+def tagged(tag: Any) -> Tensor:
+    tensor = torch.ones(1)
+    tensor.tag = tag  # type: ignore[attr-defined]
+    return tensor
+
+
 CHANGES: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "an attribute": ({}, setting("number", 2.5)),
     "a new attribute": ({}, setting("logits", torch.ones(1))),
@@ -100,6 +108,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Callable[[Any], Any]]] = {
     "a partial": ({"held": functools.partial(print, [])}, lambda module: module.held.args[0].append(1)),
     "a bound method": ({"held": Holder(a=1).method}, lambda module: setattr(module.held.__self__, "a", 2)),
     "a method of a builtin": ({"held": [].append}, lambda module: module.held(1)),
+    "an attribute of a tensor": ({"held": tagged(1.5)}, lambda module: setattr(module.held, "tag", 2.5)),
     "a hook": ({}, lambda module: module.inner.register_forward_hook(print)),
 }
 
@@ -138,6 +147,14 @@ UNKNOWN = {
 @pytest.mark.parametrize("held", UNKNOWN.values(), ids=UNKNOWN)
 def test_what_cannot_be_looked_into_is_unknown(held: Any) -> None:
     assert reach_of(Module(held=held)) is None
+
+
+def test_what_moves_from_one_place_to_another_is_a_change() -> None:
+    module = Module(first=[1, 2], second=[])
+    reach = reach_of(module)
+    assert reach is not None
+    module.second.append(module.first.pop())
+    assert not reach.is_as_before()
 
 
 def test_hooks_make_it_unknown() -> None:
