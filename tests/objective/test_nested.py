@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -134,3 +135,32 @@ def test_arrays_are_copied() -> None:
     (new,) = rebuilt([array], torch.clone)
     new += 1
     assert array.tolist() == [0, 1, 2]
+
+
+def test_what_a_partial_binds_is_replaced() -> None:
+    x = torch.ones(2)
+    bound = functools.partial(torch.add, x, alpha=2)
+    copied = rebuilt((bound, x), {x: torch.zeros(2)}.__getitem__, functions=True)
+    assert copied[0](torch.ones(2)).tolist() == [2, 2]
+    assert copied[0].args[0] is copied[1]
+    assert bound(torch.ones(2)).tolist() == [3, 3]
+
+
+def test_what_a_closure_holds_is_replaced_and_what_it_counts_is_shared() -> None:
+    x, calls = torch.ones(2), [0]
+
+    def scaled(y: torch.Tensor, *, by: float = 3.0) -> torch.Tensor:
+        calls[0] += 1
+        return by * x * y
+
+    copied = rebuilt(scaled, lambda _: torch.full((2,), 2.0), functions=True)
+    assert copied(torch.ones(2)).tolist() == [6, 6]
+    assert scaled(torch.ones(2)).tolist() == [3, 3]
+    assert calls == [2]
+
+
+def test_a_function_that_holds_no_tensor_is_itself() -> None:
+    def recursive(depth: int) -> int:
+        return recursive(depth - 1) if depth else 0
+
+    assert rebuilt(recursive, torch.zeros_like, functions=True) is recursive

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, MutableMapping
 from operator import is_
+from types import CellType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -23,21 +25,22 @@ DEPTH = 4
 """The number of attributes and items followed into an object in search of tensors: graph.nodes[0].x is 3."""
 
 
-def rebuilt(value: Any, replace: Replace) -> Any:
+def rebuilt(value: Any, replace: Replace, *, functions: bool = False) -> Any:
     """`value` in new containers of the same types, each tensor in it replaced and each array copied.
 
     Reaches into tuples (named ones too), lists, dicts, other mappings (transformers' BatchEncoding), dataclasses
-    (transformers' outputs) and plain objects that hold tensors in their attributes (graphs of torch_geometric). A
-    value without tensors and arrays is not copied. `replace` is called once for each occurrence of a tensor.
+    (transformers' outputs) and plain objects that hold tensors in their attributes (graphs of torch_geometric). With
+    `functions` also into what a partial binds and a closure has taken from around it. A value without tensors and
+    arrays is not copied. `replace` is called once for each occurrence of a tensor.
     """
-    return _Copy(replace).of(value)
+    return _Copy(replace, functions).of(value)
 
 
 class _Copy:
     """One copy of a nested structure; an object that occurs twice in it, or inside of itself, is copied once."""
 
-    def __init__(self, replace: Replace) -> None:
-        self._replace = replace
+    def __init__(self, replace: Replace, functions: bool) -> None:
+        self._replace, self._functions = replace, functions
         self._objects: dict[int, Any] = {}
 
     def of(self, value: Any) -> Any:
@@ -59,6 +62,8 @@ class _Copy:
             return self._mapping_like(value)
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             return self._dataclass_like(value)
+        if self._functions and isinstance(value, functools.partial | FunctionType):
+            return self._function_like(value)
         return self._object_like(value) if _is_plain_object(value, DEPTH) else value
 
     def _mapping_like(self, value: Mapping[Any, Any]) -> Any:
@@ -79,6 +84,23 @@ class _Copy:
             if copied is not item:
                 object.__setattr__(new, field.name, copied)  # frozen dataclasses too
         return new
+
+    def _function_like(self, value: functools.partial[Any] | FunctionType) -> Any:
+        """The function with copies of what holds tensors; it shares all else, which it may write to."""
+        if isinstance(value, functools.partial):
+            return functools.partial(self.of(value.func), *self.of(value.args), **self.of(value.keywords))
+        cells = value.__closure__ or ()
+        if not any(_holds_numbers(_content(cell), DEPTH) for cell in cells):
+            return value
+        copied = tuple(map(self._cell_like, cells))
+        new = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, copied)
+        new.__kwdefaults__ = value.__kwdefaults__
+        new.__dict__.update(value.__dict__)
+        return new
+
+    def _cell_like(self, cell: CellType) -> CellType:
+        content = _content(cell)
+        return CellType(self.of(content)) if _holds_numbers(content, DEPTH) else cell
 
     def _object_like(self, value: Any) -> Any:
         if id(value) not in self._objects:
@@ -118,6 +140,14 @@ def _holds_numbers(value: Any, depth: int) -> bool:
     if depth < 0:
         return False
     return any(_holds_numbers(item, depth - 1) for _, item in _children(value)) or _is_plain_object(value, depth)
+
+
+def _content(cell: CellType) -> Any:
+    """What a closure has taken from around it; None before the name there has a value."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return None
 
 
 def _tuple_like(value: tuple[Any, ...], items: list[Any]) -> Any:

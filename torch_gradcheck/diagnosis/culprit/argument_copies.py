@@ -70,7 +70,7 @@ def tensors_of(value: Any) -> list[torch.Tensor]:
         found.append(tensor)
         return tensor
 
-    rebuilt(value, keep)
+    rebuilt(value, keep, functions=True)
     return found
 
 
@@ -79,7 +79,7 @@ def replaced(value: Any, replace: Replace) -> Any:
 
     Objects without tensors are copied as well: an empty cache is written to by the call that is given it.
     """
-    return _objects_copied(rebuilt(value, replace), OBJECT_DEPTH, {})
+    return _objects_copied(rebuilt(value, replace, functions=True), OBJECT_DEPTH, {})
 
 
 def _objects_copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:

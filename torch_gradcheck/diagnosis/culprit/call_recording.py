@@ -266,7 +266,7 @@ class Recording:
         if not self._taps.outputs:
             return result
         positions = iter(range(len(call.outputs)))
-        return rebuilt(result, lambda tensor: self._tapped(call, next(positions), tensor))
+        return rebuilt(result, lambda tensor: self._tapped(call, next(positions), tensor), functions=True)
 
     def _tapped(self, call: RecordedCall, position: int, tensor: torch.Tensor) -> torch.Tensor:
         """The output for the caller: a copy, whose hook records the cotangent."""

@@ -170,7 +170,9 @@ class Sentences:
         if call is not None and self._named(call.owner) is None:
             return f": in {_kind(call)}{_at_forward_of(call.owner)}, which is no module of the model"
         children = [child for child in attribution.tangents if child.parent is call]
-        return self._cut(call, children, attribution) or self._hooked(call) or self._combined(call, children)
+        return (
+            self._cut(call, children, attribution) or self._hooked(call) or self._combined(call, children, attribution)
+        )
 
     def _cut(self, call: RecordedCall | None, children: Sequence[RecordedCall], attribution: Attribution) -> str:
         """Words on a cut of the graph between the child calls, by no_grad or detach; "" where none is seen."""
@@ -193,12 +195,21 @@ class Sentences:
         here = [hook for hook in self._hooks if hook.module is owner or (hook.module is None and hook.call is call)]
         return f": {listed(list(map(str, here)), MOST_NAMES)} changes its gradient" if here else ""
 
-    def _combined(self, call: RecordedCall | None, children: Sequence[RecordedCall]) -> str:
+    def _combined(self, call: RecordedCall | None, children: Sequence[RecordedCall], attribution: Attribution) -> str:
         names = list(dict.fromkeys(self._short(child) for child in children))
         at = "" if call is None else _at_forward_of(call.owner)
         if not names:
             return f": in its own forward{at}" if at else ""
-        return f": in its own forward{at}, which combines {listed(names, MOST_NAMES)}; none of them makes the error"
+        innocent = self._innocence(children, attribution)
+        return f": in its own forward{at}, which combines {listed(names, MOST_NAMES)}; {innocent}"
+
+    def _innocence(self, children: Sequence[RecordedCall], attribution: Attribution) -> str:
+        """Words on the calls that make no error; one that could not be run alone may make it."""
+        unclear = next(((call, why) for call, why in attribution.unclear if call in children), None)
+        if unclear is None:
+            return "none of them makes the error"
+        call, why = unclear
+        return f"{self._short(call)} {why}, so it may make the error; what else could be run alone makes none"
 
     def _short(self, call: RecordedCall) -> str:
         return self._named(call.owner) or _kind(call)
