@@ -110,3 +110,13 @@ def test_a_unit_close_to_its_corner_leaves_nothing_undecided(distance: float) ->
 @pytest.mark.parametrize("name", ["0.weight", "2.bias"])
 def test_a_mistake_beside_a_unit_close_to_its_corner_is_found(name: str) -> None:
     assert [row.name for row in near_corner(1e-9, spoiled=name).mismatches] == [name]
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e-300], ids="times={:g}".format)
+@pytest.mark.parametrize("overflow", [np.inf, np.nan], ids=["inf", "nan"])
+def test_sizes_and_values_out_of_the_ordinary_raise_no_warning(factor: float, overflow: float) -> None:
+    def f(v: Floats) -> Floats:
+        return factor * np.where(np.abs(v) > 1e-2, overflow, 1 + 1e-9 * np.maximum(v - 1e-3, 0))
+
+    family = Family([f, f], [0.0, 0.0])
+    assert Outcome.MISMATCH not in judged(family, np.array([0.0, 1e-18 * factor])).outcome

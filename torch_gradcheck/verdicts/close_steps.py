@@ -30,16 +30,15 @@ def judged_too_coarsely(check: EntryCheck, which: Indices, estimates: Estimates,
         estimates: of their derivatives.
         outcome: shape (K,), by these estimates.
     """
-    analytic = np.abs(check.analytic)
-    typical = root_mean_square(analytic[np.isfinite(analytic)])
-    seen = check.tolerance * np.maximum(np.nan_to_num(analytic[which], posinf=0.0), typical)
+    analytic = np.nan_to_num(np.abs(check.analytic[which]), posinf=0.0)
+    seen = check.tolerance * np.maximum(analytic, _typical(check))
     coarse = (outcome == Outcome.MATCH) & (estimates.error_bar > seen)
     return np.asarray(coarse | (outcome == Outcome.UNDECIDED))
 
 
 def allowed_in(check: EntryCheck) -> float:
     """The error that is below the tolerance of the gradient as a whole."""
-    return check.tolerance * float(np.linalg.norm(check.analytic[np.isfinite(check.analytic)]))
+    return check.tolerance * _typical(check) * float(np.sqrt(len(check.analytic)))
 
 
 def below_corners(check: EntryCheck, which: Indices, unit: Floats, slopes: Floats) -> tuple[Floats, Floats]:
@@ -53,9 +52,15 @@ def below_corners(check: EntryCheck, which: Indices, unit: Floats, slopes: Float
     """
     steps = unit[:, None] * check.ladder.rungs[None, :]
     roundoff = check.noise.of_slope(2 * steps, np.full(steps.shape, check.noise.at_zero), steps=check.ladder.rungs)
-    rows, uncrossed = np.arange(len(which)), _uncrossed(slopes, roundoff)
+    with np.errstate(all="ignore"):  # f may be infinite at a large step
+        rows, uncrossed = np.arange(len(which)), _uncrossed(slopes, roundoff)
     largest = np.minimum(check.ladder.ratio * steps[rows, uncrossed], unit)
     return largest, roundoff[rows, uncrossed]
+
+
+def _typical(check: EntryCheck) -> float:
+    """The root mean square of the gradient on trial, where it is finite."""
+    return root_mean_square(check.analytic[np.isfinite(check.analytic)])
 
 
 def _uncrossed(slopes: Floats, roundoff: Floats) -> Indices:

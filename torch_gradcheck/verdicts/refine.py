@@ -91,7 +91,8 @@ def _closer(
     # An undecided entry may become a match by a wider error bar if an error of its size is no matter to the tensor.
     taken = agrees & (sharper | undecided & (closer.error_bar <= allowed_in(check)))
     taken |= sharper & ~undecided & check.agrees(which[coarse], closer.central, so_far)
-    taken &= np.abs(closer.central - estimates.central[coarse]) <= closer.error_bar + so_far
+    with np.errstate(all="ignore"):
+        taken &= np.abs(closer.central - estimates.central[coarse]) <= closer.error_bar + so_far
     closer = replace(
         closer, step=closer.step * largest / unit[coarse], error_bar=np.where(agrees, closer.error_bar, so_far)
     )
