@@ -34,7 +34,7 @@ def wrong_call_of(
     for call in sorted(outermost, key=_size, reverse=True):
         owners.setdefault(call.owner, []).append(call)
     tried = [call for same in owners.values() for call in same[:TRIED]]
-    found = next((call for call in tried if _is_wrong(call, runner, wrong)), None)
+    found = _first_wrong(tried, runner, wrong)
     return None if found is None else _innermost(found, runner, wrong)
 
 
@@ -45,8 +45,15 @@ def _is_inside(call: RecordedCall) -> bool:
 
 
 def _innermost(call: RecordedCall, runner: CallRunner, wrong: WrongCoordinate) -> RecordedCall:
-    inside = next((child for child in call.children if _is_wrong(child, runner, wrong)), None)
+    inside = _first_wrong(call.children, runner, wrong)
     return call if inside is None else _innermost(inside, runner, wrong)
+
+
+def _first_wrong(calls: Sequence[RecordedCall], runner: CallRunner, wrong: WrongCoordinate) -> RecordedCall | None:
+    for call in calls:
+        if _is_wrong(call, runner, wrong):
+            return call
+    return None
 
 
 def _is_wrong(call: RecordedCall, runner: CallRunner, wrong: WrongCoordinate) -> bool:

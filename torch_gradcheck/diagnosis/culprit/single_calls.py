@@ -251,7 +251,7 @@ class CallRunner:
         """
 
         def sampler(_: Indices, steps: Floats) -> Samples:
-            taken, values = zip(*(self._value(call, tangents, wrong, reference, t) for t in steps), strict=True)
+            taken, values = zip(*[self._value(call, tangents, wrong, reference, t) for t in steps], strict=True)
             return Samples(np.array(taken), np.array(values))
 
         eps = epsilon(self.objective.dtype)

@@ -84,7 +84,7 @@ class Motion:
             step: how far.
             objective: J; it is evaluated and recorded twice.
         """
-        (plus, ahead), (minus, back) = (_recorded(wrong, sign * step, objective) for sign in (1.0, -1.0))
+        (plus, ahead), (minus, back) = [_recorded(wrong, sign * step, objective) for sign in (1.0, -1.0)]
         kinds = list(map(kind_of, plus))
         if kinds != list(map(kind_of, minus)):
             return None
