@@ -101,7 +101,8 @@ class AtBound(nn.Module):
         self.bounded = nn.Parameter(torch.zeros(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * (1 + self.bounded.sum()) if int((self.bounded == 0).sum()) == 2 else x * (1 + self.bounded.sum())
+        factor = 1 + self.bounded.sum()
+        return x * factor if int((self.bounded == 0).sum()) == 2 else factor * x
 
 
 def test_a_record_that_holds_at_theta_only_for_some_parameters_serves_the_others() -> None:
