@@ -368,7 +368,7 @@ class StopsEarly(OdeSolver):
 
 
 def data_dependent() -> Case:
-    """J cannot be recorded."""
+    """Numbers that J reads decide when it stops."""
     return classifier("solver with .item(), 24 calls", StopsEarly(), torch.randn(6, 4), "field")
 
 

@@ -101,8 +101,8 @@ class AtBound(nn.Module):
         self.bounded = nn.Parameter(torch.zeros(2))
 
     def forward(self, x: Tensor) -> Tensor:
-        at_bound = int((self.bounded == 0).sum())  # a read that guards the record; J is the same either way
-        return x * (1 + self.bounded.sum() + 0 * at_bound)
+        factor = 1 + self.bounded.sum()
+        return x * factor if int((self.bounded == 0).sum()) == 2 else factor * x
 
 
 def test_a_record_that_holds_at_theta_only_for_some_parameters_serves_the_others() -> None:

@@ -54,7 +54,7 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = Times.apply(self.activation(self.a(x)), self.factor)
-        if self.branches and float(h.detach().sum()) > 1e9:  # no record of J can be made
+        if self.branches and sum(h.detach().flatten().tolist()) > 1e9:  # no record of J can be made
             return x
         return torch.as_tensor(self.c(self.activation(self.b(h))))
 

@@ -153,7 +153,7 @@ class Reading(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inner(x)
-        return y if y.sum().item() < 1e9 else 2 * y
+        return y if sum(y.flatten().tolist()) < 1e9 else 2 * y
 
 
 @pytest.mark.slow
@@ -179,7 +179,7 @@ def test_what_cannot_be_recorded_is_verified_itself() -> None:
     report = check_module(Reading(convolutions(None)), nn.CrossEntropyLoss(), images(), method="projected")
     assert {row.status for row in report} == {"match"}, str(report)
     assert report.evaluations <= 60
-    assert any("verified the gradient on trial itself: aten._local_scalar_dense" in note for note in report.notes)
+    assert any("verified the gradient on trial itself: Tensor.tolist" in note for note in report.notes)
 
 
 def test_one_wrong_entry_of_what_cannot_be_recorded_is_found_by_bisection() -> None:

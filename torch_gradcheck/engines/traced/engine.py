@@ -39,9 +39,9 @@ COMPARED = 4
 SMALL_TENSOR = 64
 """The largest number of entries in a small tensor."""
 
-MANY, MOST = 64, 0.9
-"""A parameter is left to other engines where, of this many perturbations or more, the record does not hold for a share
-larger than this."""
+SMALL_STEP, MANY, MOST = 1e-3, 64, 0.9
+"""A parameter is left to other engines where, of this many perturbations or more by steps no larger than this, the
+record does not hold for a share larger than this. Larger steps say nothing of the smaller ones that are tried next."""
 
 TRACE_IN_EVALUATIONS = 80
 """The cost of recording J, in eager evaluations of J: 7 to 79 were measured, most where operations are short."""
@@ -283,20 +283,21 @@ class TracedEngine(SubstituteEngine):
             self._chunks[parameter].out_of_memory(len(steps))
             return None
         self._chunks[parameter].measured(len(steps), found.peak_bytes)
-        return taken, found.J.double().numpy(), _strayed(found)
+        return taken, found.J.double().numpy(), _strayed(found, steps)
 
 
-def _strayed(found: Evaluated) -> Flags:
+def _strayed(found: Evaluated, steps: Floats) -> Flags:
     """For which perturbations of a chunk the record does not hold.
 
     Raises:
-        Untraceable: for most of many, so that recorded evaluations are wasted on this parameter.
+        Untraceable: for most of many small ones, so that recorded evaluations are wasted on this parameter.
     """
     if found.strayed is None:
         return np.zeros(len(found.J), dtype=np.bool_)
     strayed = found.strayed.numpy()
-    if len(strayed) >= MANY and strayed.mean() > MOST and found.guard is not None:
-        raise found.guard.strayed("under most perturbations")
+    of_small = strayed[np.abs(steps) <= SMALL_STEP]
+    if len(of_small) >= MANY and of_small.mean() > MOST and found.guard is not None:
+        raise found.guard.strayed("under most small perturbations")
     return strayed
 
 
