@@ -20,6 +20,11 @@ _BASES = (OrderedDict, dict, list, tuple, set, frozenset, deque, MappingProxyTyp
 _MAPPINGS = (OrderedDict, dict, MappingProxyType)
 
 
+def is_a(value: Any, *types: type) -> bool:
+    """As isinstance, which would also ask the `__class__` of the object: a property, in a proxy."""
+    return issubclass(type(value), types)
+
+
 def builtin_base(value: Any) -> Any:
     """The builtin container that `value` is or derives from; None where it is none."""
     return next((base for base in _BASES if issubclass(type(value), base)), None)
