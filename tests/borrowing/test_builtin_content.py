@@ -128,6 +128,14 @@ class Named(tuple[Any, ...]):
         return super().__new__(cls, (first, second))
 
 
+@pytest.mark.parametrize("name", ["tuple", "proxy", "object"])  # lists and dicts are copied, by their own methods
+def test_a_batch_or_an_output_that_holds_it_is_looked_through(name: str) -> None:
+    held = MAKERS[name]()
+    weight = torch.ones(1)
+    assert [float(tensor) for _, tensor in tensors_in([held, weight])] == [1]
+    assert rebuilt([held, weight], torch.neg)[0] is held
+
+
 def test_tuples_come_back_as_they_are_or_with_other_tensors_in_them() -> None:
     plain, with_tensor = hostile(tuple, [1, "e"]), Named(torch.ones(1), 2)
     with_tensor.note = "kept"  # type: ignore[attr-defined]

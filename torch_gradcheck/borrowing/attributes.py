@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from torch_gradcheck.borrowing.builtin_content import attributes_of, content_of, drop_item, put_item, refill
+from torch_gradcheck.borrowing.builtin_content import attributes_of, content_of, drop_item, is_a, put_item, refill
 from torch_gradcheck.borrowing.captures import Captures
 
 ABSENT = object()
@@ -37,7 +37,7 @@ class AttributeStates:
             for names in self._held
             if isinstance(names, dict)
             for name, value in content_of(names).items()
-            if issubclass(type(value), torch.Tensor)
+            if is_a(value, torch.Tensor)
         ]
         self._cache_attributes: list[tuple[dict[Any, Any], Any, Any]] = []
         self._changed_once: list[tuple[dict[Any, Any], Any, Any]] = []
@@ -55,10 +55,10 @@ class AttributeStates:
         for held, start, last, new in zip(self._held, self._start, self._last, now, strict=True):
             if isinstance(held, dict):
                 self._learn_names(held, start, last, new)
-            elif not _same_items(held, start) and any(isinstance(value, torch.Tensor) for value in (*new, *start)):
+            elif not _same_items(held, start) and any(is_a(value, torch.Tensor) for value in (*new, *start)):
                 self._grown_containers.append((held, start))
         self._last = now
-        if any(isinstance(dict.get(held, name), torch.Tensor) for held, name, _ in self._changed_once):
+        if any(is_a(dict.get(held, name), torch.Tensor) for held, name, _ in self._changed_once):
             self._cache_attributes += self._changed_once
         self._changed_once = []
 
@@ -69,7 +69,7 @@ class AttributeStates:
             before, first = last.get(name, ABSENT), start.get(name, ABSENT)
             if value is before and value is not first:
                 self._changed_once.append((held, name, first))
-            elif value is not before and before is not first and isinstance(value, torch.Tensor):
+            elif value is not before and before is not first and is_a(value, torch.Tensor):
                 self._cache_attributes.append((held, name, first))
 
     def restore(self) -> None:

@@ -20,9 +20,17 @@ _BASES = (OrderedDict, dict, list, tuple, set, frozenset, deque, MappingProxyTyp
 _MAPPINGS = (OrderedDict, dict, MappingProxyType)
 
 
+def is_a(value: Any, *types: type) -> bool:
+    """As isinstance, which would also ask the `__class__` of the object: a property, in a proxy."""
+    return issubclass(type(value), types)
+
+
 def builtin_base(value: Any) -> Any:
     """The builtin container that `value` is or derives from; None where it is none."""
-    return next((base for base in _BASES if issubclass(type(value), base)), None)
+    for base in _BASES:  # and no generator: a signal that comes where one is ended is lost
+        if issubclass(type(value), base):
+            return base
+    return None
 
 
 def size_of(container: Any) -> int:
@@ -77,7 +85,8 @@ def drop_item(mapping: Any, key: Any) -> None:
 
 def attributes_of(value: Any) -> dict[str, Any] | None:
     """The instance's own `__dict__`; None for an object without one, such as a number or a builtin container."""
-    descriptor: Any = next((vars(cls)["__dict__"] for cls in type(value).__mro__ if "__dict__" in vars(cls)), None)
+    found: list[Any] = [vars(cls)["__dict__"] for cls in type(value).__mro__ if "__dict__" in vars(cls)]
+    descriptor: Any = found[0] if found else None
     if type(descriptor) not in (GetSetDescriptorType, MemberDescriptorType):  # a property, in a proxy
         return None
     attributes = descriptor.__get__(value)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, items_of, size_of
+from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, is_a, items_of, size_of
 from torch_gradcheck.borrowing.random_state import is_generator
 from torch_gradcheck.torch_internals.modules import inner_modules
 from torch_gradcheck.torch_internals.scripted import attributes_in_code, is_scripted
@@ -75,12 +75,12 @@ class _Walk:
         if id(value) in self._seen or depth < 0:
             return
         self._seen.add(id(value))
-        if _is_a(value, nn.Module):
+        if is_a(value, nn.Module):
             self._into_module(value)
             return
         for kind in self._kinds(value, of_module):
             kind[id(value)] = value
-        of_module = of_module and not _is_a(value, FunctionType, MethodType, functools.partial)
+        of_module = of_module and not is_a(value, FunctionType, MethodType, functools.partial)
         for held in _held(value):
             self.into(held, depth - 1, of_module)
 
@@ -102,29 +102,24 @@ class _Walk:
 
         A container may have attributes as well: a dict that is also read as an object.
         """
-        if _is_a(value, torch.Tensor):
+        if is_a(value, torch.Tensor):
             return [self.found.tensors]
-        if _is_a(value, np.ndarray):
+        if is_a(value, np.ndarray):
             return [self.found.arrays]
         if is_generator(value):
             return [self.found.generators]
         if not of_module:
             return []
-        containers = [self.found.containers] if _is_a(value, *CONTAINERS) else []
+        containers = [self.found.containers] if is_a(value, *CONTAINERS) else []
         return containers + ([self.found.objects] if _has_attributes(value) else [])
 
 
-def _is_a(value: Any, *types: type) -> bool:
-    """As isinstance, which would also ask the `__class__` of the object: a property, in a proxy."""
-    return issubclass(type(value), types)
-
-
 def _held(value: Any) -> Iterator[Any]:
-    if _is_a(value, functools.partial):
+    if is_a(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
-    elif _is_a(value, MethodType):
+    elif is_a(value, MethodType):
         yield from (value.__func__, value.__self__)
-    elif _is_a(value, FunctionType):
+    elif is_a(value, FunctionType):
         yield from _held_by_function(value)
     else:
         if builtin_base(value) is not None and size_of(value) <= MANY:
@@ -135,7 +130,7 @@ def _held(value: Any) -> Iterator[Any]:
 
 def _has_attributes(value: Any) -> bool:
     """Whether `value` is an object whose attributes may be state of J."""
-    if type(value) is builtin_base(value) or _is_a(
+    if type(value) is builtin_base(value) or is_a(
         value, type, ModuleType, FunctionType, MethodType, functools.partial, torch.Tensor, np.ndarray
     ):
         return False

@@ -46,7 +46,7 @@ class Watch:
     def learn_tallies(self) -> None:
         """After an evaluation of J that has been rewound: notes which numbers have moved on."""
         now, before = self.read(), self.before
-        if all(type(item) in (*NUMBERS, str) for item in (*now, *before)):
+        if {type(item) for item in (*now, *before)} <= {*NUMBERS, str}:
             self.tallies = self.tallies if now == before else None
         elif len(now) == len(before):
             moved = self._differences(now)
@@ -79,7 +79,7 @@ class Reach:
             return False
         if self._are_same():
             return True
-        return all(watch.is_as_before() for watch in self.watches)
+        return all(map(Watch.is_as_before, self.watches))
 
     @cached_property
     def storages(self) -> frozenset[int]:

@@ -14,7 +14,7 @@ import pathlib
 import re
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import (
     BuiltinFunctionType,
@@ -278,7 +278,7 @@ class _Graph:
 
     def _expand_object(self, node: _Node) -> None:
         value, attributes = node.value, attributes_of(node.value)
-        slots = list(_slots(type(value)))
+        slots = _slots(type(value))
         is_container = builtin_base(value) is not None
         if (attributes is None and not slots and not is_container) or _is_opaque(value):
             node.known = False
@@ -314,10 +314,12 @@ def _content_of_slot(slot: MemberDescriptorType, value: Any) -> Any:
         return ABSENT
 
 
-def _slots(kind: type) -> Iterator[MemberDescriptorType]:
+def _slots(kind: type) -> list[MemberDescriptorType]:
+    found = list[MemberDescriptorType]()
     for cls in kind.__mro__:
         if not keeps_nothing(cls.__module__):
-            yield from (each for each in vars(cls).values() if type(each) is MemberDescriptorType)
+            found += [each for each in vars(cls).values() if type(each) is MemberDescriptorType]
+    return found
 
 
 def _held_by_wrapper(value: Any) -> list[Any] | None:

@@ -124,7 +124,7 @@ class _Memory:
         self._by_glance: dict[nn.Module, dict[Hashable, list[ModuleCall]]] = {module: {} for module in modules}
         for module, calls in self._by_glance.items():
             for call in known[module].calls:
-                calls.setdefault(_glance(tensor for _, tensor in call.given), []).append(call)
+                calls.setdefault(_glance([tensor for _, tensor in call.given]), []).append(call)
 
     def call(self, run: Call, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What takes the place of a call; for `Calling`."""
@@ -139,7 +139,7 @@ class _Memory:
         settings, tensors = settings_now(), tensors_in((args, kwargs))
         calls = self._known[module].calls
         if len(calls) > 1:
-            calls = self._by_glance[module].get(_glance(tensor for _, tensor in tensors), [])
+            calls = self._by_glance[module].get(_glance([tensor for _, tensor in tensors]), [])
         for call in calls:
             same = (
                 call.settings == settings and _are_equal(tensors, call.given) and rest_of((args, kwargs)) == call.rest
@@ -153,8 +153,10 @@ def _are_equal(given: list[tuple[str, torch.Tensor]], known: list[tuple[str, tor
     """Whether two calls are given equal values at equal paths."""
     if len(given) != len(known):
         return False
-    pairs = zip(given, known, strict=True)
-    return all(path == at_path and _equal(tensor, value) for (path, tensor), (at_path, value) in pairs)
+    for (path, tensor), (at_path, value) in zip(given, known, strict=True):
+        if path != at_path or not _equal(tensor, value):
+            return False
+    return True
 
 
 def _glance(tensors: Iterable[torch.Tensor]) -> Hashable:

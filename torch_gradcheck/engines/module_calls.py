@@ -181,7 +181,7 @@ class _Recording:
     def _before(self, module: nn.Module, args: Any, kwargs: Any) -> _Begun | None:
         """What is known of a call that begins; None where it is none that could be answered."""
         tensors = tensors_in((args, kwargs))
-        if not self._is_undisturbed() or not all(_is_plain(each) for _, each in tensors):
+        if not self._is_undisturbed() or not all(map(_is_plain, [each for _, each in tensors])):
             return None
         if rest_of((args, kwargs)) is UNKNOWN or not self._reaches[module].is_as_before():
             return None
@@ -240,11 +240,10 @@ class _Begun:
     def is_unchanged(self, args: Any, kwargs: Any) -> bool:
         """Whether the arguments are what they were."""
         now = [each for _, each in tensors_in((args, kwargs))]
-        same = len(now) == len(self.tensors) and rest_of((args, kwargs)) == self.rest
-        return same and all(
-            one is each and version_of(one) == version
-            for one, (each, version, _) in zip(now, self.tensors, strict=True)
-        )
+        if len(now) != len(self.tensors) or rest_of((args, kwargs)) != self.rest:
+            return False
+        pairs = zip(now, self.tensors, strict=True)
+        return False not in [one is each and version_of(one) == version for one, (each, version, _) in pairs]
 
 
 def settings_now() -> tuple[Any, ...]:
@@ -273,7 +272,7 @@ def rest_of(value: Any) -> Any:
 
 
 def _all_known(rests: list[Any]) -> Any:
-    return UNKNOWN if any(rest is UNKNOWN for rest in rests) else rests
+    return UNKNOWN if UNKNOWN in rests else rests
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -285,10 +284,10 @@ def _are_new(made: list[torch.Tensor], copies: list[torch.Tensor], read: set[int
     """Whether tensors were made by the call, each apart, without a graph, and as copies of them would be."""
     keys = {storage_key(each) for each in made}
     apart = len(keys) == len(made) and not keys & read
-    return apart and all(
-        type(each) is torch.Tensor and not each.requires_grad and each.stride() == copy.stride()
-        for each, copy in zip(made, copies, strict=True)
-    )
+    pairs = zip(made, copies, strict=True)
+    return apart and False not in [
+        type(each) is torch.Tensor and not each.requires_grad and each.stride() == copy.stride() for each, copy in pairs
+    ]
 
 
 def _can_be_given(output: Any) -> bool:
@@ -296,5 +295,5 @@ def _can_be_given(output: Any) -> bool:
     if isinstance(output, torch.Tensor) or type(output) in PLAIN:
         return True
     if type(output) is dict:
-        return all(_can_be_given(item) for item in (*output, *output.values()))
-    return type(output) in CONTAINERS and all(_can_be_given(item) for item in output)
+        return all(map(_can_be_given, (*output, *output.values())))
+    return type(output) in CONTAINERS and all(map(_can_be_given, output))

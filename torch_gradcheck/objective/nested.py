@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_gradcheck.borrowing.builtin_content import attributes_of, items_of
+from torch_gradcheck.borrowing.builtin_content import attributes_of, is_a, items_of
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
@@ -46,21 +46,21 @@ class _Copy:
     def of(self, value: Any) -> Any:
         if type(value) in PLAIN:
             return value
-        if isinstance(value, torch.Tensor):
+        if is_a(value, torch.Tensor):
             return self._replace(value)
-        if isinstance(value, np.ndarray):
+        if is_a(value, np.ndarray):
             return value.copy()
-        if isinstance(value, tuple):
+        if is_a(value, tuple):
             items = items_of(value)
             copied = [self.of(item) for item in items]
             return value if all(map(is_, items, copied)) else _tuple_like(value, copied)
-        if isinstance(value, list):
+        if is_a(value, list):
             new = copy.copy(value)
             new[:] = [self.of(item) for item in items_of(value)]
             return new
-        if isinstance(value, Mapping):
+        if is_a(value, Mapping):
             return self._mapping_like(value)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if dataclasses.is_dataclass(type(value)):
             return self._dataclass_like(value)
         if self._functions and isinstance(value, functools.partial | FunctionType):
             return self._function_like(value)
@@ -69,7 +69,7 @@ class _Copy:
     def _mapping_like(self, value: Mapping[Any, Any]) -> Any:
         if type(value) is dict:
             return {key: self.of(item) for key, item in value.items()}
-        new = copy.copy(value) if isinstance(value, MutableMapping) else dict(value)
+        new: Any = copy.copy(value) if is_a(value, MutableMapping) else dict(value)
         for key, item in value.items():
             copied = self.of(item)
             if copied is not item:
@@ -111,31 +111,31 @@ class _Copy:
 
 def tensors_in(value: Any) -> list[tuple[str, torch.Tensor]]:
     """The tensors of a nested structure with the path to each, such as `[0]['mask']`."""
-    if isinstance(value, torch.Tensor):
+    if is_a(value, torch.Tensor):
         return [("", value)]
     return [(path + rest, tensor) for path, item in _children(value) for rest, tensor in tensors_in(item)]
 
 
 def _children(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, list | tuple):
+    if is_a(value, list, tuple):
         return [(f"[{position}]", item) for position, item in enumerate(items_of(value))]
-    if isinstance(value, Mapping):
+    if is_a(value, Mapping):
         return [(f"[{key!r}]", item) for key, item in value.items()]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(type(value)):
         return [(f".{field.name}", getattr(value, field.name, None)) for field in dataclasses.fields(value)]
     return []
 
 
 def _is_plain_object(value: Any, depth: int) -> bool:
     """Whether an object has tensors or arrays in its attributes, and is neither code nor a module."""
-    if isinstance(value, type | torch.nn.Module) or callable(value):
+    if is_a(value, type, torch.nn.Module) or callable(value):
         return False
     attributes = attributes_of(value)
     return attributes is not None and any(_holds_numbers(item, depth - 1) for item in attributes.values())
 
 
 def _holds_numbers(value: Any, depth: int) -> bool:
-    if isinstance(value, torch.Tensor | np.ndarray):
+    if is_a(value, torch.Tensor, np.ndarray):
         return True
     if depth < 0:
         return False

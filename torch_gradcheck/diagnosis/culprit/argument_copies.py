@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_gradcheck.borrowing.builtin_content import attributes_of, is_a
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.torch_internals.tensors import version_of
 
@@ -106,5 +107,5 @@ def _copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:
 
 def _is_an_object(value: Any) -> bool:
     """Whether `value` is an object with attributes of its own, which a call may write to."""
-    known = isinstance(value, AS_THEY_ARE) or callable(value)
-    return not known and type(getattr(value, "__dict__", None)) is dict
+    known = is_a(value, *AS_THEY_ARE) or callable(value)
+    return not known and attributes_of(value) is not None
