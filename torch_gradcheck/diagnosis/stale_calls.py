@@ -10,7 +10,7 @@ from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Suspect
-from torch_gradcheck.diagnosis.culprit.call_recording import RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.right_gradients import right_gradient_of
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
 from torch_gradcheck.diagnosis.kind.evidence import Evidence

@@ -13,8 +13,7 @@ from torch.autograd import Function
 
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.diagnosis.culprit.argument_copies import Snapshots, laid_out_alike, replaced, tensors_of
-from torch_gradcheck.diagnosis.culprit.recorded_call import Owner, summary
-from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall as RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_call import Owner, RecordedCall, summary
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.torch_internals.autograd import (
     current_function_backward,
