@@ -149,7 +149,7 @@ class LooksAtIt(Chain):
 
     def forward(self, x: Tensor) -> Tensor:
         y = super().forward(x)
-        return y if y.sum().item() < 1e9 else 2 * y
+        return y if sum(y.flatten().tolist()) < 1e9 else 2 * y
 
 
 @pytest.mark.slow_but_for(1)
