@@ -147,6 +147,23 @@ def test_a_function_that_it_calls_in_python_is_named() -> None:
     assert "Function Wrong gives a wrong gradient" in report.notes[0]
 
 
+class Interrupted(nn.Linear):
+    @torch.jit.ignore
+    def in_python(self, x):  # type: ignore[no-untyped-def]
+        raise KeyboardInterrupt
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.in_python(nn.functional.linear(x, self.weight, self.bias))
+
+
+def test_ctrl_c_in_its_code_is_no_error_of_its_own() -> None:
+    model = Model(scripted(Interrupted(3, 2)))
+    before = state_of(model)
+    with pytest.raises(KeyboardInterrupt):
+        check_module(model, loss, X)
+    assert state_of(model) == before
+
+
 @pytest.mark.slow
 def test_frozen_weights_are_constants() -> None:
     torch.manual_seed(0)

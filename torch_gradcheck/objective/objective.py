@@ -19,6 +19,7 @@ from torch_gradcheck.objective.unseen import Activity
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
 from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.scripted import hides_interrupt
 
 ROUNDOFF_BETWEEN_CALLS = 1e3
 """Two equal calls may differ by this many machine epsilons of J, 2e-13 in float64, and still be one function: atomic
@@ -201,6 +202,8 @@ class _Evaluation:
         if self._mode is not None:
             self._mode.__exit__(*exception)  # type: ignore[no-untyped-call]
         self._borrowed.after_evaluation()
+        if hides_interrupt(exception[1]):
+            raise KeyboardInterrupt
 
 
 def scalar(loss: object) -> torch.Tensor:

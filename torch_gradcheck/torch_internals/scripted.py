@@ -49,6 +49,12 @@ def _read(of_code: Any, name: str) -> Any:
         return ABSENT
 
 
+def hides_interrupt(error: object) -> bool:
+    """Whether code of torch.jit has made an error of its own out of a Ctrl-C that came while it ran."""
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return "TorchScript interpreter" in said and "KeyboardInterrupt: " in said
+
+
 def optimises_scripts() -> bool:
     """Whether torch.jit optimises code by what it has seen in former runs, and notes what it sees."""
     return bool(internal(torch._C, "_get_graph_executor_optimize", "run scripted modules as they are written")())

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch._functorch import pyfunctorch
 
 from torch_gradcheck.torch_internals.dispatch import transforms_in_force
 from torch_gradcheck.torch_internals.missing import internal
@@ -48,15 +46,28 @@ def numbers_in(tensor: torch.Tensor) -> torch.Tensor:
         return inner
 
 
-@contextmanager
-def _without_stack() -> Iterator[None]:
-    with internal(pyfunctorch, "temporarily_clear_interpreter_stack", "look at values inside of vmap")():
-        yield
+class _WithoutTransforms:
+    """Sets the transforms in force aside; a class and not a generator, so that an interrupt cannot leave them there."""
+
+    def __init__(self) -> None:
+        self._aside: list[Any] = []
+
+    def __enter__(self) -> None:
+        try:
+            while _functorch("peek_interpreter_stack")() is not None:
+                self._aside.append(_functorch("pop_dynamic_layer_stack")())
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __exit__(self, *exception: object) -> None:
+        while self._aside:
+            _functorch("push_dynamic_layer_stack")(self._aside.pop())
 
 
-def outside_transforms() -> Any:
+def outside_transforms() -> AbstractContextManager[None]:
     """A block inside which no transform is in force: what is computed there are ordinary tensors, which can be kept."""
-    return _without_stack() if transforms_in_force() else nullcontext()
+    return _WithoutTransforms() if transforms_in_force() else nullcontext()
 
 
 def _functorch(name: str) -> Any:
