@@ -10,6 +10,7 @@ import torch
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
     CASTS,
+    GROUPED_PRODUCTS,
     SCALAR_READS,
     OpOverload,
     changes_dtype,
@@ -114,20 +115,33 @@ def test_all_casts_are_there() -> None:
     assert len(CASTS) == 7
 
 
+class Seen(DispatchMode):
+    """Notes every operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[Any] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen.add(func)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.mark.parametrize("read", [float, torch.Tensor.item, bool])
 def test_python_reads_a_number_by_one_operation(read: Any) -> None:
     """Numbers that Python reads are held where stop-gradients are declared."""
-
-    class Seen(DispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            seen.add(func)
-            return func(*args, **(kwargs or {}))
-
-    seen: set[Any] = set()
     x = torch.ones(1)
-    with Seen():
+    with Seen() as mode:
         read(x)
-    assert seen & SCALAR_READS
+    assert mode.seen & SCALAR_READS
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="this torch has no grouped products")
+def test_a_grouped_product_is_one_operation() -> None:
+    """It has no float64 kernel, and is computed by others there."""
+    with Seen() as mode:
+        torch.nn.functional.grouped_mm(torch.ones(4, 4), torch.ones(1, 4, 4), offs=torch.tensor([4], dtype=torch.int32))
+    assert mode.seen & set(GROUPED_PRODUCTS)
 
 
 def test_a_change_of_dtype_is_known() -> None:
