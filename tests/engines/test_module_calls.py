@@ -563,6 +563,7 @@ class Router(ReadsAttribute):
         return (out if out.sum().item() < 1e9 else 2 * out), logits
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("wrong", [None, "step.weight", "last.bias"])
 def test_a_check_by_memory(wrong: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)

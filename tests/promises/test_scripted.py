@@ -98,6 +98,7 @@ def test_a_right_one_inside_of_a_model(compiled: Callable[[nn.Module], Any], mod
     assert model.eval()(X).tolist() == values
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("compiled", WAYS.values(), ids=WAYS)
 def test_a_wrong_one_inside_of_a_model(compiled: Callable[[nn.Module], Any]) -> None:
     torch.manual_seed(0)

@@ -150,6 +150,7 @@ class Ensemble(nn.Module):
         return torch.vmap(one, in_dims=(0, None), randomness="different")(weights, x)
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("wrong", [False, True])
 def test_an_ensemble_of_stacked_parameters(wrong: bool, mode: Any) -> None:
