@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from torch_gradcheck import check_module
-from torch_gradcheck.precision.grouped_products import GROUPED_PRODUCTS, grouped_product
+from torch_gradcheck.precision.grouped_products import grouped_product
 from torch_gradcheck.precision.mode import PrecisionMode
+from torch_gradcheck.torch_internals.operations import GROUPED_PRODUCTS
 
 pytestmark = pytest.mark.skipif(
     not GROUPED_PRODUCTS or not hasattr(F, "grouped_mm"), reason="this version of torch has no grouped products"

@@ -10,6 +10,7 @@ import torch
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
     CASTS,
+    GROUPED_PRODUCTS,
     SCALAR_READS,
     OpOverload,
     changes_dtype,
@@ -138,3 +139,17 @@ def test_a_change_of_dtype_is_known() -> None:
 def test_tensors_of_a_result_are_found_in_order() -> None:
     x, y = torch.zeros(1), torch.zeros(2)
     assert [t.numel() for t in flatten((x, [y, None], 3))] == [1, 2]
+
+
+@pytest.mark.skipif(not hasattr(torch.nn.functional, "grouped_mm"), reason="this version of torch has none")
+def test_grouped_products_are_seen_as_the_operation_that_has_no_float64_kernel() -> None:
+    seen: set[Any] = set()
+
+    class Watch(DispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.add(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        torch.nn.functional.grouped_mm(torch.ones(8, 8), torch.ones(1, 8, 8), offs=torch.tensor([8], dtype=torch.int32))
+    assert seen & set(GROUPED_PRODUCTS)

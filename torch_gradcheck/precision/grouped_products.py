@@ -7,11 +7,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from torch_gradcheck.torch_internals.operations import existing
-
-GROUPED_PRODUCTS = existing("_grouped_mm.default")
-"""The operation behind torch.nn.functional.grouped_mm and its backward, where this version of torch has it."""
-
 
 def grouped_product(
     A: Tensor, B: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, out_dtype: torch.dtype | None = None

@@ -8,9 +8,16 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_gradcheck.precision.dtypes import in_precision, is_lower
-from torch_gradcheck.precision.grouped_products import GROUPED_PRODUCTS, grouped_product
+from torch_gradcheck.precision.grouped_products import grouped_product
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
-from torch_gradcheck.torch_internals.operations import existing, is_view, overloads, takes, written_arguments
+from torch_gradcheck.torch_internals.operations import (
+    GROUPED_PRODUCTS,
+    existing,
+    is_view,
+    overloads,
+    takes,
+    written_arguments,
+)
 
 KEEP = frozenset(existing("view.dtype"))
 """Operations whose dtype argument reinterprets bits and does not cast."""

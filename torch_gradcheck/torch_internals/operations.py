@@ -105,6 +105,10 @@ CASTS = frozenset(
 """Operations whose schemas say that they return a view, and which may return their very argument instead."""
 
 
+GROUPED_PRODUCTS = existing("_grouped_mm.default")
+"""The operation behind `torch.nn.functional.grouped_mm` and its backward, where this version of torch has it."""
+
+
 SCALAR_READS = overloads("_local_scalar_dense")
 """The operation behind `Tensor.item`, and behind all that Python asks of one number."""
 
