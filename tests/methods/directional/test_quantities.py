@@ -37,7 +37,7 @@ def have_one_slope(J: Callable[[Tensor], Tensor], at: list[float], along: list[f
         beside = [directions.random(k, {0: DISTANCE}) for k in range(points)]
         record = TracedEngine(objective, [model.w])
         direction = {0: Motion(1.0, torch.tensor(along, dtype=torch.float64))}
-        found = Quantities(record, directions, objective).have_one_slope(direction, beside)
+        found = Quantities(record, directions, objective).have_one_slope(direction, 1.0, beside)
     assert model.w.tolist() == at
     return found
 

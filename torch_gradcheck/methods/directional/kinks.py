@@ -33,6 +33,7 @@ from torch_gradcheck.methods.directional.directions import Direction, Directions
 from torch_gradcheck.methods.directional.quantities import DISTANCE, Quantities
 from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
 from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.objective.perturbation import real_view, sizes
 from torch_gradcheck.objective.theta import Theta, flat_values
 from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.verdicts.entry_check import Outcome, rounding_of
@@ -147,9 +148,25 @@ class AtKinks:
 
     @cached_property
     def _points(self) -> list[Direction]:
-        """The directions to these points, in which every tensor moves."""
-        scales = {position: DISTANCE * size for position, size in self._directions.sizes.items()}
-        return [self._directions.random(FIRST_POINT + k, scales) for k in range(POINTS)]
+        """The directions to these points, in which every entry moves by its own size."""
+        scales = dict.fromkeys(self._directions.sizes, DISTANCE)
+        randoms = [self._directions.random(FIRST_POINT + k, scales) for k in range(POINTS)]
+        return [
+            {at: Motion(scale, components.double() * self._sizes[at]) for at, (scale, components) in random.items()}
+            for random in randoms
+        ]
+
+    @cached_property
+    def _sizes(self) -> dict[int, torch.Tensor]:
+        """The size of every entry, shape (coordinates,) each."""
+        parameters = {at: real_view(self._theta[at].parameter.data) for at in self._theta.checked}
+        return {at: sizes(x).double().reshape(-1) for at, x in parameters.items()}
+
+    def _has_one_slope(self, direction: Direction, points: Sequence[Direction] = ()) -> bool:
+        """Whether all quantities have one slope along a direction, by steps that move no entry by much of its size."""
+        moved = {at: components.abs() * abs(scale) / self._sizes[at] for at, (scale, components) in direction.items()}
+        reach = 1 / max([float(share.max()) for share in moved.values()])
+        return self._quantities.have_one_slope(direction, reach, points)
 
     def _by_record(self) -> dict[int, Floats]:
         """The gradient by torch's formulas at what the parameters hold now, at the coordinates that were tried."""
@@ -219,7 +236,7 @@ class AtKinks:
 
     def _crosses_a_kink(self, position: int, entry: int) -> bool:
         direction = self._direction({position: np.array([entry])}, {position: np.ones(1)})
-        return not self._quantities.have_one_slope(direction)
+        return not self._has_one_slope(direction)
 
     # Entries that a kink excuses -----------------------------------------------------------------------------------
 
@@ -253,7 +270,7 @@ class AtKinks:
 
     def _is_contradicted(self, direction: Direction, on_trial: float, slope: float) -> bool:
         """Whether J has one slope along a direction, by quantities and by differences, and not the one on trial."""
-        return self._quantities.have_one_slope(direction, self._points) and self._is_off(direction, on_trial, slope)
+        return self._has_one_slope(direction, self._points) and self._is_off(direction, on_trial, slope)
 
     def _is_off(self, direction: Direction, on_trial: float, slope: float) -> bool:
         """Whether differences of J give this slope along a direction, and contradict the one on trial."""

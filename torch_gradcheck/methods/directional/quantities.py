@@ -17,7 +17,7 @@ from torch_gradcheck.methods.directional.directions import Direction, Directions
 from torch_gradcheck.objective.objective import Objective
 
 DISTANCE = 2e-7
-"""How far points beside θ are from it, relative to the size of its tensors: pieces of J that meet at θ meet there."""
+"""How far points beside θ are from it, relative to the size of its entries: pieces of J that meet at θ meet there."""
 
 STEP = DISTANCE / 64
 """Relative step by which quantities are differenced: beside θ it stays on one piece."""
@@ -50,17 +50,18 @@ class Quantities:
     def __init__(self, record: TracedEngine, directions: Directions, objective: Objective) -> None:
         self._record, self._directions, self._objective = record, directions, objective
 
-    def have_one_slope(self, direction: Direction, points: Sequence[Direction] = ()) -> bool:
+    def have_one_slope(self, direction: Direction, reach: float, points: Sequence[Direction] = ()) -> bool:
         """Whether no operation is at a kink that the direction crosses at θ, or at a point beside it.
 
         Args:
             direction: in θ.
+            reach: the step along it over which quantities may well vary.
             points: directions that a step of 1 takes to points beside θ, where other pieces of J meet.
 
         Raises:
             Untraceable: the record cannot be run again.
         """
-        here, step = self._at(), STEP * self._directions.reach(direction)
+        here, step = self._at(), STEP * reach
 
         def on_both_sides(scale: float) -> Pair:
             ahead, behind = self._at((direction, scale * step)), self._at((direction, -scale * step))
