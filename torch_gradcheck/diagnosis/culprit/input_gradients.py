@@ -12,7 +12,7 @@ from torch import nn
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Suspect
 from torch_gradcheck.diagnosis.culprit.right_gradients import right_gradients
-from torch_gradcheck.diagnosis.culprit.sentences import input_name
+from torch_gradcheck.diagnosis.culprit.sentences import function_name, input_name
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner
 from torch_gradcheck.diagnosis.kind.input_errors import InputGradient
 from torch_gradcheck.objective.nested import tensors_in
@@ -52,12 +52,12 @@ def input_gradients(runner: CallRunner, suspect: Suspect) -> dict[int, InputGrad
 
 
 def where_in_words(suspect: Suspect, k: int) -> str:
-    """An input of a call in words, such as "the input x of layer"."""
+    """An input of a call in words, such as "the input x of autograd.Function Swish in layer"."""
     call, module = suspect.call, _named(suspect.name)
     if isinstance(call.owner, nn.Module):
         return f"the input of {module}" if len(call.inputs) == 1 else f"input {k} of {module}"
     path = next((path for path, tensor in tensors_in(call.arguments) if tensor is call.inputs[k]), f"[0][{k}]")
-    return f"the input {input_name(call, path)} of {module}"
+    return f"the input {input_name(call, path)} of {function_name(call.owner)}{f' in {module}' if suspect.name else ''}"
 
 
 def as_array(tensor: torch.Tensor) -> Floats:
