@@ -12,7 +12,7 @@ import sys
 import pytest
 
 PROGRAM = """
-import random, sys
+import random
 import numpy as np
 import torch
 from torch import nn
@@ -85,7 +85,7 @@ FIRSTS = {
     "monitored": monitored,
     "compiled": lambda: report(torch.compile(wrong, backend="aot_eager")),
 }
-for name in sys.argv[1:] or FIRSTS:
+for name in FIRSTS:
     before = state()
     FIRSTS[name]()
     if state() != before:
@@ -94,12 +94,8 @@ for name in sys.argv[1:] or FIRSTS:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "firsts", [[], ["a wrong model"], ["compiled"]], ids=["everything", "a wrong model", "compiled"]
-)
-def test_random_numbers_are_those_of_a_run_without_checks(firsts: list[str]) -> None:
-    command = [sys.executable, "-c", PROGRAM, *firsts]
-    ran = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+def test_random_numbers_are_those_of_a_run_without_checks() -> None:
+    ran = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=200, check=False)
 
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout == ""
