@@ -40,6 +40,13 @@ GROWS = 4.0
 """Noise counts as growing with the distance where it is more than this many times larger there than at θ."""
 
 
+CLOSER = (16.0, 256.0, 4096.0)
+"""How many times closer the points may be between which a steep J is smooth."""
+
+CARRIES = 8.0
+"""The slope between close points carries a steep J at least this share, an eighth, of what it scatters."""
+
+
 class NoiseNear(NamedTuple):
     """The noise of J near θ, for either of two cases.
 
@@ -104,6 +111,27 @@ def _far(objective: Objective, direction: RandomDirection) -> float:
 def stairs_near(objective: Objective, direction: RandomDirection, spacing: float) -> float:
     """The height of the stairs that J climbs at θ between points of this relative spacing; 0 where it climbs none."""
     return noise_of_stairs(_along(objective, direction, POINTS, spacing))
+
+
+def is_steep_near(objective: Objective, direction: RandomDirection, noise: float, quiet: float) -> bool:
+    """Whether J is so steep along a direction that its slope, and no rounding, is what looks like noise.
+
+    Between points that are closer and closer a smooth J ends up as quiet as it is along others, and its slope there
+    carries it as far as it was seen to scatter. A J that climbs stairs is quiet on a single one, and stands still.
+
+    Args:
+        objective: J.
+        direction: along which J was found to scatter.
+        noise: one standard deviation, as measured by `sigma_near`.
+        quiet: a noise that is none.
+    """
+    usual = epsilon(objective.dtype) ** (2 / 3)
+    for closer in CLOSER:
+        values = _along(objective, direction, POINTS, usual / closer)
+        if measured_noise(values) <= quiet:
+            slope = abs(values[-1] - values[0]) / ((POINTS - 1) * usual / closer)
+            return bool(noise <= CARRIES * slope * usual)
+    return False
 
 
 def _spacing(objective: Objective) -> float:

@@ -4,15 +4,16 @@ A few parameters may be the reason: along a bias before the norm of a vector tha
 curves between the points by which noise is measured. The others are not to be judged by that noise. It is looked for in
 halves of θ, and in halves of these, and measured again along all parameters that it does not belong to.
 
-Where a part of J is rounded to a lower precision out of sight, J climbs stairs along every parameter before that part,
-whether or not the points of a measurement fall on several of them: such noise is shared by all.
+That is told from rounding, which no one knows to belong to a parameter, by points that are closer: there a steep J is
+smooth. Where a part of J is rounded to a lower precision out of sight, J climbs stairs along every parameter before
+that part, whether or not the points of a measurement fall on several of them: such noise is shared by all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from torch_gradcheck.methods.noise import NoiseNear, noise_near, sigma_near, stairs_near
+from torch_gradcheck.methods.noise import NoiseNear, is_steep_near, noise_near, sigma_near, stairs_near
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import Theta
@@ -59,6 +60,9 @@ def quieter_noise(
     belongs_to = _Search(is_loud).loud(theta.checked)
     others = [position for position in theta.checked if position not in belongs_to]
     if not others or is_loud(others):
+        return {}
+    along = direction(belongs_to)
+    if not is_steep_near(objective, along, sigma_near(objective, along), loud):
         return {}
     noise = noise_near(objective, theta, direction(others), others)
     return {} if noise.is_ambiguous else dict.fromkeys(others, noise)

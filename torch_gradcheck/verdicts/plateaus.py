@@ -25,6 +25,9 @@ LAST_HALVINGS = 8
 def stands_on_a_plateau(check: EntryCheck, which: Indices, unit: Floats, central: Floats, tableau: Tableau) -> Flags:
     """Functions whose larger steps give the gradient on trial and that jump between these steps and 0.
 
+    Where the gradient is small, the jumps of all larger steps are as large as it is. So where most functions stand on a
+    plateau the others do as well, if they jump, and some step is as near to the gradient on trial as it is for those.
+
     Args:
         check: the gradient on trial.
         which: shape (K,), the functions.
@@ -33,22 +36,36 @@ def stands_on_a_plateau(check: EntryCheck, which: Indices, unit: Floats, central
         tableau: every estimate of these functions, from every rung.
     """
     with np.errstate(all="ignore"):
-        reach = _supporting_step(check, which, central, tableau) * unit
-        result = np.isfinite(reach)
-        supported = np.flatnonzero(result)
-        if len(supported):
-            result[supported] = _has_an_edge(check, which[supported], reach[supported], central[supported])
-    return np.asarray(result)
+        distance = np.maximum(np.abs(tableau.values - check.analytic[which][:, None]), tableau.local)
+        step = _supporting_step(check, distance, np.abs(check.analytic[which] - central))
+        supported = np.isfinite(step)
+        result = _has_edges(check, which, step * unit, central, supported)
+        if 2 * np.count_nonzero(result) > len(which):
+            nearest = np.fmin.reduce(distance, axis=(0, 2))
+            alike = ~supported & (nearest <= BETTER * np.max(nearest[result]))
+            result |= _has_edges(check, which, np.max(step[result]) * unit, central, alike)
+    return result
 
 
-def _supporting_step(check: EntryCheck, which: Indices, central: Floats, tableau: Tableau) -> Floats:
-    """The smallest step, in units, with an estimate close to the gradient on trial; NaN where there is none."""
-    analytic = check.analytic[which]
-    off = np.abs(analytic - central)
-    near = np.maximum(np.abs(tableau.values - analytic[:, None]), tableau.local) <= off[:, None] / BETTER
-    rungs = np.any(near, axis=0)
+def _supporting_step(check: EntryCheck, distance: Floats, off: Floats) -> Floats:
+    """The smallest step, in units, with an estimate close to the gradient on trial; NaN where there is none.
+
+    Args:
+        check: the gradient on trial.
+        distance: shape (ORDERS, K, S), how far estimates are from it, and from that of the next larger step.
+        off: shape (K,), how far the derivatives by the ladder are from it.
+    """
+    rungs = np.any(distance <= off[:, None] / BETTER, axis=0)
     steps = np.where(rungs, check.ladder.rungs[: rungs.shape[1]], np.nan)
     return np.asarray(np.fmin.reduce(steps, axis=1))
+
+
+def _has_edges(check: EntryCheck, which: Indices, reach: Floats, slope: Floats, asked: Flags) -> Flags:
+    """Those of the functions asked for that jump within `reach` of 0; False for all others."""
+    found = np.zeros(len(which), dtype=np.bool_)
+    if asked.any():
+        found[asked] = _has_an_edge(check, which[asked], reach[asked], slope[asked])
+    return found
 
 
 def _has_an_edge(check: EntryCheck, which: Indices, reach: Floats, slope: Floats) -> Flags:

@@ -19,6 +19,9 @@ from torch_gradcheck.verdicts.step_choice import probes_of
 LOW_PRECISION = 1e-10
 """A machine epsilon above this is that of float32 (1.2e-7) or of a lower precision."""
 
+HIDES = 1e3
+"""An error bar hides everything if f may change by 1e3 times its value in it, and by 1e6 times what it did."""
+
 LARGEST_HIDDEN_PIECE = 0.1
 """Widest piece of f around 0 that is assumed to have no slope of its own, as a share of the argument's size.
 
@@ -119,7 +122,7 @@ def _outcomes(check: EntryCheck, which: Indices, estimates: Estimates) -> NDArra
     """`Outcome` values, shape (K,), by the estimates of one ladder."""
     analytic, central = check.analytic[which], estimates.central
     off = np.abs(analytic - central)
-    match = np.isfinite(estimates.error_bar) & check.agrees(which, central, estimates.error_bar)
+    match = ~_hides_everything(check, which, estimates) & check.agrees(which, central, estimates.error_bar)
     between = off <= np.abs(estimates.jump) / 2 + estimates.error_bar + estimates.jump_error_bar
     kink = estimates.kinked & between
     outside = off > estimates.half_width + check.tolerance * (np.abs(analytic) + np.abs(central))
@@ -128,6 +131,18 @@ def _outcomes(check: EntryCheck, which: Indices, estimates: Estimates) -> NDArra
     wrong &= could_not_hide(check, which, off, estimates.step * check.unit[which])
     choices = [Outcome.MATCH, Outcome.KINK, Outcome.MISMATCH]
     return np.select([match, kink, wrong], choices, default=Outcome.UNDECIDED).astype(np.int8)
+
+
+def _hides_everything(check: EntryCheck, which: Indices, estimates: Estimates) -> Flags:
+    """Error bars that any gradient would be within, as where f jumps at 0 itself: to agree proves nothing then.
+
+    They allow f to change by many times its own value over the largest step, and far more than it did.
+    """
+    bar, largest = estimates.error_bar, check.unit[which]
+    changed = np.maximum(np.abs(estimates.tableau.values[0, :, 0]), np.abs(check.analytic[which]))
+    with np.errstate(all="ignore"):
+        hides = (bar * largest > HIDES * abs(check.noise.at_zero)) & (bar > HIDES**2 * changed)
+    return np.asarray(hides | ~np.isfinite(bar))
 
 
 def _at_least_usual(check: EntryCheck, error_bar: Floats) -> Floats:
