@@ -78,10 +78,12 @@ def reconsidered(
     """
     found = dict(trials)
     tried = {at: trial for at, trial in trials.items() if _is_of_interest(trial, gradients[at])}
-    if not tried or problem.noise.epsilon > LOW_PRECISION or problem.record is None:
+    if not tried or problem.record is None:
         return found
     try:
         kinks = AtKinks(problem, problem.record, tried, gradients, progress)
+        if problem.noise.epsilon > LOW_PRECISION:
+            return found | kinks.chosen_by_torch()
         found |= kinks.excused()
         return found | kinks.contradicted({at: found[at] for at in tried if not _is_wrong(found[at])})
     except Untraceable:
@@ -213,6 +215,19 @@ class AtKinks:
         return direction
 
     # Entries that several kinks accuse -----------------------------------------------------------------------------
+
+    def chosen_by_torch(self) -> dict[int, ParameterTrial]:
+        """The trials in which accused entries are what torch's formulas give, made UNDECIDED.
+
+        In a low precision rounding hides along which directions quantities have a kink: what two ways to differentiate
+        agree on is not called wrong.
+        """
+        found: dict[int, ParameterTrial] = {}
+        for position, trial in self._trials.items():
+            if _is_wrong(trial):
+                entries = np.flatnonzero((trial.results.outcome == Outcome.MISMATCH) & self._is_of_torch(position))
+                found |= {position: _with_undecided(trial, entries)} if len(entries) else {}
+        return found
 
     def excused(self) -> dict[int, ParameterTrial]:
         """The trials in which accused entries are a choice of slopes at kinks that meet, made UNDECIDED."""
