@@ -231,3 +231,14 @@ def test_leaves_that_are_not_lent_keep_their_gradients(
     for each, gradient in zip(others, before, strict=True):
         assert each.grad is gradient
         assert gradient is None or torch.equal(gradient, torch.full_like(gradient, held or 0.0))
+
+
+def test_a_note_says_which_hooks_did_not_run() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    model[1].weight.register_post_accumulate_grad_hook(lambda parameter: parameter.grad.mul_(0.5))
+
+    report = check_module(model, torch.sum, torch.randn(4, 3))
+
+    assert report.passed
+    assert any("register_post_accumulate_grad_hook on 1.weight did not run" in note for note in report.notes)

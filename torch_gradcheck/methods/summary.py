@@ -15,6 +15,8 @@ from torch_gradcheck.objective.scripted import on_scripted
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
+from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks
 from torch_gradcheck.verdicts.rows import on_unproven
 
 
@@ -41,6 +43,7 @@ def notes_of(
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
+        _on_sleeping_hooks(problem),
         on_unproven(rows),
         *_on_unseen(problem, rows),
     ]
@@ -54,6 +57,18 @@ def _on_unseen(problem: Problem, rows: Sequence[ParameterReport]) -> tuple[str, 
     at_own_theta = problem.request.gradients is None and not problem.request.perturb
     advice = " (perturb=0.1 checks away from there)" if at_own_theta else ""
     return on_mode(model, activity), on_equal_entries(model, unused, advice), on_silent_units(model, activity)
+
+
+def _on_sleeping_hooks(problem: Problem) -> str:
+    """The note on hooks behind the accumulation of gradients, which step optimizers in the backward; "" without."""
+    entries = [problem.theta[position] for position in problem.theta.checked]
+    names = [entry.name for entry in entries if has_post_accumulate_hooks(entry.parameter)]
+    if not names or problem.request.gradients is not None:
+        return ""
+    return (
+        f"hooks of register_post_accumulate_grad_hook on {listed(names)} did not run: what they make of .grad shows in "
+        "gradients='grad', after a step"
+    )
 
 
 def reported(

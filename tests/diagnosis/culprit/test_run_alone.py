@@ -107,3 +107,75 @@ def test_a_function_that_refuses_to_be_run_alone_is_not_called_innocent() -> Non
     assert {row.name for row in report.mismatches} == {"inner.weight", "inner.bias"}
     assert "none of them makes the error" not in report.notes[0]
     assert "InScope raises RuntimeError (outside of its scope) when it is run alone, so it may" in report.notes[0]
+
+
+class NeverAsked(torch.autograd.Function):
+    """scale · x, where only x is an argument, and needs no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: nn.Module) -> Tensor:
+        return scale(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class OnData(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(3, 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(NeverAsked.apply(x, self.inner))
+
+
+def test_a_function_whose_backward_never_runs() -> None:
+    torch.manual_seed(0)
+    report = report_on(OnData())
+
+    assert {row.name for row in report.mismatches} == {"inner.weight", "inner.bias"}
+    assert "the backward of autograd.Function NeverAsked never runs, since none of its inputs" in report.notes[0]
+
+
+class Cube(torch.autograd.Function):
+    """x³ with the gradient of ⅔·x³."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return 2 * grad * x**2
+
+
+class Activation(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Cube.apply(x)
+
+
+class Steps(nn.Module):
+    """Five steps of Euler, so that the one mistake is made in five calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.field, self.head = nn.Sequential(nn.Linear(3, 4), Activation(), nn.Linear(4, 3)), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(5):
+            x = x + 0.2 * self.field(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_share_in_the_error_is_the_least_that_is_known(seed: int) -> None:
+    torch.manual_seed(seed)
+    report = report_on(Steps())
+
+    assert report.culprit == "field.1"
+    shares = [note for note in report.notes if "accounts for" in note]
+    assert all("accounts for 100.0%" in note or "accounts for at least" in note for note in shares)
+    assert not any(note.startswith("besides") for note in report.notes)

@@ -30,6 +30,9 @@ NO_MODULE = "\0"
 HOOK_SHARE = 0.1
 """Parameter hooks are at fault if they make up more than 10 % of the error."""
 
+WHOLE = 0.995
+"""A share above 99.5 % is all of the error."""
+
 CANCEL = 0.1
 """Parts of an error cancel where their sizes add up to 10 % more than the error."""
 
@@ -150,7 +153,10 @@ class Sentences:
         here = [abs(own) for other, own in attribution.own.items() if self.name_of(other) == self.name_of(call)]
         cancel = sum(parts) > (1 + CANCEL) * error
         whole = f"the errors that add up to that of {name}, signs aside" if cancel else f"the error of {name}"
-        return f"it accounts for {sum(here) / sum(parts):.1%} of {whole}"
+        part = sum(here) / sum(parts)
+        others = {self.name_of(other) for other in attribution.own} - {self.name_of(call)}
+        at_least = "" if part > WHOLE or others else "at least "  # the rest is parts too small to be followed
+        return f"it accounts for {at_least}{part:.1%} of {whole}"
 
     def _described(self, call: RecordedCall | None) -> str:
         name = self.name_of(call)
@@ -163,6 +169,8 @@ class Sentences:
         if call is not None and call in attribution.unlike:
             uses = len(attribution.unlike)
             return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
+        if call is not None and not isinstance(call.owner, nn.Module) and not any(call.differentiable):
+            return f": the backward of {_kind(call)} never runs, since none of its inputs requires a gradient"
         if call is not None and not isinstance(call.owner, nn.Module):
             again = ", when its backward is differentiated once more," if call.differentiates is not None else ""
             gives = f"{_kind(call)}{again} gives a wrong gradient{_for_inputs(call, inputs)}"
