@@ -15,6 +15,9 @@ from torch_gradcheck.verdicts.entry_check import EntryCheck
 BETTER = 4.0
 """Larger steps support a gradient that they agree with, and with each other, 4 times better than smaller steps do."""
 
+LOW_STAIRS = 0.1
+"""Stairs of rounding show at steps below a tenth of the argument's size; those of a quantiser may be larger."""
+
 HALVINGS = 40
 """How often the interval around an edge is halved: its width falls to 2⁻⁴⁰ = 9e-13 of the first."""
 
@@ -26,7 +29,8 @@ def stands_on_a_plateau(check: EntryCheck, which: Indices, unit: Floats, central
     """Functions whose larger steps give the gradient on trial and that jump between these steps and 0.
 
     Where the gradient is small, the jumps of all larger steps are as large as it is. So where most functions stand on a
-    plateau the others do as well, if they jump, and some step is as near to the gradient on trial as it is for those.
+    plateau, and the stairs are low, the others do as well, if they jump, and some step is as near to the gradient on
+    trial as it is for those.
 
     Args:
         check: the gradient on trial.
@@ -40,7 +44,7 @@ def stands_on_a_plateau(check: EntryCheck, which: Indices, unit: Floats, central
         step = _supporting_step(check, distance, np.abs(check.analytic[which] - central))
         supported = np.isfinite(step)
         result = _has_edges(check, which, step * unit, central, supported)
-        if 2 * np.count_nonzero(result) > len(which):
+        if 2 * np.count_nonzero(result) > len(which) and np.median(step[result]) < LOW_STAIRS:
             nearest = np.fmin.reduce(distance, axis=(0, 2))
             alike = ~supported & (nearest <= BETTER * np.max(nearest[result]))
             result |= _has_edges(check, which, np.max(step[result]) * unit, central, alike)

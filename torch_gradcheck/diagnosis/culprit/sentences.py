@@ -68,7 +68,7 @@ class Sentences:
             sentences.setdefault(self.name_of(call), self._on(call, attribution, sorted(inputs)))
         for attribution in attributions:
             if not math.isfinite(attribution.hook) or abs(attribution.hook) > HOOK_SHARE * abs(attribution.wrong.error):
-                sentences |= self._on_hook(attribution)
+                sentences |= self._on_hook(attribution, bool(sentences))
         if not sentences:
             return None, (self._reason(attributions),)
         culprit, *others = sentences
@@ -222,11 +222,12 @@ class Sentences:
     def _short(self, call: RecordedCall) -> str:
         return self._named(call.owner) or _kind(call)
 
-    def _on_hook(self, attribution: Attribution) -> dict[str, str]:
+    def _on_hook(self, attribution: Attribution, others: bool) -> dict[str, str]:
+        """The sentence on what changes a gradient after the backward; `others`: calls are wrong, too."""
         parameter, name = attribution.wrong.entry.parameter, attribution.wrong.entry.name
         if has_hooks(parameter):
             hook = f"a hook on the parameter {name}{hooks_on(parameter)}"
-            return {name: f"{hook} changes its gradient; the backward up to there is right"}
+            return {name: f"{hook} changes its gradient{'' if others else '; the backward up to there is right'}"}
         return {
             NO_MODULE: self.no_culprit("what .grad holds is not what the backward gave it: it is changed afterwards")
         }

@@ -45,6 +45,10 @@ ZERO = 1e-13
 """An entry below 1e-13 of the largest is zero."""
 
 
+EVERYWHERE = "everywhere"
+"""Where a slope is wrong that is wrong at every input."""
+
+
 @dataclass(frozen=True)
 class InputGradient:
     """The gradient that a call gives for an input, beside the right one; all arrays have the input's shape.
@@ -209,9 +213,13 @@ def _unmasked(gradient: InputGradient) -> InputMistake | None:
 
 
 def _slope(gradient: InputGradient) -> InputMistake | None:
-    """SLOPE: the call works entry by entry, and its derivative is wrong everywhere or on one side of a value."""
+    """SLOPE: the call works entry by entry, and its derivative is wrong everywhere or on one side of a value.
+
+    Where it is a constant factor off in every slice, that says more.
+    """
     where = _where(*_tried(gradient)) if _is_pointwise(gradient) else ""
-    return _with_slope(gradient, where) if where else None
+    sliced = _slicewise(gradient) if where == EVERYWHERE else None
+    return sliced or (_with_slope(gradient, where) if where else None)
 
 
 def _slope_somewhere(gradient: InputGradient) -> InputMistake | None:
@@ -256,7 +264,7 @@ def _with_slope(gradient: InputGradient, where: str) -> InputMistake:
 def _where(values: Floats, wrong: Flags) -> str:
     """The inputs with a wrong slope, in words: all, or those on one side of a value or between two; "" for others."""
     if np.all(wrong):
-        return "everywhere"
+        return EVERYWHERE
     low, high = float(np.min(values[wrong])), float(np.max(values[wrong]))
     if np.sum(wrong) < RUN or np.any(~wrong & (values >= low) & (values <= high)):
         return ""
