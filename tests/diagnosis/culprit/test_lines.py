@@ -328,6 +328,14 @@ def test_hooks_on_a_parameter_are_named() -> None:
     )
 
 
+def test_a_hook_beside_a_wrong_module_does_not_make_the_backward_right() -> None:
+    model = network(Middle(Old.apply))
+    model[0].weight.register_hook(doubled)
+    report = check_module(model, squared_error, (X, T))
+    (note,) = [each for each in report.notes if "a hook on the parameter" in each]
+    assert "the backward up to there is right" not in note
+
+
 def test_hooks_on_a_parameter_that_only_watch_are_not_blamed() -> None:
     model = network(Stops())
     model[0].weight.register_hook(watches)

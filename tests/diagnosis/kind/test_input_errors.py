@@ -147,3 +147,10 @@ def test_of_many_slices_a_few_are_tried_first(added: str, kind: str | None) -> N
     row[:20] = 0
     found = input_mistake(InputGradient(right + (row if added == "row" else noise), right, noise[::-1]))
     assert (found and found.kind) == kind
+
+
+def test_a_factor_for_each_column_is_told_rather_than_a_wrong_slope() -> None:
+    found = input_mistake(replace(gradient(UP, UP * COLUMN), elementwise=True))
+    assert found is not None
+    assert found.kind is DiagnosisKind.PROPAGATED
+    assert "another factor in each slice along axis 0" in found.words

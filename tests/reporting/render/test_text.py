@@ -120,6 +120,13 @@ def test_the_first_line_is_the_outcome(sample: str, headline: str) -> None:
     assert text(SAMPLES[sample]).split("\n")[0] == headline
 
 
+def test_what_is_proven_at_kinks_only_is_called_right() -> None:
+    rows = [replace(row, status=Status.KINK, reason="") for row in transformer_layer()]
+    proven = facts(*rows)
+    assert proven.proven
+    assert text(proven).split("\n")[0] == f"gradients right: 0 of {len(rows)} parameters, {len(rows)} at a kink"
+
+
 def test_a_reason_shared_by_many_is_given_once() -> None:
     rows = [replace(row, status=Status.FLAT, reason="Too quiet.") for row in transformer_layer()]
     printed = text(facts(*rows))
