@@ -74,23 +74,23 @@ def traced(request: EngineRequest) -> TracedEngine | None:
     """J recorded once. A J that calls `backward()` itself is not recorded."""
     if not request.worth_tracing or request.objective.runs_backward:
         return None
-    engine = TracedEngine(request.objective, request.parameters, threads=request.threads)
-    _confirm(engine, request)
-    return engine
+    return recorded(request.objective, request.parameters, request.threads, request.elsewhere, request.noise)
 
 
-def _confirm(engine: TracedEngine, request: EngineRequest) -> None:
-    """Compare a record with J elsewhere; parameters that stray from the record there stay at θ.
+def recorded(
+    objective: Objective, parameters: Sequence[torch.Tensor], threads: int, elsewhere: Elsewhere, noise: float
+) -> TracedEngine:
+    """A record of J that agrees with J elsewhere, where parameters that stray from the record stay at θ.
 
     Raises:
-        Untraceable: the record gives another value, or holds nowhere but at θ.
+        Untraceable: J cannot be recorded, the record gives another value, or it holds nowhere but at θ.
     """
-    elsewhere, staying = request.elsewhere, frozenset[int]()
+    engine, staying = TracedEngine(objective, parameters, threads=threads), frozenset[int]()
     while True:
         with elsewhere.at(staying):
             try:
-                engine.confirm(request.objective.value() if staying else elsewhere.value, request.noise)
-                return
+                engine.confirm(objective.value() if staying else elsewhere.value, noise)
+                return engine
             except Strayed as strayed:
                 if strayed.upstream <= staying or elsewhere.moved <= staying | strayed.upstream:
                     raise

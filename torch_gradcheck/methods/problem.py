@@ -14,7 +14,7 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.step_size import first_step
-from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, select_engine
+from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, recorded, select_engine
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.errors import NonFiniteLossError
@@ -124,8 +124,8 @@ class Problem:
         return quieter_noise(self.objective, self.theta, self._noise_near, self._through)
 
     def _of_this_engine(self, near: NoiseNear) -> Noise:
-        known, hidden = near
-        return known if hidden == known or self.engine.has_substitutes else hidden
+        hidden = near.is_ambiguous and not self.engine.has_substitutes
+        return near.of_hidden_ones if hidden else near.of_known_operations
 
     @property
     def hidden_noise(self) -> float:
@@ -155,7 +155,7 @@ class Problem:
             self.theta,
             always=self.request.method == "projected",
             threads=self._threads,
-            elsewhere=Elsewhere(self._a_step_away, frozenset(self.theta.checked), self._value_a_step_away),
+            elsewhere=self._elsewhere,
             noise=self._agreement,
         )
         del self._first_direction  # it is as large as θ
@@ -167,13 +167,18 @@ class Problem:
         made = self.engine.traced
         if made is not None or self.engine.refused or self.objective.runs_backward:
             return None if self.engine.refused else made
+        parameters = [entry.parameter for entry in self.theta]
         try:
-            made = TracedEngine(self.objective, [entry.parameter for entry in self.theta], threads=1)
-            with self.direction(0).at(self._step):
-                made.confirm(self.objective.value(), self._agreement)
+            return recorded(self.objective, parameters, 1, self._elsewhere, self._agreement)
         except Untraceable:
             return None
-        return made
+        finally:
+            vars(self).pop("_first_direction", None)  # it is as large as θ
+
+    @property
+    def _elsewhere(self) -> Elsewhere:
+        """All parameters moved by a step: a point to compare a record of J with J at."""
+        return Elsewhere(self._a_step_away, frozenset(self.theta.checked), self._value_a_step_away)
 
     @property
     def _agreement(self) -> float:
