@@ -50,6 +50,16 @@ from torch_gradcheck.torch_internals.missing import MissingInTorchError
 from torch_gradcheck.torch_internals.tensors import swap
 
 
+class Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return 2 * g
+
+
 def test_every_node_is_met_once_and_leaves_are_known() -> None:
     """Which parameters a draw depends on is read off the graph."""
     w, v = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
@@ -63,16 +73,6 @@ def test_every_node_is_met_once_and_leaves_are_known() -> None:
 
 def test_the_graph_is_followed_through_a_custom_function() -> None:
     """Its node is written in Python, and lives only as long as what was computed by it."""
-
-    class Double(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-            return 2 * g
-
     w = torch.ones(2, requires_grad=True)
     J = Double.apply(w).sum()
     custom = [node for node in nodes_from([J.grad_fn]) if node.name() == "DoubleBackward"]
@@ -156,16 +156,6 @@ def test_gradients_that_j_differentiates_are_none_of_a_parameters() -> None:
 
 def test_the_backward_of_every_function_can_be_replaced_and_comes_back() -> None:
     """The search for a culprit sees where a Function's backward calls modules, and where J differentiates it."""
-
-    class Double(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return 2 * x
-
-        @staticmethod
-        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
-            return 2 * g
-
     w, seen, run = torch.ones(2, requires_grad=True), list[Any](), current_function_backward()
     y = Double.apply(w)
     node = y.grad_fn
