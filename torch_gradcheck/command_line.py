@@ -18,6 +18,7 @@ import torch
 from torch_gradcheck.check import check_module
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.methods.choice import METHOD_NAMES
+from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.render.formats import FORMATS
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import close_names
@@ -85,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--include", action="append", metavar="GLOB", help="check these parameters only; repeatable")
     parser.add_argument("--exclude", action="append", metavar="GLOB", help="leave these out; repeatable")
     parser.add_argument("--mode", choices=MODES, default="eval")
-    parser.add_argument("--dtype", choices=[_short(dtype) for dtype in DTYPES], default=_short(DTYPES[0]))
+    parser.add_argument("--dtype", choices=[name_of(dtype) for dtype in DTYPES], default=name_of(DTYPES[0]))
     parser.add_argument(
         "--seed", type=_seed, default=0, help="of what is drawn at random, FUNCTION's weights included (0)"
     )
@@ -214,7 +215,3 @@ def _print(text: str) -> None:
         print(text.encode(encoding, errors="replace").decode(encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from types import GetSetDescriptorType, MappingProxyType, MemberDescriptorType
+from types import CellType, GetSetDescriptorType, MappingProxyType, MemberDescriptorType
 from typing import Any
 
 CONTAINERS = (dict, list, set, deque)
@@ -81,6 +81,14 @@ def put_item(mapping: Any, key: Any, item: Any) -> None:
 def drop_item(mapping: Any, key: Any) -> None:
     """Takes a key out of a dict that may have it."""
     builtin_base(mapping).pop(mapping, key, None)
+
+
+def content_of_cell(cell: CellType, empty: Any = None) -> Any:
+    """What a closure has taken from around it; `empty` before the name there has a value."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return empty
 
 
 def attributes_of(value: Any) -> dict[str, Any] | None:

@@ -18,7 +18,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from types import (
     BuiltinFunctionType,
-    CellType,
     CodeType,
     FunctionType,
     GenericAlias,
@@ -33,7 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.builtin_content import attributes_of, builtin_base, reader_of, size_of
+from torch_gradcheck.borrowing.builtin_content import attributes_of, builtin_base, content_of_cell, reader_of, size_of
 from torch_gradcheck.borrowing.captures import names_used
 from torch_gradcheck.borrowing.random_state import is_generator
 from torch_gradcheck.borrowing.reach import Reach, Watch, is_ordinary, mark_of
@@ -259,7 +258,7 @@ class _Graph:
             return
         names = names_used(function)
         node.names = names
-        node.watches.append(Watch(lambda: [_content_of_cell(cell) for cell in function.__closure__ or ()]))
+        node.watches.append(Watch(lambda: [content_of_cell(cell, ABSENT) for cell in function.__closure__ or ()]))
         self._hold(node, node.watches[-1].before)
         self._hold(node, [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), vars(function)])
         self._hold_named(node, function.__globals__, names, set())
@@ -298,13 +297,6 @@ class _Graph:
 def keeps_nothing(module: Any) -> bool:
     """Whether code of this file or package is taken to keep nothing."""
     return str(module).partition(".")[0] in KEEPS_NOTHING
-
-
-def _content_of_cell(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return ABSENT
 
 
 def _content_of_slot(slot: MemberDescriptorType, value: Any) -> Any:

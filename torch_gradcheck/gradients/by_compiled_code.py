@@ -14,7 +14,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients, theta_gradients
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
-from torch_gradcheck.precision.dtypes import epsilon, in_precision
+from torch_gradcheck.precision.dtypes import epsilon, in_precision, name_of
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.code_lines import defining_line
 from torch_gradcheck.torch_internals.compiler import CompiledCall, CompiledCode, compiled_calls, compiler_as_it_was
@@ -132,7 +132,7 @@ class Backward:
         try:
             run = self._compiled(parts)
         except Exception as error:  # whatever a backend raises, the eager backward is judged
-            return None, f"compiling it in {_word(self._objective.dtype)} raises {_in_one_line(error)}"
+            return None, f"compiling it in {name_of(self._objective.dtype)} raises {_in_one_line(error)}"
         return run, self._why_another(run)
 
     def _why_another(self, run: _CompiledRun) -> str:
@@ -186,7 +186,7 @@ class Backward:
         objective = self._objective
         self.notes.insert(
             0,
-            f"on trial is the backward of compiled code, compiled anew in {_word(objective.dtype)}: "
+            f"on trial is the backward of compiled code, compiled anew in {name_of(objective.dtype)}: "
             f"{_with_backends(self.parts)}; the differences are those of eager J",
         )
         if not abs(run.loss - objective.loss) <= self._rounding:
@@ -232,10 +232,6 @@ def _with_backends(parts: Sequence[CompiledPart]) -> str:
     for part in parts:
         by_backend.setdefault(part.backend, []).append(part.words)
     return "; ".join(f"{listed(words)} by {backend}" for backend, words in by_backend.items())
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _in_one_line(error: Exception) -> str:

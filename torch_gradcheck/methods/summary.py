@@ -13,6 +13,7 @@ from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.objective.scripted import on_scripted
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
+from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
@@ -103,7 +104,7 @@ def reported(
         evaluations=problem.objective.evaluations,
         seconds=time.perf_counter() - started,
         tolerance=request.tolerance,
-        dtype=str(request.dtype).removeprefix("torch."),
+        dtype=name_of(request.dtype),
         mode=request.mode,
         seed=request.seed,
         noise=noise.sigma,

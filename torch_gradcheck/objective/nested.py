@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from torch_gradcheck.borrowing.builtin_content import attributes_of, is_a, items_of
+from torch_gradcheck.borrowing.builtin_content import attributes_of, content_of_cell, is_a, items_of
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
@@ -90,7 +90,7 @@ class _Copy:
         if isinstance(value, functools.partial):
             return functools.partial(self.of(value.func), *self.of(value.args), **self.of(value.keywords))
         cells = value.__closure__ or ()
-        if not any(_holds_numbers(_content(cell), DEPTH) for cell in cells):
+        if not any(_holds_numbers(content_of_cell(cell), DEPTH) for cell in cells):
             return value
         copied = tuple(map(self._cell_like, cells))
         new = FunctionType(value.__code__, value.__globals__, value.__name__, value.__defaults__, copied)
@@ -99,7 +99,7 @@ class _Copy:
         return new
 
     def _cell_like(self, cell: CellType) -> CellType:
-        content = _content(cell)
+        content = content_of_cell(cell)
         return CellType(self.of(content)) if _holds_numbers(content, DEPTH) else cell
 
     def _object_like(self, value: Any) -> Any:
@@ -140,14 +140,6 @@ def _holds_numbers(value: Any, depth: int) -> bool:
     if depth < 0:
         return False
     return any(_holds_numbers(item, depth - 1) for _, item in _children(value)) or _is_plain_object(value, depth)
-
-
-def _content(cell: CellType) -> Any:
-    """What a closure has taken from around it; None before the name there has a value."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return None
 
 
 def _tuple_like(value: tuple[Any, ...], items: list[Any]) -> Any:

@@ -16,7 +16,7 @@ from torch_gradcheck.errors import NonScalarLossError
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.unseen import Activity
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.scripted import hides_interrupt
@@ -235,7 +235,7 @@ def on_overridden(objective: Objective) -> str:
         {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
     )
     return (
-        f"casts and tensors of a lower precision were computed in {_name(objective.dtype)} "
+        f"casts and tensors of a lower precision were computed in {name_of(objective.dtype)} "
         f"({', '.join(sorted(objective.overridden))}) in {listed(modules)}"
     )
 
@@ -244,7 +244,7 @@ def on_replaced(objective: Objective) -> str:
     """The note on an operation of torch that was computed by other ones; "" without."""
     if not objective.replaced:
         return ""
-    return f"grouped products were computed group by group: torch has no kernel for them in {_name(objective.dtype)}"
+    return f"grouped products were computed group by group: torch has no kernel for them in {name_of(objective.dtype)}"
 
 
 def on_graph(objective: Objective, accumulated: bool) -> str:
@@ -275,7 +275,3 @@ def on_held(objective: Objective, asked: bool) -> str:
     return (
         f"{held}; {strays} evaluations detached other values than at θ, as a condition may do, and give no value of J"
     )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""Floating dtypes: machine epsilon, which of two is coarser, and a dtype in another precision."""
+"""Dtypes: their names, machine epsilon, which of two is coarser, and a dtype in another precision."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import torch
 
 COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 """The complex dtype whose real and imaginary parts have a precision."""
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The name in sentences and in reports, such as "float64"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def epsilon(dtype: torch.dtype) -> float:

@@ -20,7 +20,7 @@ from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import flat_values, theta_of
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport
 from torch_gradcheck.request import Request
@@ -202,7 +202,7 @@ class GradCheck:
         return notes
 
     def _precision(self) -> str:
-        dtypes = sorted({str(entry.own_dtype).removeprefix("torch.") for entry in self.theta})
+        dtypes = sorted({name_of(entry.own_dtype) for entry in self.theta})
         plain = self.replays is None or self.replays.regime.is_plain
         regime = "" if plain or self.replays is None else f", {self.replays.regime}"
         hides = f", and hide mistakes of up to {self._hides:.0%} of a gradient that matches" if self._hides else ""

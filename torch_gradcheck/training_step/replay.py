@@ -17,7 +17,7 @@ from torch_gradcheck.gradients.by_autograd import theta_gradients
 from torch_gradcheck.objective.loss import Compute, Loss
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.theta import Theta
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.training_step.forward_state import Autocast
 
@@ -38,7 +38,7 @@ class Regime:
         return not any(enabled for enabled, _ in self.autocast.values())
 
     def __str__(self) -> str:
-        names = [str(dtype).removeprefix("torch.") for enabled, dtype in self.autocast.values() if enabled]
+        names = [name_of(dtype) for enabled, dtype in self.autocast.values() if enabled]
         return f"autocast to {names[0]}" if names else "no autocast"
 
 
