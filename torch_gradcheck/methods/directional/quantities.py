@@ -7,7 +7,7 @@ chooses a slope for each of the parts, and what it adds up to need then be no sl
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -67,8 +67,12 @@ class Quantities:
             ahead, behind = self._at((direction, scale * step)), self._at((direction, -scale * step))
             return _slopes(here, ahead, scale * step), _slopes(behind, here, scale * step)
 
+        @cache
+        def slopes_here(scale: float) -> list[Tensor]:
+            return self._slopes(direction, scale * step)
+
         def there_and_here(point: Direction, scale: float) -> Pair:
-            return self._slopes(direction, scale * step, (point, scale)), self._slopes(direction, scale * step)
+            return self._slopes(direction, scale * step, (point, scale)), slopes_here(scale)
 
         alike = _are_alike(on_both_sides, here, step)
         for point in points:
