@@ -23,7 +23,7 @@ FLOORS = """
     objective
     gradients engines verdicts
     methods
-    diagnosis planting
+    contract diagnosis planting
     training_step
     check
     monitoring command_line

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch_gradcheck.version import __version__
 
 if TYPE_CHECKING:
-    from torch_gradcheck.check import check_closure, check_module
+    from torch_gradcheck.check import check_closure, check_function, check_module
     from torch_gradcheck.errors import (
         GradcheckError,
         GradientMismatchError,
@@ -23,12 +23,23 @@ if TYPE_CHECKING:
     from torch_gradcheck.monitoring.monitor import GradientMonitor
     from torch_gradcheck.planting.plant import blind_spots
     from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
-    from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, DiagnosisKind, ParameterReport, Status, Verdict
+    from torch_gradcheck.reporting.facts import (
+        ContractEntry,
+        ContractStatus,
+        Coordinate,
+        Diagnosis,
+        DiagnosisKind,
+        ParameterReport,
+        Status,
+        Verdict,
+    )
     from torch_gradcheck.reporting.report import Report
 
 __all__ = [
     "BlindSpot",
     "BlindSpots",
+    "ContractEntry",
+    "ContractStatus",
     "Coordinate",
     "Diagnosis",
     "DiagnosisKind",
@@ -48,11 +59,13 @@ __all__ = [
     "__version__",
     "blind_spots",
     "check_closure",
+    "check_function",
     "check_module",
 ]
 
 _HOMES = {
     "check_closure": "check",
+    "check_function": "check",
     "check_module": "check",
     "GradcheckError": "errors",
     "GradientMismatchError": "errors",
@@ -62,6 +75,8 @@ _HOMES = {
     "NonFiniteLossError": "errors",
     "NonScalarLossError": "errors",
     "NothingProvenError": "errors",
+    "ContractEntry": "reporting.facts",
+    "ContractStatus": "reporting.facts",
     "Coordinate": "reporting.facts",
     "Diagnosis": "reporting.facts",
     "DiagnosisKind": "reporting.facts",

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from torch_gradcheck.contract.entries import contract_of
+from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.diagnosis.findings import findings_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
@@ -17,6 +19,8 @@ from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
+from torch_gradcheck.objective.function_call import function_call
+from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
@@ -149,6 +153,62 @@ def check_closure(
     callable_argument("closure", closure)
     closure_argument(closure)
     return checked(model, ClosureLoss(closure), request)
+
+
+def check_function(
+    function: Callable[..., Any],
+    inputs: Sequence[Any] | Mapping[str, Any],
+    *,
+    tolerance: float | None = None,
+    dtype: torch.dtype = torch.float64,
+    eps: float | None = None,
+    seed: int = 0,
+    hold_detached: bool = False,
+    progress: bool | None = None,
+) -> Report:
+    """Checks the gradients of a function of tensors under random gradients of its outputs, and its contract.
+
+    J = Σ ⟨v, y⟩ over all differentiable outputs y, v drawn from `seed`: signed, of sizes between ½ and 1½, divided by
+    the number of entries of the output.
+
+    Args:
+        function: a plain function, `MyFunction.apply`, a custom operator of `torch.library`, or a module, whose
+            parameters are on trial too and whose mode stays as it is.
+        inputs: a tuple of its positional arguments, or a mapping of keyword arguments. On trial are the tensors that
+            require a gradient or, where none does, all of floating point or complex numbers.
+        tolerance: as in `check_module`, as are all that follow.
+        dtype: the precision of the check; the arguments on trial are copied into it.
+        eps: the step of the centered difference.
+        seed: of v, and whatever else is drawn at random.
+        hold_detached: what passes through `detach()` is held.
+        progress: a bar.
+
+    Raises:
+        InvalidRequestError, NonFiniteLossError, NonDeterministicLossError: as `check_module`.
+    """
+    model = function if isinstance(function, nn.Module) else FunctionModule()
+    request = validated_request(
+        model,
+        METHOD_NAMES,
+        gradients=None,
+        method="auto",
+        eps=eps,
+        tolerance=tolerance,
+        include=None,
+        exclude=None,
+        mode="keep",
+        dtype=dtype,
+        seed=seed,
+        progress=progress,
+        perturb=0.0,
+        hold_detached=hold_detached,
+    )
+    callable_argument("function", function)
+    loss = FunctionLoss(function_call(function, inputs), request.seed)
+    report = checked(model, loss, request)
+    proven = frozenset(row.name for row in report if row.status.is_proven)
+    with posed(model, loss, request) as problem:
+        return replace(report, contract=contract_of(Trial(problem, loss, proven)))
 
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:

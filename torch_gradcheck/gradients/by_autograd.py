@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import nn
 
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
@@ -43,7 +42,7 @@ def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: floa
     }
 
 
-def _of_loss(loss: torch.Tensor, parameters: list[nn.Parameter]) -> tuple[list[torch.Tensor | None], bool]:
+def _of_loss(loss: torch.Tensor, parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor | None], bool]:
     """The gradients, and whether a backward that J ran itself has left them in `.grad`."""
     left = [parameter.grad for parameter in parameters]
     ran = any(gradient is not None for gradient in left)

@@ -31,6 +31,7 @@ from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.perturbed_theta import move_theta
 from torch_gradcheck.objective.preflight import preflighted
 from torch_gradcheck.objective.theta import Theta, check_selection, theta_of
+from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
@@ -78,8 +79,8 @@ class Problem:
 
     @cached_property
     def theta(self) -> Theta:
-        """The parameters of the lent model: its own `train()` and `eval()` may have frozen and thawed some."""
-        return theta_of(self.model, self.request.include, self.request.exclude)
+        """The parameters of the lent model, whose `train()` and `eval()` may have thawed some, and the variables."""
+        return theta_of(self.model, self.request.include, self.request.exclude, self._loss.variables)
 
     @cached_property
     def objective(self) -> Objective:
@@ -88,7 +89,8 @@ class Problem:
         compute = self._loss.at(dtype)
         hold = self.request.hold_detached
         try:
-            return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, self.progress.beat, hold)
+            variables, beat = objects_of(self._loss.variables), self.progress.beat
+            return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, beat, hold, variables)
         except NonFiniteLossError as error:
             if not self.request.perturb:
                 raise
@@ -257,7 +259,7 @@ def posed(
     Raises:
         InvalidRequestError: nothing can be checked: no parameters, a pattern that matches nothing, meta tensors ...
     """
-    selected = check_selection(model, request.include, request.exclude)
+    selected = check_selection(model, request.include, request.exclude, loss.variables)
     if isinstance(request.gradients, Mapping):
         check_names(request.gradients, [names for _, names in selected])
     threads = torch.get_num_threads()  # the loan may set it to 1

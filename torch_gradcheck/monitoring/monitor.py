@@ -144,7 +144,7 @@ class GradientMonitor:
         self._weights: list[float] = []
         self._arrived = 0
         self._ended: dict[int, str] = {}
-        self._earlier: dict[nn.Parameter, Floats] = {}
+        self._earlier: dict[torch.Tensor, Floats] = {}
         self._previous: Loss | None = None
         self._await(0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,10 +19,16 @@ class BatchCopy:
 
     `dtype` None leaves all in their own. A tensor that occurs twice is one tensor in the copy too. An evaluation may
     write to its batch; `fresh` hands out the first values again.
+
+    Args:
+        batch: the caller's.
+        dtype: of the floating tensors.
+        lent: tensors of the batch that are lent like parameters; they stay the objects that they are.
     """
 
-    def __init__(self, batch: Any, dtype: torch.dtype | None) -> None:
+    def __init__(self, batch: Any, dtype: torch.dtype | None, lent: Sequence[torch.Tensor] = ()) -> None:
         self._dtype = dtype
+        self._lent = {id(tensor) for tensor in lent}
         self._copies: dict[int, torch.Tensor] = {}
         self._kept: list[torch.Tensor] = []  # the originals, so that no id is used twice
         self._structure = rebuilt(batch, self._copied)
@@ -33,6 +40,8 @@ class BatchCopy:
         return rebuilt(self._structure, self._rewound)
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in self._lent:
+            return tensor
         if tensor.is_meta:
             raise InvalidRequestError("batch holds a tensor on the meta device, which has no numbers to compute with.")
         if id(tensor) not in self._copies:
@@ -42,6 +51,8 @@ class BatchCopy:
         return self._copies[id(tensor)]
 
     def _rewound(self, tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) in self._lent:  # the loan rewinds it
+            return tensor
         if version_of(tensor) != self._versions[id(tensor)] or tensor.grad is not None or is_freed(tensor):
             tensor.grad = None
             write_back(tensor, self._first[id(tensor)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Indices
@@ -13,7 +14,7 @@ from torch_gradcheck.torch_internals.modules import named_modules, spectral_norm
 Embedding = nn.Embedding | nn.EmbeddingBag
 
 
-def padding_coordinates(model: nn.Module, parameter: nn.Parameter) -> Indices:
+def padding_coordinates(model: nn.Module, parameter: torch.Tensor) -> Indices:
     """Coordinates of `parameter` that an embedding never trains: the row of its `padding_idx`.
 
     J depends on that row where the batch holds padding, and autograd gives it no gradient, by definition of the module.

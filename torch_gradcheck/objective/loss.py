@@ -15,6 +15,7 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
+from torch_gradcheck.objective.variables import Variable, objects_of, variables_in
 
 Compute = Callable[[], Any]
 """Computes the loss of a lent model; takes no argument."""
@@ -29,6 +30,10 @@ class Loss(Protocol):
     @property
     def holders(self) -> Sequence[Any]:
         """The user's functions, and whatever else J reaches besides the model: lent or set aside with it."""
+
+    @property
+    def variables(self) -> Sequence[Variable]:
+        """The tensors besides the model's parameters that are on trial; their objects are among the holders."""
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """J as a function of nothing, the batch copied into `dtype` (None: each tensor in its own)."""
@@ -53,8 +58,13 @@ class ModuleLoss:
 
     @cached_property
     def holders(self) -> list[Any]:
-        """The loss function and the random generators in the batch; the batch itself is copied."""
-        return [self.loss_fn, *captures_of(self.batch).generators.values()]
+        """The loss function, the random generators in the batch and its variables; all else in it is copied."""
+        return [self.loss_fn, *captures_of(self.batch).generators.values(), *objects_of(self.variables)]
+
+    @cached_property
+    def variables(self) -> list[Variable]:
+        """The tensors of the batch that require a gradient: `batch`, `batch[0]`, `batch['x']`."""
+        return variables_in("batch", self.batch)
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
@@ -62,7 +72,7 @@ class ModuleLoss:
             raise InvalidRequestError(
                 "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
             )
-        copy = BatchCopy(self.batch, dtype)
+        copy = BatchCopy(self.batch, dtype, objects_of(self.variables))
 
         def compute() -> Any:
             fresh = copy.fresh()
@@ -81,14 +91,19 @@ class ClosureLoss:
 
     @property
     def holders(self) -> list[Any]:
-        """The closure."""
-        return [self.closure]
+        """The closure and the variables of its batch."""
+        return [self.closure, *objects_of(self.variables)]
+
+    @cached_property
+    def variables(self) -> list[Variable]:
+        """The tensors of the batch that require a gradient."""
+        return variables_in("batch", self.batch)
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
         if self.batch is NOTHING:
             return self.closure
-        copy = BatchCopy(self.batch, dtype)
+        copy = BatchCopy(self.batch, dtype, objects_of(self.variables))
         return lambda: self.closure(copy.fresh())
 
 
@@ -117,6 +132,11 @@ class MeanLoss:
     def holders(self) -> list[Any]:
         """The holders of all the losses."""
         return [holder for loss in self.losses for holder in loss.holders]
+
+    @property
+    def variables(self) -> list[Variable]:
+        """Those of the only loss; of several batches none, whose names would be the same."""
+        return list(self.losses[0].variables) if len(self.losses) == 1 else []
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any
 
@@ -57,6 +57,7 @@ class Objective:
         drawn_in: DrawnIn | None = None,
         beat: Callable[[], None] = lambda: None,
         held: HeldValues | None = None,
+        variables: Sequence[torch.Tensor] = (),
     ) -> None:
         self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan
@@ -69,6 +70,7 @@ class Objective:
         self.runs_backward = False
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
+        self._variables = variables
         self._needs_mode = True
         self.held = held
         self._holding: Holding | None = None
@@ -131,7 +133,7 @@ class Objective:
             mode = PrecisionMode(self.dtype)
         if mode is not None:
             mode.drawn_in = self.drawn_in
-        self._holding = None if held is None else Holding(held, self._moving, self._borrowed.lends)
+        self._holding = None if held is None else Holding(held, self.leaves, self._borrowed.lends)
         return _Evaluation(self._borrowed, mode, self._holding)
 
     @property
@@ -140,9 +142,9 @@ class Objective:
         return self._holding is not None and self._holding.strayed
 
     @property
-    def _moving(self) -> list[nn.Parameter]:
-        """The parameters that the graph of J begins at."""
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+    def leaves(self) -> list[torch.Tensor]:
+        """The parameters and variables that the graph of J begins at."""
+        return [leaf for leaf in [*self.model.parameters(), *self._variables] if leaf.requires_grad]
 
     def compute(self) -> torch.Tensor:
         """J as a 0-dim tensor; only inside `evaluation`. NaN where values are held, and J asks for other ones."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ def preflighted(
     drawn_in: DrawnIn | None = None,
     beat: Callable[[], None] = lambda: None,
     hold_detached: bool = False,
+    variables: Sequence[torch.Tensor] = (),
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
 
@@ -44,6 +45,7 @@ def preflighted(
         drawn_in: the precisions of random draws, None for that of the check.
         beat: called before every evaluation.
         hold_detached: values at which the graph of J is cut are held; J is then evaluated with a graph.
+        variables: the lent tensors that J depends on besides the model's parameters.
 
     Raises:
         NonScalarLossError: J is not one real number.
@@ -51,7 +53,8 @@ def preflighted(
         NonDeterministicLossError: equal calls give different values.
         InvalidRequestError: J needs an operation that has no kernel in `dtype`.
     """
-    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, HeldValues() if hold_detached else None)
+    held = HeldValues() if hold_detached else None
+    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, held, variables)
     try:
         objective.loss = objective.record_evaluation()
     except (RuntimeError, torch.jit.Error) as error:

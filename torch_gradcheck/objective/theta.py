@@ -14,6 +14,7 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
 from torch_gradcheck.objective.perturbation import real_view
+from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.reporting.words import close_names
 from torch_gradcheck.torch_internals.modules import named_parameters, plain_names
 from torch_gradcheck.torch_internals.tensors import is_wrapper
@@ -32,7 +33,7 @@ class ThetaEntry:
     Attributes:
         name: the first name in the order of `named_parameters()`.
         aliases: the other names of a tied parameter.
-        parameter: the caller's own object.
+        parameter: the caller's own object: a Parameter, or the tensor of a `Variable`.
         checked: whether its gradient is on trial: the patterns select it, and it is not frozen.
         frozen: whether `requires_grad` is false.
         padding: flat coordinates that are not tried, see `padding_coordinates`.
@@ -41,7 +42,7 @@ class ThetaEntry:
 
     name: str
     aliases: tuple[str, ...]
-    parameter: nn.Parameter
+    parameter: torch.Tensor
     checked: bool
     frozen: bool
     padding: Indices
@@ -114,29 +115,41 @@ class Theta(Sequence[ThetaEntry]):
         raise IndexError(f"θ has {self.coordinates} coordinates, there is no coordinate {coordinate}")
 
 
-def theta_of(model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Theta:
-    """The parameters of `model`, tied ones once, those that the glob patterns select marked for checking.
+def theta_of(
+    model: nn.Module,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    variables: Sequence[Variable] = (),
+) -> Theta:
+    """The parameters of `model`, tied ones once, then the variables: those that the glob patterns select.
 
     Raises:
         InvalidRequestError: no parameters, none that requires a gradient, none selected, a pattern that matches
             nothing, or a parameter that holds no ordinary numbers (uninitialised, meta, sparse, a tensor subclass).
     """
-    return Theta([_entry(model, parameter, names) for parameter, names in check_selection(model, include, exclude)])
+    selected = check_selection(model, include, exclude, variables)
+    return Theta([_entry(model, parameter, names) for parameter, names in selected])
 
 
 def check_selection(
-    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()
-) -> list[tuple[nn.Parameter, list[str]]]:
-    """The distinct parameters that the patterns select, each with all its names; raises what `theta_of` raises.
+    model: nn.Module,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    variables: Sequence[Variable] = (),
+) -> list[tuple[torch.Tensor, list[str]]]:
+    """The distinct parameters and variables that the patterns select, with all their names; raises as `theta_of`.
 
     To be called before the model is lent.
     """
     include, exclude = ([*map(plain_names(model), patterns)] for patterns in (include, exclude))
-    names: dict[nn.Parameter, list[str]] = {}
-    for name, parameter in named_parameters(model):
+    names: dict[torch.Tensor, list[str]] = {}
+    for name, parameter in [*named_parameters(model), *((each.name, each.tensor) for each in variables)]:
         names.setdefault(parameter, []).append(name)
     if not names:
-        raise InvalidRequestError(f"model ({type(model).__name__}) has no parameters: there is no gradient to check.")
+        raise InvalidRequestError(
+            f"model ({type(model).__name__}) has no parameters, and no tensor that it is called with requires a "
+            "gradient: there is no gradient to check."
+        )
     every_name = [name for group in names.values() for name in group]
     _check_patterns("include", include, every_name)
     _check_patterns("exclude", exclude, every_name)
@@ -151,7 +164,7 @@ def check_selection(
     return selected
 
 
-def _entry(model: nn.Module, parameter: nn.Parameter, names: list[str]) -> ThetaEntry:
+def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str]) -> ThetaEntry:
     return ThetaEntry(
         name=names[0],
         aliases=tuple(names[1:]),
@@ -174,7 +187,7 @@ def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]
             raise InvalidRequestError(f"{argument}={pattern!r} matches no parameter of the model; {hint}.")
 
 
-def _check_is_ordinary(name: str, parameter: nn.Parameter) -> None:
+def _check_is_ordinary(name: str, parameter: torch.Tensor) -> None:
     if isinstance(parameter, nn.parameter.UninitializedParameter):
         raise InvalidRequestError(
             f"parameter {name!r} is not initialised yet (a lazy module): call the model once on a batch first."
@@ -192,7 +205,7 @@ def _check_is_ordinary(name: str, parameter: nn.Parameter) -> None:
 
 
 def _check_something_to_do(
-    selected: Sequence[tuple[nn.Parameter, list[str]]], total: int, include: Sequence[str], exclude: Sequence[str]
+    selected: Sequence[tuple[torch.Tensor, list[str]]], total: int, include: Sequence[str], exclude: Sequence[str]
 ) -> None:
     if not selected:
         raise InvalidRequestError(

@@ -270,6 +270,30 @@ class ParameterReport:
     seconds: float = 0.0
 
 
+class ContractStatus(StrEnum):
+    """What became of an entry of a function's contract."""
+
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_APPLICABLE = "not_applicable"
+
+
+@dataclass(frozen=True, slots=True)
+class ContractEntry:
+    """What else holds of a function that others call inside their models, besides its gradient.
+
+    Attributes:
+        name: of the entry, such as `grad_output_kept`.
+        status: see `ContractStatus`.
+        message: of a failure what was done, found and should have been; why an entry is not applicable; of one that
+            passed what was tried, or "".
+    """
+
+    name: str
+    status: ContractStatus
+    message: str = ""
+
+
 @dataclass(frozen=True)
 class Facts:
     """Everything a check found; iterates over its `ParameterReport`s in the order of `named_parameters()`.
@@ -293,6 +317,7 @@ class Facts:
             parameter is then the worse of the two.
         backward_spread: how far two runs of the backward lie apart where they differ by more than rounding: the largest
             difference relative to the largest entry of the gradient; 0 where they do not. Such a check does not pass.
+        contract: of `check_function`, one entry each for what else was tried; else empty.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -310,14 +335,16 @@ class Facts:
     notes: list[str] = field(default_factory=list)
     in_grad: Facts | None = None
     backward_spread: float = 0.0
+    contract: tuple[ContractEntry, ...] = ()
 
     @property
     def passed(self) -> bool:
         """No parameter is a mismatch, at least one is a match or a kink, and the backward is one function.
 
-        A check that proved nothing does not pass.
+        Of a function, no entry of the contract has failed either. A check that proved nothing does not pass.
         """
-        return not self.mismatches and not self.backward_spread and any(row.status.is_proven for row in self.parameters)
+        right = not self.mismatches and not self.backward_spread and not self.broken
+        return right and any(row.status.is_proven for row in self.parameters)
 
     @property
     def proven(self) -> bool:
@@ -334,6 +361,11 @@ class Facts:
         """The rows that are wrong, worst first (a ratio of NaN is the worst)."""
         wrong = [row for row in self.parameters if row.status is Status.MISMATCH]
         return sorted(wrong, key=badness, reverse=True)
+
+    @property
+    def broken(self) -> list[ContractEntry]:
+        """The entries of the contract that have failed."""
+        return [entry for entry in self.contract if entry.status is ContractStatus.FAILED]
 
     def __bool__(self) -> bool:
         return self.passed

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
@@ -41,7 +42,7 @@ class TrainingStep:
     scale: float = 1.0
     clip_norm: float | None = None
     clip_value: float | None = None
-    earlier: Mapping[nn.Parameter, Floats] = field(default_factory=dict)
+    earlier: Mapping[torch.Tensor, Floats] = field(default_factory=dict)
     previous: Loss | None = None
     window: Window | None = None
 

@@ -144,7 +144,7 @@ class _Keeping(Recording):
         ):
             loss = objective.compute()
             self._look(None)
-            theta = [each for each in objective.model.parameters() if each.requires_grad]
+            theta = objective.leaves
             found = dict(zip(theta, gradients_of([loss], theta), strict=True))
         self._attributes.clear()  # nodes hold on to what was saved
         gradients = [(each, found.get(each.entry.parameter)) for each in wrong]

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
 from torch_gradcheck.diagnosis.culprit.call_recording import NO_TAPS, GradientTaps, Recording
 from torch_gradcheck.diagnosis.culprit.followed import SAME_MISTAKE
@@ -105,7 +104,7 @@ class Run:
         # A Function that asks for the parameter's gradient in its backward makes hooks run, too.
         return sum(raw) if raw and (self._accumulated or has_hooks(parameter)) else wrong.analytic
 
-    def _backward(self, watched: list[nn.Parameter], recording: Recording) -> None:
+    def _backward(self, watched: list[torch.Tensor], recording: Recording) -> None:
         if watched:
             with before_hooks(watched[0]) as self._raw[watched[0]]:
                 self._backward(watched[1:], recording)
@@ -117,7 +116,7 @@ class Run:
         recording.forget_gradients()  # of backwards that the closure ran itself
         for gradients in self._raw.values():
             gradients.clear()
-        theta = [each for each in self._objective.model.parameters() if each.requires_grad]
+        theta = self._objective.leaves
         found = dict(zip(theta, gradients_of([loss], [*theta, *recording.leaves]), strict=False))
         self.same = all(_is_same(each, found.get(each.entry.parameter)) for each in self._wrong)
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.diagnosis.culprit.argument_copies import laid_out_alike, tensors_of
@@ -110,7 +109,7 @@ class CallRunner:
         self._backwards: dict[RecordedCall, _Backward] = {}
         self._held: dict[RecordedCall, HeldValues] = {}
         # Gradients of all of θ are asked for, as in the real run: a branch that is not asked for would not run.
-        self._theta = list(objective.model.parameters())
+        self._theta = objective.leaves
         self._hooked = {each.entry.parameter for each in wrong if has_hooks(each.entry.parameter)}
 
     def contribution(self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate) -> Contribution:
@@ -222,7 +221,7 @@ class CallRunner:
     def _of_theta(
         self,
         wrong: WrongCoordinate,
-        found: Mapping[nn.Parameter, torch.Tensor | None],
+        found: Mapping[torch.Tensor, torch.Tensor | None],
         raw: Mapping[torch.Tensor, list[torch.Tensor]],
     ) -> float:
         """The gradient for the coordinate, before the parameter's hooks if it has any.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+import torch
 from torch import nn
 
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
@@ -200,7 +201,7 @@ class Split:
         return abs(error) > max(OWN_MISTAKE * abs(self._error), ERROR_BARS_OFF * contribution.error_bar)
 
 
-def _holds(owner: Owner, parameter: nn.Parameter) -> bool:
+def _holds(owner: Owner, parameter: torch.Tensor) -> bool:
     return isinstance(owner, nn.Module) and any(held is parameter for held in owner.parameters(recurse=False))
 
 

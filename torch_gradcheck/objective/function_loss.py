@@ -1,0 +1,65 @@
+"""J of a function: Σ ⟨v, y⟩ over its differentiable outputs y, with random v that are signed and not uniform."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.objective.function_call import FunctionCall, outputs_of
+from torch_gradcheck.objective.loss import Compute
+from torch_gradcheck.objective.variables import Variable, objects_of
+
+
+class FunctionModule(nn.Module):
+    """Stands for a plain function where a check asks for a model: it has no parameters, buffers or modules."""
+
+
+@dataclass(frozen=True)
+class FunctionLoss:
+    """Σ ⟨v, y⟩ of a function called with its arguments.
+
+    Attributes:
+        call: the function and its arguments.
+        seed: of v.
+    """
+
+    call: FunctionCall
+    seed: int
+
+    @property
+    def holders(self) -> list[Any]:
+        """The function and its arguments."""
+        return [self.call.function, self.call.args, dict(self.call.kwargs), *objects_of(self.variables)]
+
+    @cached_property
+    def variables(self) -> list[Variable]:
+        """The arguments on trial."""
+        return self.call.variables
+
+    def at(self, dtype: torch.dtype | None) -> Compute:  # noqa: ARG002
+        """See `Loss.at`; the arguments are lent in `dtype`."""
+        return self._value
+
+    def _value(self) -> torch.Tensor:
+        outputs = [tensor for _, tensor in outputs_of(self.call.called(objects_of(self.variables)))]
+        differentiable = [tensor for tensor in outputs if tensor.is_floating_point() or tensor.is_complex()]
+        return torch.stack([inner(self.cotangent(k, y), y) for k, y in enumerate(differentiable)]).sum()
+
+    def cotangent(self, position: int, output: torch.Tensor) -> torch.Tensor:
+        """v of the output at this position: signed, its entries of sizes between ½ and 1½, divided by their number."""
+        generator = torch.Generator("cpu").manual_seed((self.seed + position) % 2**63)
+        shape = (*output.shape, 2) if output.is_complex() else tuple(output.shape)
+        draws = torch.rand((2, *shape), generator=generator, dtype=torch.float64, device="cpu")
+        real = (0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0) / max(output.numel(), 1)
+        v = torch.view_as_complex(real) if output.is_complex() else real
+        return v.to(device=output.device, dtype=output.dtype)
+
+
+def inner(v: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """⟨v, y⟩ = Re Σ conj(v) y."""
+    product = (v.conj() * y).sum()
+    return product.real if product.is_complex() else product
