@@ -95,7 +95,9 @@ class TensorCopies:
         Version counters do not tell of all: torch's batch norms write to running statistics and leave them as they are.
         """
         pairs = zip(self._tensors, self._pristine, strict=True)
-        self._always_reset = {position for position, (now, first) in enumerate(pairs) if not torch.equal(now, first)}
+        self._always_reset = {
+            position for position, (now, first) in enumerate(pairs) if is_freed(now) or not torch.equal(now, first)
+        }
 
     def rewind(self) -> None:
         """Puts the first values back into copies that an evaluation wrote to.
