@@ -270,4 +270,6 @@ def posed(
             borrowed.take_for_first()
         return Problem(model, loss, borrowed, request, threads, progress, theta, drawn_in)
 
-    return Loan(model, loss.holders, request.mode, request.dtype, request.seed, problem, start)
+    return Loan(
+        model, loss.holders, request.mode, request.dtype, request.seed, problem, start, objects_of(loss.variables)
+    )

@@ -15,7 +15,7 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
-from torch_gradcheck.objective.variables import Variable, objects_of, variables_in
+from torch_gradcheck.objective.variables import Variable, distinct, objects_of, variables_in
 from torch_gradcheck.reporting.facts import Role
 
 Compute = Callable[[], Any]
@@ -73,7 +73,7 @@ class ModuleLoss:
             raise InvalidRequestError(
                 "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
             )
-        copy = BatchCopy(self.batch, dtype, objects_of(self.variables))
+        copy = BatchCopy(self.batch, dtype, self.variables)
 
         def compute() -> Any:
             fresh = copy.fresh()
@@ -104,7 +104,7 @@ class ClosureLoss:
         """See `Loss.at`."""
         if self.batch is NOTHING:
             return self.closure
-        copy = BatchCopy(self.batch, dtype, objects_of(self.variables))
+        copy = BatchCopy(self.batch, dtype, self.variables)
         return lambda: self.closure(copy.fresh())
 
 
@@ -136,8 +136,10 @@ class MeanLoss:
 
     @property
     def variables(self) -> list[Variable]:
-        """Those of the only loss; of several batches none, whose names would be the same."""
-        return list(self.losses[0].variables) if len(self.losses) == 1 else []
+        """Those of the only loss; of several batches those of all, as `batches[1][0]`."""
+        if len(self.losses) == 1:
+            return list(self.losses[0].variables)
+        return distinct([_of_batch(k, each) for k, loss in enumerate(self.losses) for each in loss.variables])
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
@@ -152,6 +154,14 @@ class MeanLoss:
             return total if self.weights else total / self.divisor
 
         return computes[0] if len(computes) == 1 and self._of_one == 1 else mean
+
+
+def _of_batch(number: int, variable: Variable) -> Variable:
+    """A variable of one of several batches, its places in the batch named `batches[number]…`."""
+    if variable.role is not Role.INPUT:
+        return variable
+    first, *others = [f"batches[{number}]{name.removeprefix('batch')}" for name in variable.names]
+    return replace(variable, name=first, aliases=tuple(others))
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:
