@@ -15,8 +15,16 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
-from torch_gradcheck.objective.variables import Variable, distinct, objects_of, variables_in
+from torch_gradcheck.objective.variables import (
+    Variable,
+    captured_by,
+    distinct,
+    not_perturbed_in,
+    objects_of,
+    variables_in,
+)
 from torch_gradcheck.reporting.facts import Role
+from torch_gradcheck.reporting.words import listed
 
 Compute = Callable[[], Any]
 """Computes the loss of a lent model; takes no argument."""
@@ -97,8 +105,8 @@ class ClosureLoss:
 
     @cached_property
     def variables(self) -> list[Variable]:
-        """The tensors of the batch that require a gradient."""
-        return variables_in("batch", self.batch, Role.INPUT)
+        """The tensors of the batch that require a gradient, and those that the closure captures: `x`, `self.z`."""
+        return distinct([*variables_in("batch", self.batch, Role.INPUT), *captured_by(self.closure)])
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
@@ -154,6 +162,20 @@ class MeanLoss:
             return total if self.weights else total / self.divisor
 
         return computes[0] if len(computes) == 1 and self._of_one == 1 else mean
+
+
+def on_not_perturbed(loss: Loss) -> str:
+    """The note on tensors of the batch that require a gradient and are not on trial; "" where there are none."""
+    names = _not_perturbed(loss)
+    if not names:
+        return ""
+    return f"not on trial, since only ordinary dense tensors can be perturbed: {listed(names)}"
+
+
+def _not_perturbed(loss: Loss) -> list[str]:
+    if isinstance(loss, MeanLoss):
+        return [name for each in loss.losses for name in _not_perturbed(each)]
+    return not_perturbed_in("batch", loss.batch) if isinstance(loss, ModuleLoss | ClosureLoss) else []
 
 
 def _of_batch(number: int, variable: Variable) -> Variable:

@@ -162,7 +162,7 @@ def check_selection(
     selected = [
         (parameter, group)
         for parameter, group in names.items()
-        if (not include or _matches_any(group, include)) and not _matches_any(group, exclude)
+        if (not include or matches(group, include)) and not matches(group, exclude)
     ]
     _check_something_to_do(selected, [roles[id(parameter)] for parameter in names], include, exclude)
     return selected
@@ -209,7 +209,7 @@ def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str], role: Ro
     )
 
 
-def _matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:
+def matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     """Whether a pattern matches a name; `[0]` is one of the characters in it, or stands for itself: `batch[0]`."""
     readings = [reading for pattern in patterns for reading in (pattern, pattern.replace("[", "[[]"))]
     return any(fnmatchcase(name, reading) for name in names for reading in readings)
@@ -217,7 +217,7 @@ def _matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str], roles: Mapping[int, Role]) -> None:
     for pattern in patterns:
-        if not _matches_any(names, [pattern]):
+        if not matches(names, [pattern]):
             hint = close_names(pattern, names)
             others = [f" and no {noun([role])}" for role in dict.fromkeys(roles.values()) if role is not Role.PARAMETER]
             raise InvalidRequestError(

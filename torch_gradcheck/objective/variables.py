@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.reach import is_ordinary
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.reporting.facts import Role
+from torch_gradcheck.torch_internals.autograd import hooks_of
 from torch_gradcheck.torch_internals.tensors import is_wrapper
 
 
@@ -63,7 +65,23 @@ def stand_in(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     leaf = tensor.detach().clone().requires_grad_()
     leaf.grad = tensor.grad
+    for hook in hooks_of(tensor):
+        leaf.register_hook(hook)
     return leaf
+
+
+def captured_by(closure: Any) -> list[Variable]:
+    """The tensors that a closure captures and that require a gradient, named after the variables that hold them.
+
+    Without parameters of the modules that it captures, what these hold, and what an optimizer holds.
+    """
+    found = captures_of(closure)
+    of_modules = {id(each) for module in found.modules.values() for each in module.parameters(recurse=False)}
+    return [
+        Variable(found.names[key], tensor, (), Role.CAPTURED, tensor, tensor.is_leaf)
+        for key, tensor in found.tensors.items()
+        if key in found.names and key not in of_modules and tensor.requires_grad and can_be_perturbed(tensor)
+    ]
 
 
 def not_perturbed_in(name: str, value: Any) -> list[str]:

@@ -12,7 +12,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.implicit_draws import upstream_of_draws
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
-from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Status, Verdict
+from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Role, Status, Verdict
 from torch_gradcheck.reporting.words import listed, noun, tolerance_in_words
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over
@@ -235,8 +235,13 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
 
 
 def refuse_unreached(rows: Sequence[ParameterReport]) -> None:
-    """Raises InvalidRequestError where J has to do with none of the parameters that were to be checked."""
+    """Raises InvalidRequestError where J has to do with none of the parameters that were to be checked.
+
+    A closure that captures what the model has put out before has nothing to do with the model.
+    """
     checked = [row for row in rows if row.status is not Status.FROZEN]
+    parameters = [row for row in checked if row.role is not Role.CAPTURED]
+    checked = parameters or checked
     if {row.status for row in checked} != {Status.UNUSED}:  # no generator: it would swallow a Ctrl-C
         return
     called = noun([row.role for row in checked], len(checked))
