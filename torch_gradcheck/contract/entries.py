@@ -11,6 +11,6 @@ ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {}
 """Name → what tries it."""
 
 
-def contract_of(trial: Trial) -> tuple[ContractEntry, ...]:
+def contract_of(trial: Trial) -> list[ContractEntry]:
     """Every entry, tried; an exception of the function inside of a trial belongs to its entry and does not come out."""
-    return tuple([tried(trial) for tried in ENTRIES.values()])
+    return [tried(trial) for tried in ENTRIES.values()]

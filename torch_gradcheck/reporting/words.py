@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from torch_gradcheck.reporting.facts import Status
+from torch_gradcheck.reporting.facts import ContractStatus, Status
 
 T = TypeVar("T")
 
@@ -73,6 +73,14 @@ STATUS_WORDS = {
     ),
 }
 """The words of every status, in the order in which the headline counts them."""
+
+
+CONTRACT_COLOURS = {
+    ContractStatus.PASSED: "#1a7f37",
+    ContractStatus.FAILED: "#cf222e",
+    ContractStatus.NOT_APPLICABLE: GREY,
+}
+"""The badge colour of what became of an entry of the contract."""
 
 
 def listed(names: Sequence[T], most: int = 3, in_words: Callable[[T], str] = str) -> str:
