@@ -45,4 +45,4 @@ def _flat(entry: ThetaEntry, gradient: torch.Tensor) -> Floats:
     if entry.is_complex:
         dense = real_view(dense.to(torch.complex128).resolve_conj().contiguous())
     numbers = dense.to("cpu", torch.float64, copy=True)  # an array on its memory has torch refuse to let that go
-    return np.asarray(numbers.numpy(), dtype=np.float64).ravel()
+    return np.asarray(numbers.numpy(force=True), dtype=np.float64).ravel()
