@@ -6,11 +6,15 @@ from collections.abc import Callable, Mapping
 
 from torch_gradcheck.contract.outcome import Raised, attempted, not_applicable
 from torch_gradcheck.contract.repeatable import repeatable
+from torch_gradcheck.contract.second_order import second_order
+from torch_gradcheck.contract.shapes_and_dtypes import shapes_and_dtypes
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.reporting.facts import ContractEntry
 
 ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {
     "repeatable": repeatable,
+    "shapes_and_dtypes": shapes_and_dtypes,
+    "second_order": second_order,
 }
 """Name → what tries it."""
 

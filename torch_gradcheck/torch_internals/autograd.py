@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
@@ -63,6 +63,34 @@ def number_of(node: Any) -> int:
 def next_number() -> int:
     """The number of the node that this thread makes next."""
     return int(internal(torch._C._autograd, "_get_sequence_nr", "tell in which module a node was made")())
+
+
+class InputForm(NamedTuple):
+    """What a gradient of an input of a Function has to be like.
+
+    Attributes:
+        shape, dtype, device: those of the input.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def input_forms(node: Any) -> dict[int, InputForm]:
+    """The form of every argument of a Function that requires a gradient, by position; `node` is its node in the graph.
+
+    A node has an edge for each tensor that its Function was given, none of them leading anywhere for a tensor that
+    requires no gradient. What an edge leads to knows what gradients it takes.
+    """
+    edges = [edge for edge in node.next_functions if edge[0] is not None]
+    asked = [position for position, needed in enumerate(node.needs_input_grad) if needed]
+    pairs = zip(asked, edges, strict=False)
+    return {position: _form(internal(to, "_input_metadata", "know inputs")[k]) for position, (to, k) in pairs}
+
+
+def _form(metadata: Any) -> InputForm:
+    return InputForm(tuple(metadata.shape), metadata.dtype, metadata.device)
 
 
 def current_backward() -> Any:
