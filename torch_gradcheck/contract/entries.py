@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from torch_gradcheck.contract.forward_ad import forward_ad
 from torch_gradcheck.contract.outcome import Raised, attempted, not_applicable
+from torch_gradcheck.contract.released import released
 from torch_gradcheck.contract.repeatable import repeatable
 from torch_gradcheck.contract.second_order import second_order
 from torch_gradcheck.contract.shapes_and_dtypes import shapes_and_dtypes
@@ -14,7 +16,9 @@ from torch_gradcheck.reporting.facts import ContractEntry
 ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {
     "repeatable": repeatable,
     "shapes_and_dtypes": shapes_and_dtypes,
+    "released": released,
     "second_order": second_order,
+    "forward_ad": forward_ad,
 }
 """Name → what tries it."""
 

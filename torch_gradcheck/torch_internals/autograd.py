@@ -176,6 +176,11 @@ def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return own if own is not of_base.vjp else function.backward
 
 
+def has_forward_rule(function: type[torch.autograd.Function]) -> bool:
+    """Whether a Function has a `jvp`, by which forward-mode autograd goes through it."""
+    return function.jvp is not torch.autograd.Function.jvp
+
+
 def saved_by(node: Any) -> dict[str, Any]:
     """What a node of torch's own has kept for its backward, by argument name; without what cannot be read any more."""
     found = {}
