@@ -11,6 +11,7 @@ from torch_gradcheck.contract.repeatable import repeatable
 from torch_gradcheck.contract.second_order import second_order
 from torch_gradcheck.contract.shapes_and_dtypes import shapes_and_dtypes
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.vmap import vmap
 from torch_gradcheck.reporting.facts import ContractEntry
 
 ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {
@@ -19,6 +20,7 @@ ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {
     "released": released,
     "second_order": second_order,
     "forward_ad": forward_ad,
+    "vmap": vmap,
 }
 """Name → what tries it."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
@@ -106,6 +106,20 @@ def set_backward(run: Any) -> None:
     torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
 
 
+def pulled_back(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of Σ ⟨cotangent, output⟩, the graph kept; inside of vmap, too, for batched cotangents.
+
+    `torch.autograd.grad` would look at shapes first, and import sympy for it: half a second.
+    """
+    run = current_backward()
+    found: tuple[torch.Tensor | None, ...] = run(
+        tuple(outputs), tuple(cotangents), True, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+    )
+    return found
+
+
 def current_function_backward() -> Any:
     """What runs where the backward of any `torch.autograd.Function` does: it is given the node, then the gradients."""
     return vars(_function_nodes())["apply"]
@@ -179,6 +193,11 @@ def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
 def has_forward_rule(function: type[torch.autograd.Function]) -> bool:
     """Whether a Function has a `jvp`, by which forward-mode autograd goes through it."""
     return function.jvp is not torch.autograd.Function.jvp
+
+
+def has_vmap_rule(function: type[torch.autograd.Function]) -> bool:
+    """Whether a Function has a `vmap` of its own, which says how it is batched."""
+    return function.vmap is not torch.autograd.Function.vmap
 
 
 def saved_by(node: Any) -> dict[str, Any]:
