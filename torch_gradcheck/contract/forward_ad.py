@@ -41,7 +41,7 @@ def forward_ad(trial: Trial) -> ContractEntry:
     together = attempted(lambda: tangents.of(trial.all_names))
     if isinstance(together, Raised):
         return _raised(functions, together, "all that is on trial")
-    for name in trial.all_names:
+    for name in trial.all_names if functions else ():
         alone = attempted(lambda: tangents.of([name]))  # noqa: B023  # called at once
         if isinstance(alone, Raised):
             return _raised(functions, alone, f"{name} alone")
@@ -94,23 +94,22 @@ class _Tangents:
 
     def of(self, names: Collection[str]) -> float:
         """For random tangents of the tensors with these names; the others have none."""
-        return self._along(self._directions(names))
+        return self._along({name: direction.tangents[0] for name, direction in self._directions(names).items()})
 
     def slopes(self, names: Collection[str]) -> Slopes:
         """J along a direction through each of these, beside what forward mode says of it."""
         return {name: self._slope(name, direction) for name, direction in self._directions(names).items()}
 
-    def _along(self, directions: Mapping[str, RandomDirection]) -> float:
+    def _along(self, tangents: Mapping[str, torch.Tensor]) -> float:
         pairs = zip(self.trial.all_names, self.trial.tensors, strict=True)
         with torch.enable_grad(), self.trial.held_regime(), forward_mode.dual_level():
             given = [
-                forward_mode.make_dual(tensor, directions[name].tangents[0]) if name in directions else tensor
-                for name, tensor in pairs
+                forward_mode.make_dual(tensor, tangents[name]) if name in tangents else tensor for name, tensor in pairs
             ]
             outputs = [y for y in _outputs(self.trial, given) if y.requires_grad]
-            tangents = [forward_mode.unpack_dual(y).tangent for y in outputs]
-            pairs_of_outputs = zip(self.trial.cotangents(outputs), tangents, strict=True)
-            return sum([float(inner(v, tangent).detach()) for v, tangent in pairs_of_outputs if tangent is not None])
+            found = [forward_mode.unpack_dual(y).tangent for y in outputs]
+            terms = zip(self.trial.cotangents(outputs), found, strict=True)
+            return sum([float(inner(v, tangent).detach()) for v, tangent in terms if tangent is not None])
 
     def _directions(self, names: Collection[str]) -> dict[str, RandomDirection]:
         seed, tensors = (
@@ -129,9 +128,14 @@ class _Tangents:
 
         terms = self._terms()
         scale = sum([float(term.abs().sum()) for term in terms])
-        return judged(
-            value, self._along({name: direction}), Precision(epsilon(request.dtype), request.tolerance, scale)
-        )
+        precision = Precision(epsilon(request.dtype), request.tolerance, scale)
+        return judged(value, self._along(self._alone(name, direction)), precision)
+
+    def _alone(self, name: str, direction: RandomDirection) -> dict[str, torch.Tensor]:
+        """The tangent of one tensor and zeros for all others: for those that torch makes itself it imports sympy."""
+        tensors = dict(zip(self.trial.all_names, self.trial.tensors, strict=True))
+        zeros = {each: torch.zeros_like(tensor) for each, tensor in tensors.items()}
+        return zeros | {name: direction.tangents[0]}
 
     def _terms(self) -> list[torch.Tensor]:
         """The products that add up to J, as real numbers; NaN where J asks for other held values than at θ."""
@@ -145,12 +149,13 @@ class _Tangents:
 def _outputs(trial: Trial, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What the function returns for these arguments and, of a module, with these in the places of its parameters."""
     call, count = trial.call, len(trial.names)
+    module: Any = call.function
     names = [parameter.name for parameter in trial.parameters]
     parameters = dict(zip(names, tensors[count:], strict=True))
     if not parameters:
         return trial.outputs(tensors[:count])
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        return torch.func.functional_call(call.function, parameters, args, kwargs)
+        return torch.func.functional_call(module, parameters, args, kwargs)
 
     return [tensor for _, tensor in outputs_of(replace(call, function=called).called(tensors[:count]))]

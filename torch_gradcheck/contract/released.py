@@ -1,7 +1,7 @@
 """`released`: inputs, outputs and saved tensors are freed with the graph, without the garbage collector.
 
-An output that `ctx` keeps as an attribute holds the graph that holds `ctx`: nothing of it is freed until Python's garbage
-collector happens to run, which on a GPU is after its memory has run out.
+An output that `ctx` keeps as an attribute holds the graph that holds `ctx`: nothing of it is freed until the garbage
+collector of Python happens to run, which on a GPU is after its memory has run out.
 """
 
 from __future__ import annotations

@@ -62,8 +62,9 @@ def _wrong(trial: Trial, wrong: Slopes, has_graph: bool) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
     lost = "" if has_graph else ": the gradients that it returns have no graph"
     return (
-        f"the gradients that the backward returns, differentiated by {listed(list(wrong))}{trial.backwards}{lost}; along "
-        f"a random direction through {name} autograd gives {wrong[name]}{_kept(trial)}"
+        f"the gradients that the backward returns{trial.backwards} were differentiated; the derivative by "
+        f"{listed(list(wrong))} is wrong{lost}. Along a random direction through {name} autograd gives "
+        f"{wrong[name]}{_kept(trial)}"
     )
 
 

@@ -56,13 +56,16 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
 
 def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
     """Forward and backward, lent once more in this precision."""
-    problem = trial.problem
-    with lend(problem.model, trial.loss.holders, "keep", dtype, problem.request.seed) as borrowed, _Evaluated(borrowed):
-        with torch.enable_grad():
-            outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
-            terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
-            with seen:
-                gradients_of(terms, trial.tensors)
+    model, seed = trial.problem.model, trial.problem.request.seed
+    with (
+        lend(model, trial.loss.holders, "keep", dtype, seed) as borrowed,
+        _Evaluated(borrowed),
+        torch.enable_grad(),
+    ):
+        outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
+        terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
+        with seen:
+            gradients_of(terms, trial.tensors)
 
 
 class _Evaluated:

@@ -1,7 +1,7 @@
 """`vmap`: where vmap works on forward and backward, it gives what a loop gives.
 
 The loop runs the function on one example after the other: the arguments as they are, and moved a little. vmap runs on
-both at once, stacked in dimension 0, in the last dimension, and with one argument at a time that both examples share.
+both at once: stacked in dimension 0, and in the last dimension with one argument at a time that both examples share.
 """
 
 from __future__ import annotations
@@ -80,17 +80,17 @@ class _Way:
 
 
 def _ways(trial: Trial) -> list[_Way]:
-    count = len(trial.arguments)
+    count, last = len(trial.arguments), [tensor.dim() for tensor in trial.arguments]
     ways = [_Way("the arguments batched in dimension 0", [0] * count)]
-    if any(tensor.dim() for tensor in trial.arguments):
-        last = [tensor.dim() for tensor in trial.arguments]
-        ways.append(_Way("the arguments batched in their last dimension", last))
-    if count > 1:
-        ways += [
-            _Way(f"{trial.names[shared]} not batched", [None if k == shared else 0 for k in range(count)])
-            for shared in range(min(count, SHARED))
-        ]
-    return ways
+    if count == 1:
+        return [*ways, _Way("the argument batched in its last dimension", last)] if any(last) else ways
+    return ways + [
+        _Way(
+            f"{trial.names[shared]} not batched, and the others in their last dimension",
+            [None if k == shared else last[k] for k in range(count)],
+        )
+        for shared in range(min(count, SHARED))
+    ]
 
 
 def _wrong(trial: Trial, way: _Way) -> str:
