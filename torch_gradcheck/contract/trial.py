@@ -49,7 +49,9 @@ class Trial:
         """The parameters of a module that are on trial; none of a function."""
         arguments = {id(tensor) for tensor in objects_of(self.call.variables)}
         checked = [self.problem.theta[position] for position in self.problem.theta.checked]
-        return [Variable(each.name, each.parameter) for each in checked if id(each.parameter) not in arguments]
+        return [
+            Variable(each.name, each.parameter, each.role) for each in checked if id(each.parameter) not in arguments
+        ]
 
     @property
     def all_names(self) -> list[str]:
