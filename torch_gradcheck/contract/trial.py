@@ -12,7 +12,7 @@ import torch
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.contract.comparison import Allowance, allowance, difference, distance, same_bits
 from torch_gradcheck.contract.run import Run, backwards_in_words
-from torch_gradcheck.gradients.accumulation import gradients_of
+from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_call import FunctionCall, outputs_of
 from torch_gradcheck.objective.function_loss import FunctionLoss
@@ -75,8 +75,8 @@ class Trial:
         return [tensor for _, tensor in outputs_of(self.call.called(tensors))]
 
     def cotangents(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """v of each output, as J has it."""
-        return [self.loss.cotangent(position, output) for position, output in enumerate(outputs)]
+        """v of each output, as J has it; copies, which a backward may write to."""
+        return [self.loss.cotangent(position, output).clone() for position, output in enumerate(outputs)]
 
     def run(
         self, tensors: Sequence[torch.Tensor] | None = None, cotangents: Sequence[torch.Tensor | None] | None = None
@@ -94,9 +94,7 @@ class Trial:
         named = outputs_of(self.call.called(leaves))
         outputs = [tensor for _, tensor in named]
         given = self.cotangents(outputs) if cotangents is None else cotangents
-        used = [(y, v) for y, v in zip(outputs, given, strict=True) if y.requires_grad and v is not None]
-        every_leaf = [*leaves, *objects_of(self.parameters)]
-        gradients = gradients_of([y for y, _ in used], every_leaf, [v for _, v in used])
+        gradients = gradients_under(outputs, given, [*leaves, *objects_of(self.parameters)])
         return Run([name for name, _ in named], [y.detach() for y in outputs], gradients)
 
     @property
