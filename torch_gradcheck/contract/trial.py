@@ -18,6 +18,8 @@ from torch_gradcheck.objective.function_call import FunctionCall, outputs_of
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.variables import Variable, objects_of
 
+Gradients = Sequence[torch.Tensor | None]
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -61,6 +63,11 @@ class Trial:
         """Whether the function draws random numbers, forward or backward."""
         return not (self.problem.objective.random_state.is_empty and self._first[1].is_empty)
 
+    @property
+    def writes(self) -> bool:
+        """Whether the function writes to its arguments, and gets copies that are no leaves."""
+        return bool(getattr(self.call, "writes", False))
+
     def fresh(self) -> list[torch.Tensor]:
         """Leaves that require a gradient, with the values of the arguments on trial, in the precision of the check."""
         return [tensor.detach().clone().requires_grad_() for tensor in objects_of(self.call.variables)]
@@ -97,6 +104,11 @@ class Trial:
         gradients = gradients_under(outputs, given, [*leaves, *objects_of(self.parameters)])
         return Run([name for name, _ in named], [y.detach() for y in outputs], gradients)
 
+    def forward(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the function returns for these arguments, without graphs, in a regime of its own."""
+        with torch.enable_grad(), self.regime():
+            return [output.detach() for output in self.outputs(tensors)]
+
     @property
     def first(self) -> Run:
         """A run on equal arguments with v: what other runs are compared with."""
@@ -127,26 +139,43 @@ class Trial:
         request = self.problem.request
         return allowance(self.first, self.cotangents(self.first.outputs), request.tolerance, request.dtype)
 
-    def difference(
-        self, found: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor | None], at: Sequence[int] = ()
-    ) -> str:
-        """Which gradients are not as expected, by more than rounding and what equal runs differ by.
+    @cached_property
+    def is_repeatable(self) -> bool:
+        """Whether two equal runs give the same up to rounding; of others, no results can be compared."""
+        limits = [self.allowance.of(gradient) for gradient in self.first.gradients]
+        return all(spread <= limit for spread, limit in zip(self.spreads, limits, strict=True))
 
-        As "the gradient of w is 2 at [0, 1], should be 1 (3 of 4 entries differ)"; "" where all are.
+    def difference(self, found: Run, expected: Run) -> str:
+        """Which outputs and gradients are not as expected, by more than rounding and what equal runs differ by.
+
+        As "output[1] is 2 at [0, 1], should be 1 (3 of 4 entries differ)"; "" where all are.
+        """
+        if len(found.outputs) != len(expected.outputs):
+            return f"the function returns {len(found.outputs)} tensors, should return {len(expected.outputs)}"
+        pairs = zip(expected.names, found.outputs, expected.outputs, strict=True)
+        words = [self._difference(name, one, other, 0.0) for name, one, other in pairs]
+        return next(filter(None, words), "") or self.gradient_difference(found.gradients, expected.gradients)
+
+    def gradient_difference(self, found: Gradients, expected: Gradients, at: Sequence[int] = ()) -> str:
+        """Which gradients are not as expected, as "the gradient of w is 2 at [0, 1], should be 1"; "" where all are.
 
         Args:
             found: in the order of `Run.gradients`; None is zeros.
             expected: in the same order.
             at: the positions to compare; empty: all.
         """
-        words: list[str] = []
-        for position in at or range(len(expected)):
-            one, other = found[position], expected[position]
-            if not same_bits(one, other):
-                allowed = self.allowance.of(other, self.spreads[position])
-                words.append(difference(one, other, allowed) and f"the gradient of {self.all_names[position]} ")
-                words[-1] += difference(one, other, allowed)
+        positions = at or range(len(expected))
+        words = [
+            self._difference(f"the gradient of {self.all_names[p]}", found[p], expected[p], self.spreads[p])
+            for p in positions
+        ]
         return "; ".join(filter(None, words))
+
+    def _difference(self, name: str, one: torch.Tensor | None, other: torch.Tensor | None, spread: float) -> str:
+        if same_bits(one, other):
+            return ""
+        words = difference(one, other, self.allowance.of(other, spread))
+        return words and f"{name} {words}"
 
     @cached_property
     def backwards(self) -> str:
