@@ -120,7 +120,7 @@ def module_of(function: Any) -> nn.Module | None:
 def _arguments(function: Callable[..., Any], inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
     """The positional and the keyword arguments; `apply` of a Function takes positional ones only."""
     if is_a(inputs, Mapping):
-        if not all([isinstance(name, str) for name in inputs]):
+        if [name for name in inputs if not isinstance(name, str)]:
             raise InvalidRequestError(f"inputs has keys that are no names of arguments: {list(inputs)}.")
         return positional(function, inputs)
     if is_a(inputs, tuple, list) and not is_a(inputs, nn.utils.rnn.PackedSequence):

@@ -113,7 +113,7 @@ class FunctionLoss:
             if self.call.writes or not writes_to_a_leaf(error):
                 raise
             raise WrittenArgumentsError from error
-        if not self.call.writes and any([_differ(*pair) for pair in zip(before, leaves, strict=True)]):
+        if not self.call.writes and any(map(_differ, before, leaves)):
             raise WrittenArgumentsError
         return result
 

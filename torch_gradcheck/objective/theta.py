@@ -143,10 +143,9 @@ def check_selection(
     """
     include, exclude = ([*map(plain_names(model), patterns)] for patterns in (include, exclude))
     names: dict[torch.Tensor, list[str]] = {}
-    for name, parameter in named_parameters(model):
+    of_variables = [(name, each.tensor) for each in variables for name in (each.name, *each.aliases)]
+    for name, parameter in [*named_parameters(model), *of_variables]:
         names.setdefault(parameter, []).append(name)
-    for each in variables:
-        names.setdefault(each.tensor, []).extend([each.name, *each.aliases])
     if not names:
         raise InvalidRequestError(
             f"model ({type(model).__name__}) has no parameters, and no tensor that it is called with requires a "

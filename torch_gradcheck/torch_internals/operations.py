@@ -78,7 +78,7 @@ def schemas_of(function: Any) -> list[tuple[Any, ...]]:
     An operator of torch.library and a scripted function have one schema, an operation of aten one for each overload.
     """
     if isinstance(function, torch.jit.ScriptFunction):
-        return [tuple(function.schema.arguments)]
+        return [tuple(function.schema.arguments)]  # type: ignore[attr-defined]
     if isinstance(function, type(aten.add)):
         return [schema_arguments(getattr(function, each)) for each in function.overloads()]
     operator = _operator(function)
