@@ -14,7 +14,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import is_a
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.objective.nested import rebuilt, tensors_in
+from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
 from torch_gradcheck.objective.variables import Variable, distinct, variables_in
 from torch_gradcheck.torch_internals.modules import named_parameters
@@ -50,9 +50,7 @@ class FunctionCall:
         Raises:
             InvalidRequestError: the arguments do not fit the function's signature.
         """
-        given = [tensor.clone() for tensor in tensors] if self.writes else tensors
-        places = {id(variable.tensor): tensor for variable, tensor in zip(self.variables, given, strict=True)}
-        args, kwargs = rebuilt((self.args, dict(self.kwargs)), lambda tensor: places.get(id(tensor), tensor))
+        args, kwargs = self._with([tensor.clone() for tensor in tensors] if self.writes else tensors)
         try:
             return self.function(*args, **kwargs)
         except (TypeError, RuntimeError) as error:  # operators raise the latter where arguments are missing
@@ -63,6 +61,19 @@ class FunctionCall:
                 f"inputs do not fit {callable_name(self.function)}: it is called with {counted(args, kwargs)}, and "
                 f"{why}. inputs is a tuple of its positional arguments or a mapping of its keyword arguments."
             ) from error
+
+    def _with(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with these tensors in the places of those on trial."""
+        places = {id(variable.tensor): tensor for variable, tensor in zip(self.variables, tensors, strict=True)}
+        if not self._is_flat:
+            return rebuilt((self.args, dict(self.kwargs)), lambda tensor: places.get(id(tensor), tensor))  # type: ignore[no-any-return]
+        kwargs = {name: places.get(id(each), each) for name, each in self.kwargs.items()}
+        return tuple([places.get(id(each), each) for each in self.args]), kwargs
+
+    @cached_property
+    def _is_flat(self) -> bool:
+        """Whether every argument is a tensor, or a value that holds none: to look into others takes longer."""
+        return all(type(each) in PLAIN or is_a(each, torch.Tensor) for each in (*self.args, *self.kwargs.values()))
 
     @property
     def _named(self) -> list[tuple[str, Any]]:
