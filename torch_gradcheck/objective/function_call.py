@@ -17,6 +17,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
 from torch_gradcheck.objective.variables import Variable, distinct, variables_in
+from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.torch_internals.modules import named_parameters
 
 
@@ -40,7 +41,7 @@ class FunctionCall:
     @cached_property
     def variables(self) -> list[Variable]:
         """The tensors on trial among the arguments, named after their places; one at several has aliases."""
-        return distinct([each for name, value in self._named for each in variables_in(name, value)])
+        return distinct([each for name, value in self._named for each in variables_in(name, value, Role.ARGUMENT)])
 
     def called(self, tensors: Sequence[torch.Tensor]) -> Any:
         """What the function returns with these tensors in the places of those on trial, in the order of `variables`.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from torch_gradcheck.objective.nested import tensors_in
+from torch_gradcheck.reporting.facts import Role
 
 
 @dataclass(frozen=True)
@@ -18,22 +19,26 @@ class Variable:
     Attributes:
         name: of its row, after its place, such as `batch[0]` or `batch['x']`.
         tensor: the caller's own object.
+        role: what it is to J.
         aliases: the names of the other places that it is at.
     """
 
     name: str
     tensor: torch.Tensor
+    role: Role
     aliases: tuple[str, ...] = ()
 
 
-def variables_in(name: str, value: Any) -> list[Variable]:
+def variables_in(name: str, value: Any, role: Role) -> list[Variable]:
     """The distinct tensors in a nested structure that require a gradient, each under the paths to it.
 
     Args:
         name: of the structure; the paths go on from it.
         value: the structure.
+        role: of its tensors.
     """
-    return distinct([Variable(name + path, tensor) for path, tensor in tensors_in(value) if tensor.requires_grad])
+    found = [Variable(name + path, tensor, role) for path, tensor in tensors_in(value) if tensor.requires_grad]
+    return distinct(found)
 
 
 def distinct(variables: Sequence[Variable]) -> list[Variable]:
