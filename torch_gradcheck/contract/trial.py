@@ -14,8 +14,9 @@ from torch_gradcheck.contract.comparison import Allowance, allowance, difference
 from torch_gradcheck.contract.run import Run, backwards_in_words
 from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.objective.function_call import FunctionCall, outputs_of
+from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.variables import Variable, objects_of
 
 Gradients = Sequence[torch.Tensor | None]
@@ -66,7 +67,7 @@ class Trial:
     @property
     def writes(self) -> bool:
         """Whether the function writes to its arguments, and gets copies that are no leaves."""
-        return bool(getattr(self.call, "writes", False))
+        return self.call.writes
 
     def fresh(self) -> list[torch.Tensor]:
         """Leaves that require a gradient, with the values of the arguments on trial, in the precision of the check."""
@@ -83,7 +84,7 @@ class Trial:
 
     def cotangents(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """v of each output, as J has it; copies, which a backward may write to."""
-        return [self.loss.cotangent(position, output).clone() for position, output in enumerate(outputs)]
+        return [self.loss.cotangent(position, output) for position, output in enumerate(outputs)]
 
     def run(
         self, tensors: Sequence[torch.Tensor] | None = None, cotangents: Sequence[torch.Tensor | None] | None = None
