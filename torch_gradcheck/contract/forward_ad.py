@@ -18,8 +18,7 @@ from torch_gradcheck.contract.functions import functions_behind, name_of
 from torch_gradcheck.contract.outcome import Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
-from torch_gradcheck.objective.function_call import outputs_of
-from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.function_outputs import inner, outputs_of
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry

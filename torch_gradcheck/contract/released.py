@@ -17,8 +17,8 @@ from torch_gradcheck.contract.functions import functions_behind, name_of
 from torch_gradcheck.contract.outcome import failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
-from torch_gradcheck.objective.function_call import outputs_of
-from torch_gradcheck.objective.function_loss import FunctionModule, inner
+from torch_gradcheck.objective.function_loss import FunctionModule
+from torch_gradcheck.objective.function_outputs import inner, outputs_of
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed

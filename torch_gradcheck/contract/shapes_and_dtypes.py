@@ -15,8 +15,8 @@ from torch_gradcheck.borrowing.loan import Borrowed, lend
 from torch_gradcheck.contract.outcome import Raised, attempted, failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
-from torch_gradcheck.objective.function_call import argument_names
-from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.function_outputs import inner
+from torch_gradcheck.objective.signatures import argument_names
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed

@@ -17,7 +17,7 @@ from torch_gradcheck.contract.functions import functions_behind
 from torch_gradcheck.contract.outcome import Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
-from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import ContractEntry

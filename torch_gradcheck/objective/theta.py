@@ -149,7 +149,8 @@ def check_selection(
     """
     include, exclude = ([*map(plain_names(model), patterns)] for patterns in (include, exclude))
     names: dict[torch.Tensor, list[str]] = {}
-    for name, parameter in [*named_parameters(model), *((each.name, each.tensor) for each in variables)]:
+    of_variables = [(name, each.tensor) for each in variables for name in (each.name, *each.aliases)]
+    for name, parameter in [*named_parameters(model), *of_variables]:
         names.setdefault(parameter, []).append(name)
     if not names:
         raise InvalidRequestError(
