@@ -199,7 +199,7 @@ def styles() -> list[Case]:
         Case("reversed gradient", Reversal.apply, (x,), wrong=("x",)),
         Case("a number", Square.apply, (normal(),)),
         Case("a number by an array", Product.apply, (normal(3), torch.tensor(0.7)), failed=("shapes_and_dtypes",)),
-        Case("an empty tensor beside a full one", torch_cat, (normal(0, 3), normal(2, 3, seed=1)), rows={"a": "match"}),
+        Case("an empty tensor beside a full one", torch_cat, (normal(0, 3), normal(2, 3, seed=1)), rows={"a": "flat"}),
     ]
 
 

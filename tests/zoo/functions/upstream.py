@@ -197,7 +197,7 @@ def upstream() -> list[Case]:
         Case("gradient taken for ones", OfOnes.apply, (x,), wrong=("x",)),
         Case("sign of the gradient lost", OfItsSize.apply, (x,), wrong=("x",)),
         Case("softmax", Softmax.apply, (x,)),
-        Case("softmax less a plain mean", SoftmaxOfTheMean.apply, (x,), wrong=("x",)),
+        Case("softmax less a plain mean", SoftmaxOfTheMean.apply, (x,), wrong=("x",), failed=("second_order",)),
         Case("RMSNorm", RMSNorm.apply, norm, entries={"second_order": "passed"}),
         Case("RMSNorm right at weight 1", RMSNormAtWeightOne.apply, norm, wrong=("x",)),
         Case("RMSNorm without its projection", RMSNormWithoutProjection.apply, norm, wrong=("x",)),
