@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.objective.function_call import FunctionCall, outputs_of
+from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.variables import objects_of
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +14,9 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
+from torch_gradcheck.objective.signatures import counted, misfit
 from torch_gradcheck.objective.variables import Variable, objects_of, variables_in
+from torch_gradcheck.reporting.facts import Role
 
 Compute = Callable[[], Any]
 """Computes the loss of a lent model; takes no argument."""
@@ -64,7 +65,7 @@ class ModuleLoss:
     @cached_property
     def variables(self) -> list[Variable]:
         """The tensors of the batch that require a gradient: `batch`, `batch[0]`, `batch['x']`."""
-        return variables_in("batch", self.batch)
+        return variables_in("batch", self.batch, Role.INPUT)
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
@@ -97,7 +98,7 @@ class ClosureLoss:
     @cached_property
     def variables(self) -> list[Variable]:
         """The tensors of the batch that require a gradient."""
-        return variables_in("batch", self.batch)
+        return variables_in("batch", self.batch, Role.INPUT)
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
@@ -166,33 +167,14 @@ def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
     try:
         return function(*args, **kwargs)
     except TypeError as error:
-        misfit = _misfit(function.forward if isinstance(function, nn.Module) else function, args, kwargs)
-        if not misfit:
+        why = misfit(function, args, kwargs)
+        if not why:
             raise
         raise InvalidRequestError(
-            f"batch does not fit {name}: it is called with {_counted(args, kwargs)}, and {misfit}. A batch is "
+            f"batch does not fit {name}: it is called with {counted(args, kwargs)}, and {why}. A batch is "
             "(inputs, *targets); inputs that are a tuple or list are positional arguments of the model, a mapping its "
             "keyword arguments."
         ) from error
-
-
-def _counted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The arguments counted, as "2 positional arguments and the keywords ['mask']"."""
-    keywords = f" and the keywords {list(kwargs)}" if kwargs else ""
-    return f"{len(args)} positional argument{'' if len(args) == 1 else 's'}{keywords}"
-
-
-def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The reason why the arguments do not fit a signature; "" where they do, or there is none to be read."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return ""
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        return f"has the signature {signature}: {error}"
-    return ""
 
 
 def _is_sequence(value: Any) -> bool:

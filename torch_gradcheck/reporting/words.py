@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from torch_gradcheck.reporting.facts import ContractStatus, Status
+from torch_gradcheck.reporting.facts import ContractStatus, Role, Status
 
 T = TypeVar("T")
 
@@ -81,6 +82,27 @@ CONTRACT_COLOURS = {
     ContractStatus.NOT_APPLICABLE: GREY,
 }
 """The badge colour of what became of an entry of the contract."""
+
+NOUNS = {
+    Role.PARAMETER: "parameter",
+    Role.INPUT: "input",
+    Role.CAPTURED: "captured tensor",
+    Role.ARGUMENT: "argument",
+}
+"""The noun for a tensor on trial."""
+
+
+def noun(roles: Iterable[Role], number: int = 1) -> str:
+    """The noun for this number of tensors of these roles: "parameters"; "tensors" where the roles differ."""
+    distinct = set(roles) or {Role.PARAMETER}
+    return (NOUNS[distinct.pop()] if len(distinct) == 1 else "tensor") + ("" if number == 1 else "s")
+
+
+def counted(roles: Sequence[Role]) -> str:
+    """Tensors on trial counted: "3 parameters", or "3 tensors (2 parameters, 1 input)" where their roles differ."""
+    each = [f"{number:,} {noun([role], number)}" for role, number in Counter(roles).items()]
+    in_all = f"{len(roles):,} {noun(roles, len(roles))}"
+    return f"{in_all} ({', '.join(each)})" if len(each) > 1 else in_all
 
 
 def listed(names: Sequence[T], most: int = 3, in_words: Callable[[T], str] = str) -> str:

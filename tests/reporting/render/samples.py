@@ -15,6 +15,7 @@ from torch_gradcheck.reporting.facts import (
     DiagnosisKind,
     Facts,
     ParameterReport,
+    Role,
     Status,
     Verdict,
     WrongMap,
@@ -283,6 +284,16 @@ def no_parameters() -> Facts:
     return facts(relative_error=None)
 
 
+def inputs_among_the_rows() -> Facts:
+    """Two parameters and a tensor of the batch."""
+    return facts(wrong("batch[0]", 4, 3, role=Role.INPUT), match("weight", 2, 3), match("bias", 2))
+
+
+def arguments_of_a_function() -> Facts:
+    """Nothing but arguments."""
+    return facts(match("x", 4, 3, role=Role.ARGUMENT), match("weight", 3, role=Role.ARGUMENT))
+
+
 SAMPLES = {
     sample.__name__: sample()
     for sample in (
@@ -298,6 +309,8 @@ SAMPLES = {
         broken_contract,
         wrong_gradient_and_contract,
         no_parameters,
+        inputs_among_the_rows,
+        arguments_of_a_function,
     )
 }
 

@@ -77,7 +77,7 @@ FRAGMENT = """
 {% macro table(lines) %}
 <div class="scroll"><table>
 <thead><tr>
-<th>status</th><th>parameter</th><th>shape</th><th class="figure">relative error</th><th>verdict</th>
+<th>status</th><th>{{ said.called }}</th><th>shape</th><th class="figure">relative error</th><th>verdict</th>
 <th class="figure">max abs error</th><th class="figure">noise</th><th class="figure">wrong/checked</th>
 </tr></thead>
 <tbody>

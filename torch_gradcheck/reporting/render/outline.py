@@ -19,7 +19,7 @@ from torch_gradcheck.reporting.facts import (
 )
 from torch_gradcheck.reporting.render.contract import Contract, contract_outcome, contract_section
 from torch_gradcheck.reporting.render.printable import printable, prose
-from torch_gradcheck.reporting.words import STATUS_WORDS, tolerance_in_words
+from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
 MANY = 30
 """Rows above which a table is folded. A folded table shows at most this many wrong rows."""
@@ -110,9 +110,10 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The whole content of a report, top to bottom."""
+    """The whole content of a report, top to bottom; `called` is the noun for its rows."""
 
     headline: str
+    called: str
     culprit: str | None
     summary: tuple[str, ...]
     lines: tuple[Line, ...]
@@ -133,6 +134,7 @@ def outline(facts: Facts) -> Outline:
     gaps, groups = _gaps(rows), _alike(facts)
     return Outline(
         headline=headline(facts),
+        called=noun(row.role for row in facts),
         culprit=None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts),
         summary=_summary(facts),
         lines=tuple(_line(row, facts.tolerance) for row in shown),
@@ -155,7 +157,7 @@ def _model_itself(facts: Facts) -> str:
 def headline(facts: Facts) -> str:
     """Returns the outcome on one line: the numbers of gradients that are wrong, right, or neither; the contract."""
     counts = Counter(row.status for row in facts)
-    total = _count(len(facts), "parameter")
+    total = counted([row.role for row in facts])
     others = [
         f"{counts[status]:,} {words.counted}"
         for status, words in STATUS_WORDS.items()

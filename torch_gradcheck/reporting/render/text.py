@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.kept_random import kept_random
 from torch_gradcheck.reporting.render.contract import Contract
-from torch_gradcheck.reporting.render.outline import Entry, Line, Outline, outline
+from torch_gradcheck.reporting.render.outline import Entry, Outline, outline
 from torch_gradcheck.reporting.render.shorten import cells_of, shortened
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _table(said: Outline, width: int) -> Iterator[RenderableType]:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    columns = _columns(said.lines, width)
+    columns = _columns(said, width)
     for column in columns:
         table.add_column(column.header, justify=column.justify, no_wrap=True)
     for cells in zip(*(column.cells for column in columns), strict=True):
@@ -102,10 +102,11 @@ class _Column:
         return replace(self, cells=shortened(self.cells, width))
 
 
-def _columns(lines: Sequence[Line], width: int) -> list[_Column]:
+def _columns(said: Outline, width: int) -> list[_Column]:
     """Returns the columns of the table. Figures have the room they need; names and shapes share the rest."""
+    lines = said.lines
     status = _Column("  status", [f"{line.mark} {line.status}" for line in lines])
-    name = _Column("parameter", [line.name for line in lines])
+    name = _Column(said.called, [line.name for line in lines])
     shape = _Column("shape", [line.shape for line in lines])
     figures = [
         _Column("rel.\nerror", [line.relative_error for line in lines], "right"),
