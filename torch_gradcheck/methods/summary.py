@@ -16,7 +16,7 @@ from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silen
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import LOSS_WORDS, listed
 from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks
 from torch_gradcheck.verdicts.rows import on_unproven
 
@@ -55,9 +55,11 @@ def _on_unseen(problem: Problem, rows: Sequence[ParameterReport]) -> tuple[str, 
     """What a check at this θ, batch and mode cannot see; "" for what does not apply."""
     model, activity = problem.objective.model, problem.objective.activity
     unused = {name for row in rows if row.status is Status.UNUSED for name in (row.name, *row.aliases)}
-    at_own_theta = problem.request.gradients is None and not problem.request.perturb
+    can_move = problem.objective.words is LOSS_WORDS and problem.request.gradients is None
+    at_own_theta = can_move and not problem.request.perturb
     advice = " (perturb=0.1 checks away from there)" if at_own_theta else ""
-    return on_mode(model, activity), on_equal_entries(model, unused, advice), on_silent_units(model, activity)
+    mode = on_mode(model, activity) if problem.objective.words is LOSS_WORDS else ""  # a function's is as it was
+    return mode, on_equal_entries(model, unused, advice), on_silent_units(model, activity)
 
 
 def _on_sleeping_hooks(problem: Problem) -> str:

@@ -16,7 +16,7 @@ from torch_gradcheck.objective.function_outputs import Cotangents, inner, is_ine
 from torch_gradcheck.objective.loss import Compute
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.variables import Variable, objects_of
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import LossWords, listed
 from torch_gradcheck.torch_internals.autograd import writes_to_a_leaf
 
 
@@ -57,6 +57,11 @@ class FunctionLoss:
     def variables(self) -> list[Variable]:
         """The arguments on trial."""
         return self.call.variables
+
+    @cached_property
+    def words(self) -> LossWords:
+        """The function by its name; a Function in it by its own."""
+        return LossWords.of_function(callable_name(self.call.function))
 
     @property
     def notes(self) -> list[str]:
