@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from torch_gradcheck.contract.layouts import layouts
 from torch_gradcheck.contract.outcome import Raised, attempted, not_applicable
 from torch_gradcheck.contract.repeatable import repeatable
 from torch_gradcheck.contract.trial import Trial
@@ -11,6 +12,7 @@ from torch_gradcheck.reporting.facts import ContractEntry
 
 ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {
     "repeatable": repeatable,
+    "layouts": layouts,
 }
 """Name → what tries it."""
 
