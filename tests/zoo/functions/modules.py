@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -66,18 +67,11 @@ class StraightThrough(nn.Module):
         return x + (x.round() - x).detach()
 
 
-def linear_with_mean_bias() -> nn.Module:
-    """The layer, the same at every call."""
+def seeded(layer: Callable[..., nn.Module], *arguments: Any, **options: Any) -> nn.Module:
+    """The layer with the same weights at every call."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return LinearWithMeanBias()
-
-
-def cell() -> nn.Module:
-    """A GRU cell, the same at every call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.GRUCell(3, 2)
+        return layer(*arguments, **options)
 
 
 def modules() -> list[Case]:
@@ -87,8 +81,12 @@ def modules() -> list[Case]:
     return [
         Case("LayerNorm by hand", LayerNorm(4), (normal(3, 4),)),
         Case("attention with a mask", Attention(2), {"x": normal(1, 3, 2), "mask": causal}),
-        Case("GRU cell", cell(), (normal(2, 3), normal(2, 2, seed=1))),
-        Case("a layer whose bias has the wrong gradient", linear_with_mean_bias(), (normal(3, 4),), wrong=("bias",)),
+        Case("GRU cell", seeded(nn.GRUCell, 3, 2), (normal(2, 3), normal(2, 2, seed=1))),
+        Case("LSTM", seeded(nn.LSTM, 3, 2), (normal(2, 1, 3),)),
+        Case("convolution", seeded(nn.Conv2d, 1, 2, 2), (normal(1, 1, 3, 3),)),
+        Case("BatchNorm in training mode", nn.BatchNorm1d(3), (normal(5, 3),), rows={}),
+        Case("embedding", seeded(nn.Embedding, 4, 3), (torch.tensor([3, 1, 3, 0, 2]),)),
+        Case("a layer whose bias has the wrong gradient", seeded(LinearWithMeanBias), (normal(3, 4),), wrong=("bias",)),
         Case("straight through, held", StraightThrough(), (3 * normal(3, 4),), options=held),
         Case("straight through, not held", StraightThrough(), (3 * normal(3, 4),), wrong=("x",)),
     ]

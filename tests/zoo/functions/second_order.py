@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from tests.zoo.functions.case import Case, normal
 from tests.zoo.functions.memory import OldSquare
@@ -39,6 +40,15 @@ class SavesIntermediate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, sigma = ctx.saved_tensors
         return grad * (sigma + x * sigma * (1 - sigma))
+
+
+class SavesIntermediateAndSaysSo(SavesIntermediate):
+    """The same with a backward that says that it cannot be differentiated."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return SavesIntermediate.backward(ctx, grad)
 
 
 class IntermediateReturned(torch.autograd.Function):
@@ -109,6 +119,7 @@ def second_order() -> list[Case]:
     return [
         Case("double backward by autograd", Swish.apply, x, entries=right),
         Case("intermediate saved", SavesIntermediate.apply, x, failed=("second_order",)),
+        Case("intermediate saved, once differentiable", SavesIntermediateAndSaysSo.apply, x, entries=right),
         Case("intermediate saved that is an output", IntermediateReturned.apply, x, entries=right),
         Case("backward under no_grad", WithoutGraph.apply, x, failed=("second_order",)),
         Case("saved input detached", Detached.apply, x, failed=("second_order",)),

@@ -170,6 +170,26 @@ class Identity(torch.autograd.Function):
         return grad
 
 
+class Returned(Identity):
+    """x itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x
+
+
+class Sum(Product):
+    """a + b; one gradient is handed to both."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        return a + b
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad, grad
+
+
 class Reversal(Identity):
     """x, with a gradient of the other sign: meant so by whoever adapts domains, and no derivative of x."""
 
@@ -182,7 +202,7 @@ def styles() -> list[Case]:
     """All of them."""
     x, weight = normal(3, 4), normal(2, 4, seed=1)
     neither = {"forward_ad": "not_applicable", "vmap": "not_applicable"}
-    needs = {"needs_input_grad": "passed"}
+    needs, kept = {"needs_input_grad": "passed"}, {"grad_output_kept": "passed"}
     return [
         Case("old style", Product.apply, (x, normal(3, 4, seed=1)), entries=neither | needs),
         Case("factor 2 for one input", DoubledProduct.apply, (x, normal(3, 4, seed=1)), wrong=("a",)),
@@ -196,6 +216,11 @@ def styles() -> list[Case]:
         Case("one input requires grad", Product.apply, (x, normal(3, 4, seed=1).requires_grad_())),
         Case("unused input", Unused.apply, (x, normal(3)), rows={"y": "unused"}),
         Case("identity", Identity.apply, (x,)),
+        Case("input returned", Returned.apply, (x,)),
+        Case(
+            "one gradient for both inputs", Sum.apply, (x, normal(3, 4, seed=1)), entries={"grad_output_kept": "passed"}
+        ),
+        Case("one tensor in two places", Product.apply, (x, x)),
         Case("reversed gradient", Reversal.apply, (x,), wrong=("x",)),
         Case("a number", Square.apply, (normal(),)),
         Case("a number by an array", Product.apply, (normal(3), torch.tensor(0.7)), failed=("shapes_and_dtypes",)),

@@ -181,6 +181,31 @@ class CrossEntropyOfOne(CrossEntropy):
         return gradient.clone(), None
 
 
+class CrossEntropyInTheLogits(CrossEntropy):
+    """Saves memory: the gradient is written over the logits, which the caller may still need."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        loss = CrossEntropy.forward(ctx, logits, target)
+        p = logits.softmax(-1)
+        logits.copy_((p - torch.nn.functional.one_hot(target, logits.shape[-1])) / len(target))
+        return loss
+
+
+class CrossEntropyScaledInPlace(CrossEntropy):
+    """Scales the gradient that it has kept in place: the next backward through the same graph scales it again."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor) -> Tensor:
+        ctx.gradient = (logits.softmax(-1) - torch.nn.functional.one_hot(target, logits.shape[-1])) / len(target)
+        return torch.nn.functional.cross_entropy(logits, target)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ctx.gradient.mul_(grad), None
+
+
 def normalised(x: Tensor) -> tuple[Tensor, Tensor]:
     """x / rms(x), and 1 / rms(x)."""
     scale = (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
@@ -207,4 +232,6 @@ def upstream() -> list[Case]:
         Case("matrix product, one gradient transposed", Transposed.apply, square, wrong=("weight",)),
         Case("cross entropy with integer targets", CrossEntropy.apply, (x, target)),
         Case("cross entropy whose gradient is taken for 1", CrossEntropyOfOne.apply, (x, target), wrong=("logits",)),
+        Case("gradient kept in the logits", CrossEntropyInTheLogits.apply, (x, target), failed=("inputs_kept",)),
+        Case("kept gradient scaled in place", CrossEntropyScaledInPlace.apply, (x, target), failed=("repeatable",)),
     ]
