@@ -217,9 +217,7 @@ def styles() -> list[Case]:
         Case("unused input", Unused.apply, (x, normal(3)), rows={"y": "unused"}),
         Case("identity", Identity.apply, (x,)),
         Case("input returned", Returned.apply, (x,)),
-        Case(
-            "one gradient for both inputs", Sum.apply, (x, normal(3, 4, seed=1)), entries={"grad_output_kept": "passed"}
-        ),
+        Case("one gradient for both inputs", Sum.apply, (x, normal(3, 4, seed=1)), entries=kept),
         Case("one tensor in two places", Product.apply, (x, x)),
         Case("reversed gradient", Reversal.apply, (x,), wrong=("x",)),
         Case("a number", Square.apply, (normal(),)),
