@@ -44,6 +44,7 @@ def notes_of(
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
+        problem.on_not_perturbed,
         _on_sleeping_hooks(problem),
         on_unproven(rows),
         *_on_unseen(problem, rows),

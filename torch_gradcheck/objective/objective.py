@@ -147,7 +147,8 @@ class Objective:
     @property
     def leaves(self) -> list[torch.Tensor]:
         """The parameters and variables that the graph of J begins at."""
-        return [leaf for leaf in [*self.model.parameters(), *self._variables] if leaf.requires_grad]
+        leaves = dict.fromkeys([*self.model.parameters(), *self._variables])  # a parameter may be in the batch, too
+        return [leaf for leaf in leaves if leaf.requires_grad]
 
     def compute(self) -> torch.Tensor:
         """J as a 0-dim tensor; only inside `evaluation`. NaN where values are held, and J asks for other ones."""
