@@ -108,7 +108,7 @@ class Problem:
                 self._drawn_in,
                 self.progress.beat,
                 hold,
-                objects_of(self._loss.variables),
+                self._loss.variables,
                 self._loss.words,
             )
         except NonFiniteLossError as error:
