@@ -5,11 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
 from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_replaced, on_spread
+from torch_gradcheck.objective.perturbation import infinite_coordinates
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.objective.scripted import on_scripted
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
@@ -44,7 +47,9 @@ def notes_of(
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
+        problem.on_not_perturbed,
         _on_sleeping_hooks(problem),
+        _on_infinite(problem, gradients),
         on_unproven(rows),
         *_on_unseen(problem, rows),
     ]
@@ -60,6 +65,19 @@ def _on_unseen(problem: Problem, rows: Sequence[ParameterReport]) -> tuple[str, 
     advice = " (perturb=0.1 checks away from there)" if at_own_theta else ""
     mode = on_mode(model, activity) if problem.objective.words is LOSS_WORDS else ""  # a function's is as it was
     return mode, on_equal_entries(model, unused, advice), on_silent_units(model, activity)
+
+
+def _on_infinite(problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> str:
+    """The note on entries that cannot be perturbed, and on gradients there that are NaN or infinite; "" without."""
+    theta = problem.theta
+    infinite = {position: infinite_coordinates(theta[position].parameter) for position in theta.checked}
+    infinite = {position: entries for position, entries in infinite.items() if len(entries)}
+    if not infinite:
+        return ""
+    words = [f"{len(entries)} of {theta[position].name}" for position, entries in infinite.items()]
+    wrong = [theta[k].name for k, entries in infinite.items() if not np.isfinite(gradients[k].values[entries]).all()]
+    spoilt = f"; the gradient there is not finite, for {listed(wrong)}" if wrong else ""
+    return f"entries that are NaN or infinite cannot be perturbed and were left out: {listed(words)}{spoilt}"
 
 
 def _on_sleeping_hooks(problem: Problem) -> str:

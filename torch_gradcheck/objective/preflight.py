@@ -17,8 +17,9 @@ from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.overflow import OverflowWatch
 from torch_gradcheck.objective.scripted import fixed_to_a_precision
+from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.precision.mode import DrawnIn
-from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, noun
 from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
 from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
 from torch_gradcheck.torch_internals.modules import modules_in_traceback, named_modules, named_parameters
@@ -34,7 +35,7 @@ def preflighted(
     drawn_in: DrawnIn | None = None,
     beat: Callable[[], None] = lambda: None,
     hold_detached: bool = False,
-    variables: Sequence[torch.Tensor] = (),
+    variables: Sequence[Variable] = (),
     words: LossWords = LOSS_WORDS,
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
@@ -47,7 +48,7 @@ def preflighted(
         drawn_in: the precisions of random draws, None for that of the check.
         beat: called before every evaluation.
         hold_detached: values at which the graph of J is cut are held; J is then evaluated with a graph.
-        variables: the lent tensors that J depends on besides the model's parameters.
+        variables: the lent variables that J depends on besides the model's parameters.
         words: what a report calls the code that computes J.
 
     Raises:
@@ -132,6 +133,12 @@ def _non_finite(objective: Objective) -> NonFiniteLossError:
         if not torch.isfinite(parameter).all():
             return NonFiniteLossError(
                 f"{found}: parameter {name!r} holds {_not_finite(parameter)}. Check it before it diverged."
+            )
+    for each in objective.variables:
+        if not torch.isfinite(each.tensor).all():
+            what = noun([each.role])
+            return NonFiniteLossError(
+                f"{found}: {what} {each.name!r} holds {_not_finite(each.tensor)}. Check it with finite numbers."
             )
     made = _made_by(objective)
     for name, tensors in _outputs(objective):

@@ -241,8 +241,13 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
 
 
 def refuse_unreached(rows: Sequence[ParameterReport], words: LossWords) -> None:
-    """Raises InvalidRequestError where J has to do with none of the parameters that were to be checked."""
+    """Raises InvalidRequestError where J has to do with none of the parameters that were to be checked.
+
+    A closure that captures what the model has put out before has nothing to do with the model.
+    """
     checked = [row for row in rows if row.status is not Status.FROZEN]
+    parameters = [row for row in checked if row.role is not Role.CAPTURED]
+    checked = parameters or checked
     if {row.status for row in checked} != {Status.UNUSED}:  # no generator: it would swallow a Ctrl-C
         return
     called = noun([row.role for row in checked], len(checked))
