@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.contract.comparison import Allowance, allowance, difference, distance, same_bits
+from torch_gradcheck.contract.memory_layouts import copied
 from torch_gradcheck.contract.run import Run, backwards_in_words
 from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.methods.problem import Problem
@@ -52,7 +53,9 @@ class Trial:
         """The parameters of a module that are on trial; none of a function."""
         arguments = {id(tensor) for tensor in objects_of(self.call.variables)}
         checked = [self.problem.theta[position] for position in self.problem.theta.checked]
-        return [Variable(each.name, each.parameter) for each in checked if id(each.parameter) not in arguments]
+        return [
+            Variable(each.name, each.parameter, each.role) for each in checked if id(each.parameter) not in arguments
+        ]
 
     @property
     def all_names(self) -> list[str]:
@@ -80,14 +83,27 @@ class Trial:
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors that the function returns for these arguments; only inside of `regime`."""
-        return [tensor for _, tensor in outputs_of(self.call.called(tensors))]
+        return [tensor for _, tensor in self._called(tensors)]
+
+    def _called(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        """The outputs with their names; a function that writes to its arguments gets copies in the same layouts."""
+        if not self.call.writes:
+            return outputs_of(self.call.called(tensors))
+        return outputs_of(self.handing_on.called([copied(tensor) for tensor in tensors]))
+
+    @property
+    def handing_on(self) -> FunctionCall:
+        """The call that hands on the very tensors it is given, which the function may write to."""
+        return replace(self.call, writes=False) if self.call.writes else self.call
 
     def cotangents(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """v of each output, as J has it; copies, which a backward may write to."""
         return [self.loss.cotangent(position, output) for position, output in enumerate(outputs)]
 
     def run(
-        self, tensors: Sequence[torch.Tensor] | None = None, cotangents: Sequence[torch.Tensor | None] | None = None
+        self,
+        tensors: Sequence[torch.Tensor] | None = None,
+        cotangents: Sequence[torch.Tensor | None] | None = None,
     ) -> Run:
         """Forward and backward, in a regime of its own.
 
@@ -98,12 +114,14 @@ class Trial:
         with torch.enable_grad(), self.regime():
             return self._ran(self.fresh() if tensors is None else tensors, cotangents)
 
-    def _ran(self, leaves: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None] | None) -> Run:
-        named = outputs_of(self.call.called(leaves))
+    def _ran(self, leaves: Sequence[torch.Tensor], cotangents: Gradients | None) -> Run:
+        named = self._called(leaves)
         outputs = [tensor for _, tensor in named]
         given = self.cotangents(outputs) if cotangents is None else cotangents
         gradients = gradients_under(outputs, given, [*leaves, *objects_of(self.parameters)])
-        return Run([name for name, _ in named], [y.detach() for y in outputs], gradients)
+        return Run(
+            [name for name, _ in named], [y.detach() for y in outputs], [y.requires_grad for y in outputs], gradients
+        )
 
     def forward(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """What the function returns for these arguments, without graphs, in a regime of its own."""
@@ -147,15 +165,19 @@ class Trial:
         return all(spread <= limit for spread, limit in zip(self.spreads, limits, strict=True))
 
     def difference(self, found: Run, expected: Run) -> str:
-        """Which outputs and gradients are not as expected, by more than rounding and what equal runs differ by.
+        """Which outputs, or else gradients, are not as expected, by more than rounding and what equal runs differ by.
 
         As "output[1] is 2 at [0, 1], should be 1 (3 of 4 entries differ)"; "" where all are.
         """
+        return self.output_difference(found, expected) or self.gradient_difference(found.gradients, expected.gradients)
+
+    def output_difference(self, found: Run, expected: Run) -> str:
+        """Which output is not as expected; "" where all are."""
         if len(found.outputs) != len(expected.outputs):
             return f"the function returns {len(found.outputs)} tensors, should return {len(expected.outputs)}"
         pairs = zip(expected.names, found.outputs, expected.outputs, strict=True)
         words = [self._difference(name, one, other, 0.0) for name, one, other in pairs]
-        return next(filter(None, words), "") or self.gradient_difference(found.gradients, expected.gradients)
+        return next(filter(None, words), "")
 
     def gradient_difference(self, found: Gradients, expected: Gradients, at: Sequence[int] = ()) -> str:
         """Which gradients are not as expected, as "the gradient of w is 2 at [0, 1], should be 1"; "" where all are.
