@@ -100,8 +100,17 @@ class Problem:
         compute = self._loss.at(dtype)
         hold = self.request.hold_detached
         try:
-            variables, beat = objects_of(self._loss.variables), self.progress.beat
-            return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, beat, hold, variables)
+            return preflighted(
+                self.model,
+                compute,
+                self._borrowed,
+                dtype,
+                self._drawn_in,
+                self.progress.beat,
+                hold,
+                self._loss.variables,
+                self._loss.words,
+            )
         except NonFiniteLossError as error:
             if not self.request.perturb:
                 raise

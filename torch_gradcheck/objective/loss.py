@@ -24,7 +24,7 @@ from torch_gradcheck.objective.variables import (
     variables_in,
 )
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed
 
 Compute = Callable[[], Any]
 """Computes the loss of a lent model; takes no argument."""
@@ -44,6 +44,10 @@ class Loss(Protocol):
     def variables(self) -> Sequence[Variable]:
         """The tensors besides the model's parameters that are on trial; their objects are among the holders."""
 
+    @property
+    def words(self) -> LossWords:
+        """What a report calls the code that computes it."""
+
     def at(self, dtype: torch.dtype | None) -> Compute:
         """J as a function of nothing, the batch copied into `dtype` (None: each tensor in its own)."""
 
@@ -55,6 +59,8 @@ class ModuleLoss:
     A tuple or list is `(inputs, *targets)`; a mapping is the model's keyword arguments; anything else its one input.
     Inputs that are themselves a tuple or list are positional arguments, a mapping keyword arguments.
     """
+
+    words = LOSS_WORDS
 
     model: nn.Module
     loss_fn: Callable[..., Any]
@@ -95,6 +101,8 @@ class ModuleLoss:
 class ClosureLoss:
     """`closure()`, or `closure(batch)` where there is a batch."""
 
+    words = LOSS_WORDS
+
     closure: Callable[..., Any]
     batch: Any = NOTHING
 
@@ -126,6 +134,8 @@ class MeanLoss:
         starts: for each batch the random state its forward starts from; empty: each starts where the last one ended.
         weights: wᵢ, positive numbers; empty: 1 each.
     """
+
+    words = LOSS_WORDS
 
     losses: Sequence[Loss]
     divisor: float
