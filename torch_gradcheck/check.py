@@ -13,6 +13,7 @@ from torch import nn
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.diagnosis.findings import findings_of
+from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_hand import given_gradients
@@ -29,7 +30,7 @@ from torch_gradcheck.request import Mode, Request, callable_argument, closure_ar
 from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
-from torch_gradcheck.verdicts.rows import excused, frozen_row, over_theta, refuse_unreached
+from torch_gradcheck.verdicts.rows import excused, frozen_row, linear_in, over_theta, refuse_unreached
 
 Patterns = str | Sequence[str] | None
 
@@ -49,6 +50,7 @@ def check_module(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     progress: bool | None = None,
+    order: int = 1,
     perturb: float = 0.0,
     hold_detached: bool = False,
 ) -> Report:
@@ -79,6 +81,8 @@ def check_module(
         dtype: the precision of the check, `torch.float64` or `torch.float32`.
         seed: of everything that is drawn at random: same seed, same report.
         progress: True or False; None shows a bar only for long work on a terminal.
+        order: 1: the gradient of J. 2: the gradient of its slope ⟨v, ∇J(θ)⟩ for a random v, which a double backward
+            gives, against differences of the first-order gradient, which is not on trial itself.
         perturb: 0.0: at the model's own θ. A positive number: at θ + perturb · s · N(0, 1), s the standard deviation of
             the tensor, 1 where it is constant, drawn from `seed`. Mistakes that weights of exactly 1 or 0 hide show
             there. All parameters that require a gradient move, for the check alone.
@@ -105,6 +109,7 @@ def check_module(
         progress=progress,
         perturb=perturb,
         hold_detached=hold_detached,
+        order=order,
     )
     callable_argument("loss_fn", loss_fn)
     return checked(model, ModuleLoss(model, loss_fn, batch), request)
@@ -124,6 +129,7 @@ def check_closure(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     progress: bool | None = None,
+    order: int = 1,
     perturb: float = 0.0,
     hold_detached: bool = False,
 ) -> Report:
@@ -149,6 +155,7 @@ def check_closure(
         progress=progress,
         perturb=perturb,
         hold_detached=hold_detached,
+        order=order,
     )
     callable_argument("closure", closure)
     closure_argument(closure)
@@ -159,6 +166,7 @@ def check_function(
     function: Callable[..., Any],
     inputs: Sequence[Any] | Mapping[str, Any],
     *,
+    order: int = 1,
     tolerance: float | None = None,
     dtype: torch.dtype = torch.float64,
     eps: float | None = None,
@@ -176,7 +184,8 @@ def check_function(
             parameters are on trial too and whose mode stays as it is.
         inputs: a tuple of its positional arguments, or a mapping of keyword arguments. On trial are the tensors that
             require a gradient or, where none does, all of floating point or complex numbers.
-        tolerance: as in `check_module`, as are all that follow.
+        order: as in `check_module`, as are all that follow. The contract is tried at either.
+        tolerance: the largest relative error that passes.
         dtype: the precision of the check; the arguments on trial are copied into it.
         eps: the step of the centered difference.
         seed: of v, and whatever else is drawn at random.
@@ -202,12 +211,13 @@ def check_function(
         progress=progress,
         perturb=0.0,
         hold_detached=hold_detached,
+        order=order,
     )
     callable_argument("function", function)
     loss = FunctionLoss(function_call(function, inputs), request.seed)
     report = checked(model, loss, request)
     proven = frozenset(row.name for row in report if row.status.is_proven)
-    with posed(model, loss, request) as problem:
+    with posed(model, loss, replace(request, order=1)) as problem:
         return replace(report, contract=contract_of(Trial(problem, loss, proven)))
 
 
@@ -236,6 +246,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
         gradients, unrepeatable = _on_trial(problem)
         choice, trials = run_method(problem, gradients)
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
+        rows = linear_in(problem.slope, rows)
         rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
         refuse_unreached(rows)
         found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
@@ -262,7 +273,8 @@ def _on_trial(problem: Problem) -> tuple[Mapping[int, AnalyticGradient], Unrepea
     given = problem.request.gradients
     if isinstance(given, Mapping):
         return given_gradients(given, problem.theta), Unrepeatable()
-    return problem.backward.gradients, Unrepeatable.of(problem)
+    backward = problem.backward if problem.slope is None else double_backward_of(problem)
+    return backward.gradients, Unrepeatable.of(problem)
 
 
 def _row(problem: Problem, choice: MethodChoice, position: int, trials: Trials) -> ParameterReport:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -30,6 +31,7 @@ from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.perturbed_theta import move_theta
 from torch_gradcheck.objective.preflight import preflighted
+from torch_gradcheck.objective.second_order import Slope
 from torch_gradcheck.objective.theta import Theta, check_selection, theta_of
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.dtypes import epsilon
@@ -83,15 +85,34 @@ class Problem:
         return theta_of(self.model, self.request.include, self.request.exclude, self._loss.variables)
 
     @cached_property
+    def slope(self) -> Slope | None:
+        """J as the slope ⟨v, ∇J⟩ of the user's loss, in a check of second order; else None."""
+        if self.request.order == 1:
+            return None
+        return Slope(self._loss.at(self.request.dtype), self.theta, self.request.seed)
+
+    @cached_property
     def objective(self) -> Objective:
         """J, evaluated twice before any verdict; raises where it is no finite deterministic number."""
         dtype = self.request.dtype
-        compute = self._loss.at(dtype)
+        compute = self.slope or self._loss.at(dtype)
         hold = self.request.hold_detached
         try:
             variables, beat = objects_of(self._loss.variables), self.progress.beat
-            return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, beat, hold, variables)
+            return preflighted(
+                self.model,
+                compute,
+                self._borrowed,
+                dtype,
+                self._drawn_in,
+                beat,
+                hold,
+                variables,
+                self.slope is not None,
+            )
         except NonFiniteLossError as error:
+            if self.slope is not None and math.isfinite(float(self.slope.loss)):
+                raise NonFiniteLossError(_has_no_slope(float(self.slope.loss)), module=error.module) from error
             if not self.request.perturb:
                 raise
             raise NonFiniteLossError(f"{error} {_is_moved(self.request.perturb)}", module=error.module) from error
@@ -226,6 +247,13 @@ class Problem:
         """J with all parameters moved by that step."""
         with self._a_step_away():
             return self.objective.value()
+
+
+def _has_no_slope(loss: float) -> str:
+    return (
+        f"order=2: J(θ) = {loss:.8g}, and its first-order gradient is not finite, so that it cannot be differenced. "
+        "A check with order=1 names the operation that makes it."
+    )
 
 
 def _is_moved(perturb: float) -> str:

@@ -45,6 +45,7 @@ class Objective:
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
         activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
+        with_graph: the value that J, a slope, has where its backward makes a graph, if that is another one; else None.
         held: the values that J reads where its graph is cut; None where all moves with θ.
     """
 
@@ -68,6 +69,7 @@ class Objective:
         self.replaced = False
         self.needs_graph = True
         self.runs_backward = False
+        self.with_graph: float | None = None
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
         self._variables = variables
