@@ -230,7 +230,19 @@ def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
     if request.gradients == "grad":
         mode: Mode = "train" if request.mode == "train" else "keep"
         return check_left_in_grad(model, loss, replace(request, mode=mode), TrainingStep())
-    return check_backward(model, loss, request)[0]
+    report = check_backward(model, loss, request)[0]
+    return _begun_with_first_order(report, model, loss, request) if request.order == 2 else report
+
+
+def _begun_with_first_order(report: Report, model: nn.Module, loss: Loss, request: Request) -> Report:
+    """The report of second order; where no culprit is known, with that of the first-order gradient if this is wrong."""
+    if not report.mismatches or report.culprit is not None:
+        return report
+    first = check_backward(model, loss, replace(request, order=1))[0]
+    if not first.mismatches:
+        return report
+    notes = [*report.notes[:1], f"by a check of order=1, {first.notes[0]}", *report.notes[1:]]
+    return replace(report, culprit=first.culprit, notes=notes)
 
 
 def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination]:
@@ -259,7 +271,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
             relative_error=over_theta(rows, trials),
             notes=unrepeatable.among([*found.notes, *notes]),
             culprit=found.culprit if found.notes else unrepeatable.culprit,
-            backward_spread=unrepeatable.spread,
+            backward_spread=unrepeatable.spread or problem.objective.apart_with_graph,
         )
         examined = Examination.of(problem, gradients, choice, trials)
     return report, examined

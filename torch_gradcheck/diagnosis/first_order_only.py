@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from torch_gradcheck.diagnosis.culprit.sentences import LOSS, at_backward_of, described, function_name
+from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described_place, function_name
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.backward_record import Place
 from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.double_backward import DoubleBackwardRecord
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.torch_internals.double_backward import operation_without_formula
-from torch_gradcheck.torch_internals.modules import named_modules
 
 
 def double_backward_of(problem: Problem) -> Backward:
@@ -39,7 +38,7 @@ def double_backward_of(problem: Problem) -> Backward:
 def _on_marked(problem: Problem, found: Place) -> str:
     assert found.function is not None
     return (
-        f"order=2: {function_name(found.function)} in {_where(problem, found)} is marked "
+        f"order=2: {function_name(found.function)} in {described_place(problem.objective.model, found)} is marked "
         f"@once_differentiable{at_backward_of(found.function)}: there is no double backward to check, and autograd "
         "raises or takes its gradient for a constant. Make its backward of differentiable operations and take the mark "
         "away, or check with order=1."
@@ -53,14 +52,8 @@ def _without_formula(problem: Problem, found: Place | None, operation: str) -> s
         if "attention" in operation
         else "compute it by operations that have one"
     )
-    where = "" if found is None else f" in {_where(problem, found)} ({found.node})"
+    where = "" if found is None else f" in {described_place(problem.objective.model, found)} ({found.node})"
     return (
         f"order=2: torch has no derivative of {operation}, which runs backward{where}: training with a double backward "
         f"through it fails as well. Instead {instead}; or check with order=1."
     )
-
-
-def _where(problem: Problem, found: Place) -> str:
-    kinds = {name: type(module).__name__ for name, module in named_modules(problem.objective.model)}
-    name = LOSS if found.module is None else found.module
-    return described(name, kinds.get(name))

@@ -43,14 +43,17 @@ class DoubleBackwardRecord:
 
     Args:
         model: the modules to name.
+
+    Attributes:
+        left: the nodes in the order in which they run, each with the gradients that leave it, None for no gradient.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.left: list[tuple[Any, list[Any]]] = []
         self._modules = CalledModules()
         self._hooks = forward_hooks(model, stack=self._modules)
         self._thread = threading.get_ident()
         self._watched = set[Any]()
-        self._left: list[tuple[Any, list[Any]]] = []
         self._undo: list[Callable[[], Any]] = []
 
     def __enter__(self) -> DoubleBackwardRecord:
@@ -76,17 +79,16 @@ class DoubleBackwardRecord:
 
         Its gradients are constants, and raise nothing, where the gradient that it is given is one.
         """
-        marked = [
-            node for node, _ in self._left if (function := function_of(node)) and is_once_differentiable(function)
-        ]
-        return self._place(marked[0]) if marked else None
+        marked = [node for node, _ in self.left if (function := function_of(node)) and is_once_differentiable(function)]
+        return self.place(marked[0]) if marked else None
 
     def runs(self, operation: str) -> Place | None:
         """The first node that runs this operation of torch's backward, see `is_of_operation`; None where none is."""
-        made = [node for node, gradients in self._left if any(is_of_operation(each, operation) for each in gradients)]
-        return self._place(made[0]) if made else None
+        made = [node for node, gradients in self.left if any(is_of_operation(each, operation) for each in gradients)]
+        return self.place(made[0]) if made else None
 
-    def _place(self, node: Any) -> Place:
+    def place(self, node: Any) -> Place:
+        """Where a node is."""
         return Place(node.name(), function_of(node), self._modules.of_node(number_of(node)))
 
     def _watch(self, outputs: Sequence[Any]) -> None:
@@ -98,7 +100,7 @@ class DoubleBackwardRecord:
     def _hook_of(self, node: Any) -> Callable[..., None]:
         def left(gradients: Any, _: Any) -> None:
             if torch.is_grad_enabled():
-                self._left.append((node, list(gradients) if isinstance(gradients, tuple) else [gradients]))
+                self.left.append((node, list(gradients) if isinstance(gradients, tuple) else [gradients]))
 
         return left
 

@@ -179,6 +179,13 @@ class Objective:
             if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
 
+    @property
+    def apart_with_graph(self) -> float:
+        """How far a slope whose backward makes a graph lies from one that makes none, relative to the larger one."""
+        if self.with_graph is None:
+            return 0.0
+        return abs(self.with_graph - self.loss) / max(abs(self.with_graph), abs(self.loss))
+
     def same(self, one: float, other: float) -> bool:
         """Whether two values of J are one number up to the roundoff two equal calls may differ by."""
         return one == other or abs(one - other) <= ROUNDOFF_BETWEEN_CALLS * epsilon(self.dtype) * abs(other)

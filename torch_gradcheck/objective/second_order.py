@@ -11,7 +11,7 @@ import torch
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_loss import inner
 from torch_gradcheck.objective.objective import Objective, scalar
-from torch_gradcheck.objective.perturbation import real_view
+from torch_gradcheck.objective.perturbation import Direction, real_view
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.torch_internals.autograd import function_of, nodes_from, reentrant_checkpoint
 
@@ -53,7 +53,7 @@ class Slope:
         """
         with_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            loss = scalar(self._compute())
+            loss = self.value()
             self.loss = loss.detach()  # not read: a record of the slope must not depend on it
             if any(parameter.grad is not None for parameter in self._on_trial.values()):
                 raise InvalidRequestError(
@@ -62,6 +62,15 @@ class Slope:
                 )
             slopes = [inner(self._directions[k], each) for k, each in self._gradients(loss, with_graph).items()]
             return torch.stack(slopes).sum() if slopes else torch.zeros_like(loss)
+
+    def value(self) -> torch.Tensor:
+        """J itself; only inside of an evaluation of the slope."""
+        return scalar(self._compute())
+
+    @property
+    def along(self) -> Direction:
+        """The direction v through the parameters, at θ now."""
+        return Direction(list(self._on_trial.values()), [real_view(v) for v in self._directions.values()])
 
     def _gradients(self, loss: torch.Tensor, with_graph: bool) -> dict[int, torch.Tensor]:
         """The gradients of J, by position in θ, without those that it does not reach."""

@@ -15,6 +15,7 @@ from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
+from torch_gradcheck.gradients.backward_record import Place
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
@@ -174,7 +175,8 @@ class Sentences:
         if call is not None and not isinstance(call.owner, nn.Module):
             again = ", when its backward is differentiated once more," if call.differentiates is not None else ""
             gives = f"{_kind(call)}{again} gives a wrong gradient{_for_inputs(call, inputs)}"
-            return f": {gives}{at_backward_of(call.owner)}"
+            why = attribution.reasons.get(call, "")
+            return f": {gives}{at_backward_of(call.owner)}{f': {why}' if why else ''}"
         if call is not None and self._named(call.owner) is None:
             return f": in {_kind(call)}{_at_forward_of(call.owner)}, which is no module of the model"
         children = [child for child in attribution.tangents if child.parent is call]
@@ -264,6 +266,13 @@ def _at_fault(call: RecordedCall | None, attribution: Attribution) -> RecordedCa
 def described(name: str, kind: str | None) -> str:
     """A module by its qualified name and class, the model itself, or the loss function or closure (`LOSS`)."""
     return "the loss function or closure" if name == LOSS else f"{name or 'the model itself'} ({kind})"
+
+
+def described_place(model: nn.Module, place: Place) -> str:
+    """The module in which a node was made, as `described` has it."""
+    if place.module is None:
+        return described(LOSS, None)
+    return described(place.module, type(dict(named_modules(model))[place.module]).__name__)
 
 
 def _is_module(call: RecordedCall | None) -> bool:
