@@ -184,7 +184,8 @@ def check_function(
             parameters are on trial too and whose mode stays as it is.
         inputs: a tuple of its positional arguments, or a mapping of keyword arguments. On trial are the tensors that
             require a gradient or, where none does, all of floating point or complex numbers.
-        order: as in `check_module`, as are all that follow. The contract is tried at either.
+        order: as in `check_module`, as are all that follow. With order=2, v depends on y as well, so that the gradients
+            that a backward is given are on trial too. The contract is tried at either.
         tolerance: the largest relative error that passes.
         dtype: the precision of the check; the arguments on trial are copied into it.
         eps: the step of the centered difference.
@@ -215,7 +216,7 @@ def check_function(
     )
     callable_argument("function", function)
     loss = FunctionLoss(function_call(function, inputs), request.seed)
-    report = checked(model, loss, request)
+    report = checked(model, replace(loss, is_bent=order == 2), request)
     proven = frozenset(row.name for row in report if row.status.is_proven)
     with posed(model, loss, replace(request, order=1)) as problem:
         return replace(report, contract=contract_of(Trial(problem, loss, proven)))
