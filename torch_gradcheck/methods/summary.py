@@ -9,6 +9,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
+from torch_gradcheck.objective.domain import on_domain
 from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_replaced, on_spread
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.objective.scripted import on_scripted
@@ -44,6 +45,7 @@ def notes_of(
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
+        on_domain(objective.domain),
         _on_sleeping_hooks(problem),
         on_unproven(rows),
         *_on_unseen(problem, rows),

@@ -13,6 +13,7 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import NonScalarLossError
+from torch_gradcheck.objective.domain import Domain
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.unseen import Activity
@@ -46,6 +47,7 @@ class Objective:
         activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
         held: the values that J reads where its graph is cut; None where all moves with θ.
+        domain: where J is defined.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Objective:
         self._variables = variables
         self._needs_mode = True
         self.held = held
+        self.domain = Domain(borrowed)
         self._holding: Holding | None = None
 
     def __call__(self) -> torch.Tensor:
@@ -103,8 +106,13 @@ class Objective:
         self.evaluations += evaluations
 
     def value(self) -> float:
-        """J(θ), as cheaply as possible."""
-        return float(self().detach())
+        """J(θ), as cheaply as possible; NaN where it raises because it is not defined there."""
+        try:
+            return float(self().detach())
+        except Exception as error:
+            if not math.isfinite(self.loss) or not self.domain.excludes(error, self):
+                raise
+            return math.nan
 
     def value_again(self) -> float:
         """J(θ) once more; `spread` takes in how far it lies from the first value."""
