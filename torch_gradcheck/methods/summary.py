@@ -13,6 +13,7 @@ from torch_gradcheck.objective.domain import on_domain
 from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_replaced, on_spread
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.objective.scripted import on_scripted
+from torch_gradcheck.objective.theta import on_infinite
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport, Status
@@ -46,6 +47,7 @@ def notes_of(
         on_graph(objective, accumulated),
         on_spread(objective),
         on_domain(objective.domain),
+        on_infinite(problem.theta),
         _on_sleeping_hooks(problem),
         on_unproven(rows),
         *_on_unseen(problem, rows),

@@ -123,7 +123,14 @@ def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def sizes(tensor: torch.Tensor) -> torch.Tensor:
-    """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero."""
+    """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero.
+
+    It is 0 for entries that are not finite, which do not count for the others either.
+    """
     absolute = tensor.abs()
+    finite = torch.isfinite(absolute)
+    if not bool(finite.all()):
+        absolute = torch.where(finite, absolute, 0.0)
     typical = absolute.square().mean().sqrt() if tensor.numel() else absolute.new_ones(())
-    return torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))
+    usual = torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))
+    return torch.where(finite, usual, 0.0)

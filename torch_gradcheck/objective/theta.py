@@ -15,7 +15,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.variables import Variable
-from torch_gradcheck.reporting.words import close_names
+from torch_gradcheck.reporting.words import close_names, listed
 from torch_gradcheck.torch_internals.modules import named_parameters, plain_names
 from torch_gradcheck.torch_internals.tensors import is_wrapper
 
@@ -36,7 +36,7 @@ class ThetaEntry:
         parameter: the caller's own object: a Parameter, or the tensor of a `Variable`.
         checked: whether its gradient is on trial: the patterns select it, and it is not frozen.
         frozen: whether `requires_grad` is false.
-        padding: flat coordinates that are not tried, see `padding_coordinates`.
+        padding: flat coordinates that are not tried, sorted: see `padding_coordinates` and `infinite_coordinates`.
         own_dtype: the dtype with the caller; while the parameter is lent its dtype is that of the copy.
     """
 
@@ -171,9 +171,24 @@ def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str]) -> Theta
         parameter=parameter,
         checked=parameter.requires_grad,
         frozen=not parameter.requires_grad,
-        padding=padding_coordinates(model, parameter),
+        padding=np.union1d(padding_coordinates(model, parameter), infinite_coordinates(parameter)),
         own_dtype=parameter.dtype,
     )
+
+
+def infinite_coordinates(parameter: torch.Tensor) -> Indices:
+    """Flat coordinates of numbers that no step moves, such as the −∞ of masked scores; J has no slope along them."""
+    if parameter.is_meta or bool(torch.isfinite(parameter.detach()).all()):
+        return np.empty(0, dtype=np.int64)
+    numbers = real_view(parameter.detach().resolve_conj())
+    return np.asarray((~torch.isfinite(numbers)).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
+
+
+def on_infinite(theta: Theta) -> str:
+    """The note on entries that no step moves; "" where all are finite."""
+    infinite = {entry.name: len(infinite_coordinates(entry.parameter)) for entry in theta if entry.checked}
+    names = [f"{name} ({count})" for name, count in infinite.items() if count]
+    return f"entries that are infinite or NaN were left out, since no step moves them: {listed(names)}" if names else ""
 
 
 def _matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:
