@@ -15,6 +15,7 @@ from torch.autograd import Function
 from torch_gradcheck.borrowing.builtin_content import is_a
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.variables import Variable, variables_in
+from torch_gradcheck.reporting.facts import Role
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FunctionCall:
     @cached_property
     def variables(self) -> list[Variable]:
         """The tensors on trial among the arguments, named after their places."""
-        found = [each for name, value in self._named for each in variables_in(name, value)]
+        found = [each for name, value in self._named for each in variables_in(name, value, Role.ARGUMENT)]
         return list({id(each.tensor): each for each in reversed(found)}.values())[::-1]
 
     def called(self, tensors: Sequence[torch.Tensor]) -> Any:
