@@ -47,9 +47,13 @@ WIDTH = 130
 FACTOR = 1.01
 """Of the planted mistake."""
 
+RESOLVED = 1e-8
+"""A gradient below this is rounding: 1 % of it is no mistake that anyone could see."""
+
 OURS, SLOW, FAST = "check_function", "gradcheck slow", "gradcheck fast"
 
-QUICK = ("sin", "mm", "cumprod", "sort", "linalg.inv", "nn.functional.relu", "complex", "amax", "where", "norm", "erfinv", "stack")
+QUICK = ("sin", "mm", "cumprod", "sort", "linalg.inv", "complex", "amax", "where", "norm", "erfinv", "stack", "normal")
+"""A dozen operators of all kinds; torch says of the last one that its gradients are wrong."""
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,15 @@ class Scaled(Function):
         return FACTOR * gradients[0]
 
 
+scaled: Callable[[Tensor], Tensor] = Scaled.apply
+
+
 def planted(case: Case, place: int) -> Case:
     """The case with the mistake in the gradient of one input."""
 
     def function(*tensors: Tensor) -> Any:
         given = list(tensors)
-        given[place] = Scaled.apply(given[place])
+        given[place] = scaled(given[place])
         return case.function(*given)
 
     return replace(case, function=function)
@@ -134,8 +141,8 @@ def place_of(case: Case) -> int | None:
     generator = torch.Generator().manual_seed(0)
     cotangents = [torch.rand(y.shape, dtype=torch.float64, generator=generator).to(y.dtype) + 0.5 for y in outputs]
     gradients = torch.autograd.grad(outputs, case.inputs, cotangents, allow_unused=True)
-    sizes = [0.0 if g is None else float(g.to_dense().abs().max()) for g in gradients]
-    return next((position for position, size in enumerate(sizes) if size > 1e-6 * max(sizes)), None)
+    sizes = [0.0 if g is None else float(g.to_dense().abs().max()) for g in list[Tensor | None](gradients)]
+    return next((position for position, size in enumerate(sizes) if size > RESOLVED), None)
 
 
 # The contestants --------------------------------------------------------------------------------------------------
@@ -264,8 +271,8 @@ def _is_found_exactly(row: Row, contestant: str) -> bool:
 
 def table(rows: Sequence[Row]) -> Table:
     """One row a contestant."""
-    head = ("", "alarms", "explained", "false", "errors", "planted", "found", "exactly there", "median", "90 %", "× slow")
-    shown = Table(*head)
+    verdicts = ("alarms", "explained", "false", "errors", "planted", "found", "exactly there")
+    shown = Table("", *verdicts, "median", "90 %", "× slow")
     for name in CONTESTANTS:
         figures = summary_of(rows, name)
         shown.add_row(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
 from torch.distributions import Normal
+from torch.nn.functional import binary_cross_entropy
 
 from torch_gradcheck import Status, check_function, check_module
 
@@ -66,3 +69,22 @@ def test_an_exception_that_is_not_due_to_theta_comes_through(times: int) -> None
         else:
             break
     assert first > 20
+
+
+class Scaled(Function):
+    """The identity, its gradient times 1.01."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:
+        return 1.01 * g
+
+
+def test_an_operation_of_a_record_that_raises_is_asked_of_j() -> None:
+    """Fifty entries are worth a record, and directions through a wrong gradient reach far."""
+    p = torch.rand(50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    report = check_function(lambda p: binary_cross_entropy(Scaled.apply(p), torch.ones_like(p)), (p,))
+    assert report["p"].mismatched == 50

@@ -23,8 +23,8 @@ from torch_gradcheck.engines.traced.quantities import quantities_on_the_way
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
 from torch_gradcheck.engines.traced.threads import OnThreads, ThreadCount
 from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
-from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.torch_internals.devices import is_out_of_memory
 from torch_gradcheck.torch_internals.dispatch import modes_disabled, vmap_or_nothing
 
