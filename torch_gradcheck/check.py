@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.diagnosis.findings import findings_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
@@ -19,13 +20,20 @@ from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
-from torch_gradcheck.objective.function_call import function_call
-from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule
+from torch_gradcheck.objective.function_call import function_call, module_of
+from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, validated_request
+from torch_gradcheck.request import (
+    Mode,
+    Request,
+    callable_argument,
+    closure_argument,
+    function_argument,
+    validated_request,
+)
 from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
@@ -186,7 +194,8 @@ def check_function(
     Raises:
         InvalidRequestError, NonFiniteLossError, NonDeterministicLossError: as `check_module`.
     """
-    model = function if isinstance(function, nn.Module) else FunctionModule()
+    function_argument(function)
+    model = module_of(function) or FunctionModule()
     request = validated_request(
         model,
         METHOD_NAMES,
@@ -203,12 +212,28 @@ def check_function(
         perturb=0.0,
         hold_detached=hold_detached,
     )
-    callable_argument("function", function)
     loss = FunctionLoss(function_call(function, inputs), request.seed)
+    try:
+        return _of_function(model, loss, request)
+    except WrittenArgumentsError:
+        return _of_function(model, loss.on_copies(), request)
+
+
+def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
+    """The check of J as of any other loss; then, in a loan of its own, what only a function can be asked."""
+    started = time.perf_counter()
     report = checked(model, loss, request)
-    proven = frozenset(row.name for row in report if row.status.is_proven)
     with posed(model, loss, request) as problem:
-        return replace(report, contract=contract_of(Trial(problem, loss, proven)))
+        rows = told_by_output(problem, loss, report.parameters)
+        proven = frozenset(row.name for row in rows if row.status.is_proven)
+        contract = contract_of(Trial(problem, loss, proven))
+    return replace(
+        report,
+        parameters=rows,
+        notes=[*report.notes, *loss.notes],
+        contract=contract,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
@@ -237,7 +262,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
         choice, trials = run_method(problem, gradients)
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
         rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
-        refuse_unreached(rows)
+        refuse_unreached(rows, problem.objective.words)
         found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
         notes = notes_of(problem, choice, rows, gradients)
         report = reported(

@@ -50,7 +50,7 @@ def test_a_parameter(method: str, factor: float, status: Status) -> None:
     report = check_module(Masked(factor), lambda y: y.square().sum(), x, method=method)
     assert report["scores"].status is status
     assert report["scores"].checked == 5
-    assert any("left out, since no step moves them: scores (1)" in note for note in report.notes)
+    assert any("were left out: 1 of scores" in note for note in report.notes)
 
 
 def test_the_culprit_takes_infinite_arguments() -> None:

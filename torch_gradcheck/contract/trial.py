@@ -14,8 +14,9 @@ from torch_gradcheck.contract.comparison import Allowance, allowance, difference
 from torch_gradcheck.contract.run import Run, backwards_in_words
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.objective.function_call import FunctionCall, outputs_of
+from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.variables import Variable, objects_of
 
 

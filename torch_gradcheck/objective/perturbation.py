@@ -19,6 +19,14 @@ def real_view(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def infinite_coordinates(tensor: torch.Tensor) -> Indices:
+    """Flat coordinates that hold NaN or infinity: masks are filled with −∞, which no step moves."""
+    finite = torch.isfinite(real_view(tensor.detach().resolve_conj()))
+    if finite.all():
+        return np.empty(0, dtype=np.int64)
+    return np.asarray((~finite).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
+
+
 def coordinate_views(tensor: torch.Tensor, coordinates: Indices) -> Iterator[torch.Tensor]:
     """A 0-dim view of each coordinate, real, sharing the tensor's memory.
 
@@ -131,12 +139,12 @@ def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 def sizes(tensor: torch.Tensor) -> torch.Tensor:
     """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero.
 
-    It is 0 for entries that are not finite, which do not count for the others either.
+    NaN and infinity have size 0: they cannot move.
     """
     absolute = tensor.abs()
     finite = torch.isfinite(absolute)
-    if not bool(finite.all()):
-        absolute = torch.where(finite, absolute, 0.0)
+    if not finite.all():
+        of_finite = sizes(absolute[finite])
+        return torch.zeros_like(absolute).masked_scatter(finite, of_finite)
     typical = absolute.square().mean().sqrt() if tensor.numel() else absolute.new_ones(())
-    usual = torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))
-    return torch.where(finite, usual, 0.0)
+    return torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))

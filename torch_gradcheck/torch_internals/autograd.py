@@ -180,6 +180,11 @@ def graph_is_used_up(error: BaseException) -> bool:
     return "second time" in str(error)
 
 
+def writes_to_a_leaf(error: BaseException) -> bool:
+    """Whether autograd has refused a write to a leaf, or to a view of one, that requires a gradient."""
+    return "leaf Variable that requires grad" in str(error) and "in-place" in str(error)
+
+
 @contextmanager
 def before_hooks(parameter: torch.Tensor) -> Iterator[list[torch.Tensor]]:
     """Collects the gradients of `parameter` inside the block as they are before the caller's hooks change them.
