@@ -87,12 +87,11 @@ class _Returned:
     Attributes:
         count: how many backwards have returned.
         in_backward: whether the block was entered.
-        wrong: what is wrong with gradients, each told once.
     """
 
     def __init__(self) -> None:
         self.count, self.in_backward = 0, False
-        self.wrong: list[str] = []
+        self._wrong: list[tuple[type[torch.autograd.Function], int, InputForm, InputForm]] = []
 
     def __enter__(self) -> None:
         self.in_backward = True
@@ -117,11 +116,12 @@ class _Returned:
             if isinstance(gradient, torch.Tensor):
                 found = InputForm(tuple(gradient.shape), gradient.dtype, gradient.device)
                 if found != expected:
-                    self._tell(_wrong(function, position, found, expected))
+                    self._wrong.append((function, position, found, expected))
 
-    def _tell(self, words: str) -> None:
-        if words not in self.wrong:
-            self.wrong.append(words)
+    @property
+    def wrong(self) -> list[str]:
+        """What is wrong with gradients, each told once."""
+        return list(dict.fromkeys([_wrong(*each) for each in self._wrong]))
 
 
 def _wrong(function: type[torch.autograd.Function], position: int, found: InputForm, expected: InputForm) -> str:

@@ -19,7 +19,7 @@ from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngin
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.errors import NonFiniteLossError
-from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.gradients.analytic import AnalyticGradient, undefined_gradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
@@ -134,8 +134,16 @@ class Problem:
         return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
 
     def gradients_now(self) -> dict[int, AnalyticGradient]:
-        """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly."""
-        return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+        """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly.
+
+        They are NaN where J is not defined there.
+        """
+        try:
+            return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+        except Exception as error:
+            if not self.objective.domain.excludes(error, self.objective):
+                raise
+            return {position: undefined_gradient(self.theta[position]) for position in self.theta.checked}
 
     @property
     def on_compiled_code(self) -> list[str]:

@@ -11,6 +11,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
+from torch_gradcheck.objective.domain import on_domain
 from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_replaced, on_spread
 from torch_gradcheck.objective.perturbation import infinite_coordinates
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
@@ -49,6 +50,7 @@ def notes_of(
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
+        on_domain(objective.domain),
         problem.on_not_perturbed,
         _on_sleeping_hooks(problem),
         _on_infinite(problem, gradients),
