@@ -42,7 +42,8 @@ def gradcheck(
         inputs: a tensor, or a tuple or list of the arguments. On trial are the tensors that require a gradient.
         eps: the step of the differences. The default means none in particular: one is chosen from the noise of
             `func`. Another one is used as it is, and inputs in float32 then stay so.
-        atol, rtol: what passes.
+        atol: the difference that passes.
+        rtol: the share of the derivative that passes besides.
         raise_exception: raise where something does not hold; otherwise return False.
         nondet_tol: how far two runs of the backward may lie apart.
         check_undefined_grad: an output whose gradient is None or zero must not contribute.
@@ -107,15 +108,12 @@ def gradgradcheck(
 ) -> bool:
     """Checks the gradients of the gradients of a function in the place of `torch.autograd.gradgradcheck`.
 
-    It is `gradcheck` of (x, v) ↦ ∂⟨v, f(x)⟩/∂x, in x and in v.
+    It is `gradcheck` of (x, v) ↦ ∂⟨v, f(x)⟩/∂x, in x and in v, and has its arguments. Besides:
 
-    Args:
-        func, inputs: as in `gradcheck`, as are all arguments that are not listed here.
-        grad_outputs: v, a tensor or None for each differentiable output, or a single tensor; None draws them between
-            −1 and 1.
-        gen_non_contig_grad_outputs: those that are drawn are not contiguous.
-        check_fwd_over_rev: the derivative of the backward by forward mode is compared as well.
-        check_rev_over_rev: that by the backward is.
+    - `grad_outputs` is v: a tensor, or a tuple of one for each differentiable output; None draws them between −1
+      and 1, not contiguous with `gen_non_contig_grad_outputs`;
+    - `check_fwd_over_rev`: the derivative of the backward by forward mode is compared, too;
+    - `check_rev_over_rev`: that by the backward is.
 
     Returns:
         True if all holds.

@@ -52,7 +52,9 @@ class EveryCoordinate:
         values = [np.abs(real_numbers(memory)) for memory in self._memories]
         self.owners = np.repeat(np.arange(len(inputs)), counts)
         self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        self.partner = np.concatenate([first + partners(m) for first, m in zip(self._first, self._memories, strict=False)])
+        self.partner = np.concatenate(
+            [first + partners(m) for first, m in zip(self._first, self._memories, strict=False)]
+        )
         self.unit = np.maximum(1.0, np.concatenate(values))
         self.scale = np.concatenate([np.maximum(each, _typical(each)) for each in values])
 

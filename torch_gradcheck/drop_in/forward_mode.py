@@ -31,7 +31,7 @@ def forward_jacobian(function: LentFunction, rows: Rows, columns: Columns, check
     found = []
     for column in range(len(columns.owners)):
         moving = {int(columns.owners[column]): columns.tangent(column)}
-        with function.objective.evaluation():
+        with function.run():
             outputs, tangents = _run(function, moving)
             found.append(rows.of(vector(_filled(outputs, tangents, check_dtypes))))
     return np.array(found).T.reshape(len(rows.owners), len(found))
@@ -41,10 +41,10 @@ def check_undefined_tangents(function: LentFunction, columns: Columns) -> None:
     """Raises where an input without a tangent gives other tangents than one whose tangent is zero."""
     moving = {int(columns.owners[k]): columns.tangent(k) for k in range(len(columns.owners))}
     for position in moving:
-        with function.objective.evaluation():
+        with function.run():
             still = {**moving, position: torch.zeros_like(moving[position])}
             _, with_zero = _run(function, still)
-        with function.objective.evaluation():
+        with function.run():
             _, without = _run(function, {k: v for k, v in moving.items() if k != position}, others=False)
         for one, other in zip(with_zero, without, strict=True):
             if one is not None and other is not None and not torch.allclose(one, other):

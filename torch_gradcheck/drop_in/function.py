@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_call import outputs_of
 from torch_gradcheck.objective.function_loss import FunctionModule
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.precision.dtypes import epsilon
 
 
 class LentFunction:
@@ -24,7 +26,6 @@ class LentFunction:
 
     Attributes:
         inputs: the arguments on trial.
-        objective: the regime of each run, and how many there were.
         differentiable: the positions among the outputs of those that require a gradient; known after `start`.
         outputs: all outputs as they are before any input is moved, without a graph; known after `start`.
     """
@@ -35,16 +36,31 @@ class LentFunction:
         arguments: Sequence[Any],
         inputs: Sequence[Input],
         borrowed: Borrowed,
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
     ) -> None:
         self._func, self._arguments, self.inputs = func, arguments, inputs
-        self.objective = Objective(_model(func), self._first_run, borrowed, dtype)
+        self._borrowed, self._as_it_is = borrowed, dtype is None
+        self._objective = Objective(_model(func), self._first_run, borrowed, dtype or torch.float32)
         self.differentiable: list[int] = []
         self.outputs: list[Tensor] = []
 
     def start(self) -> None:
         """Runs the function for the first time, to learn its outputs and what a run changes."""
-        self.objective.record_evaluation()
+        if self._as_it_is:
+            with self.run():
+                self._first_run()
+                self._borrowed.learn_from_evaluation()
+        else:
+            self._objective.record_evaluation()
+
+    def run(self) -> AbstractContextManager[None]:
+        """The regime of one run: the same random state each time, all that it changes put back."""
+        return self._objective.evaluation_as_it_is() if self._as_it_is else self._objective.evaluation()
+
+    @property
+    def epsilon(self) -> float:
+        """Machine epsilon of the precision of the function, the coarsest of its inputs."""
+        return max([epsilon(each.memory.dtype) for each in self.inputs])
 
     def _first_run(self) -> Tensor:
         results = self.called([each.leaf() for each in self.inputs])
@@ -53,7 +69,7 @@ class LentFunction:
         return torch.zeros((), dtype=torch.float64)
 
     def called(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """The outputs with these tensors in place of the inputs on trial; only inside of `objective.evaluation`."""
+        """The outputs with these tensors in place of the inputs on trial; only inside of `run`."""
         places = {id(each.given): tensor for each, tensor in zip(self.inputs, tensors, strict=True)}
         with torch.enable_grad():
             result = self._func(*[places.get(id(argument), argument) for argument in self._arguments])
@@ -71,7 +87,7 @@ class LentFunction:
 
     def values(self, everything: bool = False) -> Floats:
         """All real numbers in the differentiable outputs, or in all, at what the inputs are moved to."""
-        with self.objective.evaluation():
+        with self.run():
             outputs = self.called([each.moved() for each in self.inputs])
             self._check_unchanged(outputs)
             return vector(outputs if everything else self.chosen(outputs))
@@ -89,7 +105,7 @@ class LentFunction:
 
 
 def lent_function(
-    func: Callable[..., Any], arguments: Sequence[Any], *, masked: bool, dtype: torch.dtype, seed: int = 0
+    func: Callable[..., Any], arguments: Sequence[Any], *, masked: bool, dtype: torch.dtype | None, seed: int = 0
 ) -> Loan[LentFunction]:
     """Lends a function and its arguments for `with lent_function(...) as function:`.
 
@@ -97,7 +113,7 @@ def lent_function(
         func: the function.
         arguments: its positional arguments, the caller's own.
         masked: see `SparseInput`.
-        dtype: the precision of the check.
+        dtype: the precision of the check; None: all as it is.
         seed: of the random state that every run starts from.
     """
 

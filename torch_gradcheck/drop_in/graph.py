@@ -22,7 +22,7 @@ Gradients = tuple[Tensor | None, ...]
 
 @dataclass(frozen=True)
 class Graph:
-    """One run with a graph; made and used inside of `objective.evaluation`.
+    """One run with a graph; made and used inside of `LentFunction.run`.
 
     Attributes:
         inputs: the arguments on trial.
@@ -104,7 +104,7 @@ def _check_layout(gradient: Tensor, leaf: Tensor) -> None:
         raise GradcheckFailedError(f"grad is incorrect layout ({gradient.layout} is not {leaf.layout})")
     if gradient.is_mkldnn:
         return
-    kind = str(gradient.layout).removeprefix("torch.").removesuffix("_coo")
+    kind = str(gradient.layout).removeprefix("torch.").replace("sparse_coo", "sparse")
     for what in ("sparse_dim", "dense_dim"):
         found, expected = getattr(gradient, what)(), getattr(leaf, what)()
         if found != expected:
@@ -115,12 +115,12 @@ class Undefined(Function):
     """Hands its input on, and gives its backward no gradient at all: None, as autograd does for an unused output."""
 
     @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # type: ignore[override] # noqa: ARG004
+    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
         """The same numbers."""
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> None:  # type: ignore[override] # noqa: ARG004
+    def backward(ctx: object, *gradients: Tensor) -> None:
         """None."""
 
 
@@ -129,8 +129,10 @@ def check_undefined(graph: Graph) -> None:
     wrapped = [Undefined.apply(output) for output in graph.outputs]  # type: ignore[no-untyped-call]
     cases = [wrapped]
     if len(wrapped) > 1:
-        cases += [[w if j == k else y for j, (w, y) in enumerate(zip(wrapped, graph.outputs, strict=True))]
-                  for k in range(len(wrapped))]
+        cases += [
+            [w if j == k else y for j, (w, y) in enumerate(zip(wrapped, graph.outputs, strict=True))]
+            for k in range(len(wrapped))
+        ]
     for outputs in cases:
         _check_undefined(graph, outputs)
 

@@ -1,4 +1,4 @@
-"""The inputs on trial: their real numbers, which are moved one at a time, and the tensors that the function is given."""
+"""The inputs on trial: their real numbers, which are moved, and the tensors that the function is given."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from torch_gradcheck.precision.dtypes import in_precision
 
 
 class Input(Protocol):
-    """An input on trial.
+    """An input on trial."""
 
-    Attributes:
-        memory: the strided tensor whose real numbers are the coordinates.
-        given: the tensor object of the caller's.
-    """
+    @property
+    def given(self) -> Tensor:
+        """The tensor object of the caller's."""
+        ...
 
-    memory: Tensor
-    given: Tensor
+    @property
+    def memory(self) -> Tensor:
+        """The strided tensor whose real numbers are the coordinates."""
+        ...
 
     def leaf(self) -> Tensor:
         """What the function is given where the backward is on trial: it requires a gradient."""
@@ -73,15 +75,20 @@ class SparseInput:
     Args:
         given: the caller's.
         masked: whether the gradient at unspecified entries is left out of account.
-        dtype: the precision of the check.
+        dtype: the precision of the check; None leaves the tensor in its own.
     """
 
-    def __init__(self, given: Tensor, masked: bool, dtype: torch.dtype) -> None:
+    def __init__(self, given: Tensor, masked: bool, dtype: torch.dtype | None) -> None:
         self.given = given
         self._leaf = given.detach().to(in_precision(given.dtype, dtype))
         self._pattern = self._leaf if masked else densified(self._leaf)
-        self.memory = values_of(self._pattern).clone()
+        self._memory = values_of(self._pattern).clone()
         self._places = places_of(self._pattern)
+
+    @property
+    def memory(self) -> Tensor:
+        """See `Input.memory`."""
+        return self._memory
 
     def leaf(self) -> Tensor:
         """See `Input.leaf`."""
@@ -102,7 +109,12 @@ class MkldnnInput:
 
     def __init__(self, given: Tensor) -> None:
         self.given = given
-        self.memory = given.detach().to_dense()
+        self._memory = given.detach().to_dense()
+
+    @property
+    def memory(self) -> Tensor:
+        """See `Input.memory`."""
+        return self._memory
 
     def leaf(self) -> Tensor:
         """See `Input.leaf`."""
@@ -132,19 +144,19 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, tuple | list) else (value,)
 
 
-def on_trial(arguments: Sequence[Any], masked: bool, dtype: torch.dtype) -> list[Input]:
+def on_trial(arguments: Sequence[Any], masked: bool, dtype: torch.dtype | None) -> list[Input]:
     """The distinct inputs that require a gradient.
 
     Args:
         arguments: of the function.
         masked: see `SparseInput`.
-        dtype: the precision of the check.
+        dtype: the precision of the check; None leaves the tensor in its own.
     """
     given = {id(each): each for each in arguments if requires_gradient(each)}.values()
     return [_input(each, masked, dtype) for each in given]
 
 
-def _input(given: Tensor, masked: bool, dtype: torch.dtype) -> Input:
+def _input(given: Tensor, masked: bool, dtype: torch.dtype | None) -> Input:
     if is_sparse(given):
         return SparseInput(given, masked, dtype)
     return StridedInput(given) if given.layout is torch.strided else MkldnnInput(given)
@@ -157,7 +169,7 @@ def requires_gradient(value: object) -> bool:
 
 def check_inputs(arguments: Sequence[Any]) -> None:
     """Raises where nothing is on trial, or the entries of an input cannot be moved one at a time."""
-    if not any([requires_gradient(each) for each in arguments]):
+    if not any(requires_gradient(each) for each in arguments):
         raise InvalidRequestError(
             "gradcheck expects at least one input tensor to require gradient, but none of them have "
             "requires_grad=True: call requires_grad_() on those whose gradient is to be checked."
@@ -174,4 +186,4 @@ def _overlaps(tensor: Tensor) -> bool:
     content = values_of(tensor) if is_sparse(tensor) else tensor
     if content.layout is not torch.strided:
         return False
-    return any([stride == 0 and size > 1 for stride, size in zip(content.stride(), content.shape, strict=True)])
+    return any(stride == 0 and size > 1 for stride, size in zip(content.stride(), content.shape, strict=True))

@@ -18,15 +18,16 @@ from torch_gradcheck.drop_in.judge import Judge, Judged, Tolerances
 from torch_gradcheck.drop_in.noise import RowNoise, row_noise
 from torch_gradcheck.drop_in.options import Options
 from torch_gradcheck.drop_in.rows import EveryEntry, RandomRows, Rows
-from torch_gradcheck.drop_in.sentences import Place, not_decided, wrong_jacobian
+from torch_gradcheck.drop_in.sentences import Place, Places, not_decided, wrong_jacobian
 from torch_gradcheck.objective.perturbation import RandomDirection
-from torch_gradcheck.precision.dtypes import epsilon
 
 SEED = 0
 """Of all that is drawn: the same call has the same result."""
 
 SUSPICIOUS = Tolerances(1e-7, 1e-7)
 """Fast mode looks at every entry where a random derivative differs by more than this."""
+
+PARTS = ("real", "imaginary")
 
 MadeBy = Callable[[Rows, Columns], Floats]
 """Gives the Jacobian on trial, shape (M, N), at what the inputs are moved to."""
@@ -85,7 +86,7 @@ class _Part:
 
     @cached_property
     def _noise(self) -> RowNoise:
-        return row_noise(self._quantities, self._memories, epsilon(self.function.objective.dtype), SEED)
+        return row_noise(self._quantities, self._memories, self.function.epsilon, SEED)
 
     def _judged(self, forward: bool) -> Judged:
         analytic = self.made_by(self.rows, self.columns)
@@ -97,7 +98,7 @@ class _Part:
     @property
     def _points_nearby(self) -> tuple[Callable[[int], RandomDirection], Callable[[], Floats]] | None:
         """See `Judge.nearby`; a sparse input has a leaf of its own, which does not move."""
-        if not all([isinstance(each, StridedInput) for each in self.function.inputs]):
+        if not all(isinstance(each, StridedInput) for each in self.function.inputs):
             return None
         return (lambda k: RandomDirection(self._memories, SEED + 1 + k)), lambda: self.made_by(self.rows, self.columns)
 
@@ -116,11 +117,13 @@ class _Part:
         """Raises where an entry is wrong, or can neither be told by error bars nor by torch's own difference."""
         judged = self._judged(forward)
         if judged.wrong.any():
-            raise GradcheckFailedError(wrong_jacobian(judged, judged.wrong, self._place, self.options, forward))
+            raise GradcheckFailedError(
+                wrong_jacobian(judged, judged.wrong, self._places(forward), self.options, forward)
+            )
         differences = self._plain_differences(judged.open)
         apart = judged.open & ~(np.abs(judged.analytic - differences) <= self.tolerances.allowed(differences))
         if apart.any():
-            raise GradcheckFailedError(not_decided(judged, apart, self._place, differences, self.options))
+            raise GradcheckFailedError(not_decided(judged, apart, self._places(forward), differences, self.options))
 
     def _plain_differences(self, which: Flags) -> Floats:
         """Centered differences by the step `eps`, as torch takes them, of the columns that have such entries."""
@@ -132,12 +135,19 @@ class _Part:
                 found[:, column] = (above - self._quantities()) / (right - left)
         return found
 
-    def _place(self, row: int, column: int) -> Place:
+    def _places(self, forward: bool) -> Places:
         rows, columns = self.rows, self.columns
         assert isinstance(rows, EveryEntry)
         assert isinstance(columns, EveryCoordinate)
-        output, given = self.function.differentiable[int(rows.owners[row])], int(columns.owners[column])
-        return Place(output, rows.index(row), self.function.place_of(given), columns.index(column))
+
+        def place(row: int, column: int) -> Place:
+            output, given = self.function.differentiable[int(rows.owners[row])], int(columns.owners[column])
+            entry, coordinate = rows.index(row), columns.index(column)
+            is_complex = (columns.partner[column] != column) if forward else (rows.partner[row] != row)
+            part = PARTS[(coordinate if forward else entry)[-1]] if is_complex else ""
+            return Place(output, entry, self.function.place_of(given), coordinate, part)
+
+        return place
 
 
 def check_independent(function: LentFunction, options: Options) -> None:

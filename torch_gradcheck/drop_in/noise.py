@@ -70,12 +70,10 @@ def row_noise(quantities: Quantities, memories: Sequence[Tensor], epsilon: float
     sigma = np.maximum(np.maximum(_each(values), rounded), still)
     grown = _each(far) / sigma if len(size) else np.zeros(0)
     growth = float(np.max(grown, initial=0.0))
-    return RowNoise(at_zero, sigma, growth / FAR if GROWS < growth else 0.0, epsilon)
+    return RowNoise(at_zero, sigma, growth / FAR if growth > GROWS else 0.0, epsilon)
 
 
-def _along(
-    direction: RandomDirection, quantities: Quantities, points: int, spacing: float, start: float
-) -> Floats:
+def _along(direction: RandomDirection, quantities: Quantities, points: int, spacing: float, start: float) -> Floats:
     """The quantities at equally spaced points, shape (points, M)."""
     values = []
     with direction.at(start):
@@ -89,4 +87,4 @@ def _each(values: Floats) -> Floats:
     """The noise of each quantity, 0 where it cannot be measured."""
     with np.errstate(all="ignore"):
         found = np.array([measured_noise(column) for column in values.T])
-    return np.nan_to_num(found, posinf=0.0)
+    return np.asarray(np.nan_to_num(found, posinf=0.0), dtype=np.float64)

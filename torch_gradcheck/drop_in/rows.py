@@ -74,7 +74,7 @@ class RandomRows:
         first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.owners = np.flatnonzero(counts)
         self.partner = np.arange(len(self.owners))
-        self._v = [_random(outputs[k], generator) for k in self.owners]
+        self._v = [_random(outputs[int(k)], generator) for k in self.owners]
         self._parts = [slice(first[k], first[k + 1]) for k in self.owners]
 
     def cotangent(self, row: int, output: Tensor) -> Tensor:  # noqa: ARG002 - the shape is known

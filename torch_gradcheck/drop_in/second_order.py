@@ -33,12 +33,14 @@ class GradientFunction:
         self.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
 
     def __call__(self, *args: Any) -> tuple[Tensor, ...]:
+        """The gradients; the arguments are those of f, then v."""
         arguments = _requiring(args[: self._count], self._on_trial)
         outputs = differentiable(self._func(*arguments))
         cotangents = _requiring(args[self._count :], self._cotangents)
         inputs = [arguments[k] for k in self._on_trial]
         gradients = torch.autograd.grad(outputs, inputs, cotangents, create_graph=True, allow_unused=True)
-        return tuple([gradient for gradient in gradients if gradient is not None])
+        found: list[Tensor | None] = list(gradients)
+        return tuple([gradient for gradient in found if gradient is not None])
 
 
 def _requiring(values: Sequence[Any], positions: Sequence[int]) -> list[Any]:
@@ -71,7 +73,9 @@ def _random(output: Tensor, generator: torch.Generator, noncontiguous: bool) -> 
     return (v[..., 0] if noncontiguous else v).requires_grad_()
 
 
-def cotangents_of(func: Callable[..., Any], arguments: Sequence[Any], given: Any, noncontiguous: bool) -> tuple[Any, ...]:
+def cotangents_of(
+    func: Callable[..., Any], arguments: Sequence[Any], given: Any, noncontiguous: bool
+) -> tuple[Any, ...]:
     """The gradients of the outputs that were given, or random ones.
 
     Args:

@@ -18,12 +18,15 @@ class Place(NamedTuple):
     Attributes:
         output, entry: the position of the output, and the index in it.
         given, coordinate: the position of the input among the arguments, and the index in it.
+        part: `"real"` or `"imaginary"`, of a complex output by the backward, of a complex input in forward mode; else
+            "".
     """
 
     output: int
     entry: tuple[int, ...]
     given: int
     coordinate: tuple[int, ...]
+    part: str = ""
 
 
 Places = Callable[[int, int], Place]
@@ -39,18 +42,31 @@ def wrong_jacobian(judged: Judged, wrong: Flags, place: Places, options: Options
         options: the tolerances.
         forward: whether the Jacobian was made in forward mode.
     """
-    row, column = _furthest(judged, judged.numeric, wrong)
+    row, column = _furthest(judged, judged.numeric, _of_first_pair(wrong, place))
     where = place(row, column)
     mode = " computed with forward mode" if forward else ""
     numeric = float(judged.numeric[row, column])
+    side = "inputs" if forward else "outputs"
+    considering = f"While considering the {where.part} part of complex {side} only, " if where.part else ""
     return (
-        f"Jacobian{mode} mismatch for output {where.output} with respect to input {where.given}: "
-        f"{int(wrong.sum())} of {wrong.size} entries of the Jacobian are wrong. Furthest off: the derivative of "
+        f"{considering}Jacobian{mode} mismatch for output {where.output} with respect to input {where.given}: "
+        f"{int(wrong.sum())} of {wrong.size} entries of the Jacobian are wrong. Furthest off there: the derivative of "
         f"output[{where.output}]{_index(where.entry)} with respect to input[{where.given}]{_index(where.coordinate)} "
         f"is {float(judged.analytic[row, column]):.9g}, and differences say {numeric:.9g} ± "
         f"{float(judged.error_bar[row, column]):.1g}; atol + rtol·|numeric| allows "
         f"{options.atol + options.rtol * abs(numeric):.3g}."
     )
+
+
+def _of_first_pair(which: Flags, place: Places) -> Flags:
+    """Those of the entries that belong to the same output and input as the first one; imaginary parts come first."""
+    rows, columns = np.nonzero(which)
+    places = [place(int(row), int(column)) for row, column in zip(rows, columns, strict=True)]
+    keys = [(each.part != "imaginary", each.output, each.given) for each in places]
+    chosen = np.array([key == min(keys) for key in keys])
+    first = np.zeros_like(which)
+    first[rows[chosen], columns[chosen]] = True
+    return first
 
 
 def not_decided(judged: Judged, apart: Flags, place: Places, differences: Floats, options: Options) -> str:

@@ -17,10 +17,11 @@ from torch_gradcheck.drop_in.forward_mode import (
 )
 from torch_gradcheck.drop_in.function import LentFunction, lent_function
 from torch_gradcheck.drop_in.graph import Graph, check_repeatable, check_undefined, check_zero_gives_zero
-from torch_gradcheck.drop_in.inputs import check_inputs
+from torch_gradcheck.drop_in.inputs import check_inputs, requires_gradient
 from torch_gradcheck.drop_in.jacobian import SEED, check_independent, check_jacobian
 from torch_gradcheck.drop_in.options import Options
 from torch_gradcheck.drop_in.rows import Rows
+from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.precision.dtypes import is_lower
 
 
@@ -32,9 +33,18 @@ def try_function(func: Callable[..., Any], arguments: Sequence[Any], options: Op
         InvalidRequestError: no argument requires a gradient, or an output is sparse.
     """
     check_inputs(arguments)
-    dtype = _precision(arguments, options)
+    if _stay_as_they_are(arguments, options):
+        _try_lent(func, arguments, options, None)
+        return
+    try:
+        _try_lent(func, arguments, options, torch.float64)
+    except RefusesFloat64Error:
+        _try_lent(func, arguments, options, None)
+
+
+def _try_lent(func: Callable[..., Any], arguments: Sequence[Any], options: Options, dtype: torch.dtype | None) -> None:
     with lent_function(func, arguments, masked=options.masked, dtype=dtype, seed=SEED) as function:
-        function.start()
+        _start(function, raised=dtype is not None and bool(_lower(arguments)))
         if not function.differentiable:
             check_independent(function, options)
             return
@@ -46,16 +56,41 @@ def try_function(func: Callable[..., Any], arguments: Sequence[Any], options: Op
             _try_backward(function, options)
 
 
-def _precision(arguments: Sequence[Any], options: Options) -> torch.dtype:
-    """float64, unless a step was chosen for inputs in a lower precision: then float32, in which they are meant."""
-    on_trial = [each.dtype for each in arguments if isinstance(each, torch.Tensor) and each.requires_grad]
-    as_they_are = options.step is not None and all([is_lower(dtype, torch.float64) for dtype in on_trial])
-    return torch.float32 if as_they_are else torch.float64
+class RefusesFloat64Error(Exception):
+    """A function raises for its inputs in float64, which are in a lower precision: it may take them in that alone."""
+
+
+def _start(function: LentFunction, raised: bool) -> None:
+    """Runs the function for the first time.
+
+    Raises:
+        RefusesFloat64Error: with `raised`, in place of what the function raises.
+    """
+    try:
+        function.start()
+    except InvalidRequestError:
+        raise
+    except Exception as error:
+        if raised:
+            raise RefusesFloat64Error from error
+        raise
+
+
+def _stay_as_they_are(arguments: Sequence[Any], options: Options) -> bool:
+    """Whether inputs stay in a lower precision: where a step was chosen for it, or their layout has no float64."""
+    lower = _lower(arguments)
+    everything = len(lower) == sum(map(requires_gradient, arguments))
+    return any(each.is_mkldnn for each in lower) or (options.step is not None and everything)
+
+
+def _lower(arguments: Sequence[Any]) -> list[torch.Tensor]:
+    """The inputs on trial that are in a lower precision than float64."""
+    return [each for each in arguments if requires_gradient(each) and is_lower(each.dtype, torch.float64)]
 
 
 def _by_backward(function: LentFunction, options: Options) -> Callable[[Rows, Columns], Floats]:
     def jacobian(rows: Rows, columns: Columns) -> Floats:
-        with function.objective.evaluation():
+        with function.run():
             graph = Graph.of(function)
             first = graph.jacobian(rows, columns)
             check_repeatable(first, graph.jacobian(rows, columns), options.nondet_tol)
@@ -66,7 +101,7 @@ def _by_backward(function: LentFunction, options: Options) -> Callable[[Rows, Co
 
 def _try_backward(function: LentFunction, options: Options) -> None:
     """What is asked of the backward besides its Jacobian."""
-    with function.objective.evaluation():
+    with function.run():
         graph = Graph.of(function)
         if options.check_batched_grad:
             check_batched_backward(graph)
