@@ -36,15 +36,22 @@ def try_function(func: Callable[..., Any], arguments: Sequence[Any], options: Op
     if _stay_as_they_are(arguments, options):
         _try_lent(func, arguments, options, None)
         return
+    may_refuse = bool(_lower(arguments))
     try:
-        _try_lent(func, arguments, options, torch.float64)
+        _try_lent(func, arguments, options, torch.float64, may_refuse)
     except RefusesFloat64Error:
         _try_lent(func, arguments, options, None)
 
 
-def _try_lent(func: Callable[..., Any], arguments: Sequence[Any], options: Options, dtype: torch.dtype | None) -> None:
+def _try_lent(
+    func: Callable[..., Any],
+    arguments: Sequence[Any],
+    options: Options,
+    dtype: torch.dtype | None,
+    may_refuse: bool = False,
+) -> None:
     with lent_function(func, arguments, masked=options.masked, dtype=dtype, seed=SEED) as function:
-        _start(function, raised=dtype is not None and bool(_lower(arguments)))
+        _start(function, may_refuse)
         if not function.differentiable:
             check_independent(function, options)
             return
@@ -60,18 +67,18 @@ class RefusesFloat64Error(Exception):
     """A function raises for its inputs in float64, which are in a lower precision: it may take them in that alone."""
 
 
-def _start(function: LentFunction, raised: bool) -> None:
+def _start(function: LentFunction, may_refuse: bool) -> None:
     """Runs the function for the first time.
 
     Raises:
-        RefusesFloat64Error: with `raised`, in place of what the function raises.
+        RefusesFloat64Error: with `may_refuse`, in place of what the function raises.
     """
     try:
         function.start()
     except InvalidRequestError:
         raise
     except Exception as error:
-        if raised:
+        if may_refuse:
             raise RefusesFloat64Error from error
         raise
 
