@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from torch_gradcheck.reporting.words import close_names, duration, listed
+from torch_gradcheck.reporting.facts import Role
+from torch_gradcheck.reporting.words import close_names, counted, duration, listed, noun
 
 
 @pytest.mark.parametrize(
@@ -46,3 +47,24 @@ def test_three_names_and_how_many_more(count: int, text: str) -> None:
 
 def test_as_many_as_asked_for_in_words_of_their_own() -> None:
     assert listed([1, 2, 3], most=2, in_words=lambda k: f"[{k}]") == "[1], [2] and 1 more"
+
+
+@pytest.mark.parametrize(
+    ("roles", "words"),
+    [
+        ([], "0 parameters"),
+        ([Role.PARAMETER], "1 parameter"),
+        ([Role.ARGUMENT] * 2, "2 arguments"),
+        ([Role.PARAMETER] * 1200, "1,200 parameters"),
+        ([Role.PARAMETER, Role.PARAMETER, Role.INPUT], "3 tensors (2 parameters, 1 input)"),
+        ([Role.PARAMETER, Role.CAPTURED, Role.CAPTURED], "3 tensors (1 parameter, 2 captured tensors)"),
+    ],
+    ids=["none", "one", "arguments", "many", "and an input", "captured"],
+)
+def test_tensors_are_counted_by_what_they_are(roles: list[Role], words: str) -> None:
+    assert counted(roles) == words
+
+
+def test_every_role_has_its_noun() -> None:
+    assert [noun([role]) for role in Role] == ["parameter", "input", "captured tensor", "argument"]
+    assert noun(list(Role)) == "tensor"

@@ -25,7 +25,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry, flat_values
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Status
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import counted, listed
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
@@ -153,15 +153,21 @@ def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> E
 
 def _in_common(rows: Sequence[ParameterReport], culprit: Culprit) -> list[str]:
     """One sentence for each kind of mistake that several parameters share."""
-    groups: dict[tuple[DiagnosisKind, str], list[str]] = {}
+    groups: dict[tuple[DiagnosisKind, str], list[ParameterReport]] = {}
     for row in rows:
         if row.diagnosis is not None and row.diagnosis.kind.is_told_together:
-            groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row.name)
+            groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row)
     return [
-        f"one mistake in {len(names)} parameters{_upstream(names, culprit)}, {listed(names)}: {_in_words(kind)}{factor}"
-        for (kind, factor), names in groups.items()
-        if len(names) > 1
+        f"one mistake in {_in_all(group, culprit)}: {_in_words(kind)}{factor}"
+        for (kind, factor), group in groups.items()
+        if len(group) > 1
     ]
+
+
+def _in_all(rows: Sequence[ParameterReport], culprit: Culprit) -> str:
+    """Several rows counted and named, as in "2 parameters upstream of act, fc.weight, fc.bias"."""
+    names = [row.name for row in rows]
+    return f"{counted([row.role for row in rows])}{_upstream(names, culprit)}, {listed(names)}"
 
 
 def _upstream(names: Sequence[str], culprit: Culprit) -> str:

@@ -14,6 +14,7 @@ from torch_gradcheck.gradients.repeated import Difference
 from torch_gradcheck.methods.choice import Trials
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.reporting.words import noun
 from torch_gradcheck.torch_internals.autograd import backward_of, is_of_backward_hooks, tensor_hooks
 from torch_gradcheck.torch_internals.code_lines import users_line_of
 
@@ -94,7 +95,7 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
             lines = " and ".join(_line(hook) for hook in hooks)
             return (
                 entry.name,
-                f"It starts in a hook on the parameter {entry.name}{lines}: up to there, both are the same",
+                f"It starts in a hook on the {noun([entry.role])} {entry.name}{lines}: up to there, both are the same",
             )
         return None, "Each operation gives the same in both, as far as can be seen: where it starts cannot be told"
     name = LOSS if place.module is None else place.module

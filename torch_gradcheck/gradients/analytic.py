@@ -44,4 +44,5 @@ def _flat(entry: ThetaEntry, gradient: torch.Tensor) -> Floats:
     dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
     if entry.is_complex:
         dense = real_view(dense.to(torch.complex128).resolve_conj().contiguous())
-    return np.array(dense.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()
+    numbers = dense.to("cpu", torch.float64, copy=True)  # an array on its memory has torch refuse to let that go
+    return np.asarray(numbers.numpy(force=True), dtype=np.float64).ravel()

@@ -13,7 +13,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.precision.dtypes import epsilon
-from torch_gradcheck.reporting.words import close_names
+from torch_gradcheck.reporting.words import close_names, noun
 
 
 def check_names(gradients: Mapping[str, Any], names: Sequence[Sequence[str]]) -> None:
@@ -50,8 +50,8 @@ def _given(entry: ThetaEntry, gradients: Mapping[str, Any]) -> AnalyticGradient:
     key = next((name for name in (entry.name, *entry.aliases) if name in gradients), None)
     if key is None:
         raise InvalidRequestError(
-            f"gradients has nothing for parameter {entry.name!r} of shape {entry.shape}; "
-            "add it, or leave the parameter out with exclude=."
+            f"gradients has nothing for {noun([entry.role])} {entry.name!r} of shape {entry.shape}; "
+            "add it, or leave it out with exclude=."
         )
     value = gradients[key]
     if value is None:
@@ -59,10 +59,10 @@ def _given(entry: ThetaEntry, gradients: Mapping[str, Any]) -> AnalyticGradient:
     tensor = _as_tensor(key, value)
     if tuple(tensor.shape) != entry.shape:
         raise InvalidRequestError(
-            f"gradients[{key!r}] has shape {tuple(tensor.shape)}, the parameter has {entry.shape}."
+            f"gradients[{key!r}] has shape {tuple(tensor.shape)}, the {noun([entry.role])} has {entry.shape}."
         )
     if tensor.is_complex() and not entry.is_complex:
-        raise InvalidRequestError(f"gradients[{key!r}] is complex ({tensor.dtype}), the parameter is real.")
+        raise InvalidRequestError(f"gradients[{key!r}] is complex ({tensor.dtype}), the {noun([entry.role])} is real.")
     inexact = tensor.is_floating_point() or tensor.is_complex()
     try:
         return analytic_gradient(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))

@@ -17,7 +17,7 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import ProgressBar
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import counted, listed
 from torch_gradcheck.verdicts.judge import BATCH, judge_suspects, mark_wrong
 from torch_gradcheck.verdicts.measurement import Measurement, better_measured, measured
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -156,7 +156,7 @@ def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
     if not drowned:
         return ""
     return (
-        f"eps = {eps:g} drowns in noise for {len(drowned)} of {len(rows)} parameters: J has noise "
+        f"eps = {eps:g} drowns in noise for {len(drowned)} of {counted([row.role for row in rows])}: J has noise "
         f"{noise.sigma:.0e}, which puts {_error_bar(noise, eps):.0e} on every derivative; leave eps out"
     )
 

@@ -13,8 +13,9 @@ from torch import nn
 from torch.autograd import Function
 
 from torch_gradcheck.borrowing.builtin_content import is_a
-from torch_gradcheck.objective.nested import rebuilt, tensors_in
+from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.variables import Variable, variables_in
+from torch_gradcheck.reporting.facts import Role
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class FunctionCall:
     @cached_property
     def variables(self) -> list[Variable]:
         """The tensors on trial among the arguments, named after their places."""
-        found = [each for name, value in self._named for each in variables_in(name, value)]
+        found = [each for name, value in self._named for each in variables_in(name, value, Role.ARGUMENT)]
         return list({id(each.tensor): each for each in reversed(found)}.values())[::-1]
 
     def called(self, tensors: Sequence[torch.Tensor]) -> Any:
@@ -42,8 +43,17 @@ class FunctionCall:
         Other tensors among the arguments are the caller's own objects: inside of a loan their copies.
         """
         places = {id(variable.tensor): tensor for variable, tensor in zip(self.variables, tensors, strict=True)}
-        args, kwargs = rebuilt((self.args, dict(self.kwargs)), lambda tensor: places.get(id(tensor), tensor))
+        if self._is_flat:  # as most calls are; to look into nested ones takes longer than a small function
+            args, kwargs = [places.get(id(each), each) for each in self.args], dict(self.kwargs)
+            kwargs.update({name: places[id(each)] for name, each in kwargs.items() if id(each) in places})
+        else:
+            args, kwargs = rebuilt((self.args, dict(self.kwargs)), lambda tensor: places.get(id(tensor), tensor))
         return self.function(*args, **kwargs)
+
+    @cached_property
+    def _is_flat(self) -> bool:
+        """Whether every argument is a tensor, or a value that holds none."""
+        return all(type(each) in PLAIN or is_a(each, torch.Tensor) for each in (*self.args, *self.kwargs.values()))
 
     @property
     def _named(self) -> list[tuple[str, Any]]:

@@ -51,12 +51,25 @@ class FunctionLoss:
 
     def cotangent(self, position: int, output: torch.Tensor) -> torch.Tensor:
         """v of the output at this position: signed, its entries of sizes between ½ and 1½, divided by their number."""
-        generator = torch.Generator("cpu").manual_seed((self.seed + position) % 2**63)
-        shape = (*output.shape, 2) if output.is_complex() else tuple(output.shape)
-        draws = torch.rand((2, *shape), generator=generator, dtype=torch.float64, device="cpu")
-        real = (0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0) / max(output.numel(), 1)
-        v = torch.view_as_complex(real) if output.is_complex() else real
-        return v.to(device=output.device, dtype=output.dtype)
+        key = (position, output.shape, output.dtype, output.device)
+        if key not in self._cotangents:
+            self._cotangents[key] = drawn_cotangent(output, (self.seed + position) % 2**63)
+        return self._cotangents[key]
+
+    @cached_property
+    def _cotangents(self) -> dict[tuple[Any, ...], torch.Tensor]:
+        """Those that were drawn so far: to draw one takes longer than a small function."""
+        return {}
+
+
+def drawn_cotangent(output: torch.Tensor, seed: int) -> torch.Tensor:
+    """Like the output, with entries of either sign and of sizes between ½ and 1½, divided by their number."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shape = (*output.shape, 2) if output.is_complex() else tuple(output.shape)
+    draws = torch.rand((2, *shape), generator=generator, dtype=torch.float64, device="cpu")
+    real = (0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0) / max(output.numel(), 1)
+    v = torch.view_as_complex(real) if output.is_complex() else real
+    return v.to(device=output.device, dtype=output.dtype)
 
 
 def inner(v: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

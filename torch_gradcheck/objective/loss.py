@@ -16,6 +16,7 @@ from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
 from torch_gradcheck.objective.variables import Variable, objects_of, variables_in
+from torch_gradcheck.reporting.facts import Role
 
 Compute = Callable[[], Any]
 """Computes the loss of a lent model; takes no argument."""
@@ -64,7 +65,7 @@ class ModuleLoss:
     @cached_property
     def variables(self) -> list[Variable]:
         """The tensors of the batch that require a gradient: `batch`, `batch[0]`, `batch['x']`."""
-        return variables_in("batch", self.batch)
+        return variables_in("batch", self.batch, Role.INPUT)
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
@@ -97,7 +98,7 @@ class ClosureLoss:
     @cached_property
     def variables(self) -> list[Variable]:
         """The tensors of the batch that require a gradient."""
-        return variables_in("batch", self.batch)
+        return variables_in("batch", self.batch, Role.INPUT)
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""

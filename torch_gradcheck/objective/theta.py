@@ -15,6 +15,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.variables import Variable
+from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.words import close_names
 from torch_gradcheck.torch_internals.modules import named_parameters, plain_names
 from torch_gradcheck.torch_internals.tensors import is_wrapper
@@ -23,7 +24,8 @@ from torch_gradcheck.torch_internals.tensors import is_wrapper
 def flat_values(entry: ThetaEntry) -> Floats:
     """The numbers of a parameter in the order of its coordinates, shape (coordinates,), float64."""
     real = real_view(entry.parameter.detach().resolve_conj())
-    return np.asarray(real.cpu().to(torch.float64).numpy(), dtype=np.float64).ravel()
+    numbers = real.to("cpu", torch.float64, copy=True)  # an array on its memory has torch refuse to let that go
+    return np.asarray(numbers.numpy(), dtype=np.float64).ravel()
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class ThetaEntry:
         frozen: whether `requires_grad` is false.
         padding: flat coordinates that are not tried, see `padding_coordinates`.
         own_dtype: the dtype with the caller; while the parameter is lent its dtype is that of the copy.
+        role: a parameter, or what the `Variable` is.
     """
 
     name: str
@@ -47,6 +50,7 @@ class ThetaEntry:
     frozen: bool
     padding: Indices
     own_dtype: torch.dtype = torch.float64
+    role: Role = Role.PARAMETER
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -128,7 +132,9 @@ def theta_of(
             nothing, or a parameter that holds no ordinary numbers (uninitialised, meta, sparse, a tensor subclass).
     """
     selected = check_selection(model, include, exclude, variables)
-    return Theta([_entry(model, parameter, names) for parameter, names in selected])
+    roles = {id(each.tensor): each.role for each in variables}
+    roles |= {id(parameter): Role.PARAMETER for _, parameter in named_parameters(model)}
+    return Theta([_entry(model, parameter, names, roles[id(parameter)]) for parameter, names in selected])
 
 
 def check_selection(
@@ -164,7 +170,7 @@ def check_selection(
     return selected
 
 
-def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str]) -> ThetaEntry:
+def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str], role: Role) -> ThetaEntry:
     return ThetaEntry(
         name=names[0],
         aliases=tuple(names[1:]),
@@ -173,11 +179,14 @@ def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str]) -> Theta
         frozen=not parameter.requires_grad,
         padding=padding_coordinates(model, parameter),
         own_dtype=parameter.dtype,
+        role=role,
     )
 
 
 def _matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+    """Whether a pattern matches a name; `[0]` is one of the characters in it, or stands for itself: `batch[0]`."""
+    readings = [reading for pattern in patterns for reading in (pattern, pattern.replace("[", "[[]"))]
+    return any(fnmatchcase(name, reading) for name in names for reading in readings)
 
 
 def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]) -> None:

@@ -109,6 +109,19 @@ class Verdict(StrEnum):
         return cls.WORRY
 
 
+class Role(StrEnum):
+    """What a tensor on trial is to J; `reporting.words` has the nouns."""
+
+    PARAMETER = "parameter"
+    """A parameter of the model."""
+    INPUT = "input"
+    """A tensor of the batch."""
+    CAPTURED = "captured"
+    """A tensor that a closure captures."""
+    ARGUMENT = "argument"
+    """An argument of a function."""
+
+
 class DiagnosisKind(_Word):
     """What the gradient on trial is, compared with the right one."""
 
@@ -220,12 +233,12 @@ class WrongMap:
 
 @dataclass(frozen=True, slots=True)
 class ParameterReport:
-    """The result of the check for one parameter tensor.
+    """The result of the check for one tensor of θ: a parameter, or a tensor that J is given.
 
     Attributes:
-        name: the first name in `named_parameters()` order.
+        name: the first name in `named_parameters()` order; of an input its place, such as `batch[0]`.
         aliases: the other names of a tied parameter.
-        shape, numel: of the parameter tensor.
+        shape, numel: of the tensor.
         status: see `Status`.
         reason: one sentence behind a status that is not plain `match`, else "".
         relative_error: ‖numeric − analytic‖₂ / (‖numeric‖₂ + ‖analytic‖₂) over the checked coordinates; None where the
@@ -246,6 +259,7 @@ class ParameterReport:
         map: the places of the wrong entries, None when there are none.
         evaluations: the number of evaluations of J for this parameter.
         seconds: wall time spent on this parameter.
+        role: what the tensor is to J: a parameter, an input, a captured tensor or an argument.
     """
 
     name: str
@@ -268,6 +282,7 @@ class ParameterReport:
     map: WrongMap | None = None
     evaluations: int = 0
     seconds: float = 0.0
+    role: Role = Role.PARAMETER
 
 
 class ContractStatus(StrEnum):
@@ -335,7 +350,7 @@ class Facts:
     notes: list[str] = field(default_factory=list)
     in_grad: Facts | None = None
     backward_spread: float = 0.0
-    contract: tuple[ContractEntry, ...] = ()
+    contract: list[ContractEntry] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -386,7 +401,7 @@ class Facts:
         known = [row.name for row in self.parameters]
         close = get_close_matches(str(name), known, n=3)
         hint = f"; close: {', '.join(close)}" if close else ""
-        raise KeyError(f"no parameter {name!r} in this report{hint}")
+        raise KeyError(f"no row {name!r} in this report{hint}")
 
 
 def badness(row: ParameterReport) -> float:

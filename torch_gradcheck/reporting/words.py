@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from torch_gradcheck.reporting.facts import Status
+from torch_gradcheck.reporting.facts import ContractStatus, Role, Status
 
 T = TypeVar("T")
 
@@ -73,6 +74,36 @@ STATUS_WORDS = {
     ),
 }
 """The words of every status, in the order in which the headline counts them."""
+
+
+NOUNS = {
+    Role.PARAMETER: "parameter",
+    Role.INPUT: "input",
+    Role.CAPTURED: "captured tensor",
+    Role.ARGUMENT: "argument",
+}
+"""The noun for a tensor on trial."""
+
+
+def noun(roles: Iterable[Role], number: int = 1) -> str:
+    """The noun for this number of tensors of these roles: "parameters"; "tensors" where the roles differ."""
+    distinct = set(roles) or {Role.PARAMETER}
+    return (NOUNS[distinct.pop()] if len(distinct) == 1 else "tensor") + ("" if number == 1 else "s")
+
+
+def counted(roles: Sequence[Role]) -> str:
+    """Tensors on trial counted: "3 parameters", or "3 tensors (2 parameters, 1 input)" where their roles differ."""
+    each = [f"{number:,} {noun([role], number)}" for role, number in Counter(roles).items()]
+    in_all = f"{len(roles):,} {noun(roles, len(roles))}"
+    return f"{in_all} ({', '.join(each)})" if len(each) > 1 else in_all
+
+
+CONTRACT_COLOURS = {
+    ContractStatus.PASSED: "#1a7f37",
+    ContractStatus.FAILED: "#cf222e",
+    ContractStatus.NOT_APPLICABLE: GREY,
+}
+"""The badge colour of what became of an entry of the contract."""
 
 
 def listed(names: Sequence[T], most: int = 3, in_words: Callable[[T], str] = str) -> str:

@@ -13,7 +13,7 @@ from torch_gradcheck.objective.implicit_draws import upstream_of_draws
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Status, Verdict
-from torch_gradcheck.reporting.words import listed, tolerance_in_words
+from torch_gradcheck.reporting.words import listed, noun, tolerance_in_words
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -64,7 +64,13 @@ def ratio_of(trial: ParameterTrial) -> float:
 def frozen_row(entry: ThetaEntry) -> ParameterReport:
     """The row of a parameter whose `requires_grad` is False."""
     return ParameterReport(
-        entry.name, entry.aliases, entry.shape, entry.parameter.numel(), Status.FROZEN, "requires_grad is False"
+        name=entry.name,
+        aliases=entry.aliases,
+        shape=entry.shape,
+        numel=entry.parameter.numel(),
+        status=Status.FROZEN,
+        reason="requires_grad is False",
+        role=entry.role,
     )
 
 
@@ -92,6 +98,7 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
         worst=_worst(entry, trial),
         evaluations=trial.evaluations,
         seconds=trial.seconds,
+        role=entry.role,
     )
 
 
@@ -232,7 +239,8 @@ def refuse_unreached(rows: Sequence[ParameterReport]) -> None:
     checked = [row for row in rows if row.status is not Status.FROZEN]
     if {row.status for row in checked} != {Status.UNUSED}:  # no generator: it would swallow a Ctrl-C
         return
-    these = "the one checked parameter" if len(checked) == 1 else f"any of the {len(checked)} checked parameters"
+    called = noun([row.role for row in checked], len(checked))
+    these = f"the one checked {called}" if len(checked) == 1 else f"any of the {len(checked)} checked {called}"
     reached = "it neither" if len(checked) == 1 else "none of them"
     raise InvalidRequestError(
         f"the loss does not depend on {these} ({listed([row.name for row in checked])}), and autograd reaches "

@@ -63,7 +63,7 @@ def where_in_words(suspect: Suspect, k: int) -> str:
 def as_array(tensor: torch.Tensor) -> Floats:
     """A real tensor as a float64 array of its shape."""
     dense = tensor.detach().to_dense() if tensor.layout is not torch.strided else tensor.detach()
-    return np.asarray(dense.cpu().double().numpy())
+    return np.asarray(dense.double().numpy(force=True))
 
 
 def _with_slopes(runner: CallRunner, suspect: Suspect, k: int, gradient: InputGradient) -> InputGradient:

@@ -15,7 +15,7 @@ from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import listed, noun
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
@@ -224,9 +224,10 @@ class Sentences:
 
     def _on_hook(self, attribution: Attribution, others: bool) -> dict[str, str]:
         """The sentence on what changes a gradient after the backward; `others`: calls are wrong, too."""
-        parameter, name = attribution.wrong.entry.parameter, attribution.wrong.entry.name
+        entry = attribution.wrong.entry
+        parameter, name = entry.parameter, entry.name
         if has_hooks(parameter):
-            hook = f"a hook on the parameter {name}{hooks_on(parameter)}"
+            hook = f"a hook on the {noun([entry.role])} {name}{hooks_on(parameter)}"
             return {name: f"{hook} changes its gradient{'' if others else '; the backward up to there is right'}"}
         return {
             NO_MODULE: self.no_culprit("what .grad holds is not what the backward gave it: it is changed afterwards")

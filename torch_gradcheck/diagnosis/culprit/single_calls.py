@@ -347,7 +347,7 @@ def _received(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> list[tuple
 def _rounding_of(gradients: Sequence[torch.Tensor]) -> Rounding | None:
     """The coarsest lower precision that holds all these numbers exactly; None where there is none."""
     strided = [each.detach() for each in gradients if each.layout is torch.strided and not each.is_complex()]
-    return rounding_of_all([each.cpu().double().numpy().ravel() for each in strided])
+    return rounding_of_all([each.double().numpy(force=True).ravel() for each in strided])
 
 
 def _same(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> bool:

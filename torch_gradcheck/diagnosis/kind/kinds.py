@@ -46,7 +46,7 @@ def spurious(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
         return None
     return conclusive(
         DiagnosisKind.SPURIOUS,
-        f"dθ is up to {on_trial:.1e} where it should be zero: J does not depend on the parameter (differences of at "
+        f"dθ is up to {on_trial:.1e} where it should be zero: J does not depend on it (differences of at "
         f"most {largest:.0e}, which is noise)",
     )
 

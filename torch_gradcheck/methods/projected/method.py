@@ -165,7 +165,7 @@ class Projected:
         if gradient is None:
             return np.zeros(entry.coordinates)
         dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
-        flat = real_view(dense.resolve_conj()).reshape(-1).double().numpy()
+        flat = real_view(dense.resolve_conj()).reshape(-1).double().numpy(force=True)
         return _cleaned(entry, flat) if np.isfinite(flat).all() else self._on_trial[position]
 
     def _disagreeing(self, position: int, reference: Floats) -> Flags:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.kept_random import kept_random
-from torch_gradcheck.reporting.render.outline import Entry, Line, Outline, outline
+from torch_gradcheck.reporting.render.contract import Contract
+from torch_gradcheck.reporting.render.outline import Entry, Outline, outline
 from torch_gradcheck.reporting.render.shorten import cells_of, shortened
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def text(facts: Facts, width: int | None = None) -> str:
         rendered(_opening(said), width),
         rendered(_table(said, width), width),
         *(rendered(section, width) for section in _mistakes(said)),
+        rendered(_contract(said.contract), width),
         rendered(_gaps(said), width),
         rendered(_notes(said), width),
     ]
@@ -75,7 +77,7 @@ def _table(said: Outline, width: int) -> Iterator[RenderableType]:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False)
-    columns = _columns(said.lines, width)
+    columns = _columns(said, width)
     for column in columns:
         table.add_column(column.header, justify=column.justify, no_wrap=True)
     for cells in zip(*(column.cells for column in columns), strict=True):
@@ -100,10 +102,11 @@ class _Column:
         return replace(self, cells=shortened(self.cells, width))
 
 
-def _columns(lines: Sequence[Line], width: int) -> list[_Column]:
+def _columns(said: Outline, width: int) -> list[_Column]:
     """Returns the columns of the table. Figures have the room they need; names and shapes share the rest."""
+    lines = said.lines
     status = _Column("  status", [f"{line.mark} {line.status}" for line in lines])
-    name = _Column("parameter", [line.name for line in lines])
+    name = _Column(said.called, [line.name for line in lines])
     shape = _Column("shape", [line.shape for line in lines])
     figures = [
         _Column("rel.\nerror", [line.relative_error for line in lines], "right"),
@@ -143,6 +146,20 @@ def _entries(entries: Sequence[Entry]) -> Table:
     return table
 
 
+def _contract(said: Contract | None) -> Iterator[RenderableType]:
+    """Yields the entries that have failed in full, those that passed by name, the others with the reason."""
+    if said is None:
+        return
+    yield said.title
+    for clause in said.failed:
+        yield f"✗ {clause.name}"
+        yield _indented(clause.message)
+    if said.passed:
+        yield _bullets([(" ", f"passed: {', '.join(clause.name for clause in said.passed)}")])
+    if said.not_applicable:
+        yield _bullets([("-", f"{clause.name} (not applicable): {clause.message}") for clause in said.not_applicable])
+
+
 def _gaps(said: Outline) -> Iterator[RenderableType]:
     """Yields the parameters that are not proven, with the reasons."""
     for gap in said.gaps:
@@ -153,15 +170,19 @@ def _gaps(said: Outline) -> Iterator[RenderableType]:
 
 
 def _notes(said: Outline) -> Iterator[RenderableType]:
+    if said.notes:
+        yield "notes"
+        yield _bullets([("-", note) for note in said.notes])
+
+
+def _bullets(lines: Sequence[tuple[str, str]]) -> Table:
+    """Returns paragraphs that hang behind their marks."""
     from rich.table import Table
 
-    if not said.notes:
-        return
     bullets = Table.grid(padding=(0, 1, 0, 0))
-    for note in said.notes:
-        bullets.add_row("-", note)
-    yield "notes"
-    yield bullets
+    for mark, words in lines:
+        bullets.add_row(mark, words)
+    return bullets
 
 
 def _indented(renderable: RenderableType) -> RenderableType:
