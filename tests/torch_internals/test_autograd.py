@@ -38,7 +38,6 @@ from torch_gradcheck.torch_internals.autograd import (
     pop_saved_tensor_hooks_down_to,
     post_accumulate_hooks,
     put_post_accumulate_hooks_to_sleep,
-    writes_to_a_leaf,
     reentrant_checkpoint,
     restore_hooks,
     saved_by,
@@ -46,6 +45,7 @@ from torch_gradcheck.torch_internals.autograd import (
     set_backward,
     set_function_backward,
     tensor_hooks,
+    writes_to_a_leaf,
 )
 from torch_gradcheck.torch_internals.missing import MissingInTorchError
 from torch_gradcheck.torch_internals.tensors import swap
