@@ -430,20 +430,7 @@ def test_every_backward_is_seen_to_start(reentrant: bool) -> None:
     assert current_backward() is run
 
 
-@pytest.mark.parametrize(
-    "write",
-    [lambda x: x.mul_(2), lambda x: x[0].mul_(2), lambda x: MarksDirty.apply(x)],
-    ids=["a leaf", "a view", "a Function"],
-)
-def test_a_refused_write_to_a_leaf_is_told_from_other_errors(write: Any) -> None:
-    """Functions that write to their arguments have to be given copies of them."""
-    with pytest.raises(RuntimeError) as caught:
-        write(torch.ones(2, requires_grad=True))
-    assert writes_to_a_leaf(caught.value)
-    assert not writes_to_a_leaf(RuntimeError("one of the variables has been modified by an inplace operation"))
-
-
-class MarksDirty(torch.autograd.Function):
+class Marking(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
         ctx.mark_dirty(x)
@@ -452,3 +439,16 @@ class MarksDirty(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         return 2 * gradient
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda x: x.mul_(2), lambda x: x[0].mul_(2), Marking.apply],
+    ids=["a leaf", "a view", "a Function"],
+)
+def test_a_refused_write_to_a_leaf_is_told_from_other_errors(write: Any) -> None:
+    """Functions that write to their arguments have to be given copies of them."""
+    with pytest.raises(RuntimeError) as caught:
+        write(torch.ones(2, requires_grad=True))
+    assert writes_to_a_leaf(caught.value)
+    assert not writes_to_a_leaf(RuntimeError("one of the variables has been modified by an inplace operation"))

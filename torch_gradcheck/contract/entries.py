@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from torch_gradcheck.contract.outcome import Raised, attempted, not_applicable
+from torch_gradcheck.contract.repeatable import repeatable
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.reporting.facts import ContractEntry
 
-ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {}
+ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {
+    "repeatable": repeatable,
+}
 """Name → what tries it."""
 
 
-def contract_of(trial: Trial) -> tuple[ContractEntry, ...]:
+def contract_of(trial: Trial) -> list[ContractEntry]:
     """Every entry, tried; an exception of the function inside of a trial belongs to its entry and does not come out."""
-    return tuple([tried(trial) for tried in ENTRIES.values()])
+    return [_entry(name, tried, trial) for name, tried in ENTRIES.items()]
+
+
+def _entry(name: str, tried: Callable[[Trial], ContractEntry], trial: Trial) -> ContractEntry:
+    """The entry; one that raises where nothing was to be expected has not been tried, and accuses nobody."""
+    found = attempted(lambda: tried(trial))
+    return not_applicable(name, f"could not be tried: {found}") if isinstance(found, Raised) else found

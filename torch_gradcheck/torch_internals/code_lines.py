@@ -57,6 +57,17 @@ def calling_line(frame: FrameType | None = None, *, inside: CodeType | None = No
     return None
 
 
+def raising_line(error: BaseException) -> CodeLine | None:
+    """The innermost line of the user's that an exception has come through; None where there is none."""
+    traceback, found = error.__traceback__, None
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        if is_of_the_user(code):
+            found = CodeLine(code.co_filename, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found
+
+
 def defining_line(function: object) -> CodeLine | None:
     """The line on which a function, method or class starts, decorators first; None where Python does not know it.
 

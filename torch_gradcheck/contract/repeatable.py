@@ -1,0 +1,43 @@
+"""`repeatable`: two equal calls, forward and backward, give the same bits, or differ by a spread of rounding's size."""
+
+from __future__ import annotations
+
+import torch
+
+from torch_gradcheck.contract.comparison import difference, distance, largest, same_bits
+from torch_gradcheck.contract.outcome import failed, passed
+from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.reporting.facts import ContractEntry
+
+NAME = "repeatable"
+
+Pair = tuple[str, torch.Tensor | None, torch.Tensor | None]
+
+
+def repeatable(trial: Trial) -> ContractEntry:
+    """Two runs from the same random state, compared bit by bit: outputs, then gradients."""
+    spread = 0.0
+    for what, one, other in _pairs(trial):
+        if same_bits(one, other):
+            continue
+        found = difference(other, one, trial.allowance.of(one))
+        if found:
+            return failed(
+                NAME,
+                "of two equal calls from the same random state, the second gives another result: "
+                f"{what} {found}, as in the first{trial.backwards}",
+            )
+        spread = max(spread, _share(one, other))
+    return passed(NAME, f"two equal calls differ by {spread:.0e} of the largest entry, as rounding" if spread else "")
+
+
+def _pairs(trial: Trial) -> list[Pair]:
+    one, other = trial.first, trial.second
+    outputs = zip(one.names, one.outputs, other.outputs, strict=True)
+    names = [f"the gradient of {name}" for name in trial.all_names]
+    return [*outputs, *zip(names, one.gradients, other.gradients, strict=True)]
+
+
+def _share(one: torch.Tensor | None, other: torch.Tensor | None) -> float:
+    size = largest(one)
+    return distance(one, other) / size if size else 0.0
