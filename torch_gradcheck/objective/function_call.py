@@ -75,6 +75,12 @@ class FunctionCall:
         """Whether every argument is a tensor, or a value that holds none: to look into others takes longer."""
         return all(type(each) in PLAIN or is_a(each, torch.Tensor) for each in (*self.args, *self.kwargs.values()))
 
+    def arguments(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        """All tensors among the arguments, named after their places, these in the places of those on trial."""
+        places = {id(variable.tensor): tensor for variable, tensor in zip(self.variables, tensors, strict=True)}
+        found = [(name + path, each) for name, value in self._named for path, each in tensors_in(value)]
+        return [(name, places.get(id(each), each)) for name, each in found]
+
     @property
     def _named(self) -> list[tuple[str, Any]]:
         names = [*argument_names(self.function, len(self.args)), *self.kwargs]
