@@ -16,6 +16,7 @@ from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden
 from torch_gradcheck.objective.perturbation import infinite_coordinates
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.objective.scripted import on_scripted
+from torch_gradcheck.objective.second_order import on_slope
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport, Status
@@ -40,6 +41,7 @@ def notes_of(
     accumulated = any(gradient.accumulated for gradient in gradients.values())
     notes = [
         on_perturbed(problem.request.perturb, problem.request.seed),
+        on_slope(objective, problem.request.order),
         *problem.on_compiled_code,
         *choice.method.notes(problem, rows),
         on_scripted(objective.model),
@@ -133,4 +135,5 @@ def reported(
         culprit=culprit,
         notes=notes,
         backward_spread=backward_spread,
+        order=request.order,
     )

@@ -47,6 +47,7 @@ class Objective:
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
         activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
+        with_graph: the value that J, a slope, has where its backward makes a graph, if that is another one; else None.
         held: the values that J reads where its graph is cut; None where all moves with θ.
         domain: where J is defined.
         variables: what J depends on besides the model's parameters.
@@ -74,6 +75,7 @@ class Objective:
         self.replaced = False
         self.needs_graph = True
         self.runs_backward = False
+        self.with_graph: float | None = None
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
         self.variables = variables
@@ -192,6 +194,13 @@ class Objective:
         for tensor in tensors:
             if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
+
+    @property
+    def apart_with_graph(self) -> float:
+        """How far a slope whose backward makes a graph lies from one that makes none, relative to the larger one."""
+        if self.with_graph is None:
+            return 0.0
+        return abs(self.with_graph - self.loss) / max(abs(self.with_graph), abs(self.loss))
 
     def same(self, one: float, other: float) -> bool:
         """Whether two values of J are one number up to the roundoff two equal calls may differ by."""
