@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
+from torch_gradcheck.contract.comparison import largest
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, bears_out, judged
 from torch_gradcheck.contract.trial import Trial
@@ -90,6 +91,11 @@ def _intermediates(trial: Trial) -> list[str]:
     return [f"{each.name} of {each.function.__name__}" for each in kept_intermediates(here, there)]
 
 
+def _reach(tensors: Sequence[torch.Tensor]) -> float:
+    """How far entries move in a step of 1, at least 1: kernels that compute exp(x − y) round by ε · |x|."""
+    return max([1.0, *[largest(tensor) for tensor in tensors]])
+
+
 @dataclass(frozen=True)
 class _Backward:
     """φ, a function of what is on trial and of v.
@@ -131,7 +137,7 @@ class _Backward:
         found = zip(self.names, moving, gradients, strict=True)
         asked = {name: (tensor, gradient) for name, tensor, gradient in found if name in names}
         request = self.trial.problem.request
-        precision = Precision(epsilon(request.dtype), request.tolerance, scale)
+        precision = Precision(epsilon(request.dtype), request.tolerance, scale * _reach(moving))
         together = RandomDirection([tensor for tensor, _ in asked.values()], request.seed)
         predicted = [together.slope_through(k, gradient) for k, (_, gradient) in enumerate(asked.values())]
         if bears_out(self._along(together), predicted, precision):
