@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_status(report: Report, strict: bool) -> int:
-    if report.mismatches:
+    if report.mismatches or report.broken:
         return MISMATCH
     return PASSED if (report.proven if strict else report.passed) else NOT_PROVEN
 

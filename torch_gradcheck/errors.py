@@ -44,7 +44,7 @@ class GradientMismatchWarning(UserWarning):
 
 
 class GradientMismatchError(GradcheckError, AssertionError):
-    """A checked gradient is wrong; the text is the report's table."""
+    """A checked gradient is wrong, or a function's contract is broken; the text is the report's table."""
 
 
 class NothingProvenError(GradcheckError, AssertionError):

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 
 import pytest
 
-from tests.reporting.render.samples import SAMPLES, facts, match, row
+from tests.reporting.render.samples import SAMPLES, contract, facts, match, row
 from torch_gradcheck.errors import GradcheckError, GradientMismatchError, NothingProvenError
 from torch_gradcheck.reporting.facts import Facts, Status
 from torch_gradcheck.reporting.render.html import html
@@ -27,6 +27,8 @@ def report(sample: str) -> Report:
         ("nothing_proven", False, False),
         ("two_of_twelve_wrong", False, False),
         ("no_parameters", False, False),
+        ("kept_contract", True, True),
+        ("broken_contract", False, False),
     ],
 )
 def test_green_means_that_something_was_proven(sample: str, passed: bool, proven: bool) -> None:
@@ -97,6 +99,30 @@ def test_a_mismatch_raises_the_table(kind: type[Exception]) -> None:
     assert str(caught.value) == str(failed)
 
 
+@pytest.mark.parametrize("strict", [False, True], ids=["", "strict"])
+def test_a_broken_contract_raises_the_table(strict: bool) -> None:
+    failed = report("broken_contract")
+    with pytest.raises(AssertionError, match="✗ grad_output_kept") as caught:
+        failed.raise_if_failed(strict=strict)
+    assert type(caught.value) is GradientMismatchError
+    assert str(caught.value) == str(failed)
+
+
+def test_a_contract_is_a_list_of_entries() -> None:
+    found = report("broken_contract")
+    assert isinstance(found.contract, list)
+    assert [entry.name for entry in found.broken] == ["grad_output_kept", "layouts"]
+    assert [entry.status for entry in found.broken] == ["failed", "failed"]
+    assert pickle.loads(pickle.dumps(found)).contract == found.contract
+    assert report("all_right").contract == []
+
+
+def test_equal_but_for_an_entry_of_the_contract_is_not_equal() -> None:
+    found = report("broken_contract")
+    assert found == replace(found, contract=list(found.contract))
+    assert found != replace(found, contract=contract())
+
+
 def test_str_is_the_text_and_a_notebook_shows_the_html() -> None:
     shown = report("two_of_twelve_wrong")
     assert str(shown) == text(shown)
@@ -115,12 +141,17 @@ def test_str_is_the_text_and_a_notebook_shows_the_html() -> None:
             "<Report: gradients WRONG in 60 of 60 parameters; relative error 3.3e-01 (worry) over the whole θ>",
         ),
         (
+            "broken_contract",
+            "<Report: gradients right: 2 of 2 parameters, contract BROKEN in 2 of 11 entries: grad_output_kept, "
+            "layouts; relative error 4.2e-09 (great) over the whole θ>",
+        ),
+        (
             "nothing_proven",
             "<Report: no gradient proven right: 0 of 1 parameter, 1 flat (nothing proven); "
             "no relative error: nothing was decided>",
         ),
     ],
-    ids=["right", "wrong", "nothing proven"],
+    ids=["right", "wrong", "broken contract", "nothing proven"],
 )
 def test_repr_is_one_line(sample: str, line: str) -> None:
     assert repr(report(sample)) == line

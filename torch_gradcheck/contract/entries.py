@@ -25,9 +25,9 @@ ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {
 """Name → what tries it."""
 
 
-def contract_of(trial: Trial) -> tuple[ContractEntry, ...]:
+def contract_of(trial: Trial) -> list[ContractEntry]:
     """Every entry, tried; an exception of the function inside of a trial belongs to its entry and does not come out."""
-    return tuple([_entry(name, tried, trial) for name, tried in ENTRIES.items()])
+    return [_entry(name, tried, trial) for name, tried in ENTRIES.items()]
 
 
 def _entry(name: str, tried: Callable[[Trial], ContractEntry], trial: Trial) -> ContractEntry:

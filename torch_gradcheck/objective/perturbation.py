@@ -94,6 +94,12 @@ class RandomDirection:
         for position, (tensor, before, velocity) in enumerate(moving):
             torch.add(before, velocity, alpha=0.0 if position in staying else distance, out=tensor)
 
+    def slope(self, gradients: Sequence[torch.Tensor | None]) -> float:
+        """⟨gradient, direction⟩: the slope along it of a function with these gradients; None is zeros."""
+        pairs = zip(gradients, self._velocities, strict=True)
+        parts = [(real_view(g.detach().resolve_conj()) * velocity).sum() for g, velocity in pairs if g is not None]
+        return sum([float(part) for part in parts])
+
     def put_back(self) -> None:
         """From anywhere to θ."""
         for tensor, before in zip(self._tensors, self._before, strict=True):

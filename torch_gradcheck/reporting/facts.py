@@ -350,7 +350,7 @@ class Facts:
     notes: list[str] = field(default_factory=list)
     in_grad: Facts | None = None
     backward_spread: float = 0.0
-    contract: tuple[ContractEntry, ...] = ()
+    contract: list[ContractEntry] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:

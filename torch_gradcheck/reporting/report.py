@@ -17,16 +17,16 @@ class Report(Facts):
     """
 
     def raise_if_failed(self, strict: bool = False) -> None:
-        """Raises if a gradient is wrong or nothing was proven; the text of the error is the table.
+        """Raises if a gradient or the contract is wrong, or nothing was proven; the text of the error is the table.
 
         Args:
             strict: raise as well where a checked parameter is flat, unused or undecided.
 
         Raises:
-            GradientMismatchError: a gradient is wrong.
+            GradientMismatchError: a gradient is wrong, or an entry of a function's contract has failed.
             NothingProvenError: none is wrong, and none is proven right (strict: not every one is).
         """
-        if self.mismatches:
+        if self.mismatches or self.broken:
             raise GradientMismatchError(str(self))
         if not (self.proven if strict else self.passed):
             raise NothingProvenError(str(self))

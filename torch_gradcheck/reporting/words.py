@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from torch_gradcheck.reporting.facts import Role, Status
+from torch_gradcheck.reporting.facts import ContractStatus, Role, Status
 
 T = TypeVar("T")
 
@@ -96,6 +96,14 @@ def counted(roles: Sequence[Role]) -> str:
     each = [f"{number:,} {noun([role], number)}" for role, number in Counter(roles).items()]
     in_all = f"{len(roles):,} {noun(roles, len(roles))}"
     return f"{in_all} ({', '.join(each)})" if len(each) > 1 else in_all
+
+
+CONTRACT_COLOURS = {
+    ContractStatus.PASSED: "#1a7f37",
+    ContractStatus.FAILED: "#cf222e",
+    ContractStatus.NOT_APPLICABLE: GREY,
+}
+"""The badge colour of what became of an entry of the contract."""
 
 
 def listed(names: Sequence[T], most: int = 3, in_words: Callable[[T], str] = str) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from torch_gradcheck.reporting.facts import (
+    ContractEntry,
+    ContractStatus,
     Coordinate,
     Diagnosis,
     DiagnosisKind,
@@ -228,6 +230,55 @@ def partly_wrong() -> Facts:
     return facts(*rows, culprit="")
 
 
+CONTRACT = {
+    "repeatable": "",
+    "inputs_kept": "",
+    "grad_output_kept": "",
+    "layouts": "",
+    "needs_input_grad": "",
+    "undefined_grads": "The function has one output.",
+    "shapes_and_dtypes": "",
+    "released": "",
+    "second_order": "The backward says that it cannot be differentiated: it is once_differentiable.",
+    "forward_ad": "The Function has no jvp.",
+    "vmap": "The Function has no jvp.",
+}
+"""What is said of each entry that holds, and of those that do not apply."""
+
+
+def contract(**failures: str) -> list[ContractEntry]:
+    """A contract kept but for `failures`."""
+    without = dict.fromkeys(("undefined_grads", "forward_ad", "vmap"), ContractStatus.NOT_APPLICABLE)
+    return [
+        ContractEntry(name, ContractStatus.FAILED, failures[name])
+        if name in failures
+        else ContractEntry(name, without.get(name, ContractStatus.PASSED), message)
+        for name, message in CONTRACT.items()
+    ]
+
+
+def kept_contract() -> Facts:
+    """A function of which all is right."""
+    return facts(match("x", 4, 3), match("weight", 3), contract=contract())
+
+
+def broken_contract() -> Facts:
+    """Right under a gradient that nobody looks at, and wrong in use."""
+    failures = contract(
+        grad_output_kept="The backward wrote to the gradient that it was given for output: 12 of 12 entries changed, "
+        "the first from 0.081 to 0.162, at net.py:13. Others may hold the same tensor: compute a new one.",
+        layouts="[red]With an expanded gradient[/red] (strides 0) the gradient for x is off by 0.25 of its largest "
+        "entry:\nit reads the memory of grad and not its entries.",
+    )
+    return facts(match("x", 4, 3), match("weight", 3), contract=failures)
+
+
+def wrong_gradient_and_contract() -> Facts:
+    """A wrong row, and more failures than a headline names."""
+    failures = contract(**dict.fromkeys(list(CONTRACT)[:6], "It was so, and should have been otherwise."))
+    return facts(wrong("x", 4, 3, worst=(coordinate(1, 2),)), match("weight", 3), contract=failures, culprit="")
+
+
 def no_parameters() -> Facts:
     """Nothing to check."""
     return facts(relative_error=None)
@@ -254,6 +305,9 @@ SAMPLES = {
         two_hundred_tensors,
         everything_wrong,
         partly_wrong,
+        kept_contract,
+        broken_contract,
+        wrong_gradient_and_contract,
         no_parameters,
         inputs_among_the_rows,
         arguments_of_a_function,

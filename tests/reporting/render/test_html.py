@@ -121,3 +121,12 @@ def test_one_mistake_in_many_parameters_is_told_once() -> None:
     assert words.count("dθ = 2 × the right gradient") == 1
     assert "layers.1.weight, layers.2.weight, layers.3.weight" in words
     assert "scaled, as layers.0.weight" in words
+
+
+def test_the_contract_has_its_badges_and_its_messages() -> None:
+    read = Elements(html(SAMPLES["broken_contract"]))
+    contract = read.badges[-5:]
+    assert contract == ["failed", "failed", "passed", "not_applicable", "not_applicable"]
+    assert "12 of 12 entries changed" in read.words
+    assert "forward_ad, vmap: The Function has no jvp." in read.words
+    assert 'title="The backward says' in html(SAMPLES["broken_contract"])

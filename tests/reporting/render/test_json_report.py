@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +12,10 @@ import pytest
 from hypothesis import given
 
 from tests.reporting.render.samples import ANY_FACTS, INF, NAN, SAMPLES, facts, match
+from torch_gradcheck.contract.entries import ENTRIES
 from torch_gradcheck.reporting.facts import (
+    ContractEntry,
+    ContractStatus,
     Coordinate,
     Diagnosis,
     DiagnosisKind,
@@ -72,6 +76,21 @@ def test_values_are_those_of_the_report() -> None:
     assert row["worst"][0]["analytic"] == 0.0346
 
 
+def test_the_contract_is_written_entry_by_entry() -> None:
+    written: Any = strict(as_json(SAMPLES["broken_contract"]))
+    assert written["passed"] is written["proven"] is False
+    assert written["mismatches"] == []
+    assert [entry["name"] for entry in written["contract"] if entry["status"] == "failed"] == [
+        "grad_output_kept",
+        "layouts",
+    ]
+    assert written["contract"][9] == {
+        "name": "forward_ad",
+        "status": "not_applicable",
+        "message": "The Function has no jvp.",
+    }
+
+
 @pytest.mark.parametrize(
     ("value", "written"), [(NAN, "nan"), (INF, "inf"), (-INF, "-inf"), (0.1, 0.1)], ids=["nan", "inf", "-inf", "number"]
 )
@@ -103,8 +122,9 @@ def test_indent_is_passed_on() -> None:
         ("Diagnosis", [field.name for field in fields(Diagnosis)]),
         ("Status", list(Status)),
         ("Map", [field.name for field in fields(WrongMap)]),
+        ("Contract entry", [field.name for field in fields(ContractEntry)]),
     ],
-    ids=["report", "parameter", "coordinate", "diagnosis", "status", "map"],
+    ids=["report", "parameter", "coordinate", "diagnosis", "status", "map", "contract"],
 )
 def test_document_has_every_key_and_no_other(title: str, keys: list[str]) -> None:
     assert documented_keys(title) == keys
@@ -112,10 +132,16 @@ def test_document_has_every_key_and_no_other(title: str, keys: list[str]) -> Non
 
 @pytest.mark.parametrize(
     ("title", "words"),
-    [("Report", Verdict), ("Parameter", Status), ("Diagnosis", DiagnosisKind)],
-    ids=["verdict", "status", "diagnosis"],
+    [
+        ("Report", Verdict),
+        ("Parameter", Status),
+        ("Diagnosis", DiagnosisKind),
+        ("Contract entry", ContractStatus),
+        ("Contract entry", ENTRIES),
+    ],
+    ids=["verdict", "status", "diagnosis", "contract", "entries"],
 )
-def test_document_names_every_word(title: str, words: type[Verdict | Status | DiagnosisKind]) -> None:
+def test_document_names_every_word(title: str, words: Iterable[str]) -> None:
     assert [word for word in words if f"`{word}`" not in section(title)] == []
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from tests.reporting.render.samples import ANY_FACTS, SAMPLES, coordinate, facts, match, transformer_layer, wrong
-from torch_gradcheck.reporting.facts import Facts, Status
+from torch_gradcheck.reporting.facts import ContractEntry, ContractStatus, Facts, Status
 from torch_gradcheck.reporting.render.text import text
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -132,3 +132,23 @@ def test_a_reason_shared_by_many_is_given_once() -> None:
     printed = text(facts(*rows))
     assert printed.count("Too quiet.") == 1
     assert "and 6 more" in printed
+
+
+@pytest.mark.parametrize(
+    ("sample", "entry"),
+    [("broken_contract", "layouts"), ("wrong_gradient_and_contract", "layouts and 2 more")],
+)
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_first_six_lines_name_the_failed_entries(sample: str, entry: str, width: int) -> None:
+    assert entry in "\n".join(text(SAMPLES[sample], width).splitlines()[:6])
+
+
+def test_the_culprit_stands_in_the_first_six_lines_below_a_broken_contract() -> None:
+    assert "culprit: the model's own forward" in text(SAMPLES["wrong_gradient_and_contract"]).splitlines()[:6]
+
+
+def test_a_contract_of_which_nothing_applies_has_no_outcome() -> None:
+    entry = ContractEntry("vmap", ContractStatus.NOT_APPLICABLE, "It draws random numbers.")
+    printed = text(facts(match("x", 3), contract=[entry]))
+    assert printed.startswith("gradients right: 1 of 1 parameter\n")
+    assert printed.endswith("contract: 1 not applicable\n- vmap (not applicable): It draws random numbers.")

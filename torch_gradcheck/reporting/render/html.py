@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.outline import outline
-from torch_gradcheck.reporting.words import GREY, STATUS_WORDS
+from torch_gradcheck.reporting.words import CONTRACT_COLOURS, GREY, STATUS_WORDS
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -33,8 +33,9 @@ def _template(source: str) -> Template:
 def _badge_rules() -> str:
     """Returns the CSS of the status badges: their form, then one rule a colour."""
     selectors: dict[str, list[str]] = {}
-    for status, words in STATUS_WORDS.items():
-        selectors.setdefault(words.colour, []).append(f".torch-gradcheck .status.{status}")
+    colours = {status: words.colour for status, words in STATUS_WORDS.items()} | CONTRACT_COLOURS
+    for status, colour in colours.items():
+        selectors.setdefault(colour, []).append(f".torch-gradcheck .status.{status}")
     grey = f"border-radius: .7em; padding: .05em .6em; font-size: .88em; color: #fff; background: {GREY};"
     rules = [f".torch-gradcheck .status {{\n  {grey}\n}}"]
     rules += [f"{', '.join(of)} {{ background: {colour}; }}" for colour, of in selectors.items() if colour != GREY]
@@ -72,7 +73,7 @@ STYLE = (
 )
 
 FRAGMENT = """
-{% macro badge(status) %}<span class="status {{ status }}">{{ status }}</span>{% endmacro %}
+{% macro badge(status) %}<span class="status {{ status }}">{{ status | replace("_", " ") }}</span>{% endmacro %}
 {% macro table(lines) %}
 <div class="scroll"><table>
 <thead><tr>
@@ -151,6 +152,21 @@ FRAGMENT = """
 {% endfor %}
 {% if said.more_mistakes %}
 <p>{{ said.more_mistakes }}</p>
+{% endif %}
+{% if said.contract %}
+<p class="contract">{{ said.contract.title }}</p>
+{% for clause in said.contract.failed %}
+<p>{{ badge("failed") }} <code>{{ clause.name }}</code></p>
+<p class="said">{{ clause.message }}</p>
+{% endfor %}
+{% if said.contract.passed %}
+<p>{{ badge("passed") }}{% for clause in said.contract.passed %} <code
+{%- if clause.message %} title="{{ clause.message }}"{% endif %}>{{ clause.name }}</code>
+{%- if not loop.last %},{% endif %}{% endfor %}</p>
+{% endif %}
+{% for clause in said.contract.not_applicable %}
+<p>{{ badge("not_applicable") }} <code>{{ clause.name }}</code>: {{ clause.message }}</p>
+{% endfor %}
 {% endif %}
 {% for gap in said.gaps %}
 <p>{{ badge(gap.status) }} <code>{{ gap.names }}</code></p>

@@ -17,6 +17,8 @@ from torch_gradcheck.reporting.facts import (
     WrongMap,
     badness,
 )
+from torch_gradcheck.reporting.render.contract import Contract, contract_outcome, contract_section
+from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
 MANY = 30
@@ -119,6 +121,7 @@ class Outline:
     tied: tuple[str, ...]
     mistakes: tuple[Mistake, ...]
     more_mistakes: str
+    contract: Contract | None
     gaps: tuple[Gap, ...]
     more_gaps: str
     notes: tuple[str, ...]
@@ -139,9 +142,10 @@ def outline(facts: Facts) -> Outline:
         tied=_tied(facts),
         mistakes=tuple(mistake for group in groups[:LISTED] for mistake in _mistakes(group)),
         more_mistakes=_more(sum(map(len, groups[LISTED:])), "that are wrong; report.mismatches has them all"),
+        contract=contract_section(facts),
         gaps=tuple(gaps[:LISTED]),
         more_gaps=_more(len(gaps) - LISTED, "reasons why something was not proven; to_dict() has them all"),
-        notes=tuple(map(_sentence, facts.notes)),
+        notes=tuple(map(prose, facts.notes)),
     )
 
 
@@ -151,7 +155,7 @@ def _model_itself(facts: Facts) -> str:
 
 
 def headline(facts: Facts) -> str:
-    """Returns the outcome on one line: the numbers of gradients that are wrong, right, or neither."""
+    """Returns the outcome on one line: the numbers of gradients that are wrong, right, or neither; the contract."""
     counts = Counter(row.status for row in facts)
     total = counted([row.role for row in facts])
     others = [
@@ -167,7 +171,7 @@ def headline(facts: Facts) -> str:
         outcome = f"gradients right{_raised(facts.tolerance)}: {counts[Status.MATCH]:,} of {total}"
     else:
         outcome = f"no gradient proven right: 0 of {total}"
-    return ", ".join([outcome, *others])
+    return ", ".join(filter(None, [outcome, *others, contract_outcome(facts)]))
 
 
 def _summary(facts: Facts) -> tuple[str, ...]:
@@ -283,7 +287,7 @@ def _mistake(row: ParameterReport) -> Mistake:
     return Mistake(
         name=printable(row.name),
         shape=_shape(row.shape),
-        sentences=tuple(_sentence(said) for said in (diagnosis, row.reason) if said),
+        sentences=tuple(prose(said) for said in (diagnosis, row.reason) if said),
         entries=tuple(map(_entry, row.worst)),
         picture=None if row.map is None else _picture(row.map),
     )
@@ -337,7 +341,7 @@ def _gaps(rows: Sequence[ParameterReport]) -> list[Gap]:
             if leaves_open and row.status is status:
                 groups.setdefault((status, row.reason or leaves_open), []).append(row.name)
     return [
-        Gap(status, STATUS_WORDS[status].mark, _names(names), _sentence(reason))
+        Gap(status, STATUS_WORDS[status].mark, _names(names), prose(reason))
         for (status, reason), names in groups.items()
     ]
 
@@ -378,13 +382,3 @@ def _short(count: int) -> str:
         if count < 999.5 * size:
             return f"{count / size:.3g}{unit}"
     return f"{count:.0e}"
-
-
-def _sentence(text: str) -> str:
-    """Returns prose with its line breaks, each line printable."""
-    return "\n".join(map(printable, text.splitlines()))
-
-
-def printable(text: str) -> str:
-    r"""Returns `text` with line breaks, escape sequences and other control characters spelled out (`\n`, `\x1b`)."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.kept_random import kept_random
+from torch_gradcheck.reporting.render.contract import Contract
 from torch_gradcheck.reporting.render.outline import Entry, Outline, outline
 from torch_gradcheck.reporting.render.shorten import cells_of, shortened
 
@@ -37,6 +38,7 @@ def text(facts: Facts, width: int | None = None) -> str:
         rendered(_opening(said), width),
         rendered(_table(said, width), width),
         *(rendered(section, width) for section in _mistakes(said)),
+        rendered(_contract(said.contract), width),
         rendered(_gaps(said), width),
         rendered(_notes(said), width),
     ]
@@ -144,6 +146,20 @@ def _entries(entries: Sequence[Entry]) -> Table:
     return table
 
 
+def _contract(said: Contract | None) -> Iterator[RenderableType]:
+    """Yields the entries that have failed in full, those that passed by name, the others with the reason."""
+    if said is None:
+        return
+    yield said.title
+    for clause in said.failed:
+        yield f"✗ {clause.name}"
+        yield _indented(clause.message)
+    if said.passed:
+        yield _bullets([(" ", f"passed: {', '.join(clause.name for clause in said.passed)}")])
+    if said.not_applicable:
+        yield _bullets([("-", f"{clause.name} (not applicable): {clause.message}") for clause in said.not_applicable])
+
+
 def _gaps(said: Outline) -> Iterator[RenderableType]:
     """Yields the parameters that are not proven, with the reasons."""
     for gap in said.gaps:
@@ -154,15 +170,19 @@ def _gaps(said: Outline) -> Iterator[RenderableType]:
 
 
 def _notes(said: Outline) -> Iterator[RenderableType]:
+    if said.notes:
+        yield "notes"
+        yield _bullets([("-", note) for note in said.notes])
+
+
+def _bullets(lines: Sequence[tuple[str, str]]) -> Table:
+    """Returns paragraphs that hang behind their marks."""
     from rich.table import Table
 
-    if not said.notes:
-        return
     bullets = Table.grid(padding=(0, 1, 0, 0))
-    for note in said.notes:
-        bullets.add_row("-", note)
-    yield "notes"
-    yield bullets
+    for mark, words in lines:
+        bullets.add_row(mark, words)
+    return bullets
 
 
 def _indented(renderable: RenderableType) -> RenderableType:

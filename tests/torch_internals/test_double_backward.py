@@ -1,0 +1,76 @@
+"""A backward that is differentiated once more: what refuses to be, and what is taken for a constant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from torch_gradcheck.torch_internals.double_backward import (
+    is_once_differentiable,
+    kept_without_graph,
+    operation_without_formula,
+    refuses,
+)
+
+
+class Kept(torch.autograd.Function):
+    """x · exp(x), with more kept than it needs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        exp = x.exp()
+        result = x * exp
+        ctx.save_for_backward(x, exp, result)
+        ctx.largest, ctx.sign, ctx.words, ctx.again = float(exp.max()), x.sign().detach(), "x", x
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        x, exp, _ = ctx.saved_tensors
+        return grad * (1 + x) * exp
+
+
+class Once(Kept):
+    """The same, marked."""
+
+    backward = once_differentiable(Kept.backward)  # type: ignore[assignment]
+
+
+def test_what_a_function_keeps_without_a_graph() -> None:
+    """A double backward takes it for a constant: inputs and outputs have a graph, intermediates have none."""
+    y = Kept.apply(torch.ones(2, requires_grad=True))
+    assert set(kept_without_graph(y.grad_fn)) == {"ctx.saved_tensors[1]", "ctx.largest", "ctx.sign"}
+    y.sum().backward()
+    assert set(kept_without_graph(y.grad_fn)) == {"ctx.largest", "ctx.sign"}
+
+
+def test_a_function_that_says_that_it_cannot_be_differentiated_twice() -> None:
+    assert is_once_differentiable(Once)
+    assert not is_once_differentiable(Kept)
+
+
+def test_a_gradient_that_raises_where_it_is_differentiated() -> None:
+    x = torch.ones(2, requires_grad=True)
+    for function in (Kept, Once):
+        (gradient,) = torch.autograd.grad(function.apply(x).square().sum(), x, create_graph=True)
+        assert refuses(gradient) == (function is Once)
+    assert not refuses(x)
+
+
+def test_an_operation_without_a_derivative_is_named() -> None:
+    """Fused attention has a backward, which has none."""
+    q = torch.ones(1, 1, 2, 4, requires_grad=True)
+    y = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    if "FlashAttention" not in y.grad_fn.name():  # type: ignore[union-attr]
+        pytest.skip("this torch computes it by other operations")
+    (gradient,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
+    with pytest.raises(RuntimeError) as error:
+        gradient.sum().backward()
+    name = operation_without_formula(error.value)
+    assert name is not None
+    assert name.startswith("aten::_scaled_dot_product_flash_attention")
+    assert operation_without_formula(RuntimeError("derivative for the user")) is None

@@ -1,0 +1,173 @@
+"""`second_order`: differentiating the backward gives the right second derivative, or an error that says it cannot.
+
+With random u, φ = Σ ⟨u, g⟩ is a number that depends on the gradients g that the backward returns, and they depend on
+what is on trial and on the gradients v of the outputs. Its gradient by a double backward is judged along a direction
+through each of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from torch_gradcheck.contract.beside import Slopes, judged_beside
+from torch_gradcheck.contract.outcome import Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
+from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.gradients.accumulation import gradients_of
+from torch_gradcheck.gradients.double_backward import kept_intermediates
+from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.perturbation import RandomDirection
+from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.reporting.facts import ContractEntry
+from torch_gradcheck.reporting.words import listed
+
+NAME = "second_order"
+
+MOVED = 1e-3
+"""How far, relative to their sizes, tensors move to see what a Function keeps of them."""
+
+MISTAKES = (AttributeError, NameError, TypeError, LookupError)
+"""Exceptions by which Python says that code is wrong; others say that a backward cannot be differentiated."""
+
+
+def second_order(trial: Trial) -> ContractEntry:
+    """The double backward, along one direction through each tensor on trial and each gradient of an output."""
+    backward = _Backward.of(trial)
+    if not backward.cotangents:
+        return not_applicable(NAME, "no output has a gradient")
+    slopes = attempted(lambda: judged_beside(trial, backward.slopes, backward.names))
+    if isinstance(slopes, Raised):
+        return _raised(slopes)
+    wrong = {name: slope for name, slope in slopes.items() if slope.verdict is Verdict.WRONG}
+    if wrong:
+        return failed(NAME, _wrong(trial, wrong, backward.has_graph()))
+    unknown = [name for name, slope in slopes.items() if slope.verdict is Verdict.UNKNOWN]
+    if unknown:
+        return not_applicable(NAME, f"differences of the gradient are too noisy along {listed(unknown)}")
+    arguments = [slopes[name] for name in trial.all_names]
+    is_linear = not any(slope.predicted for slope in arguments)
+    return passed(NAME, "the second derivative by what is on trial is 0" if is_linear else "")
+
+
+def _raised(raised: Raised) -> ContractEntry:
+    if isinstance(raised.error, MISTAKES):
+        return failed(NAME, f"differentiating the backward raises {raised}")
+    return passed(NAME, f"differentiating the backward raises, as it may: {raised}")
+
+
+def _wrong(trial: Trial, wrong: Slopes, has_graph: bool) -> str:
+    name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
+    lost = "" if has_graph else ": the gradients that it returns have no graph"
+    return (
+        f"the gradients that the backward returns, differentiated by {listed(list(wrong))}{trial.backwards}{lost}; along "
+        f"a random direction through {name} autograd gives {wrong[name]}{_kept(trial)}"
+    )
+
+
+def _kept(trial: Trial) -> str:
+    """What Functions keep that autograd takes for a constant, as the end of a sentence; "" for nothing."""
+    found = attempted(lambda: _intermediates(trial))
+    if isinstance(found, Raised) or not found:
+        return ""
+    return (
+        f". Autograd takes {listed(found)} for a constant there, which the forward computes: save what it is computed "
+        "from, or return it as an output"
+    )
+
+
+def _intermediates(trial: Trial) -> list[str]:
+    with torch.enable_grad():
+        with trial.regime():
+            here = trial.outputs(trial.arguments)
+        with RandomDirection(trial.tensors, trial.problem.request.seed).at(MOVED), trial.regime():
+            there = trial.outputs(trial.arguments)
+    return [f"{each.name} of {each.function.__name__}" for each in kept_intermediates(here, there)]
+
+
+@dataclass(frozen=True)
+class _Backward:
+    """φ, a function of what is on trial and of v.
+
+    Attributes:
+        trial: the function.
+        cotangents: v of each output that has a gradient.
+        weights: u of each gradient.
+    """
+
+    trial: Trial
+    cotangents: Sequence[torch.Tensor]
+    weights: Sequence[torch.Tensor]
+
+    @classmethod
+    def of(cls, trial: Trial) -> _Backward:
+        """With v as J has it, and u like it."""
+        with torch.enable_grad(), trial.held_regime():
+            outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
+            cotangents = [v.detach().clone() for v in trial.cotangents(outputs)]
+        offset = len(cotangents)
+        weights = [trial.loss.cotangent(offset + k, tensor) for k, tensor in enumerate(trial.tensors)]
+        return cls(trial, cotangents, weights)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the tensors on trial, and of the gradients of the outputs."""
+        count = len(self.cotangents)
+        places = [""] if count == 1 else [f"[{k}]" for k in range(count)]
+        return [*self.trial.all_names, *[f"the gradient of output{place}" for place in places]]
+
+    def slopes(self, names: Collection[str]) -> Slopes:
+        """φ along a direction through each of these, beside what a double backward says of it."""
+        moving = [*self.trial.tensors, *self.cotangents]
+        gradients, scale = self._by_double_backward()
+        asked = [each for each in zip(self.names, moving, gradients, strict=True) if each[0] in names]
+        return {name: self._slope(tensor, gradient, scale) for name, tensor, gradient in asked}
+
+    def has_graph(self) -> bool:
+        """Whether any gradient that the backward returns has a graph."""
+        with torch.enable_grad(), self.trial.held_regime():
+            gradients = self._gradients_with_graph([v.detach().requires_grad_() for v in self.cotangents])
+            return any(gradient.requires_grad for gradient in gradients if gradient is not None)
+
+    def _slope(self, tensor: torch.Tensor, gradient: torch.Tensor | None, scale: float) -> Slope:
+        request = self.trial.problem.request
+        direction = RandomDirection([tensor], request.seed)
+
+        def value(step: float) -> float:
+            with direction.at(step):
+                found = attempted(self._value)
+            return float("nan") if isinstance(found, Raised) else found
+
+        return judged(value, direction.slope([gradient]), Precision(epsilon(request.dtype), request.tolerance, scale))
+
+    def _value(self) -> float:
+        """φ."""
+        with torch.enable_grad(), self.trial.held_regime():
+            found = gradients_of([self._loss(self.cotangents)], self.trial.tensors)
+            strays = self.trial.problem.objective.strays
+        return float("nan") if strays else float(sum(self._terms(found)))
+
+    def _by_double_backward(self) -> tuple[list[torch.Tensor | None], float]:
+        """The gradients of φ by what is on trial and by v, and the size of the terms of φ."""
+        cotangents = [v.detach().requires_grad_() for v in self.cotangents]
+        leaves = [*self.trial.tensors, *cotangents]
+        with torch.enable_grad(), self.trial.held_regime():
+            terms = self._terms(self._gradients_with_graph(cotangents))
+            total = sum(terms)
+            scale = sum([abs(float(term.detach())) for term in terms])
+            if not isinstance(total, torch.Tensor) or not total.requires_grad:
+                return [None for _ in leaves], scale
+            return gradients_of([total], leaves), scale
+
+    def _terms(self, gradients: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+        return [inner(u, g) for u, g in zip(self.weights, gradients, strict=True) if g is not None]
+
+    def _gradients_with_graph(self, cotangents: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+        loss = self._loss(cotangents)
+        return torch.autograd.grad(loss, self.trial.tensors, create_graph=True, allow_unused=True)
+
+    def _loss(self, cotangents: Sequence[torch.Tensor]) -> torch.Tensor:
+        outputs = [y for y in self.trial.outputs(self.trial.arguments) if y.requires_grad]
+        return torch.stack([inner(v, y) for v, y in zip(cotangents, outputs, strict=True)]).sum()

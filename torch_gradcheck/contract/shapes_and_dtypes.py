@@ -1,0 +1,125 @@
+"""`shapes_and_dtypes`: each gradient has its input's shape, dtype and device, in float64 and in float32.
+
+Autograd sums a gradient that is larger than its input over the dimensions that broadcasting has added, casts it, and
+says nothing. So what the backward of a Function returns is looked at before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch_gradcheck.borrowing.loan import Borrowed, lend
+from torch_gradcheck.contract.outcome import Raised, attempted, failed, passed
+from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.gradients.accumulation import gradients_of
+from torch_gradcheck.objective.function_call import argument_names
+from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.precision.dtypes import name_of
+from torch_gradcheck.reporting.facts import ContractEntry
+from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.autograd import (
+    backward_of,
+    current_function_backward,
+    set_function_backward,
+)
+from torch_gradcheck.torch_internals.code_lines import at_line_of
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
+from torch_gradcheck.torch_internals.gradient_forms import Form, form_of, forms_expected
+
+NAME = "shapes_and_dtypes"
+
+PRECISIONS = (torch.float64, torch.float32)
+"""The precisions in which the function runs, casts not raised."""
+
+
+def shapes_and_dtypes(trial: Trial) -> ContractEntry:
+    """A run forward and backward in each precision, as the function is: what the backwards in it return."""
+    notes: list[str] = []
+    for dtype in PRECISIONS:
+        seen = _Returned()
+        run = attempted(lambda: _run(trial, dtype, seen))  # noqa: B023  # called at once
+        if seen.wrong:
+            return failed(NAME, f"in {name_of(dtype)}, {listed(seen.wrong)}")
+        if isinstance(run, Raised):
+            if seen.in_backward:
+                return failed(NAME, f"in {name_of(dtype)} the forward runs, and the backward raises {run}")
+            notes.append(f"not tried in {name_of(dtype)}, where the function raises {run}")
+        elif not seen.count:
+            notes.append("only operations of torch have returned gradients")
+    return passed(NAME, "; ".join(dict.fromkeys(notes)))
+
+
+def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
+    """Forward and backward, lent once more in this precision."""
+    problem = trial.problem
+    with lend(problem.model, trial.loss.holders, "keep", dtype, problem.request.seed) as borrowed, _Evaluated(borrowed):
+        with torch.enable_grad():
+            outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
+            terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
+            with seen:
+                gradients_of(terms, trial.tensors)
+
+
+class _Evaluated:
+    """One run of the function, from its random state, after which what it wrote to is put back."""
+
+    def __init__(self, borrowed: Borrowed) -> None:
+        self._borrowed = borrowed
+
+    def __enter__(self) -> None:
+        self._borrowed.before_evaluation()
+
+    def __exit__(self, *exception: object) -> None:
+        self._borrowed.after_evaluation()
+
+
+class _Returned:
+    """Looks, inside the block, at the gradients that the backwards of the user's Functions return.
+
+    Attributes:
+        count: how many backwards have returned.
+        in_backward: whether the block was entered.
+        wrong: what is wrong with gradients, each told once.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.in_backward = 0, False
+        self.wrong: list[str] = []
+
+    def __enter__(self) -> None:
+        self.in_backward = True
+        self._run = run = current_function_backward()
+
+        def looked_at(node: Any, *gradients: Any) -> Any:
+            returned = run(node, *gradients)
+            function = users_function(type(node)._forward_cls)
+            if function is not None:
+                self.count += 1
+                self._look(node, function, returned if isinstance(returned, tuple) else (returned,))
+            return returned
+
+        set_function_backward(looked_at)
+
+    def __exit__(self, *exception: object) -> None:
+        set_function_backward(self._run)
+
+    def _look(self, node: Any, function: type[torch.autograd.Function], returned: Sequence[Any]) -> None:
+        for position, expected in forms_expected(node).items():
+            gradient = returned[position] if position < len(returned) else None
+            if isinstance(gradient, torch.Tensor) and (found := form_of(gradient)) != expected:
+                words = _wrong(function, position, found, expected)
+                self.wrong += [words] if words not in self.wrong else []
+
+
+def _wrong(function: type[torch.autograd.Function], position: int, found: Form, expected: Form) -> str:
+    operator = custom_op_of(function)
+    names = list(operator.arguments) if operator is not None else argument_names(function.apply)
+    argument = names[position] if position < len(names) else f"argument {position}"
+    called = operator.name if operator is not None else f"{function.__name__}.backward"
+    return (
+        f"{called}{at_line_of(backward_of(function))} returns a gradient of {found.beside(expected)} for {argument}, "
+        f"which has {expected.beside(found)}"
+    )

@@ -1,0 +1,118 @@
+"""A derivative along one direction on trial: the slope that autograd predicts beside centered differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+from typing import NamedTuple
+
+import numpy as np
+
+from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise
+from torch_gradcheck.differences.richardson import Stencil, extrapolated_derivatives, through_stencil
+from torch_gradcheck.differences.sampling import Sampler, Samples
+
+AGREES = 1e-3
+"""A slope agrees at first look where it is off by less than this share of the tolerance: no wrong one does by chance."""
+
+NEAR = 10.0
+"""The points that noise is measured at are apart by so many times the smallest step that rounding leaves exact."""
+
+
+class Verdict(Enum):
+    """What differences say of a predicted slope."""
+
+    RIGHT = auto()
+    WRONG = auto()
+    UNKNOWN = auto()
+    """Neither: a kink, too much noise, or no number."""
+
+
+class Slope(NamedTuple):
+    """A slope that was judged.
+
+    Attributes:
+        predicted: by autograd.
+        numeric: by centered differences.
+        error_bar: of `numeric`.
+        verdict: what became of it.
+    """
+
+    predicted: float
+    numeric: float
+    error_bar: float
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        """Such as "0.25, where centered differences give 0.5 ± 1e-09"."""
+        return f"{self.predicted:.6g}, where centered differences give {self.numeric:.6g} ± {self.error_bar:.0e}"
+
+
+class Precision(NamedTuple):
+    """What a slope is judged by.
+
+    Attributes:
+        epsilon: machine epsilon of the precision that the function is evaluated in.
+        tolerance: the largest relative error that passes.
+        scale: the size of the terms that add up to the function; they may cancel, their rounding does not.
+    """
+
+    epsilon: float
+    tolerance: float
+    scale: float
+
+
+def judged(value: Callable[[float], float], predicted: float, precision: Precision) -> Slope:
+    """Judges the slope of a function of one step at 0, by four values or, where these disagree, by a ladder of steps.
+
+    Args:
+        value: f(t); a step of 1 moves the argument by its own size. NaN where f has no value.
+        predicted: f'(0), on trial.
+        precision: of f.
+    """
+    with np.errstate(all="ignore"):
+        look = _first_look(value, predicted, precision)
+        return look if look.verdict is Verdict.RIGHT else _by_ladder(value, predicted, precision)
+
+
+def _first_look(value: Callable[[float], float], predicted: float, precision: Precision) -> Slope:
+    step = precision.epsilon ** (1 / 5)  # truncation, of order h⁴, is then as small as rounding
+    noise = Noise(0.0, precision.epsilon * precision.scale, precision.epsilon)
+    found = through_stencil(_sampler(value), ONE, np.ones(1), Stencil(step / 8, 1), noise)
+    numeric, bar = float(found.central[0]), float(found.roundoff[0])
+    allowed = max(AGREES * precision.tolerance * max(abs(numeric), abs(predicted)), bar)
+    return Slope(predicted, numeric, bar, Verdict.RIGHT if abs(numeric - predicted) <= allowed else Verdict.UNKNOWN)
+
+
+def _by_ladder(value: Callable[[float], float], predicted: float, precision: Precision) -> Slope:
+    noise = _noise(value, precision)
+    found = extrapolated_derivatives(_sampler(value), ONE, np.ones(1), noise)
+    numeric, bar = float(found.central[0]), float(found.error_bar[0])
+    return Slope(predicted, numeric, bar, _verdict(predicted, numeric, bar, precision, bool(found.kinked[0])))
+
+
+def _verdict(predicted: float, numeric: float, bar: float, precision: Precision, kinked: bool) -> Verdict:
+    if not np.isfinite([predicted, numeric, bar]).all() or kinked:
+        return Verdict.UNKNOWN
+    allowed = precision.tolerance * max(abs(numeric), abs(predicted))
+    if abs(numeric - predicted) > allowed + bar:
+        return Verdict.WRONG
+    return Verdict.RIGHT if bar <= max(allowed, precision.tolerance * precision.scale) else Verdict.UNKNOWN
+
+
+def _noise(value: Callable[[float], float], precision: Precision) -> Noise:
+    """The noise of f near 0, no less than rounding makes it."""
+    values = np.array([value(NEAR * precision.epsilon * k) for k in range(POINTS)])
+    return Noise(float(values[0]), max(measured_noise(values), precision.epsilon * precision.scale), precision.epsilon)
+
+
+def _sampler(value: Callable[[float], float]) -> Sampler:
+    def sample(_: Indices, steps: Floats) -> Samples:
+        return Samples(np.array(steps, dtype=np.float64), np.array([value(float(step)) for step in steps]))
+
+    return sample
+
+
+ONE = np.zeros(1, dtype=np.int64)
+"""There is one function to differentiate."""

@@ -1,0 +1,160 @@
+"""What stands in the way of a double backward: nodes that refuse, and intermediates that are kept as constants.
+
+A Function may keep what it needs for its backward. Its inputs and outputs have a graph there. A tensor that its forward
+has computed on the way has none, nor has a number: a double backward takes it for a constant. Source: "Double Backward
+with Custom Functions", in the tutorials of torch: intermediates have to be outputs of the Function.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from torch_gradcheck.gradients.backward_record import CalledModules
+from torch_gradcheck.objective.module_hooks import forward_hooks
+from torch_gradcheck.torch_internals.autograd import (
+    current_backward,
+    function_of,
+    leaf_of,
+    node_of,
+    nodes_from,
+    number_of,
+    set_backward,
+)
+from torch_gradcheck.torch_internals.double_backward import is_once_differentiable, kept_without_graph, refuses
+
+MOVES = 1e-9
+"""What a Function keeps depends on its inputs where it differs by more than this share of its size: less may be how
+threads add up."""
+
+
+class Refusal(NamedTuple):
+    """A node whose gradients cannot be differentiated.
+
+    Attributes:
+        node: its name, such as `"ScaledDotProductFlashAttentionForCpuBackward0"`.
+        function: the Function of the user's that it belongs to, marked `once_differentiable`; None for an operation of
+            torch's own, which has no formula.
+        module: the qualified name of the innermost module in whose forward the node was made; None for none.
+    """
+
+    node: str
+    function: type[torch.autograd.Function] | None
+    module: str | None
+
+
+class DoubleBackwardRecord:
+    """Records the nodes whose gradients refuse to be differentiated.
+
+    Looked at are the backwards with a graph that this thread runs inside the block. `__exit__` puts back what sees the
+    backwards, and so does `Loan` if that is cut off.
+
+    Args:
+        model: the modules to name.
+
+    Attributes:
+        refusals: in the order in which the backwards run, those closest to J first.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.refusals: list[Refusal] = []
+        self._modules = CalledModules()
+        self._hooks = forward_hooks(model, stack=self._modules)
+        self._thread = threading.get_ident()
+        self._watched = set[Any]()
+        self._undo: list[Callable[[], Any]] = []
+
+    def __enter__(self) -> DoubleBackwardRecord:
+        run = current_backward()
+        self._undo.append(lambda: set_backward(run))
+
+        def recorded(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() == self._thread:
+                self._watch(outputs)
+            return run(outputs, *args, **kwargs)
+
+        set_backward(recorded)
+        self._hooks.__enter__()
+        self._undo.append(lambda: self._hooks.__exit__(None, None, None))
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        while self._undo:
+            self._undo.pop()()
+        self._watched.clear()  # nodes hold on to what was saved for the backward
+
+    def _watch(self, outputs: Sequence[Any]) -> None:
+        for node in list(nodes_from(map(node_of, outputs))):
+            if node not in self._watched and leaf_of(node) is None:
+                self._watched.add(node)
+                place = node.name(), function_of(node), number_of(node)
+                self._undo.append(node.register_hook(self._hook(*place)).remove)
+
+    def _hook(self, name: str, function: type[torch.autograd.Function] | None, number: int) -> Callable[..., None]:
+        def left(gradients: Any, _: Any) -> None:
+            if torch.is_grad_enabled() and self._refuses(function, gradients):
+                self.refusals.append(Refusal(name, function, self._modules.of_node(number)))
+
+        return left
+
+    def _refuses(self, function: type[torch.autograd.Function] | None, gradients: Any) -> bool:
+        """Whether gradients that leave a node cannot be differentiated.
+
+        Those of a Function that is marked `once_differentiable` are constants, and raise nothing, where the gradient
+        that it is given is one.
+        """
+        together = gradients if isinstance(gradients, tuple) else (gradients,)
+        return (function is not None and is_once_differentiable(function)) or any(map(refuses, together))
+
+
+class Intermediate(NamedTuple):
+    """Something that a Function computes in its forward, keeps, and that autograd takes for a constant.
+
+    Attributes:
+        function: the Function, or that of an operator.
+        name: what it is to the user, such as `"ctx.saved_tensors[1]"` or `"ctx.scale"`.
+    """
+
+    function: type[torch.autograd.Function]
+    name: str
+
+
+def kept_intermediates(
+    here: Iterable[torch.Tensor], there: Iterable[torch.Tensor], frozen: Iterable[torch.Tensor] = ()
+) -> list[Intermediate]:
+    """What the Functions behind some outputs keep without a graph, though it depends on their inputs.
+
+    Args:
+        here: the outputs of a run, with a graph that has not been freed.
+        there: those of another run of the same, some inputs moved by a little.
+        frozen: the moved inputs of that run that require no gradient: one that a Function keeps as it is given it is
+            rightly a constant.
+    """
+    rightly = {(tensor.data_ptr(), tensor.numel()) for tensor in frozen}
+    found: list[Intermediate] = []
+    for (function, node), (other, moved) in zip(_function_nodes(here), _function_nodes(there), strict=False):
+        if function is not other:  # the runs are made of other calls
+            break
+        kept, then = kept_without_graph(node), kept_without_graph(moved)
+        names = [name for name in kept if name in then and _differ(kept[name], then[name], rightly)]
+        found += [Intermediate(function, name) for name in names]
+    return found
+
+
+def _function_nodes(outputs: Iterable[torch.Tensor]) -> list[tuple[type[torch.autograd.Function], Any]]:
+    """The nodes of Functions behind some outputs, with these, in the order in which they were made."""
+    nodes = [(function, node) for node in nodes_from(map(node_of, outputs)) if (function := function_of(node))]
+    return sorted(nodes, key=lambda each: number_of(each[1]))
+
+
+def _differ(kept: Any, then: Any, rightly: Collection[tuple[int, int]]) -> bool:
+    """Whether what was kept in one run is something else in the other, by more than rounding."""
+    if not (isinstance(kept, torch.Tensor) and isinstance(then, torch.Tensor)):
+        return type(kept) is type(then) and abs(then - kept) > MOVES * abs(kept)
+    if kept.shape != then.shape or not kept.numel() or (then.data_ptr(), then.numel()) in rightly:
+        return False
+    return bool((then - kept).abs().max() > MOVES * kept.abs().max())
