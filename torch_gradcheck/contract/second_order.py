@@ -18,7 +18,7 @@ from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.double_backward import kept_intermediates
-from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry
@@ -62,8 +62,9 @@ def _wrong(trial: Trial, wrong: Slopes, has_graph: bool) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
     lost = "" if has_graph else ": the gradients that it returns have no graph"
     return (
-        f"the gradients that the backward returns, differentiated by {listed(list(wrong))}{trial.backwards}{lost}; along "
-        f"a random direction through {name} autograd gives {wrong[name]}{_kept(trial)}"
+        f"the gradients that the backward returns{trial.backwards} were differentiated; the derivative by "
+        f"{listed(list(wrong))} is wrong{lost}. Along a random direction through {name} autograd gives "
+        f"{wrong[name]}{_kept(trial)}"
     )
 
 

@@ -83,6 +83,7 @@ class RandomDirection:
 
     def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
         self._tensors = [real_view(parameter.data) for parameter in parameters]
+        self._are_complex = [parameter.is_complex() for parameter in parameters]
         generator = torch.Generator("cpu").manual_seed(seed)
         self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
         self._before = [tensor.clone() for tensor in self._tensors]
@@ -101,6 +102,12 @@ class RandomDirection:
         moving = zip(self._tensors, self._before, self._velocities, strict=True)
         for position, (tensor, before, velocity) in enumerate(moving):
             torch.add(before, velocity, alpha=0.0 if position in staying else distance, out=tensor)
+
+    @property
+    def tangents(self) -> list[torch.Tensor]:
+        """How far a step of 1 moves every entry, of the shapes and dtypes of the tensors."""
+        pairs = zip(self._velocities, self._are_complex, strict=True)
+        return [torch.view_as_complex(velocity) if is_complex else velocity for velocity, is_complex in pairs]
 
     def slope(self, gradients: Sequence[torch.Tensor | None]) -> float:
         """⟨gradient, direction⟩: the slope along it of a function with these gradients; None is zeros."""
