@@ -14,8 +14,8 @@ import torch.autograd.forward_ad as forward_mode
 from torch.autograd import Function
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
-from torch_gradcheck.contract.functions import functions_behind, name_of
-from torch_gradcheck.contract.outcome import Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.functions import functions_of, name_of
+from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.objective.function_outputs import inner, outputs_of
@@ -32,19 +32,21 @@ NAME = "forward_ad"
 
 def forward_ad(trial: Trial) -> ContractEntry:
     """Tangents of all that is on trial at once, then of one tensor at a time: each beside differences."""
-    functions = _functions(trial)
+    functions = functions_of(trial)
     without = [function for function in functions if custom_op_of(function) or not has_forward_rule(function)]
     if without:
         return not_applicable(NAME, f"no forward-mode rule: {listed([_without_rule(each) for each in without])}")
-    tangents = _Tangents(trial)
-    together = attempted(lambda: tangents.of(trial.all_names))
+    if not trial.is_repeatable:
+        return not_applicable(NAME, UNREPEATABLE)
+    tangents, names = _Tangents(trial), _names(trial)
+    together = attempted(lambda: tangents.of(names))
     if isinstance(together, Raised):
         return _raised(functions, together, "all that is on trial")
-    for name in trial.all_names if functions else ():
+    for name in names if functions else ():
         alone = attempted(lambda: tangents.of([name]))  # noqa: B023  # called at once
         if isinstance(alone, Raised):
             return _raised(functions, alone, f"{name} alone")
-    slopes = judged_beside(trial, tangents.slopes, trial.all_names)
+    slopes = judged_beside(trial, tangents.slopes, names)
     wrong = {name: slope for name, slope in slopes.items() if slope.verdict is Verdict.WRONG}
     if wrong:
         return failed(NAME, _wrong(functions, wrong))
@@ -52,11 +54,6 @@ def forward_ad(trial: Trial) -> ContractEntry:
     if unknown:
         return not_applicable(NAME, f"differences of the outputs are too noisy along {listed(unknown)}")
     return passed(NAME, "" if functions else "by the rules of torch's own operations")
-
-
-def _functions(trial: Trial) -> list[type[Function]]:
-    with torch.enable_grad(), trial.regime():
-        return list(dict.fromkeys([function for function, _ in functions_behind(trial.outputs(trial.arguments))]))
 
 
 def _without_rule(function: type[Function]) -> str:
@@ -93,17 +90,18 @@ class _Tangents:
 
     def of(self, names: Collection[str]) -> float:
         """For random tangents of the tensors with these names; the others have none."""
-        return self._along({name: direction.tangents[0] for name, direction in self._directions(names).items()})
+        tangents = self._tangents(self._directions(names))
+        return self._along(tangents)
 
     def slopes(self, names: Collection[str]) -> Slopes:
         """J along a direction through each of these, beside what forward mode says of it."""
         return {name: self._slope(name, direction) for name, direction in self._directions(names).items()}
 
     def _along(self, tangents: Mapping[str, torch.Tensor]) -> float:
-        pairs = zip(self.trial.all_names, self.trial.tensors, strict=True)
         with torch.enable_grad(), self.trial.held_regime(), forward_mode.dual_level():
             given = [
-                forward_mode.make_dual(tensor, tangents[name]) if name in tangents else tensor for name, tensor in pairs
+                forward_mode.make_dual(tensor, tangents[name]) if name in tangents else tensor
+                for name, tensor in self._named.items()
             ]
             outputs = [y for y in _outputs(self.trial, given) if y.requires_grad]
             found = [forward_mode.unpack_dual(y).tangent for y in outputs]
@@ -132,9 +130,15 @@ class _Tangents:
 
     def _alone(self, name: str, direction: RandomDirection) -> dict[str, torch.Tensor]:
         """The tangent of one tensor and zeros for all others: for those that torch makes itself it imports sympy."""
-        tensors = dict(zip(self.trial.all_names, self.trial.tensors, strict=True))
-        zeros = {each: torch.zeros_like(tensor) for each, tensor in tensors.items()}
-        return zeros | {name: direction.tangents[0]}
+        zeros = {each: torch.zeros_like(tensor) for each, tensor in self._named.items()}
+        return zeros | self._tangents({name: direction})
+
+    @property
+    def _named(self) -> dict[str, torch.Tensor]:
+        return dict(zip(self.trial.all_names, self.trial.tensors, strict=True))
+
+    def _tangents(self, directions: Mapping[str, RandomDirection]) -> dict[str, torch.Tensor]:
+        return {name: direction.tangent(0, like=self._named[name]) for name, direction in directions.items()}
 
     def _terms(self) -> list[torch.Tensor]:
         """The products that add up to J, as real numbers; NaN where J asks for other held values than at θ."""
@@ -145,13 +149,18 @@ class _Tangents:
         return [each.detach().real * (float("nan") if strays else 1.0) for each in products]
 
 
+def _names(trial: Trial) -> list[str]:
+    """Of all that can be given a tangent: parameters only of a function that is a module, which runs on other ones."""
+    return trial.all_names if trial.call.function is trial.problem.model else trial.names
+
+
 def _outputs(trial: Trial, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What the function returns for these arguments and, of a module, with these in the places of its parameters."""
-    call, count = trial.call, len(trial.names)
+    call, count = trial.handing_on, len(trial.names)
     module: Any = call.function
     names = [parameter.name for parameter in trial.parameters]
     parameters = dict(zip(names, tensors[count:], strict=True))
-    if not parameters:
+    if not parameters or call.function is not trial.problem.model:
         return trial.outputs(tensors[:count])
 
     def called(*args: Any, **kwargs: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
+from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.torch_internals.autograd import function_of, node_of, nodes_from
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
 
@@ -17,6 +18,12 @@ def functions_behind(outputs: Sequence[torch.Tensor]) -> list[tuple[type[Functio
     nodes = [(function_of(node), node) for node in nodes_from(map(node_of, outputs))]
     named = [(users_function(function), node) for function, node in nodes if function is not None]
     return [(function, node) for function, node in named if function is not None]
+
+
+def functions_of(trial: Trial) -> list[type[Function]]:
+    """Those in the graph of the function on trial, each once."""
+    with torch.enable_grad(), trial.regime():
+        return list(dict.fromkeys([function for function, _ in functions_behind(trial.outputs(trial.arguments))]))
 
 
 def name_of(function: type[Function]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
-from torch_gradcheck.contract.outcome import Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
@@ -35,6 +35,8 @@ MISTAKES = (AttributeError, NameError, TypeError, LookupError)
 
 def second_order(trial: Trial) -> ContractEntry:
     """The double backward, along one direction through each tensor on trial and each gradient of an output."""
+    if not trial.is_repeatable:
+        return not_applicable(NAME, UNREPEATABLE)
     backward = _Backward.of(trial)
     if not backward.cotangents:
         return not_applicable(NAME, "no output has a gradient")
@@ -115,9 +117,9 @@ class _Backward:
     @property
     def names(self) -> list[str]:
         """Of the tensors on trial, and of the gradients of the outputs."""
-        count = len(self.cotangents)
-        places = [""] if count == 1 else [f"[{k}]" for k in range(count)]
-        return [*self.trial.all_names, *[f"the gradient of output{place}" for place in places]]
+        run = self.trial.first
+        outputs = [name for name, has_graph in zip(run.names, run.have_graphs, strict=True) if has_graph]
+        return [*self.trial.all_names, *[f"the gradient of {name}" for name in outputs]]
 
     def slopes(self, names: Collection[str]) -> Slopes:
         """φ along a direction through each of these, beside what a double backward says of it."""

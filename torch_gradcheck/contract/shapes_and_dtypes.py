@@ -87,12 +87,11 @@ class _Returned:
     Attributes:
         count: how many backwards have returned.
         in_backward: whether the block was entered.
-        wrong: what is wrong with gradients, each told once.
     """
 
     def __init__(self) -> None:
         self.count, self.in_backward = 0, False
-        self.wrong: list[str] = []
+        self._wrong: list[tuple[type[torch.autograd.Function], int, InputForm, InputForm]] = []
 
     def __enter__(self) -> None:
         self.in_backward = True
@@ -117,16 +116,17 @@ class _Returned:
             if isinstance(gradient, torch.Tensor):
                 found = InputForm(tuple(gradient.shape), gradient.dtype, gradient.device)
                 if found != expected:
-                    self._tell(_wrong(function, position, found, expected))
+                    self._wrong.append((function, position, found, expected))
 
-    def _tell(self, words: str) -> None:
-        if words not in self.wrong:
-            self.wrong.append(words)
+    @property
+    def wrong(self) -> list[str]:
+        """What is wrong with gradients, each told once."""
+        return list(dict.fromkeys([_wrong(*each) for each in self._wrong]))
 
 
 def _wrong(function: type[torch.autograd.Function], position: int, found: InputForm, expected: InputForm) -> str:
     operator = custom_op_of(function)
-    names = list(operator.arguments) if operator is not None else argument_names(function.apply)
+    names = argument_names(function.apply, position + 1) if operator is None else list(operator.arguments)
     argument = names[position] if position < len(names) else f"argument {position}"
     called = f"the backward of {operator.name}" if operator is not None else f"{function.__name__}.backward"
     kinds = [kind for kind in ("shape", "dtype", "device") if getattr(found, kind) != getattr(expected, kind)]

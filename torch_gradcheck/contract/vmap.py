@@ -11,17 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.autograd import Function
 
 from torch_gradcheck.contract.comparison import difference
-from torch_gradcheck.contract.functions import functions_behind
-from torch_gradcheck.contract.outcome import Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.functions import functions_of, name_of
+from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import ContractEntry
-from torch_gradcheck.torch_internals.autograd import has_vmap_rule, pulled_back
+from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.autograd import can_be_batched, has_vmap_rule, pulled_back
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.dispatch import silent_vmap
 
 NAME = "vmap"
 
@@ -39,9 +43,11 @@ def vmap(trial: Trial) -> ContractEntry:
     """Ways to batch the arguments, forward and backward; then the backward alone, given two gradients at once."""
     if trial.draws:
         return not_applicable(NAME, "the function draws random numbers, which vmap does in an order of its own")
+    if not trial.is_repeatable:
+        return not_applicable(NAME, UNREPEATABLE)
     if not trial.arguments:
         return not_applicable(NAME, "there is no argument to batch")
-    with warnings.catch_warnings():
+    with silent_vmap(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns of operations that vmap runs in a loop
         return _tried(trial)
 
@@ -50,17 +56,20 @@ def _tried(trial: Trial) -> ContractEntry:
     of_backward = attempted(lambda: _wrong_backward(trial))
     if of_backward and not isinstance(of_backward, Raised):
         return failed(NAME, f"vmap of the backward{trial.backwards}: {of_backward}")
+    without = [name_of(function) for function in functions_of(trial) if not _can_be_batched(function)]
+    if without:
+        return not_applicable(NAME, f"vmap has no rule for {listed(without)}")
     notes: list[str] = []
     for number, way in enumerate(_ways(trial)):
         found = attempted(lambda: _wrong(trial, way))  # noqa: B023  # called at once
         if isinstance(found, Raised) and not number:
             return not_applicable(NAME, f"vmap raises {found}")
-        if isinstance(found, Raised) and _has_rule(trial):
-            return failed(NAME, f"vmap in dimension 0 works, with {way.words} it raises {found}")
+        if isinstance(found, Raised) and any(map(has_vmap_rule, functions_of(trial))):
+            return failed(NAME, f"vmap in dimension 0 works; with {way.words}, it raises {found}")
         if isinstance(found, Raised):
             notes.append(f"with {way.words} vmap raises {found}")
         elif found:
-            return failed(NAME, f"vmap with {way.words}{trial.backwards}: {found}")
+            return failed(NAME, f"vmap with {way.words}: {found}")
     if isinstance(of_backward, Raised):
         notes.append(f"vmap of the backward raises {of_backward}")
     return passed(NAME, "; ".join(notes))
@@ -156,7 +165,9 @@ def _compared(
     dims = [*way.dims, *[None for _ in trial.parameters]]
     for position, (name, dim) in enumerate(zip(trial.all_names, dims, strict=True)):
         expected_gradient = _joined([run.gradients[position] for run in loop], dim)
-        words.append(_differs(trial, f"the gradient of {name}", gradients[position], expected_gradient))
+        words.append(
+            _differs(trial, f"the gradient of {name}{trial.backwards}", gradients[position], expected_gradient)
+        )
     return next(filter(None, words), "")
 
 
@@ -192,7 +203,6 @@ def _wrong_backward(trial: Trial) -> str:
     return next(filter(None, words), "")
 
 
-def _has_rule(trial: Trial) -> bool:
-    """Whether a Function of the user's says itself how it is batched."""
-    with torch.enable_grad(), trial.regime():
-        return any(has_vmap_rule(function) for function, _ in functions_behind(trial.outputs(trial.arguments)))
+def _can_be_batched(function: type[Function]) -> bool:
+    """An operator of torch.library can: torch runs it in a loop where it has no rule."""
+    return custom_op_of(function) is not None or can_be_batched(function)

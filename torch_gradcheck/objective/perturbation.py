@@ -83,7 +83,6 @@ class RandomDirection:
 
     def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
         self._tensors = [real_view(parameter.data) for parameter in parameters]
-        self._are_complex = [parameter.is_complex() for parameter in parameters]
         generator = torch.Generator("cpu").manual_seed(seed)
         self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
         self._before = [tensor.clone() for tensor in self._tensors]
@@ -103,22 +102,21 @@ class RandomDirection:
         for position, (tensor, before, velocity) in enumerate(moving):
             torch.add(before, velocity, alpha=0.0 if position in staying else distance, out=tensor)
 
-    @property
-    def tangents(self) -> list[torch.Tensor]:
-        """How far a step of 1 moves every entry, of the shapes and dtypes of the tensors."""
-        pairs = zip(self._velocities, self._are_complex, strict=True)
-        return [torch.view_as_complex(velocity) if is_complex else velocity for velocity, is_complex in pairs]
+    def put_back(self) -> None:
+        """From anywhere to θ."""
+        for tensor, before in zip(self._tensors, self._before, strict=True):
+            tensor.copy_(before)
+
+    def tangent(self, position: int, like: torch.Tensor) -> torch.Tensor:
+        """How far a step of 1 moves every entry of the parameter at a position, in the form of the parameter `like`."""
+        velocity = self._velocities[position]
+        return torch.view_as_complex(velocity) if like.is_complex() else velocity
 
     def slope(self, gradients: Sequence[torch.Tensor | None]) -> float:
         """⟨gradient, direction⟩: the slope along it of a function with these gradients; None is zeros."""
         pairs = zip(gradients, self._velocities, strict=True)
         parts = [(real_view(g.detach().resolve_conj()) * velocity).sum() for g, velocity in pairs if g is not None]
         return sum([float(part) for part in parts])
-
-    def put_back(self) -> None:
-        """From anywhere to θ."""
-        for tensor, before in zip(self._tensors, self._before, strict=True):
-            tensor.copy_(before)
 
 
 class _At:

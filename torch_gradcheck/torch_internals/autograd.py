@@ -200,6 +200,11 @@ def has_vmap_rule(function: type[torch.autograd.Function]) -> bool:
     return function.vmap is not torch.autograd.Function.vmap
 
 
+def can_be_batched(function: type[torch.autograd.Function]) -> bool:
+    """Whether vmap can go through a Function: it has a `vmap`, or lets torch make one of what it does."""
+    return has_vmap_rule(function) or bool(function.generate_vmap_rule)
+
+
 def saved_by(node: Any) -> dict[str, Any]:
     """What a node of torch's own has kept for its backward, by argument name; without what cannot be read any more."""
     found = {}
