@@ -69,7 +69,7 @@ class _Argument:
     version: int
 
 
-def _run(trial: Trial, forward: KeptTensors, backward: KeptTensors, watch: WriteWatch | None = None) -> dict[str, str]:
+def _run(trial: Trial, forward: KeptTensors, backward: KeptTensors, watch: WriteWatch | None = None) -> _Written:
     """Forward and backward.
 
     Args:
