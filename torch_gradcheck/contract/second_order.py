@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
+from torch_gradcheck.contract.functions import name_of
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
@@ -48,7 +49,7 @@ def second_order(trial: Trial) -> ContractEntry:
         return failed(NAME, _wrong(trial, wrong, backward.has_graph()))
     unknown = [name for name, slope in slopes.items() if slope.verdict is Verdict.UNKNOWN]
     if unknown:
-        return not_applicable(NAME, f"differences of the gradient are too noisy along {listed(unknown)}")
+        return not_applicable(NAME, f"differences, noisy or not finite, tell nothing of {listed(unknown)}")
     arguments = [slopes[name] for name in trial.all_names]
     is_linear = not any(slope.predicted for slope in arguments)
     return passed(NAME, "the second derivative by what is on trial is 0" if is_linear else "")
@@ -87,7 +88,7 @@ def _intermediates(trial: Trial) -> list[str]:
             here = trial.outputs(trial.arguments)
         with RandomDirection(trial.tensors, trial.problem.request.seed).at(MOVED), trial.regime():
             there = trial.outputs(trial.arguments)
-    return [f"{each.name} of {each.function.__name__}" for each in kept_intermediates(here, there)]
+    return [f"{each.name} of {name_of(each.function)}" for each in kept_intermediates(here, there)]
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,12 @@ class _Backward:
     def slopes(self, names: Collection[str]) -> Slopes:
         """φ along a direction through each of these, beside what a double backward says of it."""
         moving = [*self.trial.tensors, *self.cotangents]
-        gradients, scale = self._by_double_backward()
-        asked = [each for each in zip(self.names, moving, gradients, strict=True) if each[0] in names]
-        return {name: self._slope(tensor, gradient, scale) for name, tensor, gradient in asked}
+        here, scale = self._by_double_backward()
+        return {
+            name: self._slope(position, tensor, here, scale)
+            for position, (name, tensor) in enumerate(zip(self.names, moving, strict=True))
+            if name in names
+        }
 
     def has_graph(self) -> bool:
         """Whether any gradient that the backward returns has a graph."""
@@ -134,7 +138,7 @@ class _Backward:
             gradients = self._gradients_with_graph([v.detach().requires_grad_() for v in self.cotangents])
             return any(gradient.requires_grad for gradient in gradients if gradient is not None)
 
-    def _slope(self, tensor: torch.Tensor, gradient: torch.Tensor | None, scale: float) -> Slope:
+    def _slope(self, position: int, tensor: torch.Tensor, here: Sequence[torch.Tensor | None], scale: float) -> Slope:
         request = self.trial.problem.request
         direction = RandomDirection([tensor], request.seed)
 
@@ -143,7 +147,12 @@ class _Backward:
                 found = attempted(self._value)
             return float("nan") if isinstance(found, Raised) else found
 
-        return judged(value, direction.slope([gradient]), Precision(epsilon(request.dtype), request.tolerance, scale))
+        def predicted(step: float) -> float:
+            with direction.at(step):
+                gradients = self._by_double_backward()[0] if step else here
+            return direction.slope([gradients[position]])
+
+        return judged(value, predicted, Precision(epsilon(request.dtype), request.tolerance, scale))
 
     def _value(self) -> float:
         """φ."""
@@ -157,9 +166,10 @@ class _Backward:
         cotangents = [v.detach().requires_grad_() for v in self.cotangents]
         leaves = [*self.trial.tensors, *cotangents]
         with torch.enable_grad(), self.trial.held_regime():
-            terms = self._terms(self._gradients_with_graph(cotangents))
-            total = sum(terms)
-            scale = sum([abs(float(term.detach())) for term in terms])
+            gradients = self._gradients_with_graph(cotangents)
+            total = sum(self._terms(gradients))
+            pairs = zip(self.weights, gradients, strict=True)
+            scale = sum([float((u * g.detach()).abs().sum()) for u, g in pairs if g is not None])
             if not isinstance(total, torch.Tensor) or not total.requires_grad:
                 return [None for _ in leaves], scale
             return gradients_of([total], leaves), scale
