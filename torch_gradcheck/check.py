@@ -262,7 +262,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
         choice, trials = run_method(problem, gradients)
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
         rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
-        refuse_unreached(rows)
+        refuse_unreached(rows, problem.objective.words)
         found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
         notes = notes_of(problem, choice, rows, gradients)
         report = reported(

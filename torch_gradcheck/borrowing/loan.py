@@ -125,6 +125,7 @@ class Loan(Generic[Lent]):
         seed: of the random state.
         lent: makes what the `with` block gets; it may build, and must not evaluate: signals are held meanwhile.
         start: the state that evaluations start from; None for `seed` and the model's buffers.
+        apart: tensors whose copies share memory with no other one: `x.detach()`, kept for a target, stays when x moves.
     """
 
     def __init__(
@@ -136,7 +137,9 @@ class Loan(Generic[Lent]):
         seed: int,
         lent: Callable[[Borrowed], Lent],
         start: Start | None = None,
+        apart: Sequence[torch.Tensor] = (),
     ) -> None:
+        self._apart = apart
         self._model, self._mode, self._dtype, self._seed, self._start = model, mode, dtype, seed, start
         self._lent = lent
         self._captures = captures_of(model, *holders)
@@ -180,14 +183,15 @@ class Loan(Generic[Lent]):
         holders, iterations, caches = AttributeStates(self._captures), PowerIterations(lent), CodeCaches(lent)
         values = self._start.values.items() if self._start else ()
         first_values = {buffer: value for buffer, value in values if not iterations.moves(buffer)}
-        tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values)
+        tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values, self._apart)
         scripts = ScriptAttributes(lent)
         self._undo += [switches.restore, random.restore, caches.restore, iterations.restore, holders.restore]
         self._undo += [scripts.restore, tensors.swap_back]
         tensors.swap_in()
         scripts.point_to_tensors()
         iterations.hold()
-        switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
+        perturbed = [*self._model.parameters(), *self._apart]
+        switches.settle(self._dtype, coordinates=sum(each.numel() for each in perturbed))
         if self._mode != "keep":
             self._model.train(self._mode == "train")
             holders.start()
@@ -215,9 +219,10 @@ def lend(
     dtype: torch.dtype | None,
     seed: int,
     start: Start | None = None,
+    apart: Sequence[torch.Tensor] = (),
 ) -> Loan[Borrowed]:
     """A loan whose block gets the borrowed model itself; see `Loan` for the arguments."""
-    return Loan(model, holders, mode, dtype, seed, lambda borrowed: borrowed, start)
+    return Loan(model, holders, mode, dtype, seed, lambda borrowed: borrowed, start, apart)
 
 
 def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:

@@ -32,6 +32,7 @@ class TensorCopies:
             left behind, which no longer stands for numbers.
         dtype: the precision of the copies; None: each tensor's own.
         values: tensor → the numbers that its copy holds in place of the tensor's own.
+        apart: those whose copies share memory with no other one.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class TensorCopies:
         tensors: Sequence[torch.Tensor],
         dtype: torch.dtype | None,
         values: Mapping[torch.Tensor, torch.Tensor],
+        apart: Sequence[torch.Tensor] = (),
     ) -> None:
         self._tensors = [tensor for tensor in dict.fromkeys(tensors) if _can_be_copied(tensor)]
         with torch.no_grad():
-            self._others = _copies(self._tensors, dtype, values)
+            self._others = _copies(self._tensors, dtype, values, apart)
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
         self._restore_post_accumulate = [keep_post_accumulate_hooks(tensor) for tensor in self._tensors]
@@ -133,13 +135,17 @@ def _can_be_copied(tensor: torch.Tensor) -> bool:
 
 
 def _copies(
-    tensors: Sequence[torch.Tensor], dtype: torch.dtype | None, values: Mapping[torch.Tensor, torch.Tensor]
+    tensors: Sequence[torch.Tensor],
+    dtype: torch.dtype | None,
+    values: Mapping[torch.Tensor, torch.Tensor],
+    apart: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """A copy of each tensor, or of its entry in `values` where it has one.
 
     The copies of a parameter and of a tensor that shares its memory (a buffer made of `weight.data`) share memory, too.
     """
-    together = _seen_by_others(tensors)
+    alone = {id(tensor) for tensor in apart}
+    together = _seen_by_others([tensor for tensor in tensors if id(tensor) not in alone])
     storages: dict[tuple[Any, ...], torch.Tensor] = {}
     copies = []
     for tensor in tensors:

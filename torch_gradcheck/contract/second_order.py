@@ -13,12 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
-from torch_gradcheck.contract.outcome import Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.functions import name_of
+from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.double_backward import kept_intermediates
-from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry
@@ -35,6 +36,8 @@ MISTAKES = (AttributeError, NameError, TypeError, LookupError)
 
 def second_order(trial: Trial) -> ContractEntry:
     """The double backward, along one direction through each tensor on trial and each gradient of an output."""
+    if not trial.is_repeatable:
+        return not_applicable(NAME, UNREPEATABLE)
     backward = _Backward.of(trial)
     if not backward.cotangents:
         return not_applicable(NAME, "no output has a gradient")
@@ -46,7 +49,7 @@ def second_order(trial: Trial) -> ContractEntry:
         return failed(NAME, _wrong(trial, wrong, backward.has_graph()))
     unknown = [name for name, slope in slopes.items() if slope.verdict is Verdict.UNKNOWN]
     if unknown:
-        return not_applicable(NAME, f"differences of the gradient are too noisy along {listed(unknown)}")
+        return not_applicable(NAME, f"differences, noisy or not finite, tell nothing of {listed(unknown)}")
     arguments = [slopes[name] for name in trial.all_names]
     is_linear = not any(slope.predicted for slope in arguments)
     return passed(NAME, "the second derivative by what is on trial is 0" if is_linear else "")
@@ -62,8 +65,9 @@ def _wrong(trial: Trial, wrong: Slopes, has_graph: bool) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
     lost = "" if has_graph else ": the gradients that it returns have no graph"
     return (
-        f"the gradients that the backward returns, differentiated by {listed(list(wrong))}{trial.backwards}{lost}; along "
-        f"a random direction through {name} autograd gives {wrong[name]}{_kept(trial)}"
+        f"the gradients that the backward returns{trial.backwards} were differentiated; the derivative by "
+        f"{listed(list(wrong))} is wrong{lost}. Along a random direction through {name} autograd gives "
+        f"{wrong[name]}{_kept(trial)}"
     )
 
 
@@ -84,7 +88,7 @@ def _intermediates(trial: Trial) -> list[str]:
             here = trial.outputs(trial.arguments)
         with RandomDirection(trial.tensors, trial.problem.request.seed).at(MOVED), trial.regime():
             there = trial.outputs(trial.arguments)
-    return [f"{each.name} of {each.function.__name__}" for each in kept_intermediates(here, there)]
+    return [f"{each.name} of {name_of(each.function)}" for each in kept_intermediates(here, there)]
 
 
 @dataclass(frozen=True)
@@ -114,16 +118,19 @@ class _Backward:
     @property
     def names(self) -> list[str]:
         """Of the tensors on trial, and of the gradients of the outputs."""
-        count = len(self.cotangents)
-        places = [""] if count == 1 else [f"[{k}]" for k in range(count)]
-        return [*self.trial.all_names, *[f"the gradient of output{place}" for place in places]]
+        run = self.trial.first
+        outputs = [name for name, has_graph in zip(run.names, run.have_graphs, strict=True) if has_graph]
+        return [*self.trial.all_names, *[f"the gradient of {name}" for name in outputs]]
 
     def slopes(self, names: Collection[str]) -> Slopes:
         """φ along a direction through each of these, beside what a double backward says of it."""
         moving = [*self.trial.tensors, *self.cotangents]
-        gradients, scale = self._by_double_backward()
-        asked = [each for each in zip(self.names, moving, gradients, strict=True) if each[0] in names]
-        return {name: self._slope(tensor, gradient, scale) for name, tensor, gradient in asked}
+        here, scale = self._by_double_backward()
+        return {
+            name: self._slope(position, tensor, here, scale)
+            for position, (name, tensor) in enumerate(zip(self.names, moving, strict=True))
+            if name in names
+        }
 
     def has_graph(self) -> bool:
         """Whether any gradient that the backward returns has a graph."""
@@ -131,7 +138,7 @@ class _Backward:
             gradients = self._gradients_with_graph([v.detach().requires_grad_() for v in self.cotangents])
             return any(gradient.requires_grad for gradient in gradients if gradient is not None)
 
-    def _slope(self, tensor: torch.Tensor, gradient: torch.Tensor | None, scale: float) -> Slope:
+    def _slope(self, position: int, tensor: torch.Tensor, here: Sequence[torch.Tensor | None], scale: float) -> Slope:
         request = self.trial.problem.request
         direction = RandomDirection([tensor], request.seed)
 
@@ -140,7 +147,12 @@ class _Backward:
                 found = attempted(self._value)
             return float("nan") if isinstance(found, Raised) else found
 
-        return judged(value, direction.slope([gradient]), Precision(epsilon(request.dtype), request.tolerance, scale))
+        def predicted(step: float) -> float:
+            with direction.at(step):
+                gradients = self._by_double_backward()[0] if step else here
+            return direction.slope([gradients[position]])
+
+        return judged(value, predicted, Precision(epsilon(request.dtype), request.tolerance, scale))
 
     def _value(self) -> float:
         """φ."""
@@ -154,9 +166,10 @@ class _Backward:
         cotangents = [v.detach().requires_grad_() for v in self.cotangents]
         leaves = [*self.trial.tensors, *cotangents]
         with torch.enable_grad(), self.trial.held_regime():
-            terms = self._terms(self._gradients_with_graph(cotangents))
-            total = sum(terms)
-            scale = sum([abs(float(term.detach())) for term in terms])
+            gradients = self._gradients_with_graph(cotangents)
+            total = sum(self._terms(gradients))
+            pairs = zip(self.weights, gradients, strict=True)
+            scale = sum([float((u * g.detach()).abs().sum()) for u, g in pairs if g is not None])
             if not isinstance(total, torch.Tensor) or not total.requires_grad:
                 return [None for _ in leaves], scale
             return gradients_of([total], leaves), scale

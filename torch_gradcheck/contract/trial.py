@@ -54,7 +54,7 @@ class Trial:
         arguments = {id(tensor) for tensor in objects_of(self.call.variables)}
         checked = [self.problem.theta[position] for position in self.problem.theta.checked]
         return [
-            Variable(each.name, each.parameter, each.role) for each in checked if id(each.parameter) not in arguments
+            Variable(each.name, each.parameter, (), each.role) for each in checked if id(each.parameter) not in arguments
         ]
 
     @property
@@ -80,6 +80,21 @@ class Trial:
         """The state that J is evaluated in: the same random state at every entry, all put back afterwards."""
         self._first[1].restore()
         return self.problem.objective.regime()
+
+    @property
+    def arguments(self) -> list[torch.Tensor]:
+        """The lent arguments on trial themselves: leaves, which an entry may move in place."""
+        return objects_of(self.call.variables)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The lent tensors on trial themselves, arguments and then parameters, in the order of `all_names`."""
+        return [*self.arguments, *objects_of(self.parameters)]
+
+    def held_regime(self) -> AbstractContextManager[None]:
+        """`regime` with the values that J holds, if it holds any."""
+        self._first[1].restore()
+        return self.problem.objective.regime(held=self.problem.objective.held)
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors that the function returns for these arguments; only inside of `regime`."""

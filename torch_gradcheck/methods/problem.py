@@ -25,15 +25,17 @@ from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
 from torch_gradcheck.methods.noise import NoiseNear, noise_near
 from torch_gradcheck.methods.noise_along import quieter_noise
-from torch_gradcheck.objective.loss import Loss
+from torch_gradcheck.objective.loss import Loss, on_not_perturbed
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.perturbed_theta import move_theta
 from torch_gradcheck.objective.preflight import preflighted
-from torch_gradcheck.objective.theta import Theta, check_selection, theta_of
-from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.objective.reads import read_by
+from torch_gradcheck.objective.theta import Theta, check_selection, matches, theta_of
+from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
+from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
 from torch_gradcheck.request import Request
 
@@ -73,6 +75,11 @@ class Problem:
             self.theta = theta
 
     @property
+    def on_not_perturbed(self) -> str:
+        """The note on tensors that require a gradient and are not on trial; "" without."""
+        return on_not_perturbed(self._loss)
+
+    @property
     def loss_function(self) -> Any:
         """The user's loss function or closure."""
         return self._loss.holders[0]
@@ -80,7 +87,11 @@ class Problem:
     @cached_property
     def theta(self) -> Theta:
         """The parameters of the lent model, whose `train()` and `eval()` may have thawed some, and the variables."""
-        return theta_of(self.model, self.request.include, self.request.exclude, self._loss.variables)
+        asked = variables_on_trial(self._loss, self.request)
+        captured = [each for each in asked if each.role is Role.CAPTURED]
+        read = {id(each.tensor) for each in read_by(self.objective, captured)} if captured else set()
+        variables = [each for each in asked if each.role is not Role.CAPTURED or id(each.tensor) in read]
+        return theta_of(self.model, self.request.include, self.request.exclude, variables)
 
     @cached_property
     def objective(self) -> Objective:
@@ -89,8 +100,17 @@ class Problem:
         compute = self._loss.at(dtype)
         hold = self.request.hold_detached
         try:
-            variables, beat = objects_of(self._loss.variables), self.progress.beat
-            return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, beat, hold, variables)
+            return preflighted(
+                self.model,
+                compute,
+                self._borrowed,
+                dtype,
+                self._drawn_in,
+                self.progress.beat,
+                hold,
+                self._loss.variables,
+                self._loss.words,
+            )
         except NonFiniteLossError as error:
             if not self.request.perturb:
                 raise
@@ -228,6 +248,17 @@ class Problem:
             return self.objective.value()
 
 
+def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:
+    """The variables of J whose gradients are on trial, as far as the patterns select them.
+
+    Gradients derived by hand are those of parameters: a variable is on trial where they name it, or `include` does.
+    """
+    given = request.gradients
+    if not isinstance(given, Mapping):
+        return list(loss.variables)
+    return [each for each in loss.variables if set(each.names) & set(given) or matches(each.names, request.include)]
+
+
 def _is_moved(perturb: float) -> str:
     return (
         f"This is with perturb={perturb:g}, away from the model's own θ: try a smaller one, or perturb=0 to see "
@@ -259,7 +290,7 @@ def posed(
     Raises:
         InvalidRequestError: nothing can be checked: no parameters, a pattern that matches nothing, meta tensors ...
     """
-    selected = check_selection(model, request.include, request.exclude, loss.variables)
+    selected = check_selection(model, request.include, request.exclude, variables_on_trial(loss, request))
     if isinstance(request.gradients, Mapping):
         check_names(request.gradients, [names for _, names in selected])
     threads = torch.get_num_threads()  # the loan may set it to 1
@@ -270,4 +301,6 @@ def posed(
             borrowed.take_for_first()
         return Problem(model, loss, borrowed, request, threads, progress, theta, drawn_in)
 
-    return Loan(model, loss.holders, request.mode, request.dtype, request.seed, problem, start)
+    return Loan(
+        model, loss.holders, request.mode, request.dtype, request.seed, problem, start, objects_of(loss.variables)
+    )

@@ -14,11 +14,10 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import is_a
 from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.function_outputs import is_inexact
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
 from torch_gradcheck.objective.variables import Variable, distinct, variables_in
-from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.torch_internals.modules import named_parameters
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class FunctionCall:
     @cached_property
     def variables(self) -> list[Variable]:
         """The tensors on trial among the arguments, named after their places; one at several has aliases."""
-        return distinct([each for name, value in self._named for each in variables_in(name, value, Role.ARGUMENT)])
+        return distinct([each for name, value in self._named for each in variables_in(name, value)])
 
     def called(self, tensors: Sequence[torch.Tensor]) -> Any:
         """What the function returns with these tensors in the places of those on trial, in the order of `variables`.
@@ -96,16 +95,8 @@ class FunctionCall:
 
     @property
     def _named(self) -> list[tuple[str, Any]]:
-        """The arguments with their names; one named as a parameter of the module is `forward.weight`."""
-        module = module_of(self.function)
-        taken = set() if module is None else {name for name, _ in named_parameters(module)}
-        method = getattr(self.function, "__name__", "forward")
-        names = [f"{method}.{name}" if name in taken else name for name in self._names]
+        names = [*argument_names(self.function, len(self.args)), *self.kwargs]
         return list(zip(names, [*self.args, *self.kwargs.values()], strict=True))
-
-    @property
-    def _names(self) -> list[str]:
-        return [*argument_names(self.function, len(self.args)), *self.kwargs]
 
 
 def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any]) -> FunctionCall:
@@ -121,7 +112,7 @@ def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[
         InvalidRequestError: `inputs` is neither, or nothing in it, and no parameter, can be on trial.
     """
     given, named = _arguments(function, inputs)
-    inexact = [tensor for _, tensor in tensors_in((given, named)) if _is_inexact(tensor)]
+    inexact = [tensor for _, tensor in tensors_in((given, named), objects=True) if is_inexact(tensor)]
     on_trial = {id(each) for each in [each for each in inexact if each.requires_grad] or inexact}
     if not on_trial and module_of(function) is None:
         raise InvalidRequestError(
@@ -161,22 +152,19 @@ def _arguments(function: Callable[..., Any], inputs: Any) -> tuple[tuple[Any, ..
     )
 
 
-def _is_inexact(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
-
-
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_nested:
-        raise InvalidRequestError(
-            "inputs holds a nested tensor, which cannot be perturbed: give its parts, and have the function nest them."
-        )
+    if tensor.is_nested or tensor.is_meta:
+        what = "a nested tensor" if tensor.is_nested else "a tensor on the meta device"
+        how = "give its parts, and have the function nest them" if tensor.is_nested else "give one that holds numbers"
+        raise InvalidRequestError(f"inputs holds {what}, which cannot be perturbed: {how}.")
     return tensor.detach().clone()
 
 
 def _found_instead(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Words on what the arguments are, as " (found int64 tensor, float)"; "" where there are none."""
-    kinds = [_kind(each) for each in [*args, *kwargs.values()]]
-    return f" (found {', '.join(dict.fromkeys(kinds))})" if kinds else ""
+    kinds = dict.fromkeys([_kind(each) for each in [*args, *kwargs.values()]])
+    advice = "; torch.from_numpy makes tensors of arrays" if "ndarray" in kinds else ""
+    return f" (found {', '.join(kinds)}{advice})" if kinds else ""
 
 
 def _kind(value: Any) -> str:
@@ -188,4 +176,4 @@ def _refused_by_builtin(error: Exception) -> str:
     """The words of a builtin function on arguments that it does not take; "" for errors of Python code."""
     trace = error.__traceback__
     is_refusal = isinstance(error, TypeError) and trace is not None and trace.tb_next is None
-    return f"says: {error}" if is_refusal else ""
+    return f"torch says: {error}" if is_refusal else ""

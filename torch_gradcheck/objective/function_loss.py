@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.tensor_copies import is_freed
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.objective.function_call import FunctionCall
+from torch_gradcheck.objective.function_call import FunctionCall, module_of
 from torch_gradcheck.objective.function_outputs import Cotangents, inner, is_inexact, outputs_of
 from torch_gradcheck.objective.loss import Compute
 from torch_gradcheck.objective.signatures import callable_name
-from torch_gradcheck.objective.variables import Variable, objects_of
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.objective.variables import Variable, captured_in, objects_of
+from torch_gradcheck.reporting.words import LossWords, listed
 from torch_gradcheck.torch_internals.autograd import writes_to_a_leaf
 
 
@@ -58,16 +59,28 @@ class FunctionLoss:
         """The arguments on trial."""
         return self.call.variables
 
+    @cached_property
+    def words(self) -> LossWords:
+        """The function by its name; a Function in it by its own."""
+        return LossWords.of_function(callable_name(self.call.function))
+
     @property
     def notes(self) -> list[str]:
-        """The notes on outputs that are not in J."""
-        if not self.without_graph:
-            return []
-        has = "has" if len(self.without_graph) == 1 else "have"
-        return [
-            f"{listed(self.without_graph)} {has} no graph (marked non-differentiable, detached, or computed of "
-            "nothing that requires a gradient): left out of J"
-        ]
+        """The notes on outputs that are not in J, and on what is not on trial though it could have a gradient."""
+        notes = []
+        if self.without_graph:
+            has = "has" if len(self.without_graph) == 1 else "have"
+            notes.append(
+                f"{listed(self.without_graph)} {has} no graph (marked non-differentiable, detached, or computed of "
+                "nothing that requires a gradient): left out of J"
+            )
+        captured = _captured(self.call.function)
+        if captured:
+            notes.append(
+                f"captured by the function and not on trial, though a gradient is required: {listed(captured)}; give "
+                "it as an argument, or check the module itself"
+            )
+        return notes
 
     def on_copies(self) -> FunctionLoss:
         """The same with a function that gets copies of its arguments."""
@@ -128,6 +141,18 @@ class FunctionLoss:
         with_graph = [name for name in inexact if outputs[name].requires_grad]
         self.in_j = tuple(with_graph or inexact)
         self.without_graph = tuple(name for name in inexact if name not in self.in_j)
+
+
+def _captured(function: Any) -> list[str]:
+    """The names of tensors that a function captures and that require a gradient, and of modules that have such."""
+    found = captures_of(function)
+    own = {id(each) for each in (module_of(function) or FunctionModule()).modules()}
+    trained = {type(each).__name__: key for key, each in found.modules.items() if key not in own and _is_trained(each)}
+    return [*[each.name for each in captured_in(found)], *[f"the parameters of {kind}" for kind in trained]]
+
+
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
 
 
 def _differ(before: torch.Tensor, now: torch.Tensor) -> bool:

@@ -15,8 +15,16 @@ from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
 from torch_gradcheck.objective.signatures import counted, misfit
-from torch_gradcheck.objective.variables import Variable, objects_of, variables_in
+from torch_gradcheck.objective.variables import (
+    Variable,
+    captured_by,
+    distinct,
+    not_perturbed_in,
+    objects_of,
+    variables_in,
+)
 from torch_gradcheck.reporting.facts import Role
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed
 
 Compute = Callable[[], Any]
 """Computes the loss of a lent model; takes no argument."""
@@ -36,6 +44,10 @@ class Loss(Protocol):
     def variables(self) -> Sequence[Variable]:
         """The tensors besides the model's parameters that are on trial; their objects are among the holders."""
 
+    @property
+    def words(self) -> LossWords:
+        """What a report calls the code that computes it."""
+
     def at(self, dtype: torch.dtype | None) -> Compute:
         """J as a function of nothing, the batch copied into `dtype` (None: each tensor in its own)."""
 
@@ -47,6 +59,8 @@ class ModuleLoss:
     A tuple or list is `(inputs, *targets)`; a mapping is the model's keyword arguments; anything else its one input.
     Inputs that are themselves a tuple or list are positional arguments, a mapping keyword arguments.
     """
+
+    words = LOSS_WORDS
 
     model: nn.Module
     loss_fn: Callable[..., Any]
@@ -73,7 +87,7 @@ class ModuleLoss:
             raise InvalidRequestError(
                 "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
             )
-        copy = BatchCopy(self.batch, dtype, objects_of(self.variables))
+        copy = BatchCopy(self.batch, dtype, self.variables)
 
         def compute() -> Any:
             fresh = copy.fresh()
@@ -87,6 +101,8 @@ class ModuleLoss:
 class ClosureLoss:
     """`closure()`, or `closure(batch)` where there is a batch."""
 
+    words = LOSS_WORDS
+
     closure: Callable[..., Any]
     batch: Any = NOTHING
 
@@ -97,14 +113,14 @@ class ClosureLoss:
 
     @cached_property
     def variables(self) -> list[Variable]:
-        """The tensors of the batch that require a gradient."""
-        return variables_in("batch", self.batch, Role.INPUT)
+        """The tensors of the batch that require a gradient, and those that the closure captures: `x`, `self.z`."""
+        return distinct([*variables_in("batch", self.batch, Role.INPUT), *captured_by(self.closure)])
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
         if self.batch is NOTHING:
             return self.closure
-        copy = BatchCopy(self.batch, dtype, objects_of(self.variables))
+        copy = BatchCopy(self.batch, dtype, self.variables)
         return lambda: self.closure(copy.fresh())
 
 
@@ -118,6 +134,8 @@ class MeanLoss:
         starts: for each batch the random state its forward starts from; empty: each starts where the last one ended.
         weights: wᵢ, positive numbers; empty: 1 each.
     """
+
+    words = LOSS_WORDS
 
     losses: Sequence[Loss]
     divisor: float
@@ -136,8 +154,10 @@ class MeanLoss:
 
     @property
     def variables(self) -> list[Variable]:
-        """Those of the only loss; of several batches none, whose names would be the same."""
-        return list(self.losses[0].variables) if len(self.losses) == 1 else []
+        """Those of the only loss; of several batches those of all, as `batches[1][0]`."""
+        if len(self.losses) == 1:
+            return list(self.losses[0].variables)
+        return distinct([_of_batch(k, each) for k, loss in enumerate(self.losses) for each in loss.variables])
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
@@ -152,6 +172,28 @@ class MeanLoss:
             return total if self.weights else total / self.divisor
 
         return computes[0] if len(computes) == 1 and self._of_one == 1 else mean
+
+
+def on_not_perturbed(loss: Loss) -> str:
+    """The note on tensors of the batch that require a gradient and are not on trial; "" where there are none."""
+    names = _not_perturbed(loss)
+    if not names:
+        return ""
+    return f"not on trial, since only ordinary dense tensors can be perturbed: {listed(names)}"
+
+
+def _not_perturbed(loss: Loss) -> list[str]:
+    if isinstance(loss, MeanLoss):
+        return [name for each in loss.losses for name in _not_perturbed(each)]
+    return not_perturbed_in("batch", loss.batch) if isinstance(loss, ModuleLoss | ClosureLoss) else []
+
+
+def _of_batch(number: int, variable: Variable) -> Variable:
+    """A variable of one of several batches, its places in the batch named `batches[number]…`."""
+    if variable.role is not Role.INPUT:
+        return variable
+    first, *others = [f"batches[{number}]{name.removeprefix('batch')}" for name in variable.names]
+    return replace(variable, name=first, aliases=tuple(others))
 
 
 def _called(model: nn.Module, inputs: Any) -> Any:

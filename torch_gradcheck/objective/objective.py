@@ -16,9 +16,10 @@ from torch_gradcheck.errors import NonScalarLossError
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.unseen import Activity
+from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed
 from torch_gradcheck.torch_internals.scripted import hides_interrupt
 
 ROUNDOFF_BETWEEN_CALLS = 1e3
@@ -46,6 +47,8 @@ class Objective:
         activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
         held: the values that J reads where its graph is cut; None where all moves with θ.
+        variables: what J depends on besides the model's parameters.
+        words: what a report calls the code that computes J.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class Objective:
         drawn_in: DrawnIn | None = None,
         beat: Callable[[], None] = lambda: None,
         held: HeldValues | None = None,
-        variables: Sequence[torch.Tensor] = (),
+        variables: Sequence[Variable] = (),
+        words: LossWords = LOSS_WORDS,
     ) -> None:
         self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan
@@ -70,7 +74,8 @@ class Objective:
         self.runs_backward = False
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
-        self._variables = variables
+        self.variables = variables
+        self.words = words
         self._needs_mode = True
         self.held = held
         self._holding: Holding | None = None
@@ -144,7 +149,10 @@ class Objective:
     @property
     def leaves(self) -> list[torch.Tensor]:
         """The parameters and variables that the graph of J begins at."""
-        return [leaf for leaf in [*self.model.parameters(), *self._variables] if leaf.requires_grad]
+        leaves = dict.fromkeys(
+            [*self.model.parameters(), *objects_of(self.variables)]
+        )  # a parameter may be in the batch, too
+        return [leaf for leaf in leaves if leaf.requires_grad]
 
     def compute(self) -> torch.Tensor:
         """J as a 0-dim tensor; only inside `evaluation`. NaN where values are held, and J asks for other ones."""
@@ -233,9 +241,7 @@ def on_overridden(objective: Objective) -> str:
     """The note on lower precisions that were raised to that of the check, and in which modules; "" without."""
     if not objective.overridden:
         return ""
-    modules = sorted(
-        {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
-    )
+    modules = sorted({name or objective.words.with_model for names in objective.overridden.values() for name in names})
     return (
         f"casts and tensors of a lower precision were computed in {name_of(objective.dtype)} "
         f"({', '.join(sorted(objective.overridden))}) in {listed(modules)}"
@@ -252,7 +258,7 @@ def on_replaced(objective: Objective) -> str:
 def on_graph(objective: Objective, accumulated: bool) -> str:
     """The note on evaluations of J that need autograd; "" where they do not."""
     if accumulated:
-        return "the closure calls backward() itself: what it leaves in .grad is what was checked"
+        return f"{objective.words.runs_backward} calls backward() itself: what it leaves in .grad is what was checked"
     if objective.needs_graph and objective.held is None:
         return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
     return ""

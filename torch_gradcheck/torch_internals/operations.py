@@ -86,7 +86,9 @@ def schemas_of(function: Any) -> list[tuple[Any, ...]]:
 
 
 def operator_name(function: Any) -> str:
-    """The qualified name of an operator, such as `mylib::swish` or `aten::add`; "" of anything else."""
+    """The name of an operator, such as `mylib::swish` or `aten::add`, or of a scripted function; "" of all else."""
+    if isinstance(function, torch.jit.ScriptFunction):
+        return str(function.name)
     packet = isinstance(function, type(aten.add))
     operator = getattr(function, function.overloads()[0]) if packet else _operator(function)
     return "" if operator is None else str(operator._schema.name)
