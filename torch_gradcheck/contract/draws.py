@@ -13,7 +13,8 @@ from torch_gradcheck.torch_internals.dispatch import DispatchMode
 
 def draws_inside(trial: Trial) -> bool:
     """Whether forward or backward run an operation of torch that draws; they run once more."""
-    with _DrawWatch() as watch:
+    watch = _DrawWatch()
+    with watch:
         attempted(trial.run)
     return watch.found
 

@@ -65,7 +65,7 @@ def _other(trial: Trial, name: str, tensor: torch.Tensor, word: str, layout: Lay
     if laid is None:
         return None
     call = trial.call.with_other(tensor, laid)
-    return _beside_kinks(trial, f"{name} {word} ({in_words(laid)})", call, lambda each: each)
+    return _beside_kinks(trial, f"{name} {word} ({in_words(laid)})", call, lambda tensors: tensors)
 
 
 def _beside_kinks(trial: Trial, what: str, call: FunctionCall, laid_out: Callable[[Tensors], Tensors]) -> Found:

@@ -17,7 +17,7 @@ from torch import nn
 
 from torch_gradcheck.contract.kept_tensors import KeptTensors, WriteWatch
 from torch_gradcheck.contract.outcome import failed, passed
-from torch_gradcheck.contract.trial import Trial, handing_on
+from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.signatures import function_applied_by
@@ -79,7 +79,7 @@ def _run(trial: Trial, forward: KeptTensors, backward: KeptTensors, watch: Write
         watch: looks on.
     """
     with torch.enable_grad(), trial.regime():
-        leaves, call = trial.fresh(), handing_on(trial.call)
+        leaves, call = trial.fresh(), trial.handing_on
         given = [leaf.clone() for leaf in leaves] if trial.writes else leaves
         arguments = [_Argument(name, each, each.grad_fn, version_of(each)) for name, each in call.arguments(given)]
         _take_down(arguments, forward)

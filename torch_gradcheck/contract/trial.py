@@ -54,7 +54,9 @@ class Trial:
         arguments = {id(tensor) for tensor in objects_of(self.call.variables)}
         checked = [self.problem.theta[position] for position in self.problem.theta.checked]
         return [
-            Variable(each.name, each.parameter, (), each.role) for each in checked if id(each.parameter) not in arguments
+            Variable(each.name, each.parameter, (), each.role)
+            for each in checked
+            if id(each.parameter) not in arguments
         ]
 
     @property
@@ -99,6 +101,11 @@ class Trial:
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors that the function returns for these arguments; only inside of `regime`."""
         return [tensor for _, tensor in _outputs(self.call, tensors)]
+
+    @property
+    def handing_on(self) -> FunctionCall:
+        """The call that hands on the very tensors it is given, which the function may write to."""
+        return _handing_on(self.call)
 
     def cotangents(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """v of each output, as J has it; copies, which a backward may write to."""
@@ -213,12 +220,11 @@ class Trial:
             return backwards_in_words(self.outputs(self.fresh()))
 
 
-def handing_on(call: FunctionCall) -> FunctionCall:
-    """The call that hands on the very tensors it is given, which the function may write to."""
+def _handing_on(call: FunctionCall) -> FunctionCall:
     return replace(call, writes=False) if call.writes else call
 
 
 def _outputs(call: FunctionCall, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
     """The outputs with their names; a function that writes to its arguments gets copies in the same layouts."""
     given = [copied(tensor) for tensor in tensors] if call.writes else tensors
-    return outputs_of(handing_on(call).called(given))
+    return outputs_of(_handing_on(call).called(given))
