@@ -70,7 +70,7 @@ def plain() -> list[Case]:
     """All of them."""
     index = torch.tensor([2, 0, 2, 1])
     lists = ([normal(2, seed=1), normal(2, seed=2)], {"first": normal(2, seed=3), "second": normal(2, seed=4)})
-    both = {"forward_ad": "passed", "vmap": "passed"}
+    both = {"forward_ad": "not_applicable", "vmap": "passed"}
     batched = {"a": normal(2, 2, 3), "b": normal(2, 3, 2, seed=1), "scale": 0.5}
     return [
         Case("einsum by keywords", products, batched, entries=both),
