@@ -308,7 +308,7 @@ def test_what_cannot_be_called_is_refused(function: Any, inputs: Any, words: str
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_an_instance_of_a_function_is_refused() -> None:
-    with pytest.raises(InvalidRequestError, match="function is an instance of Product; give Product.apply"):
+    with pytest.raises(InvalidRequestError, match=r"function is an instance of Product; give Product.apply"):
         check_function(Product(), (X, Y))
 
 

@@ -225,7 +225,7 @@ def test_errors_are_in_words_of_a_function() -> None:
         calls.append(None)
         return x * len(calls)
 
-    with pytest.raises(NonDeterministicLossError, match="it is the function. .* pass it in as an argument"):
+    with pytest.raises(NonDeterministicLossError, match=r"it is the function. .* pass it in as an argument"):
         check_function(counts, (X,))
 
 
