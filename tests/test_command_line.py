@@ -49,7 +49,16 @@ def is_interrupted():
 def asks(argument):
     return right()
 
-def gives_two():
+def gives_one():
+    return right()[:1]
+
+def function():
+    return torch.mul, (torch.ones(2), torch.full((2,), 3.0))
+
+def wrong_function():
+    return (lambda x: x * x.detach()), (torch.ones(2),)
+
+def forgets_the_batch():
     return right()[:2]
 
 def many_targets():
@@ -98,7 +107,8 @@ NOT_CHECKED = {
     "leaves": "ended in SystemExit",
     "is_interrupted": "interrupted",
     "asks": "ended in TypeError",
-    "gives_two": "must return (model, loss_fn, batch), got tuple of 2",
+    "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
+    "forgets_the_batch": "inputs must be a tuple of the function's positional arguments",
     "many_targets": "batch does not fit loss_fn",
     "rigth": "no function 'rigth'; close names: right",
 }
@@ -186,3 +196,24 @@ def test_a_pipe_that_is_closed_early(file: Path, function: str, status: int) -> 
     process.stdout.close()
     assert (process.wait(), process.stderr and process.stderr.read()) == (status, "")
     process.stderr and process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "flags", "status"),
+    [
+        ("function", [], 0),
+        ("function", ["--strict", "--seed", "1"], 0),
+        ("wrong_function", [], 1),
+        ("wrong_function", ["--hold-detached"], 0),
+    ],
+)
+def test_the_verdict_on_a_function(
+    file: Path, capsys: pytest.CaptureFixture[str], function: str, flags: list[str], status: int
+) -> None:
+    assert main([f"{file}:{function}", *flags]) == status
+    assert ("✗ mismatch x" in capsys.readouterr().out) == (status == 1)
+
+
+def test_options_of_a_model_are_refused_for_a_function(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:function", "--mode", "train", "--perturb", "0.1"]) == 2
+    assert "--mode, --perturb are for models" in capsys.readouterr().err
