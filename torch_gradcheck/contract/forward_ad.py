@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -38,6 +39,7 @@ def forward_ad(trial: Trial) -> ContractEntry:
         return not_applicable(NAME, f"no forward-mode rule: {listed([_without_rule(each) for each in without])}")
     if not trial.is_repeatable:
         return not_applicable(NAME, UNREPEATABLE)
+    _load_rules()
     tangents, names = _Tangents(trial), _names(trial)
     together = attempted(lambda: tangents.of(names))
     if isinstance(together, Raised):
@@ -56,6 +58,16 @@ def forward_ad(trial: Trial) -> ContractEntry:
     if unknown:
         return not_applicable(NAME, f"differences, noisy or not finite, tell nothing of {listed(unknown)}")
     return passed(NAME, "" if functions else "by the rules of torch's own operations")
+
+
+def _load_rules() -> None:
+    """Has torch load the rules that it writes in TorchScript, of which it warns.
+
+    Later that would be taken for an error of the function's where warnings are errors.
+    """
+    with warnings.catch_warnings(), forward_mode.dual_level():
+        warnings.simplefilter("ignore")
+        forward_mode.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 def _without_rule(function: type[Function]) -> str:
