@@ -20,6 +20,7 @@ def of_network(function: Any, order: int = 2) -> Report:
     return check_module(around(function), F.cross_entropy, BATCH, order=order)
 
 
+@pytest.mark.slow_but_for(10)
 @pytest.mark.parametrize("case", RIGHT.values(), ids=RIGHT)
 def test_a_right_model_matches(case: Right) -> None:
     torch.manual_seed(0)
@@ -37,6 +38,7 @@ def test_a_right_function_matches(function: Any) -> None:
     assert check_function(function.apply, (X,), order=2).proven
 
 
+@pytest.mark.slow_but_for(5)
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_a_wrong_double_backward_is_found_and_named(mistake: Mistake) -> None:
     report = of_network(mistake.function)
@@ -47,11 +49,13 @@ def test_a_wrong_double_backward_is_found_and_named(mistake: Mistake) -> None:
     assert "tests/zoo/second_order.py:" in report.notes[0]
 
 
+@pytest.mark.slow_but_for(5)
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_its_first_order_is_right(mistake: Mistake) -> None:
     assert of_network(mistake.function, order=1).proven
 
 
+@pytest.mark.slow_but_for(5)
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
 def test_it_is_found_in_a_function_alone(mistake: Mistake) -> None:
     report = check_function(mistake.function.apply, (X,), order=2)
