@@ -25,7 +25,7 @@ class FunctionLoss:
     Attributes:
         call: the function and its arguments.
         seed: of v.
-        is_bent: y is bent, see `bent`, so that the gradient that a backward is given depends on θ, and a double backward
+        is_bent: y is bent, see `bent`, so that what a backward is given depends on θ, and a double backward
             has to go through it.
     """
 
