@@ -13,6 +13,7 @@ from torch_gradcheck.contract.outcome import Raised, attempted
 from torch_gradcheck.contract.run import Run
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.objective.function_call import FunctionCall
+from torch_gradcheck.torch_internals.tensors import is_wrapper
 
 ONE_BY_ONE = 8
 """Of more arguments than these all are tried in a layout at once."""
@@ -44,8 +45,9 @@ def input_layouts(trial: Trial) -> list[Found]:
     groups = [[position] for position in range(count)] if count <= ONE_BY_ONE else [[*range(count)]]
     found = [_same_numbers(trial, group, word, layout) for group in groups for word, layout in SAME_NUMBERS.items()]
     found += [_expanded(trial, group) for group in groups]
-    others = trial.call.others[:ONE_BY_ONE]
-    found += [_other(trial, *other, word, layout) for other in others for word, layout in SAME_NUMBERS.items()]
+    for name, tensor in trial.call.others[:ONE_BY_ONE]:
+        if tensor.layout is torch.strided and not is_wrapper(tensor):
+            found += [_other(trial, name, tensor, word, layout) for word, layout in SAME_NUMBERS.items()]
     return [each for each in found if each is not None]
 
 

@@ -10,6 +10,8 @@ import torch
 from torch_gradcheck.contract.comparison import difference, same_bits
 from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
+from torch_gradcheck.torch_internals.operations import written_arguments
+from torch_gradcheck.torch_internals.tensors import is_wrapper
 
 
 @dataclass
@@ -19,8 +21,15 @@ class KeptTensors:
     _kept: list[tuple[str, torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def keep(self, name: str, tensor: torch.Tensor) -> None:
-        """Takes down what the tensor holds now."""
-        self._kept.append((name, tensor, tensor.detach().clone()))
+        """Takes down what the tensor holds now; one that has no numbers of its own, as a sparse one, is passed over."""
+        if tensor.layout is torch.strided and not is_wrapper(tensor):
+            self._kept.append((name, tensor, tensor.detach().clone()))
+
+    def put_back(self) -> None:
+        """Has each tensor hold what it held, if it holds something else by now."""
+        for _, tensor, before in self._kept:
+            if not same_bits(tensor.detach(), before):
+                tensor.data = tensor.data.copy_(before) if tensor.shape == before.shape else before.clone()
 
     def tensor(self, name: str) -> torch.Tensor | None:
         """The tensor of this name."""
@@ -62,11 +71,14 @@ class WriteWatch(DispatchMode):
         result = func(*args, **(kwargs or {}))
         if not self._found and self._is_written:
             self._found, self.line = True, calling_line()
-            self.by_kernel = func.namespace == "aten" and torch.is_grad_enabled() and self._is_among(args, kwargs or {})
+            self.by_kernel = self._is_by_kernel(func, [*args, *(kwargs or {}).values()])
         return result
 
-    def _is_among(self, args: Any, kwargs: Any) -> bool:
-        return any(each is self._kept.tensor(self._name) for each in [*args, *kwargs.values()])
+    def _is_by_kernel(self, func: Any, args: list[Any]) -> bool:
+        tensor = self._kept.tensor(self._name)
+        if tensor is None or func.namespace != "aten" or not any(each is tensor for each in args):
+            return False
+        return torch.is_grad_enabled() and (tensor.requires_grad or not written_arguments(func))
 
     @property
     def _is_written(self) -> bool:

@@ -9,10 +9,10 @@ from functools import cached_property
 
 import torch
 
-from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.contract.comparison import Allowance, allowance, difference, distance, same_bits
 from torch_gradcheck.contract.memory_layouts import copied
 from torch_gradcheck.contract.run import Run, backwards_in_words
+from torch_gradcheck.contract.starting_state import StartingState
 from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_call import FunctionCall
@@ -67,7 +67,7 @@ class Trial:
     @property
     def draws(self) -> bool:
         """Whether the function draws random numbers, forward or backward."""
-        return not (self.problem.objective.random_state.is_empty and self._first[1].is_empty)
+        return self._first[1].has_draws or not self.problem.objective.random_state.is_empty
 
     @property
     def writes(self) -> bool:
@@ -152,9 +152,9 @@ class Trial:
         return self.run()
 
     @cached_property
-    def _first(self) -> tuple[Run, RandomState]:
+    def _first(self) -> tuple[Run, StartingState]:
         """That run, and the state it started from of the generators that it draws from, a backward too."""
-        state = RandomState.of_everything()
+        state = StartingState(self.call.others)
         with torch.enable_grad(), self.problem.objective.regime():
             run = self._ran(self.fresh(), None, self.call)
             state.narrow_to_moved()
