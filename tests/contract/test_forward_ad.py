@@ -73,7 +73,7 @@ RIGHT = {
     "complex": (torch.mul, (torch.complex(X, W), torch.complex(W, X))),
     "at a kink": (torch.relu, (torch.zeros(4),)),
     "batch norm": (nn.BatchNorm1d(4), (X,)),
-    "written in place": (lambda x: x.mul_(2).sin_(), (X,)),
+    "written in place": (lambda x: x.cos_().sin_(), (X,)),
 }
 
 WRONG = {
@@ -123,6 +123,12 @@ def test_nor_where_torch_has_none() -> None:
     entry = tried("forward_ad", lambda x: torch.cdist(x, x + 1), X)
     assert entry.status == "not_applicable"
     assert "forward mode raises NotImplementedError" in entry.message
+
+
+@pytest.mark.parametrize("run", [lambda x: x * 2, lambda x: x.sin() / W, nn.Dropout()], ids=["2", "W", "dropout"])
+def test_torch_is_not_made_to_load_its_compiler(run: Any) -> None:
+    entry = tried("forward_ad", run, X)
+    assert (entry.status, "meet constants" in entry.message) == ("not_applicable", True)
 
 
 def test_a_value_that_is_detached_is_the_fault_of_no_rule() -> None:

@@ -165,9 +165,8 @@ def _compared(
     dims = [*way.dims, *[None for _ in trial.parameters]]
     for position, (name, dim) in enumerate(zip(trial.all_names, dims, strict=True)):
         expected_gradient = _joined([run.gradients[position] for run in loop], dim)
-        words.append(
-            _differs(trial, f"the gradient of {name}{trial.backwards}", gradients[position], expected_gradient)
-        )
+        found = _differs(trial, f"the gradient of {name}", gradients[position], expected_gradient)
+        words.append(found and f"{found}{trial.backwards}")
     return next(filter(None, words), "")
 
 
