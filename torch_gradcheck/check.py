@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.diagnosis.findings import findings_of
 from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
@@ -20,13 +21,20 @@ from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
-from torch_gradcheck.objective.function_call import function_call
-from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule
+from torch_gradcheck.objective.function_call import function_call, module_of
+from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, validated_request
+from torch_gradcheck.request import (
+    Mode,
+    Request,
+    callable_argument,
+    closure_argument,
+    function_argument,
+    validated_request,
+)
 from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
@@ -196,7 +204,8 @@ def check_function(
     Raises:
         InvalidRequestError, NonFiniteLossError, NonDeterministicLossError: as `check_module`.
     """
-    model = function if isinstance(function, nn.Module) else FunctionModule()
+    function_argument(function)
+    model = module_of(function) or FunctionModule()
     request = validated_request(
         model,
         METHOD_NAMES,
@@ -214,12 +223,30 @@ def check_function(
         hold_detached=hold_detached,
         order=order,
     )
-    callable_argument("function", function)
     loss = FunctionLoss(function_call(function, inputs), request.seed)
-    report = checked(model, replace(loss, is_bent=order == 2), request)
-    proven = frozenset(row.name for row in report if row.status.is_proven)
-    with posed(model, loss, replace(request, order=1)) as problem:
-        return replace(report, contract=contract_of(Trial(problem, loss, proven)))
+    loss = replace(loss, is_bent=order == 2)
+    try:
+        return _of_function(model, loss, request)
+    except WrittenArgumentsError:
+        return _of_function(model, loss.on_copies(), request)
+
+
+def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
+    """The check of J as of any other loss; then, in a loan of its own, what only a function can be asked."""
+    started = time.perf_counter()
+    report = checked(model, loss, request)
+    plain = replace(loss, is_bent=False)
+    with posed(model, plain, replace(request, order=1)) as problem:
+        rows = told_by_output(problem, plain, report.parameters) if request.order == 1 else report.parameters
+        proven = frozenset(row.name for row in rows if row.status.is_proven)
+        contract = contract_of(Trial(problem, plain, proven))
+    return replace(
+        report,
+        parameters=rows,
+        notes=[*report.notes, *loss.notes],
+        contract=contract,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
@@ -261,7 +288,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
         rows = linear_in(problem.slope, rows)
         rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
-        refuse_unreached(rows)
+        refuse_unreached(rows, problem.objective.words)
         found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
         notes = notes_of(problem, choice, rows, gradients)
         report = reported(

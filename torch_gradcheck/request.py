@@ -97,6 +97,18 @@ def callable_argument(name: str, value: object) -> None:
         raise InvalidRequestError(f"{name} must be callable, got {_found(value)}.")
 
 
+def function_argument(function: object) -> None:
+    """Raises when `function` cannot be called with tensors; says what to give for a class of autograd Functions."""
+    kind = function if isinstance(function, type) else type(function)
+    if issubclass(kind, torch.autograd.Function):
+        raise InvalidRequestError(f"function is {_class_or_instance(function)}; give {kind.__name__}.apply.")
+    callable_argument("function", function)
+
+
+def _class_or_instance(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
+
+
 def closure_argument(closure: Callable[..., Any]) -> None:
     """Raises when a closure asks for arguments."""
     try:

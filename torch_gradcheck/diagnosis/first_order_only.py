@@ -38,7 +38,7 @@ def double_backward_of(problem: Problem) -> Backward:
 def _on_marked(problem: Problem, found: Place) -> str:
     assert found.function is not None
     return (
-        f"order=2: {function_name(found.function)} in {described_place(problem.objective.model, found)} is marked "
+        f"order=2: {function_name(found.function)} in {described_place(problem.objective, found)} is marked "
         f"@once_differentiable{at_backward_of(found.function)}: there is no double backward to check, and autograd "
         "raises or takes its gradient for a constant. Make its backward of differentiable operations and take the mark "
         "away, or check with order=1."
@@ -52,7 +52,7 @@ def _without_formula(problem: Problem, found: Place | None, operation: str) -> s
         if "attention" in operation
         else "compute it by operations that have one"
     )
-    where = "" if found is None else f" in {described_place(problem.objective.model, found)} ({found.node})"
+    where = "" if found is None else f" in {described_place(problem.objective, found)} ({found.node})"
     return (
         f"order=2: torch has no derivative of {operation}, which runs backward{where}: training with a double backward "
         f"through it fails as well. Instead {instead}; or check with order=1."

@@ -19,6 +19,14 @@ def real_view(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def infinite_coordinates(tensor: torch.Tensor) -> Indices:
+    """Flat coordinates that hold NaN or infinity: masks are filled with −∞, which no step moves."""
+    finite = torch.isfinite(real_view(tensor.detach().resolve_conj()))
+    if finite.all():
+        return np.empty(0, dtype=np.int64)
+    return np.asarray((~finite).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
+
+
 def coordinate_views(tensor: torch.Tensor, coordinates: Indices) -> Iterator[torch.Tensor]:
     """A 0-dim view of each coordinate, real, sharing the tensor's memory.
 
@@ -91,16 +99,21 @@ class Direction:
         for position, (tensor, before, velocity) in enumerate(moving):
             torch.add(before, velocity, alpha=0.0 if position in staying else distance, out=tensor)
 
+    def put_back(self) -> None:
+        """From anywhere to θ."""
+        for tensor, before in zip(self._tensors, self._before, strict=True):
+            tensor.copy_(before)
+
+    def tangent(self, position: int, like: torch.Tensor) -> torch.Tensor:
+        """How far a step of 1 moves every entry of the parameter at a position, in the form of the parameter `like`."""
+        velocity = self._velocities[position]
+        return torch.view_as_complex(velocity) if like.is_complex() else velocity
+
     def slope(self, gradients: Sequence[torch.Tensor | None]) -> float:
         """⟨gradient, direction⟩: the slope along it of a function with these gradients; None is zeros."""
         pairs = zip(gradients, self._velocities, strict=True)
         parts = [(real_view(g.detach().resolve_conj()) * velocity).sum() for g, velocity in pairs if g is not None]
         return sum([float(part) for part in parts])
-
-    def put_back(self) -> None:
-        """From anywhere to θ."""
-        for tensor, before in zip(self._tensors, self._before, strict=True):
-            tensor.copy_(before)
 
 
 class RandomDirection(Direction):
@@ -141,7 +154,14 @@ def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def sizes(tensor: torch.Tensor) -> torch.Tensor:
-    """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero."""
+    """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero.
+
+    NaN and infinity have size 0: they cannot move.
+    """
     absolute = tensor.abs()
+    finite = torch.isfinite(absolute)
+    if not finite.all():
+        of_finite = sizes(absolute[finite])
+        return torch.zeros_like(absolute).masked_scatter(finite, of_finite)
     typical = absolute.square().mean().sqrt() if tensor.numel() else absolute.new_ones(())
     return torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))

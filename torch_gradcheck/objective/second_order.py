@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.objective import Objective, scalar
 from torch_gradcheck.objective.perturbation import Direction, real_view
 from torch_gradcheck.objective.theta import Theta

@@ -51,11 +51,15 @@ def kept_without_graph(node: Any) -> dict[str, Any]:
     Args:
         node: the node of a Function, in a graph that has not been freed.
     """
+    return {name: value for name, value in kept_by(node).items() if _is_constant(value)}
+
+
+def kept_by(node: Any) -> dict[str, Any]:
+    """All that a Function has kept for its backward, by what the user calls it; `node` is its node in the graph."""
     found: dict[str, Any] = {}
     with suppress(RuntimeError):  # freed, or written to since
         found |= {f"ctx.saved_tensors[{k}]": tensor for k, tensor in enumerate(node.saved_tensors)}
-    found |= {f"ctx.{name}": value for name, value in vars(node).items()}
-    return {name: value for name, value in found.items() if _is_constant(value)}
+    return found | {f"ctx.{name}": value for name, value in vars(node).items()}
 
 
 def _is_constant(value: Any) -> bool:

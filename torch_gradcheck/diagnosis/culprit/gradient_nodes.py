@@ -69,7 +69,8 @@ def _derivative(gradients: Sequence[Any], wrong: WrongCoordinate, k: int) -> flo
     projected = _projected(gradients, k)
     if not projected.requires_grad:
         return 0.0
-    (found,) = torch.autograd.grad(projected, wrong.entry.parameter, retain_graph=True, allow_unused=True)
+    gradients_of_it = torch.autograd.grad(projected, wrong.entry.parameter, retain_graph=True, allow_unused=True)
+    found: torch.Tensor | None = gradients_of_it[0]
     return 0.0 if found is None else wrong.of(found)
 
 

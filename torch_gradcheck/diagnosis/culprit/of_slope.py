@@ -8,7 +8,7 @@ import torch
 
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.gradient_nodes import first_wrong_node
-from torch_gradcheck.diagnosis.culprit.sentences import LOSS, at_backward_of, described_place, function_name
+from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described_place, function_name
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.gradients.backward_record import BackwardRecord, Place, start_of_difference
 from torch_gradcheck.methods.problem import Problem
@@ -32,9 +32,13 @@ def named_by_node(problem: Problem, found: Culprit, wrong: WrongCoordinate) -> C
     place = first_wrong_node(problem.objective, wrong)
     if place is None:
         return found
-    where, cost = described_place(problem.objective.model, place), found.notes[-1]
+    where, cost = described_place(problem.objective, place), found.notes[-1]
     sentence = f"the mistake is in the double backward of {where}: {_what(place)}; found by following {wrong.name}"
-    return replace(found, name=LOSS if place.module is None else place.module, notes=(sentence, cost))
+    return replace(found, name=_culprit(problem.objective, place), notes=(sentence, cost))
+
+
+def _culprit(objective: Objective, place: Place) -> str:
+    return objective.words.culprit if place.module is None else place.module
 
 
 def _what(place: Place) -> str:
@@ -64,15 +68,15 @@ def _by_graph(objective: Objective) -> Culprit:
     for record, with_graph in zip(records, (False, True), strict=True):
         with torch.set_grad_enabled(with_graph), objective.evaluation(at_theta=True), record:
             objective.compute()
-    event = start_of_difference(*records, level=BESIDE_ROUNDING)
+    event = start_of_difference(records[0], records[1], BESIDE_ROUNDING)
     told = "the backward gives another first-order gradient with create_graph=True than without"
     if event is None:
         return Culprit(None, (f"{told}; where it starts cannot be told",))
     place = records[0].place(event.node)
-    where = described_place(objective.model, place)
+    where = described_place(objective, place)
     function = place.function
     of = place.node if function is None else f"{function_name(function)}{at_backward_of(function)}"
-    return Culprit(LOSS if place.module is None else place.module, (f"{told}: it starts at {of}, in {where}",))
+    return Culprit(_culprit(objective, place), (f"{told}: it starts at {of}, in {where}",))
 
 
 def _on_first_order(problem: Problem, slope: Slope) -> str:

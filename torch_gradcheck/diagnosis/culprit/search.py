@@ -53,7 +53,7 @@ def find_culprit(
         gradients: the gradients on trial, by position.
     """
     objective, theta = problem.objective, problem.theta
-    sentences = Sentences(objective.model, problem.loss_function)
+    sentences = Sentences(objective.model, problem.loss_function, objective.words)
     by_hand = problem.request.gradients is not None
     compiled = not by_hand and bool(problem.backward.parts)
     autograd = _of_autograd(problem, gradients)
