@@ -120,7 +120,7 @@ def test_without_a_rule_it_does_not_apply() -> None:
 
 
 def test_nor_where_torch_has_none() -> None:
-    entry = tried("forward_ad", lambda x: torch.cdist(x, x + 1), X)
+    entry = tried("forward_ad", lambda x: torch.cdist(x, x.sin()), X)
     assert entry.status == "not_applicable"
     assert "forward mode raises NotImplementedError" in entry.message
 
@@ -131,7 +131,15 @@ def test_torch_is_not_made_to_load_its_compiler(run: Any) -> None:
     assert (entry.status, "meet constants" in entry.message) == ("not_applicable", True)
 
 
-def test_a_value_that_is_detached_is_the_fault_of_no_rule() -> None:
-    entry = tried("forward_ad", lambda x: x * x.detach(), X)
+def test_what_backward_and_differences_do_not_agree_on_is_the_fault_of_no_rule_of_torch() -> None:
+    entry = tried("forward_ad", lambda x: (x.sin(), x.detach().requires_grad_()), X)
     assert entry.status == "not_applicable"
-    assert tried("forward_ad", lambda x: x * x.detach(), X, hold_detached=True).status == "passed"
+    assert entry.message.startswith("torch's own rules give what the backward gives")
+
+
+def test_held_values_stay() -> None:
+    def detaching(x: Any) -> Any:
+        return torch.stack([RIGHT["right"][0](x, x.sin()), x.detach()])
+
+    assert tried("forward_ad", detaching, X).status == "failed"
+    assert tried("forward_ad", detaching, X, hold_detached=True).status == "passed"

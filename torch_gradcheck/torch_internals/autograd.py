@@ -199,9 +199,10 @@ def meets_constants(nodes: Iterable[Any]) -> bool:
     """Whether an operation in a graph has a constant beside an operand that has a graph, as x · 2 has.
 
     In forward mode torch makes zeros without memory for the tangent of the constant. What it computes of these goes by
-    code that imports the compiler, which takes seconds.
+    code that imports the compiler, which takes seconds. To copy into new memory is no such operation.
     """
-    edges = [[following for following, _ in node.next_functions] for node in nodes]
+    arithmetic = [node for node in nodes if "Copy" not in node.name()]
+    edges = [[following for following, _ in node.next_functions] for node in arithmetic]
     return any(len(each) > 1 and None in each for each in edges)
 
 
