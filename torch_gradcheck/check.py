@@ -266,8 +266,8 @@ def _begun_with_first_order(report: Report, model: nn.Module, loss: Loss, reques
     first = check_backward(model, loss, replace(request, order=1))[0]
     if not first.mismatches:
         return report
-    notes = [*report.notes[:1], f"by a check of order=1, {first.notes[0]}", *report.notes[1:]]
-    return replace(report, culprit=first.culprit, notes=notes)
+    new = [f"by a check of order=1, {note}" for note in first.notes[:2] if note not in report.notes]
+    return replace(report, culprit=first.culprit, notes=[*report.notes[:1], *new[:1], *report.notes[1:]])
 
 
 def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination]:
@@ -293,7 +293,7 @@ def judged(problem: Problem, started: float) -> tuple[Report, Examination]:
     gradients, unrepeatable = _on_trial(problem)
     choice, trials = run_method(problem, gradients)
     rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
-    rows = linear_in(problem.slope, rows)
+    rows = linear_in(problem.slope, rows, problem.theta)
     rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
     refuse_unreached(rows, problem.objective.words)
     found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)

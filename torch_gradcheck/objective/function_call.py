@@ -17,7 +17,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_outputs import is_inexact
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
-from torch_gradcheck.objective.variables import Variable, distinct, variables_in
+from torch_gradcheck.objective.variables import Variable, can_be_perturbed, distinct, variables_in
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,8 @@ def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in copies:
-            copies[id(tensor)] = _copy(tensor).requires_grad_(id(tensor) in on_trial)
+            asked = id(tensor) in on_trial
+            copies[id(tensor)] = (_perturbable(tensor) if asked else tensor).detach().clone().requires_grad_(asked)
         return copies[id(tensor)]
 
     return FunctionCall(function, rebuilt(given, copied), rebuilt(named, copied))
@@ -152,12 +153,16 @@ def _arguments(function: Callable[..., Any], inputs: Any) -> tuple[tuple[Any, ..
     )
 
 
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.is_nested or tensor.is_meta:
-        what = "a nested tensor" if tensor.is_nested else "a tensor on the meta device"
-        how = "give its parts, and have the function nest them" if tensor.is_nested else "give one that holds numbers"
-        raise InvalidRequestError(f"inputs holds {what}, which cannot be perturbed: {how}.")
-    return tensor.detach().clone()
+def _perturbable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor; raises InvalidRequestError where its numbers cannot be moved one by one."""
+    if can_be_perturbed(tensor):
+        return tensor
+    kind = "nested" if tensor.is_nested else "meta" if tensor.is_meta else str(tensor.layout).rpartition(".")[2]
+    what = {"strided": f"of the class {type(tensor).__name__}", "meta": "on the meta device"}.get(kind, kind)
+    raise InvalidRequestError(
+        f"inputs holds a tensor that cannot be perturbed, {what}: give the ordinary tensors that it is made of, and "
+        "have the function put it together."
+    )
 
 
 def _found_instead(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
