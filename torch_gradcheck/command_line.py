@@ -87,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tolerance", type=float, help="largest relative error that passes (1e-5; with --dtype float32 1e-3)"
     )
+    parser.add_argument("--order", type=int, choices=(1, 2), default=1, help="2: the double backward (1: the gradient)")
     parser.add_argument("--include", action="append", metavar="GLOB", help="check these parameters only; repeatable")
     parser.add_argument("--exclude", action="append", metavar="GLOB", help="leave these out; repeatable")
     parser.add_argument("--mode", choices=MODES, default="eval")
@@ -165,6 +166,7 @@ def _checked_model(options: argparse.Namespace, model: Any, loss_fn: Any, batch:
         dtype=getattr(torch, options.dtype),
         seed=options.seed,
         progress=options.progress,
+        order=options.order,
         perturb=options.perturb,
         hold_detached=options.hold_detached,
     )

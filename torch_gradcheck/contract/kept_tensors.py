@@ -10,7 +10,6 @@ import torch
 from torch_gradcheck.contract.comparison import difference, same_bits
 from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
-from torch_gradcheck.torch_internals.operations import written_arguments
 
 
 @dataclass
@@ -22,6 +21,10 @@ class KeptTensors:
     def keep(self, name: str, tensor: torch.Tensor) -> None:
         """Takes down what the tensor holds now."""
         self._kept.append((name, tensor, tensor.detach().clone()))
+
+    def tensor(self, name: str) -> torch.Tensor | None:
+        """The tensor of this name."""
+        return next((tensor for known, tensor, _ in self._kept if known == name), None)
 
     def written(self) -> dict[str, str]:
         """Name → the words "is 2 at [0], should be 1" for each tensor that holds something else by now."""
@@ -38,7 +41,8 @@ class WriteWatch(DispatchMode):
 
     Attributes:
         line: of the user's, that asked for the operation; None where there is none, or nothing was written by one.
-        by_kernel: the operation is one of torch's own whose schema does not say that it writes, such as batch_norm's.
+        by_kernel: the operation is one of torch's own and gets the tensor itself while autograd is on, which records
+            nothing of that write by torch's own choice: `batch_norm` writes to its running statistics like that.
     """
 
     def __init__(self, kept: KeptTensors, name: str) -> None:
@@ -58,8 +62,11 @@ class WriteWatch(DispatchMode):
         result = func(*args, **(kwargs or {}))
         if not self._found and self._is_written:
             self._found, self.line = True, calling_line()
-            self.by_kernel = func.namespace == "aten" and not written_arguments(func)
+            self.by_kernel = func.namespace == "aten" and torch.is_grad_enabled() and self._is_among(args, kwargs or {})
         return result
+
+    def _is_among(self, args: Any, kwargs: Any) -> bool:
+        return any(each is self._kept.tensor(self._name) for each in [*args, *kwargs.values()])
 
     @property
     def _is_written(self) -> bool:

@@ -126,7 +126,7 @@ class _Returned:
 
 def _wrong(function: type[torch.autograd.Function], position: int, found: InputForm, expected: InputForm) -> str:
     operator = custom_op_of(function)
-    names = argument_names(function.apply, position + 1) if operator is None else list(operator.arguments)
+    names = list(operator.arguments) if operator is not None else argument_names(function.apply, position + 1)
     argument = names[position] if position < len(names) else f"argument {position}"
     called = f"the backward of {operator.name}" if operator is not None else f"{function.__name__}.backward"
     kinds = [kind for kind in ("shape", "dtype", "device") if getattr(found, kind) != getattr(expected, kind)]

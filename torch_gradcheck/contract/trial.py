@@ -118,7 +118,9 @@ class Trial:
         return [self.loss.cotangent(position, output) for position, output in enumerate(outputs)]
 
     def run(
-        self, tensors: Sequence[torch.Tensor] | None = None, cotangents: Sequence[torch.Tensor | None] | None = None
+        self,
+        tensors: Sequence[torch.Tensor] | None = None,
+        cotangents: Sequence[torch.Tensor | None] | None = None,
     ) -> Run:
         """Forward and backward, in a regime of its own.
 
@@ -129,7 +131,7 @@ class Trial:
         with torch.enable_grad(), self.regime():
             return self._ran(self.fresh() if tensors is None else tensors, cotangents)
 
-    def _ran(self, leaves: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None] | None) -> Run:
+    def _ran(self, leaves: Sequence[torch.Tensor], cotangents: Gradients | None) -> Run:
         named = self._called(leaves)
         outputs = [tensor for _, tensor in named]
         given = self.cotangents(outputs) if cotangents is None else cotangents

@@ -52,7 +52,7 @@ def _without_some(trial: Trial, used: Sequence[int]) -> str:
         found = _tried(trial, nothing)
         wrong = _in_words(trial, f"no gradient (None) for {_names(trial, others)}", found, with_zeros)
         if wrong:
-            return f"{wrong}, as with zeros for it" if len(others) == 1 else f"{wrong}, as with zeros for them"
+            return f"{wrong}; with zeros for {'it' if len(others) == 1 else 'them'}, that is what comes"
     return _sums(trial, alone) if len(used) <= MOST else ""
 
 

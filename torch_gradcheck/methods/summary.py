@@ -11,10 +11,12 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
+from torch_gradcheck.objective.domain import on_domain
 from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_replaced, on_spread
 from torch_gradcheck.objective.perturbation import infinite_coordinates
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.objective.scripted import on_scripted
+from torch_gradcheck.objective.second_order import on_slope
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport, Status
@@ -39,6 +41,7 @@ def notes_of(
     accumulated = any(gradient.accumulated for gradient in gradients.values())
     notes = [
         on_perturbed(problem.request.perturb, problem.request.seed),
+        on_slope(objective, problem.request.order),
         *problem.on_compiled_code,
         *choice.method.notes(problem, rows),
         on_scripted(objective.model),
@@ -47,6 +50,7 @@ def notes_of(
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
+        on_domain(objective.domain),
         problem.on_not_perturbed,
         _on_sleeping_hooks(problem),
         _on_infinite(problem, gradients),
@@ -131,4 +135,5 @@ def reported(
         culprit=culprit,
         notes=notes,
         backward_spread=backward_spread,
+        order=request.order,
     )

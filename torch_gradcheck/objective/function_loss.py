@@ -13,7 +13,7 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.tensor_copies import is_freed
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_call import FunctionCall, module_of
-from torch_gradcheck.objective.function_outputs import Cotangents, inner, is_inexact, outputs_of
+from torch_gradcheck.objective.function_outputs import Cotangents, bent, inner, is_inexact, outputs_of, root_mean_square
 from torch_gradcheck.objective.loss import Compute
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.variables import Variable, captured_in, objects_of
@@ -39,15 +39,19 @@ class FunctionLoss:
         in_j: the names of the outputs that J is made of, found by its first evaluation: those with a graph or, where
             none has one, all of floating point or complex numbers.
         without_graph: the names of the outputs that are left out of J, since others have a graph and they have none.
+        is_bent: y is bent, see `bent`, so that the gradient that a backward is given depends on θ, and a double
+            backward has to go through it.
     """
 
     call: FunctionCall
     seed: int
+    is_bent: bool = False
     in_j: tuple[str, ...] = field(default=(), init=False)
     without_graph: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self._cotangents = Cotangents(self.seed)
+        self._sizes: dict[int, torch.Tensor] = {}
 
     @property
     def holders(self) -> list[Any]:
@@ -84,7 +88,7 @@ class FunctionLoss:
 
     def on_copies(self) -> FunctionLoss:
         """The same with a function that gets copies of its arguments."""
-        return FunctionLoss(replace(self.call, writes=True), self.seed)
+        return FunctionLoss(replace(self.call, writes=True), self.seed, self.is_bent)
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`; the arguments are lent in `dtype`."""
@@ -103,10 +107,18 @@ class FunctionLoss:
         if first:
             self._choose(dict(outputs))
         return {
-            name: inner(self._cotangents.of(position, y), y)
+            name: inner(self._cotangents.of(position, y), self._bent(position, y))
             for position, (name, y) in enumerate(outputs)
             if name in self.in_j
         }
+
+    def _bent(self, position: int, output: torch.Tensor) -> torch.Tensor:
+        """The output, bent by its size in the first evaluation, at θ, where it is to be."""
+        if not self.is_bent:
+            return output
+        if position not in self._sizes:
+            self._sizes[position] = root_mean_square(output.detach())
+        return bent(output, self._sizes[position])
 
     def cotangent(self, position: int, output: torch.Tensor) -> torch.Tensor:
         """v of the output at this position among all tensors that the function returns, in new memory."""

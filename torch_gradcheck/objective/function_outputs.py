@@ -68,3 +68,17 @@ def inner(v: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """⟨v, y⟩ = Re Σ conj(v) y."""
     product = (v.conj() * y).sum()
     return product.real if product.is_complex() else product
+
+
+def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:
+    """The root of the mean of |x|², 0-dim; 1 where all entries are 0, or there are none."""
+    size = tensor.abs().square().mean().sqrt() if tensor.numel() else tensor.real.new_zeros(())
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
+def bent(y: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """y − ½ size cos(y / size), with the derivative 1 + ½ sin(y / size); of both parts of a complex y."""
+    if y.is_complex():
+        real = torch.view_as_real(y.resolve_conj())
+        return torch.view_as_complex(real - 0.5 * size * torch.cos(real / size))
+    return y - 0.5 * size * torch.cos(y / size)

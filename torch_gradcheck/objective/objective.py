@@ -13,6 +13,7 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import NonScalarLossError
+from torch_gradcheck.objective.domain import Domain
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.unseen import Activity
@@ -46,7 +47,9 @@ class Objective:
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
         activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
+        with_graph: the value that J, a slope, has where its backward makes a graph, if that is another one; else None.
         held: the values that J reads where its graph is cut; None where all moves with θ.
+        domain: where J is defined.
         variables: what J depends on besides the model's parameters.
         words: what a report calls the code that computes J.
     """
@@ -72,12 +75,14 @@ class Objective:
         self.replaced = False
         self.needs_graph = True
         self.runs_backward = False
+        self.with_graph: float | None = None
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
         self.variables = variables
         self.words = words
         self._needs_mode = True
         self.held = held
+        self.domain = Domain(borrowed)
         self._holding: Holding | None = None
 
     def __call__(self) -> torch.Tensor:
@@ -108,8 +113,13 @@ class Objective:
         self.evaluations += evaluations
 
     def value(self) -> float:
-        """J(θ), as cheaply as possible."""
-        return float(self().detach())
+        """J(θ), as cheaply as possible; NaN where it raises because it is not defined there."""
+        try:
+            return float(self().detach())
+        except Exception as error:
+            if not math.isfinite(self.loss) or not self.domain.excludes(error, self):
+                raise
+            return math.nan
 
     def value_again(self) -> float:
         """J(θ) once more; `spread` takes in how far it lies from the first value."""
@@ -184,6 +194,13 @@ class Objective:
         for tensor in tensors:
             if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
+
+    @property
+    def apart_with_graph(self) -> float:
+        """How far a slope whose backward makes a graph lies from one that makes none, relative to the larger one."""
+        if self.with_graph is None:
+            return 0.0
+        return abs(self.with_graph - self.loss) / max(abs(self.with_graph), abs(self.loss))
 
     def same(self, one: float, other: float) -> bool:
         """Whether two values of J are one number up to the roundoff two equal calls may differ by."""

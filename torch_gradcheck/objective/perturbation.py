@@ -71,20 +71,17 @@ class MovedCoordinate:
         self._coordinate.fill_(self._before)
 
 
-class RandomDirection:
-    """A direction in θ: every real number in it moves by ± its size, with signs drawn from `seed`.
-
-    The size of a number is its absolute value, see `sizes`.
+class Direction:
+    """A direction in θ.
 
     Args:
         parameters: the tensors that make up θ, as they are now; complex ones move in both parts.
-        seed: the same seed gives the same signs, on every device.
+        velocities: of the `real_view` of each.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor], velocities: Sequence[torch.Tensor]) -> None:
         self._tensors = [real_view(parameter.data) for parameter in parameters]
-        generator = torch.Generator("cpu").manual_seed(seed)
-        self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
+        self._velocities = velocities
         self._before = [tensor.clone() for tensor in self._tensors]
 
     def at(self, distance: float, staying: Collection[int] = ()) -> _At:
@@ -119,10 +116,25 @@ class RandomDirection:
         return sum([float(part) for part in parts])
 
 
+class RandomDirection(Direction):
+    """A direction in θ: every real number in it moves by ± its size, with signs drawn from `seed`.
+
+    The size of a number is its absolute value, see `sizes`.
+
+    Args:
+        parameters: the tensors that make up θ, as they are now.
+        seed: the same seed gives the same signs, on every device.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        super().__init__(parameters, [_velocity(real_view(each.data), generator) for each in parameters])
+
+
 class _At:
     """A class and not a generator, as `MovedCoordinate` is."""
 
-    def __init__(self, direction: RandomDirection, distance: float, staying: Collection[int]) -> None:
+    def __init__(self, direction: Direction, distance: float, staying: Collection[int]) -> None:
         self._direction, self._distance, self._staying = direction, distance, staying
 
     def __enter__(self) -> None:

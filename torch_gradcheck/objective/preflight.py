@@ -37,8 +37,11 @@ def preflighted(
     hold_detached: bool = False,
     variables: Sequence[Variable] = (),
     words: LossWords = LOSS_WORDS,
+    is_slope: bool = False,
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
+
+    A J that is the slope of another one is evaluated without a graph in any case.
 
     Args:
         model: the borrowed model.
@@ -50,6 +53,7 @@ def preflighted(
         hold_detached: values at which the graph of J is cut are held; J is then evaluated with a graph.
         variables: the lent variables that J depends on besides the model's parameters.
         words: what a report calls the code that computes J.
+        is_slope: J is a `Slope`.
 
     Raises:
         NonScalarLossError: J is not one real number.
@@ -74,6 +78,8 @@ def preflighted(
         objective.held = None
     if objective.held is not None:
         check_unchanged(objective)
+    elif is_slope:
+        _by_ordinary_backward(objective)
     elif _without_graph(objective) != objective.loss:
         objective.needs_graph = True
         check_unchanged(objective)
@@ -118,6 +124,15 @@ def _value_unwarned(objective: Objective) -> float:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=CHECKPOINT_WITHOUT_GRAPH, category=UserWarning)
         return objective.value()
+
+
+def _by_ordinary_backward(objective: Objective) -> None:
+    """Has the slope be that along the gradient which a backward without a graph gives, as an optimizer gets it."""
+    with_graph, objective.needs_graph = objective.loss, False
+    objective.loss = objective.value()
+    if not objective.same(with_graph, objective.loss):
+        objective.with_graph = with_graph
+    check_unchanged(objective)
 
 
 def check_unchanged(objective: Objective) -> None:

@@ -41,6 +41,12 @@ class Variable:
         """All its places, the first one first."""
         return (self.name, *self.aliases)
 
+    @property
+    def has_grad(self) -> bool:
+        """Whether a backward has left a `.grad`; a tensor that is no leaf keeps one after `retain_grad()` only."""
+        keeps_one = self.is_leaf or self.tensor is not self.stands_for
+        return keeps_one and self.tensor.grad is not None
+
 
 def variables_in(name: str, value: Any, role: Role = Role.ARGUMENT) -> list[Variable]:
     """The distinct tensors in a nested structure that require a gradient and can be perturbed, with all paths to each.

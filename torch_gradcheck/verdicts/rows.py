@@ -11,6 +11,7 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.implicit_draws import upstream_of_draws
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.second_order import Slope
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Role, Status, Verdict
 from torch_gradcheck.reporting.words import LossWords, listed, noun, tolerance_in_words
@@ -227,6 +228,12 @@ DRAWN = (
 )
 
 
+CONSTANT = (
+    "the gradient of J does not change with it, as where J is linear in it: nothing was proven, a wrong double "
+    "backward would look the same"
+)
+
+
 def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta) -> list[ParameterReport]:
     """The rows, with a mismatch made UNDECIDED where its gradient comes through a gamma or Dirichlet draw."""
     if not any(row.status is Status.MISMATCH for row in rows):
@@ -237,6 +244,15 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
         if row.status is Status.MISMATCH and id(entry.parameter) in upstream
         else row
         for row, entry in zip(rows, theta, strict=True)
+    ]
+
+
+def linear_in(slope: Slope | None, rows: Sequence[ParameterReport]) -> list[ParameterReport]:
+    """The rows of a check of second order, with unused parameters FLAT that J depends on: its gradient does not."""
+    reached = set() if slope is None else slope.reached
+    return [
+        replace(row, status=Status.FLAT, reason=CONSTANT) if row.status is Status.UNUSED and k in reached else row
+        for k, row in enumerate(rows)
     ]
 
 

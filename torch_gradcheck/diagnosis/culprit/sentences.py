@@ -15,6 +15,8 @@ from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
+from torch_gradcheck.gradients.backward_record import Place
+from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed, noun
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
@@ -186,7 +188,8 @@ class Sentences:
         if call is not None and not isinstance(call.owner, nn.Module):
             again = ", when its backward is differentiated once more," if call.differentiates is not None else ""
             gives = f"{_kind(call)}{again} gives a wrong gradient{_for_inputs(call, inputs)}"
-            return f": {gives}{at_backward_of(call.owner)}"
+            why = attribution.reasons.get(call, "")
+            return f": {gives}{at_backward_of(call.owner)}{f': {why}' if why else ''}"
         if call is not None and self._named(call.owner) is None:
             return f": in {_kind(call)}{_at_forward_of(call.owner)}, which is no module of the model"
         children = [child for child in attribution.tangents if child.parent is call]
@@ -279,6 +282,12 @@ def _at_fault(call: RecordedCall | None, attribution: Attribution) -> RecordedCa
 def described(name: str, kind: str | None, words: LossWords) -> str:
     """A module by its qualified name and class, the model itself or, without a class, what is outside of modules."""
     return words.described if kind is None else f"{name or 'the model itself'} ({kind})"
+
+
+def described_place(objective: Objective, place: Place) -> str:
+    """The module in which a node was made, as `described` has it."""
+    kind = None if place.module is None else type(dict(named_modules(objective.model))[place.module]).__name__
+    return described(place.module or "", kind, objective.words)
 
 
 def _is_module(call: RecordedCall | None) -> bool:
