@@ -94,6 +94,11 @@ def test_the_verdict(
     assert ("✗ mismatch weight" in capsys.readouterr().out) == (status == 1)
 
 
+def test_a_check_of_second_order(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:right", "--order", "2"]) == 0
+    assert "second-order gradients right" in capsys.readouterr().out
+
+
 def test_a_perturbed_check(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{file}:right", "--perturb", "0.1"]) == 0
     assert "checked at θ + 0.1 · s" in capsys.readouterr().out

@@ -269,8 +269,8 @@ def _begun_with_first_order(report: Report, model: nn.Module, loss: Loss, reques
     first = check_backward(model, loss, replace(request, order=1))[0]
     if not first.mismatches:
         return report
-    notes = [*report.notes[:1], f"by a check of order=1, {first.notes[0]}", *report.notes[1:]]
-    return replace(report, culprit=first.culprit, notes=notes)
+    new = [f"by a check of order=1, {note}" for note in first.notes[:2] if note not in report.notes]
+    return replace(report, culprit=first.culprit, notes=[*report.notes[:1], *new[:1], *report.notes[1:]])
 
 
 def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination]:

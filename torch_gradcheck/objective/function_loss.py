@@ -36,11 +36,11 @@ class FunctionLoss:
     Attributes:
         call: the function and its arguments.
         seed: of v.
+        is_bent: y is bent, see `bent`, so that what a backward is given depends on θ, and a double backward
+            has to go through it.
         in_j: the names of the outputs that J is made of, found by its first evaluation: those with a graph or, where
             none has one, all of floating point or complex numbers.
         without_graph: the names of the outputs that are left out of J, since others have a graph and they have none.
-        is_bent: y is bent, see `bent`, so that the gradient that a backward is given depends on θ, and a double
-            backward has to go through it.
     """
 
     call: FunctionCall
