@@ -232,21 +232,18 @@ def check_function(
 
 
 def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
-    """The check of J as of any other loss; then, in a loan of its own, what only a function can be asked."""
+    """The check of J as of any other loss; then, in the same loan of J itself, what only a function can be asked."""
     started = time.perf_counter()
-    report = checked(model, loss, request)
-    plain = replace(loss, is_bent=False)
-    with posed(model, plain, replace(request, order=1)) as problem:
-        rows = told_by_output(problem, plain, report.parameters) if request.order == 1 else report.parameters
-        proven = frozenset(row.name for row in rows if row.status.is_proven)
-        contract = contract_of(Trial(problem, plain, proven))
-    return replace(
-        report,
-        parameters=rows,
-        notes=[*report.notes, *loss.notes],
-        contract=contract,
-        seconds=time.perf_counter() - started,
-    )
+    report = checked(model, loss, request) if request.order == 2 else None
+    loss, request = replace(loss, is_bent=False), replace(request, order=1)
+    with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
+        if report is None:
+            report, _ = judged(problem, started)
+            report = replace(report, parameters=told_by_output(problem, loss, report.parameters))
+        proven = frozenset(row.name for row in report if row.status.is_proven)
+        contract = contract_of(Trial(problem, loss, proven))
+    notes, seconds = [*report.notes, *loss.notes], time.perf_counter() - started
+    return replace(report, notes=notes, contract=contract, seconds=seconds)
 
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
@@ -283,26 +280,35 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
     """
     started = time.perf_counter()
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
-        gradients, unrepeatable = _on_trial(problem)
-        choice, trials = run_method(problem, gradients)
-        rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
-        rows = linear_in(problem.slope, rows)
-        rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
-        refuse_unreached(rows, problem.objective.words)
-        found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
-        notes = notes_of(problem, choice, rows, gradients)
-        report = reported(
-            problem,
-            choice,
-            found.rows,
-            started=started,
-            relative_error=over_theta(rows, trials),
-            notes=unrepeatable.among([*found.notes, *notes]),
-            culprit=found.culprit if found.notes else unrepeatable.culprit,
-            backward_spread=unrepeatable.spread or problem.objective.apart_with_graph,
-        )
-        examined = Examination.of(problem, gradients, choice, trials)
-    return report, examined
+        return judged(problem, started)
+
+
+def judged(problem: Problem, started: float) -> tuple[Report, Examination]:
+    """The report on a problem whose model is lent, and what was examined for it.
+
+    Args:
+        problem: what is asked.
+        started: `time.perf_counter()` at the beginning.
+    """
+    gradients, unrepeatable = _on_trial(problem)
+    choice, trials = run_method(problem, gradients)
+    rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
+    rows = linear_in(problem.slope, rows)
+    rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
+    refuse_unreached(rows, problem.objective.words)
+    found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
+    notes = notes_of(problem, choice, rows, gradients)
+    report = reported(
+        problem,
+        choice,
+        found.rows,
+        started=started,
+        relative_error=over_theta(rows, trials),
+        notes=unrepeatable.among([*found.notes, *notes]),
+        culprit=found.culprit if found.notes else unrepeatable.culprit,
+        backward_spread=unrepeatable.spread or problem.objective.apart_with_graph,
+    )
+    return report, Examination.of(problem, gradients, choice, trials)
 
 
 def _on_trial(problem: Problem) -> tuple[Mapping[int, AnalyticGradient], Unrepeatable]:

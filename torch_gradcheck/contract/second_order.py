@@ -7,14 +7,14 @@ through each of these.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
-from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
+from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, bears_out, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.double_backward import kept_intermediates
@@ -122,11 +122,21 @@ class _Backward:
         return [*self.trial.all_names, *[f"the gradient of {name}" for name in outputs]]
 
     def slopes(self, names: Collection[str]) -> Slopes:
-        """φ along a direction through each of these, beside what a double backward says of it."""
+        """φ along a direction through each of these, beside what a double backward says of it.
+
+        One direction through all of them comes first; where it bears all out, none is tried alone.
+        """
         moving = [*self.trial.tensors, *self.cotangents]
         gradients, scale = self._by_double_backward()
-        asked = [each for each in zip(self.names, moving, gradients, strict=True) if each[0] in names]
-        return {name: self._slope(tensor, gradient, scale) for name, tensor, gradient in asked}
+        found = zip(self.names, moving, gradients, strict=True)
+        asked = {name: (tensor, gradient) for name, tensor, gradient in found if name in names}
+        request = self.trial.problem.request
+        precision = Precision(epsilon(request.dtype), request.tolerance, scale)
+        together = RandomDirection([tensor for tensor, _ in asked.values()], request.seed)
+        predicted = [together.slope_through(k, gradient) for k, (_, gradient) in enumerate(asked.values())]
+        if bears_out(self._along(together), predicted, precision):
+            return {name: Slope.right(each) for name, each in zip(asked, predicted, strict=True)}
+        return {name: self._slope(*each, precision) for name, each in asked.items()}
 
     def has_graph(self) -> bool:
         """Whether any gradient that the backward returns has a graph."""
@@ -134,16 +144,19 @@ class _Backward:
             gradients = self._gradients_with_graph([v.detach().requires_grad_() for v in self.cotangents])
             return any(gradient.requires_grad for gradient in gradients if gradient is not None)
 
-    def _slope(self, tensor: torch.Tensor, gradient: torch.Tensor | None, scale: float) -> Slope:
-        request = self.trial.problem.request
-        direction = RandomDirection([tensor], request.seed)
+    def _slope(self, tensor: torch.Tensor, gradient: torch.Tensor | None, precision: Precision) -> Slope:
+        direction = RandomDirection([tensor], self.trial.problem.request.seed)
+        return judged(self._along(direction), direction.slope([gradient]), precision)
+
+    def _along(self, direction: RandomDirection) -> Callable[[float], float]:
+        """φ as a function of the step along a direction; NaN where it raises."""
 
         def value(step: float) -> float:
             with direction.at(step):
                 found = attempted(self._value)
             return float("nan") if isinstance(found, Raised) else found
 
-        return judged(value, direction.slope([gradient]), Precision(epsilon(request.dtype), request.tolerance, scale))
+        return value
 
     def _value(self) -> float:
         """φ."""

@@ -55,13 +55,18 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
 
 
 def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
-    """Forward and backward, lent once more in this precision."""
-    model, seed = trial.problem.model, trial.problem.request.seed
-    with (
-        lend(model, trial.loss.holders, "keep", dtype, seed) as borrowed,
-        _Evaluated(borrowed),
-        torch.enable_grad(),
-    ):
+    """Forward and backward, lent once more where the check has another precision."""
+    model, request = trial.problem.model, trial.problem.request
+    if dtype is request.dtype:
+        with trial.problem.objective.evaluation_as_it_is():
+            _look(trial, seen)
+    else:
+        with lend(model, trial.loss.holders, "keep", dtype, request.seed) as borrowed, _Evaluated(borrowed):
+            _look(trial, seen)
+
+
+def _look(trial: Trial, seen: _Returned) -> None:
+    with torch.enable_grad():
         outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
         terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
         with seen:
