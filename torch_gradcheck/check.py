@@ -16,6 +16,7 @@ from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.diagnosis.findings import findings_of
 from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
+from torch_gradcheck.errors import NonFiniteLossError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
@@ -223,19 +224,21 @@ def check_function(
         hold_detached=hold_detached,
         order=order,
     )
-    loss = FunctionLoss(function_call(function, inputs), request.seed)
-    loss = replace(loss, is_bent=order == 2)
+    loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
     try:
         return _of_function(model, loss, request)
     except WrittenArgumentsError:
         return _of_function(model, loss.on_copies(), request)
+    except NonFiniteLossError as error:
+        raise loss.explained(error) from error.__cause__
 
 
 def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
     """The check of J as of any other loss; then, in the same loan of J itself, what only a function can be asked."""
     started = time.perf_counter()
     report = checked(model, loss, request) if request.order == 2 else None
-    loss, request = replace(loss, is_bent=False), replace(request, order=1)
+    if report is not None:
+        loss, request = replace(loss, is_bent=False), replace(request, order=1)
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
         if report is None:
             report, _ = judged(problem, started)
