@@ -41,13 +41,17 @@ def writing(x: Tensor, y: Tensor) -> Tensor:
     return x.mul_(y).add_(1)
 
 
+def calling(model: nn.Module) -> Callable[..., Any]:
+    return lambda x, y, model=model: model(x) + y.sum()
+
+
 WEIGHT = torch.randn(3, generator=RNG).requires_grad_()
 
 FUNCTIONS: dict[str, Callable[[], Callable[..., Any]]] = {
     "plain": lambda: lambda x, y: (x * y).sin() * torch.rand(3),
     "writes to its arguments": lambda: writing,
     "captures": lambda: lambda x, y: x * WEIGHT + y,
-    "module": lambda: lambda x, y, model=layer(): model(x) + y.sum(),
+    "calls a module": lambda: calling(layer()),
     "leaves": lambda: lambda x, y: x.register_hook(lambda g: g) and x * y if x.requires_grad else x * y,
 }
 
