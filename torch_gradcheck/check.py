@@ -241,12 +241,23 @@ def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Repo
         loss, request = replace(loss, is_bent=False), replace(request, order=1)
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
         if report is None:
+            _run_backward(problem, loss)
             report, _ = judged(problem, started)
             report = replace(report, parameters=told_by_output(problem, loss, report.parameters))
         proven = frozenset(row.name for row in report if row.status.is_proven)
         contract = contract_of(Trial(problem, loss, proven))
     notes, seconds = [*report.notes, *loss.notes], time.perf_counter() - started
     return replace(report, notes=notes, contract=contract, seconds=seconds)
+
+
+def _run_backward(problem: Problem, loss: FunctionLoss) -> None:
+    """Runs the backward on trial; raises WrittenArgumentsError where it writes to arguments, past autograd too."""
+    try:
+        _ = problem.backward
+    except Exception:  # whatever it is, it may come of arguments that have changed
+        loss.refuse_written()
+        raise
+    loss.refuse_written()
 
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:

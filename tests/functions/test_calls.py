@@ -334,3 +334,25 @@ def test_random_numbers_are_the_same_in_every_evaluation() -> None:
     before = torch.random.get_rng_state()
     assert check_function(lambda x: nn.functional.dropout(x, 0.5), (X,)).passed
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class WritesBack(Function):
+    """Overwrites the argument that it has saved, past autograd, once its right gradient is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        result = 2 * x * gradient
+        x.data.zero_()
+        return result
+
+
+def test_a_backward_that_writes_to_an_argument_does_not_move_theta() -> None:
+    report = check_function(WritesBack.apply, (X,))
+    assert statuses(report) == {"x": "match"}
+    assert "inputs_kept" in {entry.name for entry in report.contract if entry.status.value == "failed"}

@@ -54,6 +54,7 @@ class FunctionLoss:
     def __post_init__(self) -> None:
         self._cotangents = Cotangents(self.seed)
         self._sizes: dict[int, torch.Tensor] = {}
+        self._first_values: list[torch.Tensor] = []
 
     @property
     def holders(self) -> list[Any]:
@@ -140,16 +141,20 @@ class FunctionLoss:
     def _first_call(self) -> Any:
         """The result of the first call, which shows whether the function writes to its arguments."""
         leaves = objects_of(self.variables)
-        before = [leaf.detach().clone() for leaf in leaves]
+        self._first_values = [leaf.detach().clone() for leaf in leaves]
         try:
             result = self.call.called(leaves)
         except RuntimeError as error:
             if self.call.writes or not writes_to_a_leaf(error):
                 raise
             raise WrittenArgumentsError from error
-        if not self.call.writes and any(map(_differ, before, leaves)):
-            raise WrittenArgumentsError
+        self.refuse_written()
         return result
+
+    def refuse_written(self) -> None:
+        """Raises WrittenArgumentsError where what was run at θ has written to arguments on trial."""
+        if not self.call.writes and any(map(_differ, self._first_values, objects_of(self.variables))):
+            raise WrittenArgumentsError
 
     def _choose(self, outputs: dict[str, torch.Tensor]) -> None:
         inexact = [name for name, y in outputs.items() if is_inexact(y)]
