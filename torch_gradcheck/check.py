@@ -185,25 +185,34 @@ def check_function(
 ) -> Report:
     """Checks the gradients of a function of tensors under random gradients of its outputs, and its contract.
 
-    J = Σ ⟨v, y⟩ over all differentiable outputs y, v drawn from `seed`: signed, of sizes between ½ and 1½, divided by
-    the number of entries of the output.
+    J = Σ ⟨v, y⟩ over all differentiable outputs y, in any nest of tuples, lists, mappings and dataclasses; v is drawn
+    from `seed`: signed, of sizes between ½ and 1½, divided by the number of entries of the output. Differentiable are
+    the outputs that have a graph or, where none has one, all of floating point or complex numbers: then every gradient
+    is missing. A wrong row says for which output's gradient it is wrong.
+
+    Rows are named after the arguments of the function, of `forward` without `ctx` for an `autograd.Function`: `x`,
+    `tensors[0]` inside a list, `args[2]` where there is no name. `report.contract` says what else holds of the function.
 
     Args:
-        function: a plain function, `MyFunction.apply`, a custom operator of `torch.library`, or a module, whose
-            parameters are on trial too and whose mode stays as it is.
-        inputs: a tuple of its positional arguments, or a mapping of keyword arguments. On trial are the tensors that
-            require a gradient or, where none does, all of floating point or complex numbers.
-        order: as in `check_module`, as are all that follow. With order=2, v depends on y as well, so that the gradients
-            that a backward is given are on trial too. The contract is tried at either.
-        tolerance: the largest relative error that passes.
-        dtype: the precision of the check; the arguments on trial are copied into it.
-        eps: the step of the centered difference.
-        seed: of v, and whatever else is drawn at random.
-        hold_detached: what passes through `detach()` is held.
-        progress: a bar.
+        function: a plain function, `MyFunction.apply`, an operator of `torch.library`, or a module, whose parameters
+            are rows too and whose mode stays as it is; a bound method of a module is the module with another forward.
+            One that writes to its arguments is given copies, which are no leaves.
+        inputs: a tuple or list of its positional arguments, or a mapping of keyword arguments. On trial are the tensors
+            that require a gradient or, where none does, all of floating point or complex numbers.
+        order: as in `check_module`. With 2, v depends on y as well, so that the gradients that a backward is given are
+            on trial too. The contract is tried at either.
+        tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
+        dtype: the precision of the check, `torch.float64` or `torch.float32`; floating and complex arguments are copied
+            into it, and casts to a lower one inside the function are raised.
+        eps: the step of the centered difference; None chooses one per argument from the measured noise of J.
+        seed: of v, and of everything else that is drawn at random: same seed, same report.
+        hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ.
+        progress: True or False; None shows a bar only for long work on a terminal.
 
     Raises:
-        InvalidRequestError, NonFiniteLossError, NonDeterministicLossError: as `check_module`.
+        InvalidRequestError: the function cannot be called with these arguments, or has no gradient to check.
+        NonFiniteLossError, NonDeterministicLossError: J cannot be checked. An exception from the function itself comes
+            through as it is; inside of the contract it becomes an entry.
     """
     function_argument(function)
     model = module_of(function) or FunctionModule()
