@@ -246,7 +246,6 @@ def test_the_caller_keeps_his_tensors(wrong: bool) -> None:
     x, hooked = root * 2, list[float]()
     x.register_hook(lambda g: hooked.append(float(g.sum())))
     kept, before, version, made_by = leaf(seed=3), x.detach().clone(), x._version, x.grad_fn
-    kept.grad, held = torch.ones(4, 3), kept.grad
     kept.grad = held = torch.ones(4, 3)
     check_module(net(wrong), lambda y, k: MSE(y, Y) + (k**2).sum(), (x, kept))
     assert torch.equal(x, before)
