@@ -26,7 +26,7 @@ FLOORS = """
     contract diagnosis planting
     training_step
     check
-    monitoring command_line
+    monitoring command_line drop_in
     integrations __main__ __init__
 """
 """The rooms of the package, the lowest floor first: its folders and the files at its root. Rooms of one floor do not

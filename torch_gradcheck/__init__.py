@@ -10,6 +10,8 @@ from torch_gradcheck.version import __version__
 
 if TYPE_CHECKING:
     from torch_gradcheck.check import check_closure, check_function, check_module
+    from torch_gradcheck.drop_in.check import gradcheck, gradgradcheck
+    from torch_gradcheck.drop_in.failure import GradcheckFailedError
     from torch_gradcheck.errors import (
         GradcheckError,
         GradientMismatchError,
@@ -44,6 +46,7 @@ __all__ = [
     "Diagnosis",
     "DiagnosisKind",
     "GradcheckError",
+    "GradcheckFailedError",
     "GradientMismatchError",
     "GradientMismatchWarning",
     "GradientMonitor",
@@ -61,9 +64,14 @@ __all__ = [
     "check_closure",
     "check_function",
     "check_module",
+    "gradcheck",
+    "gradgradcheck",
 ]
 
 _HOMES = {
+    "gradcheck": "drop_in.check",
+    "gradgradcheck": "drop_in.check",
+    "GradcheckFailedError": "drop_in.failure",
     "check_closure": "check",
     "check_function": "check",
     "check_module": "check",

@@ -19,7 +19,7 @@ from torch_gradcheck.borrowing.script_attributes import ScriptAttributes
 from torch_gradcheck.borrowing.signals import HeldSignals
 from torch_gradcheck.borrowing.spectral_norm import PowerIterations
 from torch_gradcheck.borrowing.switches import SwitchState
-from torch_gradcheck.borrowing.tensor_copies import TensorCopies
+from torch_gradcheck.borrowing.tensor_copies import FirstValues, TensorCopies
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.request import Mode
 from torch_gradcheck.torch_internals.modules import compiler_is_imported, named_buffers
@@ -91,6 +91,14 @@ class Borrowed:
     def take_for_first(self) -> None:
         """Has evaluations start from what the lent tensors hold now."""
         self._tensors.take_for_first()
+
+    def is_moved(self) -> bool:
+        """Whether a lent tensor holds other values than evaluations start from at θ."""
+        return self._tensors.are_moved()
+
+    def at_first(self) -> FirstValues:
+        """A block inside of which the lent tensors hold what evaluations start from at θ."""
+        return self._tensors.at_first()
 
     def lends(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor object is one of the caller's, and not made while the model is lent."""

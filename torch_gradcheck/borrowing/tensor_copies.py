@@ -73,6 +73,14 @@ class TensorCopies:
             for now, first in zip(self._tensors, self._pristine, strict=True):
                 first.copy_(now)
 
+    def are_moved(self) -> bool:
+        """Whether a copy holds other values than the first ones."""
+        return any(not torch.equal(now, first) for now, first in zip(self._tensors, self._pristine, strict=True))
+
+    def at_first(self) -> FirstValues:
+        """A block inside of which the copies hold their first values, and after which they hold the present ones."""
+        return FirstValues(self._tensors, self._pristine)
+
     def swap_back(self) -> None:
         """Has every tensor object stand for its own contents again."""
         while self._swapped:
@@ -115,6 +123,24 @@ class TensorCopies:
             if written or is_freed(tensor):
                 write_back(tensor, self._pristine[position])
                 self._versions[position] = version_of(tensor)
+
+
+class FirstValues:
+    """See `TensorCopies.at_first`; a class and not a generator, which an interrupt could leave behind."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], first: Sequence[torch.Tensor]) -> None:
+        self._tensors, self._first = tensors, first
+        self._now = [tensor.detach().clone() for tensor in tensors]
+
+    def __enter__(self) -> None:
+        self._put(self._first)
+
+    def __exit__(self, *exception: object) -> None:
+        self._put(self._now)
+
+    def _put(self, values: Sequence[torch.Tensor]) -> None:
+        for tensor, each in zip(self._tensors, values, strict=True):
+            tensor.data.copy_(each)
 
 
 def is_freed(tensor: torch.Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -18,7 +19,7 @@ from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngin
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.errors import NonFiniteLossError
-from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.gradients.analytic import AnalyticGradient, undefined_gradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
@@ -31,6 +32,7 @@ from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.perturbed_theta import move_theta
 from torch_gradcheck.objective.preflight import preflighted
 from torch_gradcheck.objective.reads import read_by
+from torch_gradcheck.objective.second_order import Slope
 from torch_gradcheck.objective.theta import Theta, check_selection, matches, theta_of
 from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon
@@ -94,15 +96,34 @@ class Problem:
         return theta_of(self.model, self.request.include, self.request.exclude, variables)
 
     @cached_property
+    def slope(self) -> Slope | None:
+        """J as the slope ⟨v, ∇J⟩ of the user's loss, in a check of second order; else None."""
+        if self.request.order == 1:
+            return None
+        return Slope(self._loss.at(self.request.dtype), self.theta, self.request.seed)
+
+    @cached_property
     def objective(self) -> Objective:
         """J, evaluated twice before any verdict; raises where it is no finite deterministic number."""
         dtype = self.request.dtype
-        compute = self._loss.at(dtype)
+        compute = self.slope or self._loss.at(dtype)
         hold = self.request.hold_detached
         try:
-            variables, beat = objects_of(self._loss.variables), self.progress.beat
-            return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, beat, hold, variables)
+            return preflighted(
+                self.model,
+                compute,
+                self._borrowed,
+                dtype,
+                self._drawn_in,
+                self.progress.beat,
+                hold,
+                self._loss.variables,
+                self._loss.words,
+                self.slope is not None,
+            )
         except NonFiniteLossError as error:
+            if self.slope is not None and math.isfinite(float(self.slope.loss)):
+                raise NonFiniteLossError(_has_no_slope(float(self.slope.loss)), module=error.module) from error
             if not self.request.perturb:
                 raise
             raise NonFiniteLossError(f"{error} {_is_moved(self.request.perturb)}", module=error.module) from error
@@ -113,8 +134,16 @@ class Problem:
         return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
 
     def gradients_now(self) -> dict[int, AnalyticGradient]:
-        """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly."""
-        return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+        """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly.
+
+        They are NaN where J is not defined there.
+        """
+        try:
+            return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+        except Exception as error:
+            if not self.objective.domain.excludes(error, self.objective):
+                raise
+            return {position: undefined_gradient(self.theta[position]) for position in self.theta.checked}
 
     @property
     def on_compiled_code(self) -> list[str]:
@@ -248,6 +277,13 @@ def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:
     if not isinstance(given, Mapping):
         return list(loss.variables)
     return [each for each in loss.variables if set(each.names) & set(given) or matches(each.names, request.include)]
+
+
+def _has_no_slope(loss: float) -> str:
+    return (
+        f"order=2: J(θ) = {loss:.8g}, and its first-order gradient is not finite, so that it cannot be differenced. "
+        "A check with order=1 names the operation that makes it."
+    )
 
 
 def _is_moved(perturb: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,6 +14,7 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
+from torch_gradcheck.objective.signatures import counted, misfit
 from torch_gradcheck.objective.variables import (
     Variable,
     captured_by,
@@ -24,7 +24,7 @@ from torch_gradcheck.objective.variables import (
     variables_in,
 )
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed
 
 Compute = Callable[[], Any]
 """Computes the loss of a lent model; takes no argument."""
@@ -44,6 +44,10 @@ class Loss(Protocol):
     def variables(self) -> Sequence[Variable]:
         """The tensors besides the model's parameters that are on trial; their objects are among the holders."""
 
+    @property
+    def words(self) -> LossWords:
+        """What a report calls the code that computes it."""
+
     def at(self, dtype: torch.dtype | None) -> Compute:
         """J as a function of nothing, the batch copied into `dtype` (None: each tensor in its own)."""
 
@@ -55,6 +59,8 @@ class ModuleLoss:
     A tuple or list is `(inputs, *targets)`; a mapping is the model's keyword arguments; anything else its one input.
     Inputs that are themselves a tuple or list are positional arguments, a mapping keyword arguments.
     """
+
+    words = LOSS_WORDS
 
     model: nn.Module
     loss_fn: Callable[..., Any]
@@ -95,6 +101,8 @@ class ModuleLoss:
 class ClosureLoss:
     """`closure()`, or `closure(batch)` where there is a batch."""
 
+    words = LOSS_WORDS
+
     closure: Callable[..., Any]
     batch: Any = NOTHING
 
@@ -126,6 +134,8 @@ class MeanLoss:
         starts: for each batch the random state its forward starts from; empty: each starts where the last one ended.
         weights: wᵢ, positive numbers; empty: 1 each.
     """
+
+    words = LOSS_WORDS
 
     losses: Sequence[Loss]
     divisor: float
@@ -199,33 +209,14 @@ def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
     try:
         return function(*args, **kwargs)
     except TypeError as error:
-        misfit = _misfit(function.forward if isinstance(function, nn.Module) else function, args, kwargs)
-        if not misfit:
+        why = misfit(function, args, kwargs)
+        if not why:
             raise
         raise InvalidRequestError(
-            f"batch does not fit {name}: it is called with {_counted(args, kwargs)}, and {misfit}. A batch is "
+            f"batch does not fit {name}: it is called with {counted(args, kwargs)}, and {why}. A batch is "
             "(inputs, *targets); inputs that are a tuple or list are positional arguments of the model, a mapping its "
             "keyword arguments."
         ) from error
-
-
-def _counted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The arguments counted, as "2 positional arguments and the keywords ['mask']"."""
-    keywords = f" and the keywords {list(kwargs)}" if kwargs else ""
-    return f"{len(args)} positional argument{'' if len(args) == 1 else 's'}{keywords}"
-
-
-def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The reason why the arguments do not fit a signature; "" where they do, or there is none to be read."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return ""
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        return f"has the signature {signature}: {error}"
-    return ""
 
 
 def _is_sequence(value: Any) -> bool:

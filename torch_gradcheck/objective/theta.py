@@ -13,7 +13,7 @@ from torch import nn
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
-from torch_gradcheck.objective.perturbation import real_view
+from torch_gradcheck.objective.perturbation import infinite_coordinates, real_view
 from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.words import close_names, counted, noun
@@ -38,7 +38,7 @@ class ThetaEntry:
         parameter: the caller's own object: a Parameter, or the tensor of a `Variable`.
         checked: whether its gradient is on trial: the patterns select it, and it is not frozen.
         frozen: whether `requires_grad` is false.
-        padding: flat coordinates that are not tried, see `padding_coordinates`.
+        padding: flat coordinates that are not tried: see `padding_coordinates`, and `infinite_coordinates`.
         own_dtype: the dtype with the caller; while the parameter is lent its dtype is that of the copy.
         role: a parameter, or what the `Variable` is.
     """
@@ -203,7 +203,7 @@ def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str], role: Ro
         parameter=parameter,
         checked=parameter.requires_grad,
         frozen=not parameter.requires_grad,
-        padding=padding_coordinates(model, parameter),
+        padding=np.union1d(padding_coordinates(model, parameter), infinite_coordinates(parameter)),
         own_dtype=parameter.dtype,
         role=role,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torch_gradcheck.borrowing.captures import captures_of
+from torch_gradcheck.borrowing.captures import Captures, captures_of
 from torch_gradcheck.borrowing.reach import is_ordinary
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.reporting.facts import Role
@@ -77,11 +77,15 @@ def stand_in(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def captured_by(closure: Any) -> list[Variable]:
-    """The tensors that a closure captures and that require a gradient, named after the variables that hold them.
+    """The tensors that a closure captures and that require a gradient; see `captured_in`."""
+    return captured_in(captures_of(closure))
 
-    Without parameters of the modules that it captures, what these hold, and what an optimizer holds.
+
+def captured_in(found: Captures) -> list[Variable]:
+    """The tensors among captures that require a gradient, named after the variables that hold them.
+
+    Without parameters of the modules that are captured, what these hold, and what an optimizer holds.
     """
-    found = captures_of(closure)
     of_modules = {id(each) for module in found.modules.values() for each in module.parameters(recurse=False)}
     return [
         Variable(found.names[key], tensor, (), Role.CAPTURED, tensor, tensor.is_leaf)

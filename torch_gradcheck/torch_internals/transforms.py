@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import _vmap_internals
 
 from torch_gradcheck.torch_internals.dispatch import transforms_in_force
 from torch_gradcheck.torch_internals.missing import internal
@@ -72,3 +74,12 @@ def outside_transforms() -> AbstractContextManager[None]:
 
 def _functorch(name: str) -> Any:
     return internal(torch._C._functorch, name, "look at values inside of vmap")
+
+
+def batched_by_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` over dimension 0 of its arguments, by the vmap that autograd itself uses.
+
+    That vmap lets a function run forward-mode AD inside of it (`make_dual`), which `torch.func.vmap` does not.
+    """
+    transformed: Callable[..., Any] = internal(_vmap_internals, "_vmap", "run forward-mode AD under vmap")(function)
+    return transformed

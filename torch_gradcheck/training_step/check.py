@@ -110,7 +110,7 @@ def check_left_in_grad(
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)
         rows = unrepeatable.marked(grad_check.rows(judged, trials))
-        refuse_unreached(rows)
+        refuse_unreached(rows, problem.objective.words)
         spoilt = on_non_finite(problem, grad_check.left, autograd_float64, grad_check.replays)
         notes = [*spoilt.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
         return reported(

@@ -1,0 +1,1 @@
+"""torch.autograd.gradcheck and gradgradcheck, with their signatures and the meaning of their arguments."""
