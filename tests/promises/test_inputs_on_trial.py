@@ -503,3 +503,27 @@ def test_a_detached_twin_stays_where_it_is() -> None:
     model, x = net(False), leaf()
     before = x.detach()
     assert check_closure(model, lambda: MSE(model(x), Y) + (x * before).sum()).proven
+
+
+class OnceOnly(torch.autograd.Function):
+    """x³, right once; its double backward takes what it has saved for a constant."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.slope = 3 * x.detach() ** 2
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g * ctx.slope  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
+def test_second_derivatives_of_inputs(wrong: bool) -> None:
+    torch.manual_seed(0)
+    linear, x, captured = nn.Linear(3, 2), leaf(), leaf() * 1
+    cube: Callable[..., Any] = OnceOnly.apply if wrong else lambda x: x**3
+    status = "mismatch" if wrong else "match"
+    assert rows_of(check_module(linear, lambda y: cube(y).sum(), x, order=2)) == {"batch": (status, "input")}
+    report = check_closure(linear, lambda: cube(linear(captured)).sum(), order=2)
+    assert rows_of(report) == {"captured": (status, "captured")}
