@@ -195,7 +195,7 @@ def check_function(
     is missing. A wrong row says for which output's gradient it is wrong.
 
     Rows are named after the arguments of the function, of `forward` without `ctx` for an `autograd.Function`: `x`,
-    `tensors[0]` inside a list, `args[2]` where there is no name. `report.contract` says what else holds of the function.
+    `tensors[0]` inside a list, `args[2]` where there is no name. `report.contract` says what else holds of it.
 
     Args:
         function: a plain function, `MyFunction.apply`, an operator of `torch.library`, or a module, whose parameters
