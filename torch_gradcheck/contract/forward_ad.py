@@ -48,11 +48,13 @@ def forward_ad(trial: Trial) -> ContractEntry:
             return _raised(functions, alone, f"{name} alone")
     slopes = judged_beside(trial, tangents.slopes, names)
     wrong = {name: slope for name, slope in slopes.items() if slope.verdict is Verdict.WRONG}
+    if wrong and not functions and tangents.are_of_backward(wrong):
+        return not_applicable(NAME, "torch's own rules give what the backward gives, which differences contradict")
     if wrong:
         return failed(NAME, _wrong(functions, wrong))
     unknown = [name for name, slope in slopes.items() if slope.verdict is Verdict.UNKNOWN]
     if unknown:
-        return not_applicable(NAME, f"differences of the outputs are too noisy along {listed(unknown)}")
+        return not_applicable(NAME, f"differences, noisy or not finite, tell nothing of {listed(unknown)}")
     return passed(NAME, "" if functions else "by the rules of torch's own operations")
 
 
@@ -93,6 +95,16 @@ class _Tangents:
         tangents = self._tangents(self._directions(names))
         return self._along(tangents)
 
+    def are_of_backward(self, slopes: Slopes) -> bool:
+        """Whether these slopes are those of the gradients that the backward gives."""
+        gradients = dict(zip(self.trial.all_names, self.trial.first.gradients, strict=True))
+        pairs = [
+            (direction.slope([gradients[name]]), slopes[name].predicted)
+            for name, direction in self._directions(slopes).items()
+        ]
+        tolerance = self.trial.problem.request.tolerance
+        return all(abs(one - other) <= tolerance * max(abs(one), abs(other)) for one, other in pairs)
+
     def slopes(self, names: Collection[str]) -> Slopes:
         """J along a direction through each of these, beside what forward mode says of it."""
         return {name: self._slope(name, direction) for name, direction in self._directions(names).items()}
@@ -123,10 +135,14 @@ class _Tangents:
                 found = attempted(self._terms)
             return float("nan") if isinstance(found, Raised) else sum([float(term.sum()) for term in found])
 
+        def predicted(step: float) -> float:
+            with direction.at(step):
+                return self._along(self._alone(name, direction))
+
         terms = self._terms()
         scale = sum([float(term.abs().sum()) for term in terms])
         precision = Precision(epsilon(request.dtype), request.tolerance, scale)
-        return judged(value, self._along(self._alone(name, direction)), precision)
+        return judged(value, predicted, precision)
 
     def _alone(self, name: str, direction: RandomDirection) -> dict[str, torch.Tensor]:
         """The tangent of one tensor and zeros for all others: for those that torch makes itself it imports sympy."""
