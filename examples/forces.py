@@ -32,7 +32,7 @@ class RadialBasis(torch.autograd.Function):
         return basis
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         """The right gradients, without a path from them to distances and centres."""
         (slope,) = ctx.saved_tensors
         return (grad * slope).sum(-1), -(grad * slope).sum((0, 1, 2))
@@ -49,7 +49,7 @@ class RepairedRadialBasis(RadialBasis):
         return basis
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         """The right gradients, made of what has a graph."""
         distances, centres, basis = ctx.saved_tensors
         slope = -2 * WIDTH * (distances.unsqueeze(-1) - centres) * basis
@@ -74,7 +74,7 @@ class Energy(nn.Module):
         """Energies, shape (clusters,), of positions of shape (clusters, atoms, 3)."""
         distances, others = _distances(positions)
         cutoff = torch.where(others, 0.5 * (torch.cos(torch.pi * distances.clamp(max=CUTOFF) / CUTOFF) + 1), 0)
-        near = self.basis.apply(distances, self.centres) * cutoff.unsqueeze(-1)
+        near = self.basis.apply(distances, self.centres) * cutoff.unsqueeze(-1)  # type: ignore[no-untyped-call]
         atoms = torch.tanh(self.first(near.sum(-2)))
         messages = torch.einsum("bijf,bjf->bif", self.filter(near) * cutoff.unsqueeze(-1), atoms)
         energies: Tensor = self.readout(atoms + messages).sum((-2, -1))
@@ -148,7 +148,7 @@ def trained(basis: type[RadialBasis], steps: int = 150) -> float:
     for _ in range(steps):
         optimizer.zero_grad()
         loss = force_loss(model(positions), targets)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return loss.item()
 

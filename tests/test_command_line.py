@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.render.samples import SAMPLES, report_of
 from torch_gradcheck.command_line import main
 
 PROBLEMS = """
@@ -60,6 +59,18 @@ def wrong_function():
 
 def forgets_the_batch():
     return right()[:2]
+
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x / 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.div_(2)
+
+def writes_to_its_gradient():
+    return Half.apply, (torch.ones(3),)
 
 def many_targets():
     model, loss_fn, batch = right()
@@ -186,10 +197,9 @@ def test_a_file_that_cannot_be_written(file: Path, capsys: pytest.CaptureFixture
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_a_broken_contract_is_a_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = report_of(SAMPLES["broken_contract"])
-    monkeypatch.setattr("torch_gradcheck.command_line.check_module", lambda *_, **__: report)
-    assert main([f"{file}:right"]) == 1
+def test_a_broken_contract_is_a_failure(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:writes_to_its_gradient"]) == 1
+    assert "contract BROKEN in 2 of 11 entries:\ngrad_output_kept, layouts" in capsys.readouterr().out
 
 
 @pytest.mark.slow

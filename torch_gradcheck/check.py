@@ -320,7 +320,7 @@ def judged(problem: Problem, started: float) -> tuple[Report, Examination]:
     gradients, unrepeatable = _on_trial(problem)
     choice, trials = run_method(problem, gradients)
     rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
-    rows = linear_in(problem.slope, rows)
+    rows = linear_in(problem.slope, rows, problem.theta)
     rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
     refuse_unreached(rows, problem.objective.words)
     found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)

@@ -69,3 +69,17 @@ def test_it_is_found_by_every_method(method: str) -> None:
     report = check_module(around(mistake.function), F.cross_entropy, BATCH, order=2, method=method)
     assert {row.name for row in report.mismatches} == set(mistake.rows)
     assert report.culprit == "1.0"
+
+
+@pytest.mark.parametrize("name", ["a detached gradient", "a derivative is saved"])
+def test_inputs_are_rows(name: str) -> None:
+    mistake, x = MISTAKES[name], BATCH[0].clone().requires_grad_()
+    report = check_module(around(mistake.function), F.cross_entropy, (x, BATCH[1]), order=2)
+    assert {row.name for row in report.mismatches} == {*mistake.rows, "batch[0]"}
+    assert report.culprit == "1.0"
+
+
+def test_a_mistake_in_a_frozen_networks_double_backward_shows_in_its_input() -> None:
+    model, x = around(MISTAKES["numpy"].function).requires_grad_(False), BATCH[0].clone().requires_grad_()
+    report = check_module(model, F.cross_entropy, (x, BATCH[1]), order=2)
+    assert [row.name for row in report.mismatches] == ["batch[0]"]

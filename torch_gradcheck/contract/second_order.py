@@ -85,9 +85,9 @@ def _kept(trial: Trial) -> str:
 def _intermediates(trial: Trial) -> list[str]:
     with torch.enable_grad():
         with trial.regime():
-            here = trial.outputs(trial.arguments)
+            here = trial.outputs(trial.fresh())
         with RandomDirection(trial.tensors, trial.problem.request.seed).at(MOVED), trial.regime():
-            there = trial.outputs(trial.arguments)
+            there = trial.outputs(trial.fresh())
     return [f"{each.name} of {name_of(each.function)}" for each in kept_intermediates(here, there)]
 
 

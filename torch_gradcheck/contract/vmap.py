@@ -165,9 +165,8 @@ def _compared(
     dims = [*way.dims, *[None for _ in trial.parameters]]
     for position, (name, dim) in enumerate(zip(trial.all_names, dims, strict=True)):
         expected_gradient = _joined([run.gradients[position] for run in loop], dim)
-        words.append(
-            _differs(trial, f"the gradient of {name}{trial.backwards}", gradients[position], expected_gradient)
-        )
+        found = _differs(trial, f"the gradient of {name}", gradients[position], expected_gradient)
+        words.append(found and f"{found}{trial.backwards}")
     return next(filter(None, words), "")
 
 
@@ -196,8 +195,8 @@ def _wrong_backward(trial: Trial) -> str:
         def gradients(*cotangents: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple([found for found in pulled_back(outputs, leaves, cotangents) if found is not None])
 
-        together = torch.vmap(gradients)(*pairs)
-        loop = [gradients(*[pair[k] for pair in pairs]) for k in range(EXAMPLES)]
+        together = torch.vmap(gradients)(*[pair.clone() for pair in pairs])  # a backward may write to them
+        loop = [gradients(*[pair[k].clone() for pair in pairs]) for k in range(EXAMPLES)]
     expected = [torch.stack(list(each)) for each in zip(*loop, strict=True)]
     words = [_differs(trial, "a gradient", *each) for each in zip(together, expected, strict=True)]
     return next(filter(None, words), "")

@@ -108,7 +108,12 @@ class Problem:
         """J as the slope ⟨v, ∇J⟩ of the user's loss, in a check of second order; else None."""
         if self.request.order == 1:
             return None
-        return Slope(self._loss.at(self.request.dtype), self.theta, self.request.seed)
+        request, variables = self.request, variables_on_trial(self._loss, self.request)
+        asked = theta_of(
+            self.model, request.include, request.exclude, variables
+        )  # θ is known once J has been evaluated
+        on_trial = [entry.parameter for entry in asked if entry.checked]
+        return Slope(self._loss.at(request.dtype), on_trial, request.seed)
 
     @cached_property
     def objective(self) -> Objective:

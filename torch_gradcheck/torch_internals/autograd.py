@@ -195,6 +195,17 @@ def has_forward_rule(function: type[torch.autograd.Function]) -> bool:
     return function.jvp is not torch.autograd.Function.jvp
 
 
+def meets_constants(nodes: Iterable[Any]) -> bool:
+    """Whether an operation in a graph has a constant beside an operand that has a graph, as x · 2 has.
+
+    In forward mode torch makes zeros without memory for the tangent of the constant. What it computes of these goes by
+    code that imports the compiler, which takes seconds. To copy into new memory is no such operation.
+    """
+    arithmetic = [node for node in nodes if "Copy" not in node.name()]
+    edges = [[following for following, _ in node.next_functions] for node in arithmetic]
+    return any(len(each) > 1 and None in each for each in edges)
+
+
 def has_vmap_rule(function: type[torch.autograd.Function]) -> bool:
     """Whether a Function has a `vmap` of its own, which says how it is batched."""
     return function.vmap is not torch.autograd.Function.vmap
