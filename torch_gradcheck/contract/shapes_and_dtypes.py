@@ -34,7 +34,7 @@ from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_funct
 NAME = "shapes_and_dtypes"
 
 PRECISIONS = (torch.float64, torch.float32)
-"""The precisions in which the function runs, casts not raised."""
+"""The precisions in which the function runs, casts not raised, under the caller's own default dtype."""
 
 
 def shapes_and_dtypes(trial: Trial) -> ContractEntry:
@@ -66,11 +66,25 @@ def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
 
 
 def _look(trial: Trial, seen: _Returned) -> None:
-    with torch.enable_grad():
+    """Forward and backward under the caller's default dtype, in which a backward may make its tensors."""
+    with torch.enable_grad(), _DefaultDtype(trial.problem.default_dtype):
         outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
         terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
         with seen:
             gradients_of(terms, trial.tensors)
+
+
+class _DefaultDtype:
+    """Inside the block this is the default dtype."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype, self._before = dtype, torch.get_default_dtype()
+
+    def __enter__(self) -> None:
+        torch.set_default_dtype(self._dtype)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_default_dtype(self._before)
 
 
 class _Evaluated:
