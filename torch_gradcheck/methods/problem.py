@@ -101,9 +101,8 @@ class Problem:
         if self.request.order == 1:
             return None
         request, variables = self.request, variables_on_trial(self._loss, self.request)
-        asked = theta_of(
-            self.model, request.include, request.exclude, variables
-        )  # θ is known once J has been evaluated
+        # θ itself is known once J has been evaluated: captured tensors belong to it that J reads.
+        asked = theta_of(self.model, request.include, request.exclude, variables)
         on_trial = [entry.parameter for entry in asked if entry.checked]
         return Slope(self._loss.at(request.dtype), on_trial, request.seed)
 

@@ -19,8 +19,8 @@ STREAM = 0x5EC0
 
 
 BY_CLOSURE = (
-    "the closure calls backward() itself, which leaves gradients without a graph. Let it return the loss, and leave the "
-    "backward to the check."
+    "the closure calls backward() itself, which leaves gradients without a graph. Let it return the loss, and leave "
+    "the backward to the check."
 )
 
 BY_FUNCTION = (
