@@ -142,6 +142,11 @@ def test_a_first_order_gradient_that_is_not_finite_is_said_to_be_that() -> None:
         check_module(model, lambda y: y.abs().sqrt().sum(), X, order=2)
 
 
+def test_a_loss_that_is_not_finite_is_refused_though_its_gradient_is() -> None:
+    with pytest.raises(NonFiniteLossError, match=r"order=2: J\(θ\) = inf\. A check with order=1 names"):
+        check_module(linear(), lambda y: y.square().sum() + torch.tensor(float("inf")), X, order=2)
+
+
 def test_the_report_says_of_what_it_is() -> None:
     report = check_module(linear(), lambda y: y.square().sum(), X, order=2)
     assert report.proven
