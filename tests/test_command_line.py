@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.reporting.render.samples import SAMPLES, report_of
 from torch_gradcheck.command_line import main
 
 PROBLEMS = """
@@ -168,6 +169,12 @@ def test_values_that_do_not_fit(file: Path, capsys: pytest.CaptureFixture[str], 
 def test_a_file_that_cannot_be_written(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{file}:right", "--json", str(file.parent / "nowhere" / "report.json")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_broken_contract_is_a_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    report = report_of(SAMPLES["broken_contract"])
+    monkeypatch.setattr("torch_gradcheck.command_line.check_module", lambda *_, **__: report)
+    assert main([f"{file}:right"]) == 1
 
 
 @pytest.mark.slow

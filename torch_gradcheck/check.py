@@ -12,24 +12,33 @@ from torch import nn
 
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.diagnosis.findings import findings_of
+from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
-from torch_gradcheck.objective.function_call import function_call
-from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule
+from torch_gradcheck.objective.function_call import function_call, module_of
+from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.request import Mode, Request, callable_argument, closure_argument, validated_request
+from torch_gradcheck.request import (
+    Mode,
+    Request,
+    callable_argument,
+    closure_argument,
+    function_argument,
+    validated_request,
+)
 from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import Examination, check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
-from torch_gradcheck.verdicts.rows import excused, frozen_row, over_theta, refuse_unreached
+from torch_gradcheck.verdicts.rows import excused, frozen_row, linear_in, over_theta, refuse_unreached
 
 Patterns = str | Sequence[str] | None
 
@@ -49,6 +58,7 @@ def check_module(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     progress: bool | None = None,
+    order: int = 1,
     perturb: float = 0.0,
     hold_detached: bool = False,
 ) -> Report:
@@ -79,6 +89,8 @@ def check_module(
         dtype: the precision of the check, `torch.float64` or `torch.float32`.
         seed: of everything that is drawn at random: same seed, same report.
         progress: True or False; None shows a bar only for long work on a terminal.
+        order: 1: the gradient of J. 2: the gradient of its slope ⟨v, ∇J(θ)⟩ for a random v, which a double backward
+            gives, against differences of the first-order gradient, which is not on trial itself.
         perturb: 0.0: at the model's own θ. A positive number: at θ + perturb · s · N(0, 1), s the standard deviation of
             the tensor, 1 where it is constant, drawn from `seed`. Mistakes that weights of exactly 1 or 0 hide show
             there. All parameters that require a gradient move, for the check alone.
@@ -105,6 +117,7 @@ def check_module(
         progress=progress,
         perturb=perturb,
         hold_detached=hold_detached,
+        order=order,
     )
     callable_argument("loss_fn", loss_fn)
     return checked(model, ModuleLoss(model, loss_fn, batch), request)
@@ -124,6 +137,7 @@ def check_closure(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
     progress: bool | None = None,
+    order: int = 1,
     perturb: float = 0.0,
     hold_detached: bool = False,
 ) -> Report:
@@ -149,6 +163,7 @@ def check_closure(
         progress=progress,
         perturb=perturb,
         hold_detached=hold_detached,
+        order=order,
     )
     callable_argument("closure", closure)
     closure_argument(closure)
@@ -159,6 +174,7 @@ def check_function(
     function: Callable[..., Any],
     inputs: Sequence[Any] | Mapping[str, Any],
     *,
+    order: int = 1,
     tolerance: float | None = None,
     dtype: torch.dtype = torch.float64,
     eps: float | None = None,
@@ -176,7 +192,9 @@ def check_function(
             parameters are on trial too and whose mode stays as it is.
         inputs: a tuple of its positional arguments, or a mapping of keyword arguments. On trial are the tensors that
             require a gradient or, where none does, all of floating point or complex numbers.
-        tolerance: as in `check_module`, as are all that follow.
+        order: as in `check_module`, as are all that follow. With order=2, v depends on y as well, so that the gradients
+            that a backward is given are on trial too. The contract is tried at either.
+        tolerance: the largest relative error that passes.
         dtype: the precision of the check; the arguments on trial are copied into it.
         eps: the step of the centered difference.
         seed: of v, and whatever else is drawn at random.
@@ -186,7 +204,8 @@ def check_function(
     Raises:
         InvalidRequestError, NonFiniteLossError, NonDeterministicLossError: as `check_module`.
     """
-    model = function if isinstance(function, nn.Module) else FunctionModule()
+    function_argument(function)
+    model = module_of(function) or FunctionModule()
     request = validated_request(
         model,
         METHOD_NAMES,
@@ -202,13 +221,32 @@ def check_function(
         progress=progress,
         perturb=0.0,
         hold_detached=hold_detached,
+        order=order,
     )
-    callable_argument("function", function)
     loss = FunctionLoss(function_call(function, inputs), request.seed)
+    loss = replace(loss, is_bent=order == 2)
+    try:
+        return _of_function(model, loss, request)
+    except WrittenArgumentsError:
+        return _of_function(model, loss.on_copies(), request)
+
+
+def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
+    """The check of J as of any other loss; then, in a loan of its own, what only a function can be asked."""
+    started = time.perf_counter()
     report = checked(model, loss, request)
-    proven = frozenset(row.name for row in report if row.status.is_proven)
-    with posed(model, loss, request) as problem:
-        return replace(report, contract=contract_of(Trial(problem, loss, proven)))
+    plain = replace(loss, is_bent=False)
+    with posed(model, plain, replace(request, order=1)) as problem:
+        rows = told_by_output(problem, plain, report.parameters) if request.order == 1 else report.parameters
+        proven = frozenset(row.name for row in rows if row.status.is_proven)
+        contract = contract_of(Trial(problem, plain, proven))
+    return replace(
+        report,
+        parameters=rows,
+        notes=[*report.notes, *loss.notes],
+        contract=contract,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
@@ -220,7 +258,19 @@ def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
     if request.gradients == "grad":
         mode: Mode = "train" if request.mode == "train" else "keep"
         return check_left_in_grad(model, loss, replace(request, mode=mode), TrainingStep())
-    return check_backward(model, loss, request)[0]
+    report = check_backward(model, loss, request)[0]
+    return _begun_with_first_order(report, model, loss, request) if request.order == 2 else report
+
+
+def _begun_with_first_order(report: Report, model: nn.Module, loss: Loss, request: Request) -> Report:
+    """The report of second order; where no culprit is known, with that of the first-order gradient if this is wrong."""
+    if not report.mismatches or report.culprit is not None:
+        return report
+    first = check_backward(model, loss, replace(request, order=1))[0]
+    if not first.mismatches:
+        return report
+    notes = [*report.notes[:1], f"by a check of order=1, {first.notes[0]}", *report.notes[1:]]
+    return replace(report, culprit=first.culprit, notes=notes)
 
 
 def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination]:
@@ -236,8 +286,9 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
         gradients, unrepeatable = _on_trial(problem)
         choice, trials = run_method(problem, gradients)
         rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
+        rows = linear_in(problem.slope, rows)
         rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
-        refuse_unreached(rows)
+        refuse_unreached(rows, problem.objective.words)
         found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
         notes = notes_of(problem, choice, rows, gradients)
         report = reported(
@@ -248,7 +299,7 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
             relative_error=over_theta(rows, trials),
             notes=unrepeatable.among([*found.notes, *notes]),
             culprit=found.culprit if found.notes else unrepeatable.culprit,
-            backward_spread=unrepeatable.spread,
+            backward_spread=unrepeatable.spread or problem.objective.apart_with_graph,
         )
         examined = Examination.of(problem, gradients, choice, trials)
     return report, examined
@@ -262,7 +313,8 @@ def _on_trial(problem: Problem) -> tuple[Mapping[int, AnalyticGradient], Unrepea
     given = problem.request.gradients
     if isinstance(given, Mapping):
         return given_gradients(given, problem.theta), Unrepeatable()
-    return problem.backward.gradients, Unrepeatable.of(problem)
+    backward = problem.backward if problem.slope is None else double_backward_of(problem)
+    return backward.gradients, Unrepeatable.of(problem)
 
 
 def _row(problem: Problem, choice: MethodChoice, position: int, trials: Trials) -> ParameterReport:

@@ -1,4 +1,4 @@
-"""The command `torch-gradcheck FILE.py:FUNCTION`: checks the model that FUNCTION() returns, and exits 0, 1, 2 or 3."""
+"""The command `torch-gradcheck FILE.py:FUNCTION`: checks what FUNCTION() returns, and exits 0, 1, 2 or 3."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from typing import Any
 
 import torch
 
-from torch_gradcheck.check import check_module
+from torch_gradcheck.check import check_function, check_module
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.render.formats import FORMATS
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.reporting.words import close_names
+from torch_gradcheck.reporting.words import close_names, listed
 from torch_gradcheck.request import DTYPES, MAX_SEED, MODES
 from torch_gradcheck.version import __version__
 
 PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN = 0, 1, 2, 3
 
-DESCRIPTION = "Checks the gradients of a PyTorch model against float64 centered differences."
+OF_A_MODEL = ("method", "include", "exclude", "mode", "perturb")
+"""The options that only the check of a model has."""
+
+DESCRIPTION = "Checks the gradients of a PyTorch model, or a function of tensors, against float64 centered differences."
 
 EPILOG = (
     "Exit status: 0 passed, 1 a gradient is wrong, 2 it could not be checked, 3 none is wrong and none is proven right "
@@ -75,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "target",
         metavar="FILE.py:FUNCTION",
-        help="or package.module:FUNCTION; FUNCTION() returns (model, loss_fn, batch)",
+        help="or package.module:FUNCTION; FUNCTION() returns (model, loss_fn, batch) or, for check_function, "
+        "(function, inputs)",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--method", choices=METHOD_NAMES, default="auto")
@@ -83,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tolerance", type=float, help="largest relative error that passes (1e-5; with --dtype float32 1e-3)"
     )
+    parser.add_argument("--order", type=int, choices=(1, 2), default=1, help="2: the double backward (1: the gradient)")
     parser.add_argument("--include", action="append", metavar="GLOB", help="check these parameters only; repeatable")
     parser.add_argument("--exclude", action="append", metavar="GLOB", help="leave these out; repeatable")
     parser.add_argument("--mode", choices=MODES, default="eval")
@@ -124,7 +129,30 @@ def _seed(text: str) -> int:
 
 def _checked(options: argparse.Namespace) -> Report:
     torch.manual_seed(options.seed)
-    model, loss_fn, batch = _problem(options.target)
+    problem = _problem(options.target)
+    return _checked_function(options, *problem) if len(problem) == 2 else _checked_model(options, *problem)
+
+
+def _checked_function(options: argparse.Namespace, function: Any, inputs: Any) -> Report:
+    given = [name for name in OF_A_MODEL if getattr(options, name) != _parser().get_default(name)]
+    if given:
+        raise InvalidRequestError(
+            f"{options.target}() returned (function, inputs), and {listed([f'--{name}' for name in given])} "
+            f"{'is' if len(given) == 1 else 'are'} for models: leave out, or return (model, loss_fn, batch)."
+        )
+    return check_function(
+        function,
+        inputs,
+        eps=options.eps,
+        tolerance=options.tolerance,
+        dtype=getattr(torch, options.dtype),
+        seed=options.seed,
+        progress=options.progress,
+        hold_detached=options.hold_detached,
+    )
+
+
+def _checked_model(options: argparse.Namespace, model: Any, loss_fn: Any, batch: Any) -> Report:
     return check_module(
         model,
         loss_fn,
@@ -138,13 +166,14 @@ def _checked(options: argparse.Namespace) -> Report:
         dtype=getattr(torch, options.dtype),
         seed=options.seed,
         progress=options.progress,
+        order=options.order,
         perturb=options.perturb,
         hold_detached=options.hold_detached,
     )
 
 
-def _problem(target: str) -> tuple[Any, Any, Any]:
-    """Returns (model, loss_fn, batch) from the target's function.
+def _problem(target: str) -> tuple[Any, ...]:
+    """Returns (model, loss_fn, batch), or (function, inputs), from the target's function.
 
     Raises:
         InvalidRequestError: there is no such function, or it returns something else.
@@ -153,12 +182,12 @@ def _problem(target: str) -> tuple[Any, Any, Any]:
     if not colon or not where or not name:
         raise InvalidRequestError(f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.")
     result = _function(where, name)()
-    if not isinstance(result, tuple | list) or len(result) != 3:
+    if not isinstance(result, tuple | list) or len(result) not in (2, 3):
         raise InvalidRequestError(
-            f"{target}() must return (model, loss_fn, batch), got {type(result).__name__}"
+            f"{target}() must return (model, loss_fn, batch) or (function, inputs), got {type(result).__name__}"
             f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}."
         )
-    return result[0], result[1], result[2]
+    return tuple(result)
 
 
 def _function(where: str, name: str) -> Callable[[], Any]:

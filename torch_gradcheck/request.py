@@ -44,6 +44,7 @@ class Request:
     progress: bool | None
     perturb: float = 0.0
     hold_detached: bool = False
+    order: int = 1
 
 
 def validated_request(
@@ -62,6 +63,7 @@ def validated_request(
     progress: object,
     perturb: object,
     hold_detached: object,
+    order: object = 1,
 ) -> Request:
     """The validated request; `methods` are the names that `method` may be.
 
@@ -83,6 +85,7 @@ def validated_request(
         progress=_progress(progress),
         perturb=_perturb(perturb, gradients),
         hold_detached=_flag("hold_detached", hold_detached),
+        order=_order(order, gradients),
     )
 
 
@@ -92,6 +95,18 @@ def callable_argument(name: str, value: object) -> None:
         raise InvalidRequestError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...).")
     if not callable(value):
         raise InvalidRequestError(f"{name} must be callable, got {_found(value)}.")
+
+
+def function_argument(function: object) -> None:
+    """Raises when `function` cannot be called with tensors; says what to give for a class of autograd Functions."""
+    kind = function if isinstance(function, type) else type(function)
+    if issubclass(kind, torch.autograd.Function):
+        raise InvalidRequestError(f"function is {_class_or_instance(function)}; give {kind.__name__}.apply.")
+    callable_argument("function", function)
+
+
+def _class_or_instance(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"an instance of {type(value).__name__}"
 
 
 def closure_argument(closure: Callable[..., Any]) -> None:
@@ -193,6 +208,19 @@ def _perturb(value: object, gradients: object) -> float:
             f"perturb={perturb:g} moves θ, and gradients={given} belong to the model's own θ: leave one of them out."
         )
     return perturb
+
+
+def _order(order: object, gradients: object) -> int:
+    """`order`; raises unless it is 1 or 2, and 1 where the gradients are given."""
+    if isinstance(order, bool) or order not in (1, 2):
+        raise InvalidRequestError(f"order must be 1 (the gradient of J) or 2 (that of its slope), got {_found(order)}.")
+    if order == 2 and gradients is not None:
+        given = '"grad"' if isinstance(gradients, str) else "those derived by hand"
+        raise InvalidRequestError(
+            f"order=2 puts autograd's double backward on trial, and gradients={given} are of first order: leave one of "
+            "them out."
+        )
+    return int(order)
 
 
 def _progress(value: object) -> bool | None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import check_a_function
 import digits_from_scratch as scratch
 import digits_mlp
 import find_the_bug
@@ -94,6 +95,21 @@ def test_a_straight_through_estimator_is_right_once_it_is_declared(capsys):
     assert "WRONG in 2 of 4" in plain
     assert "straight_through.py:26 is meant to be held" in first_note
     assert "gradients right: 4 of 4" in declared
+
+
+def test_a_function_is_wrong_in_one_gradient_and_in_one_entry_of_its_contract():
+    report = check_a_function.report_of(check_a_function.RMSNorm)
+
+    assert {row.name: row.status for row in report} == {"x": "match", "weight": "mismatch"}
+    assert report["weight"].diagnosis.factor == pytest.approx(0.2)
+    assert [entry.name for entry in report.broken] == ["layouts"]
+
+
+def test_the_mended_function_keeps_its_contract():
+    report = check_a_function.report_of(check_a_function.MendedRMSNorm)
+
+    assert report.proven
+    assert {entry.status for entry in report.contract} <= {"passed", "not_applicable"}
 
 
 @pytest.mark.slow

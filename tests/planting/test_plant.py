@@ -170,8 +170,25 @@ def test_nothing_on_trial_upstream() -> None:
     model[0].requires_grad_(False)  # type: ignore[index,union-attr]
     found = hidden(model)
     assert found["1"] == {"its output needs no gradient: nothing upstream of it is on trial"}
-    grad_of_input = hidden(model, X.clone().requires_grad_())
-    assert grad_of_input["1"] == {"no parameter on trial lies upstream of its output"}
+
+
+def test_an_input_on_trial_shows_faults_in_front_of_every_parameter() -> None:
+    model = within(nn.Tanh())
+    model[0].requires_grad_(False)  # type: ignore[index,union-attr]
+    assert "1" not in hidden(model, X.clone().requires_grad_())
+    assert "0" not in hidden(within(nn.Tanh()), X.clone().requires_grad_())
+
+
+def test_a_gradient_for_an_input_that_cannot_be_perturbed() -> None:
+    found = hidden(nn.Sequential(ToDense(), nn.Tanh(), nn.Linear(4, 2)), X.to_sparse().requires_grad_())
+    assert found["1"] == {"nothing on trial lies upstream of its output"}
+
+
+class ToDense(nn.Module):
+    """What a sparse tensor holds, as an ordinary one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to_dense()
 
 
 def test_an_effect_below_the_noise() -> None:

@@ -2,21 +2,20 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
-from tests.reporting.render.samples import SAMPLES, contract, facts, match, row
+from tests.reporting.render.samples import SAMPLES, contract, facts, match, report_of, row
 from torch_gradcheck.errors import GradcheckError, GradientMismatchError, NothingProvenError
-from torch_gradcheck.reporting.facts import Facts, Status
+from torch_gradcheck.reporting.facts import Status
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.report import Report
 
 
 def report(sample: str) -> Report:
-    found = SAMPLES[sample]
-    return Report(**{field.name: getattr(found, field.name) for field in fields(Facts)})
+    return report_of(SAMPLES[sample])
 
 
 @pytest.mark.parametrize(

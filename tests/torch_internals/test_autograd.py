@@ -45,6 +45,7 @@ from torch_gradcheck.torch_internals.autograd import (
     set_backward,
     set_function_backward,
     tensor_hooks,
+    writes_to_a_leaf,
 )
 from torch_gradcheck.torch_internals.missing import MissingInTorchError
 from torch_gradcheck.torch_internals.tensors import swap
@@ -427,3 +428,27 @@ def test_every_backward_is_seen_to_start(reentrant: bool) -> None:
         set_backward(run)
     assert starts == ["SumBackward0", "MeanBackward0", "ProdBackward0", *["SinBackward0"] * reentrant]
     assert current_backward() is run
+
+
+class Marking(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.mark_dirty(x)
+        return x.mul_(2)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * gradient
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda x: x.mul_(2), lambda x: x[0].mul_(2), Marking.apply],
+    ids=["a leaf", "a view", "a Function"],
+)
+def test_a_refused_write_to_a_leaf_is_told_from_other_errors(write: Any) -> None:
+    """Functions that write to their arguments have to be given copies of them."""
+    with pytest.raises(RuntimeError) as caught:
+        write(torch.ones(2, requires_grad=True))
+    assert writes_to_a_leaf(caught.value)
+    assert not writes_to_a_leaf(RuntimeError("one of the variables has been modified by an inplace operation"))

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from torch_gradcheck.torch_internals.double_backward import (
+    is_of_operation,
     is_once_differentiable,
     kept_without_graph,
     operation_without_formula,
-    refuses,
 )
 
 
@@ -53,24 +53,29 @@ def test_a_function_that_says_that_it_cannot_be_differentiated_twice() -> None:
     assert not is_once_differentiable(Kept)
 
 
-def test_a_gradient_that_raises_where_it_is_differentiated() -> None:
-    x = torch.ones(2, requires_grad=True)
-    for function in (Kept, Once):
-        (gradient,) = torch.autograd.grad(function.apply(x).square().sum(), x, create_graph=True)
-        assert refuses(gradient) == (function is Once)
-    assert not refuses(x)
+ATTENTION = "_scaled_dot_product_flash_attention_for_cpu_backward"
 
 
-def test_an_operation_without_a_derivative_is_named() -> None:
-    """Fused attention has a backward, which has none."""
-    q = torch.ones(1, 1, 2, 4, requires_grad=True)
-    y = torch.nn.functional.scaled_dot_product_attention(q, q, q)
-    if "FlashAttention" not in y.grad_fn.name():  # type: ignore[union-attr]
+@pytest.mark.parametrize(
+    ("function", "operation"),
+    [
+        (lambda x: torch.nn.functional.scaled_dot_product_attention(x, x, x), ATTENTION),
+        (lambda x: torch.cdist(x, x + 1), "_cdist_backward"),
+    ],
+    ids=["attention", "cdist"],
+)
+def test_an_operation_without_a_derivative_is_named(function: Any, operation: str) -> None:
+    """It has a backward, which has none: a check of second order says so."""
+    x = torch.eye(4).expand(1, 1, 4, 4).clone().requires_grad_()
+    y = function(x)
+    if operation == ATTENTION and "FlashAttention" not in y.grad_fn.name():
         pytest.skip("this torch computes it by other operations")
-    (gradient,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError) as error:
         gradient.sum().backward()
-    name = operation_without_formula(error.value)
-    assert name is not None
-    assert name.startswith("aten::_scaled_dot_product_flash_attention")
+    assert operation_without_formula(error.value) == operation
+
+
+def test_another_exception_names_no_operation() -> None:
     assert operation_without_formula(RuntimeError("derivative for the user")) is None
+    assert not is_of_operation(torch.ones(2, requires_grad=True) * 2, "_cdist_backward")

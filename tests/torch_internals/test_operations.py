@@ -22,11 +22,13 @@ from torch_gradcheck.torch_internals.operations import (
     is_view,
     is_written,
     name_of,
+    operator_name,
     overload,
     overload_name_of,
     overloads,
     packet,
     schema_arguments,
+    schemas_of,
     sibling,
     takes,
     written_arguments,
@@ -93,6 +95,28 @@ def test_a_schema_tells_arguments_and_writes() -> None:
     assert takes(aten.randn.default, "dtype")
     assert not takes(aten.add.Tensor, "dtype")
     assert schema_arguments(len) == ()  # no operation of aten's
+
+
+def test_the_schemas_of_what_can_be_called() -> None:
+    """The names of arguments of operators are in their schemas; aten's have one for each overload."""
+    assert [[argument.name for argument in each] for each in schemas_of(aten.relu)] == [["self"], ["self", "out"]]
+    assert [argument.name for argument in schemas_of(aten.mul.Tensor)[0]] == ["self", "other"]
+    assert schemas_of(torch.mul) == []
+    assert (operator_name(aten.mul), operator_name(aten.mul.Tensor), operator_name(len)) == ("aten::mul",) * 2 + ("",)
+
+
+def test_the_schema_of_an_operator_of_the_users() -> None:
+    """A custom operator has one overload, which the object that the user holds refers to."""
+    operator = torch.library.custom_op("torch_gradcheck_schemas::halved", _halved, mutates_args=())
+    assert [(each.name, each.kwarg_only, each.has_default_value()) for each in schemas_of(operator)[0]] == [
+        ("x", False, False),
+        ("by", False, True),
+    ]
+    assert operator_name(operator) == "torch_gradcheck_schemas::halved"
+
+
+def _halved(x: torch.Tensor, by: float = 0.5) -> torch.Tensor:
+    return x * by
 
 
 VIEWS = {

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, is_a, items_of, size_of
+from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, content_of, is_a, size_of
 from torch_gradcheck.borrowing.random_state import is_generator
 from torch_gradcheck.torch_internals.modules import inner_modules
 from torch_gradcheck.torch_internals.scripted import attributes_in_code, is_scripted
@@ -43,6 +43,8 @@ class Captures:
         containers: dicts, lists, sets and deques that a module refers to. One that only a function refers to is left
             out: a function counts and logs on purpose.
         objects: other objects with attributes of their own, under the same condition.
+        names: of the tensors that are reached by no way through a module or an optimizer: the expression by which the
+            function gets at them, such as `x`, `inputs['x']` or `self.z`.
     """
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
@@ -51,6 +53,7 @@ class Captures:
     generators: dict[int, Any] = field(default_factory=dict)
     containers: dict[int, Any] = field(default_factory=dict)
     objects: dict[int, object] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
 
 
 def captures_of(*holders: Any) -> Captures:
@@ -61,7 +64,7 @@ def captures_of(*holders: Any) -> Captures:
     """
     walk = _Walk()
     for holder in holders:
-        walk.into(holder, DEPTH, of_module=False)
+        walk.into(holder, "", DEPTH, of_module=False)
     return walk.found
 
 
@@ -70,8 +73,17 @@ class _Walk:
         self.found = Captures()
         self._seen: set[int] = set()
 
-    def into(self, value: Any, depth: int, of_module: bool) -> None:
-        """Takes in `value` and what it holds; `of_module`: whether it is state of a module."""
+    def into(self, value: Any, name: str | None, depth: int, of_module: bool) -> None:
+        """Takes in `value` and what it holds.
+
+        Args:
+            value: any object.
+            name: the expression for it, "" for a holder itself; None where it has none.
+            depth: the number of references that are followed from it.
+            of_module: whether it is state of a module.
+        """
+        if depth >= 0 and name is not None and is_a(value, torch.Tensor):
+            self.found.names.setdefault(id(value), name)
         if id(value) in self._seen or depth < 0:
             return
         self._seen.add(id(value))
@@ -81,8 +93,8 @@ class _Walk:
         for kind in self._kinds(value, of_module):
             kind[id(value)] = value
         of_module = of_module and not is_a(value, FunctionType, MethodType, functools.partial)
-        for held in _held(value):
-            self.into(held, depth - 1, of_module)
+        for held_name, held in _held(value, None if is_a(value, torch.optim.Optimizer) else name):
+            self.into(held, held_name, depth - 1, of_module)
 
     def _into_module(self, module: nn.Module) -> None:
         """Takes in a module and, whatever the depth, all modules inside it."""
@@ -95,7 +107,7 @@ class _Walk:
         for each in list(self.found.modules.values())[known:]:
             of_code = attributes_in_code(each) if is_scripted(each) else {}
             for held in [*(attributes_of(each) or {}).values(), *of_code.values()]:
-                self.into(held, DEPTH, of_module=True)
+                self.into(held, None, DEPTH, of_module=True)
 
     def _kinds(self, value: Any, of_module: bool) -> list[dict[int, Any]]:
         """The collections that a thing belongs to; none where it cannot change, or may change on purpose.
@@ -114,18 +126,38 @@ class _Walk:
         return containers + ([self.found.objects] if _has_attributes(value) else [])
 
 
-def _held(value: Any) -> Iterator[Any]:
+Held = Iterator[tuple[str | None, Any]]
+"""The expressions for what is held, and what they stand for."""
+
+
+def _held(value: Any, name: str | None) -> Held:
     if is_a(value, functools.partial):
-        yield from (value.func, *value.args, *value.keywords.values())
+        yield None if name is None else "", value.func
+        yield from ((_named(name, "args", f"[{k}]"), each) for k, each in enumerate(value.args))
+        yield from ((_named(name, key), each) for key, each in value.keywords.items())
     elif is_a(value, MethodType):
-        yield from (value.__func__, value.__self__)
+        yield None if name is None else "", value.__func__
+        yield _named(name, "self") if not name else f"{name}.__self__", value.__self__
     elif is_a(value, FunctionType):
-        yield from _held_by_function(value)
+        yield from ((_named(name, own), each) for own, each in _held_by_function(value))
     else:
         if builtin_base(value) is not None and size_of(value) <= MANY:
-            yield from items_of(value)
+            yield from _items(value, name)
         if _has_attributes(value):
-            yield from _held_by_object(value)
+            yield from _held_by_object(value, name)
+
+
+def _named(name: str | None, own: str, rest: str = "") -> str | None:
+    """What a function calls its own; None where there is no way to the function itself."""
+    return None if name is None else own + rest
+
+
+def _items(container: Any, name: str | None) -> Held:
+    content = content_of(container)
+    if is_a(content, dict):
+        yield from ((None if name is None else f"{name}[{key!r}]", item) for key, item in content.items())
+    else:
+        yield from ((None if name is None else f"{name}[{k}]", item) for k, item in enumerate(content))
 
 
 def _has_attributes(value: Any) -> bool:
@@ -138,15 +170,19 @@ def _has_attributes(value: Any) -> bool:
     return is_open and attributes_of(value) is not None
 
 
-def _held_by_function(function: FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
+def _held_by_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """The names in a function's code and signature, and what they stand for."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
-            yield cell.cell_contents
+            yield name, cell.cell_contents
         except ValueError:  # a cell not filled yet
             continue
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
-    yield from (function.__globals__[name] for name in names_used(function) if name in function.__globals__)
+    defaults = function.__defaults__ or ()
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    yield from zip(positional[len(positional) - len(defaults) :], defaults, strict=False)
+    yield from (function.__kwdefaults__ or {}).items()
+    own_globals = function.__globals__
+    yield from ((name, own_globals[name]) for name in sorted(names_used(function)) if name in own_globals)
 
 
 def names_used(function: FunctionType) -> set[str]:
@@ -160,8 +196,9 @@ def names_used(function: FunctionType) -> set[str]:
     return names
 
 
-def _held_by_object(value: Any) -> Iterator[Any]:
-    yield from list((attributes_of(value) or {}).values())
+def _held_by_object(value: Any, name: str | None) -> Held:
+    for attribute, held in list((attributes_of(value) or {}).items()):
+        yield None if name is None else f"{name or 'self'}.{attribute}", held
     call = vars(type(value)).get("__call__")
     if isinstance(call, FunctionType):
-        yield from _held_by_function(call)
+        yield from ((_named(name, own), each) for own, each in _held_by_function(call))

@@ -19,7 +19,7 @@ from torch_gradcheck.borrowing.script_attributes import ScriptAttributes
 from torch_gradcheck.borrowing.signals import HeldSignals
 from torch_gradcheck.borrowing.spectral_norm import PowerIterations
 from torch_gradcheck.borrowing.switches import SwitchState
-from torch_gradcheck.borrowing.tensor_copies import TensorCopies
+from torch_gradcheck.borrowing.tensor_copies import FirstValues, TensorCopies
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.request import Mode
 from torch_gradcheck.torch_internals.modules import compiler_is_imported, named_buffers
@@ -92,6 +92,14 @@ class Borrowed:
         """Has evaluations start from what the lent tensors hold now."""
         self._tensors.take_for_first()
 
+    def is_moved(self) -> bool:
+        """Whether a lent tensor holds other values than evaluations start from at θ."""
+        return self._tensors.are_moved()
+
+    def at_first(self) -> FirstValues:
+        """A block inside of which the lent tensors hold what evaluations start from at θ."""
+        return self._tensors.at_first()
+
     def lends(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor object is one of the caller's, and not made while the model is lent."""
         return self._tensors.hold(tensor)
@@ -125,6 +133,7 @@ class Loan(Generic[Lent]):
         seed: of the random state.
         lent: makes what the `with` block gets; it may build, and must not evaluate: signals are held meanwhile.
         start: the state that evaluations start from; None for `seed` and the model's buffers.
+        apart: tensors whose copies share memory with no other one: `x.detach()`, kept for a target, stays when x moves.
     """
 
     def __init__(
@@ -136,7 +145,9 @@ class Loan(Generic[Lent]):
         seed: int,
         lent: Callable[[Borrowed], Lent],
         start: Start | None = None,
+        apart: Sequence[torch.Tensor] = (),
     ) -> None:
+        self._apart = apart
         self._model, self._mode, self._dtype, self._seed, self._start = model, mode, dtype, seed, start
         self._lent = lent
         self._captures = captures_of(model, *holders)
@@ -180,14 +191,15 @@ class Loan(Generic[Lent]):
         holders, iterations, caches = AttributeStates(self._captures), PowerIterations(lent), CodeCaches(lent)
         values = self._start.values.items() if self._start else ()
         first_values = {buffer: value for buffer, value in values if not iterations.moves(buffer)}
-        tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values)
+        tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values, self._apart)
         scripts = ScriptAttributes(lent)
         self._undo += [switches.restore, random.restore, caches.restore, iterations.restore, holders.restore]
         self._undo += [scripts.restore, tensors.swap_back]
         tensors.swap_in()
         scripts.point_to_tensors()
         iterations.hold()
-        switches.settle(self._dtype, coordinates=sum(parameter.numel() for parameter in self._model.parameters()))
+        perturbed = [*self._model.parameters(), *self._apart]
+        switches.settle(self._dtype, coordinates=sum(each.numel() for each in perturbed))
         if self._mode != "keep":
             self._model.train(self._mode == "train")
             holders.start()
@@ -215,9 +227,10 @@ def lend(
     dtype: torch.dtype | None,
     seed: int,
     start: Start | None = None,
+    apart: Sequence[torch.Tensor] = (),
 ) -> Loan[Borrowed]:
     """A loan whose block gets the borrowed model itself; see `Loan` for the arguments."""
-    return Loan(model, holders, mode, dtype, seed, lambda borrowed: borrowed, start)
+    return Loan(model, holders, mode, dtype, seed, lambda borrowed: borrowed, start, apart)
 
 
 def _compiled_parts_run_eagerly() -> list[Callable[[], None]]:

@@ -32,6 +32,7 @@ class TensorCopies:
             left behind, which no longer stands for numbers.
         dtype: the precision of the copies; None: each tensor's own.
         values: tensor → the numbers that its copy holds in place of the tensor's own.
+        apart: those whose copies share memory with no other one.
     """
 
     def __init__(
@@ -39,10 +40,11 @@ class TensorCopies:
         tensors: Sequence[torch.Tensor],
         dtype: torch.dtype | None,
         values: Mapping[torch.Tensor, torch.Tensor],
+        apart: Sequence[torch.Tensor] = (),
     ) -> None:
         self._tensors = [tensor for tensor in dict.fromkeys(tensors) if _can_be_copied(tensor)]
         with torch.no_grad():
-            self._others = _copies(self._tensors, dtype, values)
+            self._others = _copies(self._tensors, dtype, values, apart)
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
         self._restore_post_accumulate = [keep_post_accumulate_hooks(tensor) for tensor in self._tensors]
@@ -70,6 +72,14 @@ class TensorCopies:
         with torch.no_grad():
             for now, first in zip(self._tensors, self._pristine, strict=True):
                 first.copy_(now)
+
+    def are_moved(self) -> bool:
+        """Whether a copy holds other values than the first ones."""
+        return any(not torch.equal(now, first) for now, first in zip(self._tensors, self._pristine, strict=True))
+
+    def at_first(self) -> FirstValues:
+        """A block inside of which the copies hold their first values, and after which they hold the present ones."""
+        return FirstValues(self._tensors, self._pristine)
 
     def swap_back(self) -> None:
         """Has every tensor object stand for its own contents again."""
@@ -115,6 +125,24 @@ class TensorCopies:
                 self._versions[position] = version_of(tensor)
 
 
+class FirstValues:
+    """See `TensorCopies.at_first`; a class and not a generator, which an interrupt could leave behind."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], first: Sequence[torch.Tensor]) -> None:
+        self._tensors, self._first = tensors, first
+        self._now = [tensor.detach().clone() for tensor in tensors]
+
+    def __enter__(self) -> None:
+        self._put(self._first)
+
+    def __exit__(self, *exception: object) -> None:
+        self._put(self._now)
+
+    def _put(self, values: Sequence[torch.Tensor]) -> None:
+        for tensor, each in zip(self._tensors, values, strict=True):
+            tensor.data.copy_(each)
+
+
 def is_freed(tensor: torch.Tensor) -> bool:
     """Whether the memory of a tensor has been let go, as reversible layers do with their inputs."""
     return tensor.layout is torch.strided and not tensor.untyped_storage().nbytes() and tensor.numel() > 0
@@ -133,13 +161,17 @@ def _can_be_copied(tensor: torch.Tensor) -> bool:
 
 
 def _copies(
-    tensors: Sequence[torch.Tensor], dtype: torch.dtype | None, values: Mapping[torch.Tensor, torch.Tensor]
+    tensors: Sequence[torch.Tensor],
+    dtype: torch.dtype | None,
+    values: Mapping[torch.Tensor, torch.Tensor],
+    apart: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """A copy of each tensor, or of its entry in `values` where it has one.
 
     The copies of a parameter and of a tensor that shares its memory (a buffer made of `weight.data`) share memory, too.
     """
-    together = _seen_by_others(tensors)
+    alone = {id(tensor) for tensor in apart}
+    together = _seen_by_others([tensor for tensor in tensors if id(tensor) not in alone])
     storages: dict[tuple[Any, ...], torch.Tensor] = {}
     copies = []
     for tensor in tensors:

@@ -4,13 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from torch_gradcheck.contract.forward_ad import forward_ad
+from torch_gradcheck.contract.grad_output_kept import grad_output_kept
+from torch_gradcheck.contract.inputs_kept import inputs_kept
+from torch_gradcheck.contract.layouts import layouts
+from torch_gradcheck.contract.needs_input_grad import needs_input_grad
 from torch_gradcheck.contract.outcome import Raised, attempted, not_applicable
+from torch_gradcheck.contract.released import released
 from torch_gradcheck.contract.repeatable import repeatable
+from torch_gradcheck.contract.second_order import second_order
+from torch_gradcheck.contract.shapes_and_dtypes import shapes_and_dtypes
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.undefined_grads import undefined_grads
+from torch_gradcheck.contract.vmap import vmap
 from torch_gradcheck.reporting.facts import ContractEntry
 
 ENTRIES: Mapping[str, Callable[[Trial], ContractEntry]] = {
     "repeatable": repeatable,
+    "inputs_kept": inputs_kept,
+    "grad_output_kept": grad_output_kept,
+    "layouts": layouts,
+    "needs_input_grad": needs_input_grad,
+    "undefined_grads": undefined_grads,
+    "shapes_and_dtypes": shapes_and_dtypes,
+    "released": released,
+    "second_order": second_order,
+    "forward_ad": forward_ad,
+    "vmap": vmap,
 }
 """Name → what tries it."""
 

@@ -11,6 +11,9 @@ from torch_gradcheck.torch_internals.code_lines import raising_line
 
 Result = TypeVar("Result")
 
+UNREPEATABLE = "two equal calls differ: see repeatable"
+"""Why results of several calls cannot be compared."""
+
 LENGTH = 200
 """The number of characters that are shown of the first line of an error."""
 

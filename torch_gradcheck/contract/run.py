@@ -21,11 +21,13 @@ class Run:
     Attributes:
         names: of the outputs: `output`, or `output[1]` in a nest.
         outputs: the tensors that the function returned, in order, without their graphs.
+        have_graphs: of each output, whether it is differentiable here.
         gradients: of the arguments on trial and then of the parameters; None where the backward left nothing.
     """
 
     names: Sequence[str]
     outputs: Sequence[torch.Tensor]
+    have_graphs: Sequence[bool]
     gradients: Sequence[torch.Tensor | None]
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
-from torch_gradcheck.contract.outcome import Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.double_backward import kept_intermediates
-from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry
@@ -35,6 +35,8 @@ MISTAKES = (AttributeError, NameError, TypeError, LookupError)
 
 def second_order(trial: Trial) -> ContractEntry:
     """The double backward, along one direction through each tensor on trial and each gradient of an output."""
+    if not trial.is_repeatable:
+        return not_applicable(NAME, UNREPEATABLE)
     backward = _Backward.of(trial)
     if not backward.cotangents:
         return not_applicable(NAME, "no output has a gradient")
@@ -62,8 +64,9 @@ def _wrong(trial: Trial, wrong: Slopes, has_graph: bool) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
     lost = "" if has_graph else ": the gradients that it returns have no graph"
     return (
-        f"the gradients that the backward returns, differentiated by {listed(list(wrong))}{trial.backwards}{lost}; along "
-        f"a random direction through {name} autograd gives {wrong[name]}{_kept(trial)}"
+        f"the gradients that the backward returns{trial.backwards} were differentiated; the derivative by "
+        f"{listed(list(wrong))} is wrong{lost}. Along a random direction through {name} autograd gives "
+        f"{wrong[name]}{_kept(trial)}"
     )
 
 
@@ -114,9 +117,9 @@ class _Backward:
     @property
     def names(self) -> list[str]:
         """Of the tensors on trial, and of the gradients of the outputs."""
-        count = len(self.cotangents)
-        places = [""] if count == 1 else [f"[{k}]" for k in range(count)]
-        return [*self.trial.all_names, *[f"the gradient of output{place}" for place in places]]
+        run = self.trial.first
+        outputs = [name for name, has_graph in zip(run.names, run.have_graphs, strict=True) if has_graph]
+        return [*self.trial.all_names, *[f"the gradient of {name}" for name in outputs]]
 
     def slopes(self, names: Collection[str]) -> Slopes:
         """φ along a direction through each of these, beside what a double backward says of it."""

@@ -15,19 +15,21 @@ from torch_gradcheck.borrowing.loan import Borrowed, lend
 from torch_gradcheck.contract.outcome import Raised, attempted, failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
-from torch_gradcheck.objective.function_call import argument_names
-from torch_gradcheck.objective.function_loss import inner
+from torch_gradcheck.objective.function_outputs import inner
+from torch_gradcheck.objective.signatures import argument_names
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import (
+    InputForm,
     backward_of,
     current_function_backward,
+    function_of,
+    input_forms,
     set_function_backward,
 )
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
-from torch_gradcheck.torch_internals.gradient_forms import Form, form_of, forms_expected
 
 NAME = "shapes_and_dtypes"
 
@@ -54,13 +56,16 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
 
 def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
     """Forward and backward, lent once more in this precision."""
-    problem = trial.problem
-    with lend(problem.model, trial.loss.holders, "keep", dtype, problem.request.seed) as borrowed, _Evaluated(borrowed):
-        with torch.enable_grad():
-            outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
-            terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
-            with seen:
-                gradients_of(terms, trial.tensors)
+    model, seed = trial.problem.model, trial.problem.request.seed
+    with (
+        lend(model, trial.loss.holders, "keep", dtype, seed) as borrowed,
+        _Evaluated(borrowed),
+        torch.enable_grad(),
+    ):
+        outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
+        terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
+        with seen:
+            gradients_of(terms, trial.tensors)
 
 
 class _Evaluated:
@@ -82,12 +87,11 @@ class _Returned:
     Attributes:
         count: how many backwards have returned.
         in_backward: whether the block was entered.
-        wrong: what is wrong with gradients, each told once.
     """
 
     def __init__(self) -> None:
         self.count, self.in_backward = 0, False
-        self.wrong: list[str] = []
+        self._wrong: list[tuple[type[torch.autograd.Function], int, InputForm, InputForm]] = []
 
     def __enter__(self) -> None:
         self.in_backward = True
@@ -95,7 +99,7 @@ class _Returned:
 
         def looked_at(node: Any, *gradients: Any) -> Any:
             returned = run(node, *gradients)
-            function = users_function(type(node)._forward_cls)
+            function = users_function(function_of(node) or torch.autograd.Function)
             if function is not None:
                 self.count += 1
                 self._look(node, function, returned if isinstance(returned, tuple) else (returned,))
@@ -107,19 +111,29 @@ class _Returned:
         set_function_backward(self._run)
 
     def _look(self, node: Any, function: type[torch.autograd.Function], returned: Sequence[Any]) -> None:
-        for position, expected in forms_expected(node).items():
+        for position, expected in input_forms(node).items():
             gradient = returned[position] if position < len(returned) else None
-            if isinstance(gradient, torch.Tensor) and (found := form_of(gradient)) != expected:
-                words = _wrong(function, position, found, expected)
-                self.wrong += [words] if words not in self.wrong else []
+            if isinstance(gradient, torch.Tensor):
+                found = InputForm(tuple(gradient.shape), gradient.dtype, gradient.device)
+                if found != expected:
+                    self._wrong.append((function, position, found, expected))
+
+    @property
+    def wrong(self) -> list[str]:
+        """What is wrong with gradients, each told once."""
+        return list(dict.fromkeys([_wrong(*each) for each in self._wrong]))
 
 
-def _wrong(function: type[torch.autograd.Function], position: int, found: Form, expected: Form) -> str:
+def _wrong(function: type[torch.autograd.Function], position: int, found: InputForm, expected: InputForm) -> str:
     operator = custom_op_of(function)
-    names = list(operator.arguments) if operator is not None else argument_names(function.apply)
+    names = list(operator.arguments) if operator is not None else argument_names(function.apply, position + 1)
     argument = names[position] if position < len(names) else f"argument {position}"
-    called = operator.name if operator is not None else f"{function.__name__}.backward"
-    return (
-        f"{called}{at_line_of(backward_of(function))} returns a gradient of {found.beside(expected)} for {argument}, "
-        f"which has {expected.beside(found)}"
-    )
+    called = f"the backward of {operator.name}" if operator is not None else f"{function.__name__}.backward"
+    kinds = [kind for kind in ("shape", "dtype", "device") if getattr(found, kind) != getattr(expected, kind)]
+    has, should = (", ".join([_words(form, kind) for kind in kinds]) for form in (found, expected))
+    return f"{called}{at_line_of(backward_of(function))} returns for {argument} a gradient of {has}, should be {should}"
+
+
+def _words(form: InputForm, kind: str) -> str:
+    value = getattr(form, kind)
+    return f"{kind} {name_of(value) if kind == 'dtype' else value}"

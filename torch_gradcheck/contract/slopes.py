@@ -14,7 +14,11 @@ from torch_gradcheck.differences.richardson import Stencil, extrapolated_derivat
 from torch_gradcheck.differences.sampling import Sampler, Samples
 
 AGREES = 1e-3
-"""A slope agrees at first look where it is off by less than this share of the tolerance: no wrong one does by chance."""
+"""At first look a slope agrees that is off by less than this share of the tolerance: no wrong one is by chance."""
+
+BELOW = 0.1
+"""What is below this share of √ε of the terms that add up to a function, 1.5e-9 in float64, may be how exactly kernels
+compute."""
 
 NEAR = 10.0
 """The points that noise is measured at are apart by so many times the smallest step that rounding leaves exact."""
@@ -95,7 +99,8 @@ def _by_ladder(value: Callable[[float], float], predicted: float, precision: Pre
 def _verdict(predicted: float, numeric: float, bar: float, precision: Precision, kinked: bool) -> Verdict:
     if not np.isfinite([predicted, numeric, bar]).all() or kinked:
         return Verdict.UNKNOWN
-    allowed = precision.tolerance * max(abs(numeric), abs(predicted))
+    floor = BELOW * precision.epsilon**0.5 * precision.scale
+    allowed = max(precision.tolerance * max(abs(numeric), abs(predicted)), floor)
     if abs(numeric - predicted) > allowed + bar:
         return Verdict.WRONG
     return Verdict.RIGHT if bar <= max(allowed, precision.tolerance * precision.scale) else Verdict.UNKNOWN

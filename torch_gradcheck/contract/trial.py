@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.contract.comparison import Allowance, allowance, difference, distance, same_bits
+from torch_gradcheck.contract.memory_layouts import copied
 from torch_gradcheck.contract.run import Run, backwards_in_words
-from torch_gradcheck.gradients.accumulation import gradients_of
+from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.objective.function_call import FunctionCall, outputs_of
+from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.variables import Variable, objects_of
+
+Gradients = Sequence[torch.Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,9 @@ class Trial:
         arguments = {id(tensor) for tensor in objects_of(self.call.variables)}
         checked = [self.problem.theta[position] for position in self.problem.theta.checked]
         return [
-            Variable(each.name, each.parameter, each.role) for each in checked if id(each.parameter) not in arguments
+            Variable(each.name, each.parameter, (), each.role)
+            for each in checked
+            if id(each.parameter) not in arguments
         ]
 
     @property
@@ -63,6 +69,11 @@ class Trial:
         """Whether the function draws random numbers, forward or backward."""
         return not (self.problem.objective.random_state.is_empty and self._first[1].is_empty)
 
+    @property
+    def writes(self) -> bool:
+        """Whether the function writes to its arguments, and gets copies that are no leaves."""
+        return self.call.writes
+
     def fresh(self) -> list[torch.Tensor]:
         """Leaves that require a gradient, with the values of the arguments on trial, in the precision of the check."""
         return [tensor.detach().clone().requires_grad_() for tensor in objects_of(self.call.variables)]
@@ -72,16 +83,44 @@ class Trial:
         self._first[1].restore()
         return self.problem.objective.regime()
 
+    @property
+    def arguments(self) -> list[torch.Tensor]:
+        """The lent arguments on trial themselves: leaves, which an entry may move in place."""
+        return objects_of(self.call.variables)
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The lent tensors on trial themselves, arguments and then parameters, in the order of `all_names`."""
+        return [*self.arguments, *objects_of(self.parameters)]
+
+    def held_regime(self) -> AbstractContextManager[None]:
+        """`regime` with the values that J holds, if it holds any."""
+        self._first[1].restore()
+        return self.problem.objective.regime(held=self.problem.objective.held)
+
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors that the function returns for these arguments; only inside of `regime`."""
-        return [tensor for _, tensor in outputs_of(self.call.called(tensors))]
+        return [tensor for _, tensor in self._called(tensors)]
+
+    def _called(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        """The outputs with their names; a function that writes to its arguments gets copies in the same layouts."""
+        if not self.call.writes:
+            return outputs_of(self.call.called(tensors))
+        return outputs_of(self.handing_on.called([copied(tensor) for tensor in tensors]))
+
+    @property
+    def handing_on(self) -> FunctionCall:
+        """The call that hands on the very tensors it is given, which the function may write to."""
+        return replace(self.call, writes=False) if self.call.writes else self.call
 
     def cotangents(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """v of each output, as J has it."""
+        """v of each output, as J has it; copies, which a backward may write to."""
         return [self.loss.cotangent(position, output) for position, output in enumerate(outputs)]
 
     def run(
-        self, tensors: Sequence[torch.Tensor] | None = None, cotangents: Sequence[torch.Tensor | None] | None = None
+        self,
+        tensors: Sequence[torch.Tensor] | None = None,
+        cotangents: Sequence[torch.Tensor | None] | None = None,
     ) -> Run:
         """Forward and backward, in a regime of its own.
 
@@ -92,14 +131,19 @@ class Trial:
         with torch.enable_grad(), self.regime():
             return self._ran(self.fresh() if tensors is None else tensors, cotangents)
 
-    def _ran(self, leaves: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None] | None) -> Run:
-        named = outputs_of(self.call.called(leaves))
+    def _ran(self, leaves: Sequence[torch.Tensor], cotangents: Gradients | None) -> Run:
+        named = self._called(leaves)
         outputs = [tensor for _, tensor in named]
         given = self.cotangents(outputs) if cotangents is None else cotangents
-        used = [(y, v) for y, v in zip(outputs, given, strict=True) if y.requires_grad and v is not None]
-        every_leaf = [*leaves, *objects_of(self.parameters)]
-        gradients = gradients_of([y for y, _ in used], every_leaf, [v for _, v in used])
-        return Run([name for name, _ in named], [y.detach() for y in outputs], gradients)
+        gradients = gradients_under(outputs, given, [*leaves, *objects_of(self.parameters)])
+        return Run(
+            [name for name, _ in named], [y.detach() for y in outputs], [y.requires_grad for y in outputs], gradients
+        )
+
+    def forward(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the function returns for these arguments, without graphs, in a regime of its own."""
+        with torch.enable_grad(), self.regime():
+            return [output.detach() for output in self.outputs(tensors)]
 
     @property
     def first(self) -> Run:
@@ -131,26 +175,47 @@ class Trial:
         request = self.problem.request
         return allowance(self.first, self.cotangents(self.first.outputs), request.tolerance, request.dtype)
 
-    def difference(
-        self, found: Sequence[torch.Tensor | None], expected: Sequence[torch.Tensor | None], at: Sequence[int] = ()
-    ) -> str:
-        """Which gradients are not as expected, by more than rounding and what equal runs differ by.
+    @cached_property
+    def is_repeatable(self) -> bool:
+        """Whether two equal runs give the same up to rounding; of others, no results can be compared."""
+        limits = [self.allowance.of(gradient) for gradient in self.first.gradients]
+        return all(spread <= limit for spread, limit in zip(self.spreads, limits, strict=True))
 
-        As "the gradient of w is 2 at [0, 1], should be 1 (3 of 4 entries differ)"; "" where all are.
+    def difference(self, found: Run, expected: Run) -> str:
+        """Which outputs, or else gradients, are not as expected, by more than rounding and what equal runs differ by.
+
+        As "output[1] is 2 at [0, 1], should be 1 (3 of 4 entries differ)"; "" where all are.
+        """
+        return self.output_difference(found, expected) or self.gradient_difference(found.gradients, expected.gradients)
+
+    def output_difference(self, found: Run, expected: Run) -> str:
+        """Which output is not as expected; "" where all are."""
+        if len(found.outputs) != len(expected.outputs):
+            return f"the function returns {len(found.outputs)} tensors, should return {len(expected.outputs)}"
+        pairs = zip(expected.names, found.outputs, expected.outputs, strict=True)
+        words = [self._difference(name, one, other, 0.0) for name, one, other in pairs]
+        return next(filter(None, words), "")
+
+    def gradient_difference(self, found: Gradients, expected: Gradients, at: Sequence[int] = ()) -> str:
+        """Which gradients are not as expected, as "the gradient of w is 2 at [0, 1], should be 1"; "" where all are.
 
         Args:
             found: in the order of `Run.gradients`; None is zeros.
             expected: in the same order.
             at: the positions to compare; empty: all.
         """
-        words: list[str] = []
-        for position in at or range(len(expected)):
-            one, other = found[position], expected[position]
-            if not same_bits(one, other):
-                allowed = self.allowance.of(other, self.spreads[position])
-                words.append(difference(one, other, allowed) and f"the gradient of {self.all_names[position]} ")
-                words[-1] += difference(one, other, allowed)
+        positions = at or range(len(expected))
+        words = [
+            self._difference(f"the gradient of {self.all_names[p]}", found[p], expected[p], self.spreads[p])
+            for p in positions
+        ]
         return "; ".join(filter(None, words))
+
+    def _difference(self, name: str, one: torch.Tensor | None, other: torch.Tensor | None, spread: float) -> str:
+        if same_bits(one, other):
+            return ""
+        words = difference(one, other, self.allowance.of(other, spread))
+        return words and f"{name} {words}"
 
     @cached_property
     def backwards(self) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.compiled import on_masked
+from torch_gradcheck.diagnosis.culprit.of_slope import before_the_double_backward
 from torch_gradcheck.diagnosis.culprit.search import find_culprit
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
@@ -94,6 +95,9 @@ def _culprit(
     problem: Problem, trials: Mapping[int, ParameterTrial], gradients: Mapping[int, AnalyticGradient], finite: bool
 ) -> Culprit:
     """The culprit; of what is not finite the operation that makes it, if it is found, and the culprit of the rest."""
+    before = None if problem.slope is None else before_the_double_backward(problem, problem.slope)
+    if before is not None:
+        return before
     made = None if finite else find_non_finite(problem)
     followed = {position: _by_coordinates(trial) for position, trial in trials.items()}
     if made is not None:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.diagnosis.culprit.sentences import LOSS, described
+from torch_gradcheck.diagnosis.culprit.sentences import described
 from torch_gradcheck.gradients.repeated import Difference
 from torch_gradcheck.methods.choice import Trials
 from torch_gradcheck.methods.problem import Problem
@@ -98,12 +98,13 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
                 f"It starts in a hook on the {noun([entry.role])} {entry.name}{lines}: up to there, both are the same",
             )
         return None, "Each operation gives the same in both, as far as can be seen: where it starts cannot be told"
-    name = LOSS if place.module is None else place.module
+    words = problem.objective.words
+    name = words.culprit if place.module is None else place.module
     kind = None if place.module is None else type(problem.model.get_submodule(place.module)).__name__
-    where = described(name, kind)
+    where = described(name, kind, words)
     if found.on_the_way:
-        words = f"It starts in a hook on a tensor, which changes the gradient on its way into {where}"
-        return _of_the_user(problem.model, name), words
+        on_hook = f"It starts in a hook on a tensor, which changes the gradient on its way into {where}"
+        return name if kind is None else _of_the_user(problem.model, name), on_hook
     if is_of_backward_hooks(place.function):
         return name, f"It starts in a backward hook of {where}"
     if place.function is None:
@@ -119,7 +120,7 @@ def _of_the_user(model: nn.Module, name: str) -> str:
     Torch's own modules put no hooks on tensors.
     """
     around = name
-    while name != LOSS and type(model.get_submodule(around)).__module__.startswith("torch."):
+    while type(model.get_submodule(around)).__module__.startswith("torch."):
         if not around:
             return name
         around = around.rpartition(".")[0]

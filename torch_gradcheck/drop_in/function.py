@@ -15,8 +15,8 @@ from torch_gradcheck.drop_in.failure import GradcheckFailedError
 from torch_gradcheck.drop_in.inputs import Input, on_trial
 from torch_gradcheck.drop_in.rows import vector
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.objective.function_call import outputs_of
 from torch_gradcheck.objective.function_loss import FunctionModule
+from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
 

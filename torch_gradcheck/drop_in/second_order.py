@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.drop_in.inputs import as_tuple, requires_gradient
-from torch_gradcheck.objective.function_call import argument_names, outputs_of
+from torch_gradcheck.objective.function_outputs import outputs_of
+from torch_gradcheck.objective.signatures import argument_names
 
 
 class GradientFunction:
@@ -26,8 +27,8 @@ class GradientFunction:
         self._func, self._count = func, len(arguments)
         self._on_trial = [k for k, each in enumerate(arguments) if requires_gradient(each)]
         self._cotangents = [k for k, each in enumerate(cotangents) if requires_gradient(each)]
-        names = argument_names(func)[: len(arguments)]
-        names += [f"args_{position}" for position in range(len(names), len(arguments))]
+        known = enumerate(argument_names(func, len(arguments)))
+        names = [name if name.isidentifier() else f"args_{position}" for position, name in known]
         names += [f"grad_output_{position}" for position in range(len(cotangents))]
         kind = inspect.Parameter.POSITIONAL_ONLY
         self.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])

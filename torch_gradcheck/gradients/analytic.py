@@ -39,6 +39,11 @@ def analytic_gradient(entry: ThetaEntry, gradient: torch.Tensor | None, eps: flo
     return AnalyticGradient(_flat(entry, gradient), reached=True, epsilon=eps)
 
 
+def undefined_gradient(entry: ThetaEntry) -> AnalyticGradient:
+    """The gradient of a parameter where J is not defined: NaN in every coordinate."""
+    return AnalyticGradient(np.full(entry.coordinates, np.nan), reached=True, epsilon=0.0)
+
+
 def _flat(entry: ThetaEntry, gradient: torch.Tensor) -> Floats:
     """C-ordered float64 values; a complex gradient g = ∂J/∂Re + i·∂J/∂Im as (real, imaginary) pairs."""
     dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()

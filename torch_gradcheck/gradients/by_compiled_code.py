@@ -26,9 +26,6 @@ SAME_VALUE = 0.7
 LOWER_PRECISION = 1e-5
 """Up to this relative difference, J of compiled code is that of float32: a backend may know nothing else."""
 
-LOSS = "loss_fn"
-"""The name of what the loss function or closure calls by itself."""
-
 RECIPE = 'to have it judged, run one training step of the compiled model and check what it left: gradients="grad"'
 
 
@@ -37,7 +34,7 @@ class CompiledPart:
     """A part of J that torch.compile was given.
 
     Attributes:
-        name: of the module that was compiled; of a function, the module whose forward calls it, or `"loss_fn"`.
+        name: of the module that was compiled; of a function, the module whose forward calls it, or see `LossWords`.
         words: what it is, for sentences.
         backend: the name of the backend.
         key: see `CompiledCall.key`.
@@ -104,7 +101,7 @@ class Backward:
             name = self._names[id(call.module)]
             words = f"{name or 'the model itself'} ({type(call.module).__name__})"
         else:
-            name = self._names.get(id(call.caller), LOSS)
+            name = self._names.get(id(call.caller), self._objective.words.culprit)
             words = f"{_described(call)}, called in {name or 'the model itself'}"
         return CompiledPart(name, words, call.backend, call.key, call.module)
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from torch_gradcheck.gradients.backward_record import CalledModules
+from torch_gradcheck.gradients.backward_record import CalledModules, Place
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.torch_internals.autograd import (
     current_backward,
@@ -25,43 +25,31 @@ from torch_gradcheck.torch_internals.autograd import (
     number_of,
     set_backward,
 )
-from torch_gradcheck.torch_internals.double_backward import is_once_differentiable, kept_without_graph, refuses
+from torch_gradcheck.torch_internals.double_backward import (
+    is_of_operation,
+    is_once_differentiable,
+    kept_without_graph,
+)
 
 MOVES = 1e-9
 """What a Function keeps depends on its inputs where it differs by more than this share of its size: less may be how
 threads add up."""
 
 
-class Refusal(NamedTuple):
-    """A node whose gradients cannot be differentiated.
-
-    Attributes:
-        node: its name, such as `"ScaledDotProductFlashAttentionForCpuBackward0"`.
-        function: the Function of the user's that it belongs to, marked `once_differentiable`; None for an operation of
-            torch's own, which has no formula.
-        module: the qualified name of the innermost module in whose forward the node was made; None for none.
-    """
-
-    node: str
-    function: type[torch.autograd.Function] | None
-    module: str | None
-
-
 class DoubleBackwardRecord:
-    """Records the nodes whose gradients refuse to be differentiated.
+    """Records what leaves the nodes of the backwards with a graph that this thread runs inside the block.
 
-    Looked at are the backwards with a graph that this thread runs inside the block. `__exit__` puts back what sees the
-    backwards, and so does `Loan` if that is cut off.
+    `__exit__` puts back what sees the backwards, and so does `Loan` if that is cut off.
 
     Args:
         model: the modules to name.
 
     Attributes:
-        refusals: in the order in which the backwards run, those closest to J first.
+        left: the nodes in the order in which they run, each with the gradients that leave it, None for no gradient.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.refusals: list[Refusal] = []
+        self.left: list[tuple[Any, list[Any]]] = []
         self._modules = CalledModules()
         self._hooks = forward_hooks(model, stack=self._modules)
         self._thread = threading.get_ident()
@@ -85,30 +73,36 @@ class DoubleBackwardRecord:
     def __exit__(self, *exception: object) -> None:
         while self._undo:
             self._undo.pop()()
-        self._watched.clear()  # nodes hold on to what was saved for the backward
+
+    def once_differentiable(self) -> Place | None:
+        """The first node that runs whose Function is marked so; None where none is.
+
+        Its gradients are constants, and raise nothing, where the gradient that it is given is one.
+        """
+        marked = [node for node, _ in self.left if (function := function_of(node)) and is_once_differentiable(function)]
+        return self.place(marked[0]) if marked else None
+
+    def runs(self, operation: str) -> Place | None:
+        """The first node that runs this operation of torch's backward, see `is_of_operation`; None where none is."""
+        made = [node for node, gradients in self.left if any(is_of_operation(each, operation) for each in gradients)]
+        return self.place(made[0]) if made else None
+
+    def place(self, node: Any) -> Place:
+        """Where a node is."""
+        return Place(node.name(), function_of(node), self._modules.of_node(number_of(node)))
 
     def _watch(self, outputs: Sequence[Any]) -> None:
         for node in list(nodes_from(map(node_of, outputs))):
             if node not in self._watched and leaf_of(node) is None:
                 self._watched.add(node)
-                place = node.name(), function_of(node), number_of(node)
-                self._undo.append(node.register_hook(self._hook(*place)).remove)
+                self._undo.append(node.register_hook(self._hook_of(node)).remove)
 
-    def _hook(self, name: str, function: type[torch.autograd.Function] | None, number: int) -> Callable[..., None]:
+    def _hook_of(self, node: Any) -> Callable[..., None]:
         def left(gradients: Any, _: Any) -> None:
-            if torch.is_grad_enabled() and self._refuses(function, gradients):
-                self.refusals.append(Refusal(name, function, self._modules.of_node(number)))
+            if torch.is_grad_enabled():
+                self.left.append((node, list(gradients) if isinstance(gradients, tuple) else [gradients]))
 
         return left
-
-    def _refuses(self, function: type[torch.autograd.Function] | None, gradients: Any) -> bool:
-        """Whether gradients that leave a node cannot be differentiated.
-
-        Those of a Function that is marked `once_differentiable` are constants, and raise nothing, where the gradient
-        that it is given is one.
-        """
-        together = gradients if isinstance(gradients, tuple) else (gradients,)
-        return (function is not None and is_once_differentiable(function)) or any(map(refuses, together))
 
 
 class Intermediate(NamedTuple):

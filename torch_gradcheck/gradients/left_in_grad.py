@@ -1,18 +1,54 @@
-"""The gradients in the parameters' `.grad`, as a training step left them."""
+"""The gradients in `.grad` of parameters and of tensors of the batch, as a training step left them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch import nn
+
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
-from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.objective.theta import Theta, theta_of
+from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.reporting.facts import Role
+from torch_gradcheck.reporting.words import listed
 
 
-def left_gradients(theta: Theta, scale: float = 1.0) -> dict[int, AnalyticGradient]:
-    """The gradients in `.grad` now, divided by the loss scale they still carry, by position in θ."""
+def left_gradients(theta: Theta, scale: float = 1.0, loss_scale: float = 1.0) -> dict[int, AnalyticGradient]:
+    """The gradients in `.grad` now, divided by the loss scale they still carry, by position in θ.
+
+    Args:
+        theta: the caller's own tensors.
+        scale: what `.grad` of parameters carries; a scaler may have unscaled it.
+        loss_scale: that of the backward, which `.grad` of other tensors carries: no optimizer knows them.
+    """
     gradients = {}
     for position in theta.checked:
-        grad = theta[position].parameter.grad
-        eps = epsilon(theta[position].parameter.dtype if grad is None else grad.dtype)
-        left = analytic_gradient(theta[position], grad, eps)
-        gradients[position] = AnalyticGradient(left.values / scale, left.reached, eps)
+        entry = theta[position]
+        grad = entry.parameter.grad
+        eps = epsilon(entry.parameter.dtype if grad is None else grad.dtype)
+        left = analytic_gradient(entry, grad, eps)
+        carried = scale if entry.role is Role.PARAMETER else loss_scale
+        gradients[position] = AnalyticGradient(left.values / carried, left.reached, eps)
     return gradients
+
+
+def theta_in_grad(
+    model: nn.Module, include: Sequence[str], exclude: Sequence[str], variables: Sequence[Variable]
+) -> Theta:
+    """The parameters and the tensors of the batch that the patterns select, without tensors that have no `.grad`.
+
+    A step is free to leave none on a tensor of the batch: it may have run on a copy. Raises as `theta_of`.
+    """
+    of_batch = [each for each in variables if each.role is Role.INPUT]
+    without = {id(each.tensor) for each in of_batch if not each.has_grad}
+    theta = theta_of(model, include, exclude, of_batch)
+    return Theta([entry for entry in theta if entry.role is Role.PARAMETER or id(entry.parameter) not in without])
+
+
+def on_missing_grad(variables: Sequence[Variable]) -> str:
+    """The note on tensors of the batch without a `.grad`; "" without such."""
+    names = [each.name for each in variables if each.role is Role.INPUT and not each.has_grad]
+    if not names:
+        return ""
+    return f"no .grad to judge on {listed(names)} (a tensor that is no leaf keeps one after retain_grad())"

@@ -140,10 +140,11 @@ def _spacing(objective: Objective) -> float:
 
 
 def _typical_size(theta: Theta, positions: Sequence[int]) -> float:
-    """The root mean square of all entries of these parameters, 1 where all of them are 0."""
+    """The root mean square of all finite entries of these parameters, 1 where all of them are 0."""
     squares, count = 0.0, 0
     for position in positions:
         values = flat_values(theta[position])
+        values = values[np.isfinite(values)]
         squares, count = squares + float(np.sum(values**2)), count + len(values)
     return (squares / count) ** 0.5 if squares else 1.0
 

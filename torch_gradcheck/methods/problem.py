@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -18,22 +19,25 @@ from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngin
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.errors import NonFiniteLossError
-from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.gradients.analytic import AnalyticGradient, undefined_gradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
 from torch_gradcheck.methods.noise import NoiseNear, noise_near
 from torch_gradcheck.methods.noise_along import quieter_noise
-from torch_gradcheck.objective.loss import Loss
+from torch_gradcheck.objective.loss import Loss, on_not_perturbed
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.perturbed_theta import move_theta
 from torch_gradcheck.objective.preflight import preflighted
-from torch_gradcheck.objective.theta import Theta, check_selection, theta_of
-from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.objective.reads import read_by
+from torch_gradcheck.objective.second_order import Slope
+from torch_gradcheck.objective.theta import Theta, check_selection, matches, theta_of
+from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
+from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
 from torch_gradcheck.request import Request
 
@@ -73,6 +77,11 @@ class Problem:
             self.theta = theta
 
     @property
+    def on_not_perturbed(self) -> str:
+        """The note on tensors that require a gradient and are not on trial; "" without."""
+        return on_not_perturbed(self._loss)
+
+    @property
     def loss_function(self) -> Any:
         """The user's loss function or closure."""
         return self._loss.holders[0]
@@ -80,18 +89,41 @@ class Problem:
     @cached_property
     def theta(self) -> Theta:
         """The parameters of the lent model, whose `train()` and `eval()` may have thawed some, and the variables."""
-        return theta_of(self.model, self.request.include, self.request.exclude, self._loss.variables)
+        asked = variables_on_trial(self._loss, self.request)
+        captured = [each for each in asked if each.role is Role.CAPTURED]
+        read = {id(each.tensor) for each in read_by(self.objective, captured)} if captured else set()
+        variables = [each for each in asked if each.role is not Role.CAPTURED or id(each.tensor) in read]
+        return theta_of(self.model, self.request.include, self.request.exclude, variables)
+
+    @cached_property
+    def slope(self) -> Slope | None:
+        """J as the slope ⟨v, ∇J⟩ of the user's loss, in a check of second order; else None."""
+        if self.request.order == 1:
+            return None
+        return Slope(self._loss.at(self.request.dtype), self.theta, self.request.seed)
 
     @cached_property
     def objective(self) -> Objective:
         """J, evaluated twice before any verdict; raises where it is no finite deterministic number."""
         dtype = self.request.dtype
-        compute = self._loss.at(dtype)
+        compute = self.slope or self._loss.at(dtype)
         hold = self.request.hold_detached
         try:
-            variables, beat = objects_of(self._loss.variables), self.progress.beat
-            return preflighted(self.model, compute, self._borrowed, dtype, self._drawn_in, beat, hold, variables)
+            return preflighted(
+                self.model,
+                compute,
+                self._borrowed,
+                dtype,
+                self._drawn_in,
+                self.progress.beat,
+                hold,
+                self._loss.variables,
+                self._loss.words,
+                self.slope is not None,
+            )
         except NonFiniteLossError as error:
+            if self.slope is not None and math.isfinite(float(self.slope.loss)):
+                raise NonFiniteLossError(_has_no_slope(float(self.slope.loss)), module=error.module) from error
             if not self.request.perturb:
                 raise
             raise NonFiniteLossError(f"{error} {_is_moved(self.request.perturb)}", module=error.module) from error
@@ -102,8 +134,16 @@ class Problem:
         return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
 
     def gradients_now(self) -> dict[int, AnalyticGradient]:
-        """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly."""
-        return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+        """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly.
+
+        They are NaN where J is not defined there.
+        """
+        try:
+            return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+        except Exception as error:
+            if not self.objective.domain.excludes(error, self.objective):
+                raise
+            return {position: undefined_gradient(self.theta[position]) for position in self.theta.checked}
 
     @property
     def on_compiled_code(self) -> list[str]:
@@ -228,6 +268,24 @@ class Problem:
             return self.objective.value()
 
 
+def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:
+    """The variables of J whose gradients are on trial, as far as the patterns select them.
+
+    Gradients derived by hand are those of parameters: a variable is on trial where they name it, or `include` does.
+    """
+    given = request.gradients
+    if not isinstance(given, Mapping):
+        return list(loss.variables)
+    return [each for each in loss.variables if set(each.names) & set(given) or matches(each.names, request.include)]
+
+
+def _has_no_slope(loss: float) -> str:
+    return (
+        f"order=2: J(θ) = {loss:.8g}, and its first-order gradient is not finite, so that it cannot be differenced. "
+        "A check with order=1 names the operation that makes it."
+    )
+
+
 def _is_moved(perturb: float) -> str:
     return (
         f"This is with perturb={perturb:g}, away from the model's own θ: try a smaller one, or perturb=0 to see "
@@ -259,7 +317,7 @@ def posed(
     Raises:
         InvalidRequestError: nothing can be checked: no parameters, a pattern that matches nothing, meta tensors ...
     """
-    selected = check_selection(model, request.include, request.exclude, loss.variables)
+    selected = check_selection(model, request.include, request.exclude, variables_on_trial(loss, request))
     if isinstance(request.gradients, Mapping):
         check_names(request.gradients, [names for _, names in selected])
     threads = torch.get_num_threads()  # the loan may set it to 1
@@ -270,4 +328,6 @@ def posed(
             borrowed.take_for_first()
         return Problem(model, loss, borrowed, request, threads, progress, theta, drawn_in)
 
-    return Loan(model, loss.holders, request.mode, request.dtype, request.seed, problem, start)
+    return Loan(
+        model, loss.holders, request.mode, request.dtype, request.seed, problem, start, objects_of(loss.variables)
+    )

@@ -5,18 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
+from torch_gradcheck.objective.domain import on_domain
 from torch_gradcheck.objective.objective import on_graph, on_held, on_overridden, on_replaced, on_spread
+from torch_gradcheck.objective.perturbation import infinite_coordinates
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.objective.scripted import on_scripted
+from torch_gradcheck.objective.second_order import on_slope
 from torch_gradcheck.objective.unseen import on_equal_entries, on_mode, on_silent_units
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import LOSS_WORDS, listed
 from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks
 from torch_gradcheck.verdicts.rows import on_unproven
 
@@ -36,6 +41,7 @@ def notes_of(
     accumulated = any(gradient.accumulated for gradient in gradients.values())
     notes = [
         on_perturbed(problem.request.perturb, problem.request.seed),
+        on_slope(objective, problem.request.order),
         *problem.on_compiled_code,
         *choice.method.notes(problem, rows),
         on_scripted(objective.model),
@@ -44,7 +50,10 @@ def notes_of(
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
         on_spread(objective),
+        on_domain(objective.domain),
+        problem.on_not_perturbed,
         _on_sleeping_hooks(problem),
+        _on_infinite(problem, gradients),
         on_unproven(rows),
         *_on_unseen(problem, rows),
     ]
@@ -55,9 +64,24 @@ def _on_unseen(problem: Problem, rows: Sequence[ParameterReport]) -> tuple[str, 
     """What a check at this θ, batch and mode cannot see; "" for what does not apply."""
     model, activity = problem.objective.model, problem.objective.activity
     unused = {name for row in rows if row.status is Status.UNUSED for name in (row.name, *row.aliases)}
-    at_own_theta = problem.request.gradients is None and not problem.request.perturb
+    can_move = problem.objective.words is LOSS_WORDS and problem.request.gradients is None
+    at_own_theta = can_move and not problem.request.perturb
     advice = " (perturb=0.1 checks away from there)" if at_own_theta else ""
-    return on_mode(model, activity), on_equal_entries(model, unused, advice), on_silent_units(model, activity)
+    mode = on_mode(model, activity) if problem.objective.words is LOSS_WORDS else ""  # a function's is as it was
+    return mode, on_equal_entries(model, unused, advice), on_silent_units(model, activity)
+
+
+def _on_infinite(problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> str:
+    """The note on entries that cannot be perturbed, and on gradients there that are NaN or infinite; "" without."""
+    theta = problem.theta
+    infinite = {position: infinite_coordinates(theta[position].parameter) for position in theta.checked}
+    infinite = {position: entries for position, entries in infinite.items() if len(entries)}
+    if not infinite:
+        return ""
+    words = [f"{len(entries)} of {theta[position].name}" for position, entries in infinite.items()]
+    wrong = [theta[k].name for k, entries in infinite.items() if not np.isfinite(gradients[k].values[entries]).all()]
+    spoilt = f"; the gradient there is not finite, for {listed(wrong)}" if wrong else ""
+    return f"entries that are NaN or infinite cannot be perturbed and were left out: {listed(words)}{spoilt}"
 
 
 def _on_sleeping_hooks(problem: Problem) -> str:
@@ -111,4 +135,5 @@ def reported(
         culprit=culprit,
         notes=notes,
         backward_spread=backward_spread,
+        order=request.order,
     )

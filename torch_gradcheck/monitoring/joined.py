@@ -11,8 +11,8 @@ from torch_gradcheck.training_step.grad_check import ON_TRIAL
 
 
 def joined(backward: Report, in_grad: Report) -> Report:
-    """One report of both checks: a parameter's row is the worse one, the backward's where they are alike."""
-    rows = [_worse(row, in_grad[row.name]) for row in backward]
+    """One report of both checks: a tensor's row is the worse one, the backward's where they are alike."""
+    rows = [_worse(row, in_grad[row.name]) if row.name in in_grad else row for row in backward]
     ratio = backward.relative_error if backward.mismatches or not in_grad.mismatches else in_grad.relative_error
     found = int(backward.backward_spread > 0)  # its note comes first
     return replace(

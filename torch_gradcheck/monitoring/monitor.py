@@ -21,14 +21,13 @@ from torch_gradcheck.errors import (
     GradientMismatchWarning,
     InvalidRequestError,
 )
-from torch_gradcheck.gradients.left_in_grad import left_gradients
+from torch_gradcheck.gradients.left_in_grad import left_gradients, theta_in_grad
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
 from torch_gradcheck.monitoring.joined import joined
 from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
-from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
@@ -314,12 +313,12 @@ class GradientMonitor:
 
     def _remember(self, batches: Sequence[Any]) -> None:
         """Keeps what a step leaves and the next, scheduled one may hold by mistake: its `.grad`, its batch."""
-        theta = theta_of(self._model, self._request.include, self._request.exclude)
-        self._earlier = {
-            theta[at].parameter: left.values for at, left in left_gradients(theta, self._carried()).items()
-        }
         divisor = self._divisor or max(self._schedule.accumulate, len(batches))
         self._previous = MeanLoss([self._loss(batch) for batch in batches], divisor)
+        request = self._request
+        theta = theta_in_grad(self._model, request.include, request.exclude, self._previous.variables)
+        left = left_gradients(theta, self._carried(), self._loss_scale())
+        self._earlier = {theta[at].parameter: each.values for at, each in left.items()}
 
     def _forget(self) -> None:
         self._batches, self._weights, self._earlier, self._previous = [], [], {}, None
@@ -333,7 +332,7 @@ class GradientMonitor:
             forwards=forwards,
             batches=len(batches),
             compiled=self._hook.model is not self._model,
-            loss_scale=1.0 if self._scaler is None else self._scaler.get_scale(),
+            loss_scale=self._loss_scale(),
             scale=self._carried(),
             clip_norm=self._clip_norm,
             clip_value=self._clip_value,
@@ -350,8 +349,10 @@ class GradientMonitor:
         losses, weights = [self._loss(batch) for batch in batches], tuple(self._weights)
         return Window(losses, weights, self._divisor or sum(weights) or len(batches), self._schedule.accumulate)
 
+    def _loss_scale(self) -> float:
+        """The factor on the loss before its backward."""
+        return 1.0 if self._scaler is None else self._scaler.get_scale()
+
     def _carried(self) -> float:
         """The loss scale that `.grad` still carries: the scaler's, unless an optimizer's gradients were unscaled."""
-        if self._scaler is None or has_unscaled(self._scaler):
-            return 1.0
-        return self._scaler.get_scale()
+        return 1.0 if self._scaler is None or has_unscaled(self._scaler) else self._loss_scale()

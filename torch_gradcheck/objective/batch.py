@@ -10,6 +10,7 @@ import torch
 from torch_gradcheck.borrowing.tensor_copies import is_freed, write_back
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.nested import rebuilt
+from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.precision.dtypes import in_precision
 from torch_gradcheck.torch_internals.tensors import version_of
 
@@ -23,12 +24,13 @@ class BatchCopy:
     Args:
         batch: the caller's.
         dtype: of the floating tensors.
-        lent: tensors of the batch that are lent like parameters; they stay the objects that they are.
+        lent: the tensors of the batch that are lent like parameters. A leaf stays the object that it is; for any other
+            one each evaluation gets a copy with a graph, which it may write to.
     """
 
-    def __init__(self, batch: Any, dtype: torch.dtype | None, lent: Sequence[torch.Tensor] = ()) -> None:
+    def __init__(self, batch: Any, dtype: torch.dtype | None, lent: Sequence[Variable] = ()) -> None:
         self._dtype = dtype
-        self._lent = {id(tensor) for tensor in lent}
+        self._lent = {id(each.stands_for): each for each in lent}
         self._copies: dict[int, torch.Tensor] = {}
         self._kept: list[torch.Tensor] = []  # the originals, so that no id is used twice
         self._structure = rebuilt(batch, self._copied)
@@ -37,7 +39,8 @@ class BatchCopy:
 
     def fresh(self) -> Any:
         """The batch in new containers, its tensors holding their first values."""
-        return rebuilt(self._structure, self._rewound)
+        given: dict[int, torch.Tensor] = {}
+        return rebuilt(self._structure, lambda tensor: self._given(tensor, given))
 
     def _copied(self, tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) in self._lent:
@@ -50,11 +53,21 @@ class BatchCopy:
             self._copies[id(tensor)] = copy.requires_grad_(tensor.requires_grad)
         return self._copies[id(tensor)]
 
+    def _given(self, tensor: torch.Tensor, given: dict[int, torch.Tensor]) -> torch.Tensor:
+        """What an evaluation gets in place of a tensor: one for all its places in the batch, noted in `given`."""
+        if id(tensor) not in given:
+            lent = self._lent.get(id(tensor))
+            given[id(tensor)] = self._rewound(tensor) if lent is None else _as_it_was(lent)
+        return given[id(tensor)]
+
     def _rewound(self, tensor: torch.Tensor) -> torch.Tensor:
-        if id(tensor) in self._lent:  # the loan rewinds it
-            return tensor
         if version_of(tensor) != self._versions[id(tensor)] or tensor.grad is not None or is_freed(tensor):
             tensor.grad = None
             write_back(tensor, self._first[id(tensor)])
             self._versions[id(tensor)] = version_of(tensor)
         return tensor
+
+
+def _as_it_was(lent: Variable) -> torch.Tensor:
+    """A leaf, which the loan rewinds, or no leaf."""
+    return lent.tensor if lent.is_leaf else lent.tensor.clone()

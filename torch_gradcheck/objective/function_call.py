@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd import Function
 
 from torch_gradcheck.borrowing.builtin_content import is_a
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.function_outputs import is_inexact
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
-from torch_gradcheck.objective.variables import Variable, variables_in
-from torch_gradcheck.reporting.facts import Role
+from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
+from torch_gradcheck.objective.variables import Variable, distinct, variables_in
 
 
 @dataclass(frozen=True)
@@ -25,41 +27,64 @@ class FunctionCall:
     Attributes:
         function: a function of tensors, `MyFunction.apply`, a custom operator or a module.
         args, kwargs: the arguments, their tensors copies of the caller's. Those on trial require a gradient.
+        writes: the function writes to arguments on trial, and gets copies of them that are no leaves: autograd allows
+            no write to a leaf, and what an evaluation writes to θ would stay for the next one. Other functions get the
+            leaves, which a Function may tell from other tensors, and keep.
     """
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
+    writes: bool = False
 
     @cached_property
     def variables(self) -> list[Variable]:
-        """The tensors on trial among the arguments, named after their places."""
-        found = [each for name, value in self._named for each in variables_in(name, value, Role.ARGUMENT)]
-        return list({id(each.tensor): each for each in reversed(found)}.values())[::-1]
+        """The tensors on trial among the arguments, named after their places; one at several has aliases."""
+        return distinct([each for name, value in self._named for each in variables_in(name, value)])
 
     def called(self, tensors: Sequence[torch.Tensor]) -> Any:
         """What the function returns with these tensors in the places of those on trial, in the order of `variables`.
 
         Other tensors among the arguments are the caller's own objects: inside of a loan their copies.
+
+        Raises:
+            InvalidRequestError: the arguments do not fit the function's signature.
         """
+        args, kwargs = self._with([tensor.clone() for tensor in tensors] if self.writes else tensors)
+        try:
+            return self.function(*args, **kwargs)
+        except (TypeError, RuntimeError) as error:  # operators raise the latter where arguments are missing
+            why = misfit(self.function, args, kwargs) or _refused_by_builtin(error)
+            if not why:
+                raise
+            raise InvalidRequestError(
+                f"inputs do not fit {callable_name(self.function)}: it is called with {counted(args, kwargs)}, and "
+                f"{why}. inputs is a tuple of its positional arguments or a mapping of its keyword arguments."
+            ) from error
+
+    def _with(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments with these tensors in the places of those on trial."""
         places = {id(variable.tensor): tensor for variable, tensor in zip(self.variables, tensors, strict=True)}
-        if self._is_flat:  # as most calls are; to look into nested ones takes longer than a small function
-            args, kwargs = [places.get(id(each), each) for each in self.args], dict(self.kwargs)
-            kwargs.update({name: places[id(each)] for name, each in kwargs.items() if id(each) in places})
-        else:
-            args, kwargs = rebuilt((self.args, dict(self.kwargs)), lambda tensor: places.get(id(tensor), tensor))
-        return self.function(*args, **kwargs)
+        if not self._is_flat:
+            return rebuilt((self.args, dict(self.kwargs)), lambda tensor: places.get(id(tensor), tensor))  # type: ignore[no-any-return]
+        kwargs = {name: places.get(id(each), each) for name, each in self.kwargs.items()}
+        return tuple([places.get(id(each), each) for each in self.args]), kwargs
 
     @cached_property
     def _is_flat(self) -> bool:
-        """Whether every argument is a tensor, or a value that holds none."""
+        """Whether every argument is a tensor, or a value that holds none: to look into others takes longer."""
         return all(type(each) in PLAIN or is_a(each, torch.Tensor) for each in (*self.args, *self.kwargs.values()))
+
+    def arguments(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        """All tensors among the arguments, named after their places, these in the places of those on trial."""
+        places = {id(variable.tensor): tensor for variable, tensor in zip(self.variables, tensors, strict=True)}
+        found = [(name + path, each) for name, value in self._named for path, each in tensors_in(value)]
+        return [(name, places.get(id(each), each)) for name, each in found]
 
     @property
     def _named(self) -> list[tuple[str, Any]]:
-        names = argument_names(self.function)
-        names += [f"args[{position}]" for position in range(len(names), len(self.args))]
-        return [*zip(names, self.args, strict=False), *self.kwargs.items()]
+        names = [*argument_names(self.function, len(self.args)), *self.kwargs]
+        return list(zip(names, [*self.args, *self.kwargs.values()], strict=True))
 
 
 def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any]) -> FunctionCall:
@@ -70,38 +95,73 @@ def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[
     Args:
         function: what is called.
         inputs: the positional arguments, or a mapping of keyword arguments.
+
+    Raises:
+        InvalidRequestError: `inputs` is neither, or nothing in it, and no parameter, can be on trial.
     """
-    inexact = [tensor for _, tensor in tensors_in(inputs) if tensor.is_floating_point() or tensor.is_complex()]
+    given, named = _arguments(function, inputs)
+    inexact = [tensor for _, tensor in tensors_in((given, named), objects=True) if is_inexact(tensor)]
     on_trial = {id(each) for each in [each for each in inexact if each.requires_grad] or inexact}
+    if not on_trial and module_of(function) is None:
+        raise InvalidRequestError(
+            f"inputs holds no tensor of floating point or complex numbers{_found_instead(given, named)}: "
+            f"{callable_name(function)} has no gradient to check."
+        )
     copies: dict[int, torch.Tensor] = {}
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in copies:
-            copies[id(tensor)] = tensor.detach().clone().requires_grad_(id(tensor) in on_trial)
+            copies[id(tensor)] = _copy(tensor).requires_grad_(id(tensor) in on_trial)
         return copies[id(tensor)]
 
-    args, kwargs = ((), inputs) if is_a(inputs, Mapping) else (tuple(inputs), {})
-    return FunctionCall(function, rebuilt(args, copied), rebuilt(kwargs, copied))
+    return FunctionCall(function, rebuilt(given, copied), rebuilt(named, copied))
 
 
-def outputs_of(result: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors in what a function returned, with names: `output`, or `output[1]`, `output['loss']` in a nest."""
-    return [(f"output{path}", tensor) for path, tensor in tensors_in(result)]
+def module_of(function: Any) -> nn.Module | None:
+    """The module that is called: itself, or by one of its methods, bound arguments and wrappers aside; else None."""
+    function = inspect.unwrap(function)
+    if isinstance(function, functools.partial):
+        return module_of(function.func)
+    owner = function if isinstance(function, nn.Module) else getattr(function, "__self__", None)
+    return owner if isinstance(owner, nn.Module) else None
 
 
-def argument_names(function: Callable[..., Any]) -> list[str]:
-    """The names of the positional arguments, of `forward` without `ctx` for a Function; none where they are unknown."""
-    owner: Any = getattr(function, "__self__", None)
-    if isinstance(owner, type) and issubclass(owner, Function):
-        has_ctx = owner.setup_context is Function.setup_context
-        return _names(owner.forward)[has_ctx:]
-    return _names(function.forward if isinstance(function, nn.Module) else function)
+def _arguments(function: Callable[..., Any], inputs: Any) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """The positional and the keyword arguments; `apply` of a Function takes positional ones only."""
+    if is_a(inputs, Mapping):
+        if [name for name in inputs if not isinstance(name, str)]:
+            raise InvalidRequestError(f"inputs has keys that are no names of arguments: {list(inputs)}.")
+        return positional(function, inputs)
+    if is_a(inputs, tuple, list) and not is_a(inputs, nn.utils.rnn.PackedSequence):
+        return tuple(inputs), {}
+    raise InvalidRequestError(
+        "inputs must be a tuple of the function's positional arguments or a mapping of its keyword arguments, got a "
+        f"{type(inputs).__name__}: for a single argument x write (x,)."
+    )
 
 
-def _names(function: Callable[..., Any]) -> list[str]:
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return [each.name for each in parameters if each.kind in positional]
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_nested or tensor.is_meta:
+        what = "a nested tensor" if tensor.is_nested else "a tensor on the meta device"
+        how = "give its parts, and have the function nest them" if tensor.is_nested else "give one that holds numbers"
+        raise InvalidRequestError(f"inputs holds {what}, which cannot be perturbed: {how}.")
+    return tensor.detach().clone()
+
+
+def _found_instead(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Words on what the arguments are, as " (found int64 tensor, float)"; "" where there are none."""
+    kinds = dict.fromkeys([_kind(each) for each in [*args, *kwargs.values()]])
+    advice = "; torch.from_numpy makes tensors of arrays" if "ndarray" in kinds else ""
+    return f" (found {', '.join(kinds)}{advice})" if kinds else ""
+
+
+def _kind(value: Any) -> str:
+    dtype = str(value.dtype).rpartition(".")[2] if isinstance(value, torch.Tensor) else ""
+    return f"{dtype} tensor" if dtype else type(value).__name__
+
+
+def _refused_by_builtin(error: Exception) -> str:
+    """The words of a builtin function on arguments that it does not take; "" for errors of Python code."""
+    trace = error.__traceback__
+    is_refusal = isinstance(error, TypeError) and trace is not None and trace.tb_next is None
+    return f"torch says: {error}" if is_refusal else ""

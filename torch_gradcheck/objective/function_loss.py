@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
-from torch_gradcheck.objective.function_call import FunctionCall, outputs_of
+from torch_gradcheck.borrowing.captures import captures_of
+from torch_gradcheck.borrowing.tensor_copies import is_freed
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.function_call import FunctionCall, module_of
+from torch_gradcheck.objective.function_outputs import Cotangents, bent, inner, is_inexact, outputs_of, root_mean_square
 from torch_gradcheck.objective.loss import Compute
-from torch_gradcheck.objective.variables import Variable, objects_of
+from torch_gradcheck.objective.signatures import callable_name
+from torch_gradcheck.objective.variables import Variable, captured_in, objects_of
+from torch_gradcheck.reporting.words import LossWords, listed
+from torch_gradcheck.torch_internals.autograd import writes_to_a_leaf
 
 
 class FunctionModule(nn.Module):
     """Stands for a plain function where a check asks for a model: it has no parameters, buffers or modules."""
 
 
-@dataclass(frozen=True)
+class WrittenArgumentsError(Exception):
+    """The function writes to arguments that are on trial: it has to get copies that are no leaves."""
+
+
+@dataclass(eq=False)
 class FunctionLoss:
     """Σ ⟨v, y⟩ of a function called with its arguments.
 
     Attributes:
         call: the function and its arguments.
         seed: of v.
+        in_j: the names of the outputs that J is made of, found by its first evaluation: those with a graph or, where
+            none has one, all of floating point or complex numbers.
+        without_graph: the names of the outputs that are left out of J, since others have a graph and they have none.
+        is_bent: y is bent, see `bent`, so that the gradient that a backward is given depends on θ, and a double
+            backward has to go through it.
     """
 
     call: FunctionCall
     seed: int
+    is_bent: bool = False
+    in_j: tuple[str, ...] = field(default=(), init=False)
+    without_graph: tuple[str, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        self._cotangents = Cotangents(self.seed)
+        self._sizes: dict[int, torch.Tensor] = {}
 
     @property
     def holders(self) -> list[Any]:
@@ -40,39 +63,114 @@ class FunctionLoss:
         """The arguments on trial."""
         return self.call.variables
 
-    def at(self, dtype: torch.dtype | None) -> Compute:  # noqa: ARG002
+    @cached_property
+    def words(self) -> LossWords:
+        """The function by its name; a Function in it by its own."""
+        return LossWords.of_function(callable_name(self.call.function))
+
+    @property
+    def notes(self) -> list[str]:
+        """The notes on outputs that are not in J, and on what is not on trial though it could have a gradient."""
+        notes = []
+        if self.without_graph:
+            has = "has" if len(self.without_graph) == 1 else "have"
+            notes.append(
+                f"{listed(self.without_graph)} {has} no graph (marked non-differentiable, detached, or computed of "
+                "nothing that requires a gradient): left out of J"
+            )
+        captured = _captured(self.call.function)
+        if captured:
+            notes.append(
+                f"captured by the function and not on trial, though a gradient is required: {listed(captured)}; give "
+                "it as an argument, or check the module itself"
+            )
+        return notes
+
+    def on_copies(self) -> FunctionLoss:
+        """The same with a function that gets copies of its arguments."""
+        return FunctionLoss(replace(self.call, writes=True), self.seed, self.is_bent)
+
+    def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`; the arguments are lent in `dtype`."""
+        self._cotangents = Cotangents(self.seed, dtype)
         return self._value
 
-    def _value(self) -> torch.Tensor:
-        outputs = [tensor for _, tensor in outputs_of(self.call.called(objects_of(self.variables)))]
-        differentiable = [tensor for tensor in outputs if tensor.is_floating_point() or tensor.is_complex()]
-        return torch.stack([inner(self.cotangent(k, y), y) for k, y in enumerate(differentiable)]).sum()
+    def terms(self) -> dict[str, torch.Tensor]:
+        """⟨v, y⟩ of every output that J is made of, by name; J is their sum. Only inside of an evaluation.
+
+        Raises:
+            InvalidRequestError: the function returns no tensor that could have a gradient.
+            WrittenArgumentsError: it writes to arguments on trial, and has got the very leaves.
+        """
+        first = not self.in_j
+        outputs = outputs_of(self._first_call() if first else self.call.called(objects_of(self.variables)))
+        if first:
+            self._choose(dict(outputs))
+        return {
+            name: inner(self._cotangents.of(position, y), self._bent(position, y))
+            for position, (name, y) in enumerate(outputs)
+            if name in self.in_j
+        }
+
+    def _bent(self, position: int, output: torch.Tensor) -> torch.Tensor:
+        """The output, bent by its size in the first evaluation, at θ, where it is to be."""
+        if not self.is_bent:
+            return output
+        if position not in self._sizes:
+            self._sizes[position] = root_mean_square(output.detach())
+        return bent(output, self._sizes[position])
 
     def cotangent(self, position: int, output: torch.Tensor) -> torch.Tensor:
-        """v of the output at this position: signed, its entries of sizes between ½ and 1½, divided by their number."""
-        key = (position, output.shape, output.dtype, output.device)
-        if key not in self._cotangents:
-            self._cotangents[key] = drawn_cotangent(output, (self.seed + position) % 2**63)
-        return self._cotangents[key]
+        """v of the output at this position among all tensors that the function returns, in new memory."""
+        return self._cotangents.of(position, output).clone()
 
-    @cached_property
-    def _cotangents(self) -> dict[tuple[Any, ...], torch.Tensor]:
-        """Those that were drawn so far: to draw one takes longer than a small function."""
-        return {}
+    def _value(self) -> torch.Tensor:
+        first, *others = self.terms().values()
+        return sum(others, first)
+
+    def _first_call(self) -> Any:
+        """The result of the first call, which shows whether the function writes to its arguments."""
+        leaves = objects_of(self.variables)
+        before = [leaf.detach().clone() for leaf in leaves]
+        try:
+            result = self.call.called(leaves)
+        except RuntimeError as error:
+            if self.call.writes or not writes_to_a_leaf(error):
+                raise
+            raise WrittenArgumentsError from error
+        if not self.call.writes and any(map(_differ, before, leaves)):
+            raise WrittenArgumentsError
+        return result
+
+    def _choose(self, outputs: dict[str, torch.Tensor]) -> None:
+        inexact = [name for name, y in outputs.items() if is_inexact(y)]
+        if not inexact:
+            raise InvalidRequestError(
+                f"{callable_name(self.call.function)} returns no tensor of floating point or complex numbers"
+                f"{_of_what(outputs)}: it has no gradient to check. Have it return what it computes, in tuples, lists, "
+                "mappings or dataclasses; what it writes to an argument, too."
+            )
+        with_graph = [name for name in inexact if outputs[name].requires_grad]
+        self.in_j = tuple(with_graph or inexact)
+        self.without_graph = tuple(name for name in inexact if name not in self.in_j)
 
 
-def drawn_cotangent(output: torch.Tensor, seed: int) -> torch.Tensor:
-    """Like the output, with entries of either sign and of sizes between ½ and 1½, divided by their number."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    shape = (*output.shape, 2) if output.is_complex() else tuple(output.shape)
-    draws = torch.rand((2, *shape), generator=generator, dtype=torch.float64, device="cpu")
-    real = (0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0) / max(output.numel(), 1)
-    v = torch.view_as_complex(real) if output.is_complex() else real
-    return v.to(device=output.device, dtype=output.dtype)
+def _captured(function: Any) -> list[str]:
+    """The names of tensors that a function captures and that require a gradient, and of modules that have such."""
+    found = captures_of(function)
+    own = {id(each) for each in (module_of(function) or FunctionModule()).modules()}
+    trained = {type(each).__name__: key for key, each in found.modules.items() if key not in own and _is_trained(each)}
+    return [*[each.name for each in captured_in(found)], *[f"the parameters of {kind}" for kind in trained]]
 
 
-def inner(v: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """⟨v, y⟩ = Re Σ conj(v) y."""
-    product = (v.conj() * y).sum()
-    return product.real if product.is_complex() else product
+def _is_trained(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters(recurse=False))
+
+
+def _differ(before: torch.Tensor, now: torch.Tensor) -> bool:
+    """Whether a tensor has been written to; also past its version counter, as `.data` does."""
+    return is_freed(now) or not torch.equal(torch.nan_to_num(before), torch.nan_to_num(now.detach()))
+
+
+def _of_what(outputs: dict[str, torch.Tensor]) -> str:
+    return f" ({listed([f'{name} is {y.dtype}' for name, y in outputs.items()])})" if outputs else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,8 +14,17 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
-from torch_gradcheck.objective.variables import Variable, objects_of, variables_in
+from torch_gradcheck.objective.signatures import counted, misfit
+from torch_gradcheck.objective.variables import (
+    Variable,
+    captured_by,
+    distinct,
+    not_perturbed_in,
+    objects_of,
+    variables_in,
+)
 from torch_gradcheck.reporting.facts import Role
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed
 
 Compute = Callable[[], Any]
 """Computes the loss of a lent model; takes no argument."""
@@ -36,6 +44,10 @@ class Loss(Protocol):
     def variables(self) -> Sequence[Variable]:
         """The tensors besides the model's parameters that are on trial; their objects are among the holders."""
 
+    @property
+    def words(self) -> LossWords:
+        """What a report calls the code that computes it."""
+
     def at(self, dtype: torch.dtype | None) -> Compute:
         """J as a function of nothing, the batch copied into `dtype` (None: each tensor in its own)."""
 
@@ -47,6 +59,8 @@ class ModuleLoss:
     A tuple or list is `(inputs, *targets)`; a mapping is the model's keyword arguments; anything else its one input.
     Inputs that are themselves a tuple or list are positional arguments, a mapping keyword arguments.
     """
+
+    words = LOSS_WORDS
 
     model: nn.Module
     loss_fn: Callable[..., Any]
@@ -73,7 +87,7 @@ class ModuleLoss:
             raise InvalidRequestError(
                 "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
             )
-        copy = BatchCopy(self.batch, dtype, objects_of(self.variables))
+        copy = BatchCopy(self.batch, dtype, self.variables)
 
         def compute() -> Any:
             fresh = copy.fresh()
@@ -87,6 +101,8 @@ class ModuleLoss:
 class ClosureLoss:
     """`closure()`, or `closure(batch)` where there is a batch."""
 
+    words = LOSS_WORDS
+
     closure: Callable[..., Any]
     batch: Any = NOTHING
 
@@ -97,14 +113,14 @@ class ClosureLoss:
 
     @cached_property
     def variables(self) -> list[Variable]:
-        """The tensors of the batch that require a gradient."""
-        return variables_in("batch", self.batch, Role.INPUT)
+        """The tensors of the batch that require a gradient, and those that the closure captures: `x`, `self.z`."""
+        return distinct([*variables_in("batch", self.batch, Role.INPUT), *captured_by(self.closure)])
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
         if self.batch is NOTHING:
             return self.closure
-        copy = BatchCopy(self.batch, dtype, objects_of(self.variables))
+        copy = BatchCopy(self.batch, dtype, self.variables)
         return lambda: self.closure(copy.fresh())
 
 
@@ -118,6 +134,8 @@ class MeanLoss:
         starts: for each batch the random state its forward starts from; empty: each starts where the last one ended.
         weights: wᵢ, positive numbers; empty: 1 each.
     """
+
+    words = LOSS_WORDS
 
     losses: Sequence[Loss]
     divisor: float
@@ -136,8 +154,10 @@ class MeanLoss:
 
     @property
     def variables(self) -> list[Variable]:
-        """Those of the only loss; of several batches none, whose names would be the same."""
-        return list(self.losses[0].variables) if len(self.losses) == 1 else []
+        """Those of the only loss; of several batches those of all, as `batches[1][0]`."""
+        if len(self.losses) == 1:
+            return list(self.losses[0].variables)
+        return distinct([_of_batch(k, each) for k, loss in enumerate(self.losses) for each in loss.variables])
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
@@ -154,6 +174,28 @@ class MeanLoss:
         return computes[0] if len(computes) == 1 and self._of_one == 1 else mean
 
 
+def on_not_perturbed(loss: Loss) -> str:
+    """The note on tensors of the batch that require a gradient and are not on trial; "" where there are none."""
+    names = _not_perturbed(loss)
+    if not names:
+        return ""
+    return f"not on trial, since only ordinary dense tensors can be perturbed: {listed(names)}"
+
+
+def _not_perturbed(loss: Loss) -> list[str]:
+    if isinstance(loss, MeanLoss):
+        return [name for each in loss.losses for name in _not_perturbed(each)]
+    return not_perturbed_in("batch", loss.batch) if isinstance(loss, ModuleLoss | ClosureLoss) else []
+
+
+def _of_batch(number: int, variable: Variable) -> Variable:
+    """A variable of one of several batches, its places in the batch named `batches[number]…`."""
+    if variable.role is not Role.INPUT:
+        return variable
+    first, *others = [f"batches[{number}]{name.removeprefix('batch')}" for name in variable.names]
+    return replace(variable, name=first, aliases=tuple(others))
+
+
 def _called(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         if not all(isinstance(name, str) for name in inputs):
@@ -167,33 +209,14 @@ def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
     try:
         return function(*args, **kwargs)
     except TypeError as error:
-        misfit = _misfit(function.forward if isinstance(function, nn.Module) else function, args, kwargs)
-        if not misfit:
+        why = misfit(function, args, kwargs)
+        if not why:
             raise
         raise InvalidRequestError(
-            f"batch does not fit {name}: it is called with {_counted(args, kwargs)}, and {misfit}. A batch is "
+            f"batch does not fit {name}: it is called with {counted(args, kwargs)}, and {why}. A batch is "
             "(inputs, *targets); inputs that are a tuple or list are positional arguments of the model, a mapping its "
             "keyword arguments."
         ) from error
-
-
-def _counted(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The arguments counted, as "2 positional arguments and the keywords ['mask']"."""
-    keywords = f" and the keywords {list(kwargs)}" if kwargs else ""
-    return f"{len(args)} positional argument{'' if len(args) == 1 else 's'}{keywords}"
-
-
-def _misfit(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-    """The reason why the arguments do not fit a signature; "" where they do, or there is none to be read."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return ""
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        return f"has the signature {signature}: {error}"
-    return ""
 
 
 def _is_sequence(value: Any) -> bool:

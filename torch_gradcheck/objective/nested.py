@@ -109,11 +109,32 @@ class _Copy:
         return self._objects[id(value)]
 
 
-def tensors_in(value: Any) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a nested structure with the path to each, such as `[0]['mask']`."""
+def tensors_in(value: Any, *, objects: bool = False) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a nested structure with the path to each, such as `[0]['mask']`.
+
+    Args:
+        value: the structure.
+        objects: whether to look into plain objects too, as `rebuilt` does. What an object keeps in an attribute that
+            begins with an underscore, it shows as its own: the path of `graph._store['x']` is `['x']`.
+    """
+    return _tensors_in(value, objects, frozenset())
+
+
+def _tensors_in(value: Any, objects: bool, around: frozenset[int]) -> list[tuple[str, torch.Tensor]]:
+    """The same; `around` are the ids of what the value lies in, which it may refer to."""
+    if type(value) in PLAIN or id(value) in around:
+        return []
     if is_a(value, torch.Tensor):
         return [("", value)]
-    return [(path + rest, tensor) for path, item in _children(value) for rest, tensor in tensors_in(item)]
+    children = _children(value) or (_attributes(value) if objects else [])
+    inside = around | {id(value)} if children else around
+    return [(path + rest, tensor) for path, item in children for rest, tensor in _tensors_in(item, objects, inside)]
+
+
+def _attributes(value: Any) -> list[tuple[str, Any]]:
+    if not _is_plain_object(value, DEPTH):
+        return []
+    return [("" if name.startswith("_") else f".{name}", item) for name, item in (attributes_of(value) or {}).items()]
 
 
 def _children(value: Any) -> list[tuple[str, Any]]:

@@ -13,12 +13,14 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import NonScalarLossError
+from torch_gradcheck.objective.domain import Domain
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.unseen import Activity
+from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed
 from torch_gradcheck.torch_internals.scripted import hides_interrupt
 
 ROUNDOFF_BETWEEN_CALLS = 1e3
@@ -45,7 +47,11 @@ class Objective:
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
         activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
+        with_graph: the value that J, a slope, has where its backward makes a graph, if that is another one; else None.
         held: the values that J reads where its graph is cut; None where all moves with θ.
+        domain: where J is defined.
+        variables: what J depends on besides the model's parameters.
+        words: what a report calls the code that computes J.
     """
 
     def __init__(
@@ -57,7 +63,8 @@ class Objective:
         drawn_in: DrawnIn | None = None,
         beat: Callable[[], None] = lambda: None,
         held: HeldValues | None = None,
-        variables: Sequence[torch.Tensor] = (),
+        variables: Sequence[Variable] = (),
+        words: LossWords = LOSS_WORDS,
     ) -> None:
         self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan
@@ -68,11 +75,14 @@ class Objective:
         self.replaced = False
         self.needs_graph = True
         self.runs_backward = False
+        self.with_graph: float | None = None
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
-        self._variables = variables
+        self.variables = variables
+        self.words = words
         self._needs_mode = True
         self.held = held
+        self.domain = Domain(borrowed)
         self._holding: Holding | None = None
 
     def __call__(self) -> torch.Tensor:
@@ -103,8 +113,13 @@ class Objective:
         self.evaluations += evaluations
 
     def value(self) -> float:
-        """J(θ), as cheaply as possible."""
-        return float(self().detach())
+        """J(θ), as cheaply as possible; NaN where it raises because it is not defined there."""
+        try:
+            return float(self().detach())
+        except Exception as error:
+            if not math.isfinite(self.loss) or not self.domain.excludes(error, self):
+                raise
+            return math.nan
 
     def value_again(self) -> float:
         """J(θ) once more; `spread` takes in how far it lies from the first value."""
@@ -144,7 +159,10 @@ class Objective:
     @property
     def leaves(self) -> list[torch.Tensor]:
         """The parameters and variables that the graph of J begins at."""
-        return [leaf for leaf in [*self.model.parameters(), *self._variables] if leaf.requires_grad]
+        leaves = dict.fromkeys(
+            [*self.model.parameters(), *objects_of(self.variables)]
+        )  # a parameter may be in the batch, too
+        return [leaf for leaf in leaves if leaf.requires_grad]
 
     def compute(self) -> torch.Tensor:
         """J as a 0-dim tensor; only inside `evaluation`. NaN where values are held, and J asks for other ones."""
@@ -176,6 +194,13 @@ class Objective:
         for tensor in tensors:
             if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
+
+    @property
+    def apart_with_graph(self) -> float:
+        """How far a slope whose backward makes a graph lies from one that makes none, relative to the larger one."""
+        if self.with_graph is None:
+            return 0.0
+        return abs(self.with_graph - self.loss) / max(abs(self.with_graph), abs(self.loss))
 
     def same(self, one: float, other: float) -> bool:
         """Whether two values of J are one number up to the roundoff two equal calls may differ by."""
@@ -233,9 +258,7 @@ def on_overridden(objective: Objective) -> str:
     """The note on lower precisions that were raised to that of the check, and in which modules; "" without."""
     if not objective.overridden:
         return ""
-    modules = sorted(
-        {name or "the model's forward or the loss" for names in objective.overridden.values() for name in names}
-    )
+    modules = sorted({name or objective.words.with_model for names in objective.overridden.values() for name in names})
     return (
         f"casts and tensors of a lower precision were computed in {name_of(objective.dtype)} "
         f"({', '.join(sorted(objective.overridden))}) in {listed(modules)}"
@@ -252,7 +275,7 @@ def on_replaced(objective: Objective) -> str:
 def on_graph(objective: Objective, accumulated: bool) -> str:
     """The note on evaluations of J that need autograd; "" where they do not."""
     if accumulated:
-        return "the closure calls backward() itself: what it leaves in .grad is what was checked"
+        return f"{objective.words.runs_backward} calls backward() itself: what it leaves in .grad is what was checked"
     if objective.needs_graph and objective.held is None:
         return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
     return ""

@@ -19,6 +19,14 @@ def real_view(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
+def infinite_coordinates(tensor: torch.Tensor) -> Indices:
+    """Flat coordinates that hold NaN or infinity: masks are filled with −∞, which no step moves."""
+    finite = torch.isfinite(real_view(tensor.detach().resolve_conj()))
+    if finite.all():
+        return np.empty(0, dtype=np.int64)
+    return np.asarray((~finite).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
+
+
 def coordinate_views(tensor: torch.Tensor, coordinates: Indices) -> Iterator[torch.Tensor]:
     """A 0-dim view of each coordinate, real, sharing the tensor's memory.
 
@@ -63,20 +71,17 @@ class MovedCoordinate:
         self._coordinate.fill_(self._before)
 
 
-class RandomDirection:
-    """A direction in θ: every real number in it moves by ± its size, with signs drawn from `seed`.
-
-    The size of a number is its absolute value, see `sizes`.
+class Direction:
+    """A direction in θ.
 
     Args:
         parameters: the tensors that make up θ, as they are now; complex ones move in both parts.
-        seed: the same seed gives the same signs, on every device.
+        velocities: of the `real_view` of each.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
+    def __init__(self, parameters: Sequence[torch.Tensor], velocities: Sequence[torch.Tensor]) -> None:
         self._tensors = [real_view(parameter.data) for parameter in parameters]
-        generator = torch.Generator("cpu").manual_seed(seed)
-        self._velocities = [_velocity(tensor, generator) for tensor in self._tensors]
+        self._velocities = velocities
         self._before = [tensor.clone() for tensor in self._tensors]
 
     def at(self, distance: float, staying: Collection[int] = ()) -> _At:
@@ -94,22 +99,42 @@ class RandomDirection:
         for position, (tensor, before, velocity) in enumerate(moving):
             torch.add(before, velocity, alpha=0.0 if position in staying else distance, out=tensor)
 
+    def put_back(self) -> None:
+        """From anywhere to θ."""
+        for tensor, before in zip(self._tensors, self._before, strict=True):
+            tensor.copy_(before)
+
+    def tangent(self, position: int, like: torch.Tensor) -> torch.Tensor:
+        """How far a step of 1 moves every entry of the parameter at a position, in the form of the parameter `like`."""
+        velocity = self._velocities[position]
+        return torch.view_as_complex(velocity) if like.is_complex() else velocity
+
     def slope(self, gradients: Sequence[torch.Tensor | None]) -> float:
         """⟨gradient, direction⟩: the slope along it of a function with these gradients; None is zeros."""
         pairs = zip(gradients, self._velocities, strict=True)
         parts = [(real_view(g.detach().resolve_conj()) * velocity).sum() for g, velocity in pairs if g is not None]
         return sum([float(part) for part in parts])
 
-    def put_back(self) -> None:
-        """From anywhere to θ."""
-        for tensor, before in zip(self._tensors, self._before, strict=True):
-            tensor.copy_(before)
+
+class RandomDirection(Direction):
+    """A direction in θ: every real number in it moves by ± its size, with signs drawn from `seed`.
+
+    The size of a number is its absolute value, see `sizes`.
+
+    Args:
+        parameters: the tensors that make up θ, as they are now.
+        seed: the same seed gives the same signs, on every device.
+    """
+
+    def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
+        generator = torch.Generator("cpu").manual_seed(seed)
+        super().__init__(parameters, [_velocity(real_view(each.data), generator) for each in parameters])
 
 
 class _At:
     """A class and not a generator, as `MovedCoordinate` is."""
 
-    def __init__(self, direction: RandomDirection, distance: float, staying: Collection[int]) -> None:
+    def __init__(self, direction: Direction, distance: float, staying: Collection[int]) -> None:
         self._direction, self._distance, self._staying = direction, distance, staying
 
     def __enter__(self) -> None:
@@ -129,7 +154,14 @@ def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def sizes(tensor: torch.Tensor) -> torch.Tensor:
-    """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero."""
+    """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero.
+
+    NaN and infinity have size 0: they cannot move.
+    """
     absolute = tensor.abs()
+    finite = torch.isfinite(absolute)
+    if not finite.all():
+        of_finite = sizes(absolute[finite])
+        return torch.zeros_like(absolute).masked_scatter(finite, of_finite)
     typical = absolute.square().mean().sqrt() if tensor.numel() else absolute.new_ones(())
     return torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))

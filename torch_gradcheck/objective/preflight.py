@@ -17,7 +17,9 @@ from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.overflow import OverflowWatch
 from torch_gradcheck.objective.scripted import fixed_to_a_precision
+from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.precision.mode import DrawnIn
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, noun
 from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
 from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
 from torch_gradcheck.torch_internals.modules import modules_in_traceback, named_modules, named_parameters
@@ -33,9 +35,13 @@ def preflighted(
     drawn_in: DrawnIn | None = None,
     beat: Callable[[], None] = lambda: None,
     hold_detached: bool = False,
-    variables: Sequence[torch.Tensor] = (),
+    variables: Sequence[Variable] = (),
+    words: LossWords = LOSS_WORDS,
+    is_slope: bool = False,
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
+
+    A J that is the slope of another one is evaluated without a graph in any case.
 
     Args:
         model: the borrowed model.
@@ -45,7 +51,9 @@ def preflighted(
         drawn_in: the precisions of random draws, None for that of the check.
         beat: called before every evaluation.
         hold_detached: values at which the graph of J is cut are held; J is then evaluated with a graph.
-        variables: the lent tensors that J depends on besides the model's parameters.
+        variables: the lent variables that J depends on besides the model's parameters.
+        words: what a report calls the code that computes J.
+        is_slope: J is a `Slope`.
 
     Raises:
         NonScalarLossError: J is not one real number.
@@ -54,7 +62,7 @@ def preflighted(
         InvalidRequestError: J needs an operation that has no kernel in `dtype`.
     """
     held = HeldValues() if hold_detached else None
-    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, held, variables)
+    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, held, variables, words)
     try:
         objective.loss = objective.record_evaluation()
     except (RuntimeError, torch.jit.Error) as error:
@@ -70,6 +78,8 @@ def preflighted(
         objective.held = None
     if objective.held is not None:
         check_unchanged(objective)
+    elif is_slope:
+        _by_ordinary_backward(objective)
     elif _without_graph(objective) != objective.loss:
         objective.needs_graph = True
         check_unchanged(objective)
@@ -77,11 +87,11 @@ def preflighted(
 
 
 def _no_kernel(objective: Objective, error: Exception) -> InvalidRequestError:
-    where = ""
+    where = objective.words.short
     for module in modules_in_traceback(error):
         where = _name_of(objective.model, module) or where
     return InvalidRequestError(
-        f"dtype=torch.float64: {where or 'the loss'} uses an operation that has no float64 kernel ({error}). "
+        f"dtype=torch.float64: {where} uses an operation that has no float64 kernel ({error}). "
         "Check it with dtype=torch.float32, with wider error bars."
     )
 
@@ -116,6 +126,15 @@ def _value_unwarned(objective: Objective) -> float:
         return objective.value()
 
 
+def _by_ordinary_backward(objective: Objective) -> None:
+    """Has the slope be that along the gradient which a backward without a graph gives, as an optimizer gets it."""
+    with_graph, objective.needs_graph = objective.loss, False
+    objective.loss = objective.value()
+    if not objective.same(with_graph, objective.loss):
+        objective.with_graph = with_graph
+    check_unchanged(objective)
+
+
 def check_unchanged(objective: Objective) -> None:
     """Evaluates J(θ) once more; raises `NonDeterministicLossError` when it is not what it was before."""
     again = objective.value_again()
@@ -130,6 +149,12 @@ def _non_finite(objective: Objective) -> NonFiniteLossError:
             return NonFiniteLossError(
                 f"{found}: parameter {name!r} holds {_not_finite(parameter)}. Check it before it diverged."
             )
+    for each in objective.variables:
+        if not torch.isfinite(each.tensor).all():
+            what = noun([each.role])
+            return NonFiniteLossError(
+                f"{found}: {what} {each.name!r} holds {_not_finite(each.tensor)}. Check it with finite numbers."
+            )
     made = _made_by(objective)
     for name, tensors in _outputs(objective):
         for tensor in tensors:
@@ -140,8 +165,9 @@ def _non_finite(objective: Objective) -> NonFiniteLossError:
                     "of.",
                     module=name,
                 )
+    all_finite = ", though every module's output is finite" if objective.activity.ran else ""
     return NonFiniteLossError(
-        f"{found}, though every module's output is finite: it arises in the loss function{made}. "
+        f"{found}{all_finite}: it arises in {objective.words.computes}{made}. "
         "Look at what it divides by, takes the log or root of."
     )
 
@@ -166,13 +192,12 @@ def _non_deterministic(objective: Objective, again: float) -> NonDeterministicLo
     found = f"two equal calls gave J(θ) = {objective.loss!r} and {again!r} (difference {again - objective.loss:.3g})"
     advice = (
         "The generators of torch, numpy and Python, buffers and tensors of the modules were put back in between; "
-        "turn off what else changes (a counter, a clock, the system's entropy), or pass it in with the batch."
+        f"turn off what else changes (a counter, a clock, the system's entropy), or pass it in {objective.words.given}."
     )
     name = _first_difference(_outputs(objective), _outputs(objective))
     if name is None:
-        return NonDeterministicLossError(
-            f"{found}, and no module's output changes: it is the loss function or closure. {advice}"
-        )
+        unchanged = ", and no module's output changes" if objective.activity.ran else ""
+        return NonDeterministicLossError(f"{found}{unchanged}: it is {objective.words.described}. {advice}")
     return NonDeterministicLossError(
         f"{found}; the first module whose output changes is {_module(objective, name)}. {advice}", module=name
     )

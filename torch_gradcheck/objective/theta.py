@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -13,10 +13,10 @@ from torch import nn
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
-from torch_gradcheck.objective.perturbation import real_view
+from torch_gradcheck.objective.perturbation import infinite_coordinates, real_view
 from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.words import close_names
+from torch_gradcheck.reporting.words import close_names, counted, noun
 from torch_gradcheck.torch_internals.modules import named_parameters, plain_names
 from torch_gradcheck.torch_internals.tensors import is_wrapper
 
@@ -38,7 +38,7 @@ class ThetaEntry:
         parameter: the caller's own object: a Parameter, or the tensor of a `Variable`.
         checked: whether its gradient is on trial: the patterns select it, and it is not frozen.
         frozen: whether `requires_grad` is false.
-        padding: flat coordinates that are not tried, see `padding_coordinates`.
+        padding: flat coordinates that are not tried: see `padding_coordinates`, and `infinite_coordinates`.
         own_dtype: the dtype with the caller; while the parameter is lent its dtype is that of the copy.
         role: a parameter, or what the `Variable` is.
     """
@@ -132,8 +132,7 @@ def theta_of(
             nothing, or a parameter that holds no ordinary numbers (uninitialised, meta, sparse, a tensor subclass).
     """
     selected = check_selection(model, include, exclude, variables)
-    roles = {id(each.tensor): each.role for each in variables}
-    roles |= {id(parameter): Role.PARAMETER for _, parameter in named_parameters(model)}
+    roles = _roles(model, variables)
     return Theta([_entry(model, parameter, names, roles[id(parameter)]) for parameter, names in selected])
 
 
@@ -148,26 +147,53 @@ def check_selection(
     To be called before the model is lent.
     """
     include, exclude = ([*map(plain_names(model), patterns)] for patterns in (include, exclude))
-    names: dict[torch.Tensor, list[str]] = {}
-    for name, parameter in [*named_parameters(model), *((each.name, each.tensor) for each in variables)]:
-        names.setdefault(parameter, []).append(name)
+    names = _names(model, variables)
     if not names:
         raise InvalidRequestError(
             f"model ({type(model).__name__}) has no parameters, and no tensor that it is called with requires a "
             "gradient: there is no gradient to check."
         )
+    roles = _roles(model, variables)
     every_name = [name for group in names.values() for name in group]
-    _check_patterns("include", include, every_name)
-    _check_patterns("exclude", exclude, every_name)
+    _check_patterns("include", include, every_name, roles)
+    _check_patterns("exclude", exclude, every_name, roles)
     for parameter, group in names.items():
         _check_is_ordinary(group[0], parameter)
     selected = [
         (parameter, group)
         for parameter, group in names.items()
-        if (not include or _matches_any(group, include)) and not _matches_any(group, exclude)
+        if (not include or matches(group, include)) and not matches(group, exclude)
     ]
-    _check_something_to_do(selected, len(names), include, exclude)
+    _check_something_to_do(selected, [roles[id(parameter)] for parameter in names], include, exclude)
     return selected
+
+
+def _names(model: nn.Module, variables: Sequence[Variable]) -> dict[torch.Tensor, list[str]]:
+    """All names of each distinct tensor: of the parameters, then of the variables, no name twice."""
+    names: dict[torch.Tensor, list[str]] = {}
+    for name, parameter in named_parameters(model):
+        names.setdefault(parameter, []).append(name)
+    taken = {name for group in names.values() for name in group}
+    for each in variables:
+        for name in each.names:
+            names.setdefault(each.tensor, []).append(_free_name(name, each.role, taken))
+            taken.add(names[each.tensor][-1])
+    return names
+
+
+def _free_name(name: str, role: Role, taken: Collection[str]) -> str:
+    """The name, with words or a number that set it apart where a parameter, or another place, has it already."""
+    number, free = 1, name
+    while free in taken:
+        free = f"{name} ({noun([role])}{f' {number}' if number > 1 else ''})"
+        number += 1
+    return free
+
+
+def _roles(model: nn.Module, variables: Sequence[Variable]) -> dict[int, Role]:
+    """What each tensor of θ is to J, by its id."""
+    roles = {id(each.tensor): each.role for each in variables}
+    return roles | {id(parameter): Role.PARAMETER for _, parameter in named_parameters(model)}
 
 
 def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str], role: Role) -> ThetaEntry:
@@ -177,23 +203,26 @@ def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str], role: Ro
         parameter=parameter,
         checked=parameter.requires_grad,
         frozen=not parameter.requires_grad,
-        padding=padding_coordinates(model, parameter),
+        padding=np.union1d(padding_coordinates(model, parameter), infinite_coordinates(parameter)),
         own_dtype=parameter.dtype,
         role=role,
     )
 
 
-def _matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:
+def matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     """Whether a pattern matches a name; `[0]` is one of the characters in it, or stands for itself: `batch[0]`."""
     readings = [reading for pattern in patterns for reading in (pattern, pattern.replace("[", "[[]"))]
     return any(fnmatchcase(name, reading) for name in names for reading in readings)
 
 
-def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str], roles: Mapping[int, Role]) -> None:
     for pattern in patterns:
-        if not _matches_any(names, [pattern]):
+        if not matches(names, [pattern]):
             hint = close_names(pattern, names)
-            raise InvalidRequestError(f"{argument}={pattern!r} matches no parameter of the model; {hint}.")
+            others = [f" and no {noun([role])}" for role in dict.fromkeys(roles.values()) if role is not Role.PARAMETER]
+            raise InvalidRequestError(
+                f"{argument}={pattern!r} matches no parameter of the model{''.join(others)}; {hint}."
+            )
 
 
 def _check_is_ordinary(name: str, parameter: torch.Tensor) -> None:
@@ -214,11 +243,14 @@ def _check_is_ordinary(name: str, parameter: torch.Tensor) -> None:
 
 
 def _check_something_to_do(
-    selected: Sequence[tuple[torch.Tensor, list[str]]], total: int, include: Sequence[str], exclude: Sequence[str]
+    selected: Sequence[tuple[torch.Tensor, list[str]]],
+    roles: Sequence[Role],
+    include: Sequence[str],
+    exclude: Sequence[str],
 ) -> None:
     if not selected:
         raise InvalidRequestError(
-            f"include={list(include) or None} and exclude={list(exclude)} leave none of the {total} parameters."
+            f"include={list(include) or None} and exclude={list(exclude)} leave none of the {counted(roles)}."
         )
     if not any(parameter.requires_grad for parameter, _ in selected):
         names = ", ".join(group[0] for _, group in selected[:5])

@@ -27,7 +27,7 @@ MOST_ZEROS = 16
 
 NO_WAY = "autograd finds no way from there to the loss"
 
-NOTHING_UPSTREAM = "no parameter on trial lies upstream of its output"
+NOTHING_UPSTREAM = "nothing on trial lies upstream of its output"
 
 
 @dataclass(frozen=True)

@@ -332,6 +332,7 @@ class Facts:
             parameter is then the worse of the two.
         backward_spread: how far two runs of the backward lie apart where they differ by more than rounding: the largest
             difference relative to the largest entry of the gradient; 0 where they do not. Such a check does not pass.
+        order: 1, or 2 where J is the slope ⟨v, ∇J⟩ of the loss and its gradient is that of a double backward.
         contract: of `check_function`, one entry each for what else was tried; else empty.
     """
 
@@ -351,6 +352,7 @@ class Facts:
     in_grad: Facts | None = None
     backward_spread: float = 0.0
     contract: list[ContractEntry] = field(default_factory=list)
+    order: int = 1
 
     @property
     def passed(self) -> bool:

@@ -106,6 +106,47 @@ CONTRACT_COLOURS = {
 """The badge colour of what became of an entry of the contract."""
 
 
+@dataclass(frozen=True, slots=True)
+class LossWords:
+    """What a report calls the code that computes J, where no module of the model is running.
+
+    Attributes:
+        culprit: its name where it goes wrong itself.
+        names_functions: an autograd.Function that it calls is the culprit by its own name.
+        described: what it is, in a sentence.
+        short: what depends on θ.
+        computes: what computes J of the outputs of modules.
+        runs_backward: what may call `backward()` itself.
+        with_model: all code of the user's.
+        given: how a changing number is to be handed to it.
+        must_be: what J is to be, where it does not depend on θ.
+    """
+
+    culprit: str = "loss_fn"
+    names_functions: bool = False
+    described: str = "the loss function or closure"
+    short: str = "the loss"
+    computes: str = "the loss function"
+    runs_backward: str = "the closure"
+    with_model: str = "the model's forward or the loss"
+    given: str = "with the batch"
+    must_be: str = (
+        "Is it the loss of another model, or a count such as an accuracy? It must be computed from the output of the "
+        "model that is checked, by operations that have a gradient."
+    )
+
+    @classmethod
+    def of_function(cls, name: str) -> LossWords:
+        """Those for a function that is checked by itself."""
+        it = "the function"
+        must_be = "What it returns must be computed from its arguments, by operations that have a gradient."
+        return cls(name, True, it, it, it, it, it, "as an argument", must_be)
+
+
+LOSS_WORDS = LossWords()
+"""Those for the loss of a model."""
+
+
 def listed(names: Sequence[T], most: int = 3, in_words: Callable[[T], str] = str) -> str:
     """The first `most` names, each written by `in_words`, and how many more there are: "a, b, c and 4 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.utils.checkpoint
@@ -65,6 +65,34 @@ def next_number() -> int:
     return int(internal(torch._C._autograd, "_get_sequence_nr", "tell in which module a node was made")())
 
 
+class InputForm(NamedTuple):
+    """What a gradient of an input of a Function has to be like.
+
+    Attributes:
+        shape, dtype, device: those of the input.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+
+def input_forms(node: Any) -> dict[int, InputForm]:
+    """The form of every argument of a Function that requires a gradient, by position; `node` is its node in the graph.
+
+    A node has an edge for each tensor that its Function was given, none of them leading anywhere for a tensor that
+    requires no gradient. What an edge leads to knows what gradients it takes.
+    """
+    edges = [edge for edge in node.next_functions if edge[0] is not None]
+    asked = [position for position, needed in enumerate(node.needs_input_grad) if needed]
+    pairs = zip(asked, edges, strict=False)
+    return {position: _form(internal(to, "_input_metadata", "know inputs")[k]) for position, (to, k) in pairs}
+
+
+def _form(metadata: Any) -> InputForm:
+    return InputForm(tuple(metadata.shape), metadata.dtype, metadata.device)
+
+
 def current_backward() -> Any:
     """What runs where a backward is asked for, by `torch.autograd.grad`, `backward()` or a reentrant checkpoint.
 
@@ -76,6 +104,20 @@ def current_backward() -> Any:
 def set_backward(run: Any) -> None:
     """Has this run from now on."""
     torch.autograd._engine_run_backward = run  # type: ignore[attr-defined]
+
+
+def pulled_back(
+    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of Σ ⟨cotangent, output⟩, the graph kept; inside of vmap, too, for batched cotangents.
+
+    `torch.autograd.grad` would look at shapes first, and import sympy for it: half a second.
+    """
+    run = current_backward()
+    found: tuple[torch.Tensor | None, ...] = run(
+        tuple(outputs), tuple(cotangents), True, False, tuple(inputs), allow_unreachable=True, accumulate_grad=False
+    )
+    return found
 
 
 def current_function_backward() -> Any:
@@ -148,6 +190,21 @@ def backward_of(function: type[torch.autograd.Function]) -> Callable[..., Any]:
     return own if own is not of_base.vjp else function.backward
 
 
+def has_forward_rule(function: type[torch.autograd.Function]) -> bool:
+    """Whether a Function has a `jvp`, by which forward-mode autograd goes through it."""
+    return function.jvp is not torch.autograd.Function.jvp
+
+
+def has_vmap_rule(function: type[torch.autograd.Function]) -> bool:
+    """Whether a Function has a `vmap` of its own, which says how it is batched."""
+    return function.vmap is not torch.autograd.Function.vmap
+
+
+def can_be_batched(function: type[torch.autograd.Function]) -> bool:
+    """Whether vmap can go through a Function: it has a `vmap`, or lets torch make one of what it does."""
+    return has_vmap_rule(function) or bool(function.generate_vmap_rule)
+
+
 def saved_by(node: Any) -> dict[str, Any]:
     """What a node of torch's own has kept for its backward, by argument name; without what cannot be read any more."""
     found = {}
@@ -178,6 +235,11 @@ def in_backward() -> bool:
 def graph_is_used_up(error: BaseException) -> bool:
     """Whether an exception says that a backward has freed the graph which another one asks for."""
     return "second time" in str(error)
+
+
+def writes_to_a_leaf(error: BaseException) -> bool:
+    """Whether autograd has refused a write to a leaf, or to a view of one, that requires a gradient."""
+    return "leaf Variable that requires grad" in str(error) and "in-place" in str(error)
 
 
 @contextmanager

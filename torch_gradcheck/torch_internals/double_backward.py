@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import suppress
 from numbers import Number
 from typing import Any
@@ -11,12 +12,8 @@ from torch.autograd.function import once_differentiable
 
 from torch_gradcheck.torch_internals.autograd import backward_of
 
-REFUSES = ("torch::autograd::Error", "torch::autograd::NotImplemented", "DelayedError")
-"""The names of nodes that a gradient has where its operation cannot be differentiated twice: a backward through one
-raises."""
-
-NO_FORMULA = "derivative for "
-"""How the message of the exception begins that such a node raises for an operation of torch's, and names it."""
+WITHOUT_FORMULA = re.compile(r"(?:the )?derivative for '?(?:aten::)?(\w+)'? is not implemented")
+"""What the exception says that a backward raises at an operation of torch's which has no derivative, and names it."""
 
 _ONCE = once_differentiable(print).__code__
 """The code of what `once_differentiable` makes of any backward."""
@@ -27,18 +24,22 @@ def is_once_differentiable(function: type[torch.autograd.Function]) -> bool:
     return getattr(backward_of(function), "__code__", None) is _ONCE
 
 
-def refuses(gradient: Any) -> bool:
-    """Whether a gradient raises where it is differentiated."""
-    node = gradient.grad_fn if isinstance(gradient, torch.Tensor) else None
-    return node is not None and node.name() in REFUSES
-
-
 def operation_without_formula(error: BaseException) -> str | None:
-    """The operation of torch's, such as `aten::_cdist_backward`, that has no derivative; None of another exception."""
-    text = str(error)
-    if not (text.startswith(NO_FORMULA) and "not implemented" in text):
-        return None
-    return text.removeprefix(NO_FORMULA).split(" ", 1)[0]
+    """The operation of torch's that has no derivative, such as `_cdist_backward`; None of another exception."""
+    found = WITHOUT_FORMULA.match(str(error))
+    return found and found[1]
+
+
+def is_of_operation(gradient: Any, operation: str) -> bool:
+    """Whether an operation of torch's has made a gradient that has a graph, as far as its node tells.
+
+    The node of one without a derivative has no name of its own or is called after it, as CdistBackwardBackward0 is.
+    """
+    node = gradient.grad_fn if isinstance(gradient, torch.Tensor) else None
+    if node is None:
+        return False
+    name = f"{operation.replace('_', '')}backward"
+    return node.name() == "torch::autograd::NotImplemented" or bool(node.name().lower().rstrip("0123456789") == name)
 
 
 def kept_without_graph(node: Any) -> dict[str, Any]:
@@ -50,11 +51,15 @@ def kept_without_graph(node: Any) -> dict[str, Any]:
     Args:
         node: the node of a Function, in a graph that has not been freed.
     """
+    return {name: value for name, value in kept_by(node).items() if _is_constant(value)}
+
+
+def kept_by(node: Any) -> dict[str, Any]:
+    """All that a Function has kept for its backward, by what the user calls it; `node` is its node in the graph."""
     found: dict[str, Any] = {}
     with suppress(RuntimeError):  # freed, or written to since
         found |= {f"ctx.saved_tensors[{k}]": tensor for k, tensor in enumerate(node.saved_tensors)}
-    found |= {f"ctx.{name}": value for name, value in vars(node).items()}
-    return {name: value for name, value in found.items() if _is_constant(value)}
+    return found | {f"ctx.{name}": value for name, value in vars(node).items()}
 
 
 def _is_constant(value: Any) -> bool:

@@ -72,6 +72,34 @@ def schema_arguments(func: Any) -> tuple[Any, ...]:
     return tuple(schema.arguments) if schema else ()
 
 
+def schemas_of(function: Any) -> list[tuple[Any, ...]]:
+    """The arguments by each schema of an operator or a function of torch.jit; none of anything else.
+
+    An operator of torch.library and a scripted function have one schema, an operation of aten one for each overload.
+    """
+    if isinstance(function, torch.jit.ScriptFunction):
+        return [tuple(function.schema.arguments)]  # type: ignore[attr-defined]
+    if isinstance(function, type(aten.add)):
+        return [schema_arguments(getattr(function, each)) for each in function.overloads()]
+    operator = _operator(function)
+    return [] if operator is None else [schema_arguments(operator)]
+
+
+def operator_name(function: Any) -> str:
+    """The name of an operator, such as `mylib::swish` or `aten::add`, or of a scripted function; "" of all else."""
+    if isinstance(function, torch.jit.ScriptFunction):
+        return str(function.name)
+    packet = isinstance(function, type(aten.add))
+    operator = getattr(function, function.overloads()[0]) if packet else _operator(function)
+    return "" if operator is None else str(operator._schema.name)
+
+
+def _operator(function: Any) -> OpOverload | None:
+    """An overload itself, or the only one of what `torch.library.custom_op` returns; else None."""
+    operator = getattr(function, "_opoverload", function)
+    return operator if isinstance(operator, OpOverload) else None
+
+
 def is_written(argument: Any) -> bool:
     """Whether an operation writes to this argument of its schema."""
     return argument.alias_info is not None and bool(argument.alias_info.is_write)

@@ -17,6 +17,7 @@ from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
 from torch_gradcheck.objective.loss import Loss
+from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
@@ -39,6 +40,7 @@ class Examination(NamedTuple):
         gradients: those on trial, by position in θ.
         choice: the method they were tried by.
         trials: what was found of them.
+        names: of the tensors of θ, in its order.
     """
 
     loss: float
@@ -47,6 +49,7 @@ class Examination(NamedTuple):
     gradients: Mapping[int, AnalyticGradient]
     choice: MethodChoice
     trials: Trials
+    names: tuple[str, ...]
 
     @classmethod
     def of(
@@ -54,7 +57,21 @@ class Examination(NamedTuple):
     ) -> Examination:
         """The examination of a problem whose gradients have been tried."""
         refused = {parameter: refusal.without_traceback() for parameter, refusal in problem.refused.items()}
-        return cls(problem.objective.loss, problem.noise, refused, gradients, choice, trials)
+        names = tuple(entry.name for entry in problem.theta)
+        return cls(problem.objective.loss, problem.noise, refused, gradients, choice, trials, names)
+
+    def among(self, theta: Theta) -> Examination | None:
+        """The same of another θ, by its positions; None where that has other tensors."""
+        names = {entry.name: position for position, entry in enumerate(theta)}
+        if not names.keys() <= set(self.names):
+            return None
+        at = {old: names[name] for old, name in enumerate(self.names) if name in names}
+        return self._replace(
+            refused={key if key is None else at[key]: why for key, why in self.refused.items() if key in (None, *at)},
+            gradients={at[old]: each for old, each in self.gradients.items() if old in at},
+            trials={at[old]: each for old, each in self.trials.items() if old in at},
+            names=tuple(names),
+        )
 
     def is_of(self, problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> bool:
         """Whether a later problem has the same J: loss and gradients agree to the bit, or as far as its own runs do."""
@@ -93,7 +110,7 @@ def check_left_in_grad(
         choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
         judged = grad_check.judged(problem.objective, autograd_float64, trials)
         rows = unrepeatable.marked(grad_check.rows(judged, trials))
-        refuse_unreached(rows)
+        refuse_unreached(rows, problem.objective.words)
         spoilt = on_non_finite(problem, grad_check.left, autograd_float64, grad_check.replays)
         notes = [*spoilt.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
         return reported(
@@ -112,6 +129,7 @@ def _tried(
     problem: Problem, gradients: Mapping[int, AnalyticGradient], why_unjudged: str, examined: Examination | None
 ) -> tuple[MethodChoice, Trials]:
     """Autograd's own gradients against J: as examined before, or anew; not at all where nothing can be judged."""
+    examined = examined and examined.among(problem.theta)
     if examined is not None and examined.is_of(problem, gradients):
         problem.take_over(examined.noise, examined.refused)
         return examined.choice, dict(examined.trials)

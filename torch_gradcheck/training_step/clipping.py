@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -20,10 +20,11 @@ class Clipping:
     Args:
         step: what is known of the training step.
         whole: all parameters of the model are checked, so that their norm is known.
+        inputs: positions of tensors that are no parameters: a loop clips what its optimizer steps.
     """
 
-    def __init__(self, step: TrainingStep, whole: bool) -> None:
-        self._step, self._whole = step, whole
+    def __init__(self, step: TrainingStep, whole: bool, inputs: Collection[int] = ()) -> None:
+        self._step, self._whole, self._inputs = step, whole, frozenset(inputs)
 
     def of_right(self, right: Mapping[int, Floats], given: Mapping[int, Floats]) -> tuple[dict[int, Floats], float]:
         """The right gradients clipped, by position, and the fraction that clipping their norm leaves.
@@ -35,14 +36,19 @@ class Clipping:
         finite = {position: np.nan_to_num(values) for position, values in right.items()}
         limit = self._step.clip_value
         if limit is not None:  # before the norm, where the loop limits both
-            finite = {position: np.clip(values, -limit, limit) for position, values in finite.items()}
+            finite |= {position: np.clip(finite[position], -limit, limit) for position in finite.keys() - self._inputs}
         fraction = self.fraction(finite, given)
-        return {position: values * fraction for position, values in finite.items()}, fraction
+        return {position: values * self.of(position, fraction) for position, values in finite.items()}, fraction
+
+    def of(self, position: int, fraction: float) -> float:
+        """The fraction of one gradient that is left where clipping leaves this of the parameters: 1 of an input."""
+        return 1.0 if position in self._inputs else fraction
 
     def fraction(self, gradients: Mapping[int, Floats], given: Mapping[int, Floats]) -> float:
         """The fraction that clipping their norm leaves of these gradients: 1 where there is no limit, or within it."""
         if self._step.clip_norm is None:
             return 1.0
+        gradients = {position: values for position, values in gradients.items() if position not in self._inputs}
         squares = sum(float(np.dot(values, values)) for values in gradients.values())
         if self._whole:
             return min(1.0, self._step.clip_norm / (math.sqrt(squares) + CLIP_EPS))

@@ -12,17 +12,17 @@ from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Start
-from torch_gradcheck.errors import GradcheckError
+from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
-from torch_gradcheck.gradients.left_in_grad import left_gradients
+from torch_gradcheck.gradients.left_in_grad import left_gradients, on_missing_grad, theta_in_grad
 from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.theta import flat_values, theta_of
+from torch_gradcheck.objective.theta import flat_values
 from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.mode import DrawnIn
-from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Role
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import is_compiled
 from torch_gradcheck.training_step.clipping import Clipping
@@ -63,7 +63,7 @@ class GradCheck:
         step: what is known of the training step.
 
     Attributes:
-        theta: the caller's own parameters.
+        theta: the caller's own parameters, and the tensors of the batch that have a `.grad`.
         left: what `.grad` holds, by position in θ.
         why_unjudged: why nothing can be said about `.grad`; "" where something can.
         replays: the step run again in its own precision; None where it was not.
@@ -71,8 +71,11 @@ class GradCheck:
 
     def __init__(self, model: nn.Module, loss: Loss, request: Request, step: TrainingStep) -> None:
         self._model, self._request, self._step = model, request, step
-        self.theta = theta_of(model, request.include, request.exclude)
-        self.left = left_gradients(self.theta, step.scale)
+        self.theta = theta_in_grad(model, request.include, request.exclude, loss.variables)
+        self._without_grad = on_missing_grad(loss.variables)
+        if not len(self.theta):
+            raise InvalidRequestError(f"{self._without_grad}, and nothing else is selected.")
+        self.left = left_gradients(self.theta, step.scale, step.loss_scale)
         self.why_unjudged = step.weights_moved() or ("" if step.forwards else taken_in_backward(self.theta))
         self._missing: set[int] = set()
         self._saw_other_inputs = ""
@@ -128,7 +131,8 @@ class GradCheck:
         """Every `.grad`, with the error bars that these replays give."""
         dtype = coarsest(self.theta, replays.regime if replays else None)
         kernels = KernelGradients(objective, self.theta, dtype, self._request.seed)
-        clipping = Clipping(self._step, whole=not (self._request.include or self._request.exclude))
+        inputs = [position for position, entry in enumerate(self.theta) if entry.role is not Role.PARAMETER]
+        clipping = Clipping(self._step, not (self._request.include or self._request.exclude), inputs)
         given = {position: self.left[position].values[trial.coordinates] for position, trial in trials.items()}
         expected, fraction = clipping.of_right({at: trial.results.numeric for at, trial in trials.items()}, given)
         replayed = {
@@ -141,16 +145,19 @@ class GradCheck:
         for position, trial in trials.items():
             runs = replayed[position]
             exact = autograd_float64[position].values[trial.coordinates]
-            bars = bars_of(runs, exact, partial(kernels.of, position, trial)).times(min(1.0, 2 * fraction))
-            right = replace(trial.results, numeric=expected[position], error_bar=trial.results.error_bar * fraction)
+            left = clipping.of(position, fraction)
+            bars = bars_of(runs, exact, partial(kernels.of, position, trial)).times(min(1.0, 2 * left))
+            right = replace(trial.results, numeric=expected[position], error_bar=trial.results.error_bar * left)
             on_trial = replace(trial, analytic=given[position], reached=self.left[position].reached, results=right)
             judged[position] = judge(on_trial, bars, self._request.tolerance)
             if runs and self._step.clip_value is None:
-                judged[position] = self._judged_by_rerun(position, judged[position], runs, fraction_of_replay)
+                left = clipping.of(position, fraction_of_replay)
+                judged[position] = self._judged_by_rerun(position, judged[position], runs, left)
         if replays is None or self._step.clip_value is not None or self._is_compiled:
             return judged
-        rerun = {position: fraction_of_replay * gradient for position, gradient in plain.items()}
-        again = {at: fraction_of_replay * replays.again[at][trials[at].coordinates] for at in replays.again}
+        left_of = {position: clipping.of(position, fraction_of_replay) for position in judged}
+        rerun = {position: left_of[position] * gradient for position, gradient in plain.items()}
+        again = {at: left_of[at] * replays.again[at][trials[at].coordinates] for at in replays.again}
         own = {position: self.left[position].epsilon for position in judged}
         return judged_by_rerun(judged, rerun, again, own, epsilon(dtype), self._request.tolerance)
 
@@ -195,7 +202,7 @@ class GradCheck:
     def notes(self, rows: Sequence[ParameterReport]) -> list[str]:
         """The notes on the step, where there is something to say of it, on what was judged, and on the error bars."""
         of_window = "" if self._step.window is None else self._step.window.note
-        notes = [note for note in (self._saw_other_inputs, of_window) if note]
+        notes = [note for note in (self._saw_other_inputs, of_window, self._without_grad) if note]
         notes.append(f"{ON_TRIAL}: {self.why_unjudged or self._precision()}")
         if rows and all(row.diagnosis and row.diagnosis.kind is DiagnosisKind.MISSING for row in rows):
             notes.append("no parameter has a .grad: was zero_grad() called after backward(), or backward() not at all?")

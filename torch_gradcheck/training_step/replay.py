@@ -17,6 +17,7 @@ from torch_gradcheck.gradients.by_autograd import theta_gradients
 from torch_gradcheck.objective.loss import Compute, Loss
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.training_step.forward_state import Autocast
@@ -72,7 +73,7 @@ def replays_of(
     generator, threads = torch.Generator().manual_seed(seed), torch.get_num_threads()  # the loan may set it to 1
     runs: list[tuple[float, dict[int, Floats]]] = []
     again: Mapping[int, Floats] = {}
-    with lend(model, loss.holders, "keep", None, seed, start) as borrowed:
+    with lend(model, loss.holders, "keep", None, seed, start, objects_of(loss.variables)) as borrowed:
         try:
             compute = loss.at(None)
             with OnThreads(threads):

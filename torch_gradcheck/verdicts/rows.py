@@ -11,9 +11,10 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.implicit_draws import upstream_of_draws
 from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.second_order import Slope
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
-from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Status, Verdict
-from torch_gradcheck.reporting.words import listed, noun, tolerance_in_words
+from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Role, Status, Verdict
+from torch_gradcheck.reporting.words import LossWords, listed, noun, tolerance_in_words
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -80,7 +81,7 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
     ratio = ratio_of(trial)
     with np.errstate(all="ignore"):
         difference = np.abs(analytic - results.numeric)
-    status, reason = _status(trial, ratio, tolerance)
+    status, reason = _status(entry.role, trial, ratio, tolerance)
     return ParameterReport(
         name=entry.name,
         aliases=entry.aliases,
@@ -102,7 +103,7 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
     )
 
 
-def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Status, str]:
+def _status(role: Role, trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Status, str]:
     """The status of the whole tensor and the reason for it in one sentence, "" for a match."""
     results, count = trial.results, len(trial.analytic)
     number = {outcome: int(np.sum(results.outcome == outcome)) for outcome in STATUS}
@@ -111,11 +112,11 @@ def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Stat
         how = JOINTLY if trial.jointly else ""
         return Status.MISMATCH, f"{wrong} of {count} coordinates {'is' if wrong == 1 else 'are'} wrong{how}"
     if _is_flat(trial):
-        return _flat_or_unused(trial)
+        return _flat_or_unused(role, trial)
     if trial.by_convention:
         return Status.UNDECIDED, (
             f"at {trial.by_convention} of {count} coordinates several kinks of J meet; the gradient adds up one slope "
-            "chosen for each, and is none of J. perturb=0.1 checks away from there"
+            f"chosen for each, and is none of J. {_what_moves(role)} checks away from there"
         )
     if number[Outcome.UNDECIDED]:
         return Status.UNDECIDED, (
@@ -132,18 +133,24 @@ def _status(trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Stat
     return Status.MATCH, ""
 
 
+def _what_moves(role: Role) -> str:
+    """What a check away from θ is asked for by."""
+    return "Another argument" if role is Role.ARGUMENT else "perturb=0.1"
+
+
 def _is_flat(trial: ParameterTrial) -> bool:
     results = trial.results
     within = (np.abs(trial.analytic) <= results.error_bar) & (np.abs(results.numeric) <= results.error_bar)
     return bool(np.all(within & (results.outcome == Outcome.MATCH)))
 
 
-def _flat_or_unused(trial: ParameterTrial) -> tuple[Status, str]:
+def _flat_or_unused(role: Role, trial: ParameterTrial) -> tuple[Status, str]:
     results = trial.results
     if not len(results.numeric):
         return Status.FLAT, "it has no entries"
     if not trial.reached and not np.any(results.numeric):
-        return Status.UNUSED, "the loss does not reach it, and J does not change with it"
+        reaches = "no output reaches it" if role is Role.ARGUMENT else "the loss does not reach it"
+        return Status.UNUSED, f"{reaches}, and J does not change with it"
     error_bar = float(np.max(results.error_bar))
     return Status.FLAT, (
         f"both sides are zero to within {error_bar:.0e}: nothing was proven, a wrong backward would look the same"
@@ -221,6 +228,12 @@ DRAWN = (
 )
 
 
+CONSTANT = (
+    "the gradient of J does not change with it, as where J is linear in it: nothing was proven, a wrong double "
+    "backward would look the same"
+)
+
+
 def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta) -> list[ParameterReport]:
     """The rows, with a mismatch made UNDECIDED where its gradient comes through a gamma or Dirichlet draw."""
     if not any(row.status is Status.MISMATCH for row in rows):
@@ -234,18 +247,31 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
     ]
 
 
-def refuse_unreached(rows: Sequence[ParameterReport]) -> None:
-    """Raises InvalidRequestError where J has to do with none of the parameters that were to be checked."""
+def linear_in(slope: Slope | None, rows: Sequence[ParameterReport]) -> list[ParameterReport]:
+    """The rows of a check of second order, with unused parameters FLAT that J depends on: its gradient does not."""
+    reached = set() if slope is None else slope.reached
+    return [
+        replace(row, status=Status.FLAT, reason=CONSTANT) if row.status is Status.UNUSED and k in reached else row
+        for k, row in enumerate(rows)
+    ]
+
+
+def refuse_unreached(rows: Sequence[ParameterReport], words: LossWords) -> None:
+    """Raises InvalidRequestError where J has to do with none of the parameters that were to be checked.
+
+    A closure that captures what the model has put out before has nothing to do with the model.
+    """
     checked = [row for row in rows if row.status is not Status.FROZEN]
+    parameters = [row for row in checked if row.role is not Role.CAPTURED]
+    checked = parameters or checked
     if {row.status for row in checked} != {Status.UNUSED}:  # no generator: it would swallow a Ctrl-C
         return
     called = noun([row.role for row in checked], len(checked))
     these = f"the one checked {called}" if len(checked) == 1 else f"any of the {len(checked)} checked {called}"
     reached = "it neither" if len(checked) == 1 else "none of them"
     raise InvalidRequestError(
-        f"the loss does not depend on {these} ({listed([row.name for row in checked])}), and autograd reaches "
-        f"{reached}: there is no gradient to check. Is it the loss of another model, or a count such as an accuracy? "
-        "It must be computed from the output of the model that is checked, by operations that have a gradient."
+        f"{words.short} does not depend on {these} ({listed([row.name for row in checked])}), and autograd reaches "
+        f"{reached}: there is no gradient to check. {words.must_be}"
     )
 
 

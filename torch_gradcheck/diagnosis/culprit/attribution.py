@@ -56,6 +56,7 @@ class Attribution:
             the run.
         roundings: lower precisions that calls with a mistake round their gradients to.
         inputs: for an autograd.Function with a mistake, the paths of the inputs whose gradients are wrong.
+        reasons: for the backward of a Function that J differentiates, with a mistake: why it is wrong, in words.
         repeated: for a call with a mistake of which each call of the same module makes a little: the parts of E that
             these make, its own part first.
         made_by: for a call with a mistake that the backward of a Function made: the call of that Function.
@@ -71,6 +72,7 @@ class Attribution:
     unlike: list[RecordedCall] = field(default_factory=list)
     roundings: list[Rounding] = field(default_factory=list)
     inputs: dict[RecordedCall | None, list[str]] = field(default_factory=dict)
+    reasons: dict[RecordedCall | None, str] = field(default_factory=dict)
     repeated: dict[RecordedCall | None, list[float]] = field(default_factory=dict)
     made_by: dict[RecordedCall | None, RecordedCall] = field(default_factory=dict)
     unclear: list[tuple[RecordedCall, str]] = field(default_factory=list)

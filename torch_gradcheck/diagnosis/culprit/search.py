@@ -19,6 +19,8 @@ from torch_gradcheck.diagnosis.culprit.followed import (
     worst_of,
     wrong_elsewhere,
 )
+from torch_gradcheck.diagnosis.culprit.kept_constants import why_wrong
+from torch_gradcheck.diagnosis.culprit.of_slope import named_by_node
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting, find_overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.recorded_run import Run, recorded_calls
@@ -51,7 +53,7 @@ def find_culprit(
         gradients: the gradients on trial, by position.
     """
     objective, theta = problem.objective, problem.theta
-    sentences = Sentences(objective.model, problem.loss_function)
+    sentences = Sentences(objective.model, problem.loss_function, objective.words)
     by_hand = problem.request.gradients is not None
     compiled = not by_hand and bool(problem.backward.parts)
     autograd = _of_autograd(problem, gradients)
@@ -134,7 +136,9 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
     suspects = _suspects(attributions, run.calls, sentences)
-    return Culprit(name, (*notes, cost), meanings_of(run.calls), sentences.order(run.calls), rounding, suspects)
+    culprit = Culprit(name, (*notes, cost), meanings_of(run.calls), sentences.order(run.calls), rounding, suspects)
+    of_functions = any(isinstance(suspect.call.owner, type) for suspect in suspects)
+    return culprit if problem.slope is None or of_functions else named_by_node(problem, culprit, wrong[0])
 
 
 def _suspects(
@@ -205,4 +209,5 @@ def _attribution(
     for call in attribution.own:
         if call in run.calls and isinstance(call.owner, type):
             attribution.inputs[call] = search.wrong_inputs(call)
+            attribution.reasons[call] = why_wrong(runner, call, tangents, wrong)
     return attribution

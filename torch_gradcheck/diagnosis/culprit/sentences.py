@@ -15,14 +15,13 @@ from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
-from torch_gradcheck.reporting.words import listed, noun
+from torch_gradcheck.gradients.backward_record import Place
+from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed, noun
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
 from torch_gradcheck.torch_internals.modules import forward_of_class, named_modules, uncompiled
-
-LOSS = "loss_fn"
-"""The culprit's name where the loss function or closure itself goes wrong."""
 
 NO_MODULE = "\0"
 """Stands for a culprit that is no module; no module can have this name."""
@@ -41,10 +40,13 @@ MOST_NAMES = 4
 
 
 class Sentences:
-    """Writes sentences on calls, which it names after the modules of `model`; `loss` is the user's own."""
+    """Writes sentences on calls, which it names after the modules of `model`; `loss` is the user's own.
 
-    def __init__(self, model: nn.Module, loss: object = None) -> None:
-        self._loss = loss
+    `words` say what is outside of all modules.
+    """
+
+    def __init__(self, model: nn.Module, loss: object = None, words: LossWords = LOSS_WORDS) -> None:
+        self._loss, self._words = loss, words
         self._hooks: Sequence[ChangingHook] = ()
         self._names: dict[int, str] = {id(module): name for name, module in reversed(list(named_modules(model)))}
         self._kinds = {name: type(module).__name__ for name, module in named_modules(model)}
@@ -78,14 +80,25 @@ class Sentences:
         return culprit, (sentences[culprit], *also)
 
     def name_of(self, call: RecordedCall | None) -> str:
-        """The qualified name of the innermost module of the model that contains a call; `loss_fn` if none does."""
+        """The qualified name of the innermost module of the model that contains a call.
+
+        If none does, it is what `LossWords` say, or the innermost Function that they have be named.
+        """
+        function = ""
         while call is not None:
             call = call.differentiates or call
             name = self._named(call.owner)
             if name is not None:
                 return name
+            function = function or self._function(call)
             call = call.parent
-        return LOSS
+        return function or self._words.culprit
+
+    def _function(self, call: RecordedCall) -> str:
+        """The name of a Function, or the operator it belongs to, where that can be a culprit; else ""."""
+        if not self._words.names_functions or isinstance(call.owner, nn.Module):
+            return ""
+        return function_name(call.owner).rpartition(" ")[2]
 
     def _named(self, owner: object) -> str | None:
         """The name of a module of the model, also where torch.compile has wrapped it; None of anything else."""
@@ -160,7 +173,8 @@ class Sentences:
 
     def _described(self, call: RecordedCall | None) -> str:
         name = self.name_of(call)
-        return described(name, self._kinds.get(name)) + (_at_forward_of(self._loss) if name == LOSS else "")
+        is_outside = name not in self._kinds
+        return described(name, self._kinds.get(name), self._words) + (_at_forward_of(self._loss) if is_outside else "")
 
     def _detail(self, call: RecordedCall | None, attribution: Attribution, inputs: Sequence[str]) -> str:
         if call is not None and call in attribution.mutating:
@@ -174,7 +188,8 @@ class Sentences:
         if call is not None and not isinstance(call.owner, nn.Module):
             again = ", when its backward is differentiated once more," if call.differentiates is not None else ""
             gives = f"{_kind(call)}{again} gives a wrong gradient{_for_inputs(call, inputs)}"
-            return f": {gives}{at_backward_of(call.owner)}"
+            why = attribution.reasons.get(call, "")
+            return f": {gives}{at_backward_of(call.owner)}{f': {why}' if why else ''}"
         if call is not None and self._named(call.owner) is None:
             return f": in {_kind(call)}{_at_forward_of(call.owner)}, which is no module of the model"
         children = [child for child in attribution.tangents if child.parent is call]
@@ -239,7 +254,9 @@ class Sentences:
                 return self.no_culprit(attribution.unusable)
             for call, why in attribution.unclear:
                 return self.no_culprit(f"{self._short(call) or 'the model itself'} {why}")
-        return self.no_culprit("every module is right when it is run alone, and so is what is left for the loss")
+        return self.no_culprit(
+            f"every module is right when it is run alone, and so is what is left for {self._words.short}"
+        )
 
 
 def _downstream_first(
@@ -262,9 +279,15 @@ def _at_fault(call: RecordedCall | None, attribution: Attribution) -> RecordedCa
     return inside[0] if inside else call
 
 
-def described(name: str, kind: str | None) -> str:
-    """A module by its qualified name and class, the model itself, or the loss function or closure (`LOSS`)."""
-    return "the loss function or closure" if name == LOSS else f"{name or 'the model itself'} ({kind})"
+def described(name: str, kind: str | None, words: LossWords) -> str:
+    """A module by its qualified name and class, the model itself or, without a class, what is outside of modules."""
+    return words.described if kind is None else f"{name or 'the model itself'} ({kind})"
+
+
+def described_place(objective: Objective, place: Place) -> str:
+    """The module in which a node was made, as `described` has it."""
+    kind = None if place.module is None else type(dict(named_modules(objective.model))[place.module]).__name__
+    return described(place.module or "", kind, objective.words)
 
 
 def _is_module(call: RecordedCall | None) -> bool:

@@ -14,7 +14,7 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.diagnosis.culprit.argument_copies import laid_out_alike, tensors_of
 from torch_gradcheck.diagnosis.culprit.arguments_alone import arguments_with_leaves, moved_arguments
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall, summary
-from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
+from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate, change
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil, extrapolated_derivatives, through_stencil
 from torch_gradcheck.differences.sampling import Samples
@@ -254,7 +254,7 @@ class CallRunner:
             return Samples(np.array(taken), np.array(values))
 
         eps = epsilon(self.objective.dtype)
-        size = sum(float((g.abs() * y.abs()).square().sum()) for g, y in _received(call, reference)) ** 0.5
+        size = sum(_squares(g, y) for g, y in _received(call, reference)) ** 0.5
         noise = Noise(0.0, max(2 * eps * size, self._noise), eps)
         unit, step = np.array([wrong.unit]), first_step(Noise(size, noise.sigma, eps))
         near = through_stencil(sampler, ONLY_FUNCTION, unit, Stencil(step, 0), noise)
@@ -276,7 +276,7 @@ class CallRunner:
         self, call: RecordedCall, tangents: Tangents, wrong: WrongCoordinate, reference: list[torch.Tensor], step: float
     ) -> tuple[float, float]:
         taken, outputs = self.outputs(call, tangents, wrong, step)
-        moved = [output - before for output, before in zip(outputs, reference, strict=True)]
+        moved = [change(output, before) for output, before in zip(outputs, reference, strict=True)]
         return taken, sum(inner(cotangent, change) for cotangent, change in _received(call, moved))
 
     def outputs(
@@ -344,6 +344,13 @@ def _received(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> list[tuple
     return [(g, output) for g, output in zip(call.cotangents, outputs, strict=True) if g is not None]
 
 
+def _squares(gradient: torch.Tensor, output: torch.Tensor) -> float:
+    """Σ |g y|² over the entries that are finite."""
+    dense = gradient.to_dense() if gradient.layout is not torch.strided else gradient
+    squares = (dense.abs() * output.abs()).square()
+    return float(torch.nan_to_num(squares, nan=0.0, posinf=0.0).sum())
+
+
 def _rounding_of(gradients: Sequence[torch.Tensor]) -> Rounding | None:
     """The coarsest lower precision that holds all these numbers exactly; None where there is none."""
     strided = [each.detach() for each in gradients if each.layout is torch.strided and not each.is_complex()]
@@ -354,7 +361,7 @@ def _same(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> bool:
     """Whether the outputs have the sums, and sums of absolute values, of those in the recorded run."""
 
     def close(one: float, other: float, scale: float) -> bool:
-        return abs(one - other) <= SAME_OUTPUT * scale or (one != one and other != other)
+        return one == other or abs(one - other) <= SAME_OUTPUT * scale or (one != one and other != other)
 
     pairs = zip(call.outputs, map(summary, outputs), strict=True)
     return all(close(a, b, size) and close(size, again, size) for (_, a, size), (_, b, again) in pairs)

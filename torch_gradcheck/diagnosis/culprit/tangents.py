@@ -118,4 +118,9 @@ def _slope(plus: torch.Tensor, minus: torch.Tensor, width: float) -> torch.Tenso
     inexact = plus.is_floating_point() or plus.is_complex()
     if not inexact or plus.shape != minus.shape or torch.equal(plus, minus):
         return None
-    return (plus - minus) / width
+    return change(plus, minus) / width
+
+
+def change(after: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """after − before; 0 where they are equal, the −∞ of masked scores too."""
+    return torch.where(after == before, 0.0, after - before)

@@ -46,7 +46,7 @@ def find_non_finite(problem: Problem) -> NonFinite | None:
     spoilt = {k: each for k, each in gradients.items() if not np.isfinite(each.values).all()}
     if not spoilt or not recording.origins:
         return None
-    sentences = Sentences(problem.objective.model, recording)
+    sentences = Sentences(problem.objective.model, recording, problem.objective.words)
     return NonFinite(sentences.culprit, (*sentences.all(), sentences.on_parameters(problem.theta, spoilt)))
 
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.diagnosis.culprit.sentences import LOSS, at_backward_of, function_name
+from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, function_name
 from torch_gradcheck.diagnosis.non_finite.operations import Gradients, Operation, OperationRecording, Origin
 from torch_gradcheck.diagnosis.non_finite.reasons import operation_name
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.objective.theta import Theta
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import LossWords, listed
 from torch_gradcheck.torch_internals.autograd import function_of
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.modules import named_modules
@@ -48,9 +48,13 @@ SHAPES = frozenset({"expand", "view", "unsafe_view", "unsqueeze", "squeeze", "al
 
 
 class Sentences:
-    """Writes sentences on the origins of a recording, which it names after the modules of `model`."""
+    """Writes sentences on the origins of a recording, which it names after the modules of `model`.
 
-    def __init__(self, model: nn.Module, recording: OperationRecording) -> None:
+    `words` say what is outside of all modules.
+    """
+
+    def __init__(self, model: nn.Module, recording: OperationRecording, words: LossWords) -> None:
+        self._words = words
         self._kinds = {name: type(module).__name__ for name, module in named_modules(model)}
         self._recording = recording
         self._first, *self._others = recording.origins
@@ -59,7 +63,7 @@ class Sentences:
     def culprit(self) -> str:
         """The name of the module that the first origin is in."""
         module = self._first.operation.module
-        return LOSS if module is None else module
+        return self._words.culprit if module is None else module
 
     def all(self) -> Iterator[str]:
         """A sentence on each origin, after the first the advice."""
@@ -94,7 +98,7 @@ class Sentences:
 
     def _in(self, module: str | None) -> str:
         if module is None:
-            return "in the loss function or closure"
+            return f"in {self._words.described}"
         return f"in {module or 'the model itself'} ({self._kinds.get(module, 'a module')})"
 
     def _how(self, origin: Origin) -> str:

@@ -23,6 +23,7 @@ from torch_gradcheck.engines.traced.quantities import quantities_on_the_way
 from torch_gradcheck.engines.traced.rules.perturbed import Perturbed, Span
 from torch_gradcheck.engines.traced.threads import OnThreads, ThreadCount
 from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
+from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.torch_internals.devices import is_out_of_memory
 from torch_gradcheck.torch_internals.dispatch import modes_disabled, vmap_or_nothing
@@ -159,7 +160,8 @@ class TracedEngine(SubstituteEngine):
             return self._program.again()
 
     def _value_of_J(self) -> float:  # noqa: N802
-        return float(self._objective().detach())
+        J = self._objective
+        return J.value() if isinstance(J, Objective) else float(J().detach())
 
     def gradients(self) -> list[Tensor | None]:
         """The gradient of every parameter by aten's own formulas, see `gradient_by_record`; None where J has none.

@@ -25,7 +25,8 @@ from torch_gradcheck.engines.traced.rules.pointwise import (
 )
 from torch_gradcheck.engines.traced.rules.registry import Rule
 from torch_gradcheck.engines.traced.threads import OnThreads
-from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
+from torch_gradcheck.torch_internals.devices import is_out_of_memory
 from torch_gradcheck.torch_internals.dispatch import modes_disabled
 from torch_gradcheck.torch_internals.operations import OpOverload, flatten, is_view
 
@@ -143,7 +144,12 @@ class Program:
         """
         if any(step.prepared.operation.frozen is not None for step in self._dependent):
             return None
-        return float(self.replayed([self.values[number] for number in self.parameters]))
+        try:
+            return float(self.replayed([self.values[number] for number in self.parameters]))
+        except (RuntimeError, ValueError) as error:  # an operation that is not defined there: a probability above 1
+            if is_out_of_memory(error):
+                raise
+            raise Strayed(f"an operation raises away from θ: {error}") from error
 
     def replayed(
         self, parameters: Sequence[Tensor], formula: Callable[[Any], Callable[..., Any]] = lambda func: func

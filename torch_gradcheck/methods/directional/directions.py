@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import groupby
@@ -52,7 +53,7 @@ class Directions:
 
     @cached_property
     def sizes(self) -> dict[int, float]:
-        """The root mean square of each parameter's entries, 1 where all are 0."""
+        """The root mean square of each parameter's finite entries, 1 where all are 0."""
         means = {position: _root_mean_square(x) for position, x in self._saved.items()}
         return {position: mean or 1.0 for position, mean in means.items()}
 
@@ -154,7 +155,12 @@ def _add(saved: Tensor, components: Tensor, factor: float, out: Tensor) -> None:
 
 
 def _root_mean_square(x: Tensor) -> float:
-    return float(torch.linalg.vector_norm(x)) / x.numel() ** 0.5 if x.numel() else 0.0
+    """Of the entries that are finite; no direction moves the others."""
+    norm, count = float(torch.linalg.vector_norm(x)), x.numel()
+    if not math.isfinite(norm):
+        finite = x[torch.isfinite(x)]
+        norm, count = float(torch.linalg.vector_norm(finite)), finite.numel()
+    return norm / count**0.5 if count else 0.0
 
 
 def slope(direction: Direction, gradients: Mapping[int, Floats]) -> float:

@@ -171,6 +171,8 @@ def headline(facts: Facts) -> str:
         outcome = f"gradients right{_raised(facts.tolerance)}: {counts[Status.MATCH]:,} of {total}"
     else:
         outcome = f"no gradient proven right: 0 of {total}"
+    if facts.order == 2:
+        outcome = outcome.replace("gradient", "second-order gradient")
     return ", ".join(filter(None, [outcome, *others, contract_outcome(facts)]))
 
 
@@ -178,10 +180,14 @@ def _summary(facts: Facts) -> tuple[str, ...]:
     noise = "unknown" if math.isnan(facts.noise) else _error_bar(facts.noise)
     return (
         f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes",
-        f"loss {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, "
+        f"{_what(facts)} {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, "
         f"{_count(facts.evaluations, 'evaluation')} of J, {facts.seconds:,.2f} s",
         f"{printable(facts.dtype)}, mode {printable(facts.mode)}, seed {facts.seed}",
     )
+
+
+def _what(facts: Facts) -> str:
+    return "loss" if facts.order == 1 else "slope ⟨v, ∇J⟩"
 
 
 def ratio_in_words(facts: Facts) -> str:

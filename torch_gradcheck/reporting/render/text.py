@@ -147,7 +147,7 @@ def _entries(entries: Sequence[Entry]) -> Table:
 
 
 def _contract(said: Contract | None) -> Iterator[RenderableType]:
-    """Yields the entries that have failed in full, those that passed by name, the others with the reason."""
+    """Yields the entries that have failed in full, those that passed by name, what else there is to say."""
     if said is None:
         return
     yield said.title
@@ -155,7 +155,8 @@ def _contract(said: Contract | None) -> Iterator[RenderableType]:
         yield f"✗ {clause.name}"
         yield _indented(clause.message)
     if said.passed:
-        yield _bullets([(" ", f"passed: {', '.join(clause.name for clause in said.passed)}")])
+        told = [(" ", f"{clause.name}: {clause.message}") for clause in said.passed if clause.message]
+        yield _bullets([(" ", f"passed: {', '.join(clause.name for clause in said.passed)}"), *told])
     if said.not_applicable:
         yield _bullets([("-", f"{clause.name} (not applicable): {clause.message}") for clause in said.not_applicable])
 

@@ -1,0 +1,57 @@
+"""Whether what a function gives depends on how it breaks a tie: entries of the contract are tried beside kinks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from torch_gradcheck.contract.comparison import difference, largest
+from torch_gradcheck.contract.run import Run
+from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.precision.dtypes import epsilon
+
+MOVED = 10.0
+"""Points beside θ are ten times the square root of machine epsilon away, 1.5e-7 of the largest entry in float64."""
+
+CHANGED = 1e-3
+"""Results that change by more than this share of their largest entry so close to θ are at a kink, or a pole."""
+
+STEEP = 30.0
+"""The same, in relative steps: a smooth function may change by this many; more than `CHANGED` in float32 only."""
+
+
+def beside(tensors: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
+    """Contiguous leaves that require a gradient, each entry moved by a small random amount, so that no two are tied."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return [_moved(tensor.detach(), generator).requires_grad_(tensor.requires_grad) for tensor in tensors]
+
+
+def is_at_a_kink(trial: Trial, run: Run, tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether the results of a run on these tensors are others right beside them.
+
+    Args:
+        trial: what is run.
+        run: on the tensors.
+        tensors: the arguments on trial.
+    """
+    others = [trial.run(beside(tensors, seed)) for seed in (1, 2)]
+    return any(_jumps(trial, run, other) for other in others)
+
+
+def _moved(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    step = _step(tensor.dtype) * (largest(tensor) or 1.0)
+    shape = (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)
+    draws = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 0.5
+    noise = torch.view_as_complex(draws) if tensor.is_complex() else draws
+    return (tensor + step * noise.to(device=tensor.device, dtype=tensor.dtype)).contiguous()
+
+
+def _step(dtype: torch.dtype) -> float:
+    return float(MOVED * epsilon(dtype) ** 0.5)
+
+
+def _jumps(trial: Trial, here: Run, there: Run) -> bool:
+    share = max(CHANGED, STEEP * _step(trial.problem.request.dtype))
+    pairs = [*zip(here.outputs, there.outputs, strict=False), *zip(here.gradients, there.gradients, strict=False)]
+    return any(bool(difference(other, one, max(share * largest(one), trial.allowance.floor))) for one, other in pairs)

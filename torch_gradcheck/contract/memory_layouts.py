@@ -1,0 +1,57 @@
+"""Memory layouts that other code hands on: the same numbers with other strides, or one number for many entries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+Layout = Callable[[torch.Tensor], torch.Tensor | None]
+"""Gives a tensor in another layout, without a graph; None where there is no such layout of it."""
+
+
+def transposed(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same numbers, the first dimension innermost: `x.t()` of a matrix."""
+    if tensor.dim() < 2 or not tensor.numel():
+        return None
+    order = list(range(tensor.dim()))[::-1]
+    found = tensor.detach().permute(order).contiguous().permute(order)
+    return None if found.is_contiguous() else found
+
+
+def sliced(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same numbers, other ones between them and before the first: `x[..., 1::2]`."""
+    if not tensor.numel():
+        return None
+    between = torch.full_like(tensor.detach(), 3)
+    return torch.stack([between, tensor.detach()], dim=-1)[..., 1]
+
+
+def expanded(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Other numbers: the first slice along a dimension, repeated with a stride of 0, as by `x[:1].expand(n, -1)`."""
+    longer = [dim for dim, size in enumerate(tensor.shape) if size > 1]
+    if not longer or not tensor.numel():
+        return None
+    return tensor.detach().narrow(longer[0], 0, 1).clone().expand_as(tensor)
+
+
+def of_a_sum(tensor: torch.Tensor) -> torch.Tensor | None:
+    """One number with strides of 0, the first of the tensor: the gradient that `.sum().backward()` sends."""
+    return tensor.detach().reshape(-1)[:1].clone().reshape(()).expand(tensor.shape) if tensor.numel() > 1 else None
+
+
+SAME_NUMBERS: Mapping[str, Layout] = {"transposed": transposed, "sliced": sliced}
+"""Name → a layout of the same numbers."""
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy with the same strides, as far as they can be written to; no view, and no leaf where it has a graph."""
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+        return tensor.clone()
+    memory = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return memory.copy_(tensor)
+
+
+def in_words(tensor: torch.Tensor) -> str:
+    """The shape and the strides, as "shape (3, 4), strides (1, 3)"."""
+    return f"shape {tuple(tensor.shape)}, strides {tuple(tensor.stride())}"

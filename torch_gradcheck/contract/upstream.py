@@ -1,0 +1,45 @@
+"""The gradients that outputs are given in a backward, just as they are: in any memory layout, or none at all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd import Function
+
+from torch_gradcheck.gradients.accumulation import gradients_of
+
+
+def gradients_under(
+    outputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor | None],
+    leaves: Sequence[torch.Tensor],
+) -> list[torch.Tensor | None]:
+    """What a backward leaves in the `.grad` of the leaves, in which each output is given its cotangent.
+
+    Args:
+        outputs: of the function; one without a graph is given nothing.
+        cotangents: each of the shape and dtype of its output, and handed on as the same tensor; None for no gradient,
+            which the function is told of if it has another output or is asked for it all the same.
+        leaves: the tensors whose gradients are wanted.
+    """
+    pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    given: list[torch.Tensor] = [_Upstream.apply(y, v) for y, v in pairs]  # type: ignore[no-untyped-call]
+    return gradients_of([sum(given[1:], given[0])] if given else [], leaves)
+
+
+class _Upstream(Function):
+    """Stands for all that a loss computes of an output y: gives it the gradient v, or none.
+
+    `torch.autograd.backward` with gradients of tensors imports sympy, half a second; the backward of a number does not.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG004
+        ctx.v = v
+        return torch.zeros((), dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor | None, None]:
+        return ctx.v, None

@@ -1,0 +1,208 @@
+"""`vmap`: where vmap works on forward and backward, it gives what a loop gives.
+
+The loop runs the function on one example after the other: the arguments as they are, and moved a little. vmap runs on
+both at once: stacked in dimension 0, and in the last dimension with one argument at a time that both examples share.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.autograd import Function
+
+from torch_gradcheck.contract.comparison import difference
+from torch_gradcheck.contract.functions import functions_of, name_of
+from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.gradients.accumulation import gradients_of
+from torch_gradcheck.objective.function_outputs import inner
+from torch_gradcheck.objective.perturbation import RandomDirection
+from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.reporting.facts import ContractEntry
+from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.autograd import can_be_batched, has_vmap_rule, pulled_back
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.dispatch import silent_vmap
+
+NAME = "vmap"
+
+EXAMPLES = 2
+"""The number of examples: a mistake of batching shows in two that differ."""
+
+MOVED = 1e-2
+"""How far the second example is from the first, relative to the size of every number."""
+
+SHARED = 3
+"""At most so many arguments are tried as the one that is not batched."""
+
+
+def vmap(trial: Trial) -> ContractEntry:
+    """Ways to batch the arguments, forward and backward; then the backward alone, given two gradients at once."""
+    if trial.draws:
+        return not_applicable(NAME, "the function draws random numbers, which vmap does in an order of its own")
+    if not trial.is_repeatable:
+        return not_applicable(NAME, UNREPEATABLE)
+    if not trial.arguments:
+        return not_applicable(NAME, "there is no argument to batch")
+    with silent_vmap(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of operations that vmap runs in a loop
+        return _tried(trial)
+
+
+def _tried(trial: Trial) -> ContractEntry:
+    of_backward = attempted(lambda: _wrong_backward(trial))
+    if of_backward and not isinstance(of_backward, Raised):
+        return failed(NAME, f"vmap of the backward{trial.backwards}: {of_backward}")
+    without = [name_of(function) for function in functions_of(trial) if not _can_be_batched(function)]
+    if without:
+        return not_applicable(NAME, f"vmap has no rule for {listed(without)}")
+    notes: list[str] = []
+    for number, way in enumerate(_ways(trial)):
+        found = attempted(lambda: _wrong(trial, way))  # noqa: B023  # called at once
+        if isinstance(found, Raised) and not number:
+            return not_applicable(NAME, f"vmap raises {found}")
+        if isinstance(found, Raised) and any(map(has_vmap_rule, functions_of(trial))):
+            return failed(NAME, f"vmap in dimension 0 works; with {way.words}, it raises {found}")
+        if isinstance(found, Raised):
+            notes.append(f"with {way.words} vmap raises {found}")
+        elif found:
+            return failed(NAME, f"vmap with {way.words}: {found}")
+    if isinstance(of_backward, Raised):
+        notes.append(f"vmap of the backward raises {of_backward}")
+    return passed(NAME, "; ".join(notes))
+
+
+@dataclass(frozen=True)
+class _Way:
+    """A way to batch the arguments.
+
+    Attributes:
+        words: it in words, to follow "with".
+        dims: the dimension in which each argument is stacked; None for one that all examples share.
+    """
+
+    words: str
+    dims: Sequence[int | None]
+
+
+def _ways(trial: Trial) -> list[_Way]:
+    count, last = len(trial.arguments), [tensor.dim() for tensor in trial.arguments]
+    ways = [_Way("the arguments batched in dimension 0", [0] * count)]
+    if count == 1:
+        return [*ways, _Way("the argument batched in its last dimension", last)] if any(last) else ways
+    return ways + [
+        _Way(
+            f"{trial.names[shared]} not batched, and the others in their last dimension",
+            [None if k == shared else last[k] for k in range(count)],
+        )
+        for shared in range(min(count, SHARED))
+    ]
+
+
+def _wrong(trial: Trial, way: _Way) -> str:
+    """How outputs and gradients of vmap differ from those of a loop; "" where they do not."""
+    examples = _examples(trial, way)
+    stacked = [_stacked(tensors, dim) for tensors, dim in zip(zip(*examples, strict=True), way.dims, strict=True)]
+
+    def batched(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(trial.outputs(tensors))
+
+    with torch.enable_grad(), trial.regime():
+        outputs = torch.vmap(batched, in_dims=tuple(way.dims), randomness="error")(*stacked)
+        cotangents = trial.cotangents(outputs)
+        gradients = _gradients(trial, outputs, cotangents, stacked)
+    loop = [_run(trial, example, [v[k] for v in cotangents]) for k, example in enumerate(examples)]
+    return _compared(trial, way, [y.detach() for y in outputs], gradients, loop)
+
+
+@dataclass(frozen=True)
+class _Run:
+    outputs: Sequence[torch.Tensor]
+    gradients: Sequence[torch.Tensor | None]
+
+
+def _run(trial: Trial, example: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor]) -> _Run:
+    leaves = [tensor.clone().requires_grad_() for tensor in example]
+    with torch.enable_grad(), trial.regime():
+        outputs = trial.outputs(leaves)
+        gradients = _gradients(trial, outputs, cotangents, leaves)
+    return _Run([y.detach() for y in outputs], gradients)
+
+
+def _gradients(
+    trial: Trial, outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor]
+) -> list[torch.Tensor | None]:
+    terms = [inner(v, y) for v, y in zip(cotangents, outputs, strict=True) if y.requires_grad]
+    return gradients_of(terms, [*leaves, *objects_of(trial.parameters)])
+
+
+def _examples(trial: Trial, way: _Way) -> list[list[torch.Tensor]]:
+    first = [tensor.detach().clone() for tensor in trial.arguments]
+    with RandomDirection(trial.arguments, trial.problem.request.seed).at(MOVED):
+        other = [tensor.detach().clone() for tensor in trial.arguments]
+    pairs = zip(first, other, way.dims, strict=True)
+    return [first, [one if dim is None else moved for one, moved, dim in pairs]]
+
+
+def _stacked(tensors: Sequence[torch.Tensor], dim: int | None) -> torch.Tensor:
+    return (tensors[0].clone() if dim is None else torch.stack(list(tensors), dim)).requires_grad_()
+
+
+def _compared(
+    trial: Trial,
+    way: _Way,
+    outputs: Sequence[torch.Tensor],
+    gradients: Sequence[torch.Tensor | None],
+    loop: Sequence[_Run],
+) -> str:
+    words: list[str] = []
+    for position, output in enumerate(outputs):
+        expected = torch.stack([run.outputs[position] for run in loop])
+        words.append(_differs(trial, trial.first.names[position], output, expected))
+    dims = [*way.dims, *[None for _ in trial.parameters]]
+    for position, (name, dim) in enumerate(zip(trial.all_names, dims, strict=True)):
+        expected_gradient = _joined([run.gradients[position] for run in loop], dim)
+        words.append(
+            _differs(trial, f"the gradient of {name}{trial.backwards}", gradients[position], expected_gradient)
+        )
+    return next(filter(None, words), "")
+
+
+def _joined(gradients: Sequence[torch.Tensor | None], dim: int | None) -> torch.Tensor | None:
+    """The gradients of all examples, stacked, or added up where the examples share a tensor."""
+    some = [gradient for gradient in gradients if gradient is not None]
+    if not some:
+        return None
+    every = [torch.zeros_like(some[0]) if gradient is None else gradient for gradient in gradients]
+    return torch.stack(every).sum(0) if dim is None else torch.stack(every, dim)
+
+
+def _differs(trial: Trial, name: str, found: torch.Tensor | None, expected: torch.Tensor | None) -> str:
+    allowed = trial.allowance.of(expected, max(trial.spreads, default=0.0))
+    words = difference(found, expected, allowed)
+    return words and f"{name} {words} as in a loop"
+
+
+def _wrong_backward(trial: Trial) -> str:
+    """How the gradients for two v at once differ from those for one after the other; "" where they do not."""
+    with torch.enable_grad(), trial.regime():
+        leaves = [*trial.fresh(), *objects_of(trial.parameters)]
+        outputs = [y for y in trial.outputs(leaves[: len(trial.arguments)]) if y.requires_grad]
+        pairs = [torch.stack([v, v.flip(list(range(v.dim()))) * -0.5]) for v in trial.cotangents(outputs)]
+
+        def gradients(*cotangents: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return tuple([found for found in pulled_back(outputs, leaves, cotangents) if found is not None])
+
+        together = torch.vmap(gradients)(*pairs)
+        loop = [gradients(*[pair[k] for pair in pairs]) for k in range(EXAMPLES)]
+    expected = [torch.stack(list(each)) for each in zip(*loop, strict=True)]
+    words = [_differs(trial, "a gradient", *each) for each in zip(together, expected, strict=True)]
+    return next(filter(None, words), "")
+
+
+def _can_be_batched(function: type[Function]) -> bool:
+    """An operator of torch.library can: torch runs it in a loop where it has no rule."""
+    return custom_op_of(function) is not None or can_be_batched(function)

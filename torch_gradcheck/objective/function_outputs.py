@@ -1,0 +1,84 @@
+"""What a function returns: its tensors by name, and random v to take the gradients of each under."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.nested import tensors_in
+from torch_gradcheck.precision.dtypes import in_precision
+
+
+def outputs_of(result: Any) -> list[tuple[str, torch.Tensor]]:
+    """The tensors in what a function returned, with names: `output`, or `output[1]`, `output['loss']` in a nest.
+
+    Sparse ones are made dense.
+
+    Raises:
+        InvalidRequestError: one of them is nested, or on the meta device.
+    """
+    return [(f"output{path}", _dense(f"output{path}", tensor)) for path, tensor in tensors_in(result)]
+
+
+def is_inexact(tensor: torch.Tensor) -> bool:
+    """Whether it holds floating point or complex numbers, which can have a gradient."""
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _dense(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_nested or tensor.is_meta:
+        what = "a nested tensor" if tensor.is_nested else "on the meta device"
+        raise InvalidRequestError(f"{name} is {what}: give a function that returns ordinary tensors made of it.")
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+class Cotangents:
+    """v of every output: signed, of sizes between ½ and 1½, divided by the number of entries of the output.
+
+    Args:
+        seed: same seed, same v, on every device.
+        dtype: the precision of v; None: that of each output.
+    """
+
+    def __init__(self, seed: int, dtype: torch.dtype | None = None) -> None:
+        self._seed, self._dtype = seed, dtype
+        self._kept: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def of(self, position: int, output: torch.Tensor) -> torch.Tensor:
+        """v of the output at this position, in its shape; drawn once, since J is evaluated often."""
+        key = (position, output.shape, output.dtype, output.device)
+        if key not in self._kept:
+            v = drawn((self._seed + position) % 2**63, output)
+            self._kept[key] = v.to(device=output.device, dtype=in_precision(output.dtype, self._dtype))
+        return self._kept[key]
+
+
+def drawn(seed: int, output: torch.Tensor) -> torch.Tensor:
+    """v for one output in double precision; the modulus of a complex entry is between ½ and 1½, too."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    parts = (2, *output.shape) if output.is_complex() else (1, *output.shape)
+    draws = torch.rand((2, *parts), generator=generator, dtype=torch.float64, device="cpu")
+    signed = (0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0) / max(output.numel(), 1)
+    return torch.complex(*(signed / 2**0.5)) if output.is_complex() else signed[0]
+
+
+def inner(v: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """⟨v, y⟩ = Re Σ conj(v) y."""
+    product = (v.conj() * y).sum()
+    return product.real if product.is_complex() else product
+
+
+def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:
+    """The root of the mean of |x|², 0-dim; 1 where all entries are 0, or there are none."""
+    size = tensor.abs().square().mean().sqrt() if tensor.numel() else tensor.real.new_zeros(())
+    return torch.where(size > 0, size, torch.ones_like(size))
+
+
+def bent(y: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
+    """y − ½ size cos(y / size), with the derivative 1 + ½ sin(y / size); of both parts of a complex y."""
+    if y.is_complex():
+        real = torch.view_as_real(y.resolve_conj())
+        return torch.view_as_complex(real - 0.5 * size * torch.cos(real / size))
+    return y - 0.5 * size * torch.cos(y / size)

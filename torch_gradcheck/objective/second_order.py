@@ -1,0 +1,126 @@
+"""The slope of J along v, ⟨v, ∇J(θ)⟩, as another loss: its gradient ∇²J v is what a double backward gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.function_outputs import inner
+from torch_gradcheck.objective.objective import Objective, scalar
+from torch_gradcheck.objective.perturbation import Direction, real_view
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.torch_internals.autograd import function_of, nodes_from, reentrant_checkpoint
+
+STREAM = 0x5EC0
+"""Added to the seed: what is drawn from the seed itself may be the model's own weights."""
+
+
+class Slope:
+    """⟨v, ∇J(θ)⟩ over the parameters on trial, as a function of nothing; θ is where they are when it is made.
+
+    v is signed, and its entries have sizes between ½ and 1½ times the root mean square of their tensor at θ, 1 where
+    all of it is 0. So a tensor in another unit changes nothing, and along v each moves J by its share: the part of no
+    tensor drowns that of another.
+
+    Args:
+        compute: J.
+        theta: the parameters and variables.
+        seed: of v.
+
+    Attributes:
+        loss: J where it was evaluated last, a 0-dim tensor.
+        reached: positions in θ of those that J depends on, as far as its backward tells.
+    """
+
+    def __init__(self, compute: Callable[[], Any], theta: Theta, seed: int) -> None:
+        self._compute = compute
+        generator = torch.Generator("cpu").manual_seed((seed + STREAM) % 2**63)
+        self._on_trial = {k: theta[k].parameter for k in theta.checked}
+        self._directions = {k: direction(parameter, generator) for k, parameter in self._on_trial.items()}
+        self.loss, self.reached = torch.tensor(math.nan), set[int]()
+
+    def __call__(self) -> torch.Tensor:
+        """The slope at what the parameters hold now, with a graph where autograd is on.
+
+        Where it is off, the gradient is that of an ordinary backward, as an optimizer gets it.
+
+        Raises:
+            InvalidRequestError: J runs its backward itself, or contains a reentrant checkpoint.
+        """
+        with_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            loss = self.value()
+            self.loss = loss.detach()  # not read: a record of the slope must not depend on it
+            if any(parameter.grad is not None for parameter in self._on_trial.values()):
+                raise InvalidRequestError(
+                    "order=2: the closure calls backward() itself, which leaves gradients without a graph. Let it "
+                    "return the loss, and leave the backward to the check."
+                )
+            slopes = [inner(self._directions[k], each) for k, each in self._gradients(loss, with_graph).items()]
+            return torch.stack(slopes).sum() if slopes else torch.zeros_like(loss)
+
+    def value(self) -> torch.Tensor:
+        """J itself; only inside of an evaluation of the slope."""
+        return scalar(self._compute())
+
+    @property
+    def along(self) -> Direction:
+        """The direction v through the parameters, at θ now."""
+        return Direction(list(self._on_trial.values()), [real_view(v) for v in self._directions.values()])
+
+    def _gradients(self, loss: torch.Tensor, with_graph: bool) -> dict[int, torch.Tensor]:
+        """The gradients of J, by position in θ, without those that it does not reach."""
+        asked = {k: parameter for k, parameter in self._on_trial.items() if parameter.requires_grad}
+        if not (loss.requires_grad and asked):
+            return {}
+        if with_graph:
+            _refuse_reentrant_checkpoints(loss)
+        found: Sequence[torch.Tensor | None] = torch.autograd.grad(
+            loss, list(asked.values()), create_graph=with_graph, allow_unused=True
+        )
+        gradients = {k: _dense(each) for k, each in zip(asked, found, strict=True) if each is not None}
+        self.reached |= set(gradients)
+        return gradients
+
+
+def _refuse_reentrant_checkpoints(loss: torch.Tensor) -> None:
+    """Raises where J contains one: parameters inside of it can only accumulate a gradient, without a graph."""
+    if reentrant_checkpoint() in [function_of(node) for node in nodes_from([loss.grad_fn])]:
+        raise InvalidRequestError(
+            "order=2: J contains a checkpoint with use_reentrant=True, which no double backward goes through. Check it "
+            "with use_reentrant=False."
+        )
+
+
+def direction(parameter: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """v of one tensor, in both parts of a complex one."""
+    numbers = real_view(parameter.detach().resolve_conj())
+    draws = torch.rand((2, *numbers.shape), generator=generator, dtype=torch.float64, device="cpu")
+    signed = (0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0)
+    size = float(numbers.double().square().mean().sqrt()) if numbers.numel() else 0.0
+    v = (signed * (size or 1.0)).to(numbers)
+    return torch.view_as_complex(v) if parameter.is_complex() else v
+
+
+def _dense(gradient: torch.Tensor) -> torch.Tensor:
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
+
+
+def on_slope(objective: Objective, order: int) -> str:
+    """The note on what J is in a check of second order; "" in one of the first."""
+    if order == 1:
+        return ""
+    what = (
+        "second order: J is the slope ⟨v, ∇J⟩ of the loss, v random. Differences of the first-order gradient, which is "
+        "not on trial itself (order=1 checks it), are compared with what a double backward gives"
+    )
+    if objective.with_graph is None:
+        return what
+    return (
+        f"{what}. With create_graph=True the backward gives another first-order gradient: the slope is "
+        f"{objective.with_graph:.8g} then, and {objective.loss:.8g} without"
+    )
