@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.drop_in.inputs import as_tuple, requires_gradient
-from torch_gradcheck.objective.function_outputs import outputs_of
+from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.signatures import argument_names
 
 
@@ -29,7 +29,8 @@ class GradientFunction:
         self._cotangents = [k for k, each in enumerate(cotangents) if requires_gradient(each)]
         known = enumerate(argument_names(func, len(arguments)))
         names = [name if name.isidentifier() else f"args_{position}" for position, name in known]
-        names += [f"grad_output_{position}" for position in range(len(cotangents))]
+        order = 1 + max([name.count("grad_") for name in names], default=0)
+        names += ["grad_" * order + f"output_{position}" for position in range(len(cotangents))]
         kind = inspect.Parameter.POSITIONAL_ONLY
         self.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in names])
 
@@ -51,7 +52,7 @@ def _requiring(values: Sequence[Any], positions: Sequence[int]) -> list[Any]:
 
 def differentiable(result: Any) -> list[Tensor]:
     """The outputs that require a gradient."""
-    return [output for _, output in outputs_of(result) if output.requires_grad]
+    return [output for _, output in tensors_in(result) if output.requires_grad]
 
 
 def random_cotangents(outputs: Sequence[Tensor], seed: int, noncontiguous: bool) -> tuple[Tensor, ...]:
