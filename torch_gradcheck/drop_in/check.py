@@ -125,9 +125,10 @@ def gradgradcheck(
     """
     _check_flags(check_fwd_over_rev, check_rev_over_rev, check_undefined_grad, check_batched_grad)
     arguments = as_tuple(inputs)
-    cotangents = cotangents_of(func, arguments, grad_outputs, gen_non_contig_grad_outputs)
+    cotangents = cotangents_of(func, arguments, grad_outputs)
+    spread = gen_non_contig_grad_outputs and grad_outputs is None
     return gradcheck(
-        GradientFunction(func, arguments, cotangents),
+        GradientFunction(func, arguments, cotangents, spread),
         arguments + cotangents,
         eps=eps,
         atol=atol,
