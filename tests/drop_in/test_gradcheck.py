@@ -348,16 +348,19 @@ def test_float32_inputs_are_raised_unless_a_step_is_given_or_the_function_refuse
     assert gradcheck(function, x)
     assert seen == {torch.float64}
     seen.clear()
-    assert gradcheck(function, x, eps=1e-2, atol=1e-2)
+    with pytest.warns(UserWarning, match="Input #0 requires gradient and is not a double precision"):
+        assert gradcheck(function, x, eps=1e-2, atol=1e-2)
     assert seen == {torch.float32}
 
     def strict(x: Tensor) -> Tensor:
         assert x.dtype is torch.float32
         return cubed(factor=1.2)(x)
 
-    assert not gradcheck(strict, x, atol=1e-2, raise_exception=False)
+    with pytest.warns(UserWarning, match="it is checked in float32"):
+        assert not gradcheck(strict, x, atol=1e-2, raise_exception=False)
 
 
+@pytest.mark.filterwarnings("ignore:Input #0")
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="no oneDNN")
 def test_mkldnn_inputs_are_checked_as_they_are() -> None:
     x = torch.rand(3).to_mkldnn().requires_grad_()
