@@ -70,6 +70,12 @@ def test_a_place_may_be_given_twice_and_have_dense_dimensions() -> None:
     assert torch.equal(densified(tensor).to_dense(), tensor.to_dense())
 
 
+def test_a_tensor_without_entries_is_densified() -> None:
+    empty = torch.sparse_coo_tensor(torch.zeros((1, 0), dtype=torch.int64), torch.zeros(0, 0), (2, 0))
+    assert densified(empty).shape == (2, 0)
+    assert places_of(empty).shape == (0,)
+
+
 @each_layout
 def test_first_and_second_derivatives_go_on_to_the_values(layout: dict[str, Any]) -> None:
     values = values_of(sparse(layout)).clone().requires_grad_()

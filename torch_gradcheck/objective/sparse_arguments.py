@@ -113,5 +113,5 @@ def _block(bare: Tensor) -> dict[str, Any]:
 def _all_specified(coalesced: Tensor) -> Tensor:
     sparse = coalesced.sparse_dim()
     places = torch.ones(coalesced.shape[:sparse], device=coalesced.device).nonzero().t()
-    values = coalesced.to_dense().reshape(-1, *coalesced.shape[sparse:])
+    values = coalesced.to_dense().reshape(places.shape[1], *coalesced.shape[sparse:])
     return torch.sparse_coo_tensor(places, values, coalesced.shape, is_coalesced=True, check_invariants=False)
