@@ -297,7 +297,6 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a class of modules": (nn.Linear, (X,), r"function is the class Linear; give an instance: Linear\(...\)"),
     "no function": (3, (X,), "function must be callable, got int 3"),
     "meta": (torch.sin, (X.to("meta"),), "cannot be perturbed, on the meta device"),
-    "sparse": (torch.sin, (X.to_sparse(),), "cannot be perturbed, sparse_coo: give the ordinary tensors"),
 }  # fmt: skip
 
 
