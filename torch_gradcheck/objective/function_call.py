@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -74,6 +74,18 @@ class FunctionCall:
     def _is_flat(self) -> bool:
         """Whether every argument is a tensor, or a value that holds none: to look into others takes longer."""
         return all(type(each) in PLAIN or is_a(each, torch.Tensor) for each in (*self.args, *self.kwargs.values()))
+
+    @property
+    def others(self) -> list[tuple[str, torch.Tensor]]:
+        """The tensors among the arguments that are not on trial, each once, named after the first place."""
+        on_trial = {id(variable.tensor) for variable in self.variables}
+        found = {id(each): (name, each) for name, each in reversed(self.arguments([v.tensor for v in self.variables]))}
+        return [pair for key, pair in reversed(found.items()) if key not in on_trial]
+
+    def with_other(self, tensor: torch.Tensor, other: torch.Tensor) -> FunctionCall:
+        """The call with another tensor in the place of one that is not on trial."""
+        replaced = rebuilt((self.args, dict(self.kwargs)), lambda each: other if each is tensor else each)
+        return replace(self, args=replaced[0], kwargs=replaced[1])
 
     def arguments(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
         """All tensors among the arguments, named after their places, these in the places of those on trial."""
