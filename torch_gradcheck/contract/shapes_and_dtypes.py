@@ -55,19 +55,20 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
 
 
 def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
-    """Forward and backward, lent once more where the check has another precision."""
+    """Forward and backward, lent once more where the check has another precision; the default dtype is the caller's."""
     model, request = trial.problem.model, trial.problem.request
-    if dtype is request.dtype:
-        with trial.problem.objective.evaluation_as_it_is():
-            _look(trial, seen)
-    else:
-        with lend(model, trial.loss.holders, "keep", dtype, request.seed) as borrowed, _Evaluated(borrowed):
-            _look(trial, seen)
+    with _DefaultDtype(trial.problem.default_dtype):
+        if dtype is request.dtype:
+            with trial.problem.objective.evaluation_as_it_is():
+                _look(trial, seen)
+        else:
+            with lend(model, trial.loss.holders, "keep", dtype, request.seed) as borrowed, _Evaluated(borrowed):
+                torch.set_default_dtype(trial.problem.default_dtype)  # the loan puts its own back in the end
+                _look(trial, seen)
 
 
 def _look(trial: Trial, seen: _Returned) -> None:
-    """Forward and backward under the caller's default dtype, in which a backward may make its tensors."""
-    with torch.enable_grad(), _DefaultDtype(trial.problem.default_dtype):
+    with torch.enable_grad():
         outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
         terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
         with seen:
@@ -75,7 +76,7 @@ def _look(trial: Trial, seen: _Returned) -> None:
 
 
 class _DefaultDtype:
-    """Inside the block this is the default dtype."""
+    """Another default dtype inside the block."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self._dtype, self._before = dtype, torch.get_default_dtype()
