@@ -198,6 +198,7 @@ WRONG_FOR: dict[str, tuple[tuple[float, float], float, str]] = {
         0.0,
         "wrong for the gradient of output[1] (0.9 times the right one); right for that of output[0]",
     ),
+    "none of the second": ((1.0, 0.0), 0.0, "of output[1] (it is 0); right for that of output[0]"),
     "both": ((1.5, 0.9), 0.0, "gradients of output[0] (1.5 times the right one), output[1] (0.9 times the right one)"),
     "both together": ((1.0, 1.0), 1e3, "right for the gradient of each output alone, wrong for all together"),
 }

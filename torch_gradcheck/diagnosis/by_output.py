@@ -175,7 +175,7 @@ def _common(factors: Sequence[float]) -> str:
     """Words on the factor that several entries have in common; "" where they have none."""
     if not factors or not np.allclose(factors, factors[0], rtol=SAME_FACTOR, atol=SAME_FACTOR):
         return ""
-    return f" ({factor_in_words(factors[0])} times the right one)"
+    return f" ({factor_in_words(factors[0])} times the right one)" if factors[0] else " (it is 0)"
 
 
 def _told(row: ParameterReport, slopes: Mapping[str, Slope], wrong: Sequence[str]) -> ParameterReport:
