@@ -91,9 +91,7 @@ class Slope:
             return [None for _ in self._parameters]
         if with_graph:
             _refuse_reentrant_checkpoints(loss)
-        made: Sequence[torch.Tensor | None] = torch.autograd.grad(
-            loss, asked, create_graph=with_graph, allow_unused=True
-        )
+        made: Any = torch.autograd.grad(loss, asked, create_graph=with_graph, allow_unused=True)
         found = {
             id(parameter): gradient for parameter, gradient in zip(asked, made, strict=True) if gradient is not None
         }
