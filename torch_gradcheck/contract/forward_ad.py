@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.autograd import has_forward_rule
+from torch_gradcheck.torch_internals.autograd import has_forward_rule, meets_constants, node_of, nodes_from
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 
@@ -38,6 +39,9 @@ def forward_ad(trial: Trial) -> ContractEntry:
         return not_applicable(NAME, f"no forward-mode rule: {listed([_without_rule(each) for each in without])}")
     if not trial.is_repeatable:
         return not_applicable(NAME, UNREPEATABLE)
+    if not functions and _meets_constants(trial):
+        return not_applicable(NAME, "torch's own rules are not tried where they meet constants: it loads its compiler")
+    _load_rules()
     tangents, names = _Tangents(trial), _names(trial)
     together = attempted(lambda: tangents.of(names))
     if isinstance(together, Raised):
@@ -56,6 +60,21 @@ def forward_ad(trial: Trial) -> ContractEntry:
     if unknown:
         return not_applicable(NAME, f"differences, noisy or not finite, tell nothing of {listed(unknown)}")
     return passed(NAME, "" if functions else "by the rules of torch's own operations")
+
+
+def _meets_constants(trial: Trial) -> bool:
+    with torch.enable_grad(), trial.regime():
+        return meets_constants(nodes_from(map(node_of, trial.outputs(trial.arguments))))
+
+
+def _load_rules() -> None:
+    """Has torch load the rules that it writes in TorchScript, of which it warns.
+
+    Later that would be taken for an error of the function's where warnings are errors.
+    """
+    with warnings.catch_warnings(), forward_mode.dual_level():
+        warnings.simplefilter("ignore")
+        forward_mode.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 def _without_rule(function: type[Function]) -> str:
