@@ -105,7 +105,7 @@ def test_a_call_between_forward_and_backward_shows_what_is_kept_on_the_class() -
 def test_a_second_backward_shows_what_the_first_has_written_to() -> None:
     found = entry("repeatable", CrossEntropyScaledInPlace.apply, (X, torch.tensor([0, 3, 1])))
     assert found.status == "failed"
-    assert "in a second backward through the same graph (retain_graph=True) the gradient of logits" in found.message
+    assert "in a second backward through the same graph (retain_graph=True), the gradient of logits" in found.message
 
 
 WORKSPACE = torch.zeros(64, dtype=torch.float64)

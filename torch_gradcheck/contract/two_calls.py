@@ -62,9 +62,7 @@ class _TwoCalls:
         self._left = self._backward(self._outputs, self._leaves, keep_graph=True)
         self._kept = [None if each is None else each.clone() for each in self._left]
         wrong = self._trial.gradient_difference(self._kept, self._trial.first.gradients)
-        return (
-            wrong and f"where it is called again, with other arguments, before the backward of the first call, {wrong}"
-        )
+        return wrong and f"after another call, with other arguments, the backward of the first one: {wrong}"
 
     def changed_gradients(self) -> str:
         """The gradients of the first call, after the backward of the second."""
@@ -77,7 +75,7 @@ class _TwoCalls:
         """The gradients of the first call once more."""
         again = self._backward(self._outputs, self._leaves)
         wrong = self._trial.gradient_difference(again, self._trial.first.gradients)
-        return wrong and f"in a second backward through the same graph (retain_graph=True) {wrong}, as in the first"
+        return wrong and f"in a second backward through the same graph (retain_graph=True), {wrong}, as in the first"
 
     def _backward(
         self, outputs: Sequence[torch.Tensor], leaves: Sequence[torch.Tensor], *, keep_graph: bool = False
