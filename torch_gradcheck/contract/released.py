@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_gradcheck.borrowing.captures import captures_of
-from torch_gradcheck.contract.functions import functions_behind, name_of
+from torch_gradcheck.contract.functions import functions_behind
 from torch_gradcheck.contract.outcome import failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
@@ -23,6 +23,7 @@ from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import nodes_from
+from torch_gradcheck.torch_internals.custom_ops import name_of_function
 from torch_gradcheck.torch_internals.double_backward import kept_by
 from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, weak_storage
 
@@ -91,7 +92,7 @@ def _seen_in_a_run(trial: Trial, backward: bool) -> _Seen:
     seen.note(named)
     outputs = [y for _, y in named if y.requires_grad]
     for function, node in functions_behind(outputs):
-        seen.note_kept(name_of(function), node)
+        seen.note_kept(name_of_function(function), node)
     if backward:
         for name, y in named:
             if y.requires_grad and not y.is_leaf:
