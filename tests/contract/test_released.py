@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.contract.one_entry import drawn, function, tried
+from tests.contract.made_functions import drawn, function, tried
 
 X = drawn(3, 4)
 
