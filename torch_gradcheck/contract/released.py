@@ -38,8 +38,8 @@ def released(trial: Trial) -> ContractEntry:
         if kept.names and kept.is_replaced and _reaches_modules(trial):
             return passed(NAME, f"a module keeps {listed(kept.names)} of its last call until the next one")
         if kept.names:
-            done = "the forward and the backward have run" if backward else "the forward has run"
-            return failed(NAME, f"{done}{trial.backwards}, {_in_words(kept)}")
+            done = "forward and backward have run" if backward else "the forward has run"
+            return failed(NAME, f"{done}{trial.backwards} and the graph is gone: {_in_words(kept)}")
     return passed(NAME)
 
 
@@ -73,13 +73,13 @@ def _kept(trial: Trial, backward: bool) -> _Kept:
 
 
 def _in_words(kept: _Kept) -> str:
-    what = f"and {listed(list(kept.names))} should be freed with the graph"
+    what = f"{listed(list(kept.names))} should be freed with it"
     if not kept.is_cycle:
-        return f"{what}: something outside of the graph still refers to them"
-    why = f"; {listed(list(kept.holding))} holds the graph that holds ctx" if kept.holding else ""
+        return f"{what}, but something outside of the graph still refers to what is left"
+    why = f": {listed(list(kept.holding))} holds the graph that holds ctx" if kept.holding else ""
     return (
-        f"{what}: they wait for Python's garbage collector, as references lead in a circle{why}. "
-        "ctx.save_for_backward keeps outputs without one"
+        f"{what}, but references lead in a circle{why}. What is left waits for Python's garbage collector; "
+        "ctx.save_for_backward keeps outputs without a circle"
     )
 
 
