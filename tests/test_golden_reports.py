@@ -1,4 +1,4 @@
-"""The whole text of five real reports, held by golden files: from a model to what is printed.
+"""The whole text of six real reports, held by golden files: from a model to what is printed.
 
 After a change that is meant, this writes them anew; read the difference before you commit it:
 
@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck import Report, check_closure, check_module
+from torch_gradcheck import Report, check_closure, check_function, check_module
 
 GOLDEN = Path(__file__).parent / "golden"
 REWRITE = os.environ.get("TORCH_GRADCHECK_REWRITE_GOLDEN") == "1"
@@ -121,6 +121,27 @@ def neither_right_nor_wrong() -> Report:
     return check_module(Rectified(), lambda y: y.square().mean(), rows(7, 3))
 
 
+class GateFunction(torch.autograd.Function):
+    """x·σ(gate), the gate broadcast over the rows: its gradients are right, and little else is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, gate: Tensor) -> Tensor:
+        sigma = torch.sigmoid(gate)
+        ctx.save_for_backward(x, sigma)
+        return x * sigma
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, sigma = ctx.saved_tensors
+        for_gate = grad * x * sigma * (1 - sigma)
+        return grad.mul_(sigma), for_gate
+
+
+def function_with_a_broken_contract() -> Report:
+    """A function that is right as long as nobody looks closer."""
+    return check_function(GateFunction.apply, (rows(3, 4), rows(1, 4)[0]))
+
+
 CHECKS: dict[str, Callable[[], Report]] = {
     check.__name__: check
     for check in (
@@ -129,6 +150,7 @@ CHECKS: dict[str, Callable[[], Report]] = {
         step_that_left_wrong_gradients,
         wrong_column_projected,
         neither_right_nor_wrong,
+        function_with_a_broken_contract,
     )
 }
 

@@ -18,6 +18,7 @@ from torch_gradcheck.torch_internals.code_lines import (
     calling_frame,
     calling_line,
     defining_line,
+    raising_line,
     users_line_of,
 )
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
@@ -50,6 +51,24 @@ def test_the_line_of_a_frame_is_told() -> None:
     line = calling_line(frame)
     assert line is not None
     assert Path(line.file).name == "test_code_lines.py"
+
+
+class Raises(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, grad: torch.Tensor) -> torch.Tensor:
+        return grad.reshape(3, 5)
+
+
+def test_the_line_that_an_exception_comes_from_is_of_the_user_though_torch_raises_it() -> None:
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(RuntimeError) as caught:
+        Raises.apply(x).sum().backward()  # type: ignore[no-untyped-call]
+    assert raising_line(caught.value) == CodeLine(__file__, Raises.backward.__code__.co_firstlineno + 2)
+    assert raising_line(ValueError()) is None
 
 
 def test_the_frame_that_asked_for_an_operation_is_known() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -68,6 +69,10 @@ def _set_numpy_errors(value: Any) -> None:
     np.seterr(**value)
 
 
+def _set_collecting(value: Any) -> None:
+    (gc.enable if value else gc.disable)()
+
+
 def _autocast(device: str) -> tuple[Switch, Switch]:
     return (
         Switch(
@@ -88,6 +93,17 @@ def _deterministic() -> Switch:
     )
 
 
+def _attention() -> tuple[Switch, ...]:
+    """Which kernels attention may be computed by; the recording of J asks for the one made of operations."""
+    cuda = torch.backends.cuda
+    return (
+        Switch(cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+        Switch(cuda.math_sdp_enabled, cuda.enable_math_sdp),
+        Switch(cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+        Switch(cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+    )
+
+
 def _switches() -> list[Switch]:
     return [
         Switch(torch.get_default_dtype, torch.set_default_dtype),
@@ -103,6 +119,7 @@ def _switches() -> list[Switch]:
         Switch(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
         Switch(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
         _deterministic(),
+        *_attention(),
         *_autocast("cpu"),
         *(_autocast(accelerator) if (accelerator := accelerator_type()) else ()),
         attribute_switch(torch.backends.cudnn, "benchmark"),
@@ -117,6 +134,7 @@ def _switches() -> list[Switch]:
         Switch(current_backward, set_backward),  # and a recorded backward this
         Switch(compiler_switch, set_compiler_switch),  # the backward on trial replaces this
         Switch(optimises_scripts, set_optimises_scripts),
+        Switch(gc.isenabled, _set_collecting),  # an entry of a function's contract turns this off
     ]
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.autograd import has_forward_rule
+from torch_gradcheck.torch_internals.autograd import has_forward_rule, meets_constants, node_of, nodes_from
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 
@@ -38,6 +39,9 @@ def forward_ad(trial: Trial) -> ContractEntry:
         return not_applicable(NAME, f"no forward-mode rule: {listed([_without_rule(each) for each in without])}")
     if not trial.is_repeatable:
         return not_applicable(NAME, UNREPEATABLE)
+    if not functions and _meets_constants(trial):
+        return not_applicable(NAME, "torch's own rules are not tried where they meet constants: it loads its compiler")
+    _load_rules()
     tangents, names = _Tangents(trial), _names(trial)
     together = attempted(lambda: tangents.of(names))
     if isinstance(together, Raised):
@@ -48,12 +52,29 @@ def forward_ad(trial: Trial) -> ContractEntry:
             return _raised(functions, alone, f"{name} alone")
     slopes = judged_beside(trial, tangents.slopes, names)
     wrong = {name: slope for name, slope in slopes.items() if slope.verdict is Verdict.WRONG}
+    if wrong and not functions and tangents.are_of_backward(wrong):
+        return not_applicable(NAME, "torch's own rules give what the backward gives, which differences contradict")
     if wrong:
         return failed(NAME, _wrong(functions, wrong))
     unknown = [name for name, slope in slopes.items() if slope.verdict is Verdict.UNKNOWN]
     if unknown:
-        return not_applicable(NAME, f"differences of the outputs are too noisy along {listed(unknown)}")
+        return not_applicable(NAME, f"differences, noisy or not finite, tell nothing of {listed(unknown)}")
     return passed(NAME, "" if functions else "by the rules of torch's own operations")
+
+
+def _meets_constants(trial: Trial) -> bool:
+    with torch.enable_grad(), trial.regime():
+        return meets_constants(nodes_from(map(node_of, trial.outputs(trial.arguments))))
+
+
+def _load_rules() -> None:
+    """Has torch load the rules that it writes in TorchScript, of which it warns.
+
+    Later that would be taken for an error of the function's where warnings are errors.
+    """
+    with warnings.catch_warnings(), forward_mode.dual_level():
+        warnings.simplefilter("ignore")
+        forward_mode.make_dual(torch.zeros(()), torch.zeros(()))
 
 
 def _without_rule(function: type[Function]) -> str:
@@ -93,6 +114,16 @@ class _Tangents:
         tangents = self._tangents(self._directions(names))
         return self._along(tangents)
 
+    def are_of_backward(self, slopes: Slopes) -> bool:
+        """Whether these slopes are those of the gradients that the backward gives."""
+        gradients = dict(zip(self.trial.all_names, self.trial.first.gradients, strict=True))
+        pairs = [
+            (direction.slope([gradients[name]]), slopes[name].predicted)
+            for name, direction in self._directions(slopes).items()
+        ]
+        tolerance = self.trial.problem.request.tolerance
+        return all(abs(one - other) <= tolerance * max(abs(one), abs(other)) for one, other in pairs)
+
     def slopes(self, names: Collection[str]) -> Slopes:
         """J along a direction through each of these, beside what forward mode says of it."""
         return {name: self._slope(name, direction) for name, direction in self._directions(names).items()}
@@ -123,10 +154,14 @@ class _Tangents:
                 found = attempted(self._terms)
             return float("nan") if isinstance(found, Raised) else sum([float(term.sum()) for term in found])
 
+        def predicted(step: float) -> float:
+            with direction.at(step):
+                return self._along(self._alone(name, direction))
+
         terms = self._terms()
         scale = sum([float(term.abs().sum()) for term in terms])
         precision = Precision(epsilon(request.dtype), request.tolerance, scale)
-        return judged(value, self._along(self._alone(name, direction)), precision)
+        return judged(value, predicted, precision)
 
     def _alone(self, name: str, direction: RandomDirection) -> dict[str, torch.Tensor]:
         """The tangent of one tensor and zeros for all others: for those that torch makes itself it imports sympy."""

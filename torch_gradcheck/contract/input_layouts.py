@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,6 +12,8 @@ from torch_gradcheck.contract.memory_layouts import SAME_NUMBERS, Layout, expand
 from torch_gradcheck.contract.outcome import Raised, attempted
 from torch_gradcheck.contract.run import Run
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.objective.function_call import FunctionCall
+from torch_gradcheck.torch_internals.tensors import is_wrapper
 
 ONE_BY_ONE = 8
 """Of more arguments than these all are tried in a layout at once."""
@@ -35,35 +37,50 @@ class Found:
 
 
 def input_layouts(trial: Trial) -> list[Found]:
-    """What each argument gives, alone in each layout that it has."""
+    """What each argument gives, alone in each layout that it has.
+
+    Those that are not on trial keep their numbers: equal ones may be no indices of anything.
+    """
     count = len(trial.names)
     groups = [[position] for position in range(count)] if count <= ONE_BY_ONE else [[*range(count)]]
-    return [
-        found
-        for group in groups
-        for found in [
-            *[_same_numbers(trial, group, word, layout) for word, layout in SAME_NUMBERS.items()],
-            _expanded(trial, group),
-        ]
-        if found is not None
-    ]
+    found = [_same_numbers(trial, group, word, layout) for group in groups for word, layout in SAME_NUMBERS.items()]
+    found += [_expanded(trial, group) for group in groups]
+    for name, tensor in trial.call.others[:ONE_BY_ONE]:
+        if tensor.layout is torch.strided and not is_wrapper(tensor):
+            found += [_other(trial, name, tensor, word, layout) for word, layout in SAME_NUMBERS.items()]
+    return [each for each in found if each is not None]
 
 
 def _same_numbers(trial: Trial, group: Sequence[int], word: str, layout: Layout) -> Found | None:
-    """These arguments in a layout, compared with contiguous ones; beside a kink where θ is at one."""
-    tensors = trial.fresh()
-    laid = _laid_out(tensors, group, layout)
+    """These arguments in a layout, compared with contiguous ones."""
+    laid = _laid_out(trial.fresh(), group, layout)
     if laid is None:
         return None
-    what = _what(trial, laid, group, word)
-    found = _compared(trial, laid, trial.first, what)
-    if not found.wrong or not is_at_a_kink(trial, trial.first, tensors):
+    return _beside_kinks(
+        trial, _what(trial, laid, group, word), trial.call, lambda each: _laid_out(each, group, layout) or each
+    )
+
+
+def _other(trial: Trial, name: str, tensor: torch.Tensor, word: str, layout: Layout) -> Found | None:
+    """The same with an argument that is not on trial: indices, a mask."""
+    laid = layout(tensor)
+    if laid is None:
+        return None
+    call = trial.call.with_other(tensor, laid)
+    return _beside_kinks(trial, f"{name} {word} ({in_words(laid)})", call, lambda tensors: tensors)
+
+
+def _beside_kinks(trial: Trial, what: str, call: FunctionCall, laid_out: Callable[[Tensors], Tensors]) -> Found:
+    """What the call gives for tensors that are laid out; at θ or, where there is a kink, right beside it."""
+    tensors, expected = trial.fresh(), trial.first
+    found = _compared(trial, laid_out(tensors), expected, what, call)
+    if not found.wrong or not is_at_a_kink(trial, expected, tensors):
         return found
-    moved = beside(tensors, 0)
-    expected, laid = trial.run(moved), _laid_out(moved, group, layout)
-    if laid is None or is_at_a_kink(trial, expected, moved):
+    tensors = beside(tensors, seed=0)
+    expected = trial.run(tensors)
+    if is_at_a_kink(trial, expected, tensors):
         return Found(at_a_kink=what)
-    return _compared(trial, laid, expected, what)
+    return _compared(trial, laid_out(tensors), expected, what, call)
 
 
 def _expanded(trial: Trial, group: Sequence[int]) -> Found | None:
@@ -76,16 +93,16 @@ def _expanded(trial: Trial, group: Sequence[int]) -> Found | None:
     expected = attempted(lambda: trial.run(copies))
     if isinstance(expected, Raised):
         return None  # equal numbers are no argument of this function
-    found = _compared(trial, laid, expected, what)
+    found = _compared(trial, laid, expected, what, trial.call)
     return Found(at_a_kink=what) if found.wrong and is_at_a_kink(trial, expected, copies) else found
 
 
-def _compared(trial: Trial, tensors: Tensors, expected: Run, what: str) -> Found:
-    run = attempted(lambda: trial.run(tensors))
+def _compared(trial: Trial, tensors: Tensors, expected: Run, what: str, call: FunctionCall) -> Found:
+    run = attempted(lambda: trial.run(tensors, call=call))
     if not isinstance(run, Raised):
         wrong = trial.difference(_folded(run, tensors), _folded(expected, tensors))
         return Found(wrong and f"with {what}: {wrong}, as with a contiguous copy{trial.backwards}")
-    if isinstance(attempted(lambda: trial.forward(tensors)), Raised):
+    if isinstance(attempted(lambda: trial.forward(tensors, call)), Raised):
         return Found(refused=f"{what}: {run}")
     return Found(f"with {what} the backward raises {run}; with a contiguous copy it does not")
 

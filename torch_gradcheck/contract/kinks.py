@@ -21,10 +21,16 @@ STEEP = 30.0
 """The same, in relative steps: a smooth function may change by this many; more than `CHANGED` in float32 only."""
 
 
-def beside(tensors: Sequence[torch.Tensor], seed: int) -> list[torch.Tensor]:
-    """Contiguous leaves that require a gradient, each entry moved by a small random amount, so that no two are tied."""
+def beside(tensors: Sequence[torch.Tensor], seed: int, step: float = 0.0) -> list[torch.Tensor]:
+    """Contiguous leaves, each entry moved by a small random amount, so that no two are tied.
+
+    Args:
+        tensors: those that require a gradient do so there, too.
+        seed: of the amounts.
+        step: twice the largest of them, relative to the largest entry; 0: just enough to be beside a kink.
+    """
     generator = torch.Generator("cpu").manual_seed(seed)
-    return [_moved(tensor.detach(), generator).requires_grad_(tensor.requires_grad) for tensor in tensors]
+    return [_moved(tensor.detach(), generator, step).requires_grad_(tensor.requires_grad) for tensor in tensors]
 
 
 def is_at_a_kink(trial: Trial, run: Run, tensors: Sequence[torch.Tensor]) -> bool:
@@ -39,8 +45,8 @@ def is_at_a_kink(trial: Trial, run: Run, tensors: Sequence[torch.Tensor]) -> boo
     return any(_jumps(trial, run, other) for other in others)
 
 
-def _moved(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    step = _step(tensor.dtype) * (largest(tensor) or 1.0)
+def _moved(tensor: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
+    step = (share or _step(tensor.dtype)) * (largest(tensor) or 1.0)
     shape = (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)
     draws = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 0.5
     noise = torch.view_as_complex(draws) if tensor.is_complex() else draws

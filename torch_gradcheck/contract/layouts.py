@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch_gradcheck.contract.draws import draws_inside
 from torch_gradcheck.contract.gradient_layouts import gradient_layouts
 from torch_gradcheck.contract.input_layouts import input_layouts
 from torch_gradcheck.contract.outcome import UNREPEATABLE, failed, not_applicable, passed
@@ -17,16 +18,20 @@ from torch_gradcheck.reporting.words import listed
 
 NAME = "layouts"
 
+DRAWS = "the function draws random numbers, and draws others in another layout"
+
 
 def layouts(trial: Trial) -> ContractEntry:
     """Every argument in every layout, then the gradients of the outputs, each compared with contiguous copies."""
     if trial.draws:
-        return not_applicable(NAME, "the function draws random numbers, and draws others in another layout")
+        return not_applicable(NAME, DRAWS)
     if not trial.is_repeatable:
         return not_applicable(NAME, UNREPEATABLE)
     of_inputs, of_gradients = input_layouts(trial), gradient_layouts(trial)
     wrong = [each.wrong for each in of_inputs] + of_gradients
     refused = [each.refused for each in of_inputs if each.refused]
+    if any(wrong) and draws_inside(trial):
+        return not_applicable(NAME, DRAWS)
     if any(wrong):
         return failed(NAME, next(filter(None, wrong)))
     if refused:

@@ -20,11 +20,13 @@ def transposed(tensor: torch.Tensor) -> torch.Tensor | None:
 
 
 def sliced(tensor: torch.Tensor) -> torch.Tensor | None:
-    """The same numbers, other ones between them and before the first: `x[..., 1::2]`."""
+    """The same numbers, others of them between them and before the first: `x[..., 1::2]`."""
     if not tensor.numel():
         return None
-    between = torch.full_like(tensor.detach(), 3)
-    return torch.stack([between, tensor.detach()], dim=-1)[..., 1]
+    numbers = tensor.detach()
+    between = numbers.reshape(-1).flip(0).reshape(numbers.shape)  # so that indices stay in their range
+    other = between + 3 if numbers.is_floating_point() or numbers.is_complex() else between
+    return torch.stack([other, numbers], dim=-1)[..., 1]
 
 
 def expanded(tensor: torch.Tensor) -> torch.Tensor | None:

@@ -7,14 +7,15 @@ through each of these.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
+from torch_gradcheck.contract.functions import name_of
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
-from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
+from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, bears_out, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.double_backward import kept_intermediates
@@ -48,7 +49,7 @@ def second_order(trial: Trial) -> ContractEntry:
         return failed(NAME, _wrong(trial, wrong, backward.has_graph()))
     unknown = [name for name, slope in slopes.items() if slope.verdict is Verdict.UNKNOWN]
     if unknown:
-        return not_applicable(NAME, f"differences of the gradient are too noisy along {listed(unknown)}")
+        return not_applicable(NAME, f"differences, noisy or not finite, tell nothing of {listed(unknown)}")
     arguments = [slopes[name] for name in trial.all_names]
     is_linear = not any(slope.predicted for slope in arguments)
     return passed(NAME, "the second derivative by what is on trial is 0" if is_linear else "")
@@ -84,10 +85,10 @@ def _kept(trial: Trial) -> str:
 def _intermediates(trial: Trial) -> list[str]:
     with torch.enable_grad():
         with trial.regime():
-            here = trial.outputs(trial.arguments)
+            here = trial.outputs(trial.fresh())
         with RandomDirection(trial.tensors, trial.problem.request.seed).at(MOVED), trial.regime():
-            there = trial.outputs(trial.arguments)
-    return [f"{each.name} of {each.function.__name__}" for each in kept_intermediates(here, there)]
+            there = trial.outputs(trial.fresh())
+    return [f"{each.name} of {name_of(each.function)}" for each in kept_intermediates(here, there)]
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,20 @@ class _Backward:
         return [*self.trial.all_names, *[f"the gradient of {name}" for name in outputs]]
 
     def slopes(self, names: Collection[str]) -> Slopes:
-        """φ along a direction through each of these, beside what a double backward says of it."""
+        """φ along a direction through each of these, beside what a double backward says of it.
+
+        One direction through all of them comes first; where it bears all out, none is tried alone.
+        """
         moving = [*self.trial.tensors, *self.cotangents]
-        gradients, scale = self._by_double_backward()
-        asked = [each for each in zip(self.names, moving, gradients, strict=True) if each[0] in names]
-        return {name: self._slope(tensor, gradient, scale) for name, tensor, gradient in asked}
+        here, scale = self._by_double_backward()
+        positions = {name: position for position, name in enumerate(self.names) if name in names}
+        request = self.trial.problem.request
+        precision = Precision(epsilon(request.dtype), request.tolerance, scale)
+        together = RandomDirection([moving[position] for position in positions.values()], request.seed)
+        predicted = [together.slope_through(k, here[position]) for k, position in enumerate(positions.values())]
+        if bears_out(self._along(together), predicted, precision):
+            return {name: Slope.right(each) for name, each in zip(positions, predicted, strict=True)}
+        return {name: self._slope(position, moving[position], here, precision) for name, position in positions.items()}
 
     def has_graph(self) -> bool:
         """Whether any gradient that the backward returns has a graph."""
@@ -134,16 +144,27 @@ class _Backward:
             gradients = self._gradients_with_graph([v.detach().requires_grad_() for v in self.cotangents])
             return any(gradient.requires_grad for gradient in gradients if gradient is not None)
 
-    def _slope(self, tensor: torch.Tensor, gradient: torch.Tensor | None, scale: float) -> Slope:
-        request = self.trial.problem.request
-        direction = RandomDirection([tensor], request.seed)
+    def _slope(
+        self, position: int, tensor: torch.Tensor, here: Sequence[torch.Tensor | None], precision: Precision
+    ) -> Slope:
+        direction = RandomDirection([tensor], self.trial.problem.request.seed)
+
+        def predicted(step: float) -> float:
+            with direction.at(step):
+                gradients = self._by_double_backward()[0] if step else here
+            return direction.slope([gradients[position]])
+
+        return judged(self._along(direction), predicted, precision)
+
+    def _along(self, direction: RandomDirection) -> Callable[[float], float]:
+        """φ as a function of the step along a direction; NaN where it raises."""
 
         def value(step: float) -> float:
             with direction.at(step):
                 found = attempted(self._value)
             return float("nan") if isinstance(found, Raised) else found
 
-        return judged(value, direction.slope([gradient]), Precision(epsilon(request.dtype), request.tolerance, scale))
+        return value
 
     def _value(self) -> float:
         """φ."""
@@ -157,9 +178,10 @@ class _Backward:
         cotangents = [v.detach().requires_grad_() for v in self.cotangents]
         leaves = [*self.trial.tensors, *cotangents]
         with torch.enable_grad(), self.trial.held_regime():
-            terms = self._terms(self._gradients_with_graph(cotangents))
-            total = sum(terms)
-            scale = sum([abs(float(term.detach())) for term in terms])
+            gradients = self._gradients_with_graph(cotangents)
+            total = sum(self._terms(gradients))
+            pairs = zip(self.weights, gradients, strict=True)
+            scale = sum([float((u * g.detach()).abs().sum()) for u, g in pairs if g is not None])
             if not isinstance(total, torch.Tensor) or not total.requires_grad:
                 return [None for _ in leaves], scale
             return gradients_of([total], leaves), scale

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -22,6 +22,13 @@ compute."""
 
 NEAR = 10.0
 """The points that noise is measured at are apart by so many times the smallest step that rounding leaves exact."""
+
+
+SPREADS = 30.0
+"""Predictions of a few neighbouring numbers show their rounding up to such a factor."""
+
+Along = Callable[[float], float]
+"""A function of the step along a direction."""
 
 
 class Verdict(Enum):
@@ -48,6 +55,11 @@ class Slope(NamedTuple):
     error_bar: float
     verdict: Verdict
 
+    @classmethod
+    def right(cls, predicted: float) -> Slope:
+        """One that is borne out together with others."""
+        return cls(predicted, predicted, 0.0, Verdict.RIGHT)
+
     def __str__(self) -> str:
         """Such as "0.25, where centered differences give 0.5 ± 1e-09"."""
         return f"{self.predicted:.6g}, where centered differences give {self.numeric:.6g} ± {self.error_bar:.0e}"
@@ -59,7 +71,7 @@ class Precision(NamedTuple):
     Attributes:
         epsilon: machine epsilon of the precision that the function is evaluated in.
         tolerance: the largest relative error that passes.
-        scale: the size of the terms that add up to the function; they may cancel, their rounding does not.
+        scale: Σ |term| of the terms that add up to the function; they may cancel, their rounding does not.
     """
 
     epsilon: float
@@ -67,29 +79,65 @@ class Precision(NamedTuple):
     scale: float
 
 
-def judged(value: Callable[[float], float], predicted: float, precision: Precision) -> Slope:
+def judged(value: Along, predicted: Along, precision: Precision) -> Slope:
     """Judges the slope of a function of one step at 0, by four values or, where these disagree, by a ladder of steps.
 
     Args:
         value: f(t); a step of 1 moves the argument by its own size. NaN where f has no value.
-        predicted: f'(0), on trial.
+        predicted: f'(t); that at 0 is on trial.
         precision: of f.
     """
     with np.errstate(all="ignore"):
-        look = _first_look(value, predicted, precision)
-        return look if look.verdict is Verdict.RIGHT else _by_ladder(value, predicted, precision)
+        slope = predicted(0.0)
+        look = _first_look(value, slope, precision)
+        if look.verdict is Verdict.RIGHT:
+            return look
+        found = _by_ladder(value, slope, precision)
+        return found if found.verdict is not Verdict.WRONG else _beyond_rounding(found, predicted, precision)
 
 
-def _first_look(value: Callable[[float], float], predicted: float, precision: Precision) -> Slope:
-    step = precision.epsilon ** (1 / 5)  # truncation, of order h⁴, is then as small as rounding
-    noise = Noise(0.0, precision.epsilon * precision.scale, precision.epsilon)
-    found = through_stencil(_sampler(value), ONE, np.ones(1), Stencil(step / 8, 1), noise)
-    numeric, bar = float(found.central[0]), float(found.roundoff[0])
+def _beyond_rounding(slope: Slope, predicted: Along, precision: Precision) -> Slope:
+    """A wrong slope, unless it is off by what the prediction changes by from one floating-point number to the next.
+
+    Cancellation may have left few digits of it: a right one is then off by as much.
+    """
+    others = [predicted(NEAR * precision.epsilon * k) for k in (1, 2, 3)]
+    spread = max([abs(other - slope.predicted) for other in others])
+    is_off = abs(slope.numeric - slope.predicted) > SPREADS * spread
+    return slope if is_off else slope._replace(verdict=Verdict.RIGHT if np.isfinite(spread) else Verdict.UNKNOWN)
+
+
+def bears_out(value: Along, predicted: Sequence[float], precision: Precision) -> bool:
+    """Whether four values of f have the slope that parts of its argument are predicted to add up to.
+
+    No part is lost in the others: what the sum may be off by is a share of the smallest one that is not zero.
+
+    Args:
+        value: as in `judged`, all parts moving.
+        predicted: the slope through each part, on trial.
+        precision: of f.
+    """
+    with np.errstate(all="ignore"):
+        numeric, bar = _first_difference(value, precision)
+    least = min([abs(each) for each in predicted if each], default=0.0)
+    return abs(numeric - sum(predicted)) <= max(AGREES * precision.tolerance * least, bar)
+
+
+def _first_look(value: Along, predicted: float, precision: Precision) -> Slope:
+    numeric, bar = _first_difference(value, precision)
     allowed = max(AGREES * precision.tolerance * max(abs(numeric), abs(predicted)), bar)
     return Slope(predicted, numeric, bar, Verdict.RIGHT if abs(numeric - predicted) <= allowed else Verdict.UNKNOWN)
 
 
-def _by_ladder(value: Callable[[float], float], predicted: float, precision: Precision) -> Slope:
+def _first_difference(value: Along, precision: Precision) -> tuple[float, float]:
+    """The slope of f at 0 by four values, and its error bar."""
+    step = precision.epsilon ** (1 / 5)  # truncation, of order h⁴, is then as small as rounding
+    noise = Noise(0.0, precision.epsilon * precision.scale, precision.epsilon)
+    found = through_stencil(_sampler(value), ONE, np.ones(1), Stencil(step / 8, 1), noise)
+    return float(found.central[0]), float(found.roundoff[0])
+
+
+def _by_ladder(value: Along, predicted: float, precision: Precision) -> Slope:
     noise = _noise(value, precision)
     found = extrapolated_derivatives(_sampler(value), ONE, np.ones(1), noise)
     numeric, bar = float(found.central[0]), float(found.error_bar[0])
@@ -106,13 +154,13 @@ def _verdict(predicted: float, numeric: float, bar: float, precision: Precision,
     return Verdict.RIGHT if bar <= max(allowed, precision.tolerance * precision.scale) else Verdict.UNKNOWN
 
 
-def _noise(value: Callable[[float], float], precision: Precision) -> Noise:
+def _noise(value: Along, precision: Precision) -> Noise:
     """The noise of f near 0, no less than rounding makes it."""
     values = np.array([value(NEAR * precision.epsilon * k) for k in range(POINTS)])
     return Noise(float(values[0]), max(measured_noise(values), precision.epsilon * precision.scale), precision.epsilon)
 
 
-def _sampler(value: Callable[[float], float]) -> Sampler:
+def _sampler(value: Along) -> Sampler:
     def sample(_: Indices, steps: Floats) -> Samples:
         return Samples(np.array(steps, dtype=np.float64), np.array([value(float(step)) for step in steps]))
 

@@ -9,10 +9,10 @@ from functools import cached_property
 
 import torch
 
-from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.contract.comparison import Allowance, allowance, difference, distance, same_bits
 from torch_gradcheck.contract.memory_layouts import copied
 from torch_gradcheck.contract.run import Run, backwards_in_words
+from torch_gradcheck.contract.starting_state import StartingState
 from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_call import FunctionCall
@@ -54,7 +54,7 @@ class Trial:
         arguments = {id(tensor) for tensor in objects_of(self.call.variables)}
         checked = [self.problem.theta[position] for position in self.problem.theta.checked]
         return [
-            Variable(each.name, each.parameter, (), each.role)
+            Variable(each.name, each.parameter, role=each.role)
             for each in checked
             if id(each.parameter) not in arguments
         ]
@@ -67,7 +67,7 @@ class Trial:
     @property
     def draws(self) -> bool:
         """Whether the function draws random numbers, forward or backward."""
-        return not (self.problem.objective.random_state.is_empty and self._first[1].is_empty)
+        return self._first[1].has_draws or not self.problem.objective.random_state.is_empty
 
     @property
     def writes(self) -> bool:
@@ -100,18 +100,12 @@ class Trial:
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors that the function returns for these arguments; only inside of `regime`."""
-        return [tensor for _, tensor in self._called(tensors)]
-
-    def _called(self, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-        """The outputs with their names; a function that writes to its arguments gets copies in the same layouts."""
-        if not self.call.writes:
-            return outputs_of(self.call.called(tensors))
-        return outputs_of(self.handing_on.called([copied(tensor) for tensor in tensors]))
+        return [tensor for _, tensor in _outputs(self.call, tensors)]
 
     @property
     def handing_on(self) -> FunctionCall:
         """The call that hands on the very tensors it is given, which the function may write to."""
-        return replace(self.call, writes=False) if self.call.writes else self.call
+        return _handing_on(self.call)
 
     def cotangents(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """v of each output, as J has it; copies, which a backward may write to."""
@@ -121,18 +115,20 @@ class Trial:
         self,
         tensors: Sequence[torch.Tensor] | None = None,
         cotangents: Sequence[torch.Tensor | None] | None = None,
+        call: FunctionCall | None = None,
     ) -> Run:
         """Forward and backward, in a regime of its own.
 
         Args:
             tensors: in the places of the arguments on trial; those that require a gradient are leaves. None: `fresh()`.
             cotangents: the gradient of each output, None for one that the loss does not use; None: v of each.
+            call: the function with other arguments besides those on trial; None: with the ones that it has.
         """
         with torch.enable_grad(), self.regime():
-            return self._ran(self.fresh() if tensors is None else tensors, cotangents)
+            return self._ran(self.fresh() if tensors is None else tensors, cotangents, call or self.call)
 
-    def _ran(self, leaves: Sequence[torch.Tensor], cotangents: Gradients | None) -> Run:
-        named = self._called(leaves)
+    def _ran(self, leaves: Sequence[torch.Tensor], cotangents: Gradients | None, call: FunctionCall) -> Run:
+        named = _outputs(call, leaves)
         outputs = [tensor for _, tensor in named]
         given = self.cotangents(outputs) if cotangents is None else cotangents
         gradients = gradients_under(outputs, given, [*leaves, *objects_of(self.parameters)])
@@ -140,10 +136,10 @@ class Trial:
             [name for name, _ in named], [y.detach() for y in outputs], [y.requires_grad for y in outputs], gradients
         )
 
-    def forward(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """What the function returns for these arguments, without graphs, in a regime of its own."""
+    def forward(self, tensors: Sequence[torch.Tensor], call: FunctionCall | None = None) -> list[torch.Tensor]:
+        """What the function returns for these arguments, without graphs, in a regime of its own; see `run`."""
         with torch.enable_grad(), self.regime():
-            return [output.detach() for output in self.outputs(tensors)]
+            return [output.detach() for _, output in _outputs(call or self.call, tensors)]
 
     @property
     def first(self) -> Run:
@@ -156,11 +152,11 @@ class Trial:
         return self.run()
 
     @cached_property
-    def _first(self) -> tuple[Run, RandomState]:
+    def _first(self) -> tuple[Run, StartingState]:
         """That run, and the state it started from of the generators that it draws from, a backward too."""
-        state = RandomState.of_everything()
+        state = StartingState(self.call.others)
         with torch.enable_grad(), self.problem.objective.regime():
-            run = self._ran(self.fresh(), None)
+            run = self._ran(self.fresh(), None, self.call)
             state.narrow_to_moved()
         return run, state
 
@@ -214,6 +210,8 @@ class Trial:
     def _difference(self, name: str, one: torch.Tensor | None, other: torch.Tensor | None, spread: float) -> str:
         if same_bits(one, other):
             return ""
+        if one is not None and other is not None and one.shape == other.shape:
+            one = torch.where(other.isnan(), other, one)  # nobody knows what should stand there
         words = difference(one, other, self.allowance.of(other, spread))
         return words and f"{name} {words}"
 
@@ -222,3 +220,13 @@ class Trial:
         """The words " (Square.backward at FILE:LINE)" for what the user has written of the backward; "" for nothing."""
         with torch.enable_grad(), self.regime():
             return backwards_in_words(self.outputs(self.fresh()))
+
+
+def _handing_on(call: FunctionCall) -> FunctionCall:
+    return replace(call, writes=False) if call.writes else call
+
+
+def _outputs(call: FunctionCall, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    """The outputs with their names; a function that writes to its arguments gets copies in the same layouts."""
+    given = [copied(tensor) for tensor in tensors] if call.writes else tensors
+    return outputs_of(_handing_on(call).called(given))

@@ -15,6 +15,8 @@ def gradients_under(
     outputs: Sequence[torch.Tensor],
     cotangents: Sequence[torch.Tensor | None],
     leaves: Sequence[torch.Tensor],
+    *,
+    keep_graph: bool = False,
 ) -> list[torch.Tensor | None]:
     """What a backward leaves in the `.grad` of the leaves, in which each output is given its cotangent.
 
@@ -23,10 +25,11 @@ def gradients_under(
         cotangents: each of the shape and dtype of its output, and handed on as the same tensor; None for no gradient,
             which the function is told of if it has another output or is asked for it all the same.
         leaves: the tensors whose gradients are wanted.
+        keep_graph: for another backward through it.
     """
     pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
     given: list[torch.Tensor] = [_Upstream.apply(y, v) for y, v in pairs]  # type: ignore[no-untyped-call]
-    return gradients_of([sum(given[1:], given[0])] if given else [], leaves)
+    return gradients_of([sum(given[1:], given[0])] if given else [], leaves, keep_graph=keep_graph)
 
 
 class _Upstream(Function):

@@ -25,7 +25,7 @@ from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import can_be_batched, has_vmap_rule, pulled_back
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of
-from torch_gradcheck.torch_internals.dispatch import silent_vmap
+from torch_gradcheck.torch_internals.dispatch import vmap_or_nothing
 
 NAME = "vmap"
 
@@ -47,8 +47,8 @@ def vmap(trial: Trial) -> ContractEntry:
         return not_applicable(NAME, UNREPEATABLE)
     if not trial.arguments:
         return not_applicable(NAME, "there is no argument to batch")
-    with silent_vmap(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of operations that vmap runs in a loop
+    with vmap_or_nothing(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return _tried(trial)
 
 
@@ -165,9 +165,8 @@ def _compared(
     dims = [*way.dims, *[None for _ in trial.parameters]]
     for position, (name, dim) in enumerate(zip(trial.all_names, dims, strict=True)):
         expected_gradient = _joined([run.gradients[position] for run in loop], dim)
-        words.append(
-            _differs(trial, f"the gradient of {name}{trial.backwards}", gradients[position], expected_gradient)
-        )
+        found = _differs(trial, f"the gradient of {name}", gradients[position], expected_gradient)
+        words.append(found and f"{found}{trial.backwards}")
     return next(filter(None, words), "")
 
 
@@ -196,13 +195,13 @@ def _wrong_backward(trial: Trial) -> str:
         def gradients(*cotangents: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple([found for found in pulled_back(outputs, leaves, cotangents) if found is not None])
 
-        together = torch.vmap(gradients)(*pairs)
-        loop = [gradients(*[pair[k] for pair in pairs]) for k in range(EXAMPLES)]
+        together = torch.vmap(gradients)(*[pair.clone() for pair in pairs])  # a backward may write to them
+        loop = [gradients(*[pair[k].clone() for pair in pairs]) for k in range(EXAMPLES)]
     expected = [torch.stack(list(each)) for each in zip(*loop, strict=True)]
     words = [_differs(trial, "a gradient", *each) for each in zip(together, expected, strict=True)]
     return next(filter(None, words), "")
 
 
 def _can_be_batched(function: type[Function]) -> bool:
-    """An operator of torch.library can: torch runs it in a loop where it has no rule."""
+    """What there is of an operator of torch.library, its call tells."""
     return custom_op_of(function) is not None or can_be_batched(function)

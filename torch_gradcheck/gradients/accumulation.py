@@ -22,7 +22,11 @@ from torch_gradcheck.torch_internals.dispatch import current_modes
 
 
 def gradients_of(
-    outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor] | None = None
+    outputs: Sequence[torch.Tensor],
+    inputs: Sequence[torch.Tensor],
+    cotangents: Sequence[torch.Tensor] | None = None,
+    *,
+    keep_graph: bool = False,
 ) -> list[torch.Tensor | None]:
     """What the backward of Σ ⟨cotangent, output⟩ leaves in the `.grad` of every leaf in `inputs`, None for nothing.
 
@@ -35,11 +39,12 @@ def gradients_of(
         inputs: leaves; they have the `.grad` that they had before, when this returns or raises.
         cotangents: of the shapes of the outputs; None for scalars. Without them torch need not import sympy, half a
             second.
+        keep_graph: for another backward through it.
     """
     if not outputs or not any(each.requires_grad for each in inputs):
         return [None for _ in inputs]
     with Accumulation(inputs):
-        torch.autograd.backward(outputs, cotangents, inputs=_only_these(outputs, inputs))
+        torch.autograd.backward(outputs, cotangents, keep_graph, inputs=_only_these(outputs, inputs))
         return [each.grad for each in inputs]
 
 

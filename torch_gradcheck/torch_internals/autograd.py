@@ -195,6 +195,23 @@ def has_forward_rule(function: type[torch.autograd.Function]) -> bool:
     return function.jvp is not torch.autograd.Function.jvp
 
 
+ARITHMETIC = (
+    *("Add", "Sub", "Mul", "Div", "Lerp", "Maximum", "Minimum"),
+    *("Prelu", "SoftmaxBackward", "LinalgSolveTriangular"),
+)
+"""How the names begin of nodes whose forward-mode rules compute with the tangents of all operands."""
+
+
+def meets_constants(nodes: Iterable[Any]) -> bool:
+    """Whether arithmetic in a graph has a constant beside an operand that has a graph, as x · 2 has.
+
+    In forward mode torch makes zeros without memory for the tangent of the constant. What it computes of these goes by
+    code that imports the compiler, which takes seconds.
+    """
+    arithmetic = [node for node in nodes if node.name().startswith(ARITHMETIC)]
+    return any(following is None for node in arithmetic for following, _ in node.next_functions)
+
+
 def has_vmap_rule(function: type[torch.autograd.Function]) -> bool:
     """Whether a Function has a `vmap` of its own, which says how it is batched."""
     return function.vmap is not torch.autograd.Function.vmap

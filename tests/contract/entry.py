@@ -1,0 +1,60 @@
+"""One entry of the contract of a function, tried alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.check import METHOD_NAMES
+from torch_gradcheck.contract.entries import ENTRIES
+from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.methods.problem import posed
+from torch_gradcheck.objective.function_call import function_call, module_of
+from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule, WrittenArgumentsError
+from torch_gradcheck.reporting.facts import ContractEntry
+from torch_gradcheck.request import validated_request
+
+
+def on_trial(
+    trying: Callable[[Trial], Any],
+    function: Callable[..., Any],
+    inputs: Sequence[Any] | Mapping[str, Any],
+    dtype: torch.dtype = torch.float64,
+) -> Any:
+    """What `trying` finds of a function that is lent as `check_function` lends it, without a check of its gradient."""
+    loss = FunctionLoss(function_call(function, inputs), seed=0)
+    try:
+        return _lent(trying, module_of(function) or FunctionModule(), loss, dtype)
+    except WrittenArgumentsError:
+        return _lent(trying, module_of(function) or FunctionModule(), loss.on_copies(), dtype)
+
+
+def entry(name: str, function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any]) -> ContractEntry:
+    """One entry of the contract."""
+    found = on_trial(ENTRIES[name], function, inputs)
+    assert isinstance(found, ContractEntry)
+    return found
+
+
+def _lent(trying: Callable[[Trial], Any], model: nn.Module, loss: FunctionLoss, dtype: torch.dtype) -> Any:
+    request = validated_request(
+        model,
+        METHOD_NAMES,
+        gradients=None,
+        method="auto",
+        eps=None,
+        tolerance=None,
+        include=None,
+        exclude=None,
+        mode="keep",
+        dtype=dtype,
+        seed=0,
+        progress=False,
+        perturb=0.0,
+        hold_detached=False,
+    )
+    with posed(model, loss, request) as problem:
+        return trying(Trial(problem, loss))

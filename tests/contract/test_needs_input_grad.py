@@ -1,0 +1,131 @@
+"""Subsets of the tensors on trial that require a gradient: the same gradients, and none for the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.contract.entry import entry
+from tests.contract.test_layouts import Product, W, X
+from torch_gradcheck.contract.needs_input_grad import MOST, subsets
+
+
+class AllOrNothing(Product):
+    """Gives up where one argument needs no gradient."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return Product.backward(ctx, grad) if all(ctx.needs_input_grad) else (None, None)
+
+
+class FirstPlace(Product):
+    """Returns the gradients that are needed at the first places."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        wanted = [
+            each for each, needed in zip(Product.backward(ctx, grad), ctx.needs_input_grad, strict=True) if needed
+        ]
+        return (*wanted, None)[:2]
+
+
+class SavesTooLittle(Product):
+    """Saves what the gradient of x needs, where x needs one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.save_for_backward(*[x, w][: 2 * ctx.needs_input_grad[0]])
+        return x * w
+
+
+class Careful(Product):
+    """Computes what is needed."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        return grad * w if ctx.needs_input_grad[0] else None, grad * x if ctx.needs_input_grad[1] else None
+
+
+class WritesGrad(Product):
+    """Accumulates by hand, wanted or not."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+        ctx.w = w
+        return Product.forward(ctx, x, w)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, w = ctx.saved_tensors
+        ctx.w.grad = grad * x
+        return grad * w, None
+
+
+class Layer(nn.Module):
+    """A Function of its input and a weight."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.weight, self.function = nn.Parameter(W.clone()), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(x, self.weight)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (AllOrNothing, "where only x requires a gradient, the gradient of x is None, should be "),
+        (FirstPlace, "where only w requires a gradient, the gradient of w is None, should be "),
+        (
+            SavesTooLittle,
+            "where only w requires a gradient, the function raises ValueError: not enough values to unpack",
+        ),
+        (WritesGrad, "where only x requires a gradient, the backward leaves a gradient for w, should leave None"),
+    ],
+)
+def test_a_subset_that_is_treated_otherwise_fails(function: Any, said: str) -> None:
+    found = entry("needs_input_grad", function.apply, (X, W))
+    assert found.status == "failed"
+    assert found.message.startswith(said)
+    assert f"({function.__name__}.backward at tests/contract/test_" in found.message
+
+
+def test_parameters_of_a_module_are_frozen_as_well_and_thawed_again() -> None:
+    layer = Layer(AllOrNothing)
+    found = entry("needs_input_grad", layer, (X,))
+    assert found.status == "failed"
+    assert layer.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (Product.apply, (X, W)),
+        (Careful.apply, (X, W)),
+        (Layer(Careful), (X,)),
+        (lambda x, w: nn.functional.dropout(x) * w, (X, W)),
+        (lambda x, w: x.mul_(w), (X, W)),
+        (nn.MultiheadAttention(4, 2), (X, X, X)),
+    ],
+    ids=["all", "needed ones", "module", "dropout", "in place", "attention"],
+)
+def test_right_ones_pass(function: Any, inputs: Any) -> None:
+    assert entry("needs_input_grad", function, inputs).status == "passed"
+
+
+def test_a_single_tensor_has_no_subsets() -> None:
+    found = entry("needs_input_grad", torch.sin, {"input": X})
+    assert (found.status, found.message) == ("not_applicable", "input is the only tensor on trial")
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 6, 40])
+def test_subsets_are_distinct_and_not_many(count: int) -> None:
+    found = subsets(count)
+    assert len(set(found)) == len(found) <= MOST
+    assert count > 5 or len(found) == 2**count - 2
+    assert {len(each) for each in found} >= {1, count - 1}

@@ -1,0 +1,108 @@
+"""Equal calls that give the same, or not: from one random state, after another call, in a second backward."""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.contract.entry import entry
+from tests.zoo.functions.case import normal
+from tests.zoo.functions.memory import OldSquare
+from tests.zoo.functions.state import Dropout, RoundsOtherwise, Stale
+from tests.zoo.functions.upstream import CrossEntropyScaledInPlace
+
+X = normal(3, 4, dtype=torch.float64)
+
+
+class ByEntropy(OldSquare):
+    """A backward of numbers that nobody can seed."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return OldSquare.backward(ctx, grad) * (1 + os.urandom(1)[0] + next(CALLS))
+
+
+CALLS = count()
+
+
+class DrawsBackward(OldSquare):
+    """A backward that rounds at random, by torch's own generator."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return OldSquare.backward(ctx, grad) * (1 + torch.rand(()))
+
+
+class Accumulates(OldSquare):
+    """Adds up all gradients that it has ever returned."""
+
+    total = torch.zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        Accumulates.total = Accumulates.total + OldSquare.backward(ctx, grad)
+        return Accumulates.total
+
+
+class Once(OldSquare):
+    """Frees what it has kept: a second backward raises, and is told so."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.x = x
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, ctx.x = ctx.x, None
+        return 2 * x * grad
+
+
+@pytest.mark.parametrize(
+    "function",
+    [OldSquare.apply, Dropout.apply, DrawsBackward.apply, Once.apply, nn.BatchNorm1d(4), torch.relu_],
+    ids=["square", "dropout", "draws backward", "frees what it kept", "batch norm", "in place"],
+)
+def test_what_equal_calls_agree_on_passes(function: Any) -> None:
+    found = entry("repeatable", function, (X,))
+    assert (found.status, found.message) == ("passed", "")
+
+
+def test_a_spread_of_rounding_passes_and_is_stated() -> None:
+    found = entry("repeatable", RoundsOtherwise.apply, (X,))
+    assert found.status == "passed"
+    assert found.message.startswith("two equal calls differ by ")
+
+
+@pytest.mark.parametrize("function", [ByEntropy, Accumulates])
+def test_backwards_that_differ_are_told_with_entry_and_line(function: Any) -> None:
+    found = entry("repeatable", function.apply, (X,))
+    assert found.status == "failed"
+    assert "the second gives another result: the gradient of x is " in found.message
+    line = function.backward.__code__.co_firstlineno
+    assert f"({function.__name__}.backward at tests/contract/test_repeatable.py:{line})" in found.message
+
+
+@pytest.mark.parametrize("name", ["layouts", "needs_input_grad", "undefined_grads"])
+def test_no_results_of_a_backward_that_is_not_one_function_are_compared(name: str) -> None:
+    found = entry(name, lambda x, y: (ByEntropy.apply(x) * y, x * y), (X, X.clone()))  # type: ignore[no-untyped-call]
+    assert (found.status, found.message) == ("not_applicable", "two equal calls differ: see repeatable")
+
+
+def test_a_call_between_forward_and_backward_shows_what_is_kept_on_the_class() -> None:
+    found = entry("repeatable", Stale.apply, (X,))
+    assert found.status == "failed"
+    assert (
+        "called again, with other arguments, before the backward of the first call, the gradient of x" in found.message
+    )
+
+
+def test_a_second_backward_shows_what_the_first_has_written_to() -> None:
+    found = entry("repeatable", CrossEntropyScaledInPlace.apply, (X, torch.tensor([0, 3, 1])))
+    assert found.status == "failed"
+    assert "in a second backward through the same graph (retain_graph=True) the gradient of logits" in found.message
