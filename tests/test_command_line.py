@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.reporting.render.samples import SAMPLES, report_of
 from torch_gradcheck.command_line import main
 
 PROBLEMS = """
@@ -49,8 +48,29 @@ def is_interrupted():
 def asks(argument):
     return right()
 
-def gives_two():
+def gives_one():
+    return right()[:1]
+
+def function():
+    return torch.mul, (torch.ones(2), torch.full((2,), 3.0))
+
+def wrong_function():
+    return (lambda x: x * x.detach()), (torch.ones(2),)
+
+def forgets_the_batch():
     return right()[:2]
+
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x / 2
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.div_(2)
+
+def writes_to_its_gradient():
+    return Half.apply, (torch.ones(3),)
 
 def many_targets():
     model, loss_fn, batch = right()
@@ -85,6 +105,11 @@ def test_the_verdict(
     assert ("✗ mismatch weight" in capsys.readouterr().out) == (status == 1)
 
 
+def test_a_check_of_second_order(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:right", "--order", "2"]) == 0
+    assert "second-order gradients right" in capsys.readouterr().out
+
+
 def test_a_perturbed_check(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{file}:right", "--perturb", "0.1"]) == 0
     assert "checked at θ + 0.1 · s" in capsys.readouterr().out
@@ -98,7 +123,8 @@ NOT_CHECKED = {
     "leaves": "ended in SystemExit",
     "is_interrupted": "interrupted",
     "asks": "ended in TypeError",
-    "gives_two": "must return (model, loss_fn, batch), got tuple of 2",
+    "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
+    "forgets_the_batch": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 2",
     "many_targets": "batch does not fit loss_fn",
     "rigth": "no function 'rigth'; close names: right",
 }
@@ -171,10 +197,9 @@ def test_a_file_that_cannot_be_written(file: Path, capsys: pytest.CaptureFixture
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_a_broken_contract_is_a_failure(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    report = report_of(SAMPLES["broken_contract"])
-    monkeypatch.setattr("torch_gradcheck.command_line.check_module", lambda *_, **__: report)
-    assert main([f"{file}:right"]) == 1
+def test_a_broken_contract_is_a_failure(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:writes_to_its_gradient"]) == 1
+    assert "contract BROKEN in 2 of 11 entries:\ngrad_output_kept, layouts" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -186,3 +211,24 @@ def test_a_pipe_that_is_closed_early(file: Path, function: str, status: int) -> 
     process.stdout.close()
     assert (process.wait(), process.stderr and process.stderr.read()) == (status, "")
     process.stderr and process.stderr.close()
+
+
+@pytest.mark.parametrize(
+    ("function", "flags", "status"),
+    [
+        ("function", [], 0),
+        ("function", ["--strict", "--seed", "1"], 0),
+        ("wrong_function", [], 1),
+        ("wrong_function", ["--hold-detached"], 0),
+    ],
+)
+def test_the_verdict_on_a_function(
+    file: Path, capsys: pytest.CaptureFixture[str], function: str, flags: list[str], status: int
+) -> None:
+    assert main([f"{file}:{function}", *flags]) == status
+    assert ("✗ mismatch x" in capsys.readouterr().out) == (status == 1)
+
+
+def test_options_of_a_model_are_refused_for_a_function(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:function", "--mode", "train", "--perturb", "0.1"]) == 2
+    assert "--mode, --perturb are for models" in capsys.readouterr().err

@@ -53,6 +53,7 @@ def asked(model: object = MODEL, **options: Any) -> Request:
         ("seed", 2**63 - 1, 2**63 - 1),
         ("progress", True, True),
         ("perturb", 0, 0.0),
+        ("order", 2, 2),
         ("perturb", np.float32(0.5), 0.5),
     ],
 )
@@ -99,12 +100,22 @@ def test_gradients_are_any_mapping(mapping: Any) -> None:
         ("perturb", "much", "perturb must be 0 or a positive number, got str 'much'"),
         ("perturb", True, "perturb must be 0 or a positive number, got bool True"),
         ("perturb", None, "perturb must be 0 or a positive number, got NoneType None"),
+        ("order", 3, r"order must be 1 \(the gradient of J\) or 2 \(that of its slope\), got int 3"),
+        ("order", 2.0, "got float 2.0"),
+        ("order", True, "got bool True"),
         ("progress", 1, "progress must be True, False or None, got int 1"),
     ],
 )
 def test_an_option_that_cannot_be_used(option: str, value: Any, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
         asked(**{option: value})
+
+
+@pytest.mark.parametrize("gradients", ["grad", {"weight": torch.ones(1, 1)}], ids=["in grad", "by hand"])
+def test_gradients_that_are_given_are_of_first_order(gradients: Any) -> None:
+    assert asked(gradients=gradients, order=1).order == 1
+    with pytest.raises(InvalidRequestError, match="order=2 puts autograd's double backward on trial, and gradients="):
+        asked(gradients=gradients, order=2)
 
 
 @pytest.mark.parametrize(

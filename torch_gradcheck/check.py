@@ -16,6 +16,7 @@ from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.diagnosis.findings import findings_of
 from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
+from torch_gradcheck.errors import NonFiniteLossError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
@@ -72,17 +73,20 @@ def check_module(
         loss_fn: gives the scalar loss from the model's output (and the targets); may read the model's parameters.
         batch: how the model is called. A tuple or list `(inputs, *targets)`: `loss_fn(model(inputs), *targets)`, inputs
             that are a tuple or list being positional arguments and a mapping keyword arguments. A mapping:
-            `loss_fn(model(**batch))`. Anything else: `loss_fn(model(batch))`.
+            `loss_fn(model(**batch))`. Anything else: `loss_fn(model(batch))`. Tensors in it that require a gradient are
+            on trial too, as rows named after their place: `batch[0]`, `batch['x']`, `batch`.
         gradients: what is on trial. None: what one backward of J leaves in `.grad`, whichever way it gets there (hooks
             of `register_post_accumulate_grad_hook` sleep). A mapping from parameter name to tensor or array: gradients
-            derived by hand. `"grad"`: what the parameters' `.grad` holds now, as a training step left
-            it, judged by what rounding can do in the step's own precision; the mode is then `"keep"`, unless `"train"`.
+            derived by hand; an input is on trial where they name it, or `include` does. `"grad"`: what the `.grad` of
+            parameters, and of inputs that have one, holds now, as a training step left it, judged by what rounding can
+            do in the step's own precision; the mode is then `"keep"`, unless `"train"`.
         method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
             verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
             takes seconds, as the operations of J let expect, else projected.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
         tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
-        include: glob pattern or list of them, on parameter names: only these are checked.
+        include: glob pattern or list of them, on the names of parameters and inputs: only these are checked. Brackets
+            stand for one of several characters, as in any glob, and for themselves: `batch[0]`.
         exclude: the same: these are not.
         mode: `"eval"`, `"train"` or `"keep"` (each module's own flag). The random state is the same at every
             evaluation of J in each of them.
@@ -93,7 +97,7 @@ def check_module(
             gives, against differences of the first-order gradient, which is not on trial itself.
         perturb: 0.0: at the model's own θ. A positive number: at θ + perturb · s · N(0, 1), s the standard deviation of
             the tensor, 1 where it is constant, drawn from `seed`. Mistakes that weights of exactly 1 or 0 hide show
-            there. All parameters that require a gradient move, for the check alone.
+            there. All parameters that require a gradient move, for the check alone; inputs stay.
         hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ in every
             evaluation, so that deliberate stop-gradients are right. False: it moves with θ, and a gradient that is
             lost there is a mismatch.
@@ -145,8 +149,9 @@ def check_closure(
 
     For every shape that `check_module` has no words for: several losses, GAN steps, regularisers, parameters captured
     in a list. A closure that calls `backward()` itself, as those of `torch.optim` do, is judged by what that leaves in
-    `.grad`. Modules and tensors that the closure captures are lent in `dtype` too. Options, result and errors are those
-    of `check_module`.
+    `.grad`. Modules and tensors that the closure captures are lent in `dtype` too. Captured tensors that require a
+    gradient and that J reads are on trial, as rows named after the variables that hold them: `x`, `inputs['x']`,
+    `self.z`. Options, result and errors are those of `check_module`.
     """
     request = validated_request(
         model,
@@ -184,25 +189,34 @@ def check_function(
 ) -> Report:
     """Checks the gradients of a function of tensors under random gradients of its outputs, and its contract.
 
-    J = Σ ⟨v, y⟩ over all differentiable outputs y, v drawn from `seed`: signed, of sizes between ½ and 1½, divided by
-    the number of entries of the output.
+    J = Σ ⟨v, y⟩ over all differentiable outputs y, in any nest of tuples, lists, mappings and dataclasses; v is drawn
+    from `seed`: signed, of sizes between ½ and 1½, divided by the number of entries of the output. Differentiable are
+    the outputs that have a graph or, where none has one, all of floating point or complex numbers: then every gradient
+    is missing. A wrong row says for which output's gradient it is wrong.
+
+    Rows are named after the arguments of the function, of `forward` without `ctx` for an `autograd.Function`: `x`,
+    `tensors[0]` inside a list, `args[2]` where there is no name. `report.contract` says what else holds of it.
 
     Args:
-        function: a plain function, `MyFunction.apply`, a custom operator of `torch.library`, or a module, whose
-            parameters are on trial too and whose mode stays as it is.
-        inputs: a tuple of its positional arguments, or a mapping of keyword arguments. On trial are the tensors that
-            require a gradient or, where none does, all of floating point or complex numbers.
-        order: as in `check_module`, as are all that follow. With order=2, v depends on y as well, so that the gradients
-            that a backward is given are on trial too. The contract is tried at either.
-        tolerance: the largest relative error that passes.
-        dtype: the precision of the check; the arguments on trial are copied into it.
-        eps: the step of the centered difference.
-        seed: of v, and whatever else is drawn at random.
-        hold_detached: what passes through `detach()` is held.
-        progress: a bar.
+        function: a plain function, `MyFunction.apply`, an operator of `torch.library`, or a module, whose parameters
+            are rows too and whose mode stays as it is; a bound method of a module is the module with another forward.
+            One that writes to its arguments is given copies, which are no leaves.
+        inputs: a tuple or list of its positional arguments, or a mapping of keyword arguments. On trial are the tensors
+            that require a gradient or, where none does, all of floating point or complex numbers.
+        order: as in `check_module`. With 2, v depends on y as well, so that the gradients that a backward is given are
+            on trial too. The contract is tried at either.
+        tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
+        dtype: the precision of the check, `torch.float64` or `torch.float32`; floating and complex arguments are copied
+            into it, and casts to a lower one inside the function are raised.
+        eps: the step of the centered difference; None chooses one per argument from the measured noise of J.
+        seed: of v, and of everything else that is drawn at random: same seed, same report.
+        hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ.
+        progress: True or False; None shows a bar only for long work on a terminal.
 
     Raises:
-        InvalidRequestError, NonFiniteLossError, NonDeterministicLossError: as `check_module`.
+        InvalidRequestError: the function cannot be called with these arguments, or has no gradient to check.
+        NonFiniteLossError, NonDeterministicLossError: J cannot be checked. An exception from the function itself comes
+            through as it is; inside of the contract it becomes an entry.
     """
     function_argument(function)
     model = module_of(function) or FunctionModule()
@@ -223,27 +237,40 @@ def check_function(
         hold_detached=hold_detached,
         order=order,
     )
-    loss = FunctionLoss(function_call(function, inputs), request.seed)
-    loss = replace(loss, is_bent=order == 2)
+    loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
     try:
         return _of_function(model, loss, request)
     except WrittenArgumentsError:
         return _of_function(model, loss.on_copies(), request)
+    except NonFiniteLossError as error:
+        raise loss.explained(error) from error.__cause__
 
 
 def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
     """The check of J as of any other loss; then, in the same loan of J itself, what only a function can be asked."""
     started = time.perf_counter()
     report = checked(model, loss, request) if request.order == 2 else None
-    loss, request = replace(loss, is_bent=False), replace(request, order=1)
+    if report is not None:
+        loss, request = replace(loss, is_bent=False), replace(request, order=1)
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
         if report is None:
+            _run_backward(problem, loss)
             report, _ = judged(problem, started)
             report = replace(report, parameters=told_by_output(problem, loss, report.parameters))
         proven = frozenset(row.name for row in report if row.status.is_proven)
         contract = contract_of(Trial(problem, loss, proven))
     notes, seconds = [*report.notes, *loss.notes], time.perf_counter() - started
     return replace(report, notes=notes, contract=contract, seconds=seconds)
+
+
+def _run_backward(problem: Problem, loss: FunctionLoss) -> None:
+    """Runs the backward on trial; raises WrittenArgumentsError where it writes to arguments, past autograd too."""
+    try:
+        _ = problem.backward
+    except Exception:  # whatever it is, it may come of arguments that have changed
+        loss.refuse_written()
+        raise
+    loss.refuse_written()
 
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
@@ -266,8 +293,8 @@ def _begun_with_first_order(report: Report, model: nn.Module, loss: Loss, reques
     first = check_backward(model, loss, replace(request, order=1))[0]
     if not first.mismatches:
         return report
-    notes = [*report.notes[:1], f"by a check of order=1, {first.notes[0]}", *report.notes[1:]]
-    return replace(report, culprit=first.culprit, notes=notes)
+    new = [f"by a check of order=1, {note}" for note in first.notes[:2] if note not in report.notes]
+    return replace(report, culprit=first.culprit, notes=[*report.notes[:1], *new[:1], *report.notes[1:]])
 
 
 def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination]:
@@ -293,7 +320,7 @@ def judged(problem: Problem, started: float) -> tuple[Report, Examination]:
     gradients, unrepeatable = _on_trial(problem)
     choice, trials = run_method(problem, gradients)
     rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
-    rows = linear_in(problem.slope, rows)
+    rows = linear_in(problem.slope, rows, problem.theta)
     rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
     refuse_unreached(rows, problem.objective.words)
     found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)

@@ -212,7 +212,7 @@ def _perturb(value: object, gradients: object) -> float:
 
 def _order(order: object, gradients: object) -> int:
     """`order`; raises unless it is 1 or 2, and 1 where the gradients are given."""
-    if isinstance(order, bool) or order not in (1, 2):
+    if not isinstance(order, int) or isinstance(order, bool) or order not in (1, 2):
         raise InvalidRequestError(f"order must be 1 (the gradient of J) or 2 (that of its slope), got {_found(order)}.")
     if order == 2 and gradients is not None:
         given = '"grad"' if isinstance(gradients, str) else "those derived by hand"
@@ -220,7 +220,7 @@ def _order(order: object, gradients: object) -> int:
             f"order=2 puts autograd's double backward on trial, and gradients={given} are of first order: leave one of "
             "them out."
         )
-    return int(order)
+    return order
 
 
 def _progress(value: object) -> bool | None:

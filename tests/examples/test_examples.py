@@ -15,6 +15,7 @@ import check_a_function
 import digits_from_scratch as scratch
 import digits_mlp
 import find_the_bug
+import forces
 import straight_through
 import train_digits
 from torch_gradcheck import check_module
@@ -86,6 +87,19 @@ def test_problem_passes():
         "output.weight",
         "output.bias",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("basis", "wrong"), [(forces.RadialBasis, {"centres"}), (forces.RepairedRadialBasis, set())], ids=["wrong", "right"]
+)
+def test_a_wrong_double_backward_spoils_forces_and_not_energies(basis, wrong):
+    energies, of_second_order, of_forces = [report for _, report in forces.reports(basis)]
+
+    assert energies.proven
+    assert {row.name for row in of_second_order.mismatches} == wrong
+    assert {row.name.removeprefix("energy.") for row in of_forces.mismatches} == wrong
+    assert of_forces.culprit == ("energy" if wrong else None)
 
 
 def test_a_straight_through_estimator_is_right_once_it_is_declared(capsys):

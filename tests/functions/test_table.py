@@ -6,12 +6,14 @@ import pytest
 
 from tests.zoo.functions import FUNCTIONS, Case
 from torch_gradcheck import Report, check_function
+from torch_gradcheck.contract.entries import ENTRIES
 
 
 def report_of(case: Case) -> Report:
     return check_function(case.function, case.inputs, **case.options)
 
 
+@pytest.mark.slow_but_for(40)
 @pytest.mark.parametrize("case", FUNCTIONS, ids=lambda case: case.id)
 def test_exactly_what_is_wrong_is_found(case: Case) -> None:
     report = report_of(case)
@@ -33,6 +35,4 @@ def test_the_table_is_long_and_has_both_kinds() -> None:
 
 
 def test_every_entry_fails_somewhere() -> None:
-    from torch_gradcheck.contract.entries import ENTRIES
-
     assert {name for case in FUNCTIONS for name in case.failed} == set(ENTRIES)

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,12 @@ from tests.zoo.losses import probe, squared_error
 from tests.zoo.snapshot import Snapshot
 from tests.zoo.states import STATES, Setup, State
 from torch_gradcheck import check_closure, check_module
-from torch_gradcheck.errors import NonDeterministicLossError, NonFiniteLossError, NonScalarLossError
+from torch_gradcheck.errors import (
+    InvalidRequestError,
+    NonDeterministicLossError,
+    NonFiniteLossError,
+    NonScalarLossError,
+)
 
 every_state = pytest.mark.parametrize("state", STATES, ids=lambda state: state.id)
 
@@ -49,6 +54,15 @@ def built(state: State) -> tuple[Setup, Snapshot]:
 def test_after_a_check(state: State, mode: str) -> None:
     setup, before = built(state)
     check_module(setup.model, setup.loss_fn, setup.batch, mode=mode)
+    assert before.changes() == []
+
+
+@pytest.mark.slow_but_for(3)
+@every_state
+def test_after_a_check_of_second_order(state: State) -> None:
+    setup, before = built(state)
+    with suppress(InvalidRequestError):  # a reentrant checkpoint has no double backward
+        check_module(setup.model, setup.loss_fn, setup.batch, order=2)
     assert before.changes() == []
 
 

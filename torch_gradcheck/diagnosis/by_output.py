@@ -153,7 +153,10 @@ def _told(row: ParameterReport, slopes: Mapping[str, Slope]) -> ParameterReport:
     right = [name for name, slope in depending.items() if slope.is_right]
     if wrong:
         on_right = f"; right for that of {listed(right, MOST)}" if right else ""
-        return replace(row, reason=f"{row.reason}: wrong for the gradient of {listed(wrong, MOST)}{on_right}")
+        return replace(
+            row,
+            reason=f"{row.reason}: wrong for the gradient{'s' * (len(wrong) > 1)} of {listed(wrong, MOST)}{on_right}",
+        )
     if depending and len(right) == len(depending) > 1:
         return replace(row, reason=f"{row.reason}: right for the gradient of each output alone, wrong for all together")
     return row

@@ -41,6 +41,9 @@ from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
 from torch_gradcheck.request import Request
 
+OF_FIRST_ORDER = "A check with order=1 names the operation that makes it."
+"""What to do where a check of second order finds that something is not finite."""
+
 
 class Problem:
     """Whether the gradients on trial are those of J: all that the stages of a check need to find out.
@@ -96,16 +99,28 @@ class Problem:
         """The parameters of the lent model, whose `train()` and `eval()` may have thawed some, and the variables."""
         asked = variables_on_trial(self._loss, self.request)
         captured = [each for each in asked if each.role is Role.CAPTURED]
-        read = {id(each.tensor) for each in read_by(self.objective, captured)} if captured else set()
+        read = {id(each.tensor) for each in read_by(self._loss_itself, captured)} if captured else set()
         variables = [each for each in asked if each.role is not Role.CAPTURED or id(each.tensor) in read]
         return theta_of(self.model, self.request.include, self.request.exclude, variables)
+
+    @property
+    def _loss_itself(self) -> Objective:
+        """The user's loss; J, unless that is the slope, which is one along θ."""
+        if self.request.order == 1:
+            return self.objective
+        dtype = self.request.dtype
+        return Objective(self.model, self._loss.at(dtype), self._borrowed, dtype, self._drawn_in)
 
     @cached_property
     def slope(self) -> Slope | None:
         """J as the slope ⟨v, ∇J⟩ of the user's loss, in a check of second order; else None."""
         if self.request.order == 1:
             return None
-        return Slope(self._loss.at(self.request.dtype), self.theta, self.request.seed)
+        request, variables = self.request, variables_on_trial(self._loss, self.request)
+        # θ itself is known once J has been evaluated: captured tensors belong to it that J reads.
+        asked = theta_of(self.model, request.include, request.exclude, variables)
+        on_trial = [entry.parameter for entry in asked if entry.checked]
+        return Slope(self._loss.at(request.dtype), on_trial, request.seed)
 
     @cached_property
     def objective(self) -> Objective:
@@ -114,7 +129,7 @@ class Problem:
         compute = self.slope or self._loss.at(dtype)
         hold = self.request.hold_detached
         try:
-            return preflighted(
+            objective = preflighted(
                 self.model,
                 compute,
                 self._borrowed,
@@ -132,6 +147,9 @@ class Problem:
             if not self.request.perturb:
                 raise
             raise NonFiniteLossError(f"{error} {_is_moved(self.request.perturb)}", module=error.module) from error
+        if self.slope is not None and not math.isfinite(float(self.slope.loss)):
+            raise NonFiniteLossError(f"order=2: J(θ) = {float(self.slope.loss)}. {OF_FIRST_ORDER}")
+        return objective
 
     @cached_property
     def backward(self) -> Backward:
@@ -287,7 +305,7 @@ def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:
 def _has_no_slope(loss: float) -> str:
     return (
         f"order=2: J(θ) = {loss:.8g}, and its first-order gradient is not finite, so that it cannot be differenced. "
-        "A check with order=1 names the operation that makes it."
+        f"{OF_FIRST_ORDER}"
     )
 
 

@@ -12,11 +12,21 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.objective import Objective, scalar
 from torch_gradcheck.objective.perturbation import Direction, real_view
-from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.torch_internals.autograd import function_of, nodes_from, reentrant_checkpoint
 
 STREAM = 0x5EC0
 """Added to the seed: what is drawn from the seed itself may be the model's own weights."""
+
+
+BY_CLOSURE = (
+    "the closure calls backward() itself, which leaves gradients without a graph. Let it return the loss, and leave "
+    "the backward to the check."
+)
+
+BY_FUNCTION = (
+    "the backward of a Function in J runs another backward, as a checkpoint or a reversible layer does, which leaves "
+    "gradients in .grad. They have no graph, so that there is no double backward to check."
+)
 
 
 class Slope:
@@ -28,19 +38,18 @@ class Slope:
 
     Args:
         compute: J.
-        theta: the parameters and variables.
+        parameters: on trial, and variables that are, if J depends on them.
         seed: of v.
 
     Attributes:
         loss: J where it was evaluated last, a 0-dim tensor.
-        reached: positions in θ of those that J depends on, as far as its backward tells.
+        reached: the ids of the parameters that J depends on, as far as its backward tells.
     """
 
-    def __init__(self, compute: Callable[[], Any], theta: Theta, seed: int) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[[], Any], parameters: Sequence[torch.Tensor], seed: int) -> None:
+        self._compute, self._parameters = compute, parameters
         generator = torch.Generator("cpu").manual_seed((seed + STREAM) % 2**63)
-        self._on_trial = {k: theta[k].parameter for k in theta.checked}
-        self._directions = {k: direction(parameter, generator) for k, parameter in self._on_trial.items()}
+        self._directions = [direction(parameter, generator) for parameter in parameters]
         self.loss, self.reached = torch.tensor(math.nan), set[int]()
 
     def __call__(self) -> torch.Tensor:
@@ -49,18 +58,16 @@ class Slope:
         Where it is off, the gradient is that of an ordinary backward, as an optimizer gets it.
 
         Raises:
-            InvalidRequestError: J runs its backward itself, or contains a reentrant checkpoint.
+            InvalidRequestError: a backward is run by J itself, or by one inside of it, as by a reentrant checkpoint.
         """
         with_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             loss = self.value()
             self.loss = loss.detach()  # not read: a record of the slope must not depend on it
-            if any(parameter.grad is not None for parameter in self._on_trial.values()):
-                raise InvalidRequestError(
-                    "order=2: the closure calls backward() itself, which leaves gradients without a graph. Let it "
-                    "return the loss, and leave the backward to the check."
-                )
-            slopes = [inner(self._directions[k], each) for k, each in self._gradients(loss, with_graph).items()]
+            self._refuse_accumulated(BY_CLOSURE)
+            gradients = self._gradients(loss, with_graph)
+            self._refuse_accumulated(BY_FUNCTION)
+            slopes = [inner(v, each) for v, each in zip(self._directions, gradients, strict=True) if each is not None]
             return torch.stack(slopes).sum() if slopes else torch.zeros_like(loss)
 
     def value(self) -> torch.Tensor:
@@ -70,21 +77,26 @@ class Slope:
     @property
     def along(self) -> Direction:
         """The direction v through the parameters, at θ now."""
-        return Direction(list(self._on_trial.values()), [real_view(v) for v in self._directions.values()])
+        return Direction(self._parameters, [real_view(v) for v in self._directions])
 
-    def _gradients(self, loss: torch.Tensor, with_graph: bool) -> dict[int, torch.Tensor]:
-        """The gradients of J, by position in θ, without those that it does not reach."""
-        asked = {k: parameter for k, parameter in self._on_trial.items() if parameter.requires_grad}
+    def _refuse_accumulated(self, why: str) -> None:
+        """Raises where a backward has left a gradient in `.grad`."""
+        if any(parameter.grad is not None for parameter in self._parameters):
+            raise InvalidRequestError(f"order=2: {why}")
+
+    def _gradients(self, loss: torch.Tensor, with_graph: bool) -> Sequence[torch.Tensor | None]:
+        """The gradients of J; None for those that it does not reach."""
+        asked = [parameter for parameter in self._parameters if parameter.requires_grad]
         if not (loss.requires_grad and asked):
-            return {}
+            return [None for _ in self._parameters]
         if with_graph:
             _refuse_reentrant_checkpoints(loss)
-        found: Sequence[torch.Tensor | None] = torch.autograd.grad(
-            loss, list(asked.values()), create_graph=with_graph, allow_unused=True
-        )
-        gradients = {k: _dense(each) for k, each in zip(asked, found, strict=True) if each is not None}
-        self.reached |= set(gradients)
-        return gradients
+        made = torch.autograd.grad(loss, asked, create_graph=with_graph, allow_unused=True)
+        found = {
+            id(parameter): gradient for parameter, gradient in zip(asked, made, strict=True) if gradient is not None
+        }
+        self.reached |= set(found)
+        return [_dense(found[id(each)]) if id(each) in found else None for each in self._parameters]
 
 
 def _refuse_reentrant_checkpoints(loss: torch.Tensor) -> None:

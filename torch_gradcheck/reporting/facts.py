@@ -325,7 +325,8 @@ class Facts:
         mode: `"eval"`, `"train"` or `"keep"`.
         seed: the seed of the check's own random choices.
         noise: the measured noise of J, one standard deviation, in the unit of J.
-        culprit: the innermost module whose own backward is wrong ("" for the model's own forward), `"loss_fn"`, the
+        culprit: the innermost module whose own backward is wrong ("" for the model's own forward), `"loss_fn"` or, of
+            a function, the name of the Function or operator at fault or its own; the
             name of a parameter whose hook is at fault, or None; `notes` says more, and why it is None.
         notes: one sentence each on what the figures do not say.
         in_grad: the report on the `.grad` that a training step left, where `.grad` was checked too. The row of a

@@ -247,12 +247,14 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
     ]
 
 
-def linear_in(slope: Slope | None, rows: Sequence[ParameterReport]) -> list[ParameterReport]:
+def linear_in(slope: Slope | None, rows: Sequence[ParameterReport], theta: Theta) -> list[ParameterReport]:
     """The rows of a check of second order, with unused parameters FLAT that J depends on: its gradient does not."""
     reached = set() if slope is None else slope.reached
     return [
-        replace(row, status=Status.FLAT, reason=CONSTANT) if row.status is Status.UNUSED and k in reached else row
-        for k, row in enumerate(rows)
+        replace(row, status=Status.FLAT, reason=CONSTANT)
+        if row.status is Status.UNUSED and id(entry.parameter) in reached
+        else row
+        for row, entry in zip(rows, theta, strict=True)
     ]
 
 

@@ -155,6 +155,26 @@ class SavesItsOutput(torch.autograd.Function):
         return grad * y
 
 
+class WritesToItsOutput(SavesItsOutput):
+    """Computes the gradient in the memory of the output that it has saved, past autograd's counters of versions."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (y,) = ctx.saved_tensors
+        return y.data.mul_(grad)
+
+
+class WritesToItsInput(OldSquare):
+    """Leaves its saved input, which is the caller's, changed by the backward."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        return x.data.mul_(2) * grad
+
+
 SEEN: list[Tensor] = []
 
 
@@ -173,7 +193,7 @@ def memory() -> list[Case]:
     return [
         Case("all of it kept", OldSquare.apply, x, entries={"grad_output_kept": "passed", "layouts": "passed"}),
         Case("writes to the gradient", WritesToGradient.apply, x, failed=("grad_output_kept", "layouts")),
-        Case("zeroes the gradient after use", ClipsGradient.apply, x, failed=("grad_output_kept", "layouts")),
+        Case("zeroes the gradient after use", ClipsGradient.apply, x, failed=("grad_output_kept",)),
         Case("writes to its input", WritesToInput.apply, x, failed=("inputs_kept",)),
         Case("takes the gradient for contiguous", ReadsGradientMemory.apply, x, failed=("layouts",)),
         Case("flattens the gradient by view", ViewsGradient.apply, x, failed=("layouts",)),
@@ -182,6 +202,7 @@ def memory() -> list[Case]:
         Case("fills memory laid out like its input", LikeInput.apply, x, failed=("layouts",)),
         Case("output on the context", KeepsItsOutput.apply, x, failed=("released",)),
         Case("output saved", SavesItsOutput.apply, x, entries={"released": "passed", "second_order": "passed"}),
+        Case("output overwritten in the backward", WritesToItsOutput.apply, x, failed=("repeatable",)),
         Case("inputs in a list of the module", KeepsAList.apply, x, failed=("released",)),
         Case("transposed arguments", Square.apply, (normal(4, 3).T,)),
     ]

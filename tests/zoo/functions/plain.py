@@ -70,18 +70,18 @@ def plain() -> list[Case]:
     """All of them."""
     index = torch.tensor([2, 0, 2, 1])
     lists = ([normal(2, seed=1), normal(2, seed=2)], {"first": normal(2, seed=3), "second": normal(2, seed=4)})
-    both = {"forward_ad": "not_applicable", "vmap": "passed"}
+    mapped = {"vmap": "passed"}
     batched = {"a": normal(2, 2, 3), "b": normal(2, 3, 2, seed=1), "scale": 0.5}
     return [
-        Case("einsum by keywords", products, batched, entries=both),
-        Case("solve", solution, (normal(3, 3), normal(3, 2, seed=1)), entries=both),
-        Case("cholesky", root, (normal(3, 3),), entries=both),
+        Case("einsum by keywords", products, batched, entries=mapped),
+        Case("solve", solution, (normal(3, 3), normal(3, 2, seed=1)), entries=mapped),
+        Case("cholesky", root, (normal(3, 3),), entries=mapped),
         Case("lists and mappings of tensors", stacked, lists),
         Case("integer indices", looked_up, (normal(4, 5), index, 3)),
         Case("index_add", scattered, (normal(4, 2), index)),
         Case("kinks elsewhere", rectified, (normal(3, 4),)),
         Case("checkpointed", recomputed, (normal(3, 4), normal(4, 2, seed=1))),
         Case("a gradient inside", slope, (normal(5),)),
-        Case("outputs of two sizes", of_two_lengths, (normal(3), normal(2, seed=1)), entries={"vmap": "passed"}),
+        Case("outputs of two sizes", of_two_lengths, (normal(3), normal(2, seed=1)), entries=mapped),
         Case("an output that is constant", constant_beside, (normal(3),)),
     ]
