@@ -72,17 +72,20 @@ def check_module(
         loss_fn: gives the scalar loss from the model's output (and the targets); may read the model's parameters.
         batch: how the model is called. A tuple or list `(inputs, *targets)`: `loss_fn(model(inputs), *targets)`, inputs
             that are a tuple or list being positional arguments and a mapping keyword arguments. A mapping:
-            `loss_fn(model(**batch))`. Anything else: `loss_fn(model(batch))`.
+            `loss_fn(model(**batch))`. Anything else: `loss_fn(model(batch))`. Tensors in it that require a gradient are
+            on trial too, as rows named after their place: `batch[0]`, `batch['x']`, `batch`.
         gradients: what is on trial. None: what one backward of J leaves in `.grad`, whichever way it gets there (hooks
             of `register_post_accumulate_grad_hook` sleep). A mapping from parameter name to tensor or array: gradients
-            derived by hand. `"grad"`: what the parameters' `.grad` holds now, as a training step left
-            it, judged by what rounding can do in the step's own precision; the mode is then `"keep"`, unless `"train"`.
+            derived by hand; an input is on trial where they name it, or `include` does. `"grad"`: what the `.grad` of
+            parameters, and of inputs that have one, holds now, as a training step left it, judged by what rounding can
+            do in the step's own precision; the mode is then `"keep"`, unless `"train"`.
         method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
             verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
             takes seconds, as the operations of J let expect, else projected.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
         tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
-        include: glob pattern or list of them, on parameter names: only these are checked.
+        include: glob pattern or list of them, on the names of parameters and inputs: only these are checked. Brackets
+            stand for one of several characters, as in any glob, and for themselves: `batch[0]`.
         exclude: the same: these are not.
         mode: `"eval"`, `"train"` or `"keep"` (each module's own flag). The random state is the same at every
             evaluation of J in each of them.
@@ -93,7 +96,7 @@ def check_module(
             gives, against differences of the first-order gradient, which is not on trial itself.
         perturb: 0.0: at the model's own θ. A positive number: at θ + perturb · s · N(0, 1), s the standard deviation of
             the tensor, 1 where it is constant, drawn from `seed`. Mistakes that weights of exactly 1 or 0 hide show
-            there. All parameters that require a gradient move, for the check alone.
+            there. All parameters that require a gradient move, for the check alone; inputs stay.
         hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ in every
             evaluation, so that deliberate stop-gradients are right. False: it moves with θ, and a gradient that is
             lost there is a mismatch.
@@ -145,8 +148,9 @@ def check_closure(
 
     For every shape that `check_module` has no words for: several losses, GAN steps, regularisers, parameters captured
     in a list. A closure that calls `backward()` itself, as those of `torch.optim` do, is judged by what that leaves in
-    `.grad`. Modules and tensors that the closure captures are lent in `dtype` too. Options, result and errors are those
-    of `check_module`.
+    `.grad`. Modules and tensors that the closure captures are lent in `dtype` too. Captured tensors that require a
+    gradient and that J reads are on trial, as rows named after the variables that hold them: `x`, `inputs['x']`,
+    `self.z`. Options, result and errors are those of `check_module`.
     """
     request = validated_request(
         model,

@@ -19,6 +19,7 @@ from torch_gradcheck.borrowing.captures import captures_of
 T = torch.ones(3)
 M = nn.Linear(2, 2)
 UNUSED = torch.zeros(9)
+SIX = torch.ones(6)
 
 
 def names_a_global(y: Tensor) -> Tensor:
@@ -157,3 +158,58 @@ def test_far_away_is_not_searched() -> None:
     for _ in range(20):
         far = [far]
     assert found(closure_over(far)) == ([], [])
+
+
+class Step:
+    """Holds tensors beside an optimizer and a module, and calls a helper."""
+
+    def __init__(self) -> None:
+        self.z, self.inner = torch.ones(1), {"w": torch.ones(2)}
+        self.module, self.optimizer = nn.Linear(2, 2), torch.optim.SGD([torch.ones(3, requires_grad=True)], lr=1.0)
+
+    def run(self) -> None: ...
+
+    def __call__(self) -> Tensor:
+        return T
+
+
+def closed_over() -> Callable[[], Any]:
+    x, xs, step = torch.ones(4), [torch.ones(5)], Step()
+    weight = step.module.weight
+
+    def helper() -> Any:
+        return x, weight
+
+    return lambda default=SIX: (helper(), xs, step.run, T, default)
+
+
+def named(*holders: Any) -> dict[str, int]:
+    """The expression for each tensor → its number of entries."""
+    found = captures_of(*holders)
+    return {found.names[key]: tensor.numel() for key, tensor in found.tensors.items() if key in found.names}
+
+
+def test_tensors_have_the_names_by_which_code_gets_at_them() -> None:
+    assert named(closed_over()) == {
+        "x": 4,
+        "weight": 4,
+        "step.z": 1,
+        "step.inner['w']": 2,
+        "xs[0]": 5,
+        "default": 6,
+        "T": 3,
+    }
+
+
+def test_names_of_what_is_bound() -> None:
+    assert named(Step().run) == {"self.z": 1, "self.inner['w']": 2, "T": 3}
+    assert named(Step()) == {"self.z": 1, "self.inner['w']": 2, "T": 3}
+    assert named(functools.partial(print, torch.ones(1), sep=torch.ones(2))) == {"args[0]": 1, "sep": 2}
+    run = Step().run
+    assert named(lambda: run) == {"run.__self__.z": 1, "run.__self__.inner['w']": 2, "T": 3}
+
+
+def test_what_a_module_holds_has_no_name() -> None:
+    module = nn.Linear(2, 2)
+    module.cache = torch.ones(7)
+    assert named(lambda: module) == {}

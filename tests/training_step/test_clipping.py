@@ -47,3 +47,11 @@ def test_the_norm_of_some_is_no_larger_than_that_of_all() -> None:
 def test_what_is_not_finite_counts_for_nothing() -> None:
     values, fraction = Clipping(TrainingStep(), whole=True).of_right({0: np.array([np.nan, 1.0])}, {})
     assert (values[0].tolist(), fraction) == ([0.0, 1.0], 1.0)
+
+
+def test_inputs_are_not_clipped() -> None:
+    clipping = Clipping(TrainingStep(clip_value=2.0, clip_norm=1.0), whole=True, inputs=[1])
+    values, fraction = clipping.of_right(RIGHT, RIGHT)
+    assert fraction == pytest.approx(1 / (math.sqrt(2.0**2 + 0.5**2) + CLIP_EPS), rel=1e-12)
+    assert values[1].tolist() == [4.0]
+    assert (clipping.of(0, fraction), clipping.of(1, fraction)) == (fraction, 1.0)

@@ -25,7 +25,7 @@ from torch_gradcheck.diagnosis.sums import wrong_sums
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry, flat_values
-from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Status
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Role, Status
 from torch_gradcheck.reporting.words import counted, listed
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -150,6 +150,7 @@ def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> E
         theta=flat_values(entry),
         shape=(*entry.shape, 2) if entry.is_complex else entry.shape,
         has_complex_axis=entry.is_complex,
+        has_channels=entry.role is Role.PARAMETER,
         reached=trial.reached,
         tolerance=tolerance,
     )
@@ -170,15 +171,14 @@ def _in_common(rows: Sequence[ParameterReport], culprit: Culprit) -> list[str]:
 
 def _in_all(rows: Sequence[ParameterReport], culprit: Culprit) -> str:
     """Several rows counted and named, as in "2 parameters upstream of act, fc.weight, fc.bias"."""
-    names = [row.name for row in rows]
-    return f"{counted([row.role for row in rows])}{_upstream(names, culprit)}, {listed(names)}"
+    return f"{counted([row.role for row in rows])}{_upstream(rows, culprit)}, {listed([row.name for row in rows])}"
 
 
-def _upstream(names: Sequence[str], culprit: Culprit) -> str:
+def _upstream(rows: Sequence[ParameterReport], culprit: Culprit) -> str:
     """The words " upstream of <culprit>" if the modules of all these parameters are called before it; else ""."""
     position = {module: k for k, module in enumerate(culprit.order)}
     end = position.get(culprit.name or "")
-    modules = [name.rpartition(".")[0] for name in names]
+    modules = [row.name.rpartition(".")[0] for row in rows if row.role is Role.PARAMETER]
     if not end or any(position.get(module, end) >= end for module in modules):
         return ""
     return f" upstream of {culprit.name}"

@@ -91,9 +91,17 @@ class Problem:
         """The parameters of the lent model, whose `train()` and `eval()` may have thawed some, and the variables."""
         asked = variables_on_trial(self._loss, self.request)
         captured = [each for each in asked if each.role is Role.CAPTURED]
-        read = {id(each.tensor) for each in read_by(self.objective, captured)} if captured else set()
+        read = {id(each.tensor) for each in read_by(self._loss_itself, captured)} if captured else set()
         variables = [each for each in asked if each.role is not Role.CAPTURED or id(each.tensor) in read]
         return theta_of(self.model, self.request.include, self.request.exclude, variables)
+
+    @property
+    def _loss_itself(self) -> Objective:
+        """The user's loss; J, unless that is the slope, which is one along θ."""
+        if self.request.order == 1:
+            return self.objective
+        dtype = self.request.dtype
+        return Objective(self.model, self._loss.at(dtype), self._borrowed, dtype, self._drawn_in)
 
     @cached_property
     def slope(self) -> Slope | None:

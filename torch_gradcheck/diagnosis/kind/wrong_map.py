@@ -23,17 +23,18 @@ def wrong_map(evidence: Evidence) -> WrongMap:
     with np.errstate(invalid="ignore"):
         share = _summed(evidence.wrong, rows, columns, block) / _summed(judged, rows, columns, block)
     cells = tuple(tuple(float(value) for value in line) for line in share)
-    return WrongMap(cells, *_labels(evidence.shape, rows, columns), block)
+    return WrongMap(cells, *_labels(evidence, rows, columns), block)
 
 
 def _two_dimensional(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, math.prod(shape)) if len(shape) < 2 else (shape[0], math.prod(shape[1:]))
 
 
-def _labels(shape: tuple[int, ...], rows: int, columns: int) -> tuple[str, str]:
+def _labels(evidence: Evidence, rows: int, columns: int) -> tuple[str, str]:
+    shape = evidence.shape
     if len(shape) < 2:
         return "", f"{columns} entries" if columns != 1 else "1 entry"
-    down, across = words_of_axis(len(shape), 0)[1], words_of_axis(len(shape), 1)[1]
+    down, across = (words_of_axis(len(shape), axis, evidence.has_channels)[1] for axis in (0, 1))
     rest = "×".join(map(str, shape[1:]))
     return f"{rows} {down}", f"{columns} {across}" if len(shape) == 2 else f"{rest} entries of each"
 

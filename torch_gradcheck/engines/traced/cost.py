@@ -18,6 +18,12 @@ SECONDS_A_PRODUCT = 1e-10
 SECONDS_AN_ENTRY = 5e-10
 """Seconds of one entry that any other operation writes: 2 a nanosecond."""
 
+CACHED = 2**15
+"""Entries (256 KiB in float64) up to which a perturbed column stays in the cache."""
+
+SECONDS_AN_ENTRY_FETCHED = 1e-8
+"""Seconds of one entry of a larger column of the perturbed tensor, such as a channel of an image: from memory."""
+
 SECONDS_A_SAMPLE = 2e-6
 """Seconds of one perturbation that changes nothing."""
 
@@ -35,8 +41,10 @@ _SECOND_FACTOR = {
 
 def seconds_each(program: Program, parameter: int) -> float:
     """The estimated seconds of J with one coordinate of this parameter perturbed."""
-    depth: dict[int, int] = {program.parameters[parameter]: 0}
-    seconds = SECONDS_A_SAMPLE
+    number = program.parameters[parameter]
+    depth: dict[int, int] = {number: 0}
+    column = program.values[number].numel() / max(_width(program.values[number]), 1)
+    seconds = SECONDS_A_SAMPLE + (column * SECONDS_AN_ENTRY_FETCHED if column > CACHED else 0.0)
     for step in program.suffix(parameter):
         layers = min(depth[number] for number in step.inputs)
         products = _products(program, step)
