@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tests.contract.entry import entry
 from tests.zoo.functions.case import normal
 from tests.zoo.functions.memory import OldSquare
+from torch_gradcheck import check_function
 
 X = normal(3, 4, dtype=torch.float64)
 
@@ -97,6 +98,10 @@ def statistics(x: Tensor, running: Tensor) -> Tensor:
     return nn.functional.batch_norm(x, running, torch.ones(4, dtype=x.dtype), training=True)
 
 
+def normed(x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return nn.functional.batch_norm(x, mean, variance, training=True)
+
+
 def advanced(x: Tensor, index: Tensor) -> Tensor:
     y = x[index.clone()]
     index.add_(1)
@@ -111,8 +116,9 @@ def advanced(x: Tensor, index: Tensor) -> Tensor:
         (nn.ReLU(inplace=True), (X,)),
         (statistics, (X.clone().requires_grad_(), torch.zeros(4, dtype=X.dtype))),
         (advanced, (X, torch.tensor([0, 1]))),
+        (normed, (X.clone().requires_grad_(), torch.zeros(4, dtype=X.dtype), torch.ones(4, dtype=X.dtype))),
     ],
-    ids=["in place", "relu_", "module in place", "running statistics", "integers"],
+    ids=["in place", "relu_", "module in place", "running statistics", "integers", "batch norm"],
 )
 def test_writes_of_plain_functions_that_autograd_sees_pass(function: Any, inputs: Any) -> None:
     assert entry("inputs_kept", function, inputs).status == "passed"
@@ -161,6 +167,25 @@ def test_a_backward_that_writes_to_an_argument_fails() -> None:
         "the backward writes to mask: it is False at [0], should be True (3 of 3 entries differ) "
         f"(tests/contract/test_inputs_kept.py:{line})"
     )
+
+
+class WritesSaved(OldSquare):
+    """Its backward uses the x that it has saved for scratch space: the caller's own."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (x,) = ctx.saved_tensors
+        gradient = 2 * x * grad
+        x.data.zero_()
+        return gradient
+
+
+def test_a_backward_that_writes_to_an_argument_on_trial_is_told_and_no_error() -> None:
+    report = check_function(WritesSaved.apply, (X,))
+    assert [row.status for row in report] == ["match"]
+    found = next(entry for entry in report.contract if entry.name == "inputs_kept")
+    assert found.status == "failed"
+    assert found.message.startswith("the backward writes to x: it is 0 at [")
 
 
 @pytest.fixture(params=[True, False], ids=["said", "unsaid"])

@@ -124,10 +124,16 @@ def test_gradients_of_single_outputs_have_to_add_up() -> None:
     )
 
 
+def degenerate(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors of a multiple of 1: the gradient of the vectors is NaN, also where it is zeros."""
+    values, vectors = torch.linalg.eigh(x[0, 0] * torch.eye(2, dtype=x.dtype))
+    return values, vectors
+
+
 @pytest.mark.parametrize(
     "function",
-    [Powers.apply, lambda x: (x.sin(), x.cos()), lambda x: torch.max(x, 0), nn.GRU(4, 3), torch.linalg.qr],
-    ids=["powers", "plain", "one of two", "gru", "qr"],
+    [Powers.apply, degenerate, lambda x: (x.sin(), x.cos()), lambda x: torch.max(x, 0), nn.GRU(4, 3), torch.linalg.qr],
+    ids=["powers", "degenerate", "plain", "one of two", "gru", "qr"],
 )
 def test_right_ones_are_not_accused(function: Any) -> None:
     assert entry("undefined_grads", function, (X,)).status in ("passed", "not_applicable")

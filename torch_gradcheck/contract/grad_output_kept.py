@@ -41,7 +41,7 @@ def _written(trial: Trial, layout: Layout) -> str:
     if not written or isinstance(written, Raised):  # `layouts` tells of what raises
         return ""
     (name, words), *_ = written.items()
-    watch = WriteWatch(again := KeptTensors(), name)
+    watch = WriteWatch(again := KeptTensors(), name, _backward.__code__)
     _backward(trial, layout, again, watch)
     return f"the backward writes to {name}: it {words}{watch.where or trial.backwards}"
 

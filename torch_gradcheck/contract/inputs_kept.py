@@ -34,13 +34,13 @@ def inputs_kept(trial: Trial) -> ContractEntry:
     """Every tensor among the arguments, compared with what it held before the forward, and before the backward."""
     written = _run(trial, KeptTensors(), KeptTensors())
     for name, words in written.forward.items():
-        watch = WriteWatch(kept := KeptTensors(), name)
+        watch = WriteWatch(kept := KeptTensors(), name, _run.__code__)
         _run(trial, kept, KeptTensors(), watch)
-        if not watch.by_kernel:
+        if not watch.by_choice_of_torch:
             where = watch.where or _forward_in_words(trial.call.function)
             return failed(NAME, f"the forward writes to {name} {_how(trial.call.function)}: it {words}{where}")
     for name, words in written.backward.items():
-        watch = WriteWatch(kept := KeptTensors(), name)
+        watch = WriteWatch(kept := KeptTensors(), name, _run.__code__)
         _run(trial, KeptTensors(), kept, watch)
         return failed(NAME, f"the backward writes to {name}: it {words}{watch.where or trial.backwards}")
     return passed(NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any
 
 import torch
@@ -10,8 +11,7 @@ import torch
 from torch_gradcheck.contract.comparison import difference, same_bits
 from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_line
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
-from torch_gradcheck.torch_internals.operations import written_arguments
-from torch_gradcheck.torch_internals.tensors import is_wrapper
+from torch_gradcheck.torch_internals.tensors import is_wrapper, version_of
 
 
 @dataclass
@@ -47,39 +47,50 @@ class WriteWatch(DispatchMode):
     Args:
         kept: the tensors.
         name: of the tensor that is looked at.
+        inside: the function of this package that runs the user's; lines outside of its call tell nothing.
 
     Attributes:
         line: of the user's, that asked for the operation; None where there is none, or nothing was written by one.
-        by_kernel: the operation is one of torch's own and gets the tensor itself while autograd is on, which records
-            nothing of that write by torch's own choice: `batch_norm` writes to its running statistics like that.
     """
 
-    def __init__(self, kept: KeptTensors, name: str) -> None:
+    def __init__(self, kept: KeptTensors, name: str, inside: CodeType) -> None:
         super().__init__()
-        self._kept, self._name = kept, name
+        self._kept, self._name, self._inside = kept, name, inside
         self._found = False
+        self._version: int | None = None
         self.line: CodeLine | None = None
-        self.by_kernel = False
 
     @property
     def where(self) -> str:
         """The line as " (FILE:LINE)"; "" where there is none."""
         return "" if self.line is None else f" ({self.line})"
 
+    @property
+    def by_choice_of_torch(self) -> bool:
+        """Whether torch writes to the tensor by an operation of its own that autograd is not to see, with autograd on.
+
+        `batch_norm` writes to its running statistics like that: past the version counter or, where they require a
+        gradient, past the graph.
+        """
+        tensor = self._kept.tensor(self._name)
+        if tensor is None or self._version is None:
+            return False
+        return tensor.requires_grad or version_of(tensor) == self._version
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self._found = self._found or self._is_written  # by numpy, say, since the last operation
         result = func(*args, **(kwargs or {}))
         if not self._found and self._is_written:
-            self._found, self.line = True, calling_line()
-            self.by_kernel = self._is_by_kernel(func, [*args, *(kwargs or {}).values()])
+            self._found, self.line = True, calling_line(inside=self._inside)
+            self._take_down(func, [*args, *(kwargs or {}).values()])
         return result
-
-    def _is_by_kernel(self, func: Any, args: list[Any]) -> bool:
-        tensor = self._kept.tensor(self._name)
-        if tensor is None or func.namespace != "aten" or not any(each is tensor for each in args):
-            return False
-        return torch.is_grad_enabled() and (tensor.requires_grad or not written_arguments(func))
 
     @property
     def _is_written(self) -> bool:
         return self._name in self._kept.written()
+
+    def _take_down(self, func: Any, args: list[Any]) -> None:
+        tensor = self._kept.tensor(self._name)
+        itself = tensor is not None and any(each is tensor for each in args)
+        if tensor is not None and itself and func.namespace == "aten" and torch.is_grad_enabled():
+            self._version = version_of(tensor)

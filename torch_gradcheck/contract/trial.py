@@ -210,6 +210,8 @@ class Trial:
     def _difference(self, name: str, one: torch.Tensor | None, other: torch.Tensor | None, spread: float) -> str:
         if same_bits(one, other):
             return ""
+        if one is not None and other is not None and one.shape == other.shape:
+            one = torch.where(other.isnan(), other, one)  # nobody knows what should stand there
         words = difference(one, other, self.allowance.of(other, spread))
         return words and f"{name} {words}"
 
