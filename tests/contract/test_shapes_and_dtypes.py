@@ -54,6 +54,11 @@ WRONG = {
         (X, B),
         ["in float64", "for x a gradient of dtype float32, should be dtype float64"],
     ),
+    "of the default dtype": (
+        function("Plus", _plus, lambda ctx, g: (torch.ones(3, 4) * 1 + 0 * g[:1, :1].float(), g.sum(0))),
+        (X, B),
+        ["in float64", "for x a gradient of dtype float32, should be dtype float64"],
+    ),
     "real for complex": (
         function("Real", lambda ctx, z: z.real * 2, lambda ctx, g: g * 2),
         (Z,),
@@ -127,3 +132,14 @@ def test_the_backward_of_functions_is_given_back() -> None:
     tried("shapes_and_dtypes", WRONG["raises in float32"][0], X, B)
     assert torch.autograd.function.BackwardCFunction.apply is before
     assert Function.backward is not None
+
+
+def test_the_default_dtype_is_that_of_the_caller() -> None:
+    run = function("Ones", lambda ctx, x: x.sum(), lambda ctx, g: torch.ones(3, 4) * g.item())
+    assert "in float64" in tried("shapes_and_dtypes", run, X).message
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert "in float32" in tried("shapes_and_dtypes", run, X).message
+        assert torch.get_default_dtype() is torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)

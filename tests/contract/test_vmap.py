@@ -136,11 +136,22 @@ def test_where_vmap_does_not_work_it_does_not_apply(run: Any, reason: str) -> No
     assert reason in entry.message
 
 
-def test_an_operator_that_torch_runs_in_a_loop_does_so_in_silence(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_torch_would_run_in_a_loop_does_not_apply(capfd: pytest.CaptureFixture[str]) -> None:
     @torch.library.custom_op("contract_test::thrice", mutates_args=())
     def thrice(x: torch.Tensor) -> torch.Tensor:
         return x * 3
 
     thrice.register_autograd(lambda ctx, g: g * 3)
-    assert tried("vmap", thrice, X).status in ("passed", "not_applicable")
+    entry = tried("vmap", thrice, X)
+    assert (entry.status, "vmap raises RuntimeError" in entry.message) == ("not_applicable", True)
     assert capfd.readouterr().err == ""
+
+
+def test_an_operator_with_a_rule_is_tried() -> None:
+    @torch.library.custom_op("contract_test::fourfold", mutates_args=())
+    def fourfold(x: torch.Tensor) -> torch.Tensor:
+        return x * 4
+
+    fourfold.register_autograd(lambda ctx, g: g * 4)
+    fourfold.register_vmap(lambda info, dims, x: (fourfold(x), dims[0]))
+    assert tried("vmap", fourfold, X).status == "passed"

@@ -14,29 +14,36 @@ from torch.utils.checkpoint import checkpoint
 
 from torch_gradcheck.torch_internals.autograd import (
     CHECKPOINT_WITHOUT_GRAPH,
+    InputForm,
     backward_of,
     before_hooks,
+    can_be_batched,
     connect_hooks,
     current_backward,
     current_function_backward,
     function_forwards,
     function_of,
     graph_is_used_up,
+    has_forward_rule,
     has_hooks,
     has_post_accumulate_hooks,
+    has_vmap_rule,
     hooks_of,
     in_backward,
+    input_forms,
     is_implicit_draw,
     is_inside_function,
     is_of_backward_hooks,
     keep_post_accumulate_hooks,
     leaf_of,
+    meets_constants,
     next_number,
     node_of,
     nodes_from,
     number_of,
     pop_saved_tensor_hooks_down_to,
     post_accumulate_hooks,
+    pulled_back,
     put_post_accumulate_hooks_to_sleep,
     reentrant_checkpoint,
     restore_hooks,
@@ -452,3 +459,69 @@ def test_a_refused_write_to_a_leaf_is_told_from_other_errors(write: Any) -> None
         write(torch.ones(2, requires_grad=True))
     assert writes_to_a_leaf(caught.value)
     assert not writes_to_a_leaf(RuntimeError("one of the variables has been modified by an inplace operation"))
+
+
+class _Scaled(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Any, n: Any, b: Any) -> Any:
+        return x * n + b
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.n = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, g: Any) -> Any:
+        return g * ctx.n, None, g.sum(0)
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Any, dn: Any, db: Any) -> Any:
+        return dx * ctx.n + db
+
+
+class _Batched(_Scaled):
+    generate_vmap_rule = False
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Any, n: Any, b: Any) -> Any:
+        return _Scaled.apply(x, n, b), dims[0]
+
+
+def test_a_node_knows_the_forms_of_the_arguments_that_require_a_gradient() -> None:
+    x = torch.ones(2, 3, dtype=torch.float64)
+    b = torch.ones(3, requires_grad=True)
+    node = _Scaled.apply(x, 2, b.double()).grad_fn  # type: ignore[no-untyped-call]
+    assert input_forms(node) == {2: InputForm((3,), torch.float64, torch.device("cpu"))}
+    assert input_forms(_Scaled.apply(b.exp().expand(2, 3), 2, b).grad_fn) == {  # type: ignore[no-untyped-call]
+        0: InputForm((2, 3), torch.float32, torch.device("cpu")),
+        2: InputForm((3,), torch.float32, torch.device("cpu")),
+    }
+
+
+def test_a_gradient_is_pulled_back_without_sympy_and_inside_of_vmap() -> None:
+    x = torch.tensor([1.0, 2.0], requires_grad=True)
+    unused = torch.ones(1, requires_grad=True)
+    outputs, batch = (x**2, x.sum()), (torch.eye(2), torch.ones(2))
+    assert pulled_back(outputs, (x, unused), (torch.ones(2), torch.tensor(1.0)))[1] is None
+    together = torch.vmap(lambda *v: pulled_back(outputs, (x,), v)[0])(*batch)
+    assert together.tolist() == [[3.0, 1.0], [1.0, 5.0]]
+    assert x.grad is None
+
+
+def test_the_rules_of_a_function_are_known() -> None:
+    assert has_forward_rule(_Scaled)
+    assert not has_forward_rule(torch.autograd.Function)
+    assert [has_vmap_rule(each) for each in (_Scaled, _Batched)] == [False, True]
+    assert [can_be_batched(each) for each in (_Scaled, _Batched, torch.autograd.Function)] == [True, True, False]
+
+
+def test_a_graph_in_which_forward_mode_meets_constants_is_known() -> None:
+    x, w = torch.ones(2, requires_grad=True), torch.ones(2, requires_grad=True)
+
+    def meets(y: torch.Tensor) -> bool:
+        return meets_constants(nodes_from([y.grad_fn]))
+
+    assert [meets(y) for y in (x * 2, x + torch.ones(2), x / w.detach())] == [True, True, True]
+    assert [meets(y) for y in (x * w, x.where(x > 0, 0.0), torch.empty(2).copy_(x))] == [False, False, False]

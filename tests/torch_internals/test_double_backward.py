@@ -12,6 +12,7 @@ from torch.autograd.function import once_differentiable
 from torch_gradcheck.torch_internals.double_backward import (
     is_of_operation,
     is_once_differentiable,
+    kept_by,
     kept_without_graph,
     operation_without_formula,
 )
@@ -46,6 +47,13 @@ def test_what_a_function_keeps_without_a_graph() -> None:
     assert set(kept_without_graph(y.grad_fn)) == {"ctx.saved_tensors[1]", "ctx.largest", "ctx.sign"}
     y.sum().backward()
     assert set(kept_without_graph(y.grad_fn)) == {"ctx.largest", "ctx.sign"}
+
+
+def test_all_that_a_function_keeps_is_known_by_what_the_user_calls_it() -> None:
+    node = Kept.apply(torch.ones(2, requires_grad=True)).grad_fn  # type: ignore[no-untyped-call]
+    kept = kept_by(node)
+    assert list(kept) == [*[f"ctx.saved_tensors[{k}]" for k in range(3)], *map("ctx.{}".format, vars(node))]
+    assert kept["ctx.words"] == "x"
 
 
 def test_a_function_that_says_that_it_cannot_be_differentiated_twice() -> None:

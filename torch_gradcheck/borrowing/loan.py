@@ -55,15 +55,22 @@ class Borrowed:
 
     Attributes:
         generators: the random generators that J reaches, besides the global ones.
+        default_dtype: the caller's own; while the model is lent it is the precision of the check.
     """
 
     def __init__(
-        self, tensors: TensorCopies, holders: AttributeStates, scripts: ScriptAttributes, generators: Sequence[Any]
+        self,
+        tensors: TensorCopies,
+        holders: AttributeStates,
+        scripts: ScriptAttributes,
+        generators: Sequence[Any],
+        default_dtype: torch.dtype = torch.float32,
     ) -> None:
         self._tensors = tensors
         self._holders = holders
         self._scripts = scripts
         self.generators = generators
+        self.default_dtype = default_dtype
         self._collects_gradients = True
         self._learning_evaluations = LEARNING_EVALUATIONS
         self._random = RandomState.of_everything(generators)
@@ -186,6 +193,7 @@ class Loan(Generic[Lent]):
         inference = torch.inference_mode(False)
         inference.__enter__()
         self._undo += [lambda: inference.__exit__(None, None, None), *_compiled_parts_run_eagerly()]
+        default_dtype = torch.get_default_dtype()
         switches, random = SwitchState(), RandomState.of_everything(self._generators)
         lent = self._captures.modules.values()
         holders, iterations, caches = AttributeStates(self._captures), PowerIterations(lent), CodeCaches(lent)
@@ -208,7 +216,7 @@ class Loan(Generic[Lent]):
             seed_everything(self._seed)
         else:
             self._start.random.restore()
-        return Borrowed(tensors, holders, scripts, self._generators)
+        return Borrowed(tensors, holders, scripts, self._generators, default_dtype)
 
     def _give_back(self) -> None:
         try:

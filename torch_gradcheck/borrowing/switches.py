@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -68,6 +69,10 @@ def _set_numpy_errors(value: Any) -> None:
     np.seterr(**value)
 
 
+def _set_collecting(value: Any) -> None:
+    (gc.enable if value else gc.disable)()
+
+
 def _autocast(device: str) -> tuple[Switch, Switch]:
     return (
         Switch(
@@ -117,6 +122,7 @@ def _switches() -> list[Switch]:
         Switch(current_backward, set_backward),  # and a recorded backward this
         Switch(compiler_switch, set_compiler_switch),  # the backward on trial replaces this
         Switch(optimises_scripts, set_optimises_scripts),
+        Switch(gc.isenabled, _set_collecting),  # an entry of a function's contract turns this off
     ]
 
 

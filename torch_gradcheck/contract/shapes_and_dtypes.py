@@ -34,7 +34,7 @@ from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_funct
 NAME = "shapes_and_dtypes"
 
 PRECISIONS = (torch.float64, torch.float32)
-"""The precisions in which the function runs, casts not raised."""
+"""The precisions in which the function runs, casts not raised, under the caller's own default dtype."""
 
 
 def shapes_and_dtypes(trial: Trial) -> ContractEntry:
@@ -55,13 +55,14 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
 
 
 def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
-    """Forward and backward, lent once more in this precision."""
+    """Forward and backward, lent once more in this precision; the loan puts the default dtype back in the end."""
     model, seed = trial.problem.model, trial.problem.request.seed
     with (
         lend(model, trial.loss.holders, "keep", dtype, seed) as borrowed,
         _Evaluated(borrowed),
         torch.enable_grad(),
     ):
+        torch.set_default_dtype(trial.problem.default_dtype)
         outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
         terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
         with seen:

@@ -25,7 +25,7 @@ from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import can_be_batched, has_vmap_rule, pulled_back
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of
-from torch_gradcheck.torch_internals.dispatch import silent_vmap
+from torch_gradcheck.torch_internals.dispatch import vmap_or_nothing
 
 NAME = "vmap"
 
@@ -47,8 +47,8 @@ def vmap(trial: Trial) -> ContractEntry:
         return not_applicable(NAME, UNREPEATABLE)
     if not trial.arguments:
         return not_applicable(NAME, "there is no argument to batch")
-    with silent_vmap(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch warns of operations that vmap runs in a loop
+    with vmap_or_nothing(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         return _tried(trial)
 
 
@@ -203,5 +203,5 @@ def _wrong_backward(trial: Trial) -> str:
 
 
 def _can_be_batched(function: type[Function]) -> bool:
-    """An operator of torch.library can: torch runs it in a loop where it has no rule."""
+    """What there is of an operator of torch.library, its call tells."""
     return custom_op_of(function) is not None or can_be_batched(function)

@@ -86,6 +86,11 @@ class Problem:
         """The user's loss function or closure."""
         return self._loss.holders[0]
 
+    @property
+    def default_dtype(self) -> torch.dtype:
+        """The caller's default dtype, which is that of the check while the model is lent."""
+        return self._borrowed.default_dtype
+
     @cached_property
     def theta(self) -> Theta:
         """The parameters of the lent model, whose `train()` and `eval()` may have thawed some, and the variables."""

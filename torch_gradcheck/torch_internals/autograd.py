@@ -195,15 +195,21 @@ def has_forward_rule(function: type[torch.autograd.Function]) -> bool:
     return function.jvp is not torch.autograd.Function.jvp
 
 
+ARITHMETIC = (
+    *("Add", "Sub", "Mul", "Div", "Lerp", "Maximum", "Minimum"),
+    *("Prelu", "SoftmaxBackward", "LinalgSolveTriangular"),
+)
+"""How the names begin of nodes whose forward-mode rules compute with the tangents of all operands."""
+
+
 def meets_constants(nodes: Iterable[Any]) -> bool:
-    """Whether an operation in a graph has a constant beside an operand that has a graph, as x · 2 has.
+    """Whether arithmetic in a graph has a constant beside an operand that has a graph, as x · 2 has.
 
     In forward mode torch makes zeros without memory for the tangent of the constant. What it computes of these goes by
-    code that imports the compiler, which takes seconds. To copy into new memory is no such operation.
+    code that imports the compiler, which takes seconds.
     """
-    arithmetic = [node for node in nodes if "Copy" not in node.name()]
-    edges = [[following for following, _ in node.next_functions] for node in arithmetic]
-    return any(len(each) > 1 and None in each for each in edges)
+    arithmetic = [node for node in nodes if node.name().startswith(ARITHMETIC)]
+    return any(following is None for node in arithmetic for following, _ in node.next_functions)
 
 
 def has_vmap_rule(function: type[torch.autograd.Function]) -> bool:

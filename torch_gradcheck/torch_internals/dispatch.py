@@ -119,20 +119,6 @@ def vmap_or_nothing() -> Iterator[None]:
         enable(enabled)
 
 
-@contextmanager
-def silent_vmap() -> Iterator[None]:
-    """Inside the block torch does not tell, on stderr, that vmap runs an operation in a loop."""
-    functorch = _functorch()
-    is_enabled = getattr(functorch, "_is_vmap_fallback_warning_enabled", None)
-    enable = getattr(functorch, "_set_vmap_fallback_warning_enabled", lambda _: None)
-    enabled = is_enabled is None or is_enabled()
-    enable(False)
-    try:
-        yield
-    finally:
-        enable(enabled)
-
-
 def _length(of_stack: str) -> int:
     length = getattr(torch._C, of_stack, None)
     return 0 if length is None else int(length())
