@@ -124,7 +124,7 @@ NOT_CHECKED = {
     "is_interrupted": "interrupted",
     "asks": "ended in TypeError",
     "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
-    "forgets_the_batch": "inputs must be a tuple of the function's positional arguments",
+    "forgets_the_batch": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 2",
     "many_targets": "batch does not fit loss_fn",
     "rigth": "no function 'rigth'; close names: right",
 }

@@ -16,7 +16,7 @@ from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.diagnosis.findings import findings_of
 from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
-from torch_gradcheck.errors import NonDeterministicLossError
+from torch_gradcheck.errors import NonFiniteLossError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
@@ -189,25 +189,34 @@ def check_function(
 ) -> Report:
     """Checks the gradients of a function of tensors under random gradients of its outputs, and its contract.
 
-    J = Σ ⟨v, y⟩ over all differentiable outputs y, v drawn from `seed`: signed, of sizes between ½ and 1½, divided by
-    the number of entries of the output.
+    J = Σ ⟨v, y⟩ over all differentiable outputs y, in any nest of tuples, lists, mappings and dataclasses; v is drawn
+    from `seed`: signed, of sizes between ½ and 1½, divided by the number of entries of the output. Differentiable are
+    the outputs that have a graph or, where none has one, all of floating point or complex numbers: then every gradient
+    is missing. A wrong row says for which output's gradient it is wrong.
+
+    Rows are named after the arguments of the function, of `forward` without `ctx` for an `autograd.Function`: `x`,
+    `tensors[0]` inside a list, `args[2]` where there is no name. `report.contract` says what else holds of it.
 
     Args:
-        function: a plain function, `MyFunction.apply`, a custom operator of `torch.library`, or a module, whose
-            parameters are on trial too and whose mode stays as it is.
-        inputs: a tuple of its positional arguments, or a mapping of keyword arguments. On trial are the tensors that
-            require a gradient or, where none does, all of floating point or complex numbers.
-        order: as in `check_module`, as are all that follow. With order=2, v depends on y as well, so that the gradients
-            that a backward is given are on trial too. The contract is tried at either.
-        tolerance: the largest relative error that passes.
-        dtype: the precision of the check; the arguments on trial are copied into it.
-        eps: the step of the centered difference.
-        seed: of v, and whatever else is drawn at random.
-        hold_detached: what passes through `detach()` is held.
-        progress: a bar.
+        function: a plain function, `MyFunction.apply`, an operator of `torch.library`, or a module, whose parameters
+            are rows too and whose mode stays as it is; a bound method of a module is the module with another forward.
+            One that writes to its arguments is given copies, which are no leaves.
+        inputs: a tuple or list of its positional arguments, or a mapping of keyword arguments. On trial are the tensors
+            that require a gradient or, where none does, all of floating point or complex numbers.
+        order: as in `check_module`. With 2, v depends on y as well, so that the gradients that a backward is given are
+            on trial too. The contract is tried at either.
+        tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
+        dtype: the precision of the check, `torch.float64` or `torch.float32`; floating and complex arguments are copied
+            into it, and casts to a lower one inside the function are raised.
+        eps: the step of the centered difference; None chooses one per argument from the measured noise of J.
+        seed: of v, and of everything else that is drawn at random: same seed, same report.
+        hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ.
+        progress: True or False; None shows a bar only for long work on a terminal.
 
     Raises:
-        InvalidRequestError, NonFiniteLossError, NonDeterministicLossError: as `check_module`.
+        InvalidRequestError: the function cannot be called with these arguments, or has no gradient to check.
+        NonFiniteLossError, NonDeterministicLossError: J cannot be checked. An exception from the function itself comes
+            through as it is; inside of the contract it becomes an entry.
     """
     function_argument(function)
     model = module_of(function) or FunctionModule()
@@ -228,30 +237,40 @@ def check_function(
         hold_detached=hold_detached,
         order=order,
     )
-    loss = FunctionLoss(function_call(function, inputs), request.seed)
-    loss = replace(loss, is_bent=order == 2)
+    loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
     try:
         return _of_function(model, loss, request)
-    except (WrittenArgumentsError, NonDeterministicLossError):  # a backward that writes to θ has J be another number
+    except WrittenArgumentsError:
         return _of_function(model, loss.on_copies(), request)
+    except NonFiniteLossError as error:
+        raise loss.explained(error) from error.__cause__
 
 
 def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
-    """The check of J as of any other loss; then, in a loan of its own, what only a function can be asked."""
+    """The check of J as of any other loss; then, in the same loan of J itself, what only a function can be asked."""
     started = time.perf_counter()
-    report = checked(model, loss, request)
-    plain = replace(loss, is_bent=False)
-    with posed(model, plain, replace(request, order=1)) as problem:
-        rows = told_by_output(problem, plain, report.parameters) if request.order == 1 else report.parameters
-        proven = frozenset(row.name for row in rows if row.status.is_proven)
-        contract = contract_of(Trial(problem, plain, proven))
-    return replace(
-        report,
-        parameters=rows,
-        notes=[*report.notes, *loss.notes],
-        contract=contract,
-        seconds=time.perf_counter() - started,
-    )
+    report = checked(model, loss, request) if request.order == 2 else None
+    if report is not None:
+        loss, request = replace(loss, is_bent=False), replace(request, order=1)
+    with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
+        if report is None:
+            _run_backward(problem, loss)
+            report, _ = judged(problem, started)
+            report = replace(report, parameters=told_by_output(problem, loss, report.parameters))
+        proven = frozenset(row.name for row in report if row.status.is_proven)
+        contract = contract_of(Trial(problem, loss, proven))
+    notes, seconds = [*report.notes, *loss.notes], time.perf_counter() - started
+    return replace(report, notes=notes, contract=contract, seconds=seconds)
+
+
+def _run_backward(problem: Problem, loss: FunctionLoss) -> None:
+    """Runs the backward on trial; raises WrittenArgumentsError where it writes to arguments, past autograd too."""
+    try:
+        _ = problem.backward
+    except Exception:  # whatever it is, it may come of arguments that have changed
+        loss.refuse_written()
+        raise
+    loss.refuse_written()
 
 
 def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
@@ -288,26 +307,35 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
     """
     started = time.perf_counter()
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
-        gradients, unrepeatable = _on_trial(problem)
-        choice, trials = run_method(problem, gradients)
-        rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
-        rows = linear_in(problem.slope, rows, problem.theta)
-        rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
-        refuse_unreached(rows, problem.objective.words)
-        found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
-        notes = notes_of(problem, choice, rows, gradients)
-        report = reported(
-            problem,
-            choice,
-            found.rows,
-            started=started,
-            relative_error=over_theta(rows, trials),
-            notes=unrepeatable.among([*found.notes, *notes]),
-            culprit=found.culprit if found.notes else unrepeatable.culprit,
-            backward_spread=unrepeatable.spread or problem.objective.apart_with_graph,
-        )
-        examined = Examination.of(problem, gradients, choice, trials)
-    return report, examined
+        return judged(problem, started)
+
+
+def judged(problem: Problem, started: float) -> tuple[Report, Examination]:
+    """The report on a problem whose model is lent, and what was examined for it.
+
+    Args:
+        problem: what is asked.
+        started: `time.perf_counter()` at the beginning.
+    """
+    gradients, unrepeatable = _on_trial(problem)
+    choice, trials = run_method(problem, gradients)
+    rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
+    rows = linear_in(problem.slope, rows, problem.theta)
+    rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
+    refuse_unreached(rows, problem.objective.words)
+    found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
+    notes = notes_of(problem, choice, rows, gradients)
+    report = reported(
+        problem,
+        choice,
+        found.rows,
+        started=started,
+        relative_error=over_theta(rows, trials),
+        notes=unrepeatable.among([*found.notes, *notes]),
+        culprit=found.culprit if found.notes else unrepeatable.culprit,
+        backward_spread=unrepeatable.spread or problem.objective.apart_with_graph,
+    )
+    return report, Examination.of(problem, gradients, choice, trials)
 
 
 def _on_trial(problem: Problem) -> tuple[Mapping[int, AnalyticGradient], Unrepeatable]:

@@ -8,7 +8,7 @@ import inspect
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -182,7 +182,8 @@ def _problem(target: str) -> tuple[Any, ...]:
     if not colon or not where or not name:
         raise InvalidRequestError(f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.")
     result = _function(where, name)()
-    if not isinstance(result, tuple | list) or len(result) not in (2, 3):
+    is_pair = isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], tuple | list | Mapping)
+    if not is_pair and (not isinstance(result, tuple | list) or len(result) != 3):
         raise InvalidRequestError(
             f"{target}() must return (model, loss_fn, batch) or (function, inputs), got {type(result).__name__}"
             f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}."

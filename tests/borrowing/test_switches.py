@@ -39,6 +39,10 @@ SWITCHES: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         torch.backends.mha.get_fastpath_enabled,
         lambda: torch.backends.mha.set_fastpath_enabled(False),
     ),
+    "attention's kernels": (
+        torch.backends.cuda.flash_sdp_enabled,
+        lambda: torch.backends.cuda.enable_flash_sdp(False),
+    ),
     "parametrize cache": (lambda: parametrize._cache_enabled, lambda: setattr(parametrize, "_cache_enabled", 3)),
     "cudnn benchmark": (
         lambda: torch.backends.cudnn.benchmark,

@@ -297,7 +297,6 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a class of modules": (nn.Linear, (X,), r"function is the class Linear; give an instance: Linear\(...\)"),
     "no function": (3, (X,), "function must be callable, got int 3"),
     "meta": (torch.sin, (X.to("meta"),), "cannot be perturbed, on the meta device"),
-    "sparse": (torch.sin, (X.to_sparse(),), "cannot be perturbed, sparse_coo: give the ordinary tensors"),
 }  # fmt: skip
 
 
@@ -334,3 +333,25 @@ def test_random_numbers_are_the_same_in_every_evaluation() -> None:
     before = torch.random.get_rng_state()
     assert check_function(lambda x: nn.functional.dropout(x, 0.5), (X,)).passed
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+class WritesBack(Function):
+    """Overwrites the argument that it has saved, past autograd, once its right gradient is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        result = 2 * x * gradient
+        x.data.zero_()
+        return result
+
+
+def test_a_backward_that_writes_to_an_argument_does_not_move_theta() -> None:
+    report = check_function(WritesBack.apply, (X,))
+    assert statuses(report) == {"x": "match"}
+    assert "inputs_kept" in {entry.name for entry in report.contract if entry.status.value == "failed"}

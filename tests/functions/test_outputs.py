@@ -233,3 +233,10 @@ def test_no_note_speaks_of_a_loss_or_of_options_that_a_function_does_not_have() 
     layer = torch.nn.Sequential(torch.nn.LayerNorm(4), torch.nn.Dropout(0.5)).eval()
     for report in (check_function(layer, (X,)), check_function(Two.apply, (X, (1.5, 1.0), 0.0))):
         assert not [note for note in report.notes if "loss" in note or "perturb" in note or "eval mode" in note]
+
+
+def test_outputs_that_are_not_finite_are_named() -> None:
+    with pytest.raises(
+        NonFiniteLossError, match=r"Not finite are 4 of 12 entries of output\[1\]: a function that masks"
+    ):
+        check_function(lambda x: (x, x.masked_fill(torch.tensor([True, False, False])[:, None], -torch.inf)), (X,))

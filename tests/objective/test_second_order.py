@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.zoo.accumulating import Checkpoint
 from torch_gradcheck import InvalidRequestError, NonFiniteLossError, check_closure, check_module
 from torch_gradcheck.objective.second_order import Slope, direction
 from torch_gradcheck.reporting.facts import Status
@@ -120,12 +121,30 @@ def test_a_reentrant_checkpoint_is_refused() -> None:
         check_module(Reentrant(), lambda y: y.square().sum(), X, order=2)
 
 
+def test_a_function_whose_backward_accumulates_is_refused() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Checkpoint.apply(torch.ones((), requires_grad=True), self.net, x)  # type: ignore[no-any-return]
+
+    with pytest.raises(InvalidRequestError, match="the backward of a Function in J runs another backward"):
+        check_module(nn.Sequential(nn.Linear(3, 3), Layer()), lambda y: y.square().sum(), X, order=2)
+
+
 def test_a_first_order_gradient_that_is_not_finite_is_said_to_be_that() -> None:
     model = linear()
     nn.init.zeros_(model.weight)
     nn.init.zeros_(model.bias)
     with pytest.raises(NonFiniteLossError, match=r"order=2: J\(θ\) = 0, and its first-order gradient is not finite"):
         check_module(model, lambda y: y.abs().sqrt().sum(), X, order=2)
+
+
+def test_a_loss_that_is_not_finite_is_refused_though_its_gradient_is() -> None:
+    with pytest.raises(NonFiniteLossError, match=r"order=2: J\(θ\) = inf\. A check with order=1 names"):
+        check_module(linear(), lambda y: y.square().sum() + torch.tensor(float("inf")), X, order=2)
 
 
 def test_the_report_says_of_what_it_is() -> None:

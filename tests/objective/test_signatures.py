@@ -128,7 +128,11 @@ def test_why_arguments_do_not_fit(function: Callable[..., Any], args: tuple[Any,
     assert re.search(why, misfit(function, args, {}))
 
 
-@pytest.mark.parametrize("function", [torch.mul, torch.ops.aten.mul, doubled, lambda *args: args], ids=str)
+@pytest.mark.parametrize(
+    "function",
+    [torch.mul, torch.ops.aten.mul, doubled, lambda *args: args],
+    ids=["builtin", "operator", "function", "varargs"],
+)
 def test_nothing_is_said_of_arguments_that_fit_or_of_which_nobody_knows(function: Callable[..., Any]) -> None:
     assert misfit(function, (1, 2), {}) == ""
 

@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from torch_gradcheck.torch_internals.dispatch import transforms_in_force
-from torch_gradcheck.torch_internals.transforms import innermost, is_wrapped, numbers_in, outside_transforms
+from torch_gradcheck.torch_internals.transforms import (
+    batched_by_kernels,
+    innermost,
+    is_wrapped,
+    numbers_in,
+    outside_transforms,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 """torch itself scripts functions where forward mode is used first."""
@@ -55,3 +62,14 @@ def test_ordinary_tensors_are_what_they_are() -> None:
     assert numbers_in(X) is X
     with outside_transforms():
         assert transforms_in_force() == 0
+
+
+def test_forward_mode_runs_inside_of_the_vmap_of_kernels() -> None:
+    """`gradcheck(check_batched_forward_grad=True)` asks for it; under `torch.func.vmap` `make_dual` raises."""
+
+    def derivative(tangent: Tensor) -> Tensor:
+        with forward_ad.dual_level():
+            return forward_ad.unpack_dual(forward_ad.make_dual(torch.ones(2), tangent) ** 3)[1]
+
+    tangents = torch.tensor([[1.0, 0.0], [2.0, 1.0]])
+    assert torch.equal(batched_by_kernels(derivative)(tangents), 3 * tangents)

@@ -93,6 +93,17 @@ def _deterministic() -> Switch:
     )
 
 
+def _attention() -> tuple[Switch, ...]:
+    """Which kernels attention may be computed by; the recording of J asks for the one made of operations."""
+    cuda = torch.backends.cuda
+    return (
+        Switch(cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+        Switch(cuda.math_sdp_enabled, cuda.enable_math_sdp),
+        Switch(cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+        Switch(cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+    )
+
+
 def _switches() -> list[Switch]:
     return [
         Switch(torch.get_default_dtype, torch.set_default_dtype),
@@ -108,6 +119,7 @@ def _switches() -> list[Switch]:
         Switch(torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
         Switch(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled),
         _deterministic(),
+        *_attention(),
         *_autocast("cpu"),
         *(_autocast(accelerator) if (accelerator := accelerator_type()) else ()),
         attribute_switch(torch.backends.cudnn, "benchmark"),

@@ -7,7 +7,7 @@ through each of these.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from torch_gradcheck.contract.beside import Slopes, judged_beside
 from torch_gradcheck.contract.functions import name_of
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
-from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
+from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, bears_out, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.double_backward import kept_intermediates
@@ -123,14 +123,20 @@ class _Backward:
         return [*self.trial.all_names, *[f"the gradient of {name}" for name in outputs]]
 
     def slopes(self, names: Collection[str]) -> Slopes:
-        """φ along a direction through each of these, beside what a double backward says of it."""
+        """φ along a direction through each of these, beside what a double backward says of it.
+
+        One direction through all of them comes first; where it bears all out, none is tried alone.
+        """
         moving = [*self.trial.tensors, *self.cotangents]
         here, scale = self._by_double_backward()
-        return {
-            name: self._slope(position, tensor, here, scale)
-            for position, (name, tensor) in enumerate(zip(self.names, moving, strict=True))
-            if name in names
-        }
+        positions = {name: position for position, name in enumerate(self.names) if name in names}
+        request = self.trial.problem.request
+        precision = Precision(epsilon(request.dtype), request.tolerance, scale)
+        together = RandomDirection([moving[position] for position in positions.values()], request.seed)
+        predicted = [together.slope_through(k, here[position]) for k, position in enumerate(positions.values())]
+        if bears_out(self._along(together), predicted, precision):
+            return {name: Slope.right(each) for name, each in zip(positions, predicted, strict=True)}
+        return {name: self._slope(position, moving[position], here, precision) for name, position in positions.items()}
 
     def has_graph(self) -> bool:
         """Whether any gradient that the backward returns has a graph."""
@@ -138,21 +144,27 @@ class _Backward:
             gradients = self._gradients_with_graph([v.detach().requires_grad_() for v in self.cotangents])
             return any(gradient.requires_grad for gradient in gradients if gradient is not None)
 
-    def _slope(self, position: int, tensor: torch.Tensor, here: Sequence[torch.Tensor | None], scale: float) -> Slope:
-        request = self.trial.problem.request
-        direction = RandomDirection([tensor], request.seed)
-
-        def value(step: float) -> float:
-            with direction.at(step):
-                found = attempted(self._value)
-            return float("nan") if isinstance(found, Raised) else found
+    def _slope(
+        self, position: int, tensor: torch.Tensor, here: Sequence[torch.Tensor | None], precision: Precision
+    ) -> Slope:
+        direction = RandomDirection([tensor], self.trial.problem.request.seed)
 
         def predicted(step: float) -> float:
             with direction.at(step):
                 gradients = self._by_double_backward()[0] if step else here
             return direction.slope([gradients[position]])
 
-        return judged(value, predicted, Precision(epsilon(request.dtype), request.tolerance, scale))
+        return judged(self._along(direction), predicted, precision)
+
+    def _along(self, direction: RandomDirection) -> Callable[[float], float]:
+        """φ as a function of the step along a direction; NaN where it raises."""
+
+        def value(step: float) -> float:
+            with direction.at(step):
+                found = attempted(self._value)
+            return float("nan") if isinstance(found, Raised) else found
+
+        return value
 
     def _value(self) -> float:
         """φ."""

@@ -55,18 +55,37 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
 
 
 def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
-    """Forward and backward, lent once more in this precision; the loan puts the default dtype back in the end."""
-    model, seed = trial.problem.model, trial.problem.request.seed
-    with (
-        lend(model, trial.loss.holders, "keep", dtype, seed) as borrowed,
-        _Evaluated(borrowed),
-        torch.enable_grad(),
-    ):
-        torch.set_default_dtype(trial.problem.default_dtype)
+    """Forward and backward, lent once more where the check has another precision; the default dtype is the caller's."""
+    model, request = trial.problem.model, trial.problem.request
+    with _DefaultDtype(trial.problem.default_dtype):
+        if dtype is request.dtype:
+            with trial.problem.objective.evaluation_as_it_is():
+                _look(trial, seen)
+        else:
+            with lend(model, trial.loss.holders, "keep", dtype, request.seed) as borrowed, _Evaluated(borrowed):
+                torch.set_default_dtype(trial.problem.default_dtype)  # the loan puts its own back in the end
+                _look(trial, seen)
+
+
+def _look(trial: Trial, seen: _Returned) -> None:
+    with torch.enable_grad():
         outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
         terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
         with seen:
             gradients_of(terms, trial.tensors)
+
+
+class _DefaultDtype:
+    """Another default dtype inside the block."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        self._dtype, self._before = dtype, torch.get_default_dtype()
+
+    def __enter__(self) -> None:
+        torch.set_default_dtype(self._dtype)
+
+    def __exit__(self, *exception: object) -> None:
+        torch.set_default_dtype(self._before)
 
 
 class _Evaluated:

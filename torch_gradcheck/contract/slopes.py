@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -55,6 +55,11 @@ class Slope(NamedTuple):
     error_bar: float
     verdict: Verdict
 
+    @classmethod
+    def right(cls, predicted: float) -> Slope:
+        """One that is borne out together with others."""
+        return cls(predicted, predicted, 0.0, Verdict.RIGHT)
+
     def __str__(self) -> str:
         """Such as "0.25, where centered differences give 0.5 ± 1e-09"."""
         return f"{self.predicted:.6g}, where centered differences give {self.numeric:.6g} ± {self.error_bar:.0e}"
@@ -102,13 +107,34 @@ def _beyond_rounding(slope: Slope, predicted: Along, precision: Precision) -> Sl
     return slope if is_off else slope._replace(verdict=Verdict.RIGHT if np.isfinite(spread) else Verdict.UNKNOWN)
 
 
+def bears_out(value: Along, predicted: Sequence[float], precision: Precision) -> bool:
+    """Whether four values of f have the slope that parts of its argument are predicted to add up to.
+
+    No part is lost in the others: what the sum may be off by is a share of the smallest one that is not zero.
+
+    Args:
+        value: as in `judged`, all parts moving.
+        predicted: the slope through each part, on trial.
+        precision: of f.
+    """
+    with np.errstate(all="ignore"):
+        numeric, bar = _first_difference(value, precision)
+    least = min([abs(each) for each in predicted if each], default=0.0)
+    return abs(numeric - sum(predicted)) <= max(AGREES * precision.tolerance * least, bar)
+
+
 def _first_look(value: Along, predicted: float, precision: Precision) -> Slope:
+    numeric, bar = _first_difference(value, precision)
+    allowed = max(AGREES * precision.tolerance * max(abs(numeric), abs(predicted)), bar)
+    return Slope(predicted, numeric, bar, Verdict.RIGHT if abs(numeric - predicted) <= allowed else Verdict.UNKNOWN)
+
+
+def _first_difference(value: Along, precision: Precision) -> tuple[float, float]:
+    """The slope of f at 0 by four values, and its error bar."""
     step = precision.epsilon ** (1 / 5)  # truncation, of order h⁴, is then as small as rounding
     noise = Noise(0.0, precision.epsilon * precision.scale, precision.epsilon)
     found = through_stencil(_sampler(value), ONE, np.ones(1), Stencil(step / 8, 1), noise)
-    numeric, bar = float(found.central[0]), float(found.roundoff[0])
-    allowed = max(AGREES * precision.tolerance * max(abs(numeric), abs(predicted)), bar)
-    return Slope(predicted, numeric, bar, Verdict.RIGHT if abs(numeric - predicted) <= allowed else Verdict.UNKNOWN)
+    return float(found.central[0]), float(found.roundoff[0])
 
 
 def _by_ladder(value: Along, predicted: float, precision: Precision) -> Slope:

@@ -54,7 +54,7 @@ class Trial:
         arguments = {id(tensor) for tensor in objects_of(self.call.variables)}
         checked = [self.problem.theta[position] for position in self.problem.theta.checked]
         return [
-            Variable(each.name, each.parameter, (), each.role)
+            Variable(each.name, each.parameter, role=each.role)
             for each in checked
             if id(each.parameter) not in arguments
         ]

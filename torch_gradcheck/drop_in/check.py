@@ -9,6 +9,7 @@ from torch_gradcheck.drop_in.failure import ContradictoryFlagsError, GradcheckFa
 from torch_gradcheck.drop_in.inputs import as_tuple
 from torch_gradcheck.drop_in.options import Options
 from torch_gradcheck.drop_in.second_order import GradientFunction, cotangents_of
+from torch_gradcheck.drop_in.table import with_table
 from torch_gradcheck.drop_in.trial import try_function
 
 
@@ -78,12 +79,13 @@ def gradcheck(
         fast_mode=fast_mode,
         masked=bool(masked),
     )
+    arguments = as_tuple(inputs)
     try:
-        try_function(func, as_tuple(inputs), options)
-    except GradcheckFailedError:
-        if raise_exception:
-            raise
-        return False
+        try_function(func, arguments, options)
+    except GradcheckFailedError as failure:
+        if not raise_exception:
+            return False
+        raise with_table(failure, func, arguments) from failure.__cause__
     return True
 
 
@@ -123,9 +125,10 @@ def gradgradcheck(
     """
     _check_flags(check_fwd_over_rev, check_rev_over_rev, check_undefined_grad, check_batched_grad)
     arguments = as_tuple(inputs)
-    cotangents = cotangents_of(func, arguments, grad_outputs, gen_non_contig_grad_outputs)
+    cotangents = cotangents_of(func, arguments, grad_outputs)
+    spread = gen_non_contig_grad_outputs and grad_outputs is None
     return gradcheck(
-        GradientFunction(func, arguments, cotangents),
+        GradientFunction(func, arguments, cotangents, spread),
         arguments + cotangents,
         eps=eps,
         atol=atol,

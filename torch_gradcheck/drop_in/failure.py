@@ -5,10 +5,19 @@ from __future__ import annotations
 from torch.autograd.gradcheck import GradcheckError as TorchGradcheckError
 
 from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError
+from torch_gradcheck.reporting.report import Report
 
 
 class GradcheckFailedError(GradientMismatchError, TorchGradcheckError):
-    """A check of `gradcheck` has failed: an `AssertionError`, a `RuntimeError` and torch's own `GradcheckError`."""
+    """A check of `gradcheck` has failed: an `AssertionError`, a `RuntimeError` and torch's own `GradcheckError`.
+
+    Attributes:
+        report: of `check_function`, where that has found something wrong, too; else None.
+    """
+
+    def __init__(self, message: str, report: Report | None = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class OverlappingMemoryError(InvalidRequestError, RuntimeError):

@@ -16,7 +16,7 @@ from torch_gradcheck.drop_in.inputs import Input, on_trial
 from torch_gradcheck.drop_in.rows import vector
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_loss import FunctionModule
-from torch_gradcheck.objective.function_outputs import outputs_of
+from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
 
@@ -73,7 +73,7 @@ class LentFunction:
         places = {id(each.given): tensor for each, tensor in zip(self.inputs, tensors, strict=True)}
         with torch.enable_grad():
             result = self._func(*[places.get(id(argument), argument) for argument in self._arguments])
-        outputs = [output for _, output in outputs_of(result)]
+        outputs = [output for _, output in tensors_in(result)]
         _check_outputs(outputs)
         return outputs
 

@@ -17,6 +17,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.sparse_arguments import densified, is_sparse, places_of, values_of, with_values
 from torch_gradcheck.precision.dtypes import in_precision
+from torch_gradcheck.torch_internals.tensors import is_efficient_zero
 
 
 class Input(Protocol):
@@ -131,7 +132,10 @@ class MkldnnInput:
 
 def real_numbers(tensor: Tensor) -> Floats:
     """The real numbers of a tensor in C order, a complex entry as two, shape (numbers,), in float64."""
-    dense = _dense(tensor.detach()).resolve_conj().resolve_neg()
+    bare = tensor.detach()
+    if is_efficient_zero(bare):
+        bare = torch.zeros(bare.shape, dtype=bare.dtype)
+    dense = _dense(bare).resolve_conj().resolve_neg()
     return np.asarray(real_view(dense).reshape(-1).to("cpu", torch.float64).numpy())
 
 

@@ -14,7 +14,7 @@ from torch_gradcheck.drop_in.columns import Columns, EveryCoordinate, RandomColu
 from torch_gradcheck.drop_in.failure import GradcheckFailedError
 from torch_gradcheck.drop_in.function import LentFunction
 from torch_gradcheck.drop_in.inputs import StridedInput
-from torch_gradcheck.drop_in.judge import Judge, Judged, Tolerances
+from torch_gradcheck.drop_in.judge import Judge, Tolerances
 from torch_gradcheck.drop_in.noise import RowNoise, row_noise
 from torch_gradcheck.drop_in.options import Options
 from torch_gradcheck.drop_in.rows import EveryEntry, RandomRows, Rows
@@ -88,12 +88,10 @@ class _Part:
     def _noise(self) -> RowNoise:
         return row_noise(self._quantities, self._memories, self.function.epsilon, SEED)
 
-    def _judged(self, forward: bool) -> Judged:
-        analytic = self.made_by(self.rows, self.columns)
-        judge = Judge(
-            self._quantities, self.columns, self._noise, self.options.step, self.tolerances, self._points_nearby
-        )
-        return judge.judged(analytic, self._partner(forward))
+    @property
+    def _judge(self) -> Judge:
+        step, nearby = self.options.step, self._points_nearby
+        return Judge(self._quantities, self.columns, self._noise, step, self.tolerances, nearby)
 
     @property
     def _points_nearby(self) -> tuple[Callable[[int], RandomDirection], Callable[[], Floats]] | None:
@@ -109,13 +107,12 @@ class _Part:
         return (rows[:, None] * len(columns) + columns).reshape(-1)
 
     def is_right(self) -> bool:
-        """Whether differences agree with every entry."""
-        judged = self._judged(forward=False)
-        return not (judged.wrong.any() or judged.open.any())
+        """Whether differences agree with every entry; where they do not, nothing is said."""
+        return self._judge.agrees(self.made_by(self.rows, self.columns), self._partner(forward=False))
 
     def check(self, forward: bool) -> None:
         """Raises where an entry is wrong, or can neither be told by error bars nor by torch's own difference."""
-        judged = self._judged(forward)
+        judged = self._judge.judged(self.made_by(self.rows, self.columns), self._partner(forward))
         if judged.wrong.any():
             raise GradcheckFailedError(
                 wrong_jacobian(judged, judged.wrong, self._places(forward), self.options, forward)

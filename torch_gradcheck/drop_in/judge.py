@@ -27,10 +27,14 @@ from torch_gradcheck.verdicts.entry_check import (
     NearbySampler,
     Outcome,
 )
-from torch_gradcheck.verdicts.judge import judge_gradient
+from torch_gradcheck.verdicts.judge import judge_suspects
+from torch_gradcheck.verdicts.measurement import better_measured, measured
 
 LEAST_TOLERANCE, LARGEST_TOLERANCE = 1e-8, 1e-3
 """A step is chosen to resolve relative errors between these, whatever the tolerances are."""
+
+FIRST = 4
+"""How many entries are looked at first where differences disagree: one that is wrong is enough to fail."""
 
 NO_FLOATS: Floats = np.empty(0)
 
@@ -123,12 +127,19 @@ class Judge:
             partner: shape (M · N,), the entry of the other part of the same complex number; itself for a real one.
         """
         check = self._check(analytic, partner)
-        results = judge_gradient(check, None)
+        results = judge_suspects(better_measured(measured(check, None)), FIRST)
         shape, unit = analytic.shape, self._unit.reshape(analytic.shape)
         numeric, error_bar = results.numeric.reshape(shape) * unit, results.error_bar.reshape(shape) * unit
         outcome = results.outcome.reshape(shape)
         judged = Judged(analytic, numeric, error_bar, outcome == Outcome.MISMATCH, outcome == Outcome.UNDECIDED)
         return self._both_parts(judged, outcome, partner)
+
+    def agrees(self, analytic: Floats, partner: Indices) -> bool:
+        """Whether differences that resolve the tolerances agree with every entry, with no closer look at any."""
+        measurement = measured(self._check(analytic, partner), None)
+        numeric = measurement.results.numeric * self._unit
+        unresolved = measurement.results.error_bar * self._unit > self.tolerances.allowed(numeric)
+        return not (len(measurement.suspects) or unresolved.any())
 
     def _both_parts(self, judged: Judged, outcome: NDArray[np.int8], partner: Indices) -> Judged:
         """The same where complex numbers are judged by their modulus, and what is not resolved is left open."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch_gradcheck.drop_in.jacobian import SEED, check_independent, check_jaco
 from torch_gradcheck.drop_in.options import Options
 from torch_gradcheck.drop_in.rows import Rows
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.precision.dtypes import is_lower
+from torch_gradcheck.precision.dtypes import is_lower, name_of
 
 
 def try_function(func: Callable[..., Any], arguments: Sequence[Any], options: Options) -> None:
@@ -50,6 +51,8 @@ def _try_lent(
     dtype: torch.dtype | None,
     may_refuse: bool = False,
 ) -> None:
+    if dtype is None:
+        _warn_of_low_precision(arguments)
     with lent_function(func, arguments, masked=options.masked, dtype=dtype, seed=SEED) as function:
         _start(function, may_refuse)
         if not function.differentiable:
@@ -61,6 +64,17 @@ def _try_lent(
             _try_forward(function, options)
         if options.check_backward_ad:
             _try_backward(function, options)
+
+
+def _warn_of_low_precision(arguments: Sequence[Any]) -> None:
+    lower = _lower(arguments)
+    for position, each in enumerate(arguments):
+        if any(each is other for other in lower):
+            warnings.warn(
+                f"Input #{position} requires gradient and is not a double precision floating point or complex: it is "
+                f"checked in {name_of(each.dtype)}, and errors that the rounding of that hides are not seen.",
+                stacklevel=5,
+            )
 
 
 class RefusesFloat64Error(Exception):

@@ -41,6 +41,9 @@ from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
 from torch_gradcheck.request import Request
 
+OF_FIRST_ORDER = "A check with order=1 names the operation that makes it."
+"""What to do where a check of second order finds that something is not finite."""
+
 
 class Problem:
     """Whether the gradients on trial are those of J: all that the stages of a check need to find out.
@@ -114,9 +117,8 @@ class Problem:
         if self.request.order == 1:
             return None
         request, variables = self.request, variables_on_trial(self._loss, self.request)
-        asked = theta_of(
-            self.model, request.include, request.exclude, variables
-        )  # θ is known once J has been evaluated
+        # θ itself is known once J has been evaluated: captured tensors belong to it that J reads.
+        asked = theta_of(self.model, request.include, request.exclude, variables)
         on_trial = [entry.parameter for entry in asked if entry.checked]
         return Slope(self._loss.at(request.dtype), on_trial, request.seed)
 
@@ -127,7 +129,7 @@ class Problem:
         compute = self.slope or self._loss.at(dtype)
         hold = self.request.hold_detached
         try:
-            return preflighted(
+            objective = preflighted(
                 self.model,
                 compute,
                 self._borrowed,
@@ -145,6 +147,9 @@ class Problem:
             if not self.request.perturb:
                 raise
             raise NonFiniteLossError(f"{error} {_is_moved(self.request.perturb)}", module=error.module) from error
+        if self.slope is not None and not math.isfinite(float(self.slope.loss)):
+            raise NonFiniteLossError(f"order=2: J(θ) = {float(self.slope.loss)}. {OF_FIRST_ORDER}")
+        return objective
 
     @cached_property
     def backward(self) -> Backward:
@@ -300,7 +305,7 @@ def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:
 def _has_no_slope(loss: float) -> str:
     return (
         f"order=2: J(θ) = {loss:.8g}, and its first-order gradient is not finite, so that it cannot be differenced. "
-        "A check with order=1 names the operation that makes it."
+        f"{OF_FIRST_ORDER}"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_outputs import is_inexact
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
+from torch_gradcheck.objective.sparse_arguments import SparseFromValues, is_sparse, values_of
 from torch_gradcheck.objective.variables import Variable, can_be_perturbed, distinct, variables_in
 
 
@@ -27,6 +28,8 @@ class FunctionCall:
     Attributes:
         function: a function of tensors, `MyFunction.apply`, a custom operator or a module.
         args, kwargs: the arguments, their tensors copies of the caller's. Those on trial require a gradient.
+        patterns: of sparse tensors on trial by the id of what stands for them in the arguments: the values that they
+            specify, of which the function gets a sparse tensor again.
         writes: the function writes to arguments on trial, and gets copies of them that are no leaves: autograd allows
             no write to a leaf, and what an evaluation writes to θ would stay for the next one. Other functions get the
             leaves, which a Function may tell from other tensors, and keep.
@@ -36,6 +39,7 @@ class FunctionCall:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     writes: bool = False
+    patterns: Mapping[int, torch.Tensor] = field(default_factory=dict)
 
     @cached_property
     def variables(self) -> list[Variable]:
@@ -64,11 +68,16 @@ class FunctionCall:
 
     def _with(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with these tensors in the places of those on trial."""
-        places = {id(variable.tensor): tensor for variable, tensor in zip(self.variables, tensors, strict=True)}
+        places = {id(each.tensor): self._given(each, x) for each, x in zip(self.variables, tensors, strict=True)}
         if not self._is_flat:
             return rebuilt((self.args, dict(self.kwargs)), lambda tensor: places.get(id(tensor), tensor))  # type: ignore[no-any-return]
         kwargs = {name: places.get(id(each), each) for name, each in self.kwargs.items()}
         return tuple([places.get(id(each), each) for each in self.args]), kwargs
+
+    def _given(self, variable: Variable, tensor: torch.Tensor) -> torch.Tensor:
+        """What the function gets for a variable in whose place this tensor is."""
+        pattern = self.patterns.get(id(variable.tensor))
+        return tensor if pattern is None else SparseFromValues.apply(tensor, pattern)  # type: ignore[no-untyped-call]
 
     @cached_property
     def _is_flat(self) -> bool:
@@ -102,7 +111,8 @@ class FunctionCall:
 def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any]) -> FunctionCall:
     """The call of a function with copies of its arguments.
 
-    On trial are the tensors that require a gradient or, where none does, all of floating point or complex numbers.
+    On trial are the tensors that require a gradient or, where none does, all of floating point or complex numbers; of
+    a sparse one the values that it specifies.
 
     Args:
         function: what is called.
@@ -120,14 +130,18 @@ def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[
             f"{callable_name(function)} has no gradient to check."
         )
     copies: dict[int, torch.Tensor] = {}
+    patterns: dict[int, torch.Tensor] = {}
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in copies:
             asked = id(tensor) in on_trial
-            copies[id(tensor)] = (_perturbable(tensor) if asked else tensor).detach().clone().requires_grad_(asked)
+            moves = asked and is_sparse(tensor)
+            numbers = values_of(tensor) if moves else _perturbable(tensor) if asked else tensor
+            copy = copies[id(tensor)] = numbers.detach().clone().requires_grad_(asked)
+            patterns.update({id(copy): tensor.detach()} if moves else {})
         return copies[id(tensor)]
 
-    return FunctionCall(function, rebuilt(given, copied), rebuilt(named, copied))
+    return FunctionCall(function, rebuilt(given, copied), rebuilt(named, copied), patterns=patterns)
 
 
 def module_of(function: Any) -> nn.Module | None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.tensor_copies import is_freed
-from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.errors import InvalidRequestError, NonFiniteLossError
 from torch_gradcheck.objective.function_call import FunctionCall, module_of
 from torch_gradcheck.objective.function_outputs import Cotangents, bent, inner, is_inexact, outputs_of, root_mean_square
 from torch_gradcheck.objective.loss import Compute
@@ -36,11 +36,12 @@ class FunctionLoss:
     Attributes:
         call: the function and its arguments.
         seed: of v.
+        is_bent: y is bent, see `bent`, so that what a backward is given depends on θ, and a double backward
+            has to go through it.
         in_j: the names of the outputs that J is made of, found by its first evaluation: those with a graph or, where
             none has one, all of floating point or complex numbers.
         without_graph: the names of the outputs that are left out of J, since others have a graph and they have none.
-        is_bent: y is bent, see `bent`, so that the gradient that a backward is given depends on θ, and a double
-            backward has to go through it.
+        not_finite: the outputs that J is made of and that hold NaN or infinity, as "2 of 12 entries of output[1]".
     """
 
     call: FunctionCall
@@ -48,10 +49,12 @@ class FunctionLoss:
     is_bent: bool = False
     in_j: tuple[str, ...] = field(default=(), init=False)
     without_graph: tuple[str, ...] = field(default=(), init=False)
+    not_finite: tuple[str, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         self._cotangents = Cotangents(self.seed)
         self._sizes: dict[int, torch.Tensor] = {}
+        self._first_values: list[torch.Tensor] = []
 
     @property
     def holders(self) -> list[Any]:
@@ -85,6 +88,13 @@ class FunctionLoss:
                 "it as an argument, or check the module itself"
             )
         return notes
+
+    def explained(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        """The error, with the outputs that are at fault."""
+        if not self.not_finite:
+            return error
+        which = f"Not finite are {listed(self.not_finite)}: a function that masks with −∞ may return the others alone."
+        return NonFiniteLossError(f"{error} {which}", module=error.module)
 
     def on_copies(self) -> FunctionLoss:
         """The same with a function that gets copies of its arguments."""
@@ -131,16 +141,20 @@ class FunctionLoss:
     def _first_call(self) -> Any:
         """The result of the first call, which shows whether the function writes to its arguments."""
         leaves = objects_of(self.variables)
-        before = [leaf.detach().clone() for leaf in leaves]
+        self._first_values = [leaf.detach().clone() for leaf in leaves]
         try:
             result = self.call.called(leaves)
         except RuntimeError as error:
             if self.call.writes or not writes_to_a_leaf(error):
                 raise
             raise WrittenArgumentsError from error
-        if not self.call.writes and any(map(_differ, before, leaves)):
-            raise WrittenArgumentsError
+        self.refuse_written()
         return result
+
+    def refuse_written(self) -> None:
+        """Raises WrittenArgumentsError where what was run at θ has written to arguments on trial."""
+        if not self.call.writes and any(map(_differ, self._first_values, objects_of(self.variables))):
+            raise WrittenArgumentsError
 
     def _choose(self, outputs: dict[str, torch.Tensor]) -> None:
         inexact = [name for name, y in outputs.items() if is_inexact(y)]
@@ -153,6 +167,10 @@ class FunctionLoss:
         with_graph = [name for name in inexact if outputs[name].requires_grad]
         self.in_j = tuple(with_graph or inexact)
         self.without_graph = tuple(name for name in inexact if name not in self.in_j)
+        infinite = {name: int((~torch.isfinite(outputs[name])).sum()) for name in self.in_j}
+        self.not_finite = tuple(
+            f"{count} of {outputs[name].numel()} entries of {name}" for name, count in infinite.items() if count
+        )
 
 
 def _captured(function: Any) -> list[str]:

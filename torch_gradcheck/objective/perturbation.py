@@ -111,9 +111,13 @@ class Direction:
 
     def slope(self, gradients: Sequence[torch.Tensor | None]) -> float:
         """⟨gradient, direction⟩: the slope along it of a function with these gradients; None is zeros."""
-        pairs = zip(gradients, self._velocities, strict=True)
-        parts = [(real_view(g.detach().resolve_conj()) * velocity).sum() for g, velocity in pairs if g is not None]
-        return sum([float(part) for part in parts])
+        return sum([self.slope_through(position, gradient) for position, gradient in enumerate(gradients)])
+
+    def slope_through(self, position: int, gradient: torch.Tensor | None) -> float:
+        """The part of the slope that is due to the parameter at this position."""
+        if gradient is None:
+            return 0.0
+        return float((real_view(gradient.detach().resolve_conj()) * self._velocities[position]).sum())
 
 
 class RandomDirection(Direction):

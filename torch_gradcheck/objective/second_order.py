@@ -18,6 +18,17 @@ STREAM = 0x5EC0
 """Added to the seed: what is drawn from the seed itself may be the model's own weights."""
 
 
+BY_CLOSURE = (
+    "the closure calls backward() itself, which leaves gradients without a graph. Let it return the loss, and leave "
+    "the backward to the check."
+)
+
+BY_FUNCTION = (
+    "the backward of a Function in J runs another backward, as a checkpoint or a reversible layer does, which leaves "
+    "gradients in .grad. They have no graph, so that there is no double backward to check."
+)
+
+
 class Slope:
     """⟨v, ∇J(θ)⟩ over the parameters on trial, as a function of nothing; θ is where they are when it is made.
 
@@ -47,18 +58,15 @@ class Slope:
         Where it is off, the gradient is that of an ordinary backward, as an optimizer gets it.
 
         Raises:
-            InvalidRequestError: J runs its backward itself, or contains a reentrant checkpoint.
+            InvalidRequestError: a backward is run by J itself, or by one inside of it, as by a reentrant checkpoint.
         """
         with_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             loss = self.value()
             self.loss = loss.detach()  # not read: a record of the slope must not depend on it
-            if any(parameter.grad is not None for parameter in self._parameters):
-                raise InvalidRequestError(
-                    "order=2: the closure calls backward() itself, which leaves gradients without a graph. Let it "
-                    "return the loss, and leave the backward to the check."
-                )
+            self._refuse_accumulated(BY_CLOSURE)
             gradients = self._gradients(loss, with_graph)
+            self._refuse_accumulated(BY_FUNCTION)
             slopes = [inner(v, each) for v, each in zip(self._directions, gradients, strict=True) if each is not None]
             return torch.stack(slopes).sum() if slopes else torch.zeros_like(loss)
 
@@ -70,6 +78,11 @@ class Slope:
     def along(self) -> Direction:
         """The direction v through the parameters, at θ now."""
         return Direction(self._parameters, [real_view(v) for v in self._directions])
+
+    def _refuse_accumulated(self, why: str) -> None:
+        """Raises where a backward has left a gradient in `.grad`."""
+        if any(parameter.grad is not None for parameter in self._parameters):
+            raise InvalidRequestError(f"order=2: {why}")
 
     def _gradients(self, loss: torch.Tensor, with_graph: bool) -> Sequence[torch.Tensor | None]:
         """The gradients of J; None for those that it does not reach."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from torch_gradcheck.torch_internals.sparse import stored_indices, stored_values
 
@@ -27,18 +28,43 @@ def values_of(tensor: Tensor) -> Tensor:
 
 
 def with_values(tensor: Tensor, values: Tensor) -> Tensor:
-    """A sparse tensor with the layout, shape and places of another one; its gradient goes on to the values.
+    """A sparse tensor with the layout, shape and places of another one; it has no graph.
 
     Args:
         tensor: the other one.
         values: of the shape of `values_of(tensor)`.
     """
-    bare = tensor.detach()
+    bare, values = tensor.detach(), values.detach()
     if bare.layout is torch.sparse_coo:
         return torch.sparse_coo_tensor(
             stored_indices(bare), values, bare.shape, is_coalesced=bare.is_coalesced(), check_invariants=False
         )
-    return torch.sparse_compressed_tensor(*_places(bare), values, bare.shape, layout=bare.layout)
+    return torch.sparse_compressed_tensor(
+        *_places(bare), values, bare.shape, layout=bare.layout, check_invariants=False
+    )
+
+
+class SparseFromValues(Function):
+    """`with_values` with a graph: the gradient at the places goes on to the values, whether it is sparse or dense.
+
+    That of torch's own constructors cannot be differentiated again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, pattern: Tensor) -> Tensor:
+        """A sparse tensor with these values in the places of the pattern."""
+        ctx.set_materialize_grads(False)  # not every sparse layout has zeros
+        ctx.places, ctx.shape = places_of(pattern), values.shape
+        return with_values(pattern, values)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, None]:
+        """Its gradient at the places."""
+        (gradient,) = gradients
+        if gradient is None:
+            return None, None
+        dense = gradient if gradient.layout is torch.strided else gradient.to_dense()
+        return dense.reshape(-1)[ctx.places].view(ctx.shape), None
 
 
 def _places(bare: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,5 +113,5 @@ def _block(bare: Tensor) -> dict[str, Any]:
 def _all_specified(coalesced: Tensor) -> Tensor:
     sparse = coalesced.sparse_dim()
     places = torch.ones(coalesced.shape[:sparse], device=coalesced.device).nonzero().t()
-    values = coalesced.to_dense().reshape(-1, *coalesced.shape[sparse:])
+    values = coalesced.to_dense().reshape(places.shape[1], *coalesced.shape[sparse:])
     return torch.sparse_coo_tensor(places, values, coalesced.shape, is_coalesced=True, check_invariants=False)

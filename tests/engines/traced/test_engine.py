@@ -175,6 +175,14 @@ class PenalizedBatch(Penalized):
         )
 
 
+class PenalizedTrackedBatch(Penalized):
+    """It is given running statistics as well, which the forward has updated and the backward does not read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.Softplus(), nn.BatchNorm1d(5), nn.Linear(5, 1))
+
+
 class Filled(nn.Module):
     """Fills masked entries with a value that it learns."""
 
@@ -264,6 +272,7 @@ ZOO: dict[str, Callable[[], tuple[nn.Module, Callable[[], Tensor]]]] = {
     "complex": lambda: regress(Spectrum(), torch.randn(5, 4)),
     "gradient penalty": lambda: regress(Penalized(), torch.randn(5, 4)),
     "gradient penalty through batch norm": lambda: regress(PenalizedBatch(), torch.randn(5, 4)),
+    "gradient penalty through batch norm that tracks": lambda: regress(PenalizedTrackedBatch(), torch.randn(5, 4)),
     "learned filling": lambda: regress(Filled(), torch.randn(5, 4)),
     "parametrizations": lambda: classify(Normalizations().train(), torch.randn(6, 4)),
     "volumes": lambda: regress(Volumes(), torch.randn(2, 2, 4, 5, 4)),

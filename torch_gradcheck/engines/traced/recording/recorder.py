@@ -128,6 +128,8 @@ class Recorder(DispatchMode):
                 return func.decompose(*args, **kwargs)
         if func in _BATCH_NORMS:
             return self._batch_norm(func, args, kwargs)
+        if func in _BATCH_NORM_BACKWARDS:
+            args = _without_running_statistics(args)
         if func in SCALAR_READS:
             return self._reads.number(func, args[0])
         return self._operation(func, args, kwargs)
@@ -226,6 +228,12 @@ def _mixed(args: tuple[Any, ...]) -> bool:
     return len({x.dtype for x in flatten(args) if x.is_floating_point() or x.is_complex()}) > 1
 
 
+def _without_running_statistics(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The arguments of a backward of batch normalization; in training it is given running statistics for nothing."""
+    grad, x, weight, _, _, mean, variance, training, *rest = args
+    return (grad, x, weight, None, None, mean, variance, training, *rest) if training else args
+
+
 def unknown_statistic(_: Tensor) -> Tensor:
     """Stands for running statistics after their update, which J does not read as a rule.
 
@@ -253,6 +261,8 @@ _VIEWS_ONLY = overloads("as_strided", "set_")
 _COPY = overload("copy_.default")
 
 _BATCH_NORMS = frozenset(existing("native_batch_norm.default", "_native_batch_norm_legit.default"))
+
+_BATCH_NORM_BACKWARDS = frozenset(existing("native_batch_norm_backward.default"))
 
 _BATCH_NORM_IN_TRAINING = overload("_native_batch_norm_legit.no_stats")
 _BATCH_NORM_IN_EVALUATION = overload("_native_batch_norm_legit_no_training.default")
