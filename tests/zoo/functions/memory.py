@@ -195,6 +195,7 @@ def memory() -> list[Case]:
         Case("writes to the gradient", WritesToGradient.apply, x, failed=("grad_output_kept", "layouts")),
         Case("zeroes the gradient after use", ClipsGradient.apply, x, failed=("grad_output_kept",)),
         Case("writes to its input", WritesToInput.apply, x, failed=("inputs_kept",)),
+        Case("writes to what it has saved", WritesToItsInput.apply, x, failed=("inputs_kept", "repeatable", "vmap")),
         Case("takes the gradient for contiguous", ReadsGradientMemory.apply, x, failed=("layouts",)),
         Case("flattens the gradient by view", ViewsGradient.apply, x, failed=("layouts",)),
         Case("takes its input for contiguous", ReadsInputMemory.apply, x, failed=("layouts",)),
