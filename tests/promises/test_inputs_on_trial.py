@@ -355,6 +355,15 @@ def test_an_image_goes_by_directions(wrong: bool) -> None:
     assert "channels" not in str(report), "the axes of an input are not those of a convolution's weight"
 
 
+@pytest.mark.slow
+def test_a_large_image_is_not_taken_for_cheap() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(First(False), nn.Conv2d(3, 4, 7, stride=7), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 3))
+    report = check_module(model, nn.CrossEntropyLoss(), (leaf(1, 3, 224, 224), torch.tensor([2])), include="batch*")
+    assert report.method == "projected"
+    assert report.proven
+
+
 def test_one_mistake_upstream_of_a_module_counts_inputs_too() -> None:
     torch.manual_seed(0)
     report = check_module(nn.Sequential(nn.Linear(3, 3), First(True), nn.Linear(3, 2)), MSE, (leaf(), Y))
