@@ -90,10 +90,26 @@ def test_a_backward_that_writes_to_its_gradient_is_told_with_the_line(function: 
     assert any(found.message.endswith(each) for each in lines)
 
 
+class Through(OldSquare):
+    """Hands the very gradient on, to be added up by autograd."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad
+
+
+def summed(x: Tensor) -> Tensor:
+    return Through.apply(x) + Through.apply(x) + x  # type: ignore[no-any-return, no-untyped-call]
+
+
 @pytest.mark.parametrize(
     "function",
-    [OldSquare.apply, Hands.apply, nn.Linear(4, 2), lambda x: (x + 1, x.t())],
-    ids=["square", "copy", "linear", "views"],
+    [OldSquare.apply, summed, Hands.apply, nn.Linear(4, 2), lambda x: (x + 1, x.t())],
+    ids=["square", "handed on", "copy", "linear", "views"],
 )
 def test_backwards_that_keep_it_pass(function: Any) -> None:
     assert entry("grad_output_kept", function, (X,)).status == "passed"

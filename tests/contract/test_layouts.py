@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from tests.contract.entry import entry
 from tests.zoo.functions.case import normal
-from tests.zoo.functions.memory import LikeInput, OldSquare, ReadsGradientMemory, ReadsInputMemory, ViewsGradient
+from tests.zoo.functions.memory import (
+    ClipsGradient,
+    LikeInput,
+    OldSquare,
+    ReadsGradientMemory,
+    ReadsInputMemory,
+    ViewsGradient,
+)
 
 X, W = normal(3, 4, dtype=torch.float64), normal(3, 4, seed=1, dtype=torch.float64)
 
@@ -153,6 +160,7 @@ def test_of_several_outputs_the_one_whose_gradient_is_misread_is_told() -> None:
     ("function", "inputs"),
     [
         (Product.apply, (X, W)),
+        (ClipsGradient.apply, (X,)),
         (lambda x, w: torch.max(x * w, 0), (X, W)),
         (lambda x: torch.sort(x, stable=False), (normal(40, 30, dtype=torch.float64),)),
         (lambda x, w: w.reshape(-1)[x.argmax()] * x, (X, W)),
@@ -169,6 +177,7 @@ def test_of_several_outputs_the_one_whose_gradient_is_misread_is_told() -> None:
     ],
     ids=[
         "product",
+        "zeroes its gradient",
         "max",
         "sort",
         "argmax",

@@ -105,4 +105,45 @@ def test_a_call_between_forward_and_backward_shows_what_is_kept_on_the_class() -
 def test_a_second_backward_shows_what_the_first_has_written_to() -> None:
     found = entry("repeatable", CrossEntropyScaledInPlace.apply, (X, torch.tensor([0, 3, 1])))
     assert found.status == "failed"
-    assert "in a second backward through the same graph (retain_graph=True) the gradient of logits" in found.message
+    assert "in a second backward through the same graph (retain_graph=True), the gradient of logits" in found.message
+
+
+WORKSPACE = torch.zeros(64, dtype=torch.float64)
+
+
+def in_workspace(x: Tensor) -> Tensor:
+    """The numbers of x in memory that the next call uses, too."""
+    return WORKSPACE[: x.numel()].view(x.shape).copy_(x)
+
+
+class OutputInWorkspace(OldSquare):
+    """Saves an allocation: the output is in a workspace."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return in_workspace(x * x)
+
+
+class GradientInWorkspace(OldSquare):
+    """Saves another one: autograd takes the gradient over as it is."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return in_workspace(OldSquare.backward(ctx, grad).detach())
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (OutputInWorkspace, "a second call, with other arguments, changes what the first has returned: output is "),
+        (
+            GradientInWorkspace,
+            "the backward of another call changes what that of the first has left: the gradient of x",
+        ),
+    ],
+)
+def test_what_is_returned_in_a_workspace_is_overwritten(function: Any, said: str) -> None:
+    found = entry("repeatable", function.apply, (X,))
+    assert found.status == "failed"
+    assert found.message.startswith(said)

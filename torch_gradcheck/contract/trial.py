@@ -133,7 +133,10 @@ class Trial:
         given = self.cotangents(outputs) if cotangents is None else cotangents
         gradients = gradients_under(outputs, given, [*leaves, *objects_of(self.parameters)])
         return Run(
-            [name for name, _ in named], [y.detach() for y in outputs], [y.requires_grad for y in outputs], gradients
+            [name for name, _ in named],
+            [y.detach().clone() for y in outputs],  # which may be in a workspace that the next run uses
+            [y.requires_grad for y in outputs],
+            [None if each is None else each.clone() for each in gradients],
         )
 
     def forward(self, tensors: Sequence[torch.Tensor], call: FunctionCall | None = None) -> list[torch.Tensor]:

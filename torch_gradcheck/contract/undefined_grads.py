@@ -29,7 +29,8 @@ def undefined_grads(trial: Trial) -> ContractEntry:
     if wrong:
         return failed(NAME, wrong + trial.backwards)
     if len(used) < 2:
-        return not_applicable(NAME, "the function has one differentiable output, without which there is no loss")
+        count = "one" if used else "no"
+        return not_applicable(NAME, f"the function has {count} differentiable output, without which there is no loss")
     return passed(NAME)
 
 
