@@ -349,8 +349,8 @@ def test_every_engine_perturbs_inputs(engine: str, method: str, wrong: bool, mon
 @pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
 def test_an_image_goes_by_directions(wrong: bool) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(First(wrong), nn.Conv2d(3, 4, 7, stride=7), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3))
-    report = check_module(model, nn.CrossEntropyLoss(), (leaf(1, 3, 70, 70), torch.tensor([2])), method="projected")
+    model = nn.Sequential(First(wrong), nn.Conv2d(3, 4, 7, stride=7), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    report = check_module(model, nn.CrossEntropyLoss(), (leaf(1, 3, 28, 28), torch.tensor([2])), method="projected")
     assert rows_of(report) == {"batch[0]": ("mismatch" if wrong else "match", "input")}
     assert "channels" not in str(report), "the axes of an input are not those of a convolution's weight"
 
