@@ -501,6 +501,17 @@ def test_a_constant_computed_before_is_no_row_and_a_leaf_is() -> None:
     assert rows_of(lost) == {"target": ("mismatch", "captured")}
 
 
+def test_patterns_name_what_is_captured_whether_it_is_read_or_not() -> None:
+    model, x, unread = net(False), leaf(), leaf()
+
+    def closure() -> Any:
+        return None if unread is None else MSE(model(x), Y)
+
+    assert [row.name for row in check_closure(model, closure, exclude=["*.bias", "unread"])] == ["1.weight", "x"]
+    with pytest.raises(InvalidRequestError, match="the closure does not read unread"):
+        check_closure(model, closure, include="unread")
+
+
 def test_what_the_model_put_out_before_is_not_its_loss() -> None:
     model = net(False)
     output = model(numbers(4, 3))
