@@ -20,8 +20,8 @@ import argparse
 import json
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
@@ -270,6 +270,23 @@ def _is_found_exactly(row: Row, contestant: str) -> bool:
     return planted is not None and planted.wrong == (row.place,)
 
 
+def figures_of(rows: Sequence[Row], left_out: Mapping[str, str]) -> dict[str, Any]:
+    """All of it, ready for JSON."""
+    return {
+        "operators": len(rows),
+        "median_entries": median(row.entries for row in rows),
+        "left_out": left_out,
+        "explanations": EXPLANATIONS,
+        "summary": {name: summary_of(rows, name) for name in CONTESTANTS},
+        "alarms": {name: alarms_of(rows, name) for name in CONTESTANTS},
+        "seconds": {
+            row.operator: {"entries": row.entries}
+            | {name: round(row.contestants[name].seconds, 5) for name in CONTESTANTS}
+            for row in rows
+        },
+    }
+
+
 def table(rows: Sequence[Row]) -> Table:
     """One row a contestant."""
     verdicts = ("alarms", "explained", "false", "errors", "planted", "found", "exactly there")
@@ -306,15 +323,7 @@ def main() -> None:
     console.print(table(rows))
     path = arguments.json or (None if arguments.quick or names else RESULTS)
     if path:
-        figures = {
-            "environment": environment(),
-            "operators": len(rows),
-            "entries": median(row.entries for row in rows),
-            "left_out": left_out,
-            "explanations": EXPLANATIONS,
-            "summary": {name: summary_of(rows, name) for name in CONTESTANTS},
-            "rows": [asdict(row) for row in rows],
-        }
+        figures = {"environment": environment(), **figures_of(rows, left_out)}
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(figures, indent=2) + "\n")
 

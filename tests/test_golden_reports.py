@@ -142,6 +142,32 @@ def function_with_a_broken_contract() -> Report:
     return check_function(GateFunction.apply, (rows(3, 4), rows(1, 4)[0]))
 
 
+class SquashFunction(torch.autograd.Function):
+    """tanh(x), with its slope kept as an intermediate: right as often as nobody differentiates its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.tanh()
+        ctx.save_for_backward(1 - y**2)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        return grad * slope
+
+
+class Squash(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return SquashFunction.apply(x)
+
+
+def wrong_double_backward() -> Report:
+    """Of second order, an intermediate that is taken for a constant."""
+    model = filled(nn.Sequential(nn.Linear(4, 5), Squash(), nn.Linear(5, 3)))
+    return check_module(model, nn.CrossEntropyLoss(), (rows(6, 4), torch.arange(6) % 3), order=2)
+
+
 CHECKS: dict[str, Callable[[], Report]] = {
     check.__name__: check
     for check in (
@@ -151,6 +177,7 @@ CHECKS: dict[str, Callable[[], Report]] = {
         wrong_column_projected,
         neither_right_nor_wrong,
         function_with_a_broken_contract,
+        wrong_double_backward,
     )
 }
 

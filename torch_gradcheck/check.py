@@ -22,8 +22,8 @@ from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
-from torch_gradcheck.objective.function_call import function_call, module_of
-from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule, WrittenArgumentsError
+from torch_gradcheck.objective.function_call import function_call
+from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
@@ -219,7 +219,7 @@ def check_function(
             through as it is; inside of the contract it becomes an entry.
     """
     function_argument(function)
-    model = module_of(function) or FunctionModule()
+    model = model_of(function)
     request = validated_request(
         model,
         METHOD_NAMES,

@@ -23,23 +23,28 @@ def on_trial(
     function: Callable[..., Any],
     inputs: Sequence[Any] | Mapping[str, Any],
     dtype: torch.dtype = torch.float64,
+    hold_detached: bool = False,
 ) -> Any:
     """What `trying` finds of a function that is lent as `check_function` lends it, without a check of its gradient."""
-    loss = FunctionLoss(function_call(function, inputs), seed=0)
+    model, loss = module_of(function) or FunctionModule(), FunctionLoss(function_call(function, inputs), seed=0)
     try:
-        return _lent(trying, module_of(function) or FunctionModule(), loss, dtype)
+        return _lent(trying, model, loss, dtype, hold_detached)
     except WrittenArgumentsError:
-        return _lent(trying, module_of(function) or FunctionModule(), loss.on_copies(), dtype)
+        return _lent(trying, model, loss.on_copies(), dtype, hold_detached)
 
 
-def entry(name: str, function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any]) -> ContractEntry:
-    """One entry of the contract."""
-    found = on_trial(ENTRIES[name], function, inputs)
+def entry(
+    name: str, function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any], **options: Any
+) -> ContractEntry:
+    """One entry of the contract; the options are those of `on_trial`."""
+    found = on_trial(ENTRIES[name], function, inputs, **options)
     assert isinstance(found, ContractEntry)
     return found
 
 
-def _lent(trying: Callable[[Trial], Any], model: nn.Module, loss: FunctionLoss, dtype: torch.dtype) -> Any:
+def _lent(
+    trying: Callable[[Trial], Any], model: nn.Module, loss: FunctionLoss, dtype: torch.dtype, hold_detached: bool
+) -> Any:
     request = validated_request(
         model,
         METHOD_NAMES,
@@ -54,7 +59,7 @@ def _lent(trying: Callable[[Trial], Any], model: nn.Module, loss: FunctionLoss, 
         seed=0,
         progress=False,
         perturb=0.0,
-        hold_detached=False,
+        hold_detached=hold_detached,
     )
     with posed(model, loss, request) as problem:
         return trying(Trial(problem, loss))

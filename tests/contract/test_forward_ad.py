@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tests.contract.one_entry import drawn, function, tried
+from tests.contract.made_functions import drawn, function, tried
 
 X, W = drawn(3, 4), drawn(3, 4, seed=1)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.contract.one_entry import drawn, function, tried
+from tests.contract.made_functions import drawn, function, tried
 
 X = drawn(3, 4)
 
@@ -95,22 +95,26 @@ RIGHT = {
 WRONG = {
     "output kept as an attribute": (
         function("Exp", _keeps_output, lambda ctx, g: g * ctx.y),
-        ["the forward has run (Exp.backward at ", "x, output should be freed", "ctx.y of Exp holds the graph"],
+        [
+            "the forward has run (Exp.backward at ",
+            "x, output should be freed with it, but references lead in a circle: ",
+            "ctx.y of Exp holds the graph",
+        ],
     ),
     "context that refers to itself": (
         function("Exp", _refers_to_itself, lambda ctx, g: g * ctx.saved_tensors[0].exp()),
-        ["x should be freed with the graph", "wait for Python's garbage collector"],
+        ["x should be freed with it", "waits for Python's garbage collector"],
     ),
     "kept in a global": (
         function("Exp", _global, _times_saved),
-        ["x should be freed with the graph", "something outside of the graph still refers to"],
+        ["x should be freed with it", "something outside of the graph still refers to"],
     ),
-    "last input kept in a global": (function("Exp", _last, _times_saved), ["x should be freed with the graph"]),
+    "last input kept in a global": (function("Exp", _last, _times_saved), ["x should be freed with it"]),
     "gradient kept by the backward": (
         function("Exp", _saves_output, _keeps_gradient),
-        ["the forward and the backward have run", "the gradient of output should be freed"],
+        ["forward and backward have run", "the gradient of output should be freed"],
     ),
-    "history of a module": (_History(), ["should be freed with the graph", "something outside of the graph"]),
+    "history of a module": (_History(), ["should be freed with it", "something outside of the graph"]),
 }
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from tests.contract.one_entry import drawn, function, tried
+from tests.contract.made_functions import drawn, function, tried
 
 X, W = drawn(3, 4), drawn(3, 4, seed=1)
 

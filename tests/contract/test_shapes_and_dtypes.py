@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.autograd import Function
 
-from tests.contract.one_entry import drawn, function, tried
+from tests.contract.made_functions import drawn, function, tried
 
 X, B = drawn(3, 4), drawn(4, seed=1)
 Z = torch.complex(X, X + 1)

@@ -46,6 +46,26 @@ def test_a_small_output_beside_a_large_one_is_judged_by_its_own_noise() -> None:
     )
 
 
+def test_a_function_that_raises_where_it_is_not_defined_is_checked_inside() -> None:
+    def entropy(p: Tensor) -> Tensor:
+        if bool((p < 0).any()):
+            raise ValueError("p must be positive")
+        return -p * p.log()
+
+    p = torch.tensor([0.3, 1e-4], dtype=torch.float64, requires_grad=True)
+    assert gradcheck(entropy, p)
+    assert not gradcheck(lambda p: wrong_by_a_hundredth(entropy(p)), p, raise_exception=False)
+
+
+def test_an_infinite_entry_that_no_step_moves_is_judged_by_what_is_known_of_it() -> None:
+    x = torch.tensor([0.5, float("-inf")], dtype=torch.float64, requires_grad=True)
+    for fast_mode in (False, True):
+        assert gradcheck(lambda x: x.softmax(0) * x[0], x, fast_mode=fast_mode)
+        assert not gradcheck(
+            lambda x: wrong_by_a_hundredth(x.softmax(0) * x[0]), x, fast_mode=fast_mode, raise_exception=False
+        )
+
+
 def test_what_nothing_decides_fails_and_says_so() -> None:
     with pytest.raises(GradcheckFailedError, match="cannot be excluded: differences decide nothing at 2 of 4 entries"):
         gradcheck(lambda x: 1e14 + x.sin(), X)

@@ -355,3 +355,7 @@ def test_a_backward_that_writes_to_an_argument_does_not_move_theta() -> None:
     report = check_function(WritesBack.apply, (X,))
     assert statuses(report) == {"x": "match"}
     assert "inputs_kept" in {entry.name for entry in report.contract if entry.status.value == "failed"}
+
+
+def test_a_module_of_length_0_is_a_module() -> None:
+    assert check_function(nn.Sequential(), (X,)).passed

@@ -188,9 +188,18 @@ class Two(Function):
 
 
 WRONG_FOR: dict[str, tuple[tuple[float, float], float, str]] = {
-    "the first": ((1.01, 1.0), 0.0, "wrong for the gradient of output[0]; right for that of output[1]"),
-    "the second": ((1.0, 0.9), 0.0, "wrong for the gradient of output[1]; right for that of output[0]"),
-    "both": ((1.5, 0.9), 0.0, "wrong for the gradients of output[0], output[1]"),
+    "the first": (
+        (1.01, 1.0),
+        0.0,
+        "wrong for the gradient of output[0] (1.01 times the right one); right for that of output[1]",
+    ),
+    "the second": (
+        (1.0, 0.9),
+        0.0,
+        "wrong for the gradient of output[1] (0.9 times the right one); right for that of output[0]",
+    ),
+    "none of the second": ((1.0, 0.0), 0.0, "of output[1] (it is 0); right for that of output[0]"),
+    "both": ((1.5, 0.9), 0.0, "gradients of output[0] (1.5 times the right one), output[1] (0.9 times the right one)"),
     "both together": ((1.0, 1.0), 1e3, "right for the gradient of each output alone, wrong for all together"),
 }
 
@@ -211,7 +220,10 @@ def test_a_right_row_of_several_outputs_says_nothing() -> None:
 def test_complex_outputs_are_told_apart() -> None:
     z = torch.randn(3, generator=RNG, dtype=torch.complex128)
     report = check_function(lambda z: (z.exp(), z.detach() * z), (z,))
-    assert "wrong for the gradient of output[1]; right for that of output[0]" in report["z"].reason
+    assert (
+        "wrong for the gradient of output[1] (0.5 times the right one); right for that of output[0]"
+        in report["z"].reason
+    )
 
 
 def test_errors_are_in_words_of_a_function() -> None:

@@ -151,7 +151,7 @@ def test_the_report_says_of_what_it_is() -> None:
     report = check_module(linear(), lambda y: y.square().sum(), X, order=2)
     assert report.proven
     assert str(report).startswith("second-order gradients right: 2 of 2 parameters")
-    assert "slope ⟨v, ∇J⟩" in str(report)
+    assert f"⟨v, ∇J⟩ {report.loss:.8g} (noise" in str(report)
     assert any(note.startswith("second order: J is the slope ⟨v, ∇J⟩ of the loss") for note in report.notes)
     assert report.to_dict()["order"] == 2
     assert check_module(linear(), lambda y: y.square().sum(), X).order == 1

@@ -142,3 +142,10 @@ def test_apply_is_given_keywords_by_their_places() -> None:
     assert positional(OldStyle.apply, {"weight": 2, "x": 1, "scale": 3}) == ((1, 2, 3), {})
     assert positional(OldStyle.apply, {"weight": 2}) == ((), {"weight": 2})
     assert positional(doubled, {"x": 1}) == ((), {"x": 1})
+
+
+@pytest.mark.slow
+def test_a_compiled_module_is_called_as_the_one_inside() -> None:
+    compiled = torch.compile(Layer(), backend="eager")
+    assert argument_names(compiled, 2) == ["features", "mask"]
+    assert callable_name(compiled) == "Layer"

@@ -499,6 +499,27 @@ def test_what_the_model_put_out_before_is_not_its_loss() -> None:
         check_closure(model, lambda: MSE(output, Y))
 
 
+def test_a_captured_tensor_with_retain_grad_cannot_be_lent() -> None:
+    model, x = net(False), retained()
+    with pytest.raises(InvalidRequestError, match=r"x is held by .*retain_grad\(\) was called on it.*detach\(\)"):
+        check_closure(model, lambda: MSE(model(x), Y))
+    x.sum().backward()  # type: ignore[no-untyped-call]
+    assert torch.equal(x.grad, torch.ones(4, 3))  # type: ignore[arg-type]
+
+
+def test_derivatives_by_an_input_that_the_loss_takes() -> None:
+    """The loss captures the very tensor of the batch, as those of physics-informed networks do."""
+    torch.manual_seed(0)
+    x = leaf(5, 1)
+
+    def residual(u: Tensor) -> Tensor:
+        (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)
+        return (slope - u).square().mean()
+
+    report = check_module(nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1)), residual, x)
+    assert rows_of(report) == {"batch": ("match", "input")}
+
+
 def test_a_detached_twin_stays_where_it_is() -> None:
     model, x = net(False), leaf()
     before = x.detach()
@@ -527,3 +548,58 @@ def test_second_derivatives_of_inputs(wrong: bool) -> None:
     assert rows_of(check_module(linear, lambda y: cube(y).sum(), x, order=2)) == {"batch": (status, "input")}
     report = check_closure(linear, lambda: cube(linear(captured)).sum(), order=2)
     assert rows_of(report) == {"captured": (status, "captured")}
+
+
+class WrongSlope(DoublingTanh):
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return g * (1 - torch.tanh(x))  # type: ignore[no-any-return]
+
+
+class Unmasked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.relu()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g
+
+
+class OnlyOwnTerms(torch.autograd.Function):
+    """Softmax without the term that its normalisation makes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.softmax(-1))
+        return x.softmax(-1)
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Tensor:  # type: ignore[override]
+        return g * ctx.saved_tensors[0]  # type: ignore[no-any-return]
+
+
+class Applied(nn.Module):
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(x)  # type: ignore[no-any-return,no-untyped-call]
+
+
+@pytest.mark.parametrize(
+    ("function", "kind"),
+    [(WrongSlope, "slope"), (Unmasked, "unmasked"), (OnlyOwnTerms, "projection")],
+    ids=["slope", "mask", "normalisation"],
+)
+def test_the_kind_of_mistake_of_a_first_layer(function: type[torch.autograd.Function], kind: str) -> None:
+    """It is told by what the layer gives for its input: the row itself."""
+    torch.manual_seed(0)
+    report = check_module(nn.Sequential(Applied(function), nn.Linear(5, 2)), MSE, (leaf(4, 5), Y))
+    assert report.culprit == "0"
+    diagnosis = report["batch[0]"].diagnosis
+    assert diagnosis is not None
+    assert diagnosis.kind == kind
+    assert f"the input x of autograd.Function {function.__name__}" in diagnosis.message

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.torch_internals.autograd import function_of
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of, name_of_function, users_function
 
 
 def backward(ctx: Any, grad: Tensor) -> Any:
@@ -38,10 +38,12 @@ def test_the_formula_of_an_operator_is_found_from_its_node() -> None:
     assert operator is not None
     assert (operator.name, operator.arguments) == ("torch_gradcheck_tests::triple", ("x", "unused"))
     assert operator.backward is backward
+    assert name_of_function(function) == "torch_gradcheck_tests::triple"
 
 
 def test_any_other_function_is_no_operator() -> None:
     assert custom_op_of(Plain) is None
+    assert name_of_function(Plain) == "Plain"
     plain = Plain.apply(torch.ones(2, requires_grad=True))  # type: ignore[no-untyped-call]
     assert function_of(plain.grad_fn) is Plain
     assert function_of((plain * 2).grad_fn) is None

@@ -23,6 +23,7 @@ from torch_gradcheck.torch_internals.dispatch import (
     pop_transforms_down_to,
     transforms_in_force,
     vmap_or_nothing,
+    without_rule_of_vmap,
 )
 from torch_gradcheck.torch_internals.missing import MissingInTorchError
 
@@ -183,3 +184,14 @@ def test_a_torch_without_these_switches_is_checked_all_the_same(monkeypatch: pyt
     assert dispatch_modes_in_force() == function_modes_in_force() == transforms_in_force() == 0
     with vmap_or_nothing():
         pop_transforms_down_to(0)
+
+
+def test_an_operation_that_vmap_could_only_loop_over_is_named() -> None:
+    @torch.library.custom_op("torch_gradcheck_tests::looped", mutates_args=())
+    def looped(x: torch.Tensor) -> torch.Tensor:
+        return 3 * x
+
+    with vmap_or_nothing(), pytest.raises(RuntimeError) as error:
+        torch.vmap(looped)(torch.ones(2, 3))
+    assert without_rule_of_vmap(error.value) == "torch_gradcheck_tests::looped"
+    assert without_rule_of_vmap(RuntimeError("another")) is None

@@ -190,6 +190,7 @@ class Loan(Generic[Lent]):
     def _take(self) -> Borrowed:
         """Sets everything aside; each step registers its way back before it changes anything."""
         _check_numbers(self._model, self._captures)
+        _check_contents(self._captures)
         inference = torch.inference_mode(False)
         inference.__enter__()
         self._undo += [lambda: inference.__exit__(None, None, None), *_compiled_parts_run_eagerly()]
@@ -260,6 +261,17 @@ def _check_numbers(model: nn.Module, captures: Captures) -> None:
     for module in captures.modules.values():
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             _check_is_initialised(f"{name!r} of a {type(module).__name__}", tensor)
+
+
+def _check_contents(captures: Captures) -> None:
+    """Raises InvalidRequestError where a tensor cannot stand for a copy: autograd refers to its contents."""
+    for key, tensor in captures.tensors.items():
+        if not tensor.is_leaf and tensor.retains_grad:
+            name = captures.names.get(key) or f"a tensor of shape {tuple(tensor.shape)}"
+            raise InvalidRequestError(
+                f"{name} is held by the model, the loss or the closure, and retain_grad() was called on it: its "
+                "contents cannot be lent. Let it go, or hold .detach().requires_grad_() of it."
+            )
 
 
 def _check_is_initialised(what: str, tensor: torch.Tensor) -> None:

@@ -15,7 +15,7 @@ import torch.autograd.forward_ad as forward_mode
 from torch.autograd import Function
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
-from torch_gradcheck.contract.functions import functions_of, name_of
+from torch_gradcheck.contract.functions import functions_of
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
@@ -26,7 +26,7 @@ from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import has_forward_rule, meets_constants, node_of, nodes_from
 from torch_gradcheck.torch_internals.code_lines import at_line_of
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of, name_of_function
 
 NAME = "forward_ad"
 
@@ -78,9 +78,8 @@ def _load_rules() -> None:
 
 
 def _without_rule(function: type[Function]) -> str:
-    return (
-        f"{name_of(function)} has no jvp" if custom_op_of(function) is None else f"{name_of(function)} is an operator"
-    )
+    has = "has no jvp" if custom_op_of(function) is None else "is an operator of torch.library"
+    return f"{name_of_function(function)} {has}"
 
 
 def _raised(functions: Sequence[type[Function]], raised: Raised, of: str) -> ContractEntry:
@@ -91,7 +90,7 @@ def _raised(functions: Sequence[type[Function]], raised: Raised, of: str) -> Con
 
 def _wrong(functions: Sequence[type[Function]], wrong: Slopes) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
-    rules = [f"{name_of(function)}.jvp{at_line_of(function.jvp)}" for function in functions]
+    rules = [f"{name_of_function(function)}.jvp{at_line_of(function.jvp)}" for function in functions]
     by = f" by {listed(rules)}" if rules else ""
     return (
         f"with a random tangent of one tensor at a time, the tangents of the outputs{by} are wrong for "

@@ -10,7 +10,7 @@ from torch.autograd import Function
 
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.torch_internals.autograd import function_of, node_of, nodes_from
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
+from torch_gradcheck.torch_internals.custom_ops import users_function
 
 
 def functions_behind(outputs: Sequence[torch.Tensor]) -> list[tuple[type[Function], Any]]:
@@ -24,9 +24,3 @@ def functions_of(trial: Trial) -> list[type[Function]]:
     """Those in the graph of the function on trial, each once."""
     with torch.enable_grad(), trial.regime():
         return list(dict.fromkeys([function for function, _ in functions_behind(trial.outputs(trial.arguments))]))
-
-
-def name_of(function: type[Function]) -> str:
-    """What the user calls a Function; of an operator its own name, such as `mylib::swish`."""
-    operator = custom_op_of(function)
-    return function.__name__ if operator is None else operator.name

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from torch_gradcheck.borrowing.captures import captures_of
-from torch_gradcheck.contract.functions import functions_behind, name_of
+from torch_gradcheck.contract.functions import functions_behind
 from torch_gradcheck.contract.outcome import failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
@@ -23,6 +23,7 @@ from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import nodes_from
+from torch_gradcheck.torch_internals.custom_ops import name_of_function
 from torch_gradcheck.torch_internals.double_backward import kept_by
 from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, weak_storage
 
@@ -37,8 +38,8 @@ def released(trial: Trial) -> ContractEntry:
         if kept.names and kept.is_replaced and _reaches_modules(trial):
             return passed(NAME, f"a module keeps {listed(kept.names)} of its last call until the next one")
         if kept.names:
-            done = "the forward and the backward have run" if backward else "the forward has run"
-            return failed(NAME, f"{done}{trial.backwards}, {_in_words(kept)}")
+            done = "forward and backward have run" if backward else "the forward has run"
+            return failed(NAME, f"{done}{trial.backwards} and the graph is gone: {_in_words(kept)}")
     return passed(NAME)
 
 
@@ -72,13 +73,13 @@ def _kept(trial: Trial, backward: bool) -> _Kept:
 
 
 def _in_words(kept: _Kept) -> str:
-    what = f"and {listed(list(kept.names))} should be freed with the graph"
+    what = f"{listed(list(kept.names))} should be freed with it"
     if not kept.is_cycle:
-        return f"{what}: something outside of the graph still refers to them"
-    why = f"; {listed(list(kept.holding))} holds the graph that holds ctx" if kept.holding else ""
+        return f"{what}, but something outside of the graph still refers to what is left"
+    why = f": {listed(list(kept.holding))} holds the graph that holds ctx" if kept.holding else ""
     return (
-        f"{what}: they wait for Python's garbage collector, as references lead in a circle{why}. "
-        "ctx.save_for_backward keeps outputs without one"
+        f"{what}, but references lead in a circle{why}. What is left waits for Python's garbage collector; "
+        "ctx.save_for_backward keeps outputs without a circle"
     )
 
 
@@ -91,7 +92,7 @@ def _seen_in_a_run(trial: Trial, backward: bool) -> _Seen:
     seen.note(named)
     outputs = [y for _, y in named if y.requires_grad]
     for function, node in functions_behind(outputs):
-        seen.note_kept(name_of(function), node)
+        seen.note_kept(name_of_function(function), node)
     if backward:
         for name, y in named:
             if y.requires_grad and not y.is_leaf:

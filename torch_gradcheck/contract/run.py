@@ -9,6 +9,7 @@ import torch
 
 from torch_gradcheck.torch_internals.autograd import backward_of, function_of, node_of, nodes_from
 from torch_gradcheck.torch_internals.code_lines import users_line_of
+from torch_gradcheck.torch_internals.custom_ops import name_of_function
 
 FUNCTIONS_NAMED = 3
 """Of more Functions than these in one graph no line is told: it would not say where to look."""
@@ -38,5 +39,5 @@ def backwards_in_words(outputs: Sequence[torch.Tensor]) -> str:
     """
     functions = list({function_of(node): None for node in nodes_from(map(node_of, outputs))})
     found = [(each, users_line_of(backward_of(each))) for each in functions if each is not None]
-    lines = [f"{function.__name__}.backward at {line}" for function, line in found if line is not None]
+    lines = [f"{name_of_function(function)}.backward at {line}" for function, line in found if line is not None]
     return f" ({', '.join(lines)})" if 0 < len(lines) <= FUNCTIONS_NAMED else ""

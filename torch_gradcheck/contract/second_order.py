@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
-from torch_gradcheck.contract.functions import name_of
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, bears_out, judged
 from torch_gradcheck.contract.trial import Trial
@@ -24,6 +23,7 @@ from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.custom_ops import name_of_function
 
 NAME = "second_order"
 
@@ -88,7 +88,7 @@ def _intermediates(trial: Trial) -> list[str]:
             here = trial.outputs(trial.fresh())
         with RandomDirection(trial.tensors, trial.problem.request.seed).at(MOVED), trial.regime():
             there = trial.outputs(trial.fresh())
-    return [f"{each.name} of {name_of(each.function)}" for each in kept_intermediates(here, there)]
+    return [f"{each.name} of {name_of_function(each.function)}" for each in kept_intermediates(here, there)]
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from torch.autograd import Function
 
 from torch_gradcheck.contract.comparison import difference
-from torch_gradcheck.contract.functions import functions_of, name_of
+from torch_gradcheck.contract.functions import functions_of
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
@@ -24,8 +24,8 @@ from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import can_be_batched, has_vmap_rule, pulled_back
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
-from torch_gradcheck.torch_internals.dispatch import vmap_or_nothing
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of, name_of_function
+from torch_gradcheck.torch_internals.dispatch import vmap_or_nothing, without_rule_of_vmap
 
 NAME = "vmap"
 
@@ -56,22 +56,22 @@ def _tried(trial: Trial) -> ContractEntry:
     of_backward = attempted(lambda: _wrong_backward(trial))
     if of_backward and not isinstance(of_backward, Raised):
         return failed(NAME, f"vmap of the backward{trial.backwards}: {of_backward}")
-    without = [name_of(function) for function in functions_of(trial) if not _can_be_batched(function)]
+    without = [name_of_function(function) for function in functions_of(trial) if not _can_be_batched(function)]
     if without:
         return not_applicable(NAME, f"vmap has no rule for {listed(without)}")
     notes: list[str] = []
     for number, way in enumerate(_ways(trial)):
         found = attempted(lambda: _wrong(trial, way))  # noqa: B023  # called at once
         if isinstance(found, Raised) and not number:
-            return not_applicable(NAME, f"vmap raises {found}")
+            return not_applicable(NAME, _why(found))
         if isinstance(found, Raised) and any(map(has_vmap_rule, functions_of(trial))):
             return failed(NAME, f"vmap in dimension 0 works; with {way.words}, it raises {found}")
         if isinstance(found, Raised):
-            notes.append(f"with {way.words} vmap raises {found}")
+            notes.append(f"with {way.words}: {_why(found)}")
         elif found:
             return failed(NAME, f"vmap with {way.words}: {found}")
     if isinstance(of_backward, Raised):
-        notes.append(f"vmap of the backward raises {of_backward}")
+        notes.append(f"of the backward: {_why(of_backward)}")
     return passed(NAME, "; ".join(notes))
 
 
@@ -200,6 +200,11 @@ def _wrong_backward(trial: Trial) -> str:
     expected = [torch.stack(list(each)) for each in zip(*loop, strict=True)]
     words = [_differs(trial, "a gradient", *each) for each in zip(together, expected, strict=True)]
     return next(filter(None, words), "")
+
+
+def _why(raised: Raised) -> str:
+    operation = without_rule_of_vmap(raised.error)
+    return f"vmap raises {raised}" if operation is None else f"vmap has no rule for {operation}: it would run a loop"
 
 
 def _can_be_batched(function: type[Function]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.diagnosis.kind.factors import factor_in_words
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_loss import FunctionLoss
@@ -29,6 +31,12 @@ STRAIGHT = 0.01
 UNITS = 32
 """The noise of ⟨v, y⟩ is taken for 32 units in its last place."""
 
+FEW = 3
+"""A factor is looked for at 3 of the worst entries, one by one."""
+
+SAME_FACTOR = 1e-4
+"""Factors are one where they agree to 1e-4."""
+
 MOST = 6
 """How many outputs a sentence names, at most."""
 
@@ -39,8 +47,8 @@ def told_by_output(
     """The rows, the wrong ones with a reason that says for which output's gradient they are.
 
     J is differenced output by output, in five evaluations a wrong row, along one direction through the row's worst
-    entries; the gradient is that of one output, with zeros for the others. Costs nothing where nothing is wrong, or
-    there is only one output.
+    entries, and in five at each of three of them; the gradient is that of one output, with zeros for the others. Costs
+    nothing where nothing is wrong, or there is only one output.
 
     Args:
         problem: J, lent.
@@ -54,7 +62,7 @@ def told_by_output(
     try:
         outputs = _Outputs(problem, loss)
         for position in wrong:
-            told[position] = _told(rows[position], outputs.slopes(position, rows[position]))
+            told[position] = outputs.told(position, rows[position])
     except Exception:  # whatever the function raises for the gradient of one output, the verdict stands
         return tuple(rows)
     return tuple(told)
@@ -82,7 +90,13 @@ class Slope:
     @property
     def is_wrong(self) -> bool:
         """Whether they differ, at no kink."""
-        return not self.is_right and self.kink <= STRAIGHT * abs(self.analytic - self.numeric)
+        off = abs(self.analytic - self.numeric)
+        return not self.is_right and (self.kink <= STRAIGHT * off or not math.isfinite(off))
+
+    @property
+    def factor(self) -> float:
+        """How many times the right slope it is; NaN where that is not resolved."""
+        return self.analytic / self.numeric if abs(self.numeric) > self.error_bar / SAME_FACTOR else math.nan
 
 
 class _Outputs:
@@ -93,13 +107,23 @@ class _Outputs:
         parameters = [entry.parameter for entry in problem.theta]
         self._gradients = {name: self._gradient(name, parameters) for name in loss.in_j}
 
-    def slopes(self, position: int, row: ParameterReport) -> Mapping[str, Slope]:
-        """The slopes along the worst entries of a row, each moved with the sign of its error."""
+    def told(self, position: int, row: ParameterReport) -> ParameterReport:
+        """The row with a reason that says which gradients it is wrong for, and by which factor."""
         entry = self._problem.theta[position]
-        wrong = [each for each in row.worst if each.status is Status.MISMATCH]
-        coordinates = np.array([_flat(entry, each.index, each.part) for each in wrong], dtype=np.int64)
-        signs = np.array([1.0 if each.analytic > each.numeric else -1.0 for each in wrong])
+        worst = [each for each in row.worst if each.status is Status.MISMATCH]
+        coordinates = np.array([_flat(entry, each.index, each.part) for each in worst], dtype=np.int64)
+        signs = np.array([1.0 if each.analytic > each.numeric else -1.0 for each in worst])
         h = row.eps or epsilon(self._objective.dtype) ** (1 / 3)
+        slopes = self._slopes(position, coordinates, signs, h)
+        wrong = [name for name, slope in slopes.items() if slope.is_wrong]
+        several = range(min(FEW, len(worst))) if wrong and len(worst) > 1 else ()
+        alone = [self._slopes(position, coordinates[[k]], signs[[k]], h) for k in several]
+        factors = {name: _common([each[name].factor for each in alone]) for name in wrong}
+        return _told(row, slopes, [f"{name}{factors[name]}" for name in wrong])
+
+    def _slopes(self, position: int, coordinates: Indices, signs: Floats, h: float) -> Mapping[str, Slope]:
+        """The slopes along these entries of θ, each moved with its sign."""
+        entry = self._problem.theta[position]
         at = {step: self._terms(entry, coordinates, step * signs) for step in (0.0, h, -h, h / 2, -h / 2)}
         return {
             name: self._slope(self._along(name, position, coordinates, signs), {s: v[name] for s, v in at.items()}, h)
@@ -147,9 +171,15 @@ def _flat(entry: ThetaEntry, index: Sequence[int], part: str | None) -> int:
     return 2 * flat + (part == "imag") if entry.is_complex else flat
 
 
-def _told(row: ParameterReport, slopes: Mapping[str, Slope]) -> ParameterReport:
+def _common(factors: Sequence[float]) -> str:
+    """Words on the factor that several entries have in common; "" where they have none."""
+    if not factors or not np.allclose(factors, factors[0], rtol=SAME_FACTOR, atol=SAME_FACTOR):
+        return ""
+    return f" ({factor_in_words(factors[0])} times the right one)" if factors[0] else " (it is 0)"
+
+
+def _told(row: ParameterReport, slopes: Mapping[str, Slope], wrong: Sequence[str]) -> ParameterReport:
     depending = {name: slope for name, slope in slopes.items() if not slope.is_nothing}
-    wrong = [name for name, slope in depending.items() if slope.is_wrong]
     right = [name for name, slope in depending.items() if slope.is_right]
     if wrong:
         on_right = f"; right for that of {listed(right, MOST)}" if right else ""

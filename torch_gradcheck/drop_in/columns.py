@@ -49,7 +49,7 @@ class EveryCoordinate:
     def __init__(self, inputs: Sequence[Input]) -> None:
         self._memories = [each.memory for each in inputs]
         counts = [real_view(memory).numel() for memory in self._memories]
-        values = [np.abs(real_numbers(memory)) for memory in self._memories]
+        values = [_finite(np.abs(real_numbers(memory))) for memory in self._memories]
         self.owners = np.repeat(np.arange(len(inputs)), counts)
         self._first = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
         self.partner = np.concatenate(
@@ -127,11 +127,17 @@ class _MovedAlong:
         self._memory.copy_(self._before)
 
 
+def _finite(values: Floats) -> Floats:
+    """The same with 1 in place of what is not finite, and which no step moves."""
+    return np.where(np.isfinite(values), values, 1.0)
+
+
 def _signed_sizes(memory: Tensor, generator: torch.Generator) -> Tensor:
-    real = real_view(memory)
+    finite = real_view(memory).isfinite()
+    real = torch.where(finite, real_view(memory), 0.0)
     draws = torch.rand((2, *real.shape), generator=generator, dtype=torch.float64)
     signed = ((0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0)).to(real)
-    velocity = signed * sizes(real)
+    velocity = signed * sizes(real) * finite
     return torch.view_as_complex(velocity) if memory.is_complex() else velocity
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,7 +87,18 @@ class LentFunction:
         return [outputs[k] for k in self.differentiable]
 
     def values(self, everything: bool = False) -> Floats:
-        """All real numbers in the differentiable outputs, or in all, at what the inputs are moved to."""
+        """All real numbers in the differentiable outputs, or in all, at what the inputs are moved to.
+
+        NaN where the function is not defined there, and raises.
+        """
+        try:
+            return self._values(everything)
+        except Exception as error:
+            if not self._objective.domain.excludes(error, lambda: self._values(everything)):
+                raise
+            return np.full_like(vector(self.outputs if everything else self.chosen(self.outputs)), np.nan)
+
+    def _values(self, everything: bool) -> Floats:
         with self.run():
             outputs = self.called([each.moved() for each in self.inputs])
             self._check_unchanged(outputs)

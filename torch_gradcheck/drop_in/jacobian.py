@@ -129,7 +129,9 @@ class _Part:
             with self.columns.at(int(column), self.options.eps) as right:
                 above = self._quantities()
             with self.columns.at(int(column), -self.options.eps) as left:
-                found[:, column] = (above - self._quantities()) / (right - left)
+                below = self._quantities()
+            width = right - left  # NaN at an infinite entry, which no step moves
+            found[:, column] = (above - below) / (width if np.isfinite(width) else 2 * self.options.eps)
         return found
 
     def _places(self, forward: bool) -> Places:

@@ -139,7 +139,7 @@ class Problem:
                 hold,
                 self._loss.variables,
                 self._loss.words,
-                self.slope is not None,
+                self.slope,
             )
         except NonFiniteLossError as error:
             if self.slope is not None and math.isfinite(float(self.slope.loss)):

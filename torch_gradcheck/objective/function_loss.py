@@ -25,6 +25,12 @@ class FunctionModule(nn.Module):
     """Stands for a plain function where a check asks for a model: it has no parameters, buffers or modules."""
 
 
+def model_of(function: Any) -> nn.Module:
+    """The module that is called, or one that stands for a function that is none."""
+    module = module_of(function)
+    return FunctionModule() if module is None else module
+
+
 class WrittenArgumentsError(Exception):
     """The function writes to arguments that are on trial: it has to get copies that are no leaves."""
 
@@ -91,7 +97,8 @@ class FunctionLoss:
 
     def explained(self, error: NonFiniteLossError) -> NonFiniteLossError:
         """The error, with the outputs that are at fault."""
-        if not self.not_finite:
+        given = [bool(torch.isfinite(each.tensor).all()) for each in self.variables]
+        if not self.not_finite or not all(given):  # then the error tells of the argument
             return error
         which = f"Not finite are {listed(self.not_finite)}: a function that masks with −∞ may return the others alone."
         return NonFiniteLossError(f"{error} {which}", module=error.module)
@@ -176,7 +183,7 @@ class FunctionLoss:
 def _captured(function: Any) -> list[str]:
     """The names of tensors that a function captures and that require a gradient, and of modules that have such."""
     found = captures_of(function)
-    own = {id(each) for each in (module_of(function) or FunctionModule()).modules()}
+    own = {id(each) for each in model_of(function).modules()}
     trained = {type(each).__name__: key for key, each in found.modules.items() if key not in own and _is_trained(each)}
     return [*[each.name for each in captured_in(found)], *[f"the parameters of {kind}" for kind in trained]]
 

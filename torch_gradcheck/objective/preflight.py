@@ -14,10 +14,12 @@ from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossError, NonFiniteLossError
 from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.module_hooks import forward_hooks
-from torch_gradcheck.objective.objective import Objective
+from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS, Objective
 from torch_gradcheck.objective.overflow import OverflowWatch
 from torch_gradcheck.objective.scripted import fixed_to_a_precision
+from torch_gradcheck.objective.second_order import Slope
 from torch_gradcheck.objective.variables import Variable
+from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, noun
 from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
@@ -37,11 +39,11 @@ def preflighted(
     hold_detached: bool = False,
     variables: Sequence[Variable] = (),
     words: LossWords = LOSS_WORDS,
-    is_slope: bool = False,
+    slope: Slope | None = None,
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
 
-    A J that is the slope of another one is evaluated without a graph in any case.
+    The slope of another J is evaluated without a graph in any case.
 
     Args:
         model: the borrowed model.
@@ -53,7 +55,7 @@ def preflighted(
         hold_detached: values at which the graph of J is cut are held; J is then evaluated with a graph.
         variables: the lent variables that J depends on besides the model's parameters.
         words: what a report calls the code that computes J.
-        is_slope: J is a `Slope`.
+        slope: J itself, where it is the slope of another one.
 
     Raises:
         NonScalarLossError: J is not one real number.
@@ -78,8 +80,8 @@ def preflighted(
         objective.held = None
     if objective.held is not None:
         check_unchanged(objective)
-    elif is_slope:
-        _by_ordinary_backward(objective)
+    elif slope is not None:
+        _by_ordinary_backward(objective, slope)
     elif _without_graph(objective) != objective.loss:
         objective.needs_graph = True
         check_unchanged(objective)
@@ -126,12 +128,18 @@ def _value_unwarned(objective: Objective) -> float:
         return objective.value()
 
 
-def _by_ordinary_backward(objective: Objective) -> None:
-    """Has the slope be that along the gradient which a backward without a graph gives, as an optimizer gets it."""
+def _by_ordinary_backward(objective: Objective, slope: Slope) -> None:
+    """Has the slope be that along the gradient which a backward without a graph gives, as an optimizer gets it.
+
+    Rounding is relative to the terms of the slope: these may cancel.
+    """
     with_graph, objective.needs_graph = objective.loss, False
     objective.loss = objective.value()
     if not objective.same(with_graph, objective.loss):
-        objective.with_graph = with_graph
+        with objective.evaluation():
+            terms = slope.terms()
+        if abs(with_graph - objective.loss) > ROUNDOFF_BETWEEN_CALLS * epsilon(objective.dtype) * terms:
+            objective.with_graph = with_graph
     check_unchanged(objective)
 
 

@@ -74,6 +74,13 @@ class Slope:
         """J itself; only inside of an evaluation of the slope."""
         return scalar(self._compute())
 
+    def terms(self) -> float:
+        """Σ |v| |∇J|, the size of what the slope is the sum of; only inside of an evaluation of it."""
+        with torch.enable_grad():
+            gradients = self._gradients(self.value(), with_graph=False)
+        found = [(v, each) for v, each in zip(self._directions, gradients, strict=True) if each is not None]
+        return float(sum((v.abs() * each.abs()).sum() for v, each in found))
+
     @property
     def along(self) -> Direction:
         """The direction v through the parameters, at θ now."""
@@ -91,7 +98,9 @@ class Slope:
             return [None for _ in self._parameters]
         if with_graph:
             _refuse_reentrant_checkpoints(loss)
-        made = torch.autograd.grad(loss, asked, create_graph=with_graph, allow_unused=True)
+        made: Sequence[torch.Tensor | None] = torch.autograd.grad(
+            loss, asked, create_graph=with_graph, allow_unused=True
+        )
         found = {
             id(parameter): gradient for parameter, gradient in zip(asked, made, strict=True) if gradient is not None
         }

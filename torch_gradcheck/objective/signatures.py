@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.autograd import Function
 
+from torch_gradcheck.torch_internals.modules import uncompiled
 from torch_gradcheck.torch_internals.operations import operator_name, schemas_of
 
 POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
@@ -31,7 +32,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
     schemas = schemas_of(function)
     if schemas:
         return _of_schema(schemas[0]) if len(schemas) == 1 else None
-    return _read(function.forward if isinstance(function, nn.Module) else function)
+    return _read(uncompiled(function).forward if isinstance(function, nn.Module) else function)
 
 
 def function_applied_by(function: Any) -> type[Function] | None:
@@ -72,6 +73,8 @@ def callable_name(function: Callable[..., Any]) -> str:
     function = inspect.unwrap(function)
     if isinstance(function, functools.partial):
         return callable_name(function.func)
+    if isinstance(function, nn.Module):
+        return type(uncompiled(function)).__name__
     named = function_applied_by(function) or function
     return operator_name(function) or str(getattr(named, "__name__", type(function).__name__))
 

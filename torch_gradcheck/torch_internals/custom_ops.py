@@ -50,6 +50,12 @@ def users_function(function: type[Function]) -> type[Function] | None:
     return users_function(found) if isinstance(found, type) else None
 
 
+def name_of_function(function: type[Function]) -> str:
+    """What the user calls a Function: its own name or, of an operator, that of the operator, such as `mylib::swish`."""
+    operator = custom_op_of(function)
+    return function.__name__ if operator is None else operator.name
+
+
 def _closure(function: Any) -> dict[str, Any]:
     code, cells = getattr(function, "__code__", None), getattr(function, "__closure__", None)
     return (

@@ -119,6 +119,12 @@ def vmap_or_nothing() -> Iterator[None]:
         enable(enabled)
 
 
+def without_rule_of_vmap(error: BaseException) -> str | None:
+    """The operation, such as `aten::frexp`, that vmap could only run in a loop; None of another exception."""
+    name, found, _ = str(error).partition(" hit the vmap fallback which is currently disabled")
+    return name if found else None
+
+
 def _length(of_stack: str) -> int:
     length = getattr(torch._C, of_stack, None)
     return 0 if length is None else int(length())

@@ -229,14 +229,17 @@ class Recording:
             pass
 
     def _inputs_tapped(self, call: RecordedCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """The arguments for the callee: tensors with a graph are replaced by copies, whose hooks record `returned`."""
+        """The arguments for the callee: copies take the place of tensors whose gradient is asked for, to record it.
+
+        Parameters stay: a Function may know them, and what it leaves in their `.grad` is on trial itself.
+        """
         if not (self._taps.inputs and torch.is_grad_enabled()):
             return args, kwargs
         positions = {id(tensor): k for k, tensor in reversed(list(enumerate(tensors_of((args, kwargs)))))}
         copies: dict[int, torch.Tensor] = {}  # a tensor given twice stays one tensor
 
         def copy(value: Any) -> Any:
-            if not isinstance(value, torch.Tensor) or value.grad_fn is None:
+            if not isinstance(value, torch.Tensor) or not value.requires_grad or isinstance(value, nn.Parameter):
                 return value
             if id(value) not in copies:
                 position = positions[id(value)]

@@ -187,7 +187,7 @@ def _summary(facts: Facts) -> tuple[str, ...]:
 
 
 def _what(facts: Facts) -> str:
-    return "loss" if facts.order == 1 else "slope ⟨v, ∇J⟩"
+    return "loss" if facts.order == 1 else "⟨v, ∇J⟩"
 
 
 def ratio_in_words(facts: Facts) -> str:
