@@ -97,9 +97,7 @@ def test_no_results_of_a_backward_that_is_not_one_function_are_compared(name: st
 def test_a_call_between_forward_and_backward_shows_what_is_kept_on_the_class() -> None:
     found = entry("repeatable", Stale.apply, (X,))
     assert found.status == "failed"
-    assert (
-        "called again, with other arguments, before the backward of the first call, the gradient of x" in found.message
-    )
+    assert "after another call, with other arguments, the backward of the first one: the gradient of x" in found.message
 
 
 def test_a_second_backward_shows_what_the_first_has_written_to() -> None:
