@@ -121,6 +121,6 @@ def _how(function: Any) -> str:
 def _forward_in_words(function: Any) -> str:
     """Where the forward starts, as " (FILE:LINE)"; "" for one that is not the user's."""
     applied = function_applied_by(function)
-    forward = applied.forward if applied is not None else getattr(function, "_init_fn", function)
+    forward = applied.forward if applied is not None else function
     line = users_line_of(forward.forward if isinstance(forward, nn.Module) else forward)
     return "" if line is None else f" ({line})"
