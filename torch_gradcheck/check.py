@@ -202,7 +202,8 @@ def check_function(
             are rows too and whose mode stays as it is; a bound method of a module is the module with another forward.
             One that writes to its arguments is given copies, which are no leaves.
         inputs: a tuple or list of its positional arguments, or a mapping of keyword arguments. On trial are the tensors
-            that require a gradient or, where none does, all of floating point or complex numbers.
+            that require a gradient or, where none does, all of floating point or complex numbers; of sparse ones the
+            values that they specify.
         order: as in `check_module`. With 2, v depends on y as well, so that the gradients that a backward is given are
             on trial too. The contract is tried at either.
         tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import signal
 from collections import OrderedDict, deque
 from collections.abc import Iterator
@@ -377,3 +378,25 @@ def test_compiled_parts_run_eagerly_and_are_compiled_as_before_afterwards() -> N
     assert len(calls) == 1
     model(x)
     assert len(calls) == 1, "the compiled code of before the loan still fits"
+
+
+@pytest.mark.parametrize("own", [torch.float32, torch.float64], ids=str)
+def test_a_loan_knows_the_default_dtype_of_the_caller(own: torch.dtype) -> None:
+    torch.set_default_dtype(own)
+    try:
+        with loan(Keeper()) as borrowed:
+            assert (borrowed.default_dtype, torch.get_default_dtype()) == (own, torch.float64)
+        assert torch.get_default_dtype() is own
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("collects", [True, False], ids=["on", "off"])
+def test_the_garbage_collector_is_a_switch(collects: bool) -> None:
+    (gc.enable if collects else gc.disable)()
+    try:
+        with loan(Keeper()):
+            (gc.disable if collects else gc.enable)()
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable()

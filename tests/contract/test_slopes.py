@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from torch_gradcheck.contract.slopes import Precision, Verdict, judged
+from torch_gradcheck.contract.slopes import Precision, Verdict, bears_out, judged
 
 PRECISION = Precision(epsilon=2.2e-16, tolerance=1e-5, scale=1.0)
 
@@ -70,3 +70,17 @@ def test_a_prediction_that_cancellation_has_rounded_may_be_off_by_as_much() -> N
 
 def test_a_slope_in_words() -> None:
     assert str(judged(np.exp, lambda _: 2.0, PRECISION)).startswith("2, where centered differences give 1 ± ")
+
+
+@pytest.mark.parametrize(
+    ("parts", "expected"),
+    [
+        pytest.param((1.0, 1e-6), True, id="right"),
+        pytest.param((1.0, 2e-6), False, id="a small part doubled"),
+        pytest.param((1.0, 0.0), False, id="a small part lost"),
+        pytest.param((0.0, 1.0), False, id="parts exchanged, and one lost"),
+        pytest.param((1.0, math.nan), False, id="not a number"),
+    ],
+)
+def test_parts_of_a_slope_are_borne_out_together(parts: tuple[float, float], expected: bool) -> None:
+    assert bears_out(lambda t: math.sin(t) + 1e-6 * t, parts, PRECISION) is expected

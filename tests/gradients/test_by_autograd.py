@@ -80,6 +80,15 @@ def test_sparse_gradients_are_spread_out() -> None:
     assert gradients["weight"].values.tolist() == [1, 1, 0, 0, 2, 2]
 
 
+def test_gradients_that_are_lazily_zero_or_negated() -> None:
+    model = Parts()
+    real = by_autograd(model, lambda: model.used.sgn().sum())["used"]
+    assert real.reached
+    assert real.values.tolist() == [0.0, 0.0, 0.0]
+    negated = by_autograd(model, lambda: torch.sum((1j * model.used).conj().imag))["used"]
+    assert negated.values.tolist() == [-1.0, -1.0, -1.0]
+
+
 def test_tied_parameters_have_the_sum() -> None:
     layer = nn.Linear(1, 1, bias=False)
     model = nn.Sequential(layer, layer)

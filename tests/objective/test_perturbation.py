@@ -96,3 +96,28 @@ def test_the_size_of_a_zero_is_that_of_its_tensor_or_one() -> None:
     assert sizes(torch.tensor([3.0, 0.0])).tolist() == pytest.approx([3, 4.5**0.5])
     assert sizes(torch.zeros(2)).tolist() == [1, 1]
     assert sizes(torch.zeros(0)).tolist() == []
+
+
+def test_the_slope_along_a_direction_is_that_of_the_gradients() -> None:
+    x = torch.tensor([1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    c = torch.tensor([1.0 + 2.0j], dtype=torch.complex128, requires_grad=True)
+
+    def value() -> torch.Tensor:
+        return (x**2).sum() + (c * c).real.sum() + (c.imag**3).sum()
+
+    direction = RandomDirection([x, c], seed=3)
+    predicted = direction.slope(torch.autograd.grad(value(), [x, c]))
+    values = []
+    for step in (1e-6, -1e-6):
+        with direction.at(step):
+            values.append(float(value().detach()))
+    assert predicted == pytest.approx((values[0] - values[1]) / 2e-6, rel=1e-8)
+    assert direction.slope([None, None]) == 0.0
+
+
+def test_a_tangent_is_how_far_a_step_of_one_goes() -> None:
+    c = torch.tensor([1.0 + 2.0j], dtype=torch.complex128)
+    direction = RandomDirection([c], seed=0)
+    before, tangent = c.clone(), direction.tangent(0, like=c).clone()
+    with direction.at(1.0):
+        assert torch.equal(c, before + tangent)

@@ -349,10 +349,19 @@ def test_every_engine_perturbs_inputs(engine: str, method: str, wrong: bool, mon
 @pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
 def test_an_image_goes_by_directions(wrong: bool) -> None:
     torch.manual_seed(0)
-    model = nn.Sequential(First(wrong), nn.Conv2d(3, 4, 7, stride=7), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3))
-    report = check_module(model, nn.CrossEntropyLoss(), (leaf(1, 3, 70, 70), torch.tensor([2])), method="projected")
+    model = nn.Sequential(First(wrong), nn.Conv2d(3, 4, 7, stride=7), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    report = check_module(model, nn.CrossEntropyLoss(), (leaf(1, 3, 28, 28), torch.tensor([2])), method="projected")
     assert rows_of(report) == {"batch[0]": ("mismatch" if wrong else "match", "input")}
     assert "channels" not in str(report), "the axes of an input are not those of a convolution's weight"
+
+
+@pytest.mark.slow
+def test_a_large_image_is_not_taken_for_cheap() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(First(False), nn.Conv2d(3, 4, 7, stride=7), nn.ReLU(), nn.Flatten(), nn.Linear(4096, 3))
+    report = check_module(model, nn.CrossEntropyLoss(), (leaf(1, 3, 224, 224), torch.tensor([2])), include="batch*")
+    assert report.method == "projected"
+    assert report.proven
 
 
 def test_one_mistake_upstream_of_a_module_counts_inputs_too() -> None:
@@ -490,6 +499,17 @@ def test_a_constant_computed_before_is_no_row_and_a_leaf_is() -> None:
     assert check_closure(model, lambda: MSE(model(numbers(4, 3)), value.detach())).proven
     lost = check_closure(model, lambda: MSE(model(numbers(4, 3)), target.detach()))
     assert rows_of(lost) == {"target": ("mismatch", "captured")}
+
+
+def test_patterns_name_what_is_captured_whether_it_is_read_or_not() -> None:
+    model, x, unread = net(False), leaf(), leaf()
+
+    def closure() -> Any:
+        return None if unread is None else MSE(model(x), Y)
+
+    assert [row.name for row in check_closure(model, closure, exclude=["*.bias", "unread"])] == ["1.weight", "x"]
+    with pytest.raises(InvalidRequestError, match="the closure does not read unread"):
+        check_closure(model, closure, include="unread")
 
 
 def test_what_the_model_put_out_before_is_not_its_loss() -> None:

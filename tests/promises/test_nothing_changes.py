@@ -58,7 +58,7 @@ def test_after_a_check(state: State, mode: str) -> None:
 
 
 @pytest.mark.slow_but_for(3)
-@every_state
+@pytest.mark.parametrize("state", STATES[::3], ids=lambda state: state.id)
 def test_after_a_check_of_second_order(state: State) -> None:
     setup, before = built(state)
     with suppress(InvalidRequestError):  # a reentrant checkpoint has no double backward

@@ -55,9 +55,9 @@ def test_its_first_order_is_right(mistake: Mistake) -> None:
     assert of_network(mistake.function, order=1).proven
 
 
-@pytest.mark.slow_but_for(5)
-@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
-def test_it_is_found_in_a_function_alone(mistake: Mistake) -> None:
+@pytest.mark.parametrize("name", ["a number", "a detached gradient", "no_grad", "None for the input"])
+def test_it_is_found_in_a_function_alone(name: str) -> None:
+    mistake = MISTAKES[name]
     report = check_function(mistake.function.apply, (X,), order=2)
     assert [row.status for row in report] == [Status.MISMATCH]
     assert mistake.words in report.notes[0]

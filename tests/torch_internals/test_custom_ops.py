@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.torch_internals.autograd import function_of
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of, name_of_function, users_function
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of, name_of_function, users_function, written_for
 
 
 def backward(ctx: Any, grad: Tensor) -> Any:
@@ -79,3 +79,14 @@ def test_torchs_own_functions_are_no_users() -> None:
 
     Own.__module__ = "torch.utils.checkpoint"
     assert users_function(Own) is None
+
+
+def test_an_operator_is_made_of_a_function_of_the_users() -> None:
+    """Its forward has lines of the user's; calls of the operator go through code of torch's."""
+
+    def quadrupled(x: Tensor) -> Tensor:
+        return 4 * x
+
+    operator = torch.library.custom_op("torch_gradcheck_tests::quadrupled", quadrupled, mutates_args=())
+    assert written_for(operator) is quadrupled
+    assert written_for(quadrupled) is quadrupled

@@ -24,6 +24,7 @@ from torch_gradcheck.objective.signatures import function_applied_by
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.torch_internals.code_lines import users_line_of
+from torch_gradcheck.torch_internals.custom_ops import written_for
 from torch_gradcheck.torch_internals.operations import is_written, schemas_of
 from torch_gradcheck.torch_internals.tensors import version_of
 
@@ -121,6 +122,6 @@ def _how(function: Any) -> str:
 def _forward_in_words(function: Any) -> str:
     """Where the forward starts, as " (FILE:LINE)"; "" for one that is not the user's."""
     applied = function_applied_by(function)
-    forward = applied.forward if applied is not None else function
+    forward = applied.forward if applied is not None else written_for(function)
     line = users_line_of(forward.forward if isinstance(forward, nn.Module) else forward)
     return "" if line is None else f" ({line})"

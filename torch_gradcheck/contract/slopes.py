@@ -16,9 +16,9 @@ from torch_gradcheck.differences.sampling import Sampler, Samples
 AGREES = 1e-3
 """At first look a slope agrees that is off by less than this share of the tolerance: no wrong one is by chance."""
 
-BELOW = 0.1
-"""What is below this share of √ε of the terms that add up to a function, 1.5e-9 in float64, may be how exactly kernels
-compute."""
+BELOW, ROUNDINGS = 0.1, 1e4
+"""What is below a tenth of √ε or ten thousand ε of the terms that add up to a function may be how exactly kernels
+compute: 1.5e-9 of them in float64, 1e-3 in float32."""
 
 NEAR = 10.0
 """The points that noise is measured at are apart by so many times the smallest step that rounding leaves exact."""
@@ -147,7 +147,7 @@ def _by_ladder(value: Along, predicted: float, precision: Precision) -> Slope:
 def _verdict(predicted: float, numeric: float, bar: float, precision: Precision, kinked: bool) -> Verdict:
     if not np.isfinite([predicted, numeric, bar]).all() or kinked:
         return Verdict.UNKNOWN
-    floor = BELOW * precision.epsilon**0.5 * precision.scale
+    floor = max(BELOW * precision.epsilon**0.5, ROUNDINGS * precision.epsilon) * precision.scale
     allowed = max(precision.tolerance * max(abs(numeric), abs(predicted)), floor)
     if abs(numeric - predicted) > allowed + bar:
         return Verdict.WRONG

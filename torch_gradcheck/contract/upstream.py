@@ -27,9 +27,14 @@ def gradients_under(
         leaves: the tensors whose gradients are wanted.
         keep_graph: for another backward through it.
     """
+    return gradients_of(losses_giving(outputs, cotangents), leaves, keep_graph=keep_graph)
+
+
+def losses_giving(outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """A number whose backward gives each output its cotangent, as `gradients_under` says; empty without any graph."""
     pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
     given: list[torch.Tensor] = [_Upstream.apply(y, v) for y, v in pairs]  # type: ignore[no-untyped-call]
-    return gradients_of([sum(given[1:], given[0])] if given else [], leaves, keep_graph=keep_graph)
+    return [sum(given[1:], given[0])] if given else []
 
 
 class _Upstream(Function):

@@ -32,7 +32,7 @@ def check_batched_backward(graph: Graph) -> None:
     for position, output in enumerate(graph.outputs):
         v = [_normal(output, generator) for _ in range(BATCH)]
         expected = _stacked([graph.gradients([output], [each]) for each in v])
-        run = partial(graph.gradients, [output], [torch.stack(v)], batched=True)
+        run = partial(graph.batched_gradients, output, torch.stack(v))
         _check_same(expected, _by_vmap(run, BACKWARD), f"output {position}")
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.contract.upstream import losses_giving
 from torch_gradcheck.drop_in.columns import Columns
 from torch_gradcheck.drop_in.failure import GradcheckFailedError
 from torch_gradcheck.drop_in.function import LentFunction
@@ -40,16 +40,20 @@ class Graph:
         leaves = [each.leaf() for each in function.inputs]
         return cls(function.inputs, leaves, function.chosen(function.called(leaves)))
 
-    def gradients(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor], batched: bool = False) -> Gradients:
+    def gradients(self, outputs: Sequence[Tensor], cotangents: Sequence[Tensor | None]) -> Gradients:
         """The gradients of the leaves, None for one that is not reached.
 
         Args:
             outputs: of this graph.
-            cotangents: their gradients; with `batched` with one dimension more, in front.
-            batched: the backward runs under vmap.
+            cotangents: their gradients; None for none.
         """
+        loss = losses_giving(outputs, cotangents)
+        return torch.autograd.grad(loss, list(self.leaves), retain_graph=True, allow_unused=True)
+
+    def batched_gradients(self, output: Tensor, cotangents: Tensor) -> Gradients:
+        """The same for several gradients of one output, stacked along a dimension in front, by one run under vmap."""
         return torch.autograd.grad(
-            outputs, list(self.leaves), list(cotangents), retain_graph=True, allow_unused=True, is_grads_batched=batched
+            output, list(self.leaves), cotangents, retain_graph=True, allow_unused=True, is_grads_batched=True
         )
 
     def jacobian(self, rows: Rows, columns: Columns) -> Floats:
@@ -111,36 +115,18 @@ def _check_layout(gradient: Tensor, leaf: Tensor) -> None:
             raise GradcheckFailedError(f"grad is {kind} tensor, but has incorrect {what} {found}, expected {expected}")
 
 
-class Undefined(Function):
-    """Hands its input on, and gives its backward no gradient at all: None, as autograd does for an unused output."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:  # noqa: ARG004
-        """The same numbers."""
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: object, *gradients: Tensor) -> None:
-        """None."""
-
-
 def check_undefined(graph: Graph) -> None:
     """Raises where outputs whose gradient is None or zero give the inputs another one."""
-    wrapped = [Undefined.apply(output) for output in graph.outputs]  # type: ignore[no-untyped-call]
-    cases = [wrapped]
-    if len(wrapped) > 1:
-        cases += [
-            [w if j == k else y for j, (w, y) in enumerate(zip(wrapped, graph.outputs, strict=True))]
-            for k in range(len(wrapped))
-        ]
-    for outputs in cases:
-        _check_undefined(graph, outputs)
+    count = len(graph.outputs)
+    _check_undefined(graph, [None] * count)
+    zeros = [torch.zeros_like(output, memory_format=torch.contiguous_format) for output in graph.outputs]
+    for position in range(count if count > 1 else 0):
+        _check_undefined(graph, [None if k == position else v for k, v in enumerate(zeros)])
 
 
-def _check_undefined(graph: Graph, outputs: Sequence[Tensor]) -> None:
-    zeros = [torch.zeros_like(output, memory_format=torch.contiguous_format) for output in outputs]
+def _check_undefined(graph: Graph, cotangents: Sequence[Tensor | None]) -> None:
     try:
-        gradients = graph.gradients(outputs, zeros)
+        gradients = graph.gradients(graph.outputs, cotangents)
     except RuntimeError as error:
         raise GradcheckFailedError(
             "Expected backward function to handle undefined output grads: where an output is not used, its gradient "

@@ -199,12 +199,11 @@ class Judge:
 
         def sample(which: Indices, steps: Floats) -> Samples:
             rows, columns = np.divmod(which, count)
-            moves, inverse = np.unique(np.stack([columns, steps], axis=1), axis=0, return_inverse=True)
-            taken, found = np.empty(len(moves)), np.empty((len(moves), len(at_zero)))
-            for k, (column, step) in enumerate(moves):
-                with self.columns.at(int(column), float(step)) as taken[k]:
+            first, inverse = _distinct(columns, steps)
+            taken, found = np.empty(len(first)), np.empty((len(first), len(at_zero)))
+            for k, which_first in enumerate(first):
+                with self.columns.at(int(columns[which_first]), float(steps[which_first])) as taken[k]:
                     found[k] = self.quantities()
-            inverse = inverse.reshape(-1)
             with np.errstate(all="ignore"):
                 values = (found[inverse, rows] - at_zero[rows]) / self.noise.sigma[rows] + level
             return Samples(taken[inverse], values)
@@ -228,6 +227,17 @@ class Judge:
                 return jacobian().reshape(-1) / self._unit
 
         return sampler, analytic
+
+
+def _distinct(columns: Indices, steps: Floats) -> tuple[Indices, Indices]:
+    """The first place of each distinct pair (column, step), and for every place the number of its pair."""
+    order = np.lexsort((steps, columns))
+    changes = (np.diff(columns[order]) != 0) | (np.diff(steps[order]) != 0)
+    numbers = np.concatenate([[0], np.cumsum(changes)]) if len(order) else order
+    inverse = np.empty(len(order), dtype=np.int64)
+    inverse[order] = numbers
+    starts = np.flatnonzero(np.concatenate([[True], changes])) if len(order) else order
+    return order[starts], inverse
 
 
 def _repeated(of_columns: Floats, rows: int) -> Floats:

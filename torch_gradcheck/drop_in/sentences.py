@@ -29,6 +29,9 @@ class Place(NamedTuple):
     part: str = ""
 
 
+MOST = 4096
+"""How many wrong entries are looked through for the first output and input."""
+
 Places = Callable[[int, int], Place]
 
 
@@ -60,7 +63,7 @@ def wrong_jacobian(judged: Judged, wrong: Flags, place: Places, options: Options
 
 def _of_first_pair(which: Flags, place: Places) -> Flags:
     """Those of the entries that belong to the same output and input as the first one; imaginary parts come first."""
-    rows, columns = np.nonzero(which)
+    rows, columns = (found[:MOST] for found in np.nonzero(which))
     places = [place(int(row), int(column)) for row, column in zip(rows, columns, strict=True)]
     keys = [(each.part != "imaginary", each.output, each.given) for each in places]
     chosen = np.array([key == min(keys) for key in keys])

@@ -40,10 +40,8 @@ def theta_in_grad(
 
     A step is free to leave none on a tensor of the batch: it may have run on a copy. Raises as `theta_of`.
     """
-    of_batch = [each for each in variables if each.role is Role.INPUT]
-    without = {id(each.tensor) for each in of_batch if not each.has_grad}
-    theta = theta_of(model, include, exclude, of_batch)
-    return Theta([entry for entry in theta if entry.role is Role.PARAMETER or id(entry.parameter) not in without])
+    theta = theta_of(model, include, exclude, variables)
+    return theta.without([each for each in variables if each.role is not Role.INPUT or not each.has_grad])
 
 
 def on_missing_grad(variables: Sequence[Variable]) -> str:

@@ -18,7 +18,7 @@ from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, recorded, select_engine
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.errors import NonFiniteLossError
+from torch_gradcheck.errors import InvalidRequestError, NonFiniteLossError
 from torch_gradcheck.gradients.analytic import AnalyticGradient, undefined_gradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_compiled_code import Backward
@@ -39,6 +39,7 @@ from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
+from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
 
 OF_FIRST_ORDER = "A check with order=1 names the operation that makes it."
@@ -97,11 +98,17 @@ class Problem:
     @cached_property
     def theta(self) -> Theta:
         """The parameters of the lent model, whose `train()` and `eval()` may have thawed some, and the variables."""
-        asked = variables_on_trial(self._loss, self.request)
-        captured = [each for each in asked if each.role is Role.CAPTURED]
+        variables = variables_on_trial(self._loss, self.request)
+        theta = theta_of(self.model, self.request.include, self.request.exclude, variables)
+        captured = [each for each in variables if each.role is Role.CAPTURED]
         read = {id(each.tensor) for each in read_by(self._loss_itself, captured)} if captured else set()
-        variables = [each for each in asked if each.role is not Role.CAPTURED or id(each.tensor) in read]
-        return theta_of(self.model, self.request.include, self.request.exclude, variables)
+        theta = theta.without([each for each in captured if id(each.tensor) not in read])
+        if not theta.checked:
+            raise InvalidRequestError(
+                f"the closure does not read {listed([each.name for each in captured])}, and nothing else that is "
+                "selected requires a gradient: there is no gradient to check."
+            )
+        return theta
 
     @property
     def _loss_itself(self) -> Objective:

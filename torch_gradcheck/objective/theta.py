@@ -94,6 +94,12 @@ class Theta(Sequence[ThetaEntry]):
     def __iter__(self) -> Iterator[ThetaEntry]:
         return iter(self._entries)
 
+    def without(self, variables: Sequence[Variable]) -> Theta:
+        """The same but for these; parameters stay."""
+        left_out = {id(each.tensor) for each in variables}
+        kept = [each for each in self._entries if each.role is Role.PARAMETER or id(each.parameter) not in left_out]
+        return Theta(kept)
+
     @property
     def checked(self) -> list[int]:
         """Positions of the parameters whose gradient is on trial."""

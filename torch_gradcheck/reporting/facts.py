@@ -314,7 +314,7 @@ class Facts:
     """Everything a check found; iterates over its `ParameterReport`s in the order of `named_parameters()`.
 
     Attributes:
-        parameters: one row a distinct parameter.
+        parameters: one row a distinct parameter, then one a tensor on trial that J is given.
         relative_error: Ng's ratio over the decided tensors of θ; None where nothing was decided.
         loss: J(θ).
         method: `"exact"` or `"projected"`.

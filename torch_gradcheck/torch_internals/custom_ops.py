@@ -39,6 +39,11 @@ def custom_op_of(function: type[Function]) -> CustomOp | None:
     return CustomOp(schema.name, tuple(argument.name for argument in schema.arguments), backward)
 
 
+def written_for(operator: Any) -> Any:
+    """The function that `torch.library.custom_op` has made an operator of; anything else itself."""
+    return getattr(operator, "_init_fn", operator)
+
+
 def users_function(function: type[Function]) -> type[Function] | None:
     """The Function that the user wrote: `function`, or what torch.vmap has made it of; None for one of torch's own.
 
