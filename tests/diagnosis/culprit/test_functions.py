@@ -225,3 +225,15 @@ def test_what_cancels_is_counted_by_its_size() -> None:
     (note,) = accused(checked(between(Module(cancelling, much=much.apply, less=less.apply))))
     assert "it accounts for 100.0% of the errors that add up to that of 0." in note
     assert note.endswith(", signs aside")
+
+
+@pytest.mark.parametrize(("factor", "words"), [(1.3, "gives a wrong gradient for"), (1.0, "")], ids=["wrong", "right"])
+def test_one_that_writes_to_its_gradient_is_told_to_be_wrong_only_where_it_is(factor: float, words: str) -> None:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad.mul_(2) * torch.cos(x) * factor / 2
+
+    odd = function(backward)
+    report = check_module(between(Module(lambda _, x: x + odd.apply(x))), squared_error, (X, T))
+    (note,) = [note for note in report.notes if "writes to the gradient it is given" in note]
+    assert ("gives a wrong gradient for" in note) == bool(words)

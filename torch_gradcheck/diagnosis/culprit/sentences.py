@@ -179,7 +179,8 @@ class Sentences:
     def _detail(self, call: RecordedCall | None, attribution: Attribution, inputs: Sequence[str]) -> str:
         if call is not None and call in attribution.mutating:
             at = "" if isinstance(call.owner, nn.Module) else at_backward_of(call.owner)
-            return f": {_kind(call)} writes to the gradient it is given, which spoils other branches{at}"
+            wrong = f"gives a wrong gradient{_for_inputs(call, inputs)}, and " if call in attribution.own else ""
+            return f": {_kind(call)} {wrong}writes to the gradient it is given, which spoils other branches{at}"
         if call is not None and call in attribution.unlike:
             uses = len(attribution.unlike)
             return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
