@@ -36,7 +36,7 @@ def _dense(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Cotangents:
-    """v of every output: signed, of sizes between ½ and 1½, divided by the size ‖y‖₂ of the output.
+    """v of every output: signed, of sizes between ½ and 1½, divided by the size n · rms(y) of an output of n entries.
 
     Undivided, an output of large numbers would hide what is wrong with the gradient of one of small numbers.
 
@@ -53,7 +53,7 @@ class Cotangents:
         """v of the output at this position, in its shape; drawn once, by the size of the output at θ, and kept."""
         key = (position, output.shape, output.dtype, output.device)
         if key not in self._kept:
-            v = drawn((self._seed + position) % 2**63, output) / norm(output.detach())
+            v = drawn((self._seed + position) % 2**63, output) / size_of(output.detach())
             self._kept[key] = v.to(device=output.device, dtype=in_precision(output.dtype, self._dtype))
         return self._kept[key]
 
@@ -73,10 +73,11 @@ def inner(v: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return product.real if product.is_complex() else product
 
 
-def norm(tensor: torch.Tensor) -> float:
-    """‖x‖₂; √n of n entries that are all 0, or not all finite, and 1 without entries."""
-    size = float(torch.linalg.vector_norm(tensor.to(in_precision(tensor.dtype, torch.float64))))
-    return size if 0 < size < math.inf else math.sqrt(max(tensor.numel(), 1))
+def size_of(y: torch.Tensor) -> float:
+    """n · rms(y) = √n ‖y‖₂ of n entries; n where all are 0 or one is not finite, and of integers."""
+    n = max(y.numel(), 1)
+    length = float(torch.linalg.vector_norm(y.to(in_precision(y.dtype, torch.float64)))) if is_inexact(y) else 0.0
+    return math.sqrt(n) * length if 0 < length < math.inf else float(n)
 
 
 def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:
