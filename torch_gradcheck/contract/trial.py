@@ -19,6 +19,7 @@ from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.variables import Variable, objects_of
+from torch_gradcheck.precision.mode import PrecisionMode
 
 Gradients = Sequence[torch.Tensor | None]
 
@@ -93,10 +94,15 @@ class Trial:
         """The lent tensors on trial themselves, arguments and then parameters, in the order of `all_names`."""
         return [*self.arguments, *objects_of(self.parameters)]
 
-    def held_regime(self) -> AbstractContextManager[None]:
-        """`regime` with the values that J holds, if it holds any."""
+    def held_regime(self, *, always_raised: bool = False) -> AbstractContextManager[None]:
+        """`regime` with the values that J holds, if it holds any.
+
+        Args:
+            always_raised: casts to a lower precision are raised, whether or not J needs that.
+        """
         self._first[1].restore()
-        return self.problem.objective.regime(held=self.problem.objective.held)
+        mode = PrecisionMode(self.problem.request.dtype) if always_raised else None
+        return self.problem.objective.regime(mode, self.problem.objective.held)
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors that the function returns for these arguments; only inside of `regime`."""
