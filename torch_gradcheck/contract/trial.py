@@ -33,11 +33,13 @@ class Trial:
             parameters of a module, then the arguments.
         loss: J as an object: the function and its arguments.
         proven: the names of the rows whose gradient is right.
+        has_mistake: the gradient of a row is wrong.
     """
 
     problem: Problem
     loss: FunctionLoss
     proven: frozenset[str] = frozenset()
+    has_mistake: bool = False
 
     @property
     def call(self) -> FunctionCall:

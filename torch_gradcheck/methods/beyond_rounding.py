@@ -1,8 +1,9 @@
-"""In a check of second order: what is off by no more than rounding can do is not wrong.
+"""What is off by no more than rounding can do is not wrong: of a slope, and of a J that stands still.
 
-The first-order gradient is differenced here. Where a function is saturated, all digits of it may have cancelled: the
-slope of tanh is computed as 1 − y², and where y is almost 1 that is nothing but the rounding of y. It stands still
-between neighbouring numbers, so that no values of J show it. Runs of both backwards with rounding as noise do.
+In a check of second order the first-order gradient is differenced. Where a function is saturated, all digits of it may
+have cancelled: the slope of tanh is computed as 1 − y², and where y is almost 1 that is nothing but the rounding of y.
+It stands still between neighbouring numbers, so that no values of J show it. Runs with rounding as noise do. A J of
+first order shows its noise as a rule, but for one that has cancelled or underflowed to nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def beyond_rounding(
     """The trials, those with wrong entries that rounding may explain judged anew by its noise.
 
     Args:
-        problem: J, a slope, θ and the options.
+        problem: J, θ and the options.
         gradients: the gradients on trial, by position in θ.
         trials: of these, coordinate by coordinate.
     """
@@ -46,7 +47,7 @@ class _Rounded:
     """Judges gradients by the noise that rounding makes.
 
     Args:
-        problem: J, a slope, θ and the options.
+        problem: J, θ and the options.
         gradients: the gradients on trial, by position in θ.
         progress: told of every evaluation.
     """
@@ -57,7 +58,9 @@ class _Rounded:
     def judged(self, position: int, trial: ParameterTrial) -> ParameterTrial:
         """The trial of one parameter; the very one where nothing is wrong, or is off by more than rounding."""
         wrong = trial.results.outcome == Outcome.MISMATCH
-        if trial.proof is not None or trial.jointly or not wrong.any() or self._is_beyond(position, trial, wrong):
+        if trial.proof is not None or trial.jointly or not wrong.any():
+            return trial
+        if (self._problem.slope is None and not _stands_still(trial, wrong)) or self._is_beyond(position, trial, wrong):
             return trial
         bars = self._bars(position)[trial.coordinates]
         check = Coordinates(self._problem, self._progress).entry_check(
@@ -71,7 +74,10 @@ class _Rounded:
     def _is_beyond(self, position: int, trial: ParameterTrial, wrong: Flags) -> bool:
         """Whether an entry is off by more than rounding by far; by steps that suit it, error bars are smaller."""
         off = np.abs(trial.analytic - trial.results.numeric)
-        louder = max(1.0, self._of_j / self._problem.noise_along([position]).sigma_at_zero)
+        sigma = self._problem.noise_along([position]).sigma_at_zero
+        if self._of_j and not sigma:
+            return False
+        louder = max(1.0, self._of_j / sigma) if sigma else 1.0
         allowed = self._bars(position)[trial.coordinates] + CONTRADICTION * louder * trial.results.error_bar
         return bool(np.any((~np.isfinite(off) | (off > allowed)) & wrong))
 
@@ -94,3 +100,8 @@ class _Rounded:
             return np.concatenate([[value], *[gradients[position].values for position in theta.checked]])
 
         return moved_by_rounding(both, self._problem.request.seed)
+
+
+def _stands_still(trial: ParameterTrial, wrong: Flags) -> bool:
+    """Whether J does not move at all along the wrong entries."""
+    return not np.any(trial.results.numeric[wrong])

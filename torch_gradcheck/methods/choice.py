@@ -88,8 +88,7 @@ def run_method(problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> t
     choice = _chosen(problem)
     trials = choice.method.trials(problem, gradients, problem.progress)
     trials = reconsidered(problem, gradients, trials, problem.progress)
-    if problem.slope is not None:
-        trials = beyond_rounding(problem, gradients, trials)
+    trials = beyond_rounding(problem, gradients, trials)
     check_unchanged(problem.objective)
     return choice, trials
 
