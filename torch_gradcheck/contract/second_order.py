@@ -24,6 +24,7 @@ from torch_gradcheck.gradients.double_backward import kept_intermediates
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.precision.rounding_noise import moved_by_rounding
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
@@ -65,7 +66,7 @@ def _judged(trial: Trial, backward: _Backward) -> Slopes:
     Whether J has to raise any is known of its forward alone, and a gradient that is rounded climbs stairs.
     """
     slopes = judged_beside(trial, backward.slopes, backward.names)
-    if trial.problem.objective.raises_precision or all(each.verdict is Verdict.RIGHT for each in slopes.values()):
+    if all(each.verdict is Verdict.RIGHT for each in slopes.values()) or not backward.casts():
         return slopes
     return judged_beside(trial, replace(backward, raises_precision=True).slopes, backward.names)
 
@@ -156,6 +157,13 @@ class _Backward:
             return {name: Slope.right(each) for name, each in zip(positions, predicted, strict=True)}
         return {name: self._slope(position, moving[position], here, precision) for name, position in positions.items()}
 
+    def casts(self) -> bool:
+        """Whether a cast to a lower precision, in the forward or in the backward, would have to be raised."""
+        mode = PrecisionMode(self.trial.problem.request.dtype)
+        with torch.enable_grad(), self.trial.held_regime(mode):
+            self._gradients_with_graph(self.cotangents)
+        return bool(mode.overridden) and not self.trial.problem.objective.raises_precision
+
     def has_graph(self) -> bool:
         """Whether any gradient that the backward returns has a graph."""
         with torch.enable_grad(), self._regime():
@@ -182,7 +190,9 @@ class _Backward:
         return judged(self._along(direction), predicted, precision, rounding)
 
     def _regime(self) -> AbstractContextManager[None]:
-        return self.trial.held_regime(always_raised=self.raises_precision)
+        return self.trial.held_regime(
+            PrecisionMode(self.trial.problem.request.dtype) if self.raises_precision else None
+        )
 
     def _along(self, direction: RandomDirection) -> Callable[[float], float]:
         """φ as a function of the step along a direction; NaN where it raises."""

@@ -110,14 +110,17 @@ def _beyond_noise(slope: Slope, value: Along, precision: Precision, rounding: Ro
     1 − y is rounded as y is, however small it is, and where y is almost 1 neighbouring numbers do not show that.
     """
     of_value, of_slope = rounding()
-    noise = max(of_value, *[_stairs(value, spacing) for spacing in SPACINGS])
-    again = _by_ladder(value, slope.predicted, precision, noise)
+    again = _by_ladder(value, slope.predicted, precision, of_value)
+    if again.verdict is Verdict.WRONG:
+        again = _by_ladder(value, slope.predicted, precision, max(of_value, _of_stairs(value)))
     is_off = abs(again.numeric - again.predicted) > SPREADS * of_slope + again.error_bar
     return again if is_off or again.verdict is not Verdict.WRONG else again._replace(verdict=Verdict.UNKNOWN)
 
 
-def _stairs(value: Along, spacing: float) -> float:
-    return noise_of_stairs(np.array([value(spacing * (k - POINTS // 2)) for k in range(POINTS)]))
+def _of_stairs(value: Along) -> float:
+    """The noise of the stairs that a function climbs between points that are as far apart as stairs are wide."""
+    centered = np.arange(POINTS) - POINTS // 2
+    return max([noise_of_stairs(np.array([value(float(step)) for step in each * centered])) for each in SPACINGS])
 
 
 def _beyond_rounding(slope: Slope, predicted: Along, precision: Precision) -> Slope:

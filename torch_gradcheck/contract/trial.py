@@ -96,14 +96,13 @@ class Trial:
         """The lent tensors on trial themselves, arguments and then parameters, in the order of `all_names`."""
         return [*self.arguments, *objects_of(self.parameters)]
 
-    def held_regime(self, *, always_raised: bool = False) -> AbstractContextManager[None]:
+    def held_regime(self, mode: PrecisionMode | None = None) -> AbstractContextManager[None]:
         """`regime` with the values that J holds, if it holds any.
 
         Args:
-            always_raised: casts to a lower precision are raised, whether or not J needs that.
+            mode: raises casts to a lower precision; None raises them only where J needs that.
         """
         self._first[1].restore()
-        mode = PrecisionMode(self.problem.request.dtype) if always_raised else None
         return self.problem.objective.regime(mode, self.problem.objective.held)
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
