@@ -259,7 +259,8 @@ def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Repo
             report, _ = judged(problem, started)
             report = replace(report, parameters=told_by_output(problem, loss, report.parameters))
         proven = frozenset(row.name for row in report if row.status.is_proven)
-        contract = contract_of(Trial(problem, loss, proven))
+        has_mistake = report.order == 1 and bool(report.mismatches)
+        contract = contract_of(Trial(problem, loss, proven, has_mistake))
     notes, seconds = [*report.notes, *loss.notes], time.perf_counter() - started
     return replace(report, notes=notes, contract=contract, seconds=seconds)
 

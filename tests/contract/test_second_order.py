@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
 from tests.contract.made_functions import drawn, function, tried
+from torch_gradcheck import check_function
 
 X, W = drawn(3, 4), drawn(3, 4, seed=1)
 
@@ -180,3 +182,68 @@ def test_in_float32() -> None:
     right, wrong = RIGHT["two inputs"][0], WRONG["intermediate kept"][0]
     assert tried("second_order", right, X, W, dtype=torch.float32).status == "passed"
     assert tried("second_order", wrong, X, dtype=torch.float32).status == "failed"
+
+
+SATURATED = {
+    "tanh": lambda x: (100 * x).tanh(),
+    "softmax": lambda x: (100 * x).softmax(1),
+    "a small softmax": lambda x: 1e-20 * (100 * x).softmax(1),
+    "gelu": lambda x: nn.functional.gelu(-30 * x.abs()),
+    "numbers that underflow": lambda x: (x - 740).exp(),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("run", SATURATED.values(), ids=SATURATED)
+def test_what_is_below_rounding_is_not_wrong(run: Any, seed: int) -> None:
+    assert tried("second_order", run, drawn(3, 4, seed=seed)).status in {"passed", "not_applicable"}
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-20, 1e20])
+def test_a_wrong_one_is_found_at_any_size(size: float) -> None:
+    run = function("Cube", _numpy_cube, _scaled)
+    assert tried("second_order", lambda x: size * run(x), X).status == "failed"
+
+
+class _InFloat32(torch.autograd.Function):
+    """g · cos x with a cosine that numpy computes in float32; its own backward is right."""
+
+    @staticmethod
+    def forward(ctx: Any, g: Any, x: Any) -> Any:
+        ctx.save_for_backward(g, x)
+        return g * torch.from_numpy(np.cos(x.numpy().astype(np.float32)).astype(np.float64))
+
+    @staticmethod
+    def backward(ctx: Any, u: Any) -> Any:
+        g, x = ctx.saved_tensors
+        return u * x.cos(), -u * g * x.sin()
+
+
+def _sine(ctx: Any, x: Any) -> Any:
+    ctx.save_for_backward(x)
+    return x.sin()
+
+
+IN_FLOAT32 = {
+    "a product": (lambda ctx, g: (g.float() * ctx.saved_tensors[0].float().cos()).to(g.dtype), "passed"),
+    "what it returns": (lambda ctx, g: (g * ctx.saved_tensors[0].cos()).float(), "passed"),
+    "out of sight": (lambda ctx, g: _InFloat32.apply(g, *ctx.saved_tensors), "not_applicable"),
+}
+
+
+@pytest.mark.parametrize(("backward", "status"), IN_FLOAT32.values(), ids=IN_FLOAT32)
+def test_a_backward_in_float32_is_not_wrong(backward: Any, status: str) -> None:
+    entry = tried("second_order", function("Sine", _sine, backward), X)
+    assert entry.status == status, entry.message
+
+
+def test_it_is_said_where_the_gradient_itself_is_wrong() -> None:
+    def forward(ctx: Any, x: Any) -> Any:
+        y = x.softmax(1)
+        ctx.save_for_backward(y)
+        return y
+
+    run = function("Softmax", forward, lambda ctx, g: g * ctx.saved_tensors[0])
+    follows = "is wrong, as it may where the gradient itself is wrong. Along"
+    assert follows in next(each for each in check_function(run, (X,)).contract if each.name == "second_order").message
+    assert "as it may" not in tried("second_order", WRONG["one per cent"][0], X).message

@@ -2,11 +2,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.precision.rounding_noise import MOVED, KernelsInMode, RoundingMode, move_at_random, rounds
+from torch_gradcheck.precision.rounding_noise import (
+    MOVED,
+    KernelsInMode,
+    RoundingMode,
+    move_at_random,
+    moved_by_rounding,
+    rounds,
+)
 
 aten = torch.ops.aten
 
@@ -133,3 +141,29 @@ def test_kernels_that_the_dtype_lacks_run_in_the_precision_of_the_check() -> Non
     matrix = torch.eye(2, dtype=torch.float64) * 2
     solved = in_bfloat16_kernels(lambda: torch.linalg.inv(matrix))
     assert torch.allclose(solved, torch.eye(2, dtype=torch.float64) / 2, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("function", "moves"),
+    [
+        pytest.param(lambda x: 1 - x.tanh() ** 2, 1e-16, id="1 - y squared"),
+        pytest.param(lambda x: torch.nn.functional.gelu(-x), 1e-15, id="gelu"),
+        pytest.param(lambda x: (-x).exp(), 1e-33, id="a small exponential"),
+    ],
+)
+def test_how_far_rounding_moves_what_has_cancelled(function: Callable[[Tensor], Tensor], moves: float) -> None:
+    x = torch.tensor([40.0], dtype=torch.float64)
+    moved = moved_by_rounding(lambda: np.array(function(x).tolist()), seed=0)
+    assert moves / 30 < float(moved[0]) < 30 * moves
+
+
+def test_a_run_that_raises_shows_nothing() -> None:
+    x = torch.ones(1, dtype=torch.float64)
+
+    def probability() -> np.ndarray:  # type: ignore[type-arg]
+        p = x * 1.0
+        if float(p) != 1:
+            raise ValueError
+        return np.array(p.tolist())
+
+    assert moved_by_rounding(probability, seed=0).max() < 1e-15

@@ -83,3 +83,20 @@ def test_a_mistake_in_a_frozen_networks_double_backward_shows_in_its_input() -> 
     model, x = around(MISTAKES["numpy"].function).requires_grad_(False), BATCH[0].clone().requires_grad_()
     report = check_module(model, F.cross_entropy, (x, BATCH[1]), order=2)
     assert [row.name for row in report.mismatches] == ["batch[0]"]
+
+
+SATURATED = {
+    "tanh": lambda a: (100 * a).tanh(),
+    "softmax": lambda a: (100 * a).softmax(1),
+    "attention": lambda a: (100 * a @ a.T).softmax(1) @ a,
+    "a small tanh": lambda a: 1e-20 * (100 * a).tanh(),
+}
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+@pytest.mark.parametrize("function", SATURATED.values(), ids=SATURATED)
+def test_a_saturated_function_is_not_accused(function: Any, seed: int) -> None:
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+    report = check_function(function, (x,), order=2)
+    assert not report.mismatches, str(report)
+    assert not report.broken, str(report)

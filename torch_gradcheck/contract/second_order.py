@@ -8,10 +8,13 @@ through each of these.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
+from torch_gradcheck.arrays import Floats
 from torch_gradcheck.contract.beside import Slopes, judged_beside
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, bears_out, judged
@@ -21,6 +24,8 @@ from torch_gradcheck.gradients.double_backward import kept_intermediates
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.mode import PrecisionMode
+from torch_gradcheck.precision.rounding_noise import moved_by_rounding
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.custom_ops import name_of_function
@@ -41,7 +46,7 @@ def second_order(trial: Trial) -> ContractEntry:
     backward = _Backward.of(trial)
     if not backward.cotangents:
         return not_applicable(NAME, "no output has a gradient")
-    slopes = attempted(lambda: judged_beside(trial, backward.slopes, backward.names))
+    slopes = attempted(lambda: _judged(trial, backward))
     if isinstance(slopes, Raised):
         return _raised(slopes)
     wrong = {name: slope for name, slope in slopes.items() if slope.verdict is Verdict.WRONG}
@@ -55,6 +60,17 @@ def second_order(trial: Trial) -> ContractEntry:
     return passed(NAME, "the second derivative by what is on trial is 0" if is_linear else "")
 
 
+def _judged(trial: Trial, backward: _Backward) -> Slopes:
+    """The slopes of all; where some are not right, with casts to a lower precision raised in the backward, too.
+
+    Whether J has to raise any is known of its forward alone, and a gradient that is rounded climbs stairs.
+    """
+    slopes = judged_beside(trial, backward.slopes, backward.names)
+    if all(each.verdict is Verdict.RIGHT for each in slopes.values()) or not backward.casts():
+        return slopes
+    return judged_beside(trial, replace(backward, raises_precision=True).slopes, backward.names)
+
+
 def _raised(raised: Raised) -> ContractEntry:
     if isinstance(raised.error, MISTAKES):
         return failed(NAME, f"differentiating the backward raises {raised}")
@@ -64,9 +80,10 @@ def _raised(raised: Raised) -> ContractEntry:
 def _wrong(trial: Trial, wrong: Slopes, has_graph: bool) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
     lost = "" if has_graph else ": the gradients that it returns have no graph"
+    follows = ", as it may where the gradient itself is wrong" if trial.has_mistake else ""
     return (
         f"the gradients that the backward returns{trial.backwards} were differentiated; the derivative by "
-        f"{listed(list(wrong))} is wrong{lost}. Along a random direction through {name} autograd gives "
+        f"{listed(list(wrong))} is wrong{lost}{follows}. Along a random direction through {name} autograd gives "
         f"{wrong[name]}{_kept(trial)}"
     )
 
@@ -99,11 +116,13 @@ class _Backward:
         trial: the function.
         cotangents: v of each output that has a gradient.
         weights: u of each gradient.
+        raises_precision: casts to a lower precision are raised, whether or not J needs that.
     """
 
     trial: Trial
     cotangents: Sequence[torch.Tensor]
     weights: Sequence[torch.Tensor]
+    raises_precision: bool = False
 
     @classmethod
     def of(cls, trial: Trial) -> _Backward:
@@ -138,9 +157,16 @@ class _Backward:
             return {name: Slope.right(each) for name, each in zip(positions, predicted, strict=True)}
         return {name: self._slope(position, moving[position], here, precision) for name, position in positions.items()}
 
+    def casts(self) -> bool:
+        """Whether a cast to a lower precision, in the forward or in the backward, would have to be raised."""
+        mode = PrecisionMode(self.trial.problem.request.dtype)
+        with torch.enable_grad(), self.trial.held_regime(mode):
+            self._gradients_with_graph(self.cotangents)
+        return bool(mode.overridden) and not self.trial.problem.objective.raises_precision
+
     def has_graph(self) -> bool:
         """Whether any gradient that the backward returns has a graph."""
-        with torch.enable_grad(), self.trial.held_regime():
+        with torch.enable_grad(), self._regime():
             gradients = self._gradients_with_graph([v.detach().requires_grad_() for v in self.cotangents])
             return any(gradient.requires_grad for gradient in gradients if gradient is not None)
 
@@ -154,7 +180,19 @@ class _Backward:
                 gradients = self._by_double_backward()[0] if step else here
             return direction.slope([gradients[position]])
 
-        return judged(self._along(direction), predicted, precision)
+        def both() -> Floats:
+            return np.array([self._value(), direction.slope([self._by_double_backward()[0][position]])])
+
+        def rounding() -> tuple[float, float]:
+            of_value, of_slope = moved_by_rounding(both, self.trial.problem.request.seed)
+            return float(of_value), float(of_slope)
+
+        return judged(self._along(direction), predicted, precision, rounding)
+
+    def _regime(self) -> AbstractContextManager[None]:
+        return self.trial.held_regime(
+            PrecisionMode(self.trial.problem.request.dtype) if self.raises_precision else None
+        )
 
     def _along(self, direction: RandomDirection) -> Callable[[float], float]:
         """φ as a function of the step along a direction; NaN where it raises."""
@@ -168,7 +206,7 @@ class _Backward:
 
     def _value(self) -> float:
         """φ."""
-        with torch.enable_grad(), self.trial.held_regime():
+        with torch.enable_grad(), self._regime():
             found = gradients_of([self._loss(self.cotangents)], self.trial.tensors)
             strays = self.trial.problem.objective.strays
         return float("nan") if strays else float(sum(self._terms(found)))
@@ -177,7 +215,7 @@ class _Backward:
         """The gradients of φ by what is on trial and by v, and the size of the terms of φ."""
         cotangents = [v.detach().requires_grad_() for v in self.cotangents]
         leaves = [*self.trial.tensors, *cotangents]
-        with torch.enable_grad(), self.trial.held_regime():
+        with torch.enable_grad(), self._regime():
             gradients = self._gradients_with_graph(cotangents)
             total = sum(self._terms(gradients))
             pairs = zip(self.weights, gradients, strict=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise
+from torch_gradcheck.differences.noise import POINTS, Noise, measured_noise, noise_of_stairs
 from torch_gradcheck.differences.richardson import Stencil, extrapolated_derivatives, through_stencil
 from torch_gradcheck.differences.sampling import Sampler, Samples
 
@@ -23,12 +23,17 @@ compute: 1.5e-9 of them in float64, 1e-3 in float32."""
 NEAR = 10.0
 """The points that noise is measured at are apart by so many times the smallest step that rounding leaves exact."""
 
-
 SPREADS = 30.0
-"""Predictions of a few neighbouring numbers show their rounding up to such a factor."""
+"""Predictions of a few neighbouring numbers, or of a few runs with other rounding, show it up to such a factor."""
+
+SPACINGS = (1e-8, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+"""Between points so far apart a function climbs stairs that is rounded on the way to float32, or to float16."""
 
 Along = Callable[[float], float]
 """A function of the step along a direction."""
+
+Rounding = Callable[[], tuple[float, float]]
+"""How far rounding moves f(0), and how far its predicted slope there."""
 
 
 class Verdict(Enum):
@@ -79,13 +84,14 @@ class Precision(NamedTuple):
     scale: float
 
 
-def judged(value: Along, predicted: Along, precision: Precision) -> Slope:
+def judged(value: Along, predicted: Along, precision: Precision, rounding: Rounding = lambda: (0.0, 0.0)) -> Slope:
     """Judges the slope of a function of one step at 0, by four values or, where these disagree, by a ladder of steps.
 
     Args:
         value: f(t); a step of 1 moves the argument by its own size. NaN where f has no value.
         predicted: f'(t); that at 0 is on trial.
         precision: of f.
+        rounding: of f; asked where the slope looks wrong.
     """
     with np.errstate(all="ignore"):
         slope = predicted(0.0)
@@ -93,7 +99,28 @@ def judged(value: Along, predicted: Along, precision: Precision) -> Slope:
         if look.verdict is Verdict.RIGHT:
             return look
         found = _by_ladder(value, slope, precision)
-        return found if found.verdict is not Verdict.WRONG else _beyond_rounding(found, predicted, precision)
+        if found.verdict is Verdict.WRONG:
+            found = _beyond_rounding(found, predicted, precision)
+        return found if found.verdict is not Verdict.WRONG else _beyond_noise(found, value, precision, rounding)
+
+
+def _beyond_noise(slope: Slope, value: Along, precision: Precision, rounding: Rounding) -> Slope:
+    """A wrong slope, unless f is noisier than it looks where it stands still: rounded to stairs, or after cancellation.
+
+    1 − y is rounded as y is, however small it is, and where y is almost 1 neighbouring numbers do not show that.
+    """
+    of_value, of_slope = rounding()
+    again = _by_ladder(value, slope.predicted, precision, of_value)
+    if again.verdict is Verdict.WRONG:
+        again = _by_ladder(value, slope.predicted, precision, max(of_value, _of_stairs(value)))
+    is_off = abs(again.numeric - again.predicted) > SPREADS * of_slope + again.error_bar
+    return again if is_off or again.verdict is not Verdict.WRONG else again._replace(verdict=Verdict.UNKNOWN)
+
+
+def _of_stairs(value: Along) -> float:
+    """The noise of the stairs that a function climbs between points that are as far apart as stairs are wide."""
+    centered = np.arange(POINTS) - POINTS // 2
+    return max([noise_of_stairs(np.array([value(float(step)) for step in each * centered])) for each in SPACINGS])
 
 
 def _beyond_rounding(slope: Slope, predicted: Along, precision: Precision) -> Slope:
@@ -137,8 +164,9 @@ def _first_difference(value: Along, precision: Precision) -> tuple[float, float]
     return float(found.central[0]), float(found.roundoff[0])
 
 
-def _by_ladder(value: Along, predicted: float, precision: Precision) -> Slope:
+def _by_ladder(value: Along, predicted: float, precision: Precision, least_noise: float = 0.0) -> Slope:
     noise = _noise(value, precision)
+    noise = noise._replace(sigma=max(noise.sigma, least_noise))
     found = extrapolated_derivatives(_sampler(value), ONE, np.ones(1), noise)
     numeric, bar = float(found.central[0]), float(found.error_bar[0])
     return Slope(predicted, numeric, bar, _verdict(predicted, numeric, bar, precision, bool(found.kinked[0])))

@@ -19,6 +19,7 @@ from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.variables import Variable, objects_of
+from torch_gradcheck.precision.mode import PrecisionMode
 
 Gradients = Sequence[torch.Tensor | None]
 
@@ -32,11 +33,13 @@ class Trial:
             parameters of a module, then the arguments.
         loss: J as an object: the function and its arguments.
         proven: the names of the rows whose gradient is right.
+        has_mistake: the gradient of a row is wrong.
     """
 
     problem: Problem
     loss: FunctionLoss
     proven: frozenset[str] = frozenset()
+    has_mistake: bool = False
 
     @property
     def call(self) -> FunctionCall:
@@ -93,10 +96,14 @@ class Trial:
         """The lent tensors on trial themselves, arguments and then parameters, in the order of `all_names`."""
         return [*self.arguments, *objects_of(self.parameters)]
 
-    def held_regime(self) -> AbstractContextManager[None]:
-        """`regime` with the values that J holds, if it holds any."""
+    def held_regime(self, mode: PrecisionMode | None = None) -> AbstractContextManager[None]:
+        """`regime` with the values that J holds, if it holds any.
+
+        Args:
+            mode: raises casts to a lower precision; None raises them only where J needs that.
+        """
         self._first[1].restore()
-        return self.problem.objective.regime(held=self.problem.objective.held)
+        return self.problem.objective.regime(mode, self.problem.objective.held)
 
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors that the function returns for these arguments; only inside of `regime`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from torch_gradcheck.engines.traced.engine import worth_tracing
 from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.methods.beyond_rounding import beyond_rounding
 from torch_gradcheck.methods.directional.kinks import reconsidered
 from torch_gradcheck.methods.exact import exact_notes, exact_trials
 from torch_gradcheck.methods.problem import Problem
@@ -87,6 +88,7 @@ def run_method(problem: Problem, gradients: Mapping[int, AnalyticGradient]) -> t
     choice = _chosen(problem)
     trials = choice.method.trials(problem, gradients, problem.progress)
     trials = reconsidered(problem, gradients, trials, problem.progress)
+    trials = beyond_rounding(problem, gradients, trials)
     check_unchanged(problem.objective)
     return choice, trials
 

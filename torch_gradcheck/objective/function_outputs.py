@@ -10,6 +10,7 @@ import torch
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.precision.dtypes import in_precision
+from torch_gradcheck.torch_internals.autograd import node_of
 
 
 def outputs_of(result: Any) -> list[tuple[str, torch.Tensor]]:
@@ -87,8 +88,32 @@ def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def bent(y: torch.Tensor, size: torch.Tensor) -> torch.Tensor:
-    """y − ½ size cos(y / size), with the derivative 1 + ½ sin(y / size); of both parts of a complex y."""
-    if y.is_complex():
-        real = torch.view_as_real(y.resolve_conj())
-        return torch.view_as_complex(real - 0.5 * size * torch.cos(real / size))
-    return y - 0.5 * size * torch.cos(y / size)
+    """y − ½ size cos(y / size), with the derivative 1 + ½ sin(y / size); of both parts of a complex y.
+
+    Its nodes are told from those of the function by `is_of_bend`.
+    """
+    real = torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
+    result = real - 0.5 * size * torch.cos(real / size)
+    result = torch.view_as_complex(result) if y.is_complex() else result
+    if result.requires_grad:
+        _mark(result, y)
+    return result
+
+
+def is_of_bend(node: Any) -> bool:
+    """Whether a node of a graph was made by `bent`."""
+    return BEND in node.metadata
+
+
+def _mark(result: torch.Tensor, y: torch.Tensor) -> None:
+    """Marks the nodes between y and what was made of it."""
+    end, waiting = node_of(y), [node_of(result)]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node is not end and not is_of_bend(node):
+            node.metadata[BEND] = True
+            waiting += [following for following, _ in node.next_functions]
+
+
+BEND = "torch_gradcheck.bend"
+"""The key under which the metadata of a node says that `bent` has made it."""

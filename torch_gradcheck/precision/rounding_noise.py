@@ -7,11 +7,13 @@ all runs. Source: Parker, "Monte Carlo arithmetic" (1997).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
+from torch_gradcheck.arrays import Floats
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import changes_dtype, is_view, overloads, written_arguments
@@ -28,6 +30,32 @@ ROUNDED_INSIDE = (torch.float32, torch.float64)
 
 ROUNDED_SUM = 0.5
 """A sum of about 1 is off by half a unit in its last place, and its logarithm by as much, however small that is."""
+
+
+RUNS = 6
+"""How many runs with rounding as noise show how far it moves a result."""
+
+
+def moved_by_rounding(run: Callable[[], Floats], seed: int) -> Floats:
+    """How far rounding moves each number that a computation gives: the furthest of a few runs from the plain one.
+
+    Infinite where it makes one NaN or infinite. A run that raises shows nothing, as of a probability above 1.
+
+    Args:
+        run: the computation; it gives as many numbers each time.
+        seed: of the noise.
+    """
+    plain, generator = run(), torch.Generator("cpu").manual_seed(seed % 2**63)
+    moved = np.zeros_like(plain)
+    with np.errstate(all="ignore"):
+        for _ in range(RUNS):
+            try:
+                with RoundingMode(generator):
+                    noisy = run()
+            except Exception:  # whatever the user's code raises on numbers that it does not expect
+                continue
+            moved = np.maximum(moved, np.nan_to_num(np.abs(noisy - plain), nan=np.inf))
+    return moved
 
 
 class RoundingMode(DispatchMode):
@@ -56,7 +84,16 @@ class RoundingMode(DispatchMode):
         if rounds(func, args):
             for tensor in _floating(result):
                 move_at_random(tensor, tensor.dtype, self._generator, terms=ROUNDED_SUM if func in LOGARITHMS else 0.0)
+                if func in GAUSSIAN:
+                    self._move_by(tensor, args[0])
         return result
+
+    def _move_by(self, tensor: torch.Tensor, factor: torch.Tensor) -> None:
+        """Moves every entry in place as much as rounding moves that of `factor`."""
+        with torch.no_grad():
+            noise = factor.detach().clone()
+            move_at_random(noise, noise.dtype, self._generator)
+            tensor.add_(noise.sub_(factor.detach()))
 
     def _moved(self, argument: Any) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
@@ -183,3 +220,6 @@ _NAMES_OF_LOGARITHMS = "_log_softmax logsumexp log_sigmoid_forward"
 
 LOGARITHMS = overloads(*_NAMES_OF_LOGARITHMS.split())
 """Operations that take the logarithm of a sum of about 1, where a softmax is saturated."""
+
+GAUSSIAN = overloads("gelu", "gelu_backward")
+"""Operations that multiply their first argument by ½ (1 + erf x), which is rounded like 1 where it is almost 0."""

@@ -89,8 +89,8 @@ class EntryCheck:
         eps: the step for every entry, as the user gave it; None to choose a step.
         ladder: the steps for entries that disagree; after `COARSE`, `FINE` is tried as well.
         probes: how many entries of a tensor are differenced at all steps, where one has to be chosen.
-        analytic_error_bar: how far entries of the gradient on trial may be off besides, where two runs of the backward
-            differ.
+        analytic_error_bar: how far entries of the gradient on trial may be off besides, of shape (N,) or one for all,
+            where two runs of the backward differ.
     """
 
     sampler: Sampler
@@ -107,7 +107,7 @@ class EntryCheck:
     eps: float | None
     ladder: Ladder = COARSE
     probes: int = PROBES
-    analytic_error_bar: float = 0.0
+    analytic_error_bar: Floats | float = 0.0
 
     def agrees(self, which: Indices, numeric: Floats, error_bar: Floats, margin: float = 1.0) -> Flags:
         """Entries where the gradient on trial is within the tolerance and `margin` error bars of `numeric`.

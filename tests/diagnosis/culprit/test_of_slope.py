@@ -10,8 +10,10 @@ from torch_gradcheck import check_module
 from torch_gradcheck.diagnosis.culprit.gradient_nodes import first_wrong_node
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.methods.problem import posed
+from torch_gradcheck.objective.function_call import function_call
+from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule
 from torch_gradcheck.objective.loss import ModuleLoss
-from torch_gradcheck.request import validated_request
+from torch_gradcheck.request import Request, validated_request
 
 
 class Gated(nn.Module):
@@ -70,10 +72,8 @@ def test_the_first_node_whose_gradient_moves_otherwise_is_found() -> None:
     assert "HeldBackward" in report.notes[0] or "autograd.Function Held" in report.notes[0]
 
 
-def test_a_right_slope_has_no_such_node() -> None:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
-    request = validated_request(
+def of_second_order(model: nn.Module) -> Request:
+    return validated_request(
         model,
         ["exact"],
         **dict.fromkeys(["gradients", "eps", "tolerance", "include", "exclude", "progress"]),
@@ -85,6 +85,26 @@ def test_a_right_slope_has_no_such_node() -> None:
         hold_detached=False,
         order=2,
     )
+
+
+def test_a_node_by_which_outputs_are_bent_is_none_of_the_functions() -> None:
+    model, loss = FunctionModule(), FunctionLoss(function_call(Gate(), (noise(3, 4),)), seed=0, is_bent=True)
+    with posed(model, loss, of_second_order(model)) as problem:
+        wrong = WrongCoordinate(problem.theta[0], 2, 1.0, 2.0, 0.0, 1.0)
+        assert first_wrong_node(problem.objective, wrong) is None
+
+
+class Gate:
+    """x · σ(x), detached: y moves otherwise than autograd says, and so does what is made of it by the check."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(x.detach())
+
+
+def test_a_right_slope_has_no_such_node() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Tanh())
+    request = of_second_order(model)
     with posed(model, ModuleLoss(model, lambda y: y.square().sum(), noise(3, 4)), request) as problem:
         wrong = WrongCoordinate(problem.theta[0], 2, 1.0, 2.0, 0.0, 1.0)
         assert first_wrong_node(problem.objective, wrong) is None

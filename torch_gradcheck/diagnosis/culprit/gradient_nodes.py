@@ -16,6 +16,7 @@ import torch
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.gradients.backward_record import Place
 from torch_gradcheck.gradients.double_backward import DoubleBackwardRecord
+from torch_gradcheck.objective.function_outputs import is_of_bend
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon
 
@@ -28,6 +29,8 @@ APART = 1e-3
 
 def first_wrong_node(objective: Objective, wrong: WrongCoordinate) -> Place | None:
     """The node; None where every gradient has the derivative that autograd gives, or the runs have other nodes.
+
+    None as well where it is one by which a check bends the outputs of a function: what it is given goes wrong before.
 
     Args:
         objective: the slope of J.
@@ -50,7 +53,7 @@ def first_wrong_node(objective: Objective, wrong: WrongCoordinate) -> Place | No
             analytic = _derivative(gradients, wrong, k)
             largest = max(largest, abs(numeric), abs(analytic))
             if not abs(analytic - numeric) <= APART * largest:
-                return record.place(node)
+                return None if is_of_bend(node) else record.place(node)
     return None
 
 

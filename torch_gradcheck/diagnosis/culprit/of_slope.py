@@ -46,8 +46,8 @@ def _what(place: Place) -> str:
     if place.function is not None:
         return f"the gradient of {function_name(place.function)}{at_backward_of(place.function)} {moves}"
     return (
-        f"the gradient of {place.node} {moves}. Something that it uses is cut from the graph, by detach(), .data or "
-        "no_grad, or the formula of torch's is wrong"
+        f"the gradient of {place.node} {moves}. As a rule, something that it uses is cut from the graph, by detach(), "
+        ".data or no_grad"
     )
 
 

@@ -46,9 +46,12 @@ def spurious(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
         return None
     return conclusive(
         DiagnosisKind.SPURIOUS,
-        f"dθ is up to {on_trial:.1e} where it should be zero: J does not depend on it (differences of at "
-        f"most {largest:.0e}, which is noise)",
+        f"dθ is up to {on_trial:.1e} where it should be zero: J does not depend on it ({_of_nothing(largest)})",
     )
+
+
+def _of_nothing(largest: float) -> str:
+    return f"differences of at most {largest:.0e}, which is noise" if largest else "it does not move at any step"
 
 
 def low_precision(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
