@@ -74,7 +74,8 @@ def test_a_write_by_numpy_is_seen_and_told_with_the_forward() -> None:
     function = writing(by_numpy)
     found = entry("inputs_kept", function.apply, (X,))
     assert found.status == "failed"
-    assert found.message.endswith(f"(tests/contract/test_inputs_kept.py:{function.forward.__code__.co_firstlineno})")
+    line = function.forward.__code__.co_firstlineno
+    assert found.message.endswith(f"(Writes.forward at tests/contract/test_inputs_kept.py:{line})")
 
 
 def test_a_function_that_marks_what_it_writes_to_passes() -> None:

@@ -234,3 +234,22 @@ def test_random_numbers_are_others_in_another_layout(function: Any) -> None:
     found = entry("layouts", function, (normal(5, 6),))
     assert found.status == "not_applicable"
     assert found.message == "the function draws random numbers, and draws others in another layout"
+
+
+def takes_for_contiguous(x: Tensor) -> Tensor:
+    return torch.as_strided(x, x.shape, x.contiguous().stride()).sin()
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (ReadsInputMemory.apply, "(ReadsInputMemory.forward at tests/zoo/functions/memory.py:"),
+        (takes_for_contiguous, f"({takes_for_contiguous.__name__} at tests/contract/test_layouts.py:"),
+    ],
+    ids=["Function", "plain"],
+)
+def test_an_output_that_is_wrong_is_told_with_the_forward(function: Any, words: str) -> None:
+    found = entry("layouts", function, (X,))
+    assert found.status == "failed"
+    assert ": output is " in found.message
+    assert words in found.message

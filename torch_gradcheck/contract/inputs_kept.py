@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from torch_gradcheck.contract.kept_tensors import KeptTensors, WriteWatch
 from torch_gradcheck.contract.outcome import failed, passed
@@ -23,8 +22,6 @@ from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.signatures import function_applied_by
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import ContractEntry
-from torch_gradcheck.torch_internals.code_lines import users_line_of
-from torch_gradcheck.torch_internals.custom_ops import written_for
 from torch_gradcheck.torch_internals.operations import is_written, schemas_of
 from torch_gradcheck.torch_internals.tensors import version_of
 
@@ -38,7 +35,7 @@ def inputs_kept(trial: Trial) -> ContractEntry:
         watch = WriteWatch(kept := KeptTensors(), name, _run.__code__)
         _run(trial, kept, KeptTensors(), watch)
         if not watch.by_choice_of_torch:
-            where = watch.where or _forward_in_words(trial.call.function)
+            where = watch.where or trial.forwards
             return failed(NAME, f"the forward writes to {name} {_how(trial.call.function)}: it {words}{where}")
     for name, words in written.backward.items():
         watch = WriteWatch(kept := KeptTensors(), name, _run.__code__)
@@ -117,11 +114,3 @@ def _how(function: Any) -> str:
     if function_applied_by(function) is not None:
         return "and does not mark it dirty (ctx.mark_dirty)"
     return "and its schema does not say so (mutates_args)" if schemas_of(function) else "where autograd does not see it"
-
-
-def _forward_in_words(function: Any) -> str:
-    """Where the forward starts, as " (FILE:LINE)"; "" for one that is not the user's."""
-    applied = function_applied_by(function)
-    forward = applied.forward if applied is not None else written_for(function)
-    line = users_line_of(forward.forward if isinstance(forward, nn.Module) else forward)
-    return "" if line is None else f" ({line})"

@@ -161,7 +161,8 @@ def _compared(
     words: list[str] = []
     for position, output in enumerate(outputs):
         expected = torch.stack([run.outputs[position] for run in loop])
-        words.append(_differs(trial, trial.first.names[position], output, expected))
+        found = _differs(trial, trial.first.names[position], output, expected)
+        words.append(found and f"{found}{trial.forwards}")
     dims = [*way.dims, *[None for _ in trial.parameters]]
     for position, (name, dim) in enumerate(zip(trial.all_names, dims, strict=True)):
         expected_gradient = _joined([run.gradients[position] for run in loop], dim)
