@@ -1,4 +1,4 @@
-"""Each argument transposed, sliced or expanded: whether the function gives what it gives for a contiguous copy."""
+"""Each argument in other memory layouts: whether the function gives what it gives for a contiguous copy."""
 
 from __future__ import annotations
 
