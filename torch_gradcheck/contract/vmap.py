@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from torch_gradcheck.contract.comparison import difference
 from torch_gradcheck.contract.functions import functions_of
-from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.outcome import SPARSE, UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.function_outputs import inner
@@ -47,13 +47,15 @@ def vmap(trial: Trial) -> ContractEntry:
         return not_applicable(NAME, UNREPEATABLE)
     if not trial.arguments:
         return not_applicable(NAME, "there is no argument to batch")
+    if trial.call.patterns:
+        return not_applicable(NAME, SPARSE)
     with vmap_or_nothing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _tried(trial)
 
 
 def _tried(trial: Trial) -> ContractEntry:
-    of_backward = attempted(lambda: _wrong_backward(trial))
+    of_backward = attempted(lambda: _wrong_backward(trial)) if any(trial.first.have_graphs) else ""
     if of_backward and not isinstance(of_backward, Raised):
         return failed(NAME, f"vmap of the backward{trial.backwards}: {of_backward}")
     without = [name_of_function(function) for function in functions_of(trial) if not _can_be_batched(function)]
@@ -70,6 +72,8 @@ def _tried(trial: Trial) -> ContractEntry:
             notes.append(f"with {way.words}: {_why(found)}")
         elif found:
             return failed(NAME, f"vmap with {way.words}: {found}")
+    if not any(trial.first.have_graphs):
+        notes.append("the forward alone: no output has a graph")
     if isinstance(of_backward, Raised):
         notes.append(f"of the backward: {_why(of_backward)}")
     return passed(NAME, "; ".join(notes))
@@ -196,6 +200,8 @@ def _wrong_backward(trial: Trial) -> str:
         def gradients(*cotangents: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return tuple([found for found in pulled_back(outputs, leaves, cotangents) if found is not None])
 
+        if not any(each is not None for each in pulled_back(outputs, leaves, [pair[0].clone() for pair in pairs])):
+            return ""
         together = torch.vmap(gradients)(*[pair.clone() for pair in pairs])  # a backward may write to them
         loop = [gradients(*[pair[k].clone() for pair in pairs]) for k in range(EXAMPLES)]
     expected = [torch.stack(list(each)) for each in zip(*loop, strict=True)]
