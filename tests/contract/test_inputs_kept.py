@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,8 @@ def test_a_write_by_numpy_is_seen_and_told_with_the_forward() -> None:
     function = writing(by_numpy)
     found = entry("inputs_kept", function.apply, (X,))
     assert found.status == "failed"
-    assert found.message.endswith(f"(tests/contract/test_inputs_kept.py:{function.forward.__code__.co_firstlineno})")
+    line = function.forward.__code__.co_firstlineno
+    assert found.message.endswith(f"(Writes.forward at tests/contract/test_inputs_kept.py:{line})")
 
 
 def test_a_function_that_marks_what_it_writes_to_passes() -> None:
@@ -208,3 +210,82 @@ def test_an_operator_says_by_its_schema_what_it_writes_to(operator: tuple[Any, b
     assert found.status == ("passed" if says_so else "failed")
     if not says_so:
         assert "writes to counter and its schema does not say so (mutates_args): it is 1 at [0]" in found.message
+
+
+def popping(d: dict[str, Tensor]) -> Tensor:
+    return d.pop("a") * d["b"]
+
+
+def replacing(d: dict[str, Tensor]) -> Tensor:
+    product = d["a"] * d["b"]
+    d["a"] = d["a"] * 2
+    return product
+
+
+def adding(d: dict[str, Tensor]) -> Tensor:
+    d["c"] = d["a"] * d["b"]
+    return d["c"]
+
+
+def appending(xs: list[Tensor]) -> Tensor:
+    xs.append(xs[0])
+    return xs[0] * xs[1]
+
+
+def emptying(xs: list[Tensor]) -> Tensor:
+    return xs.pop() * xs.pop()
+
+
+def counting(x: Tensor, state: tuple[Any, ...]) -> Tensor:
+    state[0]["step"] += 1
+    return x.sin()
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "said"),
+    [
+        (popping, ({"a": X, "b": X + 1},), "takes d['a'] out of d"),
+        (replacing, ({"a": X, "b": X + 1},), "puts another Tensor in the place of d['a']"),
+        (adding, ({"a": X, "b": X + 1},), "puts d['c'] into d"),
+        (appending, ([X, X + 1],), "puts xs[2] into xs"),
+        (emptying, ([X, X + 1],), "takes 2 entries out of xs"),
+        (counting, (X, ({"step": 0},)), "puts another int in the place of state[0]['step']"),
+    ],
+    ids=["pop", "replace", "add", "append", "empty", "nested"],
+)
+def test_what_is_changed_in_containers_is_told_by_name(function: Any, inputs: Any, said: str) -> None:
+    found = entry("inputs_kept", function, inputs)
+    line = f"tests/contract/test_inputs_kept.py:{function.__code__.co_firstlineno}"
+    assert found.status == "failed"
+    assert found.message == f"the forward {said}, which is the caller's ({function.__name__} at {line})"
+
+
+def same_values(d: dict[str, Any]) -> Tensor:
+    d["a"], d["n"] = d["a"].float().contiguous(), int(d["n"])
+    kept = {**d, "b": d["a"] * 2}
+    return kept.pop("b").sin()
+
+
+def from_a_default(d: Any) -> Tensor:
+    assert d["missing"] == []
+    return d["a"].sin()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs"),
+    [
+        (same_values, ({"a": X.float(), "n": 3},)),
+        (from_a_default, (defaultdict(list, a=X),)),
+        (lambda **named: named.pop("a") * named["b"], {"a": X, "b": X + 1}),
+        (lambda *xs: xs[0] * xs[1], (X, X + 1)),
+    ],
+    ids=["same values", "default", "keywords", "positions"],
+)
+def test_containers_that_are_the_same_or_the_functions_own_pass(function: Any, inputs: Any) -> None:
+    assert entry("inputs_kept", function, inputs).status == "passed"
+
+
+def test_the_caller_keeps_its_containers() -> None:
+    given = [X, X + 1]
+    check_function(appending, (given,))
+    assert len(given) == 2

@@ -234,3 +234,67 @@ def test_random_numbers_are_others_in_another_layout(function: Any) -> None:
     found = entry("layouts", function, (normal(5, 6),))
     assert found.status == "not_applicable"
     assert found.message == "the function draws random numbers, and draws others in another layout"
+
+
+def takes_for_contiguous(x: Tensor) -> Tensor:
+    return torch.as_strided(x, x.shape, x.contiguous().stride()).sin()
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (ReadsInputMemory.apply, "(ReadsInputMemory.forward at tests/zoo/functions/memory.py:"),
+        (takes_for_contiguous, f"({takes_for_contiguous.__name__} at tests/contract/test_layouts.py:"),
+    ],
+    ids=["Function", "plain"],
+)
+def test_an_output_that_is_wrong_is_told_with_the_forward(function: Any, words: str) -> None:
+    found = entry("layouts", function, (X,))
+    assert found.status == "failed"
+    assert ": output is " in found.message
+    assert words in found.message
+
+
+IMAGES = normal(2, 3, 4, 4, dtype=torch.float64)
+VOLUMES = normal(1, 2, 2, 3, 2, dtype=torch.float64)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)
+
+
+def misread(x: Tensor) -> Tensor:
+    """The numbers in the order of memory, where the channels are innermost."""
+    return x.as_strided(x.shape, x.contiguous().stride()) if is_channels_last(x) else x
+
+
+class MisreadsGradient(OldSquare):
+    """Its backward takes a gradient in channels_last for contiguous."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return OldSquare.backward(ctx, misread(grad))
+
+
+class ComputesPlainly(OldSquare):
+    """Looks at the layout, and is right."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return OldSquare.backward(ctx, grad.contiguous() if is_channels_last(grad) else grad)
+
+
+@pytest.mark.parametrize("x", [IMAGES, VOLUMES], ids=["images", "volumes"])
+def test_channels_last(x: Tensor) -> None:
+    word = "in channels_last" + "_3d" * (x.dim() == 5)
+    of_gradient = entry("layouts", MisreadsGradient.apply, (x,))
+    assert of_gradient.message.startswith(f"with the gradient of output {word} (shape {tuple(x.shape)}, strides (")
+    of_input = entry("layouts", lambda x: misread(x).sin(), (x,))
+    assert of_input.message.startswith(f"with x {word} (shape {tuple(x.shape)}, strides (")
+    assert (of_gradient.status, of_input.status) == ("failed", "failed")
+    assert entry("layouts", ComputesPlainly.apply, (x,)).status == "passed"
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 2, 3), nn.BatchNorm2d(3), nn.MaxPool2d(2), nn.Upsample(scale_factor=2)])
+def test_layers_of_images_pass(layer: nn.Module) -> None:
+    assert entry("layouts", layer, (IMAGES,)).status == "passed"

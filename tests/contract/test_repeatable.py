@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.contract.entry import entry
+from tests.contract.entry import entry, on_trial
 from tests.zoo.functions.case import normal
 from tests.zoo.functions.memory import OldSquare
 from tests.zoo.functions.state import Dropout, RoundsOtherwise, Stale
 from tests.zoo.functions.upstream import CrossEntropyScaledInPlace
+from torch_gradcheck.contract.repeatable import repeatable
 
 X = normal(3, 4, dtype=torch.float64)
 
@@ -65,8 +66,8 @@ class Once(OldSquare):
 
 @pytest.mark.parametrize(
     "function",
-    [OldSquare.apply, Dropout.apply, DrawsBackward.apply, Once.apply, nn.BatchNorm1d(4), torch.relu_],
-    ids=["square", "dropout", "draws backward", "frees what it kept", "batch norm", "in place"],
+    [OldSquare.apply, Dropout.apply, nn.BatchNorm1d(4), torch.relu_],
+    ids=["square", "dropout", "batch norm", "in place"],
 )
 def test_what_equal_calls_agree_on_passes(function: Any) -> None:
     found = entry("repeatable", function, (X,))
@@ -86,6 +87,42 @@ def test_backwards_that_differ_are_told_with_entry_and_line(function: Any) -> No
     assert "the second gives another result: the gradient of x is " in found.message
     line = function.backward.__code__.co_firstlineno
     assert f"({function.__name__}.backward at tests/contract/test_repeatable.py:{line})" in found.message
+
+
+def test_a_second_backward_that_raises_is_told() -> None:
+    found = entry("repeatable", Once.apply, (X,))
+    assert found.status == "passed"
+    assert found.message.startswith("a second backward through the same graph (retain_graph=True) raises TypeError: ")
+
+
+class Tuned(OldSquare):
+    """Another algorithm, a wrong one, in the very first backward."""
+
+    runs = count()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return OldSquare.backward(ctx, grad) * (1 + 1e-3 * (next(Tuned.runs) == 0))
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (
+            DrawsBackward,
+            "could be rounding: the backward draws random numbers, and gives the same from the same random state only "
+            "(DrawsBackward.backward at ",
+        ),
+        (Tuned, "could be rounding: the first one differs from the later ones (Tuned.backward at "),
+    ],
+)
+def test_a_backward_that_the_report_calls_no_function_fails(function: Any, said: str) -> None:
+    Tuned.runs = count()
+    _, found = on_trial(lambda trial: (trial.problem.repeated, repeatable(trial)), function.apply, (X,))
+    assert found.status == "failed"
+    assert found.message.startswith("two equal backwards differ by ")
+    assert " of the largest entry of the gradient of x, of which " in found.message
+    assert said in found.message
 
 
 @pytest.mark.parametrize("name", ["layouts", "needs_input_grad", "undefined_grads"])
@@ -145,3 +182,5 @@ def test_what_is_returned_in_a_workspace_is_overwritten(function: Any, said: str
     found = entry("repeatable", function.apply, (X,))
     assert found.status == "failed"
     assert found.message.startswith(said)
+    part = "forward" if function is OutputInWorkspace else "backward"
+    assert f"({function.__name__}.{part} at tests/contract/test_repeatable.py:" in found.message

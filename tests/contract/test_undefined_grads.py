@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from tests.contract.entry import entry
 from tests.zoo.functions.case import normal
 from tests.zoo.functions.memory import OldSquare
+from torch_gradcheck import check_function
 
 X = normal(3, 4, dtype=torch.float64)
 
@@ -143,3 +145,50 @@ def test_one_output_has_no_other_one() -> None:
     found = entry("undefined_grads", OldSquare.apply, (X,))
     assert found.status == "not_applicable"
     assert found.message == "the function has one differentiable output, without which there is no loss"
+
+
+def looking(register: Callable[[nn.Module, Callable[..., None]], object]) -> nn.Module:
+    """A layer with a hook that only looks, and takes every gradient for a tensor."""
+    layer = nn.Linear(4, 2)
+    register(layer, lambda *gradients: [g.norm().log() for g in inner_most(gradients)] and None)
+    return layer
+
+
+def inner_most(gradients: Any) -> list[Any]:
+    """The gradients that a hook of a tensor, or that of a module, is given."""
+    return [gradients[-1][0]] if isinstance(gradients[-1], tuple) else [gradients[-1]]
+
+
+HOOKS: dict[str, Callable[[nn.Module, Callable[..., None]], object]] = {
+    "parameter": lambda layer, hook: layer.weight.register_hook(hook),
+    "module": lambda layer, hook: layer.register_full_backward_hook(hook),
+    "output": lambda layer, hook: layer.register_forward_hook(lambda *args: args[-1].register_hook(hook) and None),
+}
+
+
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
+@pytest.mark.parametrize("used", [1, 2])
+def test_hooks_that_only_look_are_no_fault_of_the_function(register: Any, used: int) -> None:
+    layer = looking(register)
+    found = entry("undefined_grads", lambda x, w: (w * OldSquare.apply(layer(x)), x.sin())[:used], (X, X[:, :2]))  # type: ignore[no-untyped-call]
+    assert found.status == ("not_applicable" if used == 1 else "passed"), found.message
+
+
+class Invents(OldSquare):
+    """Returns a gradient where it is given none."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return OldSquare.backward(ctx, grad) + 1
+
+
+def test_a_single_output_that_is_given_none_may_return_none_or_zeros() -> None:
+    found = entry("undefined_grads", Invents.apply, (X,))
+    assert found.message.startswith("with no gradient (None) for any output, the gradient of x is 1 at [0, 0], should ")
+    assert "should be None or zeros (12 of 12 entries differ) (Invents.backward at " in found.message
+
+
+def test_warnings_of_torch_on_hooks_do_not_come_out(recwarn: pytest.WarningsRecorder) -> None:
+    report = check_function(looking(HOOKS["module"]), (X,))
+    assert [each.name for each in report.contract if each.status == "failed"] == []
+    assert not [each for each in recwarn if "backward hook" in str(each.message)]

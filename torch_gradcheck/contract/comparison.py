@@ -82,7 +82,7 @@ def difference(found: torch.Tensor | None, expected: torch.Tensor | None, allowe
     at = f" at {index}" if index else ""
     is_there = "is None" if found is None else f"is {_number(found, worst)}{at}"
     there = at if found is None else ""
-    should = f"{_number(expected, worst)}{there}" if expected is not None else "None"
+    should = f"{_number(expected, worst)}{there}" if expected is not None else "None or zeros"
     return f"{is_there}, should be {should}{entries}"
 
 

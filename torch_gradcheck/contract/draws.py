@@ -1,4 +1,4 @@
-"""Whether a function draws random numbers without a trace: it seeds a generator and puts its state back."""
+"""Whether a function draws random numbers: without a trace, which seeds a generator and puts its state back, too."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 
 from torch_gradcheck.contract.outcome import attempted
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.upstream import gradients_under
+from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 
 
@@ -16,6 +18,19 @@ def draws_inside(trial: Trial) -> bool:
     watch = _DrawWatch()
     with watch:
         attempted(trial.run)
+    return watch.found
+
+
+def draws_in_backward(trial: Trial) -> bool:
+    """Whether the backward runs an operation of torch that draws; it runs once more."""
+    watch = _DrawWatch()
+    with torch.enable_grad(), trial.regime():
+        leaves = trial.fresh()
+        outputs = trial.outputs(leaves)
+        with watch:
+            attempted(
+                lambda: gradients_under(outputs, trial.cotangents(outputs), [*leaves, *objects_of(trial.parameters)])
+            )
     return watch.found
 
 

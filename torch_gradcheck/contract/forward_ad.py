@@ -16,12 +16,12 @@ from torch.autograd import Function
 
 from torch_gradcheck.contract.beside import Slopes, judged_beside
 from torch_gradcheck.contract.functions import functions_of
-from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.outcome import SPARSE, UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.objective.function_outputs import inner, outputs_of
 from torch_gradcheck.objective.perturbation import RandomDirection
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import has_forward_rule, meets_constants, node_of, nodes_from
@@ -30,26 +30,26 @@ from torch_gradcheck.torch_internals.custom_ops import custom_op_of, name_of_fun
 
 NAME = "forward_ad"
 
+CONSTANTS = (
+    "not tried: forward mode of torch's own operations with a constant (such as x * 2) would load torch's compiler, "
+    "which takes seconds"
+)
+
 
 def forward_ad(trial: Trial) -> ContractEntry:
     """Tangents of all that is on trial at once, then of one tensor at a time: each beside differences."""
     functions = functions_of(trial)
-    without = [function for function in functions if custom_op_of(function) or not has_forward_rule(function)]
-    if without:
-        return not_applicable(NAME, f"no forward-mode rule: {listed([_without_rule(each) for each in without])}")
-    if not trial.is_repeatable:
-        return not_applicable(NAME, UNREPEATABLE)
-    if not functions and _meets_constants(trial):
-        return not_applicable(NAME, "torch's own rules are not tried where they meet constants: it loads its compiler")
+    reason = _reason_not_to_try(trial, functions)
+    if reason:
+        return not_applicable(NAME, reason)
     _load_rules()
     tangents, names = _Tangents(trial), _names(trial)
-    together = attempted(lambda: tangents.of(names))
-    if isinstance(together, Raised):
-        return _raised(functions, together, "all that is on trial")
-    for name in names if functions else ():
-        alone = attempted(lambda: tangents.of([name]))  # noqa: B023  # called at once
-        if isinstance(alone, Raised):
-            return _raised(functions, alone, f"{name} alone")
+    raised = _raising(functions, tangents, names)
+    if raised is not None:
+        return raised
+    dtypes = attempted(tangents.of_other_dtypes) if functions else []
+    if dtypes and not isinstance(dtypes, Raised):
+        return failed(NAME, f"with tangents of all that is on trial, {listed(dtypes)}{_by(functions)}")
     slopes = judged_beside(trial, tangents.slopes, names)
     wrong = {name: slope for name, slope in slopes.items() if slope.verdict is Verdict.WRONG}
     if wrong and not functions and tangents.are_of_backward(wrong):
@@ -60,6 +60,32 @@ def forward_ad(trial: Trial) -> ContractEntry:
     if unknown:
         return not_applicable(NAME, f"differences, noisy or not finite, tell nothing of {listed(unknown)}")
     return passed(NAME, "" if functions else "by the rules of torch's own operations")
+
+
+def _reason_not_to_try(trial: Trial, functions: Sequence[type[Function]]) -> str:
+    """Why there are no tangents to be judged; "" where there may be some."""
+    if trial.call.patterns:
+        return SPARSE
+    without = [function for function in functions if custom_op_of(function) or not has_forward_rule(function)]
+    if without:
+        return f"no forward-mode rule: {listed([_without_rule(each) for each in without])}"
+    if not trial.is_repeatable:
+        return UNREPEATABLE
+    if not any(trial.first.have_graphs):
+        return "not tried: no output has a graph (detached, or computed past autograd)"
+    return CONSTANTS if not functions and _meets_constants(trial) else ""
+
+
+def _raising(functions: Sequence[type[Function]], tangents: _Tangents, names: Sequence[str]) -> ContractEntry | None:
+    """The entry where forward mode raises, for all tangents or one alone; None where it does not."""
+    together = attempted(lambda: tangents.of(names))
+    if isinstance(together, Raised):
+        return _raised(functions, together, "all that is on trial")
+    for name in names if functions else ():
+        alone = attempted(lambda: tangents.of([name]))  # noqa: B023  # called at once
+        if isinstance(alone, Raised):
+            return _raised(functions, alone, f"{name} alone")
+    return None
 
 
 def _meets_constants(trial: Trial) -> bool:
@@ -90,12 +116,16 @@ def _raised(functions: Sequence[type[Function]], raised: Raised, of: str) -> Con
 
 def _wrong(functions: Sequence[type[Function]], wrong: Slopes) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
-    rules = [f"{name_of_function(function)}.jvp{at_line_of(function.jvp)}" for function in functions]
-    by = f" by {listed(rules)}" if rules else ""
     return (
-        f"with a random tangent of one tensor at a time, the tangents of the outputs{by} are wrong for "
+        f"with a random tangent of one tensor at a time, the tangents of the outputs{_by(functions)} are wrong for "
         f"{listed(list(wrong))}; for {name}, ⟨v, tangent⟩ is {wrong[name]}"
     )
+
+
+def _by(functions: Sequence[type[Function]]) -> str:
+    """The rules of the user's, as " by Square.jvp at FILE:LINE"; "" for none."""
+    rules = [f"{name_of_function(function)}.jvp{at_line_of(function.jvp)}" for function in functions]
+    return f" by {listed(rules)}" if rules else ""
 
 
 @dataclass(frozen=True)
@@ -123,20 +153,37 @@ class _Tangents:
         tolerance = self.trial.problem.request.tolerance
         return all(abs(one - other) <= tolerance * max(abs(one), abs(other)) for one, other in pairs)
 
+    def of_other_dtypes(self) -> list[str]:
+        """Words on the outputs whose tangent has another dtype; casts to a lower precision stay what they are."""
+        with torch.enable_grad(), self.trial.problem.objective.evaluation_as_it_is(), forward_mode.dual_level():
+            outputs = self._dual_outputs(self._tangents(self._directions(_names(self.trial))))
+            tangents = [forward_mode.unpack_dual(y).tangent for _, y in outputs]
+            pairs = [(name, y.dtype, t.dtype) for (name, y), t in zip(outputs, tangents, strict=True) if t is not None]
+        return [
+            f"the tangent of {name} has the dtype {name_of(found)}, should have {name_of(expected)}"
+            for name, expected, found in pairs
+            if found is not expected
+        ]
+
     def slopes(self, names: Collection[str]) -> Slopes:
         """J along a direction through each of these, beside what forward mode says of it."""
         return {name: self._slope(name, direction) for name, direction in self._directions(names).items()}
 
     def _along(self, tangents: Mapping[str, torch.Tensor]) -> float:
         with torch.enable_grad(), self.trial.held_regime(), forward_mode.dual_level():
-            given = [
-                forward_mode.make_dual(tensor, tangents[name]) if name in tangents else tensor
-                for name, tensor in self._named.items()
-            ]
-            outputs = [y for y in _outputs(self.trial, given) if y.requires_grad]
+            outputs = [y for _, y in self._dual_outputs(tangents)]
             found = [forward_mode.unpack_dual(y).tangent for y in outputs]
             terms = zip(self.trial.cotangents(outputs), found, strict=True)
             return sum([float(inner(v, tangent).detach()) for v, tangent in terms if tangent is not None])
+
+    def _dual_outputs(self, tangents: Mapping[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+        """The differentiable outputs with their names, for these tangents; inside of a dual level."""
+        given = [
+            forward_mode.make_dual(tensor, tangents[name]) if name in tangents else tensor
+            for name, tensor in self._named.items()
+        ]
+        named = zip(self.trial.first.names, _outputs(self.trial, given), strict=True)
+        return [(name, y) for name, y in named if y.requires_grad]
 
     def _directions(self, names: Collection[str]) -> dict[str, RandomDirection]:
         seed, tensors = (

@@ -9,6 +9,7 @@ import torch
 from torch.autograd import Function
 
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.objective.sparse_arguments import SparseFromValues
 from torch_gradcheck.torch_internals.autograd import function_of, node_of, nodes_from
 from torch_gradcheck.torch_internals.custom_ops import users_function
 
@@ -17,7 +18,7 @@ def functions_behind(outputs: Sequence[torch.Tensor]) -> list[tuple[type[Functio
     """Each with its node in the graph."""
     nodes = [(function_of(node), node) for node in nodes_from(map(node_of, outputs))]
     named = [(users_function(function), node) for function, node in nodes if function is not None]
-    return [(function, node) for function, node in named if function is not None]
+    return [(function, node) for function, node in named if function not in (None, SparseFromValues)]
 
 
 def functions_of(trial: Trial) -> list[type[Function]]:

@@ -1,4 +1,4 @@
-"""The gradients of the outputs transposed, sliced or expanded: whether the backward gives what contiguous ones give."""
+"""The gradients of the outputs in other layouts: whether the backward gives what contiguous ones give."""
 
 from __future__ import annotations
 

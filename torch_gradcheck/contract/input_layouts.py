@@ -1,4 +1,4 @@
-"""Each argument transposed, sliced or expanded: whether the function gives what it gives for a contiguous copy."""
+"""Each argument in other memory layouts: whether the function gives what it gives for a contiguous copy."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _compared(trial: Trial, tensors: Tensors, expected: Run, what: str, call: Fu
     run = attempted(lambda: trial.run(tensors, call=call))
     if not isinstance(run, Raised):
         wrong = trial.difference(_folded(run, tensors), _folded(expected, tensors))
-        return Found(wrong and f"with {what}: {wrong}, as with a contiguous copy{trial.backwards}")
+        return Found(wrong and f"with {what}: {wrong}, as with a contiguous copy{trial.at_fault(run, expected)}")
     if isinstance(attempted(lambda: trial.forward(tensors, call)), Raised):
         return Found(refused=f"{what}: {run}")
     return Found(f"with {what} the backward raises {run}; with a contiguous copy it does not")

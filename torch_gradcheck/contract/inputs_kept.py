@@ -1,5 +1,7 @@
 """`inputs_kept`: the function leaves its inputs as they were, unless it says that it writes to them.
 
+So it leaves the lists and mappings among them, which it has no way to say it writes to.
+
 A Function says so by `ctx.mark_dirty`, an operator by its schema, and anything else by writing where autograd sees it:
 by an in-place operation that is recorded or, on a tensor that requires no gradient, moves its version counter. A
 backward has no way to say so.
@@ -13,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
+from torch_gradcheck.contract.containers import Containers
 from torch_gradcheck.contract.kept_tensors import KeptTensors, WriteWatch
 from torch_gradcheck.contract.outcome import failed, passed
 from torch_gradcheck.contract.trial import Trial
@@ -23,8 +25,6 @@ from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.signatures import function_applied_by
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import ContractEntry
-from torch_gradcheck.torch_internals.code_lines import users_line_of
-from torch_gradcheck.torch_internals.custom_ops import written_for
 from torch_gradcheck.torch_internals.operations import is_written, schemas_of
 from torch_gradcheck.torch_internals.tensors import version_of
 
@@ -32,14 +32,16 @@ NAME = "inputs_kept"
 
 
 def inputs_kept(trial: Trial) -> ContractEntry:
-    """Every tensor among the arguments, compared with what it held before the forward, and before the backward."""
+    """Every tensor and container among the arguments, compared with what it held before forward and backward."""
     written = _run(trial, KeptTensors(), KeptTensors())
     for name, words in written.forward.items():
         watch = WriteWatch(kept := KeptTensors(), name, _run.__code__)
         _run(trial, kept, KeptTensors(), watch)
         if not watch.by_choice_of_torch:
-            where = watch.where or _forward_in_words(trial.call.function)
+            where = watch.where or trial.forwards
             return failed(NAME, f"the forward writes to {name} {_how(trial.call.function)}: it {words}{where}")
+    if written.containers:
+        return failed(NAME, f"the forward {written.containers}, which is the caller's{trial.forwards}")
     for name, words in written.backward.items():
         watch = WriteWatch(kept := KeptTensors(), name, _run.__code__)
         _run(trial, KeptTensors(), kept, watch)
@@ -54,10 +56,12 @@ class _Written:
     Attributes:
         forward: what the forward has written to without saying so.
         backward: what the backward has.
+        containers: what the forward has changed in lists and mappings among the arguments, see `Containers.change`.
     """
 
     forward: Mapping[str, str]
     backward: Mapping[str, str]
+    containers: str
 
 
 @dataclass(frozen=True)
@@ -85,12 +89,15 @@ def _run(trial: Trial, forward: KeptTensors, backward: KeptTensors, watch: Write
         arguments = [_Argument(name, each, each.grad_fn, version_of(each)) for name, each in call.arguments(given)]
         _take_down(arguments, forward)
         with nullcontext() if watch is None else watch:
-            outputs = [y for _, y in outputs_of(call.called(given))]
+            args, kwargs = call.given(given)
+            containers = Containers(call.named(args, kwargs))
+            outputs = [y for _, y in outputs_of(call.called_on(args, kwargs))]
+            changed = containers.change()
             declared = {each.name for each in arguments if _is_declared(call.function, each, outputs)}
             undeclared = {name: words for name, words in forward.written().items() if name not in declared}
             _take_down(arguments, backward)
             gradients_under(outputs, trial.cotangents(outputs), [*leaves, *objects_of(trial.parameters)])
-            return _Written(undeclared, backward.written())
+            return _Written(undeclared, backward.written(), changed)
 
 
 def _take_down(arguments: Sequence[_Argument], kept: KeptTensors) -> None:
@@ -117,11 +124,3 @@ def _how(function: Any) -> str:
     if function_applied_by(function) is not None:
         return "and does not mark it dirty (ctx.mark_dirty)"
     return "and its schema does not say so (mutates_args)" if schemas_of(function) else "where autograd does not see it"
-
-
-def _forward_in_words(function: Any) -> str:
-    """Where the forward starts, as " (FILE:LINE)"; "" for one that is not the user's."""
-    applied = function_applied_by(function)
-    forward = applied.forward if applied is not None else written_for(function)
-    line = users_line_of(forward.forward if isinstance(forward, nn.Module) else forward)
-    return "" if line is None else f" ({line})"

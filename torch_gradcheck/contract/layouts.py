@@ -1,4 +1,4 @@
-"""`layouts`: inputs and gradients that are transposed, sliced or expanded give the same as contiguous ones.
+"""`layouts`: inputs and gradients transposed, sliced, expanded or in channels_last give the same as contiguous ones.
 
 A forward that raises has refused a layout, and told so: that is no wrong gradient. Once it has accepted one, the
 backward has to work; and nobody can choose the layout of the gradient that it is given.

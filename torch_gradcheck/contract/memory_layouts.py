@@ -42,7 +42,29 @@ def of_a_sum(tensor: torch.Tensor) -> torch.Tensor | None:
     return tensor.detach().reshape(-1)[:1].clone().reshape(()).expand(tensor.shape) if tensor.numel() > 1 else None
 
 
-SAME_NUMBERS: Mapping[str, Layout] = {"transposed": transposed, "sliced": sliced}
+def channels_last(tensor: torch.Tensor) -> torch.Tensor | None:
+    """Images with the channels innermost, as models in `torch.channels_last` hand them on."""
+    return _in_format(tensor, 4, torch.channels_last)
+
+
+def channels_last_3d(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same for volumes."""
+    return _in_format(tensor, 5, torch.channels_last_3d)
+
+
+def _in_format(tensor: torch.Tensor, dims: int, memory_format: torch.memory_format) -> torch.Tensor | None:
+    if tensor.dim() != dims or not tensor.numel():
+        return None
+    found = tensor.detach().clone(memory_format=memory_format)
+    return None if found.is_contiguous() else found
+
+
+SAME_NUMBERS: Mapping[str, Layout] = {
+    "transposed": transposed,
+    "sliced": sliced,
+    "in channels_last": channels_last,
+    "in channels_last_3d": channels_last_3d,
+}
 """Name → a layout of the same numbers."""
 
 

@@ -14,6 +14,9 @@ Result = TypeVar("Result")
 UNREPEATABLE = "two equal calls differ: see repeatable"
 """Why results of several calls cannot be compared."""
 
+SPARSE = "not tried with sparse arguments"
+"""What is said where neither forward mode nor vmap goes through what makes a sparse tensor of its values."""
+
 LENGTH = 200
 """The number of characters that are shown of the first line of an error."""
 

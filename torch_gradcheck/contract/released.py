@@ -39,7 +39,8 @@ def released(trial: Trial) -> ContractEntry:
             return passed(NAME, f"a module keeps {listed(kept.names)} of its last call until the next one")
         if kept.names:
             done = "forward and backward have run" if backward else "the forward has run"
-            return failed(NAME, f"{done}{trial.backwards} and the graph is gone: {_in_words(kept)}")
+            where = trial.backwards if backward else trial.forwards
+            return failed(NAME, f"{done}{where} and the graph is gone: {_in_words(kept)}")
     return passed(NAME)
 
 

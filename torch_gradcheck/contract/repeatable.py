@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 
 from torch_gradcheck.contract.comparison import difference, distance, largest, same_bits
+from torch_gradcheck.contract.draws import draws_in_backward
 from torch_gradcheck.contract.outcome import failed, passed
 from torch_gradcheck.contract.trial import Trial
-from torch_gradcheck.contract.two_calls import disturbance
+from torch_gradcheck.contract.two_calls import Disturbance, disturbance
 from torch_gradcheck.reporting.facts import ContractEntry
 
 NAME = "repeatable"
@@ -30,13 +31,36 @@ def repeatable(trial: Trial) -> ContractEntry:
             return failed(
                 NAME,
                 "of two equal calls from the same random state, the second gives another result: "
-                f"{what} {found}, as in the first{trial.backwards}",
+                f"{what} {found}, as in the first{trial.at_fault(trial.second, trial.first)}",
             )
         spread = max(spread, _share(one, other))
-    disturbed = "" if trial.draws else disturbance(trial)
-    if disturbed:
-        return failed(NAME, disturbed + trial.backwards)
-    return passed(NAME, f"two equal calls differ by {spread:.0e} of the largest entry, as rounding" if spread else "")
+    differed = _differed(trial)
+    if differed:
+        return failed(NAME, differed + trial.backwards)
+    disturbed = Disturbance() if trial.draws else disturbance(trial)
+    if disturbed.words:
+        return failed(NAME, disturbed.words)
+    rounding = f"two equal calls differ by {spread:.0e} of the largest entry, as rounding" if spread else ""
+    return passed(NAME, "; ".join(filter(None, [rounding, disturbed.refused])))
+
+
+def _differed(trial: Trial) -> str:
+    """How the backwards that the check has run before differ; "" where they do not.
+
+    These started from the random state of J, which a backward that draws moves on, before any call of the contract.
+    """
+    found = trial.problem.repeated.difference
+    if found is None:
+        return ""
+    name = trial.problem.theta[found.worst].name
+    words = (
+        f"two equal backwards differ by {found.spread:.1e} of the largest entry of the gradient of {name}, of which "
+        f"{found.allowed:.0e} could be rounding"
+    )
+    if draws_in_backward(trial):
+        return f"{words}: the backward draws random numbers, and gives the same from the same random state only"
+    later = ": the first one differs from the later ones" if len(found.alike) > 2 and found.alike[1:, 1:].all() else ""
+    return words + later
 
 
 def _pairs(trial: Trial) -> list[Pair]:

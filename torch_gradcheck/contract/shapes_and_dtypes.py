@@ -6,12 +6,13 @@ says nothing. So what the backward of a Function returns is looked at before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from torch_gradcheck.borrowing.loan import Borrowed, lend
+from torch_gradcheck.contract.function_backwards import FunctionBackwards
 from torch_gradcheck.contract.outcome import Raised, attempted, failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
@@ -20,16 +21,9 @@ from torch_gradcheck.objective.signatures import argument_names
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.autograd import (
-    InputForm,
-    backward_of,
-    current_function_backward,
-    function_of,
-    input_forms,
-    set_function_backward,
-)
+from torch_gradcheck.torch_internals.autograd import InputForm, backward_of, input_forms
 from torch_gradcheck.torch_internals.code_lines import at_line_of
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
+from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 
 NAME = "shapes_and_dtypes"
 
@@ -112,23 +106,22 @@ class _Returned:
     def __init__(self) -> None:
         self.count, self.in_backward = 0, False
         self._wrong: list[tuple[type[torch.autograd.Function], int, InputForm, InputForm]] = []
+        self._backwards = FunctionBackwards(self._looked_at)
 
     def __enter__(self) -> None:
         self.in_backward = True
-        self._run = run = current_function_backward()
-
-        def looked_at(node: Any, *gradients: Any) -> Any:
-            returned = run(node, *gradients)
-            function = users_function(function_of(node) or torch.autograd.Function)
-            if function is not None:
-                self.count += 1
-                self._look(node, function, returned if isinstance(returned, tuple) else (returned,))
-            return returned
-
-        set_function_backward(looked_at)
+        self._backwards.__enter__()
 
     def __exit__(self, *exception: object) -> None:
-        set_function_backward(self._run)
+        self._backwards.__exit__(*exception)
+
+    def _looked_at(
+        self, node: Any, function: type[torch.autograd.Function], _: tuple[Any, ...], run: Callable[[], Any]
+    ) -> Any:
+        returned = run()
+        self.count += 1
+        self._look(node, function, returned if isinstance(returned, tuple) else (returned,))
+        return returned
 
     def _look(self, node: Any, function: type[torch.autograd.Function], returned: Sequence[Any]) -> None:
         for position, expected in input_forms(node).items():

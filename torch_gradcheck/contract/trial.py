@@ -11,7 +11,7 @@ import torch
 
 from torch_gradcheck.contract.comparison import Allowance, allowance, difference, distance, same_bits
 from torch_gradcheck.contract.memory_layouts import copied
-from torch_gradcheck.contract.run import Run, backwards_in_words
+from torch_gradcheck.contract.run import Run, backwards_in_words, forwards_in_words
 from torch_gradcheck.contract.starting_state import StartingState
 from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.methods.problem import Problem
@@ -230,6 +230,16 @@ class Trial:
         """The words " (Square.backward at FILE:LINE)" for what the user has written of the backward; "" for nothing."""
         with torch.enable_grad(), self.regime():
             return backwards_in_words(self.outputs(self.fresh()))
+
+    @cached_property
+    def forwards(self) -> str:
+        """The words " (Square.forward at FILE:LINE)" for what the user has written of the forward; "" for nothing."""
+        with torch.enable_grad(), self.regime():
+            return forwards_in_words(self.call.function, self.outputs(self.fresh()))
+
+    def at_fault(self, found: Run, expected: Run) -> str:
+        """`forwards` where the outputs of a run are not as expected, else `backwards`."""
+        return self.forwards if self.output_difference(found, expected) else self.backwards
 
 
 def _handing_on(call: FunctionCall) -> FunctionCall:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -17,24 +18,39 @@ ELSEWHERE = 0.1
 """The other call has arguments that are moved by up to a twentieth of their size."""
 
 
-def disturbance(trial: Trial) -> str:
-    """What one call changes of another, or a backward of the next one; "" for nothing, or where an error tells of it.
+class Disturbance(NamedTuple):
+    """What one call changes of another, or a backward of the next one.
+
+    Attributes:
+        words: what is changed, and where; "" for nothing.
+        refused: the error of a second backward through the same graph; "" for none.
+    """
+
+    words: str = ""
+    refused: str = ""
+
+
+def disturbance(trial: Trial) -> Disturbance:
+    """What one call disturbs; nothing where the error of another step tells of it.
 
     What is kept on a class or in a workspace is overwritten like that.
     """
     found = attempted(lambda: _found(trial))
-    return "" if isinstance(found, Raised) else found
+    return Disturbance() if isinstance(found, Raised) else found
 
 
-def _found(trial: Trial) -> str:
+def _found(trial: Trial) -> Disturbance:
     with torch.enable_grad(), trial.regime():
         calls = _TwoCalls(trial)
-        steps = (calls.changed_outputs, calls.first_backward, calls.changed_gradients, calls.second_backward)
-        for step in steps:
-            wrong = step()
-            if wrong:
-                return wrong
-    return ""
+        in_forward = calls.changed_outputs()
+        in_backward = "" if in_forward else calls.first_backward() or calls.changed_gradients()
+        again = "" if in_forward or in_backward else attempted(calls.second_backward)
+    if isinstance(again, Raised):
+        return Disturbance(refused=f"a second backward through the same graph (retain_graph=True) raises {again}")
+    if in_forward:
+        return Disturbance(in_forward + trial.forwards)
+    wrong = in_backward or again
+    return Disturbance(wrong and wrong + trial.backwards)
 
 
 class _TwoCalls:

@@ -1,11 +1,19 @@
-"""`undefined_grads`: an output that the loss does not use, whose gradient is None or zero, changes nothing else."""
+"""`undefined_grads`: an output that the loss does not use, whose gradient is None or zero, changes nothing else.
+
+What is given None counts where it is a backward of the user's: a hook, which only looks, is given none where the
+output is not used at all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch.autograd import Function
 
+from torch_gradcheck.contract.comparison import largest
+from torch_gradcheck.contract.function_backwards import FunctionBackwards
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Gradients, Trial
 from torch_gradcheck.reporting.facts import ContractEntry
@@ -20,7 +28,7 @@ MOST = 6
 def undefined_grads(trial: Trial) -> ContractEntry:
     """No gradient for all outputs but one, for one, and for all: compared with zeros, whose gradients add up.
 
-    A function of one output is given None as well, as by a Function further down that returns None.
+    The Functions of a function of one output are given None as well, as by a Function further down that returns None.
     """
     if not trial.is_repeatable:
         return not_applicable(NAME, UNREPEATABLE)
@@ -35,9 +43,45 @@ def undefined_grads(trial: Trial) -> ContractEntry:
 
 
 def _without_any(trial: Trial) -> str:
-    """What is wrong where the backward is given no gradient at all; "" for nothing."""
-    found = _tried(trial, [None for _ in trial.first.outputs])
-    return _in_words(trial, "no gradient (None) for any output", found, [None for _ in trial.all_names])
+    """What is wrong where the backwards of the user's are given no gradient at all; "" for nothing."""
+    answers, nothing = _Answers(), [None for _ in trial.all_names]
+    found = _tried(trial, [None for _ in trial.first.outputs], answers)
+    return _in_words(trial, "no gradient (None) for any output", found, nothing) if answers.are_wrong else ""
+
+
+class _Answers:
+    """What the backwards of the user's Functions have made of what they were given.
+
+    Attributes:
+        raised: one of them has raised.
+        invented: one has returned a gradient where it was given none, or zeros.
+    """
+
+    def __init__(self) -> None:
+        self.raised = self.invented = False
+
+    @property
+    def are_wrong(self) -> bool:
+        """Where all outputs have no gradient."""
+        return self.raised or self.invented
+
+    def look(self, _: Any, __: type[Function], gradients: tuple[Any, ...], run: Callable[[], Any]) -> Any:
+        """Runs a backward, see `FunctionBackwards`."""
+        is_given_nothing = _are_nothing(gradients)  # asked first: a backward may write to what it is given
+        try:
+            returned = run()
+        except Exception:
+            self.raised = True
+            raise
+        answer = returned if isinstance(returned, tuple) else (returned,)
+        self.invented = self.invented or (is_given_nothing and not _are_nothing(answer))
+        return returned
+
+
+def _are_nothing(gradients: tuple[Any, ...]) -> bool:
+    """Whether all are None or zeros; NaN, such as 0 · ∞, is none."""
+    tensors = [each for each in gradients if isinstance(each, torch.Tensor)]
+    return not any(largest(each if each.layout is torch.strided else each.to_dense()) for each in tensors)
 
 
 def _without_some(trial: Trial, used: Sequence[int]) -> str:
@@ -49,12 +93,14 @@ def _without_some(trial: Trial, used: Sequence[int]) -> str:
         with_zeros = _tried(trial, zeros)
         if isinstance(with_zeros, Raised):
             return f"with a gradient of zeros for {_names(trial, others)} the backward raises {with_zeros}"
+        if with_zeros is None:
+            continue
         alone[position] = with_zeros
         found = _tried(trial, nothing)
         wrong = _in_words(trial, f"no gradient (None) for {_names(trial, others)}", found, with_zeros)
         if wrong:
             return f"{wrong}; with zeros for {'it' if len(others) == 1 else 'them'}, that is what comes"
-    return _sums(trial, alone) if len(used) <= MOST else ""
+    return _sums(trial, alone) if len(alone) == len(used) else ""
 
 
 def _sums(trial: Trial, alone: dict[int, Gradients]) -> str:
@@ -75,14 +121,18 @@ def _sums(trial: Trial, alone: dict[int, Gradients]) -> str:
     return ""
 
 
-def _tried(trial: Trial, cotangents: Gradients) -> Gradients | Raised:
-    return attempted(lambda: trial.run(cotangents=cotangents).gradients)
+def _tried(trial: Trial, cotangents: Gradients, answers: _Answers | None = None) -> Gradients | Raised | None:
+    """The gradients of a run, or what a backward of the user's raises; None where a hook, or torch, does."""
+    answers = answers or _Answers()
+    with FunctionBackwards(answers.look):
+        found = attempted(lambda: trial.run(cotangents=cotangents).gradients)
+    return None if isinstance(found, Raised) and not answers.raised else found
 
 
-def _in_words(trial: Trial, given: str, found: Gradients | Raised, expected: Gradients) -> str:
+def _in_words(trial: Trial, given: str, found: Gradients | Raised | None, expected: Gradients) -> str:
     if isinstance(found, Raised):
         return f"with {given} the backward raises {found}"
-    wrong = trial.gradient_difference(found, expected)
+    wrong = "" if found is None else trial.gradient_difference(found, expected)
     return wrong and f"with {given}, {wrong}"
 
 

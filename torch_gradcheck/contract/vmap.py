@@ -15,7 +15,7 @@ from torch.autograd import Function
 
 from torch_gradcheck.contract.comparison import difference
 from torch_gradcheck.contract.functions import functions_of
-from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.outcome import SPARSE, UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.function_outputs import inner
@@ -47,13 +47,16 @@ def vmap(trial: Trial) -> ContractEntry:
         return not_applicable(NAME, UNREPEATABLE)
     if not trial.arguments:
         return not_applicable(NAME, "there is no argument to batch")
+    if trial.call.patterns:
+        return not_applicable(NAME, SPARSE)
     with vmap_or_nothing(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return _tried(trial)
 
 
 def _tried(trial: Trial) -> ContractEntry:
-    of_backward = attempted(lambda: _wrong_backward(trial))
+    has_gradients = any(gradient is not None for gradient in trial.first.gradients)
+    of_backward = attempted(lambda: _wrong_backward(trial)) if has_gradients else ""
     if of_backward and not isinstance(of_backward, Raised):
         return failed(NAME, f"vmap of the backward{trial.backwards}: {of_backward}")
     without = [name_of_function(function) for function in functions_of(trial) if not _can_be_batched(function)]
@@ -70,6 +73,8 @@ def _tried(trial: Trial) -> ContractEntry:
             notes.append(f"with {way.words}: {_why(found)}")
         elif found:
             return failed(NAME, f"vmap with {way.words}: {found}")
+    if not has_gradients:
+        notes.append("of the forward alone: the backward gives no gradient")
     if isinstance(of_backward, Raised):
         notes.append(f"of the backward: {_why(of_backward)}")
     return passed(NAME, "; ".join(notes))
@@ -161,7 +166,8 @@ def _compared(
     words: list[str] = []
     for position, output in enumerate(outputs):
         expected = torch.stack([run.outputs[position] for run in loop])
-        words.append(_differs(trial, trial.first.names[position], output, expected))
+        found = _differs(trial, trial.first.names[position], output, expected)
+        words.append(found and f"{found}{trial.forwards}")
     dims = [*way.dims, *[None for _ in trial.parameters]]
     for position, (name, dim) in enumerate(zip(trial.all_names, dims, strict=True)):
         expected_gradient = _joined([run.gradients[position] for run in loop], dim)

@@ -54,7 +54,14 @@ class FunctionCall:
         Raises:
             InvalidRequestError: the arguments do not fit the function's signature.
         """
-        args, kwargs = self._with([tensor.clone() for tensor in tensors] if self.writes else tensors)
+        return self.called_on(*self.given(tensors))
+
+    def given(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of `called`: in containers of their own, which the function may write to."""
+        return self._with([tensor.clone() for tensor in tensors] if self.writes else tensors)
+
+    def called_on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """What the function returns for arguments that `given` has made; raises what `called` does."""
         try:
             return self.function(*args, **kwargs)
         except (TypeError, RuntimeError) as error:  # operators raise the latter where arguments are missing
@@ -104,8 +111,12 @@ class FunctionCall:
 
     @property
     def _named(self) -> list[tuple[str, Any]]:
-        names = [*argument_names(self.function, len(self.args)), *self.kwargs]
-        return list(zip(names, [*self.args, *self.kwargs.values()], strict=True))
+        return self.named(self.args, self.kwargs)
+
+    def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+        """Arguments in the places of this call's, each with its name."""
+        names = [*argument_names(self.function, len(args)), *kwargs]
+        return list(zip(names, [*args, *kwargs.values()], strict=True))
 
 
 def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any]) -> FunctionCall:

@@ -126,7 +126,7 @@ def _tensors_in(value: Any, objects: bool, around: frozenset[int]) -> list[tuple
         return []
     if is_a(value, torch.Tensor):
         return [("", value)]
-    children = _children(value) or (_attributes(value) if objects else [])
+    children = children_of(value) or (_attributes(value) if objects else [])
     inside = around | {id(value)} if children else around
     return [(path + rest, tensor) for path, item in children for rest, tensor in _tensors_in(item, objects, inside)]
 
@@ -137,7 +137,8 @@ def _attributes(value: Any) -> list[tuple[str, Any]]:
     return [("" if name.startswith("_") else f".{name}", item) for name, item in (attributes_of(value) or {}).items()]
 
 
-def _children(value: Any) -> list[tuple[str, Any]]:
+def children_of(value: Any) -> list[tuple[str, Any]]:
+    """The entries of a list, tuple, mapping or dataclass with the path to each; none of anything else."""
     if is_a(value, list, tuple):
         return [(f"[{position}]", item) for position, item in enumerate(items_of(value))]
     if is_a(value, Mapping):
@@ -160,7 +161,7 @@ def _holds_numbers(value: Any, depth: int) -> bool:
         return True
     if depth < 0:
         return False
-    return any(_holds_numbers(item, depth - 1) for _, item in _children(value)) or _is_plain_object(value, depth)
+    return any(_holds_numbers(item, depth - 1) for _, item in children_of(value)) or _is_plain_object(value, depth)
 
 
 def _tuple_like(value: tuple[Any, ...], items: list[Any]) -> Any:
