@@ -1,7 +1,8 @@
 """`vmap`: where vmap works on forward and backward, it gives what a loop gives.
 
 The loop runs the function on one example after the other: the arguments as they are, and moved a little. vmap runs on
-both at once: stacked in dimension 0, and in the last dimension with one argument at a time that both examples share.
+both at once: stacked in dimension 0, in the last dimension with one argument at a time that both examples share, and
+each argument in a dimension of its own.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from torch.autograd import Function
 
 from torch_gradcheck.contract.comparison import difference
 from torch_gradcheck.contract.functions import functions_of
+from torch_gradcheck.contract.kinks import nearness, parting
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.vmap_ways import Way, ways
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
@@ -34,9 +37,6 @@ EXAMPLES = 2
 
 MOVED = 1e-2
 """How far the second example is from the first, relative to the size of every number."""
-
-SHARED = 3
-"""At most so many arguments are tried as the one that is not batched."""
 
 
 def vmap(trial: Trial) -> ContractEntry:
@@ -60,14 +60,16 @@ def _tried(trial: Trial) -> ContractEntry:
     if without:
         return not_applicable(NAME, f"vmap has no rule for {listed(without)}")
     notes: list[str] = []
-    for number, way in enumerate(_ways(trial)):
-        found = attempted(lambda: _wrong(trial, way))  # noqa: B023  # called at once
+    for number, way in enumerate(ways(trial.names, trial.arguments)):
+        found = attempted(lambda: _wrong_beside(trial, way))  # noqa: B023  # called at once
         if isinstance(found, Raised) and not number:
             return not_applicable(NAME, _why(found))
-        if isinstance(found, Raised) and any(map(has_vmap_rule, functions_of(trial))):
+        if isinstance(found, Raised) and _is_mistake(found, trial):
             return failed(NAME, f"vmap in dimension 0 works; with {way.words}, it raises {found}")
         if isinstance(found, Raised):
             notes.append(f"with {way.words}: {_why(found)}")
+        elif found is None:
+            notes.append(f"with {way.words}: not tried, being at a kink")
         elif found:
             return failed(NAME, f"vmap with {way.words}: {found}")
     if isinstance(of_backward, Raised):
@@ -75,34 +77,23 @@ def _tried(trial: Trial) -> ContractEntry:
     return passed(NAME, "; ".join(notes))
 
 
-@dataclass(frozen=True)
-class _Way:
-    """A way to batch the arguments.
+def _wrong_beside(trial: Trial, way: Way) -> str | None:
+    """What is wrong at θ and right beside it, too; "" for nothing, None where beside θ nothing can be tried.
 
-    Attributes:
-        words: it in words, to follow "with".
-        dims: the dimension in which each argument is stacked; None for one that all examples share.
+    Where θ is at a tie, torch shares the gradient among the tied, and its rules of vmap give it to one of them.
     """
-
-    words: str
-    dims: Sequence[int | None]
-
-
-def _ways(trial: Trial) -> list[_Way]:
-    count, last = len(trial.arguments), [tensor.dim() for tensor in trial.arguments]
-    ways = [_Way("the arguments batched in dimension 0", [0] * count)]
-    if count == 1:
-        return [*ways, _Way("the argument batched in its last dimension", last)] if any(last) else ways
-    return ways + [
-        _Way(
-            f"{trial.names[shared]} not batched, and the others in their last dimension",
-            [None if k == shared else last[k] for k in range(count)],
-        )
-        for shared in range(min(count, SHARED))
-    ]
+    wrong = _wrong(trial, way)
+    for distance in (nearness(trial.problem.request.dtype), MOVED) if wrong else ():
+        with parting(trial.tensors, trial.problem.request.seed).at(distance):
+            there = attempted(lambda: _wrong(trial, way))
+        if isinstance(there, Raised):
+            return None
+        if not there:
+            return ""
+    return wrong
 
 
-def _wrong(trial: Trial, way: _Way) -> str:
+def _wrong(trial: Trial, way: Way) -> str:
     """How outputs and gradients of vmap differ from those of a loop; "" where they do not."""
     examples = _examples(trial, way)
     stacked = [_stacked(tensors, dim) for tensors, dim in zip(zip(*examples, strict=True), way.dims, strict=True)]
@@ -139,7 +130,7 @@ def _gradients(
     return gradients_of(terms, [*leaves, *objects_of(trial.parameters)])
 
 
-def _examples(trial: Trial, way: _Way) -> list[list[torch.Tensor]]:
+def _examples(trial: Trial, way: Way) -> list[list[torch.Tensor]]:
     first = [tensor.detach().clone() for tensor in trial.arguments]
     with RandomDirection(trial.arguments, trial.problem.request.seed).at(MOVED):
         other = [tensor.detach().clone() for tensor in trial.arguments]
@@ -153,7 +144,7 @@ def _stacked(tensors: Sequence[torch.Tensor], dim: int | None) -> torch.Tensor:
 
 def _compared(
     trial: Trial,
-    way: _Way,
+    way: Way,
     outputs: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor | None],
     loop: Sequence[_Run],
@@ -200,6 +191,11 @@ def _wrong_backward(trial: Trial) -> str:
     expected = [torch.stack(list(each)) for each in zip(*loop, strict=True)]
     words = [_differs(trial, "a gradient", *each) for each in zip(together, expected, strict=True)]
     return next(filter(None, words), "")
+
+
+def _is_mistake(raised: Raised, trial: Trial) -> bool:
+    """Whether a rule of the user's has raised, and not to say that it has not got this far."""
+    return not isinstance(raised.error, NotImplementedError) and any(map(has_vmap_rule, functions_of(trial)))
 
 
 def _why(raised: Raised) -> str:
