@@ -10,6 +10,7 @@ import torch
 
 from torch_gradcheck.contract.comparison import difference, distance, largest, same_bits
 from torch_gradcheck.contract.outcome import failed, passed
+from torch_gradcheck.contract.overwritten_gradients import overwritten_gradients
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.contract.two_calls import disturbance
 from torch_gradcheck.reporting.facts import ContractEntry
@@ -33,7 +34,7 @@ def repeatable(trial: Trial) -> ContractEntry:
                 f"{what} {found}, as in the first{trial.backwards}",
             )
         spread = max(spread, _share(one, other))
-    disturbed = "" if trial.draws else disturbance(trial)
+    disturbed = "" if trial.draws else disturbance(trial) or overwritten_gradients(trial)
     if disturbed:
         return failed(NAME, disturbed + trial.backwards)
     return passed(NAME, f"two equal calls differ by {spread:.0e} of the largest entry, as rounding" if spread else "")
