@@ -129,6 +129,13 @@ class Force(nn.Module):
         return -torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
 
 
+class ThawingForce(Force):
+    """Has the positions require a gradient itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.requires_grad_())
+
+
 class CarelessForce(Force):
     """Another force where a weight is frozen."""
 
@@ -144,6 +151,11 @@ def test_a_forward_that_raises_for_a_subset_refuses_it() -> None:
         "not tried where only energy.0.weight requires a gradient, the function raises RuntimeError: One of the differ"
     )
     assert found.message.endswith(", nor for 6 more subsets of the tensors on trial")
+
+
+def test_a_forward_may_have_its_input_require_a_gradient() -> None:
+    found = entry("needs_input_grad", ThawingForce(), (X,))
+    assert (found.status, found.message) == ("passed", "")
 
 
 def test_the_other_subsets_are_tried() -> None:

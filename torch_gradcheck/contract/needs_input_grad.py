@@ -87,16 +87,21 @@ class _Found:
 
 
 def _found(trial: Trial, subset: Subset) -> _Found:
-    found = attempted(lambda: _ran(trial, subset, trial.run))
+    found = attempted(lambda: _ran(trial, subset, lambda tensors: (trial.run(tensors), _requiring(tensors))))
     if not isinstance(found, Raised):
-        return _Found(_wrong(trial, subset, found))
+        return _Found(_wrong(trial, subset, *found))
     if isinstance(attempted(lambda: _ran(trial, subset, trial.forward)), Raised):
         return _Found(refused=str(found))
     return _Found(f"the backward raises {found}; where all do, it does not")
 
 
-def _wrong(trial: Trial, subset: Subset, found: Run) -> str:
-    others = [position for position in range(len(trial.all_names)) if position not in subset]
+def _requiring(tensors: Sequence[torch.Tensor]) -> list[int]:
+    return [position for position, tensor in enumerate(tensors) if tensor.requires_grad]
+
+
+def _wrong(trial: Trial, subset: Subset, found: Run, requiring: Sequence[int]) -> str:
+    """What is not as where all tensors do; `requiring`, arguments that do so now: the forward may see to it itself."""
+    others = [position for position in range(len(trial.all_names)) if position not in {*subset, *requiring}]
     left = [trial.all_names[position] for position in others if found.gradients[position] is not None]
     if left:
         return f"the backward leaves a gradient for {listed(left)}, should leave None"
