@@ -8,7 +8,7 @@ each argument in a dimension of its own.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +39,9 @@ MOVED = 1e-2
 """How far the second example is from the first, relative to the size of every number."""
 
 
+AT_A_KINK = "not tried, being at a kink"
+
+
 def vmap(trial: Trial) -> ContractEntry:
     """Ways to batch the arguments, forward and backward; then the backward alone, given two gradients at once."""
     if trial.draws:
@@ -53,15 +56,15 @@ def vmap(trial: Trial) -> ContractEntry:
 
 
 def _tried(trial: Trial) -> ContractEntry:
-    of_backward = attempted(lambda: _wrong_backward(trial))
+    of_backward = attempted(lambda: _wrong_beside(trial, lambda: _wrong_backward(trial)))
     if of_backward and not isinstance(of_backward, Raised):
         return failed(NAME, f"vmap of the backward{trial.backwards}: {of_backward}")
     without = [name_of_function(function) for function in functions_of(trial) if not _can_be_batched(function)]
     if without:
         return not_applicable(NAME, f"vmap has no rule for {listed(without)}")
-    notes: list[str] = []
+    notes = [] if of_backward is not None else [f"of the backward: {AT_A_KINK}"]
     for number, way in enumerate(ways(trial.names, trial.arguments)):
-        found = attempted(lambda: _wrong_beside(trial, way))  # noqa: B023  # called at once
+        found = attempted(lambda: _wrong_beside(trial, lambda: _wrong(trial, way)))  # noqa: B023  # called at once
         if isinstance(found, Raised) and not number:
             return not_applicable(NAME, _why(found))
         if isinstance(found, Raised) and _is_mistake(found, trial):
@@ -69,7 +72,7 @@ def _tried(trial: Trial) -> ContractEntry:
         if isinstance(found, Raised):
             notes.append(f"with {way.words}: {_why(found)}")
         elif found is None:
-            notes.append(f"with {way.words}: not tried, being at a kink")
+            notes.append(f"with {way.words}: {AT_A_KINK}")
         elif found:
             return failed(NAME, f"vmap with {way.words}: {found}")
     if isinstance(of_backward, Raised):
@@ -77,15 +80,15 @@ def _tried(trial: Trial) -> ContractEntry:
     return passed(NAME, "; ".join(notes))
 
 
-def _wrong_beside(trial: Trial, way: Way) -> str | None:
+def _wrong_beside(trial: Trial, tried: Callable[[], str]) -> str | None:
     """What is wrong at θ and right beside it, too; "" for nothing, None where beside θ nothing can be tried.
 
     Where θ is at a tie, torch shares the gradient among the tied, and its rules of vmap give it to one of them.
     """
-    wrong = _wrong(trial, way)
+    wrong = tried()
     for distance in (nearness(trial.problem.request.dtype), MOVED) if wrong else ():
         with parting(trial.tensors, trial.problem.request.seed).at(distance):
-            there = attempted(lambda: _wrong(trial, way))
+            there = attempted(tried)
         if isinstance(there, Raised):
             return None
         if not there:
