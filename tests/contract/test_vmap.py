@@ -122,6 +122,15 @@ def test_ties_are_no_mistake(run: Any) -> None:
     assert (entry.status, entry.message) == ("passed", "")
 
 
+def test_entries_that_are_tied_beside_as_well_are_not_tried() -> None:
+    def largest_of_rounded(x: torch.Tensor) -> torch.Tensor:
+        return (x + ((4 * x).round() / 4 - x).detach()).max()
+
+    entry = tried("vmap", largest_of_rounded, torch.tensor([0.1, 0.98, 1.02, 1.01, 0.3, 1.03]))
+    assert entry.status == "passed"
+    assert entry.message.startswith("with the arguments batched in dimension 0: not tried, being at a kink")
+
+
 def test_a_parameter_may_be_tied_as_well() -> None:
     layer = nn.Linear(4, 2)
     nn.init.ones_(layer.weight)

@@ -26,7 +26,14 @@ from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.autograd import can_be_batched, has_vmap_rule, pulled_back
+from torch_gradcheck.torch_internals.autograd import (
+    can_be_batched,
+    has_vmap_rule,
+    node_of,
+    nodes_from,
+    pulled_back,
+    shares_among_tied,
+)
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of, name_of_function
 from torch_gradcheck.torch_internals.dispatch import vmap_or_nothing, without_rule_of_vmap
 
@@ -83,22 +90,31 @@ def _tried(trial: Trial) -> ContractEntry:
 def _wrong_beside(trial: Trial, tried: Callable[[], str]) -> str | None:
     """What is wrong at θ and right beside it, too; "" for nothing, None where beside θ nothing can be tried.
 
-    Where θ is at a tie, torch shares the gradient among the tied, and its rules of vmap give it to one of them.
+    Where θ is at a tie, torch shares the gradient among the tied, and its rules of vmap give it to one of them. Entries
+    that are rounded, with the gradient of the identity, are tied beside θ as well.
     """
     wrong = tried()
     for distance in (nearness(trial.problem.request.dtype), MOVED) if wrong else ():
         with parting(trial.tensors, trial.problem.request.seed).at(distance):
             there = attempted(tried)
-        if isinstance(there, Raised):
+            is_tied = bool(there) and attempted(lambda: _has_ties(trial))
+        if isinstance(there, Raised) or is_tied:
             return None
         if not there:
             return ""
     return wrong
 
 
+def _has_ties(trial: Trial) -> bool:
+    """Whether the function shares a gradient among tied entries in one of the examples."""
+    with torch.enable_grad(), trial.regime():
+        outputs = [y for example in _examples(trial) for y in trial.outputs([x.requires_grad_() for x in example])]
+        return any(shares_among_tied(node) for node in nodes_from(map(node_of, outputs)))
+
+
 def _wrong(trial: Trial, way: Way) -> str:
     """How outputs and gradients of vmap differ from those of a loop; "" where they do not."""
-    examples = _examples(trial, way)
+    examples = _sharing(_examples(trial), way)
     stacked = [_stacked(tensors, dim) for tensors, dim in zip(zip(*examples, strict=True), way.dims, strict=True)]
 
     def batched(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -133,12 +149,16 @@ def _gradients(
     return gradients_of(terms, [*leaves, *objects_of(trial.parameters)])
 
 
-def _examples(trial: Trial, way: Way) -> list[list[torch.Tensor]]:
+def _examples(trial: Trial) -> list[list[torch.Tensor]]:
     first = [tensor.detach().clone() for tensor in trial.arguments]
     with RandomDirection(trial.arguments, trial.problem.request.seed).at(MOVED):
-        other = [tensor.detach().clone() for tensor in trial.arguments]
-    pairs = zip(first, other, way.dims, strict=True)
-    return [first, [one if dim is None else moved for one, moved, dim in pairs]]
+        return [first, [tensor.detach().clone() for tensor in trial.arguments]]
+
+
+def _sharing(examples: Sequence[Sequence[torch.Tensor]], way: Way) -> list[list[torch.Tensor]]:
+    """The examples with the arguments of the first where all share one."""
+    first = examples[0]
+    return [[one if d is None else x for one, x, d in zip(first, each, way.dims, strict=True)] for each in examples]
 
 
 def _stacked(tensors: Sequence[torch.Tensor], dim: int | None) -> torch.Tensor:
