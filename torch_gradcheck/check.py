@@ -190,7 +190,7 @@ def check_function(
     """Checks the gradients of a function of tensors under random gradients of its outputs, and its contract.
 
     J = Σ ⟨v, y⟩ over all differentiable outputs y, in any nest of tuples, lists, mappings and dataclasses; v is drawn
-    from `seed`: signed, of sizes between ½ and 1½, divided by the number of entries of the output. Differentiable are
+    from `seed`: signed, of sizes between ½ and 1½, divided by the size n · rms(y) of the output. Differentiable are
     the outputs that have a graph or, where none has one, all of floating point or complex numbers: then every gradient
     is missing. A wrong row says for which output's gradient it is wrong.
 

@@ -143,6 +143,7 @@ def _checked_function(options: argparse.Namespace, function: Any, inputs: Any) -
     return check_function(
         function,
         inputs,
+        order=options.order,
         eps=options.eps,
         tolerance=options.tolerance,
         dtype=getattr(torch, options.dtype),
@@ -186,7 +187,8 @@ def _problem(target: str) -> tuple[Any, ...]:
     if not is_pair and (not isinstance(result, tuple | list) or len(result) != 3):
         raise InvalidRequestError(
             f"{target}() must return (model, loss_fn, batch) or (function, inputs), got {type(result).__name__}"
-            f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}."
+            f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}. Inputs are a tuple of positional "
+            "arguments, (x,) for one, or a mapping of keyword arguments."
         )
     return tuple(result)
 

@@ -142,6 +142,23 @@ def test_v_is_signed_not_uniform_and_divided_by_the_size(dtype: torch.dtype) -> 
     assert not torch.equal(v, Cotangents(1).of(0, output))
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1e3, 1e8])
+@pytest.mark.parametrize("factor", [1.0, 1.01], ids=["right", "wrong"])
+def test_an_output_of_large_numbers_hides_no_other(factor: float, scale: float) -> None:
+    class Sine(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Tensor) -> Tensor:
+            return factor * gradient * ctx.saved_tensors[0].cos()
+
+    report = check_function(lambda x: (x * scale, Sine.apply(x)), (X,))
+    assert report["x"].status == ("match" if factor == 1 else "mismatch")
+
+
 def test_v_has_the_precision_of_the_check() -> None:
     v = Cotangents(0, torch.float64).of(0, torch.zeros(3, dtype=torch.float16))
     assert v.dtype is torch.float64
@@ -167,7 +184,7 @@ def test_a_function_is_given_v_itself_and_no_view_of_less_memory() -> None:
             return 2 * gradient
 
     check_function(Looks.apply, (X,), seed=3)
-    assert torch.equal(given[0], Cotangents(3).of(0, X.double()))
+    assert torch.equal(given[0], Cotangents(3).of(0, 2 * X.double()))
     assert given[0].is_contiguous()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ def _dense(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 class Cotangents:
-    """v of every output: signed, of sizes between ½ and 1½, divided by the number of entries of the output.
+    """v of every output: signed, of sizes between ½ and 1½, divided by the size n · rms(y) of an output of n entries.
+
+    Undivided, an output of large numbers would hide what is wrong with the gradient of one of small numbers.
 
     Args:
         seed: same seed, same v, on every device.
@@ -47,10 +50,10 @@ class Cotangents:
         self._kept: dict[tuple[Any, ...], torch.Tensor] = {}
 
     def of(self, position: int, output: torch.Tensor) -> torch.Tensor:
-        """v of the output at this position, in its shape; drawn once, since J is evaluated often."""
+        """v of the output at this position, in its shape; drawn once, by the size of the output at θ, and kept."""
         key = (position, output.shape, output.dtype, output.device)
         if key not in self._kept:
-            v = drawn((self._seed + position) % 2**63, output)
+            v = drawn((self._seed + position) % 2**63, output) / size_of(output.detach())
             self._kept[key] = v.to(device=output.device, dtype=in_precision(output.dtype, self._dtype))
         return self._kept[key]
 
@@ -60,7 +63,7 @@ def drawn(seed: int, output: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator("cpu").manual_seed(seed)
     parts = (2, *output.shape) if output.is_complex() else (1, *output.shape)
     draws = torch.rand((2, *parts), generator=generator, dtype=torch.float64, device="cpu")
-    signed = (0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0) / max(output.numel(), 1)
+    signed = (0.5 + draws[0]) * torch.where(draws[1] < 0.5, -1.0, 1.0)
     return torch.complex(*(signed / 2**0.5)) if output.is_complex() else signed[0]
 
 
@@ -68,6 +71,13 @@ def inner(v: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """⟨v, y⟩ = Re Σ conj(v) y."""
     product = (v.conj() * y).sum()
     return product.real if product.is_complex() else product
+
+
+def size_of(y: torch.Tensor) -> float:
+    """n · rms(y) = √n ‖y‖₂ of n entries; n where all are 0 or one is not finite, and of integers."""
+    n = max(y.numel(), 1)
+    length = float(torch.linalg.vector_norm(y.to(in_precision(y.dtype, torch.float64)))) if is_inexact(y) else 0.0
+    return math.sqrt(n) * length if 0 < length < math.inf else float(n)
 
 
 def root_mean_square(tensor: torch.Tensor) -> torch.Tensor:

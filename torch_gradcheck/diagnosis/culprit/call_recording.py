@@ -231,7 +231,8 @@ class Recording:
     def _inputs_tapped(self, call: RecordedCall, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """The arguments for the callee: copies take the place of tensors whose gradient is asked for, to record it.
 
-        Parameters stay: a Function may know them, and what it leaves in their `.grad` is on trial itself.
+        Parameters stay: a Function may know them, and what it leaves in their `.grad` is on trial itself. So do leaves
+        that a backward has made for calls of its own, whose `.grad` it reads.
         """
         if not (self._taps.inputs and torch.is_grad_enabled()):
             return args, kwargs
@@ -240,6 +241,8 @@ class Recording:
 
         def copy(value: Any) -> Any:
             if not isinstance(value, torch.Tensor) or not value.requires_grad or isinstance(value, nn.Parameter):
+                return value
+            if call.in_backward and value.is_leaf:
                 return value
             if id(value) not in copies:
                 position = positions[id(value)]
