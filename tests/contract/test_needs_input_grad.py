@@ -83,7 +83,7 @@ class Layer(nn.Module):
         (FirstPlace, "where only w requires a gradient, the gradient of w is None, should be "),
         (
             SavesTooLittle,
-            "where only w requires a gradient, the function raises ValueError: not enough values to unpack",
+            "where only w requires a gradient, the backward raises ValueError: not enough values to unpack",
         ),
         (WritesGrad, "where only x requires a gradient, the backward leaves a gradient for w, should leave None"),
     ],
@@ -116,6 +116,63 @@ def test_parameters_of_a_module_are_frozen_as_well_and_thawed_again() -> None:
 )
 def test_right_ones_pass(function: Any, inputs: Any) -> None:
     assert entry("needs_input_grad", function, inputs).status == "passed"
+
+
+class Force(nn.Module):
+    """Minus the gradient of an energy by the positions, which have to require one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.energy = nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 1, bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -torch.autograd.grad(self.energy(x).sum(), x, create_graph=True)[0]
+
+
+class ThawingForce(Force):
+    """Has the positions require a gradient itself."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.requires_grad_())
+
+
+class CarelessForce(Force):
+    """Another force where a weight is frozen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        force = super().forward(x)
+        return force if self.energy[0].weight.requires_grad else force * 1.5
+
+
+def test_a_forward_that_raises_for_a_subset_refuses_it() -> None:
+    found = entry("needs_input_grad", Force(), (X,))
+    assert found.status == "passed"
+    assert found.message.startswith(
+        "not tried where only energy.0.weight requires a gradient, the function raises RuntimeError: One of the differ"
+    )
+    assert found.message.endswith(", nor for 6 more subsets of the tensors on trial")
+
+
+def test_a_forward_may_have_its_input_require_a_gradient() -> None:
+    found = entry("needs_input_grad", ThawingForce(), (X,))
+    assert (found.status, found.message) == ("passed", "")
+
+
+def test_the_other_subsets_are_tried() -> None:
+    found = entry("needs_input_grad", CarelessForce(), (X,))
+    assert found.status == "failed"
+    assert found.message.startswith("where only x requires a gradient, the gradient of x is ")
+
+
+def test_where_every_subset_is_refused_there_is_nothing_to_try() -> None:
+    def run(x: Tensor, w: Tensor) -> Tensor:
+        if not (x.requires_grad and w.requires_grad):
+            raise ValueError("both of them")
+        return x * w
+
+    found = entry("needs_input_grad", run, (X, W))
+    assert found.status == "not_applicable"
+    assert "where only x requires a gradient, the function raises ValueError: both of them" in found.message
 
 
 def test_a_single_tensor_has_no_subsets() -> None:

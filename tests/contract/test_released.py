@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
 from tests.contract.made_functions import drawn, function, tried
@@ -158,3 +159,9 @@ def test_the_collector_is_as_it_was(enabled: bool, run: Any) -> None:
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
+
+
+def test_hooks_on_saved_tensors_around_the_check_keep_nothing() -> None:
+    with save_on_cpu():
+        assert tried("released", torch.tanh, X).status == "passed"
+        assert tried("released", function("Exp", _keeps_output, lambda ctx, g: g * ctx.y), X).status == "failed"

@@ -184,3 +184,75 @@ def test_what_is_returned_in_a_workspace_is_overwritten(function: Any, said: str
     assert found.message.startswith(said)
     part = "forward" if function is OutputInWorkspace else "backward"
     assert f"({function.__name__}.{part} at tests/contract/test_repeatable.py:" in found.message
+
+
+BUFFERS: dict[Any, Tensor] = {}
+
+
+def in_buffer(x: Tensor) -> Tensor:
+    """The numbers of x in memory that is kept for this shape and dtype."""
+    return BUFFERS.setdefault((x.shape, x.dtype), torch.empty_like(x)).copy_(x)
+
+
+class GradientInBuffer(OldSquare):
+    """Keeps the tensor that it returns: autograd copies it for a leaf, and for nothing else."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return in_buffer(OldSquare.backward(ctx, grad).detach())
+
+
+class ConstantInBuffer(GradientInBuffer):
+    """The gradient is another in the second call because what it is given is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return in_buffer(grad * 2)
+
+
+class SharesZeros(OldSquare):
+    """What it returns is kept, and never written to again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return ZEROS.setdefault((grad.shape, grad.dtype), torch.zeros_like(grad))
+
+
+ZEROS: dict[Any, Tensor] = {}
+
+
+class WritesToItsGradient(OldSquare):
+    """The memory of the gradient that it is given is that of the one it returns."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return grad.mul_(2)
+
+
+@pytest.mark.parametrize("function", [GradientInBuffer, ConstantInBuffer])
+@pytest.mark.parametrize("inside", [False, True], ids=["alone", "inside"])
+def test_a_gradient_in_a_buffer_that_is_kept_is_overwritten(function: Any, inside: bool) -> None:
+    run = (lambda x: function.apply(x.sin()).exp()) if inside else function.apply
+    found = entry("repeatable", run, (X,))
+    said = f"the backward of another call changes a gradient that the backward of {function.__name__} has returned: it "
+    assert found.status == "failed"
+    assert found.message.startswith(said)
+    assert f"({function.__name__}.backward at tests/contract/test_repeatable.py:" in found.message
+
+
+@pytest.mark.parametrize("function", [SharesZeros, WritesToItsGradient])
+def test_memory_that_no_other_backward_writes_to_may_be_shared(function: Any) -> None:
+    found = entry("repeatable", lambda x: function.apply(x.sin()) * function.apply(x.cos()), (X,))
+    assert (found.status, found.message) == ("passed", "")

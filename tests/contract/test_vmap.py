@@ -51,6 +51,18 @@ def _detached(info: Any, dims: Any, x: Any, w: Any) -> Any:
     return RULE(_first(x, dims[0]).detach(), _first(w, dims[1])), 0
 
 
+def _dimension_of_the_first(info: Any, dims: Any, x: Any, w: Any) -> Any:
+    dim = dims[1] if dims[0] is None else dims[0]
+    pairs = [(x, dims[0]), (w, dims[1])]
+    return RULE(*[each[None] if batched is None else each.movedim(dim, 0) for each, batched in pairs]), 0
+
+
+def _dimension_0_or_nothing(info: Any, dims: Any, x: Any, w: Any) -> Any:
+    if any(dim != 0 for dim in dims):
+        raise NotImplementedError("another dimension")
+    return RULE(x, w), 0
+
+
 RULE = times(vmap=_right)
 
 RIGHT = {
@@ -93,6 +105,68 @@ def test_what_is_not_fails(run: Any, words: str) -> None:
     entry = tried("vmap", run, X, W)
     assert entry.status == "failed", entry.message
     assert words in entry.message
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        pytest.param(lambda x: x.max(), id="maximum"),
+        pytest.param(lambda x: x / x.abs().max(), id="scaled by the largest"),
+        pytest.param(lambda x: (x - x.min()) / (x.max() - x.min()), id="between 0 and 1"),
+        pytest.param(lambda x: x.median(), id="median"),
+        pytest.param(lambda x: (x.amax(), x.argmax()), id="place of the maximum"),
+    ],
+)
+def test_ties_are_no_mistake(run: Any) -> None:
+    entry = tried("vmap", run, torch.tensor([1.0, 2.0, 2.0, 2.0, 1.0, 1.0]))
+    assert (entry.status, entry.message) == ("passed", "")
+
+
+def test_entries_that_are_tied_beside_as_well_are_not_tried() -> None:
+    def largest_of_rounded(x: torch.Tensor) -> torch.Tensor:
+        return (x + ((4 * x).round() / 4 - x).detach()).max()
+
+    entry = tried("vmap", largest_of_rounded, torch.tensor([0.1, 0.98, 1.02, 1.01, 0.3, 1.03]))
+    assert entry.status == "passed"
+    assert entry.message.startswith("with the arguments batched in dimension 0: not tried, being at a kink")
+
+
+def test_a_parameter_may_be_tied_as_well() -> None:
+    layer = nn.Linear(4, 2)
+    nn.init.ones_(layer.weight)
+    assert tried("vmap", nn.Sequential(layer, MaximumOfWeight(layer)), X).status == "passed"
+    assert torch.equal(layer.weight, torch.ones(2, 4))
+
+
+class MaximumOfWeight(nn.Module):
+    """x times the largest weight of a layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.sigmoid(x.sum() * 0 + self.layer.weight.max())
+
+
+def test_a_wrong_rule_fails_at_a_tie_as_well() -> None:
+    rule = times(vmap=_one_per_mille)
+    entry = tried("vmap", lambda x, w: rule(x, w) / x.max(), torch.ones(3, 4), W)
+    assert entry.message.startswith("vmap with the arguments batched in dimension 0: output is ")
+
+
+def test_dimensions_may_differ() -> None:
+    square = (drawn(3, 3), drawn(3, 3, seed=1))
+    entry = tried("vmap", times(vmap=_dimension_of_the_first), *square)
+    assert entry.status == "failed"
+    said = "with the arguments batched in dimensions of their own (x in 1, w in 2)"
+    assert said in entry.message
+
+
+def test_a_rule_that_says_what_it_has_not_is_no_mistake() -> None:
+    entry = tried("vmap", times(vmap=_dimension_0_or_nothing), X, W)
+    assert entry.status == "passed"
+    assert "with x not batched, and the others in their last dimension: vmap raises NotImpl" in entry.message
 
 
 def test_another_dimension_is_tried() -> None:

@@ -51,6 +51,7 @@ from torch_gradcheck.torch_internals.autograd import (
     saved_tensor_hooks,
     set_backward,
     set_function_backward,
+    shares_among_tied,
     tensor_hooks,
     writes_to_a_leaf,
 )
@@ -182,6 +183,16 @@ def test_the_backward_of_every_function_can_be_replaced_and_comes_back() -> None
     assert gradient.tolist() == [2, 2]
     Double.apply(w).sum().backward()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("operation", [torch.max, torch.min, torch.median, torch.nanmedian])
+def test_a_gradient_that_is_shared_among_tied_entries_is_seen(operation: Any) -> None:
+    """vmap gives it to one of them."""
+    tied, apart = torch.ones(3, requires_grad=True), torch.arange(3.0, requires_grad=True)
+    assert shares_among_tied(operation(tied).grad_fn)
+    assert not shares_among_tied(operation(apart).grad_fn)
+    assert not shares_among_tied(operation(tied, 0)[0].grad_fn)
+    assert not shares_among_tied(tied.amax().grad_fn)
 
 
 def test_hooks_on_saved_tensors_that_an_interrupt_leaves_behind_are_taken_away() -> None:

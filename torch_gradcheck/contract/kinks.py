@@ -9,6 +9,7 @@ import torch
 from torch_gradcheck.contract.comparison import difference, largest
 from torch_gradcheck.contract.run import Run
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.objective.perturbation import Direction, real_view, sizes
 from torch_gradcheck.precision.dtypes import epsilon
 
 MOVED = 10.0
@@ -33,6 +34,23 @@ def beside(tensors: Sequence[torch.Tensor], seed: int, step: float = 0.0) -> lis
     return [_moved(tensor.detach(), generator, step).requires_grad_(tensor.requires_grad) for tensor in tensors]
 
 
+def parting(tensors: Sequence[torch.Tensor], seed: int) -> Direction:
+    """A direction in which each number moves by an amount of its own, half its size to all of it: no two stay tied.
+
+    Args:
+        tensors: the lent ones, which the direction moves in place.
+        seed: of the amounts.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return Direction(tensors, [_velocity(real_view(tensor.data), generator) for tensor in tensors])
+
+
+def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    draws = torch.rand((2, *tensor.shape), generator=generator, dtype=torch.float64, device="cpu")
+    signs = torch.where(draws[0] < 0.5, -1.0, 1.0)
+    return sizes(tensor) * (signs * (1 + draws[1]) / 2).to(tensor)
+
+
 def is_at_a_kink(trial: Trial, run: Run, tensors: Sequence[torch.Tensor]) -> bool:
     """Whether the results of a run on these tensors are others right beside them.
 
@@ -46,18 +64,19 @@ def is_at_a_kink(trial: Trial, run: Run, tensors: Sequence[torch.Tensor]) -> boo
 
 
 def _moved(tensor: torch.Tensor, generator: torch.Generator, share: float) -> torch.Tensor:
-    step = (share or _step(tensor.dtype)) * (largest(tensor) or 1.0)
+    step = (share or nearness(tensor.dtype)) * (largest(tensor) or 1.0)
     shape = (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)
     draws = torch.rand(shape, generator=generator, dtype=torch.float64, device="cpu") - 0.5
     noise = torch.view_as_complex(draws) if tensor.is_complex() else draws
     return (tensor + step * noise.to(device=tensor.device, dtype=tensor.dtype)).contiguous()
 
 
-def _step(dtype: torch.dtype) -> float:
+def nearness(dtype: torch.dtype) -> float:
+    """How far beside θ is, relative to the largest entry."""
     return float(MOVED * epsilon(dtype) ** 0.5)
 
 
 def _jumps(trial: Trial, here: Run, there: Run) -> bool:
-    share = max(CHANGED, STEEP * _step(trial.problem.request.dtype))
+    share = max(CHANGED, STEEP * nearness(trial.problem.request.dtype))
     pairs = [*zip(here.outputs, there.outputs, strict=False), *zip(here.gradients, there.gradients, strict=False)]
     return any(bool(difference(other, one, max(share * largest(one), trial.allowance.floor))) for one, other in pairs)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd.graph import saved_tensors_hooks
 
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.contract.functions import functions_behind
@@ -22,7 +24,7 @@ from torch_gradcheck.objective.function_outputs import inner, outputs_of
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.autograd import nodes_from
+from torch_gradcheck.torch_internals.autograd import nodes_from, saved_tensor_hooks
 from torch_gradcheck.torch_internals.custom_ops import name_of_function
 from torch_gradcheck.torch_internals.double_backward import kept_by
 from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, weak_storage
@@ -33,7 +35,7 @@ NAME = "released"
 def released(trial: Trial) -> ContractEntry:
     """A run whose graph is let go as it is, and one whose graph has run backward: what of them is still in memory."""
     for backward in (False, True):
-        with _WithoutCollector(), torch.enable_grad(), trial.regime():
+        with _WithoutCollector(), _hooks_without_circles(), torch.enable_grad(), trial.regime():
             kept = _kept(trial, backward)
         if kept.names and kept.is_replaced and _reaches_modules(trial):
             return passed(NAME, f"a module keeps {listed(kept.names)} of its last call until the next one")
@@ -141,6 +143,19 @@ def _reaches_modules(trial: Trial) -> bool:
     """Whether the function is a module, or has some around it."""
     modules = captures_of(trial.problem.model, *trial.loss.holders).modules.values()
     return any(not isinstance(module, FunctionModule) for module in modules)
+
+
+def _hooks_without_circles() -> AbstractContextManager[object]:
+    """In place of hooks on saved tensors that are in force around the check, ones that keep no graph.
+
+    An operation that saves its output, tanh for one, holds what a hook makes of it. `save_on_cpu` and others give back
+    the very tensor, which holds the operation: what they keep is none of the function's doing.
+    """
+    return nullcontext() if saved_tensor_hooks() is None else saved_tensors_hooks(_without_graph, lambda saved: saved)
+
+
+def _without_graph(saved: torch.Tensor) -> torch.Tensor:
+    return saved if saved.is_leaf else saved.detach()
 
 
 class _WithoutCollector:

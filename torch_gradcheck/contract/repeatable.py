@@ -11,6 +11,7 @@ import torch
 from torch_gradcheck.contract.comparison import difference, distance, largest, same_bits
 from torch_gradcheck.contract.draws import draws_in_backward
 from torch_gradcheck.contract.outcome import failed, passed
+from torch_gradcheck.contract.overwritten_gradients import overwritten_gradients
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.contract.two_calls import Disturbance, disturbance
 from torch_gradcheck.reporting.facts import ContractEntry
@@ -40,6 +41,9 @@ def repeatable(trial: Trial) -> ContractEntry:
     disturbed = Disturbance() if trial.draws else disturbance(trial)
     if disturbed.words:
         return failed(NAME, disturbed.words)
+    overwritten = "" if trial.draws else overwritten_gradients(trial)
+    if overwritten:
+        return failed(NAME, overwritten + trial.backwards)
     rounding = f"two equal calls differ by {spread:.0e} of the largest entry, as rounding" if spread else ""
     return passed(NAME, "; ".join(filter(None, [rounding, disturbed.refused])))
 

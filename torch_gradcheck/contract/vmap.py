@@ -1,13 +1,14 @@
 """`vmap`: where vmap works on forward and backward, it gives what a loop gives.
 
 The loop runs the function on one example after the other: the arguments as they are, and moved a little. vmap runs on
-both at once: stacked in dimension 0, and in the last dimension with one argument at a time that both examples share.
+both at once: stacked in dimension 0, in the last dimension with one argument at a time that both examples share, and
+each argument in a dimension of its own.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,24 @@ from torch.autograd import Function
 
 from torch_gradcheck.contract.comparison import difference
 from torch_gradcheck.contract.functions import functions_of
+from torch_gradcheck.contract.kinks import nearness, parting
 from torch_gradcheck.contract.outcome import SPARSE, UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.vmap_ways import Way, ways
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.autograd import can_be_batched, has_vmap_rule, pulled_back
+from torch_gradcheck.torch_internals.autograd import (
+    can_be_batched,
+    has_vmap_rule,
+    node_of,
+    nodes_from,
+    pulled_back,
+    shares_among_tied,
+)
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of, name_of_function
 from torch_gradcheck.torch_internals.dispatch import vmap_or_nothing, without_rule_of_vmap
 
@@ -35,8 +45,8 @@ EXAMPLES = 2
 MOVED = 1e-2
 """How far the second example is from the first, relative to the size of every number."""
 
-SHARED = 3
-"""At most so many arguments are tried as the one that is not batched."""
+
+AT_A_KINK = "not tried, being at a kink"
 
 
 def vmap(trial: Trial) -> ContractEntry:
@@ -56,21 +66,23 @@ def vmap(trial: Trial) -> ContractEntry:
 
 def _tried(trial: Trial) -> ContractEntry:
     has_gradients = any(gradient is not None for gradient in trial.first.gradients)
-    of_backward = attempted(lambda: _wrong_backward(trial)) if has_gradients else ""
+    of_backward = attempted(lambda: _wrong_beside(trial, lambda: _wrong_backward(trial))) if has_gradients else ""
     if of_backward and not isinstance(of_backward, Raised):
         return failed(NAME, f"vmap of the backward{trial.backwards}: {of_backward}")
     without = [name_of_function(function) for function in functions_of(trial) if not _can_be_batched(function)]
     if without:
         return not_applicable(NAME, f"vmap has no rule for {listed(without)}")
-    notes: list[str] = []
-    for number, way in enumerate(_ways(trial)):
-        found = attempted(lambda: _wrong(trial, way))  # noqa: B023  # called at once
+    notes = [] if of_backward is not None else [f"of the backward: {AT_A_KINK}"]
+    for number, way in enumerate(ways(trial.names, trial.arguments)):
+        found = attempted(lambda: _wrong_beside(trial, lambda: _wrong(trial, way)))  # noqa: B023  # called at once
         if isinstance(found, Raised) and not number:
             return not_applicable(NAME, _why(found))
-        if isinstance(found, Raised) and any(map(has_vmap_rule, functions_of(trial))):
+        if isinstance(found, Raised) and _is_mistake(found, trial):
             return failed(NAME, f"vmap in dimension 0 works; with {way.words}, it raises {found}")
         if isinstance(found, Raised):
             notes.append(f"with {way.words}: {_why(found)}")
+        elif found is None:
+            notes.append(f"with {way.words}: {AT_A_KINK}")
         elif found:
             return failed(NAME, f"vmap with {way.words}: {found}")
     if not has_gradients:
@@ -80,36 +92,34 @@ def _tried(trial: Trial) -> ContractEntry:
     return passed(NAME, "; ".join(notes))
 
 
-@dataclass(frozen=True)
-class _Way:
-    """A way to batch the arguments.
+def _wrong_beside(trial: Trial, tried: Callable[[], str]) -> str | None:
+    """What is wrong at θ and right beside it, too; "" for nothing, None where beside θ nothing can be tried.
 
-    Attributes:
-        words: it in words, to follow "with".
-        dims: the dimension in which each argument is stacked; None for one that all examples share.
+    Where θ is at a tie, torch shares the gradient among the tied, and its rules of vmap give it to one of them. Entries
+    that are rounded, with the gradient of the identity, are tied beside θ as well.
     """
-
-    words: str
-    dims: Sequence[int | None]
-
-
-def _ways(trial: Trial) -> list[_Way]:
-    count, last = len(trial.arguments), [tensor.dim() for tensor in trial.arguments]
-    ways = [_Way("the arguments batched in dimension 0", [0] * count)]
-    if count == 1:
-        return [*ways, _Way("the argument batched in its last dimension", last)] if any(last) else ways
-    return ways + [
-        _Way(
-            f"{trial.names[shared]} not batched, and the others in their last dimension",
-            [None if k == shared else last[k] for k in range(count)],
-        )
-        for shared in range(min(count, SHARED))
-    ]
+    wrong = tried()
+    for distance in (nearness(trial.problem.request.dtype), MOVED) if wrong else ():
+        with parting(trial.tensors, trial.problem.request.seed).at(distance):
+            there = attempted(tried)
+            is_tied = bool(there) and attempted(lambda: _has_ties(trial))
+        if isinstance(there, Raised) or is_tied:
+            return None
+        if not there:
+            return ""
+    return wrong
 
 
-def _wrong(trial: Trial, way: _Way) -> str:
+def _has_ties(trial: Trial) -> bool:
+    """Whether the function shares a gradient among tied entries in one of the examples."""
+    with torch.enable_grad(), trial.regime():
+        outputs = [y for example in _examples(trial) for y in trial.outputs([x.requires_grad_() for x in example])]
+        return any(shares_among_tied(node) for node in nodes_from(map(node_of, outputs)))
+
+
+def _wrong(trial: Trial, way: Way) -> str:
     """How outputs and gradients of vmap differ from those of a loop; "" where they do not."""
-    examples = _examples(trial, way)
+    examples = _sharing(_examples(trial), way)
     stacked = [_stacked(tensors, dim) for tensors, dim in zip(zip(*examples, strict=True), way.dims, strict=True)]
 
     def batched(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -144,12 +154,16 @@ def _gradients(
     return gradients_of(terms, [*leaves, *objects_of(trial.parameters)])
 
 
-def _examples(trial: Trial, way: _Way) -> list[list[torch.Tensor]]:
+def _examples(trial: Trial) -> list[list[torch.Tensor]]:
     first = [tensor.detach().clone() for tensor in trial.arguments]
     with RandomDirection(trial.arguments, trial.problem.request.seed).at(MOVED):
-        other = [tensor.detach().clone() for tensor in trial.arguments]
-    pairs = zip(first, other, way.dims, strict=True)
-    return [first, [one if dim is None else moved for one, moved, dim in pairs]]
+        return [first, [tensor.detach().clone() for tensor in trial.arguments]]
+
+
+def _sharing(examples: Sequence[Sequence[torch.Tensor]], way: Way) -> list[list[torch.Tensor]]:
+    """The examples with the arguments of the first where all share one."""
+    first = examples[0]
+    return [[one if d is None else x for one, x, d in zip(first, each, way.dims, strict=True)] for each in examples]
 
 
 def _stacked(tensors: Sequence[torch.Tensor], dim: int | None) -> torch.Tensor:
@@ -158,7 +172,7 @@ def _stacked(tensors: Sequence[torch.Tensor], dim: int | None) -> torch.Tensor:
 
 def _compared(
     trial: Trial,
-    way: _Way,
+    way: Way,
     outputs: Sequence[torch.Tensor],
     gradients: Sequence[torch.Tensor | None],
     loop: Sequence[_Run],
@@ -206,6 +220,11 @@ def _wrong_backward(trial: Trial) -> str:
     expected = [torch.stack(list(each)) for each in zip(*loop, strict=True)]
     words = [_differs(trial, "a gradient", *each) for each in zip(together, expected, strict=True)]
     return next(filter(None, words), "")
+
+
+def _is_mistake(raised: Raised, trial: Trial) -> bool:
+    """Whether a rule of the user's has raised, and not to say that it has not got this far."""
+    return not isinstance(raised.error, NotImplementedError) and any(map(has_vmap_rule, functions_of(trial)))
 
 
 def _why(raised: Raised) -> str:

@@ -232,6 +232,16 @@ def saved_by(node: Any) -> dict[str, Any]:
     return found
 
 
+OF_ALL_ENTRIES = ("MaxBackward", "MinBackward", "MedianBackward", "NanmedianBackward")
+"""How the names begin of nodes of which those that keep a `result` share a gradient among all entries equal to it."""
+
+
+def shares_among_tied(node: Any) -> bool:
+    """Whether a node is that of a maximum, minimum or median of all entries, several of which are it."""
+    saved = saved_by(node) if node.name().startswith(OF_ALL_ENTRIES) else {}
+    return {"self", "result"} <= saved.keys() and int((saved["self"] == saved["result"]).sum()) > 1
+
+
 def saved_tensor_hooks() -> Any:
     """The innermost pair of `torch.autograd.graph.saved_tensors_hooks` in force; None where there is none."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
