@@ -309,6 +309,8 @@ def test_gradients_by_hand_name_inputs_or_leave_them_out() -> None:
     assert check_module(model, MSE, (x, Y), gradients=of_model | {"batch[0]": x.grad}).proven
     off = check_module(model, MSE, (x, Y), gradients=of_model | {"batch[0]": 1.01 * x.grad})  # type: ignore[operator]
     assert rows_of(off) == {"batch[0]": ("mismatch", "input")}
+    with pytest.raises(InvalidRequestError, match=r"no checked parameter or input; close names: batch\[0\]"):
+        check_module(model, MSE, (x, Y), gradients=of_model | {"batch[1]": x.grad})
     with pytest.raises(
         InvalidRequestError, match=r"nothing for input 'batch\[0\]' of shape \(4, 3\); add it, or leave"
     ):
