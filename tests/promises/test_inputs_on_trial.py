@@ -457,10 +457,32 @@ def of_result(model: nn.Module) -> Callable[[], Any]:
     return lambda: MSE(model(h), Y)
 
 
+class Anchored(nn.Module):
+    """Holds a tensor that is no parameter, one deeper down, and one that was computed before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.inner, self.z = model, nn.Identity(), leaf()
+        self.inner.z, self.last = leaf(seed=2), self.z * 2
+        self.register_buffer("buffer", leaf(seed=3))
+
+    def loss(self) -> Tensor:
+        inner = self.inner.z
+        assert isinstance(inner, Tensor)
+        return MSE(self.model(self.z), Y) + MSE(self.model(inner), Y) + (0 * (self.last + self.buffer)).sum()  # type: ignore[no-any-return]
+
+
+def of_attribute(model: nn.Module) -> Callable[[], Any]:
+    anchored = Anchored(model)
+    return lambda: 2 * anchored.loss()
+
+
 CLOSURES: dict[str, tuple[Callable[[nn.Module], Callable[[], Any]], list[str]]] = {
     "a variable": (of_variable, ["x"]),
     "containers": (of_containers, ["inputs['x']", "xs[1]"]),
     "a bound object": (lambda model: Trainer(model).step, ["self.z"]),
+    "attributes of a module": (of_attribute, ["anchored.z", "anchored.inner.z"]),
+    "a method of a module": (lambda model: Anchored(model).loss, ["self.z", "self.inner.z"]),
     "a global": (of_global, ["GLOBAL"]),
     "of a helper, backward inside": (of_helper, ["x"]),
     "of a partial": (of_partial, ["args[0]", "shift"]),
