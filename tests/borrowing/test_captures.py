@@ -209,7 +209,14 @@ def test_names_of_what_is_bound() -> None:
     assert named(lambda: run) == {"run.__self__.z": 1, "run.__self__.inner['w']": 2, "T": 3}
 
 
-def test_what_a_module_holds_has_no_name() -> None:
-    module = nn.Linear(2, 2)
-    module.cache = torch.ones(7)
+def test_what_a_module_holds_has_no_name_but_for_plain_attributes() -> None:
+    """Parameters, buffers, what is computed and what is held by way of a container have none."""
+    module = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    module.caches, module.computed = [torch.ones(6)], torch.ones(5).requires_grad_() * 2
+    module.__dict__["hidden"] = nn.Parameter(torch.ones(4))
     assert named(lambda: module) == {}
+    module.cache, module[0].cache = torch.ones(7), torch.ones(8)
+    assert named(lambda: module) == {"module.cache": 7, "module.0.cache": 8}
+    holder = {"a": module}
+    assert named(lambda: holder["a"]) == {"holder['a'].cache": 7, "holder['a'].0.cache": 8}
+    assert named(module.forward) == {"self.cache": 7, "self.0.cache": 8}

@@ -84,9 +84,9 @@ def test_grad_of_the_batch_is_on_trial(loop: dict[str, Any]) -> None:
     [
         ({"tampered": doubled}, "scaled"),
         ({"of_batch": retained, "tampered": doubled}, "scaled"),
-        ({"steps": 2, "reused": True}, "accumulated"),
+        ({"tampered": doubled, "steps": 2}, "scaled"),
     ],
-    ids=["changed afterwards", "of no leaf", "left from the step before"],
+    ids=["changed afterwards", "of no leaf", "of a later step"],
 )
 def test_a_wrong_grad_of_the_batch_is_told(loop: dict[str, Any], kind: str) -> None:
     report = trained(**loop)
@@ -96,6 +96,30 @@ def test_a_wrong_grad_of_the_batch_is_told(loop: dict[str, Any], kind: str) -> N
     assert diagnosis is not None
     assert diagnosis.kind == kind
     assert report["batch[0]"].reason.startswith(".grad: ")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_was_there_before_the_step_is_not_judged(accumulate: int) -> None:
+    """A right loop over cached batches: no optimizer reads their `.grad`, so nobody sets it to None."""
+    report = trained(steps=2, reused=True, accumulate=accumulate)
+    name = "batch[0]" if accumulate == 1 else "batches[0][0]"
+    assert report.in_grad is not None
+    assert report.proven, str(report)
+    assert rows_of(report) == {name: ("match", "input")}
+    assert rows_of(report.in_grad) == {}
+    assert any(note.startswith(f".grad of {name} is not judged: it held") for note in report.notes)
+    of_model = trained(steps=2, reused=True, accumulate=accumulate, wrong=True)
+    assert rows_of(of_model) == {name: ("mismatch", "input")}
+
+
+def test_parameters_are_judged_whatever_their_grad_held_before() -> None:
+    model, x = net(False), leaf()
+    with GradientMonitor(model, MSE, at=1, on_mismatch="record") as monitor:
+        for _ in range(2):
+            MSE(model(x), Y).backward()
+            report = monitor.step((x, Y))
+    assert report is not None
+    assert {row.name for row in report.mismatches} == {"1.weight", "1.bias"}
 
 
 @pytest.mark.parametrize(
@@ -132,6 +156,27 @@ def test_grad_as_a_step_left_it() -> None:
     assert rows_of(report) == {}
     with pytest.raises(InvalidRequestError, match=r"no \.grad to judge on batch\[0\] .* nothing else is selected"):
         check_module(model, MSE, (x, Y), gradients="grad", include="batch*")
+
+
+@pytest.mark.parametrize("tampered", [doubled, lambda x: x.grad.fill_(torch.nan)], ids=["doubled", "not finite"])
+def test_a_grad_that_may_have_been_there_is_not_called_wrong(tampered: Callable[[Tensor], None]) -> None:
+    """Nobody saw the forward."""
+    model, x = net(False), leaf()
+    MSE(model(x), Y).backward()
+    tampered(x)
+    report = check_module(model, MSE, (x, Y), gradients="grad")
+    assert rows_of(report) == {"batch[0]": ("undecided", "input")}
+    assert "set .grad of this input to None before the step's forward" in report["batch[0]"].reason
+    assert not report.mismatches
+    assert report.relative_error is not None
+    assert report.relative_error < 1e-5
+    monitor = GradientMonitor.of_closure(model, lambda batch: MSE(model(batch[0] * 1), batch[1]))
+    for _ in range(2):
+        model.zero_grad()
+        MSE(model(x * 1), Y).backward()
+        seen = monitor.step((x, Y))
+        assert seen is None or seen.passed
+    monitor.close()
 
 
 @pytest.mark.parametrize("options", [{}, {"exclude": "scale"}], ids=["on trial", "left out"])

@@ -309,6 +309,8 @@ def test_gradients_by_hand_name_inputs_or_leave_them_out() -> None:
     assert check_module(model, MSE, (x, Y), gradients=of_model | {"batch[0]": x.grad}).proven
     off = check_module(model, MSE, (x, Y), gradients=of_model | {"batch[0]": 1.01 * x.grad})  # type: ignore[operator]
     assert rows_of(off) == {"batch[0]": ("mismatch", "input")}
+    with pytest.raises(InvalidRequestError, match=r"no checked parameter or input; close names: batch\[0\]"):
+        check_module(model, MSE, (x, Y), gradients=of_model | {"batch[1]": x.grad})
     with pytest.raises(
         InvalidRequestError, match=r"nothing for input 'batch\[0\]' of shape \(4, 3\); add it, or leave"
     ):
@@ -455,10 +457,32 @@ def of_result(model: nn.Module) -> Callable[[], Any]:
     return lambda: MSE(model(h), Y)
 
 
+class Anchored(nn.Module):
+    """Holds a tensor that is no parameter, one deeper down, and one that was computed before."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.inner, self.z = model, nn.Identity(), leaf()
+        self.inner.z, self.last = leaf(seed=2), self.z * 2
+        self.register_buffer("buffer", leaf(seed=3))
+
+    def loss(self) -> Tensor:
+        inner = self.inner.z
+        assert isinstance(inner, Tensor)
+        return MSE(self.model(self.z), Y) + MSE(self.model(inner), Y) + (0 * (self.last + self.buffer)).sum()  # type: ignore[no-any-return]
+
+
+def of_attribute(model: nn.Module) -> Callable[[], Any]:
+    anchored = Anchored(model)
+    return lambda: 2 * anchored.loss()
+
+
 CLOSURES: dict[str, tuple[Callable[[nn.Module], Callable[[], Any]], list[str]]] = {
     "a variable": (of_variable, ["x"]),
     "containers": (of_containers, ["inputs['x']", "xs[1]"]),
     "a bound object": (lambda model: Trainer(model).step, ["self.z"]),
+    "attributes of a module": (of_attribute, ["anchored.z", "anchored.inner.z"]),
+    "a method of a module": (lambda model: Anchored(model).loss, ["self.z", "self.inner.z"]),
     "a global": (of_global, ["GLOBAL"]),
     "of a helper, backward inside": (of_helper, ["x"]),
     "of a partial": (of_partial, ["args[0]", "shift"]),

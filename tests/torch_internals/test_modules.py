@@ -27,6 +27,7 @@ from torch_gradcheck.torch_internals.modules import (
     is_made_of_code,
     modules_in_traceback,
     named_buffers,
+    named_inner_modules,
     named_modules,
     named_parameters,
     parametrization_cache,
@@ -274,6 +275,7 @@ def test_the_modules_inside_are_those_that_torch_keeps() -> None:
     module = HidesItsParts()
     assert inner_modules(module) == [module.part]
     assert inner_modules(nn.Linear(1, 1)) == []
+    assert named_inner_modules(module) == [("part", module.part)]
 
 
 def test_hooks_of_the_forward_are_told_from_others() -> None:

@@ -19,7 +19,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, content_of, is_a, size_of
 from torch_gradcheck.borrowing.random_state import is_generator
-from torch_gradcheck.torch_internals.modules import inner_modules
+from torch_gradcheck.torch_internals.modules import inner_modules, named_inner_modules
 from torch_gradcheck.torch_internals.scripted import attributes_in_code, is_scripted
 
 DEPTH = 4
@@ -43,8 +43,8 @@ class Captures:
         containers: dicts, lists, sets and deques that a module refers to. One that only a function refers to is left
             out: a function counts and logs on purpose.
         objects: other objects with attributes of their own, under the same condition.
-        names: of the tensors that are reached by no way through a module or an optimizer: the expression by which the
-            function gets at them, such as `x`, `inputs['x']` or `self.z`.
+        names: of the tensors that are reached by no way through an optimizer, and through a module only as a plain
+            attribute: the expression by which the function gets at them, such as `x`, `inputs['x']` or `self.z`.
     """
 
     modules: dict[int, nn.Module] = field(default_factory=dict)
@@ -65,6 +65,7 @@ def captures_of(*holders: Any) -> Captures:
     walk = _Walk()
     for holder in holders:
         walk.into(holder, "", DEPTH, of_module=False)
+    walk.name_attributes()
     return walk.found
 
 
@@ -72,6 +73,19 @@ class _Walk:
     def __init__(self) -> None:
         self.found = Captures()
         self._seen: set[int] = set()
+        self._named_modules: dict[str, nn.Module] = {}
+
+    def name_attributes(self) -> None:
+        """Names the leaves that are plain attributes of modules, no parameters and no buffers, and have no name yet."""
+        waiting, known = list(self._named_modules.items()), set[int]()
+        while waiting:
+            name, module = waiting.pop(0)
+            if id(module) not in known:
+                known.add(id(module))
+                for attribute, held in (attributes_of(module) or {}).items():
+                    if is_a(held, torch.Tensor) and not is_a(held, nn.Parameter) and held.is_leaf:
+                        self.found.names.setdefault(id(held), _joined(name, attribute))
+                waiting += [(_joined(name, inner), each) for inner, each in named_inner_modules(module)]
 
     def into(self, value: Any, name: str | None, depth: int, of_module: bool) -> None:
         """Takes in `value` and what it holds.
@@ -84,6 +98,8 @@ class _Walk:
         """
         if depth >= 0 and name is not None and is_a(value, torch.Tensor):
             self.found.names.setdefault(id(value), name)
+        if depth >= 0 and name is not None and is_a(value, nn.Module):
+            self._named_modules.setdefault(name, value)
         if id(value) in self._seen or depth < 0:
             return
         self._seen.add(id(value))
@@ -145,6 +161,10 @@ def _held(value: Any, name: str | None) -> Held:
             yield from _items(value, name)
         if _has_attributes(value):
             yield from _held_by_object(value, name)
+
+
+def _joined(*names: str) -> str:
+    return ".".join(filter(None, names))
 
 
 def _named(name: str | None, own: str, rest: str = "") -> str | None:

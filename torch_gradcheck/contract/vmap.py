@@ -72,7 +72,7 @@ def _tried(trial: Trial) -> ContractEntry:
     without = [name_of_function(function) for function in functions_of(trial) if not _can_be_batched(function)]
     if without:
         return not_applicable(NAME, f"vmap has no rule for {listed(without)}")
-    notes = [] if of_backward is not None else [f"of the backward: {AT_A_KINK}"]
+    notes = []
     for number, way in enumerate(ways(trial.names, trial.arguments)):
         found = attempted(lambda: _wrong_beside(trial, lambda: _wrong(trial, way)))  # noqa: B023  # called at once
         if isinstance(found, Raised) and not number:
@@ -85,11 +85,15 @@ def _tried(trial: Trial) -> ContractEntry:
             notes.append(f"with {way.words}: {AT_A_KINK}")
         elif found:
             return failed(NAME, f"vmap with {way.words}: {found}")
-    if not has_gradients:
-        notes.append("of the forward alone: the backward gives no gradient")
-    if isinstance(of_backward, Raised):
-        notes.append(f"of the backward: {_why(of_backward)}")
-    return passed(NAME, "; ".join(notes))
+    notes += ["of the forward alone: the backward gives no gradient"] * (not has_gradients)
+    return passed(NAME, "; ".join([*notes, *_on_backward(of_backward)]))
+
+
+def _on_backward(found: Raised | str | None) -> list[str]:
+    """The note on a vmap of the backward that could not be tried; none where it is right."""
+    if isinstance(found, Raised):
+        return [f"of the backward: {_why(found)}"]
+    return [f"of the backward: {AT_A_KINK}"] if found is None else []
 
 
 def _wrong_beside(trial: Trial, tried: Callable[[], str]) -> str | None:

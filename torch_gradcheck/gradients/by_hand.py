@@ -16,18 +16,21 @@ from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.words import close_names, noun
 
 
-def check_names(gradients: Mapping[str, Any], names: Sequence[Sequence[str]]) -> None:
+def check_names(gradients: Mapping[str, Any], names: Sequence[Sequence[str]], may_be_named: Sequence[str] = ()) -> None:
     """Raises InvalidRequestError where gradients have a name that no parameter has, or name one parameter twice.
 
     Args:
         gradients: those derived by hand, by name.
         names: the names of every selected parameter; a tied one has several.
+        may_be_named: names besides that gradients may have, of tensors that are on trial only where they are named.
     """
     every_name = [name for group in names for name in group]
     unknown = [name for name in gradients if name not in every_name]
     if unknown:
+        known = [*dict.fromkeys([*every_name, *may_be_named])]
+        nouns = "parameter or input" if may_be_named else "parameter"
         raise InvalidRequestError(
-            f"gradients has {unknown[0]!r}, which is no checked parameter; {close_names(str(unknown[0]), every_name)}."
+            f"gradients has {unknown[0]!r}, which is no checked {nouns}; {close_names(str(unknown[0]), known)}."
         )
     for group in names:
         given = [name for name in group if name in gradients]

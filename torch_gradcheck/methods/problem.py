@@ -349,7 +349,8 @@ def posed(
     """
     selected = check_selection(model, request.include, request.exclude, variables_on_trial(loss, request))
     if isinstance(request.gradients, Mapping):
-        check_names(request.gradients, [names for _, names in selected])
+        others = [name for each in loss.variables for name in each.names if not matches(each.names, request.exclude)]
+        check_names(request.gradients, [names for _, names in selected], others)
     threads = torch.get_num_threads()  # the loan may set it to 1
 
     def problem(borrowed: Borrowed) -> Problem:

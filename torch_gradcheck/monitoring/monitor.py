@@ -58,7 +58,8 @@ class GradientMonitor:
     block does. A step that draws random numbers (dropout) can be judged because the monitor sees what its forward
     started from: on scheduled steps, and only then, a hook on the model keeps the random state and the buffers.
     Tensors of the batch that require a gradient are on trial too, and the `.grad` that the loop has left on them; they
-    are `batch[0]`, or `batches[1][0]` where a step has several batches.
+    are `batch[0]`, or `batches[1][0]` where a step has several batches. Nobody has to zero their `.grad`: one that was
+    there when the forward began is not judged, and a note says so.
 
     Args:
         model: what is trained. Of a compiled model, the compiled backward is on trial.

@@ -94,8 +94,14 @@ def _below_function() -> Any:
 
 def inner_modules(module: nn.Module) -> list[nn.Module]:
     """The modules that a module holds, as torch keeps them, past any `children()` or `modules()` of its class."""
+    return [each for _, each in named_inner_modules(module)]
+
+
+def named_inner_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The same with the names that the module has for them; "" for what torch.compile has wrapped."""
     held = module._modules if isinstance(module, torch.jit.ScriptModule) else vars(module).get("_modules")
-    return [] if held is None else [each for each in held.values() if each is not None]
+    named = [] if held is None else [(name, each) for name, each in held.items() if each is not None]
+    return [("" if name == WRAPPED else name, each) for name, each in named]
 
 
 def is_made_of_code(kind: type) -> bool:

@@ -31,6 +31,7 @@ class SeenForward:
         versions: parameter → its version counter; a later count that differs means that it was written to.
         args, kwargs: the arguments of the model.
         written: id of each tensor among them → its version counter.
+        held_grad: id of each tensor among them, or in an object among them → whether it had a `.grad` already.
     """
 
     start: Start
@@ -39,6 +40,7 @@ class SeenForward:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     written: Mapping[int, int] = field(default_factory=dict)
+    held_grad: Mapping[int, bool] = field(default_factory=dict)
 
     @property
     def has_inputs(self) -> bool:
@@ -62,8 +64,14 @@ def seen_now(
     buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
     versions = {parameter: version_of(parameter) for parameter in model.parameters()}
     written = {id(tensor): version_of(tensor) for _, tensor in tensors_in([args, kwargs])}
+    held = {id(tensor): holds_grad(tensor) for _, tensor in tensors_in([args, kwargs], objects=True)}
     start = Start(RandomState.of_everything(generators), buffers)
-    return SeenForward(start, autocast_now(), versions, args, kwargs, written)
+    return SeenForward(start, autocast_now(), versions, args, kwargs, written, held)
+
+
+def holds_grad(tensor: torch.Tensor) -> bool:
+    """Whether a tensor that keeps a `.grad` has one."""
+    return (tensor.is_leaf or tensor.retains_grad) and tensor.grad is not None
 
 
 def autocast_now() -> Autocast:

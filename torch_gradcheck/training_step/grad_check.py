@@ -28,12 +28,13 @@ from torch_gradcheck.torch_internals.modules import is_compiled
 from torch_gradcheck.training_step.clipping import Clipping
 from torch_gradcheck.training_step.diagnosis import Reference, diagnosed, step_evidence
 from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
+from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
 from torch_gradcheck.training_step.regimes import replays_in_regimes
 from torch_gradcheck.training_step.replay import Replays, coarsest
 from torch_gradcheck.training_step.reproduced import judged_by_rerun
-from torch_gradcheck.training_step.rows import hidden_share, judged_row, unjudged_row
+from torch_gradcheck.training_step.rows import accumulated_maybe, hidden_share, judged_row, unjudged_row
 from torch_gradcheck.training_step.same_function import compared_with_step
 from torch_gradcheck.training_step.step import TrainingStep, taken_in_backward
 from torch_gradcheck.training_step.window import window_mistake
@@ -71,10 +72,12 @@ class GradCheck:
 
     def __init__(self, model: nn.Module, loss: Loss, request: Request, step: TrainingStep) -> None:
         self._model, self._request, self._step = model, request, step
-        self.theta = theta_in_grad(model, request.include, request.exclude, loss.variables)
-        self._without_grad = on_missing_grad(loss.variables)
+        before = GradBefore(loss.variables, step)
+        self._may_have_held = before.unknown
+        self.theta = theta_in_grad(model, request.include, request.exclude, loss.variables).without(before.held)
+        self._not_judged = [note for note in (on_missing_grad(loss.variables), before.note) if note]
         if not len(self.theta):
-            raise InvalidRequestError(f"{self._without_grad}, and nothing else is selected.")
+            raise InvalidRequestError(f"{'; '.join(self._not_judged)}; and nothing else is selected.")
         self.left = left_gradients(self.theta, step.scale, step.loss_scale)
         self.why_unjudged = step.weights_moved() or ("" if step.forwards else taken_in_backward(self.theta))
         self._missing: set[int] = set()
@@ -197,12 +200,13 @@ class GradCheck:
             else:
                 missing = position in self._missing
                 rows.append(unjudged_row(entry, self.left[position], self.why_unjudged, missing))
-        return rows
+        unknown = {self.theta[at].name for at in self.theta.checked if self._may_have_held(self.theta[at].parameter)}
+        return [accumulated_maybe(row) if row.name in unknown else row for row in rows]
 
     def notes(self, rows: Sequence[ParameterReport]) -> list[str]:
         """The notes on the step, where there is something to say of it, on what was judged, and on the error bars."""
         of_window = "" if self._step.window is None else self._step.window.note
-        notes = [note for note in (self._saw_other_inputs, of_window, self._without_grad) if note]
+        notes = [note for note in (self._saw_other_inputs, of_window, *self._not_judged) if note]
         notes.append(f"{ON_TRIAL}: {self.why_unjudged or self._precision()}")
         if rows and all(row.diagnosis and row.diagnosis.kind is DiagnosisKind.MISSING for row in rows):
             notes.append("no parameter has a .grad: was zero_grad() called after backward(), or backward() not at all?")

@@ -16,6 +16,12 @@ from torch_gradcheck.verdicts.rows import compared_row, frozen_row, ratio_of
 
 MAY_MOVE = "rounding in the training step's precision may move a right gradient"
 
+MAY_HAVE_HELD = (
+    ".grad is not the gradient of this step alone, which is right where an earlier backward has left something in it: "
+    "set .grad of this input to None before the step's forward"
+)
+"""Why a `.grad` that is off is not called wrong."""
+
 WORTH_TELLING = 0.01
 """The share of its norm from which the rounding bar of a match is told."""
 
@@ -70,6 +76,14 @@ def unjudged_row(entry: ThetaEntry, left: AnalyticGradient, why: str, missing: b
         diagnosis = Diagnosis(DiagnosisKind.MISSING, f".grad is {reason}; J depends on it whatever is drawn")
         return _wrong_row(row, 1.0, count, count, f".grad is {reason}", diagnosis)
     return row
+
+
+def accumulated_maybe(row: ParameterReport) -> ParameterReport:
+    """The row of a `.grad` that may have held something before the step: where it is off, no more is known."""
+    if row.status is not Status.MISMATCH:
+        return row
+    plain = ParameterReport(row.name, row.aliases, row.shape, row.numel, Status.UNDECIDED, MAY_HAVE_HELD)
+    return replace(plain, role=row.role, evaluations=row.evaluations, seconds=row.seconds)
 
 
 def _wrong_row(

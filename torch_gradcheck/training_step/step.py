@@ -56,6 +56,11 @@ class TrainingStep:
         """The autocast the forwards ran under; None where nobody saw."""
         return self.forwards[0].autocast if self.forwards else None
 
+    def held_grad(self, tensor: torch.Tensor) -> bool | None:
+        """Whether a tensor had a `.grad` when the step's first forward with it began; None where nobody saw that."""
+        seen = [each.held_grad[id(tensor)] for each in self.forwards or () if id(tensor) in each.held_grad]
+        return seen[0] if seen else None
+
     def weights_moved(self) -> str:
         """The reason why `.grad` is not of the present weights; "" where nothing says so."""
         if not self.forwards or not self.forwards[0].weights_moved():

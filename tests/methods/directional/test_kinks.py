@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck import Report, check_module
+from torch_gradcheck import Report, check_function, check_module
 from torch_gradcheck.methods import choice
 
 Backward = Callable[..., Any]
@@ -224,6 +224,58 @@ def test_it_is_told_why_nothing_is_known_there() -> None:
 )
 def test_what_no_kinks_explain_stays_wrong(f: Callable[[Tensor], Tensor]) -> None:
     assert wrong(checked(f, ZEROS)) == {"theta.0": 3}
+
+
+# Selections among equal numbers ------------------------------------------------------------------------------------
+
+EQUAL = torch.ones(4)
+
+
+def second(share: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The second smallest number, whose gradient goes to entries by shares of the index and of where it is equal."""
+
+    def backward(grad: Tensor, x: Tensor) -> Tensor:
+        value, index = x.kthvalue(2, keepdim=True)
+        return grad[..., None] * share(index[..., 0], x == value)
+
+    return function(lambda x: x.kthvalue(2)[0], backward)
+
+
+def one_hot(index: Tensor, by: int = 0) -> Tensor:
+    return nn.functional.one_hot((index + by) % 4, 4).double()
+
+
+SELECTED: dict[str, tuple[Callable[[Tensor], Tensor], Tensor]] = {
+    "kthvalue": (lambda x: x.kthvalue(2)[0], EQUAL),
+    "mode": (lambda x: x.mode()[0], EQUAL),
+    "mode, three of four": (lambda x: x.mode()[0], torch.tensor([3.0, 3.0, 3.0, 0.0])),
+    "median": (lambda x: x.median(), EQUAL),
+    "sort": (lambda x: x.sort()[0][1], EQUAL),
+    "topk": (lambda x: x.topk(2)[0][1], EQUAL),
+    "quantile": (lambda x: x.quantile(0.4), EQUAL),
+    "of one's own": (second(lambda index, ties: one_hot(index, 2) if ties.all() else one_hot(index)), EQUAL),
+    "shared": (second(lambda index, ties: ties / ties.sum()), torch.ones(12)),
+}
+
+
+@pytest.mark.parametrize(("f", "at"), SELECTED.values(), ids=SELECTED)
+def test_which_of_equal_numbers_is_selected_is_no_mistake(f: Callable[[Tensor], Tensor], at: Tensor) -> None:
+    report = checked(f, at)
+    assert not report.mismatches, str(report)
+    assert report["theta.0"].status in ("undecided", "kink")
+
+
+@pytest.mark.parametrize(
+    "share",
+    [
+        pytest.param(lambda index, ties: 2 * one_hot(index), id="a factor"),
+        pytest.param(lambda index, ties: -one_hot(index), id="a sign"),
+        pytest.param(lambda index, ties: one_hot(index, 1), id="another entry"),
+        pytest.param(lambda index, ties: ties.double(), id="all to each"),
+    ],
+)
+def test_a_wrong_gradient_of_what_is_selected_is_found(share: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert check_function(second(share), (torch.ones(3, 4).double(),)).mismatches
 
 
 @pytest.mark.parametrize("slope", [1.0, pytest.param(0.5, marks=pytest.mark.slow)])

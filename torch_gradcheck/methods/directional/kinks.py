@@ -10,8 +10,8 @@ another one there is wrong, if
 
 Without the first two a right model would be accused. A Function may choose another slope at its kink than torch does,
 and what autograd adds up of such choices need be no slope of J: relu(x) − relu(−x) gets the slope 0 at 0, and is x.
-Where that happens along a single coordinate, an entry is left undecided that is just what the formulas of torch give,
-or that is right at points beside θ.
+Where that happens along a single coordinate, or entries tie for being selected, an entry is left undecided that is just
+what the formulas of torch give, or that is right at points beside θ.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import torch
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.richardson import COARSE
 from torch_gradcheck.engines.traced.engine import TracedEngine
-from torch_gradcheck.engines.traced.untraceable import Untraceable
+from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
 from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE
 from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
-from torch_gradcheck.methods.directional.quantities import DISTANCE, Quantities
+from torch_gradcheck.methods.directional.quantities import CLOSER, DISTANCE, Quantities
 from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.perturbation import real_view, sizes
@@ -57,6 +57,9 @@ MOST_ALONE = 8
 
 MOST_EXCUSED = 64
 """How many accused entries of a tensor are looked at one by one; where kinks excuse all of them, the rest is, too."""
+
+NOISES = 1e3
+"""J jumps by more than this many standard deviations of its noise."""
 
 Trials = Mapping[int, ParameterTrial]
 """Position in θ → what was found of that parameter's gradient."""
@@ -233,14 +236,44 @@ class AtKinks:
         """The trials in which accused entries are a choice of slopes at kinks that meet, made UNDECIDED."""
         found: dict[int, ParameterTrial] = {}
         for position, trial in self._trials.items():
-            entries = self._may_be_chosen(position, np.flatnonzero(trial.results.outcome == Outcome.MISMATCH))
-            crossing = [self._crosses_a_kink(position, int(entry)) for entry in entries[:MOST_EXCUSED]]
-            excused = entries[: len(crossing)][np.array(crossing, dtype=bool)]
-            if len(crossing) and all(crossing):
-                excused = entries
+            accused = np.flatnonzero(trial.results.outcome == Outcome.MISMATCH)
+            chosen = self._may_be_selected(position, accused)
+            others = self._may_be_chosen(position, accused[~chosen])
+            excused = np.concatenate([accused[chosen], self._crossing(position, others)])
             if len(excused):
                 found[position] = _with_undecided(trial, excused)
         return found
+
+    def _may_be_selected(self, position: int, accused: Indices) -> Flags:
+        """Which accused entries tie with others for being selected, where the gradient on trial is a right choice.
+
+        No kink need be crossed along such an entry alone: the second smallest of equal numbers does not move with any
+        one of them, and is one of them all the same. At points beside θ now this entry is selected and now that: their
+        derivatives vary, and so may those of entries which hold the same number; or J jumps there, as the most frequent
+        number does. The choice is right where it is torch's, or where the gradient on trial is right beside θ, at all
+        entries.
+        """
+        none = np.zeros(len(accused), bool)
+        try:
+            of_torch = self._is_of_torch(position)[accused]
+            right = of_torch | (len(accused) > 0 and bool(self._is_of_torch_beside(position).all()))
+            return right & (self._varies_beside(position)[accused] | self._jumps) if right.any() else none
+        except Strayed:
+            return none
+
+    def _varies_beside(self, position: int) -> Flags:
+        """Entries whose derivative differs between points right beside θ, and those that hold the same number."""
+        varies = kinked(np.array([self._beside(point)[position] for point in range(POINTS)]))
+        values = flat_values(self._theta[position])[self._trials[position].coordinates]
+        return np.asarray(np.isin(values, values[varies]))
+
+    @cached_property
+    def _jumps(self) -> bool:
+        """Whether J at θ is another number than right beside it, however close."""
+        which, steps = np.repeat(np.arange(POINTS), 2), np.tile([1.0, 1 / CLOSER], POINTS)
+        values = self._directions.sampler(self._points)(which, steps).values
+        far, near = np.abs(values - self._problem.noise.at_zero).reshape(-1, 2).T
+        return bool(np.any((near > far / 2) & (near > NOISES * self._problem.noise.sigma_at_zero)))
 
     def _may_be_chosen(self, position: int, accused: Indices) -> Indices:
         """The accused entries that are what torch would choose, or right beside θ."""
@@ -248,6 +281,11 @@ class AtKinks:
             return accused
         of_torch = self._is_of_torch(position)[accused]
         return accused[of_torch if of_torch.all() else of_torch | self._is_of_torch_beside(position)[accused]]
+
+    def _crossing(self, position: int, entries: Indices) -> Indices:
+        """Those of the entries along which a kink is crossed; all of them where the first many are."""
+        crossing = [self._crosses_a_kink(position, int(entry)) for entry in entries[:MOST_EXCUSED]]
+        return entries if all(crossing) else entries[: len(crossing)][np.array(crossing, dtype=bool)]
 
     def _crosses_a_kink(self, position: int, entry: int) -> bool:
         direction = self._direction({position: np.array([entry])}, {position: np.ones(1)})
@@ -327,11 +365,8 @@ class Joined:
 
     @property
     def at_kinks(self) -> Flags:
-        """Entries that were excused as kinks, or agree with the middle of two slopes."""
-        found = [self.trials[position].results for position in self.positions]
-        bent = [np.zeros(len(each.outcome), bool) if each.bent is None else each.bent for each in found]
-        match, kink = (np.concatenate([each.outcome for each in found]) == one for one in (Outcome.MATCH, Outcome.KINK))
-        return np.asarray(kink | (match & np.concatenate(bent)))
+        """Entries that were excused as kinks or as a choice, or agree with the middle of two slopes."""
+        return np.concatenate([_at_kinks(self.trials[position]) for position in self.positions])
 
     def values(self, gradients: Mapping[int, Floats]) -> Floats:
         """Gradients at the coordinates that were tried, joined."""
@@ -356,6 +391,13 @@ class Joined:
             end = begin + len(self.trials[position].coordinates)
             yield position, begin, end
             begin = end
+
+
+def _at_kinks(trial: ParameterTrial) -> Flags:
+    outcome, bent = trial.results.outcome, trial.results.bent
+    chosen = (outcome == Outcome.UNDECIDED) & bool(trial.by_convention)
+    in_the_middle = np.zeros(len(outcome), bool) if bent is None else (outcome == Outcome.MATCH) & bent
+    return np.asarray((outcome == Outcome.KINK) | chosen | in_the_middle)
 
 
 def _with_wrong(trial: ParameterTrial, entries: Indices, allowed: Floats) -> ParameterTrial:

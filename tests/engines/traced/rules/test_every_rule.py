@@ -135,6 +135,7 @@ CASES: dict[str, Examples] = {
     "div.Tensor": two_of_one_shape,
     "mul.Scalar": lambda: one(2.5),
     "div.Scalar": lambda: one(2.5),
+    "huber_loss.default": lambda: [call(r(3, 4), r(3, 4), k, 0.7) for k in (0, 1, 2)],
     "tanh.default": lambda: [*one(), call(c(3, 2))],
     "_conj.default": lambda: [call(c(3, 2))],
     "_neg_view.default": one,
@@ -505,6 +506,17 @@ def test_the_elementwise_rule_gives_what_the_operation_gives(name: str) -> None:
         pytest.skip("takes whole numbers only")
     assert rule_of(func) is pointwise
     checked_in_every_way(func, ELEMENTWISE[name]() if name in ELEMENTWISE else [by_schema(func)])
+
+
+def test_a_loss_of_which_the_target_moves_alone_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        for example in CASES["huber_loss.default"]():
+            checked_in_every_way(existing_function("huber_loss.default"), [example])
+    finally:
+        torch.set_warn_always(always)
+    assert capfd.readouterr().err == ""
 
 
 def test_every_rule_has_a_case_and_every_case_a_rule() -> None:
