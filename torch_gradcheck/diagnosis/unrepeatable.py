@@ -47,7 +47,7 @@ class Unrepeatable:
         culprit, where = _start(problem, found)
         name = problem.theta[found.worst].name
         sentence = (
-            f"the backward is not one function: two runs from the same θ and random state differ by {found.spread:.1e} "
+            f"the backward is not one function: two runs from the same θ differ by {found.spread:.1e} "
             f"of the gradient of {name}, of which {found.allowed:.0e} could be rounding. {where}. {_pattern(found)}"
         )
         return cls(found.spreads, culprit, (sentence,))
