@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from torch_gradcheck.contract.memory_layouts import SAME_NUMBERS, Layout, in_words, of_a_sum
+from torch_gradcheck.contract.memory_layouts import (
+    SAME_NUMBERS,
+    Layout,
+    expanded,
+    expanded_in_the_last,
+    in_words,
+    of_a_sum,
+)
 from torch_gradcheck.contract.outcome import Raised, attempted
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.objective.function_outputs import is_inexact
@@ -15,6 +22,8 @@ from torch_gradcheck.reporting.words import listed
 LAYOUTS: Mapping[str, Layout] = {
     "expanded from one number, as .sum().backward() sends it": of_a_sum,
     **SAME_NUMBERS,
+    "expanded in its first dimension, as .sum(0) sends it": lambda v: expanded(v) if v.dim() > 1 else None,
+    "expanded in its last dimension, as .sum(-1) sends it": expanded_in_the_last,
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from torch_gradcheck.contract.kinks import beside, is_at_a_kink
-from torch_gradcheck.contract.memory_layouts import SAME_NUMBERS, Layout, expanded, in_words
+from torch_gradcheck.contract.memory_layouts import EXPANDED, SAME_NUMBERS, Layout, in_words
 from torch_gradcheck.contract.outcome import Raised, attempted
 from torch_gradcheck.contract.run import Run
 from torch_gradcheck.contract.trial import Trial
@@ -44,7 +44,7 @@ def input_layouts(trial: Trial) -> list[Found]:
     count = len(trial.names)
     groups = [[position] for position in range(count)] if count <= ONE_BY_ONE else [[*range(count)]]
     found = [_same_numbers(trial, group, word, layout) for group in groups for word, layout in SAME_NUMBERS.items()]
-    found += [_expanded(trial, group) for group in groups]
+    found += [_expanded(trial, group, word, layout) for group in groups for word, layout in EXPANDED.items()]
     for name, tensor in trial.call.others[:ONE_BY_ONE]:
         if tensor.layout is torch.strided and not is_wrapper(tensor):
             found += [_other(trial, name, tensor, word, layout) for word, layout in SAME_NUMBERS.items()]
@@ -83,12 +83,12 @@ def _beside_kinks(trial: Trial, what: str, call: FunctionCall, laid_out: Callabl
     return _compared(trial, laid_out(tensors), expected, what, call)
 
 
-def _expanded(trial: Trial, group: Sequence[int]) -> Found | None:
+def _expanded(trial: Trial, group: Sequence[int], word: str, layout: Layout) -> Found | None:
     """These arguments expanded, compared with contiguous copies of the same numbers."""
-    laid = _laid_out(trial.fresh(), group, expanded)
+    laid = _laid_out(trial.fresh(), group, layout)
     if laid is None or trial.writes:
         return None
-    what = _what(trial, laid, group, "expanded")
+    what = _what(trial, laid, group, word)
     copies = [tensor.detach().clone(memory_format=torch.contiguous_format).requires_grad_() for tensor in laid]
     expected = attempted(lambda: trial.run(copies))
     if isinstance(expected, Raised):

@@ -29,12 +29,44 @@ def sliced(tensor: torch.Tensor) -> torch.Tensor | None:
     return torch.stack([other, numbers], dim=-1)[..., 1]
 
 
+def first_two_swapped(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same numbers, as sequences that are handed on with the batch first, and lie in memory with the time first."""
+    return _swapped(tensor, 0, 1)
+
+
+def last_two_swapped(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same numbers, every matrix transposed in memory: `x.mT`."""
+    return _swapped(tensor, -2, -1)
+
+
+def _swapped(tensor: torch.Tensor, one: int, other: int) -> torch.Tensor | None:
+    """None for a matrix, which is transposed then."""
+    if tensor.dim() < 3 or not tensor.numel():
+        return None
+    found = tensor.detach().transpose(one, other).contiguous().transpose(one, other)
+    return None if found.is_contiguous() else found
+
+
+def lazily_conjugated(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same complex numbers; their conjugates lie in memory, under torch's conj bit."""
+    return tensor.detach().conj().resolve_conj().conj() if tensor.is_complex() else None
+
+
 def expanded(tensor: torch.Tensor) -> torch.Tensor | None:
     """Other numbers: the first slice along a dimension, repeated with a stride of 0, as by `x[:1].expand(n, -1)`."""
     longer = [dim for dim, size in enumerate(tensor.shape) if size > 1]
-    if not longer or not tensor.numel():
-        return None
-    return tensor.detach().narrow(longer[0], 0, 1).clone().expand_as(tensor)
+    return _repeated(tensor, longer[0]) if longer and tensor.numel() else None
+
+
+def expanded_in_the_last(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The same along the last dimension, as `y.sum(-1)` sends its gradient; None where `expanded` does that."""
+    longer = [dim for dim, size in enumerate(tensor.shape) if size > 1]
+    has_it = len(longer) > 1 and longer[-1] == tensor.dim() - 1 and tensor.numel()
+    return _repeated(tensor, longer[-1]) if has_it else None
+
+
+def _repeated(tensor: torch.Tensor, dim: int) -> torch.Tensor:
+    return tensor.detach().narrow(dim, 0, 1).clone().expand_as(tensor)
 
 
 def of_a_sum(tensor: torch.Tensor) -> torch.Tensor | None:
@@ -62,10 +94,19 @@ def _in_format(tensor: torch.Tensor, dims: int, memory_format: torch.memory_form
 SAME_NUMBERS: Mapping[str, Layout] = {
     "transposed": transposed,
     "sliced": sliced,
+    "with its first two dimensions swapped in memory": first_two_swapped,
+    "with its last two dimensions swapped in memory": last_two_swapped,
     "in channels_last": channels_last,
     "in channels_last_3d": channels_last_3d,
+    "lazily conjugated": lazily_conjugated,
 }
 """Name → a layout of the same numbers."""
+
+EXPANDED: Mapping[str, Layout] = {
+    "expanded": expanded,
+    "expanded in its last dimension": expanded_in_the_last,
+}
+"""Name → a layout of other numbers, that are repeated."""
 
 
 def copied(tensor: torch.Tensor) -> torch.Tensor:
