@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.unrepeatable import Act, Spoil, adds_up, blocks, intact, noisy, summed_in_any_order, swish
-from torch_gradcheck.gradients.backward_record import BLOCK, BackwardRecord, Place, start_of_difference
+from torch_gradcheck.gradients.backward_record import BLOCK, BackwardRecord, start_of_difference
+from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.torch_internals.autograd import current_backward
 
 X = torch.linspace(-1, 1, 32).reshape(8, 4)

@@ -6,9 +6,9 @@ import torch
 
 from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described_place, function_name
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.gradients.backward_record import Place
 from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.double_backward import DoubleBackwardRecord
+from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.torch_internals.double_backward import operation_without_formula
 

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.objective.module_hooks import ModuleStack, forward_hooks
+from torch_gradcheck.gradients.watched_backwards import Place, WatchedBackwards
 from torch_gradcheck.torch_internals.autograd import (
-    current_backward,
     function_of,
     is_of_backward_hooks,
-    leaf_of,
-    next_number,
-    node_of,
-    nodes_from,
     number_of,
-    set_backward,
 )
 from torch_gradcheck.torch_internals.modules import has_backward_hooks
 
@@ -41,57 +33,6 @@ Fingerprint = tuple[torch.Tensor, torch.Tensor]
 """The norm of a gradient and its projections on the weights, shapes () and (4,), on its device still."""
 
 
-class CalledModules(ModuleStack):
-    """The stack of modules being called, which remembers the nodes that each call made."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._calls: list[_Call] = []
-        self._open: list[_Call] = []
-
-    def enter(self, name: str) -> None:
-        """A call of module `name` begins."""
-        super().enter(name)
-        self._open.append(_Call(name, next_number()))
-        self._calls.append(self._open[-1])
-
-    def leave(self, name: str) -> None:
-        """The call of module `name` ends, and those inside of it that an exception has cut off."""
-        super().leave(name)
-        while len(self._open) > len(self._stack):
-            self._open.pop().end = next_number()
-
-    def of_node(self, number: int) -> str | None:
-        """The innermost module in whose call the node of this number was made; None where that was in none."""
-        inside = [call for call in self._calls if call.start <= number < call.end]
-        return max(reversed(inside), key=lambda call: call.start).name if inside else None  # the outermost came first
-
-    def ended_at(self, number: int) -> list[str]:
-        """The modules whose call ended when the node of this number was the next, the outermost first."""
-        return [call.name for call in self._calls if call.end == number]
-
-
-@dataclass
-class _Call:
-    name: str
-    start: int
-    end: int = 0
-
-
-class Place(NamedTuple):
-    """Where in the graph a gradient was seen.
-
-    Attributes:
-        node: the name of the node, such as `"MulBackward0"`.
-        function: the autograd.Function of the user's whose backward it is; None for a node of torch's own.
-        module: the qualified name of the innermost module in whose forward the node was made; None for none.
-    """
-
-    node: str
-    function: type[torch.autograd.Function] | None
-    module: str | None
-
-
 class Event(NamedTuple):
     """Gradients that reach a node, or that leave it.
 
@@ -106,12 +47,11 @@ class Event(NamedTuple):
     prints: tuple[Fingerprint | None, ...]
 
 
-class BackwardRecord:
+class BackwardRecord(WatchedBackwards):
     """Records every backward that this thread runs inside the block, and the modules in which its nodes were made.
 
     What is kept of a gradient is five numbers, so that a record takes no memory to speak of. Numbers, not bits, since
-    runs may differ everywhere by rounding and in one place by more. `__exit__` puts back what sees the backwards, and
-    so does `Loan` if that is cut off.
+    runs may differ everywhere by rounding and in one place by more.
 
     Args:
         model: the modules to name.
@@ -121,33 +61,11 @@ class BackwardRecord:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
         self.events: list[Event] = []
-        self._model, self._modules = model, CalledModules()
-        self._hooks = forward_hooks(model, stack=self._modules)
+        self._model = model
         self._weights: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}
-        self._thread = threading.get_ident()
         self._places: list[tuple[str, type[torch.autograd.Function] | None, int]] = []
-        self._watched: set[Any] = set()
-        self._undo: list[Callable[[], Any]] = []
-
-    def __enter__(self) -> BackwardRecord:
-        run = current_backward()
-        self._undo.append(lambda: set_backward(run))
-
-        def recorded(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == self._thread:
-                self._watch(outputs)
-            return run(outputs, *args, **kwargs)
-
-        set_backward(recorded)
-        self._hooks.__enter__()
-        self._undo.append(lambda: self._hooks.__exit__(None, None, None))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        while self._undo:
-            self._undo.pop()()
-        self._watched.clear()  # nodes hold on to what was saved for the backward
 
     def place(self, node: int) -> Place:
         """Where the node of this number is."""
@@ -160,13 +78,9 @@ class BackwardRecord:
         ended = self._modules.ended_at(number)
         return next((name for name in ended if has_backward_hooks(self._model.get_submodule(name))), None)
 
-    def _watch(self, outputs: Sequence[Any]) -> None:
-        """Hooks into every node that a backward from these tensors, or gradient edges, may run."""
-        for node in list(nodes_from(map(node_of, outputs))):
-            if node not in self._watched and leaf_of(node) is None:
-                self._watched.add(node)
-                self._hook_into(node, len(self._places))
-                self._places.append((node.name(), function_of(node), number_of(node)))
+    def _see(self, node: Any) -> None:
+        self._hook_into(node, len(self._places))
+        self._places.append((node.name(), function_of(node), number_of(node)))
 
     def _hook_into(self, node: Any, number: int) -> None:
         def arrive(gradients: Any) -> None:

@@ -7,23 +7,18 @@ with Custom Functions", in the tutorials of torch: intermediates have to be outp
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from torch_gradcheck.gradients.backward_record import CalledModules, Place
-from torch_gradcheck.objective.module_hooks import forward_hooks
+from torch_gradcheck.gradients.watched_backwards import Place, WatchedBackwards
 from torch_gradcheck.torch_internals.autograd import (
-    current_backward,
     function_of,
-    leaf_of,
     node_of,
     nodes_from,
     number_of,
-    set_backward,
 )
 from torch_gradcheck.torch_internals.double_backward import (
     is_of_operation,
@@ -36,10 +31,8 @@ MOVES = 1e-9
 threads add up."""
 
 
-class DoubleBackwardRecord:
+class DoubleBackwardRecord(WatchedBackwards):
     """Records what leaves the nodes of the backwards with a graph that this thread runs inside the block.
-
-    `__exit__` puts back what sees the backwards, and so does `Loan` if that is cut off.
 
     Args:
         model: the modules to name.
@@ -49,30 +42,8 @@ class DoubleBackwardRecord:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
         self.left: list[tuple[Any, list[Any]]] = []
-        self._modules = CalledModules()
-        self._hooks = forward_hooks(model, stack=self._modules)
-        self._thread = threading.get_ident()
-        self._watched = set[Any]()
-        self._undo: list[Callable[[], Any]] = []
-
-    def __enter__(self) -> DoubleBackwardRecord:
-        run = current_backward()
-        self._undo.append(lambda: set_backward(run))
-
-        def recorded(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() == self._thread:
-                self._watch(outputs)
-            return run(outputs, *args, **kwargs)
-
-        set_backward(recorded)
-        self._hooks.__enter__()
-        self._undo.append(lambda: self._hooks.__exit__(None, None, None))
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        while self._undo:
-            self._undo.pop()()
 
     def once_differentiable(self) -> Place | None:
         """The first node that runs whose Function is marked so; None where none is.
@@ -91,11 +62,8 @@ class DoubleBackwardRecord:
         """Where a node is."""
         return Place(node.name(), function_of(node), self._modules.of_node(number_of(node)))
 
-    def _watch(self, outputs: Sequence[Any]) -> None:
-        for node in list(nodes_from(map(node_of, outputs))):
-            if node not in self._watched and leaf_of(node) is None:
-                self._watched.add(node)
-                self._undo.append(node.register_hook(self._hook_of(node)).remove)
+    def _see(self, node: Any) -> None:
+        self._undo.append(node.register_hook(self._hook_of(node)).remove)
 
     def _hook_of(self, node: Any) -> Callable[..., None]:
         def left(gradients: Any, _: Any) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.backward_record import BackwardRecord, Place, start_of_difference
+from torch_gradcheck.gradients.backward_record import BackwardRecord, start_of_difference
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
+from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS, Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import epsilon

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
-from torch_gradcheck.gradients.backward_record import Place
 from torch_gradcheck.gradients.double_backward import DoubleBackwardRecord
+from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.objective.function_outputs import is_of_bend
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import epsilon

@@ -10,7 +10,8 @@ from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.gradient_nodes import first_wrong_node
 from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described_place, function_name
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
-from torch_gradcheck.gradients.backward_record import BackwardRecord, Place, start_of_difference
+from torch_gradcheck.gradients.backward_record import BackwardRecord, start_of_difference
+from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.second_order import Slope

@@ -15,7 +15,7 @@ from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
-from torch_gradcheck.gradients.backward_record import Place
+from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed, noun
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
