@@ -61,7 +61,7 @@ def findings_of(
         gradients: the gradients on trial, by position.
     """
     finite = all(np.isfinite(trial.analytic).all() for trial in trials.values())
-    if finite and not any(row.status is Status.MISMATCH for row in rows):
+    if finite and not [row for row in rows if row.status is Status.MISMATCH]:
         return Findings(rows, None, on_masked(problem, rows, trials))
     problem.progress.at("what is wrong, and where")
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}

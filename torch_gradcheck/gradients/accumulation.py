@@ -41,7 +41,8 @@ def gradients_of(
             second.
         keep_graph: for another backward through it.
     """
-    if not outputs or not any(each.requires_grad for each in inputs):
+    asked = [each for each in inputs if each.requires_grad]  # no generator: to end one early would swallow a Ctrl-C
+    if not (outputs and asked):
         return [None for _ in inputs]
     with Accumulation(inputs):
         torch.autograd.backward(outputs, cotangents, keep_graph, inputs=_only_these(outputs, inputs))

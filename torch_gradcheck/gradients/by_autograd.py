@@ -45,7 +45,7 @@ def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: floa
 def _of_loss(loss: torch.Tensor, parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor | None], bool]:
     """The gradients, and whether a backward that J ran itself has left them in `.grad`."""
     left = [parameter.grad for parameter in parameters]
-    ran = any(gradient is not None for gradient in left)
+    ran = bool([gradient for gradient in left if gradient is not None])
     if not loss.requires_grad:
         return left, ran
     try:

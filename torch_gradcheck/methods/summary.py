@@ -38,7 +38,7 @@ def notes_of(
         gradients: those that were tried, by position in θ.
     """
     objective = problem.objective
-    accumulated = any(gradient.accumulated for gradient in gradients.values())
+    accumulated = bool([gradient for gradient in gradients.values() if gradient.accumulated])
     notes = [
         on_perturbed(problem.request.perturb, problem.request.seed),
         on_slope(objective, problem.request.order),

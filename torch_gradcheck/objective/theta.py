@@ -218,7 +218,7 @@ def _entry(model: nn.Module, parameter: torch.Tensor, names: list[str], role: Ro
 def matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
     """Whether a pattern matches a name; `[0]` is one of the characters in it, or stands for itself: `batch[0]`."""
     readings = [reading for pattern in patterns for reading in (pattern, pattern.replace("[", "[[]"))]
-    return any(fnmatchcase(name, reading) for name in names for reading in readings)
+    return bool([name for name in names for reading in readings if fnmatchcase(name, reading)])
 
 
 def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str], roles: Mapping[int, Role]) -> None:
@@ -258,7 +258,7 @@ def _check_something_to_do(
         raise InvalidRequestError(
             f"include={list(include) or None} and exclude={list(exclude)} leave none of the {counted(roles)}."
         )
-    if not any(parameter.requires_grad for parameter, _ in selected):
+    if not [parameter for parameter, _ in selected if parameter.requires_grad]:
         names = ", ".join(group[0] for _, group in selected[:5])
         raise InvalidRequestError(
             f"none of the {len(selected)} selected parameters requires a gradient ({names}"

@@ -149,8 +149,8 @@ def is_operator(kind: type) -> bool:
 
 def is_view(func: Any) -> bool:
     """Whether an operation's result shares memory with an argument, and the operation writes to neither."""
-    aliases = [argument.alias_info for argument in schema_arguments(func)]
-    return func not in CASTS and any(aliases) and not any(alias and alias.is_write for alias in aliases)
+    aliases = [alias for argument in schema_arguments(func) if (alias := argument.alias_info)]
+    return func not in CASTS and bool(aliases) and not [alias for alias in aliases if alias.is_write]
 
 
 @functools.cache

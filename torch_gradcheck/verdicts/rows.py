@@ -236,7 +236,7 @@ CONSTANT = (
 
 def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta) -> list[ParameterReport]:
     """The rows, with a mismatch made UNDECIDED where its gradient comes through a gamma or Dirichlet draw."""
-    if not any(row.status is Status.MISMATCH for row in rows):
+    if not [row for row in rows if row.status is Status.MISMATCH]:
         return list(rows)
     upstream = upstream_of_draws(objective)
     return [
