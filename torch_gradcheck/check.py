@@ -224,17 +224,12 @@ def check_function(
     request = validated_request(
         model,
         METHOD_NAMES,
-        gradients=None,
-        method="auto",
         eps=eps,
         tolerance=tolerance,
-        include=None,
-        exclude=None,
         mode="keep",
         dtype=dtype,
         seed=seed,
         progress=progress,
-        perturb=0.0,
         hold_detached=hold_detached,
         order=order,
     )

@@ -51,21 +51,21 @@ def validated_request(
     model: object,
     methods: Sequence[str],
     *,
-    gradients: object,
-    method: object,
-    eps: object,
-    tolerance: object,
-    include: object,
-    exclude: object,
-    mode: object,
-    dtype: object,
-    seed: object,
-    progress: object,
-    perturb: object,
-    hold_detached: object,
+    gradients: object = None,
+    method: object = "auto",
+    eps: object = None,
+    tolerance: object = None,
+    include: object = None,
+    exclude: object = None,
+    mode: object = "eval",
+    dtype: object = torch.float64,
+    seed: object = 0,
+    progress: object = None,
+    perturb: object = 0.0,
+    hold_detached: object = False,
     order: object = 1,
 ) -> Request:
-    """The validated request; `methods` are the names that `method` may be.
+    """The validated request; `methods` are the names that `method` may be. What is left out is as in `check_module`.
 
     Raises:
         InvalidRequestError: an argument cannot be used; says which, what was found and what to do.

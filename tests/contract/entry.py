@@ -46,20 +46,7 @@ def _lent(
     trying: Callable[[Trial], Any], model: nn.Module, loss: FunctionLoss, dtype: torch.dtype, hold_detached: bool
 ) -> Any:
     request = validated_request(
-        model,
-        METHOD_NAMES,
-        gradients=None,
-        method="auto",
-        eps=None,
-        tolerance=None,
-        include=None,
-        exclude=None,
-        mode="keep",
-        dtype=dtype,
-        seed=0,
-        progress=False,
-        perturb=0.0,
-        hold_detached=hold_detached,
+        model, METHOD_NAMES, mode="keep", dtype=dtype, progress=False, hold_detached=hold_detached
     )
     with posed(model, loss, request) as problem:
         return trying(Trial(problem, loss))

@@ -114,7 +114,6 @@ class GradientMonitor:
         self._request = validated_request(
             model,
             METHOD_NAMES,
-            gradients=None,
             method=method,
             eps=eps,
             tolerance=tolerance,
@@ -124,7 +123,6 @@ class GradientMonitor:
             dtype=dtype,
             seed=seed,
             progress=progress,
-            perturb=0.0,
             hold_detached=hold_detached,
         )
         callable_argument("loss_fn", loss_fn)

@@ -65,22 +65,7 @@ def blind_spots(
         InvalidRequestError: an argument that cannot be used.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss that cannot be checked.
     """
-    request = validated_request(
-        model,
-        METHOD_NAMES,
-        gradients=None,
-        method="auto",
-        eps=None,
-        tolerance=None,
-        include=None,
-        exclude=None,
-        mode=mode,
-        dtype=torch.float64,
-        seed=seed,
-        progress=progress,
-        perturb=perturb,
-        hold_detached=False,
-    )
+    request = validated_request(model, METHOD_NAMES, mode=mode, seed=seed, progress=progress, perturb=perturb)
     callable_argument("loss_fn", loss_fn)
     with (
         progress_bar(progress) as bar,
