@@ -9,7 +9,7 @@ import torch
 
 from torch_gradcheck.contract.run import Run
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.dtypes import epsilon, is_inexact
 
 SPREADS = 3.0
 """Runs may lie three times as far apart as two equal ones did: there may be others that lie further apart."""
@@ -52,7 +52,7 @@ def same_bits(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
 
 def largest(tensor: torch.Tensor | None) -> float:
     """The largest finite absolute value; 0 for none."""
-    if tensor is None or not tensor.numel() or not _has_fractions(tensor):
+    if tensor is None or not tensor.numel() or not is_inexact(tensor):
         return 0.0
     size = float(tensor.detach().abs().max())
     return size if size < torch.inf else float(torch.nan_to_num(tensor.detach().abs(), 0.0, 0.0, 0.0).max())
@@ -98,10 +98,6 @@ def _off(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor |
     off = (a - b).abs()
     off[(a == b) | (a.isnan() & b.isnan())] = 0.0
     return torch.nan_to_num(off, nan=torch.inf, posinf=torch.inf)
-
-
-def _has_fractions(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _number(tensor: torch.Tensor | None, position: int) -> str:

@@ -16,7 +16,7 @@ from torch_gradcheck.contract.memory_layouts import (
 )
 from torch_gradcheck.contract.outcome import Raised, attempted
 from torch_gradcheck.contract.trial import Trial
-from torch_gradcheck.objective.function_outputs import is_inexact
+from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.reporting.words import listed
 
 LAYOUTS: Mapping[str, Layout] = {

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from torch_gradcheck.precision.dtypes import is_inexact
+
 Layout = Callable[[torch.Tensor], torch.Tensor | None]
 """Gives a tensor in another layout, without a graph; None where there is no such layout of it."""
 
@@ -25,7 +27,7 @@ def sliced(tensor: torch.Tensor) -> torch.Tensor | None:
         return None
     numbers = tensor.detach()
     between = numbers.reshape(-1).flip(0).reshape(numbers.shape)  # so that indices stay in their range
-    other = between + 3 if numbers.is_floating_point() or numbers.is_complex() else between
+    other = between + 3 if is_inexact(numbers) else between
     return torch.stack([other, numbers], dim=-1)[..., 1]
 
 

@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch_gradcheck.drop_in.failure import GradcheckFailedError
 from torch_gradcheck.drop_in.function import LentFunction
 from torch_gradcheck.drop_in.graph import Graph
+from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.torch_internals.transforms import batched_by_kernels
 
 BATCH = 2
@@ -54,7 +55,7 @@ def _tangents(function: LentFunction, position: int, tangent: Tensor) -> tuple[T
     with forward_ad.dual_level():
         tensors = [each.leaf().detach() for each in function.inputs]
         tensors[position] = forward_ad.make_dual(tensors[position], tangent)
-        outputs = [output for output in function.called(tensors) if output.is_floating_point() or output.is_complex()]
+        outputs = [output for output in function.called(tensors) if is_inexact(output)]
         pairs = [forward_ad.unpack_dual(output) for output in outputs]
         return tuple([torch.zeros_like(primal) if found is None else found for primal, found in pairs])
 

@@ -14,11 +14,11 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import is_a
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.objective.function_outputs import is_inexact
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
 from torch_gradcheck.objective.sparse_arguments import SparseFromValues, is_sparse, values_of
 from torch_gradcheck.objective.variables import Variable, can_be_perturbed, distinct, variables_in
+from torch_gradcheck.precision.dtypes import is_inexact
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.tensor_copies import is_freed
 from torch_gradcheck.errors import InvalidRequestError, NonFiniteLossError
 from torch_gradcheck.objective.function_call import FunctionCall, module_of
-from torch_gradcheck.objective.function_outputs import Cotangents, bent, inner, is_inexact, outputs_of, root_mean_square
+from torch_gradcheck.objective.function_outputs import Cotangents, bent, inner, outputs_of, root_mean_square
 from torch_gradcheck.objective.loss import Compute
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.variables import Variable, captured_in, objects_of
+from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.reporting.words import LossWords, listed
 from torch_gradcheck.torch_internals.autograd import writes_to_a_leaf
 

@@ -9,7 +9,7 @@ import torch
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.nested import tensors_in
-from torch_gradcheck.precision.dtypes import in_precision
+from torch_gradcheck.precision.dtypes import in_precision, is_inexact
 from torch_gradcheck.torch_internals.autograd import node_of
 
 
@@ -22,11 +22,6 @@ def outputs_of(result: Any) -> list[tuple[str, torch.Tensor]]:
         InvalidRequestError: one of them is nested, or on the meta device.
     """
     return [(f"output{path}", _dense(f"output{path}", tensor)) for path, tensor in tensors_in(result)]
-
-
-def is_inexact(tensor: torch.Tensor) -> bool:
-    """Whether it holds floating point or complex numbers, which can have a gradient."""
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _dense(name: str, tensor: torch.Tensor) -> torch.Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import (
     function_forwards,
@@ -209,7 +210,7 @@ class HoldMode(DispatchMode):
         kwargs, frame = kwargs or {}, calling_frame()
         if _is_ours(frame):
             return func(*args, **kwargs)
-        tensors = [x for x in _tensors((args, tuple(kwargs.values()))) if _is_inexact(x)]
+        tensors = [x for x in _tensors((args, tuple(kwargs.values()))) if is_inexact(x)]
         for tensor in tensors:
             self._see(tensor)
         if not any(self._depends(tensor) for tensor in tensors):
@@ -224,7 +225,7 @@ class HoldMode(DispatchMode):
 
     def read(self, name: str, tensor: torch.Tensor, frame: FrameType | None) -> torch.Tensor:
         """The tensor whose numbers Python gets that reads those of `tensor` by the method `name`."""
-        if _is_ours(frame) or not _is_inexact(tensor):
+        if _is_ours(frame) or not is_inexact(tensor):
             return tensor
         self._see(tensor)
         if not self._depends(tensor) or self._is_private(frame) or self._memory_of(tensor) is _Memory.OF_FUNCTION:
@@ -307,7 +308,7 @@ class HoldMode(DispatchMode):
 
     def _note(self, func: Any, args: Any, kwargs: Any, result: Any, frame: FrameType | None) -> None:
         """Notes what the memory holds that an operation has written or given another view of."""
-        inputs = [x for x in _tensors((args, tuple(kwargs.values()))) if _is_inexact(x) and self._depends(x)]
+        inputs = [x for x in _tensors((args, tuple(kwargs.values()))) if is_inexact(x) and self._depends(x)]
         if not inputs or func in _SHAPE_ONLY:
             return
         with_graph = torch.is_grad_enabled()
@@ -321,7 +322,7 @@ class HoldMode(DispatchMode):
             kind = _Memory.OF_FUNCTION if is_inside_function(frame, self._forwards) else _Memory.CUT
         written = [x for position, x in enumerate(args) if position in written_arguments(func)]
         for x in _tensors([written, result, kwargs.get("out")]):
-            if _is_inexact(x) and self._memory_of(x) is not _Memory.LEAF:
+            if is_inexact(x) and self._memory_of(x) is not _Memory.LEAF:
                 self._mark(x, kind)
                 if kind is _Memory.CUT:
                     self._cut_through(x, self._way(), frame)
@@ -361,7 +362,7 @@ class HoldMode(DispatchMode):
 
     def _is_cut(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor depends on θ, and the graph does not say so."""
-        memory = self._memory_of(tensor) if _is_inexact(tensor) else None
+        memory = self._memory_of(tensor) if is_inexact(tensor) else None
         if memory is None or memory is _Memory.OF_FUNCTION or self._inside_operations.get(tensor, False):
             return False
         return not tensor.requires_grad or (tensor.is_leaf and memory is not _Memory.LEAF)
@@ -433,10 +434,6 @@ def _fits(held: HeldValue, reader: str, tensor: torch.Tensor) -> bool:
 
 def _name(func: Any) -> str:
     return str(getattr(func, "overloadpacket", func).__name__)
-
-
-def _is_inexact(tensor: torch.Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _tensors(tree: Any) -> list[torch.Tensor]:

@@ -1,4 +1,4 @@
-"""Dtypes: their names, machine epsilon, which of two is coarser, and a dtype in another precision."""
+"""Dtypes: names, machine epsilon, which of two is coarser, a dtype in another precision, and which are inexact."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def in_precision(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dty
     if dtype.is_complex:
         return COMPLEX[precision]
     return precision if dtype.is_floating_point else dtype
+
+
+def is_inexact(tensor: torch.Tensor) -> bool:
+    """Whether it holds floating point or complex numbers, which can have a gradient."""
+    return tensor.is_floating_point() or tensor.is_complex()
