@@ -232,3 +232,11 @@ def test_the_verdict_on_a_function(
 def test_options_of_a_model_are_refused_for_a_function(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{file}:function", "--mode", "train", "--perturb", "0.1"]) == 2
     assert "--mode, --perturb are for models" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("problem", ["right", "function"])
+def test_the_second_order_is_checked_of_a_model_and_of_a_function(
+    file: Path, capsys: pytest.CaptureFixture[str], problem: str
+) -> None:
+    main([f"{file}:{problem}", "--order", "2"])
+    assert capsys.readouterr().out.startswith("second-order gradients ")

@@ -27,6 +27,9 @@ from torch_gradcheck.version import __version__
 
 PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN = 0, 1, 2, 3
 
+OF_BOTH = ("eps", "tolerance", "seed", "progress", "order", "hold_detached")
+"""The options that the check of a function has as well, besides the precision."""
+
 OF_A_MODEL = ("method", "include", "exclude", "mode", "perturb")
 """The options that only the check of a model has."""
 
@@ -140,37 +143,16 @@ def _checked_function(options: argparse.Namespace, function: Any, inputs: Any) -
             f"{options.target}() returned (function, inputs), and {listed([f'--{name}' for name in given])} "
             f"{'is' if len(given) == 1 else 'are'} for models: leave out, or return (model, loss_fn, batch)."
         )
-    return check_function(
-        function,
-        inputs,
-        order=options.order,
-        eps=options.eps,
-        tolerance=options.tolerance,
-        dtype=getattr(torch, options.dtype),
-        seed=options.seed,
-        progress=options.progress,
-        hold_detached=options.hold_detached,
-    )
+    return check_function(function, inputs, **_chosen(options, OF_BOTH))
 
 
 def _checked_model(options: argparse.Namespace, model: Any, loss_fn: Any, batch: Any) -> Report:
-    return check_module(
-        model,
-        loss_fn,
-        batch,
-        method=options.method,
-        eps=options.eps,
-        tolerance=options.tolerance,
-        include=options.include,
-        exclude=options.exclude,
-        mode=options.mode,
-        dtype=getattr(torch, options.dtype),
-        seed=options.seed,
-        progress=options.progress,
-        order=options.order,
-        perturb=options.perturb,
-        hold_detached=options.hold_detached,
-    )
+    return check_module(model, loss_fn, batch, **_chosen(options, (*OF_BOTH, *OF_A_MODEL)))
+
+
+def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options of these names, and the precision, as a check takes them."""
+    return {name: getattr(options, name) for name in names} | {"dtype": getattr(torch, options.dtype)}
 
 
 def _problem(target: str) -> tuple[Any, ...]:
