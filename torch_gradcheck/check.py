@@ -13,19 +13,13 @@ from torch import nn
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.diagnosis.by_output import told_by_output
-from torch_gradcheck.diagnosis.findings import findings_of
-from torch_gradcheck.diagnosis.first_order_only import double_backward_of
-from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.errors import NonFiniteLossError
-from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_hand import given_gradients
-from torch_gradcheck.methods.choice import METHOD_NAMES, MethodChoice, Trials, run_method
+from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.methods.problem import Problem, posed
-from torch_gradcheck.methods.summary import notes_of, reported
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
-from torch_gradcheck.reporting.facts import ParameterReport
+from torch_gradcheck.pipeline import check_backward, judged
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import (
@@ -37,9 +31,8 @@ from torch_gradcheck.request import (
     validated_request,
 )
 from torch_gradcheck.torch_internals.modules import plain_names
-from torch_gradcheck.training_step.check import Examination, check_left_in_grad
+from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
-from torch_gradcheck.verdicts.rows import excused, frozen_row, linear_in, over_theta, refuse_unreached
 
 Patterns = str | Sequence[str] | None
 
@@ -292,63 +285,3 @@ def _begun_with_first_order(report: Report, model: nn.Module, loss: Loss, reques
         return report
     new = [f"by a check of order=1, {note}" for note in first.notes[:2] if note not in report.notes]
     return replace(report, culprit=first.culprit, notes=[*report.notes[:1], *new[:1], *report.notes[1:]])
-
-
-def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination]:
-    """The pipeline; also hands on what it examined, for another check of the same J.
-
-    Args:
-        model: what is checked.
-        loss: the user's loss over it.
-        request: the options.
-    """
-    started = time.perf_counter()
-    with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
-        return judged(problem, started)
-
-
-def judged(problem: Problem, started: float) -> tuple[Report, Examination]:
-    """The report on a problem whose model is lent, and what was examined for it.
-
-    Args:
-        problem: what is asked.
-        started: `time.perf_counter()` at the beginning.
-    """
-    gradients, unrepeatable = _on_trial(problem)
-    choice, trials = run_method(problem, gradients)
-    rows = [_row(problem, choice, position, trials) for position in range(len(problem.theta))]
-    rows = linear_in(problem.slope, rows, problem.theta)
-    rows = unrepeatable.marked(excused(rows, problem.objective, problem.theta))
-    refuse_unreached(rows, problem.objective.words)
-    found = findings_of(problem, rows, unrepeatable.decided(trials), gradients)
-    notes = notes_of(problem, choice, rows, gradients)
-    report = reported(
-        problem,
-        choice,
-        found.rows,
-        started=started,
-        relative_error=over_theta(rows, trials),
-        notes=unrepeatable.among([*found.notes, *notes]),
-        culprit=found.culprit if found.notes else unrepeatable.culprit,
-        backward_spread=unrepeatable.spread or problem.objective.apart_with_graph,
-    )
-    return report, Examination.of(problem, gradients, choice, trials)
-
-
-def _on_trial(problem: Problem) -> tuple[Mapping[int, AnalyticGradient], Unrepeatable]:
-    """The gradients on trial, by position in θ, and what runs of the backward do not agree on.
-
-    The gradients are those given by hand, which no backward has made, or autograd's.
-    """
-    given = problem.request.gradients
-    if isinstance(given, Mapping):
-        return given_gradients(given, problem.theta), Unrepeatable()
-    backward = problem.backward if problem.slope is None else double_backward_of(problem)
-    return backward.gradients, Unrepeatable.of(problem)
-
-
-def _row(problem: Problem, choice: MethodChoice, position: int, trials: Trials) -> ParameterReport:
-    entry = problem.theta[position]
-    if position not in trials:
-        return frozen_row(entry)
-    return choice.method.row(entry, trials[position], problem.request.tolerance)

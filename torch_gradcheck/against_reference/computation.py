@@ -1,0 +1,105 @@
+"""One of the two computations that are compared, the candidate or the reference: its forward, ready for a backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import nn
+
+from torch_gradcheck.against_reference.upstream import Upstream
+from torch_gradcheck.contract.upstream import losses_giving
+from torch_gradcheck.objective.function_loss import FunctionLoss, model_of
+from torch_gradcheck.objective.function_outputs import outputs_of
+from torch_gradcheck.objective.loss import Loss, ModuleLoss
+from torch_gradcheck.objective.objective import scalar
+from torch_gradcheck.objective.variables import objects_of
+
+
+class Forward(NamedTuple):
+    """What a forward left.
+
+    Attributes:
+        outputs: every tensor that was returned, named `output` or `output[1]`.
+        losses: numbers whose backward leaves the gradients that are compared.
+    """
+
+    outputs: Sequence[tuple[str, torch.Tensor]]
+    losses: Sequence[torch.Tensor]
+
+
+class Computation(Protocol):
+    """A candidate or a reference as the user gave it, before its model is lent."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The module that is called, or one that stands for a function."""
+
+    @property
+    def loss(self) -> Loss:
+        """J of a check by differences; its holders and variables are lent with the model."""
+
+    def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:
+        """The forward of the lent model as a function of nothing, on inputs in `dtype` (None: each in its own)."""
+
+
+@dataclass(frozen=True)
+class FunctionComputation:
+    """A function of its arguments, under random gradients of its outputs.
+
+    Attributes:
+        loss: the function and its arguments.
+        upstream: the gradients that its outputs are given.
+    """
+
+    loss: FunctionLoss
+    upstream: Upstream
+
+    @property
+    def model(self) -> nn.Module:
+        """See `Computation`."""
+        return model_of(self.loss.call.function)
+
+    def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:  # noqa: ARG002 - the arguments are lent in it
+        """See `Computation`."""
+        return self._forward
+
+    def _forward(self) -> Forward:
+        outputs = outputs_of(self.loss.call.called(objects_of(self.loss.variables)))
+        tensors = [tensor for _, tensor in outputs]
+        cotangents = [self.upstream.of(position, tensor) for position, tensor in enumerate(tensors)]
+        return Forward(outputs, losses_giving(tensors, cotangents))
+
+
+@dataclass(frozen=True)
+class ModuleComputation:
+    """A model under the user's loss, on a batch.
+
+    Attributes:
+        loss: the model, the loss function and the batch.
+    """
+
+    loss: ModuleLoss
+
+    @property
+    def model(self) -> nn.Module:
+        """See `Computation`."""
+        return self.loss.model
+
+    def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:
+        """See `Computation`."""
+        seen: list[Any] = []
+
+        def watched(output: Any, *targets: Any) -> Any:
+            seen[:] = outputs_of(output)
+            return self.loss.loss_fn(output, *targets)
+
+        compute = replace(self.loss, loss_fn=watched).at(dtype)
+
+        def forward() -> Forward:
+            loss = scalar(compute())
+            return Forward(list(seen), [loss] if loss.requires_grad else [])
+
+        return forward
