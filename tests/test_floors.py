@@ -25,6 +25,8 @@ FLOORS = """
     methods
     contract diagnosis planting
     training_step
+    pipeline
+    against_reference
     check
     monitoring command_line drop_in
     integrations __main__ __init__

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from torch_gradcheck.against_reference.check import function_against_reference, module_against_reference
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.diagnosis.by_output import told_by_output
@@ -28,6 +29,8 @@ from torch_gradcheck.request import (
     callable_argument,
     closure_argument,
     function_argument,
+    no_reference_of_closure,
+    reference_module,
     validated_request,
 )
 from torch_gradcheck.torch_internals.modules import plain_names
@@ -55,6 +58,7 @@ def check_module(
     order: int = 1,
     perturb: float = 0.0,
     hold_detached: bool = False,
+    reference: Callable[..., Any] | None = None,
 ) -> Report:
     """Checks the gradients of `model` under `loss_fn` on `batch` against centered differences.
 
@@ -94,6 +98,9 @@ def check_module(
         hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ in every
             evaluation, so that deliberate stop-gradients are right. False: it moves with θ, and a gradient that is
             lost there is a mismatch.
+        reference: None, or a module with the same names of parameters that is known to be right, and is given the
+            values of `model`. `model` then runs as it is, in its own dtypes; its output and its gradients are compared
+            with those of the reference in float64, with error bars for what rounding in its dtypes may do.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
@@ -115,8 +122,11 @@ def check_module(
         perturb=perturb,
         hold_detached=hold_detached,
         order=order,
+        reference=reference,
     )
     callable_argument("loss_fn", loss_fn)
+    if reference is not None:
+        return module_against_reference(ModuleLoss(model, loss_fn, batch), reference_module(reference), request)
     return checked(model, ModuleLoss(model, loss_fn, batch), request)
 
 
@@ -137,6 +147,7 @@ def check_closure(
     order: int = 1,
     perturb: float = 0.0,
     hold_detached: bool = False,
+    reference: Callable[..., Any] | None = None,
 ) -> Report:
     """Checks the gradients of `model` under a zero-argument `closure` that returns the scalar loss.
 
@@ -162,9 +173,11 @@ def check_closure(
         perturb=perturb,
         hold_detached=hold_detached,
         order=order,
+        reference=reference,
     )
     callable_argument("closure", closure)
     closure_argument(closure)
+    no_reference_of_closure(reference)
     return checked(model, ClosureLoss(closure), request)
 
 
@@ -179,6 +192,7 @@ def check_function(
     seed: int = 0,
     hold_detached: bool = False,
     progress: bool | None = None,
+    reference: Callable[..., Any] | None = None,
 ) -> Report:
     """Checks the gradients of a function of tensors under random gradients of its outputs, and its contract.
 
@@ -206,6 +220,10 @@ def check_function(
         seed: of v, and of everything else that is drawn at random: same seed, same report.
         hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ.
         progress: True or False; None shows a bar only for long work on a terminal.
+        reference: None, or a function of the same arguments that is known to be right. `function` then runs as it is,
+            on its arguments as they are, under v rounded to the dtype of its outputs and not divided; its outputs and
+            its gradients are compared with those of the reference in float64, with error bars for what rounding in its
+            dtypes may do.
 
     Raises:
         InvalidRequestError: the function cannot be called with these arguments, or has no gradient to check.
@@ -225,7 +243,10 @@ def check_function(
         progress=progress,
         hold_detached=hold_detached,
         order=order,
+        reference=reference,
     )
+    if reference is not None:
+        return function_against_reference(function, inputs, reference, request)
     loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
     try:
         return _of_function(model, loss, request)

@@ -64,14 +64,17 @@ def validated_request(
     perturb: object = 0.0,
     hold_detached: object = False,
     order: object = 1,
+    reference: object = None,
 ) -> Request:
     """The validated request; `methods` are the names that `method` may be. What is left out is as in `check_module`.
 
     Raises:
         InvalidRequestError: an argument cannot be used; says which, what was found and what to do.
     """
-    _check_model(model)
+    _module("model", model)
     precision = _dtype(dtype)
+    if reference is not None:
+        _beside_reference(reference, gradients, order, precision)
     return Request(
         gradients=_gradients(gradients),
         method=one_of("method", method, methods),
@@ -89,6 +92,33 @@ def validated_request(
     )
 
 
+def _beside_reference(reference: object, gradients: object, order: object, precision: torch.dtype) -> None:
+    """Raises where an option does not go together with a reference, or this cannot be called."""
+    function_argument(reference, "reference")
+    if gradients is not None:
+        raise InvalidRequestError("gradients= and reference= both say what is compared: leave one of them out.")
+    if order != 1:
+        raise InvalidRequestError("reference= compares gradients of first order: leave order out.")
+    if precision is not torch.float64:
+        raise InvalidRequestError(
+            f"reference= is computed in float64, and the candidate in its own precision: leave dtype={precision} out."
+        )
+
+
+def reference_module(reference: object) -> torch.nn.Module:
+    """The reference of a model; raises unless it is a module."""
+    return _module("reference", reference)
+
+
+def no_reference_of_closure(reference: object) -> None:
+    """Raises where a closure was given a reference."""
+    if reference is not None:
+        raise InvalidRequestError(
+            "reference= needs a model and a batch that both computations are called with: use check_module(model, "
+            "loss_fn, batch, reference=plain_model), or check_function."
+        )
+
+
 def callable_argument(name: str, value: object) -> None:
     """Raises when `value`, given as argument `name`, cannot be called."""
     if isinstance(value, type) and issubclass(value, torch.nn.Module):
@@ -97,12 +127,12 @@ def callable_argument(name: str, value: object) -> None:
         raise InvalidRequestError(f"{name} must be callable, got {_found(value)}.")
 
 
-def function_argument(function: object) -> None:
-    """Raises when `function` cannot be called with tensors; says what to give for a class of autograd Functions."""
+def function_argument(function: object, name: str = "function") -> None:
+    """Raises when `function`, given as argument `name`, cannot be called; says what to give for a Function's class."""
     kind = function if isinstance(function, type) else type(function)
     if issubclass(kind, torch.autograd.Function):
-        raise InvalidRequestError(f"function is {_class_or_instance(function)}; give {kind.__name__}.apply.")
-    callable_argument("function", function)
+        raise InvalidRequestError(f"{name} is {_class_or_instance(function)}; give {kind.__name__}.apply.")
+    callable_argument(name, function)
 
 
 def _class_or_instance(value: object) -> str:
@@ -124,11 +154,12 @@ def closure_argument(closure: Callable[..., Any]) -> None:
         ) from error
 
 
-def _check_model(model: object) -> None:
+def _module(name: str, model: object) -> torch.nn.Module:
     if isinstance(model, type) and issubclass(model, torch.nn.Module):
-        raise InvalidRequestError(f"model is the class {model.__name__}; give an instance: {model.__name__}(...).")
+        raise InvalidRequestError(f"{name} is the class {model.__name__}; give an instance: {model.__name__}(...).")
     if not isinstance(model, torch.nn.Module):
-        raise InvalidRequestError(f"model must be a torch.nn.Module, got {_found(model)}.")
+        raise InvalidRequestError(f"{name} must be a torch.nn.Module, got {_found(model)}.")
+    return model
 
 
 def _gradients(value: object) -> Gradients:

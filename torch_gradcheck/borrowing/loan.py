@@ -42,12 +42,17 @@ class Start:
     """The state that evaluations of J start from, where that is not a seed and the model's present buffers.
 
     Attributes:
-        random: the state of the random generators.
-        values: buffer → the numbers that it starts with.
+        random: the state of the random generators; None for that of the seed.
+        values: tensor → the numbers that it starts with, in a dtype of their own.
     """
 
-    random: RandomState
+    random: RandomState | None = None
     values: Mapping[torch.Tensor, torch.Tensor] = field(default_factory=dict)
+
+    def restore(self) -> None:
+        """Puts the random generators to this state, where it has one."""
+        if self.random is not None:
+            self.random.restore()
 
 
 class Borrowed:
@@ -213,10 +218,10 @@ class Loan(Generic[Lent]):
             self._model.train(self._mode == "train")
             holders.start()
             scripts.start()
-        if self._start is None:
+        if self._start is None or self._start.random is None:
             seed_everything(self._seed)
         else:
-            self._start.random.restore()
+            self._start.restore()
         return Borrowed(tensors, holders, scripts, self._generators, default_dtype)
 
     def _give_back(self) -> None:

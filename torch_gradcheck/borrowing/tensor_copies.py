@@ -31,7 +31,7 @@ class TensorCopies:
         tensors: the caller's. Sparse, meta and quantised ones are left alone, and what vmap or another transform has
             left behind, which no longer stands for numbers.
         dtype: the precision of the copies; None: each tensor's own.
-        values: tensor → the numbers that its copy holds in place of the tensor's own.
+        values: tensor → the numbers that its copy holds in place of the tensor's own; with dtype None in their dtype.
         apart: those whose copies share memory with no other one.
     """
 
@@ -175,9 +175,10 @@ def _copies(
     storages: dict[tuple[Any, ...], torch.Tensor] = {}
     copies = []
     for tensor in tensors:
-        memory, lent_in = _memory(tensor), in_precision(tensor.dtype, dtype)
+        memory, held = _memory(tensor), values.get(tensor, tensor)
+        lent_in = in_precision(held.dtype, dtype)
         if id(tensor) not in together:
-            copy = values.get(tensor, tensor).detach().to(lent_in, copy=True)
+            copy = held.detach().to(lent_in, copy=True)
         else:
             if memory not in storages:
                 storages[memory] = _at(tensor, tensor.untyped_storage()).to(lent_in, copy=True)

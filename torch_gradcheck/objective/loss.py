@@ -167,7 +167,7 @@ class MeanLoss:
             total: Any = 0
             for position, compute in enumerate(computes):
                 if position and self.starts:
-                    self.starts[position].random.restore()
+                    self.starts[position].restore()
                 total = total + (compute() * (self.weights[position] / self.divisor) if self.weights else compute())
             return total if self.weights else total / self.divisor
 

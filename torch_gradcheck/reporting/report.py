@@ -23,10 +23,11 @@ class Report(Facts):
             strict: raise as well where a checked parameter is flat, unused or undecided.
 
         Raises:
-            GradientMismatchError: a gradient is wrong, or an entry of a function's contract has failed.
+            GradientMismatchError: a gradient is wrong, of the reference too, or an entry of a function's contract has
+                failed.
             NothingProvenError: none is wrong, and none is proven right (strict: not every one is).
         """
-        if self.mismatches or self.broken:
+        if self.mismatches or self.broken or self.has_wrong_reference:
             raise GradientMismatchError(str(self))
         if not (self.proven if strict else self.passed):
             raise NothingProvenError(str(self))

@@ -81,6 +81,7 @@ NOUNS = {
     Role.INPUT: "input",
     Role.CAPTURED: "captured tensor",
     Role.ARGUMENT: "argument",
+    Role.OUTPUT: "output",
 }
 """The noun for a tensor on trial."""
 

@@ -48,7 +48,7 @@ def compared_with_step(
         replays: the step run again in its own precision.
     """
     drawn = objective.drawn()
-    if step.start is not None:
+    if step.start is not None and step.start.random is not None:
         seen = {id(generator) for generator in step.start.random.own}
         if any(id(generator) not in seen for generator in drawn.own):
             return UNSEEN_GENERATOR, set()
