@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from torch_gradcheck.against_reference.compared import compared
+from torch_gradcheck.against_reference.compiler import compiler_found, on_compiled
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.rows import row_of
@@ -61,9 +62,15 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     found = candidate_of(candidate, request)
     own, exact = _reference(reference, found, request, start)
     rounded = rounded_runs(reference, found, request, start)
-    verdicts = [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
+
+    def verdicts_on(runs: Candidate) -> list[Judged]:
+        return [judged(each, request.tolerance) for each in compared(runs, exact, rounded)]
+
+    verdicts = verdicts_on(found)
+    compiler = compiler_found(found, verdicts, lambda keys: verdicts_on(candidate_of(candidate, request, keys)))
     rows = [row_of(each, None) for each in verdicts]
-    return _report(own, verdicts, rows, started)
+    report = _report(own, verdicts, rows, started)
+    return replace(report, culprit=compiler.culprit, notes=[*compiler.notes, *report.notes, *on_compiled(found)])
 
 
 def _reference(computation: Computation, candidate: Candidate, request: Request, start: Start) -> tuple[Report, Run]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from torch_gradcheck.against_reference.compiled_code import AsCompiled
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.run import Run, ran, run_of
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
+from torch_gradcheck.gradients.compiled_parts import CompiledPart
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import Theta, theta_of
 from torch_gradcheck.objective.variables import objects_of
@@ -32,19 +34,31 @@ class Candidate:
     Attributes:
         theta: all that is on trial.
         runs: equal runs; they differ where the candidate is not deterministic.
+        parts: what of it torch.compile was given.
+        compiled: whether any of that ran compiled.
     """
 
     theta: Theta
     runs: Sequence[Run]
+    parts: Sequence[CompiledPart] = ()
+    compiled: bool = False
 
 
-def candidate_of(computation: Computation, request: Request) -> Candidate:
-    """Runs the candidate a few times, each from its first state; nothing is raised to another precision."""
+def candidate_of(computation: Computation, request: Request, compiled: Collection[int] | None = None) -> Candidate:
+    """Runs the candidate a few times, each from its first state; nothing is raised to another precision.
+
+    Args:
+        computation: the candidate.
+        request: the options.
+        compiled: the keys of the parts that run compiled, of those that torch.compile was given; None for all.
+    """
     loss = computation.loss
     with _lent(computation, request, None) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
         leaves, forward = _checked(theta), computation.at(None)
-        return Candidate(theta, [ran(forward, leaves, borrowed) for _ in range(CANDIDATE_RUNS)])
+        with AsCompiled(computation, compiled) as code:
+            runs = [ran(forward, leaves, borrowed) for _ in range(CANDIDATE_RUNS)]
+        return Candidate(theta, runs, code.parts, code.compiled)
 
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:
