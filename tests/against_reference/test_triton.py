@@ -71,9 +71,11 @@ def test_a_wrong_gated_unit_is_wrong_where_the_mistake_is(dtype: torch.dtype, mi
 
 
 @pytest.mark.slow_but_for(2)
-@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("mistake", WRONG_ATTENTION)
-def test_a_wrong_attention_is_wrong_where_the_mistake_is(dtype: torch.dtype, mistake: str) -> None:
+@pytest.mark.parametrize(
+    ("mistake", "dtype"),
+    [(mistake, dtype) for mistake in WRONG_ATTENTION for dtype in DTYPES[1 : 2 if "%" in mistake else 3]],
+)
+def test_a_wrong_attention_is_wrong_where_the_mistake_is(mistake: str, dtype: torch.dtype) -> None:
     assert wrong_rows(attention_checked(dtype, mistake)) == WRONG_ATTENTION[mistake]
 
 
