@@ -13,6 +13,7 @@ from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.compiler import compiler_found, on_compiled
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.placing import place_of
 from torch_gradcheck.against_reference.rows import row_of
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate, candidate_of, exact_run, given_values, rounded_runs
@@ -58,7 +59,9 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
         request: the options.
     """
     started = time.perf_counter()
-    start = Start(values=given_values(candidate.model, reference.model))
+    place = place_of(candidate)
+    start = Start(values=place.values(reference, given_values(candidate.model, reference.model)))
+    reference = place.of(reference)
     found = candidate_of(candidate, request)
     own, exact = _reference(reference, found, request, start)
     rounded = rounded_runs(reference, found, request, start)
@@ -70,7 +73,9 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     compiler = compiler_found(found, verdicts, lambda keys: verdicts_on(candidate_of(candidate, request, keys)))
     rows = [row_of(each, None) for each in verdicts]
     report = _report(own, verdicts, rows, started)
-    return replace(report, culprit=compiler.culprit, notes=[*compiler.notes, *report.notes, *on_compiled(found)])
+    return replace(
+        report, culprit=compiler.culprit, notes=[*compiler.notes, *report.notes, *on_compiled(found), *place.notes]
+    )
 
 
 def _reference(computation: Computation, candidate: Candidate, request: Request, start: Start) -> tuple[Report, Run]:

@@ -24,5 +24,6 @@ class Upstream:
         """v of the output at this position, in new memory, in the shape, dtype and place of this output."""
         if position not in self._rounded:
             v = drawn((self._seed + position) % 2**63, output)
-            self._rounded[position] = v.to(device=output.device, dtype=output.dtype)
-        return self._rounded[position].to(device=output.device, dtype=output.dtype, copy=True)
+            self._rounded[position] = v.to(output.dtype)
+        numbers = self._rounded[position].to(output.dtype)  # on the CPU: no device but this has every dtype
+        return numbers.to(output.device, copy=True)
