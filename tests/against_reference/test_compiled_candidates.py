@@ -127,3 +127,15 @@ def test_what_torch_compile_left_as_it_is_gets_a_note() -> None:
     report = check_module(compiled, nn.CrossEntropyLoss(), BATCH, reference=model)
     assert report.passed
     assert any("nothing in it ran compiled: 0 (Linear)" in note for note in report.notes)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("factor", [1.0, 1.25], ids=["right", "wrong"])
+def test_scripted_code_is_compared_as_it_is_written_and_a_note_says_so(factor: float) -> None:
+    def scaled(x: Tensor, w: Tensor, factor: float) -> Tensor:
+        return factor * torch.nn.functional.silu(x @ w).sum(-1).tanh()
+
+    kernel = torch.jit.script(scaled)  # type: ignore[no-untyped-call]
+    report = check_function(kernel, (*inputs(), factor), reference=lambda x, w, factor: plain(x, w))
+    assert report.passed == (factor == 1)
+    assert any("torch.jit ran as it is written" in note for note in report.notes)

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from torch_gradcheck.against_reference.compared import compared
-from torch_gradcheck.against_reference.compiler import compiler_found, on_compiled
+from torch_gradcheck.against_reference.compiler import compiler_found, on_compiled, on_scripted
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.placing import place_of
@@ -74,7 +74,9 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     rows = [row_of(each, None) for each in verdicts]
     report = _report(own, verdicts, rows, started)
     return replace(
-        report, culprit=compiler.culprit, notes=[*compiler.notes, *report.notes, *on_compiled(found), *place.notes]
+        report,
+        culprit=compiler.culprit,
+        notes=[*compiler.notes, *report.notes, *on_compiled(found), *on_scripted(candidate), *place.notes],
     )
 
 

@@ -1,14 +1,19 @@
-"""Whether the compiler makes the mistake: the candidate again with its parts eager, and each compiled alone."""
+"""What the report says of compiled code: that it is on trial, and whether the compiler makes the mistake."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.sides import Candidate
+from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.gradients.compiled_parts import CompiledPart, with_backends
 from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.scripted import is_scripted
 
 MOST_PARTS = 64
 """How many compiled parts are compiled alone, at most."""
@@ -80,3 +85,13 @@ def on_compiled(candidate: Candidate) -> list[str]:
     if not candidate.compiled:
         return [f"torch.compile left the candidate as it is, nothing in it ran compiled: {parts}"]
     return [f"on trial is compiled code, in the candidate's own precision: {parts}; the reference ran eagerly"]
+
+
+def on_scripted(candidate: Computation) -> list[str]:
+    """The note on code of torch.jit, which a loan runs as it is written; none without such."""
+    holders = [candidate.model, *candidate.loss.holders]
+    functions = [each for each in holders if isinstance(each, torch.jit.ScriptFunction)]
+    modules = [each for each in captures_of(*holders).modules.values() if is_scripted(each)]
+    if not (functions or modules):
+        return []
+    return ["code of torch.jit ran as it is written: its optimiser was off, and what that fuses is not on trial"]
