@@ -1,0 +1,10 @@
+"""Kernels in low precision beside plain references: right twins, and wrong ones with exactly the rows they spoil."""
+
+from tests.zoo.candidates.gates import gates
+from tests.zoo.candidates.kernel import BFLOAT16, FLOAT16, FLOAT32, Draws, Kernel, Wrong
+from tests.zoo.candidates.norms import norms
+
+KERNELS: list[Kernel] = [*gates(), *norms()]
+"""The table."""
+
+__all__ = ["BFLOAT16", "FLOAT16", "FLOAT32", "KERNELS", "Draws", "Kernel", "Wrong"]
