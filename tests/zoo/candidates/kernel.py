@@ -25,15 +25,15 @@ class Draws:
     """
 
     def __init__(self, seed: int, dtype: torch.dtype) -> None:
-        self._generator, self._dtype = torch.Generator().manual_seed(seed), dtype
+        self._generator, self.dtype = torch.Generator().manual_seed(seed), dtype
 
     def normal(self, *shape: int, scale: float = 1.0, dtype: torch.dtype | None = None) -> Tensor:
         """Normal numbers."""
-        return (scale * torch.randn(shape, generator=self._generator)).to(dtype or self._dtype)
+        return (scale * torch.randn(shape, generator=self._generator)).to(dtype or self.dtype)
 
     def uniform(self, low: float, high: float, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Numbers between two others."""
-        return (low + (high - low) * torch.rand(shape, generator=self._generator)).to(dtype or self._dtype)
+        return (low + (high - low) * torch.rand(shape, generator=self._generator)).to(dtype or self.dtype)
 
     def integers(self, below: int, *shape: int) -> Tensor:
         """Integers from 0."""
