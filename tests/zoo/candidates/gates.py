@@ -300,7 +300,7 @@ def scaled_kernel() -> Kernel:
     return Kernel(
         "scaled",
         scaled,
-        lambda draw: (draw.normal(21, 19), draw.uniform(0.5, 2, dtype=FLOAT32)),
+        lambda draw: (draw.normal(21, 19), draw.uniform(1.2, 2, dtype=FLOAT32)),
         right={
             "float32 inside": fused(forward, backward),
             "sum in blocks from the end": fused(forward, scaled_backward_in_blocks),

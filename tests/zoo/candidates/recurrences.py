@@ -68,7 +68,7 @@ def gated_scan_kernel() -> Kernel:
     return Kernel(
         "gated scan",
         gated_scan,
-        lambda draw: (draw.uniform(0.6, 0.99, 17, 5), draw.normal(17, 5)),
+        lambda draw: (draw.uniform(0.6, 0.99, 11, 5), draw.normal(11, 5)),
         right={
             "chunks": fused(forward, backward),
             "states saved": fused(forward, gated_scan_backward_of_rounded_states),
@@ -85,12 +85,13 @@ def gated_scan_kernel() -> Kernel:
 
 def selective_scan(x: Tensor, delta: Tensor, decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
     """As in Mamba: h_t = exp(δ_t A) h_{t−1} + δ_t x_t b_t and y_t = h_t c_t; x and δ of (time, channels)."""
-    h, steps = torch.zeros(decay.shape), []
-    for t in range(len(x)):
-        step, enters = delta[t].float()[:, None], b[t].float()[None]
-        h = torch.exp(step * decay.float()) * h + step * enters * x[t].float()[:, None]
-        steps.append(h @ c[t].float())
-    return torch.stack(steps).to(x.dtype)
+    gates = torch.exp(delta.float()[..., None] * decay.float())
+    entering = (delta.float() * x.float())[..., None] * b.float()[:, None]
+    h, states = torch.zeros(decay.shape), []
+    for gate, enters in zip(gates, entering, strict=True):
+        h = gate * h + enters
+        states.append(h)
+    return (torch.stack(states) @ c.float()[..., None])[..., 0].to(x.dtype)
 
 
 def selective_scan_forward(ctx: Any, x: Tensor, delta: Tensor, decay: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -127,11 +128,11 @@ def selective_scan_kernel() -> Kernel:
         "selective scan",
         selective_scan,
         lambda draw: (
-            draw.normal(9, 3),
-            draw.uniform(0.2, 1, 9, 3),
+            draw.normal(7, 3),
+            draw.uniform(0.2, 1, 7, 3),
             draw.uniform(-1, -0.1, 3, 4),
-            draw.normal(9, 4),
-            draw.normal(9, 4),
+            draw.normal(7, 4),
+            draw.normal(7, 4),
         ),
         right={"chunks, states computed again": fused(forward, backward)},
         wrong={
@@ -145,11 +146,11 @@ def selective_scan_kernel() -> Kernel:
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Σ_{s ≤ t} (q_t · k_s) v_s, step by step, in float32."""
-    state, steps = torch.zeros(k.shape[1], v.shape[1]), []
-    for t in range(len(q)):
-        state = state + k[t].float()[:, None] * v[t].float()[None]
-        steps.append(q[t].float() @ state)
-    return torch.stack(steps).to(q.dtype)
+    state, states = torch.zeros(k.shape[1], v.shape[1]), []
+    for written in k.float()[..., None] * v.float()[:, None]:
+        state = state + written
+        states.append(state)
+    return (q.float()[:, None] @ torch.stack(states))[:, 0].to(q.dtype)
 
 
 def by_state(q: Tensor, k: Tensor, v: Tensor, carried: float = 1.0, rounded: torch.dtype | None = None) -> Tensor:
@@ -182,7 +183,7 @@ def linear_attention_kernel() -> Kernel:
     return Kernel(
         "linear attention",
         linear_attention,
-        lambda draw: (draw.normal(11, 6), draw.normal(11, 6), draw.normal(11, 5)),
+        lambda draw: (draw.normal(7, 6), draw.normal(7, 6), draw.normal(7, 5)),
         right={"chunks": fused(forward, backward)},
         wrong={
             "state forgotten for q": Wrong(fused(forward, partial(backward, of_q=0.0)), ("q",)),
@@ -196,12 +197,12 @@ def linear_attention_kernel() -> Kernel:
 
 def delta_rule(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
     """S_t = S_{t−1} + β_t k_t (v_t − k_t S_{t−1}) and y_t = q_t S_t, step by step, in float32."""
-    state, steps = torch.zeros(k.shape[1], v.shape[1]), []
-    for t in range(len(q)):
-        key, missing = k[t].float(), v[t].float() - k[t].float() @ state
-        state = state + beta[t].float() * key[:, None] * missing[None]
-        steps.append(q[t].float() @ state)
-    return torch.stack(steps).to(q.dtype)
+    state, states = torch.zeros(k.shape[1], v.shape[1]), []
+    keys, wanted = k.float()[..., None], v.float()[:, None]
+    for key, value, strength in zip(keys, wanted, beta.float(), strict=True):
+        state = state + strength * key * (value - key.T @ state)
+        states.append(state)
+    return (q.float()[:, None] @ torch.stack(states))[:, 0].to(q.dtype)
 
 
 def delta_rule_forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
@@ -233,10 +234,10 @@ def delta_rule_kernel() -> Kernel:
         "delta rule",
         delta_rule,
         lambda draw: (
-            draw.normal(10, 5),
-            draw.normal(10, 5, scale=0.45),
-            draw.normal(10, 6),
-            draw.uniform(0.2, 1, 10),
+            draw.normal(7, 5),
+            draw.normal(7, 5, scale=0.45),
+            draw.normal(7, 6),
+            draw.uniform(0.2, 1, 7),
         ),
         right={"triangular system": fused(forward, backward)},
         wrong={
