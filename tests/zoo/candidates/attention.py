@@ -1,4 +1,4 @@
-"""Kernels of attention: softmax that is computed block by block, with groups of queries, with its log-sum-exp; rotary."""
+"""Kernels of attention: softmax block by block, with groups of queries, with its log-sum-exp; rotary embedding."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tests.zoo.candidates import mistakes

@@ -89,7 +89,7 @@ def swiglu_kernel() -> Kernel:
             "swapped": Wrong(fused(forward, with_swapped(backward, 0, 1)), ("gate", "up")),
             "product rule": Wrong(fused(forward, swiglu_backward_without_product_rule), ("gate",)),
             "tail missing": Wrong(fused(forward, with_gradient(backward, 0, mistakes.tail_missing(BLOCK))), ("gate",)),
-            "tail of output twice": Wrong(fused(with_output(forward, mistakes.tail_twice(BLOCK)), backward), ("output",)),
+            "output tail twice": Wrong(fused(with_output(forward, mistakes.tail_twice(BLOCK)), backward), ("output",)),
         },
         dtypes=ALL,
     )

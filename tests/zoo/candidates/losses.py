@@ -82,9 +82,7 @@ def cross_entropy_kernel() -> Kernel:
         wrong={
             "ignored rows not zeroed": Wrong(fused(forward, partial(backward, zeroed=False)), ("logits",)),
             "mean of all rows": Wrong(fused(forward, partial(backward, mean_of_all=True)), ("logits",)),
-            "output the mean of all rows": Wrong(
-                fused(partial(forward, mean_of_all=True), backward), ("output",)
-            ),
+            "output the mean of all rows": Wrong(fused(partial(forward, mean_of_all=True), backward), ("output",)),
             "upstream gradient ignored": Wrong(
                 fused(cross_entropy_forward_over_logits, partial(backward_of_written, ignored=True)), ("logits",)
             ),

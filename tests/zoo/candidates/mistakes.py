@@ -61,7 +61,7 @@ def negated(tensor: Tensor) -> Tensor:
     return -tensor
 
 
-def dropped(tensor: Tensor) -> None:  # noqa: ARG001
+def dropped(tensor: Tensor) -> None:
     """Not returned."""
     return
 

@@ -56,7 +56,7 @@ def rms_norm_backward_of_saved_unit(ctx: Any, dy: Tensor) -> Any:
 
 def rms_norm_backward_in_parts(ctx: Any, dy: Tensor, parts: slice = slice(None), rows: int = ROWS) -> Any:
     """Each block of rows leaves its share of the weight's gradient; these are added up behind it."""
-    x, weight, rstd, d = in_float32(*ctx.saved_tensors, dy)
+    x, _, rstd, d = in_float32(*ctx.saved_tensors, dy)
     shares = [(d[block] * x[block] * rstd[block]).sum(0) for block in blocks(len(x), rows)]
     return rms_norm_backward(ctx, dy)[0], torch.stack(shares)[parts].sum(0).to(dy.dtype)
 
@@ -249,9 +249,7 @@ def layer_norm_kernel() -> Kernel:
         wrong={
             "without the mean": Wrong(fused(forward, partial(backward, of_mean=0.0)), ("x",)),
             "without the variance": Wrong(fused(forward, partial(backward, of_variance=0.0)), ("x",)),
-            "variance by n − 1": Wrong(
-                fused(partial(forward, correction=1), backward), ("output", "x", "weight")
-            ),
+            "variance by n − 1": Wrong(fused(partial(forward, correction=1), backward), ("output", "x", "weight")),
             "weight and bias swapped": Wrong(fused(forward, with_swapped(backward, 1, 2)), ("weight", "bias")),
             "bias of one column": Wrong(
                 fused(forward, with_gradient(backward, 2, mistakes.one_column_shifted)), ("bias",)
@@ -284,8 +282,10 @@ def group_norm_backward(ctx: Any, dy: Tensor, batch: slice = slice(None), by_cha
     x, weight, mean, rstd, d = in_float32(*ctx.saved_tensors, dy)
     grouped = (len(x), GROUPS, -1)
     unit, m = (x.reshape(grouped) - mean) * rstd, (d * weight[:, None]).reshape(grouped)
-    mean_of = (lambda t: t.view(x.shape).mean(-1, keepdim=True).expand(x.shape).reshape(grouped)) if by_channel else (
-        lambda t: t.mean(-1, keepdim=True)
+    mean_of = (
+        (lambda t: t.view(x.shape).mean(-1, keepdim=True).expand(x.shape).reshape(grouped))
+        if by_channel
+        else (lambda t: t.mean(-1, keepdim=True))
     )
     dx = (rstd * (m - mean_of(m) - unit * mean_of(m * unit))).view(x.shape)
     per_sample = (d * unit.view(x.shape)).sum(-1)

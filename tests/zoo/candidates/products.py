@@ -1,8 +1,9 @@
-"""Kernels that multiply matrices or look up rows: split-K, tiles, groups of experts, dequantised weights, convolutions."""
+"""Kernels that multiply matrices or look up rows: split-K, tiles, experts, dequantised weights, convolutions."""
 
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -155,7 +156,7 @@ STARTS = (0, 5, 5, 17, 23)
 
 def grouped(x: Tensor, weight: Tensor) -> Tensor:
     """Rows of each expert times its own matrix."""
-    return torch.cat([x[a:b] @ weight[k] for k, (a, b) in enumerate(zip(STARTS, STARTS[1:], strict=False))])
+    return torch.cat([x[a:b] @ weight[k] for k, (a, b) in enumerate(pairwise(STARTS))])
 
 
 def grouped_forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -329,9 +330,7 @@ def causal_conv_kernel() -> Kernel:
         wrong={
             "weight of one batch": Wrong(fused(forward, partial(backward, batch=slice(1))), ("weight",)),
             "off by one": Wrong(fused(forward, partial(backward, late=1)), ("weight",)),
-            "activation forgotten": Wrong(
-                fused(forward, partial(backward, activated=False)), ("x", "weight", "bias")
-            ),
+            "activation forgotten": Wrong(fused(forward, partial(backward, activated=False)), ("x", "weight", "bias")),
             "taps from the end": Wrong(fused(forward, with_gradient(backward, 1, lambda dw: dw.flip(-1))), ("weight",)),
         },
     )
