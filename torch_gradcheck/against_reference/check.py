@@ -11,10 +11,11 @@ from torch import nn
 
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
+from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.rows import row_of
 from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate, candidate_of, exact_run, given_values, rounded_runs
+from torch_gradcheck.against_reference.sides import Candidate, candidate_of, exact_run, rounded_runs
 from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.methods.problem import posed
@@ -57,10 +58,12 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
         request: the options.
     """
     started = time.perf_counter()
-    start = Start(values=given_values(candidate.model, reference.model))
+    if request.mode == "keep":
+        check_training_flags(candidate.model, reference.model)
+    pairs = counterparts_of(candidate.model, reference.model)
     found = candidate_of(candidate, request)
-    own, exact = _reference(reference, found, request, start)
-    rounded = rounded_runs(reference, found, request, start)
+    own, exact = _reference(reference, found, request, Start(values=pairs.exact))
+    rounded = rounded_runs(reference, found, request, Start(values=pairs.rounded))
     verdicts = [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
     rows = [row_of(each, None) for each in verdicts]
     return _report(own, verdicts, rows, started)
