@@ -18,6 +18,7 @@ from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.words import close_names, listed
 from torch_gradcheck.torch_internals.modules import named_buffers, named_parameters, plain_names
+from torch_gradcheck.torch_internals.tensors import storage_key
 
 NAMED = 5
 """So many names are listed in an error."""
@@ -53,11 +54,11 @@ class Counterparts:
     @cached_property
     def rounded(self) -> Values:
         """The same, and what the candidate has not, in the dtype that `reference.to(dtype)` would have it in."""
-        dtypes = self._dtypes
+        dtypes, given = self._dtypes, {storage_key(each) for each in self.exact}  # views of these have their values
         others = {
             each: each.to(dtypes[each.dtype])
             for _, each in _tensors(self.reference)
-            if each not in self.exact and is_inexact(each) and each.dtype in dtypes
+            if is_inexact(each) and each.dtype in dtypes and storage_key(each) not in given
         }
         return {**others, **self.exact}
 
