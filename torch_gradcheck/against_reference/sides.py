@@ -41,7 +41,7 @@ class Candidate:
 def candidate_of(computation: Computation, request: Request) -> Candidate:
     """Runs the candidate a few times, each from its first state; nothing is raised to another precision."""
     loss = computation.loss
-    with _lent(computation, request, None) as borrowed:
+    with lent(computation, request) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
         leaves, forward = _checked(theta), computation.at(None)
         return Candidate(theta, [ran(forward, leaves, borrowed) for _ in range(CANDIDATE_RUNS)])
@@ -49,7 +49,7 @@ def candidate_of(computation: Computation, request: Request) -> Candidate:
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:
     """The reference in float64, on the same rounded inputs and upstream gradients; `problem` has lent it."""
-    leaves, forward = _counterparts(candidate.theta, problem.theta), computation.at(torch.float64)
+    leaves, forward = counterparts(candidate.theta, problem.theta), computation.at(torch.float64)
     with torch.enable_grad(), problem.objective.evaluation(at_theta=True):
         return run_of(forward, leaves)
 
@@ -57,9 +57,9 @@ def exact_run(problem: Problem, computation: Computation, candidate: Candidate) 
 def rounded_runs(computation: Computation, candidate: Candidate, request: Request, start: Start) -> list[Run]:
     """The reference in the candidate's dtypes: plainly, then with rounding as noise."""
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    with _lent(computation, request, start) as borrowed:
+    with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, (), (), computation.loss.variables)
-        leaves, forward = _counterparts(candidate.theta, theta), computation.at(None)
+        leaves, forward = counterparts(candidate.theta, theta), computation.at(None)
         plain = ran(forward, leaves, borrowed)
         return [plain, *[ran(forward, leaves, borrowed, RoundingMode(generator)) for _ in range(NOISY_RUNS)]]
 
@@ -71,16 +71,19 @@ def given_values(candidate: nn.Module, reference: nn.Module) -> Mapping[torch.Te
     return {each: own[name] for name, each in theirs.items() if name in own and own[name].shape == each.shape}
 
 
-def _lent(computation: Computation, request: Request, start: Start | None) -> Loan[Borrowed]:
-    loss = computation.loss
-    return lend(computation.model, loss.holders, request.mode, None, request.seed, start, objects_of(loss.variables))
+def lent(
+    computation: Computation, request: Request, start: Start | None = None, dtype: torch.dtype | None = None
+) -> Loan[Borrowed]:
+    """The loan of a computation; `dtype` None leaves every tensor in its own."""
+    loss, seed = computation.loss, request.seed
+    return lend(computation.model, loss.holders, request.mode, dtype, seed, start, objects_of(loss.variables))
 
 
 def _checked(theta: Theta) -> list[torch.Tensor]:
     return [theta[position].parameter for position in theta.checked]
 
 
-def _counterparts(candidate: Theta, reference: Theta) -> list[torch.Tensor]:
+def counterparts(candidate: Theta, reference: Theta) -> list[torch.Tensor]:
     """The reference's tensors beside those that are checked of the candidate: parameters by name, others by place."""
     parameters = {name: each.parameter for each in reference for name in (each.name, *each.aliases)}
     variables = [each.parameter for each in reference if each.role is not Role.PARAMETER]
