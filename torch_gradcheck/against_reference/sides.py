@@ -40,7 +40,7 @@ class Candidate:
 def candidate_of(computation: Computation, request: Request) -> Candidate:
     """Runs the candidate a few times, each from its first state; nothing is raised to another precision."""
     loss = computation.loss
-    with _lent(computation, request, None) as borrowed:
+    with lent(computation, request) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
         parts, forward = _checked(theta), computation.at(None)
         return Candidate(theta, [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)])
@@ -57,7 +57,7 @@ def exact_run(problem: Problem, computation: Computation, candidate: Candidate) 
 def rounded_runs(computation: Computation, candidate: Candidate, request: Request, start: Start) -> list[Run]:
     """The reference in the candidate's dtypes: plainly, then with rounding as noise."""
     generator = torch.Generator("cpu").manual_seed(request.seed)
-    with _lent(computation, request, start) as borrowed:
+    with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, (), (), computation.loss.variables)
         parts = parts_of_gradients(candidate.theta, theta, computation.loss)
         forward = computation.at(None)
@@ -65,9 +65,12 @@ def rounded_runs(computation: Computation, candidate: Candidate, request: Reques
         return [plain, *[ran(forward, parts, borrowed, RoundingMode(generator)) for _ in range(NOISY_RUNS)]]
 
 
-def _lent(computation: Computation, request: Request, start: Start | None) -> Loan[Borrowed]:
-    loss = computation.loss
-    return lend(computation.model, loss.holders, request.mode, None, request.seed, start, objects_of(loss.variables))
+def lent(
+    computation: Computation, request: Request, start: Start | None = None, dtype: torch.dtype | None = None
+) -> Loan[Borrowed]:
+    """The loan of a computation; `dtype` None leaves every tensor in its own."""
+    loss, seed = computation.loss, request.seed
+    return lend(computation.model, loss.holders, request.mode, dtype, seed, start, objects_of(loss.variables))
 
 
 def _checked(theta: Theta) -> list[list[torch.Tensor]]:
