@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
+from torch_gradcheck.against_reference.culprit import culprit_beside
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, on_reference, reference_of
@@ -18,6 +19,7 @@ from torch_gradcheck.against_reference.rows import row_of
 from torch_gradcheck.against_reference.sides import candidate_of
 from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.loss import ModuleLoss
@@ -27,6 +29,9 @@ from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
 from torch_gradcheck.verdicts.ratio import relative_error_over
+
+NO_CULPRIT = Culprit(None, ())
+"""Nothing is wrong."""
 
 
 def function_against_reference(
@@ -63,10 +68,17 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     own = reference_of([reference, *reference.alone().values()], found, request, pair.start)
     verdicts, under = judged_pair(pair, found, own.exact)
     rows = beside_own_rows(told_under([row_of(each, None) for each in verdicts], under), own.report)
-    return _report(own.report, verdicts, rows, started)
+    found_in = culprit_beside(candidate, pairs, verdicts, request) if any(map(_is_wrong, verdicts)) else NO_CULPRIT
+    return _report(own.report, verdicts, rows, found_in, started)
 
 
-def _report(own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterReport], started: float) -> Report:
+def _is_wrong(each: Judged) -> bool:
+    return each.is_wrong
+
+
+def _report(
+    own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterReport], culprit: Culprit, started: float
+) -> Report:
     ratio = relative_error_over((each.trial.analytic, each.compared.right) for each in verdicts)
     return replace(
         own,
@@ -74,8 +86,8 @@ def _report(own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterRep
         relative_error=ratio,
         seconds=time.perf_counter() - started,
         dtype=listed(sorted({name_of(each.compared.entry.own_dtype) for each in verdicts})),
-        culprit=None,
-        notes=on_reference(own),
+        culprit=culprit.name,
+        notes=[*on_reference(own), *culprit.notes],
         backward_spread=0.0,
         reference=own,
     )

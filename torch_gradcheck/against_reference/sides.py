@@ -37,12 +37,12 @@ class Candidate:
     runs: Sequence[Run]
 
 
-def candidate_of(computation: Computation, request: Request) -> Candidate:
+def candidate_of(computation: Computation, request: Request, start: Start | None = None) -> Candidate:
     """Runs the candidate a few times, each from its first state; nothing is raised to another precision."""
     loss = computation.loss
-    with lent(computation, request) as borrowed:
+    with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-        parts, forward = _checked(theta), computation.at(None)
+        parts, forward = parts_on_trial(theta), computation.at(None)
         return Candidate(theta, [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)])
 
 
@@ -73,5 +73,6 @@ def lent(
     return lend(computation.model, loss.holders, request.mode, dtype, seed, start, objects_of(loss.variables))
 
 
-def _checked(theta: Theta) -> list[list[torch.Tensor]]:
+def parts_on_trial(theta: Theta) -> list[list[torch.Tensor]]:
+    """The tensors whose gradients are on trial, each as the only part of it."""
     return [[theta[position].parameter] for position in theta.checked]
