@@ -17,7 +17,7 @@ def check_alike(candidate: Mapping[str, torch.Tensor], reference: Mapping[str, t
         candidate: its outputs by name.
         reference: those of the reference, in whatever precision.
     """
-    if not any([is_inexact(each) for each in candidate.values()]):
+    if not any(is_inexact(each) for each in candidate.values()):
         raise InvalidRequestError(
             f"the candidate returns {_in_words(candidate)}: there is nothing of floating point or complex numbers to "
             "compare. Have it return what it computes, in tuples, lists, mappings or dataclasses."

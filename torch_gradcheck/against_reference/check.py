@@ -10,11 +10,12 @@ from typing import Any
 from torch import nn
 
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
+from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, on_reference, reference_of
 from torch_gradcheck.against_reference.rows import row_of
-from torch_gradcheck.against_reference.sides import candidate_of, given_values
+from torch_gradcheck.against_reference.sides import candidate_of
 from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.function_call import function_call
@@ -54,10 +55,12 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
         request: the options.
     """
     started = time.perf_counter()
-    start = Start(values=given_values(candidate.model, reference.model))
+    if request.mode == "keep":
+        check_training_flags(candidate.model, reference.model)
+    pairs = counterparts_of(candidate.model, reference.model)
     found = candidate_of(candidate, request)
-    pair = Pair(candidate, reference, request, start)
-    own = reference_of([reference, *reference.alone().values()], found, request, start)
+    pair = Pair(candidate, reference, request, pairs)
+    own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
     rows = beside_own_rows(told_under([row_of(each, None) for each in verdicts], under), own.report)
     return _report(own.report, verdicts, rows, started)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation
+from torch_gradcheck.against_reference.counterparts import Counterparts
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate, candidate_of, rounded_runs
@@ -23,13 +24,13 @@ class Pair:
     Attributes:
         candidate, reference: the computations.
         request: the options.
-        start: the values that the reference is given.
+        counterparts: the values that the reference is given.
     """
 
     candidate: Computation
     reference: Computation
     request: Request
-    start: Start
+    counterparts: Counterparts
 
     def judged(self, found: Candidate, exact: Run) -> list[Judged]:
         """The verdict on every tensor that is compared.
@@ -38,9 +39,9 @@ class Pair:
             found: what the candidate computed.
             exact: what the reference computed in float64.
         """
-        rounded = rounded_runs(self.reference, found, self.request, self.start)
+        rounded = rounded_runs(self.reference, found, self.request, Start(values=self.counterparts.rounded))
         verdicts = [judged(each, self.request.tolerance) for each in compared(found, exact, rounded)]
-        return judged_at_ties(verdicts, self.reference, found, self.request, self.start)
+        return judged_at_ties(verdicts, self.reference, found, self.request, Start(values=self.counterparts.exact))
 
     def alone(self) -> Mapping[str, Pair]:
         """The pairs in which one output only is given a gradient, by its name; to be asked after a first run."""

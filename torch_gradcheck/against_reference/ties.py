@@ -16,9 +16,10 @@ import torch
 
 from torch_gradcheck.against_reference.compared import Compared, compared
 from torch_gradcheck.against_reference.computation import Computation
+from torch_gradcheck.against_reference.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.run import Run, ran
-from torch_gradcheck.against_reference.sides import Candidate, counterparts, lent
+from torch_gradcheck.against_reference.sides import Candidate, lent
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Borrowed, Start
 from torch_gradcheck.objective.perturbation import Direction, real_view
@@ -110,7 +111,8 @@ class _Beside:
 
     def __init__(self, reference: Computation, candidate: Candidate, borrowed: Borrowed, seed: int) -> None:
         theta = theta_of(reference.model, (), (), reference.loss.variables)
-        self._leaves = counterparts(candidate.theta, theta)
+        self._parts = parts_of_gradients(candidate.theta, theta, reference.loss)
+        self._leaves = [leaf for leaf, *_ in self._parts]
         self._forward, self._borrowed = reference.at(torch.float64), borrowed
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
@@ -127,7 +129,7 @@ class _Beside:
 
     def _ran(self, direction: Direction, distance: float) -> Run:
         with direction.at(distance):
-            return ran(self._forward, self._leaves, self._borrowed, PrecisionMode(torch.float64))
+            return ran(self._forward, self._parts, self._borrowed, PrecisionMode(torch.float64))
 
     def _velocity(self, leaf: torch.Tensor, off: Floats) -> torch.Tensor:
         numbers = real_view(leaf.detach().resolve_conj())
@@ -143,9 +145,7 @@ def _anew(each: Judged, span: _Span, tolerance: float) -> Judged:
     if not (each.is_wrong and span.has_kinks):
         return each
     moved = span.nearest - each.compared.right
-    right = replace(
-        each.compared, right=span.nearest, rounded=[rounded + moved for rounded in each.compared.rounded]
-    )
+    right = replace(each.compared, right=span.nearest, rounded=[rounded + moved for rounded in each.compared.rounded])
     found = judged(right, tolerance)
     results = found.trial.results
     with np.errstate(all="ignore"):
