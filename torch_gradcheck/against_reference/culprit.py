@@ -15,6 +15,7 @@ from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import Counterparts
 from torch_gradcheck.against_reference.culprit_in_words import CulpritWords
 from torch_gradcheck.against_reference.judge import Judged, excess_of
+from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.run import ran
 from torch_gradcheck.against_reference.sides import lent, parts_on_trial
 from torch_gradcheck.against_reference.single_modules import SingleModule
@@ -24,7 +25,7 @@ from torch_gradcheck.diagnosis.culprit.call_recording import GradientTaps, Recor
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.single_calls import in_one_line
 from torch_gradcheck.objective.theta import theta_of
-from torch_gradcheck.reporting.facts import Role
+from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import named_modules
 
@@ -60,20 +61,26 @@ class Verdict:
         return all(each.compared.entry.role is not Role.OUTPUT for each in self.wrong)
 
 
-def culprit_beside(
-    candidate: Computation, values: Counterparts, verdicts: Sequence[Judged], request: Request
-) -> Culprit:
+NO_CULPRIT = Culprit(None, ())
+"""Nothing is wrong."""
+
+
+def culprit_beside(pair: Pair, verdicts: Sequence[Judged], rows: Sequence[ParameterReport]) -> Culprit:
     """The innermost module that is wrong when it is run alone, in the words of a report.
 
     Modules whose code is not the reference's are tried first, and the others only where none of these is wrong.
 
     Args:
-        candidate: on trial, some of its tensors wrong.
-        values: of the parameters and buffers of both sides.
+        pair: the candidate and its reference.
         verdicts: on the whole.
-        request: the options.
+        rows: of the report, one a verdict.
     """
-    wrong = sorted([each for each in verdicts if each.is_wrong], key=excess_of, reverse=True)
+    wrong = [each for each, row in zip(verdicts, rows, strict=True) if row.status is Status.MISMATCH]
+    return _found(pair, sorted(wrong, key=excess_of, reverse=True)) if wrong else NO_CULPRIT
+
+
+def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
+    candidate, values, request = pair.candidate, pair.counterparts, pair.request
     words = CulpritWords(candidate)
     try:
         recording = _recorded(candidate, values, request)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation
+from torch_gradcheck.against_reference.counterparts import Counterparts
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate, candidate_of, rounded_runs
@@ -23,15 +24,13 @@ class Pair:
     Attributes:
         candidate, reference: the computations.
         request: the options.
-        start: the values that the reference is given.
-        rounded: those that it is given in the candidate's dtypes.
+        counterparts: the values that the reference is given.
     """
 
     candidate: Computation
     reference: Computation
     request: Request
-    start: Start
-    rounded: Start
+    counterparts: Counterparts
 
     def judged(self, found: Candidate, exact: Run) -> list[Judged]:
         """The verdict on every tensor that is compared.
@@ -40,9 +39,13 @@ class Pair:
             found: what the candidate computed.
             exact: what the reference computed in float64.
         """
-        rounded = rounded_runs(self.reference, found, self.request, self.rounded)
+        rounded = rounded_runs(self.reference, found, self.request, Start(values=self.counterparts.rounded))
         verdicts = [judged(each, self.request.tolerance) for each in compared(found, exact, rounded)]
-        return judged_at_ties(verdicts, self.reference, found, self.request, self.start)
+        return judged_at_ties(verdicts, self.reference, found, self.request, Start(values=self.counterparts.exact))
+
+    def candidate_runs(self) -> Candidate:
+        """What the candidate computes, at its own θ or away from it."""
+        return candidate_of(self.candidate, self.request, Start(values=self.counterparts.moved))
 
     def alone(self) -> Mapping[str, Pair]:
         """The pairs in which one output only is given a gradient, by its name; to be asked after a first run."""
@@ -63,7 +66,7 @@ def judged_pair(pair: Pair, found: Candidate, exact: Sequence[Run]) -> tuple[lis
     """
     verdicts, under = pair.judged(found, exact[0]), {}
     for (output, single), run in zip(pair.alone().items(), exact[1:], strict=True):
-        for k, each in enumerate(single.judged(candidate_of(single.candidate, single.request), run)):
+        for k, each in enumerate(single.judged(single.candidate_runs(), run)):
             name = each.compared.entry.name
             if each.is_wrong and not verdicts[k].is_wrong and each.compared.entry.role is not Role.OUTPUT:
                 verdicts[k], under[name] = each, output

@@ -23,9 +23,8 @@ from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.precision.dtypes import is_inexact
-from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
+from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.request import Request
-from torch_gradcheck.training_step.replay import coarsest
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ def _called_again(call: RecordedCall, module: nn.Module) -> FunctionCall:
 def _exact(computation: FunctionComputation, candidate: Candidate, request: Request, start: Start) -> Run:
     """The run of the reference's module in float64, on the numbers that the candidate's was given."""
     mode = PrecisionMode(torch.float64)
-    mode.drawn_in = DrawnIn(torch.get_default_dtype(), coarsest(candidate.theta))
+    mode.drawn_in = candidate.drawn_in
     with lent(computation, request, start, torch.float64) as borrowed:
         theta = theta_of(computation.model, (), (), computation.loss.variables)
         parts = parts_of_gradients(candidate.theta, theta, computation.loss)

@@ -112,8 +112,9 @@ class _Beside:
     def __init__(self, reference: Computation, candidate: Candidate, borrowed: Borrowed, seed: int) -> None:
         theta = theta_of(reference.model, (), (), reference.loss.variables)
         self._parts = parts_of_gradients(candidate.theta, theta, reference.loss)
-        self._leaves = [first for first, *_ in self._parts]
+        self._leaves = [leaf for leaf, *_ in self._parts]
         self._forward, self._borrowed = reference.at(torch.float64), borrowed
+        self._drawn_in = candidate.drawn_in
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def pair(self, off: Sequence[Floats]) -> list[Run]:
@@ -128,15 +129,17 @@ class _Beside:
         return [self._ran(direction, DISTANCE), self._ran(direction, -DISTANCE)]
 
     def _ran(self, direction: Direction, distance: float) -> Run:
+        mode = PrecisionMode(torch.float64)
+        mode.drawn_in = self._drawn_in
         with direction.at(distance):
-            return ran(self._forward, self._parts, self._borrowed, PrecisionMode(torch.float64))
+            return ran(self._forward, self._parts, self._borrowed, mode)
 
     def _velocity(self, leaf: torch.Tensor, off: Floats) -> torch.Tensor:
         numbers = real_view(leaf.detach().resolve_conj())
         size = float(numbers.square().mean().sqrt()) if numbers.numel() else 0.0
         u, little = torch.rand((2, *numbers.shape), generator=self._generator, dtype=torch.float64, device="cpu")
         towards = torch.from_numpy(np.sign(off)).reshape(numbers.shape)
-        velocity = (size or 1.0) * (towards * (0.5 + u) + 0.2 * (little - 0.5))
+        velocity: torch.Tensor = (size or 1.0) * (towards * (0.5 + u) + 0.2 * (little - 0.5))
         return velocity.to(numbers)
 
 
