@@ -18,7 +18,7 @@ from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
-from torch_gradcheck.against_reference.rows import row_of
+from torch_gradcheck.against_reference.rows import row_of, with_frozen
 from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.function_call import function_call
@@ -74,7 +74,8 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     rows = beside_other_draws(rows, found.has_drawn and own.has_drawn)
     culprit = culprit_beside(pair, verdicts, rows)
     notes = notes_of(candidate, found, own, rows, request, culprit.notes)
-    return _report(own.report, verdicts, rows, culprit.name, notes, started)
+    report = _report(own.report, verdicts, rows, culprit.name, notes, started)
+    return replace(report, parameters=tuple(with_frozen(rows, found.theta)))
 
 
 def _report(
