@@ -19,7 +19,7 @@ from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.function_call import function_call
-from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.pipeline import judged as by_differences
 from torch_gradcheck.precision.dtypes import name_of
@@ -34,13 +34,19 @@ from torch_gradcheck.verdicts.ratio import relative_error_over
 def function_against_reference(
     function: Callable[..., Any], inputs: Any, reference: Callable[..., Any], request: Request
 ) -> Report:
-    """The check of a function beside a reference, a function of the same arguments."""
+    """The check of a function beside a reference, a function of the same arguments.
+
+    Where one of them writes to its arguments in place, which autograd does not allow of leaves, both get copies.
+    """
     upstream = Upstream(request.seed)
     own, other = [
-        FunctionComputation(FunctionLoss(function_call(each, inputs), request.seed), upstream)
-        for each in (function, reference)
+        FunctionComputation(FunctionLoss(call, request.seed), upstream)
+        for call in (function_call(function, inputs, in_its_memory=True), function_call(reference, inputs))
     ]
-    return check_against_reference(own, other, request)
+    try:
+        return check_against_reference(own, other, request)
+    except WrittenArgumentsError:
+        return check_against_reference(own.on_copies(), other.on_copies(), request)
 
 
 def module_against_reference(loss: ModuleLoss, reference: nn.Module, request: Request) -> Report:

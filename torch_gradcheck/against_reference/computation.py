@@ -11,11 +11,12 @@ from torch import nn
 
 from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.contract.upstream import losses_giving
-from torch_gradcheck.objective.function_loss import FunctionLoss, model_of
+from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.loss import Loss, ModuleLoss
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.torch_internals.autograd import writes_to_a_leaf
 
 
 class Forward(NamedTuple):
@@ -66,11 +67,23 @@ class FunctionComputation:
         """See `Computation`."""
         return self._forward
 
+    def on_copies(self) -> FunctionComputation:
+        """The same with a function that gets copies of its arguments, which are no leaves, to write to."""
+        return replace(self, loss=self.loss.on_copies())
+
     def _forward(self) -> Forward:
-        outputs = outputs_of(self.loss.call.called(objects_of(self.loss.variables)))
+        outputs = outputs_of(self._called())
         tensors = [tensor for _, tensor in outputs]
         cotangents = [self.upstream.of(position, tensor) for position, tensor in enumerate(tensors)]
         return Forward(outputs, losses_giving(tensors, cotangents))
+
+    def _called(self) -> Any:
+        try:
+            return self.loss.call.called(objects_of(self.loss.variables))
+        except RuntimeError as error:
+            if self.loss.call.writes or not writes_to_a_leaf(error):
+                raise
+            raise WrittenArgumentsError from error
 
 
 @dataclass(frozen=True)
@@ -96,9 +109,11 @@ class ModuleComputation:
             seen[:] = outputs_of(output)
             return self.loss.loss_fn(output, *targets)
 
-        compute = replace(self.loss, loss_fn=watched).at(dtype)
+        watching = replace(self.loss, loss_fn=watched)
+        kept = None if dtype is None else watching.at(dtype)
 
         def forward() -> Forward:
+            compute = kept or watching.at(None)  # in its own precision, the batch is copied anew for every run
             loss = scalar(compute())
             return Forward(list(seen), [loss] if loss.requires_grad else [])
 

@@ -9,8 +9,8 @@ from functools import cached_property
 
 import torch
 
+from torch_gradcheck.borrowing.layout_copies import strided_copy
 from torch_gradcheck.contract.comparison import Allowance, allowance, difference, distance, same_bits
-from torch_gradcheck.contract.memory_layouts import copied
 from torch_gradcheck.contract.run import Run, backwards_in_words, forwards_in_words
 from torch_gradcheck.contract.starting_state import StartingState
 from torch_gradcheck.contract.upstream import gradients_under
@@ -248,5 +248,5 @@ def _handing_on(call: FunctionCall) -> FunctionCall:
 
 def _outputs(call: FunctionCall, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
     """The outputs with their names; a function that writes to its arguments gets copies in the same layouts."""
-    given = [copied(tensor) for tensor in tensors] if call.writes else tensors
+    given = [strided_copy(tensor) for tensor in tensors] if call.writes else tensors
     return outputs_of(_handing_on(call).called(given))
