@@ -48,7 +48,7 @@ class ArgumentMemory:
 
 
 def _of_leaf(leaf: torch.Tensor | None, copy: torch.Tensor) -> torch.Tensor:
-    return copy if leaf is None else _LaidOut.apply(leaf, [copy])  # type: ignore[no-any-return, no-untyped-call]
+    return copy if leaf is None else _LaidOut.apply(leaf, [copy])  # type: ignore[no-untyped-call]
 
 
 class _LaidOut(Function):
