@@ -11,10 +11,21 @@ from torch import nn
 
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
+from torch_gradcheck.against_reference.contract import contract_of_candidate
+from torch_gradcheck.against_reference.equal_runs import (
+    Apart,
+    difference_in_words,
+    marked,
+    notes_on,
+    runs_apart,
+    spread_of,
+    told_of,
+)
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.rows import row_of
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate, candidate_of, exact_run, given_values, rounded_runs
+from torch_gradcheck.against_reference.start_of_difference import start_of
 from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.methods.problem import posed
@@ -23,7 +34,7 @@ from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumen
 from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.pipeline.backward import judged as by_differences
 from torch_gradcheck.precision.dtypes import name_of
-from torch_gradcheck.reporting.facts import ParameterReport
+from torch_gradcheck.reporting.facts import ContractEntry, ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
@@ -68,8 +79,35 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     own, exact = _reference(reference, found, request, start)
     rounded = rounded_runs(reference, found, request, start)
     verdicts = [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
-    rows = [row_of(each, None) for each in verdicts]
-    return _report(own, verdicts, rows, started)
+    apart = runs_apart(verdicts, request.tolerance)
+    rows = marked([row_of(each, None) for each in verdicts], apart)
+    culprit, where = _start_of_difference(candidate, request, apart)
+    undecided = {each.entry.name for each in apart if each.is_beyond_rounding}
+    decided = [each for each in verdicts if each.compared.entry.name not in undecided]
+    report = _report(own, decided, rows, started)
+    return replace(
+        report,
+        culprit=culprit,
+        notes=[*notes_on(apart, where), *report.notes],
+        backward_spread=spread_of(apart),
+        contract=_contract(candidate, request, verdicts, difference_in_words(apart)),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _start_of_difference(candidate: Computation, request: Request, apart: Sequence[Apart]) -> tuple[str | None, str]:
+    """The culprit where the candidate is not one function, and a sentence on it."""
+    worst = told_of(apart)
+    return (None, "") if worst is None else start_of(candidate, request, worst)
+
+
+def _contract(
+    candidate: Computation, request: Request, verdicts: Sequence[Judged], difference: str
+) -> list[ContractEntry]:
+    """What else holds of a function; of a model nothing is asked."""
+    if not isinstance(candidate, FunctionComputation):
+        return []
+    return contract_of_candidate(candidate, request, verdicts, difference)
 
 
 def _reference(computation: Computation, candidate: Candidate, request: Request, start: Start) -> tuple[Report, Run]:

@@ -88,4 +88,4 @@ def _jumps(trial: Trial, here: Run, there: Run) -> bool:
     pairs = [*zip(here.outputs, there.outputs, strict=False), *zip(here.gradients, there.gradients, strict=False)]
     named = zip(names, pairs, strict=False)
     allowed = [max(share * largest(one), trial.allowance.of(one, name=name)) for name, (one, _) in named]
-    return any([bool(difference(other, one, most)) for most, (one, other) in zip(allowed, pairs, strict=False)])
+    return any(bool(difference(other, one, most)) for most, (one, other) in zip(allowed, pairs, strict=False))
