@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,43 +18,41 @@ from torch import nn
 
 from torch_gradcheck.against_reference.computation import FunctionComputation
 from torch_gradcheck.against_reference.judge import Judged
-from torch_gradcheck.against_reference.upstream import Upstream
+from torch_gradcheck.against_reference.pair import Pair
+from torch_gradcheck.against_reference.sides import lent
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.loan import Borrowed, lend
+from torch_gradcheck.borrowing.loan import Borrowed, Start
 from torch_gradcheck.contract.comparison import SPREADS, Allowance, largest
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.trial import Trial, gradient_of
+from torch_gradcheck.objective.function_outputs import drawn
 from torch_gradcheck.objective.objective import evaluation_of
 from torch_gradcheck.objective.perturbation import Direction
 from torch_gradcheck.objective.theta import Theta, theta_of
-from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry, Role
-from torch_gradcheck.request import Request
 
 BOTH = 2.0
 """Each of two runs may be off by an error bar."""
 
 
-def contract_of_candidate(
-    computation: FunctionComputation, request: Request, verdicts: Sequence[Judged], difference: str
-) -> list[ContractEntry]:
-    """Every entry of the contract, tried on the candidate in a loan of its own.
+def contract_of_candidate(pair: Pair, verdicts: Sequence[Judged], difference: str) -> list[ContractEntry]:
+    """Every entry of the contract, tried on the candidate in a loan of its own; none where it is a model under a loss.
 
     Args:
-        computation: the candidate.
-        request: the options.
+        pair: of the candidate.
         verdicts: on its tensors, with what rounding may do to each.
         difference: how equal runs of it differed by more than rounding; "" where they did not.
     """
-    loss = computation.loss
-    plain = replace(loss, call=replace(loss.call, memory=None))  # the layouts are for the entries to choose
-    variables = objects_of(plain.variables)
-    with lend(computation.model, plain.holders, request.mode, None, request.seed, None, variables) as borrowed:
-        theta = theta_of(computation.model, request.include, request.exclude, plain.variables)
+    own, request = pair.candidate, pair.request
+    if not isinstance(own, FunctionComputation):
+        return []
+    plain = replace(own, loss=own.loss.in_any_memory())  # the layouts are for the entries to choose
+    with lent(plain, request, Start(values=pair.counterparts.moved)) as borrowed:
+        theta = theta_of(plain.model, request.include, request.exclude, plain.loss.variables)
+        candidate = LentCandidate(plain.model, theta, borrowed)
         measured = Measured.by(verdicts, request.tolerance)
-        lent = LentCandidate(computation.model, theta, borrowed)
-        return contract_of(CandidateTrial(plain, lent, computation.upstream, request.seed, measured, difference))
+        return contract_of(CandidateTrial(plain.loss, candidate, request.seed, measured, difference))
 
 
 @dataclass(frozen=True)
@@ -98,14 +97,12 @@ class CandidateTrial(Trial):
 
     Attributes:
         lent: the candidate.
-        upstream: the gradients that its outputs are given.
         first_seed: see `Trial.seed`.
         measured: what rounding may do.
         before: see `Trial.earlier_difference`.
     """
 
     lent: LentCandidate
-    upstream: Upstream
     first_seed: int
     measured: Measured
     before: str = ""
@@ -154,8 +151,16 @@ class CandidateTrial(Trial):
         return _Moved(self.lent.borrowed, direction.at(distance))
 
     def cotangent(self, position: int, output: torch.Tensor) -> torch.Tensor:
-        """See `Trial`: rounded to the dtype of the output."""
-        return self.upstream.of(position, output)
+        """See `Trial`: as `Upstream` has it, rounded to the dtype of the output and 0 where that is infinite."""
+        key = (position, output.shape, output.dtype, output.device)
+        if key not in self._cotangents:  # drawn once, so that no run of the function is seen to draw
+            v = drawn((self.first_seed + position) % 2**63, output).to(device=output.device, dtype=output.dtype)
+            self._cotangents[key] = torch.where(torch.isinf(output.detach()), 0, v)
+        return self._cotangents[key].clone()
+
+    @cached_property
+    def _cotangents(self) -> dict[tuple[Any, ...], torch.Tensor]:
+        return {}
 
     @property
     def has_other_draws(self) -> bool:

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.equal_runs import Apart
+from torch_gradcheck.against_reference.equal_runs import Apart, notes_on, spread_of, told_of
+from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.run import ran
-from torch_gradcheck.borrowing.loan import lend
+from torch_gradcheck.against_reference.sides import lent
+from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.contract.comparison import distance, largest
 from torch_gradcheck.diagnosis.culprit.sentences import described
 from torch_gradcheck.diagnosis.unrepeatable import start_in_words
 from torch_gradcheck.gradients.backward_record import BackwardRecord, start_of_difference
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.theta import theta_of
-from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.request import Request
+from torch_gradcheck.reporting.report import Report
 
 RUNS = 5
 """At most so many runs are recorded until two of them differ."""
@@ -38,20 +39,27 @@ class _Recorded:
     backward: BackwardRecord
 
 
-def start_of(computation: Computation, request: Request, apart: Apart) -> tuple[str | None, str]:
+def beside_equal_runs(report: Report, pair: Pair, apart: Sequence[Apart]) -> Report:
+    """The report on a candidate with what there is to tell of its equal runs: where they differ, and by how much."""
+    worst = told_of(apart)
+    culprit, where = (None, "") if worst is None else start_of(pair, worst)
+    notes = notes_on(apart, where)
+    if worst is None:
+        return replace(report, notes=[*report.notes, *notes])
+    return replace(report, culprit=culprit, notes=[*notes, *report.notes], backward_spread=spread_of(apart))
+
+
+def start_of(pair: Pair, apart: Apart) -> tuple[str | None, str]:
     """The culprit's name and a sentence on where runs begin to differ; None and "" where the recorded ones do not.
 
     Args:
-        computation: the candidate.
-        request: the options.
+        pair: of the candidate.
         apart: the tensor that is told of.
     """
-    loss, level = computation.loss, BESIDE_ROUNDING * apart.allowed
-    with lend(
-        computation.model, loss.holders, request.mode, None, request.seed, None, objects_of(loss.variables)
-    ) as borrowed:
-        theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-        leaves = [theta[position].parameter for position in theta.checked]
+    computation, request, level = pair.candidate, pair.request, BESIDE_ROUNDING * apart.allowed
+    with lent(computation, request, Start(values=pair.counterparts.moved)) as borrowed:
+        theta = theta_of(computation.model, request.include, request.exclude, computation.loss.variables)
+        leaves = [[theta[position].parameter] for position in theta.checked]
         runs: list[_Recorded] = []
         while len(runs) < RUNS:
             outputs: Outputs = []
