@@ -8,14 +8,14 @@ import numpy as np
 from torch import nn
 from torch.autograd import Function
 
-from torch_gradcheck.against_reference.bars import root_mean_square
 from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.judge import Judged, excess_of
+from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.single_modules import SingleModule
 from torch_gradcheck.contract.upstream import gives_upstream
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described, function_name
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.function_loss import FunctionModule
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.words import listed
@@ -108,5 +108,4 @@ def _off(each: Judged) -> str:
         return f"{what} holds NaN or infinity"
     with np.errstate(all="ignore"):
         share = root_mean_square(given - right) / root_mean_square(right)
-    times = excess_of(each)
-    return f"{what} is off by {100 * share:.3g} %, {times:.2g} times what rounding explains"
+    return f"{what} is off by {100 * share:.3g} %, {each.excess:.2g} times what rounding explains"
