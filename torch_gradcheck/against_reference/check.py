@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
+from torch_gradcheck.against_reference.diagnosis import diagnosed
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.rows import row_of
 from torch_gradcheck.against_reference.run import Run
@@ -62,7 +63,7 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     own, exact = _reference(reference, found, request, start)
     rounded = rounded_runs(reference, found, request, start)
     verdicts = [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
-    rows = [row_of(each, None) for each in verdicts]
+    rows = [row_of(*each) for each in zip(verdicts, diagnosed(verdicts, request.tolerance), strict=True)]
     return _report(own, verdicts, rows, started)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,18 +10,54 @@ import numpy as np
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.precision.dtypes import name_of
-from torch_gradcheck.reporting.facts import Diagnosis, ParameterReport, Status
+from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, ParameterReport, Status
 from torch_gradcheck.training_step.diagnosis import step_evidence
-from torch_gradcheck.verdicts.rows import compared_row
+from torch_gradcheck.verdicts.rows import compared_row, furthest
+
+WITHIN = "no single entry is beyond its error bar"
+"""What is said of a mistake that only the tensor as a whole shows."""
 
 
 def row_of(judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
     """The row of one tensor."""
     entry = judged.compared.entry
-    row = replace(compared_row(entry, judged.trial, tolerance=np.inf), rounding_ratio=judged.rounding_ratio)
+    row = compared_row(entry, judged.trial, tolerance=np.inf)
+    row = replace(row, rounding_ratio=judged.rounding_ratio, worst=furthest(entry, judged.trial, in_bars=True))
     if row.status is Status.MISMATCH:
-        picture = wrong_map(step_evidence(entry, judged.trial))
-        return replace(row, reason=judged.as_a_whole or row.reason, diagnosis=diagnosis, map=picture)
-    if row.status is Status.MATCH and not np.isnan(judged.rounding_ratio):
-        return replace(row, reason=f"{judged.rounding_ratio:.2g} times what {name_of(entry.own_dtype)} loses")
+        picture = wrong_map(step_evidence(entry, judged.trial), aligned=True)
+        return replace(row, reason=_how_wrong(row, judged), diagnosis=diagnosis, map=picture)
+    if row.status is Status.MATCH:
+        return replace(row, reason=_how_tight(judged), detectable=judged.bars.slope)
     return row
+
+
+def _how_wrong(row: ParameterReport, judged: Judged) -> str:
+    if judged.as_a_whole:
+        return f"{judged.as_a_whole}; {WITHIN}"
+    return "; ".join(filter(None, [row.reason, _at(row.worst[0], judged), _rms(judged)]))
+
+
+def _at(worst: Coordinate, judged: Judged) -> str:
+    """How far the worst entry is off, in multiples of what rounding may do; "" where there is no multiple."""
+    if not math.isfinite(worst.in_bars):
+        return ""
+    dtype, index = name_of(judged.compared.entry.own_dtype), list(worst.index) or "it"
+    return f"{index} is off by {_times(worst.in_bars)} times what rounding in {dtype} explains"
+
+
+def _rms(judged: Judged) -> str:
+    ratio, dtype = judged.rounding_ratio, name_of(judged.compared.entry.own_dtype)
+    if not 1 < ratio < math.inf:
+        return ""
+    return f"the root mean square error is {_times(ratio)} times what the reference loses in {dtype}"
+
+
+def _how_tight(judged: Judged) -> str:
+    """Words on a match: its error beside that of the reference, and the factor that would have shown."""
+    dtype, ratio = name_of(judged.compared.entry.own_dtype), judged.rounding_ratio
+    loses = f"{_times(ratio)} times what {dtype} loses" if math.isfinite(ratio) else "exact, as the reference is in it"
+    return f"{loses}; a factor off by {100 * judged.bars.slope:.2g} % would have shown"
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch_gradcheck.reporting.facts import Facts, ParameterReport, Role, Status
 from torch_gradcheck.reporting.render.figures import figure, times
 from torch_gradcheck.reporting.render.printable import printable
-from torch_gradcheck.reporting.words import counted
+from torch_gradcheck.reporting.words import counted, listed
 
 
 def outcome_beside(facts: Facts) -> str:
@@ -58,15 +58,15 @@ def _proven(rows: Sequence[ParameterReport]) -> int:
 
 def tightness(facts: Facts) -> str:
     """Returns how tight the whole is: the largest of the rows' errors in multiples of what the dtype loses."""
+    infinite = [row for row in facts if row.status is Status.MISMATCH and not math.isfinite(row.max_abs_error)]
+    if infinite:
+        return f"errors that are not finite ({listed([printable(row.name) for row in infinite])})"
     rows = [row for row in facts if not math.isnan(row.rounding_ratio)]
-    if not rows:
-        return "no error to compare with what rounding loses"
+    if not rows or facts.relative_error is None:
+        return "no relative error: nothing was decided"
     largest = max(rows, key=lambda row: row.rounding_ratio)
-    ratio = "" if facts.relative_error is None else f"; relative error {figure(facts.relative_error)} over all"
-    return (
-        f"root mean square error at most {times(largest.rounding_ratio)} times what {printable(facts.dtype)} loses "
-        f"({printable(largest.name)}){ratio}"
-    )
+    loses = f"at most {times(largest.rounding_ratio)} times what {printable(facts.dtype)} loses"
+    return f"relative error {figure(facts.relative_error)}, {loses} ({printable(largest.name)})"
 
 
 def summary_beside(facts: Facts, reference: str, evaluations: str) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def summary_beside(facts: Facts, reference: str, evaluations: str) -> tuple[str,
     return (
         tightness(facts),
         f"error bars are measured: the reference run in {dtype} with rounding as noise",
-        f"reference: {reference} ({printable(facts.method)} method, {evaluations} of J, loss {facts.loss:.8g})",
-        f"candidate in {dtype}, reference in float64, mode {printable(facts.mode)}, seed {facts.seed}, "
-        f"{facts.seconds:,.2f} s",
+        f"reference: {reference}",
+        f"loss {facts.loss:.8g}; {printable(facts.method)} method, {evaluations} of J, {facts.seconds:,.2f} s",
+        f"candidate in {dtype}, reference in float64, mode {printable(facts.mode)}, seed {facts.seed}",
     )

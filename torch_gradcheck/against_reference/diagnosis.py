@@ -1,0 +1,199 @@
+"""Names the mistake in a wrong tensor of a candidate, where rounding hides all but what many entries have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
+
+from torch_gradcheck.against_reference.explanation import Explanation, Fit
+from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.places import what_is_there, wrong_place
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings, meaning_of
+from torch_gradcheck.diagnosis.kind.kinds import missing, spurious, unknown
+from torch_gradcheck.diagnosis.kind.limits import clipped
+from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
+from torch_gradcheck.diagnosis.kind.slicewise import along_in_words, are_independent, axes_of_slices, fitted_by_slices
+from torch_gradcheck.diagnosis.kind.terms import LARGEST, factors_by_slices, factors_in_words
+from torch_gradcheck.objective.theta import flat_values
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, Role
+from torch_gradcheck.training_step.diagnosis import step_evidence
+
+OF_KERNELS = (
+    FactorMeaning(math.log2(math.e), "log2(e), as of exp2 in place of exp"),
+    FactorMeaning(math.log(2.0), "ln(2), as of exp2 in place of exp"),
+)
+"""Factors that kernels are known to leave or forget."""
+
+LEFT_AT_FIRST = 0.6
+"""Of many slices the first ones are fitted first; a fit that leaves more than this of their error is dropped."""
+
+PREFERRED = 0.9
+"""A factor is the explanation unless another term leaves less than 0.9 of what the factor leaves."""
+
+
+class Term(NamedTuple):
+    """A tensor that a gradient may hold a multiple of, and its name."""
+
+    words: str
+    values: Floats
+
+
+def diagnosed(
+    verdicts: Sequence[Judged], tolerance: float, upstream: Mapping[str, Floats] | None = None
+) -> list[Diagnosis | None]:
+    """The kind of mistake of every tensor; None for those that are not wrong.
+
+    Args:
+        verdicts: all tensors of the candidate.
+        tolerance: that they were judged by.
+        upstream: by the name of an output, the gradient that it was given, as a flat array; of a module none is known.
+    """
+    return [_worded(each, _diagnosis(each, verdicts, tolerance, upstream or {})) for each in verdicts]
+
+
+def _worded(judged: Judged, found: Diagnosis | None) -> Diagnosis | None:
+    """The diagnosis, of an output in words for what is no gradient."""
+    if found is None or judged.compared.entry.role is not Role.OUTPUT:
+        return found
+    message = found.message.replace("the right gradient", "the right output").replace("dθ", "it")
+    return replace(found, message=message)
+
+
+def _diagnosis(
+    judged: Judged, verdicts: Sequence[Judged], tolerance: float, upstream: Mapping[str, Floats]
+) -> Diagnosis | None:
+    if not judged.is_wrong:
+        return None
+    evidence, explanation = step_evidence(judged.compared.entry, judged.trial), Explanation(judged, tolerance)
+    with np.errstate(all="ignore"):
+        if not evidence.finite:
+            return _partial(explanation, evidence) or unknown(evidence)
+        return (
+            _of_the_whole(evidence)
+            or _of_another(explanation, verdicts)
+            or _off_by_a_multiple(explanation, evidence, _terms(judged, verdicts, upstream))
+            or _partial(explanation, evidence)
+            or _in_other_places(evidence)
+            or _by_slices(explanation, evidence, _terms(judged, verdicts, upstream))
+            or unknown(evidence)
+        )
+
+
+def _of_the_whole(evidence: Evidence) -> Diagnosis | None:
+    found = missing(evidence, ()) or spurious(evidence, ())
+    return found.diagnosis if found else None
+
+
+def _in_other_places(evidence: Evidence) -> Diagnosis | None:
+    found = transposed(evidence, ()) or permuted(evidence, ()) or clipped(evidence, ())
+    kinds = (DiagnosisKind.TRANSPOSED, DiagnosisKind.PERMUTED, DiagnosisKind.CLIPPED)
+    return found.diagnosis if found and found.diagnosis.kind in kinds else None
+
+
+def _of_another(explanation: Explanation, verdicts: Sequence[Judged]) -> Diagnosis | None:
+    """PERMUTED: it is the right gradient of another argument of the same shape."""
+    own = explanation.compared.entry
+    for other in verdicts:
+        entry = other.compared.entry
+        alike = entry is not own and entry.role is not Role.OUTPUT and own.role is not Role.OUTPUT
+        if not alike or entry.shape != own.shape or not explanation.is_that_of(other.compared):
+            continue
+        swapped = Explanation(other, explanation.tolerance).is_that_of(explanation.compared)
+        both = f": the gradients of {own.name} and {entry.name} are swapped" if swapped and other.is_wrong else ""
+        return Diagnosis(DiagnosisKind.PERMUTED, f"dθ is the right gradient of {entry.name}{both}")
+    return None
+
+
+def _terms(judged: Judged, verdicts: Sequence[Judged], upstream: Mapping[str, Floats]) -> list[Term]:
+    """What a tensor may be off by a multiple of: all that the check knows and that has its shape."""
+    own, count = judged.compared.entry, len(judged.compared.right)
+    terms = [Term(own.name, flat_values(own))] if own.role is not Role.OUTPUT else []
+    terms.append(Term("1", np.ones(count)))
+    for each in verdicts:
+        entry = each.compared.entry
+        if entry is own or entry.shape != own.shape or entry.is_complex != own.is_complex:
+            continue
+        if entry.role is Role.OUTPUT:
+            terms.append(Term(entry.name, each.compared.right))
+        else:
+            terms += [Term(entry.name, flat_values(entry)), Term(f"the gradient of {entry.name}", each.compared.right)]
+    given = [Term(f"the upstream gradient of {name}", v) for name, v in upstream.items() if len(v) == count]
+    return [*terms, *given]
+
+
+def _off_by_a_multiple(explanation: Explanation, evidence: Evidence, terms: Sequence[Term]) -> Diagnosis | None:
+    """SCALED, or off by a multiple of what leaves least: WEIGHT_DECAY of its own value, else MISSING_TERM."""
+    factor = explanation.factor()
+    fits = [(term, fit) for term in terms if (fit := explanation.multiple_of(term.values))]
+    best = min(fits, key=lambda found: found[1].left, default=None)
+    if factor is not None and (best is None or best[1].left > PREFERRED * factor.left):
+        return _scaled(factor, evidence)
+    if best is None:
+        return None
+    term, fit = best
+    own = explanation.compared.entry
+    kind = DiagnosisKind.WEIGHT_DECAY if term.words == own.name else DiagnosisKind.MISSING_TERM
+    message = f"dθ is off by {_measured(fit.coefficient, fit.uncertainty)} · {term.words}: a term too few or too many"
+    return Diagnosis(kind, message, fit.coefficient)
+
+
+def _scaled(fit: Fit, evidence: Evidence) -> Diagnosis | None:
+    factor, many = 1 + fit.coefficient, int(np.sum(evidence.resolved)) >= 2
+    meaning = meaning_of(factor, [*OF_KERNELS, *_counts(evidence.shape)], fit.uncertainty)
+    if abs(factor + 1) <= max(3 * fit.uncertainty, 1e-5):
+        message = f"dθ = −1 × the right gradient (measured: {_measured(factor, fit.uncertainty)}): a sign is flipped"
+        return Diagnosis(DiagnosisKind.SIGN_FLIPPED, message, -1.0)
+    if not many and not meaning:
+        return None
+    message = f"dθ = {_measured(factor, fit.uncertainty)} × the right gradient; what is left is rounding"
+    return Diagnosis(DiagnosisKind.SCALED, message + (f": {meaning}" if meaning else ""), factor)
+
+
+def _counts(shape: Sequence[int]) -> list[FactorMeaning]:
+    return [
+        meaning for axis, size in enumerate(shape) for meaning in count_meanings(size, f"entries along axis {axis}")
+    ]
+
+
+def _measured(value: float, uncertainty: float) -> str:
+    """A measured number with what rounding leaves uncertain of it: "1.010 ± 0.001"."""
+    if not 0 < uncertainty < math.inf:
+        return f"{value:.4g}"
+    digits = max(0, -math.floor(math.log10(uncertainty)))
+    if digits > 8 or abs(value) >= 1e4:
+        return f"{value:.5g} ± {uncertainty:.0e}"
+    return f"{value:.{digits}f} ± {uncertainty:.{digits}f}"
+
+
+def _partial(explanation: Explanation, evidence: Evidence) -> Diagnosis | None:
+    """PARTIAL: right but for places that can be named."""
+    place = wrong_place(explanation, evidence)
+    if place is None:
+        return None
+    there = what_is_there(explanation, place.where)
+    return Diagnosis(DiagnosisKind.PARTIAL, f"dθ is right except in {place.words}{there}")
+
+
+def _by_slices(explanation: Explanation, evidence: Evidence, terms: Sequence[Term]) -> Diagnosis | None:
+    """PROJECTION or SLICEWISE: off by a multiple of a term, or of itself, another one in each slice."""
+    if len(evidence.shape) < 2 or evidence.analytic.size > LARGEST or evidence.has_complex_axis:
+        return None
+    off, right = evidence.grid(explanation.off), evidence.grid(explanation.compared.right)
+    for axes in axes_of_slices(off.ndim):
+        for term in terms:
+            fit = fitted_by_slices(off, [evidence.grid(term.values)], axes, LEFT_AT_FIRST)
+            if fit is not None and explanation.passes_without(fit.ravel()):
+                words = "1 (its mean)" if term.words == "1" else term.words
+                message = f"dθ is right up to a multiple of {words} {along_in_words(axes)}, another one in each slice"
+                return Diagnosis(DiagnosisKind.PROJECTION, message)
+        fit = fitted_by_slices(off, [right], axes, LEFT_AT_FIRST)
+        if fit is not None and are_independent(right, axes) and explanation.passes_without(fit.ravel()):
+            factors = 1 + factors_by_slices(fit, right)
+            return Diagnosis(DiagnosisKind.SLICEWISE, f"dθ is the right gradient {factors_in_words(factors, axes)}")
+    return None

@@ -1,0 +1,99 @@
+"""Where a tensor is wrong: rows, columns, blocks of a tile's size, and the tail behind the last full block."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from torch_gradcheck.against_reference.explanation import EXPLAINED, Explanation
+from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
+from torch_gradcheck.diagnosis.kind.places import FEW, MOST_NAMED, MOST_SLICES, SINGLE_ENTRIES, slices
+from torch_gradcheck.reporting.words import listed
+
+SMALLEST_BLOCK = 4
+"""Kernels work on blocks of powers of two; one of 2 says nothing."""
+
+DENSE = 0.1
+"""Slices are named by themselves where a tenth of their entries is seen to be wrong; else as what contains these."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A part of a tensor outside of which it is right; `words` name it."""
+
+    where: Flags
+    words: str
+
+
+def wrong_place(explanation: Explanation, evidence: Evidence) -> Place | None:
+    """The part of a tensor that contains all of its mistake; None where that is most of it.
+
+    Args:
+        explanation: of the tensor.
+        evidence: the same tensor, with its shape and the entries that are wrong.
+    """
+    number = int(np.sum(evidence.wrong))
+    found = _entries(evidence) if 0 < number <= SINGLE_ENTRIES else _slices(evidence, number)
+    if found is None and number:
+        found = _entries(evidence) if number <= FEW * evidence.wrong.size else None
+    return found if found is not None and explanation.is_right_outside(found.where) else None
+
+
+def _entries(evidence: Evidence) -> Place:
+    wrong = np.flatnonzero(evidence.wrong)
+    places = [str([int(i) for i in np.unravel_index(k, evidence.shape)]) for k in wrong[: MOST_NAMED + 1]]
+    more = [""] * (len(wrong) - len(places))
+    return Place(evidence.wrong, f"{'entry' if len(wrong) == 1 else 'entries'} {listed([*places, *more], MOST_NAMED)}")
+
+
+def _slices(evidence: Evidence, number: int) -> Place | None:
+    """The slices along each axis that have a wrong entry, along those axes where some have none."""
+    grid = evidence.grid(evidence.wrong.astype(np.float64)) > 0
+    dimensions = range(grid.ndim)
+    hit = [np.flatnonzero(grid.any(axis=tuple(o for o in dimensions if o != axis))) for axis in dimensions]
+    partial = [axis for axis in dimensions if len(hit[axis]) <= MOST_SLICES * grid.shape[axis]]
+    if not partial:
+        return None
+    inside = np.zeros(grid.shape, dtype=bool)
+    inside[np.ix_(*[hit[axis] if axis in partial else np.arange(grid.shape[axis]) for axis in dimensions])] = True
+    words = ", ".join(slices(evidence, axis, hit[axis]) + _in_blocks(hit[axis], grid.shape[axis]) for axis in partial)
+    dense = number >= DENSE * np.sum(inside)
+    return Place(inside.ravel(), words if dense else f"{number} entries in {words}")
+
+
+def _in_blocks(which: Indices, length: int) -> str:
+    """What a range of slices is to blocks of a power of two: a tail, or a block; "" for neither."""
+    start, stop = int(which[0]), int(which[-1]) + 1
+    if len(which) != stop - start or len(which) < 2:
+        return ""
+    size = stop - start
+    if size >= SMALLEST_BLOCK and size & (size - 1) == 0 and start % size == 0:
+        return f" (a block of {size})"
+    full = start & -start  # the largest power of two that divides it
+    if stop == length and full >= SMALLEST_BLOCK and size < full:
+        return f" (the tail after the last full block of {full})"
+    return ""
+
+
+def what_is_there(explanation: Explanation, where: Flags) -> str:
+    """Words on the candidate's numbers in this part, where one thing holds for all of them; else ""."""
+    given, right = explanation.given[where], explanation.compared.right[where]
+    if infinite := int(np.sum(~np.isfinite(given))):
+        return f", where {infinite} {'is' if infinite == 1 else 'are'} not finite"
+    if not np.any(given):
+        return ", where it is 0"
+    if not np.any(right):
+        return ", where it should be 0"
+    factor = float(np.dot(given, right) / np.dot(right, right))
+    if len(given) > SINGLE_ENTRIES and factor and _is_scaled(explanation, where, factor):
+        return f", where it is {factor:.3g} × the right one"
+    return ""
+
+
+def _is_scaled(explanation: Explanation, where: Flags, factor: float) -> bool:
+    runs: Sequence[Floats] = [np.where(where, run / factor, run) for run in explanation.compared.candidate]
+    left = np.linalg.norm((explanation.given - factor * explanation.compared.right)[where])
+    return bool(left <= EXPLAINED * np.linalg.norm(explanation.off[where])) and explanation.passes(runs)
