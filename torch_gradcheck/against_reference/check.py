@@ -9,23 +9,21 @@ from typing import Any
 
 from torch import nn
 
-from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
+from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
 from torch_gradcheck.against_reference.diagnosis import diagnosed
-from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
+from torch_gradcheck.against_reference.reference import beside_own_rows, on_reference, reference_of
 from torch_gradcheck.against_reference.rows import row_of
-from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate, candidate_of, exact_run, given_values, rounded_runs
+from torch_gradcheck.against_reference.sides import candidate_of
 from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.borrowing.loan import Start
-from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.loss import ModuleLoss
-from torch_gradcheck.pipeline import judged as by_differences
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport
-from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
@@ -38,7 +36,7 @@ def function_against_reference(
     """The check of a function beside a reference, a function of the same arguments."""
     upstream = Upstream(request.seed)
     own, other = [
-        FunctionComputation(FunctionLoss(function_call(each, inputs), request.seed), upstream)
+        FunctionComputation(FunctionLoss(function_call(each, inputs), request.seed, skips_infinities=True), upstream)
         for each in (function, reference)
     ]
     return check_against_reference(own, other, request)
@@ -58,23 +56,17 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
         request: the options.
     """
     started = time.perf_counter()
-    start = Start(values=given_values(candidate.model, reference.model))
+    if request.mode == "keep":
+        check_training_flags(candidate.model, reference.model)
+    pairs = counterparts_of(candidate.model, reference.model)
     found = candidate_of(candidate, request)
-    own, exact = _reference(reference, found, request, start)
-    rounded = rounded_runs(reference, found, request, start)
-    verdicts = [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
-    rows = [row_of(*each) for each in zip(verdicts, diagnosed(verdicts, request.tolerance), strict=True)]
-    return _report(own, verdicts, rows, started)
-
-
-def _reference(computation: Computation, candidate: Candidate, request: Request, start: Start) -> tuple[Report, Run]:
-    """The report on the reference's own gradient, and its exact run, in one loan."""
-    with (
-        progress_bar(request.progress) as progress,
-        posed(computation.model, computation.loss, request, progress=progress, start=start) as problem,
-    ):
-        report = by_differences(problem, time.perf_counter())[0]
-        return report, exact_run(problem, computation, candidate)
+    pair = Pair(candidate, reference, request, pairs)
+    own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
+    verdicts, under = judged_pair(pair, found, own.exact)
+    diagnoses = diagnosed(verdicts, request.tolerance)
+    rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
+    rows = beside_own_rows(told_under(rows, under), own.report)
+    return _report(own.report, verdicts, rows, started)
 
 
 def _report(own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterReport], started: float) -> Report:
@@ -86,12 +78,7 @@ def _report(own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterRep
         seconds=time.perf_counter() - started,
         dtype=listed(sorted({name_of(each.compared.entry.own_dtype) for each in verdicts})),
         culprit=None,
-        notes=_notes(own),
+        notes=on_reference(own),
         backward_spread=0.0,
         reference=own,
     )
-
-
-def _notes(own: Report) -> list[str]:
-    wrong = [row.name for row in own.mismatches]
-    return [f"the reference's own gradient is wrong: {listed(wrong)}", *own.notes] if wrong else []

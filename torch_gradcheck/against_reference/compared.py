@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from torch_gradcheck.against_reference.alike import check_alike
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.analytic import analytic_gradient
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.precision.dtypes import epsilon, is_inexact
@@ -61,34 +61,38 @@ def _gradients(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list
 
 def _outputs(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
     found = {name: each for name, each in candidate.runs[0].outputs.items() if is_inexact(each)}
-    _check_alike(found, exact)
+    check_alike(candidate.runs[0].outputs, exact.outputs)
     entries = {name: _entry_of(name, each) for name, each in found.items()}
     return [
-        Compared(
-            entry,
-            [_flat(entry, run.outputs[name]) for run in candidate.runs],
-            _flat(entry, exact.outputs[name]),
-            [_flat(entry, run.outputs[name]) for run in rounded],
-            True,
-            epsilon(entry.own_dtype),
+        _without_equal_infinities(
+            Compared(
+                entry,
+                [_flat(entry, run.outputs[name]) for run in candidate.runs],
+                _flat(entry, exact.outputs[name]),
+                [_flat(entry, run.outputs[name]) for run in rounded],
+                True,
+                epsilon(entry.own_dtype),
+            )
         )
         for name, entry in entries.items()
     ]
 
 
-def _check_alike(found: dict[str, torch.Tensor], exact: Run) -> None:
-    """Raises InvalidRequestError where the reference returns something else."""
-    shapes = {name: tuple(each.shape) for name, each in found.items()}
-    others = {name: tuple(each.shape) for name, each in exact.outputs.items() if is_inexact(each)}
-    if shapes != others:
-        raise InvalidRequestError(
-            f"reference returns {_in_words(others)}, and the candidate {_in_words(shapes)}: both must return tensors "
-            "of the same shapes in the same places."
-        )
+def _without_equal_infinities(each: Compared) -> Compared:
+    """The same with 0 in all runs where the candidate returns the infinity that is right, as of a mask."""
+    equal = np.isinf(each.right) & np.all([run == each.right for run in each.candidate], axis=0)
+    if not equal.any():
+        return each
 
+    def finite(numbers: Floats) -> Floats:
+        return np.where(equal, 0.0, numbers)
 
-def _in_words(shapes: dict[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()) or "no tensor"
+    return replace(
+        each,
+        candidate=[finite(run) for run in each.candidate],
+        right=finite(each.right),
+        rounded=[finite(run) for run in each.rounded],
+    )
 
 
 def _entry_of(name: str, output: torch.Tensor) -> ThetaEntry:

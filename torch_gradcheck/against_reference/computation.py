@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -16,6 +16,9 @@ from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.loss import Loss, ModuleLoss
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.variables import objects_of
+
+MOST_ALONE = 4
+"""With more outputs than these, all of them are given a gradient together only: one alone takes all runs again."""
 
 
 class Forward(NamedTuple):
@@ -44,6 +47,12 @@ class Computation(Protocol):
     def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:
         """The forward of the lent model as a function of nothing, on inputs in `dtype` (None: each in its own)."""
 
+    def alone(self) -> Mapping[str, Computation]:
+        """The same where only one output is given a gradient, by its name; nothing where there are not several.
+
+        To be asked after a first run of the candidate.
+        """
+
 
 @dataclass(frozen=True)
 class FunctionComputation:
@@ -52,10 +61,12 @@ class FunctionComputation:
     Attributes:
         loss: the function and its arguments.
         upstream: the gradients that its outputs are given.
+        only: the position of the only output that is given one; None for all.
     """
 
     loss: FunctionLoss
     upstream: Upstream
+    only: int | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -68,9 +79,17 @@ class FunctionComputation:
 
     def _forward(self) -> Forward:
         outputs = outputs_of(self.loss.call.called(objects_of(self.loss.variables)))
-        tensors = [tensor for _, tensor in outputs]
-        cotangents = [self.upstream.of(position, tensor) for position, tensor in enumerate(tensors)]
-        return Forward(outputs, losses_giving(tensors, cotangents))
+        given = [
+            (tensor, v)
+            for position, ((_, tensor), v) in enumerate(zip(outputs, self.upstream.of(outputs), strict=True))
+            if v is not None and self.only in (None, position)
+        ]
+        return Forward(outputs, losses_giving([tensor for tensor, _ in given], [v for _, v in given]))
+
+    def alone(self) -> Mapping[str, FunctionComputation]:
+        """See `Computation`."""
+        given = self.upstream.given if 1 < len(self.upstream.given) <= MOST_ALONE else {}
+        return {name: replace(self, only=position) for position, name in given.items()}
 
 
 @dataclass(frozen=True)
@@ -103,3 +122,7 @@ class ModuleComputation:
             return Forward(list(seen), [loss] if loss.requires_grad else [])
 
         return forward
+
+    def alone(self) -> Mapping[str, Computation]:
+        """See `Computation`: the outputs have the gradient that the loss gives them."""
+        return {}

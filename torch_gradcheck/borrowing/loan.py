@@ -203,8 +203,7 @@ class Loan(Generic[Lent]):
         switches, random = SwitchState(), RandomState.of_everything(self._generators)
         lent = self._captures.modules.values()
         holders, iterations, caches = AttributeStates(self._captures), PowerIterations(lent), CodeCaches(lent)
-        values = self._start.values.items() if self._start else ()
-        first_values = {buffer: value for buffer, value in values if not iterations.moves(buffer)}
+        first_values = self._start.values if self._start else {}
         tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values, self._apart)
         scripts = ScriptAttributes(lent)
         self._undo += [switches.restore, random.restore, caches.restore, iterations.restore, holders.restore]

@@ -168,7 +168,8 @@ def _copies(
 ) -> list[torch.Tensor]:
     """A copy of each tensor, or of its entry in `values` where it has one.
 
-    The copies of a parameter and of a tensor that shares its memory (a buffer made of `weight.data`) share memory, too.
+    The copies of a parameter and of a tensor that shares its memory (a buffer made of `weight.data`) share memory, too:
+    a value for one of them is seen in the other.
     """
     alone = {id(tensor) for tensor in apart}
     together = _seen_by_others([tensor for tensor in tensors if id(tensor) not in alone])
@@ -184,6 +185,8 @@ def _copies(
                 storages[memory] = _at(tensor, tensor.untyped_storage()).to(lent_in, copy=True)
             place = (tensor.storage_offset(), tensor.shape, tensor.stride())
             copy = _at(storages[memory], storages[memory].untyped_storage(), *place)
+            if held is not tensor:
+                copy.copy_(held)
         copies.append(copy.requires_grad_(tensor.requires_grad))
     return copies
 
