@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 
-from torch_gradcheck.against_reference.explanation import Explanation, Fit
+from torch_gradcheck.against_reference.explanation import ENOUGH, Explanation, Fit
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.places import what_is_there, wrong_place
 from torch_gradcheck.arrays import Floats
@@ -17,7 +18,7 @@ from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings, meaning_of
 from torch_gradcheck.diagnosis.kind.kinds import missing, spurious, unknown
 from torch_gradcheck.diagnosis.kind.limits import clipped
-from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
+from torch_gradcheck.diagnosis.kind.orders import MISPLACED, reorderings, reversals, transpositions
 from torch_gradcheck.diagnosis.kind.slicewise import along_in_words, are_independent, axes_of_slices, fitted_by_slices
 from torch_gradcheck.diagnosis.kind.terms import LARGEST, factors_by_slices, factors_in_words
 from torch_gradcheck.objective.theta import flat_values
@@ -61,7 +62,9 @@ def _worded(judged: Judged, found: Diagnosis | None) -> Diagnosis | None:
     """The diagnosis, of an output in words for what is no gradient."""
     if found is None or judged.compared.entry.role is not Role.OUTPUT:
         return found
-    message = found.message.replace("the right gradient", "the right output").replace("dθ", "it")
+    message = (
+        found.message.replace("the right gradient", "the right output").replace("dθ =", "it is").replace("dθ", "it")
+    )
     return replace(found, message=message)
 
 
@@ -78,9 +81,10 @@ def _diagnosis(
             _of_the_whole(evidence)
             or _of_another(explanation, verdicts)
             or _off_by_a_multiple(explanation, evidence, _terms(judged, verdicts, upstream))
-            or _partial(explanation, evidence)
-            or _in_other_places(evidence)
+            or _partial(explanation, evidence, scattered=False)
+            or _in_other_places(explanation, evidence)
             or _by_slices(explanation, evidence, _terms(judged, verdicts, upstream))
+            or _partial(explanation, evidence)
             or unknown(evidence)
         )
 
@@ -90,10 +94,18 @@ def _of_the_whole(evidence: Evidence) -> Diagnosis | None:
     return found.diagnosis if found else None
 
 
-def _in_other_places(evidence: Evidence) -> Diagnosis | None:
-    found = transposed(evidence, ()) or permuted(evidence, ()) or clipped(evidence, ())
-    kinds = (DiagnosisKind.TRANSPOSED, DiagnosisKind.PERMUTED, DiagnosisKind.CLIPPED)
-    return found.diagnosis if found and found.diagnosis.kind in kinds else None
+def _in_other_places(explanation: Explanation, evidence: Evidence) -> Diagnosis | None:
+    """TRANSPOSED, PERMUTED or CLIPPED."""
+    if len(explanation.given) >= ENOUGH:
+        for kind, orders in (
+            (DiagnosisKind.TRANSPOSED, transpositions(evidence)),
+            (DiagnosisKind.PERMUTED, chain(reversals(evidence), reorderings(evidence))),
+        ):
+            words = next((words for order, words in orders if explanation.is_in_order(order)), "")
+            if words:
+                return Diagnosis(kind, f"dθ is the right gradient {words}: {MISPLACED}")
+    found = clipped(evidence, ())
+    return found.diagnosis if found and found.diagnosis.kind is DiagnosisKind.CLIPPED else None
 
 
 def _of_another(explanation: Explanation, verdicts: Sequence[Judged]) -> Diagnosis | None:
@@ -171,10 +183,10 @@ def _measured(value: float, uncertainty: float) -> str:
     return f"{value:.{digits}f} ± {uncertainty:.{digits}f}"
 
 
-def _partial(explanation: Explanation, evidence: Evidence) -> Diagnosis | None:
-    """PARTIAL: right but for places that can be named."""
+def _partial(explanation: Explanation, evidence: Evidence, scattered: bool = True) -> Diagnosis | None:
+    """PARTIAL: right but for places that can be named; unless `scattered` only those that are one piece."""
     place = wrong_place(explanation, evidence)
-    if place is None:
+    if place is None or (place.scattered and not scattered):
         return None
     there = what_is_there(explanation, place.where)
     return Diagnosis(DiagnosisKind.PARTIAL, f"dθ is right except in {place.words}{there}")

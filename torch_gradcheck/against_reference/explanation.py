@@ -10,13 +10,20 @@ import numpy as np
 from torch_gradcheck.against_reference.bars import root_mean_square, slope_of
 from torch_gradcheck.against_reference.compared import Compared
 from torch_gradcheck.against_reference.judge import Judged, judged
-from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.arrays import Flags, Floats, Indices
 
 EXPLAINED = 0.5
 """A mistake is explained where at most half of the root mean square error is left: three quarters of its square."""
 
 ENOUGH = 6
 """A multiple of a tensor is found in at least 6 entries: fewer fit by chance."""
+
+
+ABOUT_AS_GOOD = 2.0
+"""The rest of a tensor is right if its root mean square error is at most twice that of the reference in its dtype."""
+
+CLEARLY = 2.0
+"""A slice is off as a whole by twice of what any slice is in any run of the reference."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +84,35 @@ class Explanation:
             return False
         return not judged(replace(other, candidate=self.compared.candidate), self.tolerance).is_wrong
 
+    def is_in_order(self, order: Indices) -> bool:
+        """Whether it is the right tensor with its entries in this order."""
+        each = self.compared
+        return self.is_that_of(replace(each, right=each.right[order], rounded=[run[order] for run in each.rounded]))
+
     def is_right_outside(self, where: Flags) -> bool:
-        """Whether it would be right, were the entries of `where` what the reference gives in the candidate's dtype."""
-        plain = self.compared.rounded[0]
+        """Whether it would be right, were the entries of `where` what the reference gives in the candidate's dtype.
+
+        The others must be about as good as these, not only within their error bars.
+        """
+        plain, right = self.compared.rounded[0], self.compared.right
+        own, loses = root_mean_square((self.given - right)[~where]), root_mean_square((plain - right)[~where])
+        if own > ABOUT_AS_GOOD * loses and loses:
+            return False
         return self.passes([np.where(where, plain, run) for run in self.compared.candidate])
+
+    def hit(self, shape: Sequence[int], axis: int) -> Flags:
+        """Which slices along an axis are off by clearly more than those of any run of the reference, as a whole."""
+        others = tuple(other for other in range(len(shape)) if other != axis)
+        if np.prod([shape[other] for other in others]) < ENOUGH:
+            return np.zeros(shape[axis], dtype=bool)
+        bars = np.where(self.wrong.bars.entry > 0, self.wrong.bars.entry, np.nan)
+
+        def sizes(run: Floats) -> Floats:
+            off = np.square((run - self.compared.right) / bars).reshape(shape)
+            return np.asarray(np.sqrt(np.mean(np.nan_to_num(off, nan=0.0), axis=others)))
+
+        noise = max(float(np.max(sizes(run), initial=0.0)) for run in self.compared.rounded)
+        return np.asarray(sizes(self.given) > CLEARLY * noise)
 
     def factor(self) -> Fit | None:
         """The factor on the whole tensor, as its difference from 1; None where it explains nothing."""

@@ -20,12 +20,17 @@ DENSE = 0.1
 """Slices are named by themselves where a tenth of their entries is seen to be wrong; else as what contains these."""
 
 
+FEW_RANGES = 3
+"""Slices in more ranges than these are a place only where no other kind of mistake explains them."""
+
+
 @dataclass(frozen=True)
 class Place:
-    """A part of a tensor outside of which it is right; `words` name it."""
+    """A part of a tensor outside of which it is right; `words` name it, and it is one piece unless `scattered`."""
 
     where: Flags
     words: str
+    scattered: bool = False
 
 
 def wrong_place(explanation: Explanation, evidence: Evidence) -> Place | None:
@@ -36,7 +41,7 @@ def wrong_place(explanation: Explanation, evidence: Evidence) -> Place | None:
         evidence: the same tensor, with its shape and the entries that are wrong.
     """
     number = int(np.sum(evidence.wrong))
-    found = _entries(evidence) if 0 < number <= SINGLE_ENTRIES else _slices(evidence, number)
+    found = _entries(evidence) if 0 < number <= SINGLE_ENTRIES else _slices(explanation, evidence, number)
     if found is None and number:
         found = _entries(evidence) if number <= FEW * evidence.wrong.size else None
     return found if found is not None and explanation.is_right_outside(found.where) else None
@@ -49,11 +54,14 @@ def _entries(evidence: Evidence) -> Place:
     return Place(evidence.wrong, f"{'entry' if len(wrong) == 1 else 'entries'} {listed([*places, *more], MOST_NAMED)}")
 
 
-def _slices(evidence: Evidence, number: int) -> Place | None:
-    """The slices along each axis that have a wrong entry, along those axes where some have none."""
-    grid = evidence.grid(evidence.wrong.astype(np.float64)) > 0
+def _slices(explanation: Explanation, evidence: Evidence, number: int) -> Place | None:
+    """The slices along each axis that are wrong or have a wrong entry, along those axes where some have none."""
+    grid = evidence.wrong.reshape(evidence.shape)
     dimensions = range(grid.ndim)
-    hit = [np.flatnonzero(grid.any(axis=tuple(o for o in dimensions if o != axis))) for axis in dimensions]
+    hit = [
+        np.flatnonzero(grid.any(axis=tuple(o for o in dimensions if o != axis)) | explanation.hit(grid.shape, axis))
+        for axis in dimensions
+    ]
     partial = [axis for axis in dimensions if len(hit[axis]) <= MOST_SLICES * grid.shape[axis]]
     if not partial:
         return None
@@ -61,7 +69,8 @@ def _slices(evidence: Evidence, number: int) -> Place | None:
     inside[np.ix_(*[hit[axis] if axis in partial else np.arange(grid.shape[axis]) for axis in dimensions])] = True
     words = ", ".join(slices(evidence, axis, hit[axis]) + _in_blocks(hit[axis], grid.shape[axis]) for axis in partial)
     dense = number >= DENSE * np.sum(inside)
-    return Place(inside.ravel(), words if dense else f"{number} entries in {words}")
+    scattered = any(np.sum(np.diff(hit[axis]) > 1) >= FEW_RANGES for axis in partial)
+    return Place(inside.ravel(), words if dense else f"{number} entries in {words}", scattered)
 
 
 def _in_blocks(which: Indices, length: int) -> str:

@@ -11,6 +11,7 @@ from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, ParameterReport, Status
+from torch_gradcheck.reporting.words import times
 from torch_gradcheck.training_step.diagnosis import step_evidence
 from torch_gradcheck.verdicts.rows import compared_row, furthest
 
@@ -42,22 +43,18 @@ def _at(worst: Coordinate, judged: Judged) -> str:
     if not math.isfinite(worst.in_bars):
         return ""
     dtype, index = name_of(judged.compared.entry.own_dtype), list(worst.index) or "it"
-    return f"{index} is off by {_times(worst.in_bars)} times what rounding in {dtype} explains"
+    return f"{index} is off by {times(worst.in_bars)} times what rounding in {dtype} explains"
 
 
 def _rms(judged: Judged) -> str:
     ratio, dtype = judged.rounding_ratio, name_of(judged.compared.entry.own_dtype)
     if not 1 < ratio < math.inf:
         return ""
-    return f"the root mean square error is {_times(ratio)} times what the reference loses in {dtype}"
+    return f"the root mean square error is {times(ratio)} times what the reference loses in {dtype}"
 
 
 def _how_tight(judged: Judged) -> str:
     """Words on a match: its error beside that of the reference, and the factor that would have shown."""
     dtype, ratio = name_of(judged.compared.entry.own_dtype), judged.rounding_ratio
-    loses = f"{_times(ratio)} times what {dtype} loses" if math.isfinite(ratio) else "exact, as the reference is in it"
+    loses = f"{times(ratio)} times what {dtype} loses" if math.isfinite(ratio) else "exact, as the reference is in it"
     return f"{loses}; a factor off by {100 * judged.bars.slope:.2g} % would have shown"
-
-
-def _times(ratio: float) -> str:
-    return f"{ratio:.2g}" if ratio < 100 else f"{ratio:.0f}"

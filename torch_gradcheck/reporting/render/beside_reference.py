@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from torch_gradcheck.reporting.facts import Facts, ParameterReport, Role, Status
-from torch_gradcheck.reporting.render.figures import figure, times
+from torch_gradcheck.reporting.render.figures import figure
 from torch_gradcheck.reporting.render.printable import printable
-from torch_gradcheck.reporting.words import counted, listed
+from torch_gradcheck.reporting.words import counted, listed, times
 
 
 def outcome_beside(facts: Facts) -> str:

@@ -24,13 +24,6 @@ def error_bar(value: float) -> str:
     return UNMEASURED if math.isnan(value) else f"{value:.0e}" if value else "0"
 
 
-def times(value: float) -> str:
-    """Returns a multiple to two digits, as in `0.97`, `14`, `3e+05`; `UNMEASURED` for NaN."""
-    if math.isnan(value):
-        return UNMEASURED
-    return f"{value:.2g}" if value < 100 else f"{value:.0f}" if value < 1e5 else f"{value:.0e}"
-
-
 def percent(share: float) -> str:
     """Returns a share as a percentage of at most two digits, as in `0.39%`; `UNMEASURED` for NaN."""
     return UNMEASURED if math.isnan(share) else f"{100 * share:.2g}%" if share < 10 else f"{100 * share:.0e}%"
