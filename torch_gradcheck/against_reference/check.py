@@ -15,6 +15,7 @@ from torch_gradcheck.against_reference.diagnosis import diagnosed
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, on_reference, reference_of
+from torch_gradcheck.against_reference.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.rows import row_of
 from torch_gradcheck.against_reference.sides import candidate_of
 from torch_gradcheck.against_reference.upstream import Upstream
@@ -63,7 +64,7 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     pair = Pair(candidate, reference, request, pairs)
     own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
-    diagnoses = diagnosed(verdicts, request.tolerance)
+    diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(candidate, own.exact[0], request))
     rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
     rows = beside_own_rows(told_under(rows, under), own.report)
     return _report(own.report, verdicts, rows, started)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import NamedTuple
@@ -13,16 +13,19 @@ import numpy as np
 from torch_gradcheck.against_reference.explanation import ENOUGH, Explanation, Fit
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.places import what_is_there, wrong_place
+from torch_gradcheck.against_reference.rescaled import SCALE, is_rounding
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
-from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings, meaning_of
+from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings, factor_in_words, meaning_of
 from torch_gradcheck.diagnosis.kind.kinds import missing, spurious, unknown
 from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import MISPLACED, reorderings, reversals, transpositions
 from torch_gradcheck.diagnosis.kind.slicewise import along_in_words, are_independent, axes_of_slices, fitted_by_slices
 from torch_gradcheck.diagnosis.kind.terms import LARGEST, factors_by_slices, factors_in_words
 from torch_gradcheck.objective.theta import flat_values
+from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, Role
+from torch_gradcheck.reporting.words import times
 from torch_gradcheck.training_step.diagnosis import step_evidence
 
 OF_KERNELS = (
@@ -30,6 +33,18 @@ OF_KERNELS = (
     FactorMeaning(math.log(2.0), "ln(2), as of exp2 in place of exp"),
 )
 """Factors that kernels are known to leave or forget."""
+
+COARSER = {"bfloat16": 2.0**-7, "float16 (or TF32)": 2.0**-10}
+"""Machine epsilons of what a computation in float32 may go through."""
+
+AS_MUCH = 8.0
+"""A coarser precision explains an error that is at least 1/8 of what it loses."""
+
+CLEARLY_WORSE = 3.0
+"""An error is looked into as one of rounding from 3 times on what the reference loses: else noise is part of it."""
+
+MOST_DIGITS = 5
+"""Digits behind the point that a measured number is given with, at most."""
 
 LEFT_AT_FIRST = 0.6
 """Of many slices the first ones are fitted first; a fit that leaves more than this of their error is dropped."""
@@ -46,16 +61,44 @@ class Term(NamedTuple):
 
 
 def diagnosed(
-    verdicts: Sequence[Judged], tolerance: float, upstream: Mapping[str, Floats] | None = None
+    verdicts: Sequence[Judged], tolerance: float, rescaled: Callable[[], Sequence[Floats]]
 ) -> list[Diagnosis | None]:
     """The kind of mistake of every tensor; None for those that are not wrong.
 
     Args:
-        verdicts: all tensors of the candidate.
+        verdicts: all tensors of the candidate, gradients first.
         tolerance: that they were judged by.
-        upstream: by the name of an output, the gradient that it was given, as a flat array; of a module none is known.
+        rescaled: runs the candidate under larger upstream gradients and returns its gradients, in the order of
+            `verdicts`; called where a mistake is of no other kind.
     """
-    return [_worded(each, _diagnosis(each, verdicts, tolerance, upstream or {})) for each in verdicts]
+    found = [_worded(each, _diagnosis(each, verdicts, tolerance)) for each in verdicts]
+    if not [k for k, each in enumerate(found) if each and _may_be_rounding(verdicts[k], each)]:
+        return found
+    pairs = zip(verdicts, found, strict=True)
+    larger = [*rescaled(), *[None] * len(verdicts)]
+    return [_by_rounding(judged, each, other) for (judged, each), other in zip(pairs, larger, strict=False)]
+
+
+def _may_be_rounding(judged: Judged, found: Diagnosis) -> bool:
+    gradient = judged.compared.entry.role is not Role.OUTPUT
+    return gradient and not found.kind.is_known and CLEARLY_WORSE <= judged.rounding_ratio < math.inf
+
+
+def _by_rounding(judged: Judged, found: Diagnosis | None, rescaled: Floats | None) -> Diagnosis | None:
+    """LOW_PRECISION where an unknown mistake is another one under a larger upstream gradient; else as it was."""
+    if found is None or rescaled is None or not _may_be_rounding(judged, found):
+        return found
+    each = judged.compared
+    if not is_rounding(each.candidate[0], each.right, rescaled):
+        return found
+    dtype, loses = name_of(each.entry.own_dtype), judged.rounding_ratio * each.epsilon
+    coarse = [name for name, size in COARSER.items() if 1 / AS_MUCH <= loses / size <= AS_MUCH and size > each.epsilon]
+    how = f"numbers went through {' or '.join(coarse)}" if coarse else f"sums are accumulated in {dtype}"
+    message = (
+        f"dθ is off by {times(judged.rounding_ratio)} times what the reference loses in {dtype}, and otherwise under "
+        f"{SCALE} times the upstream gradient: by rounding and no formula. As if {how}, or rounded more often"
+    )
+    return Diagnosis(DiagnosisKind.LOW_PRECISION, message)
 
 
 def _worded(judged: Judged, found: Diagnosis | None) -> Diagnosis | None:
@@ -68,9 +111,7 @@ def _worded(judged: Judged, found: Diagnosis | None) -> Diagnosis | None:
     return replace(found, message=message)
 
 
-def _diagnosis(
-    judged: Judged, verdicts: Sequence[Judged], tolerance: float, upstream: Mapping[str, Floats]
-) -> Diagnosis | None:
+def _diagnosis(judged: Judged, verdicts: Sequence[Judged], tolerance: float) -> Diagnosis | None:
     if not judged.is_wrong:
         return None
     evidence, explanation = step_evidence(judged.compared.entry, judged.trial), Explanation(judged, tolerance)
@@ -80,10 +121,10 @@ def _diagnosis(
         return (
             _of_the_whole(evidence)
             or _of_another(explanation, verdicts)
-            or _off_by_a_multiple(explanation, evidence, _terms(judged, verdicts, upstream))
+            or _off_by_a_multiple(explanation, evidence, _terms(judged, verdicts))
             or _partial(explanation, evidence, scattered=False)
             or _in_other_places(explanation, evidence)
-            or _by_slices(explanation, evidence, _terms(judged, verdicts, upstream))
+            or _by_slices(explanation, evidence, _terms(judged, verdicts))
             or _partial(explanation, evidence)
             or unknown(evidence)
         )
@@ -122,7 +163,7 @@ def _of_another(explanation: Explanation, verdicts: Sequence[Judged]) -> Diagnos
     return None
 
 
-def _terms(judged: Judged, verdicts: Sequence[Judged], upstream: Mapping[str, Floats]) -> list[Term]:
+def _terms(judged: Judged, verdicts: Sequence[Judged]) -> list[Term]:
     """What a tensor may be off by a multiple of: all that the check knows and that has its shape."""
     own, count = judged.compared.entry, len(judged.compared.right)
     terms = [Term(own.name, flat_values(own))] if own.role is not Role.OUTPUT else []
@@ -135,8 +176,7 @@ def _terms(judged: Judged, verdicts: Sequence[Judged], upstream: Mapping[str, Fl
             terms.append(Term(entry.name, each.compared.right))
         else:
             terms += [Term(entry.name, flat_values(entry)), Term(f"the gradient of {entry.name}", each.compared.right)]
-    given = [Term(f"the upstream gradient of {name}", v) for name, v in upstream.items() if len(v) == count]
-    return [*terms, *given]
+    return terms
 
 
 def _off_by_a_multiple(explanation: Explanation, evidence: Evidence, terms: Sequence[Term]) -> Diagnosis | None:
@@ -176,10 +216,10 @@ def _counts(shape: Sequence[int]) -> list[FactorMeaning]:
 def _measured(value: float, uncertainty: float) -> str:
     """A measured number with what rounding leaves uncertain of it: "1.010 ± 0.001"."""
     if not 0 < uncertainty < math.inf:
-        return f"{value:.4g}"
+        return factor_in_words(value)
     digits = max(0, -math.floor(math.log10(uncertainty)))
-    if digits > 8 or abs(value) >= 1e4:
-        return f"{value:.5g} ± {uncertainty:.0e}"
+    if digits > MOST_DIGITS or abs(value) >= 1e4:
+        return f"{factor_in_words(value)} ± {uncertainty:.0e}"
     return f"{value:.{digits}f} ± {uncertainty:.{digits}f}"
 
 

@@ -58,17 +58,16 @@ def _slices(explanation: Explanation, evidence: Evidence, number: int) -> Place 
     """The slices along each axis that are wrong or have a wrong entry, along those axes where some have none."""
     grid = evidence.wrong.reshape(evidence.shape)
     dimensions = range(grid.ndim)
-    hit = [
-        np.flatnonzero(grid.any(axis=tuple(o for o in dimensions if o != axis)) | explanation.hit(grid.shape, axis))
-        for axis in dimensions
-    ]
+    as_a_whole = [explanation.hit(grid.shape, axis) for axis in dimensions]
+    seen = [grid.any(axis=tuple(other for other in dimensions if other != axis)) for axis in dimensions]
+    hit = [np.flatnonzero(one | other) for one, other in zip(as_a_whole, seen, strict=True)]
     partial = [axis for axis in dimensions if len(hit[axis]) <= MOST_SLICES * grid.shape[axis]]
     if not partial:
         return None
     inside = np.zeros(grid.shape, dtype=bool)
     inside[np.ix_(*[hit[axis] if axis in partial else np.arange(grid.shape[axis]) for axis in dimensions])] = True
     words = ", ".join(slices(evidence, axis, hit[axis]) + _in_blocks(hit[axis], grid.shape[axis]) for axis in partial)
-    dense = number >= DENSE * np.sum(inside)
+    dense = number >= DENSE * np.sum(inside) or all(as_a_whole[axis][hit[axis]].all() for axis in partial)
     scattered = any(np.sum(np.diff(hit[axis]) > 1) >= FEW_RANGES for axis in partial)
     return Place(inside.ravel(), words if dense else f"{number} entries in {words}", scattered)
 

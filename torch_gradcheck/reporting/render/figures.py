@@ -25,8 +25,10 @@ def error_bar(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns a share as a percentage of at most two digits, as in `0.39%`; `UNMEASURED` for NaN."""
-    return UNMEASURED if math.isnan(share) else f"{100 * share:.2g}%" if share < 10 else f"{100 * share:.0e}%"
+    """Returns a share to two digits, as in `0.39%`, `6e-08`; `UNMEASURED` for NaN."""
+    if math.isnan(share):
+        return UNMEASURED
+    return f"{100 * share:.2g}%" if 1e-4 <= share < 10 else f"{share:.0e}"
 
 
 def short(count: int) -> str:
