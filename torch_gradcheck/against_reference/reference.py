@@ -20,7 +20,7 @@ from torch_gradcheck.errors import (
     NonScalarLossError,
 )
 from torch_gradcheck.methods.problem import posed
-from torch_gradcheck.pipeline import judged
+from torch_gradcheck.pipeline.backward import judged
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.reporting.progress import progress_bar
