@@ -7,22 +7,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
 from torch_gradcheck.against_reference.diagnosis import diagnosed
+from torch_gradcheck.against_reference.draws import beside_other_draws
 from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
-from torch_gradcheck.against_reference.reference import beside_own_rows, on_reference, reference_of
+from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
 from torch_gradcheck.against_reference.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.rows import row_of
-from torch_gradcheck.against_reference.sides import candidate_of
-from torch_gradcheck.against_reference.upstream import Upstream
+from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.loss import ModuleLoss
+from torch_gradcheck.objective.perturbed_theta import moved_theta
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.report import Report
@@ -40,7 +43,10 @@ def function_against_reference(
         FunctionComputation(FunctionLoss(function_call(each, inputs), request.seed, skips_infinities=True), upstream)
         for each in (function, reference)
     ]
-    return check_against_reference(own, other, request)
+    try:
+        return check_against_reference(own, other, request)
+    except OtherGraphError:
+        return check_against_reference(own, other, request)
 
 
 def module_against_reference(loss: ModuleLoss, reference: nn.Module, request: Request) -> Report:
@@ -59,27 +65,34 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     started = time.perf_counter()
     if request.mode == "keep":
         check_training_flags(candidate.model, reference.model)
-    pairs = counterparts_of(candidate.model, reference.model)
-    found = candidate_of(candidate, request)
+    moved = moved_theta(candidate.model, request.perturb, request.seed) if request.perturb else {}
+    pairs = counterparts_of(candidate.model, reference.model, moved)
     pair = Pair(candidate, reference, request, pairs)
+    found = pair.candidate_runs()
     own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
-    diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(candidate, own.exact[0], request))
+    diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(pair, own.exact[0]))
     rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
     rows = beside_own_rows(told_under(rows, under), own.report)
-    return _report(own.report, verdicts, rows, started)
+    rows = beside_other_draws(rows, found.has_drawn and own.has_drawn)
+    notes = notes_of(candidate, found, own, rows, request)
+    return _report(own.report, verdicts, rows, notes, started)
 
 
-def _report(own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterReport], started: float) -> Report:
-    ratio = relative_error_over((each.trial.analytic, each.compared.right) for each in verdicts)
+def _report(
+    own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterReport], notes: list[str], started: float
+) -> Report:
+    decided = [each for each, row in zip(verdicts, rows, strict=True) if row.status.is_decided]
+    with np.errstate(all="ignore"):
+        ratio = relative_error_over((each.trial.analytic, each.compared.right) for each in decided)
     return replace(
         own,
         parameters=tuple(rows),
-        relative_error=ratio,
+        relative_error=ratio if decided else None,
         seconds=time.perf_counter() - started,
         dtype=listed(sorted({name_of(each.compared.entry.own_dtype) for each in verdicts})),
         culprit=None,
-        notes=on_reference(own),
+        notes=notes,
         backward_spread=0.0,
         reference=own,
     )

@@ -13,7 +13,7 @@ from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.contract.upstream import losses_giving
 from torch_gradcheck.objective.function_loss import FunctionLoss, model_of
 from torch_gradcheck.objective.function_outputs import outputs_of
-from torch_gradcheck.objective.loss import Loss, ModuleLoss
+from torch_gradcheck.objective.loss import Loss, ModuleLoss, on_not_perturbed
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.variables import objects_of
 
@@ -44,6 +44,10 @@ class Computation(Protocol):
     def loss(self) -> Loss:
         """J of a check by differences; its holders and variables are lent with the model."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """The notes on outputs and inputs that are not compared; to be asked after all runs."""
+
     def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:
         """The forward of the lent model as a function of nothing, on inputs in `dtype` (None: each in its own)."""
 
@@ -72,6 +76,11 @@ class FunctionComputation:
     def model(self) -> nn.Module:
         """See `Computation`."""
         return model_of(self.loss.call.function)
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """See `Computation`."""
+        return [*self.upstream.notes, *self.loss.notes]
 
     def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:  # noqa: ARG002 - the arguments are lent in it
         """See `Computation`."""
@@ -106,6 +115,11 @@ class ModuleComputation:
     def model(self) -> nn.Module:
         """See `Computation`."""
         return self.loss.model
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """See `Computation`."""
+        return [note for note in [on_not_perturbed(self.loss)] if note]
 
     def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:
         """See `Computation`."""

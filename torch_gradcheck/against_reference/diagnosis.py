@@ -197,7 +197,7 @@ def _off_by_a_multiple(explanation: Explanation, evidence: Evidence, terms: Sequ
 
 def _scaled(fit: Fit, evidence: Evidence) -> Diagnosis | None:
     factor, many = 1 + fit.coefficient, int(np.sum(evidence.resolved)) >= 2
-    meaning = meaning_of(factor, [*OF_KERNELS, *_counts(evidence.shape)], fit.uncertainty)
+    meaning = meaning_of(factor, [*OF_KERNELS, *_counts(evidence.shape)], fit.uncertainty / abs(factor))
     if abs(factor + 1) <= max(3 * fit.uncertainty, 1e-5):
         message = f"dθ = −1 × the right gradient (measured: {_measured(factor, fit.uncertainty)}): a sign is flipped"
         return Diagnosis(DiagnosisKind.SIGN_FLIPPED, message, -1.0)

@@ -22,8 +22,8 @@ ENOUGH = 6
 ABOUT_AS_GOOD = 2.0
 """The rest of a tensor is right if its root mean square error is at most twice that of the reference in its dtype."""
 
-CLEARLY = 2.0
-"""A slice is off as a whole by twice of what any slice is in any run of the reference."""
+CLEARLY = 1.5
+"""A slice is off as a whole by 1.5 times of what any slice is in any run of the reference."""
 
 
 @dataclass(frozen=True)

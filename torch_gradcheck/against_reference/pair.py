@@ -43,6 +43,10 @@ class Pair:
         verdicts = [judged(each, self.request.tolerance) for each in compared(found, exact, rounded)]
         return judged_at_ties(verdicts, self.reference, found, self.request, Start(values=self.counterparts.exact))
 
+    def candidate_runs(self) -> Candidate:
+        """What the candidate computes, at its own θ or away from it."""
+        return candidate_of(self.candidate, self.request, Start(values=self.counterparts.moved))
+
     def alone(self) -> Mapping[str, Pair]:
         """The pairs in which one output only is given a gradient, by its name; to be asked after a first run."""
         own, other = self.candidate.alone(), self.reference.alone()
@@ -62,7 +66,7 @@ def judged_pair(pair: Pair, found: Candidate, exact: Sequence[Run]) -> tuple[lis
     """
     verdicts, under = pair.judged(found, exact[0]), {}
     for (output, single), run in zip(pair.alone().items(), exact[1:], strict=True):
-        for k, each in enumerate(single.judged(candidate_of(single.candidate, single.request), run)):
+        for k, each in enumerate(single.judged(single.candidate_runs(), run)):
             name = each.compared.entry.name
             if each.is_wrong and not verdicts[k].is_wrong and each.compared.entry.role is not Role.OUTPUT:
                 verdicts[k], under[name] = each, output

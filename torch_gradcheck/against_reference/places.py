@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,11 +40,24 @@ def wrong_place(explanation: Explanation, evidence: Evidence) -> Place | None:
         explanation: of the tensor.
         evidence: the same tensor, with its shape and the entries that are wrong.
     """
+    for place in _candidates(explanation, evidence):
+        if place is not None and explanation.is_right_outside(place.where):
+            return place
+    return None
+
+
+def _candidates(explanation: Explanation, evidence: Evidence) -> Iterator[Place | None]:
+    """Parts that may be all that is wrong, the smallest first."""
     number = int(np.sum(evidence.wrong))
-    found = _entries(evidence) if 0 < number <= SINGLE_ENTRIES else _slices(explanation, evidence, number)
-    if found is None and number:
-        found = _entries(evidence) if number <= FEW * evidence.wrong.size else None
-    return found if found is not None and explanation.is_right_outside(found.where) else None
+    if not number:
+        return
+    if number <= SINGLE_ENTRIES:
+        yield _entries(evidence)
+    hits = _Hits.of(explanation, evidence)
+    yield _slices(evidence, hits)
+    yield _slices(evidence, hits.closed)
+    if number <= FEW * evidence.wrong.size:
+        yield _entries(evidence)
 
 
 def _entries(evidence: Evidence) -> Place:
@@ -54,21 +67,47 @@ def _entries(evidence: Evidence) -> Place:
     return Place(evidence.wrong, f"{'entry' if len(wrong) == 1 else 'entries'} {listed([*places, *more], MOST_NAMED)}")
 
 
-def _slices(explanation: Explanation, evidence: Evidence, number: int) -> Place | None:
-    """The slices along each axis that are wrong or have a wrong entry, along those axes where some have none."""
-    grid = evidence.wrong.reshape(evidence.shape)
-    dimensions = range(grid.ndim)
-    as_a_whole = [explanation.hit(grid.shape, axis) for axis in dimensions]
-    seen = [grid.any(axis=tuple(other for other in dimensions if other != axis)) for axis in dimensions]
-    hit = [np.flatnonzero(one | other) for one, other in zip(as_a_whole, seen, strict=True)]
-    partial = [axis for axis in dimensions if len(hit[axis]) <= MOST_SLICES * grid.shape[axis]]
+@dataclass(frozen=True)
+class _Hits:
+    """The slices along each axis that are wrong.
+
+    Attributes:
+        hit: those that are off as a whole, or have a wrong entry.
+        sure: whether all of these are off as a whole, axis by axis.
+    """
+
+    hit: Sequence[Indices]
+    sure: Sequence[bool]
+
+    @classmethod
+    def of(cls, explanation: Explanation, evidence: Evidence) -> _Hits:
+        grid = evidence.wrong.reshape(evidence.shape)
+        dimensions = range(grid.ndim)
+        as_a_whole = [explanation.hit(grid.shape, axis) for axis in dimensions]
+        seen = [grid.any(axis=tuple(other for other in dimensions if other != axis)) for axis in dimensions]
+        both = list(zip(as_a_whole, seen, strict=True))
+        return cls(
+            [np.flatnonzero(one | other) for one, other in both], [bool(one[other].all()) for one, other in both]
+        )
+
+    @property
+    def closed(self) -> _Hits:
+        """The same without gaps, which rounding makes: from the first to the last along each axis."""
+        return replace(self, hit=[np.arange(which[0], which[-1] + 1) for which in self.hit])
+
+
+def _slices(evidence: Evidence, hits: _Hits) -> Place | None:
+    """The slices that are wrong, along those axes where some are not."""
+    shape, which = evidence.shape, hits.hit
+    partial = [axis for axis, length in enumerate(shape) if len(which[axis]) <= MOST_SLICES * length]
     if not partial:
         return None
-    inside = np.zeros(grid.shape, dtype=bool)
-    inside[np.ix_(*[hit[axis] if axis in partial else np.arange(grid.shape[axis]) for axis in dimensions])] = True
-    words = ", ".join(slices(evidence, axis, hit[axis]) + _in_blocks(hit[axis], grid.shape[axis]) for axis in partial)
-    dense = number >= DENSE * np.sum(inside) or all(as_a_whole[axis][hit[axis]].all() for axis in partial)
-    scattered = any(np.sum(np.diff(hit[axis]) > 1) >= FEW_RANGES for axis in partial)
+    inside = np.zeros(shape, dtype=bool)
+    inside[np.ix_(*[which[axis] if axis in partial else np.arange(length) for axis, length in enumerate(shape)])] = True
+    words = ", ".join(slices(evidence, axis, which[axis]) + _in_blocks(which[axis], shape[axis]) for axis in partial)
+    number = int(np.sum(evidence.wrong))
+    dense = number >= DENSE * np.sum(inside) or all(hits.sure[axis] for axis in partial)
+    scattered = any(np.sum(np.diff(which[axis]) > 1) >= FEW_RANGES for axis in partial)
     return Place(inside.ravel(), words if dense else f"{number} entries in {words}", scattered)
 
 

@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
-
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate, exact_run
@@ -21,13 +19,11 @@ from torch_gradcheck.errors import (
 )
 from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.pipeline.backward import judged
-from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
-from torch_gradcheck.training_step.replay import coarsest
 
 WRONG = "the reference's own gradient of it is wrong: there is nothing right to compare with"
 UNPROVEN = "the reference's own gradient of it is undecided, so that there is nothing proven to compare with"
@@ -40,10 +36,12 @@ class Reference:
     Attributes:
         report: on its own gradient, in float64 by centered differences.
         exact: its runs in float64 on the candidate's rounded inputs, one a computation that was asked for.
+        has_drawn: whether it draws random numbers.
     """
 
     report: Report
     exact: Sequence[Run]
+    has_drawn: bool
 
 
 def reference_of(
@@ -65,15 +63,16 @@ def reference_of(
         NonFiniteLossError, NonDeterministicLossError, NonScalarLossError: it cannot be checked.
     """
     model, loss = computations[0].model, computations[0].loss
-    drawn_in = DrawnIn(torch.get_default_dtype(), coarsest(candidate.theta))
+    there = replace(request, perturb=0.0)  # its values are moved already
     try:
         with (
             progress_bar(request.progress) as progress,
-            posed(model, loss, request, progress=progress, start=start, drawn_in=drawn_in) as problem,
+            posed(model, loss, there, progress=progress, start=start, drawn_in=candidate.drawn_in) as problem,
         ):
             _ = problem.objective  # evaluated, or refused, before anything else
             exact = [exact_run(problem, each, candidate) for each in computations]
-            return Reference(judged(problem, time.perf_counter())[0], exact)
+            has_drawn = not problem.objective.random_state.is_empty
+            return Reference(judged(problem, time.perf_counter())[0], exact, has_drawn)
     except GradcheckError as error:
         raise _of_reference(error) from error
 
@@ -108,7 +107,10 @@ def on_reference(own: Report) -> list[str]:
     if wrong:
         culprit = f"; the culprit is {own.culprit}" if own.culprit else ""
         found = listed(wrong, in_words=_in_words)
-        return [f"the reference's own gradient is wrong, by centered differences in float64: {found}{culprit}"]
+        return [
+            f"the reference's own gradient is wrong, by centered differences in float64: {found}{culprit}",
+            *own.notes,
+        ]
     if own.backward_spread:
         return ["two equal runs of the reference's own backward differ: nothing can be compared with it", *own.notes]
     return [f"the reference's own gradient is not proven: {listed(unproven)}"] if unproven else []

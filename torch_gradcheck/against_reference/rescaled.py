@@ -6,8 +6,8 @@ A backward is linear in the gradient that it is given. So is a mistake in its fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,12 +16,11 @@ from torch import nn
 from torch_gradcheck.against_reference.bars import root_mean_square
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, Forward, FunctionComputation
+from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import candidate_of
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.request import Request
 
 SCALE = 1.375
 """The factor on the upstream gradient: exact in every dtype, and no power of two, by which floating point is scaled
@@ -35,15 +34,14 @@ AS_LARGE = 3.0
 """Rounding under another gradient is at most 3 times as large; else the backward is not linear in it."""
 
 
-def rescaled_gradients(candidate: Computation, exact: Run, request: Request) -> list[Floats]:
+def rescaled_gradients(pair: Pair, exact: Run) -> list[Floats]:
     """The candidate's gradients under larger gradients of its outputs, in the order of the rows.
 
     Args:
-        candidate: is run anew.
-        exact: of the reference, for the outputs that are compared.
-        request: the options.
+        pair: whose candidate is run anew.
+        exact: of the reference, for the tensors that are compared.
     """
-    found = candidate_of(Rescaled(candidate), request)
+    found = replace(pair, candidate=Rescaled(pair.candidate)).candidate_runs()
     return [each.candidate[0] for each in compared(found, exact, []) if each.entry.role is not Role.OUTPUT]
 
 
@@ -66,6 +64,11 @@ class Rescaled:
     def loss(self) -> Loss:
         """See `Computation`."""
         return self.computation.loss
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """See `Computation`."""
+        return self.computation.notes
 
     def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:
         """See `Computation`."""

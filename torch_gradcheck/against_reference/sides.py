@@ -14,8 +14,10 @@ from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import Theta, theta_of
 from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.request import Request
+from torch_gradcheck.training_step.replay import coarsest
 
 CANDIDATE_RUNS = 3
 """Runs of the candidate: where it is not deterministic, as with atomic adds, their spread joins the error bar."""
@@ -31,19 +33,24 @@ class Candidate:
     Attributes:
         theta: all that is on trial.
         runs: equal runs; they differ where the candidate is not deterministic.
+        drawn_in: the precisions of its random numbers.
+        has_drawn: whether it draws any, from a generator that is known.
     """
 
     theta: Theta
     runs: Sequence[Run]
+    drawn_in: DrawnIn
+    has_drawn: bool
 
 
-def candidate_of(computation: Computation, request: Request) -> Candidate:
+def candidate_of(computation: Computation, request: Request, start: Start) -> Candidate:
     """Runs the candidate a few times, each from its first state; nothing is raised to another precision."""
     loss = computation.loss
-    with lent(computation, request) as borrowed:
+    with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
         parts, forward = _checked(theta), computation.at(None)
-        return Candidate(theta, [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)])
+        runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
+        return Candidate(theta, runs, DrawnIn(torch.get_default_dtype(), coarsest(theta)), borrowed.has_drawn)
 
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:
@@ -65,9 +72,7 @@ def rounded_runs(computation: Computation, candidate: Candidate, request: Reques
         return [plain, *[ran(forward, parts, borrowed, RoundingMode(generator)) for _ in range(NOISY_RUNS)]]
 
 
-def lent(
-    computation: Computation, request: Request, start: Start | None = None, dtype: torch.dtype | None = None
-) -> Loan[Borrowed]:
+def lent(computation: Computation, request: Request, start: Start, dtype: torch.dtype | None = None) -> Loan[Borrowed]:
     """The loan of a computation; `dtype` None leaves every tensor in its own."""
     loss, seed = computation.loss, request.seed
     return lend(computation.model, loss.holders, request.mode, dtype, seed, start, objects_of(loss.variables))

@@ -9,9 +9,14 @@ import torch
 from torch_gradcheck.against_reference.alike import check_alike
 from torch_gradcheck.objective.function_outputs import drawn
 from torch_gradcheck.precision.dtypes import is_inexact
+from torch_gradcheck.reporting.words import listed
 
 Outputs = Sequence[tuple[str, torch.Tensor]]
 """What a function returned: every tensor with its name."""
+
+
+class OtherGraphError(Exception):
+    """The reference gives fewer outputs a graph than the candidate: both have to be run again without these."""
 
 
 class Upstream:
@@ -38,25 +43,38 @@ class Upstream:
         return {position: self._first[position][0] for position in self._rounded if position not in self._left_out}
 
     @property
-    def not_given(self) -> list[str]:
-        """The names of the outputs of floating point or complex numbers that have none."""
-        given = self.given
-        return [name for k, (name, each) in enumerate(self._first) if is_inexact(each) and k not in given]
+    def notes(self) -> list[str]:
+        """The note on outputs of floating point or complex numbers that have none, where there are such."""
+        left = {
+            "the candidate": [k for k, (_, y) in enumerate(self._first) if is_inexact(y) and k not in self._rounded],
+            "the reference": sorted(self._left_out),
+        }
+        return [
+            f"{listed([self._first[k][0] for k in positions])} {'has' if len(positions) == 1 else 'have'} no graph in "
+            f"{side} (marked non-differentiable, or detached): compared, and given no gradient on either side"
+            for side, positions in left.items()
+            if positions
+        ]
 
     def of(self, outputs: Outputs) -> list[torch.Tensor | None]:
         """v of each of these outputs, in new memory, in the shape, dtype and place of the output; None for none.
 
         Raises:
             InvalidRequestError: there were others before, of other names or shapes.
+            OtherGraphError: some have no graph that had one before; they have no v from now on.
         """
         if not self._rounded:
             self._draw(outputs)
         check_alike(dict(self._first), dict(outputs))
+        self._check_graphs(outputs)
         return [self._like(position, output) for position, (_, output) in enumerate(outputs)]
 
-    def leave_out(self, positions: Sequence[int]) -> None:
-        """Gives outputs at these positions no v from now on."""
-        self._left_out.update(positions)
+    def _check_graphs(self, outputs: Outputs) -> None:
+        given = self.given
+        with_graph = set(given) & set(differentiable(outputs))
+        if with_graph and with_graph != set(given):
+            self._left_out |= set(given) - with_graph
+            raise OtherGraphError
 
     def _draw(self, outputs: Outputs) -> None:
         self._first = [(name, torch.empty_like(output, device="meta")) for name, output in outputs]

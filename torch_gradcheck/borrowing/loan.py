@@ -85,6 +85,11 @@ class Borrowed:
         self._random.restore()
 
     @property
+    def has_drawn(self) -> bool:
+        """Whether a random generator is no longer in the state that evaluations start from."""
+        return self._random.has_moved()
+
+    @property
     def random_state(self) -> RandomState:
         """The present state of the generators that J draws from, as far as is known: none where it draws nothing."""
         return self._random.now()

@@ -186,7 +186,7 @@ class Objective:
                 self.runs_backward = self._borrowed.has_gradients()
                 self._borrowed.learn_from_evaluation()
         self.overridden, self.replaced = mode.overridden, mode.replaced
-        self._needs_mode = bool(mode.overridden) or mode.replaced or self.drawn_in is not None
+        self._needs_mode = bool(mode.overridden) or mode.replaced or mode.has_drawn
         return value
 
     def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:

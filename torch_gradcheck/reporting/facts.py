@@ -378,10 +378,11 @@ class Facts:
     def passed(self) -> bool:
         """No parameter is a mismatch, at least one is a match or a kink, and the backward is one function.
 
-        Of a function, no entry of the contract has failed either. A check that proved nothing does not pass.
+        Of a function, no entry of the contract has failed either. A check that proved nothing does not pass, nor does
+        one that proved nothing but the outputs of a candidate.
         """
         right = not (self.mismatches or self.backward_spread or self.broken or self.has_wrong_reference)
-        return right and any(row.status.is_proven for row in self.parameters)
+        return right and any(row.status.is_proven for row in self.parameters if row.role is not Role.OUTPUT)
 
     @property
     def proven(self) -> bool:

@@ -134,12 +134,13 @@ def outline(facts: Facts) -> Outline:
     rows = [*facts.mismatches, *(row for row in facts if row.status is not Status.MISMATCH)]
     shown, left_out = _fold(rows)
     gaps, groups = _gaps(rows), _alike(facts)
+    reference = facts.reference if facts.has_wrong_reference else None
     return Outline(
         headline=headline(facts),
         called=noun(row.role for row in facts),
         culprit=None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts),
         summary=_summary(facts),
-        reference=outline(facts.reference) if facts.reference is not None and facts.has_wrong_reference else None,
+        reference=None if reference is None else outline(reference),
         columns=columns_of(facts),
         sides=("analytic", "numeric") if facts.reference is None else ("candidate", "reference"),
         lines=tuple(_line(row, facts) for row in shown),
@@ -150,7 +151,7 @@ def outline(facts: Facts) -> Outline:
         contract=contract_section(facts),
         gaps=tuple(gaps[:LISTED]),
         more_gaps=_more(len(gaps) - LISTED, "reasons why something was not proven; to_dict() has them all"),
-        notes=tuple(map(prose, facts.notes)),
+        notes=tuple(prose(note) for note in facts.notes if reference is None or note not in reference.notes),
     )
 
 

@@ -44,13 +44,18 @@ def text(facts: Facts, width: int | None = None) -> str:
 def _sections(said: Outline, width: int) -> list[str]:
     return [
         rendered(_opening(said), width),
-        *([] if said.reference is None else [WRONG_REFERENCE, *_sections(said.reference, width), CANDIDATE]),
+        *([] if said.reference is None else _of_reference(said.reference, said.summary, width)),
         rendered(_table(said, width), width),
         *(rendered(section, width) for section in _mistakes(said)),
         rendered(_contract(said.contract), width),
         rendered(_gaps(said), width),
         rendered(_notes(said), width),
     ]
+
+
+def _of_reference(reference: Outline, summary: Sequence[str], width: int) -> list[str]:
+    """Returns the report on a wrong reference, and the first lines on the candidate behind it."""
+    return [WRONG_REFERENCE, *_sections(reference, width), rendered([CANDIDATE, *summary], width)]
 
 
 def rendered(renderables: Iterable[RenderableType], width: int) -> str:
@@ -75,7 +80,9 @@ def rendered(renderables: Iterable[RenderableType], width: int) -> str:
 
 def _opening(said: Outline) -> list[str]:
     culprit = [] if said.culprit is None else [f"culprit: {said.culprit}"]
-    return [said.headline, *culprit, *said.summary]
+    if said.reference is None:
+        return [said.headline, *culprit, *said.summary]
+    return [said.headline, f"culprit in the reference: {said.reference.culprit or 'not found'}", *culprit]
 
 
 def _table(said: Outline, width: int) -> Iterator[RenderableType]:
