@@ -61,7 +61,7 @@ def tightness(facts: Facts) -> str:
     infinite = [row for row in facts if row.status is Status.MISMATCH and not math.isfinite(row.max_abs_error)]
     if infinite:
         return f"errors that are not finite ({listed([printable(row.name) for row in infinite])})"
-    rows = [row for row in facts if not math.isnan(row.rounding_ratio)]
+    rows = [row for row in facts if row.status.is_decided and not math.isnan(row.rounding_ratio)]
     if not rows or facts.relative_error is None:
         return "no relative error: nothing was decided"
     largest = max(rows, key=lambda row: row.rounding_ratio)
@@ -81,6 +81,7 @@ def summary_beside(facts: Facts, reference: str, evaluations: str) -> tuple[str,
     return (
         tightness(facts),
         f"error bars are measured: the reference run in {dtype} with rounding as noise",
+        "factor seen: a factor on the whole tensor that is off by as much is a mismatch",
         f"reference: {reference}",
         f"loss {facts.loss:.8g}; {printable(facts.method)} method, {evaluations} of J, {facts.seconds:,.2f} s",
         f"candidate in {dtype}, reference in float64, mode {printable(facts.mode)}, seed {facts.seed}",

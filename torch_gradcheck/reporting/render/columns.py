@@ -33,7 +33,7 @@ def columns_of(facts: Facts) -> tuple[Column, ...]:
     if facts.reference is None:
         return RATIO, VERDICT, LARGEST, NOISE, WRONG
     dtype = printable(facts.dtype) if "," not in facts.dtype else "its dtype"
-    loses = Column(f"times\n{dtype}", f"times what {dtype} loses", lambda row, _: times(row.rounding_ratio))
+    loses = Column(f"times\n{dtype}", f"times what {dtype} loses", _loses)
     return RATIO, loses, LARGEST, IN_BARS, SEEN, WRONG
 
 
@@ -53,8 +53,12 @@ def _noise(row: ParameterReport, _: float) -> str:
     return error_bar(row.noise)
 
 
+def _loses(row: ParameterReport, _: float) -> str:
+    return times(row.rounding_ratio) if row.status.is_decided else UNMEASURED
+
+
 def _in_bars(row: ParameterReport, _: float) -> str:
-    return times(row.worst[0].in_bars) if row.worst else UNMEASURED
+    return times(row.worst[0].in_bars) if row.worst and row.status.is_decided else UNMEASURED
 
 
 def _seen(row: ParameterReport, _: float) -> str:
