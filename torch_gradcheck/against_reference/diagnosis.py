@@ -22,7 +22,6 @@ from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import MISPLACED, reorderings, reversals, transpositions
 from torch_gradcheck.diagnosis.kind.slicewise import along_in_words, are_independent, axes_of_slices, fitted_by_slices
 from torch_gradcheck.diagnosis.kind.terms import LARGEST, factors_by_slices, factors_in_words
-from torch_gradcheck.objective.theta import flat_values
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, Role
 from torch_gradcheck.reporting.words import times
@@ -51,6 +50,10 @@ LEFT_AT_FIRST = 0.6
 
 PREFERRED = 0.9
 """A factor is the explanation unless another term leaves less than 0.9 of what the factor leaves."""
+
+
+CONSTANT = "1"
+"""The name of the term that is the same everywhere."""
 
 
 class Term(NamedTuple):
@@ -165,18 +168,12 @@ def _of_another(explanation: Explanation, verdicts: Sequence[Judged]) -> Diagnos
 
 def _terms(judged: Judged, verdicts: Sequence[Judged]) -> list[Term]:
     """What a tensor may be off by a multiple of: all that the check knows and that has its shape."""
-    own, count = judged.compared.entry, len(judged.compared.right)
-    terms = [Term(own.name, flat_values(own))] if own.role is not Role.OUTPUT else []
-    terms.append(Term("1", np.ones(count)))
-    for each in verdicts:
-        entry = each.compared.entry
-        if entry is own or entry.shape != own.shape or entry.is_complex != own.is_complex:
-            continue
-        if entry.role is Role.OUTPUT:
-            terms.append(Term(entry.name, each.compared.right))
-        else:
-            terms += [Term(entry.name, flat_values(entry)), Term(f"the gradient of {entry.name}", each.compared.right)]
-    return terms
+    own = judged.compared
+    terms = [Term(CONSTANT, np.ones(len(own.right)))]
+    terms += [Term(name, values) for name, values in own.beside.items()]
+    alike = [each.compared for each in verdicts if each is not judged and each.compared.shape == own.shape]
+    gradients = [each for each in alike if each.entry.role is not Role.OUTPUT]
+    return [*terms, *[Term(f"the gradient of {each.entry.name}", each.right) for each in gradients]]
 
 
 def _off_by_a_multiple(explanation: Explanation, evidence: Evidence, terms: Sequence[Term]) -> Diagnosis | None:
@@ -241,7 +238,7 @@ def _by_slices(explanation: Explanation, evidence: Evidence, terms: Sequence[Ter
         for term in terms:
             fit = fitted_by_slices(off, [evidence.grid(term.values)], axes, LEFT_AT_FIRST)
             if fit is not None and explanation.passes_without(fit.ravel()):
-                words = "1 (its mean)" if term.words == "1" else term.words
+                words = "1 (its mean)" if term.words == CONSTANT else term.words
                 message = f"dθ is right up to a multiple of {words} {along_in_words(axes)}, another one in each slice"
                 return Diagnosis(DiagnosisKind.PROJECTION, message)
         fit = fitted_by_slices(off, [right], axes, LEFT_AT_FIRST)

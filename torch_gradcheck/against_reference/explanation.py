@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torch_gradcheck.against_reference.bars import root_mean_square, slope_of
 from torch_gradcheck.against_reference.compared import Compared
 from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.wholes import ITSELF
 from torch_gradcheck.arrays import Flags, Floats, Indices
 
 EXPLAINED = 0.5
@@ -64,8 +64,11 @@ class Explanation:
 
     @property
     def off(self) -> Floats:
-        """Candidate minus reference."""
-        return np.asarray(self.given - self.compared.right)
+        """Candidate minus reference; 0 where the reference is not finite in the candidate's dtype."""
+        return self._error_of(self.given)
+
+    def _error_of(self, run: Floats) -> Floats:
+        return np.asarray(np.where(self.wrong.bars.overflowed, 0.0, run - self.compared.right))
 
     def passes(self, candidate: Sequence[Floats]) -> bool:
         """Whether the candidate would be right with these numbers."""
@@ -94,8 +97,8 @@ class Explanation:
 
         The others must be about as good as these, not only within their error bars.
         """
-        plain, right = self.compared.rounded[0], self.compared.right
-        own, loses = root_mean_square((self.given - right)[~where]), root_mean_square((plain - right)[~where])
+        plain = self.compared.rounded[0]
+        own, loses = root_mean_square(self.off[~where]), root_mean_square(self._error_of(plain)[~where])
         if own > ABOUT_AS_GOOD * loses and loses:
             return False
         return self.passes([np.where(where, plain, run) for run in self.compared.candidate])
@@ -108,7 +111,7 @@ class Explanation:
         bars = np.where(self.wrong.bars.entry > 0, self.wrong.bars.entry, np.nan)
 
         def sizes(run: Floats) -> Floats:
-            off = np.square((run - self.compared.right) / bars).reshape(shape)
+            off = np.square(self._error_of(run) / bars).reshape(shape)
             return np.asarray(np.sqrt(np.mean(np.nan_to_num(off, nan=0.0), axis=others)))
 
         noise = max(float(np.max(sizes(run), initial=0.0)) for run in self.compared.rounded)
@@ -128,8 +131,7 @@ class Explanation:
     @property
     def _is_off_along_itself_only(self) -> bool:
         """Whether a factor is all that is wrong: no entry is beyond its bar, and no error is left beyond rounding."""
-        bars = self.wrong.bars
-        return not np.any(np.abs(self.off) > bars.entry) and root_mean_square(self.off) <= bars.rms
+        return self.wrong.part is not None and self.wrong.worst.along == ITSELF and self.wrong.rms <= 1
 
     def multiple_of(self, term: Floats) -> Fit | None:
         """The multiple of another tensor that was added to it; None where it explains nothing."""
@@ -140,7 +142,18 @@ class Explanation:
 
     def _fit(self, term: Floats) -> Fit:
         coefficient = slope_of(self.off, term)
-        moved = [abs(slope_of(run - self.compared.right, term)) for run in self.compared.rounded]
+        moved = [abs(slope_of(self._error_of(run), term)) for run in self.compared.rounded]
         before = root_mean_square(self.off)
         left = root_mean_square(self.off - coefficient * term) / before if before else 0.0
         return Fit(coefficient, max(moved, default=0.0), left)
+
+
+def root_mean_square(values: Floats) -> float:
+    """√ of the mean square; 0 of nothing."""
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+
+
+def slope_of(error: Floats, term: Floats) -> float:
+    """⟨error, term⟩ / ⟨term, term⟩: how many times a term is in an error; 0 where it is 0."""
+    size = float(np.dot(term, term))
+    return float(np.dot(error, term)) / size if size else 0.0

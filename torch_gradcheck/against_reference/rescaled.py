@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.bars import root_mean_square
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, Forward, FunctionComputation
+from torch_gradcheck.against_reference.explanation import root_mean_square
 from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.arrays import Floats

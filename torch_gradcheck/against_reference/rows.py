@@ -10,10 +10,13 @@ import numpy as np
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.precision.dtypes import name_of
-from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, ParameterReport, Status
-from torch_gradcheck.reporting.words import times
+from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, ParameterReport, Status, Verdict
+from torch_gradcheck.reporting.words import percent, times
 from torch_gradcheck.training_step.diagnosis import step_evidence
-from torch_gradcheck.verdicts.rows import compared_row, furthest
+from torch_gradcheck.verdicts.rows import compared_row, furthest, ratio_of
+
+RESOLVED = 1.0
+"""A tensor matches only if a factor of 2 on it, or of 0, would have been a mismatch."""
 
 WITHIN = "no single entry is beyond its error bar"
 """What is said of a mistake that only the tensor as a whole shows."""
@@ -27,9 +30,28 @@ def row_of(judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
     if row.status is Status.MISMATCH:
         picture = wrong_map(step_evidence(entry, judged.trial), aligned=True)
         return replace(row, reason=_how_wrong(row, judged), diagnosis=diagnosis, map=picture)
-    if row.status is Status.MATCH:
-        return replace(row, reason=_how_tight(judged), detectable=judged.bars.slope)
-    return row
+    if judged.why_unproven:
+        return replace(row, reason=judged.why_unproven)
+    if row.status in (Status.MATCH, Status.FLAT) and np.any(judged.compared.right):
+        return _proven(row, judged)
+    return replace(row, detectable=judged.detectable) if row.status.is_proven else row
+
+
+def _proven(row: ParameterReport, judged: Judged) -> ParameterReport:
+    """The row of a tensor that is not zero: a match where a missing or doubled one would have shown, else undecided.
+
+    Each entry may be within its error bar of 0, and the tensor as a whole still be known.
+    """
+    ratio, detectable = ratio_of(judged.trial), judged.detectable
+    decided = replace(row, relative_error=ratio, verdict=Verdict.of(ratio), detectable=detectable)
+    if detectable > RESOLVED:
+        return replace(decided, status=Status.UNDECIDED, reason=f"{_may_move(judged)}: twice as much would not show")
+    return replace(decided, status=Status.MATCH, reason=_how_tight(judged))
+
+
+def _may_move(judged: Judged) -> str:
+    """The words "rounding in bfloat16 may move it by as much as its own size"."""
+    return f"rounding in {name_of(judged.compared.entry.own_dtype)} may move it by as much as its own size"
 
 
 def _how_wrong(row: ParameterReport, judged: Judged) -> str:
@@ -57,4 +79,4 @@ def _how_tight(judged: Judged) -> str:
     """Words on a match: its error beside that of the reference, and the factor that would have shown."""
     dtype, ratio = name_of(judged.compared.entry.own_dtype), judged.rounding_ratio
     loses = f"{times(ratio)} times what {dtype} loses" if math.isfinite(ratio) else "exact, as the reference is in it"
-    return f"{loses}; a factor off by {100 * judged.bars.slope:.2g} % would have shown"
+    return f"{loses}; a factor off by {percent(judged.detectable)} would have shown"

@@ -185,3 +185,10 @@ def times(value: float) -> str:
         return "–" if math.isnan(value) else "inf"
     digits = 0 if value >= 9.95 else 1 if value >= 0.995 else 2
     return f"{value:.{digits}f}" if 0.0995 <= value < 1e5 or not value else f"{value:.1g}"
+
+
+def percent(share: float) -> str:
+    """Returns a share to two digits, as in "0.39%", "6e-08"; "–" for NaN."""
+    if math.isnan(share):
+        return "–"
+    return f"{100 * share:.2g}%" if 1e-4 <= share < 10 else f"{share:.0e}"

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import Facts, ParameterReport
-from torch_gradcheck.reporting.render.figures import UNMEASURED, error_bar, figure, percent, short, word
+from torch_gradcheck.reporting.render.figures import UNMEASURED, error_bar, figure, short, word
 from torch_gradcheck.reporting.render.printable import printable
-from torch_gradcheck.reporting.words import times
+from torch_gradcheck.reporting.words import percent, times
 
 
 @dataclass(frozen=True, slots=True)

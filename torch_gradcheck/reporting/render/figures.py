@@ -24,13 +24,6 @@ def error_bar(value: float) -> str:
     return UNMEASURED if math.isnan(value) else f"{value:.0e}" if value else "0"
 
 
-def percent(share: float) -> str:
-    """Returns a share to two digits, as in `0.39%`, `6e-08`; `UNMEASURED` for NaN."""
-    if math.isnan(share):
-        return UNMEASURED
-    return f"{100 * share:.2g}%" if 1e-4 <= share < 10 else f"{share:.0e}"
-
-
 def short(count: int) -> str:
     """Returns a count in at most five characters: `61706`, `235k`, `11.2M`."""
     if count < 100_000:
