@@ -24,8 +24,8 @@ FLOORS = """
     gradients engines verdicts
     methods
     contract diagnosis planting
-    training_step
     pipeline
+    training_step
     against_reference
     check
     monitoring command_line drop_in

@@ -20,7 +20,7 @@ from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
-from torch_gradcheck.pipeline import check_backward, judged
+from torch_gradcheck.pipeline.backward import check_backward, judged
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import (

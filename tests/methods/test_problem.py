@@ -18,8 +18,8 @@ from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.choice import run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.loss import ModuleLoss
+from torch_gradcheck.pipeline.examination import Examination
 from torch_gradcheck.request import Request
-from torch_gradcheck.training_step.check import Examination
 
 
 def perceptron() -> tuple[nn.Module, tuple[torch.Tensor, torch.Tensor]]:

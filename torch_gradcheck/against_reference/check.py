@@ -21,7 +21,7 @@ from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.loss import ModuleLoss
-from torch_gradcheck.pipeline import judged as by_differences
+from torch_gradcheck.pipeline.backward import judged as by_differences
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar

@@ -28,7 +28,7 @@ from torch_gradcheck.monitoring.joined import joined
 from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
-from torch_gradcheck.pipeline import check_backward
+from torch_gradcheck.pipeline.backward import check_backward
 from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request

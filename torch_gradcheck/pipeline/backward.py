@@ -1,4 +1,4 @@
-"""The pipeline: from J, lent, to the report on its gradients: on trial, tried, judged, explained."""
+"""The check of a backward: the gradients of J put on trial, tried, judged and explained, stage by stage."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
 from torch_gradcheck.objective.loss import Loss
+from torch_gradcheck.pipeline.examination import Examination
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
-from torch_gradcheck.training_step.check import Examination
 from torch_gradcheck.verdicts.rows import excused, frozen_row, linear_in, over_theta, refuse_unreached
 
 
