@@ -64,7 +64,7 @@ def rotary_backward(g: Tensor, x: Tensor) -> tuple[Tensor]:
 def _angles(x: Tensor) -> tuple[Tensor, Tensor]:
     time = torch.arange(x.shape[-2], dtype=torch.float64)[:, None]
     angles = time * 100.0 ** -torch.linspace(0, 1, x.shape[-1] // 2, dtype=torch.float64)
-    return angles.cos().bfloat16().to(x.dtype), angles.sin().bfloat16().to(x.dtype)
+    return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
 
 
 # Rows -------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -76,7 +76,7 @@ class Case:
         operation, dtype: of the kernel.
         kind: of the twin, or of the mistake.
         rows: the tensors that the mistake may show in; none of a right kernel.
-        wrong: contestant → the tensors that it calls wrong.
+        wrong: contestant → the tensors that it calls wrong; of those that were asked.
         broken: what our contract calls broken, in words.
         seconds: CPU seconds of our check and of one comparison.
     """
@@ -100,7 +100,7 @@ class Case:
 
     def accused(self, contestant: str) -> list[str]:
         """The tensors that the contestant calls wrong though they are right."""
-        return [name for name in self.wrong[contestant] if name not in self.rows]
+        return [name for name in self.wrong.get(contestant, []) if name not in self.rows]
 
 
 # One kernel -------------------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ def judged_under_ones(kernel: Kernel, dtype: str, seed: int, kind: str, rows: fr
     """The kernel under upstream gradients of 1, by the rules of others."""
     inputs = kernel.operation.inputs(DTYPES[dtype], seed)
     ones = torch.ones_like(kernel.operation.plain(*inputs))
-    wrong = {OURS: [], **judged_by_rules(sides_of(kernel, inputs, ones.detach()))}
+    wrong = judged_by_rules(sides_of(kernel, inputs, ones.detach()))
     return Case(kernel.operation.name, dtype, f"{kind}, under ones", rows, wrong, [], (0.0, 0.0))
 
 
@@ -202,31 +202,36 @@ def figures_of(right: Sequence[Case], wrong: Sequence[Case], smallest: Any) -> d
     return {
         "operations": len({case.operation for case in right}),
         "contestants": CONTESTANTS,
-        "right": {dtype: alarms_of([case for case in right if case.dtype == dtype]) for dtype in DTYPES},
-        "twins": {kind: alarms_of([case for case in right if case.kind == kind]) for kind in TWINS},
-        "wrong": {dtype: misses_of([case for case in wrong if case.dtype == dtype]) for dtype in DTYPES},
+        "alarms": {dtype: counted([case for case in right if case.dtype == dtype], is_accused) for dtype in DTYPES},
+        "misses": {dtype: counted([case for case in wrong if case.dtype == dtype], is_missed) for dtype in DTYPES},
         "accused": {name: [case.name for case in wrong if case.accused(name)] for name in CONTESTANTS},
         "false": {name: sorted({case.name for case in right if case.wrong[name]}) for name in CONTESTANTS},
-        "missed": sorted({case.name for case in wrong if not case.is_found(OURS) and "under ones" not in case.kind}),
+        "missed": sorted({case.name for case in wrong if OURS in case.wrong and is_missed(case, OURS)}),
         "broken": sorted({f"{case.name}: {each}" for case in (*right, *wrong) for each in case.broken}),
         "smallest": smallest,
         "seconds": seconds_of(right),
     }
 
 
-def alarms_of(cases: Sequence[Case]) -> dict[str, Any]:
-    """How many right kernels each contestant calls wrong."""
-    return {"cases": len(cases), **{name: sum(bool(case.wrong[name]) for case in cases) for name in CONTESTANTS}}
-
-
-def misses_of(cases: Sequence[Case]) -> dict[str, dict[str, int]]:
-    """Kind of mistake → how many kernels have it, and how many of these each contestant misses."""
-    found: dict[str, dict[str, int]] = {}
+def counted(cases: Sequence[Case], is_one: Callable[[Case, str], bool]) -> dict[str, dict[str, int | None]]:
+    """Kind → how many kernels there are, and of how many something is true of each contestant; None if not asked."""
+    found: dict[str, dict[str, int | None]] = {}
     for kind in dict.fromkeys(case.kind for case in cases):
         alike = [case for case in cases if case.kind == kind]
-        missed = {name: sum(not case.is_found(name) for case in alike) for name in CONTESTANTS}
-        found[kind] = {"cases": len(alike), **missed}
+        asked = {name: [case for case in alike if name in case.wrong] for name in CONTESTANTS}
+        counts = {name: sum(is_one(case, name) for case in those) if those else None for name, those in asked.items()}
+        found[kind] = {"cases": len(alike), **counts}
     return found
+
+
+def is_accused(case: Case, contestant: str) -> bool:
+    """Whether the contestant calls any tensor wrong."""
+    return bool(case.wrong[contestant])
+
+
+def is_missed(case: Case, contestant: str) -> bool:
+    """Whether the contestant calls no tensor wrong that is."""
+    return not case.is_found(contestant)
 
 
 def seconds_of(cases: Sequence[Case]) -> dict[str, float]:
@@ -239,16 +244,15 @@ def seconds_of(cases: Sequence[Case]) -> dict[str, float]:
 
 
 def table(figures: dict[str, Any]) -> Table:
-    """False alarms, and misses by mistake, over all dtypes."""
+    """False alarms, and misses by mistake, of each dtype."""
     shown = Table("", *CONTESTANTS)
-    for dtype in DTYPES:
-        right = figures["right"][dtype]
-        shown.add_row(f"{dtype}: false alarms, of {right['cases']}", *(str(right[name]) for name in CONTESTANTS))
-    for dtype in DTYPES:
-        for kind, missed in figures["wrong"][dtype].items():
-            shown.add_row(f"{dtype}: {kind}, of {missed['cases']}", *(str(missed[name]) for name in CONTESTANTS))
+    for what in ("alarms", "misses"):
+        for dtype in DTYPES:
+            for kind, counts in figures[what][dtype].items():
+                cells = ["-" if counts[name] is None else str(counts[name]) for name in CONTESTANTS]
+                shown.add_row(f"{what}: {dtype}, {kind}, of {counts['cases']}", *cells)
     accused = figures["accused"]
-    shown.add_row("right tensors accused", *(str(len(accused[name])) for name in CONTESTANTS))
+    shown.add_row("right tensors of wrong kernels accused", *(str(len(accused[name])) for name in CONTESTANTS))
     return shown
 
 

@@ -133,20 +133,19 @@ def functions(figures: dict[str, Any]) -> Rows:
 
 
 def kernels(figures: dict[str, Any]) -> Rows:
-    """False alarms and misses by kind of mistake, a column a contestant; of each dtype, beside one another."""
-    contestants, dtypes = figures["contestants"], figures["right"]
-    counts = {"right: false alarms": dtypes}
-    for kind in dict.fromkeys(kind for found in figures["wrong"].values() for kind in found):
-        counts[f"{kind}: missed"] = {dtype: figures["wrong"][dtype].get(kind) for dtype in dtypes}
+    """False alarms and misses by kind of kernel, a column a contestant; of each dtype, beside one another."""
+    contestants, dtypes = figures["contestants"], list(figures["alarms"])
     rows: Rows = [[" · ".join(dtypes), "kernels", *contestants]]
-    for what, found in counts.items():
-        cells = [_beside([None if each is None else each[key] for each in found.values()]) for key in contestants]
-        rows.append([what, _beside([None if each is None else each["cases"] for each in found.values()]), *cells])
+    for what, name in (("alarms", "right, {}: false alarms"), ("misses", "{}: missed")):
+        for kind in dict.fromkeys(kind for dtype in dtypes for kind in figures[what][dtype]):
+            counts = [figures[what][dtype].get(kind) for dtype in dtypes]
+            rows.append([name.format(kind), *(_beside(counts, key) for key in ("cases", *contestants))])
     return rows
 
 
-def _beside(counts: Iterable[int | None]) -> str:
-    return " · ".join("-" if count is None else f"{count:,}" for count in counts)
+def _beside(counts: Iterable[dict[str, int | None] | None], key: str) -> str:
+    found = [None if count is None else count[key] for count in counts]
+    return " · ".join("-" if number is None else str(number) for number in found)
 
 
 def smallest(figures: dict[str, Any]) -> Rows:

@@ -1,4 +1,4 @@
-"""The benchmark of kernels has right formulas, plants mistakes where it says, and states the rules of others as they are."""
+"""The benchmark of kernels has right formulas, plants mistakes where it says, and judges by the rules of others."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_a_right_kernel_is_no_alarm_and_one_per_cent_is_found() -> None:
     assert not right.broken
     assert all(case.is_found(kernels.OURS) and not case.accused(kernels.OURS) for case in wrong)
     figures = kernels.figures_of([right], wrong, {})
-    assert figures["right"]["bfloat16"]["cases"] == 1
-    assert figures["wrong"]["bfloat16"]["factor 1.01"][kernels.OURS] == 0
+    assert figures["alarms"]["bfloat16"]["in float32"]["cases"] == 1
+    assert figures["misses"]["bfloat16"]["factor 1.01"][kernels.OURS] == 0
     assert figures["missed"] == []
     kernels.table(figures)
 
@@ -83,7 +83,10 @@ def test_a_right_kernel_is_no_alarm_and_one_per_cent_is_found() -> None:
 def test_upstream_gradients_of_one_hide_a_mistake_from_the_rules_of_others() -> None:
     each = next(each for each in planted(BY_NAME["layer_norm"], torch.float32, 0) if each.name == UNIFORM)
     case = kernels.judged_under_ones(Kernel(BY_NAME["layer_norm"], mistake=each.mistake), "float32", 0, "", each.rows)
+    assert list(case.wrong) == list(RULES)
     assert not any(case.wrong.values())
+    counts = kernels.counted([case], kernels.is_missed)
+    assert counts[case.kind] == {"cases": 1, kernels.OURS: None, **dict.fromkeys(RULES, 1)}
 
 
 @pytest.mark.slow
