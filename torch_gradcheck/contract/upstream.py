@@ -36,6 +36,11 @@ def losses_giving(outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Te
     return [_Upstream.apply(y, v) for y, v in pairs]  # type: ignore[no-untyped-call]
 
 
+def gives_upstream(function: type[Function]) -> bool:
+    """Whether a Function is no code of the user's, but gives outputs their gradients."""
+    return function is _Upstream
+
+
 class _Upstream(Function):
     """Stands for all that a loss computes of an output y: gives it the gradient v, or none.
 
