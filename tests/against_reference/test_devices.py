@@ -14,7 +14,8 @@ import torch_gradcheck
 from torch_gradcheck import Report, check_function, check_module
 from torch_gradcheck.against_reference import placing
 from torch_gradcheck.against_reference.computation import ModuleComputation
-from torch_gradcheck.against_reference.placing import place_of
+from torch_gradcheck.against_reference.counterparts import counterparts_of
+from torch_gradcheck.against_reference.placing import ANYWHERE, place_of
 from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.torch_internals.devices import has_float64
 
@@ -101,25 +102,27 @@ def test_a_reference_on_the_cpu_is_computed_where_the_candidate_is(device: str, 
 
 def side(model: nn.Module, device: str) -> ModuleComputation:
     batch = (torch.ones(2, 3, device=device, requires_grad=True), torch.ones(2, 3, device=device))
-    return ModuleComputation(ModuleLoss(model, nn.CrossEntropyLoss(torch.ones(3, device=device)), batch))
+    return ModuleComputation(ModuleLoss(model, nn.MSELoss(), batch))
 
 
 def test_a_reference_is_moved_to_the_candidate_with_buffers_that_only_it_has() -> None:
     """The meta device stands for another one than the CPU."""
     candidate, reference = Fused(3).to("meta"), Plain(3)
-    own, computation = dict(candidate.named_parameters()), side(reference, "meta")
     place = place_of(side(candidate, "meta"))
-    values = place.values(computation, {each: own[name] for name, each in reference.named_parameters()})
-    assert set(values) == {*reference.parameters(), reference.one}
-    assert {each.device.type for each in values.values()} == {"meta"}
+    pairs = counterparts_of(candidate, reference, {}, place)
+    for values in (pairs.exact, pairs.rounded):
+        assert set(values) == {*reference.parameters(), reference.one}
+        assert {each.device.type for each in values.values()} == {"meta"}
+    computation = side(reference, "meta")
     assert place.of(computation) is computation
     assert not place.notes
+    assert pairs.start(pairs.exact).device is None
 
 
 def test_a_candidate_on_several_devices_leaves_its_reference_where_it_is() -> None:
-    candidate, reference = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Linear(2, 2)), Plain(2)
-    place = place_of(side(candidate, "cpu"))
-    assert place.values(side(reference, "cpu"), {}) == {}
+    candidate = nn.Sequential(nn.Linear(2, 2, device="meta"), nn.Linear(2, 2))
+    assert place_of(side(candidate, "cpu")) is ANYWHERE
+    assert not ANYWHERE.moved(list(candidate.parameters()))
 
 
 @pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])

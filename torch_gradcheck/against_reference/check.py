@@ -10,17 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-<<<<<<< HEAD
-from torch_gradcheck.against_reference.compared import compared
-from torch_gradcheck.against_reference.compiler import compiler_found, on_compiled, on_scripted
-from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
-from torch_gradcheck.against_reference.judge import Judged, judged
-from torch_gradcheck.against_reference.placing import place_of
-from torch_gradcheck.against_reference.rows import row_of
-from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate, candidate_of, exact_run, given_values, rounded_runs
-from torch_gradcheck.against_reference.upstream import Upstream
-=======
+from torch_gradcheck.against_reference.compiler import compiler_at_fault
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
@@ -31,13 +21,12 @@ from torch_gradcheck.against_reference.equal_runs import difference_in_words, ma
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
+from torch_gradcheck.against_reference.placing import place_of
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
 from torch_gradcheck.against_reference.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
 from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
 from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
->>>>>>> f41a932f1c620d0607ec82334f8925f1111dd588
-from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ModuleLoss
@@ -89,48 +78,28 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
         request: the options.
     """
     started = time.perf_counter()
-<<<<<<< HEAD
-    place = place_of(candidate)
-    start = Start(values=place.values(reference, given_values(candidate.model, reference.model)))
-    reference = place.of(reference)
-    found = candidate_of(candidate, request)
-    own, exact = _reference(reference, found, request, start)
-    rounded = rounded_runs(reference, found, request, start)
-
-    def verdicts_on(runs: Candidate) -> list[Judged]:
-        return [judged(each, request.tolerance) for each in compared(runs, exact, rounded)]
-
-    verdicts = verdicts_on(found)
-    compiler = compiler_found(found, verdicts, lambda keys: verdicts_on(candidate_of(candidate, request, keys)))
-    rows = [row_of(each, None) for each in verdicts]
-    report = _report(own, verdicts, rows, started)
-    return replace(
-        report,
-        culprit=compiler.culprit,
-        notes=[*compiler.notes, *report.notes, *on_compiled(found), *on_scripted(candidate), *place.notes],
-    )
-=======
     if request.mode == "keep":
         check_training_flags(candidate.model, reference.model)
     moved = moved_theta(candidate.model, request.perturb, request.seed) if request.perturb else {}
-    pairs = counterparts_of(candidate.model, reference.model, moved)
+    place = place_of(candidate)
+    pairs = counterparts_of(candidate.model, reference.model, moved, place)
+    reference = place.of(reference)
     pair = Pair(candidate, reference, request, pairs)
     found = pair.candidate_runs()
-    own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
+    own = reference_of([reference, *reference.alone().values()], found, request, pairs.start(pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
     diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(pair, own.exact[0]))
     rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
     rows = beside_own_rows(told_under(rows, under), own.report)
     apart = runs_apart(verdicts, request.tolerance)
     rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
-    culprit = culprit_beside(pair, verdicts, rows)
-    notes = notes_of(candidate, found, own, rows, request, culprit.notes)
+    culprit = compiler_at_fault(pair, found, verdicts, own.exact) or culprit_beside(pair, verdicts, rows)
+    notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *place.notes]
     report = _report(own.report, verdicts, rows, culprit.name, notes, started)
     contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
     report = beside_equal_runs(report, pair, apart)
     everything = tuple(with_frozen(report.parameters, found.theta))
     return replace(report, parameters=everything, contract=contract, seconds=time.perf_counter() - started)
->>>>>>> f41a932f1c620d0607ec82334f8925f1111dd588
 
 
 def _report(

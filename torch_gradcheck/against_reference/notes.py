@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch_gradcheck.against_reference.alike import on_outputs
+from torch_gradcheck.against_reference.compiled_code import on_compiled, on_scripted
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.draws import on_draws
 from torch_gradcheck.against_reference.reference import Reference, on_reference
@@ -38,6 +39,8 @@ def notes_of(
         on_outputs(found.runs[0].outputs, own.exact[0].outputs),
         on_draws(found.has_drawn, own.has_drawn),
         on_perturbed(request.perturb, request.seed),
+        on_compiled(found.compiled_code),
+        on_scripted(candidate),
         *candidate.notes,
         on_powers_of_two(rows),
     ]

@@ -9,12 +9,9 @@ import torch
 from torch import nn
 
 from torch_gradcheck.against_reference.computation import Computation, ModuleComputation
-from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.torch_internals.devices import has_float64
-
-Values = Mapping[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -30,21 +27,15 @@ class Place:
     device: torch.device | None
     instead_of: torch.device | None = None
 
-    def values(self, reference: Computation, given: Values) -> Values:
-        """What the reference's tensors hold in its loans: `given`, and copies of those that are on another device.
+    @property
+    def of_loans(self) -> torch.device | None:
+        """The device of everything that is lent of the reference; None for its own, or that of its values."""
+        return None if self.instead_of is None else self.device
 
-        The model of the reference is moved as `model.to(device)` would. Where the candidate's device has no float64,
-        its arguments and all that it captures are, too.
-        """
-        if self.device is None:
-            return given
-        found = list(_held(reference.model))
-        if self.instead_of is not None:
-            found += captures_of(reference.model, *reference.loss.holders).tensors.values()
-        moved = {
-            each: each.detach().to(self.device) for each in found if each.device != self.device and _can_move(each)
-        }
-        return {**moved, **{each: value.detach().to(self.device) for each, value in given.items()}}
+    def moved(self, tensors: Sequence[torch.Tensor]) -> Mapping[torch.Tensor, torch.Tensor]:
+        """Copies here of those that are on another device."""
+        elsewhere = [each for each in tensors if self.device not in (None, each.device) and not each.is_meta]
+        return {each: each.detach().to(self.device) for each in elsewhere}
 
     def of(self, reference: Computation) -> Computation:
         """The reference with those tensors of its batch here that are not lent, where it is computed elsewhere."""
@@ -62,19 +53,19 @@ class Place:
         return [f"{self.instead_of.type} has no float64: the reference was computed on the {self.device}"]
 
 
+ANYWHERE = Place(None)
+"""Everything stays where it is."""
+
+
 def place_of(candidate: Computation) -> Place:
     """Where the reference of a candidate is computed."""
     tensors = [*_held(candidate.model), *objects_of(candidate.loss.variables)]
     devices = {each.device for each in tensors}
     if len(devices) != 1:
-        return Place(None)
+        return ANYWHERE
     (device,) = devices
     return Place(device) if has_float64(device) else Place(torch.device("cpu"), device)
 
 
 def _held(model: nn.Module) -> Sequence[torch.Tensor]:
     return [*model.parameters(), *model.buffers()]
-
-
-def _can_move(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_meta

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from collections.abc import Collection, Mapping, Sequence
-=======
-from collections.abc import Sequence
->>>>>>> f41a932f1c620d0607ec82334f8925f1111dd588
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from torch_gradcheck.against_reference.compiled_code import AsCompiled
+from torch_gradcheck.against_reference.compiled_code import AsCompiled, CompiledParts
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.run import Run, ran, run_of
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
-from torch_gradcheck.gradients.compiled_parts import CompiledPart
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import Theta, theta_of
 from torch_gradcheck.objective.variables import objects_of
@@ -35,53 +30,38 @@ class Candidate:
 
     Attributes:
         theta: all that is on trial.
-<<<<<<< HEAD
-        runs: equal runs; they differ where the candidate is not deterministic.
-        parts: what of it torch.compile was given.
-        compiled: whether any of that ran compiled.
-=======
         runs: equal runs, its very first among them; they differ where the candidate is not deterministic.
         drawn_in: the precisions of its random numbers.
         has_drawn: whether it draws any, from a generator that is known.
->>>>>>> f41a932f1c620d0607ec82334f8925f1111dd588
+        compiled_code: what of it torch.compile was given, and whether that ran compiled.
     """
 
     theta: Theta
     runs: Sequence[Run]
-<<<<<<< HEAD
-    parts: Sequence[CompiledPart] = ()
-    compiled: bool = False
+    drawn_in: DrawnIn
+    has_drawn: bool
+    compiled_code: CompiledParts
 
 
-def candidate_of(computation: Computation, request: Request, compiled: Collection[int] | None = None) -> Candidate:
+def candidate_of(
+    computation: Computation, request: Request, start: Start, compiled: Collection[int] | None = None
+) -> Candidate:
     """Runs the candidate a few times, each from its first state; nothing is raised to another precision.
 
     Args:
         computation: the candidate.
         request: the options.
+        start: the values that it has.
         compiled: the keys of the parts that run compiled, of those that torch.compile was given; None for all.
     """
-=======
-    drawn_in: DrawnIn
-    has_drawn: bool
-
-
-def candidate_of(computation: Computation, request: Request, start: Start) -> Candidate:
-    """Runs the candidate a few times, each from its first state; nothing is raised to another precision."""
->>>>>>> f41a932f1c620d0607ec82334f8925f1111dd588
     loss = computation.loss
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-<<<<<<< HEAD
-        leaves, forward = _checked(theta), computation.at(None)
-        with AsCompiled(computation, compiled) as code:
-            runs = [ran(forward, leaves, borrowed) for _ in range(CANDIDATE_RUNS)]
-        return Candidate(theta, runs, code.parts, code.compiled)
-=======
         parts, forward = parts_on_trial(theta), computation.at(None)
-        runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
-        return Candidate(theta, runs, DrawnIn(torch.get_default_dtype(), coarsest(theta)), borrowed.has_drawn)
->>>>>>> f41a932f1c620d0607ec82334f8925f1111dd588
+        with AsCompiled(computation, compiled) as code:
+            runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
+        drawn_in = DrawnIn(torch.get_default_dtype(), coarsest(theta))
+        return Candidate(theta, runs, drawn_in, borrowed.has_drawn, code.found)
 
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:

@@ -81,8 +81,8 @@ class SingleModule:
             for module in (self.module, self.reference)
         ]
         found = candidate_of(own, request, Start(self.call.random, values.moved))
-        exact = _exact(other, found, request, Start(self.call.random, values.exact))
-        rounded = rounded_runs(other, found, request, Start(self.call.random, values.rounded))
+        exact = _exact(other, found, request, values.start(values.exact, self.call.random))
+        rounded = rounded_runs(other, found, request, values.start(values.rounded, self.call.random))
         return [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
 
 

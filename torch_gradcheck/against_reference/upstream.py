@@ -87,7 +87,7 @@ class Upstream:
     def _like(self, position: int, output: torch.Tensor) -> torch.Tensor | None:
         if position not in self._rounded or position in self._left_out:
             return None
-        v = self._rounded[position].to(output.dtype)  # on the CPU, which has all of them
+        v = self._rounded[position].to("cpu").to(output.dtype)  # which has all of them
         return v.to(output.device, copy=True)
 
 
