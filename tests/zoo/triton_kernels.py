@@ -15,7 +15,10 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 BLOCK = 16
-"""Entries, rows or columns of a tile; the shapes of the tests are no multiples of it."""
+"""Rows or columns of a tile of attention; the shapes of the tests are no multiples of it."""
+
+ENTRIES = 128
+"""Entries of a block of silu(a)·b."""
 
 
 @triton.jit
@@ -58,7 +61,7 @@ class SiluMul(Function):
         ctx.mistake, ctx.in_place = mistake, in_place
         y = torch.empty_like(a)
         scale = 1.01 if mistake == "output 1 % too large" else 1.0
-        _silu_mul[(triton.cdiv(a.numel(), BLOCK),)](a, b, y, a.numel(), SCALE=scale, BLOCK=BLOCK)
+        _silu_mul[(triton.cdiv(a.numel(), ENTRIES),)](a, b, y, a.numel(), SCALE=scale, BLOCK=ENTRIES)
         return y
 
     @staticmethod
@@ -66,8 +69,8 @@ class SiluMul(Function):
         a, b = ctx.saved_tensors
         dy = grads[0].contiguous()
         da, db = (a, b) if ctx.in_place else (torch.zeros_like(a), torch.zeros_like(b))
-        blocks = triton.cdiv(a.numel(), BLOCK)
-        _silu_mul_backward[(blocks,)](dy, a, b, da, db, a.numel(), MISTAKE=ctx.mistake, BLOCK=BLOCK)
+        blocks = triton.cdiv(a.numel(), ENTRIES)
+        _silu_mul_backward[(blocks,)](dy, a, b, da, db, a.numel(), MISTAKE=ctx.mistake, BLOCK=ENTRIES)
         return da, db, None, None
 
 

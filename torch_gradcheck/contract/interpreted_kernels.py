@@ -1,7 +1,7 @@
 """What Triton's interpreter leaves behind: it keeps the memory of a kernel's arguments in circles of its own.
 
-On a GPU nothing of that is there. Two functions inside of its `GridExecutor` call themselves, and so hold themselves, and
-beside themselves a table of storages.
+On a GPU nothing of that is there. Two functions inside of its `GridExecutor` call themselves, and so hold themselves,
+and beside themselves a table of storages.
 """
 
 from __future__ import annotations
