@@ -70,3 +70,12 @@ def _ratio(each: Compared) -> float:
     own = root_mean_square(each.candidate[0] - each.right)
     loses = root_mean_square(each.rounded[0] - each.right)
     return own / loses if loses else float("nan")
+
+
+def excess_of(each: Judged) -> float:
+    """By how many times its error bar a tensor is off: its worst entry, or all of it; infinite where it is NaN."""
+    error = each.compared.candidate[0] - each.compared.right
+    with np.errstate(all="ignore"):
+        entries = np.nan_to_num(np.abs(error) / each.bars.entry, nan=0.0)
+        whole = [root_mean_square(error) / each.bars.rms, abs(slope_of(error, each.compared.right)) / each.bars.slope]
+    return float(np.max([*whole, np.max(entries, initial=0.0)])) if np.isfinite(error).all() else np.inf

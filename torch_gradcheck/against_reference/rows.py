@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
+from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import Diagnosis, ParameterReport, Status
 from torch_gradcheck.training_step.diagnosis import step_evidence
-from torch_gradcheck.verdicts.rows import compared_row
+from torch_gradcheck.verdicts.rows import compared_row, frozen_row
 
 
 def row_of(judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
@@ -24,3 +26,10 @@ def row_of(judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
     if row.status is Status.MATCH and not np.isnan(judged.rounding_ratio):
         return replace(row, reason=f"{judged.rounding_ratio:.2g} times what {name_of(entry.own_dtype)} loses")
     return row
+
+
+def with_frozen(rows: Sequence[ParameterReport], theta: Theta) -> list[ParameterReport]:
+    """The rows in the order of θ, and of outputs behind them, with those of parameters that are frozen."""
+    named = {row.name: row for row in rows}
+    of_theta = [named.pop(entry.name) if entry.name in named else frozen_row(entry) for entry in theta]
+    return [*of_theta, *named.values()]

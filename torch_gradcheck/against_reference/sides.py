@@ -49,7 +49,7 @@ def candidate_of(computation: Computation, request: Request, start: Start) -> Ca
     loss = computation.loss
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-        parts, forward = _checked(theta), computation.at(None)
+        parts, forward = parts_on_trial(theta), computation.at(None)
         runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
         return Candidate(theta, runs, DrawnIn(torch.get_default_dtype(), coarsest(theta)), borrowed.has_drawn)
 
@@ -79,5 +79,6 @@ def lent(computation: Computation, request: Request, start: Start, dtype: torch.
     return lend(computation.model, loss.holders, request.mode, dtype, seed, start, objects_of(loss.variables))
 
 
-def _checked(theta: Theta) -> list[list[torch.Tensor]]:
+def parts_on_trial(theta: Theta) -> list[list[torch.Tensor]]:
+    """The tensors whose gradients are on trial, each as the only part of it."""
     return [[theta[position].parameter] for position in theta.checked]
