@@ -11,18 +11,21 @@ import numpy as np
 from torch import nn
 
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
+from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
 from torch_gradcheck.against_reference.culprit import culprit_beside
 from torch_gradcheck.against_reference.draws import beside_other_draws
+from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
+from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
 from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.function_call import function_call
-from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.objective.perturbed_theta import moved_theta
 from torch_gradcheck.precision.dtypes import name_of
@@ -36,12 +39,22 @@ from torch_gradcheck.verdicts.ratio import relative_error_over
 def function_against_reference(
     function: Callable[..., Any], inputs: Any, reference: Callable[..., Any], request: Request
 ) -> Report:
-    """The check of a function beside a reference, a function of the same arguments."""
+    """The check of a function beside a reference, a function of the same arguments.
+
+    Where one of them writes to its arguments in place, which autograd does not allow of leaves, both get copies.
+    """
     upstream = Upstream(request.seed)
     own, other = [
-        FunctionComputation(FunctionLoss(function_call(each, inputs), request.seed, skips_infinities=True), upstream)
-        for each in (function, reference)
+        FunctionComputation(FunctionLoss(call, request.seed, skips_infinities=True), upstream)
+        for call in (function_call(function, inputs, in_its_memory=True), function_call(reference, inputs))
     ]
+    try:
+        return _with_graphs_of_both(own, other, request)
+    except WrittenArgumentsError:
+        return _with_graphs_of_both(own.on_copies(), other.on_copies(), request)
+
+
+def _with_graphs_of_both(own: FunctionComputation, other: FunctionComputation, request: Request) -> Report:
     try:
         return check_against_reference(own, other, request)
     except OtherGraphError:
@@ -71,11 +84,17 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
     rows = beside_own_rows(told_under([row_of(each, None) for each in verdicts], under), own.report)
-    rows = beside_other_draws(rows, found.has_drawn and own.has_drawn)
+    apart = runs_apart(verdicts, request.tolerance)
+    rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
     culprit = culprit_beside(pair, verdicts, rows)
     notes = notes_of(candidate, found, own, rows, request, culprit.notes)
-    report = _report(own.report, verdicts, rows, culprit.name, notes, started)
-    return replace(report, parameters=tuple(with_frozen(rows, found.theta)))
+    report = beside_equal_runs(_report(own.report, verdicts, rows, culprit.name, notes, started), pair, apart)
+    return replace(
+        report,
+        parameters=tuple(with_frozen(report.parameters, found.theta)),
+        contract=contract_of_candidate(pair, verdicts, difference_in_words(apart)),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _report(
