@@ -8,9 +8,8 @@ import numpy as np
 from torch import nn
 from torch.autograd import Function
 
-from torch_gradcheck.against_reference.bars import root_mean_square
 from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.judge import Judged, excess_of
+from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.single_modules import SingleModule
 from torch_gradcheck.contract.upstream import gives_upstream
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
@@ -107,6 +106,6 @@ def _off(each: Judged) -> str:
     if not np.isfinite(given).all():
         return f"{what} holds NaN or infinity"
     with np.errstate(all="ignore"):
-        share = root_mean_square(given - right) / root_mean_square(right)
-    times = excess_of(each)
+        share = np.linalg.norm(given - right) / np.linalg.norm(right)
+    times = each.excess
     return f"{what} is off by {100 * share:.3g} %, {times:.2g} times what rounding explains"

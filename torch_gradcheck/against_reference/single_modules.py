@@ -14,8 +14,9 @@ from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import FunctionComputation
 from torch_gradcheck.against_reference.counterparts import Counterparts, parts_of_gradients
 from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.rounded import rounded_runs
 from torch_gradcheck.against_reference.run import Run, ran
-from torch_gradcheck.against_reference.sides import Candidate, candidate_of, lent, rounded_runs
+from torch_gradcheck.against_reference.sides import Candidate, candidate_of, lent
 from torch_gradcheck.against_reference.upstream import Outputs, Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.diagnosis.culprit.argument_copies import laid_out_alike, replaced
