@@ -14,6 +14,7 @@ from torch_gradcheck.against_reference.computation import Computation, FunctionC
 from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
 from torch_gradcheck.against_reference.culprit import culprit_beside, with_hidden
+from torch_gradcheck.against_reference.diagnosis import diagnosed
 from torch_gradcheck.against_reference.draws import beside_other_draws
 from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
 from torch_gradcheck.against_reference.hidden_mistakes import told_hidden
@@ -21,6 +22,7 @@ from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
+from torch_gradcheck.against_reference.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
 from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
 from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
@@ -88,19 +90,19 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
     beside, hidden = with_hidden(pair, found, own.exact[0], verdicts)
-    rows = told_hidden(told_under([row_of(each, None) for each in beside], under), hidden.name)
-    rows = beside_own_rows(rows, own.report)
+    larger = (lambda: []) if hidden.name else lambda: rescaled_gradients(pair, own.exact[0])
+    diagnoses = diagnosed(beside, request.tolerance, larger)
+    rows = [row_of(*each) for each in zip(beside, diagnoses, strict=True)]
+    rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own.report)
     apart = runs_apart(verdicts, request.tolerance)
     rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
     culprit = hidden if hidden.notes else culprit_beside(pair, verdicts, rows)
     notes = notes_of(candidate, found, own, rows, request, culprit.notes)
-    report = beside_equal_runs(_report(own.report, beside, rows, culprit.name, notes, started), pair, apart)
-    return replace(
-        report,
-        parameters=tuple(with_frozen(report.parameters, found.theta)),
-        contract=contract_of_candidate(pair, verdicts, difference_in_words(apart)),
-        seconds=time.perf_counter() - started,
-    )
+    report = _report(own.report, beside, rows, culprit.name, notes, started)
+    contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
+    report = beside_equal_runs(report, pair, apart)
+    everything = tuple(with_frozen(report.parameters, found.theta))
+    return replace(report, parameters=everything, contract=contract, seconds=time.perf_counter() - started)
 
 
 def _report(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 
 from torch import nn
 
@@ -58,7 +59,7 @@ class Verdict:
     @cached_property
     def wrong(self) -> list[Judged]:
         """What is wrong of it, the furthest beyond its error bar first; empty where it is right."""
-        return sorted([each for each in self.verdicts if each.is_wrong], key=lambda each: each.excess, reverse=True)
+        return sorted([each for each in self.verdicts if each.is_wrong], key=attrgetter("excess"), reverse=True)
 
     @property
     def excess(self) -> float:
@@ -86,7 +87,7 @@ def culprit_beside(pair: Pair, verdicts: Sequence[Judged], rows: Sequence[Parame
         rows: of the report, one a verdict.
     """
     wrong = [each for each, row in zip(verdicts, rows, strict=True) if row.status is Status.MISMATCH]
-    return _found(pair, sorted(wrong, key=lambda each: each.excess, reverse=True)) if wrong else NO_CULPRIT
+    return _found(pair, sorted(wrong, key=attrgetter("excess"), reverse=True)) if wrong else NO_CULPRIT
 
 
 def with_hidden(
@@ -110,7 +111,7 @@ def with_hidden(
     except Exception:  # a model that cannot be recorded is judged as a whole alone
         return verdicts, NO_CULPRIT
     tried = [_judged(single, values, pair.request) for single in _groups(_singles(recording.calls, values))[0]]
-    wrong = sorted([each for each in tried if each.wrong], key=lambda each: each.excess, reverse=True)
+    wrong = sorted([each for each in tried if each.wrong], key=attrgetter("excess"), reverse=True)
     for each in wrong[:MOST_HIDDEN]:
         hidden = hidden_in(pair, found, exact, verdicts, each.single, each.verdicts)
         if hidden is not None:
