@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import FunctionComputation
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
@@ -48,9 +49,10 @@ def contract_of_candidate(pair: Pair, verdicts: Sequence[Judged], difference: st
     if not isinstance(own, FunctionComputation):
         return []
     plain = replace(own, loss=own.loss.in_any_memory())  # the layouts are for the entries to choose
+    autocast = CallersAutocast()
     with lent(plain, request, Start(values=pair.counterparts.moved)) as borrowed:
         theta = theta_of(plain.model, request.include, request.exclude, plain.loss.variables)
-        candidate = LentCandidate(plain.model, theta, borrowed)
+        candidate = LentCandidate(plain.model, theta, borrowed, autocast)
         measured = Measured.by(verdicts, request.tolerance)
         return contract_of(CandidateTrial(plain.loss, candidate, request.seed, measured, difference))
 
@@ -89,6 +91,11 @@ class LentCandidate:
     model: nn.Module
     theta: Theta
     borrowed: Borrowed
+    autocast: CallersAutocast
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """The regime of one run, forward and backward, under the caller's autocast."""
+        return _Under(self.autocast, evaluation_of(self.borrowed))
 
 
 @dataclass(frozen=True)
@@ -139,7 +146,7 @@ class CandidateTrial(Trial):
 
     def as_it_is(self, dtype: torch.dtype, run: Callable[[], None]) -> None:  # noqa: ARG002 - there is one
         """See `Trial`."""
-        with evaluation_of(self.lent.borrowed):
+        with self.lent.evaluation():
             run()
 
     @property
@@ -149,7 +156,7 @@ class CandidateTrial(Trial):
 
     def evaluation(self) -> AbstractContextManager[None]:
         """See `Trial`."""
-        return evaluation_of(self.lent.borrowed)
+        return self.lent.evaluation()
 
     def moved(self, direction: Direction, distance: float) -> AbstractContextManager[None]:
         """See `Trial`."""
@@ -175,6 +182,21 @@ class CandidateTrial(Trial):
     def earlier_difference(self) -> str:
         """See `Trial`."""
         return self.before
+
+
+class _Under:
+    """An evaluation under the caller's autocast."""
+
+    def __init__(self, autocast: CallersAutocast, evaluation: AbstractContextManager[None]) -> None:
+        self._autocast, self._evaluation = autocast, evaluation
+
+    def __enter__(self) -> None:
+        self._evaluation.__enter__()
+        self._on = self._autocast.on()
+
+    def __exit__(self, *exception: object) -> None:
+        self._on.__exit__(*exception)  # type: ignore[arg-type]
+        self._evaluation.__exit__(*exception)  # type: ignore[arg-type]
 
 
 class _Moved:

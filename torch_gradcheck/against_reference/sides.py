@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.run import Run, ran, run_of
@@ -46,10 +47,10 @@ class Candidate:
 
 def candidate_of(computation: Computation, request: Request, start: Start) -> Candidate:
     """Runs the candidate a few times, each from its first state; nothing is raised to another precision."""
-    loss = computation.loss
+    loss, autocast = computation.loss, CallersAutocast()
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-        parts, forward = _checked(theta), computation.at(None)
+        parts, forward = _checked(theta), autocast.over(computation.at(None))
         runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
         return Candidate(theta, runs, DrawnIn(torch.get_default_dtype(), coarsest(theta)), borrowed.has_drawn)
 
@@ -64,11 +65,11 @@ def exact_run(problem: Problem, computation: Computation, candidate: Candidate) 
 
 def rounded_runs(computation: Computation, candidate: Candidate, request: Request, start: Start) -> list[Run]:
     """The reference in the candidate's dtypes: plainly, then with rounding as noise."""
-    generator = torch.Generator("cpu").manual_seed(request.seed)
+    generator, autocast = torch.Generator("cpu").manual_seed(request.seed), CallersAutocast()
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, (), (), computation.loss.variables)
         parts = parts_of_gradients(candidate.theta, theta, computation.loss)
-        forward = computation.at(None)
+        forward = autocast.over(computation.at(None))
         plain = ran(forward, parts, borrowed)
         return [plain, *[ran(forward, parts, borrowed, RoundingMode(generator)) for _ in range(NOISY_RUNS)]]
 
