@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
-from torch_gradcheck.against_reference.alike import check_alike
+from torch_gradcheck.against_reference.alike import common_outputs
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate
 from torch_gradcheck.arrays import Floats
@@ -29,6 +29,7 @@ class Compared:
         rounded: what the reference computed in the candidate's dtype: plainly, then with rounding as noise.
         reached: whether the candidate's backward left a gradient at all.
         epsilon: machine epsilon of the dtype that the candidate keeps the tensor in.
+        beside: what a mistake may be proportional to, by name: the inputs and the outputs of the same shape.
     """
 
     entry: ThetaEntry
@@ -37,11 +38,43 @@ class Compared:
     rounded: Sequence[Floats]
     reached: bool
     epsilon: float
+    beside: Mapping[str, Floats] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the coordinates: a complex entry has two."""
+        return (*self.entry.shape, 2) if self.entry.is_complex else self.entry.shape
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive number of that dtype."""
+        return float(torch.finfo(self.entry.own_dtype).smallest_normal) * self.epsilon
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number of that dtype."""
+        return float(torch.finfo(self.entry.own_dtype).max)
 
 
 def compared(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
     """Every tensor on trial, then every output of floating point or complex numbers."""
-    return [*_gradients(candidate, exact, rounded), *_outputs(candidate, exact, rounded)]
+    found = [*_gradients(candidate, exact, rounded), *_outputs(candidate, exact, rounded)]
+    known = [*_inputs(candidate), *[(each.entry, each.right) for each in found if each.entry.role is Role.OUTPUT]]
+    return [replace(each, beside=_beside(each, known)) for each in found]
+
+
+def _inputs(candidate: Candidate) -> list[tuple[ThetaEntry, Floats]]:
+    return [(entry, _flat(entry, entry.parameter)) for entry in candidate.theta if is_inexact(entry.parameter)]
+
+
+def _beside(each: Compared, known: Sequence[tuple[ThetaEntry, Floats]]) -> dict[str, Floats]:
+    """The finite ones of the tensors known of the same shape."""
+    alike = [
+        (entry.name, values)
+        for entry, values in known
+        if entry.shape == each.entry.shape and entry.is_complex == each.entry.is_complex and values is not each.right
+    ]
+    return {name: values for name, values in alike if np.all(np.isfinite(values))}
 
 
 def _gradients(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
@@ -60,9 +93,8 @@ def _gradients(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list
 
 
 def _outputs(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
-    found = {name: each for name, each in candidate.runs[0].outputs.items() if is_inexact(each)}
-    check_alike(candidate.runs[0].outputs, exact.outputs)
-    entries = {name: _entry_of(name, each) for name, each in found.items()}
+    found = candidate.runs[0].outputs
+    entries = {name: _entry_of(name, found[name]) for name in common_outputs(found, exact.outputs)}
     return [
         _without_equal_infinities(
             Compared(

@@ -1,4 +1,4 @@
-"""The runs of both sides: the candidate as it is, the reference in float64, and in the candidate's dtypes, rounded."""
+"""The runs of both sides: the candidate as it is, and the reference in float64."""
 
 from __future__ import annotations
 
@@ -16,16 +16,12 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import Theta, theta_of
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.mode import DrawnIn
-from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.replay import coarsest
 
 CANDIDATE_RUNS = 5
 """Runs of the candidate: where it is not deterministic, as with atomic adds, their spread joins the error bar. A race
 that one run in three loses shows in 87 of 100 checks."""
-
-NOISY_RUNS = 6
-"""Runs of the reference with rounding as noise."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +46,7 @@ def candidate_of(computation: Computation, request: Request, start: Start) -> Ca
     loss, autocast = computation.loss, CallersAutocast()
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-        parts, forward = _checked(theta), autocast.over(computation.at(None))
+        parts, forward = parts_on_trial(theta), autocast.over(computation.at(None))
         runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
         return Candidate(theta, runs, DrawnIn(torch.get_default_dtype(), coarsest(theta)), borrowed.has_drawn)
 
@@ -63,22 +59,12 @@ def exact_run(problem: Problem, computation: Computation, candidate: Candidate) 
         return run_of(forward, parts)
 
 
-def rounded_runs(computation: Computation, candidate: Candidate, request: Request, start: Start) -> list[Run]:
-    """The reference in the candidate's dtypes: plainly, then with rounding as noise."""
-    generator, autocast = torch.Generator("cpu").manual_seed(request.seed), CallersAutocast()
-    with lent(computation, request, start) as borrowed:
-        theta = theta_of(computation.model, (), (), computation.loss.variables)
-        parts = parts_of_gradients(candidate.theta, theta, computation.loss)
-        forward = autocast.over(computation.at(None))
-        plain = ran(forward, parts, borrowed)
-        return [plain, *[ran(forward, parts, borrowed, RoundingMode(generator)) for _ in range(NOISY_RUNS)]]
-
-
 def lent(computation: Computation, request: Request, start: Start, dtype: torch.dtype | None = None) -> Loan[Borrowed]:
     """The loan of a computation; `dtype` None leaves every tensor in its own."""
     loss, seed = computation.loss, request.seed
     return lend(computation.model, loss.holders, request.mode, dtype, seed, start, objects_of(loss.variables))
 
 
-def _checked(theta: Theta) -> list[list[torch.Tensor]]:
+def parts_on_trial(theta: Theta) -> list[list[torch.Tensor]]:
+    """The tensors whose gradients are on trial, each as the only part of it."""
     return [[theta[position].parameter] for position in theta.checked]
