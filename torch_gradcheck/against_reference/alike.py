@@ -8,6 +8,7 @@ import torch
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.precision.dtypes import is_inexact, name_of
+from torch_gradcheck.reporting.words import listed
 
 
 def check_alike(candidate: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> None:
@@ -27,6 +28,33 @@ def check_alike(candidate: Mapping[str, torch.Tensor], reference: Mapping[str, t
             f"reference returns {_in_words(reference)}, and the candidate {_in_words(candidate)}: both must return "
             "tensors of the same shapes in the same places. Wrap one of them in a function that does."
         )
+
+
+def common_outputs(candidate: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of the outputs of floating point or complex numbers that both sides return, in the candidate's order.
+
+    A model may return less than its reference: one that fuses its head with the loss has no logits. Functions whose
+    outputs are given gradients of the check's own may not, see `check_alike`.
+
+    Raises:
+        InvalidRequestError: there are none, or those of one name differ in more than values.
+    """
+    theirs = _forms(reference)
+    common = {name: form for name, form in _forms(candidate).items() if name in theirs}
+    check_alike({name: candidate[name] for name in common or candidate}, {k: reference[k] for k in common or reference})
+    return list(common)
+
+
+def on_outputs(candidate: Mapping[str, torch.Tensor], reference: Mapping[str, torch.Tensor]) -> str:
+    """The note on outputs that one side alone returns; "" where both return the same."""
+    own, theirs = _forms(candidate), _forms(reference)
+    alone = [
+        f"{name} ({who} returns none)"
+        for one, other, who in ((own, theirs, "the reference"), (theirs, own, "the candidate"))
+        for name in one
+        if name not in other
+    ]
+    return f"not compared: {listed(alone)}" if alone else ""
 
 
 def _forms(outputs: Mapping[str, torch.Tensor]) -> dict[str, tuple[tuple[int, ...], bool]]:

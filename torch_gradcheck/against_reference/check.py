@@ -11,19 +11,23 @@ import numpy as np
 from torch import nn
 
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
+from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
+from torch_gradcheck.against_reference.culprit import culprit_beside
 from torch_gradcheck.against_reference.diagnosis import diagnosed
 from torch_gradcheck.against_reference.draws import beside_other_draws
+from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
 from torch_gradcheck.against_reference.rescaled import rescaled_gradients
-from torch_gradcheck.against_reference.rows import row_of
+from torch_gradcheck.against_reference.rows import row_of, with_frozen
+from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
 from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.function_call import function_call
-from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.objective.perturbed_theta import moved_theta
 from torch_gradcheck.precision.dtypes import name_of
@@ -37,12 +41,25 @@ from torch_gradcheck.verdicts.ratio import relative_error_over
 def function_against_reference(
     function: Callable[..., Any], inputs: Any, reference: Callable[..., Any], request: Request
 ) -> Report:
-    """The check of a function beside a reference, a function of the same arguments."""
+    """The check of a function beside a reference, a function of the same arguments, by the names that it has for them.
+
+    Where one of them writes to its arguments in place, which autograd does not allow of leaves, both get copies.
+    """
     upstream = Upstream(request.seed)
     own, other = [
-        FunctionComputation(FunctionLoss(function_call(each, inputs), request.seed, skips_infinities=True), upstream)
-        for each in (function, reference)
+        FunctionComputation(FunctionLoss(call, request.seed, skips_infinities=True), upstream)
+        for call in (
+            function_call(function, inputs, in_its_memory=True),
+            replace(function_call(reference, inputs), named_after=function),
+        )
     ]
+    try:
+        return _with_graphs_of_both(own, other, request)
+    except WrittenArgumentsError:
+        return _with_graphs_of_both(own.on_copies(), other.on_copies(), request)
+
+
+def _with_graphs_of_both(own: FunctionComputation, other: FunctionComputation, request: Request) -> Report:
     try:
         return check_against_reference(own, other, request)
     except OtherGraphError:
@@ -74,13 +91,26 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(pair, own.exact[0]))
     rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
     rows = beside_own_rows(told_under(rows, under), own.report)
-    rows = beside_other_draws(rows, found.has_drawn and own.has_drawn)
-    notes = notes_of(candidate, found, own, rows, request)
-    return _report(own.report, verdicts, rows, notes, started)
+    apart = runs_apart(verdicts, request.tolerance)
+    rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
+    culprit = culprit_beside(pair, verdicts, rows)
+    notes = notes_of(candidate, found, own, rows, request, culprit.notes)
+    report = beside_equal_runs(_report(own.report, verdicts, rows, culprit.name, notes, started), pair, apart)
+    return replace(
+        report,
+        parameters=tuple(with_frozen(report.parameters, found.theta)),
+        contract=contract_of_candidate(pair, verdicts, difference_in_words(apart)),
+        seconds=time.perf_counter() - started,
+    )
 
 
 def _report(
-    own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterReport], notes: list[str], started: float
+    own: Report,
+    verdicts: Sequence[Judged],
+    rows: Sequence[ParameterReport],
+    culprit: str | None,
+    notes: list[str],
+    started: float,
 ) -> Report:
     decided = [each for each, row in zip(verdicts, rows, strict=True) if row.status.is_decided]
     with np.errstate(all="ignore"):
@@ -91,7 +121,7 @@ def _report(
         relative_error=ratio if decided else None,
         seconds=time.perf_counter() - started,
         dtype=listed(sorted({name_of(each.compared.entry.own_dtype) for each in verdicts})),
-        culprit=None,
+        culprit=culprit,
         notes=notes,
         backward_spread=0.0,
         reference=own,

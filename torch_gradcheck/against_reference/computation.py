@@ -11,11 +11,12 @@ from torch import nn
 
 from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.contract.upstream import losses_giving
-from torch_gradcheck.objective.function_loss import FunctionLoss, model_of
+from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.loss import Loss, ModuleLoss, on_not_perturbed
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.torch_internals.autograd import writes_to_a_leaf
 
 MOST_ALONE = 4
 """With more outputs than these, all of them are given a gradient together only: one alone takes all runs again."""
@@ -86,8 +87,12 @@ class FunctionComputation:
         """See `Computation`."""
         return self._forward
 
+    def on_copies(self) -> FunctionComputation:
+        """The same with a function that gets copies of its arguments, which are no leaves, to write to."""
+        return replace(self, loss=self.loss.on_copies())
+
     def _forward(self) -> Forward:
-        outputs = outputs_of(self.loss.call.called(objects_of(self.loss.variables)))
+        outputs = outputs_of(self._called())
         given = [
             (tensor, v)
             for position, ((_, tensor), v) in enumerate(zip(outputs, self.upstream.of(outputs), strict=True))
@@ -99,6 +104,14 @@ class FunctionComputation:
         """See `Computation`."""
         given = self.upstream.given if 1 < len(self.upstream.given) <= MOST_ALONE else {}
         return {name: replace(self, only=position) for position, name in given.items()}
+
+    def _called(self) -> Any:
+        try:
+            return self.loss.call.called(objects_of(self.loss.variables))
+        except RuntimeError as error:
+            if self.loss.call.writes or not writes_to_a_leaf(error):
+                raise
+            raise WrittenArgumentsError from error
 
 
 @dataclass(frozen=True)
@@ -129,9 +142,11 @@ class ModuleComputation:
             seen[:] = outputs_of(output)
             return self.loss.loss_fn(output, *targets)
 
-        compute = replace(self.loss, loss_fn=watched).at(dtype)
+        watching = replace(self.loss, loss_fn=watched)
+        kept = None if dtype is None else watching.at(dtype)
 
         def forward() -> Forward:
+            compute = kept or watching.at(None)  # in its own precision, the batch is copied anew for every run
             loss = scalar(compute())
             return Forward(list(seen), [loss] if loss.requires_grad else [])
 

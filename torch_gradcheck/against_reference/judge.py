@@ -137,12 +137,12 @@ def _is_the_same(each: Compared) -> Flags:
 def _ratio(each: Compared) -> float:
     """NaN where the reference loses nothing in that dtype and the candidate does; 0 where neither does."""
     finite = np.isfinite(each.right) & np.isfinite(each.rounded[0])
-    own = _root_mean_square((each.candidate[0] - each.right)[finite])
-    loses = _root_mean_square((each.rounded[0] - each.right)[finite])
+    own = root_mean_square((each.candidate[0] - each.right)[finite])
+    loses = root_mean_square((each.rounded[0] - each.right)[finite])
     return own / loses if loses else (float("nan") if own else 0.0)
 
 
-def _root_mean_square(values: Floats) -> float:
+def root_mean_square(values: Floats) -> float:
     """√ of the mean square; 0 of nothing."""
     with np.errstate(all="ignore"):
         return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch_gradcheck.against_reference.alike import on_outputs
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.draws import on_draws
 from torch_gradcheck.against_reference.reference import Reference, on_reference
@@ -14,9 +15,14 @@ from torch_gradcheck.request import Request
 
 
 def notes_of(
-    candidate: Computation, found: Candidate, own: Reference, rows: Sequence[ParameterReport], request: Request
+    candidate: Computation,
+    found: Candidate,
+    own: Reference,
+    rows: Sequence[ParameterReport],
+    request: Request,
+    on_culprit: Sequence[str],
 ) -> list[str]:
-    """The notes, what is wrong with the reference first.
+    """The notes, what is wrong with the reference first, then where the candidate is.
 
     Args:
         candidate: on trial.
@@ -24,9 +30,12 @@ def notes_of(
         own: what is known of the reference.
         rows: of the report.
         request: the options.
+        on_culprit: the notes on where the mistake is.
     """
     notes = [
         *on_reference(own.report),
+        *on_culprit,
+        on_outputs(found.runs[0].outputs, own.exact[0].outputs),
         on_draws(found.has_drawn, own.has_drawn),
         on_perturbed(request.perturb, request.seed),
         *candidate.notes,

@@ -24,6 +24,7 @@ from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
 
 WRONG = "the reference's own gradient of it is wrong: there is nothing right to compare with"
 UNPROVEN = "the reference's own gradient of it is undecided, so that there is nothing proven to compare with"
@@ -79,6 +80,11 @@ def reference_of(
 
 def _of_reference(error: GradcheckError) -> GradcheckError:
     """The error, saying that it is the reference that cannot be checked."""
+    if error.__cause__ is not None and lacks_float64_kernel(error.__cause__):
+        return InvalidRequestError(
+            "reference: it is computed in float64, and one of its operations has no kernel for that "
+            f"({error.__cause__}): write it with operations that have one, plain torch."
+        )
     text = str(error) if str(error).startswith("reference") else f"reference: {error}"
     if isinstance(error, NonFiniteLossError | NonDeterministicLossError):
         return type(error)(text, module=error.module)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
+from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, ParameterReport, Status, Verdict
 from torch_gradcheck.reporting.words import percent, times
 from torch_gradcheck.training_step.diagnosis import step_evidence
-from torch_gradcheck.verdicts.rows import compared_row, furthest, ratio_of
+from torch_gradcheck.verdicts.rows import compared_row, frozen_row, furthest, ratio_of
 
 RESOLVED = 1.0
 """A tensor matches only if a factor of 2 on it, or of 0, would have been a mismatch."""
@@ -80,3 +82,10 @@ def _how_tight(judged: Judged) -> str:
     dtype, ratio = name_of(judged.compared.entry.own_dtype), judged.rounding_ratio
     loses = f"{times(ratio)} times what {dtype} loses" if math.isfinite(ratio) else "exact, as the reference is in it"
     return f"{loses}; a factor off by {percent(judged.detectable)} would have shown"
+
+
+def with_frozen(rows: Sequence[ParameterReport], theta: Theta) -> list[ParameterReport]:
+    """The rows in the order of θ, and of outputs behind them, with those of parameters that are frozen."""
+    named = {row.name: row for row in rows}
+    of_theta = [named.pop(entry.name) if entry.name in named else frozen_row(entry) for entry in theta]
+    return [*of_theta, *named.values()]

@@ -18,8 +18,9 @@ from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.replay import coarsest
 
-CANDIDATE_RUNS = 3
-"""Runs of the candidate: where it is not deterministic, as with atomic adds, their spread joins the error bar."""
+CANDIDATE_RUNS = 5
+"""Runs of the candidate: where it is not deterministic, as with atomic adds, their spread joins the error bar. A race
+that one run in three loses shows in 87 of 100 checks."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Candidate:
 
     Attributes:
         theta: all that is on trial.
-        runs: equal runs; they differ where the candidate is not deterministic.
+        runs: equal runs, its very first among them; they differ where the candidate is not deterministic.
         drawn_in: the precisions of its random numbers.
         has_drawn: whether it draws any, from a generator that is known.
     """
@@ -44,7 +45,7 @@ def candidate_of(computation: Computation, request: Request, start: Start) -> Ca
     loss = computation.loss
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-        parts, forward = _checked(theta), computation.at(None)
+        parts, forward = parts_on_trial(theta), computation.at(None)
         runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
         return Candidate(theta, runs, DrawnIn(torch.get_default_dtype(), coarsest(theta)), borrowed.has_drawn)
 
@@ -63,5 +64,6 @@ def lent(computation: Computation, request: Request, start: Start, dtype: torch.
     return lend(computation.model, loss.holders, request.mode, dtype, seed, start, objects_of(loss.variables))
 
 
-def _checked(theta: Theta) -> list[list[torch.Tensor]]:
+def parts_on_trial(theta: Theta) -> list[list[torch.Tensor]]:
+    """The tensors whose gradients are on trial, each as the only part of it."""
     return [[theta[position].parameter] for position in theta.checked]

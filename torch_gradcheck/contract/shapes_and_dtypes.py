@@ -1,4 +1,4 @@
-"""`shapes_and_dtypes`: each gradient has its input's shape, dtype and device, in float64 and in float32.
+"""`shapes_and_dtypes`: each gradient has its input's shape, dtype and device, in every precision that is tried.
 
 Autograd sums a gradient that is larger than its input over the dimensions that broadcasting has added, casts it, and
 says nothing. So what the backward of a Function returns is looked at before.
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from torch_gradcheck.borrowing.loan import Borrowed, lend
 from torch_gradcheck.contract.function_backwards import FunctionBackwards
 from torch_gradcheck.contract.outcome import Raised, attempted, failed, passed
 from torch_gradcheck.contract.trial import Trial
@@ -27,16 +26,13 @@ from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 
 NAME = "shapes_and_dtypes"
 
-PRECISIONS = (torch.float64, torch.float32)
-"""The precisions in which the function runs, casts not raised, under the caller's own default dtype."""
-
 
 def shapes_and_dtypes(trial: Trial) -> ContractEntry:
     """A run forward and backward in each precision, as the function is: what the backwards in it return."""
     notes: list[str] = []
-    for dtype in PRECISIONS:
+    for dtype in trial.precisions:
         seen = _Returned()
-        run = attempted(lambda: _run(trial, dtype, seen))  # noqa: B023  # called at once
+        run = attempted(lambda: trial.as_it_is(dtype, lambda: _look(trial, seen)))  # noqa: B023  # called at once
         if seen.wrong:
             return failed(NAME, f"in {name_of(dtype)}, {listed(seen.wrong)}")
         if isinstance(run, Raised):
@@ -48,51 +44,12 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
     return passed(NAME, "; ".join(dict.fromkeys(notes)))
 
 
-def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
-    """Forward and backward, lent once more where the check has another precision; the default dtype is the caller's."""
-    model, request = trial.problem.model, trial.problem.request
-    with _DefaultDtype(trial.problem.default_dtype):
-        if dtype is request.dtype:
-            with trial.problem.objective.evaluation_as_it_is():
-                _look(trial, seen)
-        else:
-            with lend(model, trial.loss.holders, "keep", dtype, request.seed) as borrowed, _Evaluated(borrowed):
-                torch.set_default_dtype(trial.problem.default_dtype)  # the loan puts its own back in the end
-                _look(trial, seen)
-
-
 def _look(trial: Trial, seen: _Returned) -> None:
     with torch.enable_grad():
         outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]
         terms = [inner(v, y) for y, v in zip(outputs, trial.cotangents(outputs), strict=True)]
         with seen:
             gradients_of(terms, trial.tensors)
-
-
-class _DefaultDtype:
-    """Another default dtype inside the block."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype, self._before = dtype, torch.get_default_dtype()
-
-    def __enter__(self) -> None:
-        torch.set_default_dtype(self._dtype)
-
-    def __exit__(self, *exception: object) -> None:
-        torch.set_default_dtype(self._before)
-
-
-class _Evaluated:
-    """One run of the function, from its random state, after which what it wrote to is put back."""
-
-    def __init__(self, borrowed: Borrowed) -> None:
-        self._borrowed = borrowed
-
-    def __enter__(self) -> None:
-        self._borrowed.before_evaluation()
-
-    def __exit__(self, *exception: object) -> None:
-        self._borrowed.after_evaluation()
 
 
 class _Returned:

@@ -111,6 +111,11 @@ class FunctionLoss:
         """The same with a function that gets copies of its arguments."""
         return FunctionLoss(replace(self.call, writes=True), self.seed, self.is_bent, self.skips_infinities)
 
+    def in_any_memory(self) -> FunctionLoss:
+        """The same with a function that gets its arguments in whatever memory layout a caller chooses."""
+        call = replace(self.call, memory=None)
+        return FunctionLoss(call, self.seed, self.is_bent, self.skips_infinities)
+
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`; the arguments are lent in `dtype`."""
         self._cotangents = Cotangents(self.seed, dtype)
