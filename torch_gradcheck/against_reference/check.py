@@ -14,12 +14,14 @@ from torch_gradcheck.against_reference.computation import Computation, FunctionC
 from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
 from torch_gradcheck.against_reference.culprit import culprit_beside
+from torch_gradcheck.against_reference.diagnosis import diagnosed
 from torch_gradcheck.against_reference.draws import beside_other_draws
 from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
+from torch_gradcheck.against_reference.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
 from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
 from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
@@ -86,7 +88,9 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     found = pair.candidate_runs()
     own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
-    rows = beside_own_rows(told_under([row_of(each, None) for each in verdicts], under), own.report)
+    diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(pair, own.exact[0]))
+    rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
+    rows = beside_own_rows(told_under(rows, under), own.report)
     apart = runs_apart(verdicts, request.tolerance)
     rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
     culprit = culprit_beside(pair, verdicts, rows)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch_gradcheck.against_reference.sides import Candidate
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.gradients.analytic import analytic_gradient
 from torch_gradcheck.objective.theta import ThetaEntry
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.dtypes import epsilon, is_inexact
 from torch_gradcheck.reporting.facts import Role
 
 
@@ -29,6 +29,7 @@ class Compared:
         rounded: what the reference computed in the candidate's dtype: plainly, then with rounding as noise.
         reached: whether the candidate's backward left a gradient at all.
         epsilon: machine epsilon of the dtype that the candidate keeps the tensor in.
+        beside: what a mistake may be proportional to, by name: the inputs and the outputs of the same shape.
     """
 
     entry: ThetaEntry
@@ -37,11 +38,43 @@ class Compared:
     rounded: Sequence[Floats]
     reached: bool
     epsilon: float
+    beside: Mapping[str, Floats] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the coordinates: a complex entry has two."""
+        return (*self.entry.shape, 2) if self.entry.is_complex else self.entry.shape
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive number of that dtype."""
+        return float(torch.finfo(self.entry.own_dtype).smallest_normal) * self.epsilon
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number of that dtype."""
+        return float(torch.finfo(self.entry.own_dtype).max)
 
 
 def compared(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
     """Every tensor on trial, then every output of floating point or complex numbers."""
-    return [*_gradients(candidate, exact, rounded), *_outputs(candidate, exact, rounded)]
+    found = [*_gradients(candidate, exact, rounded), *_outputs(candidate, exact, rounded)]
+    known = [*_inputs(candidate), *[(each.entry, each.right) for each in found if each.entry.role is Role.OUTPUT]]
+    return [replace(each, beside=_beside(each, known)) for each in found]
+
+
+def _inputs(candidate: Candidate) -> list[tuple[ThetaEntry, Floats]]:
+    return [(entry, _flat(entry, entry.parameter)) for entry in candidate.theta if is_inexact(entry.parameter)]
+
+
+def _beside(each: Compared, known: Sequence[tuple[ThetaEntry, Floats]]) -> dict[str, Floats]:
+    """The finite ones of the tensors known of the same shape."""
+    alike = [
+        (entry.name, values)
+        for entry, values in known
+        if entry.shape == each.entry.shape and entry.is_complex == each.entry.is_complex and values is not each.right
+    ]
+    return {name: values for name, values in alike if np.all(np.isfinite(values))}
 
 
 def _gradients(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:

@@ -14,7 +14,7 @@ from torch import nn
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import Counterparts
 from torch_gradcheck.against_reference.culprit_in_words import CulpritWords
-from torch_gradcheck.against_reference.judge import Judged, excess_of
+from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.run import ran
 from torch_gradcheck.against_reference.sides import lent, parts_on_trial
@@ -53,7 +53,7 @@ class Verdict:
     @property
     def excess(self) -> float:
         """By how many times its error bar the worst tensor is off."""
-        return excess_of(self.wrong[0]) if self.wrong else 0.0
+        return self.wrong[0].excess if self.wrong else 0.0
 
     @property
     def has_right_outputs(self) -> bool:
@@ -76,7 +76,7 @@ def culprit_beside(pair: Pair, verdicts: Sequence[Judged], rows: Sequence[Parame
         rows: of the report, one a verdict.
     """
     wrong = [each for each, row in zip(verdicts, rows, strict=True) if row.status is Status.MISMATCH]
-    return _found(pair, sorted(wrong, key=excess_of, reverse=True)) if wrong else NO_CULPRIT
+    return _found(pair, sorted(wrong, key=lambda each: each.excess, reverse=True)) if wrong else NO_CULPRIT
 
 
 def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
@@ -117,7 +117,8 @@ def _singles(calls: Sequence[RecordedCall], values: Counterparts) -> list[Single
     for call in calls:
         name = names.get(id(call.owner), "") if isinstance(call.owner, nn.Module) else ""
         if name in theirs and name and not call.in_backward:
-            found.setdefault(name, []).append(SingleModule(name, call, theirs[name]))
+            same = found.setdefault(name, [])
+            same.append(SingleModule(name, call, len(same), theirs[name]))
     judgeable = {name: [each for each in group if each.can_be_judged] for name, group in found.items()}
     tried = [sorted(group, key=lambda each: each.size, reverse=True)[:TRIED] for group in judgeable.values()]
     return [each for group in reversed(tried) for each in group]
@@ -134,7 +135,7 @@ def _judged(single: SingleModule, values: Counterparts, request: Request) -> Ver
     except Exception as error:  # of the user's code, which is made to be called by the model around it
         return Verdict(single, raises=in_one_line(error))
     wrong = [each for each in verdicts if each.is_wrong]
-    return Verdict(single, sorted(wrong, key=excess_of, reverse=True))
+    return Verdict(single, sorted(wrong, key=lambda each: each.excess, reverse=True))
 
 
 def _named(found: Sequence[Verdict], words: CulpritWords) -> Culprit:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torch_gradcheck.against_reference.bars import root_mean_square
 from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.judge import Judged, judged, root_mean_square
+from torch_gradcheck.against_reference.wholes import MARGIN_OF_SQUARES
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.diagnosis.unrepeatable import factor_of
 from torch_gradcheck.objective.theta import ThetaEntry
@@ -137,7 +137,7 @@ def _apart(each: Compared, tolerance: float) -> Apart | None:
     finite = np.abs(np.nan_to_num(runs, nan=0.0, posinf=0.0, neginf=0.0))
     with np.errstate(all="ignore"):
         allowed = bars.entry + tolerance * np.max(finite, axis=0)
-        rms = bars.rms + tolerance * root_mean_square(each.right)
+        rms = MARGIN_OF_SQUARES * float(np.sqrt(np.mean(bars.variance))) + tolerance * root_mean_square(each.right)
         alike = np.array([[_alike(_off(one, other), allowed, rms) for other in runs] for one in runs])
         off = max([float(np.max(_off(run, runs[0]))) for run in runs[1:]])
     size = float(np.max(finite)) or 1.0

@@ -9,8 +9,9 @@ from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import Counterparts
 from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.rounded import rounded_runs
 from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate, candidate_of, rounded_runs
+from torch_gradcheck.against_reference.sides import Candidate, candidate_of
 from torch_gradcheck.against_reference.ties import judged_at_ties
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status

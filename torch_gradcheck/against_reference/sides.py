@@ -1,4 +1,4 @@
-"""The runs of both sides: the candidate as it is, the reference in float64, and in the candidate's dtypes, rounded."""
+"""The runs of both sides: the candidate as it is, and the reference in float64."""
 
 from __future__ import annotations
 
@@ -15,16 +15,12 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import Theta, theta_of
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.mode import DrawnIn
-from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.request import Request
 from torch_gradcheck.training_step.replay import coarsest
 
 CANDIDATE_RUNS = 5
 """Runs of the candidate: where it is not deterministic, as with atomic adds, their spread joins the error bar. A race
 that one run in three loses shows in 87 of 100 checks."""
-
-NOISY_RUNS = 6
-"""Runs of the reference with rounding as noise."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +56,6 @@ def exact_run(problem: Problem, computation: Computation, candidate: Candidate) 
     forward = computation.at(torch.float64)
     with torch.enable_grad(), problem.objective.evaluation(at_theta=True):
         return run_of(forward, parts)
-
-
-def rounded_runs(computation: Computation, candidate: Candidate, request: Request, start: Start) -> list[Run]:
-    """The reference in the candidate's dtypes: plainly, then with rounding as noise."""
-    generator = torch.Generator("cpu").manual_seed(request.seed)
-    with lent(computation, request, start) as borrowed:
-        theta = theta_of(computation.model, (), (), computation.loss.variables)
-        parts = parts_of_gradients(candidate.theta, theta, computation.loss)
-        forward = computation.at(None)
-        plain = ran(forward, parts, borrowed)
-        return [plain, *[ran(forward, parts, borrowed, RoundingMode(generator)) for _ in range(NOISY_RUNS)]]
 
 
 def lent(computation: Computation, request: Request, start: Start, dtype: torch.dtype | None = None) -> Loan[Borrowed]:
