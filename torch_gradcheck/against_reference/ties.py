@@ -172,4 +172,4 @@ def _left_open(each: Judged) -> Judged:
     """The verdict with its wrong entries undecided: more numbers tie than were tried."""
     results = each.trial.results
     outcome = np.where(results.outcome == Outcome.MISMATCH, Outcome.UNDECIDED, results.outcome).astype(np.int8)
-    return replace(each, trial=replace(each.trial, results=replace(results, outcome=outcome)), as_a_whole="")
+    return replace(each, trial=replace(each.trial, results=replace(results, outcome=outcome)))
