@@ -41,7 +41,7 @@ def rescaled_gradients(pair: Pair, exact: Run) -> list[Floats]:
         pair: whose candidate is run anew.
         exact: of the reference, for the tensors that are compared.
     """
-    found = replace(pair, candidate=Rescaled(pair.candidate)).candidate_runs()
+    found = replace(pair, candidate=Rescaled(pair.candidate)).candidate_runs(1)
     return [each.candidate[0] for each in compared(found, exact, []) if each.entry.role is not Role.OUTPUT]
 
 
