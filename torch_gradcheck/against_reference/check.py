@@ -41,17 +41,14 @@ from torch_gradcheck.verdicts.ratio import relative_error_over
 def function_against_reference(
     function: Callable[..., Any], inputs: Any, reference: Callable[..., Any], request: Request
 ) -> Report:
-    """The check of a function beside a reference, a function of the same arguments, by the names that it has for them.
+    """The check of a function beside a reference, a function of the same arguments.
 
     Where one of them writes to its arguments in place, which autograd does not allow of leaves, both get copies.
     """
     upstream = Upstream(request.seed)
     own, other = [
         FunctionComputation(FunctionLoss(call, request.seed, skips_infinities=True), upstream)
-        for call in (
-            function_call(function, inputs, in_its_memory=True),
-            replace(function_call(reference, inputs), named_after=function),
-        )
+        for call in (function_call(function, inputs, in_its_memory=True), function_call(reference, inputs))
     ]
     try:
         return _with_graphs_of_both(own, other, request)
@@ -95,13 +92,11 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
     culprit = culprit_beside(pair, verdicts, rows)
     notes = notes_of(candidate, found, own, rows, request, culprit.notes)
-    report = beside_equal_runs(_report(own.report, verdicts, rows, culprit.name, notes, started), pair, apart)
-    return replace(
-        report,
-        parameters=tuple(with_frozen(report.parameters, found.theta)),
-        contract=contract_of_candidate(pair, verdicts, difference_in_words(apart)),
-        seconds=time.perf_counter() - started,
-    )
+    report = _report(own.report, verdicts, rows, culprit.name, notes, started)
+    contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
+    report = beside_equal_runs(report, pair, apart)
+    everything = tuple(with_frozen(report.parameters, found.theta))
+    return replace(report, parameters=everything, contract=contract, seconds=time.perf_counter() - started)
 
 
 def _report(

@@ -15,10 +15,10 @@ from torch import nn
 
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, Forward, FunctionComputation
-from torch_gradcheck.against_reference.explanation import root_mean_square
 from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.reporting.facts import Role
 
