@@ -1,4 +1,4 @@
-"""The whole text of six real reports, held by golden files: from a model to what is printed.
+"""The whole text of real reports, held by golden files: from a model to what is printed.
 
 After a change that is meant, this writes them anew; read the difference before you commit it:
 
@@ -168,6 +168,68 @@ def wrong_double_backward() -> Report:
     return check_module(model, nn.CrossEntropyLoss(), (rows(6, 4), torch.arange(6) % 3), order=2)
 
 
+def cubes(a: Tensor, b: Tensor) -> Tensor:
+    """The plain reference of the kernels below: products only, which every processor rounds alike."""
+    return a * a * b
+
+
+def kernel_of_cubes(spoiled: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A kernel that computes them in float32; the gradient of a is spoiled."""
+
+    class Cubes(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+            ctx.save_for_backward(a, b)
+            return cubes(a.float(), b.float()).to(a.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+            a, b = [each.float() for each in ctx.saved_tensors]
+            for_a = spoiled(2 * a * b * grad.float())
+            return for_a.to(grad.dtype), (a * a * grad.float()).to(grad.dtype)
+
+    return Cubes.apply  # type: ignore[no-any-return]
+
+
+def beside_cubes(spoiled: Callable[[Tensor], Tensor], reference: Callable[..., Tensor] = cubes) -> Report:
+    inputs = rows(20, 44, torch.bfloat16) + 1.25, rows(21, 44, torch.bfloat16)[1:] - 1.25
+    return check_function(kernel_of_cubes(spoiled), inputs, reference=reference)
+
+
+def right_kernel() -> Report:
+    """As right as its precision allows."""
+    return beside_cubes(lambda gradient: gradient)
+
+
+def kernel_one_percent_off() -> Report:
+    """A factor that shows in no single entry."""
+    return beside_cubes(lambda gradient: 1.01 * gradient)
+
+
+def kernel_without_its_tail() -> Report:
+    """Columns after the last full block that the backward does not write."""
+    return beside_cubes(lambda gradient: gradient * (torch.arange(44) < 32))
+
+
+class CubesFunction(torch.autograd.Function):
+    """a·a·b, the slope of a forgotten a factor 2."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return cubes(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return grad * a * b, grad * a * a
+
+
+def kernel_beside_a_wrong_reference() -> Report:
+    """What is wrong with the reference is said first."""
+    return beside_cubes(lambda gradient: gradient, CubesFunction.apply)
+
+
 CHECKS: dict[str, Callable[[], Report]] = {
     check.__name__: check
     for check in (
@@ -178,6 +240,10 @@ CHECKS: dict[str, Callable[[], Report]] = {
         neither_right_nor_wrong,
         function_with_a_broken_contract,
         wrong_double_backward,
+        right_kernel,
+        kernel_one_percent_off,
+        kernel_without_its_tail,
+        kernel_beside_a_wrong_reference,
     )
 }
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from torch_gradcheck.against_reference.check import function_against_reference, module_against_reference
 from torch_gradcheck.contract.entries import contract_of
-from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.problem_trial import ProblemTrial
 from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.errors import NonFiniteLossError
 from torch_gradcheck.methods.choice import METHOD_NAMES
@@ -274,7 +274,7 @@ def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Repo
             report = replace(report, parameters=told_by_output(problem, loss, report.parameters))
         proven = frozenset(row.name for row in report if row.status.is_proven)
         has_mistake = report.order == 1 and bool(report.mismatches)
-        contract = contract_of(Trial(problem, loss, proven, has_mistake))
+        contract = contract_of(ProblemTrial(loss, problem, proven, has_mistake))
     notes, seconds = [*report.notes, *loss.notes], time.perf_counter() - started
     return replace(report, notes=notes, contract=contract, seconds=seconds)
 

@@ -33,6 +33,10 @@ OF_BOTH = ("eps", "tolerance", "seed", "progress", "order", "hold_detached")
 OF_A_MODEL = ("method", "include", "exclude", "mode", "perturb")
 """The options that only the check of a model has."""
 
+FUNCTION_ARGUMENTS = ("function", "inputs", "reference")
+MODEL_ARGUMENTS = ("model", "loss_fn", "batch", "reference")
+"""What FUNCTION() returns, in this order or by these names; the reference may be left out."""
+
 DESCRIPTION = "Checks the gradients of a PyTorch model, or a function of tensors, against float64 centered differences."
 
 EPILOG = (
@@ -66,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_status(report: Report, strict: bool) -> int:
-    if report.mismatches or report.broken:
+    if report.mismatches or report.broken or report.has_wrong_reference:
         return MISMATCH
     return PASSED if (report.proven if strict else report.passed) else NOT_PROVEN
 
@@ -82,7 +86,8 @@ def _parser() -> argparse.ArgumentParser:
         "target",
         metavar="FILE.py:FUNCTION",
         help="or package.module:FUNCTION; FUNCTION() returns (model, loss_fn, batch) or, for check_function, "
-        "(function, inputs)",
+        "(function, inputs); a reference behind these, or a mapping of the names, as {'function': ..., 'inputs': ..., "
+        "'reference': ...}",
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     parser.add_argument("--method", choices=METHOD_NAMES, default="auto")
@@ -133,21 +138,15 @@ def _seed(text: str) -> int:
 def _checked(options: argparse.Namespace) -> Report:
     torch.manual_seed(options.seed)
     problem = _problem(options.target)
-    return _checked_function(options, *problem) if len(problem) == 2 else _checked_model(options, *problem)
-
-
-def _checked_function(options: argparse.Namespace, function: Any, inputs: Any) -> Report:
+    if "function" not in problem:
+        return check_module(**problem, **_chosen(options, (*OF_BOTH, *OF_A_MODEL)))
     given = [name for name in OF_A_MODEL if getattr(options, name) != _parser().get_default(name)]
     if given:
         raise InvalidRequestError(
             f"{options.target}() returned (function, inputs), and {listed([f'--{name}' for name in given])} "
             f"{'is' if len(given) == 1 else 'are'} for models: leave out, or return (model, loss_fn, batch)."
         )
-    return check_function(function, inputs, **_chosen(options, OF_BOTH))
-
-
-def _checked_model(options: argparse.Namespace, model: Any, loss_fn: Any, batch: Any) -> Report:
-    return check_module(model, loss_fn, batch, **_chosen(options, (*OF_BOTH, *OF_A_MODEL)))
+    return check_function(**problem, **_chosen(options, OF_BOTH))
 
 
 def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -155,8 +154,8 @@ def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]
     return {name: getattr(options, name) for name in names} | {"dtype": getattr(torch, options.dtype)}
 
 
-def _problem(target: str) -> tuple[Any, ...]:
-    """Returns (model, loss_fn, batch), or (function, inputs), from the target's function.
+def _problem(target: str) -> dict[str, Any]:
+    """Returns what the target's function gives a check, by the names of the arguments.
 
     Raises:
         InvalidRequestError: there is no such function, or it returns something else.
@@ -165,14 +164,29 @@ def _problem(target: str) -> tuple[Any, ...]:
     if not colon or not where or not name:
         raise InvalidRequestError(f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.")
     result = _function(where, name)()
-    is_pair = isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], tuple | list | Mapping)
-    if not is_pair and (not isinstance(result, tuple | list) or len(result) != 3):
-        raise InvalidRequestError(
-            f"{target}() must return (model, loss_fn, batch) or (function, inputs), got {type(result).__name__}"
-            f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}. Inputs are a tuple of positional "
-            "arguments, (x,) for one, or a mapping of keyword arguments."
-        )
-    return tuple(result)
+    if isinstance(result, Mapping):
+        return _named(target, result)
+    if isinstance(result, tuple | list):
+        for names in (FUNCTION_ARGUMENTS, MODEL_ARGUMENTS):
+            fits = len(names) - 1 <= len(result) <= len(names)
+            if fits and isinstance(result[1], tuple | list | Mapping) == (names is FUNCTION_ARGUMENTS):
+                return dict(zip(names, result, strict=False))
+    raise InvalidRequestError(
+        f"{target}() must return (model, loss_fn, batch) or (function, inputs), got {type(result).__name__}"
+        f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}. Inputs are a tuple of positional "
+        "arguments, (x,) for one, or a mapping of keyword arguments. A reference stands behind either."
+    )
+
+
+def _named(target: str, problem: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping that the target's function returned; raises unless its keys are the arguments of a check."""
+    for names in (FUNCTION_ARGUMENTS, MODEL_ARGUMENTS):
+        if set(names[:-1]) <= set(problem) <= set(names):
+            return dict(problem)
+    raise InvalidRequestError(
+        f"{target}() returned a mapping of {list(problem)}: its keys must be {list(MODEL_ARGUMENTS)} or "
+        f"{list(FUNCTION_ARGUMENTS)}; 'reference' may be left out."
+    )
 
 
 def _function(where: str, name: str) -> Callable[[], Any]:

@@ -107,7 +107,12 @@ def _beside_reference(reference: object, gradients: object, order: object, preci
 
 def reference_module(reference: object) -> torch.nn.Module:
     """The reference of a model; raises unless it is a module."""
-    return _module("reference", reference)
+    if not isinstance(reference, torch.nn.Module):
+        raise InvalidRequestError(
+            f"reference must be a torch.nn.Module with the parameter names of model, got {_found(reference)}: for a "
+            "function use check_function(function, inputs, reference=...)."
+        )
+    return reference
 
 
 def no_reference_of_closure(reference: object) -> None:

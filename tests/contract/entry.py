@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from torch_gradcheck.check import METHOD_NAMES
-from torch_gradcheck.contract.entries import ENTRIES
-from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.entries import entry_of
+from torch_gradcheck.contract.problem_trial import ProblemTrial
 from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.function_call import function_call, module_of
 from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule, WrittenArgumentsError
@@ -19,7 +19,7 @@ from torch_gradcheck.request import validated_request
 
 
 def on_trial(
-    trying: Callable[[Trial], Any],
+    trying: Callable[[ProblemTrial], Any],
     function: Callable[..., Any],
     inputs: Sequence[Any] | Mapping[str, Any],
     dtype: torch.dtype = torch.float64,
@@ -37,16 +37,16 @@ def entry(
     name: str, function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any], **options: Any
 ) -> ContractEntry:
     """One entry of the contract; the options are those of `on_trial`."""
-    found = on_trial(ENTRIES[name], function, inputs, **options)
+    found = on_trial(lambda trial: entry_of(name, trial), function, inputs, **options)
     assert isinstance(found, ContractEntry)
     return found
 
 
 def _lent(
-    trying: Callable[[Trial], Any], model: nn.Module, loss: FunctionLoss, dtype: torch.dtype, hold_detached: bool
+    trying: Callable[[ProblemTrial], Any], model: nn.Module, loss: FunctionLoss, dtype: torch.dtype, hold_detached: bool
 ) -> Any:
     request = validated_request(
         model, METHOD_NAMES, mode="keep", dtype=dtype, progress=False, hold_detached=hold_detached
     )
     with posed(model, loss, request) as problem:
-        return trying(Trial(problem, loss))
+        return trying(ProblemTrial(loss, problem))

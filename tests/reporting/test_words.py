@@ -66,5 +66,5 @@ def test_tensors_are_counted_by_what_they_are(roles: list[Role], words: str) -> 
 
 
 def test_every_role_has_its_noun() -> None:
-    assert [noun([role]) for role in Role] == ["parameter", "input", "captured tensor", "argument"]
+    assert [noun([role]) for role in Role] == ["parameter", "input", "captured tensor", "argument", "output"]
     assert noun(list(Role)) == "tensor"

@@ -1,4 +1,9 @@
-"""The error bars of a candidate: how far rounding in its dtype may move a right result, measured on the reference."""
+"""The error bars of a candidate: how far rounding in its dtype may move a right result, measured on the reference.
+
+The reference is run in the candidate's dtypes, plainly and with rounding as noise (`rounded.py`). What these runs are
+off by is what rounding does: to one entry, and to sums over many (`wholes.py`). The noise is larger than rounding to
+nearest (`rounding_noise.MOVED`), by 1.7 in its standard deviation.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +12,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.arrays import Floats
-from torch_gradcheck.training_step.error_bars import spread_by_entry
+from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.training_step.error_bars import of_entries_alike
 
 MARGIN = 6.0
-"""The error bar of an entry, in multiples of the furthest noisy run."""
+"""The error bar of an entry, in multiples of the furthest run. Over 9,700 tensors of right kernels in bfloat16, float16
+and float32 (24 operations, up to four references and ten kernels of each) half were off by at most 0.4 times the
+furthest run, 99 % by 2.6 times."""
 
-MARGIN_OF_WHOLE = 3.0
-"""The error bars of the whole tensor, in multiples of the furthest noisy run."""
+SYSTEMATIC = 4.0
+"""Units in the last place of float32 that a factor of a whole tensor, row or column may be off by: fast exponentials
+and reciprocal square roots are wrong by a few, and all entries that they multiply alike."""
+
+SINGLE = float(np.finfo(np.float32).eps)
+"""Machine epsilon of float32, in which kernels of coarser dtypes add up."""
+
+FLUSHED = float(np.finfo(np.float32).tiny)
+"""Numbers below are flushed to 0 by many a device."""
 
 
 @dataclass(frozen=True)
@@ -22,40 +36,63 @@ class Bars:
     """How far rounding may move a right tensor.
 
     Attributes:
-        entry: each entry, shape (coordinates,).
-        rms: the root mean square of all.
-        slope: the share of the right tensor that it may be too large or too small by.
+        entry: each entry, shape (coordinates,); where `overflowed`, by what the other entries and runs show.
+        errors: of the reference's runs, and between equal runs of the candidate, shape (runs, coordinates); 0 where
+            `overflowed`.
+        variance: of an entry's error, shape (coordinates,).
+        overflowed: entries that are not finite in one of these runs.
+        factor: the share of itself that a tensor, or a part of it, may be too large by: a constant rounded once.
     """
 
     entry: Floats
-    rms: float
-    slope: float
+    errors: Floats
+    variance: Floats
+    overflowed: Flags
+    factor: float
 
 
 def bars_of(each: Compared) -> Bars:
     """The bars of one tensor: of rounding, and of what equal runs of the candidate differ by."""
-    rows = each.entry.shape[0] if len(each.entry.shape) > 1 and each.entry.shape[0] else 1
-    half_a_unit = 0.5 * each.epsilon * np.abs(each.right)
-    spread = np.max(np.abs(np.array(each.candidate) - each.candidate[0]), axis=0)
-    moved = spread_by_entry(each.right, each.rounded, rows)
-    entry = MARGIN * np.maximum(moved, half_a_unit) + 2 * spread
-    errors = [run - each.right for run in each.rounded]
-    rms = max([root_mean_square(error) for error in errors])
-    slope = max([abs(slope_of(error, each.right)) for error in errors])
-    floor = 0.5 * each.epsilon
-    return Bars(
-        entry,
-        MARGIN_OF_WHOLE * max(rms, floor * root_mean_square(each.right)) + 2 * root_mean_square(spread),
-        max(MARGIN_OF_WHOLE * slope, floor),
-    )
+    with np.errstate(all="ignore"):
+        errors = np.concatenate([np.array(each.rounded) - each.right, _between_runs(each)])
+    overflowed = ~np.all(np.isfinite(errors), axis=0)
+    errors[:, overflowed] = 0.0
+    squares, floor, shape = np.square(errors), _least(each), each.shape
+    variance = squares.mean(axis=0)
+    variance = np.maximum(np.maximum(variance, of_entries_alike(variance, shape)), np.square(floor) / 3)
+    furthest = squares.max(axis=0, initial=0.0)
+    moved = np.sqrt(np.maximum(furthest, of_entries_alike(furthest, shape)))
+    entry = MARGIN * np.maximum(moved, floor) * _tail(errors, variance)
+    factor = max(0.5 * each.epsilon, SYSTEMATIC * min(each.epsilon, SINGLE))
+    return Bars(entry, errors, variance, overflowed, factor)
 
 
-def root_mean_square(values: Floats) -> float:
-    """√ of the mean square; 0 of nothing."""
-    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
+def _between_runs(each: Compared) -> Floats:
+    """What runs of the candidate differ by from the first, shape (runs, coordinates); no run where all are equal."""
+    again = np.array(each.candidate[1:]).reshape(-1, len(each.right)) - each.candidate[0]
+    return np.asarray(again[np.any(again != 0, axis=1)])
 
 
-def slope_of(error: Floats, right: Floats) -> float:
-    """⟨error, right⟩ / ⟨right, right⟩: the share of the right tensor in an error; 0 where it is 0."""
-    size = float(np.dot(right, right))
-    return float(np.dot(error, right)) / size if size else 0.0
+def _least(each: Compared) -> Floats:
+    """The least that rounding may move an entry by.
+
+    Half a unit in its last place, or half of the smallest number of the dtype; and one unit in the last place of
+    float32 of the largest entry, where terms of that size cancel in a kernel that does not in the reference.
+    """
+    size = np.abs(np.nan_to_num(each.right, nan=0.0, posinf=0.0, neginf=0.0))
+    largest = float(np.max(size, initial=0.0))
+    smallest = max(FLUSHED, each.smallest / 2)
+    return np.asarray(0.5 * each.epsilon * size + smallest + min(each.epsilon, SINGLE) * largest)
+
+
+def _tail(errors: Floats, variance: Floats) -> float:
+    """By how much the bars are too small for the runs themselves: how far one is off where the others are not.
+
+    Among millions of entries some are moved far by one run only; the candidate is one more run.
+    """
+    if len(errors) < 2:
+        return 1.0
+    highest = np.partition(np.abs(errors), len(errors) - 2, axis=0)[-2:]
+    others = np.maximum(highest[0], np.sqrt(variance))
+    times = np.divide(highest[1], others, out=np.zeros_like(others), where=others > 0)
+    return max(1.0, 2 * float(np.max(times, initial=0.0)) / MARGIN)

@@ -7,24 +7,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
-from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
-from torch_gradcheck.against_reference.judge import Judged, judged
-from torch_gradcheck.against_reference.rows import row_of
-from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate, candidate_of, exact_run, given_values, rounded_runs
-from torch_gradcheck.against_reference.upstream import Upstream
+from torch_gradcheck.against_reference.contract import contract_of_candidate
+from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
+from torch_gradcheck.against_reference.culprit import culprit_beside
+from torch_gradcheck.against_reference.diagnosis import diagnosed
+from torch_gradcheck.against_reference.draws import beside_other_draws
+from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
+from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.notes import notes_of
+from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
+from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
+from torch_gradcheck.against_reference.rescaled import rescaled_gradients
+from torch_gradcheck.against_reference.rows import row_of, with_frozen
+from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
+from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
 from torch_gradcheck.borrowing.loan import Start
-from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.function_call import function_call
-from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ModuleLoss
-from torch_gradcheck.pipeline.backward import judged as by_differences
+from torch_gradcheck.objective.perturbed_theta import moved_theta
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import ParameterReport
-from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
@@ -34,13 +41,26 @@ from torch_gradcheck.verdicts.ratio import relative_error_over
 def function_against_reference(
     function: Callable[..., Any], inputs: Any, reference: Callable[..., Any], request: Request
 ) -> Report:
-    """The check of a function beside a reference, a function of the same arguments."""
+    """The check of a function beside a reference, a function of the same arguments.
+
+    Where one of them writes to its arguments in place, which autograd does not allow of leaves, both get copies.
+    """
     upstream = Upstream(request.seed)
     own, other = [
-        FunctionComputation(FunctionLoss(function_call(each, inputs), request.seed), upstream)
-        for each in (function, reference)
+        FunctionComputation(FunctionLoss(call, request.seed, skips_infinities=True), upstream)
+        for call in (function_call(function, inputs, in_its_memory=True), function_call(reference, inputs))
     ]
-    return check_against_reference(own, other, request)
+    try:
+        return _with_graphs_of_both(own, other, request)
+    except WrittenArgumentsError:
+        return _with_graphs_of_both(own.on_copies(), other.on_copies(), request)
+
+
+def _with_graphs_of_both(own: FunctionComputation, other: FunctionComputation, request: Request) -> Report:
+    try:
+        return check_against_reference(own, other, request)
+    except OtherGraphError:
+        return check_against_reference(own, other, request)
 
 
 def module_against_reference(loss: ModuleLoss, reference: nn.Module, request: Request) -> Report:
@@ -57,40 +77,47 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
         request: the options.
     """
     started = time.perf_counter()
-    start = Start(values=given_values(candidate.model, reference.model))
-    found = candidate_of(candidate, request)
-    own, exact = _reference(reference, found, request, start)
-    rounded = rounded_runs(reference, found, request, start)
-    verdicts = [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
-    rows = [row_of(each, None) for each in verdicts]
-    return _report(own, verdicts, rows, started)
+    if request.mode == "keep":
+        check_training_flags(candidate.model, reference.model)
+    moved = moved_theta(candidate.model, request.perturb, request.seed) if request.perturb else {}
+    pairs = counterparts_of(candidate.model, reference.model, moved)
+    pair = Pair(candidate, reference, request, pairs)
+    found = pair.candidate_runs()
+    own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
+    verdicts, under = judged_pair(pair, found, own.exact)
+    diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(pair, own.exact[0]))
+    rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
+    rows = beside_own_rows(told_under(rows, under), own.report)
+    apart = runs_apart(verdicts, request.tolerance)
+    rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
+    culprit = culprit_beside(pair, verdicts, rows)
+    notes = notes_of(candidate, found, own, rows, request, culprit.notes)
+    report = _report(own.report, verdicts, rows, culprit.name, notes, started)
+    contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
+    report = beside_equal_runs(report, pair, apart)
+    everything = tuple(with_frozen(report.parameters, found.theta))
+    return replace(report, parameters=everything, contract=contract, seconds=time.perf_counter() - started)
 
 
-def _reference(computation: Computation, candidate: Candidate, request: Request, start: Start) -> tuple[Report, Run]:
-    """The report on the reference's own gradient, and its exact run, in one loan."""
-    with (
-        progress_bar(request.progress) as progress,
-        posed(computation.model, computation.loss, request, progress=progress, start=start) as problem,
-    ):
-        report = by_differences(problem, time.perf_counter())[0]
-        return report, exact_run(problem, computation, candidate)
-
-
-def _report(own: Report, verdicts: Sequence[Judged], rows: Sequence[ParameterReport], started: float) -> Report:
-    ratio = relative_error_over((each.trial.analytic, each.compared.right) for each in verdicts)
+def _report(
+    own: Report,
+    verdicts: Sequence[Judged],
+    rows: Sequence[ParameterReport],
+    culprit: str | None,
+    notes: list[str],
+    started: float,
+) -> Report:
+    decided = [each for each, row in zip(verdicts, rows, strict=True) if row.status.is_decided]
+    with np.errstate(all="ignore"):
+        ratio = relative_error_over((each.trial.analytic, each.compared.right) for each in decided)
     return replace(
         own,
         parameters=tuple(rows),
-        relative_error=ratio,
+        relative_error=ratio if decided else None,
         seconds=time.perf_counter() - started,
         dtype=listed(sorted({name_of(each.compared.entry.own_dtype) for each in verdicts})),
-        culprit=None,
-        notes=_notes(own),
+        culprit=culprit,
+        notes=notes,
         backward_spread=0.0,
         reference=own,
     )
-
-
-def _notes(own: Report) -> list[str]:
-    wrong = [row.name for row in own.mismatches]
-    return [f"the reference's own gradient is wrong: {listed(wrong)}", *own.notes] if wrong else []

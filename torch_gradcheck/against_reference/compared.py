@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from torch_gradcheck.against_reference.alike import common_outputs
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.analytic import analytic_gradient
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.precision.dtypes import epsilon, is_inexact
@@ -29,6 +29,7 @@ class Compared:
         rounded: what the reference computed in the candidate's dtype: plainly, then with rounding as noise.
         reached: whether the candidate's backward left a gradient at all.
         epsilon: machine epsilon of the dtype that the candidate keeps the tensor in.
+        beside: what a mistake may be proportional to, by name: the inputs and the outputs of the same shape.
     """
 
     entry: ThetaEntry
@@ -37,11 +38,43 @@ class Compared:
     rounded: Sequence[Floats]
     reached: bool
     epsilon: float
+    beside: Mapping[str, Floats] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the coordinates: a complex entry has two."""
+        return (*self.entry.shape, 2) if self.entry.is_complex else self.entry.shape
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive number of that dtype."""
+        return float(torch.finfo(self.entry.own_dtype).smallest_normal) * self.epsilon
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number of that dtype."""
+        return float(torch.finfo(self.entry.own_dtype).max)
 
 
 def compared(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
     """Every tensor on trial, then every output of floating point or complex numbers."""
-    return [*_gradients(candidate, exact, rounded), *_outputs(candidate, exact, rounded)]
+    found = [*_gradients(candidate, exact, rounded), *_outputs(candidate, exact, rounded)]
+    known = [*_inputs(candidate), *[(each.entry, each.right) for each in found if each.entry.role is Role.OUTPUT]]
+    return [replace(each, beside=_beside(each, known)) for each in found]
+
+
+def _inputs(candidate: Candidate) -> list[tuple[ThetaEntry, Floats]]:
+    return [(entry, _flat(entry, entry.parameter)) for entry in candidate.theta if is_inexact(entry.parameter)]
+
+
+def _beside(each: Compared, known: Sequence[tuple[ThetaEntry, Floats]]) -> dict[str, Floats]:
+    """The finite ones of the tensors known of the same shape."""
+    alike = [
+        (entry.name, values)
+        for entry, values in known
+        if entry.shape == each.entry.shape and entry.is_complex == each.entry.is_complex and values is not each.right
+    ]
+    return {name: values for name, values in alike if np.all(np.isfinite(values))}
 
 
 def _gradients(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
@@ -60,35 +93,38 @@ def _gradients(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list
 
 
 def _outputs(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
-    found = {name: each for name, each in candidate.runs[0].outputs.items() if is_inexact(each)}
-    _check_alike(found, exact)
-    entries = {name: _entry_of(name, each) for name, each in found.items()}
+    found = candidate.runs[0].outputs
+    entries = {name: _entry_of(name, found[name]) for name in common_outputs(found, exact.outputs)}
     return [
-        Compared(
-            entry,
-            [_flat(entry, run.outputs[name]) for run in candidate.runs],
-            _flat(entry, exact.outputs[name]),
-            [_flat(entry, run.outputs[name]) for run in rounded],
-            True,
-            epsilon(entry.own_dtype),
+        _without_equal_infinities(
+            Compared(
+                entry,
+                [_flat(entry, run.outputs[name]) for run in candidate.runs],
+                _flat(entry, exact.outputs[name]),
+                [_flat(entry, run.outputs[name]) for run in rounded],
+                True,
+                epsilon(entry.own_dtype),
+            )
         )
         for name, entry in entries.items()
     ]
 
 
-def _check_alike(found: dict[str, torch.Tensor], exact: Run) -> None:
-    """Raises InvalidRequestError where the reference returns something else."""
-    shapes = {name: tuple(each.shape) for name, each in found.items()}
-    others = {name: tuple(each.shape) for name, each in exact.outputs.items() if is_inexact(each)}
-    if shapes != others:
-        raise InvalidRequestError(
-            f"reference returns {_in_words(others)}, and the candidate {_in_words(shapes)}: both must return tensors "
-            "of the same shapes in the same places."
-        )
+def _without_equal_infinities(each: Compared) -> Compared:
+    """The same with 0 in all runs where the candidate returns the infinity that is right, as of a mask."""
+    equal = np.isinf(each.right) & np.all([run == each.right for run in each.candidate], axis=0)
+    if not equal.any():
+        return each
 
+    def finite(numbers: Floats) -> Floats:
+        return np.where(equal, 0.0, numbers)
 
-def _in_words(shapes: dict[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} of shape {shape}" for name, shape in shapes.items()) or "no tensor"
+    return replace(
+        each,
+        candidate=[finite(run) for run in each.candidate],
+        right=finite(each.right),
+        rounded=[finite(run) for run in each.rounded],
+    )
 
 
 def _entry_of(name: str, output: torch.Tensor) -> ThetaEntry:

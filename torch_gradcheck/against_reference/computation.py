@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -11,11 +11,15 @@ from torch import nn
 
 from torch_gradcheck.against_reference.upstream import Upstream
 from torch_gradcheck.contract.upstream import losses_giving
-from torch_gradcheck.objective.function_loss import FunctionLoss, model_of
+from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.function_outputs import outputs_of
-from torch_gradcheck.objective.loss import Loss, ModuleLoss
+from torch_gradcheck.objective.loss import Loss, ModuleLoss, on_not_perturbed
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.torch_internals.autograd import writes_to_a_leaf
+
+MOST_ALONE = 4
+"""With more outputs than these, all of them are given a gradient together only: one alone takes all runs again."""
 
 
 class Forward(NamedTuple):
@@ -41,8 +45,18 @@ class Computation(Protocol):
     def loss(self) -> Loss:
         """J of a check by differences; its holders and variables are lent with the model."""
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """The notes on outputs and inputs that are not compared; to be asked after all runs."""
+
     def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:
         """The forward of the lent model as a function of nothing, on inputs in `dtype` (None: each in its own)."""
+
+    def alone(self) -> Mapping[str, Computation]:
+        """The same where only one output is given a gradient, by its name; nothing where there are not several.
+
+        To be asked after a first run of the candidate.
+        """
 
 
 @dataclass(frozen=True)
@@ -52,25 +66,52 @@ class FunctionComputation:
     Attributes:
         loss: the function and its arguments.
         upstream: the gradients that its outputs are given.
+        only: the position of the only output that is given one; None for all.
     """
 
     loss: FunctionLoss
     upstream: Upstream
+    only: int | None = None
 
     @property
     def model(self) -> nn.Module:
         """See `Computation`."""
         return model_of(self.loss.call.function)
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """See `Computation`."""
+        return [*self.upstream.notes, *self.loss.notes]
+
     def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:  # noqa: ARG002 - the arguments are lent in it
         """See `Computation`."""
         return self._forward
 
+    def on_copies(self) -> FunctionComputation:
+        """The same with a function that gets copies of its arguments, which are no leaves, to write to."""
+        return replace(self, loss=self.loss.on_copies())
+
     def _forward(self) -> Forward:
-        outputs = outputs_of(self.loss.call.called(objects_of(self.loss.variables)))
-        tensors = [tensor for _, tensor in outputs]
-        cotangents = [self.upstream.of(position, tensor) for position, tensor in enumerate(tensors)]
-        return Forward(outputs, losses_giving(tensors, cotangents))
+        outputs = outputs_of(self._called())
+        given = [
+            (tensor, v)
+            for position, ((_, tensor), v) in enumerate(zip(outputs, self.upstream.of(outputs), strict=True))
+            if v is not None and self.only in (None, position)
+        ]
+        return Forward(outputs, losses_giving([tensor for tensor, _ in given], [v for _, v in given]))
+
+    def alone(self) -> Mapping[str, FunctionComputation]:
+        """See `Computation`."""
+        given = self.upstream.given if 1 < len(self.upstream.given) <= MOST_ALONE else {}
+        return {name: replace(self, only=position) for position, name in given.items()}
+
+    def _called(self) -> Any:
+        try:
+            return self.loss.call.called(objects_of(self.loss.variables))
+        except RuntimeError as error:
+            if self.loss.call.writes or not writes_to_a_leaf(error):
+                raise
+            raise WrittenArgumentsError from error
 
 
 @dataclass(frozen=True)
@@ -88,6 +129,11 @@ class ModuleComputation:
         """See `Computation`."""
         return self.loss.model
 
+    @property
+    def notes(self) -> Sequence[str]:
+        """See `Computation`."""
+        return [note for note in [on_not_perturbed(self.loss)] if note]
+
     def at(self, dtype: torch.dtype | None) -> Callable[[], Forward]:
         """See `Computation`."""
         seen: list[Any] = []
@@ -96,10 +142,16 @@ class ModuleComputation:
             seen[:] = outputs_of(output)
             return self.loss.loss_fn(output, *targets)
 
-        compute = replace(self.loss, loss_fn=watched).at(dtype)
+        watching = replace(self.loss, loss_fn=watched)
+        kept = None if dtype is None else watching.at(dtype)
 
         def forward() -> Forward:
+            compute = kept or watching.at(None)  # in its own precision, the batch is copied anew for every run
             loss = scalar(compute())
             return Forward(list(seen), [loss] if loss.requires_grad else [])
 
         return forward
+
+    def alone(self) -> Mapping[str, Computation]:
+        """See `Computation`: the outputs have the gradient that the loss gives them."""
+        return {}

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from torch_gradcheck.against_reference.bars import Bars, bars_of, root_mean_square, slope_of
+from torch_gradcheck.against_reference.bars import Bars, bars_of
 from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.arrays import Floats
+from torch_gradcheck.against_reference.parts import Part
+from torch_gradcheck.against_reference.wholes import ITSELF, Finding, findings_of
+from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.verdicts.entry_check import EntryResults, Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -24,15 +30,17 @@ class Judged:
     Attributes:
         compared: its numbers beside the right ones.
         bars: what rounding may do.
-        trial: what was found, entry by entry.
-        as_a_whole: why the tensor as a whole is wrong, where it is though no single entry is beyond its bar; else "".
+        trial: what was found, entry by entry; all entries of a part that is wrong as a whole are.
+        findings: the sums over all of it and over its parts, each kind's furthest beyond its bar.
+        worst_entry: the largest error of an entry, in multiples of its bar.
         rounding_ratio: its root mean square error divided by that of the reference in the same dtype.
     """
 
     compared: Compared
     bars: Bars
     trial: ParameterTrial
-    as_a_whole: str
+    findings: Sequence[Finding]
+    worst_entry: float
     rounding_ratio: float
 
     @property
@@ -40,33 +48,96 @@ class Judged:
         """Whether it is, in any way."""
         return bool(np.any(self.trial.results.outcome == Outcome.MISMATCH))
 
+    @cached_property
+    def worst(self) -> Finding:
+        """The sum that is furthest beyond its bar."""
+        return max(self.findings, key=_times)
+
+    @property
+    def part(self) -> Part | None:
+        """The part that is wrong as a whole, though no single entry is; None where there is none."""
+        return self.worst.part if self.worst_entry <= 1 and self.worst.times > 1 else None
+
+    @property
+    def as_a_whole(self) -> str:
+        """Why the tensor, or a part of it, is wrong as a whole, where it is though no entry is alone; else ""."""
+        return str(self.worst) if self.part is not None else ""
+
+    @property
+    def rms(self) -> float:
+        """The root mean square of its error, in multiples of its bar."""
+        return next(each.times for each in self.findings if not each.along)
+
+    @property
+    def slope(self) -> float:
+        """How far it is from the right tensor along that, in multiples of its bar."""
+        return next(each.times for each in self.findings if each.along == ITSELF)
+
+    @property
+    def excess(self) -> float:
+        """By how many times its error bar a tensor is off: its worst entry, or a sum over it; infinite where NaN."""
+        return max(self.worst_entry, self.worst.times)
+
+    @property
+    def detectable(self) -> float:
+        """The smallest relative error of the whole tensor that would have shown; infinite where none would."""
+        size = np.abs(self.compared.right)
+        entries = np.divide(self.bars.entry, size, out=np.full_like(size, np.inf), where=size > 0)
+        return float(min([each.factor for each in self.findings] + [float(np.min(entries, initial=np.inf))]))
+
+    @property
+    def why_unproven(self) -> str:
+        """Why some entries are undecided; "" where none is."""
+        left = int(np.sum(self.trial.results.outcome == Outcome.UNDECIDED))
+        if not left:
+            return ""
+        return (
+            f"at {left} of {len(self.compared.right)} entries the reference itself is not finite in the candidate's "
+            "precision: how far rounding moves them is not known"
+        )
+
 
 def judged(each: Compared, tolerance: float) -> Judged:
     """The verdict on one tensor; `tolerance` is the relative error that passes whatever rounding may do."""
     bars, given = bars_of(each), each.candidate[0]
+    findings = findings_of(each, bars, tolerance)
     with np.errstate(all="ignore"):
-        off = np.abs(given - each.right)
-        wrong = ~(off <= bars.entry + tolerance * (np.abs(given) + np.abs(each.right)))
-    whole = "" if wrong.any() else _as_a_whole(given - each.right, each.right, bars, tolerance)
-    if whole:
-        wrong = off > 0
-    outcome = np.where(wrong, Outcome.MISMATCH, Outcome.MATCH).astype(np.int8)
+        allowed = bars.entry + tolerance * (np.abs(given) + np.abs(each.right))
+        times = np.nan_to_num(np.abs(given - each.right) / allowed, nan=np.inf)
+    times[_is_the_same(each)] = 0.0
+    outcome = _outcomes(each, bars, times)
+    wrong = outcome == Outcome.MISMATCH
+    worst = float(np.max(times, where=wrong | (times <= 1), initial=0.0))
+    beyond = max(findings, key=_times)
+    if not wrong.any() and beyond.times > 1:
+        outcome[beyond.part.inside(each.shape) & (times > 0)] = Outcome.MISMATCH
     nothing = np.full(len(given), np.nan)
     results = EntryResults(each.right, bars.entry, outcome, nothing, nothing, NO_STENCIL)
     trial = ParameterTrial(np.arange(len(given), dtype=np.int64), given, each.reached, results, 0, 0.0)
-    return Judged(each, bars, trial, whole, _ratio(each))
+    return Judged(each, bars, trial, findings, worst, _ratio(each))
 
 
-def _as_a_whole(error: Floats, right: Floats, bars: Bars, tolerance: float) -> str:
-    rms, slope = root_mean_square(error), slope_of(error, right)
-    if rms > bars.rms + tolerance * root_mean_square(right):
-        return f"its root mean square error is {rms:.2g}, and rounding explains {bars.rms:.2g}"
-    if abs(slope) > bars.slope + tolerance:
-        return f"it is {1 + slope:.4g} times the right one as a whole, and rounding explains {bars.slope:.2g}"
-    return ""
+def _times(finding: Finding) -> float:
+    return finding.times
+
+
+def _outcomes(each: Compared, bars: Bars, times: Floats) -> NDArray[np.int8]:
+    """The outcome of each entry that is `times` its bar off: what rounding overflows, and is finite, is undecided."""
+    unknown = bars.overflowed & np.isfinite(each.candidate[0]) | np.isnan(each.right)
+    outcome = np.where(unknown, Outcome.UNDECIDED, Outcome.MISMATCH)
+    return np.where(times <= 1, Outcome.MATCH, outcome).astype(np.int8)
+
+
+def _is_the_same(each: Compared) -> Flags:
+    """Which entries are the same infinity on both sides, in the candidate's dtype."""
+    given = each.candidate[0]
+    too_large = np.abs(each.right) >= each.largest * (1 + each.epsilon / 4)
+    return np.asarray(np.isinf(given) & too_large & (np.sign(given) == np.sign(each.right)))
 
 
 def _ratio(each: Compared) -> float:
-    own = root_mean_square(each.candidate[0] - each.right)
-    loses = root_mean_square(each.rounded[0] - each.right)
-    return own / loses if loses else float("nan")
+    """NaN where the reference loses nothing in that dtype and the candidate does; 0 where neither does."""
+    finite = np.isfinite(each.right) & np.isfinite(each.rounded[0])
+    own = root_mean_square((each.candidate[0] - each.right)[finite])
+    loses = root_mean_square((each.rounded[0] - each.right)[finite])
+    return own / loses if loses else (float("nan") if own else 0.0)

@@ -2,25 +2,90 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
+from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import name_of
-from torch_gradcheck.reporting.facts import Diagnosis, ParameterReport, Status
+from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, ParameterReport, Status, Verdict
+from torch_gradcheck.reporting.words import percent, times
 from torch_gradcheck.training_step.diagnosis import step_evidence
-from torch_gradcheck.verdicts.rows import compared_row
+from torch_gradcheck.verdicts.rows import compared_row, frozen_row, furthest, ratio_of
+
+RESOLVED = 1.0
+"""A tensor matches only if a factor of 2 on it, or of 0, would have been a mismatch."""
+
+WITHIN = "no single entry is beyond its error bar"
+"""What is said of a mistake that only the tensor as a whole shows."""
 
 
 def row_of(judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
     """The row of one tensor."""
     entry = judged.compared.entry
-    row = replace(compared_row(entry, judged.trial, tolerance=np.inf), rounding_ratio=judged.rounding_ratio)
+    row = compared_row(entry, judged.trial, tolerance=np.inf)
+    row = replace(row, rounding_ratio=judged.rounding_ratio, worst=furthest(entry, judged.trial, in_bars=True))
     if row.status is Status.MISMATCH:
-        picture = wrong_map(step_evidence(entry, judged.trial))
-        return replace(row, reason=judged.as_a_whole or row.reason, diagnosis=diagnosis, map=picture)
-    if row.status is Status.MATCH and not np.isnan(judged.rounding_ratio):
-        return replace(row, reason=f"{judged.rounding_ratio:.2g} times what {name_of(entry.own_dtype)} loses")
-    return row
+        picture = wrong_map(step_evidence(entry, judged.trial), aligned=True)
+        return replace(row, reason=_how_wrong(row, judged), diagnosis=diagnosis, map=picture)
+    if judged.why_unproven:
+        return replace(row, reason=judged.why_unproven)
+    if row.status in (Status.MATCH, Status.FLAT) and np.any(judged.compared.right):
+        return _proven(row, judged)
+    return replace(row, detectable=judged.detectable) if row.status.is_proven else row
+
+
+def _proven(row: ParameterReport, judged: Judged) -> ParameterReport:
+    """The row of a tensor that is not zero: a match where a missing or doubled one would have shown, else undecided.
+
+    Each entry may be within its error bar of 0, and the tensor as a whole still be known.
+    """
+    ratio, detectable = ratio_of(judged.trial), judged.detectable
+    decided = replace(row, relative_error=ratio, verdict=Verdict.of(ratio), detectable=detectable)
+    if detectable > RESOLVED:
+        return replace(decided, status=Status.UNDECIDED, reason=f"{_may_move(judged)}: twice as much would not show")
+    return replace(decided, status=Status.MATCH, reason=_how_tight(judged))
+
+
+def _may_move(judged: Judged) -> str:
+    """The words "rounding in bfloat16 may move it by as much as its own size"."""
+    return f"rounding in {name_of(judged.compared.entry.own_dtype)} may move it by as much as its own size"
+
+
+def _how_wrong(row: ParameterReport, judged: Judged) -> str:
+    if judged.as_a_whole:
+        return f"{judged.as_a_whole}; {WITHIN}"
+    return "; ".join(filter(None, [row.reason, _at(row.worst[0], judged), _rms(judged)]))
+
+
+def _at(worst: Coordinate, judged: Judged) -> str:
+    """How far the worst entry is off, in multiples of what rounding may do; "" where there is no multiple."""
+    if not math.isfinite(worst.in_bars):
+        return ""
+    dtype, index = name_of(judged.compared.entry.own_dtype), list(worst.index) or "it"
+    return f"{index} is off by {times(worst.in_bars)} times what rounding in {dtype} explains"
+
+
+def _rms(judged: Judged) -> str:
+    ratio, dtype = judged.rounding_ratio, name_of(judged.compared.entry.own_dtype)
+    if not 1 < ratio < math.inf:
+        return ""
+    return f"the root mean square error is {times(ratio)} times what the reference loses in {dtype}"
+
+
+def _how_tight(judged: Judged) -> str:
+    """Words on a match: its error beside that of the reference, and the factor that would have shown."""
+    dtype, ratio = name_of(judged.compared.entry.own_dtype), judged.rounding_ratio
+    loses = f"{times(ratio)} times what {dtype} loses" if math.isfinite(ratio) else "exact, as the reference is in it"
+    return f"{loses}; a factor off by {percent(judged.detectable)} would have shown"
+
+
+def with_frozen(rows: Sequence[ParameterReport], theta: Theta) -> list[ParameterReport]:
+    """The rows in the order of θ, and of outputs behind them, with those of parameters that are frozen."""
+    named = {row.name: row for row in rows}
+    of_theta = [named.pop(entry.name) if entry.name in named else frozen_row(entry) for entry in theta]
+    return [*of_theta, *named.values()]

@@ -19,7 +19,7 @@ class Run:
 
     Attributes:
         outputs: by name, without their graphs.
-        gradients: of the tensors that were asked for, in order; None where the backward left nothing.
+        gradients: those that were asked for, in order; None where the backward left nothing.
     """
 
     outputs: Mapping[str, torch.Tensor]
@@ -28,7 +28,7 @@ class Run:
 
 def ran(
     forward: Callable[[], Forward],
-    leaves: Sequence[torch.Tensor],
+    parts: Sequence[Sequence[torch.Tensor]],
     borrowed: Borrowed,
     mode: AbstractContextManager[object] | None = None,
 ) -> Run:
@@ -36,21 +36,28 @@ def ran(
 
     Args:
         forward: of the computation.
-        leaves: the lent tensors whose gradients are wanted.
+        parts: for each gradient that is wanted the lent tensors whose gradients add up to it, mostly one.
         borrowed: resets what the run changes.
         mode: in force during forward and backward; None for none.
     """
     borrowed.before_evaluation()
     try:
         with torch.enable_grad(), mode or nullcontext():
-            return run_of(forward, leaves)
+            return run_of(forward, parts)
     finally:
         borrowed.after_evaluation()
 
 
-def run_of(forward: Callable[[], Forward], leaves: Sequence[torch.Tensor]) -> Run:
-    """The run of a lent computation, inside of an evaluation."""
+def run_of(forward: Callable[[], Forward], parts: Sequence[Sequence[torch.Tensor]]) -> Run:
+    """The run of a lent computation, inside of an evaluation; `parts` as in `ran`."""
     outputs, losses = forward()
     kept = {name: output.detach().clone() for name, output in outputs}  # a backward may write over them
-    gradients = gradients_of(losses, leaves)
-    return Run(kept, [None if each is None else each.detach().clone() for each in gradients])
+    leaves = list(dict.fromkeys([leaf for group in parts for leaf in group]))
+    found = dict(zip(leaves, gradients_of(losses, leaves), strict=True))
+    return Run(kept, [_sum_of([found[leaf] for leaf in group]) for group in parts])
+
+
+def _sum_of(gradients: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    """The sum of those that there are, in memory of its own; None of none."""
+    there = [each.detach() for each in gradients if each is not None]
+    return sum(there[1:], there[0].clone()) if there else None

@@ -85,6 +85,11 @@ class Borrowed:
         self._random.restore()
 
     @property
+    def has_drawn(self) -> bool:
+        """Whether a random generator is no longer in the state that evaluations start from."""
+        return self._random.has_moved()
+
+    @property
     def random_state(self) -> RandomState:
         """The present state of the generators that J draws from, as far as is known: none where it draws nothing."""
         return self._random.now()
@@ -203,8 +208,7 @@ class Loan(Generic[Lent]):
         switches, random = SwitchState(), RandomState.of_everything(self._generators)
         lent = self._captures.modules.values()
         holders, iterations, caches = AttributeStates(self._captures), PowerIterations(lent), CodeCaches(lent)
-        values = self._start.values.items() if self._start else ()
-        first_values = {buffer: value for buffer, value in values if not iterations.moves(buffer)}
+        first_values = self._start.values if self._start else {}
         tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values, self._apart)
         scripts = ScriptAttributes(lent)
         self._undo += [switches.restore, random.restore, caches.restore, iterations.restore, holders.restore]

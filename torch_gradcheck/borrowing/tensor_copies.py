@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from torch_gradcheck.borrowing.layout_copies import extent, has_natural_layout, strided_copy
 from torch_gradcheck.precision.dtypes import in_precision
 from torch_gradcheck.torch_internals.autograd import (
     connect_hooks,
@@ -30,7 +31,7 @@ class TensorCopies:
     Args:
         tensors: the caller's. Sparse, meta and quantised ones are left alone, and what vmap or another transform has
             left behind, which no longer stands for numbers.
-        dtype: the precision of the copies; None: each tensor's own.
+        dtype: the precision of the copies; None: each tensor's own, and its strides too.
         values: tensor → the numbers that its copy holds in place of the tensor's own; with dtype None in their dtype.
         apart: those whose copies share memory with no other one.
     """
@@ -151,7 +152,7 @@ def is_freed(tensor: torch.Tensor) -> bool:
 def write_back(tensor: torch.Tensor, values: torch.Tensor) -> None:
     """A tensor holds these values, unseen by autograd, in its old memory or, where it was freed, in new one."""
     if is_freed(tensor):
-        tensor.untyped_storage().resize_(_extent(tensor)[1] * tensor.element_size())
+        tensor.untyped_storage().resize_(extent(tensor)[1] * tensor.element_size())
     with torch.no_grad():
         tensor.data.copy_(values)
 
@@ -168,7 +169,8 @@ def _copies(
 ) -> list[torch.Tensor]:
     """A copy of each tensor, or of its entry in `values` where it has one.
 
-    The copies of a parameter and of a tensor that shares its memory (a buffer made of `weight.data`) share memory, too.
+    The copies of a parameter and of a tensor that shares its memory (a buffer made of `weight.data`) share memory, too:
+    a value for one of them is seen in the other.
     """
     alone = {id(tensor) for tensor in apart}
     together = _seen_by_others([tensor for tensor in tensors if id(tensor) not in alone])
@@ -178,12 +180,15 @@ def _copies(
         memory, held = _memory(tensor), values.get(tensor, tensor)
         lent_in = in_precision(held.dtype, dtype)
         if id(tensor) not in together:
-            copy = held.detach().to(lent_in, copy=True)
+            as_laid_out = dtype is None and not has_natural_layout(held)
+            copy = strided_copy(held.detach()) if as_laid_out else held.detach().to(lent_in, copy=True)
         else:
             if memory not in storages:
                 storages[memory] = _at(tensor, tensor.untyped_storage()).to(lent_in, copy=True)
             place = (tensor.storage_offset(), tensor.shape, tensor.stride())
             copy = _at(storages[memory], storages[memory].untyped_storage(), *place)
+            if held is not tensor:
+                copy.copy_(held)
         copies.append(copy.requires_grad_(tensor.requires_grad))
     return copies
 
@@ -204,15 +209,8 @@ def _seen_by_others(tensors: Sequence[torch.Tensor]) -> set[int]:
 
 
 def _overlap(one: torch.Tensor, other: torch.Tensor) -> bool:
-    (start, end), (other_start, other_end) = _extent(one), _extent(other)
+    (start, end), (other_start, other_end) = extent(one), extent(other)
     return start < other_end and other_start < end
-
-
-def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """The first index of a tensor in its storage, and the index after its last."""
-    length = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    start = int(tensor.storage_offset())
-    return start, start + (int(length) if tensor.numel() else 0)
 
 
 def _memory(tensor: torch.Tensor) -> tuple[Any, ...]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 
 from torch_gradcheck.contract.outcome import Raised, attempted
+from torch_gradcheck.contract.problem_trial import ProblemTrial
 from torch_gradcheck.contract.slopes import Slope, Verdict
-from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.objective.perturbation import RandomDirection
 
 BESIDE = (1e-2, 1e-3)
@@ -16,7 +16,7 @@ Slopes = Mapping[str, Slope]
 """The name of what moves → its slope."""
 
 
-def judged_beside(trial: Trial, at: Callable[[Collection[str]], Slopes], names: Collection[str]) -> Slopes:
+def judged_beside(trial: ProblemTrial, at: Callable[[Collection[str]], Slopes], names: Collection[str]) -> Slopes:
     """The slopes of all names: right ones as they are somewhere, wrong ones as they are at two points at least.
 
     Args:
@@ -33,7 +33,9 @@ def judged_beside(trial: Trial, at: Callable[[Collection[str]], Slopes], names: 
     return {name: _of_all([each[name] for each in found]) for name in names}
 
 
-def _there(trial: Trial, at: Callable[[Collection[str]], Slopes], names: Collection[str], distance: float) -> Slopes:
+def _there(
+    trial: ProblemTrial, at: Callable[[Collection[str]], Slopes], names: Collection[str], distance: float
+) -> Slopes:
     direction = RandomDirection(trial.tensors, trial.problem.request.seed)
     with direction.at(distance):
         return at(names)

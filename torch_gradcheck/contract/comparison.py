@@ -31,8 +31,8 @@ class Allowance:
     tolerance: float
     floor: float
 
-    def of(self, tensor: torch.Tensor | None, spread: float = 0.0) -> float:
-        """In the unit of the tensor; `spread` is what two equal runs differ by."""
+    def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "") -> float:  # noqa: ARG002
+        """In the unit of the tensor; `spread` is what two equal runs differ by, `name` what sentences call it."""
         return max(self.tolerance * largest(tensor), self.floor, SPREADS * spread)
 
 

@@ -17,8 +17,8 @@ from torch.autograd import Function
 from torch_gradcheck.contract.beside import Slopes, judged_beside
 from torch_gradcheck.contract.functions import functions_of
 from torch_gradcheck.contract.outcome import SPARSE, UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.problem_trial import ProblemTrial
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, judged
-from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.objective.function_outputs import inner, outputs_of
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.precision.dtypes import epsilon, name_of
@@ -36,7 +36,7 @@ CONSTANTS = (
 )
 
 
-def forward_ad(trial: Trial) -> ContractEntry:
+def forward_ad(trial: ProblemTrial) -> ContractEntry:
     """Tangents of all that is on trial at once, then of one tensor at a time: each beside differences."""
     functions = functions_of(trial)
     reason = _reason_not_to_try(trial, functions)
@@ -62,7 +62,7 @@ def forward_ad(trial: Trial) -> ContractEntry:
     return passed(NAME, "" if functions else "by the rules of torch's own operations")
 
 
-def _reason_not_to_try(trial: Trial, functions: Sequence[type[Function]]) -> str:
+def _reason_not_to_try(trial: ProblemTrial, functions: Sequence[type[Function]]) -> str:
     """Why there are no tangents to be judged; "" where there may be some."""
     if trial.call.patterns:
         return SPARSE
@@ -88,7 +88,7 @@ def _raising(functions: Sequence[type[Function]], tangents: _Tangents, names: Se
     return None
 
 
-def _meets_constants(trial: Trial) -> bool:
+def _meets_constants(trial: ProblemTrial) -> bool:
     with torch.enable_grad(), trial.regime():
         return meets_constants(nodes_from(map(node_of, trial.outputs(trial.arguments))))
 
@@ -136,7 +136,7 @@ class _Tangents:
         trial: the function.
     """
 
-    trial: Trial
+    trial: ProblemTrial
 
     def of(self, names: Collection[str]) -> float:
         """For random tangents of the tensors with these names; the others have none."""
@@ -230,12 +230,12 @@ class _Tangents:
         return [each.detach().real * (float("nan") if strays else 1.0) for each in products]
 
 
-def _names(trial: Trial) -> list[str]:
+def _names(trial: ProblemTrial) -> list[str]:
     """Of all that can be given a tangent: parameters only of a function that is a module, which runs on other ones."""
     return trial.all_names if trial.call.function is trial.problem.model else trial.names
 
 
-def _outputs(trial: Trial, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _outputs(trial: ProblemTrial, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """What the function returns for these arguments and, of a module, with these in the places of its parameters."""
     call, count = trial.handing_on, len(trial.names)
     module: Any = call.function

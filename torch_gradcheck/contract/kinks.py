@@ -8,7 +8,7 @@ import torch
 
 from torch_gradcheck.contract.comparison import difference, largest
 from torch_gradcheck.contract.run import Run
-from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.trial import Trial, gradient_of
 from torch_gradcheck.objective.perturbation import Direction, real_view, sizes
 from torch_gradcheck.precision.dtypes import epsilon
 
@@ -20,6 +20,12 @@ CHANGED = 1e-3
 
 STEEP = 30.0
 """The same, in relative steps: a smooth function may change by this many; more than `CHANGED` in float32 only."""
+
+FURTHEST = 0.03
+"""In bfloat16 and float16 points beside θ are no further away than this, which is four units in the last place."""
+
+MOST = 0.3
+"""There, too, a result that changes by this share is at a kink."""
 
 
 def beside(tensors: Sequence[torch.Tensor], seed: int, step: float = 0.0) -> list[torch.Tensor]:
@@ -73,10 +79,13 @@ def _moved(tensor: torch.Tensor, generator: torch.Generator, share: float) -> to
 
 def nearness(dtype: torch.dtype) -> float:
     """How far beside θ is, relative to the largest entry."""
-    return float(MOVED * epsilon(dtype) ** 0.5)
+    return float(min(MOVED * epsilon(dtype) ** 0.5, FURTHEST))
 
 
 def _jumps(trial: Trial, here: Run, there: Run) -> bool:
-    share = max(CHANGED, STEEP * nearness(trial.problem.request.dtype))
+    share = min(max(CHANGED, STEEP * nearness(trial.dtype)), MOST)
+    names = [*here.names, *map(gradient_of, trial.all_names)]
     pairs = [*zip(here.outputs, there.outputs, strict=False), *zip(here.gradients, there.gradients, strict=False)]
-    return any(bool(difference(other, one, max(share * largest(one), trial.allowance.floor))) for one, other in pairs)
+    named = zip(names, pairs, strict=False)
+    allowed = [max(share * largest(one), trial.allowance.of(one, name=name)) for name, (one, _) in named]
+    return any(bool(difference(other, one, most)) for most, (one, other) in zip(allowed, pairs, strict=False))

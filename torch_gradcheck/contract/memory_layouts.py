@@ -111,14 +111,6 @@ EXPANDED: Mapping[str, Layout] = {
 """Name → a layout of other numbers, that are repeated."""
 
 
-def copied(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy with the same strides, as far as they can be written to; no view, and no leaf where it has a graph."""
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        return tensor.clone()
-    memory = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    return memory.copy_(tensor)
-
-
 def in_words(tensor: torch.Tensor) -> str:
     """The shape and the strides, as "shape (3, 4), strides (1, 3)"."""
     return f"shape {tuple(tensor.shape)}, strides {tuple(tensor.stride())}"

@@ -141,7 +141,7 @@ class _Seen:
 
 def _reaches_modules(trial: Trial) -> bool:
     """Whether the function is a module, or has some around it."""
-    modules = captures_of(trial.problem.model, *trial.loss.holders).modules.values()
+    modules = captures_of(trial.model, *trial.loss.holders).modules.values()
     return any(not isinstance(module, FunctionModule) for module in modules)
 
 

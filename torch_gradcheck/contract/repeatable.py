@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 
 from torch_gradcheck.contract.comparison import difference, distance, largest, same_bits
-from torch_gradcheck.contract.draws import draws_in_backward
 from torch_gradcheck.contract.outcome import failed, passed
 from torch_gradcheck.contract.overwritten_gradients import overwritten_gradients
-from torch_gradcheck.contract.trial import Trial
+from torch_gradcheck.contract.trial import Trial, gradient_of
 from torch_gradcheck.contract.two_calls import Disturbance, disturbance
 from torch_gradcheck.reporting.facts import ContractEntry
 
@@ -27,7 +26,7 @@ def repeatable(trial: Trial) -> ContractEntry:
     for what, one, other in _pairs(trial):
         if same_bits(one, other):
             continue
-        found = difference(other, one, trial.allowance.of(one))
+        found = difference(other, one, trial.allowance.of(one, name=what))
         if found:
             return failed(
                 NAME,
@@ -35,7 +34,7 @@ def repeatable(trial: Trial) -> ContractEntry:
                 f"{what} {found}, as in the first{trial.at_fault(trial.second, trial.first)}",
             )
         spread = max(spread, _share(one, other))
-    differed = _differed(trial)
+    differed = trial.earlier_difference()
     if differed:
         return failed(NAME, differed + trial.backwards)
     disturbed = Disturbance() if trial.draws else disturbance(trial)
@@ -48,29 +47,10 @@ def repeatable(trial: Trial) -> ContractEntry:
     return passed(NAME, "; ".join(filter(None, [rounding, disturbed.refused])))
 
 
-def _differed(trial: Trial) -> str:
-    """How the backwards that the check has run before differ; "" where they do not.
-
-    These started from the random state of J, which a backward that draws moves on, before any call of the contract.
-    """
-    found = trial.problem.repeated.difference
-    if found is None:
-        return ""
-    name = trial.problem.theta[found.worst].name
-    words = (
-        f"two equal backwards differ by {found.spread:.1e} of the largest entry of the gradient of {name}, of which "
-        f"{found.allowed:.0e} could be rounding"
-    )
-    if draws_in_backward(trial):
-        return f"{words}: the backward draws random numbers, and gives the same from the same random state only"
-    later = ": the first one differs from the later ones" if len(found.alike) > 2 and found.alike[1:, 1:].all() else ""
-    return words + later
-
-
 def _pairs(trial: Trial) -> list[Pair]:
     one, other = trial.first, trial.second
     outputs = zip(one.names, one.outputs, other.outputs, strict=True)
-    names = [f"the gradient of {name}" for name in trial.all_names]
+    names = [gradient_of(name) for name in trial.all_names]
     return [*outputs, *zip(names, one.gradients, other.gradients, strict=True)]
 
 

@@ -17,8 +17,8 @@ import torch
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.contract.beside import Slopes, judged_beside
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
+from torch_gradcheck.contract.problem_trial import ProblemTrial
 from torch_gradcheck.contract.slopes import Precision, Slope, Verdict, bears_out, judged
-from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.double_backward import kept_intermediates
 from torch_gradcheck.objective.function_outputs import inner
@@ -39,7 +39,7 @@ MISTAKES = (AttributeError, NameError, TypeError, LookupError)
 """Exceptions by which Python says that code is wrong; others say that a backward cannot be differentiated."""
 
 
-def second_order(trial: Trial) -> ContractEntry:
+def second_order(trial: ProblemTrial) -> ContractEntry:
     """The double backward, along one direction through each tensor on trial and each gradient of an output."""
     if not trial.is_repeatable:
         return not_applicable(NAME, UNREPEATABLE)
@@ -60,7 +60,7 @@ def second_order(trial: Trial) -> ContractEntry:
     return passed(NAME, "the second derivative by what is on trial is 0" if is_linear else "")
 
 
-def _judged(trial: Trial, backward: _Backward) -> Slopes:
+def _judged(trial: ProblemTrial, backward: _Backward) -> Slopes:
     """The slopes of all; where some are not right, with casts to a lower precision raised in the backward, too.
 
     Whether J has to raise any is known of its forward alone, and a gradient that is rounded climbs stairs.
@@ -77,7 +77,7 @@ def _raised(raised: Raised) -> ContractEntry:
     return passed(NAME, f"differentiating the backward raises, as it may: {raised}")
 
 
-def _wrong(trial: Trial, wrong: Slopes, has_graph: bool) -> str:
+def _wrong(trial: ProblemTrial, wrong: Slopes, has_graph: bool) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
     lost = "" if has_graph else ": the gradients that it returns have no graph"
     follows = ", as it may where the gradient itself is wrong" if trial.has_mistake else ""
@@ -88,7 +88,7 @@ def _wrong(trial: Trial, wrong: Slopes, has_graph: bool) -> str:
     )
 
 
-def _kept(trial: Trial) -> str:
+def _kept(trial: ProblemTrial) -> str:
     """What Functions keep that autograd takes for a constant, as the end of a sentence; "" for nothing."""
     found = attempted(lambda: _intermediates(trial))
     if isinstance(found, Raised) or not found:
@@ -99,7 +99,7 @@ def _kept(trial: Trial) -> str:
     )
 
 
-def _intermediates(trial: Trial) -> list[str]:
+def _intermediates(trial: ProblemTrial) -> list[str]:
     with torch.enable_grad():
         with trial.regime():
             here = trial.outputs(trial.fresh())
@@ -119,13 +119,13 @@ class _Backward:
         raises_precision: casts to a lower precision are raised, whether or not J needs that.
     """
 
-    trial: Trial
+    trial: ProblemTrial
     cotangents: Sequence[torch.Tensor]
     weights: Sequence[torch.Tensor]
     raises_precision: bool = False
 
     @classmethod
-    def of(cls, trial: Trial) -> _Backward:
+    def of(cls, trial: ProblemTrial) -> _Backward:
         """With v as J has it, and u like it."""
         with torch.enable_grad(), trial.held_regime():
             outputs = [y for y in trial.outputs(trial.arguments) if y.requires_grad]

@@ -1,4 +1,4 @@
-"""`shapes_and_dtypes`: each gradient has its input's shape, dtype and device, in float64 and in float32.
+"""`shapes_and_dtypes`: each gradient has its input's shape, dtype and device, in every precision that is tried.
 
 Autograd sums a gradient that is larger than its input over the dimensions that broadcasting has added, casts it, and
 says nothing. So what the backward of a Function returns is looked at before.
@@ -7,18 +7,17 @@ says nothing. So what the backward of a Function returns is looked at before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from torch_gradcheck.borrowing.loan import Borrowed, lend
 from torch_gradcheck.contract.function_backwards import FunctionBackwards
 from torch_gradcheck.contract.outcome import Raised, attempted, failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.signatures import argument_names
-from torch_gradcheck.precision.dtypes import name_of
+from torch_gradcheck.precision.dtypes import is_lower, name_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import InputForm, backward_of, input_forms
@@ -27,16 +26,13 @@ from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 
 NAME = "shapes_and_dtypes"
 
-PRECISIONS = (torch.float64, torch.float32)
-"""The precisions in which the function runs, casts not raised, under the caller's own default dtype."""
-
 
 def shapes_and_dtypes(trial: Trial) -> ContractEntry:
     """A run forward and backward in each precision, as the function is: what the backwards in it return."""
     notes: list[str] = []
-    for dtype in PRECISIONS:
-        seen = _Returned()
-        run = attempted(lambda: _run(trial, dtype, seen))  # noqa: B023  # called at once
+    for dtype in trial.precisions:
+        seen = _Returned(trial.may_return_wider)
+        run = attempted(lambda: trial.as_it_is(dtype, lambda: _look(trial, seen)))  # noqa: B023  # called at once
         if seen.wrong:
             return failed(NAME, f"in {name_of(dtype)}, {listed(seen.wrong)}")
         if isinstance(run, Raised):
@@ -45,20 +41,8 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
             notes.append(f"not tried in {name_of(dtype)}, where the function raises {run}")
         elif not seen.count:
             notes.append("only operations of torch have returned gradients")
+        notes += [f"{each}: autograd rounds it once" for each in seen.wider]
     return passed(NAME, "; ".join(dict.fromkeys(notes)))
-
-
-def _run(trial: Trial, dtype: torch.dtype, seen: _Returned) -> None:
-    """Forward and backward, lent once more where the check has another precision; the default dtype is the caller's."""
-    model, request = trial.problem.model, trial.problem.request
-    with _DefaultDtype(trial.problem.default_dtype):
-        if dtype is request.dtype:
-            with trial.problem.objective.evaluation_as_it_is():
-                _look(trial, seen)
-        else:
-            with lend(model, trial.loss.holders, "keep", dtype, request.seed) as borrowed, _Evaluated(borrowed):
-                torch.set_default_dtype(trial.problem.default_dtype)  # the loan puts its own back in the end
-                _look(trial, seen)
 
 
 def _look(trial: Trial, seen: _Returned) -> None:
@@ -69,43 +53,21 @@ def _look(trial: Trial, seen: _Returned) -> None:
             gradients_of(terms, trial.tensors)
 
 
-class _DefaultDtype:
-    """Another default dtype inside the block."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        self._dtype, self._before = dtype, torch.get_default_dtype()
-
-    def __enter__(self) -> None:
-        torch.set_default_dtype(self._dtype)
-
-    def __exit__(self, *exception: object) -> None:
-        torch.set_default_dtype(self._before)
-
-
-class _Evaluated:
-    """One run of the function, from its random state, after which what it wrote to is put back."""
-
-    def __init__(self, borrowed: Borrowed) -> None:
-        self._borrowed = borrowed
-
-    def __enter__(self) -> None:
-        self._borrowed.before_evaluation()
-
-    def __exit__(self, *exception: object) -> None:
-        self._borrowed.after_evaluation()
-
-
 class _Returned:
     """Looks, inside the block, at the gradients that the backwards of the user's Functions return.
+
+    Args:
+        may_return_wider: a gradient in a finer precision than its input's is right.
 
     Attributes:
         count: how many backwards have returned.
         in_backward: whether the block was entered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_return_wider: bool) -> None:
         self.count, self.in_backward = 0, False
-        self._wrong: list[tuple[type[torch.autograd.Function], int, InputForm, InputForm]] = []
+        self._may_return_wider = may_return_wider
+        self._others: list[_Other] = []
         self._backwards = FunctionBackwards(self._looked_at)
 
     def __enter__(self) -> None:
@@ -129,15 +91,43 @@ class _Returned:
             if isinstance(gradient, torch.Tensor):
                 found = InputForm(tuple(gradient.shape), gradient.dtype, gradient.device)
                 if found != expected:
-                    self._wrong.append((function, position, found, expected))
+                    self._others.append(_Other(function, position, found, expected))
 
     @property
     def wrong(self) -> list[str]:
         """What is wrong with gradients, each told once."""
-        return list(dict.fromkeys([_wrong(*each) for each in self._wrong]))
+        return self._told([each for each in self._others if not self._is_right(each)])
+
+    @property
+    def wider(self) -> list[str]:
+        """The gradients in a finer precision than their inputs', where that is right; each told once."""
+        return self._told([each for each in self._others if self._is_right(each)])
+
+    def _is_right(self, other: _Other) -> bool:
+        return self._may_return_wider and other.is_only_wider
+
+    def _told(self, others: Sequence[_Other]) -> list[str]:
+        return list(dict.fromkeys([_in_words(*each) for each in others]))
 
 
-def _wrong(function: type[torch.autograd.Function], position: int, found: InputForm, expected: InputForm) -> str:
+class _Other(NamedTuple):
+    """A gradient that is not of the form of its input: the Function, the position of the argument, and both forms."""
+
+    function: type[torch.autograd.Function]
+    position: int
+    found: InputForm
+    expected: InputForm
+
+    @property
+    def is_only_wider(self) -> bool:
+        """Whether all that is other is a finer precision."""
+        same = self.found._replace(dtype=self.expected.dtype) == self.expected
+        inexact = self.found.dtype.is_floating_point or self.found.dtype.is_complex
+        alike = self.found.dtype.is_complex == self.expected.dtype.is_complex
+        return same and inexact and alike and is_lower(self.expected.dtype, self.found.dtype)
+
+
+def _in_words(function: type[torch.autograd.Function], position: int, found: InputForm, expected: InputForm) -> str:
     operator = custom_op_of(function)
     names = list(operator.arguments) if operator is not None else argument_names(function.apply, position + 1)
     argument = names[position] if position < len(names) else f"argument {position}"

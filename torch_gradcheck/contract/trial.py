@@ -2,44 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import nn
 
-from torch_gradcheck.contract.comparison import Allowance, allowance, difference, distance, same_bits
-from torch_gradcheck.contract.memory_layouts import copied
+from torch_gradcheck.borrowing.layout_copies import strided_copy
+from torch_gradcheck.contract.comparison import Allowance, difference, distance, same_bits
 from torch_gradcheck.contract.run import Run, backwards_in_words, forwards_in_words
 from torch_gradcheck.contract.starting_state import StartingState
 from torch_gradcheck.contract.upstream import gradients_under
-from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.function_outputs import outputs_of
+from torch_gradcheck.objective.perturbation import Direction
+from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.objective.variables import Variable, objects_of
-from torch_gradcheck.precision.mode import PrecisionMode
 
 Gradients = Sequence[torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """What the entries of the contract try.
+class Trial(ABC):
+    """What the entries of the contract try: a lent function, in the precision that it is lent in.
 
     Attributes:
-        problem: J, lent; `problem.objective` is J after its preflight, `problem.theta` all that is on trial: the
-            parameters of a module, then the arguments.
-        loss: J as an object: the function and its arguments.
-        proven: the names of the rows whose gradient is right.
-        has_mistake: the gradient of a row is wrong.
+        loss: the function and its arguments.
     """
 
-    problem: Problem
     loss: FunctionLoss
-    proven: frozenset[str] = frozenset()
-    has_mistake: bool = False
+
+    @property
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """The lent module that is called, or one that stands for a function."""
+
+    @property
+    @abstractmethod
+    def theta(self) -> Theta:
+        """All that is on trial: the parameters of a module, then the arguments."""
+
+    @property
+    @abstractmethod
+    def seed(self) -> int:
+        """Of points beside θ."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The coarsest precision that anything on trial is in."""
+
+    @property
+    @abstractmethod
+    def precisions(self) -> Sequence[torch.dtype]:
+        """The precisions in which the function is to run as it is."""
+
+    @property
+    @abstractmethod
+    def may_return_wider(self) -> bool:
+        """Whether a gradient in a finer precision than its input is right: autograd rounds it, and loses no more."""
+
+    @abstractmethod
+    def as_it_is(self, dtype: torch.dtype, run: Callable[[], None]) -> None:
+        """Runs something of the function in one of these precisions, casts not raised."""
+
+    @property
+    @abstractmethod
+    def allowance(self) -> Allowance:
+        """What rounding may do to the gradients of a run on the arguments on trial."""
+
+    @abstractmethod
+    def evaluation(self) -> AbstractContextManager[None]:
+        """The regime of a run, from the random state that the check starts from."""
+
+    @abstractmethod
+    def moved(self, direction: Direction, distance: float) -> AbstractContextManager[None]:
+        """A block in which the lent tensors are moved along a direction, in all runs."""
+
+    @abstractmethod
+    def cotangent(self, position: int, output: torch.Tensor) -> torch.Tensor:
+        """v of the output at this position among all tensors that the function returns, in new memory."""
+
+    @property
+    @abstractmethod
+    def has_other_draws(self) -> bool:
+        """Whether the function has drawn random numbers before the contract."""
+
+    @abstractmethod
+    def earlier_difference(self) -> str:
+        """How backwards that the check has run before differ by more than rounding; "" where they do not."""
 
     @property
     def call(self) -> FunctionCall:
@@ -55,7 +110,7 @@ class Trial:
     def parameters(self) -> list[Variable]:
         """The parameters of a module that are on trial; none of a function."""
         arguments = {id(tensor) for tensor in objects_of(self.call.variables)}
-        checked = [self.problem.theta[position] for position in self.problem.theta.checked]
+        checked = [self.theta[position] for position in self.theta.checked]
         return [
             Variable(each.name, each.parameter, role=each.role)
             for each in checked
@@ -70,7 +125,7 @@ class Trial:
     @property
     def draws(self) -> bool:
         """Whether the function draws random numbers, forward or backward."""
-        return self._first[1].has_draws or not self.problem.objective.random_state.is_empty
+        return self._first[1].has_draws or self.has_other_draws
 
     @property
     def writes(self) -> bool:
@@ -83,8 +138,12 @@ class Trial:
 
     def regime(self) -> AbstractContextManager[None]:
         """The state that J is evaluated in: the same random state at every entry, all put back afterwards."""
+        self.restore()
+        return self.evaluation()
+
+    def restore(self) -> None:
+        """Goes back to the state that the first run started from."""
         self._first[1].restore()
-        return self.problem.objective.regime()
 
     @property
     def arguments(self) -> list[torch.Tensor]:
@@ -96,15 +155,6 @@ class Trial:
         """The lent tensors on trial themselves, arguments and then parameters, in the order of `all_names`."""
         return [*self.arguments, *objects_of(self.parameters)]
 
-    def held_regime(self, mode: PrecisionMode | None = None) -> AbstractContextManager[None]:
-        """`regime` with the values that J holds, if it holds any.
-
-        Args:
-            mode: raises casts to a lower precision; None raises them only where J needs that.
-        """
-        self._first[1].restore()
-        return self.problem.objective.regime(mode, self.problem.objective.held)
-
     def outputs(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors that the function returns for these arguments; only inside of `regime`."""
         return [tensor for _, tensor in _outputs(self.call, tensors)]
@@ -115,8 +165,8 @@ class Trial:
         return _handing_on(self.call)
 
     def cotangents(self, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """v of each output, as J has it; copies, which a backward may write to."""
-        return [self.loss.cotangent(position, output) for position, output in enumerate(outputs)]
+        """v of each output, as the check has it; copies, which a backward may write to."""
+        return [self.cotangent(position, output) for position, output in enumerate(outputs)]
 
     def run(
         self,
@@ -165,7 +215,7 @@ class Trial:
     def _first(self) -> tuple[Run, StartingState]:
         """That run, and the state it started from of the generators that it draws from, a backward too."""
         state = StartingState(self.call.others)
-        with torch.enable_grad(), self.problem.objective.regime():
+        with torch.enable_grad(), self.evaluation():
             run = self._ran(self.fresh(), None, self.call)
             state.narrow_to_moved()
         return run, state
@@ -176,15 +226,10 @@ class Trial:
         return [distance(*pair) for pair in zip(self.first.gradients, self.second.gradients, strict=True)]
 
     @cached_property
-    def allowance(self) -> Allowance:
-        """What rounding may do to the gradients of a run on the arguments on trial."""
-        request = self.problem.request
-        return allowance(self.first, self.cotangents(self.first.outputs), request.tolerance, request.dtype)
-
-    @cached_property
     def is_repeatable(self) -> bool:
         """Whether two equal runs give the same up to rounding; of others, no results can be compared."""
-        limits = [self.allowance.of(gradient) for gradient in self.first.gradients]
+        pairs = zip(self.all_names, self.first.gradients, strict=True)
+        limits = [self.allowance.of(gradient, name=gradient_of(name)) for name, gradient in pairs]
         return all(spread <= limit for spread, limit in zip(self.spreads, limits, strict=True))
 
     def difference(self, found: Run, expected: Run) -> str:
@@ -212,8 +257,7 @@ class Trial:
         """
         positions = at or range(len(expected))
         words = [
-            self._difference(f"the gradient of {self.all_names[p]}", found[p], expected[p], self.spreads[p])
-            for p in positions
+            self._difference(gradient_of(self.all_names[p]), found[p], expected[p], self.spreads[p]) for p in positions
         ]
         return "; ".join(filter(None, words))
 
@@ -222,7 +266,7 @@ class Trial:
             return ""
         if one is not None and other is not None and one.shape == other.shape:
             one = torch.where(other.isnan(), other, one)  # nobody knows what should stand there
-        words = difference(one, other, self.allowance.of(other, spread))
+        words = difference(one, other, self.allowance.of(other, spread, name))
         return words and f"{name} {words}"
 
     @cached_property
@@ -242,11 +286,16 @@ class Trial:
         return self.forwards if self.output_difference(found, expected) else self.backwards
 
 
+def gradient_of(name: str) -> str:
+    """What sentences call the gradient of a tensor on trial."""
+    return f"the gradient of {name}"
+
+
 def _handing_on(call: FunctionCall) -> FunctionCall:
     return replace(call, writes=False) if call.writes else call
 
 
 def _outputs(call: FunctionCall, tensors: Sequence[torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
     """The outputs with their names; a function that writes to its arguments gets copies in the same layouts."""
-    given = [copied(tensor) for tensor in tensors] if call.writes else tensors
+    given = [strided_copy(tensor) for tensor in tensors] if call.writes else tensors
     return outputs_of(_handing_on(call).called(given))

@@ -37,6 +37,11 @@ def losses_giving(outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Te
     return [sum(given[1:], given[0])] if given else []
 
 
+def gives_upstream(function: type[Function]) -> bool:
+    """Whether a Function is no code of the user's, but gives outputs their gradients."""
+    return function is _Upstream
+
+
 class _Upstream(Function):
     """Stands for all that a loss computes of an output y: gives it the gradient v, or none.
 

@@ -24,6 +24,7 @@ from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import (
@@ -45,6 +46,8 @@ EXAMPLES = 2
 MOVED = 1e-2
 """How far the second example is from the first, relative to the size of every number."""
 
+UNITS = 8
+"""In a low precision it is at least so many units in the last place away."""
 
 AT_A_KINK = "not tried, being at a kink"
 
@@ -103,8 +106,8 @@ def _wrong_beside(trial: Trial, tried: Callable[[], str]) -> str | None:
     that are rounded, with the gradient of the identity, are tied beside θ as well.
     """
     wrong = tried()
-    for distance in (nearness(trial.problem.request.dtype), MOVED) if wrong else ():
-        with parting(trial.tensors, trial.problem.request.seed).at(distance):
+    for distance in (nearness(trial.dtype), MOVED) if wrong else ():
+        with trial.moved(parting(trial.tensors, trial.seed), distance):
             there = attempted(tried)
             is_tied = bool(there) and attempted(lambda: _has_ties(trial))
         if isinstance(there, Raised) or is_tied:
@@ -160,7 +163,7 @@ def _gradients(
 
 def _examples(trial: Trial) -> list[list[torch.Tensor]]:
     first = [tensor.detach().clone() for tensor in trial.arguments]
-    with RandomDirection(trial.arguments, trial.problem.request.seed).at(MOVED):
+    with RandomDirection(trial.arguments, trial.seed).at(max(MOVED, UNITS * epsilon(trial.dtype))):
         return [first, [tensor.detach().clone() for tensor in trial.arguments]]
 
 
@@ -204,7 +207,7 @@ def _joined(gradients: Sequence[torch.Tensor | None], dim: int | None) -> torch.
 
 
 def _differs(trial: Trial, name: str, found: torch.Tensor | None, expected: torch.Tensor | None) -> str:
-    allowed = trial.allowance.of(expected, max(trial.spreads, default=0.0))
+    allowed = trial.allowance.of(expected, max(trial.spreads, default=0.0), name)
     words = difference(found, expected, allowed)
     return words and f"{name} {words} as in a loop"
 

@@ -11,10 +11,12 @@ from torch import nn
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.sentences import described
 from torch_gradcheck.gradients.repeated import Difference
+from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.methods.choice import Trials
 from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Status
-from torch_gradcheck.reporting.words import noun
+from torch_gradcheck.reporting.words import LossWords, noun
 from torch_gradcheck.torch_internals.autograd import backward_of, is_of_backward_hooks, tensor_hooks
 from torch_gradcheck.torch_internals.code_lines import users_line_of
 
@@ -44,8 +46,9 @@ class Unrepeatable:
         found = repeated.difference
         if found is None:
             return cls(notes=(_on_rounding(repeated.rounding),) if repeated.rounding else ())
-        culprit, where = _start(problem, found)
-        name = problem.theta[found.worst].name
+        entry = problem.theta[found.worst]
+        culprit, where = start_in_words(found.place, found.on_the_way, entry, problem.model, problem.objective.words)
+        name = entry.name
         sentence = (
             f"the backward is not one function: two runs at the same θ differ by {found.spread:.1e} "
             f"of the gradient of {name}, of which {found.allowed:.0e} could be rounding. {where}. {_pattern(found)}"
@@ -86,9 +89,18 @@ def _on_rounding(spread: float) -> str:
     return f"two backward runs differ by {spread:.0e} of a gradient, which may be rounding: it is part of the error bar"
 
 
-def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
-    """The culprit's name and a sentence on where the difference starts."""
-    place, entry = found.place, problem.theta[found.worst]
+def start_in_words(
+    place: Place | None, on_the_way: bool, entry: ThetaEntry, model: nn.Module, words: LossWords
+) -> tuple[str | None, str]:
+    """The culprit's name and a sentence on where a difference of two backwards starts.
+
+    Args:
+        place: see `Difference`.
+        on_the_way: see there.
+        entry: the tensor whose gradients lie furthest apart.
+        model: the lent one.
+        words: what the report calls the code that computes J.
+    """
     if place is None:
         hooks = list((tensor_hooks(entry.parameter) or {}).values())
         if hooks:
@@ -98,13 +110,12 @@ def _start(problem: Problem, found: Difference) -> tuple[str | None, str]:
                 f"It starts in a hook on the {noun([entry.role])} {entry.name}{lines}: up to there, both are the same",
             )
         return None, "Each operation gives the same in both, as far as can be seen: where it starts cannot be told"
-    words = problem.objective.words
     name = words.culprit if place.module is None else place.module
-    kind = None if place.module is None else type(problem.model.get_submodule(place.module)).__name__
+    kind = None if place.module is None else type(model.get_submodule(place.module)).__name__
     where = described(name, kind, words)
-    if found.on_the_way:
+    if on_the_way:
         on_hook = f"It starts in a hook on a tensor, which changes the gradient on its way into {where}"
-        return name if kind is None else _of_the_user(problem.model, name), on_hook
+        return name if kind is None else _of_the_user(model, name), on_hook
     if is_of_backward_hooks(place.function):
         return name, f"It starts in a backward hook of {where}"
     if place.function is None:
@@ -141,18 +152,18 @@ def _pattern(found: Difference) -> str:
         return f"Every second run differs from the others{_times(runs[1], runs[0])}"
     if len(runs) == 4:
         return "Of four runs, the second differs from the first and the third"
-    factors = [_factor(run, runs[0]) for run in runs[1:]]
+    factors = [factor_of(run, runs[0]) for run in runs[1:]]
     if all(factor is not None for factor in factors):
         return f"The second is {factors[0]:.4g} times the first, the third {factors[1]:.4g} times: something adds up"
     return "No two of three runs are alike"
 
 
 def _times(one: Floats, other: Floats) -> str:
-    factor = _factor(one, other)
+    factor = factor_of(one, other)
     return "" if factor is None else f": its gradient is {factor:.4g} times theirs"
 
 
-def _factor(one: Floats, other: Floats) -> float | None:
+def factor_of(one: Floats, other: Floats) -> float | None:
     """The number that one gradient is the other one times; None where it is no multiple."""
     square = float(other @ other)
     if not (np.isfinite(one).all() and np.isfinite(square) and square):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from torch_gradcheck.borrowing.layout_copies import has_natural_layout, layout_copies
 from torch_gradcheck.borrowing.tensor_copies import is_freed, write_back
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.nested import rebuilt
@@ -18,8 +19,8 @@ from torch_gradcheck.torch_internals.tensors import version_of
 class BatchCopy:
     """The caller's batch with every tensor copied: floating ones into `dtype`, on the device they are on.
 
-    `dtype` None leaves all in their own. A tensor that occurs twice is one tensor in the copy too. An evaluation may
-    write to its batch; `fresh` hands out the first values again.
+    `dtype` None leaves all in their own, and in their memory layout. A tensor that occurs twice is one tensor in the
+    copy too. An evaluation may write to its batch; `fresh` hands out the first values again.
 
     Args:
         batch: the caller's.
@@ -49,9 +50,13 @@ class BatchCopy:
             raise InvalidRequestError("batch holds a tensor on the meta device, which has no numbers to compute with.")
         if id(tensor) not in self._copies:
             self._kept.append(tensor)
-            copy = tensor.detach().to(in_precision(tensor.dtype, self._dtype), copy=True)
-            self._copies[id(tensor)] = copy.requires_grad_(tensor.requires_grad)
+            self._copies[id(tensor)] = self._copy_of(tensor).requires_grad_(tensor.requires_grad)
         return self._copies[id(tensor)]
+
+    def _copy_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._dtype is None and not has_natural_layout(tensor):
+            return layout_copies([tensor])[0]
+        return tensor.detach().to(in_precision(tensor.dtype, self._dtype), copy=True)
 
     def _given(self, tensor: torch.Tensor, given: dict[int, torch.Tensor]) -> torch.Tensor:
         """What an evaluation gets in place of a tensor: one for all its places in the batch, noted in `given`."""

@@ -13,7 +13,9 @@ import torch
 from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import is_a
+from torch_gradcheck.borrowing.layout_copies import strided_copy
 from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.argument_memory import ArgumentMemory
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
 from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
 from torch_gradcheck.objective.sparse_arguments import SparseFromValues, is_sparse, values_of
@@ -33,6 +35,8 @@ class FunctionCall:
         writes: the function writes to arguments on trial, and gets copies of them that are no leaves: autograd allows
             no write to a leaf, and what an evaluation writes to θ would stay for the next one. Other functions get the
             leaves, which a Function may tell from other tensors, and keep.
+        memory: the caller's own tensors, in whose memory layout the function gets its arguments, copied anew for every
+            call; None: those that are not on trial are the same tensors in all calls.
     """
 
     function: Callable[..., Any]
@@ -40,6 +44,7 @@ class FunctionCall:
     kwargs: Mapping[str, Any]
     writes: bool = False
     patterns: Mapping[int, torch.Tensor] = field(default_factory=dict)
+    memory: ArgumentMemory | None = None
 
     @cached_property
     def variables(self) -> list[Variable]:
@@ -58,7 +63,7 @@ class FunctionCall:
 
     def given(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of `called`: in containers of their own, which the function may write to."""
-        return self._with([tensor.clone() for tensor in tensors] if self.writes else tensors)
+        return self._with([strided_copy(tensor) for tensor in tensors] if self.writes else tensors)
 
     def called_on(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """What the function returns for arguments that `given` has made; raises what `called` does."""
@@ -76,6 +81,8 @@ class FunctionCall:
     def _with(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments with these tensors in the places of those on trial."""
         places = {id(each.tensor): self._given(each, x) for each, x in zip(self.variables, tensors, strict=True)}
+        if self.memory is not None:
+            places = self.memory.fresh(places)
         if not self._is_flat:
             return rebuilt((self.args, dict(self.kwargs)), lambda tensor: places.get(id(tensor), tensor))  # type: ignore[no-any-return]
         kwargs = {name: places.get(id(each), each) for name, each in self.kwargs.items()}
@@ -119,7 +126,9 @@ class FunctionCall:
         return list(zip(names, [*args, *kwargs.values()], strict=True))
 
 
-def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any]) -> FunctionCall:
+def function_call(
+    function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any], *, in_its_memory: bool = False
+) -> FunctionCall:
     """The call of a function with copies of its arguments.
 
     On trial are the tensors that require a gradient or, where none does, all of floating point or complex numbers; of
@@ -128,6 +137,7 @@ def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[
     Args:
         function: what is called.
         inputs: the positional arguments, or a mapping of keyword arguments.
+        in_its_memory: the function gets every argument in the memory layout of the caller's own, see `ArgumentMemory`.
 
     Raises:
         InvalidRequestError: `inputs` is neither, or nothing in it, and no parameter, can be on trial.
@@ -142,6 +152,7 @@ def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[
         )
     copies: dict[int, torch.Tensor] = {}
     patterns: dict[int, torch.Tensor] = {}
+    originals: dict[int, torch.Tensor] = {}
 
     def copied(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in copies:
@@ -150,9 +161,11 @@ def function_call(function: Callable[..., Any], inputs: Sequence[Any] | Mapping[
             numbers = values_of(tensor) if moves else _perturbable(tensor) if asked else tensor
             copy = copies[id(tensor)] = numbers.detach().clone().requires_grad_(asked)
             patterns.update({id(copy): tensor.detach()} if moves else {})
+            originals.update({} if moves else {id(copy): tensor.detach()})
         return copies[id(tensor)]
 
-    return FunctionCall(function, rebuilt(given, copied), rebuilt(named, copied), patterns=patterns)
+    args, kwargs = rebuilt(given, copied), rebuilt(named, copied)
+    return FunctionCall(function, args, kwargs, False, patterns, ArgumentMemory(originals) if in_its_memory else None)
 
 
 def module_of(function: Any) -> nn.Module | None:

@@ -45,6 +45,7 @@ class FunctionLoss:
         seed: of v.
         is_bent: y is bent, see `bent`, so that what a backward is given depends on θ, and a double backward
             has to go through it.
+        skips_infinities: entries that are infinite at θ, as of a mask of −∞, are left out of J; else J is not finite.
         in_j: the names of the outputs that J is made of, found by its first evaluation: those with a graph or, where
             none has one, all of floating point or complex numbers.
         without_graph: the names of the outputs that are left out of J, since others have a graph and they have none.
@@ -54,6 +55,7 @@ class FunctionLoss:
     call: FunctionCall
     seed: int
     is_bent: bool = False
+    skips_infinities: bool = False
     in_j: tuple[str, ...] = field(default=(), init=False)
     without_graph: tuple[str, ...] = field(default=(), init=False)
     not_finite: tuple[str, ...] = field(default=(), init=False)
@@ -62,6 +64,7 @@ class FunctionLoss:
         self._cotangents = Cotangents(self.seed)
         self._sizes: dict[int, torch.Tensor] = {}
         self._first_values: list[torch.Tensor] = []
+        self._infinite: dict[str, torch.Tensor] = {}
 
     @property
     def holders(self) -> list[Any]:
@@ -106,7 +109,12 @@ class FunctionLoss:
 
     def on_copies(self) -> FunctionLoss:
         """The same with a function that gets copies of its arguments."""
-        return FunctionLoss(replace(self.call, writes=True), self.seed, self.is_bent)
+        return FunctionLoss(replace(self.call, writes=True), self.seed, self.is_bent, self.skips_infinities)
+
+    def in_any_memory(self) -> FunctionLoss:
+        """The same with a function that gets its arguments in whatever memory layout a caller chooses."""
+        call = replace(self.call, memory=None)
+        return FunctionLoss(call, self.seed, self.is_bent, self.skips_infinities)
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`; the arguments are lent in `dtype`."""
@@ -126,9 +134,14 @@ class FunctionLoss:
             self._choose(dict(outputs))
         return {
             name: inner(self._cotangents.of(position, y), self._bent(position, y))
-            for position, (name, y) in enumerate(outputs)
+            for position, (name, y) in enumerate(map(self._finite, outputs))
             if name in self.in_j
         }
+
+    def _finite(self, output: tuple[str, torch.Tensor]) -> tuple[str, torch.Tensor]:
+        """The output with 0, and no graph, in the entries that are left out of J."""
+        name, y = output
+        return name, y.masked_fill(self._infinite[name], 0) if name in self._infinite else y
 
     def _bent(self, position: int, output: torch.Tensor) -> torch.Tensor:
         """The output, bent by its size in the first evaluation, at θ, where it is to be."""
@@ -175,6 +188,9 @@ class FunctionLoss:
         with_graph = [name for name in inexact if outputs[name].requires_grad]
         self.in_j = tuple(with_graph or inexact)
         self.without_graph = tuple(name for name in inexact if name not in self.in_j)
+        if self.skips_infinities:
+            masks = {name: torch.isinf(outputs[name].detach()) for name in self.in_j}
+            self._infinite = {name: mask for name, mask in masks.items() if mask.any()}
         infinite = {name: int((~torch.isfinite(outputs[name])).sum()) for name in self.in_j}
         self.not_finite = tuple(
             f"{count} of {outputs[name].numel()} entries of {name}" for name, count in infinite.items() if count

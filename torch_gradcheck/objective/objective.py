@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from typing import Any
 
@@ -186,7 +187,7 @@ class Objective:
                 self.runs_backward = self._borrowed.has_gradients()
                 self._borrowed.learn_from_evaluation()
         self.overridden, self.replaced = mode.overridden, mode.replaced
-        self._needs_mode = bool(mode.overridden) or mode.replaced or self.drawn_in is not None
+        self._needs_mode = bool(mode.overridden) or mode.replaced or mode.has_drawn
         return value
 
     def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:
@@ -231,6 +232,11 @@ class _Evaluation:
         self._borrowed.after_evaluation()
         if hides_interrupt(exception[1]):
             raise KeyboardInterrupt
+
+
+def evaluation_of(borrowed: Borrowed) -> AbstractContextManager[None]:
+    """The regime of one run of a lent model as it is: from its first state, to which it is put back."""
+    return _Evaluation(borrowed, None, None)
 
 
 def scalar(loss: object) -> torch.Tensor:

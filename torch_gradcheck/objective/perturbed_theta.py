@@ -13,25 +13,34 @@ STREAM = 0x7E7A
 
 
 def move_theta(model: nn.Module, perturb: float, seed: int) -> None:
-    """θ becomes θ + perturb · s · N(0, 1), tensor by tensor; s is as `spread` says. Writes to the parameters' `.data`.
+    """θ becomes what `moved_theta` says. Writes to the parameters' `.data`."""
+    for parameter, moved in moved_theta(model, perturb, seed).items():
+        parameter.data.copy_(moved)
+
+
+def moved_theta(model: nn.Module, perturb: float, seed: int) -> dict[torch.Tensor, torch.Tensor]:
+    """θ + perturb · s · N(0, 1) by parameter, in its own dtype; s is as `spread` says.
 
     Parameters move that require a gradient, whether they are on trial or not, so that a choice of them leaves θ what it
     is; tied ones once. Frozen ones stay: they are constants of J. So does the row of an embedding's `padding_idx`.
     Complex ones move in both parts.
 
     Args:
-        model: the lent model.
+        model: whose θ it is.
         perturb: how far, at least 0.
         seed: the same seed gives the same θ, on every device.
     """
     generator = torch.Generator("cpu").manual_seed((seed + STREAM) % 2**63)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            numbers = real_view(parameter.detach().resolve_conj())
-            noise = torch.randn(numbers.shape, generator=generator, dtype=torch.float64, device="cpu")
-            noise.view(-1)[torch.from_numpy(padding_coordinates(model, parameter))] = 0
-            moved = numbers + perturb * spread(parameter) * noise.to(numbers)
-            parameter.data.copy_(torch.view_as_complex(moved) if parameter.is_complex() else moved)
+    moving = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return {parameter: _moved(model, parameter, perturb, generator) for parameter in moving}
+
+
+def _moved(model: nn.Module, parameter: torch.Tensor, perturb: float, generator: torch.Generator) -> torch.Tensor:
+    numbers = real_view(parameter.detach().resolve_conj())
+    noise = torch.randn(numbers.shape, generator=generator, dtype=torch.float64, device="cpu")
+    noise.view(-1)[torch.from_numpy(padding_coordinates(model, parameter))] = 0
+    moved = numbers + perturb * spread(parameter) * noise.to(numbers)
+    return torch.view_as_complex(moved) if parameter.is_complex() else moved
 
 
 def spread(tensor: torch.Tensor) -> float:

@@ -57,9 +57,11 @@ class PrecisionMode(DispatchMode):
         replaced: whether an operation without a float64 kernel was computed by others.
         drawn_in: the precisions in which random numbers are drawn, before they are raised; None for that of the check.
             A generator in the same state draws other numbers in another precision.
+        has_drawn: whether any were.
     """
 
     drawn_in: DrawnIn | None = None
+    has_drawn = False
     supports_higher_order_operators = True
 
     def __init__(self, precision: torch.dtype, current_module: Callable[[], str] = lambda: "") -> None:
@@ -88,7 +90,7 @@ class PrecisionMode(DispatchMode):
 
     def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: DrawnIn) -> Any:
         """The result of a draw in the caller's precision, cast to that of the check."""
-        writes = written_arguments(func)
+        self.has_drawn, writes = True, written_arguments(func)
         lowered = [_lowered(arg, drawn_in.tensors) for arg in args]
         if takes(func, "dtype") and kwargs.get("dtype") in (None, self.precision):
             like = any(isinstance(arg, torch.Tensor) for arg in args)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.precision.dtypes import is_lower
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import changes_dtype, is_view, overloads, written_arguments
@@ -66,27 +67,35 @@ class RoundingMode(DispatchMode):
 
     Args:
         generator: draws the noise.
+        between: the dtype that results are rounded to where they are handed on to another operation, though the
+            computation keeps them in a finer one: see `HANDED_ON`. None: each in its own.
     """
 
     supports_higher_order_operators = True
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, between: torch.dtype | None = None) -> None:
         super().__init__()
-        self._generator = generator
+        self._generator, self._between = generator, between
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         factor = FACTORS.get(func)
         if factor is not None and factor < len(args):
-            args = (*args[:factor], self._moved(args[factor]), *args[factor + 1 :])
+            args = (*args[:factor], self._moved(args[factor], func in ATTENTION), *args[factor + 1 :])
         result = func(*args, **(kwargs or {}))
         if rounds(func, args):
             for tensor in _floating(result):
-                move_at_random(tensor, tensor.dtype, self._generator, terms=ROUNDED_SUM if func in LOGARITHMS else 0.0)
+                terms = ROUNDED_SUM if func in LOGARITHMS else 0.0
+                move_at_random(tensor, self._rounding(func, tensor.dtype), self._generator, terms=terms)
                 if func in GAUSSIAN:
                     self._move_by(tensor, args[0])
         return result
+
+    def _rounding(self, func: Any, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that a result is rounded to."""
+        coarser = self._between is not None and is_lower(self._between, dtype) and func not in KEPT_FINE
+        return self._between if coarser and self._between is not None else dtype
 
     def _move_by(self, tensor: torch.Tensor, factor: torch.Tensor) -> None:
         """Moves every entry in place as much as rounding moves that of `factor`."""
@@ -95,9 +104,11 @@ class RoundingMode(DispatchMode):
             move_at_random(noise, noise.dtype, self._generator)
             tensor.add_(noise.sub_(factor.detach()))
 
-    def _moved(self, argument: Any) -> Any:
+    def _moved(self, argument: Any, whatever_dtype: bool) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
-        if not isinstance(argument, torch.Tensor) or argument.dtype not in ROUNDED_INSIDE or not _floating(argument):
+        if not isinstance(argument, torch.Tensor) or not _floating(argument):
+            return argument
+        if argument.dtype not in ROUNDED_INSIDE and not whatever_dtype:
             return argument
         copy = argument.detach().clone()
         move_at_random(copy, copy.dtype, self._generator)
@@ -216,10 +227,26 @@ _NAMES_BY_FACTOR = {
 FACTORS = {func: position for position, names in _NAMES_BY_FACTOR.items() for func in overloads(*names.split())}
 """Operations that add up products, or subtract a mean, whose terms may cancel → the position of a factor."""
 
+ATTENTION = overloads(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+"""Operations that hand on weights of their own making to a second product, which other kernels round in between."""
+
 _NAMES_OF_LOGARITHMS = "_log_softmax logsumexp log_sigmoid_forward"
 
 LOGARITHMS = overloads(*_NAMES_OF_LOGARITHMS.split())
 """Operations that take the logarithm of a sum of about 1, where a softmax is saturated."""
+
+_NAMES_OF_KEPT_FINE = """
+    add add_ sub sub_ rsub sum mean var var_mean std std_mean cumsum norm linalg_vector_norm rsqrt sqrt log log1p pow
+    softplus
+"""
+
+KEPT_FINE = LOGARITHMS | overloads(*_NAMES_OF_KEPT_FINE.split())
+"""Operations whose results a fused kernel keeps in float32: sums, what is subtracted of each other, and logarithms."""
 
 GAUSSIAN = overloads("gelu", "gelu_backward")
 """Operations that multiply their first argument by ½ (1 + erf x), which is rounded like 1 where it is almost 0."""

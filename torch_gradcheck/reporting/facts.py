@@ -199,6 +199,14 @@ class Coordinate:
     part: str | None = None
     slopes: tuple[float, float] | None = None
 
+    @property
+    def in_bars(self) -> float:
+        """|analytic − numeric| in multiples of the error bar; infinite where it is no number, or the bar is 0."""
+        off = abs(self.analytic - self.numeric)
+        if not off:
+            return 0.0
+        return off / self.noise if math.isfinite(off) and self.noise else math.inf
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
@@ -242,7 +250,7 @@ class ParameterReport:
         aliases: the other names of a tied parameter.
         shape, numel: of the tensor.
         status: see `Status`.
-        reason: one sentence behind a status that is not plain `match`, else "".
+        reason: one sentence behind a status that is not plain `match`, else ""; of a candidate that matches, how tight.
         relative_error: ‖numeric − analytic‖₂ / (‖numeric‖₂ + ‖analytic‖₂) over the checked coordinates; None where the
             row is flat, unused or frozen: a ratio of two zeros says nothing.
         verdict: the word for `relative_error`; None where there is none.
@@ -254,8 +262,10 @@ class ParameterReport:
         directions: the number of random directions that verified the numeric gradient; 0 where each coordinate was
             differenced.
         detectable: the size of an error, relative to the gradient, that the directions would have missed with odds of
-            1e-6; NaN without directions, and for a gradient of zero.
-        mismatched: the number of wrong coordinates.
+            1e-6; NaN without directions, and for a gradient of zero. Of a candidate beside a reference: by how much a
+            factor on the whole tensor must differ from 1 to be a mismatch.
+        mismatched: the number of wrong coordinates; of a candidate all of a part that is wrong as a whole, though each
+            entry may be within its error bar.
         worst: the worst coordinates, worst first.
         diagnosis: the kind of mistake, None when there is none.
         map: the places of the wrong entries, None when there are none.
@@ -368,10 +378,11 @@ class Facts:
     def passed(self) -> bool:
         """No parameter is a mismatch, at least one is a match or a kink, and the backward is one function.
 
-        Of a function, no entry of the contract has failed either. A check that proved nothing does not pass.
+        Of a function, no entry of the contract has failed either. A check that proved nothing does not pass, nor does
+        one that proved nothing but the outputs of a candidate.
         """
         right = not (self.mismatches or self.backward_spread or self.broken or self.has_wrong_reference)
-        return right and any(row.status.is_proven for row in self.parameters)
+        return right and any(row.status.is_proven for row in self.parameters if row.role is not Role.OUTPUT)
 
     @property
     def proven(self) -> bool:

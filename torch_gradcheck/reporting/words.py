@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -176,3 +177,18 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.0f} {unit}"
     return f"{seconds:.0f} seconds"
+
+
+def times(value: float) -> str:
+    """Returns a multiple to two digits, as in "0.97", "1.0", "14", "3e+05"; "–" for NaN."""
+    if math.isnan(value) or math.isinf(value):
+        return "–" if math.isnan(value) else "inf"
+    digits = 0 if value >= 9.95 else 1 if value >= 0.995 else 2
+    return f"{value:.{digits}f}" if 0.0995 <= value < 1e5 or not value else f"{value:.1g}"
+
+
+def percent(share: float) -> str:
+    """Returns a share to two digits, as in "0.39%", "6e-08"; "–" for NaN."""
+    if math.isnan(share):
+        return "–"
+    return f"{100 * share:.2g}%" if 1e-4 <= share < 10 else f"{share:.0e}"

@@ -79,10 +79,30 @@ def spread_by_entry(plain: Floats, noisy: Sequence[Floats], rows: int) -> Floats
     """
     with np.errstate(all="ignore"):
         moved = np.nan_to_num(np.max(np.abs(np.array(noisy) - plain), axis=0), nan=np.inf)
-        squares = np.square(moved).reshape(rows, -1)
-        across, down, whole = squares.mean(axis=1), squares.mean(axis=0), squares.mean()
-        alike = np.sqrt(np.nan_to_num(across[:, None] * down[None, :] / whole, nan=0.0)).ravel()
+        alike = np.sqrt(of_entries_alike(np.square(moved), (rows, moved.size // max(rows, 1))))
     return np.asarray(np.maximum(moved, alike))
+
+
+def of_entries_alike(squares: Floats, shape: Sequence[int]) -> Floats:
+    """Squares of errors as those of entries alike let expect them: of the same row, column, slice along every axis.
+
+    The means over the slices that an entry is in, multiplied, by the mean of all for every axis but one, as if each
+    axis had a factor of its own.
+
+    Args:
+        squares: shape (coordinates,).
+        shape: of the tensor; its product is the number of coordinates.
+    """
+    if not squares.size:
+        return squares
+    folded = squares.reshape(shape)
+    whole, axes = folded.mean(), range(folded.ndim)
+    alike = np.full((1,) * folded.ndim, whole)
+    with np.errstate(all="ignore"):
+        for axis in axes:
+            others = tuple(each for each in axes if each != axis)
+            alike = alike * (folded.mean(axis=others, keepdims=True) / whole)
+    return np.asarray(np.nan_to_num(np.broadcast_to(alike, folded.shape), nan=0.0).ravel())
 
 
 def _furthest(runs: Sequence[Floats], autograd_float64: Floats, margin: float = 1.0) -> Bars:

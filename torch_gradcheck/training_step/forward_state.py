@@ -13,6 +13,7 @@ from torch import nn
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.borrowing.random_state import RandomState
+from torch_gradcheck.borrowing.spectral_norm import PowerIterations
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.torch_internals.devices import accelerator_type
 from torch_gradcheck.torch_internals.tensors import version_of
@@ -61,7 +62,8 @@ def seen_now(
 ) -> SeenForward:
     """The state that a forward which begins now starts from."""
     generators = list(captures_of(model).generators.values())  # those that a loan of the model finds
-    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers()}
+    iterations = PowerIterations(model.modules())
+    buffers = {buffer: buffer.detach().clone() for buffer in model.buffers() if not iterations.moves(buffer)}
     versions = {parameter: version_of(parameter) for parameter in model.parameters()}
     written = {id(tensor): version_of(tensor) for _, tensor in tensors_in([args, kwargs])}
     held = {id(tensor): holds_grad(tensor) for _, tensor in tensors_in([args, kwargs], objects=True)}

@@ -96,7 +96,7 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
         eps=results.stencil.step,
         checked=len(analytic),
         mismatched=int(np.sum(results.outcome == Outcome.MISMATCH)),
-        worst=_worst(entry, trial),
+        worst=furthest(entry, trial),
         evaluations=trial.evaluations,
         seconds=trial.seconds,
         role=entry.role,
@@ -188,10 +188,17 @@ def _would_decide(needed: float, tolerance: float) -> str:
     return f"; tolerance={tolerance_in_words(enough[0])} would decide it"
 
 
-def _worst(entry: ThetaEntry, trial: ParameterTrial) -> list[Coordinate]:
-    """The `WORST` coordinates: wrong ones first, and among equal outcomes those furthest off first."""
+def furthest(entry: ThetaEntry, trial: ParameterTrial, in_bars: bool = False) -> list[Coordinate]:
+    """The `WORST` coordinates: wrong ones first, and among equal outcomes those furthest off first.
+
+    Args:
+        entry: the tensor.
+        trial: of its gradient.
+        in_bars: the furthest in multiples of their error bars.
+    """
     with np.errstate(all="ignore"):
-        off = np.nan_to_num(np.abs(trial.analytic - trial.results.numeric), nan=np.inf)
+        unit = trial.results.error_bar if in_bars else 1.0
+        off = np.nan_to_num(np.abs(trial.analytic - trial.results.numeric) / unit, nan=np.inf)
     outcome = trial.results.outcome
     candidates = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
     order = np.lexsort((candidates, -off[candidates], -outcome[candidates]))[:WORST]

@@ -295,6 +295,64 @@ def arguments_of_a_function() -> Facts:
     return facts(match("x", 4, 3, role=Role.ARGUMENT), match("weight", 3, role=Role.ARGUMENT))
 
 
+def of_reference(*rows: ParameterReport, **changes: Any) -> Facts:
+    """The reference's own report, beside which a candidate was compared."""
+    own = replace(facts(), parameters=tuple(replace(each, role=Role.ARGUMENT) for each in rows))
+    return replace(own, notes=["The step was widened."], **changes)
+
+
+def beside(name: str, *shape: int, ratio: float, worst: Coordinate, **changes: Any) -> ParameterReport:
+    """A row of a candidate that is `ratio` times as far off as the reference in its dtype."""
+    figures = {"relative_error": 8e-4 * ratio, "rounding_ratio": ratio, "noise": 0.03, "max_abs_error": 0.002 * ratio}
+    return replace(row(name, *shape, role=Role.ARGUMENT, worst=[worst], **figures), eps=NAN, **changes)
+
+
+def candidate_right() -> Facts:
+    """A kernel as right as bfloat16 allows, its outputs too, and its contract kept."""
+    near = coordinate(1, 2, analytic=0.502, numeric=0.5, noise=0.03, status=Status.MATCH)
+    rows = [
+        beside("q", 4, 33, ratio=1.3, worst=near, detectable=0.0039),
+        beside("k", 4, 33, ratio=0.71, worst=near, detectable=0.004),
+        beside("output", 4, 33, ratio=0.9, worst=near, detectable=0.004),
+    ]
+    rows[2] = replace(rows[2], role=Role.OUTPUT)
+    own = of_reference(match("q", 4, 33), match("k", 4, 33))
+    return facts(*rows, dtype="bfloat16", relative_error=8e-4, contract=contract(), reference=own)
+
+
+def candidate_wrong() -> Facts:
+    """A kernel with a wrong tail, one with a factor, in two dtypes, and two outputs of which one is wrong."""
+    tail = coordinate(1, 32, analytic=0.0, numeric=0.5, noise=0.03)
+    near = coordinate(1, 2, analytic=0.505, numeric=0.5, noise=0.03)
+    found = "dθ is right except in column 32 of 33 (the tail after the last full block of 32), where it is 0"
+    rows = [
+        beside("q", 4, 33, ratio=160.0, worst=tail, mismatched=4, reason="4 of 132 coordinates are wrong"),
+        beside("scale", 33, ratio=3.2, worst=near, mismatched=33, reason="1.01 times the right one as a whole"),
+        beside("output", 4, 33, ratio=0.9, worst=near, detectable=0.004),
+        beside("output[1]", 4, ratio=3e6, worst=replace(near, analytic=NAN), mismatched=1, reason="NaN"),
+    ]
+    partial, factor = Diagnosis(DiagnosisKind.PARTIAL, found), Diagnosis(DiagnosisKind.SCALED, "1.01", 1.01)
+    rows[0] = replace(rows[0], status=Status.MISMATCH, diagnosis=partial)
+    rows[1] = replace(rows[1], status=Status.MISMATCH, diagnosis=factor)
+    rows[2:] = [replace(row, role=Role.OUTPUT) for row in rows[2:]]
+    rows[3] = replace(rows[3], status=Status.MISMATCH, max_abs_error=NAN, relative_error=NAN, rounding_ratio=NAN)
+    own = of_reference(match("q", 4, 33), match("scale", 33))
+    return facts(*rows, dtype="bfloat16, float32", relative_error=NAN, reference=own)
+
+
+def reference_wrong() -> Facts:
+    """A reference that is wrong itself, which is said first; the candidate's row is undecided beside it."""
+    of_wrong = Diagnosis(DiagnosisKind.SCALED, "dθ = 0.5 × the right gradient", 0.5)
+    own = of_reference(wrong("q", 4, 33, diagnosis=of_wrong), match("k", 4, 33), culprit="Plain")
+    near = coordinate(1, 2, analytic=0.502, numeric=0.5, noise=0.03, status=Status.MATCH)
+    rows = [
+        beside("q", 4, 33, ratio=430.0, worst=near, status=Status.UNDECIDED, reason="The reference is wrong."),
+        beside("k", 4, 33, ratio=0.71, worst=near, detectable=0.004),
+    ]
+    notes = ["The reference is wrong in q.", *own.notes]
+    return facts(*rows, dtype="float16", relative_error=8e-4, reference=own, notes=notes)
+
+
 SAMPLES = {
     sample.__name__: sample()
     for sample in (
@@ -312,6 +370,9 @@ SAMPLES = {
         no_parameters,
         inputs_among_the_rows,
         arguments_of_a_function,
+        candidate_right,
+        candidate_wrong,
+        reference_wrong,
     )
 }
 

@@ -24,21 +24,26 @@ def transposed(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None
     """TRANSPOSED: two axes are swapped, whether the shape shows it (2 × 3) or not (3 × 3)."""
     if not evidence.finite or not _as_large(evidence) or _distinct(evidence) < 3:
         return None
+    fitting = (words for order, words in transpositions(evidence) if evidence.rearranged(order))
+    words = next(fitting, "")
+    if not words:
+        return None
+    return conclusive(DiagnosisKind.TRANSPOSED, f"dθ is the right gradient {words}: {MISPLACED}")
+
+
+def transpositions(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
+    """Orders with two axes swapped, each with its words; the numbers are read one after the other, as a view would."""
     places = _places(evidence)
     for one, other in combinations(range(len(evidence.shape)), 2):
         swapped = np.swapaxes(places, one, other)
-        as_it_is = swapped.shape == evidence.shape and evidence.rearranged(swapped.ravel())
-        if as_it_is or evidence.rearranged(swapped.reshape(evidence.shape).ravel()):
-            axes = "" if len(evidence.shape) == 2 else f" in axes {one} and {other}"
-            return conclusive(DiagnosisKind.TRANSPOSED, f"dθ is the right gradient transposed{axes}: {MISPLACED}")
-    return None
+        yield swapped.ravel(), "transposed" + ("" if len(evidence.shape) == 2 else f" in axes {one} and {other}")
 
 
 def permuted(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
     """PERMUTED: the right numbers in other places, as reversed or rolled, or slices or entries in another order."""
     if not evidence.finite or not _as_large(evidence) or _distinct(evidence) < 2:
         return None
-    for order, words in chain(_reversals(evidence), _reorderings(evidence), _sorted(evidence)):
+    for order, words in chain(reversals(evidence), reorderings(evidence), _sorted(evidence)):
         if not np.array_equal(order, np.arange(len(order))) and evidence.rearranged(order):
             return conclusive(DiagnosisKind.PERMUTED, f"dθ is the right gradient {words}: {MISPLACED}")
     return None
@@ -71,7 +76,7 @@ def _places(evidence: Evidence) -> Indices:
     return np.arange(evidence.numeric.size, dtype=np.int64).reshape(evidence.shape)
 
 
-def _reversals(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
+def reversals(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
     """Orders that read the tensor backwards along one to three axes, each with its words."""
     dimensions = range(len(evidence.shape))
     for count in (1, 2, 3):
@@ -83,7 +88,7 @@ def _reversals(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
                 yield np.flip(_places(evidence), axes).ravel(), f"with {where} reversed"
 
 
-def _reorderings(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
+def reorderings(evidence: Evidence) -> Iterator[tuple[Indices, str]]:
     """Orders of slices along one axis, each slice matched to the closest one of the right gradient, with words."""
     analytic, numeric = evidence.grid(evidence.analytic), np.nan_to_num(evidence.grid(evidence.numeric))
     for axis, length in enumerate(evidence.shape):

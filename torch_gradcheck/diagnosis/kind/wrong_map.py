@@ -15,15 +15,26 @@ ROWS, COLUMNS = 16, 48
 """A picture has at most 16 × 48 cells; a cell of a larger tensor stands for a block of entries."""
 
 
-def wrong_map(evidence: Evidence) -> WrongMap:
-    """The picture of a gradient: the first axis runs down, all other axes across; a tensor of one axis is one line."""
+def wrong_map(evidence: Evidence, aligned: bool = False) -> WrongMap:
+    """The picture of a gradient: the first axis runs down, all other axes across; a tensor of one axis is one line.
+
+    Args:
+        evidence: which entries are wrong.
+        aligned: cells are as long as a power of two, so that the blocks of a kernel and the tail end with a cell.
+    """
     rows, columns = _two_dimensional(evidence.shape)
-    block = (max(1, math.ceil(rows / ROWS)), max(1, math.ceil(columns / COLUMNS)))
+    block = (_length(rows, ROWS, aligned), _length(columns, COLUMNS, aligned))
     judged = evidence.judged | evidence.wrong
     with np.errstate(invalid="ignore"):
         share = _summed(evidence.wrong, rows, columns, block) / _summed(judged, rows, columns, block)
     cells = tuple(tuple(float(value) for value in line) for line in share)
     return WrongMap(cells, *_labels(evidence, rows, columns), block)
+
+
+def _length(entries: int, most: int, aligned: bool) -> int:
+    """How many entries are in a cell, so that there are at most so many cells."""
+    least = max(1, math.ceil(entries / most))
+    return 1 << (least - 1).bit_length() if aligned else least
 
 
 def _two_dimensional(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 def html(facts: Facts) -> str:
     """Returns the report as a fragment for light and dark pages; names and messages are escaped."""
-    return _template(FRAGMENT).render(said=outline(facts), passed=facts.passed, style=STYLE)
+    reference = html(facts.reference) if facts.reference is not None and facts.has_wrong_reference else ""
+    return _template(FRAGMENT).render(said=outline(facts), passed=facts.passed, style=STYLE, reference=reference)
 
 
 def page(facts: Facts, title: str) -> str:
@@ -77,16 +78,19 @@ FRAGMENT = """
 {% macro table(lines) %}
 <div class="scroll"><table>
 <thead><tr>
-<th>status</th><th>{{ said.called }}</th><th>shape</th><th class="figure">relative error</th><th>verdict</th>
-<th class="figure">max abs error</th><th class="figure">noise</th><th class="figure">wrong/checked</th>
+<th>status</th><th>{{ said.called }}</th><th>shape</th>
+{% for column in said.columns %}
+<th{% if column.is_figure %} class="figure"{% endif %}>{{ column.title }}</th>
+{%- endfor %}
+
 </tr></thead>
 <tbody>
 {% for line in lines %}
 <tr class="{{ line.status }}">
 <td>{{ badge(line.status) }}</td><td><code>{{ line.name }}</code></td><td>{{ line.shape }}</td>
-<td class="figure">{{ line.relative_error }}</td><td>{{ line.verdict }}</td>
-<td class="figure">{{ line.max_abs_error }}</td><td class="figure">{{ line.noise }}</td>
-<td class="figure">{{ line.mismatched }}</td>
+{% for cell in line.figures %}
+<td{% if said.columns[loop.index0].is_figure %} class="figure"{% endif %}>{{ cell }}</td>
+{%- endfor %}
 </tr>
 {% endfor %}
 </tbody></table></div>
@@ -94,7 +98,8 @@ FRAGMENT = """
 {% macro worst(entries) %}
 <table>
 <thead><tr>
-<th>index</th><th class="figure">analytic</th><th class="figure">numeric</th><th class="figure">difference</th>
+<th>index</th><th class="figure">{{ said.sides[0] }}</th><th class="figure">{{ said.sides[1] }}</th>
+<th class="figure">difference</th>
 <th class="figure">error bar</th><th></th>
 </tr></thead>
 <tbody>
@@ -127,6 +132,9 @@ FRAGMENT = """
 {% for sentence in said.summary %}
 <p class="summary">{{ sentence }}</p>
 {% endfor %}
+{% if reference %}
+<details open><summary>the reference, in float64 against centered differences</summary>{{ reference | safe }}</details>
+{% endif %}
 {% if said.lines %}
 {{ table(said.lines) }}
 {% endif %}

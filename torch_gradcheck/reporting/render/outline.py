@@ -13,11 +13,13 @@ from torch_gradcheck.reporting.facts import (
     Facts,
     ParameterReport,
     Status,
-    Verdict,
     WrongMap,
     badness,
 )
+from torch_gradcheck.reporting.render.beside_reference import outcome_beside, summary_beside, tightness
+from torch_gradcheck.reporting.render.columns import Column, columns_of
 from torch_gradcheck.reporting.render.contract import Contract, contract_outcome, contract_section
+from torch_gradcheck.reporting.render.figures import error_bar, figure, raised, word
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
@@ -30,12 +32,6 @@ SHOWN = 3
 LISTED = 8
 """Wrong parameters, groups of unproven parameters and tied parameters that are described one by one: 8 of each."""
 
-UNMEASURED = "–"
-"""Stands for a figure that was not measured."""
-
-LECTURE_GOOD = 1e-5
-"""Ratios up to this one are `good`, as the lecture has it. A report at a larger tolerance says which it is."""
-
 NAMED = 6
 """Names in one sentence; the others are counted, as in "and 12 more"."""
 
@@ -45,17 +41,13 @@ SHADES = "·░▒▓█"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the table; `UNMEASURED` stands for a figure that was not measured."""
+    """One line of the table; `figures`, one a column, are `UNMEASURED` where nothing was."""
 
     status: Status
     mark: str
     name: str
     shape: str
-    relative_error: str
-    verdict: str
-    max_abs_error: str
-    noise: str
-    mismatched: str
+    figures: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,12 +102,22 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Outline:
-    """The whole content of a report, top to bottom; `called` is the noun for its rows."""
+    """The whole content of a report, top to bottom.
+
+    Attributes:
+        called: the noun for its rows.
+        reference: the report on the reference, where that is wrong itself.
+        columns: of the figures in `lines`.
+        sides: what an entry's two numbers are.
+    """
 
     headline: str
     called: str
     culprit: str | None
     summary: tuple[str, ...]
+    reference: Outline | None
+    columns: tuple[Column, ...]
+    sides: tuple[str, str]
     lines: tuple[Line, ...]
     folds: tuple[Fold, ...]
     tied: tuple[str, ...]
@@ -132,20 +134,24 @@ def outline(facts: Facts) -> Outline:
     rows = [*facts.mismatches, *(row for row in facts if row.status is not Status.MISMATCH)]
     shown, left_out = _fold(rows)
     gaps, groups = _gaps(rows), _alike(facts)
+    reference = facts.reference if facts.has_wrong_reference else None
     return Outline(
         headline=headline(facts),
         called=noun(row.role for row in facts),
         culprit=None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts),
         summary=_summary(facts),
-        lines=tuple(_line(row, facts.tolerance) for row in shown),
-        folds=tuple(_folded(group, facts.tolerance) for group in left_out),
+        reference=None if reference is None else outline(reference),
+        columns=columns_of(facts),
+        sides=("analytic", "numeric") if facts.reference is None else ("candidate", "reference"),
+        lines=tuple(_line(row, facts) for row in shown),
+        folds=tuple(_folded(group, facts) for group in left_out),
         tied=_tied(facts),
         mistakes=tuple(mistake for group in groups[:LISTED] for mistake in _mistakes(group)),
         more_mistakes=_more(sum(map(len, groups[LISTED:])), "that are wrong; report.mismatches has them all"),
         contract=contract_section(facts),
         gaps=tuple(gaps[:LISTED]),
         more_gaps=_more(len(gaps) - LISTED, "reasons why something was not proven; to_dict() has them all"),
-        notes=tuple(map(prose, facts.notes)),
+        notes=tuple(prose(note) for note in facts.notes if reference is None or note not in reference.notes),
     )
 
 
@@ -163,12 +169,14 @@ def headline(facts: Facts) -> str:
         for status, words in STATUS_WORDS.items()
         if words.counted and counts[status]
     ]
-    if counts[Status.MISMATCH]:
+    if facts.reference is not None:
+        outcome = outcome_beside(facts)
+    elif counts[Status.MISMATCH]:
         outcome = f"gradients WRONG in {counts[Status.MISMATCH]:,} of {total}"
     elif facts.backward_spread:
         outcome = f"the backward is NOT ONE FUNCTION, {counts[Status.MATCH]:,} of {total} right"
     elif counts[Status.MATCH] or facts.passed:
-        outcome = f"gradients right{_raised(facts.tolerance)}: {counts[Status.MATCH]:,} of {total}"
+        outcome = f"gradients right{raised(facts.tolerance)}: {counts[Status.MATCH]:,} of {total}"
     else:
         outcome = f"no gradient proven right: 0 of {total}"
     if facts.order == 2:
@@ -177,7 +185,9 @@ def headline(facts: Facts) -> str:
 
 
 def _summary(facts: Facts) -> tuple[str, ...]:
-    noise = "unknown" if math.isnan(facts.noise) else _error_bar(facts.noise)
+    if facts.reference is not None:
+        return summary_beside(facts, headline(facts.reference), _count(facts.evaluations, "evaluation"))
+    noise = "unknown" if math.isnan(facts.noise) else error_bar(facts.noise)
     return (
         f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes",
         f"{_what(facts)} {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, "
@@ -191,29 +201,18 @@ def _what(facts: Facts) -> str:
 
 
 def ratio_in_words(facts: Facts) -> str:
-    """Returns Ng's ratio over θ and the word for it, or that there is none."""
+    """Returns Ng's ratio over θ and the word for it, or that there is none; of a candidate what rounding explains."""
+    if facts.reference is not None:
+        return tightness(facts)
     if facts.relative_error is None:
         return "no relative error: nothing was decided"
-    word = _word(facts.relative_error, facts.verdict, facts.tolerance)
-    return f"relative error {figure(facts.relative_error)} ({word}) over {_decided_part(facts)}"
+    in_words = word(facts.relative_error, facts.verdict, facts.tolerance)
+    return f"relative error {figure(facts.relative_error)} ({in_words}) over {_decided_part(facts)}"
 
 
 def _decided_part(facts: Facts) -> str:
     checked = [row.status for row in facts if row.status is not Status.FROZEN]
     return "the whole θ" if all(status.is_decided for status in checked) else "the decided part of θ"
-
-
-def _word(ratio: float | None, verdict: Verdict | None, tolerance: float) -> str:
-    """Returns the lecture's word; "right to 1e-3" where a raised tolerance lets pass what the lecture doubts."""
-    if verdict is None or ratio is None:
-        return UNMEASURED
-    passes_only_so = ratio <= tolerance and verdict not in (Verdict.GREAT, Verdict.GOOD)
-    return f"right{_raised(tolerance)}" if passes_only_so else verdict.value
-
-
-def _raised(tolerance: float) -> str:
-    """Returns " to 1e-3" for a tolerance above that of a check in float64, else ""."""
-    return f" to {tolerance_in_words(tolerance)}" if tolerance > LECTURE_GOOD else ""
 
 
 def _fold(rows: Sequence[ParameterReport]) -> tuple[list[ParameterReport], list[list[ParameterReport]]]:
@@ -228,28 +227,23 @@ def _fold(rows: Sequence[ParameterReport]) -> tuple[list[ParameterReport], list[
     return [row for row in rows if id(row) not in hidden], [group for group in left_out if group]
 
 
-def _line(row: ParameterReport, tolerance: float) -> Line:
-    measured = bool(row.checked)
+def _line(row: ParameterReport, facts: Facts) -> Line:
     return Line(
         status=row.status,
         mark=STATUS_WORDS[row.status].mark,
         name=printable(row.name),
         shape=_shape(row.shape),
-        relative_error=UNMEASURED if row.relative_error is None else figure(row.relative_error),
-        verdict=_word(row.relative_error, row.verdict, tolerance).removeprefix("right "),  # the column is narrow
-        max_abs_error=figure(row.max_abs_error) if measured else UNMEASURED,
-        noise=_error_bar(row.noise),
-        mismatched=f"{_short(row.mismatched)}/{_short(row.checked)}" if measured else UNMEASURED,
+        figures=tuple(column.cell(row, facts.tolerance) for column in columns_of(facts)),
     )
 
 
-def _folded(rows: Sequence[ParameterReport], tolerance: float) -> Fold:
+def _folded(rows: Sequence[ParameterReport], facts: Facts) -> Fold:
     words = STATUS_WORDS[rows[0].status]
     sentence = _more(len(rows), words.folded)
     if not words.leaves_open:
         largest = max(rows, key=badness)
         sentence += f", relative error at most {figure(badness(largest))} ({printable(largest.name)})"
-    return Fold(sentence, tuple(_line(row, tolerance) for row in rows))
+    return Fold(sentence, tuple(_line(row, facts) for row in rows))
 
 
 def _tied(facts: Facts) -> tuple[str, ...]:
@@ -327,7 +321,7 @@ def _entry(coordinate: Coordinate) -> Entry:
         analytic=f"{coordinate.analytic:.6e}",
         numeric=f"{coordinate.numeric:.6e}",
         difference=figure(coordinate.analytic - coordinate.numeric),
-        noise=_error_bar(coordinate.noise),
+        noise=error_bar(coordinate.noise),
         remark=_remark(coordinate),
     )
 
@@ -368,23 +362,3 @@ def _count(number: int, noun: str) -> str:
 
 def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape)) if shape else "()"
-
-
-def figure(value: float) -> str:
-    """Returns a measured figure to two digits: `3.3e-01`, `0`, `nan`, `inf`."""
-    return f"{value:.1e}" if value else "0"
-
-
-def _error_bar(value: float) -> str:
-    """Returns an error bar to one digit, as in `3e-11`; `UNMEASURED` for NaN."""
-    return UNMEASURED if math.isnan(value) else f"{value:.0e}" if value else "0"
-
-
-def _short(count: int) -> str:
-    """Returns a count in at most five characters: `61706`, `235k`, `11.2M`."""
-    if count < 100_000:
-        return str(count)
-    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
-        if count < 999.5 * size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.0e}"

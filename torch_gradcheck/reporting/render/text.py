@@ -29,20 +29,33 @@ SHAPE_WIDTH = 10
 COORDINATES = 3
 """Coordinates shown of a wrong parameter, the worst first."""
 
+WRONG_REFERENCE = "── the reference, in float64 against centered differences"
+CANDIDATE = "── the candidate, beside the reference"
+"""Headings of both halves of a report whose reference is wrong itself."""
+
 
 @kept_random()
 def text(facts: Facts, width: int | None = None) -> str:
     """Returns the report in lines of at most `width` columns (`None`: 80), without colour codes or trailing spaces."""
     said, width = outline(facts), max(width or WIDTH, WIDTH)
-    sections = [
+    return "\n\n".join(section for section in _sections(said, width) if section)
+
+
+def _sections(said: Outline, width: int) -> list[str]:
+    return [
         rendered(_opening(said), width),
+        *([] if said.reference is None else _of_reference(said.reference, said.summary, width)),
         rendered(_table(said, width), width),
         *(rendered(section, width) for section in _mistakes(said)),
         rendered(_contract(said.contract), width),
         rendered(_gaps(said), width),
         rendered(_notes(said), width),
     ]
-    return "\n\n".join(section for section in sections if section)
+
+
+def _of_reference(reference: Outline, summary: Sequence[str], width: int) -> list[str]:
+    """Returns the report on a wrong reference, and the first lines on the candidate behind it."""
+    return [WRONG_REFERENCE, *_sections(reference, width), rendered([CANDIDATE, *summary], width)]
 
 
 def rendered(renderables: Iterable[RenderableType], width: int) -> str:
@@ -67,7 +80,9 @@ def rendered(renderables: Iterable[RenderableType], width: int) -> str:
 
 def _opening(said: Outline) -> list[str]:
     culprit = [] if said.culprit is None else [f"culprit: {said.culprit}"]
-    return [said.headline, *culprit, *said.summary]
+    if said.reference is None:
+        return [said.headline, *culprit, *said.summary]
+    return [said.headline, f"culprit in the reference: {said.reference.culprit or 'not found'}", *culprit]
 
 
 def _table(said: Outline, width: int) -> Iterator[RenderableType]:
@@ -109,11 +124,8 @@ def _columns(said: Outline, width: int) -> list[_Column]:
     name = _Column(said.called, [line.name for line in lines])
     shape = _Column("shape", [line.shape for line in lines])
     figures = [
-        _Column("rel.\nerror", [line.relative_error for line in lines], "right"),
-        _Column("verdict", [line.verdict for line in lines]),
-        _Column("max abs\nerror", [line.max_abs_error for line in lines], "right"),
-        _Column("noise", [line.noise for line in lines], "right"),
-        _Column("wrong/\nchecked", [line.mismatched for line in lines], "right"),
+        _Column(column.header, [line.figures[k] for line in lines], "right" if column.is_figure else "left")
+        for k, column in enumerate(said.columns)
     ]
     room = width - sum(column.width + 1 for column in (status, *figures)) - 1
     shape = shape.within(min(shape.width, max(room - min(name.width, NAME_WIDTH), SHAPE_WIDTH)))
@@ -126,19 +138,19 @@ def _mistakes(said: Outline) -> Iterator[list[RenderableType]]:
         section: list[RenderableType] = [f"✗ {mistake.name}, shape {mistake.shape}"]
         section += [_indented(sentence) for sentence in mistake.sentences]
         if mistake.entries:
-            section.append(_indented(_entries(mistake.entries[:COORDINATES])))
+            section.append(_indented(_entries(mistake.entries[:COORDINATES], said.sides)))
         if mistake.picture is not None:
             section += [_indented(line) for line in (mistake.picture.caption, *mistake.picture.lines)]
         yield section
     yield [said.more_mistakes]
 
 
-def _entries(entries: Sequence[Entry]) -> Table:
+def _entries(entries: Sequence[Entry], sides: tuple[str, str]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("index", overflow="fold")
-    for header in ("analytic", "numeric", "difference", "error bar"):
+    for header in (*sides, "difference", "error bar"):
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("", overflow="fold")
     for entry in entries:

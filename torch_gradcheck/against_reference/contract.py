@@ -1,0 +1,203 @@
+"""The contract of a candidate: its entries tried on the candidate as it is, in its own precision.
+
+Two right runs of a kernel, in two memory layouts say, may differ by what rounding does to each of them. How much that
+is, the comparison with the reference has measured, tensor by tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from torch_gradcheck.against_reference.computation import FunctionComputation
+from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.pair import Pair
+from torch_gradcheck.against_reference.sides import lent
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.borrowing.loan import Borrowed, Start
+from torch_gradcheck.contract.comparison import SPREADS, Allowance, largest
+from torch_gradcheck.contract.entries import contract_of
+from torch_gradcheck.contract.trial import Trial, gradient_of
+from torch_gradcheck.objective.function_outputs import drawn
+from torch_gradcheck.objective.objective import evaluation_of
+from torch_gradcheck.objective.perturbation import Direction
+from torch_gradcheck.objective.theta import Theta, theta_of
+from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.reporting.facts import ContractEntry, Role
+
+BOTH = 2.0
+"""Each of two runs may be off by an error bar."""
+
+
+def contract_of_candidate(pair: Pair, verdicts: Sequence[Judged], difference: str) -> list[ContractEntry]:
+    """Every entry of the contract, tried on the candidate in a loan of its own; none where it is a model under a loss.
+
+    Args:
+        pair: of the candidate.
+        verdicts: on its tensors, with what rounding may do to each.
+        difference: how equal runs of it differed by more than rounding; "" where they did not.
+    """
+    own, request = pair.candidate, pair.request
+    if not isinstance(own, FunctionComputation):
+        return []
+    plain = replace(own, loss=own.loss.in_any_memory())  # the layouts are for the entries to choose
+    with lent(plain, request, Start(values=pair.counterparts.moved)) as borrowed:
+        theta = theta_of(plain.model, request.include, request.exclude, plain.loss.variables)
+        candidate = LentCandidate(plain.model, theta, borrowed)
+        measured = Measured.by(verdicts, request.tolerance)
+        return contract_of(CandidateTrial(plain.loss, candidate, request.seed, measured, difference))
+
+
+@dataclass(frozen=True)
+class Measured(Allowance):
+    """What two right runs of a candidate may differ by, as the comparison with its reference has measured it.
+
+    Attributes:
+        bars: what sentences call a tensor → the largest error bar among its entries, and its largest entry.
+    """
+
+    bars: Mapping[str, tuple[float, float]]
+
+    @classmethod
+    def by(cls, verdicts: Sequence[Judged], tolerance: float) -> Measured:
+        """The error bars of all outputs and gradients."""
+        bars = {_called(each): (_largest(each.bars.entry), _largest(each.compared.right)) for each in verdicts}
+        return cls(tolerance, 0.0, bars)
+
+    def of_tensor(self, tensor: torch.Tensor | None, name: str) -> float:
+        """In the unit of a tensor of this name, which need not be as large as the one that was measured."""
+        bar, size = self.bars.get(name, max(self.bars.values(), default=(0.0, 0.0)))
+        share = bar / size if size else 0.0
+        return BOTH * max(bar, share * largest(tensor))
+
+    def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "") -> float:
+        """See `Allowance.of`."""
+        return max(self.of_tensor(tensor, name), self.tolerance * largest(tensor), SPREADS * spread)
+
+
+@dataclass(frozen=True)
+class LentCandidate:
+    """A candidate in a loan that leaves every tensor in its own dtype."""
+
+    model: nn.Module
+    theta: Theta
+    borrowed: Borrowed
+
+
+@dataclass(frozen=True)
+class CandidateTrial(Trial):
+    """What the entries of the contract try of a candidate.
+
+    Attributes:
+        lent: the candidate.
+        first_seed: see `Trial.seed`.
+        measured: what rounding may do.
+        before: see `Trial.earlier_difference`.
+    """
+
+    lent: LentCandidate
+    first_seed: int
+    measured: Measured
+    before: str = ""
+
+    @property
+    def model(self) -> nn.Module:
+        """See `Trial`."""
+        return self.lent.model
+
+    @property
+    def theta(self) -> Theta:
+        """See `Trial`."""
+        return self.lent.theta
+
+    @property
+    def seed(self) -> int:
+        """See `Trial`."""
+        return self.first_seed
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """See `Trial`."""
+        return max([self.theta[position].own_dtype for position in self.theta.checked], key=epsilon)
+
+    @property
+    def precisions(self) -> Sequence[torch.dtype]:
+        """See `Trial`: its own, and no other one."""
+        return (self.dtype,)
+
+    @property
+    def may_return_wider(self) -> bool:
+        """See `Trial`: sums in float32 are what a kernel in a lower precision should return."""
+        return True
+
+    def as_it_is(self, dtype: torch.dtype, run: Callable[[], None]) -> None:  # noqa: ARG002 - there is one
+        """See `Trial`."""
+        with evaluation_of(self.lent.borrowed):
+            run()
+
+    @property
+    def allowance(self) -> Allowance:
+        """See `Trial`."""
+        return self.measured
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """See `Trial`."""
+        return evaluation_of(self.lent.borrowed)
+
+    def moved(self, direction: Direction, distance: float) -> AbstractContextManager[None]:
+        """See `Trial`."""
+        return _Moved(self.lent.borrowed, direction.at(distance))
+
+    def cotangent(self, position: int, output: torch.Tensor) -> torch.Tensor:
+        """See `Trial`: as `Upstream` has it, rounded to the dtype of the output and 0 where that is infinite."""
+        key = (position, output.shape, output.dtype, output.device)
+        if key not in self._cotangents:  # drawn once, so that no run of the function is seen to draw
+            v = drawn((self.first_seed + position) % 2**63, output).to(device=output.device, dtype=output.dtype)
+            self._cotangents[key] = torch.where(torch.isinf(output.detach()), 0, v)
+        return self._cotangents[key].clone()
+
+    @cached_property
+    def _cotangents(self) -> dict[tuple[Any, ...], torch.Tensor]:
+        return {}
+
+    @property
+    def has_other_draws(self) -> bool:
+        """See `Trial`: every run of a candidate starts from one state, and those before as well."""
+        return False
+
+    def earlier_difference(self) -> str:
+        """See `Trial`."""
+        return self.before
+
+
+class _Moved:
+    """The lent tensors moved inside the block; there every run starts from what they hold."""
+
+    def __init__(self, borrowed: Borrowed, moving: AbstractContextManager[object]) -> None:
+        self._borrowed, self._moving = borrowed, moving
+
+    def __enter__(self) -> None:
+        self._moving.__enter__()
+        self._borrowed.take_for_first()
+
+    def __exit__(self, *exception: object) -> None:
+        self._moving.__exit__(*exception)  # type: ignore[arg-type]
+        self._borrowed.take_for_first()
+
+
+def _called(judged: Judged) -> str:
+    entry = judged.compared.entry
+    return entry.name if entry.role is Role.OUTPUT else gradient_of(entry.name)
+
+
+def _largest(values: Floats) -> float:
+    """The largest finite one; infinite where none is."""
+    finite = np.abs(values[np.isfinite(values)])
+    return float(np.max(finite, initial=0.0)) if finite.size or not values.size else float("inf")

@@ -1,0 +1,152 @@
+"""The module at fault: after a mismatch, every module that both sides have under one name is judged alone.
+
+What a call was given, forward and backward, is recorded in a run of the candidate, in its own dtypes. Alone, a mistake
+shows that is a small share of the gradients of the whole model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from operator import attrgetter
+
+from torch import nn
+
+from torch_gradcheck.against_reference.computation import Computation
+from torch_gradcheck.against_reference.counterparts import Counterparts
+from torch_gradcheck.against_reference.culprit_in_words import CulpritWords
+from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.pair import Pair
+from torch_gradcheck.against_reference.run import ran
+from torch_gradcheck.against_reference.sides import lent, parts_on_trial
+from torch_gradcheck.against_reference.single_modules import SingleModule
+from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.diagnosis.culprit.attribution import Culprit
+from torch_gradcheck.diagnosis.culprit.call_recording import GradientTaps, Recording
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
+from torch_gradcheck.diagnosis.culprit.single_calls import in_one_line
+from torch_gradcheck.objective.theta import theta_of
+from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
+from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.modules import named_modules
+
+TRIED = 2
+"""How many calls of one module are tried: those that are given the largest gradients."""
+
+TAPS = GradientTaps(inputs=False, rooted=False)
+"""Outputs of calls are replaced by copies, to record the gradients that arrive for them."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A module alone.
+
+    Attributes:
+        single: the module, and what it was called with.
+        wrong: what is wrong of it, the furthest beyond its error bar first; empty where it is right.
+        raises: why it could not be judged; "" where it was.
+    """
+
+    single: SingleModule
+    wrong: Sequence[Judged] = ()
+    raises: str = ""
+
+    @property
+    def excess(self) -> float:
+        """By how many times its error bar the worst tensor is off."""
+        return self.wrong[0].excess if self.wrong else 0.0
+
+    @property
+    def has_right_outputs(self) -> bool:
+        """Whether its forward is right, so that nothing but its backward can be wrong."""
+        return all(each.compared.entry.role is not Role.OUTPUT for each in self.wrong)
+
+
+NO_CULPRIT = Culprit(None, ())
+"""Nothing is wrong."""
+
+
+def culprit_beside(pair: Pair, verdicts: Sequence[Judged], rows: Sequence[ParameterReport]) -> Culprit:
+    """The innermost module that is wrong when it is run alone, in the words of a report.
+
+    Modules whose code is not the reference's are tried first, and the others only where none of these is wrong.
+
+    Args:
+        pair: the candidate and its reference.
+        verdicts: on the whole.
+        rows: of the report, one a verdict.
+    """
+    wrong = [each for each, row in zip(verdicts, rows, strict=True) if row.status is Status.MISMATCH]
+    return _found(pair, sorted(wrong, key=attrgetter("excess"), reverse=True)) if wrong else NO_CULPRIT
+
+
+def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
+    candidate, values, request = pair.candidate, pair.counterparts, pair.request
+    words = CulpritWords(candidate)
+    try:
+        recording = _recorded(candidate, values, request)
+    except Exception as error:  # whatever a recorded run raises, the verdict on the gradients stands
+        return Culprit(None, (words.none(f"a run in which calls are recorded raises {in_one_line(error)}"),))
+    if recording.full:
+        return Culprit(None, (words.none("the inputs of all modules together take more than 1 GiB"),))
+    tried = list[Verdict]()
+    for group in _groups(_singles(recording.calls, values)):
+        tried += [_judged(single, values, request) for single in group]
+        found = [each for each in tried if each.wrong]
+        if found:
+            return _named(found, words)
+    raising = [each for each in tried if each.raises]
+    if raising:
+        return Culprit(None, (words.not_judged(raising[0].single, raising[0].raises),))
+    return words.of_itself(recording.calls, wrong, len({each.single.name for each in tried}))
+
+
+def _recorded(candidate: Computation, values: Counterparts, request: Request) -> Recording:
+    """The calls of one run of the candidate, forward and backward."""
+    with lent(candidate, request, Start(values=values.moved)) as borrowed:
+        recording = Recording(lambda: borrowed.random_state, TAPS)
+        theta = theta_of(candidate.model, (), (), candidate.loss.variables)
+        ran(candidate.at(None), parts_on_trial(theta), borrowed, recording)
+        return recording
+
+
+def _singles(calls: Sequence[RecordedCall], values: Counterparts) -> list[SingleModule]:
+    """The calls that can be judged of modules that both sides have, the innermost modules first."""
+    names = {id(module): name for name, module in reversed(list(named_modules(values.candidate)))}
+    theirs = dict(named_modules(values.reference))
+    found: dict[str, list[SingleModule]] = {}
+    for call in calls:
+        name = names.get(id(call.owner), "") if isinstance(call.owner, nn.Module) else ""
+        if name in theirs and name and not call.in_backward:
+            found.setdefault(name, []).append(SingleModule(name, call, theirs[name]))
+    judgeable = {name: [each for each in group if each.can_be_judged] for name, group in found.items()}
+    tried = [sorted(group, key=lambda each: each.size, reverse=True)[:TRIED] for group in judgeable.values()]
+    return [each for group in reversed(tried) for each in group]
+
+
+def _groups(singles: Sequence[SingleModule]) -> list[list[SingleModule]]:
+    patched = [each for each in singles if each.is_patched]
+    return [patched, [each for each in singles if not each.is_patched]]
+
+
+def _judged(single: SingleModule, values: Counterparts, request: Request) -> Verdict:
+    try:
+        verdicts = single.judged(values, request)
+    except Exception as error:  # of the user's code, which is made to be called by the model around it
+        return Verdict(single, raises=in_one_line(error))
+    wrong = [each for each in verdicts if each.is_wrong]
+    return Verdict(single, sorted(wrong, key=attrgetter("excess"), reverse=True))
+
+
+def _named(found: Sequence[Verdict], words: CulpritWords) -> Culprit:
+    """The culprit among wrong modules: innermost, right in its forward if one is, and the furthest off of these."""
+    around = {id(call) for each in found for call in _around(each.single.call)}
+    innermost = [each for each in found if id(each.single.call) not in around]
+    first = max(innermost, key=lambda each: (each.has_right_outputs, each.excess))
+    others = [each.single.name for each in innermost if each.single.name != first.single.name]
+    return Culprit(first.single.name, words.of_module(first.single, first.wrong, list(dict.fromkeys(others))))
+
+
+def _around(call: RecordedCall) -> list[RecordedCall]:
+    """The calls that a call is made in."""
+    return [] if call.parent is None else [call.parent, *_around(call.parent)]

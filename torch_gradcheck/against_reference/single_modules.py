@@ -1,0 +1,135 @@
+"""A module of the candidate beside the reference's of the same name, both run alone on what one call was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from torch_gradcheck.against_reference.compared import compared
+from torch_gradcheck.against_reference.computation import FunctionComputation
+from torch_gradcheck.against_reference.counterparts import Counterparts, parts_of_gradients
+from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.rounded import rounded_runs
+from torch_gradcheck.against_reference.run import Run, ran
+from torch_gradcheck.against_reference.sides import Candidate, candidate_of, lent
+from torch_gradcheck.against_reference.upstream import Outputs, Upstream
+from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.diagnosis.culprit.argument_copies import laid_out_alike, replaced
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
+from torch_gradcheck.objective.function_call import FunctionCall
+from torch_gradcheck.objective.function_loss import FunctionLoss
+from torch_gradcheck.objective.theta import theta_of
+from torch_gradcheck.precision.dtypes import is_inexact
+from torch_gradcheck.precision.mode import PrecisionMode
+from torch_gradcheck.request import Request
+
+
+@dataclass(frozen=True)
+class SingleModule:
+    """One call of a module of the candidate, and the reference's module of the same name.
+
+    Attributes:
+        name: the qualified name of both.
+        call: recorded in a run of the candidate, in its own dtypes.
+        reference: the reference's module.
+    """
+
+    name: str
+    call: RecordedCall
+    reference: nn.Module
+
+    @property
+    def module(self) -> nn.Module:
+        """The candidate's module."""
+        assert isinstance(self.call.owner, nn.Module)
+        return self.call.owner
+
+    @cached_property
+    def is_patched(self) -> bool:
+        """Whether the candidate's forward is other code than the reference's."""
+        return _code(self.module) is not _code(self.reference)
+
+    @property
+    def size(self) -> float:
+        """The sum of the squares of the gradients that the outputs were given; NaN or infinite where they were."""
+        return sum([float(each.abs().double().square().sum()) for each in self.call.cotangents if each is not None])
+
+    @property
+    def can_be_judged(self) -> bool:
+        """Whether it was given finite numbers, and a gradient."""
+        numbers = [each for each in [*self.call.inputs, *self.call.cotangents] if each is not None and is_inexact(each)]
+        return self.call.receives and all(bool(torch.isfinite(each).all()) for each in numbers)
+
+    def judged(self, values: Counterparts, request: Request) -> list[Judged]:
+        """The verdict on every gradient and output of the module alone, with error bars of its own.
+
+        Args:
+            values: of the parameters and buffers of both models.
+            request: the options.
+
+        Raises:
+            Exception: whatever a module raises that cannot be run alone, or cannot be compared.
+        """
+        request = replace(request, include=(), exclude=())
+        upstream = _Recorded(self.call.cotangents)
+        own, other = [
+            FunctionComputation(FunctionLoss(_called_again(self.call, module), request.seed), upstream)
+            for module in (self.module, self.reference)
+        ]
+        found = candidate_of(own, request, Start(self.call.random, values.moved))
+        exact = _exact(other, found, request, Start(self.call.random, values.exact))
+        rounded = rounded_runs(other, found, request, Start(self.call.random, values.rounded))
+        return [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
+
+
+class _Recorded(Upstream):
+    """The gradients that the outputs of a call were given in a run, in place of random ones.
+
+    Args:
+        cotangents: one an output; None for none.
+    """
+
+    def __init__(self, cotangents: Sequence[torch.Tensor | None]) -> None:
+        super().__init__(0)
+        self._cotangents = cotangents
+
+    def _draw(self, outputs: Outputs) -> None:
+        super()._draw(outputs)
+        pairs = zip(outputs, self._cotangents, strict=True)
+        self._rounded = {k: v.expand_as(output) for k, ((_, output), v) in enumerate(pairs) if v is not None}
+
+
+def _called_again(call: RecordedCall, module: nn.Module) -> FunctionCall:
+    """The call of a module on copies of the recorded arguments; those that required a gradient are on trial."""
+    asked = {id(tensor) for tensor, needed in zip(call.inputs, call.differentiable, strict=True) if needed}
+    copies: dict[int, torch.Tensor] = {}
+
+    def copied(tensor: torch.Tensor) -> torch.Tensor:
+        if isinstance(tensor, nn.Parameter):
+            return tensor
+        if id(tensor) not in copies:
+            copies[id(tensor)] = laid_out_alike(tensor).requires_grad_(id(tensor) in asked)
+        return copies[id(tensor)]
+
+    args, kwargs = replaced(call.arguments, copied)
+    return FunctionCall(module, args, kwargs, writes=True)
+
+
+def _exact(computation: FunctionComputation, candidate: Candidate, request: Request, start: Start) -> Run:
+    """The run of the reference's module in float64, on the numbers that the candidate's was given."""
+    mode = PrecisionMode(torch.float64)
+    mode.drawn_in = candidate.drawn_in
+    with lent(computation, request, start, torch.float64) as borrowed:
+        theta = theta_of(computation.model, (), (), computation.loss.variables)
+        parts = parts_of_gradients(candidate.theta, theta, computation.loss)
+        return ran(computation.at(torch.float64), parts, borrowed, mode)
+
+
+def _code(module: nn.Module) -> object:
+    """What runs as the forward of a module, be it of its class or put in its place."""
+    forward = module.forward
+    return getattr(getattr(forward, "__func__", forward), "__code__", forward)

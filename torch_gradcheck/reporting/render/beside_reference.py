@@ -1,0 +1,88 @@
+"""Headline and summary of a report on a candidate beside a reference: gradients, outputs, and the reference itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch_gradcheck.reporting.facts import Facts, ParameterReport, Role, Status
+from torch_gradcheck.reporting.render.figures import figure
+from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.words import counted, listed, times
+
+
+def outcome_beside(facts: Facts) -> str:
+    """Returns what became of the gradients and of the outputs, a wrong reference first."""
+    gradients = [row for row in facts if row.role is not Role.OUTPUT]
+    outputs = [row for row in facts if row.role is Role.OUTPUT]
+    return ", ".join(filter(None, [_of_reference(facts), _of_gradients(gradients, facts), _of_outputs(outputs)]))
+
+
+def _of_reference(facts: Facts) -> str:
+    if facts.reference is None or not facts.has_wrong_reference:
+        return ""
+    total = counted([row.role for row in facts.reference])
+    return f"the REFERENCE is WRONG in {len(facts.reference.mismatches)} of {total}"
+
+
+def _of_gradients(rows: Sequence[ParameterReport], facts: Facts) -> str:
+    if not rows:
+        return ""
+    total, wrong, right = counted([row.role for row in rows]), _number(rows, Status.MISMATCH), _proven(rows)
+    if wrong:
+        return f"gradients WRONG in {wrong:,} of {total}"
+    if right:
+        return f"gradients right in {printable(facts.dtype)}: {right:,} of {total}"
+    return f"no gradient proven right: 0 of {total}"
+
+
+def _of_outputs(rows: Sequence[ParameterReport]) -> str:
+    if not rows:
+        return ""
+    called = "output" if len(rows) == 1 else "outputs"
+    if wrong := _number(rows, Status.MISMATCH):
+        return f"{called} WRONG" + (f" in {wrong:,} of {len(rows):,}" if len(rows) > 1 else "")
+    right = _proven(rows)
+    if right == len(rows):
+        return f"{called} right"
+    return f"outputs right: {right:,} of {len(rows):,}" if right else f"no {called} proven right"
+
+
+def _number(rows: Sequence[ParameterReport], status: Status) -> int:
+    return sum(row.status is status for row in rows)
+
+
+def _proven(rows: Sequence[ParameterReport]) -> int:
+    return sum(row.status.is_proven for row in rows)
+
+
+def tightness(facts: Facts) -> str:
+    """Returns how tight the whole is: the largest of the rows' errors in multiples of what the dtype loses."""
+    infinite = [row for row in facts if row.status is Status.MISMATCH and not math.isfinite(row.max_abs_error)]
+    if infinite:
+        return f"errors that are not finite ({listed([printable(row.name) for row in infinite])})"
+    rows = [row for row in facts if row.status.is_decided and not math.isnan(row.rounding_ratio)]
+    if not rows or facts.relative_error is None:
+        return "no relative error: nothing was decided"
+    largest = max(rows, key=lambda row: row.rounding_ratio)
+    loses = f"at most {times(largest.rounding_ratio)} times what {printable(facts.dtype)} loses"
+    return f"relative error {figure(facts.relative_error)}, {loses} ({printable(largest.name)})"
+
+
+def summary_beside(facts: Facts, reference: str, evaluations: str) -> tuple[str, ...]:
+    """Returns the lines below the headline.
+
+    Args:
+        facts: of the candidate; its loss, method and evaluations are those of the reference's own check.
+        reference: the headline of the reference's own report.
+        evaluations: of J, in words.
+    """
+    dtype = printable(facts.dtype)
+    return (
+        tightness(facts),
+        f"error bars are measured: the reference run in {dtype} with rounding as noise",
+        "factor seen: a factor on the whole tensor that is off by as much is a mismatch",
+        f"reference: {reference}",
+        f"loss {facts.loss:.8g}; {printable(facts.method)} method, {evaluations} of J, {facts.seconds:,.2f} s",
+        f"candidate in {dtype}, reference in float64, mode {printable(facts.mode)}, seed {facts.seed}",
+    )
