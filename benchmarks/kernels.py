@@ -1,6 +1,6 @@
 """check_function(kernel, inputs, reference=plain) beside the rules by which other projects test their kernels.
 
-    python benchmarks/kernels.py           # writes benchmarks/results/kernels.json, some minutes
+    python benchmarks/kernels.py           # writes benchmarks/results/kernels.json, six minutes
     python benchmarks/kernels.py --quick   # three operations, few seeds; writes nothing without --json
 
 Sixteen operations (`kernel_operations.py`) in bfloat16, float16 and float32. Right kernels, over twenty seeds, are in
@@ -265,7 +265,7 @@ def main() -> None:
     """Reads the command line, checks, prints the table and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=20, help="of right kernels (default: 20)")
-    parser.add_argument("--turns", type=int, default=2, help="of every mistake (default: 2)")
+    parser.add_argument("--turns", type=int, default=1, help="of every mistake (default: 1)")
     parser.add_argument("--quick", action="store_true", help="three operations, three seeds, one turn; writes nothing")
     parser.add_argument("--operations", nargs="+", default=[], help="default: all")
     parser.add_argument("--json", type=Path, help=f"where to write the figures (default: {RESULTS.name}, if not quick)")
