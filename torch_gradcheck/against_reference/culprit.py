@@ -164,7 +164,8 @@ def _singles(calls: Sequence[RecordedCall], values: Counterparts) -> list[Single
     for call in calls:
         name = names.get(id(call.owner), "") if isinstance(call.owner, nn.Module) else ""
         if name in theirs and name and not call.in_backward:
-            found.setdefault(name, []).append(SingleModule(name, call, theirs[name]))
+            same = found.setdefault(name, [])
+            same.append(SingleModule(name, call, len(same), theirs[name]))
     judgeable = {name: [each for each in group if each.can_be_judged] for name, group in found.items()}
     tried = [sorted(group, key=lambda each: each.size, reverse=True)[:TRIED] for group in judgeable.values()]
     return [each for group in reversed(tried) for each in group]

@@ -49,7 +49,7 @@ class CulpritWords:
     def of_module(self, single: SingleModule, wrong: Sequence[Judged], others: Sequence[str]) -> tuple[str, ...]:
         """The sentences on a module that is wrong when it is run alone; `others` are, too."""
         where = described(single.name, type(single.module).__name__, self._loss.words)
-        said = f"the mistake is in {where}: run alone on what it was given, {_off(wrong[0])}"
+        said = f"the mistake is in {where}: run alone on what it was given, {_off(wrong)}"
         also = (f"wrong as well when run alone: {listed(others)}",) if others else ()
         return (said + _code_of(single.module, list(single.call.inside()), wrong), *also)
 
@@ -71,11 +71,11 @@ class CulpritWords:
         """
         if isinstance(self._model, FunctionModule):
             function = self._loss.holders[0]
-            said = f"the mistake is in the {_way(wrong)} of {self._loss.words.described}: {_off(wrong[0])}"
+            said = f"the mistake is in the {_way(wrong)} of {self._loss.words.described}: {_off(wrong)}"
             return Culprit(self._loss.words.culprit, (said + _code_of(function, calls, wrong),))
         own = [call for call in calls if call.parent is not None and call.parent.owner is self._model]
         where = described("", type(self._model).__name__, self._loss.words)
-        said = f"the mistake is in {where}{_all_right(right)}: {_off(wrong[0])}"
+        said = f"the mistake is in {where}{_all_right(right)}: {_off(wrong)}"
         return Culprit("", (said + _code_of(self._model, own, wrong),))
 
 
@@ -107,8 +107,12 @@ def _way(wrong: Sequence[Judged]) -> str:
     return "forward" if any(each.compared.entry.role is Role.OUTPUT for each in wrong) else "backward"
 
 
-def _off(each: Judged) -> str:
-    """By how much a tensor is off, as "its gradient of x is off by 1 %, 5 times what rounding explains"."""
+def _off(wrong: Sequence[Judged]) -> str:
+    """By how much a tensor is off, as "its gradient of x is off by 1 %, 5 times what rounding explains".
+
+    It is the furthest beyond its bar; an output where one is wrong, since that makes gradients wrong as well.
+    """
+    each = max(wrong, key=lambda each: (each.compared.entry.role is Role.OUTPUT, each.excess))
     given, right = each.compared.candidate[0], each.compared.right
     entry = each.compared.entry
     what = f"its {entry.name}" if entry.role is Role.OUTPUT else f"its gradient of {entry.name}"
