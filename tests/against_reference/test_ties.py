@@ -30,7 +30,7 @@ def with_slopes(forward: Kernel, slopes: Callable[..., tuple[torch.Tensor, ...]]
 
         @staticmethod
         def backward(ctx: Any, g: torch.Tensor) -> Any:
-            found = tuple(g * slope for slope in slopes(*ctx.saved_tensors))
+            found = tuple([g * slope.to(g.dtype) for slope in slopes(*ctx.saved_tensors)])
             return found if len(found) > 1 else found[0]
 
     return WithSlopes.apply
