@@ -132,14 +132,45 @@ def functions(figures: dict[str, Any]) -> Rows:
     return rows
 
 
+def kernels(figures: dict[str, Any]) -> Rows:
+    """False alarms and misses by kind of kernel, a column a contestant; of each dtype, beside one another."""
+    contestants, dtypes = figures["contestants"], list(figures["alarms"])
+    rows: Rows = [[" · ".join(dtypes), "kernels", *contestants]]
+    for what, name in (("alarms", "right, {}: false alarms"), ("misses", "{}: missed")):
+        for kind in dict.fromkeys(kind for dtype in dtypes for kind in figures[what][dtype]):
+            counts = [figures[what][dtype].get(kind) for dtype in dtypes]
+            rows.append([name.format(kind), *(_beside(counts, key) for key in ("cases", *contestants))])
+    return rows
+
+
+def _beside(counts: Iterable[dict[str, int | None] | None], key: str) -> str:
+    found = [None if count is None else count[key] for count in counts]
+    return " · ".join("-" if number is None else str(number) for number in found)
+
+
+def smallest(figures: dict[str, Any]) -> Rows:
+    """The smallest error of a gradient that is found, by the number of its entries: ours beside one of the rules."""
+    dtypes, contestants = figures["smallest"], figures["contestants"]
+    rows: Rows = [["entries", *(f"{dtype}, {name}" for dtype in dtypes for name in contestants[:2])]]
+    for count in next(iter(dtypes.values())):
+        found = [dtypes[dtype][count][name] for dtype in dtypes for name in contestants[:2]]
+        rows.append([f"{int(count):,}", *("-" if error is None else f"{100 * error:g} %" for error in found)])
+    return rows
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "detection": detection,
     "functions": functions,
     "speed": speed,
     "large": large,
     "wrong": wrong,
+    "kernels": kernels,
+    "smallest": smallest,
 }
-"""Name of a mark, and of the file of results, to what makes its table."""
+"""Name of a mark, and mostly of the file of results, to what makes its table."""
+
+FILES = {"smallest": "kernels"}
+"""Mark to the file of results, where it has another name."""
 
 
 def markdown(rows: Rows) -> str:
@@ -156,7 +187,7 @@ def with_tables(text: str) -> str:
     """The text with what stands between `<!-- NAME -->` and `<!-- /NAME -->` written anew."""
     for name, table in TABLES.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        content = markdown(table(json.loads((RESULTS / f"{name}.json").read_text())))
+        content = markdown(table(json.loads((RESULTS / f"{FILES.get(name, name)}.json").read_text())))
         text, count = marked.subn(rf"\g<1>{content}\n\g<2>", text)
         assert count == 1, f"README.md has {count} places marked {name}"
     return text

@@ -98,13 +98,16 @@ def check_module(
         hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ in every
             evaluation, so that deliberate stop-gradients are right. False: it moves with θ, and a gradient that is
             lost there is a mismatch.
-        reference: None, or a module with the same names of parameters that is known to be right, and is given the
-            values of `model`. `model` then runs as it is, in its own dtypes; its output and its gradients are compared
-            with those of the reference in float64, with error bars for what rounding in its dtypes may do.
+        reference: None, or a module that computes the same by plain operations and is known to be right, with the same
+            names of parameters, whose values it is given for the check. `model` then runs as it is, in its own dtypes,
+            and on the devices that it is on; its outputs (rows `output`, `output[1]`, `output['logits']`) and its
+            gradients are compared with those of the reference in float64, on the same inputs, with error bars for what
+            rounding in its dtypes may do, measured on the reference. `report.reference` is the report on the
+            reference's own gradient. Goes with neither `gradients`, nor `order=2`, nor another `dtype`.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
-        NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss that cannot be checked.
+        NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss or a reference that cannot be checked.
     """
     request = validated_request(
         model,
@@ -220,15 +223,17 @@ def check_function(
         seed: of v, and of everything else that is drawn at random: same seed, same report.
         hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ.
         progress: True or False; None shows a bar only for long work on a terminal.
-        reference: None, or a function of the same arguments that is known to be right. `function` then runs as it is,
-            on its arguments as they are, under v rounded to the dtype of its outputs and not divided; its outputs and
-            its gradients are compared with those of the reference in float64, with error bars for what rounding in its
-            dtypes may do.
+        reference: None, or a function of the same arguments that computes the same by plain operations and is known to
+            be right. `function`, a kernel, then runs as it is: on its arguments in their dtypes, devices and layouts,
+            copied anew for every run, under v rounded to the dtype of its outputs and not divided. Its outputs (rows
+            `output`, `output[1]`) and its gradients are compared with those of the reference in float64, under the same
+            v, with error bars for what rounding in its dtypes may do, measured on the reference. The contract is tried
+            in its own dtypes. `report.reference` is the report on the reference's own gradient.
 
     Raises:
         InvalidRequestError: the function cannot be called with these arguments, or has no gradient to check.
-        NonFiniteLossError, NonDeterministicLossError: J cannot be checked. An exception from the function itself comes
-            through as it is; inside of the contract it becomes an entry.
+        NonFiniteLossError, NonDeterministicLossError: J or the reference cannot be checked. An exception from the
+            function itself comes through as it is; inside of the contract it becomes an entry.
     """
     function_argument(function)
     model = model_of(function)

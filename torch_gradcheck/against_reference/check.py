@@ -95,13 +95,11 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
     culprit = culprit_beside(pair, verdicts, rows)
     notes = notes_of(candidate, found, own, rows, request, culprit.notes)
-    report = beside_equal_runs(_report(own.report, verdicts, rows, culprit.name, notes, started), pair, apart)
-    return replace(
-        report,
-        parameters=tuple(with_frozen(report.parameters, found.theta)),
-        contract=contract_of_candidate(pair, verdicts, difference_in_words(apart)),
-        seconds=time.perf_counter() - started,
-    )
+    report = _report(own.report, verdicts, rows, culprit.name, notes, started)
+    contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
+    report = beside_equal_runs(report, pair, apart)
+    everything = tuple(with_frozen(report.parameters, found.theta))
+    return replace(report, parameters=everything, contract=contract, seconds=time.perf_counter() - started)
 
 
 def _report(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from torch import nn
 
@@ -76,7 +77,7 @@ def culprit_beside(pair: Pair, verdicts: Sequence[Judged], rows: Sequence[Parame
         rows: of the report, one a verdict.
     """
     wrong = [each for each, row in zip(verdicts, rows, strict=True) if row.status is Status.MISMATCH]
-    return _found(pair, sorted(wrong, key=lambda each: each.excess, reverse=True)) if wrong else NO_CULPRIT
+    return _found(pair, sorted(wrong, key=attrgetter("excess"), reverse=True)) if wrong else NO_CULPRIT
 
 
 def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
@@ -135,7 +136,7 @@ def _judged(single: SingleModule, values: Counterparts, request: Request) -> Ver
     except Exception as error:  # of the user's code, which is made to be called by the model around it
         return Verdict(single, raises=in_one_line(error))
     wrong = [each for each in verdicts if each.is_wrong]
-    return Verdict(single, sorted(wrong, key=lambda each: each.excess, reverse=True))
+    return Verdict(single, sorted(wrong, key=attrgetter("excess"), reverse=True))
 
 
 def _named(found: Sequence[Verdict], words: CulpritWords) -> Culprit:

@@ -15,6 +15,7 @@ from torch_gradcheck.contract.upstream import gives_upstream
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described, function_name
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.function_loss import FunctionModule
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.words import listed
@@ -110,6 +111,5 @@ def _off(wrong: Sequence[Judged]) -> str:
     if not np.isfinite(given).all():
         return f"{what} holds NaN or infinity"
     with np.errstate(all="ignore"):
-        share = np.linalg.norm(given - right) / np.linalg.norm(right)
-    times = each.excess
-    return f"{what} is off by {100 * share:.3g} %, {times:.2g} times what rounding explains"
+        share = root_mean_square(given - right) / root_mean_square(right)
+    return f"{what} is off by {100 * share:.3g} %, {each.excess:.2g} times what rounding explains"

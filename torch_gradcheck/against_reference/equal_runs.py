@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.against_reference.judge import Judged, judged, root_mean_square
-from torch_gradcheck.against_reference.wholes import MARGIN_OF_SQUARES
+from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.diagnosis.unrepeatable import factor_of
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
+
+TOGETHER = 3.0
+"""The root mean square of a difference between equal runs may be 3 times what the noisy runs of the reference show."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def _apart(each: Compared, tolerance: float) -> Apart | None:
     finite = np.abs(np.nan_to_num(runs, nan=0.0, posinf=0.0, neginf=0.0))
     with np.errstate(all="ignore"):
         allowed = bars.entry + tolerance * np.max(finite, axis=0)
-        rms = MARGIN_OF_SQUARES * float(np.sqrt(np.mean(bars.variance))) + tolerance * root_mean_square(each.right)
+        rms = TOGETHER * float(np.sqrt(np.mean(bars.variance))) + tolerance * root_mean_square(each.right)
         alike = np.array([[_alike(_off(one, other), allowed, rms) for other in runs] for one in runs])
         off = max([float(np.max(_off(run, runs[0]))) for run in runs[1:]])
     size = float(np.max(finite)) or 1.0

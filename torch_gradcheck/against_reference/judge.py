@@ -14,6 +14,7 @@ from torch_gradcheck.against_reference.compared import Compared
 from torch_gradcheck.against_reference.parts import Part
 from torch_gradcheck.against_reference.wholes import ITSELF, Finding, findings_of
 from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.verdicts.entry_check import EntryResults, Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -140,9 +141,3 @@ def _ratio(each: Compared) -> float:
     own = root_mean_square((each.candidate[0] - each.right)[finite])
     loses = root_mean_square((each.rounded[0] - each.right)[finite])
     return own / loses if loses else (float("nan") if own else 0.0)
-
-
-def root_mean_square(values: Floats) -> float:
-    """√ of the mean square; 0 of nothing."""
-    with np.errstate(all="ignore"):
-        return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0

@@ -63,6 +63,11 @@ class ProblemTrial(Trial):
         """See `Trial`."""
         return PRECISIONS
 
+    @property
+    def may_return_wider(self) -> bool:
+        """See `Trial`: not so, since the precision would be one that the code names, and float64 is rounded to it."""
+        return False
+
     def as_it_is(self, dtype: torch.dtype, run: Callable[[], None]) -> None:
         """See `Trial`; lent once more where the check has another precision. The default dtype is the caller's."""
         problem = self.problem

@@ -7,7 +7,7 @@ says nothing. So what the backward of a Function returns is looked at before.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.signatures import argument_names
-from torch_gradcheck.precision.dtypes import name_of
+from torch_gradcheck.precision.dtypes import is_lower, name_of
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import InputForm, backward_of, input_forms
@@ -31,7 +31,7 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
     """A run forward and backward in each precision, as the function is: what the backwards in it return."""
     notes: list[str] = []
     for dtype in trial.precisions:
-        seen = _Returned()
+        seen = _Returned(trial.may_return_wider)
         run = attempted(lambda: trial.as_it_is(dtype, lambda: _look(trial, seen)))  # noqa: B023  # called at once
         if seen.wrong:
             return failed(NAME, f"in {name_of(dtype)}, {listed(seen.wrong)}")
@@ -41,6 +41,7 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
             notes.append(f"not tried in {name_of(dtype)}, where the function raises {run}")
         elif not seen.count:
             notes.append("only operations of torch have returned gradients")
+        notes += [f"{each}: autograd rounds it once" for each in seen.wider]
     return passed(NAME, "; ".join(dict.fromkeys(notes)))
 
 
@@ -55,14 +56,18 @@ def _look(trial: Trial, seen: _Returned) -> None:
 class _Returned:
     """Looks, inside the block, at the gradients that the backwards of the user's Functions return.
 
+    Args:
+        may_return_wider: a gradient in a finer precision than its input's is right.
+
     Attributes:
         count: how many backwards have returned.
         in_backward: whether the block was entered.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, may_return_wider: bool) -> None:
         self.count, self.in_backward = 0, False
-        self._wrong: list[tuple[type[torch.autograd.Function], int, InputForm, InputForm]] = []
+        self._may_return_wider = may_return_wider
+        self._others: list[_Other] = []
         self._backwards = FunctionBackwards(self._looked_at)
 
     def __enter__(self) -> None:
@@ -86,15 +91,43 @@ class _Returned:
             if isinstance(gradient, torch.Tensor):
                 found = InputForm(tuple(gradient.shape), gradient.dtype, gradient.device)
                 if found != expected:
-                    self._wrong.append((function, position, found, expected))
+                    self._others.append(_Other(function, position, found, expected))
 
     @property
     def wrong(self) -> list[str]:
         """What is wrong with gradients, each told once."""
-        return list(dict.fromkeys([_wrong(*each) for each in self._wrong]))
+        return self._told([each for each in self._others if not self._is_right(each)])
+
+    @property
+    def wider(self) -> list[str]:
+        """The gradients in a finer precision than their inputs', where that is right; each told once."""
+        return self._told([each for each in self._others if self._is_right(each)])
+
+    def _is_right(self, other: _Other) -> bool:
+        return self._may_return_wider and other.is_only_wider
+
+    def _told(self, others: Sequence[_Other]) -> list[str]:
+        return list(dict.fromkeys([_in_words(*each) for each in others]))
 
 
-def _wrong(function: type[torch.autograd.Function], position: int, found: InputForm, expected: InputForm) -> str:
+class _Other(NamedTuple):
+    """A gradient that is not of the form of its input: the Function, the position of the argument, and both forms."""
+
+    function: type[torch.autograd.Function]
+    position: int
+    found: InputForm
+    expected: InputForm
+
+    @property
+    def is_only_wider(self) -> bool:
+        """Whether all that is other is a finer precision."""
+        same = self.found._replace(dtype=self.expected.dtype) == self.expected
+        inexact = self.found.dtype.is_floating_point or self.found.dtype.is_complex
+        alike = self.found.dtype.is_complex == self.expected.dtype.is_complex
+        return same and inexact and alike and is_lower(self.expected.dtype, self.found.dtype)
+
+
+def _in_words(function: type[torch.autograd.Function], position: int, found: InputForm, expected: InputForm) -> str:
     operator = custom_op_of(function)
     names = list(operator.arguments) if operator is not None else argument_names(function.apply, position + 1)
     argument = names[position] if position < len(names) else f"argument {position}"

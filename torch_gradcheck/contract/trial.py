@@ -61,6 +61,11 @@ class Trial(ABC):
     def precisions(self) -> Sequence[torch.dtype]:
         """The precisions in which the function is to run as it is."""
 
+    @property
+    @abstractmethod
+    def may_return_wider(self) -> bool:
+        """Whether a gradient in a finer precision than its input is right: autograd rounds it, and loses no more."""
+
     @abstractmethod
     def as_it_is(self, dtype: torch.dtype, run: Callable[[], None]) -> None:
         """Runs something of the function in one of these precisions, casts not raised."""
