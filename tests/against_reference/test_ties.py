@@ -164,6 +164,7 @@ def test_a_wrong_gradient_at_ties_or_beside_them_is_a_mismatch(case: str) -> Non
 def test_more_ties_than_are_tried_are_undecided() -> None:
     report = checked(lambda x: x.amax(-1), lambda x: x.max(-1).values, (torch.ones(2, 200),))
     assert report["x"].status == "undecided"
+    assert "numbers tie with more others than were tried" in report["x"].reason
     assert not report.passed
 
 

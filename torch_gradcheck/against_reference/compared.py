@@ -50,11 +50,6 @@ class Compared:
         """The smallest positive number of that dtype."""
         return float(torch.finfo(self.entry.own_dtype).smallest_normal) * self.epsilon
 
-    @property
-    def largest(self) -> float:
-        """The largest finite number of that dtype."""
-        return float(torch.finfo(self.entry.own_dtype).max)
-
 
 def compared(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:
     """Every tensor on trial, then every output of floating point or complex numbers."""

@@ -168,8 +168,22 @@ def _anew(span: _Span, tolerance: float) -> Judged:
     return replace(found, trial=replace(found.trial, results=results))
 
 
+class _LeftOpen(Judged):
+    """A tensor at more ties than were tried."""
+
+    @property
+    def why_unproven(self) -> str:
+        """See `Judged`."""
+        left = int(np.sum(self.trial.results.outcome == Outcome.UNDECIDED))
+        return (
+            f"at {left} of {len(self.compared.right)} entries numbers tie with more others than were tried: whether "
+            "the gradient is one of those that are right there is not known"
+        )
+
+
 def _left_open(each: Judged) -> Judged:
-    """The verdict with its wrong entries undecided: more numbers tie than were tried."""
+    """The verdict with its wrong entries undecided."""
     results = each.trial.results
     outcome = np.where(results.outcome == Outcome.MISMATCH, Outcome.UNDECIDED, results.outcome).astype(np.int8)
-    return replace(each, trial=replace(each.trial, results=replace(results, outcome=outcome)))
+    trial = replace(each.trial, results=replace(results, outcome=outcome))
+    return _LeftOpen(each.compared, each.bars, trial, each.findings, each.worst_entry, each.rounding_ratio)
