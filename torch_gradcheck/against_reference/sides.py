@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.compiled_code import AsCompiled, CompiledParts
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import parts_of_gradients
@@ -44,22 +45,27 @@ class Candidate:
 
 
 def candidate_of(
-    computation: Computation, request: Request, start: Start, compiled: Collection[int] | None = None
+    computation: Computation,
+    request: Request,
+    start: Start,
+    count: int = CANDIDATE_RUNS,
+    compiled: Collection[int] | None = None,
 ) -> Candidate:
-    """Runs the candidate a few times, each from its first state; nothing is raised to another precision.
+    """Runs the candidate `count` times, each from its first state; nothing is raised to another precision.
 
     Args:
         computation: the candidate.
         request: the options.
         start: the values that it has.
+        count: the number of runs.
         compiled: the keys of the parts that run compiled, of those that torch.compile was given; None for all.
     """
-    loss = computation.loss
+    loss, autocast = computation.loss, CallersAutocast()
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-        parts, forward = parts_on_trial(theta), computation.at(None)
+        parts, forward = parts_on_trial(theta), autocast.over(computation.at(None))
         with AsCompiled(computation, compiled) as code:
-            runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
+            runs = [ran(forward, parts, borrowed) for _ in range(count)]
         drawn_in = DrawnIn(torch.get_default_dtype(), coarsest(theta))
         return Candidate(theta, runs, drawn_in, borrowed.has_drawn, code.found)
 
