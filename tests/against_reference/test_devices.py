@@ -17,7 +17,6 @@ from torch_gradcheck.against_reference.computation import ModuleComputation
 from torch_gradcheck.against_reference.counterparts import counterparts_of
 from torch_gradcheck.against_reference.placing import ANYWHERE, place_of
 from torch_gradcheck.objective.loss import ModuleLoss
-from torch_gradcheck.torch_internals.devices import has_float64
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
@@ -180,9 +179,3 @@ def test_products_in_lower_precision_are_as_the_caller_allows_them(precision: st
     finally:
         torch.set_float32_matmul_precision(before)
     assert set(seen) == {precision}
-
-
-def test_float64_is_asked_of_the_device() -> None:
-    assert has_float64(torch.device("cpu"))
-    assert has_float64(torch.device("meta"))
-    assert not has_float64(torch.device("mps")) or torch.backends.mps.is_available()

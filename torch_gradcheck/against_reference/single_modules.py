@@ -27,6 +27,7 @@ from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.devices import in_float64
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class SingleModule:
     @property
     def size(self) -> float:
         """The sum of the squares of the gradients that the outputs were given; NaN or infinite where they were."""
-        return sum([float(each.abs().double().square().sum()) for each in self.call.cotangents if each is not None])
+        given = [in_float64(each) for each in self.call.cotangents if each is not None]
+        return sum([float(each.abs().square().sum()) for each in given])
 
     @property
     def can_be_judged(self) -> bool:

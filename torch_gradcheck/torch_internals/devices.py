@@ -31,6 +31,12 @@ def has_float64(device: torch.device) -> bool:
     return True
 
 
+def in_float64(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers of a tensor in float64 or complex128: on its device or, where that has neither, on the CPU."""
+    there = tensor if has_float64(tensor.device) else tensor.to("cpu")
+    return there.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out, on the CPU or on an accelerator."""
     return isinstance(error, MemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
