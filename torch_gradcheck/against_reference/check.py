@@ -85,7 +85,7 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     found = pair.candidate_runs()
     own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
-    diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(pair, own.exact[0]))
+    diagnoses = diagnosed(verdicts, request.beyond_rounding, lambda: rescaled_gradients(pair, own.exact[0]))
     rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
     rows = beside_own_rows(told_under(rows, under), own.report)
     apart = runs_apart(verdicts, request.tolerance)
