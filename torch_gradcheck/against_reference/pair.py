@@ -44,7 +44,7 @@ class Pair:
         """
         values = self.counterparts
         rounded = rounded_runs(self.reference, found, self.request, values.start(values.rounded))
-        verdicts = [judged(each, self.request.tolerance) for each in compared(found, exact, rounded)]
+        verdicts = [judged(each, self.request.beyond_rounding) for each in compared(found, exact, rounded)]
         return judged_at_ties(verdicts, self.reference, found, self.request, values.start(values.exact))
 
     def candidate_runs(self, count: int = CANDIDATE_RUNS) -> Candidate:
