@@ -68,7 +68,7 @@ def gated_scan_kernel() -> Kernel:
     return Kernel(
         "gated scan",
         gated_scan,
-        lambda draw: (draw.uniform(0.6, 0.99, 11, 5), draw.normal(11, 5)),
+        lambda draw: (draw.uniform(0.6, 0.99, 11, 7), draw.normal(11, 7)),
         right={
             "chunks": fused(forward, backward),
             "states saved": fused(forward, gated_scan_backward_of_rounded_states),
@@ -183,7 +183,7 @@ def linear_attention_kernel() -> Kernel:
     return Kernel(
         "linear attention",
         linear_attention,
-        lambda draw: (draw.normal(7, 6), draw.normal(7, 6), draw.normal(7, 5)),
+        lambda draw: (draw.normal(7, 6), draw.normal(7, 6), draw.normal(7, 15)),
         right={"chunks": fused(forward, backward)},
         wrong={
             "state forgotten for q": Wrong(fused(forward, partial(backward, of_q=0.0)), ("q",)),
@@ -236,7 +236,7 @@ def delta_rule_kernel() -> Kernel:
         lambda draw: (
             draw.normal(7, 5),
             draw.normal(7, 5, scale=0.45),
-            draw.normal(7, 6),
+            draw.normal(7, 15),
             draw.uniform(0.2, 1, 7),
         ),
         right={"triangular system": fused(forward, backward)},
