@@ -77,7 +77,7 @@ def name_of(dtype: torch.dtype) -> str:
 def dtype_of(kernel: Kernel, number: int, name: str, wrong: Wrong) -> torch.dtype:
     """The dtype in which the mistake of this number is tried: 1 % where it is hard to see, others in turn."""
     possible = [dtype for dtype in kernel.dtypes if dtype in wrong.dtypes]
-    return BFLOAT16 if "1 %" in name else possible[number % len(possible)]
+    return BFLOAT16 if "1 %" in name or "2 %" in name else possible[number % len(possible)]
 
 
 IN_DTYPE = [(kernel, dtype) for kernel in KERNELS for dtype in kernel.dtypes]

@@ -154,7 +154,7 @@ def packed_swiglu_kernel() -> Kernel:
     return Kernel(
         "packed swiglu",
         packed_swiglu,
-        lambda draw: (draw.normal(17, 42),),
+        lambda draw: (draw.normal(33, 66),),
         right={"float32 inside": fused(forward, backward)},
         wrong={
             "halves swapped": Wrong(fused(forward, partial(backward, is_swapped=True)), ("x",)),

@@ -164,7 +164,7 @@ def rms_norm_of_many_rows_kernel() -> Kernel:
     return Kernel(
         "rms norm of many rows",
         rms_norm,
-        lambda draw: (1 + draw.normal(400, 33), around_one(draw, 33)),
+        lambda draw: (1 + draw.normal(700, 33), around_one(draw, 33)),
         right={"weight in parts": fused(rms_norm_forward, rms_norm_backward_in_parts)},
         wrong={
             "added up in bfloat16": Wrong(fused(rms_norm_forward, rms_norm_backward_adding_up), ("weight",)),

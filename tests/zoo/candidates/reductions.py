@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.zoo.candidates import mistakes
-from tests.zoo.candidates.kernel import ALL, BFLOAT16, Kernel, Wrong, blocks, fused, in_float32
+from tests.zoo.candidates.kernel import ALL, BFLOAT16, FLOAT32, Kernel, Wrong, blocks, fused, in_float32
 from tests.zoo.candidates.mistakes import one_percent, with_gradient, with_output
 
 EPS = 1e-6
@@ -141,7 +141,7 @@ def log_sum_exp_kernel() -> Kernel:
         right={"float32 inside": fused(forward, backward)},
         wrong={
             "of another row": Wrong(fused(forward, log_sum_exp_backward_of_output), ("x",)),
-            "shifted by 0.03": Wrong(fused(forward, partial(backward, shift=0.03)), ("x",)),
+            "shifted by 0.03": Wrong(fused(forward, partial(backward, shift=0.03)), ("x",), (FLOAT32,)),
             "1 % in output": Wrong(
                 fused(with_output(forward, one_percent), backward),
                 ("output",),
