@@ -26,7 +26,7 @@ SIGMAS, SIGMAS_OF_PARTS = 3.0, 4.0
 SIGMAS_OF_RUNS = 4.0
 """The same, of the standard deviation that the sum itself has among 13 runs, which is known less well."""
 
-COMMON, COMMON_OF_PARTS = 0.15, 0.6
+COMMON, COMMON_OF_PARTS = 0.15, 0.8
 """The share of a right kernel's error that may be proportional to something: it rounds numbers that many entries have
 in common, such as a row's sum, where the reference rounds others."""
 
@@ -111,7 +111,8 @@ class _Sums:
         noise = np.sqrt(np.maximum(variance, cut.sums(np.square(self.bars.errors)).max(axis=0, initial=0.0)))
         right = np.sqrt(cut.sums(np.square(self.right)))
         margin = MARGIN_OF_SQUARES_OF_PARTS if cut.axes else MARGIN_OF_SQUARES
-        bar = margin * (1 + 1 / np.sqrt(np.maximum(alike, 1))) * noise + 2 * self.tolerance * right
+        bar = margin * (1 + 1 / np.sqrt(np.maximum(alike, 1))) * noise * self.bars.order
+        bar += 2 * self.tolerance * right
         counts = np.sqrt(np.maximum(cut.sums(self.known.astype(np.float64)), 1))
         return _furthest(cut, "", np.sqrt(cut.sums(np.square(self.error))) / counts, bar / counts, right / counts)
 
@@ -138,7 +139,7 @@ class _Along:
         independent = np.sqrt(cut.sums(variance * np.square(self.direction)))
         factor = self.sums.bars.factor * np.abs(cut.sums(right))
         rounding = np.sqrt(np.square(factor) + np.square(common) + self._square_of_noise(cut, independent))
-        bar = rounding + 2 * self.sums.tolerance * cut.sums(size)
+        bar = self.sums.bars.order * rounding + 2 * self.sums.tolerance * cut.sums(size)
         there = np.where(square > 0, square, 1.0)
         return _furthest(cut, name, cut.sums(self.error) / there, bar / there, np.abs(cut.sums(right)) / there)
 
