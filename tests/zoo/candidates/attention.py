@@ -97,6 +97,16 @@ def attention_backward_by_blocks(ctx: Any, dy: Tensor, last: int | None = None) 
     return dq.to(dy.dtype), dk.to(dy.dtype), dv.to(dy.dtype)
 
 
+def attention_backward_by_exp2(ctx: Any, dy: Tensor) -> Any:
+    """P as powers of 2, of scores that are scaled by log₂ e first, as fast kernels compute it."""
+    q, k, v, y, lse, d = in_float32(*ctx.saved_tensors, dy)
+    log2 = math.log2(math.e)
+    scores = scores_of(q * log2, k)
+    p = torch.exp2(scores - lse[..., None] * log2)
+    ds = p * (d @ v.mT - (d * y).sum(-1, keepdim=True)) / math.sqrt(q.shape[-1])
+    return (ds @ k).to(dy.dtype), (ds.mT @ q).to(dy.dtype), (p.mT @ d).to(dy.dtype)
+
+
 def one_head_negated(tensor: Tensor) -> Tensor:
     """The last head has the other sign."""
     spoiled = tensor.clone()
@@ -119,6 +129,7 @@ def causal_kernel() -> Kernel:
         right={
             "online": fused(forward, backward),
             "by blocks": fused(forward, attention_backward_by_blocks),
+            "powers of 2": fused(forward, attention_backward_by_exp2),
             "P rounded": fused(partial(forward, is_rounded=True), partial(backward, is_rounded=True)),
         },
         wrong={

@@ -154,11 +154,11 @@ def packed_swiglu_kernel() -> Kernel:
     return Kernel(
         "packed swiglu",
         packed_swiglu,
-        lambda draw: (draw.normal(17, 42),),
+        lambda draw: (draw.normal(33, 66),),
         right={"float32 inside": fused(forward, backward)},
         wrong={
             "halves swapped": Wrong(fused(forward, partial(backward, is_swapped=True)), ("x",)),
-            "1 % in one half": Wrong(fused(forward, with_gradient(backward, 0, second_half_one_percent)), ("x",)),
+            "one half by 1 %": Wrong(fused(forward, with_gradient(backward, 0, second_half_one_percent)), ("x",)),
             "one column": Wrong(fused(forward, with_gradient(backward, 0, mistakes.last_column_missing)), ("x",)),
         },
     )

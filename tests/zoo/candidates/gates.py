@@ -62,6 +62,13 @@ def swiglu_backward_of_saved_sigmoid(ctx: Any, dy: Tensor) -> Any:
     return (d * up * (sigmoid + gate * sigmoid * (1 - sigmoid))).to(dy.dtype), (d * gate * sigmoid).to(dy.dtype)
 
 
+def swiglu_backward_by_tanh(ctx: Any, dy: Tensor) -> Any:
+    gate, up, d = in_float32(*ctx.saved_tensors, dy)
+    tanh = torch.tanh(0.5 * gate)
+    sigmoid, slope = 0.5 + 0.5 * tanh, 0.25 * (1 - tanh * tanh)
+    return (d * up * (sigmoid + gate * slope)).to(dy.dtype), (d * gate * sigmoid).to(dy.dtype)
+
+
 def swiglu_backward_without_product_rule(ctx: Any, dy: Tensor) -> Any:
     gate, up, d = in_float32(*ctx.saved_tensors, dy)
     sigmoid = gate.sigmoid()
@@ -79,6 +86,7 @@ def swiglu_kernel() -> Kernel:
             "float32 inside": fused(forward, backward),
             "tiles": fused(swiglu_forward_in_tiles, backward),
             "in place over the inputs": fused(forward, swiglu_backward_in_place),
+            "by tanh": fused(forward, swiglu_backward_by_tanh),
             "sigmoid saved": fused(forward, swiglu_backward_of_saved_sigmoid),
         },
         wrong={

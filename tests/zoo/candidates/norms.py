@@ -61,6 +61,14 @@ def rms_norm_backward_in_parts(ctx: Any, dy: Tensor, parts: slice = slice(None),
     return rms_norm_backward(ctx, dy)[0], torch.stack(shares)[parts].sum(0).to(dy.dtype)
 
 
+def rms_norm_forward_of_fast_root(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """The reciprocal root of a processor's own instruction: off by two units in its last place."""
+    mean_square = x.float().square().mean(-1, keepdim=True) + EPS
+    rstd = torch.rsqrt(mean_square) * (1 - 2.0**-22)
+    ctx.save_for_backward(x, weight, rstd)
+    return (x.float() * rstd * weight.float()).to(x.dtype)
+
+
 def rms_norm_backward_adding_up(ctx: Any, dy: Tensor) -> Any:
     """Adds up the weight's gradient row by row, in its own dtype."""
     x, _, rstd, d = in_float32(*ctx.saved_tensors, dy)
@@ -109,6 +117,7 @@ def rms_norm_kernel() -> Kernel:
         lambda draw: (draw.normal(19, 33), around_one(draw, 33)),
         right={
             "float32 inside": fused(forward, backward),
+            "fast root": fused(rms_norm_forward_of_fast_root, backward),
             "normalised x saved": fused(rms_norm_forward_saving_unit, rms_norm_backward_of_saved_unit),
             "weight in parts": fused(forward, rms_norm_backward_in_parts),
         },
@@ -122,7 +131,11 @@ def rms_norm_kernel() -> Kernel:
                 fused(forward, partial(rms_norm_backward_in_parts, parts=slice(1), rows=1)), ("weight",)
             ),
             "without eps": Wrong(fused(forward, rms_norm_backward_without_eps), ("x", "weight"), inputs=small),
-            "1 % in weight": Wrong(fused(forward, with_gradient(backward, 1, one_percent)), ("weight",)),
+            "1 % in weight": Wrong(
+                fused(forward, with_gradient(backward, 1, one_percent)),
+                ("weight",),
+                inputs=lambda draw: (draw.normal(9, 100), around_one(draw, 100)),
+            ),
             "1 % in x": Wrong(fused(forward, with_gradient(backward, 0, one_percent)), ("x",)),
             "NaN in a tail": Wrong(fused(forward, with_gradient(backward, 0, mistakes.nan_in_tail)), ("x",)),
             "NaN in the output's tail": Wrong(fused(with_output(forward, mistakes.nan_in_tail), backward), ("output",)),
@@ -151,7 +164,7 @@ def rms_norm_of_many_rows_kernel() -> Kernel:
     return Kernel(
         "rms norm of many rows",
         rms_norm,
-        lambda draw: (1 + draw.normal(700, 5), around_one(draw, 5)),
+        lambda draw: (1 + draw.normal(700, 33), around_one(draw, 33)),
         right={"weight in parts": fused(rms_norm_forward, rms_norm_backward_in_parts)},
         wrong={
             "added up in bfloat16": Wrong(fused(rms_norm_forward, rms_norm_backward_adding_up), ("weight",)),
@@ -254,7 +267,11 @@ def layer_norm_kernel() -> Kernel:
             "bias of one column": Wrong(
                 fused(forward, with_gradient(backward, 2, mistakes.one_column_shifted)), ("bias",)
             ),
-            "1 % in bias": Wrong(fused(forward, with_gradient(backward, 2, one_percent)), ("bias",)),
+            "1 % in bias": Wrong(
+                fused(forward, with_gradient(backward, 2, one_percent)),
+                ("bias",),
+                inputs=lambda draw: (draw.normal(9, 100), around_one(draw, 100), draw.normal(100)),
+            ),
         },
         dtypes=ALL,
     )

@@ -82,7 +82,7 @@ def linear_of_many_rows_kernel() -> Kernel:
     return Kernel(
         "linear of many rows",
         linear,
-        lambda draw: (1 + draw.normal(512, 5), draw.normal(3, 5), draw.normal(3)),
+        lambda draw: (1 + draw.normal(300, 17), draw.normal(9, 17), draw.normal(9)),
         right={"split-K": fused(linear_forward, linear_backward)},
         wrong={"added up in bfloat16": Wrong(fused(linear_forward, linear_backward_adding_up), ("weight",))},
         dtypes=(BFLOAT16,),

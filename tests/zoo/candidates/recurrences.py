@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from tests.zoo.candidates import mistakes
-from tests.zoo.candidates.kernel import ALL, Kernel, Wrong, blocks, fused, in_float32
-from tests.zoo.candidates.mistakes import one_percent, with_gradient, with_output, with_swapped
+from tests.zoo.candidates.kernel import ALL, Draws, Kernel, Wrong, blocks, fused, in_float32
+from tests.zoo.candidates.mistakes import one_percent, times, with_gradient, with_output, with_swapped
 
 CHUNK = 4
 """Steps of a chunk; no time below is a multiple."""
@@ -68,7 +68,7 @@ def gated_scan_kernel() -> Kernel:
     return Kernel(
         "gated scan",
         gated_scan,
-        lambda draw: (draw.uniform(0.6, 0.99, 11, 5), draw.normal(11, 5)),
+        lambda draw: (draw.uniform(0.6, 0.99, 11, 7), draw.normal(11, 7)),
         right={
             "chunks": fused(forward, backward),
             "states saved": fused(forward, gated_scan_backward_of_rounded_states),
@@ -189,7 +189,11 @@ def linear_attention_kernel() -> Kernel:
             "state forgotten for q": Wrong(fused(forward, partial(backward, of_q=0.0)), ("q",)),
             "state forgotten for k": Wrong(fused(forward, partial(backward, of_k=0.0)), ("k",)),
             "state of output by 90 %": Wrong(fused(partial(forward, carried=0.9), backward), ("output",)),
-            "1 % in v": Wrong(fused(forward, with_gradient(backward, 2, one_percent)), ("v",)),
+            "1 % in v": Wrong(
+                fused(forward, with_gradient(backward, 2, one_percent)),
+                ("v",),
+                inputs=lambda draw: (draw.normal(7, 6), draw.normal(7, 6), draw.normal(7, 65)),
+            ),
         },
         dtypes=ALL,
     )
@@ -227,24 +231,24 @@ def delta_rule_backward(ctx: Any, dy: Tensor, through_lower: float = 1.0, of_bet
     return tuple(each.to(dy.dtype) for each in (dq, dk, beta[:, None] * solved, dbeta))
 
 
+def with_short_keys(draw: Draws) -> tuple[Tensor, Tensor]:
+    """q, and k of length about 1, under which the recurrence stays finite."""
+    return draw.normal(7, 5), draw.normal(7, 5, scale=0.45)
+
+
 def delta_rule_kernel() -> Kernel:
     """The delta rule, by a triangular system."""
     forward, backward = delta_rule_forward, delta_rule_backward
     return Kernel(
         "delta rule",
         delta_rule,
-        lambda draw: (
-            draw.normal(7, 5),
-            draw.normal(7, 5, scale=0.45),
-            draw.normal(7, 6),
-            draw.uniform(0.2, 1, 7),
-        ),
+        lambda draw: (*with_short_keys(draw), draw.normal(7, 15), draw.uniform(0.2, 1, 7)),
         right={"triangular system": fused(forward, backward)},
         wrong={
             "system held constant": Wrong(fused(forward, partial(backward, through_lower=0.0)), ("k", "beta")),
             "β of the system lost": Wrong(fused(forward, partial(backward, of_beta=0.0)), ("beta",)),
             "q and k swapped": Wrong(fused(forward, with_swapped(backward, 0, 1)), ("q", "k")),
-            "1 % in output": Wrong(fused(with_output(forward, one_percent), backward), ("output",)),
+            "2 % in output": Wrong(fused(with_output(forward, times(1.02)), backward), ("output",)),
         },
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.zoo.candidates import mistakes
-from tests.zoo.candidates.kernel import ALL, BFLOAT16, Kernel, Wrong, blocks, fused, in_float32
+from tests.zoo.candidates.kernel import ALL, BFLOAT16, FLOAT32, Kernel, Wrong, blocks, fused, in_float32
 from tests.zoo.candidates.mistakes import one_percent, with_gradient, with_output
 
 EPS = 1e-6
@@ -54,7 +55,11 @@ def total_kernel() -> Kernel:
         right={"in blocks from the end": fused(forward, backward)},
         wrong={
             "last block lost": Wrong(fused(partial(forward, parts=slice(-1)), backward), ("output",)),
-            "1 % in x": Wrong(fused(forward, with_gradient(backward, 0, one_percent)), ("x",)),
+            "1 % in x": Wrong(
+                fused(forward, with_gradient(backward, 0, one_percent)),
+                ("x",),
+                inputs=lambda draw: (draw.normal(100, 5),),
+            ),
         },
         dtypes=ALL,
     )
@@ -136,8 +141,12 @@ def log_sum_exp_kernel() -> Kernel:
         right={"float32 inside": fused(forward, backward)},
         wrong={
             "of another row": Wrong(fused(forward, log_sum_exp_backward_of_output), ("x",)),
-            "shifted by 0.03": Wrong(fused(forward, partial(backward, shift=0.03)), ("x",)),
-            "1 % in output": Wrong(fused(with_output(forward, one_percent), backward), ("output",)),
+            "shifted by 0.03": Wrong(fused(forward, partial(backward, shift=0.03)), ("x",), (FLOAT32,)),
+            "1 % in output": Wrong(
+                fused(with_output(forward, one_percent), backward),
+                ("output",),
+                inputs=lambda draw: (draw.normal(100, 7),),
+            ),
         },
     )
 
@@ -236,6 +245,15 @@ def softmax_forward_online(ctx: Any, x: Tensor, width: int | None = None, paddin
     return y
 
 
+def softmax_forward_by_exp2(ctx: Any, x: Tensor) -> Tensor:
+    """Powers of 2, of numbers that are scaled by log₂ e first."""
+    scaled = x.float() * math.log2(math.e)
+    e = torch.exp2(scaled - scaled.amax(-1, keepdim=True))
+    y = (e * (1 / e.sum(-1, keepdim=True))).to(x.dtype)
+    ctx.save_for_backward(y)
+    return y
+
+
 def softmax_backward(ctx: Any, dy: Tensor, width: int | None = None, weight: float = 1.0) -> Tensor:
     y, d = in_float32(*ctx.saved_tensors, dy)
     inner = (y * d)[..., :width].sum(-1, keepdim=True)
@@ -249,7 +267,11 @@ def softmax_kernel() -> Kernel:
         "softmax",
         softmax,
         lambda draw: (draw.normal(9, 65, scale=2),),
-        right={"float32 inside": fused(forward, backward), "online": fused(softmax_forward_online, backward)},
+        right={
+            "float32 inside": fused(forward, backward),
+            "online": fused(softmax_forward_online, backward),
+            "powers of 2": fused(softmax_forward_by_exp2, backward),
+        },
         wrong={
             "without the mean of v·y": Wrong(fused(forward, partial(backward, weight=0.0)), ("x",)),
             "sum without a tail": Wrong(fused(forward, partial(backward, width=48)), ("x",)),
