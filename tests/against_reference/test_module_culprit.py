@@ -33,6 +33,8 @@ class RMSNormFunction(torch.autograd.Function):
         normal, g = x.float() * inverse, grad.float() * weight.float()
         dx = inverse * (g - (0 if ctx.mistake == "no mean" else normal * (g * normal).mean(-1, keepdim=True)))
         dw = (grad.float() * normal).flatten(0, -2).sum(0) * (0.95 if ctx.mistake == "weight" else 1)
+        if ctx.mistake == "one percent":
+            dx = 1.01 * dx
         if ctx.mistake == "nan":
             dx[0, 0, 0] = torch.nan
         return dx.to(x.dtype), dw.to(weight.dtype), None
@@ -94,8 +96,8 @@ class Model(nn.Module):
         return self.head(self.blocks(self.embedding(tokens))).mT  # type: ignore[no-any-return]
 
 
-def compared(candidate: nn.Module, reference: nn.Module, **options: Any) -> Report:
-    tokens = torch.randint(0, 7, (5, 6), generator=torch.Generator().manual_seed(0))
+def compared(candidate: nn.Module, reference: nn.Module, sequences: int = 5, **options: Any) -> Report:
+    tokens = torch.randint(0, 7, (sequences, 6), generator=torch.Generator().manual_seed(0))
     options = {"include": ["embedding*", "*norm*"]} | options
     return check_module(
         candidate.bfloat16(), nn.CrossEntropyLoss(), (tokens[:, :-1], tokens[:, 1:]), reference=reference, **options
@@ -295,3 +297,51 @@ def test_the_search_takes_a_fixed_number_of_calls_of_a_module(monkeypatch: pytes
         compared(candidate, Model([RMSNorm(), RMSNorm()]))
 
     assert calls["wrong"] <= 3 * calls["right"]
+
+
+@pytest.mark.parametrize("mistake", ["one percent", ""], ids=["wrong", "right"])
+def test_one_percent_in_a_module_is_found_though_the_rounding_of_the_model_hides_it(mistake: str) -> None:
+    torch.manual_seed(0)
+    candidate = Model([FusedRMSNorm(), FusedRMSNorm(mistake), FusedRMSNorm()])
+    report = compared(candidate, Model([RMSNorm(), RMSNorm(), RMSNorm()]), sequences=33)
+
+    spoiled = {"embedding.weight", "blocks.0.norm.weight"}
+    assert {row.name for row in report.mismatches} == (spoiled if mistake else set())
+    assert report.culprit == ("blocks.1.norm" if mistake else None)
+    assert all("by the errors of blocks.1.norm alone" in row.reason for row in report.mismatches)
+
+
+class Scaled(nn.Module):
+    """A linear layer whose input, weight and output are multiplied by factors."""
+
+    def __init__(self, *, before: float = 1.0, after: float = 1.0) -> None:
+        super().__init__()
+        self.linear = nn.Linear(WIDTH, WIDTH)
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.linear(self.before * x) * self.after
+        return y
+
+
+class Twice(Scaled):
+    """Code of its own, so that it is tried."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+def test_a_factor_that_moves_from_one_module_to_another_is_no_mistake() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 9, WIDTH).bfloat16()
+    candidate = nn.Sequential(Twice(after=2.0), Twice(before=0.5), nn.Tanh())
+    report = check_module(
+        candidate.bfloat16(), nn.MSELoss(), (x, y), reference=nn.Sequential(Scaled(), Scaled(), nn.Tanh())
+    )
+
+    assert report.proven
+    assert report.culprit is None
+    assert (
+        "0 (Twice) is not the reference's: run alone on what it was given, its output is off by 100 %"
+        in report.notes[0]
+    )

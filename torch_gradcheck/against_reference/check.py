@@ -90,8 +90,9 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
     beside, hidden = with_hidden(pair, found, own.exact[0], verdicts)
-    larger = (lambda: []) if hidden.name else lambda: rescaled_gradients(pair, own.exact[0])
-    diagnoses = diagnosed(beside, request.tolerance, larger)
+    diagnoses = diagnosed(
+        beside, request.tolerance, lambda: [] if hidden.name else rescaled_gradients(pair, own.exact[0])
+    )
     rows = [row_of(*each) for each in zip(beside, diagnoses, strict=True)]
     rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own.report)
     apart = runs_apart(verdicts, request.tolerance)
