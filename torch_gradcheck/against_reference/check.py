@@ -91,7 +91,7 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     verdicts, under = judged_pair(pair, found, own.exact)
     beside, hidden = with_hidden(pair, found, own.exact[0], verdicts)
     diagnoses = diagnosed(
-        beside, request.tolerance, lambda: [] if hidden.name else rescaled_gradients(pair, own.exact[0])
+        beside, request.beyond_rounding, lambda: [] if hidden.name else rescaled_gradients(pair, own.exact[0])
     )
     rows = [row_of(*each) for each in zip(beside, diagnoses, strict=True)]
     rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own.report)

@@ -65,8 +65,9 @@ def hidden_in(
     moves = any(each.compared.entry.role is Role.OUTPUT for each in wrong)
     if not (_is_proven(share, of_rounding) if moves else _may_be(share, of_rounding)):
         return None
-    beside = [judged(each, pair.request.tolerance) for each in spoiled]
-    return [_marked(new) if _is_spoiled(new) else old for old, new in zip(verdicts, beside, strict=True)]
+    tolerance = pair.request.beyond_rounding
+    beside = zip(verdicts, [judged(each, tolerance) for each in spoiled], strict=True)
+    return [_marked(new) if _is_spoiled(new, tolerance) else old for old, new in beside]
 
 
 def _is_proven(share: float, of_rounding: float) -> bool:
@@ -78,9 +79,10 @@ def _may_be(share: float, of_rounding: float) -> bool:
     return share > PRESENT or share + of_rounding > 1
 
 
-def _is_spoiled(each: Judged) -> bool:
-    """Whether a module's errors alone move a tensor, and by more than rounding in this module does."""
-    return each.is_wrong or each.rounding_ratio > 1
+def _is_spoiled(each: Judged, tolerance: float) -> bool:
+    """Whether a module's errors alone move a tensor, and by more than rounding in this module does and than passes."""
+    size, off = np.linalg.norm(each.compared.right), np.linalg.norm(each.compared.candidate[0] - each.compared.right)
+    return each.is_wrong or (each.rounding_ratio > 1 and bool(off > tolerance * size))
 
 
 def _marked(each: Judged) -> Judged:

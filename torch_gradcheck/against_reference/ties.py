@@ -60,7 +60,7 @@ def judged_at_ties(
             for run in beside.pair([span.off for span in spans]):
                 numbers = [each.right for each in compared(candidate, run, [])]
                 spans = [span.taking_in(right) for span, right in zip(spans, numbers, strict=True)]
-            found = [_anew(span, request.tolerance) for span in spans]
+            found = [_anew(span, request.beyond_rounding) for span in spans]
             before, beyond = beyond, sum([span.beyond for span in spans])
             is_open = [each.is_wrong and span.has_kinks for each, span in zip(found, spans, strict=True)]
             if not any(is_open) or (k and beyond >= before):
