@@ -118,6 +118,8 @@ def _off(wrong: Sequence[Judged]) -> str:
     what = f"its {entry.name}" if entry.role is Role.OUTPUT else f"its gradient of {entry.name}"
     if not np.isfinite(given).all():
         return f"{what} holds NaN or infinity"
-    with np.errstate(all="ignore"):
-        share = root_mean_square(given - right) / root_mean_square(right)
+    size = root_mean_square(right)
+    if not size:
+        return f"{what} is not 0, which is right"
+    share = root_mean_square(given - right) / size
     return f"{what} is off by {100 * share:.3g} %, {each.excess:.2g} times what rounding explains"

@@ -26,7 +26,7 @@ SIGMAS, SIGMAS_OF_PARTS = 3.0, 4.0
 SIGMAS_OF_RUNS = 4.0
 """The same, of the standard deviation that the sum itself has among 13 runs, which is known less well."""
 
-COMMON, COMMON_OF_PARTS = 0.15, 1.2
+COMMON, COMMON_OF_PARTS = 0.15, 0.8
 """The share of a right kernel's error that may be proportional to something: it rounds numbers that many entries have
 in common, such as a row's sum, where the reference rounds others."""
 
