@@ -1,5 +1,8 @@
 """What all tests run under: one thread an operation, hypothesis that heeds no clock, and which cases are slow.
 
+Kernels of Triton run by its interpreter, without a GPU: that is decided once a process, when Triton is imported, and
+torch's compiler imports it, too. Nothing else of what the tests compile is made by Triton.
+
 On operations this small a second thread has nothing to do but to wait; on a machine whose other core is busy it waits
 for ten times as long as the first one works.
 """
@@ -15,6 +18,7 @@ from hypothesis import HealthCheck, settings
 
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("any machine", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")

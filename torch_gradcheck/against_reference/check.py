@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from torch_gradcheck.against_reference.compiler import compiler_at_fault
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
@@ -21,12 +22,12 @@ from torch_gradcheck.against_reference.hidden_mistakes import told_hidden
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
+from torch_gradcheck.against_reference.placing import place_of
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
 from torch_gradcheck.against_reference.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
 from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
 from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
-from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ModuleLoss
@@ -42,14 +43,17 @@ from torch_gradcheck.verdicts.ratio import relative_error_over
 def function_against_reference(
     function: Callable[..., Any], inputs: Any, reference: Callable[..., Any], request: Request
 ) -> Report:
-    """The check of a function beside a reference, a function of the same arguments.
+    """The check of a function beside a reference, a function of the same arguments, by the names that it has for them.
 
     Where one of them writes to its arguments in place, which autograd does not allow of leaves, both get copies.
     """
     upstream = Upstream(request.seed)
     own, other = [
         FunctionComputation(FunctionLoss(call, request.seed, skips_infinities=True), upstream)
-        for call in (function_call(function, inputs, in_its_memory=True), function_call(reference, inputs))
+        for call in (
+            function_call(function, inputs, in_its_memory=True),
+            replace(function_call(reference, inputs), named_after=function),
+        )
     ]
     try:
         return _with_graphs_of_both(own, other, request)
@@ -81,10 +85,12 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     if request.mode == "keep":
         check_training_flags(candidate.model, reference.model)
     moved = moved_theta(candidate.model, request.perturb, request.seed) if request.perturb else {}
-    pairs = counterparts_of(candidate.model, reference.model, moved)
+    place = place_of(candidate)
+    pairs = counterparts_of(candidate.model, reference.model, moved, place)
+    reference = place.of(reference)
     pair = Pair(candidate, reference, request, pairs)
     found = pair.candidate_runs()
-    own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
+    own = reference_of([reference, *reference.alone().values()], found, request, pairs.start(pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
     beside, hidden = with_hidden(pair, found, own.exact[0], verdicts)
     diagnoses = diagnosed(
@@ -94,8 +100,10 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own.report)
     apart = runs_apart(verdicts, request.tolerance)
     rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
-    culprit = hidden if hidden.notes else culprit_beside(pair, verdicts, rows)
-    notes = notes_of(candidate, found, own, rows, request, culprit.notes)
+    culprit = compiler_at_fault(pair, found, verdicts, own.exact) or hidden
+    if not culprit.notes:
+        culprit = culprit_beside(pair, verdicts, rows)
+    notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *place.notes]
     report = _report(own.report, beside, rows, culprit.name, notes, started)
     contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
     report = beside_equal_runs(report, pair, apart)

@@ -191,8 +191,9 @@ class CandidateTrial(Trial):
         """See `Trial`: as `Upstream` has it, rounded to the dtype of the output and 0 where that is infinite."""
         key = (position, output.shape, output.dtype, output.device)
         if key not in self._cotangents:  # drawn once, so that no run of the function is seen to draw
-            v = drawn((self.first_seed + position) % 2**63, output).to(device=output.device, dtype=output.dtype)
-            self._cotangents[key] = torch.where(torch.isinf(output.detach()), 0, v)
+            v = drawn((self.first_seed + position) % 2**63, output)
+            infinite = torch.isinf(output.detach().to("cpu").to(v.dtype))  # there float8 can be asked
+            self._cotangents[key] = torch.where(infinite, 0, v).to(output.dtype).to(output.device)
         return self._cotangents[key].clone()
 
     @cached_property

@@ -9,7 +9,10 @@ from functools import cached_property
 import torch
 from torch import nn
 
+from torch_gradcheck.against_reference.placing import ANYWHERE, Place
 from torch_gradcheck.borrowing.captures import captures_of
+from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_loss import FunctionModule
 from torch_gradcheck.objective.loss import Loss
@@ -35,15 +38,35 @@ class Counterparts:
         candidate: the module whose values both have.
         reference: the module that is given them.
         moved: tensors of the candidate whose values are others: of a check away from its own θ.
+        place: where the reference is computed.
     """
 
     candidate: nn.Module
     reference: nn.Module
     moved: Values
+    place: Place = ANYWHERE
 
     @cached_property
     def exact(self) -> Values:
-        """The candidate's values for all that has the same name and shape, in the dtype of the candidate."""
+        """The candidate's values for all that has the same name and shape, in the dtype of the candidate.
+
+        What the candidate has not is where the reference is computed, as after `reference.to(device)`.
+        """
+        return {**self._placed, **self._given}
+
+    @cached_property
+    def rounded(self) -> Values:
+        """The same, and what the candidate has not, in the dtype that `reference.to(dtype)` would have it in."""
+        dtypes, given = self._dtypes, {storage_key(each) for each in self._given}  # views of these have their values
+        others = {
+            each: self._placed.get(each, each).to(dtypes[each.dtype])
+            for _, each in _tensors(self.reference)
+            if is_inexact(each) and each.dtype in dtypes and storage_key(each) not in given
+        }
+        return {**self._placed, **others, **self._given}
+
+    @cached_property
+    def _given(self) -> Values:
         own = {**dict(named_buffers(self.candidate)), **dict(named_parameters(self.candidate))}
         pairs = [(each, own.get(name)) for name, each in _tensors(self.reference)]
         return {
@@ -52,26 +75,31 @@ class Counterparts:
         }
 
     @cached_property
-    def rounded(self) -> Values:
-        """The same, and what the candidate has not, in the dtype that `reference.to(dtype)` would have it in."""
-        dtypes, given = self._dtypes, {storage_key(each) for each in self.exact}  # views of these have their values
-        others = {
-            each: each.to(dtypes[each.dtype])
-            for _, each in _tensors(self.reference)
-            if is_inexact(each) and each.dtype in dtypes and storage_key(each) not in given
-        }
-        return {**others, **self.exact}
+    def _placed(self) -> Values:
+        """What the candidate has not, where it is on another device than the reference is computed on."""
+        return self.place.moved([each for _, each in _tensors(self.reference) if each not in self._given])
+
+    def start(self, values: Values, random: RandomState | None = None) -> Start:
+        """What a loan of the reference starts from.
+
+        Args:
+            values: `exact` or `rounded`.
+            random: the state of the random generators; None for that of the seed.
+        """
+        return Start(random, values, self.place.of_loans)
 
     @property
     def _dtypes(self) -> Mapping[torch.dtype, torch.dtype]:
         """Each dtype of the reference's parameters with that of the candidate's, where it is one."""
         found: dict[torch.dtype, set[torch.dtype]] = {}
         for _, each in named_parameters(self.reference):
-            found.setdefault(each.dtype, set()).add(self.exact[each].dtype)
+            found.setdefault(each.dtype, set()).add(self._given[each].dtype)
         return {own: next(iter(theirs)) for own, theirs in found.items() if len(theirs) == 1}
 
 
-def counterparts_of(candidate: nn.Module, reference: nn.Module, moved: Values | None = None) -> Counterparts:
+def counterparts_of(
+    candidate: nn.Module, reference: nn.Module, moved: Values | None = None, place: Place = ANYWHERE
+) -> Counterparts:
     """The tensors of both under their names.
 
     Raises:
@@ -83,7 +111,7 @@ def counterparts_of(candidate: nn.Module, reference: nn.Module, moved: Values | 
     _check_shapes(own, theirs)
     _check_ties(own, theirs)
     _check_trained(own, theirs)
-    return Counterparts(candidate, reference, moved or {})
+    return Counterparts(candidate, reference, moved or {}, place)
 
 
 def check_training_flags(candidate: nn.Module, reference: nn.Module) -> None:

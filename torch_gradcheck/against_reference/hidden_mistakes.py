@@ -25,7 +25,6 @@ from torch_gradcheck.against_reference.run import Run, ran
 from torch_gradcheck.against_reference.sides import Candidate, lent
 from torch_gradcheck.against_reference.single_modules import SingleModule
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.theta import ThetaEntry, theta_of
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
@@ -75,8 +74,8 @@ def _is_proven(share: float, of_rounding: float) -> bool:
 
 
 def _may_be(share: float, of_rounding: float) -> bool:
-    """Whether the errors are there rather than not, or as far as rounding lets one tell."""
-    return share > PRESENT or share + of_rounding > 1
+    """Whether the errors are not seen to be missing: the module is wrong alone, and its outputs are right."""
+    return share > PRESENT or share + BEYOND_RUNS * of_rounding > 1
 
 
 def _is_spoiled(each: Judged, tolerance: float) -> bool:
@@ -135,7 +134,7 @@ def _runs(
 ) -> list[Run]:
     """The reference's runs in float64 with each of these errors in the module."""
     reference, entries = pair.reference, [each.compared.entry for each in alone]
-    with lent(reference, pair.request, Start(values=pair.counterparts.exact), torch.float64) as borrowed:
+    with lent(reference, pair.request, pair.counterparts.start(pair.counterparts.exact), torch.float64) as borrowed:
         theta = theta_of(reference.model, (), (), reference.loss.variables)
         parts, forward = parts_of_gradients(found.theta, theta, reference.loss), reference.at(torch.float64)
         runs = []

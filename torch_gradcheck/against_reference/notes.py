@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch_gradcheck.against_reference.alike import on_outputs
 from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
+from torch_gradcheck.against_reference.compiled_code import on_compiled, on_scripted
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.draws import on_draws
 from torch_gradcheck.against_reference.reference import Reference, on_reference
@@ -40,6 +41,8 @@ def notes_of(
         on_draws(found.has_drawn, own.has_drawn),
         CallersAutocast().note,
         on_perturbed(request.perturb, request.seed),
+        on_compiled(found.compiled_code),
+        on_scripted(candidate),
         *candidate.notes,
         on_powers_of_two(rows),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch_gradcheck.against_reference.compared import compared
@@ -26,12 +26,14 @@ class Pair:
         candidate, reference: the computations.
         request: the options.
         counterparts: the values that the reference is given.
+        compiled: the keys of the parts of the candidate that run compiled; None for all that torch.compile was given.
     """
 
     candidate: Computation
     reference: Computation
     request: Request
     counterparts: Counterparts
+    compiled: Collection[int] | None = None
 
     def judged(self, found: Candidate, exact: Run) -> list[Judged]:
         """The verdict on every tensor that is compared.
@@ -40,13 +42,15 @@ class Pair:
             found: what the candidate computed.
             exact: what the reference computed in float64.
         """
-        rounded = rounded_runs(self.reference, found, self.request, Start(values=self.counterparts.rounded))
+        values = self.counterparts
+        rounded = rounded_runs(self.reference, found, self.request, values.start(values.rounded))
         verdicts = [judged(each, self.request.beyond_rounding) for each in compared(found, exact, rounded)]
-        return judged_at_ties(verdicts, self.reference, found, self.request, Start(values=self.counterparts.exact))
+        return judged_at_ties(verdicts, self.reference, found, self.request, values.start(values.exact))
 
     def candidate_runs(self, count: int = CANDIDATE_RUNS) -> Candidate:
         """What the candidate computes in so many runs, at its own θ or away from it."""
-        return candidate_of(self.candidate, self.request, Start(values=self.counterparts.moved), count)
+        start = Start(values=self.counterparts.moved)
+        return candidate_of(self.candidate, self.request, start, count, self.compiled)
 
     def alone(self) -> Mapping[str, Pair]:
         """The pairs in which one output only is given a gradient, by its name; to be asked after a first run."""

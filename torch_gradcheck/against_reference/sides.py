@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
+from torch_gradcheck.against_reference.compiled_code import AsCompiled, CompiledParts
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.run import Run, ran, run_of
@@ -33,22 +34,40 @@ class Candidate:
         runs: equal runs, its very first among them; they differ where the candidate is not deterministic.
         drawn_in: the precisions of its random numbers.
         has_drawn: whether it draws any, from a generator that is known.
+        compiled_code: what of it torch.compile was given, and whether that ran compiled.
     """
 
     theta: Theta
     runs: Sequence[Run]
     drawn_in: DrawnIn
     has_drawn: bool
+    compiled_code: CompiledParts
 
 
-def candidate_of(computation: Computation, request: Request, start: Start, count: int = CANDIDATE_RUNS) -> Candidate:
-    """Runs the candidate `count` times, each from its first state; nothing is raised to another precision."""
+def candidate_of(
+    computation: Computation,
+    request: Request,
+    start: Start,
+    count: int = CANDIDATE_RUNS,
+    compiled: Collection[int] | None = None,
+) -> Candidate:
+    """Runs the candidate `count` times, each from its first state; nothing is raised to another precision.
+
+    Args:
+        computation: the candidate.
+        request: the options.
+        start: the values that it has.
+        count: the number of runs.
+        compiled: the keys of the parts that run compiled, of those that torch.compile was given; None for all.
+    """
     loss, autocast = computation.loss, CallersAutocast()
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
         parts, forward = parts_on_trial(theta), autocast.over(computation.at(None))
-        runs = [ran(forward, parts, borrowed) for _ in range(count)]
-        return Candidate(theta, runs, DrawnIn(torch.get_default_dtype(), coarsest(theta)), borrowed.has_drawn)
+        with AsCompiled(computation, compiled) as code:
+            runs = [ran(forward, parts, borrowed) for _ in range(count)]
+        drawn_in = DrawnIn(torch.get_default_dtype(), coarsest(theta))
+        return Candidate(theta, runs, drawn_in, borrowed.has_drawn, code.found)
 
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:

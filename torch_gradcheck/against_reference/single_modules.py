@@ -27,6 +27,7 @@ from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.devices import in_float64
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class SingleModule:
     @property
     def size(self) -> float:
         """The sum of the squares of the gradients that the outputs were given; NaN or infinite where they were."""
-        return sum([float(each.abs().double().square().sum()) for each in self.call.cotangents if each is not None])
+        given = [in_float64(each) for each in self.call.cotangents if each is not None]
+        return sum([float(each.abs().square().sum()) for each in given])
 
     @property
     def can_be_judged(self) -> bool:
@@ -84,8 +86,8 @@ class SingleModule:
             for module in (self.module, self.reference)
         ]
         found = candidate_of(own, request, Start(self.call.random, values.moved))
-        exact = _exact(other, found, request, Start(self.call.random, values.exact))
-        rounded = rounded_runs(other, found, request, Start(self.call.random, values.rounded))
+        exact = _exact(other, found, request, values.start(values.exact, self.call.random))
+        rounded = rounded_runs(other, found, request, values.start(values.rounded, self.call.random))
         return [judged(each, request.beyond_rounding) for each in compared(found, exact, rounded)]
 
     def position_of(self, argument: torch.Tensor) -> int:

@@ -80,13 +80,15 @@ class Upstream:
         self._first = [(name, torch.empty_like(output, device="meta")) for name, output in outputs]
         for position in differentiable(outputs):
             output = outputs[position][1].detach()
-            v = drawn((self._seed + position) % 2**63, output).to(device=output.device, dtype=output.dtype)
-            self._rounded[position] = torch.where(torch.isinf(output), 0, v)
+            v = drawn((self._seed + position) % 2**63, output)
+            infinite = torch.isinf(output.to("cpu").to(v.dtype))  # there every dtype can be asked, float8 as well
+            self._rounded[position] = torch.where(infinite, 0, v).to(output.dtype)
 
     def _like(self, position: int, output: torch.Tensor) -> torch.Tensor | None:
         if position not in self._rounded or position in self._left_out:
             return None
-        return self._rounded[position].to(device=output.device, dtype=output.dtype, copy=True)
+        v = self._rounded[position].to("cpu").to(output.dtype)  # which has all of them
+        return v.to(output.device, copy=True)
 
 
 def differentiable(outputs: Outputs) -> list[int]:

@@ -44,10 +44,12 @@ class Start:
     Attributes:
         random: the state of the random generators; None for that of the seed.
         values: tensor → the numbers that it starts with, in a dtype of their own.
+        device: of everything that is lent; None: of these numbers, or each tensor's own.
     """
 
     random: RandomState | None = None
     values: Mapping[torch.Tensor, torch.Tensor] = field(default_factory=dict)
+    device: torch.device | None = None
 
     def restore(self) -> None:
         """Puts the random generators to this state, where it has one."""
@@ -208,8 +210,9 @@ class Loan(Generic[Lent]):
         switches, random = SwitchState(), RandomState.of_everything(self._generators)
         lent = self._captures.modules.values()
         holders, iterations, caches = AttributeStates(self._captures), PowerIterations(lent), CodeCaches(lent)
-        first_values = self._start.values if self._start else {}
-        tensors = TensorCopies(list(self._captures.tensors.values()), self._dtype, first_values, self._apart)
+        start = self._start or Start()
+        everything = list(self._captures.tensors.values())
+        tensors = TensorCopies(everything, self._dtype, start.values, self._apart, start.device)
         scripts = ScriptAttributes(lent)
         self._undo += [switches.restore, random.restore, caches.restore, iterations.restore, holders.restore]
         self._undo += [scripts.restore, tensors.swap_back]

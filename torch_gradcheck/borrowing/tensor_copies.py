@@ -34,6 +34,7 @@ class TensorCopies:
         dtype: the precision of the copies; None: each tensor's own, and its strides too.
         values: tensor → the numbers that its copy holds in place of the tensor's own; with dtype None in their dtype.
         apart: those whose copies share memory with no other one.
+        device: of the copies; None: that of their values.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class TensorCopies:
         dtype: torch.dtype | None,
         values: Mapping[torch.Tensor, torch.Tensor],
         apart: Sequence[torch.Tensor] = (),
+        device: torch.device | None = None,
     ) -> None:
         self._tensors = [tensor for tensor in dict.fromkeys(tensors) if _can_be_copied(tensor)]
         with torch.no_grad():
-            self._others = _copies(self._tensors, dtype, values, apart)
+            self._others = _copies(self._tensors, dtype, values, apart, device)
             self._pristine = [other.detach().clone() for other in self._others]
         self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
         self._restore_post_accumulate = [keep_post_accumulate_hooks(tensor) for tensor in self._tensors]
@@ -166,8 +168,9 @@ def _copies(
     dtype: torch.dtype | None,
     values: Mapping[torch.Tensor, torch.Tensor],
     apart: Sequence[torch.Tensor],
+    device: torch.device | None,
 ) -> list[torch.Tensor]:
-    """A copy of each tensor, or of its entry in `values` where it has one.
+    """A copy of each tensor, or of its entry in `values` where it has one; moved before it is cast.
 
     The copies of a parameter and of a tensor that shares its memory (a buffer made of `weight.data`) share memory, too:
     a value for one of them is seen in the other.
@@ -177,14 +180,14 @@ def _copies(
     storages: dict[tuple[Any, ...], torch.Tensor] = {}
     copies = []
     for tensor in tensors:
-        memory, held = _memory(tensor), values.get(tensor, tensor)
+        memory, held = _memory(tensor), values.get(tensor, tensor).to(device)
         lent_in = in_precision(held.dtype, dtype)
         if id(tensor) not in together:
             as_laid_out = dtype is None and not has_natural_layout(held)
             copy = strided_copy(held.detach()) if as_laid_out else held.detach().to(lent_in, copy=True)
         else:
             if memory not in storages:
-                storages[memory] = _at(tensor, tensor.untyped_storage()).to(lent_in, copy=True)
+                storages[memory] = _at(tensor, tensor.untyped_storage()).to(device).to(lent_in, copy=True)
             place = (tensor.storage_offset(), tensor.shape, tensor.stride())
             copy = _at(storages[memory], storages[memory].untyped_storage(), *place)
             if held is not tensor:

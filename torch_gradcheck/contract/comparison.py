@@ -10,6 +10,7 @@ import torch
 from torch_gradcheck.contract.run import Run
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS
 from torch_gradcheck.precision.dtypes import epsilon, is_inexact
+from torch_gradcheck.torch_internals.devices import in_float64
 
 SPREADS = 3.0
 """Runs may lie three times as far apart as two equal ones did: there may be others that lie further apart."""
@@ -94,7 +95,7 @@ def _off(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor |
     a, b = (torch.zeros_like(some) if each is None else each.detach() for each in (one, other))
     if a.shape != b.shape:
         return None
-    a, b = (each.to(torch.complex128 if each.is_complex() else torch.float64) for each in (a, b))
+    a, b = in_float64(a), in_float64(b)
     off = (a - b).abs()
     off[(a == b) | (a.isnan() & b.isnan())] = 0.0
     return torch.nan_to_num(off, nan=torch.inf, posinf=torch.inf)

@@ -16,6 +16,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.contract.functions import functions_behind
+from torch_gradcheck.contract.interpreted_kernels import open_circles_of_interpreter
 from torch_gradcheck.contract.outcome import failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
@@ -65,9 +66,12 @@ class _Kept(NamedTuple):
 def _kept(trial: Trial, backward: bool) -> _Kept:
     """What two runs have in common is not kept: it is a constant, such as a table that was computed once."""
     first = _seen_in_a_run(trial, backward)
+    if first.still_there():
+        open_circles_of_interpreter()
     if not first.still_there():
         return _Kept()
     second = _seen_in_a_run(trial, backward)
+    open_circles_of_interpreter()
     names = first.still_there(but_for=second)
     if not names:
         return _Kept(second.still_there(but_for=first), is_replaced=True)

@@ -31,10 +31,9 @@ def gradients_under(
 
 
 def losses_giving(outputs: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-    """A number whose backward gives each output its cotangent, as `gradients_under` says; empty without any graph."""
+    """Numbers whose backward gives each output its cotangent, as `gradients_under` says; one for each with a graph."""
     pairs = [(y, v) for y, v in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    given: list[torch.Tensor] = [_Upstream.apply(y, v) for y, v in pairs]  # type: ignore[no-untyped-call]
-    return [sum(given[1:], given[0])] if given else []
+    return [_Upstream.apply(y, v) for y, v in pairs]  # type: ignore[no-untyped-call]
 
 
 def gives_upstream(function: type[Function]) -> bool:
@@ -49,9 +48,9 @@ class _Upstream(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:  # noqa: ARG004
+    def forward(ctx: Any, y: torch.Tensor, v: torch.Tensor | None) -> torch.Tensor:
         ctx.v = v
-        return torch.zeros((), dtype=torch.float64)
+        return y.new_zeros((), dtype=torch.float32)  # where y is: the backward then waits for the kernels of y
 
     @staticmethod
     def backward(ctx: Any, _: torch.Tensor) -> tuple[torch.Tensor | None, None]:

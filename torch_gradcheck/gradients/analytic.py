@@ -46,8 +46,9 @@ def undefined_gradient(entry: ThetaEntry) -> AnalyticGradient:
 
 def _flat(entry: ThetaEntry, gradient: torch.Tensor) -> Floats:
     """C-ordered float64 values; a complex gradient g = ∂J/∂Re + i·∂J/∂Im as (real, imaginary) pairs."""
-    dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
+    given = gradient.detach().to("cpu")  # before anything else: not every device has float64
+    dense = given.to_dense() if given.layout is not torch.strided else given
     if entry.is_complex:
         dense = real_view(dense.to(torch.complex128).resolve_conj().contiguous())
-    numbers = dense.to("cpu", torch.float64, copy=True)  # an array on its memory has torch refuse to let that go
+    numbers = dense.to(torch.float64, copy=True)  # an array on its memory has torch refuse to let that go
     return np.asarray(numbers.numpy(force=True), dtype=np.float64).ravel()

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
-from torch import nn
 
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients, theta_gradients
+from torch_gradcheck.gradients.compiled_parts import CompiledPart, MetParts, with_backends
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import epsilon, in_precision, name_of
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.code_lines import defining_line
 from torch_gradcheck.torch_internals.compiler import CompiledCall, CompiledCode, compiled_calls, compiler_as_it_was
-from torch_gradcheck.torch_internals.modules import named_modules
 
 SAME_VALUE = 0.7
 """The power of machine epsilon, 1e-11 in float64, by which compiled code may sum J in another order."""
@@ -27,25 +25,6 @@ LOWER_PRECISION = 1e-5
 """Up to this relative difference, J of compiled code is that of float32: a backend may know nothing else."""
 
 RECIPE = 'to have it judged, run one training step of the compiled model and check what it left: gradients="grad"'
-
-
-@dataclass(frozen=True)
-class CompiledPart:
-    """A part of J that torch.compile was given.
-
-    Attributes:
-        name: of the module that was compiled; of a function, the module whose forward calls it, or see `LossWords`.
-        words: what it is, for sentences.
-        backend: the name of the backend.
-        key: see `CompiledCall.key`.
-        module: the module that was compiled; None for a function.
-    """
-
-    name: str
-    words: str
-    backend: str
-    key: int
-    module: nn.Module | None = field(compare=False, default=None)
 
 
 class Backward:
@@ -68,15 +47,14 @@ class Backward:
 
     def __init__(self, objective: Objective, theta: Theta, eager: Callable[[], Mapping[int, AnalyticGradient]]) -> None:
         self._objective, self._theta = objective, theta
-        self._names = {id(module): name for name, module in named_modules(objective.model)}
-        self._met: dict[int, CompiledPart] = {}
+        self._met = MetParts(objective.model, objective.words.culprit)
         self.parts: list[CompiledPart] = []
         self.notes: list[str] = []
         with compiled_calls(self._meet):
             self.eager = eager()
         self.gradients = self.eager
         if self._met:
-            self._put_on_trial(list(self._met.values()))
+            self._put_on_trial(list(self._met))
 
     def again(self) -> dict[int, AnalyticGradient]:
         """The gradients of the same backward at what the parameters hold now."""
@@ -92,18 +70,8 @@ class Backward:
             return None
 
     def _meet(self, call: CompiledCall) -> bool:
-        if call.key not in self._met:
-            self._met[call.key] = self._part(call)
+        self._met.meet(call)
         return False
-
-    def _part(self, call: CompiledCall) -> CompiledPart:
-        if call.module is not None and id(call.module) in self._names:
-            name = self._names[id(call.module)]
-            words = f"{name or 'the model itself'} ({type(call.module).__name__})"
-        else:
-            name = self._names.get(id(call.caller), self._objective.words.culprit)
-            words = f"{_described(call)}, called in {name or 'the model itself'}"
-        return CompiledPart(name, words, call.backend, call.key, call.module)
 
     def _put_on_trial(self, parts: Sequence[CompiledPart]) -> None:
         """Runs the parts compiled, all together; where that fails, those that can run so alone."""
@@ -184,7 +152,7 @@ class Backward:
         self.notes.insert(
             0,
             f"on trial is the backward of compiled code, compiled anew in {name_of(objective.dtype)}: "
-            f"{_with_backends(self.parts)}; the differences are those of eager J",
+            f"{with_backends(self.parts)}; the differences are those of eager J",
         )
         if not abs(run.loss - objective.loss) <= self._rounding:
             self.notes.insert(
@@ -201,7 +169,7 @@ class Backward:
                 grouped.setdefault(reason, []).append(part)
         for reason, parts in grouped.items():
             self.notes.append(
-                f"the compiled backward was not put on trial, the eager one was, of {_with_backends(parts)}: {reason}; "
+                f"the compiled backward was not put on trial, the eager one was, of {with_backends(parts)}: {reason}; "
                 f"{RECIPE}"
             )
 
@@ -213,22 +181,6 @@ class _CompiledRun:
     gradients: dict[int, AnalyticGradient]
     loss: float
     compiled: bool
-
-
-def _described(call: CompiledCall) -> str:
-    """The words for what is no module of the model."""
-    if call.module is not None:
-        return f"a {type(call.module).__name__}"
-    line = defining_line(call.function)
-    name = getattr(call.function, "__name__", type(call.function).__name__)
-    return f"the function {name}{f' ({line})' if line else ''}"
-
-
-def _with_backends(parts: Sequence[CompiledPart]) -> str:
-    by_backend: dict[str, list[str]] = {}
-    for part in parts:
-        by_backend.setdefault(part.backend, []).append(part.words)
-    return "; ".join(f"{listed(words)} by {backend}" for backend, words in by_backend.items())
 
 
 def _in_one_line(error: Exception) -> str:

@@ -21,7 +21,8 @@ def real_view(tensor: torch.Tensor) -> torch.Tensor:
 
 def infinite_coordinates(tensor: torch.Tensor) -> Indices:
     """Flat coordinates that hold NaN or infinity: masks are filled with −∞, which no step moves."""
-    finite = torch.isfinite(real_view(tensor.detach().resolve_conj()))
+    numbers = real_view(tensor.detach().resolve_conj())
+    finite = torch.isfinite(numbers.float() if numbers.element_size() == 1 else numbers)  # float8 cannot be asked
     if finite.all():
         return np.empty(0, dtype=np.int64)
     return np.asarray((~finite).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)

@@ -192,11 +192,11 @@ def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch
     info = torch.finfo(rounding)
     least = max(info.smallest_normal, terms * min(1.0, torch.finfo(torch.float32).eps / info.eps))
     with torch.no_grad():
-        xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float32).to(tensor.device) * 2 - 1
-        size = torch.clamp(tensor.abs().double(), min=least) * (MOVED * info.eps)
-        moved = tensor + xi * size
-        stays = ~torch.isfinite(moved) if terms else (tensor == 0) | ~torch.isfinite(moved)
-        tensor.copy_(torch.where(stays, tensor, moved))
+        xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor.device) * 2 - 1
+        numbers = tensor.double()  # float8 has no operations of its own
+        moved = numbers + xi * (torch.clamp(numbers.abs(), min=least) * (MOVED * info.eps))
+        stays = ~torch.isfinite(moved) if terms else (numbers == 0) | ~torch.isfinite(moved)
+        tensor.copy_(torch.where(stays, numbers, moved))
 
 
 def _floating(result: Any) -> list[torch.Tensor]:

@@ -9,7 +9,8 @@ import numpy as np
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_compiled_code import Backward, CompiledPart
+from torch_gradcheck.gradients.by_compiled_code import Backward
+from torch_gradcheck.gradients.compiled_parts import CompiledPart
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.reporting.facts import ParameterReport, Status

@@ -12,6 +12,7 @@ from torch.autograd import Function
 
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.diagnosis.culprit.double_backward import gradients_with_graph
+from torch_gradcheck.torch_internals.devices import in_float64
 
 Owner = nn.Module | type[Function]
 
@@ -99,7 +100,6 @@ class RecordedCall:
 
 def summary(tensor: torch.Tensor) -> tuple[tuple[int, ...], float, float]:
     """Shape, sum and sum of absolute values of a tensor, to compare the outputs of two runs by."""
-    values = tensor.detach()
-    size = values.abs().double() if values.dtype != torch.bool else values.double()
+    values = in_float64(tensor.detach())
     total = values.real if values.is_complex() else values
-    return tuple(values.shape), float(total.double().sum()), float(size.sum())
+    return tuple(values.shape), float(total.sum()), float(values.abs().sum())
