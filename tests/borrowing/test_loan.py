@@ -361,6 +361,18 @@ def test_a_start_gives_random_state_and_buffers_their_first_values() -> None:
     assert torch.equal(torch.get_rng_state(), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, None], ids=["float64", "own dtypes"])
+def test_a_start_gives_values_to_what_shares_memory(dtype: torch.dtype | None) -> None:
+    model = nn.Linear(2, 1, bias=False)
+    model.register_buffer("view", model.weight.data.view(2))
+    values = torch.tensor([[3.0, 4.0]], dtype=torch.bfloat16)
+    with lend(model, [], "eval", dtype, seed=0, start=Start(values={model.weight: values})):
+        assert model.weight.dtype is (dtype or torch.bfloat16)
+        assert model.get_buffer("view").tolist() == [3.0, 4.0]
+        model.weight.data.zero_()
+        assert model.get_buffer("view").tolist() == [0.0, 0.0]
+
+
 @pytest.mark.slow
 def test_compiled_parts_run_eagerly_and_are_compiled_as_before_afterwards() -> None:
     calls = []

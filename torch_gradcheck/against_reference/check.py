@@ -43,14 +43,17 @@ from torch_gradcheck.verdicts.ratio import relative_error_over
 def function_against_reference(
     function: Callable[..., Any], inputs: Any, reference: Callable[..., Any], request: Request
 ) -> Report:
-    """The check of a function beside a reference, a function of the same arguments.
+    """The check of a function beside a reference, a function of the same arguments, by the names that it has for them.
 
     Where one of them writes to its arguments in place, which autograd does not allow of leaves, both get copies.
     """
     upstream = Upstream(request.seed)
     own, other = [
         FunctionComputation(FunctionLoss(call, request.seed, skips_infinities=True), upstream)
-        for call in (function_call(function, inputs, in_its_memory=True), function_call(reference, inputs))
+        for call in (
+            function_call(function, inputs, in_its_memory=True),
+            replace(function_call(reference, inputs), named_after=function),
+        )
     ]
     try:
         return _with_graphs_of_both(own, other, request)
@@ -90,8 +93,9 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     own = reference_of([reference, *reference.alone().values()], found, request, pairs.start(pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
     beside, hidden = with_hidden(pair, found, own.exact[0], verdicts)
-    larger = (list) if hidden.name else lambda: rescaled_gradients(pair, own.exact[0])
-    diagnoses = diagnosed(beside, request.beyond_rounding, larger)
+    diagnoses = diagnosed(
+        beside, request.beyond_rounding, lambda: [] if hidden.name else rescaled_gradients(pair, own.exact[0])
+    )
     rows = [row_of(*each) for each in zip(beside, diagnoses, strict=True)]
     rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own.report)
     apart = runs_apart(verdicts, request.tolerance)

@@ -30,15 +30,12 @@ from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.verdicts.entry_check import Outcome
 
-PROVEN = 0.5
-"""From this share of what a module's errors do on, they are in the candidate's gradients."""
+PRESENT = 0.5
+"""From this share of what a module's errors do on, they are in the candidate's gradients rather than not."""
 
 BEYOND_RUNS = 3.0
 """And, of a module whose outputs are others, if it is this many times the share in runs of the reference that round.
 Factors move from module to module in the forward, and not in the backward alone."""
-
-SPOILED = 2.0
-"""A tensor is wrong that a module's errors move by this many times what rounding in this module alone moves it by."""
 
 EXACT = float(np.finfo(np.float64).eps)
 """Machine epsilon of the run that errors are put into."""
@@ -57,22 +54,34 @@ def hidden_in(
         single: the module.
         alone: the verdicts on it alone.
     """
+    wrong = [each for each in alone if each.is_wrong]  # what is right spoils nothing
     try:
-        own, *rounded = _runs(pair, found, single, alone, [_off(alone), *_off_by_rounding(alone)])
+        own, *rounded = _runs(pair, found, single, wrong, [_off(wrong), *_off_by_rounding(wrong)])
     except Exception:  # the module is called otherwise in the reference: there is no place for the errors
         return None
     spoiled = [replace(each, epsilon=EXACT) for each in compared(replace(found, runs=[own]), exact, rounded)]
     share, of_rounding = _shares(verdicts, [each.candidate[0] - each.right for each in spoiled])
-    moves = any(each.is_wrong and each.compared.entry.role is Role.OUTPUT for each in alone)
-    if not share > max(PROVEN, BEYOND_RUNS * of_rounding if moves else 0.0):
+    moves = any(each.compared.entry.role is Role.OUTPUT for each in wrong)
+    if not (_is_proven(share, of_rounding) if moves else _may_be(share, of_rounding)):
         return None
-    beside = [judged(each, pair.request.beyond_rounding) for each in spoiled]
-    return [_marked(new) if _is_spoiled(new) else old for old, new in zip(verdicts, beside, strict=True)]
+    tolerance = pair.request.beyond_rounding
+    beside = zip(verdicts, [judged(each, tolerance) for each in spoiled], strict=True)
+    return [_marked(new) if _is_spoiled(new, tolerance) else old for old, new in beside]
 
 
-def _is_spoiled(each: Judged) -> bool:
-    """Whether a module's errors alone move a tensor, beyond what rounding in this module does."""
-    return each.is_wrong or each.rounding_ratio > SPOILED
+def _is_proven(share: float, of_rounding: float) -> bool:
+    return share > max(PRESENT, BEYOND_RUNS * of_rounding)
+
+
+def _may_be(share: float, of_rounding: float) -> bool:
+    """Whether the errors are not seen to be missing: the module is wrong alone, and its outputs are right."""
+    return share > PRESENT or share + BEYOND_RUNS * of_rounding > 1
+
+
+def _is_spoiled(each: Judged, tolerance: float) -> bool:
+    """Whether a module's errors alone move a tensor, and by more than rounding in this module does and than passes."""
+    size, off = np.linalg.norm(each.compared.right), np.linalg.norm(each.compared.candidate[0] - each.compared.right)
+    return each.is_wrong or (each.rounding_ratio > 1 and bool(off > tolerance * size))
 
 
 def _marked(each: Judged) -> Judged:
