@@ -25,8 +25,8 @@ NAME = "needs_input_grad"
 MOST = 30
 """The number of subsets that are tried: all of five tensors; of more, some of one, of all but one, and of two."""
 
-MOST_OF_CANDIDATE = 9
-"""The same of a candidate in its own precision, which may be a kernel under an interpreter: all of three tensors."""
+MOST_OF_CANDIDATE = 18
+"""The same of a candidate in its own precision, which may be a kernel under an interpreter: all of four tensors."""
 
 Subset = tuple[int, ...]
 
