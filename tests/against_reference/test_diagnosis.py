@@ -104,6 +104,11 @@ SPOILED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str, str]] 
         "partial",
         "columns 16-31 of 44 (a block of 16), where it is 0.5 × the right one",
     ),
+    "one tile only": (
+        lambda da, a, b: da * (torch.arange(44) < 8),
+        "partial",
+        "right in columns 0-7 of 44 (a block of 8) only; elsewhere it is 0",
+    ),
     "one entry": (lambda da, a, b: with_entry(da, 1.0), "partial", "except in entry [3, 17]"),
     "a term of its own": (lambda da, a, b: da + 0.02 * a, "weight_decay", "off by 0.02"),
     "a term of another": (lambda da, a, b: da - 0.02 * b, "missing_term", "· b: a term too few or too many"),
@@ -206,3 +211,21 @@ def test_a_wrong_output_is_no_gradient_in_words() -> None:
     assert kind == "scaled"
     assert message.startswith("it is 1.01")
     assert "the right output" in message
+    assert not [note for note in report.notes if "forward first" in note]
+
+
+def test_gradients_beside_a_wrong_output_are_told_to_follow_from_it() -> None:
+    report = checked(lambda a, b: a.tanh() * b * 1.5, spoiled(lambda da, a, b: 1.5 * da), gated, (A, B))
+    assert {row.name for row in report.mismatches} == {"a", "output"}
+    assert [note for note in report.notes if note.startswith("output is wrong as well")]
+
+
+def test_infinities_beyond_the_largest_number_of_float16_are_an_overflow() -> None:
+    x = torch.full((4, 5), 300.0, dtype=torch.float16)
+    x[1, 2] = 2
+    report = check_function(lambda x: x * x, (x,), reference=lambda x: x * x)
+    if report["output"].diagnosis is not None:  # else it is the same in that dtype
+        assert kind_and_message(report, "output") == (
+            "low_precision",
+            "it is infinite in 19 of 20 entries: they are up to 9e+04, and float16 ends at 65504",
+        )

@@ -240,6 +240,9 @@ def _partial(explanation: Explanation, evidence: Evidence, scattered: bool = Tru
     if place is None or (place.scattered and not scattered):
         return None
     there = what_is_there(explanation, place.where)
+    if place.the_rest:
+        elsewhere = f"; elsewhere {there.removeprefix(', where ')}" if there else ""
+        return Diagnosis(DiagnosisKind.PARTIAL, f"dθ is right in {place.words} only{elsewhere}")
     return Diagnosis(DiagnosisKind.PARTIAL, f"dθ is right except in {place.words}{there}")
 
 
