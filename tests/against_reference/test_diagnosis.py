@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from torch_gradcheck import Report, check_function
+from torch_gradcheck.against_reference.compared import Compared
+from torch_gradcheck.against_reference.diagnosis import diagnosed
+from torch_gradcheck.against_reference.judge import judged
+from torch_gradcheck.against_reference.rescaled import SCALE
+from torch_gradcheck.objective.theta import ThetaEntry
+from torch_gradcheck.reporting.facts import Role
 
 Gradients = tuple[Tensor, ...]
 
@@ -123,13 +130,33 @@ SPOILED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str, str]] 
 }
 
 
+def compared(name: str, candidate: Tensor, right: Tensor, role: Role = Role.ARGUMENT) -> Compared:
+    """A tensor as a candidate in bfloat16 gives it, beside the right one and seven runs that are off by rounding."""
+    exact = right.double().numpy().ravel()
+    generator = np.random.default_rng(len(name))
+    rounded = [exact * (1 + 2.0**-8 * generator.uniform(-1, 1, len(exact))) for _ in range(7)]
+    entry = ThetaEntry(name, (), A, True, False, np.empty(0, dtype=np.int64), torch.bfloat16, role)
+    given = candidate.bfloat16().double().numpy().ravel()
+    beside = {"a": A.double().numpy().ravel(), "b": B.double().numpy().ravel()}
+    return Compared(entry, [given] * 3, exact, rounded, True, 2.0**-7, beside)
+
+
 @pytest.mark.parametrize("case", SPOILED)
 def test_the_mistake_in_one_gradient_is_named(case: str) -> None:
     by, kind, words = SPOILED[case]
-    report = check_function(kernel(gated, spoiled(by)), (A, B), reference=gated)
+    a, b, v = A.float(), B.float(), numbers(19, 44, seed=2).float()
+    for_a, for_b = of_gated(v, a, b)
+    each = [compared("a", by(for_a, a, b), for_a), compared("b", for_b, for_b)]
+    found = diagnosed([judged(one, 0.0) for one in each], 0.0, lambda: [one.candidate[0] * SCALE for one in each])
+    assert found[0] is not None
+    assert found[1] is None
+    assert (found[0].kind, words in found[0].message) == (kind, True), found[0]
+
+
+def test_a_whole_check_names_the_mistake() -> None:
+    report = check_function(kernel(gated, spoiled(lambda da, a, b: 1.01 * da)), (A, B), reference=gated)
     assert [row.name for row in report.mismatches] == ["a"]
-    assert report["a"].diagnosis is not None
-    assert (report["a"].diagnosis.kind, words in report["a"].diagnosis.message) == (kind, True), report
+    assert kind_and_message(report, "a")[0] == "scaled"
 
 
 def checked(
