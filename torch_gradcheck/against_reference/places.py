@@ -20,10 +20,6 @@ DENSE = 0.1
 """Slices are named by themselves where a tenth of their entries is seen to be wrong; else as what contains these."""
 
 
-FEW_RANGES = 3
-"""Slices in more ranges than these are a place only where no other kind of mistake explains them."""
-
-
 @dataclass(frozen=True)
 class Place:
     """A part of a tensor outside of which it is right.
@@ -116,7 +112,7 @@ def _slices(evidence: Evidence, hits: _Hits) -> Place | None:
     words = ", ".join(slices(evidence, axis, which[axis]) + _in_blocks(which[axis], shape[axis]) for axis in partial)
     number = int(np.sum(evidence.wrong))
     dense = number >= DENSE * np.sum(inside) or all(hits.sure[axis] for axis in partial)
-    scattered = any(np.sum(np.diff(which[axis]) > 1) >= FEW_RANGES for axis in partial)
+    scattered = any(np.any(np.diff(which[axis]) > 1) for axis in partial)
     return Place(inside.ravel(), words if dense else f"{number} entries in {words}", scattered)
 
 
