@@ -127,6 +127,7 @@ def test_one_number_that_is_none_is_a_mismatch_of_that_entry(bad: float, dtype: 
     assert report["x"].status == "mismatch"
     assert report["x"].mismatched == 1
     assert report["x"].worst[0].index == (1, 2)
+    assert f"[1, 2] is {bad}, where" in report["x"].reason
     assert report["output"].status == "match"
 
 
@@ -136,6 +137,7 @@ def test_an_overflow_of_float16_is_a_mismatch() -> None:
     report = check_function(lambda x: x * x, (x,), reference=lambda x: x * x)
     assert report["output"].status == "mismatch"
     assert report["output"].mismatched == 14
+    assert "is inf, where 9e+04 is right: float16 overflows at 65504" in report["output"].reason
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)

@@ -134,7 +134,7 @@ def test_outputs_alone_pass_nothing() -> None:
     report = check_function(
         lambda x: x.softmax(-1).sum(-1), (numbers(7, 5),), reference=lambda x: x.softmax(-1).sum(-1)
     )
-    assert report["x"].status == "flat"
+    assert report["x"].status in ("flat", "undecided")
     assert report["output"].status == "match"
     assert not report.passed
 

@@ -74,7 +74,7 @@ def test_what_is_not_finite_is_wrong_and_has_no_multiple() -> None:
     found = row(candidate)
     assert (found.status, found.mismatched) == (Status.MISMATCH, 2)
     assert {each.index for each in found.worst[:2]} == {(3,), (5,)}
-    assert found.reason == "2 of 900 coordinates are wrong"
+    assert found.reason == "2 of 900 coordinates are wrong; [3] is nan, where 0.105 is right"
 
 
 def test_a_tensor_known_as_a_whole_only_is_no_flat_one() -> None:

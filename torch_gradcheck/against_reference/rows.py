@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.wholes import ITSELF, Finding
@@ -73,15 +74,25 @@ def _is_factor(finding: Finding) -> bool:
 
 def _at(worst: Coordinate, judged: Judged) -> str:
     """How far the worst entry is off, in multiples of what rounding may do; "" where there is no multiple."""
+    dtype, index = name_of(judged.compared.entry.own_dtype), list(worst.index) or "it"
+    if not math.isfinite(worst.analytic):
+        return f"{index} is {worst.analytic}, where {worst.numeric:.3g} is right{_beyond(worst, judged)}"
     if not math.isfinite(worst.in_bars):
         return ""
-    dtype, index = name_of(judged.compared.entry.own_dtype), list(worst.index) or "it"
     return f"{index} is off by {times(worst.in_bars)} times what rounding in {dtype} explains"
+
+
+def _beyond(worst: Coordinate, judged: Judged) -> str:
+    """Words on a right number that the candidate's dtype cannot hold; "" where it can."""
+    dtype = judged.compared.entry.own_dtype
+    largest = torch.finfo(dtype).max
+    is_overflow = math.isinf(worst.analytic) and largest < abs(worst.numeric) < math.inf
+    return f": {name_of(dtype)} overflows at {largest:.5g}" if is_overflow else ""
 
 
 def _rms(judged: Judged) -> str:
     ratio, dtype = judged.rounding_ratio, name_of(judged.compared.entry.own_dtype)
-    if not 1 < ratio < math.inf:
+    if not 1 < ratio < math.inf or not np.isfinite(judged.compared.candidate[0]).all():
         return ""
     return f"the root mean square error is {times(ratio)} times what the reference loses in {dtype}"
 
