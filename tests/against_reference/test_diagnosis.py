@@ -14,7 +14,7 @@ from torch_gradcheck import Report, check_function
 from torch_gradcheck.against_reference.compared import Compared
 from torch_gradcheck.against_reference.diagnosis import diagnosed
 from torch_gradcheck.against_reference.judge import judged
-from torch_gradcheck.against_reference.rescaled import SCALE
+from torch_gradcheck.against_reference.rescaled import SCALE, Rescaled
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import Role
 
@@ -245,6 +245,20 @@ def test_gradients_beside_a_wrong_output_are_told_to_follow_from_it() -> None:
     report = checked(lambda a, b: a.tanh() * b * 1.5, spoiled(lambda da, a, b: 1.5 * da), gated, (A, B))
     assert {row.name for row in report.mismatches} == {"a", "output"}
     assert [note for note in report.notes if note.startswith("output is wrong as well")]
+
+
+def test_the_run_under_a_larger_gradient_leaves_no_hook() -> None:
+    held: list[Tensor] = []
+
+    def function(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        held.append(kernel(gated, spoiled(lambda da, a, b: b * a.sigmoid()))(a, b))
+        return a, held[-1]
+
+    a = A.clone().requires_grad_()
+    report = check_function(function, (a, B), reference=lambda a, b: (a, gated(a, b)))
+    assert kind_and_message(report, "a")[0] == "unknown"
+    hooks = [hook for each in (a, *held) for hook in (each._backward_hooks or {}).values()]
+    assert not [hook for hook in hooks if hook.__module__ == Rescaled.__module__]
 
 
 def test_infinities_beyond_the_largest_number_of_float16_are_an_overflow() -> None:
