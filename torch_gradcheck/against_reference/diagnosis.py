@@ -222,7 +222,7 @@ def _scaled(fit: Fit, evidence: Evidence) -> Diagnosis | None:
         return Diagnosis(DiagnosisKind.SIGN_FLIPPED, message, -1.0)
     if not many and not meaning:
         return None
-    message = f"dθ = {_measured(factor, fit.uncertainty)} × the right gradient; what is left is within rounding"
+    message = f"dθ = {_measured(factor, fit.uncertainty)} × the right gradient; the rest may be rounding"
     return Diagnosis(DiagnosisKind.SCALED, message + (f": {meaning}" if meaning else ""), factor)
 
 
