@@ -30,7 +30,12 @@ MAX_SEED = 2**63 - 1
 
 @dataclass(frozen=True)
 class Request:
-    """The options of a check, as `check_module` documents them."""
+    """The options of a check, as `check_module` documents them.
+
+    Attributes:
+        beyond_rounding: the relative error of a candidate that passes beside what rounding explains: `tolerance` where
+            that was given. Its default is that of differences, a hundred units in the last place of float32.
+    """
 
     gradients: Gradients
     method: str
@@ -45,6 +50,7 @@ class Request:
     perturb: float = 0.0
     hold_detached: bool = False
     order: int = 1
+    beyond_rounding: float = 0.0
 
 
 def validated_request(
@@ -89,6 +95,7 @@ def validated_request(
         perturb=_perturb(perturb, gradients),
         hold_detached=_flag("hold_detached", hold_detached),
         order=_order(order, gradients),
+        beyond_rounding=0.0 if tolerance is None else _tolerance(tolerance, precision),
     )
 
 

@@ -24,6 +24,10 @@ SYSTEMATIC = 4.0
 """Units in the last place of float32 that a factor of a whole tensor, row or column may be off by: fast exponentials
 and reciprocal square roots are wrong by a few, and all entries that they multiply alike."""
 
+ORDER = 2.0
+"""All bars of float32 and float64 in multiples of those of coarser dtypes, whose kernels add up in float32: beside one
+order of a sum of n terms another is off by √n roundings."""
+
 SINGLE = float(np.finfo(np.float32).eps)
 """Machine epsilon of float32, in which kernels of coarser dtypes add up."""
 
@@ -41,6 +45,7 @@ class Bars:
             `overflowed`.
         variance: of an entry's error, shape (coordinates,).
         overflowed: entries that are not finite in one of these runs.
+        order: how many times larger all bars are since sums may be taken in another order.
         factor: the share of itself that a tensor, or a part of it, may be too large by: a constant rounded once.
     """
 
@@ -48,6 +53,7 @@ class Bars:
     errors: Floats
     variance: Floats
     overflowed: Flags
+    order: float
     factor: float
 
 
@@ -62,15 +68,16 @@ def bars_of(each: Compared) -> Bars:
     variance = np.maximum(np.maximum(variance, of_entries_alike(variance, shape)), np.square(floor) / 3)
     furthest = squares.max(axis=0, initial=0.0)
     moved = np.sqrt(np.maximum(furthest, of_entries_alike(furthest, shape)))
-    entry = MARGIN * np.maximum(moved, floor) * _tail(errors, variance)
+    order = ORDER if each.epsilon <= SINGLE else 1.0
+    entry = MARGIN * order * np.maximum(moved, floor) * _tail(squares, shape)
     factor = max(0.5 * each.epsilon, SYSTEMATIC * min(each.epsilon, SINGLE))
-    return Bars(entry, errors, variance, overflowed, factor)
+    return Bars(entry, errors, variance, overflowed, order, factor)
 
 
 def _between_runs(each: Compared) -> Floats:
     """What runs of the candidate differ by from the first, shape (runs, coordinates); no run where all are equal."""
-    again = np.array(each.candidate[1:]).reshape(len(each.candidate) - 1, len(each.right)) - each.candidate[0]
-    return np.asarray(again[np.any(again != 0, axis=1)])
+    others = np.array([run - each.candidate[0] for run in each.candidate]).reshape(len(each.candidate), -1)
+    return np.asarray(others[np.any(others != 0, axis=1)])
 
 
 def _least(each: Compared) -> Floats:
@@ -85,14 +92,14 @@ def _least(each: Compared) -> Floats:
     return np.asarray(0.5 * each.epsilon * size + smallest + min(each.epsilon, SINGLE) * largest)
 
 
-def _tail(errors: Floats, variance: Floats) -> float:
+def _tail(squares: Floats, shape: tuple[int, ...]) -> float:
     """By how much the bars are too small for the runs themselves: how far one is off where the others are not.
 
     Among millions of entries some are moved far by one run only; the candidate is one more run.
     """
-    if len(errors) < 2:
+    if len(squares) < 2:
         return 1.0
-    highest = np.partition(np.abs(errors), len(errors) - 2, axis=0)[-2:]
-    others = np.maximum(highest[0], np.sqrt(variance))
-    times = np.divide(highest[1], others, out=np.zeros_like(others), where=others > 0)
+    second, furthest = np.partition(squares, len(squares) - 2, axis=0)[-2:]
+    others = np.maximum(second, of_entries_alike(second, shape))
+    times = np.sqrt(np.divide(furthest, others, out=np.zeros_like(others), where=others > 0))
     return max(1.0, 2 * float(np.max(times, initial=0.0)) / MARGIN)

@@ -88,7 +88,7 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     verdicts, under = judged_pair(pair, found, own.exact)
     beside, hidden = with_hidden(pair, found, own.exact[0], verdicts)
     larger = (list) if hidden.name else lambda: rescaled_gradients(pair, own.exact[0])
-    diagnoses = diagnosed(beside, request.tolerance, larger)
+    diagnoses = diagnosed(beside, request.beyond_rounding, larger)
     rows = [row_of(*each) for each in zip(beside, diagnoses, strict=True)]
     rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own.report)
     apart = runs_apart(verdicts, request.tolerance)

@@ -67,7 +67,7 @@ def hidden_in(
     moves = any(each.is_wrong and each.compared.entry.role is Role.OUTPUT for each in alone)
     if not share > max(PROVEN, BEYOND_RUNS * of_rounding if moves else 0.0):
         return None
-    beside = [judged(each, pair.request.tolerance) for each in spoiled]
+    beside = [judged(each, pair.request.beyond_rounding) for each in spoiled]
     return [_marked(new) if _is_spoiled(new) else old for old, new in zip(verdicts, beside, strict=True)]
 
 

@@ -50,8 +50,9 @@ class Judged:
 
     @cached_property
     def worst(self) -> Finding:
-        """The sum that is furthest beyond its bar."""
-        return max(self.findings, key=_times)
+        """The sum that is furthest beyond its bar; one along something says more than a root mean square."""
+        along = [each for each in self.findings if each.along and each.times > 1]
+        return max(along or self.findings, key=_times)
 
     @property
     def part(self) -> Part | None:
@@ -76,7 +77,7 @@ class Judged:
     @property
     def excess(self) -> float:
         """By how many times its error bar a tensor is off: its worst entry, or a sum over it; infinite where NaN."""
-        return max(self.worst_entry, self.worst.times)
+        return max(self.worst_entry, *[each.times for each in self.findings])
 
     @property
     def detectable(self) -> float:
@@ -106,15 +107,14 @@ def judged(each: Compared, tolerance: float) -> Judged:
         times = np.nan_to_num(np.abs(given - each.right) / allowed, nan=np.inf)
     times[_is_the_same(each)] = 0.0
     outcome = _outcomes(each, bars, times)
-    wrong = outcome == Outcome.MISMATCH
-    worst = float(np.max(times, where=wrong | (times <= 1), initial=0.0))
-    beyond = max(findings, key=_times)
-    if not wrong.any() and beyond.times > 1:
-        outcome[beyond.part.inside(each.shape) & (times > 0)] = Outcome.MISMATCH
+    worst = float(np.max(times, where=(outcome == Outcome.MISMATCH) | (times <= 1), initial=0.0))
     nothing = np.full(len(given), np.nan)
     results = EntryResults(each.right, bars.entry, outcome, nothing, nothing, NO_STENCIL)
     trial = ParameterTrial(np.arange(len(given), dtype=np.int64), given, each.reached, results, 0, 0.0)
-    return Judged(each, bars, trial, findings, worst, _ratio(each))
+    found = Judged(each, bars, trial, findings, worst, _ratio(each))
+    if found.part is not None:
+        outcome[found.part.inside(each.shape) & (times > 0)] = Outcome.MISMATCH
+    return found
 
 
 def _times(finding: Finding) -> float:

@@ -41,7 +41,7 @@ class Pair:
             exact: what the reference computed in float64.
         """
         rounded = rounded_runs(self.reference, found, self.request, Start(values=self.counterparts.rounded))
-        verdicts = [judged(each, self.request.tolerance) for each in compared(found, exact, rounded)]
+        verdicts = [judged(each, self.request.beyond_rounding) for each in compared(found, exact, rounded)]
         return judged_at_ties(verdicts, self.reference, found, self.request, Start(values=self.counterparts.exact))
 
     def candidate_runs(self, count: int = CANDIDATE_RUNS) -> Candidate:

@@ -3,13 +3,18 @@
 Every operation rounds its result to the dtype that the reference computes it in. Where that is finer than the
 candidate's, as of a reference that casts to float32, what one operation hands on to the next may be rounded to the
 candidate's dtype all the same: a kernel gives bfloat16 to its matrix products, and saves bfloat16 for its backward.
+Fused attention rounds its weights nowhere, other kernels do: every other run computes it step by step.
 Sums are another matter: a kernel that adds up in bfloat16 where the reference does in float32 is wrong as soon as it
 shows.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import Computation
@@ -34,6 +39,13 @@ def rounded_runs(computation: Computation, candidate: Candidate, request: Reques
         theta, between = theta_of(computation.model, (), (), computation.loss.variables), coarsest(candidate.theta)
         parts = parts_of_gradients(candidate.theta, theta, computation.loss)
         forward = autocast.over(computation.at(None))
-        plain = ran(forward, parts, borrowed)
-        modes = [RoundingMode(generator, between) for _ in range(NOISY_RUNS)]
-        return [plain, *[ran(forward, parts, borrowed, mode) for mode in modes]]
+        runs = [ran(forward, parts, borrowed)]
+        for k in range(NOISY_RUNS):
+            with _attention_in_steps() if k % 2 else nullcontext():
+                runs.append(ran(forward, parts, borrowed, RoundingMode(generator, between)))
+        return runs
+
+
+def _attention_in_steps() -> AbstractContextManager[Any]:
+    """Has scaled dot product attention compute its weights by operations of their own, which round: one is no noise."""
+    return sdpa_kernel(SDPBackend.MATH)

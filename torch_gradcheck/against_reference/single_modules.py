@@ -86,7 +86,7 @@ class SingleModule:
         found = candidate_of(own, request, Start(self.call.random, values.moved))
         exact = _exact(other, found, request, Start(self.call.random, values.exact))
         rounded = rounded_runs(other, found, request, Start(self.call.random, values.rounded))
-        return [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
+        return [judged(each, request.beyond_rounding) for each in compared(found, exact, rounded)]
 
     def position_of(self, argument: torch.Tensor) -> int:
         """Which of the tensors that the call was given an argument of the module alone stands for."""

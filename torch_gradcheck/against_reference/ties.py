@@ -59,7 +59,7 @@ def judged_at_ties(
             for run in beside.pair([span.off for span in spans], towards=k % 2 == 0):
                 numbers = [each.right for each in compared(candidate, run, [])]
                 spans = [span.taking_in(right) for span, right in zip(spans, numbers, strict=True)]
-            found = [anew(span, request.tolerance) for span in spans]
+            found = [anew(span, request.beyond_rounding) for span in spans]
             beyond.append(sum([span.beyond for span in spans]))
             idle = 0 if k and beyond[-1] < min(beyond[:-1]) else idle + 1
             is_open = [each.is_wrong and span.has_kinks for each, span in zip(found, spans, strict=True)]

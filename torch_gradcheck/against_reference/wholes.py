@@ -18,16 +18,18 @@ from torch_gradcheck.against_reference.parts import ENTRIES_NEEDED, Cut, Part, c
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.reporting.words import times as multiple
 
-MARGIN_OF_SQUARES, MARGIN_OF_SQUARES_OF_PARTS = 1.5, 3.0
-"""The bar of a root mean square, in multiples of that of the runs; twice as large for a single entry."""
+MARGIN_OF_SQUARES, MARGIN_OF_SQUARES_OF_PARTS = 1.2, 3.0
+"""The bar of a root mean square, in multiples of that of the runs; twice as large for a single entry. That of the runs
+is 2.2 times what rounding does: each moves a result by more than its rounding, and then rounds it."""
 
-SIGMAS, SIGMAS_OF_PARTS = 3.0, 4.0
-"""The bar of a sum over the whole, and over parts, of which there are thousands, in standard deviations of the runs."""
+SIGMAS, SIGMAS_OF_PARTS = 2.5, 4.0
+"""The bar of a sum over the whole, and over parts, of which there are thousands, in standard deviations of the runs, of
+which each is worth 2.2 of rounding; twice as large for a single entry."""
 
 SIGMAS_OF_RUNS = 4.0
 """The same, of the standard deviation that the sum itself has among 13 runs, which is known less well."""
 
-COMMON, COMMON_OF_PARTS = 0.15, 0.6
+COMMON, COMMON_OF_PARTS = 0.15, 1.0
 """The share of a right kernel's error that may be proportional to something: it rounds numbers that many entries have
 in common, such as a row's sum, where the reference rounds others."""
 
@@ -107,12 +109,12 @@ class _Sums:
 
     def of_squares(self, cut: Cut) -> Finding:
         """The root mean square of the error."""
-        variance, spread = cut.sums(self.bars.variance * self.known), cut.sums(np.square(self.bars.variance))
-        alike = np.divide(np.square(variance), spread, out=np.ones_like(spread), where=spread > 0)  # how many entries
+        variance, few = cut.sums(self.bars.variance * self.known), _few(cut, self.bars.variance * self.known)
         noise = np.sqrt(np.maximum(variance, cut.sums(np.square(self.bars.errors)).max(axis=0, initial=0.0)))
         right = np.sqrt(cut.sums(np.square(self.right)))
         margin = MARGIN_OF_SQUARES_OF_PARTS if cut.axes else MARGIN_OF_SQUARES
-        bar = margin * (1 + 1 / np.sqrt(np.maximum(alike, 1))) * noise + 2 * self.tolerance * right
+        bar = margin * few * noise * self.bars.order
+        bar += 2 * self.tolerance * right
         counts = np.sqrt(np.maximum(cut.sums(self.known.astype(np.float64)), 1))
         return _furthest(cut, "", np.sqrt(cut.sums(np.square(self.error))) / counts, bar / counts, right / counts)
 
@@ -136,10 +138,11 @@ class _Along:
         right, size = self.sums.right * self.direction, np.abs(self.sums.right * self.direction)
         variance = self.sums.bars.variance * self.sums.known
         common = (COMMON_OF_PARTS if cut.axes else COMMON) * np.sqrt(cut.sums(variance) * square)
-        independent = np.sqrt(cut.sums(variance * np.square(self.direction)))
+        weighted = variance * np.square(self.direction)
+        independent = np.sqrt(cut.sums(weighted)) * _few(cut, weighted)
         factor = self.sums.bars.factor * np.abs(cut.sums(right))
         rounding = np.sqrt(np.square(factor) + np.square(common) + self._square_of_noise(cut, independent))
-        bar = rounding + 2 * self.sums.tolerance * cut.sums(size)
+        bar = self.sums.bars.order * rounding + 2 * self.sums.tolerance * cut.sums(size)
         there = np.where(square > 0, square, 1.0)
         return _furthest(cut, name, cut.sums(self.error) / there, bar / there, np.abs(cut.sums(right)) / there)
 
@@ -148,7 +151,7 @@ class _Along:
 
         Args:
             cut: into the parts that are summed over.
-            independent: standard deviation of a sum, were the entries moved independently of each other.
+            independent: standard deviation of a sum, were the entries moved independently of each other; more of few.
         """
         runs = cut.sums(self.runs)
         mean, deviation = runs.mean(axis=0), runs.std(axis=0)
@@ -157,6 +160,13 @@ class _Along:
         sigmas = SIGMAS_OF_PARTS if cut.axes else SIGMAS
         noise = np.maximum(sigmas * more * independent, SIGMAS_OF_RUNS * deviation)
         return np.asarray(np.square(noise) + np.square(ALIKE * mean))
+
+
+def _few(cut: Cut, variance: Floats) -> Floats:
+    """1 + 1/√n of a sum over n entries that are moved alike: of a few by chance none may be moved far in the runs."""
+    whole, squares = cut.sums(variance), cut.sums(np.square(variance))
+    alike = np.divide(np.square(whole), squares, out=np.ones_like(squares), where=squares > 0)
+    return np.asarray(1 + 1 / np.sqrt(np.maximum(alike, 1)))
 
 
 def _furthest(cut: Cut, along: str, size: Floats, bar: Floats, right: Floats) -> Finding:

@@ -225,6 +225,7 @@ _NAMES_BY_FACTOR = {
     "_scaled_dot_product_flash_attention_for_cpu _cdist_forward",
     1: "addmm baddbmm addbmm addmv convolution_backward native_layer_norm_backward native_batch_norm_backward "
     "native_group_norm_backward _fused_rms_norm_backward _softmax_backward_data",
+    4: "_scaled_dot_product_flash_attention_for_cpu_backward",
 }
 
 FACTORS = {func: position for position, names in _NAMES_BY_FACTOR.items() for func in overloads(*names.split())}
@@ -232,6 +233,7 @@ FACTORS = {func: position for position, names in _NAMES_BY_FACTOR.items() for fu
 
 ATTENTION = overloads(
     "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention_for_cpu_backward",
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
