@@ -12,22 +12,26 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torch_gradcheck.against_reference.bars import MARGIN, Bars
+from torch_gradcheck.against_reference.bars import Bars
 from torch_gradcheck.against_reference.compared import Compared
 from torch_gradcheck.against_reference.parts import ENTRIES_NEEDED, Cut, Part, cuts_of
 from torch_gradcheck.arrays import Flags, Floats
 
-MARGIN_OF_SQUARES = 3.0
-"""The bar of a root mean square, in multiples of that of the runs; twice as large for a single entry. Over 9,700
-tensors of right kernels half were off by at most 0.2 times that of the runs, 99 % by 1.2 times."""
+MARGIN_OF_SQUARES, MARGIN_OF_SQUARES_OF_PARTS = 1.5, 3.0
+"""The bar of a root mean square, in multiples of that of the runs; twice as large for a single entry."""
 
-MARGIN_OF_FURTHEST = 3.0
-"""The bar of a sum, in multiples of that of the furthest of the 13 runs. Of a normal noise another run would be beyond
-it in 1 of 100,000 cases."""
+SIGMAS, SIGMAS_OF_PARTS = 3.0, 4.0
+"""The bar of a sum over the whole, and over parts, of which there are thousands, in standard deviations of the runs."""
 
-STRUCTURE = 0.25
+SIGMAS_OF_RUNS = 4.0
+"""The same, of the standard deviation that the sum itself has among 13 runs, which is known less well."""
+
+COMMON, COMMON_OF_PARTS = 0.15, 0.6
 """The share of a right kernel's error that may be proportional to something: it rounds numbers that many entries have
 in common, such as a row's sum, where the reference rounds others."""
+
+ALIKE = 1.5
+"""How many times as far as the runs on average a candidate may be off: what rounding does to all of them alike."""
 
 ITSELF, CONSTANT = "itself", "a constant"
 
@@ -106,7 +110,8 @@ class _Sums:
         alike = np.divide(np.square(variance), spread, out=np.ones_like(spread), where=spread > 0)  # how many entries
         noise = np.sqrt(np.maximum(variance, cut.sums(np.square(self.bars.errors)).max(axis=0, initial=0.0)))
         right = np.sqrt(cut.sums(np.square(self.right)))
-        bar = MARGIN_OF_SQUARES * (1 + 1 / np.sqrt(np.maximum(alike, 1))) * noise + 2 * self.tolerance * right
+        margin = MARGIN_OF_SQUARES_OF_PARTS if cut.axes else MARGIN_OF_SQUARES
+        bar = margin * (1 + 1 / np.sqrt(np.maximum(alike, 1))) * noise + 2 * self.tolerance * right
         counts = np.sqrt(np.maximum(cut.sums(self.known.astype(np.float64)), 1))
         return _furthest(cut, "", np.sqrt(cut.sums(np.square(self.error))) / counts, bar / counts, right / counts)
 
@@ -127,21 +132,30 @@ class _Along:
     def of(self, cut: Cut, name: str) -> Finding:
         """How many times the direction is contained in the error."""
         square = cut.sums(np.square(self.direction))
-        noise = self._noise(cut)
-        right = np.abs(cut.sums(self.sums.right * self.direction))
-        common = STRUCTURE * np.sqrt(cut.sums(self.sums.bars.variance * self.sums.known) * square)
-        size = cut.sums(np.abs(self.sums.right * self.direction))
-        bar = noise + self.sums.bars.factor * right + common + 2 * self.sums.tolerance * size
+        right, size = self.sums.right * self.direction, np.abs(self.sums.right * self.direction)
+        variance = self.sums.bars.variance * self.sums.known
+        common = (COMMON_OF_PARTS if cut.axes else COMMON) * np.sqrt(cut.sums(variance) * square)
+        independent = np.sqrt(cut.sums(variance * np.square(self.direction)))
+        factor = self.sums.bars.factor * np.abs(cut.sums(right))
+        rounding = np.sqrt(np.square(factor) + np.square(common) + self._square_of_noise(cut, independent))
+        bar = rounding + 2 * self.sums.tolerance * cut.sums(size)
         there = np.where(square > 0, square, 1.0)
-        return _furthest(cut, name, cut.sums(self.error) / there, bar / there, right / there)
+        return _furthest(cut, name, cut.sums(self.error) / there, bar / there, np.abs(cut.sums(right)) / there)
 
-    def _noise(self, cut: Cut) -> Floats:
-        """How far rounding as noise moves the sums: as if it were independent, and as much more as it is not."""
-        independent = np.sqrt(cut.sums(self.sums.bars.variance * self.sums.known * np.square(self.direction)))
-        runs = np.abs(cut.sums(self.runs))
-        relative = np.divide(runs, independent, out=np.zeros_like(runs), where=independent > 0)
+    def _square_of_noise(self, cut: Cut, independent: Floats) -> Floats:
+        """How far rounding moves the sums: alike in all runs, and at random.
+
+        Args:
+            cut: into the parts that are summed over.
+            independent: standard deviation of a sum, were the entries moved independently of each other.
+        """
+        runs = cut.sums(self.runs)
+        mean, deviation = runs.mean(axis=0), runs.std(axis=0)
+        relative = np.divide(deviation, independent, out=np.zeros_like(deviation), where=independent > 0)
         more = max(1.0, float(np.sqrt(np.mean(np.square(relative))))) if relative.size else 1.0
-        return np.asarray(np.maximum(MARGIN * more * independent, MARGIN_OF_FURTHEST * runs.max(axis=0, initial=0.0)))
+        sigmas = SIGMAS_OF_PARTS if cut.axes else SIGMAS
+        noise = np.maximum(sigmas * more * independent, SIGMAS_OF_RUNS * deviation)
+        return np.asarray(np.square(noise) + np.square(ALIKE * mean))
 
 
 def _furthest(cut: Cut, along: str, size: Floats, bar: Floats, right: Floats) -> Finding:
