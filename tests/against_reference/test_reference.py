@@ -65,6 +65,7 @@ def test_rows_of_the_reference_are_named_after_the_candidates_arguments() -> Non
     assert report["x"].status == "match"
 
 
+@pytest.mark.slow
 def test_a_detached_reference_is_right_with_held_values() -> None:
     def straight_through(x: torch.Tensor) -> torch.Tensor:
         return x + (x.round() - x).detach()
