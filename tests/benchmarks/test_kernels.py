@@ -9,10 +9,10 @@ from torch import Tensor
 import comparison_rules
 import kernels
 from comparison_rules import RULES, Tensors
-from fused_kernels import Kernel, Operation
+from fused_kernels import Kernel, Mistake, Operation
 from kernel_mistakes import UNIFORM, planted
 from kernel_operations import OPERATIONS
-from torch_gradcheck.objective.function_outputs import drawn
+from torch_gradcheck import check_function
 
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 
@@ -21,7 +21,7 @@ def computed(kernel: Kernel | None, operation: Operation, dtype: torch.dtype = t
     """The output and the gradients of a kernel, of the plain code where it is None."""
     inputs = operation.inputs(dtype, seed=0)
     function = operation.plain if kernel is None else kernel.function()
-    return kernels.tensors_of(function, operation, inputs, drawn(0, operation.plain(*inputs).detach()))
+    return kernels.tensors_of(function, operation, inputs, kernels.upstream(operation.plain(*inputs).detach(), 0))
 
 
 @pytest.mark.parametrize("tile", [0, 7], ids=["whole", "by tiles"])
@@ -78,6 +78,20 @@ def test_a_right_kernel_is_no_alarm_and_one_per_cent_is_found() -> None:
     assert figures["misses"]["bfloat16"]["factor 1.01"][kernels.OURS] == 0
     assert figures["missed"] == []
     kernels.table(figures)
+
+
+def test_all_rules_judge_under_the_upstream_gradient_of_the_check() -> None:
+    operation = BY_NAME["gelu"]
+    given: list[Tensor] = []
+
+    def noted(g: Tensor) -> Tensor:
+        given.append(g.clone())
+        return g
+
+    inputs = operation.inputs(torch.bfloat16, 3)
+    kernel = Kernel(operation, mistake=Mistake(upstream=noted), precision=None)
+    check_function(kernel.function(), inputs, reference=operation.plain, seed=3)
+    assert torch.equal(given[0], kernels.upstream(operation.plain(*inputs).detach(), 3))
 
 
 def test_upstream_gradients_of_one_hide_a_mistake_from_the_rules_of_others() -> None:

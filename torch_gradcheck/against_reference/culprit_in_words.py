@@ -53,6 +53,14 @@ class CulpritWords:
         also = (f"wrong as well when run alone: {listed(others)}",) if others else ()
         return (said + _code_of(single.module, list(single.call.inside()), wrong), *also)
 
+    def made_up_for(self, single: SingleModule, wrong: Sequence[Judged]) -> str:
+        """The sentence on a module that is another one alone, in a model that is right as a whole."""
+        kind = type(single.module).__name__
+        return (
+            f"{single.name} ({kind}) is not the reference's: run alone on what it was given, {_off(wrong)}; the model "
+            "as a whole shows nothing of this beyond rounding, so that something else may make up for it"
+        )
+
     def of_itself(self, calls: Sequence[RecordedCall], wrong: Sequence[Judged], right: int) -> Culprit:
         """The candidate as a whole as the culprit: none of the modules in it is wrong when it is run alone.
 

@@ -54,7 +54,7 @@ class SingleModule:
     @cached_property
     def is_patched(self) -> bool:
         """Whether the candidate's forward is other code than the reference's."""
-        return _code(self.module) is not _code(self.reference)
+        return code_of(self.module) is not code_of(self.reference)
 
     @property
     def size(self) -> float:
@@ -136,7 +136,7 @@ def _exact(computation: FunctionComputation, candidate: Candidate, request: Requ
         return ran(computation.at(torch.float64), parts, borrowed, mode)
 
 
-def _code(module: nn.Module) -> object:
+def code_of(module: nn.Module) -> object:
     """What runs as the forward of a module, be it of its class or put in its place."""
     forward = module.forward
     return getattr(getattr(forward, "__func__", forward), "__code__", forward)
