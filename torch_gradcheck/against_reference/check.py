@@ -42,14 +42,17 @@ from torch_gradcheck.verdicts.ratio import relative_error_over
 def function_against_reference(
     function: Callable[..., Any], inputs: Any, reference: Callable[..., Any], request: Request
 ) -> Report:
-    """The check of a function beside a reference, a function of the same arguments.
+    """The check of a function beside a reference, a function of the same arguments, by the names that it has for them.
 
     Where one of them writes to its arguments in place, which autograd does not allow of leaves, both get copies.
     """
     upstream = Upstream(request.seed)
     own, other = [
         FunctionComputation(FunctionLoss(call, request.seed, skips_infinities=True), upstream)
-        for call in (function_call(function, inputs, in_its_memory=True), function_call(reference, inputs))
+        for call in (
+            function_call(function, inputs, in_its_memory=True),
+            replace(function_call(reference, inputs), named_after=function),
+        )
     ]
     try:
         return _with_graphs_of_both(own, other, request)
