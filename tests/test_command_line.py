@@ -72,6 +72,40 @@ class Half(torch.autograd.Function):
 def writes_to_its_gradient():
     return Half.apply, (torch.ones(3),)
 
+def sine_and_cosine(factor):
+    class Sine(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x.sin()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return factor * grad * ctx.saved_tensors[0].cos()
+
+    return Sine.apply, (torch.linspace(-2, 2, 33).to(torch.bfloat16),)
+
+def kernel():
+    return *sine_and_cosine(1), torch.sin
+
+def wrong_kernel():
+    function, inputs = sine_and_cosine(1.5)
+    return {"function": function, "inputs": inputs, "reference": torch.sin}
+
+def wrong_reference():
+    reference, inputs = sine_and_cosine(1.5)
+    return torch.sin, inputs, reference
+
+def module_and_reference():
+    model, loss_fn, batch = right()
+    return model, loss_fn, batch, model
+
+def named():
+    return dict(zip(("model", "loss_fn", "batch", "reference"), module_and_reference()))
+
+def misnamed():
+    return {"kernel": torch.sin, "inputs": ()}
+
 def many_targets():
     model, loss_fn, batch = right()
     return model, loss_fn, (*batch, 1, 2)
@@ -105,6 +139,19 @@ def test_the_verdict(
     assert ("✗ mismatch weight" in capsys.readouterr().out) == (status == 1)
 
 
+@pytest.mark.parametrize(
+    ("function", "status"),
+    [("kernel", 0), ("wrong_kernel", 1), ("wrong_reference", 1), ("module_and_reference", 0), ("named", 0)],
+)
+def test_a_candidate_beside_its_reference(file: Path, function: str, status: int) -> None:
+    assert main([f"{file}:{function}"]) == status
+
+
+def test_a_second_order_is_not_compared(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:kernel", "--order", "2"]) == 2
+    assert "reference= compares gradients of first order" in capsys.readouterr().err
+
+
 def test_a_check_of_second_order(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{file}:right", "--order", "2"]) == 0
     assert "second-order gradients right" in capsys.readouterr().out
@@ -125,6 +172,7 @@ NOT_CHECKED = {
     "asks": "ended in TypeError",
     "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
     "forgets_the_batch": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 2",
+    "misnamed": "returned a mapping of ['kernel', 'inputs']: its keys must be",
     "many_targets": "batch does not fit loss_fn",
     "rigth": "no function 'rigth'; close names: right",
 }

@@ -30,7 +30,7 @@ def with_slopes(forward: Kernel, slopes: Callable[..., tuple[torch.Tensor, ...]]
 
         @staticmethod
         def backward(ctx: Any, g: torch.Tensor) -> Any:
-            found = tuple(g * slope for slope in slopes(*ctx.saved_tensors))
+            found = tuple([g * slope.to(g.dtype) for slope in slopes(*ctx.saved_tensors)])
             return found if len(found) > 1 else found[0]
 
     return WithSlopes.apply
@@ -161,9 +161,45 @@ def test_a_wrong_gradient_at_ties_or_beside_them_is_a_mismatch(case: str) -> Non
     assert report.mismatches, report
 
 
+UNDECIDED_AT_TIES: dict[str, tuple[Kernel, tuple[torch.Tensor, ...]]] = {
+    "sort": (lambda x: x.sort(-1).values, (tied(3, 9),)),
+    "a jump": (lambda x, y: torch.where(x > y, x, 2 * y), (tied(3, 9), tied(9, 3).T.contiguous())),
+}
+
+
+@pytest.mark.parametrize("case", UNDECIDED_AT_TIES)
+def test_a_reference_that_ties_leave_undecided_is_checked_beside_them(case: str) -> None:
+    reference, inputs = UNDECIDED_AT_TIES[case]
+    report = checked(lambda *inputs: 1 * reference(*inputs), reference, inputs)
+    assert report.passed, report
+    assert "checked beside the inputs" in " ".join(report.notes)
+
+
+def test_where_many_kinks_meet_a_choice_of_one_slope_for_each_is_undecided_at_worst() -> None:
+    x = torch.cat([torch.zeros(2, 3), tied(4, 3, dtype=torch.float32)]).to(torch.bfloat16)
+    w = torch.randn((3, 64), generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    report = checked(lambda x, w: relu_like(1.0)(x @ w), lambda x, w: (x @ w).relu(), (x, w))
+    assert not report.mismatches, report
+    wrong = checked(
+        lambda x, w: 1.1 * (x @ w).relu() - 0.1 * (x @ w).relu().detach(), lambda x, w: (x @ w).relu(), (x, w)
+    )
+    assert [row.status for row in wrong] == ["mismatch", "mismatch", "match"]
+
+
+def test_a_wrong_reference_beside_its_ties_is_wrong() -> None:
+    def wrong(x: torch.Tensor) -> torch.Tensor:
+        return 1.1 * x.sort(-1).values - 0.1 * x.sort(-1).values.detach()
+
+    report = checked(lambda x: x.sort(-1).values, wrong, (tied(3, 9),))
+    assert not report.passed
+    assert not report.mismatches
+    assert "the reference's own gradient is wrong" in report.notes[0]
+
+
 def test_more_ties_than_are_tried_are_undecided() -> None:
     report = checked(lambda x: x.amax(-1), lambda x: x.max(-1).values, (torch.ones(2, 200),))
     assert report["x"].status == "undecided"
+    assert "numbers tie with more others than were tried" in report["x"].reason
     assert not report.passed
 
 

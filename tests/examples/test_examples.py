@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -228,3 +229,30 @@ def test_the_suite_over_layers_passes():
 
     assert finished.returncode == 0, finished.stdout
     assert "8 passed" in finished.stdout
+
+
+@pytest.fixture(scope="module")
+def patched_model():
+    """The script, which imports transformers."""
+    return importlib.import_module("compare_a_patched_model")
+
+
+@pytest.mark.slow
+def test_a_mistake_in_one_kernel_of_a_patched_model_is_found_and_named(patched_model):
+    report = patched_model.report_on_patched(mended=False)
+
+    assert not report.passed
+    assert report.culprit.endswith(("layernorm", "model.norm"))
+    assert "(LlamaRMSNorm): run alone on what it was given, its gradient of x is off by" in report.notes[0]
+    assert "autograd.Function FusedRMSNorm, in its backward at" in report.notes[0]
+    assert {row.name for row in report if row.status == "match"} >= {"model.norm.weight", "lm_head.weight"}
+    assert report["output['loss']"].status == "match"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_a_right_patched_model_passes(patched_model, seed):
+    report = patched_model.report_on_patched(mended=True, seed=seed)
+
+    assert report.proven
+    assert "not compared: output['logits'] (the candidate returns none)" in report.notes

@@ -69,7 +69,7 @@ def bars_of(each: Compared) -> Bars:
 
 def _between_runs(each: Compared) -> Floats:
     """What runs of the candidate differ by from the first, shape (runs, coordinates); no run where all are equal."""
-    again = np.array(each.candidate[1:]).reshape(-1, len(each.right)) - each.candidate[0]
+    again = np.array(each.candidate[1:]).reshape(len(each.candidate) - 1, len(each.right)) - each.candidate[0]
     return np.asarray(again[np.any(again != 0, axis=1)])
 
 

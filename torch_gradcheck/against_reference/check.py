@@ -13,10 +13,11 @@ from torch import nn
 from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
-from torch_gradcheck.against_reference.culprit import culprit_beside
+from torch_gradcheck.against_reference.culprit import culprit_beside, with_hidden
 from torch_gradcheck.against_reference.diagnosis import diagnosed
 from torch_gradcheck.against_reference.draws import beside_other_draws
 from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
+from torch_gradcheck.against_reference.hidden_mistakes import told_hidden
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
@@ -85,14 +86,16 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     found = pair.candidate_runs()
     own = reference_of([reference, *reference.alone().values()], found, request, Start(values=pairs.exact))
     verdicts, under = judged_pair(pair, found, own.exact)
-    diagnoses = diagnosed(verdicts, request.tolerance, lambda: rescaled_gradients(pair, own.exact[0]))
-    rows = [row_of(*each) for each in zip(verdicts, diagnoses, strict=True)]
-    rows = beside_own_rows(told_under(rows, under), own.report)
+    beside, hidden = with_hidden(pair, found, own.exact[0], verdicts)
+    larger = (list) if hidden.name else lambda: rescaled_gradients(pair, own.exact[0])
+    diagnoses = diagnosed(beside, request.tolerance, larger)
+    rows = [row_of(*each) for each in zip(beside, diagnoses, strict=True)]
+    rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own.report)
     apart = runs_apart(verdicts, request.tolerance)
     rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
-    culprit = culprit_beside(pair, verdicts, rows)
+    culprit = hidden if hidden.notes else culprit_beside(pair, verdicts, rows)
     notes = notes_of(candidate, found, own, rows, request, culprit.notes)
-    report = _report(own.report, verdicts, rows, culprit.name, notes, started)
+    report = _report(own.report, beside, rows, culprit.name, notes, started)
     contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
     report = beside_equal_runs(report, pair, apart)
     everything = tuple(with_frozen(report.parameters, found.theta))

@@ -46,14 +46,14 @@ class Compared:
         return (*self.entry.shape, 2) if self.entry.is_complex else self.entry.shape
 
     @property
+    def largest(self) -> float:
+        """The largest finite number of the dtype that the candidate keeps the tensor in."""
+        return float(torch.finfo(self.entry.own_dtype).max)
+
+    @property
     def smallest(self) -> float:
         """The smallest positive number of that dtype."""
         return float(torch.finfo(self.entry.own_dtype).smallest_normal) * self.epsilon
-
-    @property
-    def largest(self) -> float:
-        """The largest finite number of that dtype."""
-        return float(torch.finfo(self.entry.own_dtype).max)
 
 
 def compared(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[Compared]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from operator import attrgetter
 
 from torch import nn
@@ -15,11 +16,12 @@ from torch import nn
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import Counterparts
 from torch_gradcheck.against_reference.culprit_in_words import CulpritWords
+from torch_gradcheck.against_reference.hidden_mistakes import hidden_in
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
-from torch_gradcheck.against_reference.run import ran
-from torch_gradcheck.against_reference.sides import lent, parts_on_trial
-from torch_gradcheck.against_reference.single_modules import SingleModule
+from torch_gradcheck.against_reference.run import Run, ran
+from torch_gradcheck.against_reference.sides import Candidate, lent, parts_on_trial
+from torch_gradcheck.against_reference.single_modules import SingleModule, code_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.call_recording import GradientTaps, Recording
@@ -33,6 +35,9 @@ from torch_gradcheck.torch_internals.modules import named_modules
 TRIED = 2
 """How many calls of one module are tried: those that are given the largest gradients."""
 
+MOST_HIDDEN = 3
+"""How many modules that are wrong alone are looked for in gradients that rounding may explain: the worst ones."""
+
 TAPS = GradientTaps(inputs=False, rooted=False)
 """Outputs of calls are replaced by copies, to record the gradients that arrive for them."""
 
@@ -43,13 +48,18 @@ class Verdict:
 
     Attributes:
         single: the module, and what it was called with.
-        wrong: what is wrong of it, the furthest beyond its error bar first; empty where it is right.
+        verdicts: on each of its gradients and outputs.
         raises: why it could not be judged; "" where it was.
     """
 
     single: SingleModule
-    wrong: Sequence[Judged] = ()
+    verdicts: Sequence[Judged] = ()
     raises: str = ""
+
+    @cached_property
+    def wrong(self) -> list[Judged]:
+        """What is wrong of it, the furthest beyond its error bar first; empty where it is right."""
+        return sorted([each for each in self.verdicts if each.is_wrong], key=attrgetter("excess"), reverse=True)
 
     @property
     def excess(self) -> float:
@@ -78,6 +88,42 @@ def culprit_beside(pair: Pair, verdicts: Sequence[Judged], rows: Sequence[Parame
     """
     wrong = [each for each, row in zip(verdicts, rows, strict=True) if row.status is Status.MISMATCH]
     return _found(pair, sorted(wrong, key=attrgetter("excess"), reverse=True)) if wrong else NO_CULPRIT
+
+
+def with_hidden(
+    pair: Pair, found: Candidate, exact: Run, verdicts: Sequence[Judged]
+) -> tuple[Sequence[Judged], Culprit]:
+    """The verdicts where nothing is wrong: with those on what a module spoils whose mistake rounding hides, and this.
+
+    Only modules are tried whose code is not the reference's.
+
+    Args:
+        pair: the candidate and its reference.
+        found: what the candidate computed.
+        exact: what the reference computed in float64.
+        verdicts: on the whole.
+    """
+    values, words = pair.counterparts, CulpritWords(pair.candidate)
+    if any(each.is_wrong for each in verdicts) or not _has_patched(values):
+        return verdicts, NO_CULPRIT
+    try:
+        recording = _recorded(pair.candidate, values, pair.request)
+    except Exception:  # a model that cannot be recorded is judged as a whole alone
+        return verdicts, NO_CULPRIT
+    tried = [_judged(single, values, pair.request) for single in _groups(_singles(recording.calls, values))[0]]
+    wrong = sorted([each for each in tried if each.wrong], key=attrgetter("excess"), reverse=True)
+    for each in wrong[:MOST_HIDDEN]:
+        hidden = hidden_in(pair, found, exact, verdicts, each.single, each.verdicts)
+        if hidden is not None:
+            return hidden, _named([each], words)
+    return verdicts, Culprit(None, (words.made_up_for(wrong[0].single, wrong[0].wrong),)) if wrong else NO_CULPRIT
+
+
+def _has_patched(values: Counterparts) -> bool:
+    """Whether a module of both sides has other code than the reference's; the models themselves aside."""
+    theirs = dict(named_modules(values.reference))
+    own = [(theirs[name], each) for name, each in named_modules(values.candidate) if name and name in theirs]
+    return any(code_of(one) is not code_of(other) for one, other in own)
 
 
 def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
@@ -118,7 +164,8 @@ def _singles(calls: Sequence[RecordedCall], values: Counterparts) -> list[Single
     for call in calls:
         name = names.get(id(call.owner), "") if isinstance(call.owner, nn.Module) else ""
         if name in theirs and name and not call.in_backward:
-            found.setdefault(name, []).append(SingleModule(name, call, theirs[name]))
+            same = found.setdefault(name, [])
+            same.append(SingleModule(name, call, len(same), theirs[name]))
     judgeable = {name: [each for each in group if each.can_be_judged] for name, group in found.items()}
     tried = [sorted(group, key=lambda each: each.size, reverse=True)[:TRIED] for group in judgeable.values()]
     return [each for group in reversed(tried) for each in group]
@@ -131,11 +178,9 @@ def _groups(singles: Sequence[SingleModule]) -> list[list[SingleModule]]:
 
 def _judged(single: SingleModule, values: Counterparts, request: Request) -> Verdict:
     try:
-        verdicts = single.judged(values, request)
+        return Verdict(single, single.judged(values, request))
     except Exception as error:  # of the user's code, which is made to be called by the model around it
         return Verdict(single, raises=in_one_line(error))
-    wrong = [each for each in verdicts if each.is_wrong]
-    return Verdict(single, sorted(wrong, key=attrgetter("excess"), reverse=True))
 
 
 def _named(found: Sequence[Verdict], words: CulpritWords) -> Culprit:

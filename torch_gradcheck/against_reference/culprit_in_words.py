@@ -49,9 +49,17 @@ class CulpritWords:
     def of_module(self, single: SingleModule, wrong: Sequence[Judged], others: Sequence[str]) -> tuple[str, ...]:
         """The sentences on a module that is wrong when it is run alone; `others` are, too."""
         where = described(single.name, type(single.module).__name__, self._loss.words)
-        said = f"the mistake is in {where}: run alone on what it was given, {_off(wrong[0])}"
+        said = f"the mistake is in {where}: run alone on what it was given, {_off(wrong)}"
         also = (f"wrong as well when run alone: {listed(others)}",) if others else ()
         return (said + _code_of(single.module, list(single.call.inside()), wrong), *also)
+
+    def made_up_for(self, single: SingleModule, wrong: Sequence[Judged]) -> str:
+        """The sentence on a module that is another one alone, in a model that is right as a whole."""
+        kind = type(single.module).__name__
+        return (
+            f"{single.name} ({kind}) is not the reference's: run alone on what it was given, {_off(wrong)}; the model "
+            "as a whole shows nothing of this beyond rounding, so that something else may make up for it"
+        )
 
     def of_itself(self, calls: Sequence[RecordedCall], wrong: Sequence[Judged], right: int) -> Culprit:
         """The candidate as a whole as the culprit: none of the modules in it is wrong when it is run alone.
@@ -63,11 +71,11 @@ class CulpritWords:
         """
         if isinstance(self._model, FunctionModule):
             function = self._loss.holders[0]
-            said = f"the mistake is in the {_way(wrong)} of {self._loss.words.described}: {_off(wrong[0])}"
+            said = f"the mistake is in the {_way(wrong)} of {self._loss.words.described}: {_off(wrong)}"
             return Culprit(self._loss.words.culprit, (said + _code_of(function, calls, wrong),))
         own = [call for call in calls if call.parent is not None and call.parent.owner is self._model]
         where = described("", type(self._model).__name__, self._loss.words)
-        said = f"the mistake is in {where}{_all_right(right)}: {_off(wrong[0])}"
+        said = f"the mistake is in {where}{_all_right(right)}: {_off(wrong)}"
         return Culprit("", (said + _code_of(self._model, own, wrong),))
 
 
@@ -99,13 +107,19 @@ def _way(wrong: Sequence[Judged]) -> str:
     return "forward" if any(each.compared.entry.role is Role.OUTPUT for each in wrong) else "backward"
 
 
-def _off(each: Judged) -> str:
-    """By how much a tensor is off, as "its gradient of x is off by 1 %, 5 times what rounding explains"."""
+def _off(wrong: Sequence[Judged]) -> str:
+    """By how much a tensor is off, as "its gradient of x is off by 1 %, 5 times what rounding explains".
+
+    It is the furthest beyond its bar; an output where one is wrong, since that makes gradients wrong as well.
+    """
+    each = max(wrong, key=lambda each: (each.compared.entry.role is Role.OUTPUT, each.excess))
     given, right = each.compared.candidate[0], each.compared.right
     entry = each.compared.entry
     what = f"its {entry.name}" if entry.role is Role.OUTPUT else f"its gradient of {entry.name}"
     if not np.isfinite(given).all():
         return f"{what} holds NaN or infinity"
-    with np.errstate(all="ignore"):
-        share = root_mean_square(given - right) / root_mean_square(right)
+    size = root_mean_square(right)
+    if not size:
+        return f"{what} is not 0, which is right"
+    share = root_mean_square(given - right) / size
     return f"{what} is off by {100 * share:.3g} %, {each.excess:.2g} times what rounding explains"

@@ -120,7 +120,7 @@ def _diagnosis(judged: Judged, verdicts: Sequence[Judged], tolerance: float) -> 
     evidence, explanation = step_evidence(judged.compared.entry, judged.trial), Explanation(judged, tolerance)
     with np.errstate(all="ignore"):
         if not evidence.finite:
-            return _partial(explanation, evidence) or unknown(evidence)
+            return _overflown(judged) or _partial(explanation, evidence) or unknown(evidence)
         return (
             _of_the_whole(evidence)
             or _of_another(explanation, verdicts)
@@ -131,6 +131,20 @@ def _diagnosis(judged: Judged, verdicts: Sequence[Judged], tolerance: float) -> 
             or _partial(explanation, evidence)
             or unknown(evidence)
         )
+
+
+def _overflown(judged: Judged) -> Diagnosis | None:
+    """LOW_PRECISION: infinite where the right number is beyond the largest of the dtype, and only there."""
+    each = judged.compared
+    beyond = np.abs(each.right) > each.largest
+    if not np.array_equal(~np.isfinite(each.candidate[0]), beyond):
+        return None
+    dtype, number = name_of(each.entry.own_dtype), int(np.sum(beyond))
+    message = (
+        f"dθ is infinite in {number} of {len(beyond)} entries: they are up to {np.max(np.abs(each.right)):.2g}, and "
+        f"{dtype} ends at {each.largest:.5g}"
+    )
+    return Diagnosis(DiagnosisKind.LOW_PRECISION, message)
 
 
 def _of_the_whole(evidence: Evidence) -> Diagnosis | None:

@@ -45,17 +45,19 @@ class Apart:
     @property
     def pattern(self) -> str:
         """A sentence on which of the runs are alike."""
-        first, others, count = self.runs[0], self.alike[0, 1:], len(self.runs)
+        others, count = self.alike[0, 1:], len(self.runs)
+        second, third = [self._factor(run) for run in (self.runs[1], self.runs[-1 if count < 3 else 2])]
         if not others.any() and self.alike[1:, 1:].all():
-            factor = factor_of(first, self.runs[1])
-            times = "" if factor is None else f": what it gives is {factor:.4g} times theirs"
+            times = "" if second is None else f": what it gives is {1 / second:.3g} times theirs"
             return f"The first run differs from the {count - 1} that follow{times}"
-        factors = [factor_of(run, first) for run in self.runs[1:3]]
-        if count > 2 and not others.any() and all(factor is not None for factor in factors):
-            second, third = factors
-            return f"The second is {second:.4g} times the first, the third {third:.4g} times: something adds up"
+        if not others.any() and second is not None and third is not None:
+            return f"The second is {second:.3g} times the first, the third {third:.3g} times: something adds up"
         most = int(np.max(np.sum(self.alike, axis=1)))
         return f"Of {count} runs, {most if most > 1 else 'no two'} are alike"
+
+    def _factor(self, run: Floats) -> float | None:
+        """The number that a run is the first one times; None where it is none, up to rounding, or 0."""
+        return factor_of(run, self.runs[0], self.allowed) or None
 
 
 def runs_apart(verdicts: Sequence[Judged], tolerance: float) -> list[Apart]:

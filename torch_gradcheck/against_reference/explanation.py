@@ -11,6 +11,7 @@ from torch_gradcheck.against_reference.compared import Compared
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.wholes import ITSELF
 from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.differences.noise import root_mean_square
 
 EXPLAINED = 0.5
 """A mistake is explained where at most half of the root mean square error is left: three quarters of its square."""
@@ -146,11 +147,6 @@ class Explanation:
         before = root_mean_square(self.off)
         left = root_mean_square(self.off - coefficient * term) / before if before else 0.0
         return Fit(coefficient, max(moved, default=0.0), left)
-
-
-def root_mean_square(values: Floats) -> float:
-    """√ of the mean square; 0 of nothing."""
-    return float(np.sqrt(np.mean(np.square(values)))) if values.size else 0.0
 
 
 def slope_of(error: Floats, term: Floats) -> float:

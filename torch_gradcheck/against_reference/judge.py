@@ -123,21 +123,22 @@ def _times(finding: Finding) -> float:
 
 def _outcomes(each: Compared, bars: Bars, times: Floats) -> NDArray[np.int8]:
     """The outcome of each entry that is `times` its bar off: what rounding overflows, and is finite, is undecided."""
-    unknown = bars.overflowed & np.isfinite(each.candidate[0]) | np.isnan(each.right)
+    finite = np.isfinite(each.candidate[0]) & np.isfinite(each.right)
+    unknown = bars.overflowed & finite | np.isnan(each.right)
     outcome = np.where(unknown, Outcome.UNDECIDED, Outcome.MISMATCH)
     return np.where(times <= 1, Outcome.MATCH, outcome).astype(np.int8)
 
 
 def _is_the_same(each: Compared) -> Flags:
-    """Which entries are the same infinity on both sides, in the candidate's dtype."""
+    """Which entries are the same infinity on both sides; a right number that the dtype cannot hold is none."""
     given = each.candidate[0]
-    too_large = np.abs(each.right) >= each.largest * (1 + each.epsilon / 4)
-    return np.asarray(np.isinf(given) & too_large & (np.sign(given) == np.sign(each.right)))
+    return np.asarray(np.isinf(given) & (given == each.right))
 
 
 def _ratio(each: Compared) -> float:
     """NaN where the reference loses nothing in that dtype and the candidate does; 0 where neither does."""
-    finite = np.isfinite(each.right) & np.isfinite(each.rounded[0])
-    own = root_mean_square((each.candidate[0] - each.right)[finite])
-    loses = root_mean_square((each.rounded[0] - each.right)[finite])
+    given, right, plain = each.candidate[0], each.right, each.rounded[0]
+    finite = np.isfinite(given) & np.isfinite(right) & np.isfinite(plain)
+    own = root_mean_square(given[finite] - right[finite])
+    loses = root_mean_square(plain[finite] - right[finite])
     return own / loses if loses else (float("nan") if own else 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch_gradcheck.against_reference.alike import on_outputs
+from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.draws import on_draws
 from torch_gradcheck.against_reference.reference import Reference, on_reference
@@ -37,6 +38,7 @@ def notes_of(
         *on_culprit,
         on_outputs(found.runs[0].outputs, own.exact[0].outputs),
         on_draws(found.has_drawn, own.has_drawn),
+        CallersAutocast().note,
         on_perturbed(request.perturb, request.seed),
         *candidate.notes,
         on_powers_of_two(rows),

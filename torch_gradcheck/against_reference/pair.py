@@ -11,7 +11,7 @@ from torch_gradcheck.against_reference.counterparts import Counterparts
 from torch_gradcheck.against_reference.judge import Judged, judged
 from torch_gradcheck.against_reference.rounded import rounded_runs
 from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate, candidate_of
+from torch_gradcheck.against_reference.sides import CANDIDATE_RUNS, Candidate, candidate_of
 from torch_gradcheck.against_reference.ties import judged_at_ties
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
@@ -44,9 +44,9 @@ class Pair:
         verdicts = [judged(each, self.request.tolerance) for each in compared(found, exact, rounded)]
         return judged_at_ties(verdicts, self.reference, found, self.request, Start(values=self.counterparts.exact))
 
-    def candidate_runs(self) -> Candidate:
-        """What the candidate computes, at its own θ or away from it."""
-        return candidate_of(self.candidate, self.request, Start(values=self.counterparts.moved))
+    def candidate_runs(self, count: int = CANDIDATE_RUNS) -> Candidate:
+        """What the candidate computes in so many runs, at its own θ or away from it."""
+        return candidate_of(self.candidate, self.request, Start(values=self.counterparts.moved), count)
 
     def alone(self) -> Mapping[str, Pair]:
         """The pairs in which one output only is given a gradient, by its name; to be asked after a first run."""

@@ -49,7 +49,7 @@ def wrong_place(explanation: Explanation, evidence: Evidence) -> Place | None:
 def _candidates(explanation: Explanation, evidence: Evidence) -> Iterator[Place | None]:
     """Parts that may be all that is wrong, the smallest first."""
     number = int(np.sum(evidence.wrong))
-    if not number:
+    if not 0 < number < evidence.wrong.size:
         return
     if number <= SINGLE_ENTRIES:
         yield _entries(evidence)

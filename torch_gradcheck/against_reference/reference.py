@@ -6,10 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.against_reference.sides import Candidate, exact_run
-from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.borrowing.loan import Loan, Start
 from torch_gradcheck.errors import (
     GradcheckError,
     InvalidRequestError,
@@ -17,16 +19,27 @@ from torch_gradcheck.errors import (
     NonFiniteLossError,
     NonScalarLossError,
 )
-from torch_gradcheck.methods.problem import posed
+from torch_gradcheck.methods.problem import Problem, posed
+from torch_gradcheck.objective.function_outputs import root_mean_square
+from torch_gradcheck.objective.perturbation import real_view
+from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.pipeline.backward import judged
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
-from torch_gradcheck.reporting.progress import progress_bar
+from torch_gradcheck.reporting.progress import SILENT, ProgressBar, progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
 
 WRONG = "the reference's own gradient of it is wrong: there is nothing right to compare with"
+CHECKED_BESIDE = "the reference's own gradient was checked beside the inputs"
 UNPROVEN = "the reference's own gradient of it is undecided, so that there is nothing proven to compare with"
+
+BESIDE = 1e-3
+"""How far inputs are moved, relative to their root mean square, where ties at them leave the reference undecided."""
+
+STREAM = 0x71E5
+"""Added to the seed: the numbers drawn from the seed itself may be the inputs."""
 
 
 @dataclass(frozen=True)
@@ -62,23 +75,74 @@ def reference_of(
         InvalidRequestError: it does not fit the inputs, or returns something else than the candidate.
         NonFiniteLossError, NonDeterministicLossError, NonScalarLossError: it cannot be checked.
     """
-    model, loss = computations[0].model, computations[0].loss
-    there = replace(request, perturb=0.0)  # its values are moved already
     try:
         with (
             progress_bar(request.progress) as progress,
-            posed(model, loss, there, progress=progress, start=start, drawn_in=candidate.drawn_in) as problem,
+            _posed(computations[0], candidate, request, start, progress) as problem,
         ):
             _ = problem.objective  # evaluated, or refused, before anything else
             exact = [exact_run(problem, each, candidate) for each in computations]
             has_drawn = not problem.objective.random_state.is_empty
-            return Reference(judged(problem, time.perf_counter())[0], exact, has_drawn)
+            report = judged(problem, time.perf_counter())[0]
+        return Reference(_decided(report, computations[0], candidate, request, start), exact, has_drawn)
     except GradcheckError as error:
         raise _of_reference(error) from error
 
 
+def _posed(
+    computation: Computation, candidate: Candidate, request: Request, start: Start, progress: ProgressBar = SILENT
+) -> Loan[Problem]:
+    there = replace(request, perturb=0.0)  # its values are moved already
+    model, loss = computation.model, computation.loss
+    return posed(model, loss, there, progress=progress, start=start, drawn_in=candidate.drawn_in)
+
+
+def _decided(report: Report, computation: Computation, candidate: Candidate, request: Request, start: Start) -> Report:
+    """The report, or that of a check beside the inputs where ties leave rows undecided that are not there.
+
+    A reference of plain torch is right or wrong as a computation, wherever its inputs happen to be.
+    """
+    if report.mismatches or report.backward_spread or not _undecided(report):
+        return report
+    with _posed(computation, candidate, request, _beside_ties(computation, request.seed, start)) as problem:
+        beside = judged(problem, time.perf_counter())[0]
+    if len(_undecided(beside)) >= len(_undecided(report)):
+        return report
+    note = (
+        f"{CHECKED_BESIDE}, moved by {BESIDE:g} of their size: at the inputs themselves "
+        f"differences do not decide {listed(_undecided(report))}, as where numbers tie"
+    )
+    return replace(beside, notes=[note, *beside.notes], loss=report.loss)
+
+
+def _undecided(report: Report) -> list[str]:
+    return [row.name for row in report if row.status is Status.UNDECIDED]
+
+
+def _beside_ties(computation: Computation, seed: int, start: Start) -> Start:
+    """The start with all that is on trial moved a little, so that no numbers tie."""
+    generator = torch.Generator("cpu").manual_seed((seed + STREAM) % 2**63)
+    variables = objects_of(computation.loss.variables)
+    moving = [each for each in (*computation.model.parameters(), *variables) if each.requires_grad]
+    moved = {each: _moved(start.values.get(each, each), generator) for each in moving}
+    return replace(start, values={**start.values, **moved})
+
+
+def _moved(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    numbers = real_view(tensor.detach().resolve_conj()).to(torch.float64)
+    noise = torch.randn(numbers.shape, generator=generator, dtype=torch.float64, device="cpu").to(numbers.device)
+    finite = torch.isfinite(numbers)
+    moved = numbers + BESIDE * root_mean_square(numbers[finite]) * noise.where(finite, torch.zeros_like(noise))
+    return torch.view_as_complex(moved) if tensor.is_complex() else moved
+
+
 def _of_reference(error: GradcheckError) -> GradcheckError:
     """The error, saying that it is the reference that cannot be checked."""
+    if error.__cause__ is not None and lacks_float64_kernel(error.__cause__):
+        return InvalidRequestError(
+            "reference: it is computed in float64, and one of its operations has no kernel for that "
+            f"({error.__cause__}): write it with operations that have one, plain torch."
+        )
     text = str(error) if str(error).startswith("reference") else f"reference: {error}"
     if isinstance(error, NonFiniteLossError | NonDeterministicLossError):
         return type(error)(text, module=error.module)
@@ -113,7 +177,8 @@ def on_reference(own: Report) -> list[str]:
         ]
     if own.backward_spread:
         return ["two equal runs of the reference's own backward differ: nothing can be compared with it", *own.notes]
-    return [f"the reference's own gradient is not proven: {listed(unproven)}"] if unproven else []
+    moved = [note for note in own.notes if note.startswith(CHECKED_BESIDE)]
+    return [*moved, *([f"the reference's own gradient is not proven: {listed(unproven)}"] if unproven else [])]
 
 
 def _in_words(row: ParameterReport) -> str:

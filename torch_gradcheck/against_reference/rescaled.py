@@ -15,10 +15,10 @@ from torch import nn
 
 from torch_gradcheck.against_reference.compared import compared
 from torch_gradcheck.against_reference.computation import Computation, Forward, FunctionComputation
-from torch_gradcheck.against_reference.explanation import root_mean_square
 from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.run import Run
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.reporting.facts import Role
 
@@ -41,7 +41,7 @@ def rescaled_gradients(pair: Pair, exact: Run) -> list[Floats]:
         pair: whose candidate is run anew.
         exact: of the reference, for the tensors that are compared.
     """
-    found = replace(pair, candidate=Rescaled(pair.candidate)).candidate_runs()
+    found = replace(pair, candidate=Rescaled(pair.candidate)).candidate_runs(1)
     return [each.candidate[0] for each in compared(found, exact, []) if each.entry.role is not Role.OUTPUT]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 
+from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.run import Run, ran
@@ -28,11 +29,11 @@ NOISY_RUNS = 12
 
 def rounded_runs(computation: Computation, candidate: Candidate, request: Request, start: Start) -> list[Run]:
     """The runs of the reference: plainly, then with rounding as noise."""
-    generator = torch.Generator("cpu").manual_seed(request.seed)
+    generator, autocast = torch.Generator("cpu").manual_seed(request.seed), CallersAutocast()
     with lent(computation, request, start) as borrowed:
         theta, between = theta_of(computation.model, (), (), computation.loss.variables), coarsest(candidate.theta)
         parts = parts_of_gradients(candidate.theta, theta, computation.loss)
-        forward = computation.at(None)
+        forward = autocast.over(computation.at(None))
         plain = ran(forward, parts, borrowed)
         modes = [RoundingMode(generator, between) for _ in range(NOISY_RUNS)]
         return [plain, *[ran(forward, parts, borrowed, mode) for mode in modes]]

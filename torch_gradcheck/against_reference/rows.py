@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 
 from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.wholes import ITSELF, Finding
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import name_of
@@ -31,7 +33,7 @@ def row_of(judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
     row = replace(row, rounding_ratio=judged.rounding_ratio, worst=furthest(entry, judged.trial, in_bars=True))
     if row.status is Status.MISMATCH:
         picture = wrong_map(step_evidence(entry, judged.trial), aligned=True)
-        return replace(row, reason=_how_wrong(row, judged), diagnosis=diagnosis, map=picture)
+        return replace(row, reason=_how_wrong(row, judged, diagnosis), diagnosis=diagnosis, map=picture)
     if judged.why_unproven:
         return replace(row, reason=judged.why_unproven)
     if row.status in (Status.MATCH, Status.FLAT) and np.any(judged.compared.right):
@@ -45,6 +47,8 @@ def _proven(row: ParameterReport, judged: Judged) -> ParameterReport:
     Each entry may be within its error bar of 0, and the tensor as a whole still be known.
     """
     ratio, detectable = ratio_of(judged.trial), judged.detectable
+    if row.status is Status.FLAT and detectable > RESOLVED:
+        return row
     decided = replace(row, relative_error=ratio, verdict=Verdict.of(ratio), detectable=detectable)
     if detectable > RESOLVED:
         return replace(decided, status=Status.UNDECIDED, reason=f"{_may_move(judged)}: twice as much would not show")
@@ -56,23 +60,39 @@ def _may_move(judged: Judged) -> str:
     return f"rounding in {name_of(judged.compared.entry.own_dtype)} may move it by as much as its own size"
 
 
-def _how_wrong(row: ParameterReport, judged: Judged) -> str:
+def _how_wrong(row: ParameterReport, judged: Judged, diagnosis: Diagnosis | None) -> str:
     if judged.as_a_whole:
-        return f"{judged.as_a_whole}; {WITHIN}"
+        scaled = [str(each) for each in judged.findings if _is_factor(each)] if diagnosis and diagnosis.factor else []
+        return f"{scaled[0] if scaled else judged.as_a_whole}; {WITHIN}"
     return "; ".join(filter(None, [row.reason, _at(row.worst[0], judged), _rms(judged)]))
+
+
+def _is_factor(finding: Finding) -> bool:
+    """Whether it shows a factor on all of the tensor."""
+    return finding.along == ITSELF and not finding.part.axes and finding.times > 1
 
 
 def _at(worst: Coordinate, judged: Judged) -> str:
     """How far the worst entry is off, in multiples of what rounding may do; "" where there is no multiple."""
+    dtype, index = name_of(judged.compared.entry.own_dtype), list(worst.index) or "it"
+    if not math.isfinite(worst.analytic):
+        return f"{index} is {worst.analytic}, where {worst.numeric:.3g} is right{_beyond(worst, judged)}"
     if not math.isfinite(worst.in_bars):
         return ""
-    dtype, index = name_of(judged.compared.entry.own_dtype), list(worst.index) or "it"
     return f"{index} is off by {times(worst.in_bars)} times what rounding in {dtype} explains"
+
+
+def _beyond(worst: Coordinate, judged: Judged) -> str:
+    """Words on a right number that the candidate's dtype cannot hold; "" where it can."""
+    dtype = judged.compared.entry.own_dtype
+    largest = torch.finfo(dtype).max
+    is_overflow = math.isinf(worst.analytic) and largest < abs(worst.numeric) < math.inf
+    return f": {name_of(dtype)} overflows at {largest:.5g}" if is_overflow else ""
 
 
 def _rms(judged: Judged) -> str:
     ratio, dtype = judged.rounding_ratio, name_of(judged.compared.entry.own_dtype)
-    if not 1 < ratio < math.inf:
+    if not 1 < ratio < math.inf or not np.isfinite(judged.compared.candidate[0]).all():
         return ""
     return f"the root mean square error is {times(ratio)} times what the reference loses in {dtype}"
 

@@ -11,6 +11,7 @@ import torch
 from torch_gradcheck.against_reference.computation import Forward
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.gradients.accumulation import gradients_of
+from torch_gradcheck.objective.objective import evaluation_of
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,8 @@ def ran(
         borrowed: resets what the run changes.
         mode: in force during forward and backward; None for none.
     """
-    borrowed.before_evaluation()
-    try:
-        with torch.enable_grad(), mode or nullcontext():
-            return run_of(forward, parts)
-    finally:
-        borrowed.after_evaluation()
+    with torch.enable_grad(), evaluation_of(borrowed), mode or nullcontext():
+        return run_of(forward, parts)
 
 
 def run_of(forward: Callable[[], Forward], parts: Sequence[Sequence[torch.Tensor]]) -> Run:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.run import Run, ran, run_of
@@ -40,13 +41,13 @@ class Candidate:
     has_drawn: bool
 
 
-def candidate_of(computation: Computation, request: Request, start: Start) -> Candidate:
-    """Runs the candidate a few times, each from its first state; nothing is raised to another precision."""
-    loss = computation.loss
+def candidate_of(computation: Computation, request: Request, start: Start, count: int = CANDIDATE_RUNS) -> Candidate:
+    """Runs the candidate `count` times, each from its first state; nothing is raised to another precision."""
+    loss, autocast = computation.loss, CallersAutocast()
     with lent(computation, request, start) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
-        parts, forward = parts_on_trial(theta), computation.at(None)
-        runs = [ran(forward, parts, borrowed) for _ in range(CANDIDATE_RUNS)]
+        parts, forward = parts_on_trial(theta), autocast.over(computation.at(None))
+        runs = [ran(forward, parts, borrowed) for _ in range(count)]
         return Candidate(theta, runs, DrawnIn(torch.get_default_dtype(), coarsest(theta)), borrowed.has_drawn)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,11 +36,13 @@ class SingleModule:
     Attributes:
         name: the qualified name of both.
         call: recorded in a run of the candidate, in its own dtypes.
+        number: which call of this module it is, from 0 on.
         reference: the reference's module.
     """
 
     name: str
     call: RecordedCall
+    number: int
     reference: nn.Module
 
     @property
@@ -51,7 +54,7 @@ class SingleModule:
     @cached_property
     def is_patched(self) -> bool:
         """Whether the candidate's forward is other code than the reference's."""
-        return _code(self.module) is not _code(self.reference)
+        return code_of(self.module) is not code_of(self.reference)
 
     @property
     def size(self) -> float:
@@ -75,15 +78,35 @@ class SingleModule:
             Exception: whatever a module raises that cannot be run alone, or cannot be compared.
         """
         request = replace(request, include=(), exclude=())
-        upstream = _Recorded(self.call.cotangents)
+        upstream, (args, kwargs) = _Recorded(self.call.cotangents), self._arguments
         own, other = [
-            FunctionComputation(FunctionLoss(_called_again(self.call, module), request.seed), upstream)
+            FunctionComputation(FunctionLoss(FunctionCall(module, args, kwargs, writes=True), request.seed), upstream)
             for module in (self.module, self.reference)
         ]
         found = candidate_of(own, request, Start(self.call.random, values.moved))
         exact = _exact(other, found, request, Start(self.call.random, values.exact))
         rounded = rounded_runs(other, found, request, Start(self.call.random, values.rounded))
         return [judged(each, request.tolerance) for each in compared(found, exact, rounded)]
+
+    def position_of(self, argument: torch.Tensor) -> int:
+        """Which of the tensors that the call was given an argument of the module alone stands for."""
+        return next(k for k, each in enumerate(self.call.inputs) if self._copies.get(id(each)) is argument)
+
+    @cached_property
+    def _copies(self) -> dict[int, torch.Tensor]:
+        """Copies of the recorded tensors by their ids; those that required a gradient are on trial."""
+        needed = zip(self.call.inputs, self.call.differentiable, strict=True)
+        asked = {id(tensor) for tensor, each in needed if each}
+        return {
+            id(tensor): laid_out_alike(tensor).requires_grad_(id(tensor) in asked)
+            for tensor in self.call.inputs
+            if not isinstance(tensor, nn.Parameter)
+        }
+
+    @cached_property
+    def _arguments(self) -> tuple[Any, Any]:
+        arguments: tuple[Any, Any] = replaced(self.call.arguments, lambda each: self._copies.get(id(each), each))
+        return arguments
 
 
 class _Recorded(Upstream):
@@ -103,22 +126,6 @@ class _Recorded(Upstream):
         self._rounded = {k: v.expand_as(output) for k, ((_, output), v) in enumerate(pairs) if v is not None}
 
 
-def _called_again(call: RecordedCall, module: nn.Module) -> FunctionCall:
-    """The call of a module on copies of the recorded arguments; those that required a gradient are on trial."""
-    asked = {id(tensor) for tensor, needed in zip(call.inputs, call.differentiable, strict=True) if needed}
-    copies: dict[int, torch.Tensor] = {}
-
-    def copied(tensor: torch.Tensor) -> torch.Tensor:
-        if isinstance(tensor, nn.Parameter):
-            return tensor
-        if id(tensor) not in copies:
-            copies[id(tensor)] = laid_out_alike(tensor).requires_grad_(id(tensor) in asked)
-        return copies[id(tensor)]
-
-    args, kwargs = replaced(call.arguments, copied)
-    return FunctionCall(module, args, kwargs, writes=True)
-
-
 def _exact(computation: FunctionComputation, candidate: Candidate, request: Request, start: Start) -> Run:
     """The run of the reference's module in float64, on the numbers that the candidate's was given."""
     mode = PrecisionMode(torch.float64)
@@ -129,7 +136,7 @@ def _exact(computation: FunctionComputation, candidate: Candidate, request: Requ
         return ran(computation.at(torch.float64), parts, borrowed, mode)
 
 
-def _code(module: nn.Module) -> object:
+def code_of(module: nn.Module) -> object:
     """What runs as the forward of a module, be it of its class or put in its place."""
     forward = module.forward
     return getattr(getattr(forward, "__func__", forward), "__code__", forward)

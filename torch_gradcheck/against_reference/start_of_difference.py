@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.equal_runs import Apart, notes_on, spread_of, told_of
 from torch_gradcheck.against_reference.pair import Pair
@@ -57,6 +58,7 @@ def start_of(pair: Pair, apart: Apart) -> tuple[str | None, str]:
         apart: the tensor that is told of.
     """
     computation, request, level = pair.candidate, pair.request, BESIDE_ROUNDING * apart.allowed
+    autocast = CallersAutocast()
     with lent(computation, request, Start(values=pair.counterparts.moved)) as borrowed:
         theta = theta_of(computation.model, request.include, request.exclude, computation.loss.variables)
         leaves = [[theta[position].parameter] for position in theta.checked]
@@ -65,7 +67,7 @@ def start_of(pair: Pair, apart: Apart) -> tuple[str | None, str]:
             outputs: Outputs = []
             record = BackwardRecord(computation.model)
             with forward_hooks(computation.model, lambda name, tensors: _note(outputs, name, tensors)), record:  # noqa: B023
-                ran(computation.at(None), leaves, borrowed)
+                ran(autocast.over(computation.at(None)), leaves, borrowed)
             runs.append(_Recorded(outputs, record))
             found = _first_difference(computation, runs, apart, level) if len(runs) > 1 else None
             if found is not None:

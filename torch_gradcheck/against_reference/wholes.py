@@ -17,7 +17,7 @@ from torch_gradcheck.against_reference.compared import Compared
 from torch_gradcheck.against_reference.parts import ENTRIES_NEEDED, Cut, Part, cuts_of
 from torch_gradcheck.arrays import Flags, Floats
 
-MARGIN_OF_SQUARES = 2.0
+MARGIN_OF_SQUARES, MARGIN_OF_SQUARES_OF_PARTS = 1.5, 3.0
 """The bar of a root mean square, in multiples of that of the runs; twice as large for a single entry."""
 
 SIGMAS, SIGMAS_OF_PARTS = 3.0, 4.0
@@ -26,7 +26,7 @@ SIGMAS, SIGMAS_OF_PARTS = 3.0, 4.0
 SIGMAS_OF_RUNS = 4.0
 """The same, of the standard deviation that the sum itself has among 13 runs, which is known less well."""
 
-COMMON, COMMON_OF_PARTS = 0.15, 0.25
+COMMON, COMMON_OF_PARTS = 0.15, 0.6
 """The share of a right kernel's error that may be proportional to something: it rounds numbers that many entries have
 in common, such as a row's sum, where the reference rounds others."""
 
@@ -110,7 +110,8 @@ class _Sums:
         alike = np.divide(np.square(variance), spread, out=np.ones_like(spread), where=spread > 0)  # how many entries
         noise = np.sqrt(np.maximum(variance, cut.sums(np.square(self.bars.errors)).max(axis=0, initial=0.0)))
         right = np.sqrt(cut.sums(np.square(self.right)))
-        bar = MARGIN_OF_SQUARES * (1 + 1 / np.sqrt(np.maximum(alike, 1))) * noise + 2 * self.tolerance * right
+        margin = MARGIN_OF_SQUARES_OF_PARTS if cut.axes else MARGIN_OF_SQUARES
+        bar = margin * (1 + 1 / np.sqrt(np.maximum(alike, 1))) * noise + 2 * self.tolerance * right
         counts = np.sqrt(np.maximum(cut.sums(self.known.astype(np.float64)), 1))
         return _furthest(cut, "", np.sqrt(cut.sums(np.square(self.error))) / counts, bar / counts, right / counts)
 

@@ -13,9 +13,13 @@ from torch_gradcheck.contract.outcome import Raised, attempted
 from torch_gradcheck.contract.trial import Gradients, Trial
 from torch_gradcheck.contract.upstream import gradients_under
 from torch_gradcheck.objective.variables import objects_of
+from torch_gradcheck.precision.dtypes import epsilon
 
 ELSEWHERE = 0.1
 """The other call has arguments that are moved by up to a twentieth of their size."""
+
+UNITS = 100
+"""In a low precision they are moved by up to so many half units in the last place, to tell them from rounding."""
 
 
 class Disturbance(NamedTuple):
@@ -59,7 +63,7 @@ class _TwoCalls:
     def __init__(self, trial: Trial) -> None:
         self._trial = trial
         self._leaves = trial.fresh()
-        self._others = beside(self._leaves, seed=0, step=ELSEWHERE)
+        self._others = beside(self._leaves, seed=0, step=max(ELSEWHERE, UNITS * epsilon(trial.dtype)))
         self._outputs = trial.outputs(self._leaves)
         self._returned = [output.detach().clone() for output in self._outputs]
         self._other_outputs = trial.outputs(self._others)

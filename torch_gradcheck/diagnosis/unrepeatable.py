@@ -163,11 +163,11 @@ def _times(one: Floats, other: Floats) -> str:
     return "" if factor is None else f": its gradient is {factor:.4g} times theirs"
 
 
-def factor_of(one: Floats, other: Floats) -> float | None:
-    """The number that one gradient is the other one times; None where it is no multiple."""
+def factor_of(one: Floats, other: Floats, within: float = SAME_FACTOR) -> float | None:
+    """The number that one gradient is the other one times, up to `within` of its size; None where it is no multiple."""
     square = float(other @ other)
     if not (np.isfinite(one).all() and np.isfinite(square) and square):
         return None
     factor = float(one @ other) / square
     off = float(np.linalg.norm(one - factor * other))
-    return factor if off <= SAME_FACTOR * float(np.linalg.norm(one)) else None
+    return factor if off <= within * float(np.linalg.norm(one)) else None

@@ -37,6 +37,7 @@ class FunctionCall:
             leaves, which a Function may tell from other tensors, and keep.
         memory: the caller's own tensors, in whose memory layout the function gets its arguments, copied anew for every
             call; None: those that are not on trial are the same tensors in all calls.
+        named_after: the function whose argument names they have, where that is another one.
     """
 
     function: Callable[..., Any]
@@ -45,6 +46,7 @@ class FunctionCall:
     writes: bool = False
     patterns: Mapping[int, torch.Tensor] = field(default_factory=dict)
     memory: ArgumentMemory | None = None
+    named_after: Callable[..., Any] | None = None
 
     @cached_property
     def variables(self) -> list[Variable]:
@@ -122,7 +124,7 @@ class FunctionCall:
 
     def named(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
         """Arguments in the places of this call's, each with its name."""
-        names = [*argument_names(self.function, len(args)), *kwargs]
+        names = [*argument_names(self.named_after or self.function, len(args)), *kwargs]
         return list(zip(names, [*args, *kwargs.values()], strict=True))
 
 

@@ -85,17 +85,20 @@ class RoundingMode(DispatchMode):
             args = (*args[:factor], self._moved(args[factor], func in ATTENTION), *args[factor + 1 :])
         result = func(*args, **(kwargs or {}))
         if rounds(func, args):
-            for tensor in _floating(result):
+            results = _floating(result)
+            largest = max([tensor.numel() for tensor in results], default=0)
+            for tensor in results:
                 terms = ROUNDED_SUM if func in LOGARITHMS else 0.0
-                move_at_random(tensor, self._rounding(func, tensor.dtype), self._generator, terms=terms)
+                is_kept = func in KEPT_FINE or tensor.ndim == 0 or tensor.numel() < largest
+                rounding = tensor.dtype if is_kept else self._handed_on_in(tensor.dtype)
+                move_at_random(tensor, rounding, self._generator, terms=terms)
                 if func in GAUSSIAN:
                     self._move_by(tensor, args[0])
         return result
 
-    def _rounding(self, func: Any, dtype: torch.dtype) -> torch.dtype:
-        """The dtype that a result is rounded to."""
-        coarser = self._between is not None and is_lower(self._between, dtype) and func not in KEPT_FINE
-        return self._between if coarser and self._between is not None else dtype
+    def _handed_on_in(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that numbers computed in `dtype` are rounded to between two operations."""
+        return self._between if self._between is not None and is_lower(self._between, dtype) else dtype
 
     def _move_by(self, tensor: torch.Tensor, factor: torch.Tensor) -> None:
         """Moves every entry in place as much as rounding moves that of `factor`."""
@@ -246,7 +249,8 @@ _NAMES_OF_KEPT_FINE = """
 """
 
 KEPT_FINE = LOGARITHMS | overloads(*_NAMES_OF_KEPT_FINE.split())
-"""Operations whose results a fused kernel keeps in float32: sums, what is subtracted of each other, and logarithms."""
+"""Operations whose results a fused kernel keeps in float32: sums, what is subtracted of each other, and logarithms; as
+it keeps what an operation gives besides its result, such as the mean of each row, and numbers without dimensions."""
 
 GAUSSIAN = overloads("gelu", "gelu_backward")
 """Operations that multiply their first argument by ½ (1 + erf x), which is rounded like 1 where it is almost 0."""

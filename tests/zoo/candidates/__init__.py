@@ -1,6 +1,7 @@
 """Kernels in low precision beside plain references: right twins, and wrong ones with exactly the rows they spoil."""
 
 from tests.zoo.candidates.attention import attention
+from tests.zoo.candidates.epilogues import epilogues
 from tests.zoo.candidates.gates import gates
 from tests.zoo.candidates.kernel import BFLOAT16, FLOAT16, FLOAT32, Draws, Kernel, Wrong
 from tests.zoo.candidates.losses import losses
@@ -11,6 +12,7 @@ from tests.zoo.candidates.reductions import reductions
 
 KERNELS: list[Kernel] = [
     *gates(),
+    *epilogues(),
     *norms(),
     *reductions(),
     *products(),

@@ -68,6 +68,7 @@ class Kernel:
         right: by what is different in them, kernels that compute the same.
         wrong: by their mistake.
         dtypes: in which it is run.
+        breaks: entries of the contract that fail for a right one, by its name in `right`.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Kernel:
     right: Mapping[str, Callable[..., Any]]
     wrong: Mapping[str, Wrong] = field(default_factory=dict)
     dtypes: tuple[torch.dtype, ...] = (BFLOAT16, FLOAT32)
+    breaks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def fused(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -90,6 +90,7 @@ def cross_entropy_kernel() -> Kernel:
             "one entry": Wrong(fused(forward, with_gradient(backward, 0, mistakes.one_entry)), ("logits",)),
         },
         dtypes=ALL,
+        breaks={"over its logits": ("inputs_kept",)},
     )
 
 

@@ -1,4 +1,4 @@
-"""Kernels that reduce an axis: sums, means, lengths, log-sum-exp, and running sums."""
+"""Kernels that reduce an axis, or divide by what they reduce it to: sums, lengths, softmax, running sums."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from tests.zoo.candidates import mistakes
 from tests.zoo.candidates.kernel import ALL, BFLOAT16, Kernel, Wrong, blocks, fused, in_float32
 from tests.zoo.candidates.mistakes import one_percent, with_gradient, with_output
+
+EPS = 1e-6
+"""What is added to a sum of squares."""
 
 BLOCK = 32
 """Entries that one instance of a kernel reduces; no length below is a multiple."""
@@ -173,6 +177,88 @@ def length_kernel() -> Kernel:
     )
 
 
+def unit_rows(x: Tensor) -> Tensor:
+    """x / ‖x‖ over the last axis."""
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + EPS)
+
+
+def unit_rows_forward(ctx: Any, x: Tensor) -> Tensor:
+    rnorm = torch.rsqrt(x.float().square().sum(-1, keepdim=True) + EPS)
+    y = (x.float() * rnorm).to(x.dtype)
+    ctx.save_for_backward(y, rnorm)
+    return y
+
+
+def unit_rows_backward(ctx: Any, dy: Tensor, projected: float = 1.0, stale: int = 0) -> Tensor:
+    y, rnorm, d = in_float32(*ctx.saved_tensors, dy)
+    dx: Tensor = rnorm.roll(stale, 0) * (d - projected * y * (d * y).sum(-1, keepdim=True))
+    return dx.to(dy.dtype)
+
+
+def unit_rows_kernel() -> Kernel:
+    """Rows divided by their length, from the saved result."""
+    forward, backward = unit_rows_forward, unit_rows_backward
+    return Kernel(
+        "unit rows",
+        unit_rows,
+        lambda draw: (draw.normal(23, 9),),
+        right={"from the result": fused(forward, backward)},
+        wrong={
+            "not projected": Wrong(fused(forward, partial(backward, projected=0.0)), ("x",)),
+            "length of another row": Wrong(fused(forward, partial(backward, stale=1)), ("x",)),
+        },
+    )
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Softmax of the last axis."""
+    return F.softmax(x, -1)
+
+
+def softmax_forward(ctx: Any, x: Tensor) -> Tensor:
+    f = x.float()
+    e = torch.exp(f - f.amax(-1, keepdim=True))
+    y = (e / e.sum(-1, keepdim=True)).to(x.dtype)
+    ctx.save_for_backward(y)
+    return y
+
+
+def softmax_forward_online(ctx: Any, x: Tensor, width: int | None = None, padding: float = -torch.inf) -> Tensor:
+    """Block by block: the sum is rescaled where a block has a larger maximum; a last block is padded."""
+    f, largest, total = x.float(), torch.full(x.shape[:-1], -torch.inf), torch.zeros(x.shape[:-1])
+    for block in blocks(width or x.shape[-1], 16):
+        tile = F.pad(f[..., block], (0, 16 - f[..., block].shape[-1]), value=padding)
+        larger = torch.maximum(largest, tile.amax(-1))
+        total = total * torch.exp(largest - larger) + torch.exp(tile - larger[..., None]).sum(-1)
+        largest = larger
+    y = (torch.exp(f - largest[..., None]) / total[..., None]).to(x.dtype)
+    ctx.save_for_backward(y)
+    return y
+
+
+def softmax_backward(ctx: Any, dy: Tensor, width: int | None = None, weight: float = 1.0) -> Tensor:
+    y, d = in_float32(*ctx.saved_tensors, dy)
+    inner = (y * d)[..., :width].sum(-1, keepdim=True)
+    return (y * (d - weight * inner)).to(dy.dtype)
+
+
+def softmax_kernel() -> Kernel:
+    """Softmax."""
+    forward, backward = softmax_forward, softmax_backward
+    return Kernel(
+        "softmax",
+        softmax,
+        lambda draw: (draw.normal(9, 65, scale=2),),
+        right={"float32 inside": fused(forward, backward), "online": fused(softmax_forward_online, backward)},
+        wrong={
+            "without the mean of v·y": Wrong(fused(forward, partial(backward, weight=0.0)), ("x",)),
+            "sum without a tail": Wrong(fused(forward, partial(backward, width=48)), ("x",)),
+            "tail not masked": Wrong(fused(partial(softmax_forward_online, padding=0.0), backward), ("output", "x")),
+        },
+        dtypes=ALL,
+    )
+
+
 def running(x: Tensor) -> Tensor:
     """Running sums of the last axis, in float32."""
     return x.float().cumsum(-1).to(x.dtype)
@@ -222,5 +308,7 @@ def reductions() -> list[Kernel]:
         mean_kernel(),
         log_sum_exp_kernel(),
         length_kernel(),
+        unit_rows_kernel(),
+        softmax_kernel(),
         running_kernel(),
     ]
