@@ -316,3 +316,17 @@ def test_a_run_of_the_candidate_is_taken_a_few_times_an_entry() -> None:
 
     check_function(candidate, (normal(5, 7), normal(5, 7, seed=1)), reference=product)
     assert len(calls) <= 5 * len(ENTRIES)
+
+
+def test_of_many_arguments_not_every_subset_is_tried() -> None:
+    subsets = set()
+
+    def candidate(*xs: Tensor) -> Tensor:
+        subsets.add(tuple([x.requires_grad for x in xs]))
+        return torch.stack(xs).sum(0)
+
+    inputs = tuple(normal(5, seed=k) for k in range(6))
+    report = check_function(candidate, inputs, reference=lambda *xs: torch.stack(xs).sum(0))
+    assert report.passed
+    assert {tuple(k == single for k in range(6)) for single in range(6)} <= subsets
+    assert len([each for each in subsets if any(each) and not all(each)]) <= 20

@@ -165,8 +165,8 @@ class CandidateTrial(Trial):
         return (self.dtype,)
 
     @property
-    def may_return_wider(self) -> bool:
-        """See `Trial`: sums in float32 are what a kernel in a lower precision should return."""
+    def is_candidate(self) -> bool:
+        """See `Trial`."""
         return True
 
     def as_it_is(self, dtype: torch.dtype, run: Callable[[], None]) -> None:  # noqa: ARG002 - there is one

@@ -25,6 +25,9 @@ NAME = "needs_input_grad"
 MOST = 30
 """The number of subsets that are tried: all of five tensors; of more, some of one, of all but one, and of two."""
 
+MOST_OF_CANDIDATE = 18
+"""The same of a candidate in its own precision, which may be a kernel under an interpreter: all of four tensors."""
+
 Subset = tuple[int, ...]
 
 Result = TypeVar("Result")
@@ -37,7 +40,7 @@ def needs_input_grad(trial: Trial) -> ContractEntry:
     if not trial.is_repeatable:
         return not_applicable(NAME, UNREPEATABLE)
     refused: list[str] = []
-    every = subsets(len(trial.all_names))
+    every = subsets(len(trial.all_names), MOST_OF_CANDIDATE if trial.is_candidate else MOST)
     for subset in every:
         found = _found(trial, subset)
         where = _where(trial, subset)
@@ -60,12 +63,12 @@ def _and_more(refused: Sequence[str]) -> str:
     return f", nor for {others} more subset{'s' * (others > 1)} of the tensors on trial" if others else ""
 
 
-def subsets(count: int) -> list[Subset]:
-    """Subsets of so many positions, none of them empty or all of them, at most `MOST`."""
-    if 2**count - 2 <= MOST:
+def subsets(count: int, most: int = MOST) -> list[Subset]:
+    """Subsets of so many positions, none of them empty or all of them, at most `most`."""
+    if 2**count - 2 <= most:
         return list(chain.from_iterable(combinations(range(count), size) for size in range(1, count)))
     kinds = [list(combinations(range(count), size)) for size in (1, count - 1, 2)]
-    return [subset for kind in kinds for subset in _some(kind, MOST // len(kinds))]
+    return [subset for kind in kinds for subset in _some(kind, most // len(kinds))]
 
 
 def _some(subsets: list[Subset], most: int) -> list[Subset]:

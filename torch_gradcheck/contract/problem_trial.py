@@ -64,8 +64,8 @@ class ProblemTrial(Trial):
         return PRECISIONS
 
     @property
-    def may_return_wider(self) -> bool:
-        """See `Trial`: not so, since the precision would be one that the code names, and float64 is rounded to it."""
+    def is_candidate(self) -> bool:
+        """See `Trial`."""
         return False
 
     def as_it_is(self, dtype: torch.dtype, run: Callable[[], None]) -> None:

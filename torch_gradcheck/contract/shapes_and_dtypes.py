@@ -31,7 +31,7 @@ def shapes_and_dtypes(trial: Trial) -> ContractEntry:
     """A run forward and backward in each precision, as the function is: what the backwards in it return."""
     notes: list[str] = []
     for dtype in trial.precisions:
-        seen = _Returned(trial.may_return_wider)
+        seen = _Returned(may_return_wider=trial.is_candidate)
         run = attempted(lambda: trial.as_it_is(dtype, lambda: _look(trial, seen)))  # noqa: B023  # called at once
         if seen.wrong:
             return failed(NAME, f"in {name_of(dtype)}, {listed(seen.wrong)}")
@@ -57,14 +57,15 @@ class _Returned:
     """Looks, inside the block, at the gradients that the backwards of the user's Functions return.
 
     Args:
-        may_return_wider: a gradient in a finer precision than its input's is right.
+        may_return_wider: a gradient in a finer precision than its input's is right, as of a kernel that adds up in
+            float32: autograd rounds it once, and nothing more is lost.
 
     Attributes:
         count: how many backwards have returned.
         in_backward: whether the block was entered.
     """
 
-    def __init__(self, may_return_wider: bool) -> None:
+    def __init__(self, *, may_return_wider: bool) -> None:
         self.count, self.in_backward = 0, False
         self._may_return_wider = may_return_wider
         self._others: list[_Other] = []

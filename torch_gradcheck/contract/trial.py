@@ -63,8 +63,8 @@ class Trial(ABC):
 
     @property
     @abstractmethod
-    def may_return_wider(self) -> bool:
-        """Whether a gradient in a finer precision than its input is right: autograd rounds it, and loses no more."""
+    def is_candidate(self) -> bool:
+        """Whether the function is a kernel in its own precision, and not raised to that of a check."""
 
     @abstractmethod
     def as_it_is(self, dtype: torch.dtype, run: Callable[[], None]) -> None:
