@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from torch_gradcheck import Report, check_function
+from torch_gradcheck.against_reference.compared import Compared
+from torch_gradcheck.against_reference.diagnosis import diagnosed
+from torch_gradcheck.against_reference.judge import judged
+from torch_gradcheck.against_reference.rescaled import SCALE, Rescaled
+from torch_gradcheck.objective.theta import ThetaEntry
+from torch_gradcheck.reporting.facts import Role
 
 Gradients = tuple[Tensor, ...]
 
@@ -104,6 +111,11 @@ SPOILED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str, str]] 
         "partial",
         "columns 16-31 of 44 (a block of 16), where it is 0.5 × the right one",
     ),
+    "one tile only": (
+        lambda da, a, b: da * (torch.arange(44) < 8),
+        "partial",
+        "right in columns 0-7 of 44 (a block of 8) only; elsewhere it is 0",
+    ),
     "one entry": (lambda da, a, b: with_entry(da, 1.0), "partial", "except in entry [3, 17]"),
     "a term of its own": (lambda da, a, b: da + 0.02 * a, "weight_decay", "off by 0.02"),
     "a term of another": (lambda da, a, b: da - 0.02 * b, "missing_term", "· b: a term too few or too many"),
@@ -118,13 +130,33 @@ SPOILED: dict[str, tuple[Callable[[Tensor, Tensor, Tensor], Tensor], str, str]] 
 }
 
 
+def compared(name: str, candidate: Tensor, right: Tensor, role: Role = Role.ARGUMENT) -> Compared:
+    """A tensor as a candidate in bfloat16 gives it, beside the right one and seven runs that are off by rounding."""
+    exact = right.double().numpy().ravel()
+    generator = np.random.default_rng(len(name))
+    rounded = [exact * (1 + 2.0**-8 * generator.uniform(-1, 1, len(exact))) for _ in range(7)]
+    entry = ThetaEntry(name, (), A, True, False, np.empty(0, dtype=np.int64), torch.bfloat16, role)
+    given = candidate.bfloat16().double().numpy().ravel()
+    beside = {"a": A.double().numpy().ravel(), "b": B.double().numpy().ravel()}
+    return Compared(entry, [given] * 3, exact, rounded, True, 2.0**-7, beside)
+
+
 @pytest.mark.parametrize("case", SPOILED)
 def test_the_mistake_in_one_gradient_is_named(case: str) -> None:
     by, kind, words = SPOILED[case]
-    report = check_function(kernel(gated, spoiled(by)), (A, B), reference=gated)
+    a, b, v = A.float(), B.float(), numbers(19, 44, seed=2).float()
+    for_a, for_b = of_gated(v, a, b)
+    each = [compared("a", by(for_a, a, b), for_a), compared("b", for_b, for_b)]
+    found = diagnosed([judged(one, 0.0) for one in each], 0.0, lambda: [one.candidate[0] * SCALE for one in each])
+    assert found[0] is not None
+    assert found[1] is None
+    assert (found[0].kind, words in found[0].message) == (kind, True), found[0]
+
+
+def test_a_whole_check_names_the_mistake() -> None:
+    report = check_function(kernel(gated, spoiled(lambda da, a, b: 1.01 * da)), (A, B), reference=gated)
     assert [row.name for row in report.mismatches] == ["a"]
-    assert report["a"].diagnosis is not None
-    assert (report["a"].diagnosis.kind, words in report["a"].diagnosis.message) == (kind, True), report
+    assert kind_and_message(report, "a")[0] == "scaled"
 
 
 def checked(
@@ -206,3 +238,35 @@ def test_a_wrong_output_is_no_gradient_in_words() -> None:
     assert kind == "scaled"
     assert message.startswith("it is 1.01")
     assert "the right output" in message
+    assert not [note for note in report.notes if "forward first" in note]
+
+
+def test_gradients_beside_a_wrong_output_are_told_to_follow_from_it() -> None:
+    report = checked(lambda a, b: a.tanh() * b * 1.5, spoiled(lambda da, a, b: 1.5 * da), gated, (A, B))
+    assert {row.name for row in report.mismatches} == {"a", "output"}
+    assert [note for note in report.notes if note.startswith("output is wrong as well")]
+
+
+def test_the_run_under_a_larger_gradient_leaves_no_hook() -> None:
+    held: list[Tensor] = []
+
+    def function(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        held.append(kernel(gated, spoiled(lambda da, a, b: b * a.sigmoid()))(a, b))
+        return a, held[-1]
+
+    a = A.clone().requires_grad_()
+    report = check_function(function, (a, B), reference=lambda a, b: (a, gated(a, b)))
+    assert kind_and_message(report, "a")[0] == "unknown"
+    hooks = [hook for each in (a, *held) for hook in (each._backward_hooks or {}).values()]
+    assert not [hook for hook in hooks if hook.__module__ == Rescaled.__module__]
+
+
+def test_infinities_beyond_the_largest_number_of_float16_are_an_overflow() -> None:
+    x = torch.full((4, 5), 300.0, dtype=torch.float16)
+    x[1, 2] = 2
+    report = check_function(lambda x: x * x, (x,), reference=lambda x: x * x)
+    if report["output"].diagnosis is not None:  # else it is the same in that dtype
+        assert kind_and_message(report, "output") == (
+            "low_precision",
+            "it is infinite in 19 of 20 entries: they are up to 9e+04, and float16 ends at 65504",
+        )

@@ -38,6 +38,7 @@ def test_a_mistake_behind_an_output_of_large_numbers_is_found_and_the_output_nam
     assert check_function(small_and_large, (numbers(9, 7),), reference=small_and_large).passed
 
 
+@pytest.mark.slow
 def test_up_to_four_outputs_are_run_alone() -> None:
     def runs(outputs: int) -> int:
         count = 0

@@ -167,6 +167,7 @@ UNDECIDED_AT_TIES: dict[str, tuple[Kernel, tuple[torch.Tensor, ...]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", UNDECIDED_AT_TIES)
 def test_a_reference_that_ties_leave_undecided_is_checked_beside_them(case: str) -> None:
     reference, inputs = UNDECIDED_AT_TIES[case]
@@ -175,9 +176,10 @@ def test_a_reference_that_ties_leave_undecided_is_checked_beside_them(case: str)
     assert "checked beside the inputs" in " ".join(report.notes)
 
 
+@pytest.mark.slow
 def test_where_many_kinks_meet_a_choice_of_one_slope_for_each_is_undecided_at_worst() -> None:
-    x = torch.cat([torch.zeros(2, 3), tied(4, 3, dtype=torch.float32)]).to(torch.bfloat16)
-    w = torch.randn((3, 64), generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
+    x = torch.cat([torch.zeros(1, 3), tied(4, 3, dtype=torch.float32)]).to(torch.bfloat16)
+    w = torch.randn((3, 12), generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
     report = checked(lambda x, w: relu_like(1.0)(x @ w), lambda x, w: (x @ w).relu(), (x, w))
     assert not report.mismatches, report
     wrong = checked(
@@ -186,6 +188,7 @@ def test_where_many_kinks_meet_a_choice_of_one_slope_for_each_is_undecided_at_wo
     assert [row.status for row in wrong] == ["mismatch", "mismatch", "match"]
 
 
+@pytest.mark.slow
 def test_a_wrong_reference_beside_its_ties_is_wrong() -> None:
     def wrong(x: torch.Tensor) -> torch.Tensor:
         return 1.1 * x.sort(-1).values - 0.1 * x.sort(-1).values.detach()

@@ -18,7 +18,7 @@ from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, describe
 from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.function_loss import FunctionModule
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.words import listed, times
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import users_function
 from torch_gradcheck.torch_internals.modules import forward_of_class
@@ -122,4 +122,4 @@ def _off(wrong: Sequence[Judged]) -> str:
     if not size:
         return f"{what} is not 0, which is right"
     share = root_mean_square(given - right) / size
-    return f"{what} is off by {100 * share:.3g} %, {each.excess:.2g} times what rounding explains"
+    return f"{what} is off by {100 * share:.3g} %, {times(each.excess)} times what rounding explains"

@@ -48,8 +48,8 @@ MOST_DIGITS = 5
 LEFT_AT_FIRST = 0.6
 """Of many slices the first ones are fitted first; a fit that leaves more than this of their error is dropped."""
 
-PREFERRED = 0.9
-"""A factor is the explanation unless another term leaves less than 0.9 of what the factor leaves."""
+PREFERRED = 0.7
+"""A factor is the explanation unless another term leaves less than 0.7 of what the factor leaves."""
 
 
 CONSTANT = "1"
@@ -117,7 +117,7 @@ def _worded(judged: Judged, found: Diagnosis | None) -> Diagnosis | None:
 def _diagnosis(judged: Judged, verdicts: Sequence[Judged], tolerance: float) -> Diagnosis | None:
     if not judged.is_wrong:
         return None
-    evidence, explanation = step_evidence(judged.compared.entry, judged.trial), Explanation(judged, tolerance)
+    evidence, explanation = _evidence(judged), Explanation(judged, tolerance)
     with np.errstate(all="ignore"):
         if not evidence.finite:
             return _overflown(judged) or _partial(explanation, evidence) or unknown(evidence)
@@ -129,8 +129,16 @@ def _diagnosis(judged: Judged, verdicts: Sequence[Judged], tolerance: float) -> 
             or _in_other_places(explanation, evidence)
             or _by_slices(explanation, evidence, _terms(judged, verdicts))
             or _partial(explanation, evidence)
+            or _by_slices(explanation, evidence, ())
             or unknown(evidence)
         )
+
+
+def _evidence(judged: Judged) -> Evidence:
+    """The numbers of one tensor; an output has no value of its own beside what it is."""
+    entry = judged.compared.entry
+    evidence = step_evidence(entry, judged.trial)
+    return replace(evidence, theta=np.zeros_like(evidence.theta)) if entry.role is Role.OUTPUT else evidence
 
 
 def _overflown(judged: Judged) -> Diagnosis | None:
@@ -214,7 +222,7 @@ def _scaled(fit: Fit, evidence: Evidence) -> Diagnosis | None:
         return Diagnosis(DiagnosisKind.SIGN_FLIPPED, message, -1.0)
     if not many and not meaning:
         return None
-    message = f"dθ = {_measured(factor, fit.uncertainty)} × the right gradient; what is left is rounding"
+    message = f"dθ = {_measured(factor, fit.uncertainty)} × the right gradient; the rest may be rounding"
     return Diagnosis(DiagnosisKind.SCALED, message + (f": {meaning}" if meaning else ""), factor)
 
 
@@ -240,11 +248,14 @@ def _partial(explanation: Explanation, evidence: Evidence, scattered: bool = Tru
     if place is None or (place.scattered and not scattered):
         return None
     there = what_is_there(explanation, place.where)
+    if place.the_rest:
+        elsewhere = f"; elsewhere {there.removeprefix(', where ')}" if there else ""
+        return Diagnosis(DiagnosisKind.PARTIAL, f"dθ is right in {place.words} only{elsewhere}")
     return Diagnosis(DiagnosisKind.PARTIAL, f"dθ is right except in {place.words}{there}")
 
 
 def _by_slices(explanation: Explanation, evidence: Evidence, terms: Sequence[Term]) -> Diagnosis | None:
-    """PROJECTION or SLICEWISE: off by a multiple of a term, or of itself, another one in each slice."""
+    """PROJECTION: off by a multiple of one of the terms, another one in each slice; without terms SLICEWISE."""
     if len(evidence.shape) < 2 or evidence.analytic.size > LARGEST or evidence.has_complex_axis:
         return None
     off, right = evidence.grid(explanation.off), evidence.grid(explanation.compared.right)
@@ -255,7 +266,7 @@ def _by_slices(explanation: Explanation, evidence: Evidence, terms: Sequence[Ter
                 words = "1 (its mean)" if term.words == CONSTANT else term.words
                 message = f"dθ is right up to a multiple of {words} {along_in_words(axes)}, another one in each slice"
                 return Diagnosis(DiagnosisKind.PROJECTION, message)
-        fit = fitted_by_slices(off, [right], axes, LEFT_AT_FIRST)
+        fit = None if terms else fitted_by_slices(off, [right], axes, LEFT_AT_FIRST)
         if fit is not None and are_independent(right, axes) and explanation.passes_without(fit.ravel()):
             factors = 1 + factors_by_slices(fit, right)
             return Diagnosis(DiagnosisKind.SLICEWISE, f"dθ is the right gradient {factors_in_words(factors, axes)}")

@@ -78,9 +78,16 @@ class Explanation:
     def passes_without(self, mistake: Floats) -> bool:
         """Whether it would be right without this term, which is most of its error."""
         left = root_mean_square(self.off - mistake)
-        return left <= EXPLAINED * root_mean_square(self.off) and self.passes(
-            [run - mistake for run in self.compared.candidate]
-        )
+        if left > EXPLAINED * root_mean_square(self.off) or not self._is_rounding(left):
+            return False
+        return self.passes([run - mistake for run in self.compared.candidate])
+
+    def _is_rounding(self, left: float, factor: float = 1.0) -> bool:
+        """Whether this root mean square error is about what the reference loses, on numbers as large."""
+        size, right = root_mean_square(self.given), root_mean_square(self.compared.right)
+        larger = max(1.0, size / right if right else 1.0, abs(factor))
+        loses = max([root_mean_square(self._error_of(run)) for run in self.compared.rounded], default=0.0)
+        return not loses or left <= ABOUT_AS_GOOD * larger * loses
 
     def is_that_of(self, other: Compared) -> bool:
         """Whether it is the right tensor of another row."""
@@ -125,7 +132,8 @@ class Explanation:
         factor = 1 + fit.coefficient
         if not factor or np.count_nonzero(right) < 1:
             return None
-        explained = fit.left <= EXPLAINED or self._is_off_along_itself_only
+        left = root_mean_square(self.off - fit.coefficient * right)
+        explained = (fit.left <= EXPLAINED or self._is_off_along_itself_only) and self._is_rounding(left, factor)
         fits = explained and self.passes([run / factor for run in self.compared.candidate])
         return replace(fit, uncertainty=abs(factor) * fit.uncertainty) if fits else None
 

@@ -12,7 +12,8 @@ from torch_gradcheck.against_reference.draws import on_draws
 from torch_gradcheck.against_reference.reference import Reference, on_reference
 from torch_gradcheck.against_reference.sides import Candidate
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
-from torch_gradcheck.reporting.facts import ParameterReport
+from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
+from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
 
 
@@ -37,6 +38,7 @@ def notes_of(
     notes = [
         *on_reference(own.report),
         *on_culprit,
+        on_wrong_outputs(rows),
         on_outputs(found.runs[0].outputs, own.exact[0].outputs),
         on_draws(found.has_drawn, own.has_drawn),
         CallersAutocast().note,
@@ -47,6 +49,19 @@ def notes_of(
         on_powers_of_two(rows),
     ]
     return [note for note in notes if note]
+
+
+def on_wrong_outputs(rows: Sequence[ParameterReport]) -> str:
+    """The note on gradients that are wrong beside a wrong output; "" where one of both is right."""
+    wrong = [row for row in rows if row.status is Status.MISMATCH]
+    outputs = [row.name for row in wrong if row.role is Role.OUTPUT]
+    if not outputs or len(outputs) == len(wrong):
+        return ""
+    verb = "is" if len(outputs) == 1 else "are"
+    return (
+        f"{listed(outputs)} {verb} wrong as well: the gradients of a wrong forward are wrong with it, so mend the "
+        "forward first"
+    )
 
 
 def on_powers_of_two(rows: Sequence[ParameterReport]) -> str:

@@ -20,17 +20,21 @@ DENSE = 0.1
 """Slices are named by themselves where a tenth of their entries is seen to be wrong; else as what contains these."""
 
 
-FEW_RANGES = 3
-"""Slices in more ranges than these are a place only where no other kind of mistake explains them."""
-
-
 @dataclass(frozen=True)
 class Place:
-    """A part of a tensor outside of which it is right; `words` name it, and it is one piece unless `scattered`."""
+    """A part of a tensor outside of which it is right.
+
+    Attributes:
+        where: its entries.
+        words: what it is called; of `the_rest` that is what the part that is right is called.
+        scattered: whether it is in several pieces.
+        the_rest: whether it is most of the tensor: all but one block.
+    """
 
     where: Flags
     words: str
     scattered: bool = False
+    the_rest: bool = False
 
 
 def wrong_place(explanation: Explanation, evidence: Evidence) -> Place | None:
@@ -56,6 +60,7 @@ def _candidates(explanation: Explanation, evidence: Evidence) -> Iterator[Place 
     hits = _Hits.of(explanation, evidence)
     yield _slices(evidence, hits)
     yield _slices(evidence, hits.closed)
+    yield from _all_but_a_block(evidence, hits)
     if number <= FEW * evidence.wrong.size:
         yield _entries(evidence)
 
@@ -107,14 +112,25 @@ def _slices(evidence: Evidence, hits: _Hits) -> Place | None:
     words = ", ".join(slices(evidence, axis, which[axis]) + _in_blocks(which[axis], shape[axis]) for axis in partial)
     number = int(np.sum(evidence.wrong))
     dense = number >= DENSE * np.sum(inside) or all(hits.sure[axis] for axis in partial)
-    scattered = any(np.sum(np.diff(which[axis]) > 1) >= FEW_RANGES for axis in partial)
+    scattered = any(np.any(np.diff(which[axis]) > 1) for axis in partial)
     return Place(inside.ravel(), words if dense else f"{number} entries in {words}", scattered)
+
+
+def _all_but_a_block(evidence: Evidence, hits: _Hits) -> Iterator[Place]:
+    """All but a few slices next to each other, as where a kernel has written one tile only."""
+    for axis, length in enumerate(evidence.shape):
+        right = np.setdiff1d(np.arange(length), hits.hit[axis])
+        if SMALLEST_BLOCK <= len(right) == right[-1] + 1 - right[0]:
+            wrong = np.ones(evidence.shape, dtype=bool)
+            np.moveaxis(wrong, axis, 0)[right] = False
+            words = slices(evidence, axis, right) + _in_blocks(right, length)
+            yield Place(wrong.ravel(), words, the_rest=True)
 
 
 def _in_blocks(which: Indices, length: int) -> str:
     """What a range of slices is to blocks of a power of two: a tail, or a block; "" for neither."""
     start, stop = int(which[0]), int(which[-1]) + 1
-    if len(which) != stop - start or len(which) < 2:
+    if len(which) != stop - start:
         return ""
     size = stop - start
     if size >= SMALLEST_BLOCK and size & (size - 1) == 0 and start % size == 0:

@@ -78,8 +78,8 @@ class Rescaled:
             outputs, losses = plain()
             if not isinstance(self.computation, FunctionComputation):
                 return Forward(outputs, [loss * SCALE for loss in losses])
-            for output in {id(each): each for _, each in outputs if each.requires_grad}.values():
-                output.register_hook(_scaled)
+            for output in {id(each): each for _, each in outputs if not each.is_leaf}.values():
+                _scale_once(output)
             return Forward(outputs, losses)
 
         return forward
@@ -89,8 +89,14 @@ class Rescaled:
         return {}
 
 
-def _scaled(gradient: torch.Tensor) -> torch.Tensor:
-    return gradient * SCALE
+def _scale_once(output: torch.Tensor) -> None:
+    """Has the next gradient of an output scaled; leaves nothing on it, since others may hold it."""
+
+    def scaled(gradient: torch.Tensor) -> torch.Tensor:
+        handle.remove()
+        return gradient * SCALE
+
+    handle = output.register_hook(scaled)
 
 
 def is_rounding(given: Floats, right: Floats, rescaled: Floats) -> bool:
@@ -101,8 +107,10 @@ def is_rounding(given: Floats, right: Floats, rescaled: Floats) -> bool:
         right: of the reference in float64.
         rescaled: the candidate's under `SCALE` times the upstream gradient.
     """
+    if not np.all(np.isfinite(rescaled)):
+        return False
     off, other = given - right, rescaled / SCALE - right
     sizes = root_mean_square(off), root_mean_square(other)
-    if not min(sizes) or not np.isfinite(sum(sizes)) or max(sizes) > AS_LARGE * min(sizes):
+    if not min(sizes) or max(sizes) > AS_LARGE * min(sizes):
         return False
     return float(np.mean(off * other)) <= ALIKE * sizes[0] * sizes[1]

@@ -100,7 +100,9 @@ def _rms(judged: Judged) -> str:
 def _how_tight(judged: Judged) -> str:
     """Words on a match: its error beside that of the reference, and the factor that would have shown."""
     dtype, ratio = name_of(judged.compared.entry.own_dtype), judged.rounding_ratio
-    loses = f"{times(ratio)} times what {dtype} loses" if math.isfinite(ratio) else "exact, as the reference is in it"
+    loses = f"{times(ratio)} times what {dtype} loses" if ratio else "no error at all"
+    if math.isnan(ratio):
+        loses = f"within its error bars, where the reference loses nothing in {dtype}"
     return f"{loses}; a factor off by {percent(judged.detectable)} would have shown"
 
 

@@ -34,7 +34,7 @@ ROUNDS = 24
 """The most pairs of points beside the inputs. Of k tied numbers each pair has one win, so that a gradient shared by all
 takes k − 1."""
 
-PATIENCE = 3
+PATIENCE = 5
 """Where so many pairs one after the other explain no further entry, what is left is wrong."""
 
 

@@ -16,6 +16,7 @@ from torch_gradcheck.against_reference.bars import Bars
 from torch_gradcheck.against_reference.compared import Compared
 from torch_gradcheck.against_reference.parts import ENTRIES_NEEDED, Cut, Part, cuts_of
 from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.reporting.words import times as multiple
 
 MARGIN_OF_SQUARES, MARGIN_OF_SQUARES_OF_PARTS = 1.2, 3.0
 """The bar of a root mean square, in multiples of that of the runs; twice as large for a single entry. That of the runs
@@ -63,7 +64,7 @@ class Finding:
 
     def __str__(self) -> str:
         subject = "it" if not self.part.axes else str(self.part)
-        times = f"{self.times:.2g} times what rounding explains"
+        times = f"{multiple(self.times)} times what rounding explains"
         if not self.along:
             whose = "its" if not self.part.axes else f"in {self.part} the"
             return f"{whose} root mean square error is {self.size:.2g}, {times} ({self.bar:.2g})"
