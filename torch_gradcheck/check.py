@@ -103,7 +103,8 @@ def check_module(
             and on the devices that it is on; its outputs (rows `output`, `output[1]`, `output['logits']`) and its
             gradients are compared with those of the reference in float64, on the same inputs, with error bars for what
             rounding in its dtypes may do, measured on the reference. `report.reference` is the report on the
-            reference's own gradient. Goes with neither `gradients`, nor `order=2`, nor another `dtype`.
+            reference's own gradient, to which `method`, `eps` and `hold_detached` belong. Outputs are compared whatever
+            `include` and `exclude` select. Goes with neither `gradients`, nor `order=2`, nor another `dtype`.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
