@@ -16,8 +16,8 @@ from tests.against_reference.verdicts import verdicts_of
 from tests.zoo.candidates import BFLOAT16, KERNELS, Draws, Kernel, Wrong
 from torch_gradcheck import Report, check_function
 
-SEEDS = {torch.bfloat16: 20, torch.float16: 3, torch.float32: 3}
-"""How often a kernel is tried, with other inputs each time and its right twins in turn."""
+SEEDS = 2
+"""How often a kernel is tried in float16 and float32, with other inputs each time and its right twins in turn."""
 
 KINDS = {
     "1 % in": "scaled",
@@ -110,7 +110,7 @@ def test_a_right_kernel_passes(trial: Trial) -> None:
 @pytest.mark.parametrize(("kernel", "dtype"), IN_DTYPE, ids=[f"{k.id}, {name_of(dtype)}" for k, dtype in IN_DTYPE])
 def test_no_right_kernel_is_accused_whatever_the_inputs(kernel: Kernel, dtype: torch.dtype) -> None:
     twins = list(kernel.right.values())
-    for seed in range(SEEDS[dtype]):
+    for seed in range(kernel.seeds if dtype is BFLOAT16 else SEEDS):
         twin = twins[seed % len(twins)]
         verdicts = verdicts_of(twin, kernel.inputs(Draws(seed, dtype)), kernel.reference, seed)
         assert {each.compared.entry.name for each in verdicts if each.is_wrong} == set(), seed
@@ -127,5 +127,5 @@ def test_exactly_what_is_wrong_is_found(trial: Trial) -> None:
 
 
 def test_the_table_is_long() -> None:
-    assert len({kernel.id for kernel, dtype in IN_DTYPE if dtype is BFLOAT16}) >= 40
+    assert len([kernel for kernel in KERNELS if BFLOAT16 in kernel.dtypes and kernel.seeds == 20]) >= 40
     assert len(WRONG) >= 60

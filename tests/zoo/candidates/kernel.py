@@ -69,6 +69,7 @@ class Kernel:
         wrong: by their mistake.
         dtypes: in which it is run.
         breaks: entries of the contract that fail for a right one, by its name in `right`.
+        seeds: how many inputs it is tried on in bfloat16, fewer where a trial is dear.
     """
 
     id: str
@@ -78,6 +79,7 @@ class Kernel:
     wrong: Mapping[str, Wrong] = field(default_factory=dict)
     dtypes: tuple[torch.dtype, ...] = (BFLOAT16, FLOAT32)
     breaks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seeds: int = 20
 
 
 def fused(forward: Callable[..., Any], backward: Callable[..., Any]) -> Callable[..., Any]:
