@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,28 @@ def test_a_backward_that_differs_by_rounding_passes_and_is_told_of(name: str) ->
     assert report.backward_spread == 0
     assert report.notes[-1].startswith("equal runs of the candidate differ by ")
     assert report.notes[-1].endswith("of the gradient of x, as rounding: it is part of the error bars")
+
+
+def test_long_sums_in_float32_in_an_order_of_chance_pass() -> None:
+    """Added one after the other, as atomics do, 20,000 numbers lose more than a sum in pairs."""
+    orders = itertools.count()
+
+    class Scaled(Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(x, w)
+            return x * w
+
+        @staticmethod
+        def backward(ctx: Any, g: Tensor) -> Any:
+            x, w = ctx.saved_tensors
+            order = np.random.default_rng(next(orders)).permutation(len(x))
+            return g * w, torch.from_numpy(np.cumsum((g * x).numpy()[order], axis=0, dtype=np.float32)[-1])
+
+    inputs = (normal(20_000, 2, dtype=torch.float32), normal(2, dtype=torch.float32, seed=1))
+    report = check_function(Scaled.apply, inputs, reference=lambda x, w: x * w)
+    assert report.passed, report
+    assert report.notes[-1].startswith("equal runs of the candidate differ by ")
 
 
 def test_random_draws_from_one_state_are_equal_runs() -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import FunctionComputation
+from torch_gradcheck.against_reference.equal_runs import other_order
 from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.sides import lent
@@ -31,7 +32,7 @@ from torch_gradcheck.objective.function_outputs import drawn
 from torch_gradcheck.objective.objective import evaluation_of
 from torch_gradcheck.objective.perturbation import Direction
 from torch_gradcheck.objective.theta import Theta, theta_of
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.dtypes import epsilon, is_inexact
 from torch_gradcheck.reporting.facts import ContractEntry, ContractStatus, Role
 
 BY_COMPARISON = ("layouts", "needs_input_grad", "undefined_grads", "vmap")
@@ -106,7 +107,10 @@ class Measured(Allowance):
 
     def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "") -> float:
         """See `Allowance.of`."""
-        return max(self.of_tensor(tensor, name), self.tolerance * largest(tensor), SPREADS * spread)
+        if tensor is not None and not is_inexact(tensor):
+            return 0.0
+        share = self.tolerance if tensor is None else max(self.tolerance, other_order(tensor.dtype))
+        return max(self.of_tensor(tensor, name), share * largest(tensor), SPREADS * spread)
 
 
 @dataclass(frozen=True)
