@@ -259,14 +259,17 @@ MASKS = (
     (r"\b\d+ runs", "# runs"),
     (r"\.py:\d+\b", ".py:#"),
     (r"eps = .* ·", "eps = # ·"),
+    (r" +[\d.]+ +(?:[\d.]+%|–)(?= +\d+/\d+$)", "  # #"),
+    (r"\b[\d.e+]+(?= times what rounding)", "#"),
+    (r"\(0\.00\d+\)", "(#)"),
     (r"(?: +-?\d\.\d+e-\d\d){1,2}(?= +\de-0[1-5]\b)", lambda figures: re.sub(r"[-\d]", "#", figures[0])),
     (r"(?<![.\d])\de[-+]\d\d\b", "#e-##"),
     (r"(?<= )(?:\d\.\de-(?:0[6-9]|[1-9]\d)| {6}0)(?= )", "#.#e-##"),
 )
 """Patterns of what differs, and what stands for it.
 
-The last three are figures known to a large error bar only, error bars, which have one digit, and figures below 1e-5 or
-0 in their columns.
+Of a candidate they are multiples of an error bar, and the bars of its sums. The last three are figures known to a large
+error bar only, error bars, which have one digit, and figures below 1e-5 or 0 in their columns.
 """
 
 
