@@ -97,7 +97,9 @@ def adds_in_its_dtype(x: Tensor, w: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "is_right"), [(rounds_between, True), (adds_in_its_dtype, False)], ids=["handed on", "added up"]
+    ("kernel", "is_right"),
+    [(rounds_between, True), pytest.param(adds_in_its_dtype, False, marks=pytest.mark.slow)],
+    ids=["handed on", "added up"],
 )
 def test_a_reference_in_float32_allows_numbers_to_be_handed_on_in_bfloat16(kernel: object, is_right: bool) -> None:
     draw = torch.Generator().manual_seed(0)
