@@ -48,6 +48,8 @@ class Bars:
         overflowed: entries that are not finite in one of these runs.
         order: how many times larger all bars are since sums may be taken in another order.
         factor: the share of itself that a tensor, or a part of it, may be too large by: a constant rounded once.
+        left: what may be left of terms of the size of the largest entry, which cancel: one unit in their last place.
+            It may be common to many entries, as what a row is multiplied by.
     """
 
     entry: Floats
@@ -56,6 +58,7 @@ class Bars:
     overflowed: Flags
     order: float
     factor: float
+    left: float
 
 
 def bars_of(each: Compared) -> Bars:
@@ -72,7 +75,7 @@ def bars_of(each: Compared) -> Bars:
     order = ORDER if each.epsilon <= SINGLE else 1.0
     entry = MARGIN * order * np.maximum(moved, floor) * _tail(squares, shape)
     factor = max(0.5 * each.epsilon, SYSTEMATIC * min(each.epsilon, SINGLE))
-    return Bars(entry, errors, variance, overflowed, order, factor)
+    return Bars(entry, errors, variance, overflowed, order, factor, _left(each))
 
 
 def _between_runs(each: Compared) -> Floats:
@@ -87,10 +90,16 @@ def _least(each: Compared) -> Floats:
     Half a unit in its last place, or half of the smallest number of the dtype; and one unit in the last place of
     float32 of the largest entry, where terms of that size cancel in a kernel that does not in the reference.
     """
-    size = np.abs(np.nan_to_num(each.right, nan=0.0, posinf=0.0, neginf=0.0))
-    largest = float(np.max(size, initial=0.0))
     smallest = max(FLUSHED, each.smallest / 2)
-    return np.asarray(0.5 * each.epsilon * size + smallest + min(each.epsilon, SINGLE) * largest)
+    return np.asarray(0.5 * each.epsilon * _size(each) + smallest + _left(each))
+
+
+def _left(each: Compared) -> float:
+    return min(each.epsilon, SINGLE) * float(np.max(_size(each), initial=0.0))
+
+
+def _size(each: Compared) -> Floats:
+    return np.abs(np.nan_to_num(each.right, nan=0.0, posinf=0.0, neginf=0.0))
 
 
 def _tail(squares: Floats, shape: tuple[int, ...]) -> float:

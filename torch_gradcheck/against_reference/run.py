@@ -21,10 +21,12 @@ class Run:
     Attributes:
         outputs: by name, without their graphs.
         gradients: those that were asked for, in order; None where the backward left nothing.
+        is_simulated: whether it was computed in float64, and rounded to the dtype that it stands for step by step.
     """
 
     outputs: Mapping[str, torch.Tensor]
     gradients: Sequence[torch.Tensor | None]
+    is_simulated: bool = False
 
 
 def ran(

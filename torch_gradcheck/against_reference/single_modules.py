@@ -86,8 +86,9 @@ class SingleModule:
             for module in (self.module, self.reference)
         ]
         found = candidate_of(own, request, Start(self.call.random, values.moved))
-        exact = _exact(other, found, request, values.start(values.exact, self.call.random))
-        rounded = rounded_runs(other, found, request, values.start(values.rounded, self.call.random))
+        start, in_float64 = [values.start(each, self.call.random) for each in (values.rounded, values.exact)]
+        exact = _exact(other, found, request, in_float64)
+        rounded = rounded_runs(other, found, request, start, in_float64)
         return [judged(each, request.beyond_rounding) for each in compared(found, exact, rounded)]
 
     def position_of(self, argument: torch.Tensor) -> int:

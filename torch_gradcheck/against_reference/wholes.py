@@ -143,7 +143,8 @@ class _Along:
         independent = np.sqrt(cut.sums(weighted)) * _few(cut, weighted)
         factor = self.sums.bars.factor * np.abs(cut.sums(right))
         rounding = np.sqrt(np.square(factor) + np.square(common) + self._square_of_noise(cut, independent))
-        bar = self.sums.bars.order * rounding + 2 * self.sums.tolerance * cut.sums(size)
+        bar = self.sums.bars.order * (rounding + self.sums.bars.left * cut.sums(np.abs(self.direction)))
+        bar += 2 * self.sums.tolerance * cut.sums(size)
         there = np.where(square > 0, square, 1.0)
         return _furthest(cut, name, cut.sums(self.error) / there, bar / there, np.abs(cut.sums(right)) / there)
 
