@@ -30,7 +30,7 @@ class Compared:
         reached: whether the candidate's backward left a gradient at all.
         epsilon: machine epsilon of the dtype that the candidate keeps the tensor in.
         beside: what a mistake may be proportional to, by name: the inputs and the outputs of the same shape.
-        is_simulated: whether the reference has no kernels in that dtype, and `rounded` is simulated in float64.
+        refusal: why the reference does not run in that dtype, and `rounded` was simulated in float64; "" where it does.
     """
 
     entry: ThetaEntry
@@ -40,7 +40,7 @@ class Compared:
     reached: bool
     epsilon: float
     beside: Mapping[str, Floats] = field(default_factory=dict)
-    is_simulated: bool = False
+    refusal: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,8 +62,8 @@ def compared(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[C
     """Every tensor on trial, then every output of floating point or complex numbers."""
     found = [*_gradients(candidate, exact, rounded), *_outputs(candidate, exact, rounded)]
     known = [*_inputs(candidate), *[(each.entry, each.right) for each in found if each.entry.role is Role.OUTPUT]]
-    is_simulated = any(run.is_simulated for run in rounded)
-    return [replace(each, beside=_beside(each, known), is_simulated=is_simulated) for each in found]
+    refusal = rounded[0].refusal if rounded else ""
+    return [replace(each, beside=_beside(each, known), refusal=refusal) for each in found]
 
 
 def _inputs(candidate: Candidate) -> list[tuple[ThetaEntry, Floats]]:

@@ -9,9 +9,11 @@ from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.compiled_code import on_compiled, on_scripted
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.draws import on_draws
+from torch_gradcheck.against_reference.judge import Judged
 from torch_gradcheck.against_reference.reference import Reference, on_reference
 from torch_gradcheck.against_reference.sides import Candidate
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
+from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
@@ -49,6 +51,18 @@ def notes_of(
         on_powers_of_two(rows),
     ]
     return [note for note in notes if note]
+
+
+def on_refusal(verdicts: Sequence[Judged]) -> list[str]:
+    """The note on a reference that cannot run in the candidate's dtype."""
+    refused = [each.compared for each in verdicts if each.compared.refusal]
+    if not refused:
+        return []
+    dtype = name_of(max([each.entry.own_dtype for each in refused], key=epsilon))
+    return [
+        f"the reference does not run in {dtype} ({refused[0].refusal}): what rounding does is measured in float64, "
+        f"with every result rounded to {dtype}"
+    ]
 
 
 def on_wrong_outputs(rows: Sequence[ParameterReport]) -> str:

@@ -61,10 +61,10 @@ def rounded_runs(
     half, others = range(NOISY_RUNS // 2), range(NOISY_RUNS // 2, NOISY_RUNS)
     try:
         runs = rounded.runs([PLAINLY, *half], maxima)
-    except RuntimeError:  # no such kernel
+    except RuntimeError as error:  # no such kernel
         if rounded.dtype is torch.float64:
             raise
-        rounded = replace(rounded, start=exact, is_simulated=True)
+        rounded = replace(rounded, start=exact, refusal=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
         runs = rounded.runs([PLAINLY, *half], maxima)
     constant = maxima.seen and are_constants(computation, candidate, request, exact)
     return [*runs, *rounded.runs(others, Maxima(as_constants=constant))]
@@ -77,14 +77,14 @@ class _Rounded:
     Attributes:
         computation, candidate, request: as above.
         start: the values that the reference is given.
-        is_simulated: whether it runs in float64, and its operations round to the candidate's coarsest dtype.
+        refusal: why it runs in float64, and its operations round to the candidate's coarsest dtype; "" where not.
     """
 
     computation: Computation
     candidate: Candidate
     request: Request
     start: Start
-    is_simulated: bool = False
+    refusal: str = ""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,21 +93,21 @@ class _Rounded:
 
     def runs(self, numbers: Iterable[int], maxima: Maxima) -> list[Run]:
         """The runs of these numbers, each with a noise of its own; every other one has attention step by step."""
-        precision = torch.float64 if self.is_simulated else None
+        precision = torch.float64 if self.refusal else None
         with lent(self.computation, self.request, self.start, precision) as borrowed:
             theta = theta_of(self.computation.model, (), (), self.computation.loss.variables)
             parts = parts_of_gradients(self.candidate.theta, theta, self.computation.loss)
             forward, found = self.computation.at(precision), []
-            forward = forward if self.is_simulated else CallersAutocast().over(forward)
+            forward = forward if self.refusal else CallersAutocast().over(forward)
             for k in numbers:
                 with maxima, _attention_in_steps() if k % 2 and k != PLAINLY else nullcontext():
                     run = ran(forward, parts, borrowed, self._mode(k))
-                found.append(replace(run, is_simulated=self.is_simulated))
+                found.append(replace(run, refusal=self.refusal))
             return found
 
     def _mode(self, number: int) -> AbstractContextManager[object] | None:
         generator = torch.Generator("cpu").manual_seed((self.request.seed + (number + 1) * STEP) % 2**63)
-        if not self.is_simulated:
+        if not self.refusal:
             return None if number == PLAINLY else RoundingMode(generator, self.dtype)
         mode = KernelsInMode(torch.float64, self.dtype, None if number == PLAINLY else generator)
         mode.drawn_in = self.candidate.drawn_in

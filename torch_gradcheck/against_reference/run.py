@@ -21,12 +21,13 @@ class Run:
     Attributes:
         outputs: by name, without their graphs.
         gradients: those that were asked for, in order; None where the backward left nothing.
-        is_simulated: whether it was computed in float64, and rounded to the dtype that it stands for step by step.
+        refusal: why it was computed in float64, and rounded step by step to the dtype that it stands for; "" where it
+            was computed in that.
     """
 
     outputs: Mapping[str, torch.Tensor]
     gradients: Sequence[torch.Tensor | None]
-    is_simulated: bool = False
+    refusal: str = ""
 
 
 def ran(

@@ -1,7 +1,7 @@
 """The maximum that a softmax subtracts before it exponentiates: a constant to kernels, and not to all references.
 
-exp(x − max x) / Σ exp(x − max x) is the same whatever is subtracted, so the gradient that goes through the maximum is 0.
-A reference of plain code may let it through all the same, and then its roundings happen to cancel where the softmax is
+exp(x − max x) / Σ exp(x − max x) is the same whatever is subtracted, so the gradient through the maximum is 0. A
+reference of plain code may let it through all the same, and then its roundings happen to cancel where the softmax is
 saturated: at the largest number it is far closer to what is right than torch's own softmax. What rounding does is then
 measured with the maximum as a constant as well.
 """

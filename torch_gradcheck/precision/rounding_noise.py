@@ -114,8 +114,11 @@ class RoundingMode(DispatchMode):
             tensor.add_(noise.sub_(factor.detach()))
 
     def _move_sums(self, result: torch.Tensor, g: torch.Tensor, y: torch.Tensor, dim: int) -> None:
-        """Moves y · (g − Σ g y) as rounding moves each sum: as if its terms were independent, since g may be what is
-        left of terms that cancel; of a row in dtypes whose kernels add up in float32, else of any."""
+        """Moves y · (g − Σ g y) as rounding moves each sum.
+
+        As if its terms were independent, since g may be what is left of terms that cancel: of a row in dtypes whose
+        kernels add up in float32, else of all rows.
+        """
         with torch.no_grad():
             inside, wide = result.dtype in ROUNDED_INSIDE, torch.promote_types(result.dtype, torch.float32)
             squares = g.detach().to(wide).square()
@@ -164,8 +167,8 @@ class KernelsInMode(PrecisionMode):
         for tensor in _floating(result):
             if self._generator is not None:
                 move_at_random(tensor, self._kernels, self._generator)
-            with torch.no_grad():
-                tensor.copy_(tensor.to(self._kernels))
+            else:
+                tensor.detach().copy_(tensor.detach().to(self._kernels))
         return result
 
     def _in_kernels_dtype(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
