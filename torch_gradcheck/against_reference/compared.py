@@ -85,7 +85,7 @@ def _gradients(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list
     return [
         Compared(
             entry,
-            [_flat(entry, run.gradients[k]) for run in candidate.runs],
+            _runs(entry, [run.gradients[k] for run in candidate.runs]),
             _flat(entry, exact.gradients[k]),
             [_flat(entry, run.gradients[k]) for run in rounded],
             candidate.runs[0].gradients[k] is not None,
@@ -102,7 +102,7 @@ def _outputs(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[C
         _without_equal_infinities(
             Compared(
                 entry,
-                [_flat(entry, run.outputs[name]) for run in candidate.runs],
+                _runs(entry, [run.outputs[name] for run in candidate.runs]),
                 _flat(entry, exact.outputs[name]),
                 [_flat(entry, run.outputs[name]) for run in rounded],
                 True,
@@ -133,6 +133,12 @@ def _without_equal_infinities(each: Compared) -> Compared:
 def _entry_of(name: str, output: torch.Tensor) -> ThetaEntry:
     nothing = np.empty(0, dtype=np.int64)
     return ThetaEntry(name, (), output, True, False, nothing, output.dtype, Role.OUTPUT)
+
+
+def _runs(entry: ThetaEntry, tensors: Sequence[torch.Tensor | None]) -> list[Floats]:
+    """The numbers of each run; one array for all that equal the first."""
+    first, *others = [_flat(entry, tensor) for tensor in tensors]
+    return [first, *[first if np.array_equal(each, first) else each for each in others]]
 
 
 def _flat(entry: ThetaEntry, tensor: torch.Tensor | None) -> Floats:

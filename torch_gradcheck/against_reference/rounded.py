@@ -38,6 +38,9 @@ NOISY_RUNS = 12
 100,000 right sums is 3 times as far off as the furthest of 13, and 1 of 1,500 as that of 7."""
 
 
+HALF = NOISY_RUNS // 2
+"""From this run on maxima that a softmax subtracts are constants."""
+
 STEP = 1_000_003
 """By so much the seeds of the noise of two runs differ."""
 
@@ -58,16 +61,19 @@ def rounded_runs(
         exact: those that it is given in float64.
     """
     rounded, maxima = _Rounded(computation, candidate, request, start), Maxima()
-    half, others = range(NOISY_RUNS // 2), range(NOISY_RUNS // 2, NOISY_RUNS)
+    numbers = range(PLAINLY, NOISY_RUNS)
     try:
-        runs = rounded.runs([PLAINLY, *half], maxima)
+        runs = rounded.runs(numbers, maxima, until=HALF)
     except RuntimeError as error:  # no such kernel
-        if rounded.dtype is torch.float64:
+        if rounded.dtype is torch.float64 or CallersAutocast().note:
             raise
         rounded = replace(rounded, start=exact, refusal=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
-        runs = rounded.runs([PLAINLY, *half], maxima)
-    constant = maxima.seen and are_constants(computation, candidate, request, exact)
-    return [*runs, *rounded.runs(others, Maxima(as_constants=constant))]
+        runs = rounded.runs(numbers, maxima, until=HALF)
+    left = numbers[len(runs) :]
+    if not left:
+        return runs
+    constant = are_constants(computation, candidate, request, exact)
+    return [*runs, *rounded.runs(left, Maxima(as_constants=constant))]
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,14 @@ class _Rounded:
         """The coarsest of the candidate."""
         return coarsest(self.candidate.theta)
 
-    def runs(self, numbers: Iterable[int], maxima: Maxima) -> list[Run]:
-        """The runs of these numbers, each with a noise of its own; every other one has attention step by step."""
+    def runs(self, numbers: Iterable[int], maxima: Maxima, until: int | None = None) -> list[Run]:
+        """The runs of these numbers, each with a noise of its own; every other one has attention step by step.
+
+        Args:
+            numbers: of the runs.
+            maxima: sees those that are taken.
+            until: where some are, only the runs before this one.
+        """
         precision = torch.float64 if self.refusal else None
         with lent(self.computation, self.request, self.start, precision) as borrowed:
             theta = theta_of(self.computation.model, (), (), self.computation.loss.variables)
@@ -100,6 +112,8 @@ class _Rounded:
             forward, found = self.computation.at(precision), []
             forward = forward if self.refusal else CallersAutocast().over(forward)
             for k in numbers:
+                if k == until and maxima.seen:
+                    break
                 with maxima, _attention_in_steps() if k % 2 and k != PLAINLY else nullcontext():
                     run = ran(forward, parts, borrowed, self._mode(k))
                 found.append(replace(run, refusal=self.refusal))
