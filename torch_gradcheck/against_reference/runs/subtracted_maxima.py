@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.counterparts import parts_of_gradients
-from torch_gradcheck.against_reference.run import ran
-from torch_gradcheck.against_reference.sides import Candidate, lent
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
+from torch_gradcheck.against_reference.runs.run import ran
+from torch_gradcheck.against_reference.runs.sides import Candidate, lent
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.precision.mode import PrecisionMode
