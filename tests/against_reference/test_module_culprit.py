@@ -235,6 +235,26 @@ def test_of_several_wrong_modules_the_others_are_named_too() -> None:
     assert report.notes[1].startswith("wrong as well when run alone: blocks.")
 
 
+class OfBfloat16(FusedRMSNorm):
+    """Takes bfloat16 only, as kernels do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype is torch.bfloat16
+        return super().forward(x)
+
+
+def test_a_module_is_named_that_runs_under_the_callers_autocast_only() -> None:
+    torch.manual_seed(0)
+    candidate = nn.Sequential(nn.Linear(WIDTH, WIDTH), OfBfloat16("no mean"))
+    x, y = torch.randn(2, 4, 5, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        report = check_module(
+            candidate, nn.MSELoss(), (x, y), reference=nn.Sequential(nn.Linear(WIDTH, WIDTH), RMSNorm())
+        )
+
+    assert report.culprit == "1"
+
+
 def test_a_module_without_others_is_the_culprit_itself() -> None:
     x, y = torch.randn(2, 4, 5, WIDTH).bfloat16()
     report = check_module(

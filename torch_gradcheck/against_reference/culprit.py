@@ -13,6 +13,7 @@ from operator import attrgetter
 
 from torch import nn
 
+from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.counterparts import Counterparts
 from torch_gradcheck.against_reference.culprit_in_words import CulpritWords
@@ -148,11 +149,12 @@ def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
 
 
 def _recorded(candidate: Computation, values: Counterparts, request: Request) -> Recording:
-    """The calls of one run of the candidate, forward and backward."""
+    """The calls of one run of the candidate, forward and backward, under the caller's autocast."""
+    autocast = CallersAutocast()
     with lent(candidate, request, Start(values=values.moved)) as borrowed:
         recording = Recording(lambda: borrowed.random_state, TAPS)
         theta = theta_of(candidate.model, (), (), candidate.loss.variables)
-        ran(candidate.at(None), parts_on_trial(theta), borrowed, recording)
+        ran(autocast.over(candidate.at(None)), parts_on_trial(theta), borrowed, recording)
         return recording
 
 
