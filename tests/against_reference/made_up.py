@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from torch_gradcheck.against_reference.compared import Compared
+from torch_gradcheck.against_reference.judging.compared import Compared
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.precision.dtypes import epsilon

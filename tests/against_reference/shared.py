@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from torch_gradcheck.against_reference import check, pair
-from torch_gradcheck.against_reference.sides import Candidate
+from torch_gradcheck.against_reference.runs.sides import Candidate
 
 
 class SharedReferences:

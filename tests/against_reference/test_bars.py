@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tests.against_reference.made_up import beside_runs
 from torch_gradcheck import check_function
-from torch_gradcheck.against_reference.bars import MARGIN, bars_of
+from torch_gradcheck.against_reference.judging.bars import MARGIN, bars_of
 from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.training_step.error_bars import of_entries_alike
 

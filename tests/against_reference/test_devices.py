@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 import torch_gradcheck
 from torch_gradcheck import Report, check_function, check_module
-from torch_gradcheck.against_reference import placing
-from torch_gradcheck.against_reference.computation import ModuleComputation
-from torch_gradcheck.against_reference.counterparts import counterparts_of
-from torch_gradcheck.against_reference.placing import ANYWHERE, place_of
+from torch_gradcheck.against_reference.runs import placing
+from torch_gradcheck.against_reference.runs.computation import ModuleComputation
+from torch_gradcheck.against_reference.runs.counterparts import counterparts_of
+from torch_gradcheck.against_reference.runs.placing import ANYWHERE, place_of
 from torch_gradcheck.objective.loss import ModuleLoss
 
 NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")

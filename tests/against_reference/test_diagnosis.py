@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck import Report, check_function
-from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.against_reference.diagnosis import diagnosed
-from torch_gradcheck.against_reference.judge import judged
-from torch_gradcheck.against_reference.rescaled import SCALE, Rescaled
+from torch_gradcheck.against_reference.judging.compared import Compared
+from torch_gradcheck.against_reference.judging.judge import judged
+from torch_gradcheck.against_reference.kind.diagnose import diagnosed
+from torch_gradcheck.against_reference.kind.rescaled import SCALE, Rescaled
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import Role
 

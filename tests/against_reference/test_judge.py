@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.against_reference.made_up import beside_runs, rounded
-from torch_gradcheck.against_reference.judge import judged
-from torch_gradcheck.against_reference.parts import Part
+from torch_gradcheck.against_reference.judging.judge import judged
+from torch_gradcheck.against_reference.judging.parts import Part
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.verdicts.entry_check import Outcome
 

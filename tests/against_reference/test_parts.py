@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torch_gradcheck.against_reference.parts import Cut, Part, cuts_of
+from torch_gradcheck.against_reference.judging.parts import Cut, Part, cuts_of
 
 SHAPES = st.lists(st.integers(1, 40), min_size=0, max_size=4).filter(lambda shape: np.prod(shape) < 5000)
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from torch_gradcheck import GradientMismatchError, Report, check_function
-from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.against_reference.judge import judged
+from torch_gradcheck.against_reference.judging.compared import Compared
+from torch_gradcheck.against_reference.judging.judge import judged
 from torch_gradcheck.against_reference.rows import row_of
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.objective.theta import ThetaEntry

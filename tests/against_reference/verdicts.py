@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from torch_gradcheck.against_reference.computation import FunctionComputation
-from torch_gradcheck.against_reference.counterparts import counterparts_of
-from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair, judged_pair
-from torch_gradcheck.against_reference.sides import exact_run
-from torch_gradcheck.against_reference.upstream import Upstream
+from torch_gradcheck.against_reference.runs.computation import FunctionComputation
+from torch_gradcheck.against_reference.runs.counterparts import counterparts_of
+from torch_gradcheck.against_reference.runs.sides import exact_run
+from torch_gradcheck.against_reference.runs.upstream import Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.function_call import function_call

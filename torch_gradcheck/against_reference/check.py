@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from torch_gradcheck.against_reference.compiler import compiler_at_fault
-from torch_gradcheck.against_reference.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.contract import contract_of_candidate
-from torch_gradcheck.against_reference.counterparts import check_training_flags, counterparts_of
-from torch_gradcheck.against_reference.culprit import culprit_beside, with_hidden
-from torch_gradcheck.against_reference.diagnosis import diagnosed
-from torch_gradcheck.against_reference.draws import beside_other_draws
+from torch_gradcheck.against_reference.culprit.compiler import compiler_at_fault
+from torch_gradcheck.against_reference.culprit.hidden_mistakes import told_hidden
+from torch_gradcheck.against_reference.culprit.search import culprit_beside, with_hidden
 from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
-from torch_gradcheck.against_reference.hidden_mistakes import told_hidden
-from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.judging.judge import Judged
+from torch_gradcheck.against_reference.kind.diagnose import diagnosed
+from torch_gradcheck.against_reference.kind.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.notes import notes_of
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
-from torch_gradcheck.against_reference.placing import place_of
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
-from torch_gradcheck.against_reference.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
+from torch_gradcheck.against_reference.runs.computation import Computation, FunctionComputation, ModuleComputation
+from torch_gradcheck.against_reference.runs.counterparts import check_training_flags, counterparts_of
+from torch_gradcheck.against_reference.runs.draws import beside_other_draws
+from torch_gradcheck.against_reference.runs.placing import place_of
+from torch_gradcheck.against_reference.runs.upstream import OtherGraphError, Upstream
 from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
-from torch_gradcheck.against_reference.upstream import OtherGraphError, Upstream
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ModuleLoss

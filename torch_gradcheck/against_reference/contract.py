@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
-from torch_gradcheck.against_reference.computation import FunctionComputation
 from torch_gradcheck.against_reference.equal_runs import other_order
-from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
-from torch_gradcheck.against_reference.sides import lent
+from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
+from torch_gradcheck.against_reference.runs.computation import FunctionComputation
+from torch_gradcheck.against_reference.runs.sides import lent
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Borrowed, Start
 from torch_gradcheck.contract.comparison import SPREADS, Allowance, largest

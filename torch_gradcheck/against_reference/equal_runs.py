@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.judging.compared import Compared
+from torch_gradcheck.against_reference.judging.judge import Judged, judged
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.diagnosis.unrepeatable import factor_of
 from torch_gradcheck.differences.noise import root_mean_square

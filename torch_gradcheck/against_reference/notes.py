@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from torch_gradcheck.against_reference.alike import on_outputs
-from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
-from torch_gradcheck.against_reference.compiled_code import on_compiled, on_scripted
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.draws import on_draws
 from torch_gradcheck.against_reference.reference import Reference, on_reference
-from torch_gradcheck.against_reference.sides import Candidate
+from torch_gradcheck.against_reference.runs.alike import on_outputs
+from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
+from torch_gradcheck.against_reference.runs.compiled_code import on_compiled, on_scripted
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.draws import on_draws
+from torch_gradcheck.against_reference.runs.sides import Candidate
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.reporting.words import listed

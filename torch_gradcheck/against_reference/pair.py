@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from torch_gradcheck.against_reference.compared import compared
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.counterparts import Counterparts
-from torch_gradcheck.against_reference.judge import Judged, judged
-from torch_gradcheck.against_reference.rounded import rounded_runs
-from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import CANDIDATE_RUNS, Candidate, candidate_of
-from torch_gradcheck.against_reference.ties import judged_at_ties
+from torch_gradcheck.against_reference.judging.compared import compared
+from torch_gradcheck.against_reference.judging.judge import Judged, judged
+from torch_gradcheck.against_reference.judging.ties import judged_at_ties
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.counterparts import Counterparts
+from torch_gradcheck.against_reference.runs.rounded import rounded_runs
+from torch_gradcheck.against_reference.runs.run import Run
+from torch_gradcheck.against_reference.runs.sides import CANDIDATE_RUNS, Candidate, candidate_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.request import Request

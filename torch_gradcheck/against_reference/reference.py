@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate, exact_run
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.run import Run
+from torch_gradcheck.against_reference.runs.sides import Candidate, exact_run
 from torch_gradcheck.borrowing.loan import Loan, Start
 from torch_gradcheck.errors import (
     GradcheckError,

@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from torch_gradcheck.against_reference.judge import Judged
-from torch_gradcheck.against_reference.wholes import ITSELF, Finding
+from torch_gradcheck.against_reference.judging.judge import Judged
+from torch_gradcheck.against_reference.judging.wholes import ITSELF, Finding
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import name_of

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
-from torch_gradcheck.against_reference.computation import Computation
 from torch_gradcheck.against_reference.equal_runs import Apart, notes_on, spread_of, told_of
 from torch_gradcheck.against_reference.pair import Pair
-from torch_gradcheck.against_reference.run import ran
-from torch_gradcheck.against_reference.sides import lent
+from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.run import ran
+from torch_gradcheck.against_reference.runs.sides import lent
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.contract.comparison import distance, largest
 from torch_gradcheck.diagnosis.culprit.sentences import described

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.compared import compared
-from torch_gradcheck.against_reference.computation import Computation, Forward, FunctionComputation
+from torch_gradcheck.against_reference.judging.compared import compared
 from torch_gradcheck.against_reference.pair import Pair
-from torch_gradcheck.against_reference.run import Run
+from torch_gradcheck.against_reference.runs.computation import Computation, Forward, FunctionComputation
+from torch_gradcheck.against_reference.runs.run import Run
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.loss import Loss

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from torch_gradcheck.against_reference.explanation import ENOUGH, Explanation, Fit
-from torch_gradcheck.against_reference.judge import Judged
-from torch_gradcheck.against_reference.places import what_is_there, wrong_place
-from torch_gradcheck.against_reference.rescaled import SCALE, is_rounding
+from torch_gradcheck.against_reference.judging.judge import Judged
+from torch_gradcheck.against_reference.kind.explanation import ENOUGH, Explanation, Fit
+from torch_gradcheck.against_reference.kind.places import what_is_there, wrong_place
+from torch_gradcheck.against_reference.kind.rescaled import SCALE, is_rounding
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning, count_meanings, factor_in_words, meaning_of

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
-from torch_gradcheck.against_reference.compiled_code import AsCompiled, CompiledParts
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.counterparts import parts_of_gradients
-from torch_gradcheck.against_reference.run import Run, ran, run_of
+from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
+from torch_gradcheck.against_reference.runs.compiled_code import AsCompiled, CompiledParts
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
+from torch_gradcheck.against_reference.runs.run import Run, ran, run_of
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import Theta, theta_of

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.against_reference.judge import Judged, judged
-from torch_gradcheck.against_reference.wholes import ITSELF
+from torch_gradcheck.against_reference.judging.compared import Compared
+from torch_gradcheck.against_reference.judging.judge import Judged, judged
+from torch_gradcheck.against_reference.judging.wholes import ITSELF
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.noise import root_mean_square
 

@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from torch_gradcheck.against_reference.compared import compared
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.counterparts import parts_of_gradients
-from torch_gradcheck.against_reference.judge import Judged
-from torch_gradcheck.against_reference.run import Run, ran
-from torch_gradcheck.against_reference.sides import Candidate, lent
-from torch_gradcheck.against_reference.spans import Span, anew, left_open
+from torch_gradcheck.against_reference.judging.compared import compared
+from torch_gradcheck.against_reference.judging.judge import Judged
+from torch_gradcheck.against_reference.judging.spans import Span, anew, left_open
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
+from torch_gradcheck.against_reference.runs.run import Run, ran
+from torch_gradcheck.against_reference.runs.sides import Candidate, lent
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Borrowed, Start
 from torch_gradcheck.objective.perturbation import Direction, real_view

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from torch_gradcheck.against_reference.alike import common_outputs
-from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate
+from torch_gradcheck.against_reference.runs.alike import common_outputs
+from torch_gradcheck.against_reference.runs.run import Run
+from torch_gradcheck.against_reference.runs.sides import Candidate
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.gradients.analytic import analytic_gradient
 from torch_gradcheck.objective.theta import ThetaEntry

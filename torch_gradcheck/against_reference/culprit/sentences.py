@@ -8,9 +8,9 @@ import numpy as np
 from torch import nn
 from torch.autograd import Function
 
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.judge import Judged
-from torch_gradcheck.against_reference.single_modules import SingleModule
+from torch_gradcheck.against_reference.culprit.single_modules import SingleModule
+from torch_gradcheck.against_reference.judging.judge import Judged
+from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.contract.upstream import gives_upstream
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from torch_gradcheck.against_reference.computation import Forward
+from torch_gradcheck.against_reference.runs.computation import Forward
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.objective import evaluation_of

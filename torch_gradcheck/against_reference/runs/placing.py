@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.computation import Computation, ModuleComputation
+from torch_gradcheck.against_reference.runs.computation import Computation, ModuleComputation
 from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.torch_internals.devices import has_float64

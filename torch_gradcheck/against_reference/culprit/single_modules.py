@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.compared import compared
-from torch_gradcheck.against_reference.computation import FunctionComputation
-from torch_gradcheck.against_reference.counterparts import Counterparts, parts_of_gradients
-from torch_gradcheck.against_reference.judge import Judged, judged
-from torch_gradcheck.against_reference.rounded import rounded_runs
-from torch_gradcheck.against_reference.run import Run, ran
-from torch_gradcheck.against_reference.sides import Candidate, candidate_of, lent
-from torch_gradcheck.against_reference.upstream import Outputs, Upstream
+from torch_gradcheck.against_reference.judging.compared import compared
+from torch_gradcheck.against_reference.judging.judge import Judged, judged
+from torch_gradcheck.against_reference.runs.computation import FunctionComputation
+from torch_gradcheck.against_reference.runs.counterparts import Counterparts, parts_of_gradients
+from torch_gradcheck.against_reference.runs.rounded import rounded_runs
+from torch_gradcheck.against_reference.runs.run import Run, ran
+from torch_gradcheck.against_reference.runs.sides import Candidate, candidate_of, lent
+from torch_gradcheck.against_reference.runs.upstream import Outputs, Upstream
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.diagnosis.culprit.argument_copies import laid_out_alike, replaced
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torch_gradcheck.against_reference.compared import Compared
+from torch_gradcheck.against_reference.judging.compared import Compared
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.training_step.error_bars import of_entries_alike
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.judging.judge import Judged, judged
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.verdicts.entry_check import EntryResults, Outcome
 

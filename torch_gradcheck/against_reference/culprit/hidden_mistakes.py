@@ -16,14 +16,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from torch_gradcheck.against_reference.compared import compared
-from torch_gradcheck.against_reference.counterparts import parts_of_gradients
-from torch_gradcheck.against_reference.injected_errors import InjectedErrors
-from torch_gradcheck.against_reference.judge import Judged, judged
+from torch_gradcheck.against_reference.culprit.injected_errors import InjectedErrors
+from torch_gradcheck.against_reference.culprit.single_modules import SingleModule
+from torch_gradcheck.against_reference.judging.compared import compared
+from torch_gradcheck.against_reference.judging.judge import Judged, judged
 from torch_gradcheck.against_reference.pair import Pair
-from torch_gradcheck.against_reference.run import Run, ran
-from torch_gradcheck.against_reference.sides import Candidate, lent
-from torch_gradcheck.against_reference.single_modules import SingleModule
+from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
+from torch_gradcheck.against_reference.runs.run import Run, ran
+from torch_gradcheck.against_reference.runs.sides import Candidate, lent
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.objective.theta import ThetaEntry, theta_of
 from torch_gradcheck.precision.mode import PrecisionMode

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from torch_gradcheck.against_reference.alike import check_alike
+from torch_gradcheck.against_reference.runs.alike import check_alike
 from torch_gradcheck.objective.function_outputs import drawn
 from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.reporting.words import listed

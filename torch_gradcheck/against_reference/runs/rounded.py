@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.counterparts import parts_of_gradients
-from torch_gradcheck.against_reference.run import Run, ran
-from torch_gradcheck.against_reference.sides import Candidate, lent
+from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
+from torch_gradcheck.against_reference.runs.run import Run, ran
+from torch_gradcheck.against_reference.runs.sides import Candidate, lent
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.precision.rounding_noise import RoundingMode

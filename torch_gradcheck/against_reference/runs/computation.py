@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.upstream import Upstream
+from torch_gradcheck.against_reference.runs.upstream import Upstream
 from torch_gradcheck.contract.upstream import losses_giving
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.function_outputs import outputs_of

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, ExitStack
 
 import torch
 
-from torch_gradcheck.against_reference.computation import Forward
+from torch_gradcheck.against_reference.runs.computation import Forward
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.training_step.forward_state import autocast_now
 

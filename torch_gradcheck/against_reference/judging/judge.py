@@ -9,10 +9,10 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from torch_gradcheck.against_reference.bars import Bars, bars_of
-from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.against_reference.parts import Part
-from torch_gradcheck.against_reference.wholes import ITSELF, Finding, findings_of
+from torch_gradcheck.against_reference.judging.bars import Bars, bars_of
+from torch_gradcheck.against_reference.judging.compared import Compared
+from torch_gradcheck.against_reference.judging.parts import Part
+from torch_gradcheck.against_reference.judging.wholes import ITSELF, Finding, findings_of
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.differences.richardson import Stencil

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from torch_gradcheck.against_reference.bars import Bars
-from torch_gradcheck.against_reference.compared import Compared
-from torch_gradcheck.against_reference.parts import ENTRIES_NEEDED, Cut, Part, cuts_of
+from torch_gradcheck.against_reference.judging.bars import Bars
+from torch_gradcheck.against_reference.judging.compared import Compared
+from torch_gradcheck.against_reference.judging.parts import ENTRIES_NEEDED, Cut, Part, cuts_of
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.reporting.words import times as multiple
 

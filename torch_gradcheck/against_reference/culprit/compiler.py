@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair, judged_pair
-from torch_gradcheck.against_reference.run import Run
-from torch_gradcheck.against_reference.sides import Candidate
+from torch_gradcheck.against_reference.runs.run import Run
+from torch_gradcheck.against_reference.runs.sides import Candidate
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.gradients.compiled_parts import CompiledPart
 from torch_gradcheck.reporting.words import listed

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.placing import ANYWHERE, Place
+from torch_gradcheck.against_reference.runs.placing import ANYWHERE, Place
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.borrowing.random_state import RandomState

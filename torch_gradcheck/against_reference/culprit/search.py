@@ -13,16 +13,16 @@ from operator import attrgetter
 
 from torch import nn
 
-from torch_gradcheck.against_reference.callers_autocast import CallersAutocast
-from torch_gradcheck.against_reference.computation import Computation
-from torch_gradcheck.against_reference.counterparts import Counterparts
-from torch_gradcheck.against_reference.culprit_in_words import CulpritWords
-from torch_gradcheck.against_reference.hidden_mistakes import hidden_in
-from torch_gradcheck.against_reference.judge import Judged
+from torch_gradcheck.against_reference.culprit.hidden_mistakes import hidden_in
+from torch_gradcheck.against_reference.culprit.sentences import CulpritWords
+from torch_gradcheck.against_reference.culprit.single_modules import SingleModule, code_of
+from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
-from torch_gradcheck.against_reference.run import Run, ran
-from torch_gradcheck.against_reference.sides import Candidate, lent, parts_on_trial
-from torch_gradcheck.against_reference.single_modules import SingleModule, code_of
+from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
+from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.counterparts import Counterparts
+from torch_gradcheck.against_reference.runs.run import Run, ran
+from torch_gradcheck.against_reference.runs.sides import Candidate, lent, parts_on_trial
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.call_recording import GradientTaps, Recording

@@ -9,7 +9,7 @@ from types import CodeType
 
 import torch
 
-from torch_gradcheck.against_reference.computation import Computation
+from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.gradients.compiled_parts import CompiledPart, MetParts, with_backends
 from torch_gradcheck.torch_internals.compiler import CompiledCall, CompiledCode, compiled_calls, compiler_as_it_was

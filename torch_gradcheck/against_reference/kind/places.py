@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torch_gradcheck.against_reference.explanation import EXPLAINED, Explanation
+from torch_gradcheck.against_reference.kind.explanation import EXPLAINED, Explanation
 from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.places import FEW, MOST_NAMED, MOST_SLICES, SINGLE_ENTRIES, slices
