@@ -16,6 +16,7 @@ from tests.against_reference.shared import SharedReferences
 from tests.against_reference.verdicts import verdicts_of
 from tests.zoo.candidates import BFLOAT16, KERNELS, Draws, Kernel, Wrong
 from torch_gradcheck import Report, check_function
+from torch_gradcheck.against_reference import check
 
 SEEDS = 2
 """How often a kernel is tried in float16 and float32, with other inputs each time and its right twins in turn."""
@@ -122,7 +123,8 @@ def test_no_right_kernel_is_accused_whatever_the_inputs(kernel: Kernel, dtype: t
 
 @pytest.mark.slow_but_for(32)
 @pytest.mark.parametrize("trial", WRONG, ids=lambda trial: trial.id)
-def test_exactly_what_is_wrong_is_found(trial: Trial) -> None:
+def test_exactly_what_is_wrong_is_found(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "contract_of_candidate", lambda *_: [])  # which runs a kernel some forty times
     report = trial.report()
     assert {row.name for row in report if row.status == "mismatch"} == set(trial.rows), report
     assert not report.passed

@@ -157,7 +157,7 @@ def test_after_an_exception(kind: str, side: str, step: str, k: int) -> None:
 
 @ctrl_c
 @pytest.mark.slow
-@pytest.mark.parametrize("points", [5])
+@pytest.mark.parametrize("points", [3])
 @every_check
 def test_after_ctrl_c(kind: str, points: int) -> None:
     """A sample, drawn with a seed, of the first and last passages of every site that the check comes through."""
