@@ -104,6 +104,7 @@ def compared(candidate: nn.Module, reference: nn.Module, sequences: int = 5, **o
     )
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
@@ -157,6 +158,7 @@ class FusedBlock(Block):
         return y
 
 
+@pytest.mark.slow
 def test_a_module_is_named_whose_mistake_is_between_right_ones() -> None:
     torch.manual_seed(0)
     candidate = Model([RMSNorm(), RMSNorm()])
@@ -175,6 +177,7 @@ class Doubled(Model):
         return 2 * y - y.detach()
 
 
+@pytest.mark.slow
 def test_the_model_itself_is_named_where_all_modules_in_it_are_right() -> None:
     torch.manual_seed(0)
     report = compared(Doubled([RMSNorm()]), Model([RMSNorm()]))
@@ -227,6 +230,7 @@ def test_no_culprit_is_named_where_modules_cannot_be_compared() -> None:
     assert "no culprit can be named: norm (Sum) raises" in report.notes[0]
 
 
+@pytest.mark.slow
 def test_of_several_wrong_modules_the_others_are_named_too() -> None:
     torch.manual_seed(0)
     report = compared(Model([FusedRMSNorm("no mean"), FusedRMSNorm("no mean")]), Model([RMSNorm(), RMSNorm()]))
@@ -295,6 +299,7 @@ def test_applied_functions_are_named_by_their_class() -> None:
     assert report.culprit == "RMSNormFunction"
 
 
+@pytest.mark.slow
 def test_drawn_numbers_are_the_same_in_a_module_alone() -> None:
     torch.manual_seed(0)
     candidate = Model([nn.Sequential(nn.Dropout(0.5), FusedRMSNorm("no mean"))])
@@ -354,6 +359,7 @@ class Twice(Scaled):
         return super().forward(x)
 
 
+@pytest.mark.slow
 def test_a_factor_that_moves_from_one_module_to_another_is_no_mistake() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(2, 9, WIDTH).bfloat16()

@@ -100,7 +100,7 @@ WRONG = [
 ]
 
 
-@pytest.mark.slow_but_for(20)
+@pytest.mark.slow_but_for(12)
 @pytest.mark.parametrize("trial", RIGHT, ids=lambda trial: trial.id)
 def test_a_right_kernel_passes(trial: Trial) -> None:
     report = trial.report()
@@ -121,7 +121,7 @@ def test_no_right_kernel_is_accused_whatever_the_inputs(kernel: Kernel, dtype: t
         assert {each.compared.entry.name for each in verdicts if each.is_wrong} == set(), seed
 
 
-@pytest.mark.slow_but_for(32)
+@pytest.mark.slow_but_for(16)
 @pytest.mark.parametrize("trial", WRONG, ids=lambda trial: trial.id)
 def test_exactly_what_is_wrong_is_found(trial: Trial, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "contract_of_candidate", lambda *_: [])  # which runs a kernel some forty times

@@ -152,6 +152,7 @@ def test_a_circle_of_the_kernels_own_is_told_from_those_of_the_interpreter() -> 
     assert {each.name: each.status for each in report.contract}["released"] == "failed"
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("mistake", ["", "tail not written"])
 def test_a_module_with_a_kernel_is_compared_by_the_names_of_its_parameters(mistake: str) -> None:
     fused, plain = kernels.FusedSiluMul(6, 7).bfloat16(), kernels.PlainSiluMul(6, 7)

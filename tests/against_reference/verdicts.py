@@ -1,6 +1,7 @@
 """The verdicts on a kernel without what does not depend on rounding: the check of its reference, and the contract.
 
-The kernel is one that gives the same in every run, and is run once. So a kernel can be tried on many inputs in the time that a check takes for a few.
+The kernel is one that gives the same in every run, and is run once. So a kernel can be tried on many inputs in the time
+that a check takes for a few.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dtypes: names, machine epsilon, which of two is coarser, a dtype in another precision, which are inexact or finite."""
+"""Dtypes: names, machine epsilon, which of two is coarser, a dtype in another precision; inexact and finite numbers."""
 
 from __future__ import annotations
 

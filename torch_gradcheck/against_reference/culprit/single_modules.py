@@ -73,7 +73,7 @@ class SingleModule:
     def can_be_judged(self) -> bool:
         """Whether it was given finite numbers, and a gradient."""
         numbers = [each for each in [*self.call.inputs, *self.call.cotangents] if each is not None and is_inexact(each)]
-        return self.call.receives and all([bool(are_finite(each).all()) for each in numbers])
+        return self.call.receives and all(bool(are_finite(each).all()) for each in numbers)
 
     def judged(self, values: Counterparts, request: Request) -> list[Judged]:
         """The verdict on every gradient and output of the module alone, with error bars of its own.
