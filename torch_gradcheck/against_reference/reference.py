@@ -33,6 +33,7 @@ from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
 
 WRONG = "the reference's own gradient of it is wrong: there is nothing right to compare with"
 CHECKED_BESIDE = "the reference's own gradient was checked beside the inputs"
+RESOLVES_NOTHING = "the reference's own gradient of it is not proven, so that there is nothing to compare with"
 UNPROVEN = "the reference's own gradient of it is undecided, so that there is nothing proven to compare with"
 
 BESIDE = 1e-3
@@ -159,6 +160,8 @@ def _is_gradient_of(row: ParameterReport, own: Report) -> bool:
 
 
 def _beside(row: ParameterReport, own: ParameterReport) -> ParameterReport:
+    if row.status is Status.MATCH and own.status is Status.FLAT:
+        return replace(row, status=Status.UNDECIDED, reason=f"{RESOLVES_NOTHING}: {own.reason}")
     if own.status not in (Status.MISMATCH, Status.UNDECIDED) or row.status in (Status.FROZEN, Status.UNDECIDED):
         return row
     reason = WRONG if own.status is Status.MISMATCH else f"{UNPROVEN}: {own.reason}"

@@ -8,6 +8,7 @@ gradients beside the inputs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -26,6 +27,9 @@ MOST_JOINED = 6
 
 MOST_PARTS = 64
 """How many parts that are contradicted are marked, the smallest ones first."""
+
+FEW = 3
+"""Of more entries than these one at least would have been seen to change, if all of them tied with others."""
 
 ROUNDED = 4.0
 """Units in the last place that each number of a sum may be off by, at least."""
@@ -69,6 +73,19 @@ class JointSums:
                     marked[k] |= flags & spans[k].differs
         return marked
 
+    def agree(self, spans: Sequence[Span]) -> list[bool]:
+        """Of each tensor whether few entries are beyond their spans, and all sums that kinks keep are right with them.
+
+        Then a choice at kinks that was not seen is as likely as a mistake.
+        """
+        off = [span.is_beyond for span in spans]
+        if sum([int(flags.sum()) for flags in off]) > FEW:
+            return [False] * len(spans)
+        explained, violated = ([np.zeros(len(flags), dtype=np.bool_) for flags in off] for _ in range(2))
+        for each in self._sums:
+            each.explain([span.off for span in spans], off, explained, violated)
+        return [bool(flags.any() and np.all((explained[k] & ~violated[k])[flags])) for k, flags in enumerate(off)]
+
 
 def _directions(each: Judged) -> dict[str, Floats]:
     """Ways in which numbers that tie move alike: equal ones, multiples of each other, and such up to their signs."""
@@ -79,22 +96,33 @@ def _directions(each: Judged) -> dict[str, Floats]:
 
 @dataclass(frozen=True)
 class _Part:
-    """One part of the tensors of a sum; `number` None is all of them."""
+    """One part of the tensors of a sum: what is added up to one entry, a part of these, or all.
 
-    sums: _Along
+    Attributes:
+        shape: what the tensors are added up to.
+        cut: which `number` is the part of; None of an entry.
+        number: of the part.
+        shapes: of the tensors, by their numbers.
+    """
+
+    shape: tuple[int, ...]
     cut: Cut | None
     number: int
-    size: int
+    shapes: dict[int, tuple[int, ...]]
 
     @property
     def inside(self) -> dict[int, Flags]:
         """Its entries, by tensor."""
-        return {k: self._inside(len(direction)) for k, direction in self.sums.directions.items()}
-
-    def _inside(self, length: int) -> Flags:
+        flags = np.arange(math.prod(self.shape)) == self.number
         if self.cut is not None:
-            return self.cut.part(self.number).inside(self.cut.shape)
-        return np.ones(length, dtype=np.bool_) if self.number < 0 else np.arange(length) == self.number
+            flags = self.cut.part(self.number).inside(self.shape)
+        return {k: _spread_over(flags, self.shape, shape) for k, shape in self.shapes.items()}
+
+    @property
+    def size(self) -> int:
+        """How many entries it has."""
+        share = 1 if self.cut is None else int(self.cut.counts[self.number])
+        return sum([share * math.prod(shape) // math.prod(self.shape) for shape in self.shapes.values()])
 
 
 def _size(part: _Part) -> int:
@@ -102,7 +130,10 @@ def _size(part: _Part) -> int:
 
 
 class _Along:
-    """The sums of tensors along a direction through them: entry by entry and by parts where they have one shape.
+    """The sums of tensors along a direction through them.
+
+    They are added up to the smallest of their shapes where that can be broadcast to the others, else to one number.
+    What they add up to is summed over parts, and, of several tensors, is looked at entry by entry.
 
     Args:
         directions: by the number of each tensor, shape (coordinates,).
@@ -111,57 +142,111 @@ class _Along:
     """
 
     def __init__(self, directions: dict[int, Floats], gradients: Sequence[Judged], tolerance: float) -> None:
-        self.directions = directions
-        shapes = {gradients[k].compared.shape for k in directions}
-        self._cuts = cuts_of(next(iter(shapes))) if len(shapes) == 1 else []
-        self._by_entry = len(directions) > 1 and len(shapes) == 1
+        self._directions = directions
+        self._shapes = {k: gradients[k].compared.shape for k in directions}
+        self._shape = _common(list(self._shapes.values()))
+        self._cuts, self._by_entry = cuts_of(self._shape), len(directions) > 1
         self._right = {k: gradients[k].compared.right for k in directions}
         with np.errstate(all="ignore"):
             candidate = {k: gradients[k].compared.candidate[0] for k in directions}
             self._error = self._sums({k: candidate[k] - right for k, right in self._right.items()})
             self._bar = self._sizes({k: _allowed(gradients[k], tolerance) for k in directions})
-        self._spread, self._size = np.zeros(len(self._error)), np.zeros(len(self._error))
+        self._moved, self._spread, self._size = np.zeros((3, len(self._error)))
 
     def take_in(self, numbers: Sequence[Floats]) -> None:
         """What the reference gives at one more point."""
         with np.errstate(all="ignore"):
-            moved = self._sums({k: numbers[k] - right for k, right in self._right.items()})
-            self._spread = np.maximum(self._spread, np.abs(moved))
-            self._size = np.maximum(self._size, self._sizes({k: numbers[k] for k in self.directions}))
+            moved = {k: numbers[k] - right for k, right in self._right.items()}
+            self._moved = np.maximum(self._moved, self._sizes(moved))
+            self._spread = np.maximum(self._spread, np.abs(self._sums(moved)))
+            self._size = np.maximum(self._size, self._sizes({k: numbers[k] for k in self._directions}))
+
+    @property
+    def _is_kept(self) -> Flags:
+        """The sums that stand still beside the inputs."""
+        return np.asarray(self._spread <= SMOOTH * self._size)
+
+    @property
+    def _is_wrong(self) -> Flags:
+        """The sums that are others for the candidate."""
+        return np.asarray(np.abs(self._error) > self._bar)
 
     def contradicted(self, off: Sequence[Flags]) -> list[_Part]:
-        """The parts whose sum stands still beside the inputs, and is another one for the candidate."""
-        is_off = np.abs(self._error) > self._bar
-        if not is_off.any():
+        """The parts whose sum stands still, and is another one for the candidate, with no entry that is off by itself.
+
+        Args:
+            off: which entries are, by tensor.
+        """
+        if not self._is_wrong.any():
             return []
-        left = self._added({k: off[k].astype(np.float64) for k in self.directions}) > 0
-        return [self._part(int(n)) for n in np.flatnonzero(is_off & ~left & (self._spread <= SMOOTH * self._size))]
+        left = self._added({k: off[k].astype(np.float64) for k in self._directions}) > 0
+        return [self._part(int(n)) for n in np.flatnonzero(self._is_wrong & ~left & self._is_kept)]
+
+    def explain(
+        self, errors: Sequence[Floats], off: Sequence[Flags], explained: Sequence[Flags], violated: Sequence[Flags]
+    ) -> None:
+        """Marks entries that are off, and in a part with kinks whose sum is kept: one that is right, or is not.
+
+        Args:
+            errors: how far each entry is off, by tensor.
+            off: which entries are.
+            explained: of these are marked where a sum is right that their errors alone would have made wrong.
+            violated: of these are marked where a sum is wrong.
+        """
+        with np.errstate(all="ignore"):
+            alone = self._sizes({k: errors[k] * off[k] for k in self._directions})
+        right = self._is_kept & (self._moved > SMOOTH * self._size) & ~self._is_wrong & (alone > self._bar)
+        wrong = self._is_kept & self._is_wrong & (alone > 0)
+        for flags, marked in ((right, explained), (wrong, violated)):
+            for number in np.flatnonzero(flags):
+                for k, inside in self._part(int(number)).inside.items():
+                    np.logical_or(marked[k], inside, out=marked[k])
 
     def _part(self, number: int) -> _Part:
-        tensors = len(self.directions)
-        if self._by_entry:
-            length = len(next(iter(self.directions.values())))
-            if number < length:
-                return _Part(self, None, number, tensors)
-            number -= length
+        entries = math.prod(self._shape) if self._by_entry else 0
+        if number < entries:
+            return _Part(self._shape, None, number, self._shapes)
+        number -= entries
         for cut in self._cuts:
             if number < len(cut.counts):
-                return _Part(self, cut, number, tensors * int(cut.counts[number]))
+                break
             number -= len(cut.counts)
-        return _Part(self, None, -1, sum([len(each) for each in self.directions.values()]))
+        return _Part(self._shape, cut, number, self._shapes)
 
     def _sums(self, values: dict[int, Floats]) -> Floats:
-        return self._added({k: values[k] * direction for k, direction in self.directions.items()})
+        return self._added({k: values[k] * direction for k, direction in self._directions.items()})
 
     def _sizes(self, values: dict[int, Floats]) -> Floats:
-        return self._added({k: np.abs(values[k] * direction) for k, direction in self.directions.items()})
+        return self._added({k: np.abs(values[k] * direction) for k, direction in self._directions.items()})
 
     def _added(self, values: dict[int, Floats]) -> Floats:
-        """Over each part."""
-        if not self._cuts:
-            return np.array([sum([float(each.sum()) for each in values.values()])])
-        added = np.sum(list(values.values()), axis=0)
+        """Over each part, shape (parts,)."""
+        added = sum([_added_up(each, self._shapes[k], self._shape) for k, each in values.items()], np.zeros(1))
         return np.concatenate([*([added] if self._by_entry else []), *[cut.sums(added) for cut in self._cuts]])
+
+
+def _common(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The smallest of the shapes, if it can be broadcast to all of them; else () of one number."""
+    smallest = min(shapes, key=math.prod)
+    return smallest if all(_is_broadcast(smallest, shape) for shape in shapes) else ()
+
+
+def _is_broadcast(small: tuple[int, ...], large: tuple[int, ...]) -> bool:
+    try:
+        return np.broadcast_shapes(small, large) == large
+    except ValueError:
+        return False
+
+
+def _added_up(values: Floats, shape: tuple[int, ...], to: tuple[int, ...]) -> Floats:
+    """Values of one shape added up to another that can be broadcast to it."""
+    padded = (1,) * (len(shape) - len(to)) + to
+    axes = tuple(axis for axis, size in enumerate(padded) if size != shape[axis])
+    return np.asarray(values.reshape(shape).sum(axis=axes)).ravel()
+
+
+def _spread_over(flags: Flags, shape: tuple[int, ...], to: tuple[int, ...]) -> Flags:
+    return np.broadcast_to(flags.reshape(shape), to).ravel()
 
 
 def _allowed(each: Judged, tolerance: float) -> Floats:

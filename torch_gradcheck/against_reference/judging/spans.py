@@ -45,20 +45,23 @@ class Span:
         nowhere = np.zeros(len(right), dtype=np.bool_)
         return cls(each, right, right, None, nowhere, nowhere)
 
-    def taking_in(self, one: Floats, other: Floats) -> Span:
-        """The span with what the reference gives at two more points, on both sides of the inputs."""
+    def taking_in(self, one: Floats, other: Floats, opposite: bool) -> Span:
+        """The span with what the reference gives at two more points; `opposite`: on both sides of the inputs."""
         low, high = np.fmin(one, other), np.fmax(one, other)
         least, most = self.beside or (low, high)
         with np.errstate(all="ignore"):
             same = SMOOTH * np.max(np.maximum(np.abs(low), np.abs(high)), initial=0.0)
-            others = (np.abs(low - least) > same) | (np.abs(high - most) > same)
+            third = [(each - least > same) & (most - each > same) for each in (one, other)]
+            beyond = (most - least > same) & ((least - low > same) | (high - most > same))
             outside = (self.judged.compared.right - high > same) | (low - self.judged.compared.right > same)
+            still = (np.fmax(most, high) - np.fmin(least, low) > same) & (high - low <= same)
+        several = self.several | third[0] | third[1] | beyond | ((still | outside) & opposite)
         return replace(
             self,
             low=np.fmin(self.low, low),
             high=np.fmax(self.high, high),
             beside=(np.fmin(least, low), np.fmax(most, high)),
-            several=self.several | others | outside,
+            several=several,
         )
 
     @property

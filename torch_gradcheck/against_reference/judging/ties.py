@@ -9,7 +9,7 @@ may be right at the kink. Where J is smooth it stands still.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 
 import numpy as np
@@ -40,9 +40,9 @@ takes k − 1."""
 LITTLE = 0.2
 """How far entries move that are to be hardly moved, in multiples of others."""
 
-PATIENCE = 8
-"""Where so many pairs one after the other explain nothing further, what is left is wrong.
-Of each kind of moves there are three among them."""
+PATIENCE, LEAST_PATIENCE = 24, 6
+"""Where so many pairs one after the other explain nothing further, what is left is wrong: fewer of several entries, of
+which one at least would have been explained by now."""
 
 
 def judged_at_ties(
@@ -60,32 +60,64 @@ def judged_at_ties(
     if not [each for each in verdicts if each.is_wrong]:
         return list(verdicts)
     with lent(reference, request, start, torch.float64) as borrowed:
-        beside = _Beside(reference, candidate, borrowed, request.seed)
+        beside, history = _Beside(reference, candidate, borrowed, request.seed), _History()
         spans, sums = [Span.of(each) for each in verdicts], JointSums(verdicts, request.beyond_rounding)
-        beyond, idle = [], 0
-        for k in range(ROUNDS):
-            runs = beside.pair([np.where(span.is_beyond, span.off, 0.0) for span in spans], list(Moves)[k % 3])
+        for k in range(ROUNDS + PATIENCE):
+            moves = list(Moves)[k % len(Moves)]
+            runs = beside.pair([np.where(span.is_beyond, span.off, 0.0) for span in spans], moves)
             one, other = [[each.right for each in compared(candidate, run, [])] for run in runs]
-            spans = [span.taking_in(*pair) for span, *pair in zip(spans, one, other, strict=True)]
+            spans = [span.taking_in(one[at], other[at], moves.is_opposite) for at, span in enumerate(spans)]
             sums.take_in(one)
             sums.take_in(other)
             found = [anew(span, request.beyond_rounding) for span in spans]
             is_open = [span.has_kinks and span.is_left(each) for each, span in zip(found, spans, strict=True)]
             jointly = sums.contradicted(spans) if np.any([span.has_kinks for span in spans]) else []
-            together = int(np.sum([flags.any() for flags in jointly]))
-            beyond.append(sum([int(np.sum(span.is_beyond)) for span in spans]) + together)
-            idle = 0 if k and beyond[-1] < min(beyond[:-1]) else idle + 1
+            together = sum([int(np.sum(flags)) for flags in jointly])
             if not (any(is_open) or together):
                 return found
-            if idle > PATIENCE:
-                return _together(spans, jointly, request) if together else found
+            history.take_in(sum([int(np.sum(span.is_beyond)) for span in spans]), together)
+            if history.is_final:
+                return _together(spans, jointly, request) if together else _exchanged(found, sums.agree(spans))
+            if k >= ROUNDS and not history.idle:
+                break
     return [left_open(each) if tied else each for each, tied in zip(found, is_open, strict=True)]
+
+
+@dataclass
+class _History:
+    """How long nothing more has been explained.
+
+    Attributes:
+        fewest: the least so far that was left to explain; None before the first pair.
+        idle: how many pairs ago it became that few.
+        left: how many entries are left, alone and together.
+    """
+
+    fewest: int | None = None
+    idle: int = 0
+    left: int = 0
+
+    def take_in(self, alone: int, together: int) -> None:
+        """How many entries a further pair leaves, each by itself and together with others."""
+        now, self.left = alone + (together > 0), alone + together
+        self.idle = 0 if self.fewest is not None and now < self.fewest else self.idle + 1
+        self.fewest = now if self.fewest is None else min(now, self.fewest)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether what is left is wrong."""
+        return self.idle > max(PATIENCE // max(self.left, 1), LEAST_PATIENCE)
 
 
 def _together(spans: Sequence[Span], jointly: Sequence[Flags], request: Request) -> list[Judged]:
     """The verdicts where entries contradict the reference together."""
     marked = [replace(span, jointly=flags) for span, flags in zip(spans, jointly, strict=True)]
     return [anew(span, request.beyond_rounding) for span in marked]
+
+
+def _exchanged(found: Sequence[Judged], agree: Sequence[bool]) -> list[Judged]:
+    """The verdicts, those left open whose wrong entries may have been chosen at ties that were not seen."""
+    return [left_open(each) if each.is_wrong and at_ties else each for each, at_ties in zip(found, agree, strict=True)]
 
 
 class Moves(Enum):
@@ -102,6 +134,11 @@ class Moves(Enum):
     """Entries whose gradient is off hardly move, and others at random: a median is then taken where the candidate took
     it."""
 
+    @property
+    def is_opposite(self) -> bool:
+        """Whether the two points of a pair are on both sides of the inputs, and not anywhere."""
+        return self is Moves.TOWARDS
+
 
 class _Beside:
     """Runs of a lent reference beside its inputs, on both sides of them."""
@@ -115,7 +152,7 @@ class _Beside:
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
     def pair(self, off: Sequence[Floats], moves: Moves) -> list[Run]:
-        """Two runs, at inputs moved along a direction and against it.
+        """Two runs, at inputs moved along a direction, and against it or along another one.
 
         Args:
             off: how far each gradient of the candidate is from what is right as far as is known; 0 where rounding
@@ -123,9 +160,14 @@ class _Beside:
             moves: how.
         """
         of_gradients = off[: len(self._leaves)]  # those of outputs are behind them
-        velocities = [self._velocity(leaf, each, moves) for leaf, each in zip(self._leaves, of_gradients, strict=True)]
-        direction = Direction(self._leaves, velocities)
-        return [self._ran(direction, DISTANCE), self._ran(direction, -DISTANCE)]
+        one = self._direction(of_gradients, moves)
+        if moves.is_opposite:
+            return [self._ran(one, DISTANCE), self._ran(one, -DISTANCE)]
+        return [self._ran(one, DISTANCE), self._ran(self._direction(of_gradients, moves), DISTANCE)]
+
+    def _direction(self, off: Sequence[Floats], moves: Moves) -> Direction:
+        velocities = [self._velocity(leaf, each, moves) for leaf, each in zip(self._leaves, off, strict=True)]
+        return Direction(self._leaves, velocities)
 
     def _ran(self, direction: Direction, distance: float) -> Run:
         mode = PrecisionMode(torch.float64)
