@@ -235,3 +235,23 @@ def test_perturb_moves_both_sides_alike() -> None:
 def test_sizes_that_blocks_divide_are_told(shape: tuple[int, int], is_told: bool) -> None:
     report = check_function(torch.sin, (numbers(*shape),), reference=torch.sin)
     assert ("power of two" in " ".join(report.notes)) is is_told
+
+
+def test_beside_a_reference_of_which_nothing_is_proven_nothing_matches() -> None:
+    class StraightThrough(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return (x * 3).round() / 3
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+            return 1.7 * g
+
+    generator = torch.Generator().manual_seed(3)
+    numbers, kept = torch.randn((13, 21), generator=generator), torch.rand((13, 21), generator=generator) < 0.5
+    x = (numbers * kept).to(torch.bfloat16)
+    report = check_function(StraightThrough.apply, (x,), reference=StraightThrough.apply, seed=3)
+    assert report.reference is not None
+    assert report.reference["x"].status == "flat"
+    assert report["x"].status == "undecided"
+    assert not report.passed

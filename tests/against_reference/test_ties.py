@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch.autograd import Function
 
 from torch_gradcheck import Report, check_function
+from torch_gradcheck.against_reference.judging import ties
 
 Kernel = Callable[..., torch.Tensor]
 
@@ -163,6 +164,97 @@ def test_a_wrong_gradient_at_ties_or_beside_them_is_a_mismatch(case: str) -> Non
     assert report.mismatches, report
 
 
+def of_autograd(forward: Kernel) -> Kernel:
+    """A Function that computes in float32, and whose gradient is that of autograd for other operations."""
+
+    class OfAutograd(Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(x)
+            return forward(x.float()).to(x.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> Any:
+            (x,) = ctx.saved_tensors
+            single = x.float().requires_grad_()
+            with torch.enable_grad():
+                return torch.autograd.grad(forward(single), single, g.float())[0].to(x.dtype)
+
+    return OfAutograd.apply
+
+
+def pooled_from_the_end(x: torch.Tensor) -> torch.Tensor:
+    return F.max_pool1d(x.flip(-1), 3, 1).flip(-1)
+
+
+ORDERS: dict[str, tuple[Kernel, Kernel, int]] = {
+    "overlapping windows, the last": (pooled_from_the_end, lambda x: F.max_pool1d(x, 3, 1), 5),
+    "overlapping windows, shared": (lambda x: x.unfold(-1, 3, 1).amax(-1), lambda x: F.max_pool1d(x, 3, 1), 11),
+    "overlapping windows, some of each": (
+        lambda x: torch.cat([F.max_pool1d(x, 3, 1)[:, :5], pooled_from_the_end(x)[:, 5:]], -1),
+        lambda x: F.max_pool1d(x, 3, 1),
+        7,
+    ),
+    "median": (lambda x: x.flip(-1).median(-1).values, lambda x: x.median(-1).values, 4),
+    "top four": (lambda x: x.flip(-1).topk(4, -1).values, lambda x: x.topk(4, -1).values, 7),
+    "sorted": (lambda x: x.flip(-1).sort(dim=-1, stable=True).values, lambda x: x.sort(dim=-1, stable=True).values, 7),
+}
+"""With seeds of which few points beside the inputs do not show all that may be right."""
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_another_order_of_tied_numbers_is_never_a_mismatch(case: str) -> None:
+    candidate, reference, seed = ORDERS[case]
+    x = torch.randint(-2, 3, (5, 13), generator=torch.Generator().manual_seed(seed)).float()
+    report = check_function(of_autograd(candidate), (x,), reference=reference, seed=seed)
+    assert not report.mismatches, report
+
+
+class CountedForEach(Function):
+    """The largest of a row, whose gradient each of several equal ones gets in full."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x)
+        return x.amax(-1)
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        (x,) = ctx.saved_tensors
+        return g.unsqueeze(-1) * (x == x.amax(-1, keepdim=True)).to(x.dtype)
+
+
+counted: Kernel = CountedForEach.apply
+both = with_slopes(torch.maximum, lambda a, b: ((a >= b).to(a.dtype), (a <= b).to(a.dtype)))
+neither = with_slopes(torch.maximum, lambda a, b: ((a > b).to(a.dtype), (a < b).to(a.dtype)))
+
+JOINTLY_WRONG: dict[str, tuple[Kernel, Kernel, tuple[torch.Tensor, ...]]] = {
+    "each of a row": (counted, lambda x: x.amax(-1), (tied(16, 33),)),
+    "each of a row, beside the first": (counted, lambda x: x.max(-1).values, (tied(16, 33, dtype=torch.float32),)),
+    "each of a column": (lambda x: counted(x.T), lambda x: x.amax(0), (tied(16, 33),)),
+    "each of the largest in size": (lambda x: counted(x.abs()), lambda x: x.abs().amax(-1), (tied(16, 33),)),
+    "each of overlapping windows": (
+        lambda x: counted(x.unfold(-1, 3, 1)),
+        lambda x: F.max_pool1d(x, 3, 1),
+        (tied(5, 13),),
+    ),
+    "both of two": (both, torch.maximum, (tied(16, 33), tied(33, 16).T.contiguous())),
+    "neither of two": (neither, torch.maximum, (tied(16, 33), tied(33, 16).T.contiguous())),
+    "both of a tensor and a row": (
+        lambda a, b: both(a, b.expand_as(a)),
+        lambda a, b: torch.maximum(a, b.expand_as(a)),
+        (tied(5, 13), tied(13)),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", JOINTLY_WRONG)
+def test_a_gradient_counted_for_each_of_tied_numbers_is_a_mismatch(case: str) -> None:
+    report = checked(*JOINTLY_WRONG[case])
+    assert {row.status for row in report} == {"mismatch", "match"}, report
+    assert "only one slope along a direction through them all" in report.mismatches[0].reason
+
+
 UNDECIDED_AT_TIES: dict[str, tuple[Kernel, tuple[torch.Tensor, ...]]] = {
     "sort": (lambda x: x.sort(-1).values, (tied(3, 9),)),
     "a jump": (lambda x, y: torch.where(x > y, x, 2 * y), (tied(3, 9), tied(9, 3).T.contiguous())),
@@ -206,6 +298,13 @@ def test_more_ties_than_are_tried_are_undecided() -> None:
     assert report["x"].status == "undecided"
     assert "numbers tie with more others than were tried" in report["x"].reason
     assert not report.passed
+
+
+def test_where_a_candidate_takes_what_the_reference_takes_nothing_is_run_beside_the_inputs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ties, "lent", None)
+    assert checked(row_maximum(last=False), lambda x: x.max(-1).values, (tied(16, 33),)).passed
 
 
 def test_entries_at_kinks_show_both_slopes() -> None:
