@@ -14,7 +14,7 @@ from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.culprit.compiler import compiler_at_fault
 from torch_gradcheck.against_reference.culprit.hidden_mistakes import told_hidden
 from torch_gradcheck.against_reference.culprit.search import culprit_beside, with_hidden
-from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
+from torch_gradcheck.against_reference.equal_runs import marked, runs_apart
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.kind.diagnose import diagnosed
 from torch_gradcheck.against_reference.kind.rescaled import rescaled_gradients
@@ -106,7 +106,7 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *place.notes]
     report = _report(own.report, beside, rows, culprit.name, notes, started)
     unmeasured = [row.name for row in own.report.mismatches]
-    contract = contract_of_candidate(pair, verdicts, unmeasured, difference_in_words(apart))
+    contract = contract_of_candidate(pair, verdicts, unmeasured, apart)
     report = beside_equal_runs(report, pair, apart)
     everything = tuple(with_frozen(report.parameters, found.theta))
     return replace(report, parameters=everything, contract=contract, seconds=time.perf_counter() - started)

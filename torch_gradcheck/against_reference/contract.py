@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.equal_runs import other_order
+from torch_gradcheck.against_reference.equal_runs import Apart, difference_in_words, other_order, told_of
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
@@ -52,7 +52,7 @@ UNMEASURED = 32.0
 
 
 def contract_of_candidate(
-    pair: Pair, verdicts: Sequence[Judged], unmeasured: Collection[str], difference: str
+    pair: Pair, verdicts: Sequence[Judged], unmeasured: Collection[str], apart: Sequence[Apart]
 ) -> list[ContractEntry]:
     """Every entry of the contract, tried on the candidate in a loan of its own; none where it is a model under a loss.
 
@@ -60,7 +60,7 @@ def contract_of_candidate(
         pair: of the candidate.
         verdicts: on its tensors, with what rounding may do to each.
         unmeasured: the names of those of which the reference has no right gradient.
-        difference: how equal runs of it differed by more than rounding; "" where they did not.
+        apart: its tensors in which equal runs of it differed.
     """
     own, request = pair.candidate, pair.request
     if not isinstance(own, FunctionComputation):
@@ -71,7 +71,7 @@ def contract_of_candidate(
         theta = theta_of(plain.model, request.include, request.exclude, plain.loss.variables)
         candidate = LentCandidate(plain.model, theta, borrowed, autocast)
         measured = Measured.by(verdicts, unmeasured, request.tolerance)
-        trial = CandidateTrial(plain.loss, candidate, request.seed, measured, difference)
+        trial = CandidateTrial(plain.loss, candidate, request.seed, measured, apart)
         return _beside_equal_runs(trial, contract_of(trial))
 
 
@@ -97,7 +97,7 @@ class Measured(Allowance):
     """What two right runs of a candidate may differ by, as the comparison with its reference has measured it.
 
     Attributes:
-        bars: what sentences call a tensor → the largest error bar among its entries, and that as a share of the largest.
+        bars: what sentences call a tensor → the largest error bar of an entry, and that as a share of the largest one.
     """
 
     bars: Mapping[str, tuple[float, float]]
@@ -143,13 +143,13 @@ class CandidateTrial(Trial):
         lent: the candidate.
         first_seed: see `Trial.seed`.
         measured: what rounding may do.
-        before: see `Trial.earlier_difference`.
+        apart: see `Trial.earlier_difference`.
     """
 
     lent: LentCandidate
     first_seed: int
     measured: Measured
-    before: str = ""
+    apart: Sequence[Apart] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -219,7 +219,10 @@ class CandidateTrial(Trial):
 
     def earlier_difference(self) -> str:
         """See `Trial`."""
-        return self.before
+        worst = told_of(self.apart)
+        if worst is None:
+            return ""
+        return difference_in_words(self.apart) + (self.forwards if worst.entry.role is Role.OUTPUT else self.backwards)
 
 
 class _Under:
