@@ -70,9 +70,8 @@ def tightness(facts: Facts) -> str:
 def _beside_rounding(decided: Sequence[ParameterReport], dtype: str) -> str:
     """The largest multiple of what the dtype loses; where a wrong tensor has none, or no tensor has, that."""
     without = [row for row in decided if math.isnan(row.rounding_ratio)]
-    told = [row for row in without if row.status is Status.MISMATCH] or (
-        without if len(without) == len(decided) else []
-    )
+    wrong = [row for row in without if row.status is Status.MISMATCH]
+    told = wrong or (without if len(without) == len(decided) else [])
     if told:
         return f"where the reference loses nothing in {dtype} ({listed([printable(row.name) for row in told])})"
     largest = max([row for row in decided if not math.isnan(row.rounding_ratio)], key=lambda row: row.rounding_ratio)
