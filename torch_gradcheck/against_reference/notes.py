@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.reference import Reference, on_reference
 from torch_gradcheck.against_reference.runs.alike import on_outputs
 from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
@@ -12,6 +13,7 @@ from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.against_reference.runs.draws import on_draws
 from torch_gradcheck.against_reference.runs.sides import Candidate
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
+from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
@@ -49,6 +51,18 @@ def notes_of(
         on_powers_of_two(rows),
     ]
     return [note for note in notes if note]
+
+
+def on_refusal(verdicts: Sequence[Judged]) -> list[str]:
+    """The note on a reference that cannot run in the candidate's dtype."""
+    refused = [each.compared for each in verdicts if each.compared.refusal]
+    if not refused:
+        return []
+    dtype = name_of(max([each.entry.own_dtype for each in refused], key=epsilon))
+    return [
+        f"the reference does not run in {dtype} ({refused[0].refusal}): what rounding does is measured in float64, "
+        f"with every result rounded to {dtype}"
+    ]
 
 
 def on_wrong_outputs(rows: Sequence[ParameterReport]) -> str:

@@ -43,9 +43,10 @@ class Pair:
             exact: what the reference computed in float64.
         """
         values = self.counterparts
-        rounded = rounded_runs(self.reference, found, self.request, values.start(values.rounded))
+        start, in_float64 = values.start(values.rounded), values.start(values.exact)
+        rounded = rounded_runs(self.reference, found, self.request, start, in_float64)
         verdicts = [judged(each, self.request.beyond_rounding) for each in compared(found, exact, rounded)]
-        return judged_at_ties(verdicts, self.reference, found, self.request, values.start(values.exact))
+        return judged_at_ties(verdicts, self.reference, found, self.request, in_float64)
 
     def candidate_runs(self, count: int = CANDIDATE_RUNS) -> Candidate:
         """What the candidate computes in so many runs, at its own θ or away from it."""

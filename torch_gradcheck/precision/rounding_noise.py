@@ -33,6 +33,10 @@ ROUNDED_SUM = 0.5
 """A sum of about 1 is off by half a unit in its last place, and its logarithm by as much, however small that is."""
 
 
+ROUNDINGS = 8
+"""So many times the rounding of its result moves a sum that is added up in its own dtype."""
+
+
 RUNS = 6
 """How many runs with rounding as noise show how far it moves a result."""
 
@@ -94,6 +98,8 @@ class RoundingMode(DispatchMode):
                 move_at_random(tensor, rounding, self._generator, terms=terms)
                 if func in GAUSSIAN:
                     self._move_by(tensor, args[0])
+            if func in SOFTMAX_BACKWARD:
+                self._move_sums(result, *args[:3])
         return result
 
     def _handed_on_in(self, dtype: torch.dtype) -> torch.dtype:
@@ -106,6 +112,21 @@ class RoundingMode(DispatchMode):
             noise = factor.detach().clone()
             move_at_random(noise, noise.dtype, self._generator)
             tensor.add_(noise.sub_(factor.detach()))
+
+    def _move_sums(self, result: torch.Tensor, g: torch.Tensor, y: torch.Tensor, dim: int) -> None:
+        """Moves y · (g − Σ g y) as rounding moves each sum.
+
+        As if its terms were independent, since g may be what is left of terms that cancel: of a row in dtypes whose
+        kernels add up in float32, else of all rows.
+        """
+        with torch.no_grad():
+            inside, wide = result.dtype in ROUNDED_INSIDE, torch.promote_types(result.dtype, torch.float32)
+            squares = g.detach().to(wide).square()
+            size = ROUNDINGS * squares.mean().sqrt() if inside else squares.mean(dim, keepdim=True).sqrt()
+            sums = size * torch.linalg.vector_norm(y.detach().to(wide), dim=dim, keepdim=True)
+            moved = sums.clone()
+            move_at_random(moved, result.dtype, self._generator)
+            result.add_((y.detach() * moved.sub_(sums)).to(result.dtype))
 
     def _moved(self, argument: Any, whatever_dtype: bool) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
@@ -127,10 +148,10 @@ class KernelsInMode(PrecisionMode):
     Args:
         precision: the dtype that Python sees.
         kernels: the dtype of the kernels.
-        generator: draws the noise.
+        generator: draws the noise; None for rounding to nearest alone.
     """
 
-    def __init__(self, precision: torch.dtype, kernels: torch.dtype, generator: torch.Generator) -> None:
+    def __init__(self, precision: torch.dtype, kernels: torch.dtype, generator: torch.Generator | None) -> None:
         super().__init__(precision)
         self._kernels, self._generator = kernels, generator
 
@@ -144,7 +165,10 @@ class KernelsInMode(PrecisionMode):
         except (NotImplementedError, RuntimeError):  # no such kernel
             result = super().__torch_dispatch__(func, types, args, kwargs)
         for tensor in _floating(result):
-            move_at_random(tensor, self._kernels, self._generator)
+            if self._generator is not None:
+                move_at_random(tensor, self._kernels, self._generator)
+            else:
+                tensor.detach().copy_(tensor.detach().to(self._kernels))
         return result
 
     def _in_kernels_dtype(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -191,12 +215,14 @@ def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch
     """
     info = torch.finfo(rounding)
     least = max(info.smallest_normal, terms * min(1.0, torch.finfo(torch.float32).eps / info.eps))
+    wide = torch.float64 if tensor.dtype is torch.float64 else torch.float32  # float8 has no operations of its own
     with torch.no_grad():
-        xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor.device) * 2 - 1
-        numbers = tensor.double()  # float8 has no operations of its own
-        moved = numbers + xi * (torch.clamp(numbers.abs(), min=least) * (MOVED * info.eps))
-        stays = ~torch.isfinite(moved) if terms else (numbers == 0) | ~torch.isfinite(moved)
-        tensor.copy_(torch.where(stays, numbers, moved))
+        xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor.device, wide)
+        numbers = tensor.to(wide)
+        size = numbers.abs().clamp_(min=least).mul_(MOVED * info.eps)
+        moved = xi.mul_(2).sub_(1).mul_(size).add_(numbers)
+        stays = moved.isfinite().logical_not_()
+        tensor.copy_(torch.where(stays if terms else stays.logical_or_(numbers == 0), numbers, moved))
 
 
 def _floating(result: Any) -> list[torch.Tensor]:
@@ -256,3 +282,7 @@ it keeps what an operation gives besides its result, such as the mean of each ro
 
 GAUSSIAN = overloads("gelu", "gelu_backward")
 """Operations that multiply their first argument by ½ (1 + erf x), which is rounded like 1 where it is almost 0."""
+
+SOFTMAX_BACKWARD = overloads("_softmax_backward_data")
+"""Operations that give y · (g − Σ g y), whose sum others take in another way, as attention does over its output: where
+y is 1, it cancels exactly here and leaves a rounding there."""

@@ -7,6 +7,7 @@ nearest (`rounding_noise.MOVED`), by 1.7 in its standard deviation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,43 +43,54 @@ class Bars:
 
     Attributes:
         entry: each entry, shape (coordinates,); where `overflowed`, by what the other entries and runs show.
-        errors: of the reference's runs, and between equal runs of the candidate, shape (runs, coordinates); 0 where
-            `overflowed`.
+        moves: the reference's runs, each with what is right, and runs of the candidate that differ, with the first.
         variance: of an entry's error, shape (coordinates,).
         overflowed: entries that are not finite in one of these runs.
         order: how many times larger all bars are since sums may be taken in another order.
         factor: the share of itself that a tensor, or a part of it, may be too large by: a constant rounded once.
+        left: what may be left of terms of the size of the largest entry, which cancel: one unit in their last place.
+            It may be common to many entries, as what a row is multiplied by.
     """
 
     entry: Floats
-    errors: Floats
+    moves: Sequence[tuple[Floats, Floats]]
     variance: Floats
     overflowed: Flags
     order: float
     factor: float
+    left: float
+
+    def errors(self, start: int, stop: int) -> Floats:
+        """What these of the `moves` are off by, shape (moves, coordinates); 0 where `overflowed`."""
+        chosen = self.moves[start:stop]
+        with np.errstate(all="ignore"):
+            errors = np.array([run - origin for run, origin in chosen]).reshape(len(chosen), len(self.entry))
+        errors[:, self.overflowed] = 0.0
+        return errors
 
 
 def bars_of(each: Compared) -> Bars:
     """The bars of one tensor: of rounding, and of what equal runs of the candidate differ by."""
-    with np.errstate(all="ignore"):
-        errors = np.concatenate([np.array(each.rounded) - each.right, _between_runs(each)])
-    overflowed = ~np.all(np.isfinite(errors), axis=0)
-    errors[:, overflowed] = 0.0
-    squares, floor, shape = np.square(errors), _least(each), each.shape
-    variance = squares.mean(axis=0)
+    first, shape, floor = each.candidate[0], each.shape, _least(each)
+    moves = [(run, each.right) for run in each.rounded]
+    moves += [(run, first) for run in each.candidate[1:] if run is not first and np.any(run != first)]
+    overflowed = np.zeros(len(first), dtype=bool)
+    total, second, furthest = np.zeros((3, len(first)))
+    for run, origin in moves:  # one by one: of millions of entries all together take gigabytes
+        with np.errstate(all="ignore"):
+            square = np.square(run - origin)
+        overflowed |= ~np.isfinite(square)
+        total += square
+        second = np.maximum(second, np.minimum(furthest, square))
+        furthest = np.maximum(furthest, square)
+    total[overflowed] = second[overflowed] = furthest[overflowed] = 0.0
+    variance = total / max(len(moves), 1)
     variance = np.maximum(np.maximum(variance, of_entries_alike(variance, shape)), np.square(floor) / 3)
-    furthest = squares.max(axis=0, initial=0.0)
     moved = np.sqrt(np.maximum(furthest, of_entries_alike(furthest, shape)))
     order = ORDER if each.epsilon <= SINGLE else 1.0
-    entry = MARGIN * order * np.maximum(moved, floor) * _tail(squares, shape)
+    entry = MARGIN * order * np.maximum(moved, floor) * _tail(second, furthest, shape)
     factor = max(0.5 * each.epsilon, SYSTEMATIC * min(each.epsilon, SINGLE))
-    return Bars(entry, errors, variance, overflowed, order, factor)
-
-
-def _between_runs(each: Compared) -> Floats:
-    """What runs of the candidate differ by from the first, shape (runs, coordinates); no run where all are equal."""
-    others = np.array([run - each.candidate[0] for run in each.candidate]).reshape(len(each.candidate), -1)
-    return np.asarray(others[np.any(others != 0, axis=1)])
+    return Bars(entry, moves, variance, overflowed, order, factor, _left(each))
 
 
 def _least(each: Compared) -> Floats:
@@ -87,20 +99,28 @@ def _least(each: Compared) -> Floats:
     Half a unit in its last place, or half of the smallest number of the dtype; and one unit in the last place of
     float32 of the largest entry, where terms of that size cancel in a kernel that does not in the reference.
     """
-    size = np.abs(np.nan_to_num(each.right, nan=0.0, posinf=0.0, neginf=0.0))
-    largest = float(np.max(size, initial=0.0))
     smallest = max(FLUSHED, each.smallest / 2)
-    return np.asarray(0.5 * each.epsilon * size + smallest + min(each.epsilon, SINGLE) * largest)
+    return np.asarray(0.5 * each.epsilon * _size(each) + smallest + _left(each))
 
 
-def _tail(squares: Floats, shape: tuple[int, ...]) -> float:
+def _left(each: Compared) -> float:
+    return min(each.epsilon, SINGLE) * float(np.max(_size(each), initial=0.0))
+
+
+def _size(each: Compared) -> Floats:
+    return np.abs(np.nan_to_num(each.right, nan=0.0, posinf=0.0, neginf=0.0))
+
+
+def _tail(second: Floats, furthest: Floats, shape: tuple[int, ...]) -> float:
     """By how much the bars are too small for the runs themselves: how far one is off where the others are not.
 
     Among millions of entries some are moved far by one run only; the candidate is one more run.
+
+    Args:
+        second: the square of the second largest error of each entry.
+        furthest: that of the largest.
+        shape: of the tensor.
     """
-    if len(squares) < 2:
-        return 1.0
-    second, furthest = np.partition(squares, len(squares) - 2, axis=0)[-2:]
     others = np.maximum(second, of_entries_alike(second, shape))
     times = np.sqrt(np.divide(furthest, others, out=np.zeros_like(others), where=others > 0))
     return max(1.0, 2 * float(np.max(times, initial=0.0)) / MARGIN)

@@ -30,6 +30,7 @@ class Compared:
         reached: whether the candidate's backward left a gradient at all.
         epsilon: machine epsilon of the dtype that the candidate keeps the tensor in.
         beside: what a mistake may be proportional to, by name: the inputs and the outputs of the same shape.
+        refusal: why the reference does not run in that dtype, and `rounded` was simulated in float64; "" where it does.
     """
 
     entry: ThetaEntry
@@ -39,6 +40,7 @@ class Compared:
     reached: bool
     epsilon: float
     beside: Mapping[str, Floats] = field(default_factory=dict)
+    refusal: str = ""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,7 +62,8 @@ def compared(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[C
     """Every tensor on trial, then every output of floating point or complex numbers."""
     found = [*_gradients(candidate, exact, rounded), *_outputs(candidate, exact, rounded)]
     known = [*_inputs(candidate), *[(each.entry, each.right) for each in found if each.entry.role is Role.OUTPUT]]
-    return [replace(each, beside=_beside(each, known)) for each in found]
+    refusal = rounded[0].refusal if rounded else ""
+    return [replace(each, beside=_beside(each, known), refusal=refusal) for each in found]
 
 
 def _inputs(candidate: Candidate) -> list[tuple[ThetaEntry, Floats]]:
@@ -82,7 +85,7 @@ def _gradients(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list
     return [
         Compared(
             entry,
-            [_flat(entry, run.gradients[k]) for run in candidate.runs],
+            _runs(entry, [run.gradients[k] for run in candidate.runs]),
             _flat(entry, exact.gradients[k]),
             [_flat(entry, run.gradients[k]) for run in rounded],
             candidate.runs[0].gradients[k] is not None,
@@ -99,7 +102,7 @@ def _outputs(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[C
         _without_equal_infinities(
             Compared(
                 entry,
-                [_flat(entry, run.outputs[name]) for run in candidate.runs],
+                _runs(entry, [run.outputs[name] for run in candidate.runs]),
                 _flat(entry, exact.outputs[name]),
                 [_flat(entry, run.outputs[name]) for run in rounded],
                 True,
@@ -130,6 +133,12 @@ def _without_equal_infinities(each: Compared) -> Compared:
 def _entry_of(name: str, output: torch.Tensor) -> ThetaEntry:
     nothing = np.empty(0, dtype=np.int64)
     return ThetaEntry(name, (), output, True, False, nothing, output.dtype, Role.OUTPUT)
+
+
+def _runs(entry: ThetaEntry, tensors: Sequence[torch.Tensor | None]) -> list[Floats]:
+    """The numbers of each run; one array for all that equal the first."""
+    first, *others = [_flat(entry, tensor) for tensor in tensors]
+    return [first, *[first if np.array_equal(each, first) else each for each in others]]
 
 
 def _flat(entry: ThetaEntry, tensor: torch.Tensor | None) -> Floats:

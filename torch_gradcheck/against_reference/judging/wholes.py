@@ -8,7 +8,9 @@ and the outputs of the same shape. The same sums over the runs of the reference 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -36,6 +38,10 @@ in common, such as a row's sum, where the reference rounds others."""
 
 ALIKE = 1.5
 """How many times as far as the runs on average a candidate may be off: what rounding does to all of them alike."""
+
+TOGETHER = 2**18
+"""So many numbers are multiplied and summed at once: runs of a small tensor all together, of a large one after another,
+which takes no more memory than the tensor itself."""
 
 ITSELF, CONSTANT = "itself", "a constant"
 
@@ -90,12 +96,33 @@ def findings_of(each: Compared, bars: Bars, tolerance: float) -> list[Finding]:
     known = ~bars.overflowed & np.isfinite(error)
     sums = _Sums(np.where(known, error, 0.0), np.where(known, each.right, 0.0), bars, known, tolerance)
     directions = {ITSELF: each.right, CONSTANT: np.ones(len(error)), **each.beside}
+    along = {name: np.where(known, direction, 0.0) for name, direction in directions.items()}
     cuts = [cut for cut in cuts_of(each.shape) if cut.largest >= ENTRIES_NEEDED or not cut.axes]
-    found = [sums.of_squares(cut) for cut in cuts]
-    for name, direction in directions.items():
-        weighted = sums.along(np.where(known, direction, 0.0))
-        found += [weighted.of(cut, name) for cut in cuts]
+    squares, *products = _of_runs(bars, [None, *along.values()], cuts)
+    found = [sums.of_squares(cut, runs) for cut, runs in zip(cuts, squares, strict=True)]
+    for (name, direction), of_cuts in zip(along.items(), products, strict=True):
+        weighted = _Along(sums, direction)
+        found += [weighted.of(cut, runs, name) for cut, runs in zip(cuts, of_cuts, strict=True)]
     return found
+
+
+def _of_runs(bars: Bars, directions: Sequence[Floats | None], cuts: Sequence[Cut]) -> list[list[Floats]]:
+    """What the runs' errors sum up to, for each direction and each cut of shape (runs, parts).
+
+    Args:
+        bars: have the runs.
+        directions: the errors are multiplied by; None: they are squared.
+        cuts: into the parts that are summed over.
+    """
+    found: list[list[list[Floats]]] = [[[] for _ in cuts] for _ in directions]
+    step = max(1, TOGETHER // max(len(bars.entry), 1))
+    for start in range(0, len(bars.moves), step):
+        errors = bars.errors(start, start + step)
+        for direction, of_cuts in zip(directions, found, strict=True):
+            weighted = np.square(errors) if direction is None else errors * direction
+            for cut, sums in zip(cuts, of_cuts, strict=True):
+                sums.append(cut.sums(weighted))
+    return [[np.concatenate(sums) for sums in of_cuts] for of_cuts in found]
 
 
 @dataclass(frozen=True)
@@ -108,10 +135,10 @@ class _Sums:
     known: Flags
     tolerance: float
 
-    def of_squares(self, cut: Cut) -> Finding:
-        """The root mean square of the error."""
+    def of_squares(self, cut: Cut, runs: Floats) -> Finding:
+        """The root mean square of the error; `runs` are the sums of squares in the runs, shape (runs, parts)."""
         variance, few = cut.sums(self.bars.variance * self.known), _few(cut, self.bars.variance * self.known)
-        noise = np.sqrt(np.maximum(variance, cut.sums(np.square(self.bars.errors)).max(axis=0, initial=0.0)))
+        noise = np.sqrt(np.maximum(variance, runs.max(axis=0, initial=0.0)))
         right = np.sqrt(cut.sums(np.square(self.right)))
         margin = MARGIN_OF_SQUARES_OF_PARTS if cut.axes else MARGIN_OF_SQUARES
         bar = margin * few * noise * self.bars.order
@@ -119,48 +146,64 @@ class _Sums:
         counts = np.sqrt(np.maximum(cut.sums(self.known.astype(np.float64)), 1))
         return _furthest(cut, "", np.sqrt(cut.sums(np.square(self.error))) / counts, bar / counts, right / counts)
 
-    def along(self, direction: Floats) -> _Along:
-        """The sums of products with a direction."""
-        return _Along(self, direction, self.error * direction, self.bars.errors * direction)
-
 
 @dataclass(frozen=True)
 class _Along:
-    """Sums of the products of errors with a direction; the runs' products have shape (runs, coordinates)."""
+    """Sums of the products of errors with a direction."""
 
     sums: _Sums
     direction: Floats
-    error: Floats
-    runs: Floats
 
-    def of(self, cut: Cut, name: str) -> Finding:
-        """How many times the direction is contained in the error."""
-        square = cut.sums(np.square(self.direction))
-        right, size = self.sums.right * self.direction, np.abs(self.sums.right * self.direction)
-        variance = self.sums.bars.variance * self.sums.known
-        common = (COMMON_OF_PARTS if cut.axes else COMMON) * np.sqrt(cut.sums(variance) * square)
-        weighted = variance * np.square(self.direction)
-        independent = np.sqrt(cut.sums(weighted)) * _few(cut, weighted)
-        factor = self.sums.bars.factor * np.abs(cut.sums(right))
-        rounding = np.sqrt(np.square(factor) + np.square(common) + self._square_of_noise(cut, independent))
-        bar = self.sums.bars.order * rounding + 2 * self.sums.tolerance * cut.sums(size)
-        there = np.where(square > 0, square, 1.0)
-        return _furthest(cut, name, cut.sums(self.error) / there, bar / there, np.abs(cut.sums(right)) / there)
+    @cached_property
+    def _error(self) -> Floats:
+        return self.sums.error * self.direction
 
-    def _square_of_noise(self, cut: Cut, independent: Floats) -> Floats:
-        """How far rounding moves the sums: alike in all runs, and at random.
+    @cached_property
+    def _right(self) -> Floats:
+        return self.sums.right * self.direction
+
+    @cached_property
+    def _variance(self) -> Floats:
+        return self.sums.bars.variance * self.sums.known
+
+    @cached_property
+    def _square(self) -> Floats:
+        return np.asarray(np.square(self.direction))
+
+    def of(self, cut: Cut, runs: Floats, name: str) -> Finding:
+        """How many times the direction is contained in the error.
 
         Args:
-            cut: into the parts that are summed over.
-            independent: standard deviation of a sum, were the entries moved independently of each other; more of few.
+            cut: into parts.
+            runs: the same sums of the runs, shape (runs, parts).
+            name: of the direction.
         """
-        runs = cut.sums(self.runs)
-        mean, deviation = runs.mean(axis=0), runs.std(axis=0)
-        relative = np.divide(deviation, independent, out=np.zeros_like(deviation), where=independent > 0)
-        more = max(1.0, float(np.sqrt(np.mean(np.square(relative))))) if relative.size else 1.0
-        sigmas = SIGMAS_OF_PARTS if cut.axes else SIGMAS
-        noise = np.maximum(sigmas * more * independent, SIGMAS_OF_RUNS * deviation)
-        return np.asarray(np.square(noise) + np.square(ALIKE * mean))
+        square, right, size = cut.sums(self._square), np.abs(cut.sums(self._right)), cut.sums(np.abs(self._right))
+        common = (COMMON_OF_PARTS if cut.axes else COMMON) * np.sqrt(cut.sums(self._variance) * square)
+        weighted = self._variance * self._square
+        independent = np.sqrt(cut.sums(weighted)) * _few(cut, weighted)
+        noise = _square_of_noise(cut, runs, independent)
+        rounding = np.sqrt(np.square(self.sums.bars.factor * right) + np.square(common) + noise)
+        bar = self.sums.bars.order * (rounding + self.sums.bars.left * cut.sums(np.abs(self.direction)))
+        bar += 2 * self.sums.tolerance * size
+        there = np.where(square > 0, square, 1.0)
+        return _furthest(cut, name, cut.sums(self._error) / there, bar / there, right / there)
+
+
+def _square_of_noise(cut: Cut, runs: Floats, independent: Floats) -> Floats:
+    """How far rounding moves the sums: alike in all runs, and at random.
+
+    Args:
+        cut: into the parts that are summed over.
+        runs: the sums of the runs, shape (runs, parts).
+        independent: standard deviation of a sum, were the entries moved independently of each other; more of few.
+    """
+    mean, deviation = runs.mean(axis=0), runs.std(axis=0)
+    relative = np.divide(deviation, independent, out=np.zeros_like(deviation), where=independent > 0)
+    more = max(1.0, float(np.sqrt(np.mean(np.square(relative))))) if relative.size else 1.0
+    sigmas = SIGMAS_OF_PARTS if cut.axes else SIGMAS
+    noise = np.maximum(sigmas * more * independent, SIGMAS_OF_RUNS * deviation)
+    return np.asarray(np.square(noise) + np.square(ALIKE * mean))
 
 
 def _few(cut: Cut, variance: Floats) -> Floats:

@@ -21,10 +21,13 @@ class Run:
     Attributes:
         outputs: by name, without their graphs.
         gradients: those that were asked for, in order; None where the backward left nothing.
+        refusal: why it was computed in float64, and rounded step by step to the dtype that it stands for; "" where it
+            was computed in that.
     """
 
     outputs: Mapping[str, torch.Tensor]
     gradients: Sequence[torch.Tensor | None]
+    refusal: str = ""
 
 
 def ran(
