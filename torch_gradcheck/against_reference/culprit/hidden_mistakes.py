@@ -77,10 +77,10 @@ def is_seen_in(
     What nothing depends on, such as a figure that is only logged, spoils nothing.
     """
     wrong = _wrong(alone)
-    if not np.isfinite(np.concatenate(_off(wrong))).all():
-        return True  # nobody can add infinities to what is right, to see what they do
+    off = [np.where(np.isfinite(each), each, 0.0) for each in _off(wrong)]
+    infinite = [np.where(np.isinf(each.compared.right), each.compared.candidate[0], np.nan) for each in wrong]
     try:
-        (own,) = _runs(pair, found, single, wrong, [_off(wrong)])
+        (own,) = _runs(pair, found, single, wrong, [off], infinite)
     except Exception:  # as in `hidden_in`
         return False
     share, _ = _shares(verdicts, _effect(compared(replace(found, runs=[own]), exact, [])))
@@ -157,14 +157,20 @@ def _share(off: Sequence[Floats], effect: Sequence[Floats], weights: Sequence[fl
 
 
 def _runs(
-    pair: Pair, found: Candidate, single: SingleModule, alone: Sequence[Judged], errors: Sequence[Sequence[Floats]]
+    pair: Pair,
+    found: Candidate,
+    single: SingleModule,
+    alone: Sequence[Judged],
+    errors: Sequence[Sequence[Floats]],
+    instead: Sequence[Floats] = (),
 ) -> list[Run]:
-    """The reference's runs in float64 with each of these errors in the module."""
+    """The reference's runs in float64 with each of these errors in the module; see `InjectedErrors`."""
     reference, entries = pair.reference, [each.compared.entry for each in alone]
     with lent(reference, pair.request, pair.counterparts.start(pair.counterparts.exact), torch.float64) as borrowed:
         theta = theta_of(reference.model, (), (), reference.loss.variables)
         parts, forward = parts_of_gradients(found.theta, theta, reference.loss), reference.at(torch.float64)
-        runs = []
+        runs, others = [], list(zip(entries, map(_shaped, entries, instead), strict=False))
+        values = {entry.name: value for entry, value in others if entry.role is Role.OUTPUT and not entry.is_complex}
         for each in errors:
             tensors = list(zip(entries, map(_shaped, entries, each), strict=True))
             mode = PrecisionMode(torch.float64)
@@ -173,7 +179,7 @@ def _runs(
             of_inputs = {
                 single.position_of(entry.parameter): error for entry, error in tensors if entry.role is Role.ARGUMENT
             }
-            with InjectedErrors(single.reference, single.number, of_outputs, of_inputs):
+            with InjectedErrors(single.reference, single.number, of_outputs, of_inputs, values):
                 run = ran(forward, parts, borrowed, mode)
             runs.append(_with_own(run, found, single.name, dict(_named(tensors))))
     return runs
