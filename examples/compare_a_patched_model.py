@@ -126,9 +126,9 @@ def trained(seed: int = 0) -> LlamaForCausalLM:
     """A small Llama of random weights whose norms are no longer exactly 1, as after some training."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=37,
-        hidden_size=12,
-        intermediate_size=20,
+        vocab_size=23,
+        hidden_size=6,
+        intermediate_size=10,
         num_hidden_layers=2,
         num_attention_heads=3,
         num_key_value_heads=1,
@@ -143,7 +143,7 @@ def trained(seed: int = 0) -> LlamaForCausalLM:
 
 def real_batch(seed: int = 0) -> dict[str, Tensor]:
     """Three sequences of 19 tokens, no size a power of two: in training, a batch of the loader."""
-    tokens = torch.randint(0, 37, (3, 19), generator=torch.Generator().manual_seed(seed))
+    tokens = torch.randint(0, 23, (3, 19), generator=torch.Generator().manual_seed(seed))
     return {"input_ids": tokens, "labels": tokens}
 
 

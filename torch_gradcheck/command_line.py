@@ -40,8 +40,8 @@ MODEL_ARGUMENTS = ("model", "loss_fn", "batch", "reference")
 DESCRIPTION = "Checks the gradients of a PyTorch model, or a function of tensors, against float64 centered differences."
 
 EPILOG = (
-    "Exit status: 0 passed, 1 a gradient is wrong or the contract of a function broken, 2 it could not be checked, "
-    "3 nothing is wrong and no gradient is proven right (with --strict: not every one is)."
+    "Exit status: 0 passed, 1 a gradient is wrong, that of a reference too, or the contract of a function broken, 2 it "
+    "could not be checked, 3 nothing is wrong and no gradient is proven right (with --strict: not every one is)."
 )
 
 

@@ -36,6 +36,7 @@ def wrong_rows(report: Report) -> list[str]:
     return [row.name for row in report if row.status == "mismatch"]
 
 
+@pytest.mark.slow
 def test_a_right_compiled_function_passes_beside_its_eager_one_and_a_note_says_that_it_ran_compiled() -> None:
     report = check_function(torch.compile(plain, backend=backend()), inputs(), reference=plain)
     assert report.passed, str(report)
@@ -95,6 +96,7 @@ def in_place(model: nn.Module, spoil: Any) -> nn.Module:
     return compiled
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("spoil", [WRONG, list], ids=["wrong", "right"])
 def test_of_several_compiled_modules_the_wrong_one_is_named(spoil: Any) -> None:
     model = Net().bfloat16()

@@ -195,6 +195,7 @@ def failed(report: Report) -> dict[str, str]:
     return {each.name: each.message for each in report.contract if each.status == "failed"}
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_rows_do_not_show_is_a_broken_entry(name: str) -> None:
     candidate, reference, entry, words = BROKEN[name]
@@ -307,6 +308,7 @@ def test_a_module_under_a_loss_has_no_contract() -> None:
     assert report.contract == []
 
 
+@pytest.mark.slow
 def test_a_run_of_the_candidate_is_taken_a_few_times_an_entry() -> None:
     calls = []
 

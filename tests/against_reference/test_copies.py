@@ -59,6 +59,7 @@ def layout(x: Tensor, w: Tensor) -> Any:
     return [(t.dtype, t.device, t.stride(), t.data_ptr() % 16, t.requires_grad) for t in (x, w)], apart
 
 
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_the_candidate_finds_its_arguments_as_they_lie_in_memory(name: str) -> None:
     arguments = tuple(tensor.requires_grad_() for tensor in map(Tensor.detach, LAYOUTS[name]))
@@ -167,6 +168,7 @@ WRITES: dict[str, tuple[Callable[..., Any], Callable[..., Any], bool]] = {
 """What is written → candidate, reference, and whether the contract of the candidate allows it."""
 
 
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize("strided", [False, True], ids=["contiguous", "transposed"])
 @pytest.mark.parametrize("name", WRITES)
 def test_what_a_run_writes_to_its_arguments_is_not_there_in_the_next(name: str, strided: bool) -> None:

@@ -247,6 +247,7 @@ def test_gradients_beside_a_wrong_output_are_told_to_follow_from_it() -> None:
     assert [note for note in report.notes if note.startswith("output is wrong as well")]
 
 
+@pytest.mark.slow
 def test_the_run_under_a_larger_gradient_leaves_no_hook() -> None:
     held: list[Tensor] = []
 

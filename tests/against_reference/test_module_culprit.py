@@ -104,6 +104,7 @@ def compared(candidate: nn.Module, reference: nn.Module, sequences: int = 5, **o
     )
 
 
+@pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
@@ -157,6 +158,7 @@ class FusedBlock(Block):
         return y
 
 
+@pytest.mark.slow
 def test_a_module_is_named_whose_mistake_is_between_right_ones() -> None:
     torch.manual_seed(0)
     candidate = Model([RMSNorm(), RMSNorm()])
@@ -175,6 +177,7 @@ class Doubled(Model):
         return 2 * y - y.detach()
 
 
+@pytest.mark.slow
 def test_the_model_itself_is_named_where_all_modules_in_it_are_right() -> None:
     torch.manual_seed(0)
     report = compared(Doubled([RMSNorm()]), Model([RMSNorm()]))
@@ -227,12 +230,33 @@ def test_no_culprit_is_named_where_modules_cannot_be_compared() -> None:
     assert "no culprit can be named: norm (Sum) raises" in report.notes[0]
 
 
+@pytest.mark.slow
 def test_of_several_wrong_modules_the_others_are_named_too() -> None:
     torch.manual_seed(0)
     report = compared(Model([FusedRMSNorm("no mean"), FusedRMSNorm("no mean")]), Model([RMSNorm(), RMSNorm()]))
 
     assert {report.culprit, report.notes[1].rpartition(" ")[2]} == {"blocks.0.norm", "blocks.1.norm"}
     assert report.notes[1].startswith("wrong as well when run alone: blocks.")
+
+
+class OfBfloat16(FusedRMSNorm):
+    """Takes bfloat16 only, as kernels do."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert x.dtype is torch.bfloat16
+        return super().forward(x)
+
+
+def test_a_module_is_named_that_runs_under_the_callers_autocast_only() -> None:
+    torch.manual_seed(0)
+    candidate = nn.Sequential(nn.Linear(WIDTH, WIDTH), OfBfloat16("no mean"))
+    x, y = torch.randn(2, 4, 5, WIDTH)
+    with torch.autocast("cpu", torch.bfloat16):
+        report = check_module(
+            candidate, nn.MSELoss(), (x, y), reference=nn.Sequential(nn.Linear(WIDTH, WIDTH), RMSNorm())
+        )
+
+    assert report.culprit == "1"
 
 
 def test_a_module_without_others_is_the_culprit_itself() -> None:
@@ -275,6 +299,7 @@ def test_applied_functions_are_named_by_their_class() -> None:
     assert report.culprit == "RMSNormFunction"
 
 
+@pytest.mark.slow
 def test_drawn_numbers_are_the_same_in_a_module_alone() -> None:
     torch.manual_seed(0)
     candidate = Model([nn.Sequential(nn.Dropout(0.5), FusedRMSNorm("no mean"))])
@@ -334,6 +359,7 @@ class Twice(Scaled):
         return super().forward(x)
 
 
+@pytest.mark.slow
 def test_a_factor_that_moves_from_one_module_to_another_is_no_mistake() -> None:
     torch.manual_seed(0)
     x, y = torch.randn(2, 9, WIDTH).bfloat16()

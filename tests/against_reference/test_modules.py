@@ -165,6 +165,14 @@ def test_what_differs_in_more_than_values_is_refused(
     assert all(each in str(refused.value) for each in words), refused.value
 
 
+def test_wrappers_of_data_parallelism_and_of_the_compiler_are_in_no_name() -> None:
+    model = nn.Linear(3, 2)
+    for candidate, reference in ((nn.DataParallel(model), nn.Linear(3, 2)), (model, nn.DataParallel(nn.Linear(3, 2)))):
+        report = check_module(candidate, mse, batch(torch.float32), reference=reference)
+        assert [row.name for row in report] == ["weight", "bias", "output"]
+        assert report.proven
+
+
 def test_modules_that_keep_their_own_modes_must_agree_in_them() -> None:
     model = nn.Sequential(nn.Linear(3, 2), nn.Dropout())
     reference = deepcopy(model).eval()

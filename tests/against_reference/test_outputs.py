@@ -109,6 +109,7 @@ def test_a_mask_in_another_place_is_a_mismatch() -> None:
     assert report["output[1]"].mismatched >= 72  # both triangles
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_one_number_that_is_none_is_a_mismatch_of_that_entry(bad: float, dtype: torch.dtype) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from torch_gradcheck import Report, check_function
+from torch_gradcheck import Report, check_function, check_module
 
 FLOAT8 = torch.float8_e4m3fn
 
@@ -46,6 +47,46 @@ def test_an_input_in_float8_is_on_trial(factor: float) -> None:
         reference=lambda x, w: x.to(w.dtype) @ w,
     )
     assert statuses(report) == {"x": "match", "w": "match" if factor == 1 else "mismatch", "output": "match"}
+
+
+class Layer(nn.Module):
+    """A linear layer, and a product with weights in float8 that are given to it."""
+
+    def __init__(self, kernel: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        return self.kernel(x, w)
+
+
+class Model(nn.Module):
+    """Hands float8 on from one module to the next."""
+
+    def __init__(self, kernel: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 6, dtype=torch.bfloat16), Layer(kernel)
+        self.register_buffer("weight", drawn(6, 4).to(FLOAT8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.second(self.first(x), self.weight)
+        return y
+
+
+def test_a_module_that_is_given_float8_is_the_culprit() -> None:
+    class Doubled(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor, w: Tensor) -> Tensor:
+            ctx.save_for_backward(w)
+            return x @ w.to(x.dtype)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+            return 2 * grads[0] @ ctx.saved_tensors[0].to(grads[0].dtype).mT, None
+
+    wrong, plain = Model(Doubled.apply), Model(lambda x, w: x @ w.to(x.dtype))  # type: ignore[arg-type]
+    report = check_module(wrong, lambda y: y.float().square().mean(), drawn(5, 6).bfloat16(), reference=plain)
+    assert report.culprit == "second"
 
 
 class Quantised(torch.autograd.Function):

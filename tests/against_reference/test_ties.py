@@ -121,6 +121,7 @@ def checked(candidate: Kernel, reference: Kernel, inputs: tuple[torch.Tensor, ..
     return check_function(candidate, inputs, reference=reference)
 
 
+@pytest.mark.slow_but_for(3)
 @pytest.mark.parametrize("case", RIGHT)
 def test_another_subgradient_is_a_kink_and_passes(case: str) -> None:
     report = checked(*RIGHT[case])
@@ -154,6 +155,7 @@ WRONG: dict[str, tuple[Kernel, Kernel, tuple[torch.Tensor, ...]]] = {
 }
 
 
+@pytest.mark.slow_but_for(2)
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_gradient_at_ties_or_beside_them_is_a_mismatch(case: str) -> None:
     report = checked(*WRONG[case])

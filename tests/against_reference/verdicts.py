@@ -1,6 +1,7 @@
 """The verdicts on a kernel without what does not depend on rounding: the check of its reference, and the contract.
 
-So a kernel can be tried on many inputs in the time that a check takes for a few.
+The kernel is one that gives the same in every run, and is run once. So a kernel can be tried on many inputs in the time
+that a check takes for a few.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def verdicts_of(function: Callable[..., Any], inputs: Any, reference: Callable[.
 def _verdicts(candidate: FunctionComputation, reference: FunctionComputation, seed: int) -> list[Judged]:
     request = Request(None, "exact", None, 1e-5, (), (), "keep", torch.float64, seed, False)
     pair = Pair(candidate, reference, request, counterparts_of(candidate.model, reference.model, {}))
-    found, start = pair.candidate_runs(), Start(values=pair.counterparts.exact)
+    found, start = pair.candidate_runs(1), Start(values=pair.counterparts.exact)
     with posed(reference.model, reference.loss, request, start=start, drawn_in=found.drawn_in) as problem:
         _ = problem.objective
         exact = [exact_run(problem, each, found) for each in [reference, *reference.alone().values()]]

@@ -250,9 +250,8 @@ def test_a_mistake_in_one_kernel_of_a_patched_model_is_found_and_named(patched_m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
-def test_a_right_patched_model_passes(patched_model, seed):
-    report = patched_model.report_on_patched(mended=True, seed=seed)
+def test_a_right_patched_model_passes(patched_model):
+    report = patched_model.report_on_patched(mended=True)
 
     assert report.proven
     assert "not compared: output['logits'] (the candidate returns none)" in report.notes

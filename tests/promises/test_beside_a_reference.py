@@ -128,6 +128,7 @@ def test_after_a_check(kind: str) -> None:
     assert not report.mismatches, report
 
 
+@pytest.mark.slow_but_for(1)
 @every_check
 def test_after_a_check_under_autocast(kind: str) -> None:
     watched, check = CHECKS[kind](counts(), counts())
@@ -138,6 +139,7 @@ def test_after_a_check_under_autocast(kind: str) -> None:
         assert torch.is_autocast_enabled("cpu")
 
 
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("k", [1, 20], ids=["first call", "call of the contract"])
 @pytest.mark.parametrize("step", ["forward", "backward"])
 @pytest.mark.parametrize("side", ["candidate", "reference"])
@@ -157,7 +159,7 @@ def test_after_an_exception(kind: str, side: str, step: str, k: int) -> None:
 
 @ctrl_c
 @pytest.mark.slow
-@pytest.mark.parametrize("points", [5])
+@pytest.mark.parametrize("points", [3])
 @every_check
 def test_after_ctrl_c(kind: str, points: int) -> None:
     """A sample, drawn with a seed, of the first and last passages of every site that the check comes through."""
@@ -175,6 +177,7 @@ def test_after_ctrl_c(kind: str, points: int) -> None:
     assert lost <= max(1, 0.03 * points)
 
 
+@pytest.mark.slow_but_for(1)
 @every_check
 def test_same_seed_same_report(kind: str) -> None:
     one, other = CHECKS[kind](counts(), counts())[1](), CHECKS[kind](counts(), counts())[1]()

@@ -25,6 +25,7 @@ from torch_gradcheck.torch_internals.modules import (
     is_dropout,
     is_for_no_forward,
     is_made_of_code,
+    module_at,
     modules_in_traceback,
     named_buffers,
     named_inner_modules,
@@ -252,6 +253,18 @@ def test_names_of_a_compiled_model_are_those_of_the_model() -> None:
     assert [name for name, _ in named_parameters(wrapped)] == [name for name, _ in plain.named_parameters()]
     assert [name for name, _ in named_buffers(wrapped)] == [name for name, _ in plain.named_buffers()]
     assert plain_names(wrapped)("_orig_mod.0._orig_mod.*") == "0.*"
+
+
+def test_names_of_a_model_in_data_parallelism_are_those_of_the_model() -> None:
+    model = nn.Sequential(nn.Linear(1, 1))
+    model.add_module("module", nn.Linear(1, 1))
+    for wrapped in (nn.DataParallel(model), torch.compile(nn.DataParallel(model), backend="eager")):
+        assert isinstance(wrapped, nn.Module)
+        assert list(dict(named_modules(wrapped))) == ["", "0", "module"]
+        assert list(dict(named_parameters(wrapped))) == ["0.weight", "0.bias", "module.weight", "module.bias"]
+        assert plain_names(wrapped)("module.0.*") == "0.*"
+        assert module_at(wrapped, "module") is model.module
+        assert module_at(wrapped, "") is model
 
 
 def test_a_users_own_attribute_of_the_compilers_name_stays() -> None:

@@ -22,6 +22,7 @@ from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.report import Report
+from torch_gradcheck.torch_internals.modules import module_at
 
 RUNS = 5
 """At most so many runs are recorded until two of them differ."""
@@ -86,7 +87,7 @@ def _first_difference(
     one, other, words = runs[0], runs[-1], computation.loss.words
     for (name, tensors), (_, twins) in zip(one.outputs, other.outputs, strict=False):
         if any(distance(*pair) > level * largest(pair[0]) for pair in zip(tensors, twins, strict=False)):
-            kind = type(computation.model.get_submodule(name)).__name__
+            kind = type(module_at(computation.model, name)).__name__
             return name, f"It starts in the forward of {described(name, kind, words)}"
     if apart.entry.role is Role.OUTPUT:
         return words.culprit, f"It starts in the forward of {words.described}"

@@ -19,6 +19,7 @@ from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.words import LossWords, noun
 from torch_gradcheck.torch_internals.autograd import backward_of, is_of_backward_hooks, tensor_hooks
 from torch_gradcheck.torch_internals.code_lines import users_line_of
+from torch_gradcheck.torch_internals.modules import module_at
 
 SAME_FACTOR = 1e-6
 """Two gradients are multiples of each other where they are off it by at most a millionth of their size."""
@@ -111,7 +112,7 @@ def start_in_words(
             )
         return None, "Each operation gives the same in both, as far as can be seen: where it starts cannot be told"
     name = words.culprit if place.module is None else place.module
-    kind = None if place.module is None else type(model.get_submodule(place.module)).__name__
+    kind = None if place.module is None else type(module_at(model, place.module)).__name__
     where = described(name, kind, words)
     if on_the_way:
         on_hook = f"It starts in a hook on a tensor, which changes the gradient on its way into {where}"
@@ -131,7 +132,7 @@ def _of_the_user(model: nn.Module, name: str) -> str:
     Torch's own modules put no hooks on tensors.
     """
     around = name
-    while type(model.get_submodule(around)).__module__.startswith("torch."):
+    while type(module_at(model, around)).__module__.startswith("torch."):
         if not around:
             return name
         around = around.rpartition(".")[0]

@@ -16,7 +16,7 @@ from torch_gradcheck.torch_internals.autograd import (
     is_of_backward_hooks,
     number_of,
 )
-from torch_gradcheck.torch_internals.modules import has_backward_hooks
+from torch_gradcheck.torch_internals.modules import has_backward_hooks, module_at
 
 BLOCK = 4096
 """Long gradients are projected a block of so many entries at a time: the weights fit into the cache."""
@@ -76,7 +76,7 @@ class BackwardRecord(WatchedBackwards):
     def _hooked_behind(self, number: int) -> str | None:
         """The module with backward hooks behind whose output they have made the node of this number, after its call."""
         ended = self._modules.ended_at(number)
-        return next((name for name in ended if has_backward_hooks(self._model.get_submodule(name))), None)
+        return next((name for name in ended if has_backward_hooks(module_at(self._model, name))), None)
 
     def _see(self, node: Any) -> None:
         self._hook_into(node, len(self._places))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.arrays import Indices
+from torch_gradcheck.precision.dtypes import are_finite
 
 
 def real_view(tensor: torch.Tensor) -> torch.Tensor:
@@ -22,10 +23,10 @@ def real_view(tensor: torch.Tensor) -> torch.Tensor:
 def infinite_coordinates(tensor: torch.Tensor) -> Indices:
     """Flat coordinates that hold NaN or infinity: masks are filled with −∞, which no step moves."""
     numbers = real_view(tensor.detach().resolve_conj())
-    finite = torch.isfinite(numbers.float() if numbers.element_size() == 1 else numbers)  # float8 cannot be asked
-    if finite.all():
+    known = are_finite(numbers)
+    if known.all():
         return np.empty(0, dtype=np.int64)
-    return np.asarray((~finite).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
+    return np.asarray((~known).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
 
 
 def coordinate_views(tensor: torch.Tensor, coordinates: Indices) -> Iterator[torch.Tensor]:

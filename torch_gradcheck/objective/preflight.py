@@ -24,7 +24,7 @@ from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, noun
 from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
 from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
-from torch_gradcheck.torch_internals.modules import modules_in_traceback, named_modules, named_parameters
+from torch_gradcheck.torch_internals.modules import module_at, modules_in_traceback, named_modules, named_parameters
 
 Output = tuple[str, list[torch.Tensor]]
 
@@ -245,5 +245,5 @@ def _not_finite(tensor: torch.Tensor) -> str:
 
 
 def _module(objective: Objective, name: str) -> str:
-    module = dict(named_modules(objective.model))[name]
+    module = module_at(objective.model, name)
     return f"{name!r} ({type(module).__name__})" if name else f"the model itself ({type(module).__name__})"

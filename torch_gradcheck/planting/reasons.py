@@ -218,7 +218,8 @@ class Reasons:
         return self._reached_with(self._zeros) if len(self._zeros) > 1 else None
 
     def _reached_with(self, names: Sequence[str]) -> Reached:
-        parameters = [self._problem.model.get_parameter(name) for name in names]
+        named = dict(named_parameters(self._problem.model))
+        parameters = [named[name] for name in names]
         with _moved(parameters):
             return observed(self._problem).reached
 

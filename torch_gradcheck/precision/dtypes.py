@@ -1,4 +1,4 @@
-"""Dtypes: names, machine epsilon, which of two is coarser, a dtype in another precision, and which are inexact."""
+"""Dtypes: names, machine epsilon, which of two is coarser, a dtype in another precision; inexact and finite numbers."""
 
 from __future__ import annotations
 
@@ -36,3 +36,8 @@ def in_precision(dtype: torch.dtype, precision: torch.dtype | None) -> torch.dty
 def is_inexact(tensor: torch.Tensor) -> bool:
     """Whether it holds floating point or complex numbers, which can have a gradient."""
     return tensor.is_floating_point() or tensor.is_complex()
+
+
+def are_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Which entries are neither NaN nor infinite; of float8 as well, which most of torch's operations cannot take."""
+    return torch.isfinite(tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor)

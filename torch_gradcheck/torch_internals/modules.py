@@ -152,38 +152,54 @@ def _is_wrapper(module: nn.Module) -> bool:
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """As `model.named_modules()`, under the names that the modules have without torch.compile.
+    """As `model.named_modules()`, under the names that the modules have without torch.compile and data parallelism.
 
-    A wrapper of torch.compile and the module in it have one name; the wrapper comes first.
+    A wrapper of these and the module in it have one name; the wrapper comes first.
     """
     plain = plain_names(model)
     yield from ((plain(name), module) for name, module in model.named_modules())
 
 
+def module_at(model: nn.Module, name: str) -> nn.Module:
+    """As `model.get_submodule(name)`, of a name of `named_modules`; of a wrapper and the module in it this one."""
+    return dict(named_modules(model))[name]
+
+
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Every parameter under each of its names, those that they have without torch.compile."""
+    """Every parameter under each of its names, those of `plain_names`."""
     plain = plain_names(model)
     yield from ((plain(name), each) for name, each in model.named_parameters(remove_duplicate=False))
 
 
 def named_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """As `model.named_buffers()`, under the names that they have without torch.compile."""
+    """As `model.named_buffers()`, under the names of `plain_names`."""
     plain = plain_names(model)
     yield from ((plain(name), buffer) for name, buffer in model.named_buffers())
 
 
 def plain_names(model: nn.Module) -> Callable[[str], str]:
-    """The function that takes a qualified name in `model` to the one it has without torch.compile.
+    """The function that takes a qualified name in `model` to the one it has without torch.compile and data parallelism.
 
-    A pattern or name that a user has copied from a compiled model, with `_orig_mod.` in it, is taken to the same.
+    A pattern or name that a user has copied from a compiled model, with `_orig_mod.` in it, is taken to the same, and
+    one with the `module.` in front that DistributedDataParallel puts there.
     """
+    without_parallel = _without_parallel(model)
     if not any(map(_is_wrapper, model.modules())):
+        return without_parallel
+    return lambda name: without_parallel(".".join([part for part in name.split(".") if part != WRAPPED]))
+
+
+def _without_parallel(model: nn.Module) -> Callable[[str], str]:
+    if not isinstance(uncompiled(model), PARALLEL):
         return lambda name: name
-    return lambda name: ".".join(part for part in name.split(".") if part != WRAPPED)
+    return lambda name: "" if name == "module" else name.removeprefix("module.")
 
 
 WRAPPED = "_orig_mod"
 """The attribute in which a wrapper of torch.compile keeps the module."""
+
+PARALLEL = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+"""What data parallelism wraps a model in, as its attribute `module`."""
 
 
 def compiler_is_imported() -> bool:

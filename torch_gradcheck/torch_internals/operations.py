@@ -147,6 +147,7 @@ def is_operator(kind: type) -> bool:
     return kind.__module__ == "torch._ops"
 
 
+@functools.cache
 def is_view(func: Any) -> bool:
     """Whether an operation's result shares memory with an argument, and the operation writes to neither."""
     aliases = [alias for argument in schema_arguments(func) if (alias := argument.alias_info)]

@@ -159,7 +159,7 @@ def causal_with_lse_kernel() -> Kernel:
         "attention and log-sum-exp",
         causal_with_lse,
         lambda draw: (draw.normal(1, 11, 12), draw.normal(1, 11, 12), draw.normal(1, 11, 12)),
-        seeds=5,
+        seeds=2,
         right={"online": fused(forward, backward)},
         wrong={
             "its gradient ignored": Wrong(fused(forward, lambda ctx, dy, _: backward(ctx, dy)), ("q", "k")),
@@ -252,7 +252,7 @@ def rotary_kernel() -> Kernel:
         "rotary",
         rotary,
         with_angles,
-        seeds=5,
+        seeds=2,
         right={"float32 inside": fused(forward, backward)},
         wrong={
             "rotated on": Wrong(fused(forward, partial(backward, sign=1.0)), ("q",)),

@@ -134,7 +134,7 @@ def selective_scan_kernel() -> Kernel:
             draw.normal(7, 4),
             draw.normal(7, 4),
         ),
-        seeds=5,
+        seeds=2,
         right={"chunks, states computed again": fused(forward, backward)},
         wrong={
             "δ of the gate forgotten": Wrong(fused(forward, partial(backward, step=0.0)), ("delta",)),
@@ -244,7 +244,7 @@ def delta_rule_kernel() -> Kernel:
         "delta rule",
         delta_rule,
         lambda draw: (*with_short_keys(draw), draw.normal(7, 15), draw.uniform(0.2, 1, 7)),
-        seeds=5,
+        seeds=2,
         right={"triangular system": fused(forward, backward)},
         wrong={
             "system held constant": Wrong(fused(forward, partial(backward, through_lower=0.0)), ("k", "beta")),

@@ -18,6 +18,7 @@ from torch_gradcheck.against_reference.culprit.sentences import CulpritWords
 from torch_gradcheck.against_reference.culprit.single_modules import SingleModule, code_of
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
+from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.against_reference.runs.counterparts import Counterparts
 from torch_gradcheck.against_reference.runs.run import Run, ran
@@ -148,11 +149,12 @@ def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
 
 
 def _recorded(candidate: Computation, values: Counterparts, request: Request) -> Recording:
-    """The calls of one run of the candidate, forward and backward."""
+    """The calls of one run of the candidate, forward and backward, under the caller's autocast."""
+    autocast = CallersAutocast()
     with lent(candidate, request, Start(values=values.moved)) as borrowed:
         recording = Recording(lambda: borrowed.random_state, TAPS)
         theta = theta_of(candidate.model, (), (), candidate.loss.variables)
-        ran(candidate.at(None), parts_on_trial(theta), borrowed, recording)
+        ran(autocast.over(candidate.at(None)), parts_on_trial(theta), borrowed, recording)
         return recording
 
 

@@ -43,22 +43,21 @@ class CulpritWords:
 
     def not_judged(self, single: SingleModule, why: str) -> str:
         """The same, where a module could not be judged and all others are right."""
-        kind = type(single.module).__name__
-        return self.none(f"{single.name} ({kind}) raises {why} when it is run alone; what else could be is right")
+        named = f"{single.name} ({single.kind})"
+        return self.none(f"{named} raises {why} when it is run alone; what else could be is right")
 
     def of_module(self, single: SingleModule, wrong: Sequence[Judged], others: Sequence[str]) -> tuple[str, ...]:
         """The sentences on a module that is wrong when it is run alone; `others` are, too."""
-        where = described(single.name, type(single.module).__name__, self._loss.words)
+        where = described(single.name, single.kind, self._loss.words)
         said = f"the mistake is in {where}: run alone on what it was given, {_off(wrong)}"
         also = (f"wrong as well when run alone: {listed(others)}",) if others else ()
         return (said + _code_of(single.module, list(single.call.inside()), wrong), *also)
 
     def made_up_for(self, single: SingleModule, wrong: Sequence[Judged]) -> str:
         """The sentence on a module that is another one alone, in a model that is right as a whole."""
-        kind = type(single.module).__name__
         return (
-            f"{single.name} ({kind}) is not the reference's: run alone on what it was given, {_off(wrong)}; the model "
-            "as a whole shows nothing of this beyond rounding, so that something else may make up for it"
+            f"{single.name} ({single.kind}) is not the reference's: run alone on what it was given, {_off(wrong)}; the "
+            "model as a whole shows nothing of this beyond rounding, so that something else may make up for it"
         )
 
     def of_itself(self, calls: Sequence[RecordedCall], wrong: Sequence[Judged], right: int) -> Culprit:

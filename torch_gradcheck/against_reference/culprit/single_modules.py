@@ -24,10 +24,11 @@ from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.theta import theta_of
-from torch_gradcheck.precision.dtypes import is_inexact
+from torch_gradcheck.precision.dtypes import are_finite, is_inexact
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.devices import in_float64
+from torch_gradcheck.torch_internals.modules import uncompiled
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class SingleModule:
         assert isinstance(self.call.owner, nn.Module)
         return self.call.owner
 
+    @property
+    def kind(self) -> str:
+        """The name of its class, of the caller's own where torch.compile has wrapped it."""
+        return type(uncompiled(self.module)).__name__
+
     @cached_property
     def is_patched(self) -> bool:
         """Whether the candidate's forward is other code than the reference's."""
@@ -67,7 +73,7 @@ class SingleModule:
     def can_be_judged(self) -> bool:
         """Whether it was given finite numbers, and a gradient."""
         numbers = [each for each in [*self.call.inputs, *self.call.cotangents] if each is not None and is_inexact(each)]
-        return self.call.receives and all(bool(torch.isfinite(each).all()) for each in numbers)
+        return self.call.receives and all(bool(are_finite(each).all()) for each in numbers)
 
     def judged(self, values: Counterparts, request: Request) -> list[Judged]:
         """The verdict on every gradient and output of the module alone, with error bars of its own.

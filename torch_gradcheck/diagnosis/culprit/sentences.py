@@ -21,7 +21,7 @@ from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed, noun
 from torch_gradcheck.torch_internals.autograd import backward_of, has_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.custom_ops import custom_op_of, users_function
-from torch_gradcheck.torch_internals.modules import forward_of_class, named_modules, uncompiled
+from torch_gradcheck.torch_internals.modules import forward_of_class, module_at, named_modules, uncompiled
 
 NO_MODULE = "\0"
 """Stands for a culprit that is no module; no module can have this name."""
@@ -287,7 +287,7 @@ def described(name: str, kind: str | None, words: LossWords) -> str:
 
 def described_place(objective: Objective, place: Place) -> str:
     """The module in which a node was made, as `described` has it."""
-    kind = None if place.module is None else type(dict(named_modules(objective.model))[place.module]).__name__
+    kind = None if place.module is None else type(module_at(objective.model, place.module)).__name__
     return described(place.module or "", kind, objective.words)
 
 

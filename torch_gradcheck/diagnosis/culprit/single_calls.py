@@ -22,7 +22,7 @@ from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.precision.dtypes import are_finite, epsilon
 from torch_gradcheck.precision.lower_precisions import Rounding, rounding_of_all
 from torch_gradcheck.torch_internals.autograd import before_hooks, has_hooks
 from torch_gradcheck.torch_internals.tensors import version_of
@@ -123,7 +123,7 @@ class CallRunner:
         """
         if not call.receives:
             return NOTHING
-        if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
+        if not all(are_finite(g).all() for g in call.cotangents if g is not None):
             return NOTHING  # the mistake happened further downstream
         tangents = _differentiable(call, tangents)
         backward = self._backward(call)
@@ -141,7 +141,7 @@ class CallRunner:
         Raises:
             CannotBeRunAlone: as `contribution`.
         """
-        if not (call.receives and all(torch.isfinite(g).all() for g in call.cotangents if g is not None)):
+        if not (call.receives and all(are_finite(g).all() for g in call.cotangents if g is not None)):
             return False
         relative = min(1.0, abs(wrong.error) / (abs(wrong.analytic) + abs(wrong.numeric)))
         backward = self._backward(call)
@@ -157,7 +157,7 @@ class CallRunner:
         Raises:
             CannotBeRunAlone: the call raises, or the limit of runs is reached.
         """
-        if not all(torch.isfinite(g).all() for g in call.cotangents if g is not None):
+        if not all(are_finite(g).all() for g in call.cotangents if g is not None):
             return 0.0  # as in `contribution`
         return self._backward(call).of_theta[wrong]
 
