@@ -94,7 +94,7 @@ class Trial(ABC):
 
     @abstractmethod
     def earlier_difference(self) -> str:
-        """How backwards that the check has run before differ by more than rounding; "" where they do not."""
+        """How runs of the check before differ by more than rounding, and where that code is; "" where they do not."""
 
     @property
     def call(self) -> FunctionCall:
