@@ -34,7 +34,8 @@ ROUNDED_SUM = 0.5
 
 
 ROUNDINGS = 8
-"""So many times the rounding of its result moves a sum that is added up in its own dtype."""
+"""So many times the rounding of its result moves a sum that is added up in its own dtype. At 1 kernels of attention
+over one key alone were beyond their bars."""
 
 
 RUNS = 6

@@ -23,11 +23,17 @@ from torch_gradcheck.reporting.words import times as multiple
 MARGIN_OF_SQUARES, MARGIN_OF_SQUARES_OF_PARTS = 1.2, 3.0
 """The bar of a root mean square, in multiples of that of the runs; twice as large for a single entry. That of the runs
 is 2.2 times what rounding does: each moves a result by more than its rounding, and then rounds it. Of the tensors that
-`bars.MARGIN` speaks of 99 % were at 0.42 of the bar at most, and of their parts at 0.2."""
+`bars.MARGIN` speaks of 99 % were at 0.42 of the bar at most, and of their parts at 0.2.
+
+The run without noise would say how much rounding does without being too large, yet by luck: of right kernels in
+bfloat16 some were 2.4 times as far off as that over 6,216 entries (an activation in steps, where torch has one kernel),
+in float32 4.0 times over 627. A sum in bfloat16 over 50 terms is 3.5 times as far off. So it makes no bar."""
 
 SIGMAS, SIGMAS_OF_PARTS = 2.5, 4.0
 """The bar of a sum over the whole, and over parts, of which there are thousands, in standard deviations of the runs, of
-which each is worth 2.2 of rounding; twice as large for a single entry. Of the same tensors 99 % were at 0.3 at most."""
+which each is worth 2.2 of rounding; twice as large for a single entry. Of the same tensors 99 % were at 0.3 at most. Of
+attention and softmax with every result rounded to 16 bits rows that see few keys were furthest, at 0.62 (288 tensors).
+"""
 
 SIGMAS_OF_RUNS = 4.0
 """The same, of the standard deviation that the sum itself has among 13 runs, which is known less well."""
