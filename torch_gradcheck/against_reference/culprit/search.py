@@ -157,14 +157,16 @@ def _found(pair: Pair, wrong: Sequence[Judged], is_seen: Callable[[Verdict], boo
         if found:
             inside = [_judged(single, values, request) for single in _inside(without, found)]
             return _named([*found, *filter(is_seen, inside)], words)
-    unasked = [_judged(single, values, request) for single in without]
-    found = [each for each in unasked if is_seen(each)]
-    if found:
-        return _named(found, words)
+    others = list[Verdict]()
+    for group in _groups(without):
+        others += [_judged(single, values, request) for single in group]
+        found = [each for each in others if is_seen(each)]
+        if found:
+            return _named(found, words)
     raising = [each for each in tried if each.raises]
     if raising:
         return Culprit(None, (words.not_judged(raising[0].single, raising[0].raises),))
-    unjudged = list(dict.fromkeys([each.single.name for each in unasked if each.raises]))
+    unjudged = list(dict.fromkeys([each.single.name for each in others if each.raises]))
     return words.of_itself(recording.calls, wrong, len({each.single.name for each in tried}), unjudged)
 
 
