@@ -17,7 +17,15 @@ from torch_gradcheck.arrays import Floats
 from torch_gradcheck.precision.dtypes import is_lower
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
-from torch_gradcheck.torch_internals.operations import changes_dtype, is_view, overloads, written_arguments
+from torch_gradcheck.torch_internals.operations import (
+    ATTENTION,
+    ATTENTION_BACKWARD,
+    SOFTMAX_BACKWARD,
+    changes_dtype,
+    is_view,
+    overloads,
+    written_arguments,
+)
 from torch_gradcheck.torch_internals.tensors import is_efficient_zero
 
 MOVED = 0.6
@@ -87,7 +95,8 @@ class RoundingMode(DispatchMode):
     ) -> Any:
         factor = FACTORS.get(func)
         if factor is not None and factor < len(args):
-            args = (*args[:factor], self._moved(args[factor], func in ATTENTION), *args[factor + 1 :])
+            whatever_dtype = func in ATTENTION  # which hands weights of its own making on to a second product
+            args = (*args[:factor], self._moved(args[factor], whatever_dtype), *args[factor + 1 :])
         result = func(*args, **(kwargs or {}))
         if rounds(func, args):
             results = _floating(result)
@@ -116,6 +125,9 @@ class RoundingMode(DispatchMode):
 
     def _move_sums(self, result: torch.Tensor, g: torch.Tensor, y: torch.Tensor, dim: int) -> None:
         """Moves y · (g − Σ g y) as rounding moves each sum.
+
+        Others take that sum in another way, as attention does over its output: where y is 1, it cancels exactly here
+        and leaves a rounding there.
 
         As if its terms were independent, since g may be what is left of terms that cancel: of a row in dtypes whose
         kernels add up in float32, else of all rows.
@@ -252,20 +264,11 @@ _NAMES_BY_FACTOR = {
     "_scaled_dot_product_flash_attention_for_cpu _cdist_forward",
     1: "addmm baddbmm addbmm addmv convolution_backward native_layer_norm_backward native_batch_norm_backward "
     "native_group_norm_backward _fused_rms_norm_backward _softmax_backward_data",
-    4: "_scaled_dot_product_flash_attention_for_cpu_backward",
 }
 
 FACTORS = {func: position for position, names in _NAMES_BY_FACTOR.items() for func in overloads(*names.split())}
+FACTORS |= dict.fromkeys(ATTENTION_BACKWARD, 4)
 """Operations that add up products, or subtract a mean, whose terms may cancel → the position of a factor."""
-
-ATTENTION = overloads(
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention_for_cpu_backward",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-)
-"""Operations that hand on weights of their own making to a second product, which other kernels round in between."""
 
 _NAMES_OF_LOGARITHMS = "_log_softmax logsumexp log_sigmoid_forward"
 
@@ -283,7 +286,3 @@ it keeps what an operation gives besides its result, such as the mean of each ro
 
 GAUSSIAN = overloads("gelu", "gelu_backward")
 """Operations that multiply their first argument by ½ (1 + erf x), which is rounded like 1 where it is almost 0."""
-
-SOFTMAX_BACKWARD = overloads("_softmax_backward_data")
-"""Operations that give y · (g − Σ g y), whose sum others take in another way, as attention does over its output: where
-y is 1, it cancels exactly here and leaves a rounding there."""

@@ -49,6 +49,9 @@ TOGETHER = 2**18
 """So many numbers are multiplied and summed at once: runs of a small tensor all together, of a large one after another,
 which takes no more memory than the tensor itself."""
 
+SHOWN_IN_DIGITS = 1e-3
+"""What a factor differs from 1 by at least, to be seen in five digits."""
+
 ITSELF, CONSTANT = "itself", "a constant"
 
 
@@ -83,10 +86,17 @@ class Finding:
             return f"{whose} root mean square error is {self.size:.2g}, {times} ({self.bar:.2g})"
         verb = "are" if self.part.stop - self.part.start > 1 and self.part.axes else "is"
         if self.along == ITSELF:
-            return f"{subject} {verb} {1 + self.size:.5g} times the right one as a whole, {times} ({self.bar:.2g})"
+            return f"{subject} {verb} {_factor(self.size)} times the right one as a whole, {times} ({self.bar:.2g})"
         if self.along == CONSTANT:
             return f"{subject} {verb} off by {self.size:.2g} on average, {times} ({self.bar:.2g})"
         return f"{subject} {verb} off by {self.size:.2g} times {self.along}, {times} ({self.bar:.2g})"
+
+
+def _factor(more: float) -> str:
+    """1 + `more` in words: in five digits, and as a sum where these would be those of 1."""
+    if abs(more) >= SHOWN_IN_DIGITS:
+        return f"{1 + more:.5g}"
+    return f"1 {'-' if more < 0 else '+'} {abs(more):.2g}"
 
 
 def findings_of(each: Compared, bars: Bars, tolerance: float) -> list[Finding]:
