@@ -20,6 +20,7 @@ from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
     ATTENTION,
     ATTENTION_BACKWARD,
+    SOFTMAX,
     SOFTMAX_BACKWARD,
     changes_dtype,
     is_view,
@@ -108,6 +109,8 @@ class RoundingMode(DispatchMode):
                 move_at_random(tensor, rounding, self._generator, terms=terms)
                 if func in GAUSSIAN:
                     self._move_by(tensor, args[0])
+            if func in SOFTMAX:
+                self._move_rows(result, *args[:2])
             if func in SOFTMAX_BACKWARD:
                 self._move_sums(result, *args[:3])
         return result
@@ -133,13 +136,35 @@ class RoundingMode(DispatchMode):
         kernels add up in float32, else of all rows.
         """
         with torch.no_grad():
-            inside, wide = result.dtype in ROUNDED_INSIDE, torch.promote_types(result.dtype, torch.float32)
+            wide = torch.promote_types(result.dtype, torch.float32)
             squares = g.detach().to(wide).square()
-            size = ROUNDINGS * squares.mean().sqrt() if inside else squares.mean(dim, keepdim=True).sqrt()
-            sums = size * torch.linalg.vector_norm(y.detach().to(wide), dim=dim, keepdim=True)
+            weights = torch.linalg.vector_norm(y.detach().to(wide), dim=dim, keepdim=True)
+            if result.dtype in ROUNDED_INSIDE:
+                self._move_products(result, y, ROUNDINGS * squares.mean().sqrt() * weights, result.dtype)
+            coarse = self._handed_on_in(result.dtype)
+            if coarse not in ROUNDED_INSIDE:  # of which the sum is taken over an output that is rounded to it
+                self._move_products(result, y, squares.mean(dim, keepdim=True).sqrt() * weights, coarse)
+
+    def _move_products(self, result: torch.Tensor, y: torch.Tensor, sums: torch.Tensor, rounding: torch.dtype) -> None:
+        """Moves y · `sums`, which is contained in the result, in place as `rounding` moves these sums."""
+        moved = sums.clone()
+        move_at_random(moved, rounding, self._generator)
+        result.add_((y.detach() * moved.sub_(sums)).to(result.dtype))
+
+    def _move_rows(self, result: torch.Tensor, logits: torch.Tensor, dim: int) -> None:
+        """Moves the weights of a row alike, as rounding moves the logarithm of their sum.
+
+        Kernels of attention keep that in float32, and take exp(logit − logarithm) in their backward: what they lose
+        grows with the logits, and does not when the largest of these is subtracted first.
+        """
+        if result.dtype not in ROUNDED_INSIDE or not result.numel():
+            return
+        with torch.no_grad():
+            wide = logits.detach().to(result.dtype)
+            sums = torch.logsumexp(wide, dim, keepdim=True).nan_to_num_(0.0, 0.0, 0.0)
             moved = sums.clone()
             move_at_random(moved, result.dtype, self._generator)
-            result.add_((y.detach() * moved.sub_(sums)).to(result.dtype))
+            result.mul_(moved.sub_(sums).exp_())
 
     def _moved(self, argument: Any, whatever_dtype: bool) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""

@@ -150,6 +150,10 @@ ATTENTION = ATTENTION_BACKWARD | overloads(
 """The operations behind torch.nn.functional.scaled_dot_product_attention that are fused."""
 
 
+SOFTMAX = overloads("_softmax", "_safe_softmax")
+"""The operations of a softmax."""
+
+
 SOFTMAX_BACKWARD = overloads("_softmax_backward_data")
 """The operation in the backward of a softmax."""
 

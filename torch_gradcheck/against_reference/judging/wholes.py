@@ -35,7 +35,7 @@ which each is worth 2.2 of rounding; twice as large for a single entry. Of the s
 attention and softmax with every result rounded to 16 bits rows that see few keys were furthest, at 0.62 (288 tensors).
 """
 
-SIGMAS_OF_RUNS = 4.0
+SIGMAS_OF_RUNS, SIGMAS_OF_RUNS_OF_PARTS = 3.5, 4.0
 """The same, of the standard deviation that the sum itself has among 13 runs, which is known less well."""
 
 COMMON, COMMON_OF_PARTS = 0.15, 1.0
@@ -217,8 +217,8 @@ def _square_of_noise(cut: Cut, runs: Floats, independent: Floats) -> Floats:
     mean, deviation = runs.mean(axis=0), runs.std(axis=0)
     relative = np.divide(deviation, independent, out=np.zeros_like(deviation), where=independent > 0)
     more = max(1.0, float(np.sqrt(np.mean(np.square(relative))))) if relative.size else 1.0
-    sigmas = SIGMAS_OF_PARTS if cut.axes else SIGMAS
-    noise = np.maximum(sigmas * more * independent, SIGMAS_OF_RUNS * deviation)
+    sigmas, of_runs = (SIGMAS_OF_PARTS, SIGMAS_OF_RUNS_OF_PARTS) if cut.axes else (SIGMAS, SIGMAS_OF_RUNS)
+    noise = np.maximum(sigmas * more * independent, of_runs * deviation)
     return np.asarray(np.square(noise) + np.square(ALIKE * mean))
 
 
