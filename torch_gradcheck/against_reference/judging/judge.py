@@ -104,6 +104,7 @@ class Judged:
         )
 
 
+@np.errstate(all="ignore")
 def judged(each: Compared, tolerance: float) -> Judged:
     """The verdict on one tensor; `tolerance` is the relative error that passes whatever rounding may do."""
     bars, given = bars_of(each), each.candidate[0]
