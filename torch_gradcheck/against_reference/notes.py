@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch_gradcheck.against_reference.draws import on_draws
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.reference import Reference, on_reference
 from torch_gradcheck.against_reference.runs.alike import on_outputs
 from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.runs.compiled_code import on_compiled, on_scripted
 from torch_gradcheck.against_reference.runs.computation import Computation
-from torch_gradcheck.against_reference.runs.draws import on_draws
 from torch_gradcheck.against_reference.runs.sides import Candidate
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.precision.dtypes import epsilon, name_of
@@ -38,7 +38,7 @@ def notes_of(
         on_culprit: the notes on where the mistake is.
     """
     notes = [
-        *on_reference(own.report),
+        *on_reference(own, rows),
         *on_culprit,
         on_wrong_outputs(rows),
         on_outputs(found.runs[0].outputs, own.exact[0].outputs),
