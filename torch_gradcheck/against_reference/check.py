@@ -19,7 +19,7 @@ from torch_gradcheck.against_reference.equal_runs import difference_in_words, ma
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.kind.diagnose import diagnosed
 from torch_gradcheck.against_reference.kind.rescaled import rescaled_gradients
-from torch_gradcheck.against_reference.notes import notes_of, on_refusal
+from torch_gradcheck.against_reference.notes import notes_of, on_other_dtypes, on_refusal
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
@@ -103,7 +103,12 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     culprit = compiler_at_fault(pair, found, verdicts, own.exact) or hidden
     if not culprit.notes:
         culprit = culprit_beside(pair, verdicts, rows)
-    notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *on_refusal(verdicts), *place.notes]
+    notes = [
+        *notes_of(candidate, found, own, rows, request, culprit.notes),
+        *on_other_dtypes(verdicts),
+        *on_refusal(verdicts),
+        *place.notes,
+    ]
     report = _report(own.report, beside, rows, culprit.name, notes, started)
     contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
     report = beside_equal_runs(report, pair, apart)

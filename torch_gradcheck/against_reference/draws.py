@@ -52,7 +52,8 @@ def beside_other_draws(
     Args:
         rows: of the report.
         verdicts: on the same tensors.
-        candidate, reference: whether they draw.
+        candidate: whether it draws.
+        reference: whether it draws.
     """
     outputs = [
         each

@@ -65,6 +65,18 @@ def on_refusal(verdicts: Sequence[Judged]) -> list[str]:
     ]
 
 
+def on_other_dtypes(verdicts: Sequence[Judged]) -> list[str]:
+    """The note on outputs that the reference, run on inputs of the candidate's dtypes, returns in another dtype."""
+    others = [
+        f"{each.entry.name} is {name_of(each.entry.own_dtype)} ({name_of(each.reference_dtype)} from the reference)"
+        for each in [judged.compared for judged in verdicts]
+        if each.reference_dtype is not None and each.reference_dtype is not each.entry.own_dtype
+    ]
+    if not others:
+        return []
+    return [f"another dtype than the reference returns of the same inputs: {listed(others)}; values alone are compared"]
+
+
 def on_wrong_outputs(rows: Sequence[ParameterReport]) -> str:
     """The note on gradients that are wrong beside a wrong output; "" where one of both is right."""
     wrong = [row for row in rows if row.status is Status.MISMATCH]

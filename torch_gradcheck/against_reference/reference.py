@@ -11,6 +11,7 @@ import torch
 from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.against_reference.runs.run import Run
 from torch_gradcheck.against_reference.runs.sides import Candidate, exact_run
+from torch_gradcheck.against_reference.runs.written_arguments import written_by
 from torch_gradcheck.borrowing.loan import Loan, Start
 from torch_gradcheck.errors import (
     GradcheckError,
@@ -34,7 +35,7 @@ from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
 WRONG = "the reference's own gradient of it is wrong: there is nothing right to compare with"
 CHECKED_BESIDE = "the reference's own gradient was checked beside the inputs"
 UNPROVEN = "the reference's own gradient of it is {}, so that there is nothing proven to compare with"
-WRITTEN = "the reference writes over its own inputs past autograd: what it returns is of other numbers"
+WRITTEN = "the reference writes over its own inputs past autograd: what it returns may be of other numbers"
 
 BESIDE = 1e-3
 """How far inputs are moved, relative to their root mean square, where ties at them leave the reference undecided."""
@@ -51,7 +52,7 @@ class Reference:
         report: on its own gradient, in float64 by centered differences.
         exact: its runs in float64 on the candidate's rounded inputs, one a computation that was asked for.
         has_drawn: whether it draws random numbers.
-        written: the names of what it writes over, past autograd, of the tensors on trial.
+        written: the names of the arguments that it writes over, past autograd.
     """
 
     report: Report
@@ -85,10 +86,11 @@ def reference_of(
         ):
             _ = problem.objective  # evaluated, or refused, before anything else
             exact = [exact_run(problem, each, candidate) for each in computations]
+            written = written_by(computations[0], problem)
             has_drawn = not problem.objective.random_state.is_empty
             report = judged(problem, time.perf_counter())[0]
         decided = _decided(report, computations[0], candidate, request, start)
-        return Reference(decided, exact, has_drawn, exact[0].written)
+        return Reference(decided, exact, has_drawn, written)
     except GradcheckError as error:
         raise _of_reference(error) from error
 
@@ -170,7 +172,7 @@ def unjudged(row: ParameterReport, reason: str) -> ParameterReport:
 
 
 def _is_spoiled(own: Reference) -> bool:
-    """Whether the reference's gradient is wrong, and it writes over its inputs: of other numbers, as far as is known."""
+    """Whether the reference's gradient is wrong, and it writes over its inputs: it may be that of other numbers."""
     return bool(own.written and own.report.mismatches)
 
 
@@ -227,7 +229,7 @@ def _on_written(own: Reference) -> list[str]:
         return []
     return [
         f"the reference writes over {listed(own.written)} past autograd (.data, numpy or a raw pointer): what it "
-        "returns, and its gradient, are of other numbers than the candidate's. Have it work on a .clone()"
+        "returns, or its gradient, is of other numbers than the candidate's. Have it work on a .clone()"
     ]
 
 

@@ -23,14 +23,11 @@ class Run:
         gradients: those that were asked for, in order; None where the backward left nothing.
         refusal: why it was computed in float64, and rounded step by step to the dtype that it stands for; "" where it
             was computed in that.
-        written: the names of what it wrote over, past autograd, of the tensors whose gradients these are; known of the
-            exact run of a reference.
     """
 
     outputs: Mapping[str, torch.Tensor]
     gradients: Sequence[torch.Tensor | None]
     refusal: str = ""
-    written: Sequence[str] = ()
 
 
 def ran(

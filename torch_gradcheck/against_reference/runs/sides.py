@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -75,16 +75,7 @@ def exact_run(problem: Problem, computation: Computation, candidate: Candidate) 
     parts = parts_of_gradients(candidate.theta, problem.theta, computation.loss)
     forward = computation.at(torch.float64)
     with torch.enable_grad(), problem.objective.evaluation(at_theta=True):
-        before = [leaf.detach().clone() for leaf, *_ in parts]
-        run = run_of(forward, parts)
-        kept = [_are_equal(leaf.detach(), values) for (leaf, *_), values in zip(parts, before, strict=True)]
-    names = [candidate.theta[position].name for position in candidate.theta.checked]
-    return replace(run, written=[name for name, is_kept in zip(names, kept, strict=True) if not is_kept])
-
-
-def _are_equal(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether they hold the same numbers; NaN, where there was one, equals all."""
-    return bool(((one == other) | (other != other)).all())
+        return run_of(forward, parts)
 
 
 def lent(computation: Computation, request: Request, start: Start, dtype: torch.dtype | None = None) -> Loan[Borrowed]:
