@@ -142,18 +142,15 @@ class Rounded(Function):
 
 
 def test_a_reference_whose_gradient_is_flat_proves_nothing() -> None:
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator().manual_seed(5)
     x = torch.randn((13, 21), generator=generator)
     x = (x * (torch.rand((13, 21), generator=generator) < 0.5)).to(torch.bfloat16)
-    seen = set()
-    for seed in range(3):
-        report = check_function(Rounded.apply, (x,), reference=Rounded.apply, seed=seed)
-        assert not report.passed
-        assert report["x"].status == "undecided"
-        assert report.reference is not None
-        seen.add(str(report.reference["x"].status))
-        assert "the reference's own gradient" in report.notes[0]
-    assert "flat" in seen, seen
+    report = check_function(Rounded.apply, (x,), reference=Rounded.apply)
+    assert report.reference is not None
+    assert report.reference["x"].status == "flat"
+    assert [row.status for row in report] == ["undecided", "match"]
+    assert not report.passed
+    assert "the reference's own gradient is not proven: x" in report.notes
 
 
 @pytest.mark.parametrize("is_before", [True, False], ids=["before", "after"])
@@ -166,7 +163,7 @@ def test_a_reference_that_writes_over_its_inputs_is_told_first(is_before: bool) 
     report = check_function(torch.sin, (numbers(7, 5),), reference=reference)
     assert not report.passed
     assert not report.mismatches
-    assert "the reference writes over x past autograd" in report.notes[0]
+    assert "the reference writes over args[0] past autograd" in report.notes[0]
 
 
 def test_notes_on_the_reference_say_whose_they_are() -> None:

@@ -103,12 +103,8 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     culprit = compiler_at_fault(pair, found, verdicts, own.exact) or hidden
     if not culprit.notes:
         culprit = culprit_beside(pair, verdicts, rows)
-    notes = [
-        *notes_of(candidate, found, own, rows, request, culprit.notes),
-        *on_other_dtypes(verdicts),
-        *on_refusal(verdicts),
-        *place.notes,
-    ]
+    on_dtypes = [*on_other_dtypes(verdicts), *on_refusal(verdicts)]
+    notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *on_dtypes, *place.notes]
     report = _report(own.report, beside, rows, culprit.name, notes, started)
     contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
     report = beside_equal_runs(report, pair, apart)
