@@ -332,3 +332,29 @@ def test_of_many_arguments_not_every_subset_is_tried() -> None:
     assert report.passed
     assert {tuple(k == single for k in range(6)) for single in range(6)} <= subsets
     assert len([each for each in subsets if any(each) and not all(each)]) <= 20
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_rounding_breaks_no_contract_where_the_reference_has_no_gradient(dtype: torch.dtype) -> None:
+    inputs = (normal(37, 20, dtype=dtype), normal(20, dtype=dtype, seed=1))
+    report = check_function(product, inputs, reference=lambda x, w: (x * w).detach())
+
+    assert not report.passed
+    assert not failed(report)
+
+
+def test_a_layout_that_is_not_read_breaks_the_contract_where_the_reference_has_no_gradient() -> None:
+    inputs = (normal(9, 20), normal(9, 20, seed=1))
+    report = check_function(RawGradient.apply, inputs, reference=lambda x, w: (x * w).detach())
+
+    assert [*failed(report)] == ["layouts"]
+
+
+def test_a_gradient_that_sums_up_to_nothing_over_an_expanded_input_breaks_no_layout() -> None:
+    def unit(x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True)
+
+    for seed in range(3):
+        x = normal(9, 17, dtype=torch.float32, seed=seed)
+        report = check_function(unit, (x,), reference=lambda x: unit(x.double()).float(), seed=seed)
+        assert not failed(report)

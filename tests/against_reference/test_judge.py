@@ -53,6 +53,12 @@ def test_one_percent_in_bfloat16_shows_in_no_entry_and_is_found(size: int) -> No
     assert found.detectable < 0.01
 
 
+def test_a_factor_of_almost_1_is_told_by_what_it_differs() -> None:
+    each = beside_runs(drawn(5000), dtype=torch.float32)
+    found = judged(replace(each, candidate=[each.candidate[0] * (1 - 2.2e-6)] * 3), 0.0)
+    assert "is 1 - 2.2e-06 times the right one as a whole" in found.as_a_whole
+
+
 def test_a_constant_rounded_once_passes() -> None:
     right = drawn(10000)
     assert not judged(beside_runs(right, rounded(right * (1 + 0.4 * 2.0**-7))), 0.0).is_wrong

@@ -374,3 +374,94 @@ def test_a_factor_that_moves_from_one_module_to_another_is_no_mistake() -> None:
         "0 (Twice) is not the reference's: run alone on what it was given, its output is off by 100 %"
         in report.notes[0]
     )
+
+
+class Table(nn.Module):
+    """Factors by position, which need no gradient."""
+
+    def __init__(self, sign: float = 1.0) -> None:
+        super().__init__()
+        self.sign = sign
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        angles = torch.arange(x.shape[-2])[:, None] * torch.linspace(0.1, 1, x.shape[-1])
+        return angles.cos().to(x.dtype), (self.sign * angles.sin()).to(x.dtype)
+
+
+class Rotated(nn.Module):
+    """A linear layer whose output a table rotates; another table is called for nothing."""
+
+    def __init__(self, sign: float = 1.0, unused: float = 1.0, factor: float = 1.0) -> None:
+        super().__init__()
+        self.linear, self.table, self.unused = nn.Linear(WIDTH, WIDTH), Table(sign), Table(unused)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        cos, sin = self.table(x)
+        self.unused(x)
+        y = self.linear(x)
+        return y * cos + self.factor * y.roll(1, -1) * sin  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["of the model", "of a wrong module"])
+@pytest.mark.parametrize(
+    ("wrong", "culprit"),
+    [
+        pytest.param({"sign": -1.0}, "table", id="table"),
+        pytest.param({"factor": -1.0, "unused": -1.0}, "", id="one that is not used"),
+    ],
+)
+def test_a_module_is_named_whose_outputs_need_no_gradient(wrong: dict[str, Any], culprit: str, *, inside: bool) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(2, 5, 7, WIDTH).bfloat16()
+    candidate, reference = [nn.Sequential(each) if inside else each for each in (Rotated(**wrong), Rotated())]
+    report = check_module(candidate.bfloat16(), nn.MSELoss(), (x, y), reference=reference)
+
+    assert report.culprit == ".".join(filter(None, ["0" if inside else "", culprit]))
+
+
+class Mask(nn.Module):
+    """0 or `far` behind the diagonal; or whether an entry is there."""
+
+    def __init__(self, far: float = -torch.inf, *, boolean: bool = False, diagonal: int = 1) -> None:
+        super().__init__()
+        self.far, self.boolean, self.diagonal = far, boolean, diagonal
+
+    def forward(self, x: Tensor) -> Tensor:
+        behind = torch.ones(x.shape[-2], x.shape[-2]).triu(self.diagonal).bool()
+        return behind if self.boolean else torch.zeros_like(behind, dtype=x.dtype).masked_fill(behind, self.far)
+
+
+class Masked(nn.Module):
+    """Attention under a mask."""
+
+    def __init__(self, mask: Mask, factor: float = 1.0) -> None:
+        super().__init__()
+        self.mask, self.linear, self.factor = mask, nn.Linear(WIDTH, WIDTH), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask, scores = self.mask(x), x @ self.linear(x).mT
+        scores = scores.masked_fill(mask, -torch.inf) if self.mask.boolean else scores + mask
+        return self.factor * scores.softmax(-1) @ x  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "culprit", "words"),
+    [
+        pytest.param(Masked(Mask(0.0)), Mask(), "mask", "its output is 0 where -inf is right", id="not masked"),
+        pytest.param(Masked(Mask(-1e4), 1.1), Mask(), "", "the model itself", id="another number that masks"),
+        pytest.param(
+            Masked(Mask(boolean=True, diagonal=2)),
+            Mask(boolean=True),
+            "",
+            "run alone, or in mask, which cannot be judged alone",
+            id="true and false",
+        ),
+    ],
+)
+def test_a_mask_is_named_where_it_spoils_something(wrong: Masked, right: Mask, culprit: str, words: str) -> None:
+    x, y = torch.randn((2, 5, 7, WIDTH), generator=torch.Generator().manual_seed(0)).bfloat16()
+    report = check_module(wrong.bfloat16(), nn.MSELoss(), (x, y), reference=Masked(right))
+
+    assert report.culprit == culprit
+    assert words in report.notes[0]

@@ -9,9 +9,12 @@ import torch
 
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
+    ATTENTION,
+    ATTENTION_BACKWARD,
     CASTS,
     GROUPED_PRODUCTS,
     SCALAR_READS,
+    SOFTMAX_BACKWARD,
     OpOverload,
     changes_dtype,
     decomposes,
@@ -166,6 +169,23 @@ def test_a_grouped_product_is_one_operation() -> None:
     with Seen() as mode:
         torch.nn.functional.grouped_mm(torch.ones(4, 4), torch.ones(1, 4, 4), offs=torch.tensor([4], dtype=torch.int32))
     assert mode.seen & set(GROUPED_PRODUCTS)
+
+
+def test_fused_attention_and_its_backward_are_known() -> None:
+    q = torch.randn(1, 1, 4, 8, requires_grad=True)
+    with Seen() as mode:
+        output = torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    assert mode.seen & ATTENTION - ATTENTION_BACKWARD
+    with Seen() as mode:
+        output.sum().backward()
+    assert mode.seen & ATTENTION_BACKWARD
+
+
+def test_the_backward_of_a_softmax_is_known() -> None:
+    x = torch.randn(2, 3, requires_grad=True)
+    with Seen() as mode:
+        x.softmax(-1).sum().backward()
+    assert mode.seen & SOFTMAX_BACKWARD
 
 
 def test_a_change_of_dtype_is_known() -> None:

@@ -15,7 +15,7 @@ from torch_gradcheck.against_reference.culprit.compiler import compiler_at_fault
 from torch_gradcheck.against_reference.culprit.hidden_mistakes import told_hidden
 from torch_gradcheck.against_reference.culprit.search import culprit_beside, with_hidden
 from torch_gradcheck.against_reference.draws import beside_other_draws
-from torch_gradcheck.against_reference.equal_runs import difference_in_words, marked, runs_apart
+from torch_gradcheck.against_reference.equal_runs import marked, runs_apart
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.kind.diagnose import diagnosed
 from torch_gradcheck.against_reference.kind.rescaled import rescaled_gradients
@@ -102,11 +102,12 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     rows = marked(beside_other_draws(rows, beside, found.has_drawn, own.has_drawn), apart)
     culprit = compiler_at_fault(pair, found, verdicts, own.exact) or hidden
     if not culprit.notes:
-        culprit = culprit_beside(pair, verdicts, rows)
+        culprit = culprit_beside(pair, found, own.exact[0], verdicts, rows)
     on_dtypes = [*on_other_dtypes(verdicts), *on_refusal(verdicts)]
     notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *on_dtypes, *place.notes]
     report = _report(own.report, beside, rows, culprit.name, notes, started)
-    contract = contract_of_candidate(pair, verdicts, difference_in_words(apart))
+    unmeasured = [row.name for row in own.report.mismatches]
+    contract = contract_of_candidate(pair, verdicts, unmeasured, apart)
     report = beside_equal_runs(report, pair, apart)
     everything = tuple(with_frozen(report.parameters, found.theta))
     return replace(report, parameters=everything, contract=contract, seconds=time.perf_counter() - started)

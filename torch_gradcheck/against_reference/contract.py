@@ -6,7 +6,7 @@ is, the comparison with the reference has measured, tensor by tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.against_reference.equal_runs import other_order
+from torch_gradcheck.against_reference.equal_runs import Apart, difference_in_words, other_order, told_of
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
@@ -44,14 +44,23 @@ MORE_RUNS = 5
 BOTH = 2.0
 """Each of two runs may be off by an error bar."""
 
+UNITS = 4.0
+"""Two runs may always be this many units in the last place of their largest entry apart: sums of two rounded terms."""
 
-def contract_of_candidate(pair: Pair, verdicts: Sequence[Judged], difference: str) -> list[ContractEntry]:
+UNMEASURED = 32.0
+"""The same where the reference's gradient is wrong, and so shows nothing of what rounding does to the right one."""
+
+
+def contract_of_candidate(
+    pair: Pair, verdicts: Sequence[Judged], unmeasured: Collection[str], apart: Sequence[Apart]
+) -> list[ContractEntry]:
     """Every entry of the contract, tried on the candidate in a loan of its own; none where it is a model under a loss.
 
     Args:
         pair: of the candidate.
         verdicts: on its tensors, with what rounding may do to each.
-        difference: how equal runs of it differed by more than rounding; "" where they did not.
+        unmeasured: the names of those of which the reference has no right gradient.
+        apart: its tensors in which equal runs of it differed.
     """
     own, request = pair.candidate, pair.request
     if not isinstance(own, FunctionComputation):
@@ -61,8 +70,8 @@ def contract_of_candidate(pair: Pair, verdicts: Sequence[Judged], difference: st
     with lent(plain, request, Start(values=pair.counterparts.moved)) as borrowed:
         theta = theta_of(plain.model, request.include, request.exclude, plain.loss.variables)
         candidate = LentCandidate(plain.model, theta, borrowed, autocast)
-        measured = Measured.by(verdicts, request.tolerance)
-        trial = CandidateTrial(plain.loss, candidate, request.seed, measured, difference)
+        measured = Measured.by(verdicts, unmeasured, request.tolerance)
+        trial = CandidateTrial(plain.loss, candidate, request.seed, measured, apart)
         return _beside_equal_runs(trial, contract_of(trial))
 
 
@@ -88,29 +97,29 @@ class Measured(Allowance):
     """What two right runs of a candidate may differ by, as the comparison with its reference has measured it.
 
     Attributes:
-        bars: what sentences call a tensor → the largest error bar among its entries, and its largest entry.
+        bars: what sentences call a tensor → the largest error bar of an entry, and that as a share of the largest one.
     """
 
     bars: Mapping[str, tuple[float, float]]
 
     @classmethod
-    def by(cls, verdicts: Sequence[Judged], tolerance: float) -> Measured:
-        """The error bars of all outputs and gradients."""
-        bars = {_called(each): (_largest(each.bars.entry), _largest(each.compared.right)) for each in verdicts}
+    def by(cls, verdicts: Sequence[Judged], unmeasured: Collection[str], tolerance: float) -> Measured:
+        """The error bars of all outputs and gradients; see `contract_of_candidate`."""
+        bars = {_called(each): _bar_and_share(each, each.compared.entry.name in unmeasured) for each in verdicts}
         return cls(tolerance, 0.0, bars)
 
     def of_tensor(self, tensor: torch.Tensor | None, name: str) -> float:
         """In the unit of a tensor of this name, which need not be as large as the one that was measured."""
-        bar, size = self.bars.get(name, max(self.bars.values(), default=(0.0, 0.0)))
-        share = bar / size if size else 0.0
+        bar, share = self.bars.get(name, max(self.bars.values(), default=(0.0, 0.0)))
         return BOTH * max(bar, share * largest(tensor))
 
-    def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "") -> float:
+    def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "", terms: float = 0.0) -> float:
         """See `Allowance.of`."""
         if tensor is not None and not is_inexact(tensor):
             return 0.0
         share = self.tolerance if tensor is None else max(self.tolerance, other_order(tensor.dtype))
-        return max(self.of_tensor(tensor, name), share * largest(tensor), SPREADS * spread)
+        rounded = UNITS * epsilon(tensor.dtype) * terms if tensor is not None else 0.0
+        return max(self.of_tensor(tensor, name), share * largest(tensor), SPREADS * spread, rounded)
 
 
 @dataclass(frozen=True)
@@ -135,13 +144,13 @@ class CandidateTrial(Trial):
         lent: the candidate.
         first_seed: see `Trial.seed`.
         measured: what rounding may do.
-        before: see `Trial.earlier_difference`.
+        apart: see `Trial.earlier_difference`.
     """
 
     lent: LentCandidate
     first_seed: int
     measured: Measured
-    before: str = ""
+    apart: Sequence[Apart] = ()
 
     @property
     def model(self) -> nn.Module:
@@ -211,7 +220,10 @@ class CandidateTrial(Trial):
 
     def earlier_difference(self) -> str:
         """See `Trial`."""
-        return self.before
+        worst = told_of(self.apart)
+        if worst is None:
+            return ""
+        return difference_in_words(self.apart) + (self.forwards if worst.entry.role is Role.OUTPUT else self.backwards)
 
 
 class _Under:
@@ -247,6 +259,14 @@ class _Moved:
 def _called(judged: Judged) -> str:
     entry = judged.compared.entry
     return entry.name if entry.role is Role.OUTPUT else gradient_of(entry.name)
+
+
+def _bar_and_share(judged: Judged, is_unmeasured: bool) -> tuple[float, float]:
+    """The largest error bar of a tensor; and relative to its largest entry, for runs in which that is another one."""
+    each, bar = judged.compared, _largest(judged.bars.entry)
+    least = (UNMEASURED if is_unmeasured else UNITS) * each.epsilon / BOTH
+    size = _largest(each.right)
+    return max(bar, least * _largest(each.candidate[0])), max(bar / size if size else 0.0, least)
 
 
 def _largest(values: Floats) -> float:

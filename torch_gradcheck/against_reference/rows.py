@@ -94,7 +94,8 @@ def _rms(judged: Judged) -> str:
     ratio, dtype = judged.rounding_ratio, name_of(judged.compared.entry.own_dtype)
     if not 1 < ratio < math.inf or not np.isfinite(judged.compared.candidate[0]).all():
         return ""
-    return f"the root mean square error is {times(ratio)} times what the reference loses in {dtype}"
+    error = "the root mean square error" if len(judged.compared.right) > 1 else "that"
+    return f"{error} is {times(ratio)} times what the reference loses in {dtype}"
 
 
 def _how_tight(judged: Judged) -> str:

@@ -130,9 +130,10 @@ class ProblemTrial(Trial):
             f"which {found.allowed:.0e} could be rounding"
         )
         if draws_in_backward(self):
-            return f"{words}: the backward draws random numbers, and gives the same from the same random state only"
+            words += ": the backward draws random numbers, and gives the same from the same random state only"
+            return words + self.backwards
         is_first = len(found.alike) > 2 and found.alike[1:, 1:].all()
-        return words + (": the first one differs from the later ones" if is_first else "")
+        return words + (": the first one differs from the later ones" if is_first else "") + self.backwards
 
 
 class _DefaultDtype:

@@ -36,7 +36,7 @@ def repeatable(trial: Trial) -> ContractEntry:
         spread = max(spread, _share(one, other))
     differed = trial.earlier_difference()
     if differed:
-        return failed(NAME, differed + trial.backwards)
+        return failed(NAME, differed)
     disturbed = Disturbance() if trial.draws else disturbance(trial)
     if disturbed.words:
         return failed(NAME, disturbed.words)

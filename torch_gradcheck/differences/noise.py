@@ -106,6 +106,11 @@ def noise_of_stairs(values: Floats) -> float:
 
 
 def root_mean_square(values: Floats) -> float:
-    """√mean(x²); 0 for an empty array. Scaled by the largest |x|, since x² overflows from 1e154 on."""
+    """√mean(x²); 0 for an empty array, infinite or NaN where an entry is.
+
+    Scaled by the largest |x|, since x² overflows from 1e154 on.
+    """
     largest = float(np.max(np.abs(values), initial=0.0))
+    if not np.isfinite(largest):
+        return largest
     return largest * float(np.sqrt(np.mean((values / largest) ** 2))) if largest else 0.0

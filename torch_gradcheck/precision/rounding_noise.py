@@ -17,7 +17,16 @@ from torch_gradcheck.arrays import Floats
 from torch_gradcheck.precision.dtypes import is_lower
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
-from torch_gradcheck.torch_internals.operations import changes_dtype, is_view, overloads, written_arguments
+from torch_gradcheck.torch_internals.operations import (
+    ATTENTION,
+    ATTENTION_BACKWARD,
+    SOFTMAX,
+    SOFTMAX_BACKWARD,
+    changes_dtype,
+    is_view,
+    overloads,
+    written_arguments,
+)
 from torch_gradcheck.torch_internals.tensors import is_efficient_zero
 
 MOVED = 0.6
@@ -34,7 +43,8 @@ ROUNDED_SUM = 0.5
 
 
 ROUNDINGS = 8
-"""So many times the rounding of its result moves a sum that is added up in its own dtype."""
+"""So many times the rounding of its result moves a sum that is added up in its own dtype. At 1 kernels of attention
+over one key alone were beyond their bars."""
 
 
 RUNS = 6
@@ -86,7 +96,8 @@ class RoundingMode(DispatchMode):
     ) -> Any:
         factor = FACTORS.get(func)
         if factor is not None and factor < len(args):
-            args = (*args[:factor], self._moved(args[factor], func in ATTENTION), *args[factor + 1 :])
+            whatever_dtype = func in ATTENTION  # which hands weights of its own making on to a second product
+            args = (*args[:factor], self._moved(args[factor], whatever_dtype), *args[factor + 1 :])
         result = func(*args, **(kwargs or {}))
         if rounds(func, args):
             results = _floating(result)
@@ -98,6 +109,8 @@ class RoundingMode(DispatchMode):
                 move_at_random(tensor, rounding, self._generator, terms=terms)
                 if func in GAUSSIAN:
                     self._move_by(tensor, args[0])
+            if func in SOFTMAX:
+                self._move_rows(result, *args[:2])
             if func in SOFTMAX_BACKWARD:
                 self._move_sums(result, *args[:3])
         return result
@@ -116,17 +129,42 @@ class RoundingMode(DispatchMode):
     def _move_sums(self, result: torch.Tensor, g: torch.Tensor, y: torch.Tensor, dim: int) -> None:
         """Moves y · (g − Σ g y) as rounding moves each sum.
 
+        Others take that sum in another way, as attention does over its output: where y is 1, it cancels exactly here
+        and leaves a rounding there.
+
         As if its terms were independent, since g may be what is left of terms that cancel: of a row in dtypes whose
         kernels add up in float32, else of all rows.
         """
         with torch.no_grad():
-            inside, wide = result.dtype in ROUNDED_INSIDE, torch.promote_types(result.dtype, torch.float32)
+            wide = torch.promote_types(result.dtype, torch.float32)
             squares = g.detach().to(wide).square()
-            size = ROUNDINGS * squares.mean().sqrt() if inside else squares.mean(dim, keepdim=True).sqrt()
-            sums = size * torch.linalg.vector_norm(y.detach().to(wide), dim=dim, keepdim=True)
+            weights = torch.linalg.vector_norm(y.detach().to(wide), dim=dim, keepdim=True)
+            if result.dtype in ROUNDED_INSIDE:
+                self._move_products(result, y, ROUNDINGS * squares.mean().sqrt() * weights, result.dtype)
+            coarse = self._handed_on_in(result.dtype)
+            if coarse not in ROUNDED_INSIDE:  # of which the sum is taken over an output that is rounded to it
+                self._move_products(result, y, squares.mean(dim, keepdim=True).sqrt() * weights, coarse)
+
+    def _move_products(self, result: torch.Tensor, y: torch.Tensor, sums: torch.Tensor, rounding: torch.dtype) -> None:
+        """Moves y · `sums`, which is contained in the result, in place as `rounding` moves these sums."""
+        moved = sums.clone()
+        move_at_random(moved, rounding, self._generator)
+        result.add_((y.detach() * moved.sub_(sums)).to(result.dtype))
+
+    def _move_rows(self, result: torch.Tensor, logits: torch.Tensor, dim: int) -> None:
+        """Moves the weights of a row alike, as rounding moves the logarithm of their sum.
+
+        Kernels of attention keep that in float32, and take exp(logit − logarithm) in their backward: what they lose
+        grows with the logits, and does not when the largest of these is subtracted first.
+        """
+        if result.dtype not in ROUNDED_INSIDE or not result.numel():
+            return
+        with torch.no_grad():
+            wide = logits.detach().to(result.dtype)
+            sums = torch.logsumexp(wide, dim, keepdim=True).nan_to_num_(0.0, 0.0, 0.0)
             moved = sums.clone()
             move_at_random(moved, result.dtype, self._generator)
-            result.add_((y.detach() * moved.sub_(sums)).to(result.dtype))
+            result.mul_(moved.sub_(sums).exp_())
 
     def _moved(self, argument: Any, whatever_dtype: bool) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
@@ -251,20 +289,11 @@ _NAMES_BY_FACTOR = {
     "_scaled_dot_product_flash_attention_for_cpu _cdist_forward",
     1: "addmm baddbmm addbmm addmv convolution_backward native_layer_norm_backward native_batch_norm_backward "
     "native_group_norm_backward _fused_rms_norm_backward _softmax_backward_data",
-    4: "_scaled_dot_product_flash_attention_for_cpu_backward",
 }
 
 FACTORS = {func: position for position, names in _NAMES_BY_FACTOR.items() for func in overloads(*names.split())}
+FACTORS |= dict.fromkeys(ATTENTION_BACKWARD, 4)
 """Operations that add up products, or subtract a mean, whose terms may cancel → the position of a factor."""
-
-ATTENTION = overloads(
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_flash_attention_for_cpu_backward",
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-)
-"""Operations that hand on weights of their own making to a second product, which other kernels round in between."""
 
 _NAMES_OF_LOGARITHMS = "_log_softmax logsumexp log_sigmoid_forward"
 
@@ -282,7 +311,3 @@ it keeps what an operation gives besides its result, such as the mean of each ro
 
 GAUSSIAN = overloads("gelu", "gelu_backward")
 """Operations that multiply their first argument by ½ (1 + erf x), which is rounded like 1 where it is almost 0."""
-
-SOFTMAX_BACKWARD = overloads("_softmax_backward_data")
-"""Operations that give y · (g − Σ g y), whose sum others take in another way, as attention does over its output: where
-y is 1, it cancels exactly here and leaves a rounding there."""

@@ -137,6 +137,27 @@ GROUPED_PRODUCTS = existing("_grouped_mm.default")
 """The operation behind torch.nn.functional.grouped_mm and its backward, where this version of torch has it."""
 
 
+ATTENTION_BACKWARD = overloads("_scaled_dot_product_flash_attention_for_cpu_backward")
+"""The backward of fused attention on a processor."""
+
+
+ATTENTION = ATTENTION_BACKWARD | overloads(
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+)
+"""The operations behind torch.nn.functional.scaled_dot_product_attention that are fused."""
+
+
+SOFTMAX = overloads("_softmax", "_safe_softmax")
+"""The operations of a softmax."""
+
+
+SOFTMAX_BACKWARD = overloads("_softmax_backward_data")
+"""The operation in the backward of a softmax."""
+
+
 SCALAR_READS = overloads("_local_scalar_dense")
 """The operation behind `Tensor.item`, and behind all that Python asks of one number."""
 

@@ -18,7 +18,7 @@ import torch
 
 from torch_gradcheck.against_reference.culprit.injected_errors import InjectedErrors
 from torch_gradcheck.against_reference.culprit.single_modules import SingleModule
-from torch_gradcheck.against_reference.judging.compared import compared
+from torch_gradcheck.against_reference.judging.compared import Compared, compared
 from torch_gradcheck.against_reference.judging.judge import Judged, judged
 from torch_gradcheck.against_reference.pair import Pair
 from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
@@ -54,19 +54,46 @@ def hidden_in(
         single: the module.
         alone: the verdicts on it alone.
     """
-    wrong = [each for each in alone if each.is_wrong]  # what is right spoils nothing
+    wrong = _wrong(alone)
     try:
         own, *rounded = _runs(pair, found, single, wrong, [_off(wrong), *_off_by_rounding(wrong)])
     except Exception:  # the module is called otherwise in the reference: there is no place for the errors
         return None
     spoiled = [replace(each, epsilon=EXACT) for each in compared(replace(found, runs=[own]), exact, rounded)]
-    share, of_rounding = _shares(verdicts, [each.candidate[0] - each.right for each in spoiled])
+    share, of_rounding = _shares(verdicts, _effect(spoiled))
     moves = any(each.compared.entry.role is Role.OUTPUT for each in wrong)
     if not (_is_proven(share, of_rounding) if moves else _may_be(share, of_rounding)):
         return None
     tolerance = pair.request.beyond_rounding
     beside = zip(verdicts, [judged(each, tolerance) for each in spoiled], strict=True)
     return [_marked(new) if _is_spoiled(new, tolerance) else old for old, new in beside]
+
+
+def is_seen_in(
+    pair: Pair, found: Candidate, exact: Run, verdicts: Sequence[Judged], single: SingleModule, alone: Sequence[Judged]
+) -> bool:
+    """Whether the errors of a module that is wrong alone are in what the candidate is off by; see `hidden_in`.
+
+    What nothing depends on, such as a figure that is only logged, spoils nothing.
+    """
+    wrong = _wrong(alone)
+    off = [np.where(np.isfinite(each), each, 0.0) for each in _off(wrong)]
+    infinite = [np.where(np.isinf(each.compared.right), each.compared.candidate[0], np.nan) for each in wrong]
+    try:
+        (own,) = _runs(pair, found, single, wrong, [off], infinite)
+    except Exception:  # as in `hidden_in`
+        return False
+    share, _ = _shares(verdicts, _effect(compared(replace(found, runs=[own]), exact, [])))
+    return share > PRESENT
+
+
+def _wrong(alone: Sequence[Judged]) -> list[Judged]:
+    """Those that are wrong: what is right spoils nothing."""
+    return [each for each in alone if each.is_wrong]
+
+
+def _effect(spoiled: Sequence[Compared]) -> list[Floats]:
+    return [each.candidate[0] - each.right for each in spoiled]
 
 
 def _is_proven(share: float, of_rounding: float) -> bool:
@@ -130,14 +157,20 @@ def _share(off: Sequence[Floats], effect: Sequence[Floats], weights: Sequence[fl
 
 
 def _runs(
-    pair: Pair, found: Candidate, single: SingleModule, alone: Sequence[Judged], errors: Sequence[Sequence[Floats]]
+    pair: Pair,
+    found: Candidate,
+    single: SingleModule,
+    alone: Sequence[Judged],
+    errors: Sequence[Sequence[Floats]],
+    instead: Sequence[Floats] = (),
 ) -> list[Run]:
-    """The reference's runs in float64 with each of these errors in the module."""
+    """The reference's runs in float64 with each of these errors in the module; see `InjectedErrors`."""
     reference, entries = pair.reference, [each.compared.entry for each in alone]
     with lent(reference, pair.request, pair.counterparts.start(pair.counterparts.exact), torch.float64) as borrowed:
         theta = theta_of(reference.model, (), (), reference.loss.variables)
         parts, forward = parts_of_gradients(found.theta, theta, reference.loss), reference.at(torch.float64)
-        runs = []
+        runs, others = [], list(zip(entries, map(_shaped, entries, instead), strict=False))
+        values = {entry.name: value for entry, value in others if entry.role is Role.OUTPUT and not entry.is_complex}
         for each in errors:
             tensors = list(zip(entries, map(_shaped, entries, each), strict=True))
             mode = PrecisionMode(torch.float64)
@@ -146,7 +179,7 @@ def _runs(
             of_inputs = {
                 single.position_of(entry.parameter): error for entry, error in tensors if entry.role is Role.ARGUMENT
             }
-            with InjectedErrors(single.reference, single.number, of_outputs, of_inputs):
+            with InjectedErrors(single.reference, single.number, of_outputs, of_inputs, values):
                 run = ran(forward, parts, borrowed, mode)
             runs.append(_with_own(run, found, single.name, dict(_named(tensors))))
     return runs

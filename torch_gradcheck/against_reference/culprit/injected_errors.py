@@ -25,6 +25,8 @@ class InjectedErrors:
         of_outputs: what is added to an output, by its name; each of the output's shape.
         of_inputs: what is added to the gradient that leaves the call for an input, by its place among the tensors that
             the call is given; each of the input's shape.
+        instead: what an output is in place of that, by its name, where it is not NaN: nothing makes -inf a finite
+            number by being added.
     """
 
     def __init__(
@@ -33,9 +35,10 @@ class InjectedErrors:
         number: int,
         of_outputs: Mapping[str, torch.Tensor],
         of_inputs: Mapping[int, torch.Tensor],
+        instead: Mapping[str, torch.Tensor],
     ) -> None:
         self._module, self._number = module, number
-        self._of_outputs, self._of_inputs = of_outputs, of_inputs
+        self._of_outputs, self._of_inputs, self._instead = of_outputs, of_inputs, instead
         self._before: Calls | None = None
         self._seen = 0
 
@@ -59,8 +62,15 @@ class InjectedErrors:
         tapped = {id(given[k]): _tapped(given[k], error) for k, error in self._of_inputs.items()}
         args, kwargs = rebuilt((args, kwargs), lambda each: tapped.get(id(each), each))
         result = calls.module(self._module, *args, **kwargs)
-        errors = {id(y): self._of_outputs[name].to(y) for name, y in outputs_of(result) if name in self._of_outputs}
-        return rebuilt(result, lambda y: y + errors[id(y)] if id(y) in errors else y)
+        wrong = {id(y): self._wrong(name, y) for name, y in outputs_of(result) if name in self._of_outputs}
+        return rebuilt(result, lambda y: wrong.get(id(y), y))
+
+    def _wrong(self, name: str, y: torch.Tensor) -> torch.Tensor:
+        moved = y + self._of_outputs[name].to(y)
+        if name not in self._instead:
+            return moved
+        instead = self._instead[name].to(y)
+        return torch.where(instead.isnan(), moved, instead)
 
 
 def _tapped(x: torch.Tensor, error: torch.Tensor) -> torch.Tensor:

@@ -6,14 +6,14 @@ shows that is a small share of the gradients of the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from operator import attrgetter
 
 from torch import nn
 
-from torch_gradcheck.against_reference.culprit.hidden_mistakes import hidden_in
+from torch_gradcheck.against_reference.culprit.hidden_mistakes import hidden_in, is_seen_in
 from torch_gradcheck.against_reference.culprit.sentences import CulpritWords
 from torch_gradcheck.against_reference.culprit.single_modules import SingleModule, code_of
 from torch_gradcheck.against_reference.judging.judge import Judged
@@ -77,18 +77,29 @@ NO_CULPRIT = Culprit(None, ())
 """Nothing is wrong."""
 
 
-def culprit_beside(pair: Pair, verdicts: Sequence[Judged], rows: Sequence[ParameterReport]) -> Culprit:
+def culprit_beside(
+    pair: Pair, found: Candidate, exact: Run, verdicts: Sequence[Judged], rows: Sequence[ParameterReport]
+) -> Culprit:
     """The innermost module that is wrong when it is run alone, in the words of a report.
 
-    Modules whose code is not the reference's are tried first, and the others only where none of these is wrong.
+    Modules whose code is not the reference's are tried first, and the others only where none of these is wrong. Those
+    whose outputs get no gradient are tried last, and inside of what is wrong.
 
     Args:
         pair: the candidate and its reference.
+        found: what the candidate computed.
+        exact: what the reference computed in float64.
         verdicts: on the whole.
         rows: of the report, one a verdict.
     """
     wrong = [each for each, row in zip(verdicts, rows, strict=True) if row.status is Status.MISMATCH]
-    return _found(pair, sorted(wrong, key=attrgetter("excess"), reverse=True)) if wrong else NO_CULPRIT
+    if not wrong:
+        return NO_CULPRIT
+
+    def is_seen(each: Verdict) -> bool:
+        return bool(each.wrong) and is_seen_in(pair, found, exact, verdicts, each.single, each.verdicts)
+
+    return _found(pair, sorted(wrong, key=attrgetter("excess"), reverse=True), is_seen)
 
 
 def with_hidden(
@@ -111,7 +122,8 @@ def with_hidden(
         recording = _recorded(pair.candidate, values, pair.request)
     except Exception:  # a model that cannot be recorded is judged as a whole alone
         return verdicts, NO_CULPRIT
-    tried = [_judged(single, values, pair.request) for single in _groups(_singles(recording.calls, values))[0]]
+    singles = [each for each in _singles(recording.calls, values) if each.has_gradients]
+    tried = [_judged(single, values, pair.request) for single in _groups(singles)[0]]
     wrong = sorted([each for each in tried if each.wrong], key=attrgetter("excess"), reverse=True)
     for each in wrong[:MOST_HIDDEN]:
         hidden = hidden_in(pair, found, exact, verdicts, each.single, each.verdicts)
@@ -127,7 +139,7 @@ def _has_patched(values: Counterparts) -> bool:
     return any(code_of(one) is not code_of(other) for one, other in own)
 
 
-def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
+def _found(pair: Pair, wrong: Sequence[Judged], is_seen: Callable[[Verdict], bool]) -> Culprit:
     candidate, values, request = pair.candidate, pair.counterparts, pair.request
     words = CulpritWords(candidate)
     try:
@@ -136,16 +148,26 @@ def _found(pair: Pair, wrong: Sequence[Judged]) -> Culprit:
         return Culprit(None, (words.none(f"a run in which calls are recorded raises {in_one_line(error)}"),))
     if recording.full:
         return Culprit(None, (words.none("the inputs of all modules together take more than 1 GiB"),))
-    tried = list[Verdict]()
-    for group in _groups(_singles(recording.calls, values)):
+    tried, singles = list[Verdict](), _singles(recording.calls, values)
+    without = [each for each in singles if not each.has_gradients]
+
+    for group in _groups([each for each in singles if each.has_gradients]):
         tried += [_judged(single, values, request) for single in group]
         found = [each for each in tried if each.wrong]
+        if found:
+            inside = [_judged(single, values, request) for single in _inside(without, found)]
+            return _named([*found, *filter(is_seen, inside)], words)
+    others = list[Verdict]()
+    for group in _groups(without):
+        others += [_judged(single, values, request) for single in group]
+        found = [each for each in others if is_seen(each)]
         if found:
             return _named(found, words)
     raising = [each for each in tried if each.raises]
     if raising:
         return Culprit(None, (words.not_judged(raising[0].single, raising[0].raises),))
-    return words.of_itself(recording.calls, wrong, len({each.single.name for each in tried}))
+    unjudged = list(dict.fromkeys([each.single.name for each in others if each.raises]))
+    return words.of_itself(recording.calls, wrong, len({each.single.name for each in tried}), unjudged)
 
 
 def _recorded(candidate: Computation, values: Counterparts, request: Request) -> Recording:
@@ -192,6 +214,12 @@ def _named(found: Sequence[Verdict], words: CulpritWords) -> Culprit:
     first = max(innermost, key=lambda each: (each.has_right_outputs, each.excess))
     others = [each.single.name for each in innermost if each.single.name != first.single.name]
     return Culprit(first.single.name, words.of_module(first.single, first.wrong, list(dict.fromkeys(others))))
+
+
+def _inside(singles: Sequence[SingleModule], found: Sequence[Verdict]) -> list[SingleModule]:
+    """Those that one of these was called around."""
+    calls = {id(each.single.call) for each in found}
+    return [each for each in singles if any(id(call) in calls for call in _around(each.call))]
 
 
 def _around(call: RecordedCall) -> list[RecordedCall]:

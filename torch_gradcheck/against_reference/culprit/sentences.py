@@ -60,13 +60,16 @@ class CulpritWords:
             "model as a whole shows nothing of this beyond rounding, so that something else may make up for it"
         )
 
-    def of_itself(self, calls: Sequence[RecordedCall], wrong: Sequence[Judged], right: int) -> Culprit:
+    def of_itself(
+        self, calls: Sequence[RecordedCall], wrong: Sequence[Judged], right: int, unjudged: Sequence[str]
+    ) -> Culprit:
         """The candidate as a whole as the culprit: none of the modules in it is wrong when it is run alone.
 
         Args:
             calls: all calls of the run.
             wrong: the tensors that are wrong as a whole.
             right: the number of modules that are right when they are run alone.
+            unjudged: the names of those that cannot be judged, such as of masks that are true or false.
         """
         if isinstance(self._model, FunctionModule):
             function = self._loss.holders[0]
@@ -74,7 +77,8 @@ class CulpritWords:
             return Culprit(self._loss.words.culprit, (said + _code_of(function, calls, wrong),))
         own = [call for call in calls if call.parent is not None and call.parent.owner is self._model]
         where = described("", type(self._model).__name__, self._loss.words)
-        said = f"the mistake is in {where}{_all_right(right)}: {_off(wrong)}"
+        others = f", or in {listed(unjudged)}, which cannot be judged alone" if unjudged else ""
+        said = f"the mistake is in {where}{_all_right(right)}{others}: {_off(wrong)}"
         return Culprit("", (said + _code_of(self._model, own, wrong),))
 
 
@@ -86,6 +90,8 @@ def _all_right(modules: int) -> str:
 
 def _code_of(owner: object, calls: Sequence[RecordedCall], wrong: Sequence[Judged]) -> str:
     """Words on where the code starts that ran: of the Functions among the calls, else of the forward."""
+    if _is_unreached(wrong):
+        calls = []  # no backward has run that could be wrong
     owners = [call.owner for call in calls if isinstance(call.owner, type)]
     functions = [each for each in dict.fromkeys(owners) if not gives_upstream(each)]
     if 0 < len(functions) <= FUNCTIONS_NAMED:
@@ -106,19 +112,36 @@ def _way(wrong: Sequence[Judged]) -> str:
     return "forward" if any(each.compared.entry.role is Role.OUTPUT for each in wrong) else "backward"
 
 
+def _worst(wrong: Sequence[Judged]) -> Judged:
+    """What is told of: the furthest beyond its bar; an output where one is wrong, since gradients are wrong with it."""
+    return max(wrong, key=lambda each: (each.compared.entry.role is Role.OUTPUT, each.excess))
+
+
+def _is_unreached(wrong: Sequence[Judged]) -> bool:
+    """Whether what is told of has no gradient at all."""
+    return not _worst(wrong).compared.reached
+
+
 def _off(wrong: Sequence[Judged]) -> str:
     """By how much a tensor is off, as "its gradient of x is off by 1 %, 5 times what rounding explains".
 
-    It is the furthest beyond its bar; an output where one is wrong, since that makes gradients wrong as well.
+    The multiple is that of the tensor's row: of its worst entry or, where no single one is wrong, of the whole.
     """
-    each = max(wrong, key=lambda each: (each.compared.entry.role is Role.OUTPUT, each.excess))
+    each = _worst(wrong)
     given, right = each.compared.candidate[0], each.compared.right
     entry = each.compared.entry
     what = f"its {entry.name}" if entry.role is Role.OUTPUT else f"its gradient of {entry.name}"
+    if _is_unreached(wrong):
+        return f"{what} is None"
+    others = np.flatnonzero(np.isinf(right) & (given != right))
+    if len(others):
+        return f"{what} is {given[others[0]]:.4g} where {right[others[0]]} is right"
     if not np.isfinite(given).all():
         return f"{what} holds NaN or infinity"
     size = root_mean_square(right)
     if not size:
         return f"{what} is not 0, which is right"
     share = root_mean_square(given - right) / size
-    return f"{what} is off by {100 * share:.3g} %, {times(each.excess)} times what rounding explains"
+    beyond = f"{times(each.told)} times what rounding explains"
+    one = "its worst entry by " if each.part is None and len(right) > 1 else ""
+    return f"{what} is off by {100 * share:.3g} %, {one}{beyond}"

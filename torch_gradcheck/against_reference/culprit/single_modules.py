@@ -24,7 +24,7 @@ from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.objective.function_call import FunctionCall
 from torch_gradcheck.objective.function_loss import FunctionLoss
 from torch_gradcheck.objective.theta import theta_of
-from torch_gradcheck.precision.dtypes import are_finite, is_inexact
+from torch_gradcheck.precision.dtypes import are_finite, epsilon, is_inexact
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.devices import in_float64
@@ -71,9 +71,14 @@ class SingleModule:
 
     @property
     def can_be_judged(self) -> bool:
-        """Whether it was given finite numbers, and a gradient."""
+        """Whether it was given finite numbers, and finite gradients or none."""
         numbers = [each for each in [*self.call.inputs, *self.call.cotangents] if each is not None and is_inexact(each)]
-        return self.call.receives and all(bool(are_finite(each).all()) for each in numbers)
+        return all(bool(are_finite(each).all()) for each in numbers)
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether a gradient arrived for what it returned: none does for tables, masks and what is frozen."""
+        return self.call.receives
 
     def judged(self, values: Counterparts, request: Request) -> list[Judged]:
         """The verdict on every gradient and output of the module alone, with error bars of its own.
@@ -89,7 +94,7 @@ class SingleModule:
         upstream, (args, kwargs) = _Recorded(self.call.cotangents), self._arguments
         own, other = [
             FunctionComputation(FunctionLoss(FunctionCall(module, args, kwargs, writes=True), request.seed), upstream)
-            for module in (self.module, self.reference)
+            for module in map(self._on_trial, (self.module, self.reference))
         ]
         found = candidate_of(own, request, Start(self.call.random, values.moved))
         start, in_float64 = [values.start(each, self.call.random) for each in (values.rounded, values.exact)]
@@ -100,6 +105,16 @@ class SingleModule:
     def position_of(self, argument: torch.Tensor) -> int:
         """Which of the tensors that the call was given an argument of the module alone stands for."""
         return next(k for k, each in enumerate(self.call.inputs) if self._copies.get(id(each)) is argument)
+
+    def _on_trial(self, module: nn.Module) -> nn.Module:
+        return module if self.has_gradients else _WithoutGradients(module, self._precision)
+
+    @property
+    def _precision(self) -> torch.dtype:
+        """The coarsest one of what the call is given, has and returns."""
+        tensors = [*self.call.inputs, *self.call.ungraphed.values(), *self.module.parameters()]
+        dtypes = [each.dtype for each in tensors if each.dtype.is_floating_point]
+        return max(dtypes, key=epsilon, default=torch.float32)
 
     @cached_property
     def _copies(self) -> dict[int, torch.Tensor]:
@@ -116,6 +131,23 @@ class SingleModule:
     def _arguments(self) -> tuple[Any, Any]:
         arguments: tuple[Any, Any] = replaced(self.call.arguments, lambda each: self._copies.get(id(each), each))
         return arguments
+
+
+class _WithoutGradients(nn.Module):
+    """A module whose outputs need no gradient, with a parameter that it does not use: something is to be on trial.
+
+    Args:
+        module: what is called.
+        dtype: of the parameter.
+    """
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module, self.unused = module, nn.Parameter(torch.zeros((), dtype=dtype, device="cpu"))
+        self.training = module.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
 
 
 class _Recorded(Upstream):

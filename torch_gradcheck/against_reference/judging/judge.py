@@ -80,10 +80,16 @@ class Judged:
         return max(self.worst_entry, *[each.times for each in self.findings])
 
     @property
+    def told(self) -> float:
+        """By how many times its bar its row says that it is off: its worst entry or, where none is beyond, a sum."""
+        return self.worst_entry if self.part is None else self.worst.times
+
+    @property
     def detectable(self) -> float:
         """The smallest relative error of the whole tensor that would have shown; infinite where none would."""
         size = np.abs(self.compared.right)
-        entries = np.divide(self.bars.entry, size, out=np.full_like(size, np.inf), where=size > 0)
+        with np.errstate(over="ignore"):
+            entries = np.divide(self.bars.entry, size, out=np.full_like(size, np.inf), where=size > 0)
         return float(min([each.factor for each in self.findings] + [float(np.min(entries, initial=np.inf))]))
 
     @property
@@ -98,6 +104,7 @@ class Judged:
         )
 
 
+@np.errstate(all="ignore")
 def judged(each: Compared, tolerance: float) -> Judged:
     """The verdict on one tensor; `tolerance` is the relative error that passes whatever rounding may do."""
     bars, given = bars_of(each), each.candidate[0]

@@ -26,7 +26,9 @@ class Span:
         judged: the tensor on trial, beside the one that the reference takes.
         low, high: the least and largest of what the reference gives, at the inputs and beside them.
         beside: the same of what it gives beside them; None before it was run there.
-        several: entries of which more than two numbers were seen beside the inputs: several kinks meet there.
+        several: entries at which several kinks meet: with one alone, every two points on both sides of the inputs show
+            the same two numbers, and the one at the inputs is between them.
+        jointly: entries that are within their span, and contradict the reference together with others.
     """
 
     judged: Judged
@@ -34,26 +36,29 @@ class Span:
     high: Floats
     beside: tuple[Floats, Floats] | None
     several: Flags
+    jointly: Flags
 
     @classmethod
     def of(cls, each: Judged) -> Span:
         """The span of what the reference gives at the inputs alone."""
         right = each.compared.right
-        return cls(each, right, right, None, np.zeros(len(right), dtype=np.bool_))
+        nowhere = np.zeros(len(right), dtype=np.bool_)
+        return cls(each, right, right, None, nowhere, nowhere)
 
-    def taking_in(self, right: Floats) -> Span:
-        """The span with what the reference gives at one more point."""
-        low, high = self.beside or (right, right)
+    def taking_in(self, one: Floats, other: Floats) -> Span:
+        """The span with what the reference gives at two more points, on both sides of the inputs."""
+        low, high = np.fmin(one, other), np.fmax(one, other)
+        least, most = self.beside or (low, high)
         with np.errstate(all="ignore"):
-            least = SMOOTH * np.max(np.abs(right), initial=0.0)
-            between = (right - low > least) & (high - right > least)
-            outside = (high - low > least) & ((right - high > least) | (low - right > least))
+            same = SMOOTH * np.max(np.maximum(np.abs(low), np.abs(high)), initial=0.0)
+            others = (np.abs(low - least) > same) | (np.abs(high - most) > same)
+            outside = (self.judged.compared.right - high > same) | (low - self.judged.compared.right > same)
         return replace(
             self,
-            low=np.fmin(self.low, right),
-            high=np.fmax(self.high, right),
-            beside=(np.fmin(low, right), np.fmax(high, right)),
-            several=self.several | between | outside,
+            low=np.fmin(self.low, low),
+            high=np.fmax(self.high, high),
+            beside=(np.fmin(least, low), np.fmax(most, high)),
+            several=self.several | others | outside,
         )
 
     @property
@@ -70,14 +75,29 @@ class Span:
 
     @property
     def is_open(self) -> Flags:
-        """Entries where several kinks meet, and the candidate may have taken a slope of each that was not seen."""
+        """Entries where several kinks meet, and the candidate may have taken a slope of each that was not seen.
+
+        How far that may be is what kinks do to the tensor: at this very entry some may have cancelled.
+        """
         with np.errstate(all="ignore"):
-            return np.asarray(self.several & (np.abs(self.off) <= UNSEEN * (self.high - self.low)))
+            width = np.max(self.high - self.low, initial=0.0)
+            return np.asarray(self.several & (np.abs(self.off) <= UNSEEN * width))
 
     @property
-    def beyond(self) -> int:
-        """How many entries are further from the span than rounding explains."""
-        return int(np.sum(np.abs(self.off) > self.judged.bars.entry))
+    def is_beyond(self) -> Flags:
+        """Entries that are further from the span than rounding explains."""
+        return np.asarray(np.abs(self.off) > self.judged.bars.entry)
+
+    def is_left(self, found: Judged) -> bool:
+        """Whether it does not explain the tensor, which was judged by it: that is wrong, or undecided."""
+        return found.is_wrong or (self.judged.is_wrong and bool(np.any(self.is_open & self.is_beyond)))
+
+    @property
+    def differs(self) -> Flags:
+        """Entries that are further from what the reference takes than rounding explains."""
+        with np.errstate(all="ignore"):
+            each = self.judged.compared
+            return np.asarray(np.abs(each.candidate[0] - each.right) > self.judged.bars.entry)
 
     @property
     def has_kinks(self) -> bool:
@@ -96,12 +116,13 @@ def anew(span: Span, tolerance: float) -> Judged:
         return span.judged
     each, nearest = span.judged.compared, span.nearest
     right = np.where(span.is_open, each.candidate[0], nearest)
+    right = np.where(span.jointly, each.right, right)
     moved = right - each.right
     found = judged(replace(each, right=right, rounded=[run + moved for run in each.rounded]), tolerance)
     results = found.trial.results
     with np.errstate(all="ignore"):
         at_kinks = (np.abs(moved) > results.error_bar) & (results.outcome != Outcome.MISMATCH)
-        is_open = np.abs(right - nearest) > results.error_bar
+        is_open = (np.abs(right - nearest) > results.error_bar) & ~span.jointly
     outcome = np.where(at_kinks, Outcome.KINK, results.outcome)
     results = replace(
         results,
@@ -109,7 +130,8 @@ def anew(span: Span, tolerance: float) -> Judged:
         left=np.where(at_kinks, span.low, results.left),
         right=np.where(at_kinks, span.high, results.right),
     )
-    trial = replace(found.trial, results=results)
+    jointly = int(np.sum(span.jointly & (results.outcome == Outcome.MISMATCH)))
+    trial = replace(found.trial, results=results, jointly=jointly)
     return replace(found, trial=trial) if found.is_wrong or not is_open.any() else _left_open(found, results)
 
 

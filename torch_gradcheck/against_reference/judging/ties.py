@@ -9,18 +9,21 @@ may be right at the kink. Where J is smooth it stands still.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from enum import Enum, auto
 
 import numpy as np
 import torch
 
 from torch_gradcheck.against_reference.judging.compared import compared
+from torch_gradcheck.against_reference.judging.joint_sums import JointSums
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.judging.spans import Span, anew, left_open
 from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.runs.run import Run, ran
 from torch_gradcheck.against_reference.runs.sides import Candidate, lent
-from torch_gradcheck.arrays import Floats
+from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.borrowing.loan import Borrowed, Start
 from torch_gradcheck.objective.perturbation import Direction, real_view
 from torch_gradcheck.objective.theta import theta_of
@@ -34,8 +37,12 @@ ROUNDS = 24
 """The most pairs of points beside the inputs. Of k tied numbers each pair has one win, so that a gradient shared by all
 takes k − 1."""
 
-PATIENCE = 5
-"""Where so many pairs one after the other explain no further entry, what is left is wrong."""
+LITTLE = 0.2
+"""How far entries move that are to be hardly moved, in multiples of others."""
+
+PATIENCE = 8
+"""Where so many pairs one after the other explain nothing further, what is left is wrong.
+Of each kind of moves there are three among them."""
 
 
 def judged_at_ties(
@@ -54,18 +61,46 @@ def judged_at_ties(
         return list(verdicts)
     with lent(reference, request, start, torch.float64) as borrowed:
         beside = _Beside(reference, candidate, borrowed, request.seed)
-        spans, beyond, idle = [Span.of(each) for each in verdicts], [], 0
+        spans, sums = [Span.of(each) for each in verdicts], JointSums(verdicts, request.beyond_rounding)
+        beyond, idle = [], 0
         for k in range(ROUNDS):
-            for run in beside.pair([span.off for span in spans], towards=k % 2 == 0):
-                numbers = [each.right for each in compared(candidate, run, [])]
-                spans = [span.taking_in(right) for span, right in zip(spans, numbers, strict=True)]
+            runs = beside.pair([np.where(span.is_beyond, span.off, 0.0) for span in spans], list(Moves)[k % 3])
+            one, other = [[each.right for each in compared(candidate, run, [])] for run in runs]
+            spans = [span.taking_in(*pair) for span, *pair in zip(spans, one, other, strict=True)]
+            sums.take_in(one)
+            sums.take_in(other)
             found = [anew(span, request.beyond_rounding) for span in spans]
-            beyond.append(sum([span.beyond for span in spans]))
+            is_open = [span.has_kinks and span.is_left(each) for each, span in zip(found, spans, strict=True)]
+            jointly = sums.contradicted(spans) if np.any([span.has_kinks for span in spans]) else []
+            together = int(np.sum([flags.any() for flags in jointly]))
+            beyond.append(sum([int(np.sum(span.is_beyond)) for span in spans]) + together)
             idle = 0 if k and beyond[-1] < min(beyond[:-1]) else idle + 1
-            is_open = [each.is_wrong and span.has_kinks for each, span in zip(found, spans, strict=True)]
-            if not any(is_open) or idle > PATIENCE:
+            if not (any(is_open) or together):
                 return found
+            if idle > PATIENCE:
+                return _together(spans, jointly, request) if together else found
     return [left_open(each) if tied else each for each, tied in zip(found, is_open, strict=True)]
+
+
+def _together(spans: Sequence[Span], jointly: Sequence[Flags], request: Request) -> list[Judged]:
+    """The verdicts where entries contradict the reference together."""
+    marked = [replace(span, jointly=flags) for span, flags in zip(spans, jointly, strict=True)]
+    return [anew(span, request.beyond_rounding) for span in marked]
+
+
+class Moves(Enum):
+    """How inputs are moved that the reference is run beside."""
+
+    TOWARDS = auto()
+    """Entries whose gradient is off move by its sign, others a little at random. A maximum of tied numbers is then
+    taken where the candidate took it: on the way there, or, of one whose gradient is negative, on the way back."""
+
+    AT_RANDOM = auto()
+    """All move at random."""
+
+    AROUND = auto()
+    """Entries whose gradient is off hardly move, and others at random: a median is then taken where the candidate took
+    it."""
 
 
 class _Beside:
@@ -79,18 +114,16 @@ class _Beside:
         self._drawn_in = candidate.drawn_in
         self._generator = torch.Generator("cpu").manual_seed(seed)
 
-    def pair(self, off: Sequence[Floats], towards: bool) -> list[Run]:
+    def pair(self, off: Sequence[Floats], moves: Moves) -> list[Run]:
         """Two runs, at inputs moved along a direction and against it.
 
         Args:
-            off: how far each gradient of the candidate is from what is right as far as is known.
-            towards: entries whose gradient is off move by its sign, so that a maximum of tied numbers is taken where
-                the candidate took it, wherever the gradient of it is positive, and where it is negative on the way
-                back. Others move a little at random. False: all move at random.
+            off: how far each gradient of the candidate is from what is right as far as is known; 0 where rounding
+                explains it.
+            moves: how.
         """
         of_gradients = off[: len(self._leaves)]  # those of outputs are behind them
-        signs = [np.sign(errors) if towards else np.zeros_like(errors) for errors in of_gradients]
-        velocities = [self._velocity(leaf, each) for leaf, each in zip(self._leaves, signs, strict=True)]
+        velocities = [self._velocity(leaf, each, moves) for leaf, each in zip(self._leaves, of_gradients, strict=True)]
         direction = Direction(self._leaves, velocities)
         return [self._ran(direction, DISTANCE), self._ran(direction, -DISTANCE)]
 
@@ -100,10 +133,14 @@ class _Beside:
         with direction.at(distance):
             return ran(self._forward, self._parts, self._borrowed, mode)
 
-    def _velocity(self, leaf: torch.Tensor, signs: Floats) -> torch.Tensor:
+    def _velocity(self, leaf: torch.Tensor, off: Floats, moves: Moves) -> torch.Tensor:
         numbers = real_view(leaf.detach().resolve_conj())
         size = float(numbers.square().mean().sqrt()) if numbers.numel() else 0.0
-        u, little = torch.rand((2, *numbers.shape), generator=self._generator, dtype=torch.float64, device="cpu")
-        towards = torch.from_numpy(signs).reshape(numbers.shape)
-        velocity: torch.Tensor = (size or 1.0) * (towards * (0.5 + u) + 0.2 * (little - 0.5))
+        u, noise = torch.rand((2, *numbers.shape), generator=self._generator, dtype=torch.float64, device="cpu")
+        signs, noise = torch.from_numpy(np.sign(off)).reshape(numbers.shape), noise - 0.5
+        if moves is Moves.TOWARDS:
+            noise = signs * (0.5 + u) + LITTLE * noise
+        elif moves is Moves.AROUND:
+            noise = noise.where(signs == 0, LITTLE * noise)
+        velocity: torch.Tensor = (size or 1.0) * noise
         return velocity.to(numbers)

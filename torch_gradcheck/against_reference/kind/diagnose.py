@@ -22,6 +22,7 @@ from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import MISPLACED, reorderings, reversals, transpositions
 from torch_gradcheck.diagnosis.kind.slicewise import along_in_words, are_independent, axes_of_slices, fitted_by_slices
 from torch_gradcheck.diagnosis.kind.terms import LARGEST, factors_by_slices, factors_in_words
+from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, Role
 from torch_gradcheck.reporting.words import times
@@ -33,8 +34,8 @@ OF_KERNELS = (
 )
 """Factors that kernels are known to leave or forget."""
 
-COARSER = {"bfloat16": 2.0**-7, "float16 (or TF32)": 2.0**-10}
-"""Machine epsilons of what a computation in float32 may go through."""
+COARSER = {"bfloat16": 2.0**-7, "float16 (or TF32)": 2.0**-10, "float32": 2.0**-23}
+"""Machine epsilons of what a computation in a finer precision may go through."""
 
 AS_MUCH = 8.0
 """A coarser precision explains an error that is at least 1/8 of what it loses."""
@@ -83,8 +84,8 @@ def diagnosed(
 
 
 def _may_be_rounding(judged: Judged, found: Diagnosis) -> bool:
-    gradient = judged.compared.entry.role is not Role.OUTPUT
-    return gradient and not found.kind.is_known and CLEARLY_WORSE <= judged.rounding_ratio < math.inf
+    gradient, ratio = judged.compared.entry.role is not Role.OUTPUT, judged.rounding_ratio
+    return gradient and not found.kind.is_known and (math.isnan(ratio) or CLEARLY_WORSE <= ratio < math.inf)
 
 
 def _by_rounding(judged: Judged, found: Diagnosis | None, rescaled: Floats | None) -> Diagnosis | None:
@@ -94,14 +95,30 @@ def _by_rounding(judged: Judged, found: Diagnosis | None, rescaled: Floats | Non
     each = judged.compared
     if not is_rounding(each.candidate[0], each.right, rescaled):
         return found
-    dtype, loses = name_of(each.entry.own_dtype), judged.rounding_ratio * each.epsilon
-    coarse = [name for name, size in COARSER.items() if 1 / AS_MUCH <= loses / size <= AS_MUCH and size > each.epsilon]
-    how = f"numbers went through {' or '.join(coarse)}" if coarse else f"sums are accumulated in {dtype}"
+    dtype = name_of(each.entry.own_dtype)
+    coarse = _coarser_by_size(judged)
+    how = f"numbers went through {coarse}" if coarse else f"sums are accumulated in {dtype}"
+    size = f"{times(judged.rounding_ratio)} times what the reference loses in {dtype}"
+    if math.isnan(judged.rounding_ratio):
+        size = f"{_share_off(judged):.0e} of its size, where the reference loses nothing in {dtype}"
     message = (
-        f"dθ is off by {times(judged.rounding_ratio)} times what the reference loses in {dtype}, and otherwise under "
-        f"{SCALE} times the upstream gradient: by rounding and no formula. As if {how}, or rounded more often"
+        f"dθ is off by {size}, and otherwise under {SCALE} times the upstream gradient: by rounding and no formula. "
+        f"As if {how}, or rounded more often"
     )
     return Diagnosis(DiagnosisKind.LOW_PRECISION, message)
+
+
+def _coarser_by_size(judged: Judged) -> str:
+    """The precision, coarser than the candidate's, that loses about as much as a tensor is off by; "" for none."""
+    own, ratio = judged.compared.epsilon, judged.rounding_ratio
+    loses = _share_off(judged) if math.isnan(ratio) else ratio * own
+    return " or ".join([name for name, e in COARSER.items() if e / AS_MUCH <= loses <= AS_MUCH * e and e > own])
+
+
+def _share_off(judged: Judged) -> float:
+    """The root mean square of the error relative to that of the right tensor."""
+    size = root_mean_square(judged.compared.right)
+    return root_mean_square(judged.compared.candidate[0] - judged.compared.right) / size if size else math.inf
 
 
 def _worded(judged: Judged, found: Diagnosis | None) -> Diagnosis | None:
@@ -111,7 +128,17 @@ def _worded(judged: Judged, found: Diagnosis | None) -> Diagnosis | None:
     message = (
         found.message.replace("the right gradient", "the right output").replace("dθ =", "it is").replace("dθ", "it")
     )
-    return replace(found, message=message)
+    return replace(found, message=message if found.kind.is_known else message + _as_if_rounded(judged))
+
+
+def _as_if_rounded(judged: Judged) -> str:
+    """Words on an output that is off as one that a coarser precision has rounded; "" where it is not."""
+    each, share = judged.compared, _share_off(judged)
+    off = np.abs(each.candidate[0] - each.right)
+    for name, e in COARSER.items():
+        if each.epsilon < e <= AS_MUCH * share and np.all(off <= e * np.abs(each.right)):
+            return f". No entry is off by more than {name} rounds it, as if it went through that"
+    return ""
 
 
 def _diagnosis(judged: Judged, verdicts: Sequence[Judged], tolerance: float) -> Diagnosis | None:
@@ -142,9 +169,9 @@ def _evidence(judged: Judged) -> Evidence:
 
 
 def _overflown(judged: Judged) -> Diagnosis | None:
-    """LOW_PRECISION: infinite where the right number is beyond the largest of the dtype, and only there."""
+    """LOW_PRECISION: infinite where the right number is finite and beyond the largest of the dtype, and only there."""
     each = judged.compared
-    beyond = np.abs(each.right) > each.largest
+    beyond = np.isfinite(each.right) & (np.abs(each.right) > each.largest)
     if not np.array_equal(~np.isfinite(each.candidate[0]), beyond):
         return None
     dtype, number = name_of(each.entry.own_dtype), int(np.sum(beyond))
@@ -220,9 +247,11 @@ def _scaled(fit: Fit, evidence: Evidence) -> Diagnosis | None:
     if abs(factor + 1) <= max(3 * fit.uncertainty, 1e-5):
         message = f"dθ = −1 × the right gradient (measured: {_measured(factor, fit.uncertainty)}): a sign is flipped"
         return Diagnosis(DiagnosisKind.SIGN_FLIPPED, message, -1.0)
-    if not many and not meaning:
+    is_number = evidence.analytic.size == 1
+    if not (many or meaning or is_number):
         return None
-    message = f"dθ = {_measured(factor, fit.uncertainty)} × the right gradient; the rest may be rounding"
+    message = f"dθ = {_measured(factor, fit.uncertainty)} × the right gradient; "
+    message += "of one number, a factor and a term too many look alike" if is_number else "the rest may be rounding"
     return Diagnosis(DiagnosisKind.SCALED, message + (f": {meaning}" if meaning else ""), factor)
 
 

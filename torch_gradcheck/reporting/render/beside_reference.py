@@ -61,12 +61,22 @@ def tightness(facts: Facts) -> str:
     infinite = [row for row in facts if row.status is Status.MISMATCH and not math.isfinite(row.max_abs_error)]
     if infinite:
         return f"errors that are not finite ({listed([printable(row.name) for row in infinite])})"
-    rows = [row for row in facts if row.status.is_decided and not math.isnan(row.rounding_ratio)]
-    if not rows or facts.relative_error is None:
+    decided = [row for row in facts if row.status.is_decided]
+    if not decided or facts.relative_error is None:
         return "no relative error: nothing was decided"
-    largest = max(rows, key=lambda row: row.rounding_ratio)
-    loses = f"at most {times(largest.rounding_ratio)} times what {printable(facts.dtype)} loses"
-    return f"relative error {figure(facts.relative_error)}, {loses} ({printable(largest.name)})"
+    return f"relative error {figure(facts.relative_error)}, {_beside_rounding(decided, printable(facts.dtype))}"
+
+
+def _beside_rounding(decided: Sequence[ParameterReport], dtype: str) -> str:
+    """The largest multiple of what the dtype loses; where a wrong tensor has none, or no tensor has, that."""
+    without = [row for row in decided if math.isnan(row.rounding_ratio)]
+    wrong = [row for row in without if row.status is Status.MISMATCH]
+    told = wrong or (without if len(without) == len(decided) else [])
+    if told:
+        return f"where the reference loses nothing in {dtype} ({listed([printable(row.name) for row in told])})"
+    largest = max([row for row in decided if not math.isnan(row.rounding_ratio)], key=lambda row: row.rounding_ratio)
+    dtypes, verb = (dtype.replace(", ", " and "), "lose") if ", " in dtype else (dtype, "loses")
+    return f"at most {times(largest.rounding_ratio)} times what {dtypes} {verb} ({printable(largest.name)})"
 
 
 def summary_beside(facts: Facts, reference: str, evaluations: str) -> tuple[str, ...]:
