@@ -250,9 +250,20 @@ def test_a_reference_that_alone_draws_accuses_nobody(reference: Any) -> None:
     assert "only the reference draws" in report.notes[0]
 
 
-def test_a_factor_beside_the_same_mask_is_a_mistake() -> None:
-    report = check_function(lambda x: F.dropout(x, 0.5) * 0.5, (numbers(9, 7),), reference=lambda x: F.dropout(x, 0.5))
+@pytest.mark.parametrize("draw", [F.dropout, lambda x: F.dropout(x.softmax(-1)) @ x.mT], ids=["dropout", "attention"])
+def test_a_factor_beside_the_same_mask_is_a_mistake(draw: Any) -> None:
+    report = check_function(lambda x: draw(x) * 0.5, (numbers(9, 9),), reference=draw)
     assert [row.status for row in report] == ["mismatch", "mismatch"]
+
+
+def test_another_random_factor_is_no_mistake() -> None:
+    def other(x: torch.Tensor) -> torch.Tensor:
+        torch.rand(3)
+        return x.relu() * torch.rand(()).to(x.dtype)
+
+    report = check_function(other, (numbers(9, 7),), reference=lambda x: x.relu() * torch.rand(()).to(x.dtype))
+    assert not report.passed
+    assert not report.mismatches
 
 
 def test_a_mistake_beside_equal_draws_is_found() -> None:

@@ -99,7 +99,7 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     rows = [row_of(*each) for each in zip(beside, diagnoses, strict=True)]
     rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own)
     apart = runs_apart(verdicts, request.tolerance)
-    rows = marked(beside_other_draws(rows, beside, found.has_drawn, own.has_drawn), apart)
+    rows = marked(beside_other_draws(rows, beside, found.has_drawn, own), apart)
     culprit = compiler_at_fault(pair, found, verdicts, own.exact) or hidden
     if not culprit.notes:
         culprit = culprit_beside(pair, found, own.exact[0], verdicts, rows)

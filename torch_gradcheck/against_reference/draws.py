@@ -12,7 +12,7 @@ import numpy as np
 
 from torch_gradcheck.against_reference.judging.compared import Compared
 from torch_gradcheck.against_reference.judging.judge import Judged
-from torch_gradcheck.against_reference.reference import unjudged
+from torch_gradcheck.against_reference.reference import Reference, unjudged
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 
 OTHER_NUMBERS = 0.05
@@ -42,7 +42,7 @@ def on_draws(candidate: bool, reference: bool) -> str:
 
 
 def beside_other_draws(
-    rows: Sequence[ParameterReport], verdicts: Sequence[Judged], candidate: bool, reference: bool
+    rows: Sequence[ParameterReport], verdicts: Sequence[Judged], candidate: bool, reference: Reference
 ) -> list[ParameterReport]:
     """The rows, all undecided where the outputs were computed of other random numbers.
 
@@ -53,31 +53,35 @@ def beside_other_draws(
         rows: of the report.
         verdicts: on the same tensors.
         candidate: whether it draws.
-        reference: whether it draws.
+        reference: what is known of it.
     """
     outputs = [
         each
         for row, each in zip(rows, verdicts, strict=True)
-        if row.role is Role.OUTPUT and row.status is Status.MISMATCH and (_differs(row, each) or not candidate)
+        if row.role is Role.OUTPUT
+        and row.status is Status.MISMATCH
+        and not (candidate and _is_comparable(row, each, reference))
     ]
-    if not (reference and outputs):
+    if not (reference.has_drawn and outputs):
         return list(rows)
     reason = REASON if candidate else REASON_ALONE
     return [unjudged(row, reason) if row.status.is_decided else row for row in rows]
 
 
-def _differs(row: ParameterReport, judged: Judged) -> bool:
-    return not (row.relative_error or 0.0) <= OTHER_NUMBERS and not _is_of_same_mask(judged.compared)
+def _is_comparable(row: ParameterReport, judged: Judged, reference: Reference) -> bool:
+    """Whether both sides drew the same numbers, as far as a wrong output shows.
 
-
-def _is_of_same_mask(each: Compared) -> bool:
-    """Whether an output is a multiple of the right one, 0 in the same places: the mask is the same, and a factor not.
-
-    A multiple alone may be another random factor.
+    Where as many were drawn, and an output is a multiple of the right one, the mask is the same, and a factor not.
+    Where others were, a multiple may be another random factor.
     """
+    if (row.relative_error or 0.0) <= OTHER_NUMBERS:
+        return True
+    return reference.has_drawn_alike and _is_multiple(judged.compared)
+
+
+def _is_multiple(each: Compared) -> bool:
     given, right = each.candidate[0], each.right
-    zero = right == 0
-    if not np.isfinite(given).all() or zero.all() or not zero.any() or np.any((given == 0) != zero):
+    if not np.isfinite(given).all() or not np.any(right):
         return False
     factor = np.dot(given, right) / np.dot(right, right)
     return bool(np.linalg.norm(given - factor * right) <= ALIKE * np.linalg.norm(given))

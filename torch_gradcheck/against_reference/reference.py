@@ -52,12 +52,14 @@ class Reference:
         report: on its own gradient, in float64 by centered differences.
         exact: its runs in float64 on the candidate's rounded inputs, one a computation that was asked for.
         has_drawn: whether it draws random numbers.
+        has_drawn_alike: whether that left the generators in the state in which the candidate left them.
         written: the names of the arguments that it writes over, past autograd.
     """
 
     report: Report
     exact: Sequence[Run]
     has_drawn: bool
+    has_drawn_alike: bool
     written: Sequence[str]
 
 
@@ -86,11 +88,12 @@ def reference_of(
         ):
             _ = problem.objective  # evaluated, or refused, before anything else
             exact = [exact_run(problem, each, candidate) for each in computations]
+            has_drawn_alike = not candidate.drawn_to.has_moved()
             written = written_by(computations[0], problem)
             has_drawn = not problem.objective.random_state.is_empty
             report = judged(problem, time.perf_counter())[0]
         decided = _decided(report, computations[0], candidate, request, start)
-        return Reference(decided, exact, has_drawn, written)
+        return Reference(decided, exact, has_drawn, has_drawn_alike, written)
     except GradcheckError as error:
         raise _of_reference(error) from error
 
