@@ -78,9 +78,9 @@ def validated_request(
         InvalidRequestError: an argument cannot be used; says which, what was found and what to do.
     """
     _module("model", model)
-    precision = _dtype(dtype)
     if reference is not None:
-        _beside_reference(reference, gradients, order, precision)
+        _beside_reference(reference, gradients, order, dtype)
+    precision = _dtype(dtype)
     return Request(
         gradients=_gradients(gradients),
         method=one_of("method", method, methods),
@@ -99,16 +99,17 @@ def validated_request(
     )
 
 
-def _beside_reference(reference: object, gradients: object, order: object, precision: torch.dtype) -> None:
+def _beside_reference(reference: object, gradients: object, order: object, dtype: object) -> None:
     """Raises where an option does not go together with a reference, or this cannot be called."""
     function_argument(reference, "reference")
     if gradients is not None:
         raise InvalidRequestError("gradients= and reference= both say what is compared: leave one of them out.")
     if order != 1:
         raise InvalidRequestError("reference= compares gradients of first order: leave order out.")
-    if precision is not torch.float64:
+    if dtype is not torch.float64:
         raise InvalidRequestError(
-            f"reference= is computed in float64, and the candidate in its own precision: leave dtype={precision} out."
+            "reference= is computed in float64, and the candidate in its own precision, that of its inputs and "
+            f"parameters: leave dtype={dtype} out."
         )
 
 

@@ -129,6 +129,55 @@ def test_a_gradient_where_the_reference_has_none_is_a_mismatch() -> None:
         assert [row.status for row in report] == ["match", "mismatch", "match"]
 
 
+class Rounded(Function):
+    """Multiples of 1/3, and a backward that is no derivative of them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return (x * 3).round() / 3
+
+    @staticmethod
+    def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+        return 1.7 * g
+
+
+def test_a_reference_whose_gradient_is_flat_proves_nothing() -> None:
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn((13, 21), generator=generator)
+    x = (x * (torch.rand((13, 21), generator=generator) < 0.5)).to(torch.bfloat16)
+    report = check_function(Rounded.apply, (x,), reference=Rounded.apply)
+    assert report.reference is not None
+    assert report.reference["x"].status == "flat"
+    assert [row.status for row in report] == ["undecided", "match"]
+    assert not report.passed
+    assert "the reference's own gradient is not proven: x" in report.notes
+
+
+@pytest.mark.parametrize("is_before", [True, False], ids=["before", "after"])
+def test_a_reference_that_writes_over_its_inputs_is_told_first(is_before: bool) -> None:
+    def reference(x: torch.Tensor) -> torch.Tensor:
+        before = x.sin()
+        x.data.mul_(2)
+        return x.sin() if is_before else before
+
+    report = check_function(torch.sin, (numbers(7, 5),), reference=reference)
+    assert not report.passed
+    assert not report.mismatches
+    assert "the reference writes over args[0] past autograd" in report.notes[0]
+
+
+def test_notes_on_the_reference_say_whose_they_are() -> None:
+    report = check_function(lambda x: x * x, (numbers(7, 5),), reference=lambda x: x * x.detach())
+    assert all("reference" in note for note in report.notes), report.notes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.bfloat16], ids=str)
+def test_outputs_in_another_dtype_are_told(dtype: torch.dtype) -> None:
+    report = check_function(lambda x: x.float().sin().to(dtype), (numbers(7, 5),), reference=torch.sin)
+    assert report.passed
+    assert ("another dtype than the reference" in " ".join(report.notes)) is (dtype is not torch.bfloat16)
+
+
 def test_outputs_alone_pass_nothing() -> None:
     report = check_function(
         lambda x: x.softmax(-1).sum(-1), (numbers(7, 5),), reference=lambda x: x.softmax(-1).sum(-1)
@@ -183,6 +232,38 @@ def test_other_draws_are_no_mistake_of_the_kernel() -> None:
     assert not report.passed
     assert not report.mismatches
     assert "give it the mask" in " ".join(report.notes)
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        lambda x: x.sin() + torch.rand_like(x),
+        lambda x: F.dropout(x.sin(), 0.5),
+        lambda x: x.sin() + 1e-1 * torch.rand(1),
+    ],
+    ids=["noise", "dropout", "little"],
+)
+def test_a_reference_that_alone_draws_accuses_nobody(reference: Any) -> None:
+    report = check_function(torch.sin, (numbers(9, 7),), reference=reference)
+    assert not report.passed
+    assert not report.mismatches
+    assert "only the reference draws" in report.notes[0]
+
+
+@pytest.mark.parametrize("draw", [F.dropout, lambda x: F.dropout(x.softmax(-1)) @ x.mT], ids=["dropout", "attention"])
+def test_a_factor_beside_the_same_mask_is_a_mistake(draw: Any) -> None:
+    report = check_function(lambda x: draw(x) * 0.5, (numbers(9, 9),), reference=draw)
+    assert [row.status for row in report] == ["mismatch", "mismatch"]
+
+
+def test_another_random_factor_is_no_mistake() -> None:
+    def other(x: torch.Tensor) -> torch.Tensor:
+        torch.rand(3)
+        return x.relu() * torch.rand(()).to(x.dtype)
+
+    report = check_function(other, (numbers(9, 7),), reference=lambda x: x.relu() * torch.rand(()).to(x.dtype))
+    assert not report.passed
+    assert not report.mismatches
 
 
 def test_a_mistake_beside_equal_draws_is_found() -> None:

@@ -78,6 +78,14 @@ REFUSED_OPTIONS: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: check_function(Sine.apply, (X,), reference=torch.sin, dtype=torch.float32),
         "leave dtype=torch.float32 out",
     ),
+    "bfloat16": (
+        lambda: check_function(Sine.apply, (X,), reference=torch.sin, dtype=torch.bfloat16),
+        "leave dtype=torch.bfloat16 out",
+    ),
+    "an output selected": (
+        lambda: check_module(nn.Linear(5, 2), mean_square, X, reference=nn.Linear(5, 2), exclude="output"),
+        "Outputs, beside a reference, are always compared",
+    ),
     "gradients": (
         lambda: check_module(nn.Linear(5, 2), mean_square, X, reference=nn.Linear(5, 2), gradients="grad"),
         "gradients= and reference= both say what is compared",

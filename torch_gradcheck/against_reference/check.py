@@ -14,17 +14,17 @@ from torch_gradcheck.against_reference.contract import contract_of_candidate
 from torch_gradcheck.against_reference.culprit.compiler import compiler_at_fault
 from torch_gradcheck.against_reference.culprit.hidden_mistakes import told_hidden
 from torch_gradcheck.against_reference.culprit.search import culprit_beside, with_hidden
+from torch_gradcheck.against_reference.draws import beside_other_draws
 from torch_gradcheck.against_reference.equal_runs import marked, runs_apart
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.kind.diagnose import diagnosed
 from torch_gradcheck.against_reference.kind.rescaled import rescaled_gradients
-from torch_gradcheck.against_reference.notes import notes_of, on_refusal
+from torch_gradcheck.against_reference.notes import notes_of, on_other_dtypes, on_refusal
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
 from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
 from torch_gradcheck.against_reference.runs.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.runs.counterparts import check_training_flags, counterparts_of
-from torch_gradcheck.against_reference.runs.draws import beside_other_draws
 from torch_gradcheck.against_reference.runs.placing import place_of
 from torch_gradcheck.against_reference.runs.upstream import OtherGraphError, Upstream
 from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
@@ -97,13 +97,14 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
         beside, request.beyond_rounding, lambda: [] if hidden.name else rescaled_gradients(pair, own.exact[0])
     )
     rows = [row_of(*each) for each in zip(beside, diagnoses, strict=True)]
-    rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own.report)
+    rows = beside_own_rows(told_hidden(told_under(rows, under), hidden.name), own)
     apart = runs_apart(verdicts, request.tolerance)
-    rows = marked(beside_other_draws(rows, found.has_drawn and own.has_drawn), apart)
+    rows = marked(beside_other_draws(rows, beside, found.has_drawn, own), apart)
     culprit = compiler_at_fault(pair, found, verdicts, own.exact) or hidden
     if not culprit.notes:
         culprit = culprit_beside(pair, found, own.exact[0], verdicts, rows)
-    notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *on_refusal(verdicts), *place.notes]
+    on_dtypes = [*on_other_dtypes(verdicts), *on_refusal(verdicts)]
+    notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *on_dtypes, *place.notes]
     report = _report(own.report, beside, rows, culprit.name, notes, started)
     unmeasured = [row.name for row in own.report.mismatches]
     contract = contract_of_candidate(pair, verdicts, unmeasured, apart)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from torch_gradcheck.against_reference.draws import on_draws
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.reference import Reference, on_reference
 from torch_gradcheck.against_reference.runs.alike import on_outputs
 from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.runs.compiled_code import on_compiled, on_scripted
 from torch_gradcheck.against_reference.runs.computation import Computation
-from torch_gradcheck.against_reference.runs.draws import on_draws
 from torch_gradcheck.against_reference.runs.sides import Candidate
 from torch_gradcheck.objective.perturbed_theta import on_perturbed
 from torch_gradcheck.precision.dtypes import epsilon, name_of
@@ -38,7 +38,7 @@ def notes_of(
         on_culprit: the notes on where the mistake is.
     """
     notes = [
-        *on_reference(own.report),
+        *on_reference(own, rows),
         *on_culprit,
         on_wrong_outputs(rows),
         on_outputs(found.runs[0].outputs, own.exact[0].outputs),
@@ -63,6 +63,18 @@ def on_refusal(verdicts: Sequence[Judged]) -> list[str]:
         f"the reference does not run in {dtype} ({refused[0].refusal}): what rounding does is measured in float64, "
         f"with every result rounded to {dtype}"
     ]
+
+
+def on_other_dtypes(verdicts: Sequence[Judged]) -> list[str]:
+    """The note on outputs that the reference, run on inputs of the candidate's dtypes, returns in another dtype."""
+    others = [
+        f"{each.entry.name} is {name_of(each.entry.own_dtype)} ({name_of(each.reference_dtype)} from the reference)"
+        for each in [judged.compared for judged in verdicts]
+        if each.reference_dtype is not None and each.reference_dtype is not each.entry.own_dtype
+    ]
+    if not others:
+        return []
+    return [f"another dtype than the reference returns of the same inputs: {listed(others)}; values alone are compared"]
 
 
 def on_wrong_outputs(rows: Sequence[ParameterReport]) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.against_reference.runs.run import Run
 from torch_gradcheck.against_reference.runs.sides import Candidate, exact_run
+from torch_gradcheck.against_reference.runs.written_arguments import written_by
 from torch_gradcheck.borrowing.loan import Loan, Start
 from torch_gradcheck.errors import (
     GradcheckError,
@@ -33,8 +34,8 @@ from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
 
 WRONG = "the reference's own gradient of it is wrong: there is nothing right to compare with"
 CHECKED_BESIDE = "the reference's own gradient was checked beside the inputs"
-RESOLVES_NOTHING = "the reference's own gradient of it is not proven, so that there is nothing to compare with"
-UNPROVEN = "the reference's own gradient of it is undecided, so that there is nothing proven to compare with"
+UNPROVEN = "the reference's own gradient of it is {}, so that there is nothing proven to compare with"
+WRITTEN = "the reference writes over its own inputs past autograd: what it returns may be of other numbers"
 
 BESIDE = 1e-3
 """How far inputs are moved, relative to their root mean square, where ties at them leave the reference undecided."""
@@ -51,11 +52,15 @@ class Reference:
         report: on its own gradient, in float64 by centered differences.
         exact: its runs in float64 on the candidate's rounded inputs, one a computation that was asked for.
         has_drawn: whether it draws random numbers.
+        has_drawn_alike: whether that left the generators in the state in which the candidate left them.
+        written: the names of the arguments that it writes over, past autograd.
     """
 
     report: Report
     exact: Sequence[Run]
     has_drawn: bool
+    has_drawn_alike: bool
+    written: Sequence[str]
 
 
 def reference_of(
@@ -83,9 +88,12 @@ def reference_of(
         ):
             _ = problem.objective  # evaluated, or refused, before anything else
             exact = [exact_run(problem, each, candidate) for each in computations]
+            has_drawn_alike = not candidate.drawn_to.has_moved()
+            written = written_by(computations[0], problem)
             has_drawn = not problem.objective.random_state.is_empty
             report = judged(problem, time.perf_counter())[0]
-        return Reference(_decided(report, computations[0], candidate, request, start), exact, has_drawn)
+        decided = _decided(report, computations[0], candidate, request, start)
+        return Reference(decided, exact, has_drawn, has_drawn_alike, written)
     except GradcheckError as error:
         raise _of_reference(error) from error
 
@@ -150,9 +158,25 @@ def _of_reference(error: GradcheckError) -> GradcheckError:
     return type(error)(text) if isinstance(error, InvalidRequestError | NonScalarLossError) else error
 
 
-def beside_own_rows(rows: Sequence[ParameterReport], own: Report) -> list[ParameterReport]:
-    """The rows of a candidate, undecided where the reference's own gradient is wrong or was not decided."""
-    return [_beside(row, own[row.name]) if _is_gradient_of(row, own) else row for row in rows]
+def beside_own_rows(rows: Sequence[ParameterReport], own: Reference) -> list[ParameterReport]:
+    """The rows of a candidate, undecided where the reference's own gradient is wrong or not proven.
+
+    Where it is wrong and the reference writes over its inputs, so are outputs that differ: it is what accuses them.
+    """
+    beside = [_beside(row, own.report[row.name]) if _is_gradient_of(row, own.report) else row for row in rows]
+    if not _is_spoiled(own):
+        return beside
+    return [unjudged(row, WRITTEN) if row.status is Status.MISMATCH else row for row in beside]
+
+
+def unjudged(row: ParameterReport, reason: str) -> ParameterReport:
+    """The row made undecided, without what was found of it."""
+    return replace(row, status=Status.UNDECIDED, reason=reason, mismatched=0, diagnosis=None, map=None)
+
+
+def _is_spoiled(own: Reference) -> bool:
+    """Whether the reference's gradient is wrong, and it writes over its inputs: it may be that of other numbers."""
+    return bool(own.written and own.report.mismatches)
 
 
 def _is_gradient_of(row: ParameterReport, own: Report) -> bool:
@@ -160,28 +184,56 @@ def _is_gradient_of(row: ParameterReport, own: Report) -> bool:
 
 
 def _beside(row: ParameterReport, own: ParameterReport) -> ParameterReport:
-    if row.status is Status.MATCH and own.status is Status.FLAT:
-        return replace(row, status=Status.UNDECIDED, reason=f"{RESOLVES_NOTHING}: {own.reason}")
-    if own.status not in (Status.MISMATCH, Status.UNDECIDED) or row.status in (Status.FROZEN, Status.UNDECIDED):
+    if row.status in (Status.FROZEN, Status.UNDECIDED) or not _spoils(row, own):
         return row
-    reason = WRONG if own.status is Status.MISMATCH else f"{UNPROVEN}: {own.reason}"
-    return replace(row, status=Status.UNDECIDED, reason=reason, mismatched=0, diagnosis=None, map=None)
+    return unjudged(row, WRONG if own.status is Status.MISMATCH else f"{UNPROVEN.format(own.status)}: {own.reason}")
 
 
-def on_reference(own: Report) -> list[str]:
-    """The notes on a reference whose own gradient is wrong, or has rows of which nothing was proven."""
-    wrong, unproven = own.mismatches, [row.name for row in own if row.status is Status.UNDECIDED]
+def _spoils(row: ParameterReport, own: ParameterReport) -> bool:
+    """Whether the reference's own row leaves nothing to say of the candidate's.
+
+    Of a gradient that is 0 to within the noise of J, nothing but that is known: a candidate is right beside it if it is
+    0 as well, and wrong only if it is off by more than both sides of that noise.
+    """
+    if own.status in (Status.FLAT, Status.UNUSED):
+        is_nonzero = row.status not in (Status.FLAT, Status.UNUSED)
+        return is_nonzero and not (row.status is Status.MISMATCH and not row.max_abs_error <= 2 * own.noise)
+    return own.status in (Status.MISMATCH, Status.UNDECIDED)
+
+
+def on_reference(reference: Reference, rows: Sequence[ParameterReport]) -> list[str]:
+    """The notes on a reference whose own gradient is wrong, or has rows of which nothing was proven.
+
+    Args:
+        reference: what is known of it.
+        rows: of the candidate, beside these.
+    """
+    own = reference.report
+    undecided = [row.name for row in rows if row.status is Status.UNDECIDED]
+    zero = [row.name for row in own if row.status in (Status.FLAT, Status.UNUSED) and row.name in undecided]
+    wrong, unproven = own.mismatches, [*_undecided(own), *zero]
+    notes = [f"reference: {note}" for note in own.notes]
     if wrong:
         culprit = f"; the culprit is {own.culprit}" if own.culprit else ""
         found = listed(wrong, in_words=_in_words)
         return [
+            *_on_written(reference),
             f"the reference's own gradient is wrong, by centered differences in float64: {found}{culprit}",
-            *own.notes,
+            *notes,
         ]
     if own.backward_spread:
-        return ["two equal runs of the reference's own backward differ: nothing can be compared with it", *own.notes]
+        return ["two equal runs of the reference's own backward differ: nothing can be compared with it", *notes]
     moved = [note for note in own.notes if note.startswith(CHECKED_BESIDE)]
     return [*moved, *([f"the reference's own gradient is not proven: {listed(unproven)}"] if unproven else [])]
+
+
+def _on_written(own: Reference) -> list[str]:
+    if not _is_spoiled(own):
+        return []
+    return [
+        f"the reference writes over {listed(own.written)} past autograd (.data, numpy or a raw pointer): what it "
+        "returns, or its gradient, is of other numbers than the candidate's. Have it work on a .clone()"
+    ]
 
 
 def _in_words(row: ParameterReport) -> str:

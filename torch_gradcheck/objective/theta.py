@@ -226,8 +226,9 @@ def _check_patterns(argument: str, patterns: Sequence[str], names: Sequence[str]
         if not matches(names, [pattern]):
             hint = close_names(pattern, names)
             others = [f" and no {noun([role])}" for role in dict.fromkeys(roles.values()) if role is not Role.PARAMETER]
+            outputs = " Outputs, beside a reference, are always compared." if pattern.startswith("output") else ""
             raise InvalidRequestError(
-                f"{argument}={pattern!r} matches no parameter of the model{''.join(others)}; {hint}."
+                f"{argument}={pattern!r} matches no parameter of the model{''.join(others)}; {hint}.{outputs}"
             )
 
 

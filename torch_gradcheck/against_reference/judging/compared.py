@@ -31,6 +31,7 @@ class Compared:
         epsilon: machine epsilon of the dtype that the candidate keeps the tensor in.
         beside: what a mistake may be proportional to, by name: the inputs and the outputs of the same shape.
         refusal: why the reference does not run in that dtype, and `rounded` was simulated in float64; "" where it does.
+        reference_dtype: of an output in which dtype the reference returns it there; None where that is not known.
     """
 
     entry: ThetaEntry
@@ -41,6 +42,7 @@ class Compared:
     epsilon: float
     beside: Mapping[str, Floats] = field(default_factory=dict)
     refusal: str = ""
+    reference_dtype: torch.dtype | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -107,6 +109,7 @@ def _outputs(candidate: Candidate, exact: Run, rounded: Sequence[Run]) -> list[C
                 [_flat(entry, run.outputs[name]) for run in rounded],
                 True,
                 epsilon(entry.own_dtype),
+                reference_dtype=rounded[0].outputs[name].dtype if rounded and not rounded[0].refusal else None,
             )
         )
         for name, entry in entries.items()

@@ -13,6 +13,7 @@ from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.runs.run import Run, ran, run_of
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
+from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import Theta, theta_of
 from torch_gradcheck.objective.variables import objects_of
@@ -34,6 +35,7 @@ class Candidate:
         runs: equal runs, its very first among them; they differ where the candidate is not deterministic.
         drawn_in: the precisions of its random numbers.
         has_drawn: whether it draws any, from a generator that is known.
+        drawn_to: in which state that left the global generators.
         compiled_code: what of it torch.compile was given, and whether that ran compiled.
     """
 
@@ -41,6 +43,7 @@ class Candidate:
     runs: Sequence[Run]
     drawn_in: DrawnIn
     has_drawn: bool
+    drawn_to: RandomState
     compiled_code: CompiledParts
 
 
@@ -67,7 +70,7 @@ def candidate_of(
         with AsCompiled(computation, compiled) as code:
             runs = [ran(forward, parts, borrowed) for _ in range(count)]
         drawn_in = DrawnIn(torch.get_default_dtype(), coarsest(theta))
-        return Candidate(theta, runs, drawn_in, borrowed.has_drawn, code.found)
+        return Candidate(theta, runs, drawn_in, borrowed.has_drawn, RandomState.of_everything(), code.found)
 
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:
