@@ -74,17 +74,17 @@ class JointSums:
         return marked
 
     def agree(self, spans: Sequence[Span]) -> list[bool]:
-        """Of each tensor whether few entries are beyond their spans, and all sums that kinks keep are right with them.
+        """Of each tensor whether few entries are beyond their spans, and a sum that kinks keep is right with each.
 
         Then a choice at kinks that was not seen is as likely as a mistake.
         """
         off = [span.is_beyond for span in spans]
         if sum([int(flags.sum()) for flags in off]) > FEW:
             return [False] * len(spans)
-        explained, violated = ([np.zeros(len(flags), dtype=np.bool_) for flags in off] for _ in range(2))
+        explained = [np.zeros(len(flags), dtype=np.bool_) for flags in off]
         for each in self._sums:
-            each.explain([span.off for span in spans], off, explained, violated)
-        return [bool(flags.any() and np.all((explained[k] & ~violated[k])[flags])) for k, flags in enumerate(off)]
+            each.explain([span.off for span in spans], off, explained)
+        return [bool(flags.any() and np.all(explained[k][flags])) for k, flags in enumerate(off)]
 
 
 def _directions(each: Judged) -> dict[str, Floats]:
@@ -182,25 +182,20 @@ class _Along:
         left = self._added({k: off[k].astype(np.float64) for k in self._directions}) > 0
         return [self._part(int(n)) for n in np.flatnonzero(self._is_wrong & ~left & self._is_kept)]
 
-    def explain(
-        self, errors: Sequence[Floats], off: Sequence[Flags], explained: Sequence[Flags], violated: Sequence[Flags]
-    ) -> None:
-        """Marks entries that are off, and in a part with kinks whose sum is kept: one that is right, or is not.
+    def explain(self, errors: Sequence[Floats], off: Sequence[Flags], explained: Sequence[Flags]) -> None:
+        """Marks the entries of parts with kinks whose sum is kept and right, though errors alone would make it wrong.
 
         Args:
             errors: how far each entry is off, by tensor.
             off: which entries are.
-            explained: of these are marked where a sum is right that their errors alone would have made wrong.
-            violated: of these are marked where a sum is wrong.
+            explained: where they are marked.
         """
         with np.errstate(all="ignore"):
             alone = self._sizes({k: errors[k] * off[k] for k in self._directions})
         right = self._is_kept & (self._moved > SMOOTH * self._size) & ~self._is_wrong & (alone > self._bar)
-        wrong = self._is_kept & self._is_wrong & (alone > 0)
-        for flags, marked in ((right, explained), (wrong, violated)):
-            for number in np.flatnonzero(flags):
-                for k, inside in self._part(int(number)).inside.items():
-                    np.logical_or(marked[k], inside, out=marked[k])
+        for number in np.flatnonzero(right):
+            for k, inside in self._part(int(number)).inside.items():
+                np.logical_or(explained[k], inside, out=explained[k])
 
     def _part(self, number: int) -> _Part:
         entries = math.prod(self._shape) if self._by_entry else 0

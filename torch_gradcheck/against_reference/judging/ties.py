@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.against_reference.judging.compared import compared
-from torch_gradcheck.against_reference.judging.joint_sums import JointSums
+from torch_gradcheck.against_reference.judging.joint_sums import FEW, JointSums
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.judging.spans import Span, anew, left_open
 from torch_gradcheck.against_reference.runs.computation import Computation
@@ -75,12 +75,17 @@ def judged_at_ties(
             together = sum([int(np.sum(flags)) for flags in jointly])
             if not (any(is_open) or together):
                 return found
-            history.take_in(sum([int(np.sum(span.is_beyond)) for span in spans]), together)
+            alone = sum([int(np.sum(span.is_beyond)) for span in spans])
+            history.take_in(alone, together)
             if history.is_final:
                 return _together(spans, jointly, request) if together else _exchanged(found, sums.agree(spans))
-            if k >= ROUNDS and not history.idle:
+            if k >= ROUNDS and alone and not history.idle:
                 break
-    return [left_open(each) if tied else each for each, tied in zip(found, is_open, strict=True)]
+    marked = _together(spans, jointly, request)
+    return [
+        left_open(each) if tied or flags.any() else each
+        for each, tied, flags in zip(marked, is_open, jointly, strict=True)
+    ]
 
 
 @dataclass
@@ -106,7 +111,8 @@ class _History:
     @property
     def is_final(self) -> bool:
         """Whether what is left is wrong."""
-        return self.idle > max(PATIENCE // max(self.left, 1), LEAST_PATIENCE)
+        patience = PATIENCE if self.left <= FEW else max(PATIENCE // self.left, LEAST_PATIENCE)
+        return self.idle > patience
 
 
 def _together(spans: Sequence[Span], jointly: Sequence[Flags], request: Request) -> list[Judged]:
