@@ -348,3 +348,13 @@ def test_a_layout_that_is_not_read_breaks_the_contract_where_the_reference_has_n
     report = check_function(RawGradient.apply, inputs, reference=lambda x, w: (x * w).detach())
 
     assert [*failed(report)] == ["layouts"]
+
+
+def test_a_gradient_that_sums_up_to_nothing_over_an_expanded_input_breaks_no_layout() -> None:
+    def unit(x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True)
+
+    for seed in range(3):
+        x = normal(9, 17, dtype=torch.float32, seed=seed)
+        report = check_function(unit, (x,), reference=lambda x: unit(x.double()).float(), seed=seed)
+        assert not failed(report)

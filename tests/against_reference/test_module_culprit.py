@@ -418,3 +418,50 @@ def test_a_module_is_named_whose_outputs_need_no_gradient(wrong: dict[str, Any],
     report = check_module(candidate.bfloat16(), nn.MSELoss(), (x, y), reference=reference)
 
     assert report.culprit == ".".join(filter(None, ["0" if inside else "", culprit]))
+
+
+class Mask(nn.Module):
+    """0 or `far` behind the diagonal; or whether an entry is there."""
+
+    def __init__(self, far: float = -torch.inf, *, boolean: bool = False, diagonal: int = 1) -> None:
+        super().__init__()
+        self.far, self.boolean, self.diagonal = far, boolean, diagonal
+
+    def forward(self, x: Tensor) -> Tensor:
+        behind = torch.ones(x.shape[-2], x.shape[-2]).triu(self.diagonal).bool()
+        return behind if self.boolean else torch.zeros_like(behind, dtype=x.dtype).masked_fill(behind, self.far)
+
+
+class Masked(nn.Module):
+    """Attention under a mask."""
+
+    def __init__(self, mask: Mask, factor: float = 1.0) -> None:
+        super().__init__()
+        self.mask, self.linear, self.factor = mask, nn.Linear(WIDTH, WIDTH), factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask, scores = self.mask(x), x @ self.linear(x).mT
+        scores = scores.masked_fill(mask, -torch.inf) if self.mask.boolean else scores + mask
+        return self.factor * scores.softmax(-1) @ x  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right", "culprit", "words"),
+    [
+        pytest.param(Masked(Mask(0.0)), Mask(), "mask", "its output is 0 where -inf is right", id="not masked"),
+        pytest.param(Masked(Mask(-1e4), 1.1), Mask(), "", "the model itself", id="another number that masks"),
+        pytest.param(
+            Masked(Mask(boolean=True, diagonal=2)),
+            Mask(boolean=True),
+            "",
+            "run alone, or in mask, which cannot be judged alone",
+            id="true and false",
+        ),
+    ],
+)
+def test_a_mask_is_named_where_it_spoils_something(wrong: Masked, right: Mask, culprit: str, words: str) -> None:
+    x, y = torch.randn((2, 5, 7, WIDTH), generator=torch.Generator().manual_seed(0)).bfloat16()
+    report = check_module(wrong.bfloat16(), nn.MSELoss(), (x, y), reference=Masked(right))
+
+    assert report.culprit == culprit
+    assert words in report.notes[0]

@@ -113,12 +113,13 @@ class Measured(Allowance):
         bar, share = self.bars.get(name, max(self.bars.values(), default=(0.0, 0.0)))
         return BOTH * max(bar, share * largest(tensor))
 
-    def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "") -> float:
+    def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "", terms: float = 0.0) -> float:
         """See `Allowance.of`."""
         if tensor is not None and not is_inexact(tensor):
             return 0.0
         share = self.tolerance if tensor is None else max(self.tolerance, other_order(tensor.dtype))
-        return max(self.of_tensor(tensor, name), share * largest(tensor), SPREADS * spread)
+        rounded = UNITS * epsilon(tensor.dtype) * terms if tensor is not None else 0.0
+        return max(self.of_tensor(tensor, name), share * largest(tensor), SPREADS * spread, rounded)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,15 @@ class Allowance:
     tolerance: float
     floor: float
 
-    def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "") -> float:  # noqa: ARG002
-        """In the unit of the tensor; `spread` is what two equal runs differ by, `name` what sentences call it."""
+    def of(self, tensor: torch.Tensor | None, spread: float = 0.0, name: str = "", terms: float = 0.0) -> float:  # noqa: ARG002
+        """In the unit of the tensor.
+
+        Args:
+            tensor: the one that is right.
+            spread: what two equal runs differ by.
+            name: what sentences call it.
+            terms: the sum of the absolute values that were added up to it; 0 for no sum of the contract's own.
+        """
         return max(self.tolerance * largest(tensor), self.floor, SPREADS * spread)
 
 
@@ -42,6 +49,12 @@ def allowance(run: Run, cotangents: Sequence[torch.Tensor], tolerance: float, dt
     outputs = max([1.0, *map(largest, run.outputs)])
     terms = max([0.0, *map(largest, run.gradients)]) + max([0.0, *map(largest, cotangents)]) * outputs
     return Allowance(tolerance, ROUNDOFF_BETWEEN_CALLS * epsilon(dtype) * terms)
+
+
+def size_of_terms(tensors: Sequence[torch.Tensor | None]) -> float:
+    """The largest sum, entry by entry, of the absolute values of tensors that are added up; None is zeros."""
+    sizes = [tensor.detach().abs() for tensor in tensors if tensor is not None]
+    return largest(sum(sizes[1:], sizes[0])) if sizes else 0.0
 
 
 def same_bits(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from torch_gradcheck.contract.comparison import largest
 from torch_gradcheck.contract.kinks import beside, is_at_a_kink
 from torch_gradcheck.contract.memory_layouts import EXPANDED, SAME_NUMBERS, Layout, in_words
 from torch_gradcheck.contract.outcome import Raised, attempted
@@ -100,7 +101,7 @@ def _expanded(trial: Trial, group: Sequence[int], word: str, layout: Layout) -> 
 def _compared(trial: Trial, tensors: Tensors, expected: Run, what: str, call: FunctionCall) -> Found:
     run = attempted(lambda: trial.run(tensors, call=call))
     if not isinstance(run, Raised):
-        wrong = trial.difference(_folded(run, tensors), _folded(expected, tensors))
+        wrong = trial.difference(_folded(run, tensors), _folded(expected, tensors), _terms(expected, tensors))
         return Found(wrong and f"with {what}: {wrong}, as with a contiguous copy{trial.at_fault(run, expected)}")
     if isinstance(attempted(lambda: trial.forward(tensors, call)), Raised):
         return Found(refused=f"{what}: {run}")
@@ -112,10 +113,20 @@ def _folded(run: Run, tensors: Tensors) -> Run:
 
     What each entry adds to it is a matter of taste: of a tie, or of an operation on the memory.
     """
-    repeated = [[dim for dim, stride in enumerate(each.stride()) if stride == 0] for each in tensors]
-    dims = [*repeated, *[[] for _ in run.gradients[len(tensors) :]]]
-    pairs = zip(run.gradients, dims, strict=True)
+    pairs = zip(run.gradients, _repeated(run, tensors), strict=True)
     return replace(run, gradients=[g if g is None or not dim else g.sum(dim, keepdim=True) for g, dim in pairs])
+
+
+def _repeated(run: Run, tensors: Tensors) -> list[list[int]]:
+    """The dimensions of each gradient of a run in which its tensor is expanded."""
+    repeated = [[dim for dim, stride in enumerate(each.stride()) if stride == 0] for each in tensors]
+    return [*repeated, *[[] for _ in run.gradients[len(tensors) :]]]
+
+
+def _terms(run: Run, tensors: Tensors) -> list[float]:
+    """How large the numbers are that are summed of each gradient; 0 where none are."""
+    pairs = zip(run.gradients, _repeated(run, tensors), strict=True)
+    return [0.0 if g is None or not dim else largest(g.abs().sum(dim)) for g, dim in pairs]
 
 
 def _laid_out(tensors: Tensors, group: Sequence[int], layout: Layout) -> Tensors | None:

@@ -232,12 +232,15 @@ class Trial(ABC):
         limits = [self.allowance.of(gradient, name=gradient_of(name)) for name, gradient in pairs]
         return all(spread <= limit for spread, limit in zip(self.spreads, limits, strict=True))
 
-    def difference(self, found: Run, expected: Run) -> str:
+    def difference(self, found: Run, expected: Run, terms: Sequence[float] = ()) -> str:
         """Which outputs, or else gradients, are not as expected, by more than rounding and what equal runs differ by.
 
-        As "output[1] is 2 at [0, 1], should be 1 (3 of 4 entries differ)"; "" where all are.
+        As "output[1] is 2 at [0, 1], should be 1 (3 of 4 entries differ)"; "" where all are. For `terms` see
+        `gradient_difference`.
         """
-        return self.output_difference(found, expected) or self.gradient_difference(found.gradients, expected.gradients)
+        return self.output_difference(found, expected) or self.gradient_difference(
+            found.gradients, expected.gradients, terms=terms
+        )
 
     def output_difference(self, found: Run, expected: Run) -> str:
         """Which output is not as expected; "" where all are."""
@@ -247,26 +250,32 @@ class Trial(ABC):
         words = [self._difference(name, one, other, 0.0) for name, one, other in pairs]
         return next(filter(None, words), "")
 
-    def gradient_difference(self, found: Gradients, expected: Gradients, at: Sequence[int] = ()) -> str:
+    def gradient_difference(
+        self, found: Gradients, expected: Gradients, at: Sequence[int] = (), terms: Sequence[float] = ()
+    ) -> str:
         """Which gradients are not as expected, as "the gradient of w is 2 at [0, 1], should be 1"; "" where all are.
 
         Args:
             found: in the order of `Run.gradients`; None is zeros.
             expected: in the same order.
             at: the positions to compare; empty: all.
+            terms: of each gradient, see `Allowance.of`; empty: none is a sum of the contract's own.
         """
-        positions = at or range(len(expected))
+        positions, sizes = at or range(len(expected)), terms or [0.0 for _ in expected]
         words = [
-            self._difference(gradient_of(self.all_names[p]), found[p], expected[p], self.spreads[p]) for p in positions
+            self._difference(gradient_of(self.all_names[p]), found[p], expected[p], self.spreads[p], sizes[p])
+            for p in positions
         ]
         return "; ".join(filter(None, words))
 
-    def _difference(self, name: str, one: torch.Tensor | None, other: torch.Tensor | None, spread: float) -> str:
+    def _difference(
+        self, name: str, one: torch.Tensor | None, other: torch.Tensor | None, spread: float, terms: float = 0.0
+    ) -> str:
         if same_bits(one, other):
             return ""
         if one is not None and other is not None and one.shape == other.shape:
             one = torch.where(other.isnan(), other, one)  # nobody knows what should stand there
-        words = difference(one, other, self.allowance.of(other, spread, name))
+        words = difference(one, other, self.allowance.of(other, spread, name, terms))
         return words and f"{name} {words}"
 
     @cached_property

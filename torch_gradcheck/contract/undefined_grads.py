@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.autograd import Function
 
-from torch_gradcheck.contract.comparison import largest
+from torch_gradcheck.contract.comparison import largest, size_of_terms
 from torch_gradcheck.contract.function_backwards import FunctionBackwards
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Gradients, Trial
@@ -105,7 +105,8 @@ def _without_some(trial: Trial, used: Sequence[int]) -> str:
 
 def _sums(trial: Trial, alone: dict[int, Gradients]) -> str:
     """What is wrong with sums of the gradients of single outputs: of all of them, and without one; "" for nothing."""
-    wrong = trial.gradient_difference(_sum(alone), trial.first.gradients)
+    terms = [size_of_terms(column) for column in zip(*alone.values(), strict=True)]
+    wrong = trial.gradient_difference(_sum(alone), trial.first.gradients, terms=terms)
     if wrong:
         return (
             f"the gradients of the loss by {_names(trial, [*alone])} alone, with zeros for the others, do not add up "
@@ -115,7 +116,7 @@ def _sums(trial: Trial, alone: dict[int, Gradients]) -> str:
         given = _given(trial, [position], zeros=False)
         found = _tried(trial, given)
         expected = _sum({other: each for other, each in alone.items() if other != position})
-        wrong = _in_words(trial, f"no gradient (None) for {_names(trial, [position])}", found, expected)
+        wrong = _in_words(trial, f"no gradient (None) for {_names(trial, [position])}", found, expected, terms)
         if wrong:
             return f"{wrong}, the sum over the other outputs"
     return ""
@@ -129,10 +130,12 @@ def _tried(trial: Trial, cotangents: Gradients, answers: _Answers | None = None)
     return None if isinstance(found, Raised) and not answers.raised else found
 
 
-def _in_words(trial: Trial, given: str, found: Gradients | Raised | None, expected: Gradients) -> str:
+def _in_words(
+    trial: Trial, given: str, found: Gradients | Raised | None, expected: Gradients, terms: Sequence[float] = ()
+) -> str:
     if isinstance(found, Raised):
         return f"with {given} the backward raises {found}"
-    wrong = "" if found is None else trial.gradient_difference(found, expected)
+    wrong = "" if found is None else trial.gradient_difference(found, expected, terms=terms)
     return wrong and f"with {given}, {wrong}"
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch.autograd import Function
 
-from torch_gradcheck.contract.comparison import difference
+from torch_gradcheck.contract.comparison import difference, size_of_terms
 from torch_gradcheck.contract.functions import functions_of
 from torch_gradcheck.contract.kinks import nearness, parting
 from torch_gradcheck.contract.outcome import SPARSE, UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
@@ -191,8 +191,9 @@ def _compared(
         words.append(found and f"{found}{trial.forwards}")
     dims = [*way.dims, *[None for _ in trial.parameters]]
     for position, (name, dim) in enumerate(zip(trial.all_names, dims, strict=True)):
-        expected_gradient = _joined([run.gradients[position] for run in loop], dim)
-        found = _differs(trial, f"the gradient of {name}", gradients[position], expected_gradient)
+        each = [run.gradients[position] for run in loop]
+        terms = size_of_terms(each) if dim is None else 0.0
+        found = _differs(trial, f"the gradient of {name}", gradients[position], _joined(each, dim), terms)
         words.append(found and f"{found}{trial.backwards}")
     return next(filter(None, words), "")
 
@@ -206,8 +207,10 @@ def _joined(gradients: Sequence[torch.Tensor | None], dim: int | None) -> torch.
     return torch.stack(every).sum(0) if dim is None else torch.stack(every, dim)
 
 
-def _differs(trial: Trial, name: str, found: torch.Tensor | None, expected: torch.Tensor | None) -> str:
-    allowed = trial.allowance.of(expected, max(trial.spreads, default=0.0), name)
+def _differs(
+    trial: Trial, name: str, found: torch.Tensor | None, expected: torch.Tensor | None, terms: float = 0.0
+) -> str:
+    allowed = trial.allowance.of(expected, max(trial.spreads, default=0.0), name, terms)
     words = difference(found, expected, allowed)
     return words and f"{name} {words} as in a loop"
 

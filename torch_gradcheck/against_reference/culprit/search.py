@@ -97,7 +97,7 @@ def culprit_beside(
         return NO_CULPRIT
 
     def is_seen(each: Verdict) -> bool:
-        return is_seen_in(pair, found, exact, verdicts, each.single, each.verdicts)
+        return bool(each.wrong) and is_seen_in(pair, found, exact, verdicts, each.single, each.verdicts)
 
     return _found(pair, sorted(wrong, key=attrgetter("excess"), reverse=True), is_seen)
 
@@ -151,22 +151,23 @@ def _found(pair: Pair, wrong: Sequence[Judged], is_seen: Callable[[Verdict], boo
     tried, singles = list[Verdict](), _singles(recording.calls, values)
     without = [each for each in singles if not each.has_gradients]
 
-    def wrong_without_gradients(among: Sequence[SingleModule]) -> list[Verdict]:
-        alone = [_judged(single, values, request) for single in among]
-        return [each for each in alone if each.wrong and is_seen(each)]
-
     for group in _groups([each for each in singles if each.has_gradients]):
         tried += [_judged(single, values, request) for single in group]
         found = [each for each in tried if each.wrong]
         if found:
-            return _named([*found, *wrong_without_gradients(_inside(without, found))], words)
-    found = wrong_without_gradients(without)
-    if found:
-        return _named(found, words)
+            inside = [_judged(single, values, request) for single in _inside(without, found)]
+            return _named([*found, *filter(is_seen, inside)], words)
+    others = list[Verdict]()
+    for group in _groups(without):
+        others += [_judged(single, values, request) for single in group]
+        found = [each for each in others if is_seen(each)]
+        if found:
+            return _named(found, words)
     raising = [each for each in tried if each.raises]
     if raising:
         return Culprit(None, (words.not_judged(raising[0].single, raising[0].raises),))
-    return words.of_itself(recording.calls, wrong, len({each.single.name for each in tried}))
+    unjudged = list(dict.fromkeys([each.single.name for each in others if each.raises]))
+    return words.of_itself(recording.calls, wrong, len({each.single.name for each in tried}), unjudged)
 
 
 def _recorded(candidate: Computation, values: Counterparts, request: Request) -> Recording:

@@ -60,13 +60,16 @@ class CulpritWords:
             "model as a whole shows nothing of this beyond rounding, so that something else may make up for it"
         )
 
-    def of_itself(self, calls: Sequence[RecordedCall], wrong: Sequence[Judged], right: int) -> Culprit:
+    def of_itself(
+        self, calls: Sequence[RecordedCall], wrong: Sequence[Judged], right: int, unjudged: Sequence[str]
+    ) -> Culprit:
         """The candidate as a whole as the culprit: none of the modules in it is wrong when it is run alone.
 
         Args:
             calls: all calls of the run.
             wrong: the tensors that are wrong as a whole.
             right: the number of modules that are right when they are run alone.
+            unjudged: the names of those that cannot be judged, such as of masks that are true or false.
         """
         if isinstance(self._model, FunctionModule):
             function = self._loss.holders[0]
@@ -74,7 +77,8 @@ class CulpritWords:
             return Culprit(self._loss.words.culprit, (said + _code_of(function, calls, wrong),))
         own = [call for call in calls if call.parent is not None and call.parent.owner is self._model]
         where = described("", type(self._model).__name__, self._loss.words)
-        said = f"the mistake is in {where}{_all_right(right)}: {_off(wrong)}"
+        others = f", or in {listed(unjudged)}, which cannot be judged alone" if unjudged else ""
+        said = f"the mistake is in {where}{_all_right(right)}{others}: {_off(wrong)}"
         return Culprit("", (said + _code_of(self._model, own, wrong),))
 
 

@@ -247,8 +247,11 @@ def _scaled(fit: Fit, evidence: Evidence) -> Diagnosis | None:
     if abs(factor + 1) <= max(3 * fit.uncertainty, 1e-5):
         message = f"dθ = −1 × the right gradient (measured: {_measured(factor, fit.uncertainty)}): a sign is flipped"
         return Diagnosis(DiagnosisKind.SIGN_FLIPPED, message, -1.0)
+    is_number = evidence.analytic.size == 1
+    if not (many or meaning or is_number):
+        return None
     message = f"dθ = {_measured(factor, fit.uncertainty)} × the right gradient; "
-    message += "the rest may be rounding" if many else "of one number, a factor and a term too many look alike"
+    message += "of one number, a factor and a term too many look alike" if is_number else "the rest may be rounding"
     return Diagnosis(DiagnosisKind.SCALED, message + (f": {meaning}" if meaning else ""), factor)
 
 
