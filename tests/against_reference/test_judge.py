@@ -59,6 +59,17 @@ def test_a_factor_of_almost_1_is_told_by_what_it_differs() -> None:
     assert "is 1 - 2.2e-06 times the right one as a whole" in found.as_a_whole
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 1e-3, 1e-2, 0.2])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_factor_that_is_said_to_show_does(dtype: torch.dtype, tolerance: float) -> None:
+    """Whichever way it is, and however the candidate was off before."""
+    for seed in range(10):
+        each = beside_runs(drawn(30, 7, seed=seed), dtype=dtype, seed=seed)
+        seen = judged(each, tolerance).detectable
+        for factor in (1 - 1.01 * seen, 1 + 1.01 * seen):
+            assert judged(replace(each, candidate=[rounded(each.candidate[0] * factor, dtype)] * 3), tolerance).is_wrong
+
+
 def test_a_constant_rounded_once_passes() -> None:
     right = drawn(10000)
     assert not judged(beside_runs(right, rounded(right * (1 + 0.4 * 2.0**-7))), 0.0).is_wrong

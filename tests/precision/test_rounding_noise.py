@@ -167,3 +167,13 @@ def test_a_run_that_raises_shows_nothing() -> None:
         return np.array(p.tolist())
 
     assert moved_by_rounding(probability, seed=0).max() < 1e-15
+
+
+def test_the_weights_of_a_row_move_alike_as_the_logarithm_of_their_sum_is_rounded() -> None:
+    logits = torch.randn(50, 9, generator=generator()) + 1000
+    with RoundingMode(generator(1)):
+        weights = logits.softmax(-1)
+    off = weights.double() / logits.double().softmax(-1) - 1
+    rows = off.mean(-1, keepdim=True)
+    assert float(rows.abs().max()) > 2e-5, "the logarithm is 1000, rounded in float32"
+    assert float((off - rows).abs().max()) < 5e-7

@@ -47,10 +47,11 @@ def _proven(row: ParameterReport, judged: Judged) -> ParameterReport:
     Each entry may be within its error bar of 0, and the tensor as a whole still be known.
     """
     ratio, detectable = ratio_of(judged.trial), judged.detectable
-    if row.status is Status.FLAT and detectable > RESOLVED:
+    unknown = judged.unknown_share
+    if row.status is Status.FLAT and unknown > RESOLVED:
         return row
     decided = replace(row, relative_error=ratio, verdict=Verdict.of(ratio), detectable=detectable)
-    if detectable > RESOLVED:
+    if unknown > RESOLVED:
         return replace(decided, status=Status.UNDECIDED, reason=f"{_may_move(judged)}: twice as much would not show")
     return replace(decided, status=Status.MATCH, reason=_how_tight(judged))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -34,6 +35,7 @@ class Judged:
         findings: the sums over all of it and over its parts, each kind's furthest beyond its bar.
         worst_entry: the largest error of an entry, in multiples of its bar.
         rounding_ratio: its root mean square error divided by that of the reference in the same dtype.
+        tolerance: the relative error that passes whatever rounding may do.
     """
 
     compared: Compared
@@ -42,6 +44,7 @@ class Judged:
     findings: Sequence[Finding]
     worst_entry: float
     rounding_ratio: float
+    tolerance: float
 
     @property
     def is_wrong(self) -> bool:
@@ -86,11 +89,31 @@ class Judged:
 
     @property
     def detectable(self) -> float:
-        """The smallest relative error of the whole tensor that would have shown; infinite where none would."""
-        size = np.abs(self.compared.right)
-        with np.errstate(over="ignore"):
-            entries = np.divide(self.bars.entry, size, out=np.full_like(size, np.inf), where=size > 0)
-        return float(min([each.factor for each in self.findings] + [float(np.min(entries, initial=np.inf))]))
+        """How far from 1 a factor on the whole tensor would have to be to show; infinite where none would.
+
+        With near certainty: what the candidate is off by, within its bars, and another rounding may make up for it.
+        """
+        return float(min([each.factor for each in self.findings] + [self._factor_of_an_entry]))
+
+    @property
+    def unknown_share(self) -> float:
+        """How much of its size rounding may move the tensor by, at the entry or sum that shows most; at 1 all of it."""
+        with np.errstate(all="ignore"):
+            entries = self.bars.entry / np.abs(self.compared.right)
+        least = float(np.min(entries, where=np.isfinite(entries), initial=np.inf))
+        return min([each.share for each in self.findings] + [least])
+
+    @property
+    def _factor_of_an_entry(self) -> float:
+        """The same, of what single entries show; their tolerance is relative to both sides."""
+        size, left = np.abs(self.compared.right), 1 - self.tolerance
+        if left <= 0:
+            return math.inf
+        with np.errstate(all="ignore"):
+            allowed = self.bars.entry + 2 * self.tolerance * size
+            off = np.minimum(np.abs(self.compared.candidate[0] - self.compared.right), allowed)
+            needed = (allowed + off) / (left * size) + self.compared.epsilon / 2
+        return float(np.min(needed, where=np.isfinite(needed), initial=np.inf))
 
     @property
     def why_unproven(self) -> str:
@@ -118,7 +141,7 @@ def judged(each: Compared, tolerance: float) -> Judged:
     nothing = np.full(len(given), np.nan)
     results = EntryResults(each.right, bars.entry, outcome, nothing, nothing, NO_STENCIL)
     trial = ParameterTrial(np.arange(len(given), dtype=np.int64), given, each.reached, results, 0, 0.0)
-    found = Judged(each, bars, trial, findings, worst, _ratio(each))
+    found = Judged(each, bars, trial, findings, worst, _ratio(each), tolerance)
     if found.part is not None:
         outcome[found.part.inside(each.shape) & (times > 0)] = Outcome.MISMATCH
     return found

@@ -160,4 +160,6 @@ class _LeftOpen(Judged):
 
 def _left_open(each: Judged, results: EntryResults) -> Judged:
     trial = replace(each.trial, results=results)
-    return _LeftOpen(each.compared, each.bars, trial, each.findings, each.worst_entry, each.rounding_ratio)
+    return _LeftOpen(
+        each.compared, each.bars, trial, each.findings, each.worst_entry, each.rounding_ratio, each.tolerance
+    )

@@ -45,6 +45,9 @@ in common, such as a row's sum, where the reference rounds others."""
 ALIKE = 1.5
 """How many times as far as the runs on average a candidate may be off: what rounding does to all of them alike."""
 
+NEARLY_SURE = 1.2
+"""By so many machine epsilons a product may be rounded against the factor: four standard deviations of a rounding."""
+
 TOGETHER = 2**18
 """So many numbers are multiplied and summed at once: runs of a small tensor all together, of a large one after another,
 which takes no more memory than the tensor itself."""
@@ -64,7 +67,8 @@ class Finding:
         along: what the error is proportional to; "" of its root mean square.
         size: the root mean square, or how many times what it is proportional to the error holds.
         bar: the largest that rounding explains.
-        factor: the factor that the part would have to be multiplied by for this to show.
+        factor: how far from 1 a factor on the part would have to be for this to show, with near certainty.
+        share: the bar, relative to the same of the right tensor; the least of all parts, as the factor is.
     """
 
     part: Part
@@ -72,6 +76,7 @@ class Finding:
     size: float
     bar: float
     factor: float
+    share: float
 
     @property
     def times(self) -> float:
@@ -110,7 +115,7 @@ def findings_of(each: Compared, bars: Bars, tolerance: float) -> list[Finding]:
     with np.errstate(all="ignore"):
         error = each.candidate[0] - each.right
     known = ~bars.overflowed & np.isfinite(error)
-    sums = _Sums(np.where(known, error, 0.0), np.where(known, each.right, 0.0), bars, known, tolerance)
+    sums = _Sums(np.where(known, error, 0.0), np.where(known, each.right, 0.0), bars, known, tolerance, each.epsilon)
     directions = {ITSELF: each.right, CONSTANT: np.ones(len(error)), **each.beside}
     along = {name: np.where(known, direction, 0.0) for name, direction in directions.items()}
     cuts = [cut for cut in cuts_of(each.shape) if cut.largest >= ENTRIES_NEEDED or not cut.axes]
@@ -150,6 +155,7 @@ class _Sums:
     bars: Bars
     known: Flags
     tolerance: float
+    epsilon: float
 
     def of_squares(self, cut: Cut, runs: Floats) -> Finding:
         """The root mean square of the error; `runs` are the sums of squares in the runs, shape (runs, parts)."""
@@ -160,7 +166,8 @@ class _Sums:
         bar = margin * few * noise * self.bars.order
         bar += 2 * self.tolerance * right
         counts = np.sqrt(np.maximum(cut.sums(self.known.astype(np.float64)), 1))
-        return _furthest(cut, "", np.sqrt(cut.sums(np.square(self.error))) / counts, bar / counts, right / counts)
+        size, chance = np.sqrt(cut.sums(np.square(self.error))), NEARLY_SURE * self.epsilon * right / counts
+        return _furthest(cut, "", size / counts, bar / counts, right / counts, chance / counts)
 
 
 @dataclass(frozen=True)
@@ -202,8 +209,9 @@ class _Along:
         rounding = np.sqrt(np.square(self.sums.bars.factor * right) + np.square(common) + noise)
         bar = self.sums.bars.order * (rounding + self.sums.bars.left * cut.sums(np.abs(self.direction)))
         bar += 2 * self.sums.tolerance * size
+        chance = NEARLY_SURE * self.sums.epsilon * np.sqrt(cut.sums(np.square(self._right)))
         there = np.where(square > 0, square, 1.0)
-        return _furthest(cut, name, cut.sums(self._error) / there, bar / there, right / there)
+        return _furthest(cut, name, cut.sums(self._error) / there, bar / there, right / there, chance / there)
 
 
 def _square_of_noise(cut: Cut, runs: Floats, independent: Floats) -> Floats:
@@ -229,11 +237,22 @@ def _few(cut: Cut, variance: Floats) -> Floats:
     return np.asarray(1 + 1 / np.sqrt(np.maximum(alike, 1)))
 
 
-def _furthest(cut: Cut, along: str, size: Floats, bar: Floats, right: Floats) -> Finding:
-    """The part that is furthest beyond its bar, of those with enough entries."""
+def _furthest(cut: Cut, along: str, size: Floats, bar: Floats, right: Floats, chance: Floats) -> Finding:
+    """The part that is furthest beyond its bar, of those with enough entries.
+
+    Args:
+        cut: into parts.
+        along: see `Finding`.
+        size: of each part, see `Finding`.
+        bar: of each part.
+        right: the same of the right tensor.
+        chance: how far roundings of a tensor multiplied by a factor may make up for it.
+    """
     judged = (cut.counts >= ENTRIES_NEEDED) | (not cut.axes)
     with np.errstate(all="ignore"):
         times = np.where(judged & (bar > 0), np.abs(size) / bar, 0.0)
-        factors = np.where(judged & (right > 0), bar / right, np.inf)
+        made_up_for = np.minimum(np.abs(size), bar) + chance
+        shares, factors = (np.where(judged & (right > 0), each / right, np.inf) for each in (bar, bar + made_up_for))
     worst = int(np.argmax(times))
-    return Finding(cut.part(worst), along, float(size[worst]), float(bar[worst]), float(np.min(factors)))
+    least, share = float(np.min(factors)), float(np.min(shares))
+    return Finding(cut.part(worst), along, float(size[worst]), float(bar[worst]), least, share)
