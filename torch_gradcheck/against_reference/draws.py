@@ -12,8 +12,9 @@ import numpy as np
 
 from torch_gradcheck.against_reference.judging.compared import Compared
 from torch_gradcheck.against_reference.judging.judge import Judged
-from torch_gradcheck.against_reference.reference import Reference, unjudged
+from torch_gradcheck.against_reference.reference import Reference
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
+from torch_gradcheck.verdicts.rows import made_undecided
 
 OTHER_NUMBERS = 0.05
 """Outputs that differ by more, as Ng's ratio has it, were computed of other random numbers."""
@@ -65,7 +66,7 @@ def beside_other_draws(
     if not (reference.has_drawn and outputs):
         return list(rows)
     reason = REASON if candidate else REASON_ALONE
-    return [unjudged(row, reason) if row.status.is_decided else row for row in rows]
+    return [made_undecided(row, reason) if row.status.is_decided else row for row in rows]
 
 
 def _is_comparable(row: ParameterReport, judged: Judged, reference: Reference) -> bool:

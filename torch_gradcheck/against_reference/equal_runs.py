@@ -16,7 +16,8 @@ from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.precision.dtypes import epsilon
-from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
+from torch_gradcheck.reporting.facts import ParameterReport, Role
+from torch_gradcheck.verdicts.rows import made_undecided
 
 TOGETHER = 3.0
 """The root mean square of a difference between equal runs may be 3 times what the noisy runs of the reference show."""
@@ -89,7 +90,11 @@ def runs_apart(verdicts: Sequence[Judged], tolerance: float) -> list[Apart]:
 def marked(rows: Sequence[ParameterReport], apart: Sequence[Apart]) -> list[ParameterReport]:
     """The rows, those undecided that have no one value: equal runs differ by more than rounding."""
     beyond = {each.entry.name: each for each in apart if each.is_beyond_rounding}
-    return [_undecided(row, beyond[row.name]) if row.name in beyond else row for row in rows]
+    return [made_undecided(row, _reason(beyond[row.name])) if row.name in beyond else row for row in rows]
+
+
+def _reason(apart: Apart) -> str:
+    return f"equal runs of the candidate differ {_by_how_much(apart)}"
 
 
 def spread_of(apart: Sequence[Apart]) -> float:
@@ -171,15 +176,3 @@ def _off(one: Floats, other: Floats) -> Floats:
     off = np.abs(one - other)
     off[(one == other) | (np.isnan(one) & np.isnan(other))] = 0.0
     return np.nan_to_num(off, nan=np.inf)
-
-
-def _undecided(row: ParameterReport, apart: Apart) -> ParameterReport:
-    return replace(
-        row,
-        status=Status.UNDECIDED,
-        reason=f"equal runs of the candidate differ {_by_how_much(apart)}",
-        mismatched=0,
-        worst=[replace(each, status=Status.UNDECIDED) for each in row.worst],
-        diagnosis=None,
-        map=None,
-    )

@@ -31,6 +31,7 @@ from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
+from torch_gradcheck.verdicts.rows import made_undecided
 
 WRONG = "the reference's own gradient of it is wrong: there is nothing right to compare with"
 CHECKED_BESIDE = "the reference's own gradient was checked beside the inputs"
@@ -166,12 +167,7 @@ def beside_own_rows(rows: Sequence[ParameterReport], own: Reference) -> list[Par
     beside = [_beside(row, own.report[row.name]) if _is_gradient_of(row, own.report) else row for row in rows]
     if not _is_spoiled(own):
         return beside
-    return [unjudged(row, WRITTEN) if row.status is Status.MISMATCH else row for row in beside]
-
-
-def unjudged(row: ParameterReport, reason: str) -> ParameterReport:
-    """The row made undecided, without what was found of it."""
-    return replace(row, status=Status.UNDECIDED, reason=reason, mismatched=0, diagnosis=None, map=None)
+    return [made_undecided(row, WRITTEN) if row.status is Status.MISMATCH else row for row in beside]
 
 
 def _is_spoiled(own: Reference) -> bool:
@@ -186,7 +182,9 @@ def _is_gradient_of(row: ParameterReport, own: Report) -> bool:
 def _beside(row: ParameterReport, own: ParameterReport) -> ParameterReport:
     if row.status in (Status.FROZEN, Status.UNDECIDED) or not _spoils(row, own):
         return row
-    return unjudged(row, WRONG if own.status is Status.MISMATCH else f"{UNPROVEN.format(own.status)}: {own.reason}")
+    return made_undecided(
+        row, WRONG if own.status is Status.MISMATCH else f"{UNPROVEN.format(own.status)}: {own.reason}"
+    )
 
 
 def _spoils(row: ParameterReport, own: ParameterReport) -> bool:

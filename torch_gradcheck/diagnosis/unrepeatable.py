@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
@@ -15,11 +15,12 @@ from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.methods.choice import Trials
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry
-from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.words import LossWords, noun
 from torch_gradcheck.torch_internals.autograd import backward_of, is_of_backward_hooks, tensor_hooks
 from torch_gradcheck.torch_internals.code_lines import users_line_of
 from torch_gradcheck.torch_internals.modules import module_at
+from torch_gradcheck.verdicts.rows import made_undecided
 
 SAME_FACTOR = 1e-6
 """Two gradients are multiples of each other where they are off it by at most a millionth of their size."""
@@ -71,19 +72,13 @@ class Unrepeatable:
 
     def marked(self, rows: Sequence[ParameterReport]) -> list[ParameterReport]:
         """The rows, one a parameter, those undecided whose gradient is not the same in every run."""
-        return [_undecided(row, self.spreads[k]) if k in self.spreads else row for k, row in enumerate(rows)]
+        return [
+            made_undecided(row, _reason(self.spreads[k])) if k in self.spreads else row for k, row in enumerate(rows)
+        ]
 
 
-def _undecided(row: ParameterReport, spread: float) -> ParameterReport:
-    return replace(
-        row,
-        status=Status.UNDECIDED,
-        reason=f"two backward runs from one state differ by {spread:.1e} of the gradient, by more than rounding",
-        mismatched=0,
-        worst=[replace(each, status=Status.UNDECIDED) for each in row.worst],
-        diagnosis=None,
-        map=None,
-    )
+def _reason(spread: float) -> str:
+    return f"two backward runs from one state differ by {spread:.1e} of the gradient, by more than rounding"
 
 
 def _on_rounding(spread: float) -> str:

@@ -254,6 +254,19 @@ def excused(rows: Sequence[ParameterReport], objective: Objective, theta: Theta)
     ]
 
 
+def made_undecided(row: ParameterReport, reason: str) -> ParameterReport:
+    """The row made UNDECIDED, its coordinates too, without a kind of mistake and its places."""
+    return replace(
+        row,
+        status=Status.UNDECIDED,
+        reason=reason,
+        mismatched=0,
+        worst=[replace(each, status=Status.UNDECIDED) for each in row.worst],
+        diagnosis=None,
+        map=None,
+    )
+
+
 def linear_in(slope: Slope | None, rows: Sequence[ParameterReport], theta: Theta) -> list[ParameterReport]:
     """The rows of a check of second order, with unused parameters FLAT that J depends on: its gradient does not."""
     reached = set() if slope is None else slope.reached
