@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from torch_gradcheck.against_reference.check import function_against_reference, module_against_reference
 from torch_gradcheck.contract.entries import contract_of
@@ -59,6 +60,7 @@ def check_module(
     perturb: float = 0.0,
     hold_detached: bool = False,
     reference: Callable[..., Any] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """Checks the gradients of `model` under `loss_fn` on `batch` against centered differences.
 
@@ -105,6 +107,8 @@ def check_module(
             rounding in its dtypes may do, measured on the reference. `report.reference` is the report on the
             reference's own gradient, to which `method`, `eps` and `hold_detached` belong. Outputs are compared whatever
             `include` and `exclude` select. Goes with neither `gradients`, nor `order=2`, nor another `dtype`.
+        group: None, or a `torch.distributed` process group whose ranks share the evaluations of J. Every rank calls
+            the check with the same arguments, and gets the same report; an exception on one ends it on all.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
@@ -127,11 +131,14 @@ def check_module(
         hold_detached=hold_detached,
         order=order,
         reference=reference,
+        group=group,
     )
-    callable_argument("loss_fn", loss_fn)
-    if reference is not None:
-        return module_against_reference(ModuleLoss(model, loss_fn, batch), reference_module(reference), request)
-    return checked(model, ModuleLoss(model, loss_fn, batch), request)
+    with request.team.together():
+        callable_argument("loss_fn", loss_fn)
+        loss = ModuleLoss(model, loss_fn, batch)
+        if reference is not None:
+            return module_against_reference(loss, reference_module(reference), request)
+        return checked(model, loss, request)
 
 
 def check_closure(
@@ -152,6 +159,7 @@ def check_closure(
     perturb: float = 0.0,
     hold_detached: bool = False,
     reference: Callable[..., Any] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """Checks the gradients of `model` under a zero-argument `closure` that returns the scalar loss.
 
@@ -178,11 +186,13 @@ def check_closure(
         hold_detached=hold_detached,
         order=order,
         reference=reference,
+        group=group,
     )
-    callable_argument("closure", closure)
-    closure_argument(closure)
-    no_reference_of_closure(reference)
-    return checked(model, ClosureLoss(closure), request)
+    with request.team.together():
+        callable_argument("closure", closure)
+        closure_argument(closure)
+        no_reference_of_closure(reference)
+        return checked(model, ClosureLoss(closure), request)
 
 
 def check_function(
@@ -197,6 +207,7 @@ def check_function(
     hold_detached: bool = False,
     progress: bool | None = None,
     reference: Callable[..., Any] | None = None,
+    group: ProcessGroup | None = None,
 ) -> Report:
     """Checks the gradients of a function of tensors under random gradients of its outputs, and its contract.
 
@@ -230,6 +241,8 @@ def check_function(
             `output`, `output[1]`) and its gradients are compared with those of the reference in float64, under the same
             v, with error bars for what rounding in its dtypes may do, measured on the reference. The contract is tried
             in its own dtypes. `report.reference` is the report on the reference's own gradient.
+        group: None, or a `torch.distributed` process group whose ranks share the evaluations of J. Every rank calls
+            the check with the same arguments, and gets the same report; an exception on one ends it on all.
 
     Raises:
         InvalidRequestError: the function cannot be called with these arguments, or has no gradient to check.
@@ -250,16 +263,18 @@ def check_function(
         hold_detached=hold_detached,
         order=order,
         reference=reference,
+        group=group,
     )
-    if reference is not None:
-        return function_against_reference(function, inputs, reference, request)
-    loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
-    try:
-        return _of_function(model, loss, request)
-    except WrittenArgumentsError:
-        return _of_function(model, loss.on_copies(), request)
-    except NonFiniteLossError as error:
-        raise loss.explained(error) from error.__cause__
+    with request.team.together():
+        if reference is not None:
+            return function_against_reference(function, inputs, reference, request)
+        loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
+        try:
+            return _of_function(model, loss, request)
+        except WrittenArgumentsError:
+            return _of_function(model, loss.on_copies(), request)
+        except NonFiniteLossError as error:
+            raise loss.explained(error) from error.__cause__
 
 
 def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
@@ -269,13 +284,20 @@ def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Repo
     if report is not None:
         loss, request = replace(loss, is_bent=False), replace(request, order=1)
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
-        if report is None:
-            _run_backward(problem, loss)
-            report, _ = judged(problem, started)
-            report = replace(report, parameters=told_by_output(problem, loss, report.parameters))
-        proven = frozenset(row.name for row in report if row.status.is_proven)
-        has_mistake = report.order == 1 and bool(report.mismatches)
-        contract = contract_of(ProblemTrial(loss, problem, proven, has_mistake))
+        return request.team.lead(
+            problem, lambda: _with_contract(problem, loss, report, started), prepare=lambda: problem.engine
+        )
+
+
+def _with_contract(problem: Problem, loss: FunctionLoss, report: Report | None, started: float) -> Report:
+    """The report of the check, made now where there is none yet, and the contract of the function."""
+    if report is None:
+        _run_backward(problem, loss)
+        report, _ = judged(problem, started)
+        report = replace(report, parameters=told_by_output(problem, loss, report.parameters))
+    proven = frozenset(row.name for row in report if row.status.is_proven)
+    has_mistake = report.order == 1 and bool(report.mismatches)
+    contract = contract_of(ProblemTrial(loss, problem, proven, has_mistake))
     notes, seconds = [*report.notes, *loss.notes], time.perf_counter() - started
     return replace(report, notes=notes, contract=contract, seconds=seconds)
 

@@ -39,6 +39,10 @@ class NonDeterministicLossError(GradcheckError):
         self.module = module
 
 
+class ProcessGroupError(GradcheckError):
+    """A check that several processes share cannot go on: a rank has ended, was interrupted, or was given another J."""
+
+
 class GradientMismatchWarning(UserWarning):
     """A gradient is wrong, or could not be checked, and the monitor was asked to warn and go on."""
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 
 from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.processes.team import Team, team_of
 
 Mode = Literal["eval", "train", "keep"]
 
@@ -35,6 +37,7 @@ class Request:
     Attributes:
         beyond_rounding: the relative error of a candidate that passes beside what rounding explains: `tolerance` where
             that was given. Its default is that of differences, a hundred units in the last place of float32.
+        team: the ranks that share the work.
     """
 
     gradients: Gradients
@@ -51,6 +54,7 @@ class Request:
     hold_detached: bool = False
     order: int = 1
     beyond_rounding: float = 0.0
+    team: Team = field(default_factory=Team, compare=False, repr=False)
 
 
 def validated_request(
@@ -71,6 +75,7 @@ def validated_request(
     hold_detached: object = False,
     order: object = 1,
     reference: object = None,
+    group: object = None,
 ) -> Request:
     """The validated request; `methods` are the names that `method` may be. What is left out is as in `check_module`.
 
@@ -81,6 +86,7 @@ def validated_request(
     if reference is not None:
         _beside_reference(reference, gradients, order, dtype)
     precision = _dtype(dtype)
+    team = _team(group)
     return Request(
         gradients=_gradients(gradients),
         method=one_of("method", method, methods),
@@ -91,12 +97,25 @@ def validated_request(
         mode=one_of("mode", mode, MODES),  # type: ignore[arg-type]
         dtype=precision,
         seed=_seed(seed),
-        progress=_progress(progress),
+        progress=_progress(progress) if team.leads else False,
         perturb=_perturb(perturb, gradients),
         hold_detached=_flag("hold_detached", hold_detached),
         order=_order(order, gradients),
         beyond_rounding=0.0 if tolerance is None else _tolerance(tolerance, precision),
+        team=team,
     )
+
+
+def _team(group: object) -> Team:
+    """The ranks of `group`; raises unless it is a process group that this process belongs to."""
+    if group is None:
+        return Team()
+    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
+        raise InvalidRequestError(
+            f"group must be a torch.distributed process group, got {_found(group)}: call "
+            "torch.distributed.init_process_group() first, and give torch.distributed.group.WORLD."
+        )
+    return team_of(group)
 
 
 def _beside_reference(reference: object, gradients: object, order: object, dtype: object) -> None:

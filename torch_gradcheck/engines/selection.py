@@ -17,10 +17,12 @@ from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.engine import Engine, SubstituteEngine
 from torch_gradcheck.engines.memoized import MemoizedEngine
+from torch_gradcheck.engines.shared import can_be_split, split_samples
 from torch_gradcheck.engines.traced.engine import TracedEngine, worth_tracing
 from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.modules import named_modules
@@ -115,7 +117,14 @@ CANDIDATES: tuple[Candidate, ...] = (traced, memoized, eager)
 
 
 def select_engine(
-    objective: Objective, theta: Theta, *, always: bool, threads: int, elsewhere: Elsewhere, noise: float
+    objective: Objective,
+    theta: Theta,
+    *,
+    always: bool,
+    threads: int,
+    elsewhere: Elsewhere,
+    noise: float,
+    team: Team | None = None,
 ) -> SelectedEngine:
     """The engine of J, out of `CANDIDATES`.
 
@@ -126,6 +135,7 @@ def select_engine(
         threads: the largest number of threads that operations are spread over.
         elsewhere: a point to compare a substitute of J at.
         noise: what two right ways to evaluate J may differ by, in the unit of J.
+        team: the ranks that share its samples; None: this one alone.
     """
     parameters: list[torch.Tensor] = [entry.parameter for entry in theta]
     request = EngineRequest(
@@ -146,7 +156,7 @@ def select_engine(
             refusal = refusal or why
         else:
             engines += [] if engine is None else [engine]
-    return SelectedEngine(engines, request.eager, noise=noise, counted=objective.count, refusal=refusal)
+    return SelectedEngine(engines, request.eager, noise=noise, counted=objective.count, refusal=refusal, team=team)
 
 
 Refusals = Mapping[int | None, Untraceable]
@@ -165,6 +175,7 @@ class SelectedEngine:
         noise: what two right ways to evaluate J may differ by, in the unit of J.
         counted: called with the number of evaluations that were made without a call of J.
         refusal: why a candidate that is not among the engines cannot evaluate J.
+        team: the ranks that share its samples; None: this one alone.
 
     Attributes:
         refused: parameter, or None for all of them → why no substitute of J could be used.
@@ -179,6 +190,7 @@ class SelectedEngine:
         noise: float,
         counted: Callable[[int], None],
         refusal: Untraceable | None = None,
+        team: Team | None = None,
     ) -> None:
         self.eager = eager
         self.substituted = 0
@@ -187,12 +199,18 @@ class SelectedEngine:
         self.refused: dict[int | None, Untraceable] = {}
         if refusal is not None and not self._substitutes:
             self.refused[None] = refusal
-        self._noise, self._counted = noise, counted
+        self._noise, self._counted, self._team = noise, counted, team or Team()
         self._in_use: Counter[int] = Counter()  # parameter → position of its engine
         self._at_zero: dict[int, float] = {}  # a substitute's only of parameters whose values have agreed
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
+        if can_be_split(self._team, steps):
+            return split_samples(self._team, parameter, coordinates, steps, self._counted)
+        return self._sample(parameter, coordinates, steps)
+
+    def _sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
+        """The samples by the engine of this rank."""
         while isinstance(engine := self._engines[self._in_use[parameter]], SubstituteEngine):
             by_eager = engine.by_eager
             try:

@@ -81,6 +81,11 @@ class Problem:
             self.theta = theta
 
     @property
+    def evaluations(self) -> int:
+        """How often J was evaluated on this rank."""
+        return self.objective.evaluations
+
+    @property
     def on_not_perturbed(self) -> str:
         """The note on tensors that require a gradient and are not on trial; "" without."""
         return on_not_perturbed(self._loss)
@@ -229,6 +234,7 @@ class Problem:
             threads=self._threads,
             elsewhere=self._elsewhere,
             noise=self._agreement,
+            team=self.request.team.working_on(self),
         )
         del self._first_direction  # it is as large as θ
         return engine

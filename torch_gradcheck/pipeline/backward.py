@@ -24,8 +24,8 @@ from torch_gradcheck.request import Request
 from torch_gradcheck.verdicts.rows import excused, frozen_row, linear_in, over_theta, refuse_unreached
 
 
-def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination]:
-    """The pipeline; also hands on what it examined, for another check of the same J.
+def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination | None]:
+    """The pipeline; also hands on what it examined, for another check of the same J, to the rank that leads.
 
     Args:
         model: what is checked.
@@ -34,7 +34,20 @@ def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Repo
     """
     started = time.perf_counter()
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
-        return judged(problem, started)
+        return led(problem, started)
+
+
+def led(problem: Problem, started: float) -> tuple[Report, Examination | None]:
+    """What `judged` gives, by the leader of the ranks that share the check; the others lend it a hand."""
+    examinations: list[Examination] = []
+
+    def work() -> Report:
+        report, examination = judged(problem, started)
+        examinations.append(examination)
+        return report
+
+    report = problem.request.team.lead(problem, work, prepare=lambda: problem.engine)
+    return report, examinations[0] if examinations else None
 
 
 def judged(problem: Problem, started: float) -> tuple[Report, Examination]:
