@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from torch_gradcheck.errors import ProcessGroupError
-from torch_gradcheck.processes.team import Team, team_of
+from torch_gradcheck.processes.groups import team_of
+from torch_gradcheck.processes.team import Team
 
 RENDEZVOUS = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 """The variables by which `init_process_group()` finds the other processes; torchrun sets them, other launchers can."""
