@@ -34,8 +34,10 @@ from torch_gradcheck.request import (
     reference_module,
     validated_request,
 )
+from torch_gradcheck.torch_internals.data_parallel import data_parallel_group
 from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import check_left_in_grad
+from torch_gradcheck.training_step.ranks.exchange import step_of_all
 from torch_gradcheck.training_step.step import TrainingStep
 
 Patterns = str | Sequence[str] | None
@@ -131,7 +133,7 @@ def check_module(
         hold_detached=hold_detached,
         order=order,
         reference=reference,
-        group=group,
+        group=_ranks_of(model, gradients, group),
     )
     with request.team.together():
         callable_argument("loss_fn", loss_fn)
@@ -186,13 +188,20 @@ def check_closure(
         hold_detached=hold_detached,
         order=order,
         reference=reference,
-        group=group,
+        group=_ranks_of(model, gradients, group),
     )
     with request.team.together():
         callable_argument("closure", closure)
         closure_argument(closure)
         no_reference_of_closure(reference)
         return checked(model, ClosureLoss(closure), request)
+
+
+def _ranks_of(model: nn.Module, gradients: object, group: ProcessGroup | None) -> ProcessGroup | None:
+    """The group that is given; for `.grad` of a model that is trained in data parallelism, the ranks that train it."""
+    if group is not None or not isinstance(gradients, str) or not isinstance(model, nn.Module):
+        return group
+    return data_parallel_group(model)
 
 
 def check_function(
@@ -320,7 +329,9 @@ def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
         request = replace(request, gradients=given)
     if request.gradients == "grad":
         mode: Mode = "train" if request.mode == "train" else "keep"
-        return check_left_in_grad(model, loss, replace(request, mode=mode), TrainingStep())
+        request = replace(request, mode=mode)
+        step = step_of_all(request, model, loss, TrainingStep())
+        return check_left_in_grad(model, loss if step.window is None else step.window.mean(), request, step)
     report = check_backward(model, loss, request)[0]
     return _begun_with_first_order(report, model, loss, request) if request.order == 2 else report
 
