@@ -340,7 +340,7 @@ class GradientMonitor:
             window = step.window
             assert window is not None
             starts = [forward.start for forward in step.forwards or ()] if step.start is not None else []
-            report, examined = check_backward(self._model, window.mean(), request)
+            report, examined = check_backward(self._model, window.mean(), request, step.buffers)
             of_grad = replace(request, gradients="grad", mode="keep")
             return joined(report, check_left_in_grad(self._model, window.mean(starts), of_grad, step, examined))
 

@@ -45,7 +45,9 @@ def check_left_in_grad(
     theta, drawn_in = grad_check.theta, grad_check.drawn_in
     with (
         progress_bar(request.progress) as progress,
-        posed(model, loss, request, progress=progress, start=step.start, theta=theta, drawn_in=drawn_in) as problem,
+        posed(
+            model, loss, request, progress=progress, start=step.start or step.buffers, theta=theta, drawn_in=drawn_in
+        ) as problem,
     ):
         return request.team.lead(
             problem, lambda: _judged(problem, grad_check, examined, started), prepare=lambda: problem.engine

@@ -34,6 +34,7 @@ class TrainingStep:
         previous: J of the batch before.
         window: the batches of the step and their weights; None where they are not known one by one.
         moved: why `.grad` of another rank is not of the present weights; "" where nothing says so.
+        buffers: the leader's buffers, from which J of this rank starts as well; None where the rank is alone.
         reduced_in: the dtype that gradients are compressed to before they are summed over the ranks; None: their own.
     """
 
@@ -48,6 +49,7 @@ class TrainingStep:
     previous: Loss | None = None
     window: Window | None = None
     moved: str = ""
+    buffers: Start | None = None
     reduced_in: torch.dtype | None = None
 
     @property

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from torch_gradcheck.arrays import Floats
+from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.objective.theta import theta_of
+from torch_gradcheck.processes.team import Team
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.data_parallel import reduced_in, without_parallel
 from torch_gradcheck.torch_internals.modules import keeps_statistics, named_buffers, named_modules
 from torch_gradcheck.training_step.forward_state import SeenForward
-from torch_gradcheck.training_step.ranks.replicas import refuse_drifted
+from torch_gradcheck.training_step.ranks.replicas import refuse_drifted, that_differ
 from torch_gradcheck.training_step.ranks.sent import SentBatch, SentForward
 from torch_gradcheck.training_step.ranks.window import WindowOfRanks
 from torch_gradcheck.training_step.step import TrainingStep
@@ -77,6 +81,7 @@ def step_of_all(request: Request, model: nn.Module, loss: Loss, step: TrainingSt
         batches=len(merged.losses),
         previous=_previous(sent, here) if step.previous is not None else None,
         window=merged,
+        buffers=_buffers_of_leader(team, model),
         moved=moved[0] if moved else "",
         reduced_in=reduced_in(model),
     )
@@ -178,6 +183,23 @@ def _weights(sent: Sequence[_SentStep]) -> tuple[Sequence[float], float]:
     if len(set(divisors)) == 1:
         return (), divisors[0] * len(sent)
     return [1 / each.divisor for each in sent for _ in each.batches], float(len(sent))
+
+
+def _buffers_of_leader(team: Team, model: nn.Module) -> Start:
+    """The leader's buffers, of which each rank has its own after a forward: running statistics, for example."""
+    buffers = dict(named_buffers(model))
+    numbers = {name: partial(_numbers_of, buffer) for name, buffer in buffers.items()}
+    differing = {name: ranks[0] for name, ranks in that_differ(team, numbers).items()}
+    values = {
+        buffers[name]: torch.from_numpy(value).reshape(buffers[name].shape).to(buffers[name])
+        for name, value in differing.items()
+        if value is not None and value.size == buffers[name].numel()
+    }
+    return Start(None, values)
+
+
+def _numbers_of(buffer: torch.Tensor) -> Floats | None:
+    return None if buffer.is_complex() else buffer.detach().to("cpu", torch.float64).numpy(force=True).ravel()
 
 
 def _previous(sent: Sequence[_SentStep], here: _Here) -> MeanLoss | None:

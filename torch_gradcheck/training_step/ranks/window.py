@@ -32,8 +32,9 @@ class WindowOfRanks(Window):
     @property
     def note(self) -> str:
         """See `Window.note`."""
-        words = super().note
-        return words.replace("this step has", f"this step of {self.world} ranks has")
+        words = super().note.replace("this step has", f"this step of {self.world} ranks has")
+        mean = "the mean of the losses of" if not self.weights else "the weighted mean of the losses of"
+        return words or f"J is {mean} {self.world} ranks, each on its own batch"
 
     def of_rank(self, shares: Floats) -> Floats:
         """The shares of the batches of each rank, added up."""
@@ -72,7 +73,8 @@ class WindowOfRanks(Window):
             meanings.append(
                 FactorMeaning(total, f"the losses were summed and not divided by the sum of the weights, {total:g}")
             )
-        return [meaning for meaning in meanings if abs(meaning.factor - 1) > SAME_SHARE]
+        others = [meaning for meaning in meanings if abs(meaning.factor - 1) > SAME_SHARE]
+        return [meaning._replace(comes_first=True) for meaning in others]
 
     def _words_on(self, found: Floats, times: str) -> str:
         """See `Window.message`."""
