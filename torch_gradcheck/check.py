@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed import ProcessGroup
 
 from torch_gradcheck.against_reference.check import function_against_reference, module_against_reference
+from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.problem_trial import ProblemTrial
 from torch_gradcheck.diagnosis.by_output import told_by_output
@@ -135,12 +136,12 @@ def check_module(
         reference=reference,
         group=_ranks_of(model, gradients, group),
     )
-    with request.team.together():
+    with request.team.together(), assembled(model, loss_fn, batch, gradients, reference) as whole:
         callable_argument("loss_fn", loss_fn)
         loss = ModuleLoss(model, loss_fn, batch)
         if reference is not None:
-            return module_against_reference(loss, reference_module(reference), request)
-        return checked(model, loss, request)
+            return whole.told(module_against_reference(loss, reference_module(reference), request))
+        return whole.told(checked(model, loss, request))
 
 
 def check_closure(
@@ -190,11 +191,11 @@ def check_closure(
         reference=reference,
         group=_ranks_of(model, gradients, group),
     )
-    with request.team.together():
+    with request.team.together(), assembled(model, closure, gradients) as whole:
         callable_argument("closure", closure)
         closure_argument(closure)
         no_reference_of_closure(reference)
-        return checked(model, ClosureLoss(closure), request)
+        return whole.told(checked(model, ClosureLoss(closure), request))
 
 
 def _ranks_of(model: nn.Module, gradients: object, group: ProcessGroup | None) -> ProcessGroup | None:
@@ -274,14 +275,14 @@ def check_function(
         reference=reference,
         group=group,
     )
-    with request.team.together():
+    with request.team.together(), assembled(function, inputs, reference) as whole:
         if reference is not None:
-            return function_against_reference(function, inputs, reference, request)
+            return whole.told(function_against_reference(function, inputs, reference, request))
         loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
         try:
-            return _of_function(model, loss, request)
+            return whole.told(_of_function(model, loss, request))
         except WrittenArgumentsError:
-            return _of_function(model, loss.on_copies(), request)
+            return whole.told(_of_function(model, loss.on_copies(), request))
         except NonFiniteLossError as error:
             raise loss.explained(error) from error.__cause__
 
