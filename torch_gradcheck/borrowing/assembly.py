@@ -28,8 +28,8 @@ from torch_gradcheck.torch_internals.parallel_wrappers import (
 )
 from torch_gradcheck.torch_internals.sharded import (
     FullyShardedParameter,
-    fully_sharded,
     full_tensor,
+    fully_sharded,
     is_sharded,
     layout_of,
     local_tensor,
@@ -80,7 +80,9 @@ class Assembly:
         fully = fully_sharded(modules)
         wholes = _gathered(found, fully)
         of_fsdp = {id(each.sharded) for each in fully}
-        self._is_parallel = bool([each for each in wholes if id(each.tensor) not in of_fsdp and is_sharded(each.tensor)])
+        self._is_parallel = bool(
+            [each for each in wholes if id(each.tensor) not in of_fsdp and is_sharded(each.tensor)]
+        )
         try:
             self._signals.install()
             self._take(modules, fully, wholes)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed import ProcessGroup
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.check import Patterns
 from torch_gradcheck.errors import (
     GradcheckError,
@@ -30,6 +30,7 @@ from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.pipeline.backward import check_backward
+from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
@@ -41,6 +42,9 @@ from torch_gradcheck.training_step.forward_state import SeenForward
 from torch_gradcheck.training_step.ranks.exchange import step_of_all
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.training_step.window import Window
+
+if TYPE_CHECKING:  # a build of torch may come without it
+    from torch.distributed import ProcessGroup
 
 logger = logging.getLogger("torch_gradcheck")
 
@@ -116,7 +120,8 @@ class GradientMonitor:
         hold_detached: bool = False,
         group: ProcessGroup | None = None,
     ) -> None:
-        ranks = data_parallel_group(model) if group is None and isinstance(model, nn.Module) else group
+        is_module = isinstance(model, nn.Module)
+        team = team_of(data_parallel_group(model) if group is None and is_module else group)
         self._request = validated_request(
             model,
             METHOD_NAMES,
@@ -130,7 +135,7 @@ class GradientMonitor:
             seed=seed,
             progress=progress,
             hold_detached=hold_detached,
-            group=ranks,
+            team=team,
         )
         callable_argument("loss_fn", loss_fn)
         self._model = uncompiled(model)
@@ -335,14 +340,15 @@ class GradientMonitor:
     def _checked(self, batches: Sequence[Any]) -> Report:
         """The model's backward, then `.grad`, on the same batches: those of all ranks, where there are several."""
         request = self._request
-        with request.team.together():
+        with request.team.together(), assembled(self._model, self._loss(batches[0]).holders) as whole:
             step = step_of_all(request, self._model, self._loss(batches[0]), self._step(batches))
             window = step.window
             assert window is not None
             starts = [forward.start for forward in step.forwards or ()] if step.start is not None else []
             report, examined = check_backward(self._model, window.mean(), request, step.buffers)
             of_grad = replace(request, gradients="grad", mode="keep")
-            return joined(report, check_left_in_grad(self._model, window.mean(starts), of_grad, step, examined))
+            in_grad = check_left_in_grad(self._model, window.mean(starts), of_grad, step, examined)
+            return whole.told(joined(report, in_grad))
 
     def _step(self, batches: Sequence[Any]) -> TrainingStep:
         """What this process knows of the step."""

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from torch_gradcheck.torch_internals.modules import PARALLEL, uncompiled
+from torch_gradcheck.torch_internals.sharded import data_parallel_groups, mixed_precision, process_groups_exist
 
 
-def data_parallel_group(model: nn.Module) -> dist.ProcessGroup | None:
-    """The ranks that train one model, each on batches of its own; None where there is no other one.
+def data_parallel_group(model: nn.Module) -> Any:
+    """The process group of the ranks that train one model, each on batches of its own; None where there is no other one.
+
+    That is the group of DistributedDataParallel, or of the mesh that `fully_shard` was given: where the mesh has several
+    dimensions, all processes, if it is made of them.
 
     Args:
         model: of the caller's, as it is trained.
     """
-    wrapper = uncompiled(model)
-    if not isinstance(wrapper, nn.parallel.DistributedDataParallel):
+    if not process_groups_exist():
         return None
-    group: dist.ProcessGroup = wrapper.process_group
-    return group if dist.get_world_size(group) > 1 else None
+    wrapper = uncompiled(model)
+    if isinstance(wrapper, nn.parallel.DistributedDataParallel):
+        groups = [wrapper.process_group]
+    else:
+        groups = data_parallel_groups(wrapper)
+    sizes = [torch.distributed.get_world_size(group) for group in groups]
+    if len(groups) > 1:
+        return torch.distributed.group.WORLD if math.prod(sizes) == torch.distributed.get_world_size() else None
+    return groups[0] if sizes and sizes[0] > 1 else None
 
 
 def without_parallel(model: nn.Module) -> nn.Module:
@@ -31,7 +41,13 @@ def without_parallel(model: nn.Module) -> nn.Module:
 
 
 def reduced_in(model: nn.Module) -> torch.dtype | None:
-    """The dtype that a hook of DDP compresses gradients to before they are summed over the ranks; None without."""
+    """The dtype that gradients are summed over the ranks in; None: their own.
+
+    A hook of DDP compresses them, or the mixed precision of FSDP2 reduces them in another one.
+    """
+    policies = [each.gradients or each.parameters for each in mixed_precision(model).values()]
+    if any(policies):
+        return max(filter(None, policies), key=lambda dtype: torch.finfo(dtype).eps)
     names = [name.removesuffix("_wrapper_hook") for name in comm_hooks(model)]
     found = [dtype for name in names for start, dtype in _COMPRESSED.items() if name.startswith(start)]
     return found[0] if found else None
