@@ -178,7 +178,8 @@ def check_closure(
     gradient and that J reads are on trial, as rows named after the variables that hold them: `x`, `inputs['x']`,
     `self.z`. Options, result and errors are those of `check_module`.
     """
-    with team_of(_ranks_of(model, gradients, group)).together() as team, assembled(model, closure, gradients) as whole:
+    ranks = team_of(_ranks_of(model, gradients, group))
+    with ranks.together() as team, assembled(model, closure, gradients) as whole:
         request = validated_request(
             model,
             METHOD_NAMES,

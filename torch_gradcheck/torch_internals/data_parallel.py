@@ -13,10 +13,10 @@ from torch_gradcheck.torch_internals.sharded import data_parallel_groups, mixed_
 
 
 def data_parallel_group(model: nn.Module) -> Any:
-    """The process group of the ranks that train one model, each on batches of its own; None where there is no other one.
+    """The process group of the ranks that train one model, each on its own batches; None where there is no other one.
 
-    That is the group of DistributedDataParallel, or of the mesh that `fully_shard` was given: where the mesh has several
-    dimensions, all processes, if it is made of them.
+    That is the group of DistributedDataParallel, or of the mesh that `fully_shard` was given: where the mesh has
+    several dimensions, all processes, if it is made of them.
 
     Args:
         model: of the caller's, as it is trained.
