@@ -31,6 +31,9 @@ MANY = 1000
 NOT_ENTERED = {"_thread", "asyncio", "concurrent", "io", "logging", "multiprocessing", "rich", "threading", "tqdm"}
 """Packages whose objects are not looked into: they are no state of a model, and other threads may change them."""
 
+BETWEEN_RANKS = "torch.distributed"
+"""The package in which torch keeps what it knows of shards and meshes: nothing that an evaluation of J changes."""
+
 
 @dataclass
 class Captures:
@@ -186,7 +189,8 @@ def _has_attributes(value: Any) -> bool:
         value, type, ModuleType, FunctionType, MethodType, functools.partial, torch.Tensor, np.ndarray
     ):
         return False
-    is_open = str(type(value).__module__).partition(".")[0] not in NOT_ENTERED
+    home = str(type(value).__module__)
+    is_open = home.partition(".")[0] not in NOT_ENTERED and not home.startswith(BETWEEN_RANKS)
     return is_open and attributes_of(value) is not None
 
 
