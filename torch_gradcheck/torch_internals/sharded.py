@@ -21,6 +21,11 @@ def process_groups_exist() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def is_about_ranks(value: object) -> bool:
+    """Whether torch keeps in an object what it knows of ranks, meshes and shards, which no evaluation of J changes."""
+    return str(type(value).__module__).startswith("torch.distributed.")
+
+
 def is_sharded(x: object) -> bool:
     """Whether a tensor is a DTensor: on a mesh of ranks, each of which holds a shard, or all of it."""
     kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)  # without it there is none
