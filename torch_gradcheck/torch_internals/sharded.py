@@ -28,8 +28,13 @@ def is_about_ranks(value: object) -> bool:
 
 def is_sharded(x: object) -> bool:
     """Whether a tensor is a DTensor: on a mesh of ranks, each of which holds a shard, or all of it."""
-    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)  # without it there is none
-    return kind is not None and isinstance(x, kind)
+    return is_sharded_type(type(x))
+
+
+def is_sharded_type(kind: type) -> bool:
+    """Whether the tensors of a class are DTensors."""
+    tensors = sys.modules.get("torch.distributed.tensor")  # without it there are none
+    return tensors is not None and issubclass(kind, tensors.DTensor)
 
 
 def full_tensor(x: torch.Tensor) -> torch.Tensor:
