@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/processes.py    # writes benchmarks/results/processes.json, about 15 minutes
     python benchmarks/processes.py --quick              # small models, once; writes nothing without --json
 
-The models take over 5 CPU seconds by one process: exact with a record of J and without, kinks, mistakes, projected, DDP,
-FSDP2. A group of processes is started once, and makes a small check first, which is not counted. Where there are
+The models take over 5 CPU seconds by one process: exact with a record of J and without, kinks, mistakes, projected,
+DDP, FSDP2. A group of processes is started once, and makes a small check first, which is not counted. Where there are
 fewer cores than processes, wall times say nothing of the processes: what counts then is the CPU seconds of the busiest
 rank beside those of one process, which is what the check would take if each had a core of its own.
 """
@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from time import process_time
 from typing import Any
 
 import torch
@@ -27,11 +28,15 @@ from rich.table import Table
 import shared_models
 from environment import environment
 from rank_costs import Group, Outcome, RankCost
+from shared_models import Case, loss_of
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"
 
 WIDTH = 170
 """Of the printed table."""
+
+EVALUATIONS = 5
+"""Of J, to know what one takes."""
 
 WARM_UP = "small-mlp"
 
@@ -43,6 +48,9 @@ class Comparison:
     Attributes:
         case: the model, and what is tried on it.
         coordinates: the size of θ.
+        tensors: that it consists of.
+        method: exact or projected.
+        evaluation: CPU seconds of one evaluation of J in float64, without a graph.
         costs: size of the group to what each rank took, of the turn with the median of the busiest rank.
         busiest: size of the group to the CPU seconds of the busiest rank, one a turn.
         wall: size of the group to wall seconds, one a turn.
@@ -56,6 +64,9 @@ class Comparison:
 
     case: str
     coordinates: int
+    tensors: int
+    method: str
+    evaluation: float
     costs: dict[int, list[RankCost]]
     busiest: dict[int, list[float]]
     wall: dict[int, list[float]]
@@ -82,6 +93,9 @@ def comparison(key: str, groups: Sequence[Group], repeats: int) -> Comparison:
     return Comparison(
         case=case.name,
         coordinates=case.coordinates,
+        tensors=len(list(case.model.parameters())),
+        method=case.options["method"],
+        evaluation=seconds_of_evaluation(case),
         costs={size: [each.cost for each in turns[_middle(busiest[size])][size]] for size in sizes},
         busiest=busiest,
         wall=wall,
@@ -92,6 +106,17 @@ def comparison(key: str, groups: Sequence[Group], repeats: int) -> Comparison:
         same={size: all(_same(each, alone) for turn in turns for each in turn[size]) for size in sizes},
         apart={size: max(_apart(each, alone) for turn in turns for each in turn[size]) for size in sizes},
     )
+
+
+def seconds_of_evaluation(case: Case) -> float:
+    """CPU seconds of J, the median of some runs on one thread after one that is not counted."""
+    model, seconds = case.model.double().eval(), []
+    for _ in range(EVALUATIONS + 1):
+        start = process_time()
+        with torch.no_grad():
+            loss_of(case, model)
+        seconds.append(process_time() - start)
+    return median(seconds[1:])
 
 
 def _middle(values: Sequence[float]) -> int:
@@ -148,15 +173,19 @@ def main() -> None:
 
     torch.set_num_threads(1)
     keys, repeats = (list(shared_models.SMALL), 1) if arguments.quick else (arguments.cases, arguments.repeats)
+    console = Console(width=WIDTH)
     groups = [Group(size) for size in dict.fromkeys([1, *arguments.sizes])]
     try:
         for group in groups:
             group.outcomes(run, WARM_UP)
-        found = [comparison(key, groups, repeats) for key in keys]
+        found = []
+        for key in keys:
+            found.append(comparison(key, groups, repeats))
+            console.print(table(found[-1:]))
     finally:
         for group in groups:
             group.close()
-    Console(width=WIDTH).print(table(found))
+    console.print(table(found))
     path = arguments.json or (None if arguments.quick else RESULTS)
     if path:
         rules = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]

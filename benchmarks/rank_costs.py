@@ -120,7 +120,7 @@ class Meter:
         return counted
 
     def _lead(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Evaluations: those of the leader include those of the others' shares, which `evaluations_by_rank` takes off."""
+        """Evaluations: of the leader those of the others' shares are among them; `Group.outcomes` takes them off."""
 
         @functools.wraps(method)
         def counted(team: Team, state: Any, work: Any, prepare: Any = lambda: None) -> Any:

@@ -186,3 +186,9 @@ def check(case: Case, group: dist.ProcessGroup) -> Report:
     place = case.model.get_submodule(case.place)
     with changed(place, MISTAKES["5 % too large"]) if case.place else nullcontext():
         return check_module(model, case.loss_fn, case.batch, group=group, progress=False, **case.options)
+
+
+def loss_of(case: Case, model: nn.Module) -> Tensor:
+    """J by that model, which is in float64."""
+    inputs, *targets = case.batch
+    return case.loss_fn(model(inputs.double() if inputs.is_floating_point() else inputs), *targets)
