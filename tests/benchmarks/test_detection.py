@@ -14,9 +14,7 @@ CONTESTANTS = {"torch_gradcheck", "gradcheck slow", "gradcheck fast", "textbook 
 
 
 @pytest.fixture(scope="module")
-def quick(
-    tmp_path_factory: pytest.TempPathFactory, printed_by: Callable[..., str]
-) -> tuple[str, dict[str, Any]]:
+def quick(tmp_path_factory: pytest.TempPathFactory, printed_by: Callable[..., str]) -> tuple[str, dict[str, Any]]:
     """What --quick prints, and the figures it writes."""
     path = tmp_path_factory.mktemp("detection") / "detection.json"
     return printed_by(detection, "--quick", "--json", str(path)), json.loads(path.read_text())
