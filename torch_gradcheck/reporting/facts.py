@@ -140,6 +140,7 @@ class DiagnosisKind(_Word):
     ACCUMULATED = "accumulated", Trait.WHOLE
     STALE = "stale", Trait.WHOLE
     WEIGHTED = "weighted", Trait.WHOLE
+    UNREDUCED = "unreduced", Trait.WHOLE
     MISSING_TERM = "missing_term"
     PROJECTION = "projection"
     SLICEWISE = "slicewise", Trait.SEPARATE
