@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_gradcheck import GradientMonitor, Report, check_module
@@ -138,3 +139,46 @@ class Loop:
                     optimizer.step()
                     optimizer.zero_grad()
         return monitor.reports, monitor.summary, [each.detach().clone() for each in model.state_dict().values()]
+
+
+def sharded(made: Made = mlp, **options: Any) -> Any:
+    """A model under FSDP2, its linear layers sharded by themselves."""
+    model = made()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            fully_shard(module, **options)
+    return fully_shard(model, **options)
+
+
+def left_by_fsdp(step: Callable[[Any, int], Batch], made: Made = mlp, **options: Any) -> Report:
+    """The report on what a step has left in `.grad` of a model under FSDP2."""
+    model = sharded(made, **options)
+    batch = step(model, dist.get_rank())
+    return check_module(model, cross_entropy, batch, gradients="grad")
+
+
+def not_synchronised_by_fsdp(model: Any, rank: int) -> Batch:
+    model.set_requires_gradient_sync(False)
+    return right(model, rank)
+
+
+def divided_by_nothing(model: Any, rank: int) -> Batch:
+    for module in model.modules():
+        if hasattr(module, "set_gradient_divide_factor"):
+            module.set_gradient_divide_factor(1.0)
+    return right(model, rank)
+
+
+def clipped_by_shard(model: Any, rank: int) -> Batch:
+    batch = right(model, rank)
+    shards = [parameter.grad.to_local() for parameter in model.parameters()]
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(shard) for shard in shards]))
+    for shard in shards:
+        shard.mul_(0.1 / norm)
+    return batch
+
+
+def clipped_whole(model: Any, rank: int) -> Batch:
+    batch = right(model, rank)
+    nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    return batch

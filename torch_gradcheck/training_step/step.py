@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -33,7 +33,7 @@ class TrainingStep:
         earlier: parameter → its `.grad` when the step before was done with it.
         previous: J of the batch before.
         window: the batches of the step and their weights; None where they are not known one by one.
-        moved: why `.grad` of another rank is not of the present weights; "" where nothing says so.
+        moved: why `.grad`, of another rank perhaps, is not of the present weights; "" where nothing says so.
         buffers: the leader's buffers, from which J of this rank starts as well; None where the rank is alone.
         reduced_in: the dtype that gradients are compressed to before they are summed over the ranks; None: their own.
     """
@@ -66,6 +66,11 @@ class TrainingStep:
         """Whether a tensor had a `.grad` when the step's first forward with it began; None where nobody saw that."""
         seen = [each.held_grad[id(tensor)] for each in self.forwards or () if id(tensor) in each.held_grad]
         return seen[0] if seen else None
+
+    def before_assembly(self) -> TrainingStep:
+        """The same, with the answer of `weights_moved` now: what makes a sharded model whole writes to its tensors."""
+        forwards = None if self.forwards is None else tuple(replace(each, versions={}) for each in self.forwards)
+        return replace(self, forwards=forwards, moved=self.weights_moved())
 
     def weights_moved(self) -> str:
         """The reason why `.grad` is not of the present weights; "" where nothing says so."""
