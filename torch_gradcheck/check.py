@@ -120,6 +120,7 @@ def check_module(
         InvalidRequestError: an argument that cannot be used.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss or a reference that cannot be checked.
     """
+    step = _step_of(model, gradients)
     with (
         team_of(_ranks_of(model, gradients, group)).together() as team,
         assembled(model, loss_fn, batch, gradients, reference) as whole,
@@ -147,7 +148,7 @@ def check_module(
         loss = ModuleLoss(model, loss_fn, batch)
         if reference is not None:
             return whole.told(module_against_reference(loss, reference_module(reference), request))
-        return whole.told(checked(model, loss, request))
+        return whole.told(checked(model, loss, request, step))
 
 
 def check_closure(
@@ -179,6 +180,7 @@ def check_closure(
     `self.z`. Options, result and errors are those of `check_module`.
     """
     ranks = team_of(_ranks_of(model, gradients, group))
+    step = _step_of(model, gradients)
     with ranks.together() as team, assembled(model, closure, gradients) as whole:
         request = validated_request(
             model,
@@ -202,7 +204,7 @@ def check_closure(
         callable_argument("closure", closure)
         closure_argument(closure)
         no_reference_of_closure(reference)
-        return whole.told(checked(model, ClosureLoss(closure), request))
+        return whole.told(checked(model, ClosureLoss(closure), request, step))
 
 
 def _ranks_of(model: nn.Module, gradients: object, group: ProcessGroup | None) -> ProcessGroup | None:
@@ -210,6 +212,12 @@ def _ranks_of(model: nn.Module, gradients: object, group: ProcessGroup | None) -
     if group is not None or not isinstance(gradients, str) or not isinstance(model, nn.Module):
         return group
     return data_parallel_group(model)
+
+
+def _step_of(model: nn.Module, gradients: object) -> TrainingStep | None:
+    """What is known of the step that left `.grad`; None where that is not on trial."""
+    on_trial = isinstance(gradients, str) and isinstance(model, nn.Module)
+    return TrainingStep().before_assembly(model) if on_trial else None
 
 
 def check_function(
@@ -329,8 +337,15 @@ def _run_backward(problem: Problem, loss: FunctionLoss) -> None:
     loss.refuse_written()
 
 
-def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
-    """The check that was asked for."""
+def checked(model: nn.Module, loss: Loss, request: Request, step: TrainingStep | None = None) -> Report:
+    """The check that was asked for.
+
+    Args:
+        model: the caller's, whole.
+        loss: the user's loss over it.
+        request: the options.
+        step: what is known of the step that left `.grad`.
+    """
     if isinstance(request.gradients, Mapping):
         plain = plain_names(model)
         given = {plain(str(name)): gradient for name, gradient in request.gradients.items()}
@@ -338,7 +353,7 @@ def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
     if request.gradients == "grad":
         mode: Mode = "train" if request.mode == "train" else "keep"
         request = replace(request, mode=mode)
-        step = step_of_all(request, model, loss, TrainingStep())
+        step = step_of_all(request, model, loss, step or TrainingStep())
         return check_left_in_grad(model, loss if step.window is None else step.window.mean(), request, step)
     report = check_backward(model, loss, request)[0]
     return _begun_with_first_order(report, model, loss, request) if request.order == 2 else report

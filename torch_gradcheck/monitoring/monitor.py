@@ -238,6 +238,8 @@ class GradientMonitor:
         self._hook.detach()
         self._arrived = len(self._batches)
         self._forget()
+        if not self._request.team.leads:
+            return
         summary = self.summary
         log = logger.warning if "\n" in summary else logger.info
         log("%s", summary)
@@ -365,7 +367,7 @@ class GradientMonitor:
             previous=self._previous,
             window=self._window(batches),
         )
-        return step.before_assembly()
+        return step.before_assembly(self._model)
 
     def _window(self, batches: Sequence[Any]) -> Window:
         """The batches of a step with the weights that they were given."""

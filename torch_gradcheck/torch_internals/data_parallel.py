@@ -8,8 +8,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from torch_gradcheck.torch_internals.modules import PARALLEL, uncompiled
-from torch_gradcheck.torch_internals.sharded import data_parallel_groups, mixed_precision, process_groups_exist
+from torch_gradcheck.torch_internals.modules import PARALLEL, named_parameters, uncompiled
+from torch_gradcheck.torch_internals.sharded import (
+    data_parallel_groups,
+    mixed_precision,
+    process_groups_exist,
+    unreduced,
+)
 
 
 def data_parallel_group(model: nn.Module) -> Any:
@@ -51,6 +56,12 @@ def reduced_in(model: nn.Module) -> torch.dtype | None:
     names = [name.removesuffix("_wrapper_hook") for name in comm_hooks(model)]
     found = [dtype for name in names for start, dtype in _COMPRESSED.items() if name.startswith(start)]
     return found[0] if found else None
+
+
+def waiting_for_reduction(model: nn.Module) -> list[str]:
+    """The names of the parameters of FSDP2 whose gradient waits on each rank: no backward was to reduce it."""
+    waiting = {id(each) for each in unreduced(model)}
+    return [name for name, parameter in named_parameters(model) if id(parameter) in waiting]
 
 
 def comm_hooks(model: nn.Module) -> list[str]:

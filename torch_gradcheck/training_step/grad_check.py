@@ -33,7 +33,8 @@ from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
 from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
-from torch_gradcheck.training_step.ranks.unreduced import unreduced
+from torch_gradcheck.training_step.ranks.shard_clipping import clipped_by_shards
+from torch_gradcheck.training_step.ranks.unreduced import WAITING, unreduced
 from torch_gradcheck.training_step.ranks.window import WindowOfRanks
 from torch_gradcheck.training_step.regimes import replays_in_regimes
 from torch_gradcheck.training_step.replay import Replays, coarsest
@@ -254,7 +255,7 @@ class GradCheck:
             return {}
         previous = self._gradients_of(self._step.previous)
         found = self._diagnosed(judged, trials, [Reference("the gradient of the batch before", previous)])
-        found |= self._unreduced(judged)
+        found |= self._unreduced(judged) | self._waiting(judged) | self._clipped_by_shards(judged, trials)
         if all(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()):
             return found
         found |= self._weighted(judged)
@@ -291,6 +292,23 @@ class GradCheck:
             return {}
         held = {at: self._of_ranks.at(at, judged[at].trial.coordinates) for at in differing}
         return unreduced(self._evidences(judged), held, window, parts)
+
+    def _waiting(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
+        """What FSDP2 has not reduced yet, by position in θ."""
+        names = self._step.waiting
+        waiting = [at for at in judged if self.theta[at].name in names and not self.left[at].reached]
+        return dict.fromkeys(waiting, Diagnosis(DiagnosisKind.UNREDUCED, WAITING))
+
+    def _clipped_by_shards(
+        self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]
+    ) -> dict[int, Diagnosis]:
+        """The mistake that each rank has clipped its own shards, by position in θ."""
+        known = self._step.shards
+        shards = {at: known[self.theta[at].name] for at in judged if self.theta[at].name in known}
+        if not shards:
+            return {}
+        unclipped = {position: trial.results.numeric for position, trial in trials.items()}
+        return clipped_by_shards(self._evidences(judged), unclipped, shards)
 
     def _evidences(self, judged: Mapping[int, Judged]) -> dict[int, Evidence]:
         return {position: step_evidence(self.theta[position], each.trial) for position, each in judged.items()}

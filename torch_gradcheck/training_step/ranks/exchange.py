@@ -17,7 +17,7 @@ from torch_gradcheck.objective.loss import ClosureLoss, Loss, MeanLoss, ModuleLo
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.request import Request
-from torch_gradcheck.torch_internals.data_parallel import reduced_in, without_parallel
+from torch_gradcheck.torch_internals.data_parallel import without_parallel
 from torch_gradcheck.torch_internals.modules import keeps_statistics, named_buffers, named_modules
 from torch_gradcheck.training_step.forward_state import SeenForward
 from torch_gradcheck.training_step.ranks.replicas import refuse_drifted, that_differ
@@ -83,7 +83,6 @@ def step_of_all(request: Request, model: nn.Module, loss: Loss, step: TrainingSt
         window=merged,
         buffers=_buffers_of_leader(team, model),
         moved=moved[0] if moved else "",
-        reduced_in=reduced_in(model),
     )
 
 
