@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from torch_gradcheck import GradientMonitor, Report, check_module
@@ -182,3 +183,90 @@ def clipped_whole(model: Any, rank: int) -> Batch:
     batch = right(model, rank)
     nn.utils.clip_grad_norm_(model.parameters(), 0.1)
     return batch
+
+
+def doubled_beside(model: nn.Module, rank: int) -> Batch:
+    """Rank 1 changes its own `.grad` after the reduction."""
+    batch = right(model, rank)
+    for parameter in model.parameters() if rank else ():
+        parameter.grad *= 2
+    return batch
+
+
+def drifted(model: nn.Module, rank: int) -> Batch:
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 0.01 * rank
+    return right(model, rank)
+
+
+def one_ignored() -> nn.Module:
+    model = mlp()
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["0.bias"])
+    return model
+
+
+class Branches(nn.Module):
+    """A model one layer of which only some batches use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.extra, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        if x[0, 0] > 0:
+            h = h + torch.tanh(self.extra(h))
+        out: Tensor = self.last(h)
+        return out
+
+
+def unused_on_one(reduced: bool) -> Report:
+    """A layer that only rank 0's batch uses: averaged by DDP, which is told to look; or by hand, where it has a .grad."""
+    rank = dist.get_rank()
+    x, y = batch_of(rank)
+    x[0, 0] = 1.0 - 2 * rank
+    model: nn.Module = Branches()
+    if reduced:
+        model = DistributedDataParallel(model, find_unused_parameters=True)
+    cross_entropy(model(x), y).backward()
+    for name, parameter in () if reduced else model.named_parameters():
+        if "extra" not in name:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= dist.get_world_size()
+    return check_module(model, cross_entropy, (x, y), gradients="grad", group=dist.group.WORLD)
+
+
+def accumulated(factors: tuple[float, float], shared: bool = True, size: int = 5, **options: Any) -> Report:
+    """The report of a monitor on a window of two batches a rank, their losses times a factor for each rank."""
+    rank = dist.get_rank()
+    model = DistributedDataParallel(mlp())
+    weights = options.pop("weights", None)
+    sizes = options.pop("sizes", (size, size))
+    with GradientMonitor(model, cross_entropy, at=0, accumulate=2, on_mismatch="record", **options) as monitor:
+        for number in range(2):
+            x, y = batch_of(rank, sizes[rank], number)
+            with model.no_sync() if number == 0 and shared else nullcontext():
+                (cross_entropy(model(x), y) * factors[rank]).backward()
+            monitor.step((x, y), weight=weights[rank] if weights else None)
+    if 0 in monitor.errors:
+        raise monitor.errors[0]
+    return monitor.reports[0]
+
+
+def compressed(hook: str, wrong: bool = False) -> Report:
+    """A step whose gradients a hook of DDP rounds before it sums them."""
+    model = DistributedDataParallel(mlp())
+    model.register_comm_hook(None, getattr(default_hooks, hook))
+    batch = (summed if wrong else right)(model, dist.get_rank())
+    return check_module(model, cross_entropy, batch, gradients="grad")
+
+
+def sharded_step(step: Callable[[Any, int], Batch], **policy: torch.dtype) -> Report:
+    """The same as `left_by_fsdp`, in mixed precision, under a monitor that sees the forward."""
+    model = sharded(mp_policy=MixedPrecisionPolicy(**policy))
+    with GradientMonitor(model, cross_entropy, at=0, on_mismatch="record") as monitor:
+        monitor.step(step(model, dist.get_rank()))
+    if 0 in monitor.errors:
+        raise monitor.errors[0]
+    return monitor.reports[0]

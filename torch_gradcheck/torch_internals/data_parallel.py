@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -52,10 +53,19 @@ def reduced_in(model: nn.Module) -> torch.dtype | None:
     """
     policies = [each.gradients or each.parameters for each in mixed_precision(model).values()]
     if any(policies):
-        return max(filter(None, policies), key=lambda dtype: torch.finfo(dtype).eps)
+        return _coarsest(policies)
     names = [name.removesuffix("_wrapper_hook") for name in comm_hooks(model)]
     found = [dtype for name in names for start, dtype in _COMPRESSED.items() if name.startswith(start)]
     return found[0] if found else None
+
+
+def computed_in(model: nn.Module) -> torch.dtype | None:
+    """The coarsest dtype that FSDP2 casts parameters to for the forward; None where it casts none."""
+    return _coarsest([each.parameters for each in mixed_precision(model).values()])
+
+
+def _coarsest(dtypes: Iterable[torch.dtype | None]) -> torch.dtype | None:
+    return max(filter(None, dtypes), key=lambda dtype: torch.finfo(dtype).eps, default=None)
 
 
 def waiting_for_reduction(model: nn.Module) -> list[str]:

@@ -15,7 +15,7 @@ from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks, post_accumulate_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
-from torch_gradcheck.torch_internals.data_parallel import reduced_in, waiting_for_reduction
+from torch_gradcheck.torch_internals.data_parallel import computed_in, reduced_in, waiting_for_reduction
 from torch_gradcheck.torch_internals.modules import is_dropout, named_modules
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
 from torch_gradcheck.training_step.window import Window
@@ -40,6 +40,7 @@ class TrainingStep:
         shards: parameter's name → the entries of dim 0, from and to, that each rank holds; of those that are sharded.
         waiting: the names of the parameters of whose gradient FSDP2 holds a part that it has not reduced.
         reduced_in: the dtype that gradients are compressed to before they are summed over the ranks; None: their own.
+        computed_in: the dtype that FSDP2 casts parameters and inputs to for the forward; None: their own.
     """
 
     forwards: tuple[SeenForward, ...] | None = None
@@ -57,6 +58,7 @@ class TrainingStep:
     shards: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
     waiting: frozenset[str] = frozenset()
     reduced_in: torch.dtype | None = None
+    computed_in: torch.dtype | None = None
 
     @property
     def start(self) -> Start | None:
@@ -84,6 +86,7 @@ class TrainingStep:
             shards=shard_rows(model),
             waiting=frozenset(waiting_for_reduction(model)),
             reduced_in=reduced_in(model),
+            computed_in=computed_in(model),
         )
 
     def weights_moved(self) -> str:
