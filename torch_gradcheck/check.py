@@ -20,7 +20,7 @@ from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
-from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
+from torch_gradcheck.objective.loss import ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.pipeline.backward import check_backward, judged
 from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.progress import progress_bar
@@ -38,7 +38,8 @@ from torch_gradcheck.request import (
 from torch_gradcheck.torch_internals.data_parallel import data_parallel_group
 from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import check_left_in_grad
-from torch_gradcheck.training_step.ranks.exchange import step_of_all
+from torch_gradcheck.training_step.ranks.exchange import loss_of_all, step_of_all
+from torch_gradcheck.training_step.ranks.window import on_mean
 from torch_gradcheck.training_step.step import TrainingStep
 
 if TYPE_CHECKING:  # a build of torch may come without it
@@ -211,7 +212,8 @@ def _ranks_of(model: nn.Module, gradients: object, group: ProcessGroup | None) -
     """The group that is given; for `.grad` of a model that is trained in data parallelism, the ranks that train it."""
     if group is not None or not isinstance(gradients, str) or not isinstance(model, nn.Module):
         return group
-    return data_parallel_group(model)
+    ranks: ProcessGroup | None = data_parallel_group(model)
+    return ranks
 
 
 def _step_of(model: nn.Module, gradients: object) -> TrainingStep | None:
@@ -355,7 +357,10 @@ def checked(model: nn.Module, loss: Loss, request: Request, step: TrainingStep |
         request = replace(request, mode=mode)
         step = step_of_all(request, model, loss, step or TrainingStep())
         return check_left_in_grad(model, loss if step.window is None else step.window.mean(), request, step)
-    report = check_backward(model, loss, request)[0]
+    loss, start = loss_of_all(request, model, loss)
+    report = check_backward(model, loss, request, start)[0]
+    if isinstance(loss, MeanLoss):
+        report = replace(report, notes=[*report.notes, on_mean(request.team.size)])
     return _begun_with_first_order(report, model, loss, request) if request.order == 2 else report
 
 

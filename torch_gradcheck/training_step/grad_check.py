@@ -261,9 +261,13 @@ class GradCheck:
         )
 
     def _diagnoses(self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]) -> dict[int, Diagnosis]:
-        """The kind of mistake of every wrong `.grad`, by position in θ."""
-        if not _wrong(judged):
-            return {}
+        """The kind of mistake of every wrong `.grad`, by position in θ, and the rank that it is of."""
+        found = self._diagnosed_all(judged, trials) if _wrong(judged) else {}
+        return found | {at: self._of_ranks.on_its_rank(at, found[at]) for at in self._of_ranks.differing if at in found}
+
+    def _diagnosed_all(
+        self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]
+    ) -> dict[int, Diagnosis]:
         previous = self._gradients_of(self._step.previous)
         found = self._diagnosed(judged, trials, [Reference("the gradient of the batch before", previous)])
         found |= self._unreduced(judged) | self._waiting(judged) | self._clipped_by_shards(judged, trials)

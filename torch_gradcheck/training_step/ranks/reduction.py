@@ -33,14 +33,10 @@ class Reduction:
     def _runs(self, position: int) -> list[Floats]:
         """The mean as it comes out: the ranks summed from the first on, and from the last."""
         world, shares = self._window.world, self._window.shares
-        of_rank = [
-            sum(
-                world * shares[at] * self._parts[at][position]
-                for at in np.flatnonzero(np.array(self._window.ranks) == rank)
-            )
-            for rank in range(world)
-        ]
-        rounded = [torch.from_numpy(np.asarray(gradient)).to(self._dtype) / world for gradient in of_rank]
+        of_rank = [np.zeros_like(self._parts[0][position]) for _ in range(world)]
+        for rank, share, part in zip(self._window.ranks, shares, self._parts, strict=True):
+            of_rank[rank] += world * share * part[position]
+        rounded = [torch.from_numpy(gradient).to(self._dtype) / world for gradient in of_rank]
         return [_summed(rounded), _summed(rounded[::-1])]
 
 
