@@ -21,6 +21,7 @@ from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of,
 from torch_gradcheck.borrowing.random_state import is_generator
 from torch_gradcheck.torch_internals.modules import inner_modules, named_inner_modules
 from torch_gradcheck.torch_internals.scripted import attributes_in_code, is_scripted
+from torch_gradcheck.torch_internals.sharded import is_about_ranks
 
 DEPTH = 4
 """The number of references followed from a holder: list → object → method → function → tensor in its closure is 4."""
@@ -30,9 +31,6 @@ MANY = 1000
 
 NOT_ENTERED = {"_thread", "asyncio", "concurrent", "io", "logging", "multiprocessing", "rich", "threading", "tqdm"}
 """Packages whose objects are not looked into: they are no state of a model, and other threads may change them."""
-
-BETWEEN_RANKS = "torch.distributed"
-"""The package in which torch keeps what it knows of shards and meshes: nothing that an evaluation of J changes."""
 
 
 @dataclass
@@ -189,8 +187,7 @@ def _has_attributes(value: Any) -> bool:
         value, type, ModuleType, FunctionType, MethodType, functools.partial, torch.Tensor, np.ndarray
     ):
         return False
-    home = str(type(value).__module__)
-    is_open = home.partition(".")[0] not in NOT_ENTERED and not home.startswith(BETWEEN_RANKS)
+    is_open = str(type(value).__module__).partition(".")[0] not in NOT_ENTERED and not is_about_ranks(value)
     return is_open and attributes_of(value) is not None
 
 

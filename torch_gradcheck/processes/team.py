@@ -103,15 +103,20 @@ class Team:
         result: T = ended.result
         return result
 
-    def shared(self, task: Task, shares: Sequence[Any]) -> list[Any]:
+    def shared(self, task: Task, shares: Sequence[Any], meanwhile: Callable[[], object] = lambda: None) -> list[Any]:
         """What `task` makes of every share, each on the rank of that number; only where `can_share`.
+
+        Args:
+            task: see `Task`.
+            shares: one a rank.
+            meanwhile: run by the leader before its own share, while the others are at theirs.
 
         Raises:
             Exception: that of the first rank that ended in one. Every later call raises it as well: the check is over.
         """
         if self._failure is None:
             self._tell(Share(task, shares))
-            answers = self._gathered(self._attempted(lambda: self._run(task, shares[LEADER])))
+            answers = self._gathered(self._attempted(lambda: self._run(task, shares[LEADER], meanwhile)))
             self._failure = _first_failure([*answers, self._attempted(_nothing)])
         if self._failure is not None:
             raise self._failure.here
@@ -215,9 +220,11 @@ class Team:
         self._signals.deliver()
         return run()
 
-    def _run(self, task: Task, share: Any) -> Any:
+    def _run(self, task: Task, share: Any, meanwhile: Callable[[], object] = lambda: None) -> Any:
         self._is_in_task = True
         try:
+            meanwhile()
+            meanwhile()
             return task(self._state, share)
         finally:
             self._is_in_task = False

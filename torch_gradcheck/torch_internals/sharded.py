@@ -21,10 +21,20 @@ def process_groups_exist() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
+def is_about_ranks(value: object) -> bool:
+    """Whether torch keeps in an object what it knows of ranks, meshes and shards, which no evaluation of J changes."""
+    return str(type(value).__module__).startswith("torch.distributed.")
+
+
 def is_sharded(x: object) -> bool:
     """Whether a tensor is a DTensor: on a mesh of ranks, each of which holds a shard, or all of it."""
-    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)  # without it there is none
-    return kind is not None and isinstance(x, kind)
+    return is_sharded_type(type(x))
+
+
+def is_sharded_type(kind: type) -> bool:
+    """Whether the tensors of a class are DTensors."""
+    tensors = sys.modules.get("torch.distributed.tensor")  # without it there are none
+    return tensors is not None and issubclass(kind, tensors.DTensor)
 
 
 def full_tensor(x: torch.Tensor) -> torch.Tensor:
