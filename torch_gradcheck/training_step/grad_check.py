@@ -195,10 +195,11 @@ class GradCheck:
 
     def _of_reduction(self, position: int, fraction: float) -> Bars:
         """The error bars of the sum over the ranks, where that rounds coarser than `.grad`; clipped by this factor."""
-        window, dtype, parts = self._step.window, self._step.reduced_in, []
-        if dtype is not None and isinstance(window, WindowOfRanks):
-            parts = self._gradients_by_batch()
-        if dtype is None or not isinstance(window, WindowOfRanks) or not all(position in part for part in parts):
+        window, dtype = self._step.window, self._step.reduced_in
+        if dtype is None or not isinstance(window, WindowOfRanks):
+            return Bars(0.0, 0.0)
+        parts = self._gradients_by_batch()
+        if not all(position in part for part in parts):
             return Bars(0.0, 0.0)
         return Reduction(window, parts, dtype).bars(position).times(fraction)
 

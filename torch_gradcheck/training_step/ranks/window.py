@@ -95,7 +95,9 @@ class WindowOfRanks(Window):
         if self.sizes and alike(shares, self._in_proportion(np.array(self.sizes, dtype=float))):
             return f"the mean by the sizes of the batches, {_numbers(self.sizes)}"
         if self.weights and alike(shares, self._mean_of_means()):
-            return "the mean of the ranks' own means, each rank counting the same: the sum of the weights was that of a rank"
+            return (
+                "the mean of the ranks' own means, each rank counting the same: the weights were summed on each alone"
+            )
         by_rank = self.of_rank(shares)
         if alike(shares, self.own_in_equal_parts(by_rank)):
             listed = ", ".join(f"{share:.3g} of rank {rank}" for rank, share in enumerate(by_rank[:LISTED]))
