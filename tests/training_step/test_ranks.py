@@ -80,7 +80,7 @@ UNREDUCED = "not reduced over the ranks: .grad on each rank is the gradient of t
         pytest.param(
             steps.unused_on_one, (False,), "unreduced", "the loss of rank 1 does not reach it", id="unused, not reduced"
         ),
-        pytest.param(steps.left_by, (steps.doubled_beside,), "scaled", "on rank 1, of ranks", id="changed on a rank"),
+        pytest.param(steps.left_by, (steps.doubled_beside,), "scaled", "on rank 1 only, and right on rank 0", id="changed on a rank"),
         pytest.param(steps.left_by_fsdp, (steps.skipped,), "weighted", FROM_ONE, id="FSDP2, a rank skipped"),
         pytest.param(
             steps.in_mixed_precision,
