@@ -133,7 +133,8 @@ class Contradiction:
         if self._problem.request.gradients is None:
             on_trial = block.slope_of(self._coordinates.gradients_nearby(POINT, distance))
         with self._coordinates.point(POINT).at(distance):
-            beside = Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
+            problem = self._problem
+            beside = Directions(problem.objective, self._theta, problem.request.seed, self._progress, beside=True)
             sampler = beside.sampler([direction], self._problem.engine.value_substitute)
             stencil = Stencil(distance / CLOSE * reach, 0)
             noise = self._problem.noise_along(list(block.suspects))

@@ -284,7 +284,7 @@ class Problem:
             noise=self._agreement,
             team=self.team,
         )
-        del self._first_direction  # it is as large as θ
+        del self._first_direction  # it has a sign of every coordinate
         return engine
 
     @cached_property
@@ -299,7 +299,7 @@ class Problem:
         except Untraceable:
             return None
         finally:
-            vars(self).pop("_first_direction", None)  # it is as large as θ
+            vars(self).pop("_first_direction", None)  # it has a sign of every coordinate
 
     @property
     def _elsewhere(self) -> Elsewhere:
@@ -328,7 +328,8 @@ class Problem:
     def _through(self, positions: Sequence[int], k: int = 0) -> RandomDirection:
         """The k-th random direction through these parameters."""
         parameters = [self.theta[position].parameter for position in positions]
-        return RandomDirection(parameters, (self.request.seed + k) % 2**63)
+        at_theta = [self.objective.at_theta(parameter) for parameter in parameters]
+        return RandomDirection(parameters, (self.request.seed + k) % 2**63, at_theta)
 
     @property
     def _step(self) -> float:

@@ -16,20 +16,17 @@ from torch_gradcheck.methods.directional.motions import Direction, Drawn
 from torch_gradcheck.methods.directional.names import Names
 from torch_gradcheck.methods.directional.shared import Share, can_be_split, ranks_of, values_of
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.perturbation import real_view
+from torch_gradcheck.objective.perturbation import BLOCK, pieces, real_view
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.progress import ProgressBar
 
-PIECE = 2**16
-"""Entries of a tensor that are moved at a time: half a megabyte in float64, which caches hold."""
-
-
 class Directions:
     """Makes directions in θ and evaluates J along them.
 
-    Holds one copy of θ, from which θ is put back by assignment. A random direction in float32 takes half a copy more.
+    θ is put back by assignment of what the loan says that parameters hold at θ. A random direction in float32 takes half
+    as much memory as θ in float64.
 
     Args:
         objective: J.
@@ -37,21 +34,34 @@ class Directions:
         seed: of the random directions; the same seed gives the same directions on every device.
         progress: advanced by one at every evaluation.
         team: the ranks that share the evaluations, each of which has such directions; None: this one alone.
+        beside: the parameters are moved, and directions begin where they are now, of which a copy is held.
     """
 
     def __init__(
-        self, objective: Objective, theta: Theta, seed: int, progress: ProgressBar, team: Team | None = None
+        self,
+        objective: Objective,
+        theta: Theta,
+        seed: int,
+        progress: ProgressBar,
+        team: Team | None = None,
+        *,
+        beside: bool = False,
     ) -> None:
         self._objective, self._theta, self._seed, self._progress = objective, theta, seed, progress
         self._team = team or Team()
         self._names = Names()
         self._tensors = {position: real_view(theta[position].parameter.data) for position in theta.checked}
-        self._saved = {position: tensor.clone() for position, tensor in self._tensors.items()}
+        self._saved = {position: self._held(position, beside) for position in theta.checked}
+
+    def _held(self, position: int, beside: bool) -> Tensor:
+        """What a parameter holds where directions begin, to be read only, in its own dtype or another."""
+        held = None if beside else self._objective.at_theta(self._theta[position].parameter)
+        return self._tensors[position].clone() if held is None else real_view(held)
 
     @cached_property
     def sizes(self) -> dict[int, float]:
         """The root mean square of each parameter's finite entries, 1 where all are 0."""
-        means = {position: _root_mean_square(x) for position, x in self._saved.items()}
+        means = {position: _root_mean_square(x) for position, x in self._tensors.items()}
         return {position: mean or 1.0 for position, mean in means.items()}
 
     def random(self, number: int, scales: Mapping[int, float]) -> Drawn:
@@ -227,12 +237,9 @@ def _forget(direction: Direction) -> None:
 
 def _add(saved: Tensor, components: Tensor, factor: float, out: Tensor) -> None:
     """out = saved + factor · components, a piece at a time: float32 components take thrice as long in one go."""
-    if components.dtype == saved.dtype or saved.numel() <= PIECE or not (saved.is_contiguous() and out.is_contiguous()):
-        torch.add(saved, components.to(saved).view(saved.shape), alpha=factor, out=out)
-        return
-    pieces = (x.reshape(-1).split(PIECE) for x in (saved, components, out))
-    for before, component, after in zip(*pieces, strict=True):
-        torch.add(before, component.to(before), alpha=factor, out=after)
+    for begin, before, after in pieces(saved, out):
+        component = components[begin : begin + before.numel()].to(after)
+        torch.add(before.to(after), component.view(after.shape), alpha=factor, out=after)
 
 
 def _root_mean_square(x: Tensor) -> float:
@@ -247,6 +254,11 @@ def _root_mean_square(x: Tensor) -> float:
 def slope(direction: Direction, gradients: Mapping[int, Floats]) -> float:
     """The slope that the gradients predict along a direction: ⟨gradient, direction⟩, summed over its tensors."""
     return sum(
-        scale * float(torch.dot(torch.from_numpy(gradients[position]), components.double()))
-        for position, (scale, components) in direction.items()
+        [scale * _dot(gradients[position], components) for position, (scale, components) in direction.items()]
     )
+
+
+def _dot(gradient: Floats, components: Tensor) -> float:
+    """The sum of the products, in float64, a block at a time."""
+    blocks = zip(torch.from_numpy(gradient).split(BLOCK), components.split(BLOCK), strict=True)
+    return sum([float(torch.dot(values, block.double())) for values, block in blocks])
