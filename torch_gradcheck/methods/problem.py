@@ -91,6 +91,16 @@ class Problem:
         return on_not_perturbed(self._loss)
 
     @property
+    def loss(self) -> Loss:
+        """The user's loss over the model."""
+        return self._loss
+
+    def _beat(self) -> None:
+        """Before every evaluation of J: the bar may move, and the ranks that wait hear that this one works."""
+        self.progress.beat()
+        self.request.team.pulse()
+
+    @property
     def loss_function(self) -> Any:
         """The user's loss function or closure."""
         return self._loss.holders[0]
@@ -147,7 +157,7 @@ class Problem:
                 self._borrowed,
                 dtype,
                 self._drawn_in,
-                self.progress.beat,
+                self._beat,
                 hold,
                 self._loss.variables,
                 self._loss.words,
