@@ -287,6 +287,10 @@ class Problem:
         """The k-th random direction through all checked parameters, drawn from the seed of the request."""
         return self._through(self.theta.checked, k)
 
+    def near(self, k: int, distance: float) -> AbstractContextManager[object]:
+        """A block in which the parameters hold the k-th random point near θ; direction 0 is that of the noise."""
+        return self.direction(k + 1).at(distance)
+
     def _through(self, positions: Sequence[int], k: int = 0) -> RandomDirection:
         """The k-th random direction through these parameters."""
         parameters = [self.theta[position].parameter for position in positions]
