@@ -86,6 +86,11 @@ class GradientMonitor:
             `perturb`: what the loop left in `.grad` belongs to its own θ, and after a few steps that is no
             initialisation any more.
 
+        group: the ranks of a `torch.distributed` process group that each train on batches of their own and average
+            their gradients; None: those of the model, where it is under DistributedDataParallel or FSDP2. J is then the
+            mean of the losses of all ranks, or by the weights of all their batches. Every rank has a monitor with the
+            same schedule, and gets the same reports; the ranks send each other their batches on scheduled steps.
+
     Attributes:
         reports: step → its report.
         errors: step → why it could not be checked.
@@ -238,6 +243,8 @@ class GradientMonitor:
         self._hook.detach()
         self._arrived = len(self._batches)
         self._forget()
+        if not self._request.team.leads:
+            return
         summary = self.summary
         log = logger.warning if "\n" in summary else logger.info
         log("%s", summary)
@@ -330,18 +337,19 @@ class GradientMonitor:
         divisor = self._divisor or max(self._schedule.accumulate, len(batches))
         self._previous = MeanLoss([self._loss(batch) for batch in batches], divisor)
         request = self._request
-        theta = theta_in_grad(self._model, request.include, request.exclude, self._previous.variables)
-        left = left_gradients(theta, self._carried(), self._loss_scale())
-        self._earlier = {theta[at].parameter: each.values for at, each in left.items()}
+        with request.team.together(), assembled(self._model):
+            theta = theta_in_grad(self._model, request.include, request.exclude, self._previous.variables)
+            left = left_gradients(theta, self._carried(), self._loss_scale())
+            self._earlier = {theta[at].parameter: each.values for at, each in left.items()}
 
     def _forget(self) -> None:
         self._batches, self._weights, self._earlier, self._previous = [], [], {}, None
 
     def _checked(self, batches: Sequence[Any]) -> Report:
         """The model's backward, then `.grad`, on the same batches: those of all ranks, where there are several."""
-        request = self._request
-        with request.team.together(), assembled(self._model, self._loss(batches[0]).holders) as whole:
-            step = step_of_all(request, self._model, self._loss(batches[0]), self._step(batches))
+        request, loss, step = self._request, self._loss(batches[0]), self._step(batches)
+        with request.team.together(), assembled(self._model, loss.holders) as whole:
+            step = step_of_all(request, self._model, loss, step)
             window = step.window
             assert window is not None
             starts = [forward.start for forward in step.forwards or ()] if step.start is not None else []
@@ -352,7 +360,7 @@ class GradientMonitor:
 
     def _step(self, batches: Sequence[Any]) -> TrainingStep:
         """What this process knows of the step."""
-        return TrainingStep(
+        step = TrainingStep(
             forwards=tuple(self._hook.calls),
             batches=len(batches),
             compiled=self._is_compiled,
@@ -364,6 +372,7 @@ class GradientMonitor:
             previous=self._previous,
             window=self._window(batches),
         )
+        return step.before_assembly(self._model)
 
     def _window(self, batches: Sequence[Any]) -> Window:
         """The batches of a step with the weights that they were given."""

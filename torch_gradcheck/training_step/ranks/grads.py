@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,10 @@ import numpy as np
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.training_step.ranks.replicas import that_differ
 
@@ -40,6 +44,7 @@ class GradsOfRanks:
             for rank in range(team.size)
         ]
         self.shown_on: dict[int, int] = {}
+        self._wrong_on: dict[int, list[int]] = {}
 
     @property
     def differing(self) -> list[int]:
@@ -50,6 +55,24 @@ class GradsOfRanks:
         """The `.grad` of each rank of a parameter on which they do not agree, at some coordinates."""
         return [left[position].values[coordinates] for left in self.of_rank]
 
+    def on_its_rank(self, position: int, diagnosis: Diagnosis) -> Diagnosis:
+        """The diagnosis of a parameter on which the ranks do not agree, with the rank that it is of."""
+        if diagnosis.kind is DiagnosisKind.UNREDUCED:
+            return diagnosis
+        rank, wrong = self.shown_on.get(position, LEADER), self._wrong_on.get(position, [])
+        if len(wrong) == len(self.of_rank):
+            return replace(
+                diagnosis, message=f"on rank {rank}, of ranks that hold different .grad: {diagnosis.message}"
+            )
+        message, others = (
+            diagnosis.message,
+            listed([str(each) for each in range(len(self.of_rank)) if each not in wrong]),
+        )
+        if diagnosis.kind is DiagnosisKind.SCALED:  # whatever left the factor, it left it on this rank only
+            message = message.partition(": ")[0]
+        which = f"on rank {listed([str(each) for each in wrong])} only, and right on rank {others}"
+        return replace(diagnosis, message=f"{which}, so it was changed after the ranks were averaged: {message}")
+
     def worst(self, judged: Mapping[int, Judged], judge: Callable[[Left], Mapping[int, Judged]]) -> dict[int, Judged]:
         """Every `.grad` as judged, that of another rank where only it is wrong.
 
@@ -58,10 +81,16 @@ class GradsOfRanks:
             judge: judges those of another rank; what is not given is the leader's.
         """
         found = dict(judged)
+        self._wrong_on = {
+            position: [LEADER] for position in self.differing if position in judged and judged[position].is_wrong
+        }
         for rank, left in enumerate(self.of_rank[1:], 1):
             others = judge(left) if left else {}
             for position in left.keys() & others.keys():
-                if others[position].is_wrong and not found[position].is_wrong:
+                if not others[position].is_wrong:
+                    continue
+                self._wrong_on.setdefault(position, []).append(rank)
+                if not found[position].is_wrong:
                     found[position], self.shown_on[position] = others[position], rank
         return found
 

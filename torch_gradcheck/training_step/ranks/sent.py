@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,7 +99,8 @@ class SentBatch:
 
         def sent(tensor: torch.Tensor) -> torch.Tensor:
             elsewhere.append(tensor.device.type != "cpu")
-            return tensor.detach().cpu().requires_grad_(tensor.requires_grad)
+            copy = tensor.detach().to("cpu", copy=True)  # a view would be sent with all that it is one of
+            return copy.requires_grad_(tensor.requires_grad)
 
         found = cls(rebuilt(batch, sent), elsewhere)
         try:
@@ -109,6 +111,11 @@ class SentBatch:
                 "losses of all ranks: give tensors, in tuples, lists and mappings."
             ) from error
         return found
+
+    @property
+    def digest(self) -> bytes:
+        """A digest of all of it; a pickle of tensors is another one each time."""
+        return hashlib.blake2b(pickle.dumps(rebuilt(self.batch, _as_bytes)), digest_size=16).digest()
 
     @property
     def is_nothing(self) -> bool:
@@ -127,3 +134,10 @@ class SentBatch:
             return loss
         left = list(self.elsewhere)
         return replace(loss, batch=rebuilt(self.batch, lambda each: each.to(device) if left.pop(0) else each))
+
+
+def _as_bytes(tensor: torch.Tensor) -> Any:
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_nested:
+        return tensor
+    numbers = tensor.detach().resolve_conj().contiguous().reshape(-1)
+    return tuple(tensor.shape), str(tensor.dtype), numbers.view(torch.uint8).numpy().tobytes()
