@@ -89,27 +89,30 @@ def forgotten_division(model: DistributedDataParallel, batch: Batch) -> None:
 MISTAKES = (forgotten_reduction, forgotten_division)
 
 
-def train(step: Backward, steps: int, monitored: dict[str, object]) -> tuple[DistributedDataParallel, GradientMonitor]:
+def train(step: Backward, monitor: GradientMonitor, model: DistributedDataParallel, steps: int = STEPS) -> None:
     """A training loop with a monitor in it, as every rank runs it: one line, between the backward and the optimizer."""
-    model = DistributedDataParallel(classifier())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     torch.manual_seed(dist.get_rank())
-    with GradientMonitor(model, loss_fn, **monitored) as monitor:
-        for _, batch in zip(range(steps), batches(*digits()), strict=False):
-            step(model, batch)
-            monitor.step(batch)
-            optimizer.step()
-    return model, monitor
+    for _, batch in zip(range(steps), batches(*digits()), strict=False):
+        step(model, batch)
+        monitor.step(batch)
+        optimizer.step()
 
 
 def right() -> tuple[DistributedDataParallel, GradientMonitor]:
     """The right loop, checked on steps 0 and 50: a wrong gradient would raise, on all ranks."""
-    return train(backward, STEPS, {"at": [0, 50]})
+    model = DistributedDataParallel(classifier())
+    with GradientMonitor(model, loss_fn, at=[0, 50]) as monitor:
+        train(backward, monitor, model)
+    return model, monitor
 
 
 def wrong(mistake: Backward) -> GradientMonitor:
     """A loop with a mistake, checked on step 0."""
-    return train(mistake, 1, {"on_mismatch": "record"})[1]
+    model = DistributedDataParallel(classifier())
+    with GradientMonitor(model, loss_fn, on_mismatch="record") as monitor:
+        train(mistake, monitor, model, steps=1)
+    return monitor
 
 
 def accuracy(model: nn.Module) -> float:
