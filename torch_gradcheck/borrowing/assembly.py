@@ -11,9 +11,9 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import refill
 from torch_gradcheck.borrowing.captures import Captures, captures_of
-from torch_gradcheck.borrowing.signals import HeldSignals
+from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
-from torch_gradcheck.processes.team import team_of
+from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.torch_internals.autograd import connect_hooks, restore_hooks, tensor_hooks
 from torch_gradcheck.torch_internals.modules import FORWARD_HOOKS, named_parameters
@@ -28,8 +28,8 @@ from torch_gradcheck.torch_internals.parallel_wrappers import (
 )
 from torch_gradcheck.torch_internals.sharded import (
     FullyShardedParameter,
-    fully_sharded,
     full_tensor,
+    fully_sharded,
     is_sharded,
     layout_of,
     local_tensor,
@@ -80,7 +80,9 @@ class Assembly:
         fully = fully_sharded(modules)
         wholes = _gathered(found, fully)
         of_fsdp = {id(each.sharded) for each in fully}
-        self._is_parallel = bool([each for each in wholes if id(each.tensor) not in of_fsdp and is_sharded(each.tensor)])
+        self._is_parallel = bool(
+            [each for each in wholes if id(each.tensor) not in of_fsdp and is_sharded(each.tensor)]
+        )
         try:
             self._signals.install()
             self._take(modules, fully, wholes)

@@ -24,6 +24,7 @@ from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
+from torch_gradcheck.methods.directional.directions import Directions
 from torch_gradcheck.methods.noise import NoiseNear, noise_near
 from torch_gradcheck.methods.noise_along import quieter_noise
 from torch_gradcheck.objective.loss import Loss, on_not_perturbed
@@ -37,6 +38,7 @@ from torch_gradcheck.objective.theta import Theta, check_selection, matches, the
 from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
+from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
 from torch_gradcheck.reporting.words import listed
@@ -79,6 +81,16 @@ class Problem:
         self._refused: Refusals = {}
         if theta is not None:
             self.theta = theta
+
+    @property
+    def team(self) -> Team:
+        """The ranks that share the work on this problem; this one alone where the others have no such problem."""
+        return self.request.team.working_on(self)
+
+    @cached_property
+    def directions(self) -> Directions:
+        """Directions through θ; made while the parameters hold it."""
+        return Directions(self.objective, self.theta, self.request.seed, self.progress, self.team)
 
     @property
     def evaluations(self) -> int:
@@ -234,9 +246,9 @@ class Problem:
             threads=self._threads,
             elsewhere=self._elsewhere,
             noise=self._agreement,
-            team=self.request.team.working_on(self),
+            team=self.team,
         )
-        del self._first_direction  # it is as large as θ
+        del self._first_direction  # it has a sign of every coordinate
         return engine
 
     @cached_property
@@ -251,7 +263,7 @@ class Problem:
         except Untraceable:
             return None
         finally:
-            vars(self).pop("_first_direction", None)  # it is as large as θ
+            vars(self).pop("_first_direction", None)  # it has a sign of every coordinate
 
     @property
     def _elsewhere(self) -> Elsewhere:
@@ -280,7 +292,8 @@ class Problem:
     def _through(self, positions: Sequence[int], k: int = 0) -> RandomDirection:
         """The k-th random direction through these parameters."""
         parameters = [self.theta[position].parameter for position in positions]
-        return RandomDirection(parameters, (self.request.seed + k) % 2**63)
+        at_theta = [self.objective.at_theta(parameter) for parameter in parameters]
+        return RandomDirection(parameters, (self.request.seed + k) % 2**63, at_theta)
 
     @property
     def _step(self) -> float:

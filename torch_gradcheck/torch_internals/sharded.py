@@ -97,7 +97,7 @@ class Gathered(torch.Tensor):
     that Python lets an object go from one class to the other and back.
     """
 
-    __slots__ = ["_local_tensor", "_spec"]  # noqa: RUF012 - as DTensor has them, read by Python alone
+    __slots__ = ["_local_tensor", "_spec"]
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     def full_tensor(self, *, grad_placements: object = None) -> torch.Tensor:
