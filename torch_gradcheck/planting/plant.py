@@ -13,6 +13,7 @@ from torch import nn
 
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import theta_gradients
+from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.loss import ModuleLoss
@@ -68,6 +69,7 @@ def blind_spots(
     request = validated_request(model, METHOD_NAMES, mode=mode, seed=seed, progress=progress, perturb=perturb)
     callable_argument("loss_fn", loss_fn)
     with (
+        assembled(model, loss_fn, batch),
         progress_bar(progress) as bar,
         posed(model, ModuleLoss(model, loss_fn, batch), request, progress=bar) as problem,
     ):
