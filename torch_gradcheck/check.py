@@ -314,7 +314,7 @@ def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Repo
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
         agree(problem)
         return request.team.lead(
-            problem, lambda: _with_contract(problem, loss, report, started), prepare=lambda: problem.engine
+            problem, lambda: _with_contract(problem, loss, report, started), prepare=problem.get_ready
         )
 
 
