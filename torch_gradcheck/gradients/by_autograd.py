@@ -36,10 +36,11 @@ def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: floa
     """
     positions = theta.checked
     gradients, accumulated = _of_loss(compute(), [theta[position].parameter for position in positions])
-    return {
-        position: replace(analytic_gradient(theta[position], gradient, eps), accumulated=accumulated)
-        for position, gradient in zip(positions, gradients, strict=True)
-    }
+    found: dict[int, AnalyticGradient] = {}
+    for position in reversed(positions):  # each tensor goes when it has been copied: no two copies of all of them
+        gradient = analytic_gradient(theta[position], gradients.pop(), eps)
+        found[position] = replace(gradient, accumulated=accumulated)
+    return {position: found[position] for position in positions}
 
 
 def _of_loss(loss: torch.Tensor, parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor | None], bool]:

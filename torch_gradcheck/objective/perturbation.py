@@ -7,15 +7,11 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import torch
 
-from torch_gradcheck.arrays import Indices
+from torch_gradcheck.arrays import BLOCK, Indices
 from torch_gradcheck.precision.dtypes import are_finite
 
 PIECE = 2**16
 """Entries of a tensor that are moved at a time: half a megabyte in float64, which caches hold."""
-
-BLOCK = 2**20
-"""Entries of a tensor that are looked at a time, so that what is made of them takes no memory to speak of."""
-
 
 def real_view(tensor: torch.Tensor) -> torch.Tensor:
     """The real numbers that a tensor holds, sharing its memory.
@@ -28,11 +24,11 @@ def real_view(tensor: torch.Tensor) -> torch.Tensor:
 
 def infinite_coordinates(tensor: torch.Tensor) -> Indices:
     """Flat coordinates that hold NaN or infinity: masks are filled with −∞, which no step moves."""
-    numbers = real_view(tensor.detach().resolve_conj())
-    known = are_finite(numbers)
+    numbers = real_view(tensor.detach().resolve_conj()).reshape(-1)
+    known = torch.cat([are_finite(block) for block in numbers.split(BLOCK)])
     if known.all():
         return np.empty(0, dtype=np.int64)
-    return np.asarray((~known).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
+    return np.asarray((~known).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
 
 
 def coordinate_views(tensor: torch.Tensor, coordinates: Indices) -> Iterator[torch.Tensor]:

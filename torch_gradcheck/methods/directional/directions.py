@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.arrays import BLOCK, Floats, Indices
 from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.methods.directional.motions import Direction, Drawn
 from torch_gradcheck.methods.directional.names import Names
 from torch_gradcheck.methods.directional.shared import Share, can_be_split, ranks_of, values_of
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.perturbation import BLOCK, pieces, real_view
+from torch_gradcheck.objective.perturbation import pieces, real_view
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
