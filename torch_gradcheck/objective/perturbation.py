@@ -162,17 +162,18 @@ class RandomDirection(Direction):
     ) -> None:
         super().__init__(parameters, (), before)
         generator = torch.Generator("cpu").manual_seed(seed)
-        self._forward = [_signs(tensor, generator) for tensor in self._tensors]
-        self._typical = [typical_size(tensor) for tensor in self._tensors]
+        self._outward = [_outward(tensor, generator) for tensor in self._tensors]
+        self._typical = [_typical_if_needed(tensor) for tensor in self._tensors]
 
     def _velocity(self, position: int) -> torch.Tensor:
         before = self._before[position].to(self._tensors[position])
         return self._piece(position, 0, before.reshape(-1)).view(before.shape)
 
     def _piece(self, position: int, begin: int, before: torch.Tensor) -> torch.Tensor:
-        forward = self._forward[position][begin : begin + before.numel()].view(before.shape)
-        size = sizes(before, self._typical[position])
-        return torch.where(forward, size, -size)
+        outward = self._outward[position][begin : begin + before.numel()].view(before.shape)
+        typical = self._typical[position]
+        size = before if typical is None else torch.copysign(sizes(before, typical), before)
+        return torch.where(outward, size, -size)
 
 
 class _At:
@@ -192,12 +193,19 @@ class _At:
         self._direction.put_back()
 
 
-def _signs(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Whether each number moves forward, by the toss of a coin; shape (numbers,)."""
-    forward = torch.empty(tensor.numel(), dtype=torch.bool, device=tensor.device)
-    for piece in forward.split(BLOCK):
-        piece.copy_(torch.randint(0, 2, piece.shape, generator=generator, device="cpu"))
-    return forward
+def _outward(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Whether each number moves away from 0, so that it moves forward or back by the toss of a coin; shape (numbers,)."""
+    outward, numbers = torch.empty(tensor.numel(), dtype=torch.bool, device=tensor.device), tensor.reshape(-1)
+    for piece, number in zip(outward.split(BLOCK), numbers.split(BLOCK), strict=True):
+        forward = torch.randint(0, 2, piece.shape, generator=generator, device="cpu")
+        piece.copy_(forward.to(number.device) != torch.signbit(number))
+    return outward
+
+
+def _typical_if_needed(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The typical size of a tensor that has entries which are 0 or not finite; None where each moves by its own."""
+    own = [bool((block.isfinite() & (block != 0)).all()) for block in tensor.reshape(-1).split(BLOCK)]
+    return None if all(own) else typical_size(tensor)
 
 
 def pieces(before: torch.Tensor, out: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:

@@ -206,7 +206,8 @@ class Projected:
         )
         nothing = np.broadcast_to(np.nan, numeric.shape)
         error_bar = np.broadcast_to(certificate.proof.resolution / np.sqrt(max(len(numeric), 1)), numeric.shape)
-        outcome = np.where(np.isfinite(analytic), Outcome.MATCH, Outcome.MISMATCH).astype(np.int8)
+        outcome = np.full(len(analytic), Outcome.MATCH, dtype=np.int8)
+        outcome[~np.isfinite(analytic)] = Outcome.MISMATCH
         stencil = Stencil(certificate.step * certificate.scale / max(1.0, self._directions.sizes[position]), 0)
         return ParameterTrial(
             coordinates,
