@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed import ProcessGroup
 
 from torch_gradcheck.against_reference.check import function_against_reference, module_against_reference
 from torch_gradcheck.contract.entries import contract_of
@@ -22,6 +21,7 @@ from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.pipeline.backward import check_backward, judged
+from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import (
@@ -37,6 +37,9 @@ from torch_gradcheck.request import (
 from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.step import TrainingStep
+
+if TYPE_CHECKING:  # a build of torch may come without it
+    from torch.distributed import ProcessGroup
 
 Patterns = str | Sequence[str] | None
 
@@ -114,26 +117,26 @@ def check_module(
         InvalidRequestError: an argument that cannot be used.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss or a reference that cannot be checked.
     """
-    request = validated_request(
-        model,
-        METHOD_NAMES,
-        gradients=gradients,
-        method=method,
-        eps=eps,
-        tolerance=tolerance,
-        include=include,
-        exclude=exclude,
-        mode=mode,
-        dtype=dtype,
-        seed=seed,
-        progress=progress,
-        perturb=perturb,
-        hold_detached=hold_detached,
-        order=order,
-        reference=reference,
-        group=group,
-    )
-    with request.team.together():
+    with team_of(group).together() as team:
+        request = validated_request(
+            model,
+            METHOD_NAMES,
+            gradients=gradients,
+            method=method,
+            eps=eps,
+            tolerance=tolerance,
+            include=include,
+            exclude=exclude,
+            mode=mode,
+            dtype=dtype,
+            seed=seed,
+            progress=progress,
+            perturb=perturb,
+            hold_detached=hold_detached,
+            order=order,
+            reference=reference,
+            team=team,
+        )
         callable_argument("loss_fn", loss_fn)
         loss = ModuleLoss(model, loss_fn, batch)
         if reference is not None:
@@ -169,26 +172,26 @@ def check_closure(
     gradient and that J reads are on trial, as rows named after the variables that hold them: `x`, `inputs['x']`,
     `self.z`. Options, result and errors are those of `check_module`.
     """
-    request = validated_request(
-        model,
-        METHOD_NAMES,
-        gradients=gradients,
-        method=method,
-        eps=eps,
-        tolerance=tolerance,
-        include=include,
-        exclude=exclude,
-        mode=mode,
-        dtype=dtype,
-        seed=seed,
-        progress=progress,
-        perturb=perturb,
-        hold_detached=hold_detached,
-        order=order,
-        reference=reference,
-        group=group,
-    )
-    with request.team.together():
+    with team_of(group).together() as team:
+        request = validated_request(
+            model,
+            METHOD_NAMES,
+            gradients=gradients,
+            method=method,
+            eps=eps,
+            tolerance=tolerance,
+            include=include,
+            exclude=exclude,
+            mode=mode,
+            dtype=dtype,
+            seed=seed,
+            progress=progress,
+            perturb=perturb,
+            hold_detached=hold_detached,
+            order=order,
+            reference=reference,
+            team=team,
+        )
         callable_argument("closure", closure)
         closure_argument(closure)
         no_reference_of_closure(reference)
@@ -249,23 +252,23 @@ def check_function(
         NonFiniteLossError, NonDeterministicLossError: J or the reference cannot be checked. An exception from the
             function itself comes through as it is; inside of the contract it becomes an entry.
     """
-    function_argument(function)
-    model = model_of(function)
-    request = validated_request(
-        model,
-        METHOD_NAMES,
-        eps=eps,
-        tolerance=tolerance,
-        mode="keep",
-        dtype=dtype,
-        seed=seed,
-        progress=progress,
-        hold_detached=hold_detached,
-        order=order,
-        reference=reference,
-        group=group,
-    )
-    with request.team.together():
+    with team_of(group).together() as team:
+        function_argument(function)
+        model = model_of(function)
+        request = validated_request(
+            model,
+            METHOD_NAMES,
+            eps=eps,
+            tolerance=tolerance,
+            mode="keep",
+            dtype=dtype,
+            seed=seed,
+            progress=progress,
+            hold_detached=hold_detached,
+            order=order,
+            reference=reference,
+            team=team,
+        )
         if reference is not None:
             return function_against_reference(function, inputs, reference, request)
         loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
@@ -285,7 +288,7 @@ def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Repo
         loss, request = replace(loss, is_bent=False), replace(request, order=1)
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
         return request.team.lead(
-            problem, lambda: _with_contract(problem, loss, report, started), prepare=lambda: problem.engine
+            problem, lambda: _with_contract(problem, loss, report, started), prepare=problem.get_ready
         )
 
 
