@@ -1,4 +1,4 @@
-"""The numpy arrays of numerical code, by dtype: Floats (float64), Indices (int64) and Flags (bool); and their blocks."""
+"""The numpy arrays of numerical code, by dtype: Floats (float64), Indices (int64), Flags (bool); and their blocks."""
 
 from __future__ import annotations
 

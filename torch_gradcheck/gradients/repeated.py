@@ -176,9 +176,7 @@ def _distance_of_block(one: Floats, other: Floats) -> float:
 
 def _sizes(runs: Sequence[Gradients]) -> dict[int, float]:
     """The largest finite entry of each gradient in all runs, by position."""
-    return {
-        position: max([largest_entry(run[position].values) for run in runs]) for position in runs[0]
-    }
+    return {position: max([largest_entry(run[position].values) for run in runs]) for position in runs[0]}
 
 
 def _ratio(off: float, size: float) -> float:

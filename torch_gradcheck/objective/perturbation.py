@@ -13,6 +13,7 @@ from torch_gradcheck.precision.dtypes import are_finite
 PIECE = 2**16
 """Entries of a tensor that are moved at a time: half a megabyte in float64, which caches hold."""
 
+
 def real_view(tensor: torch.Tensor) -> torch.Tensor:
     """The real numbers that a tensor holds, sharing its memory.
 

@@ -103,7 +103,7 @@ class Team:
         result: T = ended.result
         return result
 
-    def shared(self, task: Task, shares: Sequence[Any], meanwhile: Callable[[], object] | None = None) -> list[Any]:
+    def shared(self, task: Task, shares: Sequence[Any], meanwhile: Callable[[], object] = lambda: None) -> list[Any]:
         """What `task` makes of every share, each on the rank of that number; only where `can_share`.
 
         Args:
@@ -220,11 +220,11 @@ class Team:
         self._signals.deliver()
         return run()
 
-    def _run(self, task: Task, share: Any, meanwhile: Callable[[], object] | None = None) -> Any:
+    def _run(self, task: Task, share: Any, meanwhile: Callable[[], object] = lambda: None) -> Any:
         self._is_in_task = True
         try:
-            if meanwhile is not None:
-                meanwhile()
+            meanwhile()
+            meanwhile()
             return task(self._state, share)
         finally:
             self._is_in_task = False

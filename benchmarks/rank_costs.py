@@ -1,0 +1,227 @@
+"""What a check costs each rank of a group: CPU seconds, evaluations, and what its messages take, counted from outside.
+
+The package knows nothing of it: for the time of a check the methods that ranks meet in are wrapped.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+
+from torch_gradcheck.processes.channel import Channel
+from torch_gradcheck.processes.team import Team
+
+TIMEOUT = timedelta(minutes=10)
+"""Of the process group: no message takes as long, and no check."""
+
+
+@dataclass
+class RankCost:
+    """What a check took of one rank.
+
+    Attributes:
+        cpu: seconds of the process, its messages included.
+        wall: seconds.
+        evaluations: of J, those by a record included.
+        shared_cpu: CPU seconds of its own shares of what was split; of the leader only.
+        message_cpu: CPU seconds that messages took: packing, sending, unpacking.
+        message_wall: seconds between the beginning and the end of messages, waiting for others included.
+        rounds: how often work was split.
+        messages: collective operations.
+        sent: bytes that this rank gave into them.
+    """
+
+    cpu: float = 0.0
+    wall: float = 0.0
+    evaluations: int = 0
+    shared_cpu: float = 0.0
+    message_cpu: float = 0.0
+    message_wall: float = 0.0
+    rounds: int = 0
+    messages: int = 0
+    sent: int = 0
+
+
+class Meter:
+    """Counts in a process while `counting` what a check costs this rank."""
+
+    def __init__(self) -> None:
+        self.cost = RankCost()
+        self._depth = 0
+        self._problem: Any = None
+        self._prepared = 0
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Wraps the methods in which ranks meet, and times the block."""
+        with ExitStack() as stack:
+            for owner, name, wrapper in (
+                (Channel, "told", self._message),
+                (Channel, "gathered", self._message),
+                (Team, "lead", self._lead),
+                (Team, "shared", self._share),
+                (dist, "broadcast", self._collective),
+                (dist, "gather", self._collective),
+                (dist, "all_gather", self._collective),
+            ):
+                stack.enter_context(patch.object(owner, name, wrapper(getattr(owner, name))))
+            cpu, wall = time.process_time(), time.perf_counter()
+            yield
+            self.cost.cpu, self.cost.wall = time.process_time() - cpu, time.perf_counter() - wall
+
+    def _message(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            cpu, wall = time.process_time(), time.perf_counter()
+            self._depth += 1
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self._depth -= 1
+                if not self._depth:  # one method may be made of others
+                    self.cost.message_cpu += time.process_time() - cpu
+                    self.cost.message_wall += time.perf_counter() - wall
+
+        return counted
+
+    def _share(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            cpu, messages = time.process_time(), self.cost.message_cpu
+            try:
+                return method(*args, **kwargs)
+            finally:
+                self.cost.rounds += 1
+                self.cost.shared_cpu += time.process_time() - cpu - (self.cost.message_cpu - messages)
+
+        return counted
+
+    def _collective(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            tensors = [each for each in args if isinstance(each, torch.Tensor)]
+            self.cost.messages += 1
+            self.cost.sent += sum(each.numel() * each.element_size() for each in tensors)
+            return function(*args, **kwargs)
+
+        return counted
+
+    def _lead(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        """Evaluations: of the leader those of the others' shares are among them; `Group.outcomes` takes them off."""
+
+        @functools.wraps(method)
+        def counted(team: Team, state: Any, work: Any, prepare: Any = lambda: None) -> Any:
+            outermost, self._problem = self._problem is None, state
+
+            def prepared() -> None:
+                prepare()
+                self._prepared = state.evaluations
+
+            try:
+                return method(team, state, work, prepared)
+            finally:
+                if outermost:
+                    self.cost.evaluations += state.evaluations
+                    self._problem = None
+
+        return counted
+
+    @property
+    def in_shares(self) -> int:
+        """Evaluations in the shares of this rank, where it follows."""
+        return self.cost.evaluations - self._prepared
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rank says of a check.
+
+    Attributes:
+        cost: of this rank.
+        in_shares: evaluations in its shares, where it follows.
+        rows: name, status and relative error of every row.
+        culprit: of the report.
+    """
+
+    cost: RankCost
+    in_shares: int
+    rows: list[tuple[str, str, float | None]]
+    culprit: str | None
+
+
+Run = Callable[[str, Any], Any]
+"""A function of a module's top level: a check by its name and the group, giving a report."""
+
+
+class Group:
+    """Processes on loopback, one thread each, that run checks together; to be closed.
+
+    Args:
+        size: how many there are.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        spawning = multiprocessing.get_context("spawn")
+        store = Path(tempfile.mkdtemp()) / "store"
+        self._members: list[tuple[Any, Any]] = []
+        for rank in range(size):
+            here, there = spawning.Pipe()
+            process = spawning.Process(target=_serve, args=(rank, size, str(store), there), daemon=True)
+            process.start()
+            there.close()
+            self._members.append((process, here))
+
+    def outcomes(self, run: Run, key: str) -> list[Outcome]:
+        """What every rank says of the check of that name, the evaluations of each its own."""
+        for _, pipe in self._members:
+            pipe.send((run, key))
+        found: list[Any] = [pipe.recv() for _, pipe in self._members]
+        for each in found:
+            if isinstance(each, str):
+                raise RuntimeError(each)
+        found[0].cost.evaluations -= sum(each.in_shares for each in found[1:])
+        return found
+
+    def close(self) -> None:
+        """Ends the processes."""
+        for process, pipe in self._members:
+            pipe.close()
+            process.join(10)
+            process.kill()
+
+
+def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
+    while True:
+        try:
+            run, key = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(_outcome(run, key))
+
+
+def _outcome(run: Run, key: str) -> Outcome | str:
+    meter = Meter()
+    try:
+        with meter.counting():
+            report = run(key, dist.group.WORLD)
+    except Exception as error:
+        return f"{key}: {type(error).__name__}: {error}"
+    rows = [(row.name, str(row.status), row.relative_error) for row in report]
+    return Outcome(meter.cost, meter.in_shares, rows, report.culprit)
