@@ -285,7 +285,7 @@ def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Repo
         loss, request = replace(loss, is_bent=False), replace(request, order=1)
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
         return request.team.lead(
-            problem, lambda: _with_contract(problem, loss, report, started), prepare=lambda: problem.engine
+            problem, lambda: _with_contract(problem, loss, report, started), prepare=problem.get_ready
         )
 
 

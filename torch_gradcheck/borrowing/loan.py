@@ -119,6 +119,10 @@ class Borrowed:
         """A block inside of which the lent tensors hold what evaluations start from at θ."""
         return self._tensors.at_first()
 
+    def first_values(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """What evaluations start from in a lent tensor, to be read only; see `TensorCopies.first`."""
+        return self._tensors.first(tensor)
+
     def lends(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor object is one of the caller's, and not made while the model is lent."""
         return self._tensors.hold(tensor)

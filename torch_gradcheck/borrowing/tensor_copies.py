@@ -3,7 +3,8 @@
 Swap, never write. `swap` exchanges what two tensor objects stand for. The caller's Parameter objects stay the same
 Python objects, so that optimizers, tied weights, captured lists and closures all see the copies. Their former contents
 lie untouched aside, with storage, `.grad`, hooks, version counter and the graphs that were built on them, and are
-swapped back in the end.
+swapped back in the end. Until then they are what the copies of parameters are put back from, so that no third copy of a
+large model is held.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from torch_gradcheck.borrowing.layout_copies import extent, has_natural_layout, strided_copy
 from torch_gradcheck.precision.dtypes import in_precision
@@ -21,6 +23,7 @@ from torch_gradcheck.torch_internals.autograd import (
     restore_hooks,
     tensor_hooks,
 )
+from torch_gradcheck.torch_internals.dispatch import modes_disabled
 from torch_gradcheck.torch_internals.tensors import is_wrapper, storage_key, swap, version_of
 from torch_gradcheck.torch_internals.transforms import is_wrapped
 
@@ -48,10 +51,11 @@ class TensorCopies:
         self._tensors = [tensor for tensor in dict.fromkeys(tensors) if _can_be_copied(tensor)]
         with torch.no_grad():
             self._others = _copies(self._tensors, dtype, values, apart, device)
-            self._pristine = [other.detach().clone() for other in self._others]
+            kept = [not _stays(tensor) or tensor in values for tensor in self._tensors]
+            self._kept = [other.detach().clone() if own else None for other, own in zip(self._others, kept, strict=True)]
         self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
         self._restore_post_accumulate = [keep_post_accumulate_hooks(tensor) for tensor in self._tensors]
-        self._ids = {id(tensor) for tensor in self._tensors}
+        self._positions = {id(tensor): position for position, tensor in enumerate(self._tensors)}
         self._swapped = 0
         self._homes: list[torch.Tensor | None] = []
         self._versions: list[int] = []
@@ -59,7 +63,19 @@ class TensorCopies:
 
     def hold(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor object is one of those that are copied."""
-        return id(tensor) in self._ids
+        return id(tensor) in self._positions
+
+    def first(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The first values of a copy, to be read only, in a dtype and on a device of their own; None of other tensors.
+
+        They are what `rewind` puts back: as a rule the caller's own contents, which lie aside. Valid while swapped in.
+        """
+        position = self._positions.get(id(tensor))
+        return None if position is None else self._first(position)
+
+    def _first(self, position: int) -> torch.Tensor:
+        kept = self._kept[position]
+        return self._others[position].detach() if kept is None else kept
 
     def swap_in(self) -> None:
         """Has every tensor object stand for its copy."""
@@ -73,16 +89,21 @@ class TensorCopies:
     def take_for_first(self) -> None:
         """Has `rewind` put back what the copies hold now."""
         with torch.no_grad():
-            for now, first in zip(self._tensors, self._pristine, strict=True):
-                first.copy_(now)
+            for position in self._changed():
+                self._kept[position] = self._tensors[position].detach().clone()
 
     def are_moved(self) -> bool:
         """Whether a copy holds other values than the first ones."""
-        return any(not torch.equal(now, first) for now, first in zip(self._tensors, self._pristine, strict=True))
+        return bool(self._changed())
+
+    def _changed(self) -> set[int]:
+        """The positions of the copies that hold other values than the first ones."""
+        pairs = [(tensor, self._first(position)) for position, tensor in enumerate(self._tensors)]
+        return {position for position, (now, first) in enumerate(pairs) if not _equal(now, first)}
 
     def at_first(self) -> FirstValues:
         """A block inside of which the copies hold their first values, and after which they hold the present ones."""
-        return FirstValues(self._tensors, self._pristine)
+        return FirstValues(self._tensors, [self._first(position) for position in range(len(self._tensors))])
 
     def swap_back(self) -> None:
         """Has every tensor object stand for its own contents again."""
@@ -107,10 +128,7 @@ class TensorCopies:
 
         Version counters do not tell of all: torch's batch norms write to running statistics and leave them as they are.
         """
-        pairs = zip(self._tensors, self._pristine, strict=True)
-        self._always_reset = {
-            position for position, (now, first) in enumerate(pairs) if is_freed(now) or not torch.equal(now, first)
-        }
+        self._always_reset = self._changed()
 
     def rewind(self) -> None:
         """Puts the first values back into copies that an evaluation wrote to.
@@ -124,7 +142,7 @@ class TensorCopies:
                 self._versions[position] = version_of(tensor)
             written = position in self._always_reset or version_of(tensor) != self._versions[position]
             if written or is_freed(tensor):
-                write_back(tensor, self._pristine[position])
+                write_back(tensor, self._first(position))
                 self._versions[position] = version_of(tensor)
 
 
@@ -157,6 +175,20 @@ def write_back(tensor: torch.Tensor, values: torch.Tensor) -> None:
         tensor.untyped_storage().resize_(extent(tensor)[1] * tensor.element_size())
     with torch.no_grad():
         tensor.data.copy_(values)
+
+
+def _stays(tensor: torch.Tensor) -> bool:
+    """Whether nobody writes to the caller's tensor while its copy is lent, so that its first values can be read there.
+
+    So it is with parameters. Arrays may share the memory of a batch, and other processes that of a model.
+    """
+    lies_plainly = not (is_wrapper(tensor) or tensor.is_conj() or tensor.is_neg() or tensor.is_shared())
+    return lies_plainly and (isinstance(tensor, nn.Parameter) or (tensor.requires_grad and tensor.is_leaf))
+
+
+def _equal(now: torch.Tensor, first: torch.Tensor) -> bool:
+    with modes_disabled():  # a mode of the check would take note of the cast
+        return not is_freed(now) and torch.equal(now, first.to(now))
 
 
 def _can_be_copied(tensor: torch.Tensor) -> bool:

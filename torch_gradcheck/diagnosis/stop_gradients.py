@@ -17,7 +17,8 @@ import torch
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.differences.richardson import COARSE, Estimates, extrapolated_derivatives
 from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE, MOST_TRIED, ONLY
-from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
+from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.directional.motions import Direction, Motion
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.held_values import Cut, HeldValues, in_words
 from torch_gradcheck.objective.objective import Objective

@@ -22,7 +22,8 @@ from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.gradients.analytic import analytic_gradient
 from torch_gradcheck.methods.coordinates import Coordinates
 from torch_gradcheck.methods.directional.confirm import Block, Confirmer, Suspect
-from torch_gradcheck.methods.directional.directions import Direction, Directions
+from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.directional.motions import Direction
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.verdicts.kinks import nearby_distance
@@ -107,9 +108,9 @@ class Contradiction:
 
     # J along a direction through all suspected entries ------------------------------------------------------------
 
-    @cached_property
+    @property
     def _directions(self) -> Directions:
-        return Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
+        return self._problem.directions
 
     @cached_property
     def _confirmer(self) -> Confirmer:
@@ -132,7 +133,8 @@ class Contradiction:
         if self._problem.request.gradients is None:
             on_trial = block.slope_of(self._coordinates.gradients_nearby(POINT, distance))
         with self._coordinates.point(POINT).at(distance):
-            beside = Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
+            problem = self._problem
+            beside = Directions(problem.objective, self._theta, problem.request.seed, self._progress, beside=True)
             sampler = beside.sampler([direction], self._problem.engine.value_substitute)
             stencil = Stencil(distance / CLOSE * reach, 0)
             noise = self._problem.noise_along(list(block.suspects))

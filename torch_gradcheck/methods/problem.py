@@ -24,7 +24,9 @@ from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
-from torch_gradcheck.methods.noise import NoiseNear, noise_near
+from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.line import Line
+from torch_gradcheck.methods.noise import NoiseNear, distances_near, noise_near
 from torch_gradcheck.methods.noise_along import quieter_noise
 from torch_gradcheck.objective.loss import Loss, on_not_perturbed
 from torch_gradcheck.objective.objective import Objective
@@ -37,6 +39,7 @@ from torch_gradcheck.objective.theta import Theta, check_selection, matches, the
 from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
+from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
 from torch_gradcheck.reporting.words import listed
@@ -44,6 +47,9 @@ from torch_gradcheck.request import Request
 
 OF_FIRST_ORDER = "A check with order=1 names the operation that makes it."
 """What to do where a check of second order finds that something is not finite."""
+
+BACKWARD_IN_EVALUATIONS = 6
+"""About how many evaluations of J two runs of it and its backward take as long as."""
 
 
 class Problem:
@@ -77,8 +83,19 @@ class Problem:
         self.model, self.request, self.progress = model, request, progress
         self._loss, self._borrowed, self._threads, self._drawn_in = loss, borrowed, threads, drawn_in
         self._refused: Refusals = {}
+        self._foreseen: Line | None = None  # what the noise of J is measured from, where ranks have evaluated it
         if theta is not None:
             self.theta = theta
+
+    @property
+    def team(self) -> Team:
+        """The ranks that share the work on this problem; this one alone where the others have no such problem."""
+        return self.request.team.working_on(self)
+
+    @cached_property
+    def directions(self) -> Directions:
+        """Directions through θ; made while the parameters hold it."""
+        return Directions(self.objective, self.theta, self.request.seed, self.progress, self.team)
 
     @property
     def evaluations(self) -> int:
@@ -166,6 +183,15 @@ class Problem:
     @cached_property
     def backward(self) -> Backward:
         """The backward that gives autograd's gradient on trial: of compiled code, where J runs any."""
+        if not self.team.can_share or "_noise_near" in vars(self) or self.slope is not None:
+            return self._run_backward()
+        runs: list[Backward] = []
+        line, distances = self.line(self.theta.checked), distances_near(self.objective)
+        line.foresee(distances, lambda: runs.append(self._run_backward()), BACKWARD_IN_EVALUATIONS)
+        self._foreseen = line
+        return runs[0]
+
+    def _run_backward(self) -> Backward:
         return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
 
     def gradients_now(self) -> dict[int, AnalyticGradient]:
@@ -198,7 +224,7 @@ class Problem:
 
     @cached_property
     def _quieter_noise(self) -> Mapping[int, NoiseNear]:
-        return quieter_noise(self.objective, self.theta, self._noise_near, self._through)
+        return quieter_noise(self.objective, self.theta, self._noise_near, self.line)
 
     def _of_this_engine(self, near: NoiseNear) -> Noise:
         hidden = near.is_ambiguous and not self.engine.has_substitutes
@@ -222,11 +248,33 @@ class Problem:
     @cached_property
     def _noise_near(self) -> NoiseNear:
         _ = self._value_a_step_away  # while the direction is at hand
-        return noise_near(self.objective, self.theta, self._first_direction, self.theta.checked)
+        line, self._foreseen = self._foreseen or self.line(self.theta.checked), None
+        return noise_near(self.objective, self.theta, line, self.theta.checked)
+
+    def line(self, positions: Sequence[int]) -> Line:
+        """J along a random direction through these parameters."""
+        every = tuple(positions) == tuple(self.theta.checked)
+        directions = list[RandomDirection]()
+
+        def direction() -> RandomDirection:
+            if every:
+                return self._first_direction
+            directions[:] = directions or [self._through(positions)]
+            return directions[0]
+
+        return Line(self.objective, direction, positions, self.team)
+
+    def get_ready(self) -> None:
+        """What a rank that does not lead makes before its first share, while the leader makes the same and more."""
+        _ = self.objective, self._value_a_step_away
 
     @cached_property
     def engine(self) -> SelectedEngine:
-        """The engine that evaluates J at perturbed θ."""
+        """The engine that evaluates J at perturbed θ; all ranks that share the work make theirs at a time."""
+        if self.team.can_share:
+            self.team.shared(make_engine, [self._noise_near] * self.team.size)
+            made: SelectedEngine = vars(self)["engine"]
+            return made
         engine = select_engine(
             self.objective,
             self.theta,
@@ -234,9 +282,9 @@ class Problem:
             threads=self._threads,
             elsewhere=self._elsewhere,
             noise=self._agreement,
-            team=self.request.team.working_on(self),
+            team=self.team,
         )
-        del self._first_direction  # it is as large as θ
+        del self._first_direction  # it has a sign of every coordinate
         return engine
 
     @cached_property
@@ -251,7 +299,7 @@ class Problem:
         except Untraceable:
             return None
         finally:
-            vars(self).pop("_first_direction", None)  # it is as large as θ
+            vars(self).pop("_first_direction", None)  # it has a sign of every coordinate
 
     @property
     def _elsewhere(self) -> Elsewhere:
@@ -280,7 +328,8 @@ class Problem:
     def _through(self, positions: Sequence[int], k: int = 0) -> RandomDirection:
         """The k-th random direction through these parameters."""
         parameters = [self.theta[position].parameter for position in positions]
-        return RandomDirection(parameters, (self.request.seed + k) % 2**63)
+        at_theta = [self.objective.at_theta(parameter) for parameter in parameters]
+        return RandomDirection(parameters, (self.request.seed + k) % 2**63, at_theta)
 
     @property
     def _step(self) -> float:
@@ -302,6 +351,12 @@ class Problem:
         """J with all parameters moved by that step."""
         with self._a_step_away():
             return self.objective.value()
+
+
+def make_engine(problem: Problem, noise: NoiseNear) -> None:
+    """Makes the engine of a rank, which takes the noise of J from the leader."""
+    vars(problem)["_noise_near"] = noise
+    _ = problem.engine
 
 
 def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:

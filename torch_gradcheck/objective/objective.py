@@ -109,6 +109,10 @@ class Objective:
         """Whether J is evaluated under a mode that raises casts to a lower precision, operation by operation."""
         return self._needs_mode
 
+    def at_theta(self, parameter: torch.Tensor) -> torch.Tensor | None:
+        """What a lent parameter holds at θ, to be read only, in its own dtype or another; None of one that is not lent."""
+        return self._borrowed.first_values(parameter)
+
     def count(self, evaluations: int) -> None:
         """Evaluations that were made without calling this object."""
         self.evaluations += evaluations

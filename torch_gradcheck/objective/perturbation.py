@@ -10,6 +10,12 @@ import torch
 from torch_gradcheck.arrays import Indices
 from torch_gradcheck.precision.dtypes import are_finite
 
+PIECE = 2**16
+"""Entries of a tensor that are moved at a time: half a megabyte in float64, which caches hold."""
+
+BLOCK = 2**20
+"""Entries of a tensor that are looked at a time, so that what is made of them takes no memory to speak of."""
+
 
 def real_view(tensor: torch.Tensor) -> torch.Tensor:
     """The real numbers that a tensor holds, sharing its memory.
@@ -79,12 +85,20 @@ class Direction:
     Args:
         parameters: the tensors that make up θ, as they are now; complex ones move in both parts.
         velocities: of the `real_view` of each.
+        before: what each of them holds now, to be read only, in its own dtype or another; None of one that is to be
+            copied. None for all: all are copied.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], velocities: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: Sequence[torch.Tensor],
+        velocities: Sequence[torch.Tensor],
+        before: Sequence[torch.Tensor | None] | None = None,
+    ) -> None:
         self._tensors = [real_view(parameter.data) for parameter in parameters]
         self._velocities = velocities
-        self._before = [tensor.clone() for tensor in self._tensors]
+        held = before or [None for _ in parameters]
+        self._before = [tensor.clone() if x is None else x for tensor, x in zip(self._tensors, held, strict=True)]
 
     def at(self, distance: float, staying: Collection[int] = ()) -> _At:
         """θ + distance · direction inside the block; θ, by assignment, after it.
@@ -97,9 +111,11 @@ class Direction:
 
     def move(self, distance: float, staying: Collection[int] = ()) -> None:
         """From anywhere to θ + distance · direction; the parameters at these positions to θ."""
-        moving = zip(self._tensors, self._before, self._velocities, strict=True)
-        for position, (tensor, before, velocity) in enumerate(moving):
-            torch.add(before, velocity, alpha=0.0 if position in staying else distance, out=tensor)
+        for position, (tensor, before) in enumerate(zip(self._tensors, self._before, strict=True)):
+            factor = 0.0 if position in staying else distance
+            for begin, x, out in pieces(before, tensor):
+                there = x.to(tensor)
+                torch.add(there, self._piece(position, begin, there), alpha=factor, out=out)
 
     def put_back(self) -> None:
         """From anywhere to θ."""
@@ -108,7 +124,7 @@ class Direction:
 
     def tangent(self, position: int, like: torch.Tensor) -> torch.Tensor:
         """How far a step of 1 moves every entry of the parameter at a position, in the form of the parameter `like`."""
-        velocity = self._velocities[position]
+        velocity = self._velocity(position)
         return torch.view_as_complex(velocity) if like.is_complex() else velocity
 
     def slope(self, gradients: Sequence[torch.Tensor | None]) -> float:
@@ -119,22 +135,48 @@ class Direction:
         """The part of the slope that is due to the parameter at this position."""
         if gradient is None:
             return 0.0
-        return float((real_view(gradient.detach().resolve_conj()) * self._velocities[position]).sum())
+        return float((real_view(gradient.detach().resolve_conj()) * self._velocity(position)).sum())
+
+    def _velocity(self, position: int) -> torch.Tensor:
+        """Of the `real_view` of the parameter at a position, in its shape."""
+        return self._velocities[position]
+
+    def _piece(self, position: int, begin: int, before: torch.Tensor) -> torch.Tensor:
+        """The velocity of a piece of a parameter, in the piece's shape, from its flat coordinate `begin` on.
+
+        `before` is what the piece holds at θ.
+        """
+        velocity = self._velocity(position)
+        return velocity if before.dim() != 1 else velocity.reshape(-1)[begin : begin + before.numel()]
 
 
 class RandomDirection(Direction):
     """A direction in θ: every real number in it moves by ± its size, with signs drawn from `seed`.
 
-    The size of a number is its absolute value, see `sizes`.
+    The size of a number is its absolute value, see `sizes`. Only the signs are kept, a byte each.
 
     Args:
         parameters: the tensors that make up θ, as they are now.
         seed: the same seed gives the same signs, on every device.
+        before: as for `Direction`.
     """
 
-    def __init__(self, parameters: Sequence[torch.Tensor], seed: int) -> None:
+    def __init__(
+        self, parameters: Sequence[torch.Tensor], seed: int, before: Sequence[torch.Tensor | None] | None = None
+    ) -> None:
+        super().__init__(parameters, (), before)
         generator = torch.Generator("cpu").manual_seed(seed)
-        super().__init__(parameters, [_velocity(real_view(each.data), generator) for each in parameters])
+        self._forward = [_signs(tensor, generator) for tensor in self._tensors]
+        self._typical = [typical_size(tensor) for tensor in self._tensors]
+
+    def _velocity(self, position: int) -> torch.Tensor:
+        before = self._before[position].to(self._tensors[position])
+        return self._piece(position, 0, before.reshape(-1)).view(before.shape)
+
+    def _piece(self, position: int, begin: int, before: torch.Tensor) -> torch.Tensor:
+        forward = self._forward[position][begin : begin + before.numel()].view(before.shape)
+        size = sizes(before, self._typical[position])
+        return torch.where(forward, size, -size)
 
 
 class _At:
@@ -154,20 +196,47 @@ class _At:
         self._direction.put_back()
 
 
-def _velocity(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    signs = torch.randint(0, 2, tensor.shape, generator=generator, device="cpu").to(tensor) * 2 - 1
-    return signs * sizes(tensor)
+def _signs(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Whether each number moves forward, by the toss of a coin; shape (numbers,)."""
+    forward = torch.empty(tensor.numel(), dtype=torch.bool, device=tensor.device)
+    for piece in forward.split(BLOCK):
+        piece.copy_(torch.randint(0, 2, piece.shape, generator=generator, device="cpu"))
+    return forward
 
 
-def sizes(tensor: torch.Tensor) -> torch.Tensor:
-    """|x| of every entry x; for a zero the root mean square of the tensor, and 1 where every entry is zero.
+def pieces(before: torch.Tensor, out: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """Two tensors of one shape a piece at a time, with the flat coordinate that it begins at.
+
+    Where they do not lie in memory in C order, both are given as they are.
+    """
+    if out.numel() <= PIECE or not (before.is_contiguous() and out.is_contiguous()):
+        yield 0, before, out
+        return
+    for number, (x, y) in enumerate(zip(before.view(-1).split(PIECE), out.view(-1).split(PIECE), strict=True)):
+        yield number * PIECE, x, y
+
+
+def sizes(tensor: torch.Tensor, typical: torch.Tensor | None = None) -> torch.Tensor:
+    """|x| of every entry x; for a zero the `typical_size` of the tensor, and 1 where every entry is zero.
 
     NaN and infinity have size 0: they cannot move.
+
+    Args:
+        tensor: of real numbers.
+        typical: the typical size of the tensor that this is a piece of; None: of this one.
     """
+    typical = typical_size(tensor) if typical is None else typical
     absolute = tensor.abs()
+    size = torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))
     finite = torch.isfinite(absolute)
-    if not finite.all():
-        of_finite = sizes(absolute[finite])
-        return torch.zeros_like(absolute).masked_scatter(finite, of_finite)
-    typical = absolute.square().mean().sqrt() if tensor.numel() else absolute.new_ones(())
-    return torch.where(absolute > 0, absolute, torch.where(typical > 0, typical, torch.ones_like(typical)))
+    return size if finite.all() else torch.where(finite, size, torch.zeros_like(size))
+
+
+def typical_size(tensor: torch.Tensor) -> torch.Tensor:
+    """The root mean square of the entries that are finite, 0-dim; 0 without any."""
+    total, count = tensor.new_zeros(()), 0
+    for block in tensor.reshape(-1).split(BLOCK):
+        finite = torch.isfinite(block)
+        known = block if finite.all() else block[finite]
+        total, count = total + known.abs().square().sum(), count + known.numel()
+    return (total / count).sqrt() if count else total

@@ -46,7 +46,7 @@ def led(problem: Problem, started: float) -> tuple[Report, Examination | None]:
         examinations.append(examination)
         return report
 
-    report = problem.request.team.lead(problem, work, prepare=lambda: problem.engine)
+    report = problem.request.team.lead(problem, work, prepare=problem.get_ready)
     return report, examinations[0] if examinations else None
 
 

@@ -99,12 +99,18 @@ class Team:
         result: T = ended.result
         return result
 
-    def shared(self, task: Task, shares: Sequence[Any]) -> list[Any]:
-        """What `task` makes of every share, each on the rank of that number; only where `can_share`."""
+    def shared(self, task: Task, shares: Sequence[Any], meanwhile: Callable[[], object] = lambda: None) -> list[Any]:
+        """What `task` makes of every share, each on the rank of that number; only where `can_share`.
+
+        Args:
+            task: see `Task`.
+            shares: one a rank.
+            meanwhile: run by the leader before its own share, while the others are at theirs.
+        """
         assert self._channel is not None
         assert len(shares) == self.size
         self._channel.told(_Share(task, shares))
-        answers = self._channel.gathered(self._answer(task, shares[LEADER]))
+        answers = self._channel.gathered(self._answer(task, shares[LEADER], meanwhile))
         self._raise_kept()
         for answer in answers:
             if isinstance(answer, Failure):
@@ -145,9 +151,9 @@ class Team:
             self._channel.gathered(answer)
         return message
 
-    def _answer(self, task: Task, share: Any) -> Any:
+    def _answer(self, task: Task, share: Any, meanwhile: Callable[[], object] = lambda: None) -> Any:
         """What a task makes of a share; the failure it ends in, or one that has been kept while this rank waited."""
-        return self._attempted(lambda: self._run(task, share))
+        return self._attempted(lambda: self._run(task, share, meanwhile))
 
     def _attempted(self, run: Callable[[], Any]) -> Any:
         try:
@@ -156,9 +162,10 @@ class Team:
         except BaseException as error:
             return Failure.of(error, self.rank)
 
-    def _run(self, task: Task, share: Any) -> Any:
+    def _run(self, task: Task, share: Any, meanwhile: Callable[[], object]) -> Any:
         self._is_in_task = True
         try:
+            meanwhile()
             return task(self._state, share)
         finally:
             self._is_in_task = False

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from torch_gradcheck.borrowing.loan import lend
 from torch_gradcheck.engines.traced.engine import TracedEngine
-from torch_gradcheck.methods.directional.directions import Directions, Motion
+from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.directional.motions import Motion
 from torch_gradcheck.methods.directional.quantities import DISTANCE, Quantities
 from torch_gradcheck.objective.preflight import preflighted
 from torch_gradcheck.objective.theta import theta_of

@@ -17,7 +17,8 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import COARSE, Estimates, Ladder
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
+from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.directional.motions import Direction, Motion
 from torch_gradcheck.methods.directional.slope_check import (
     SHORT,
     SMOOTH,

@@ -29,7 +29,8 @@ from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
 from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE
-from torch_gradcheck.methods.directional.directions import Direction, Directions, Motion
+from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.directional.motions import Direction, Motion
 from torch_gradcheck.methods.directional.quantities import CLOSER, DISTANCE, Quantities
 from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
 from torch_gradcheck.methods.problem import Problem
@@ -199,9 +200,9 @@ class AtKinks:
         allowed = self._problem.request.tolerance * (np.abs(one) + np.abs(other)) + self._gradients[position].error_bar
         return np.asarray(np.abs(one - other) <= allowed + rounding_of(one, self._gradients[position].epsilon))
 
-    @cached_property
+    @property
     def _directions(self) -> Directions:
-        return Directions(self._problem.objective, self._theta, self._problem.request.seed, self._progress)
+        return self._problem.directions
 
     @cached_property
     def _quantities(self) -> Quantities:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.engines.traced.engine import TracedEngine
-from torch_gradcheck.methods.directional.directions import Direction, Directions
+from torch_gradcheck.methods.directional.directions import Directions
+from torch_gradcheck.methods.directional.motions import Direction
 from torch_gradcheck.objective.objective import Objective
 
 DISTANCE = 2e-7

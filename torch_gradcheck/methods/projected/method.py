@@ -17,7 +17,6 @@ from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.coordinates import Coordinates
 from torch_gradcheck.methods.directional.confirm import Confirmer, Suspect
-from torch_gradcheck.methods.directional.directions import Directions
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.methods.projected.bisect import Bisection
 from torch_gradcheck.methods.projected.detection_power import MISSED
@@ -97,7 +96,7 @@ class Projected:
         self._problem, self._theta, self._request = problem, problem.theta, problem.request
         self._gradients, self._progress = gradients, progress
         self._coordinates = Coordinates(problem, progress)
-        self._directions = Directions(problem.objective, self._theta, self._request.seed, progress)
+        self._directions = problem.directions
         self._on_trial = {position: _cleaned(self._theta[position], g.values) for position, g in gradients.items()}
 
     def trials(self) -> dict[int, ParameterTrial]:

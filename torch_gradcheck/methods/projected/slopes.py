@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from torch_gradcheck.arrays import Floats
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.richardson import Ladder, Stencil, extrapolated_derivatives, through_stencil
 from torch_gradcheck.differences.sampling import Sampler
@@ -51,36 +52,57 @@ def quiet_step(noise: Noise, tolerance: float) -> float:
     return float(noise.of_slope(np.array([2.0]), np.array([noise.at_zero]))[0] / tolerance)
 
 
-def check_at_step(sampler: Sampler, slope: float, step: float, noise: Noise) -> SlopeCheck:
-    """Checks `slope` at one step.
+class Predicted(NamedTuple):
+    """Functions f_0 … f_{K−1} and their slopes.
+
+    Attributes:
+        sampler: of the functions.
+        slopes: shape (K,), the predicted slopes at 0; they are to be there once the sampler has been called.
+    """
+
+    sampler: Sampler
+    slopes: Floats
+
+
+def checks_at_step(predicted: Predicted, step: float, noise: Noise) -> list[SlopeCheck]:
+    """Checks each slope at one step.
 
     Args:
-        sampler: of f = f_0.
-        slope: the predicted slope of f at 0.
-        step: of the centered difference.
-        noise: of f.
+        predicted: the slopes.
+        step: of the centered differences.
+        noise: of the functions.
     """
-    found = through_stencil(sampler, np.zeros(1, np.int64), np.ones(1), Stencil(step, 0), noise)
-    return SlopeCheck(step, _distance(found.central[0], slope), float(found.roundoff[0]), steps=1)
+    which = np.arange(len(predicted.slopes))
+    found = through_stencil(predicted.sampler, which, np.ones(len(which)), Stencil(step, 0), noise)
+    return [
+        SlopeCheck(step, _distance(found.central[k], predicted.slopes[k]), float(found.roundoff[k]), steps=1)
+        for k in which
+    ]
 
 
-def check_at_best_step(sampler: Sampler, slope: float, top: float, noise: Noise, tolerance: float) -> SlopeCheck:
-    """Checks `slope` at five steps from `top` down, and returns the check that agrees best without luck.
+def checks_at_best_step(predicted: Predicted, top: Floats, noise: Noise, tolerance: float) -> list[SlopeCheck]:
+    """Checks each slope at five steps from `top` down, and returns the check that agrees best without luck.
 
     The residual of a step counts as no less than one standard deviation of its roundoff, and no less than 1/4 of the
     residual at the next larger step, since truncation and kinks crossed move a quotient in proportion to the step. A
     step is out of the question if its error bar is more than 4 times the tolerance or the smallest error bar.
 
     Args:
-        sampler: of f = f_0.
-        slope: the predicted slope of f at 0.
-        top: the largest step.
-        noise: of f.
+        predicted: the slopes.
+        top: shape (K,), the largest step of each.
+        noise: of the functions.
         tolerance: the largest residual that passes.
     """
-    estimates = extrapolated_derivatives(sampler, np.zeros(1, np.int64), np.array([top]), noise, AROUND_QUIET_STEP)
+    which = np.arange(len(predicted.slopes))
+    found = extrapolated_derivatives(predicted.sampler, which, top, noise, AROUND_QUIET_STEP)
+    quotients = found.tableau.values[0]
+    return [_best(quotients[k], predicted.slopes[k], float(top[k]), noise, tolerance) for k in which]
+
+
+def _best(quotients: Floats, slope: float, top: float, noise: Noise, tolerance: float) -> SlopeCheck:
+    """The check by the quotient that agrees best; they belong to the steps from `top` down."""
     steps = top * AROUND_QUIET_STEP.rungs
-    residuals = np.array([_distance(value, slope) for value in estimates.tableau.values[0, 0]])
+    residuals = np.array([_distance(value, slope) for value in quotients])
     error_bars = noise.of_slope(2 * steps, np.full(len(steps), noise.at_zero))
     expected = np.concatenate([residuals[:1], residuals[:-1] / AROUND_QUIET_STEP.ratio])
     likely = np.maximum(np.maximum(residuals, error_bars / SIGMAS), expected)

@@ -16,9 +16,10 @@ from torch_gradcheck.methods.projected.detection_power import detectable
 from torch_gradcheck.methods.projected.scales import capped, scales
 from torch_gradcheck.methods.projected.slopes import (
     TOP_BY_QUIET,
+    Predicted,
     SlopeCheck,
-    check_at_best_step,
-    check_at_step,
+    checks_at_best_step,
+    checks_at_step,
     quiet_step,
     smallest_visible_change,
 )
@@ -49,6 +50,10 @@ SEPARATIONS = 3
 """How many times at most the tensors that disagree are removed from a group."""
 
 
+Scale = Mapping[int, float]
+"""By position in θ, how far a step of 1 along a direction moves a coordinate of that tensor."""
+
+
 @dataclass(frozen=True)
 class Certificate:
     """The certificate of one tensor's verified gradient.
@@ -76,6 +81,12 @@ class SlopeChecks(NamedTuple):
     step: float
     checks: list[SlopeCheck]
     allowed: float
+
+    @property
+    def needed(self) -> int:
+        """How many more directions are looked at in any case; 0 where it is settled whether enough of them agree."""
+        agreeing = len(self.agreeing)
+        return max(0, min(DIRECTIONS - agreeing, SPARE + 1 - (len(self.checks) - agreeing)))
 
     @property
     def agreeing(self) -> list[SlopeCheck]:
@@ -141,62 +152,86 @@ class Verifier:
                 break
         return {position: _certificate(checks, scale[position]) for position in scale}, refused
 
-    def _checks(self, gradients: Mapping[int, Floats], scale: Mapping[int, float]) -> SlopeChecks:
+    def _checks(self, gradients: Mapping[int, Floats], scale: Scale) -> SlopeChecks:
         """Checks along random directions, until `DIRECTIONS` agree or more than `SPARE` do not."""
         for number in FINDING_STEP:
-            found = self._check_at_any_step(gradients, scale, number)
+            (found,) = self._checked_at_any_step(gradients, [scale], number)
             if found.agrees(self._tolerance):
                 break
         else:
             return SlopeChecks(found.step, [found], self._tolerance)
         quiet = found.threshold <= self._tolerance
         checked = SlopeChecks(found.step, [], self._tolerance if quiet else max(self._tolerance, found.error_bar))
-        while len(checked.agreeing) < DIRECTIONS and len(checked.checks) - len(checked.agreeing) <= SPARE:
-            checked.checks.append(self._check(gradients, scale, len(checked.checks), checked.step))
+        while needed := checked.needed:
+            at_once = needed if self._directions.at_a_time > 1 else 1
+            numbers = range(len(checked.checks), len(checked.checks) + at_once)
+            checked.checks.extend(self._checked(gradients, [(number, scale) for number in numbers], checked.step))
         return checked
 
-    def _check(
-        self, gradients: Mapping[int, Floats], scale: Mapping[int, float], number: int, step: float
-    ) -> SlopeCheck:
-        """The check along random direction `number` at `step` or, where that disagrees, at a smaller step if better."""
-        direction = self._directions.random(number, scale)
-        sampler, predicted = self._directions.sampler([direction]), slope(direction, gradients)
-        check = check_at_step(sampler, predicted, step, self._noise)
-        if check.agrees(self._tolerance) or self._eps is not None:
-            return check
-        closer = check_at_step(sampler, predicted, step / CLOSER, self._noise)
-        return min(check, closer, key=lambda either: either.threshold)._replace(steps=2)
+    def _checked(
+        self, gradients: Mapping[int, Floats], asked: Sequence[tuple[int, Scale]], step: float
+    ) -> list[SlopeCheck]:
+        """Checks along random directions at `step` or, where one disagrees, at a smaller step if that is better.
 
-    def _check_at_any_step(
-        self, gradients: Mapping[int, Floats], scale: Mapping[int, float], number: int
-    ) -> SlopeCheck:
-        """The check along random direction `number` at the best of several steps, or at the one that `eps` asks for."""
-        direction = self._directions.random(number, scale)
-        sampler, predicted = self._directions.sampler([direction]), slope(direction, gradients)
+        Args:
+            gradients: by position.
+            asked: number and scales of each direction.
+            step: of the differences.
+        """
+        checks = checks_at_step(self._predicted(gradients, asked), step, self._noise)
+        off = [k for k, check in enumerate(checks) if not check.agrees(self._tolerance)]
+        if self._eps is None and off:
+            again = self._predicted(gradients, [asked[k] for k in off])
+            for k, closer in zip(off, checks_at_step(again, step / CLOSER, self._noise), strict=True):
+                checks[k] = min(checks[k], closer, key=lambda either: either.threshold)._replace(steps=2)
+        return checks
+
+    def _checked_at_any_step(
+        self, gradients: Mapping[int, Floats], groups: Sequence[Scale], number: int
+    ) -> list[SlopeCheck]:
+        """Checks along random direction `number`, at the best of several steps or at the one that `eps` asks for."""
         if self._eps is not None:
-            return check_at_step(sampler, predicted, self._eps * self._reach(scale), self._noise)
-        return check_at_best_step(sampler, predicted, self._top(scale), self._noise, self._tolerance)
+            alone = [self._predicted(gradients, [(number, scale)]) for scale in groups]
+            steps = [self._eps * self._reach(scale) for scale in groups]
+            return [checks_at_step(*each, self._noise)[0] for each in zip(alone, steps, strict=True)]
+        predicted = self._predicted(gradients, [(number, scale) for scale in groups])
+        tops = np.array([self._top(scale) for scale in groups])
+        return checks_at_best_step(predicted, tops, self._noise, self._tolerance)
+
+    def _predicted(self, gradients: Mapping[int, Floats], asked: Sequence[tuple[int, Scale]]) -> Predicted:
+        """J along random directions, and the slopes that the gradients predict there."""
+        directions = [self._directions.random(number, scale) for number, scale in asked]
+        slopes = np.zeros(len(directions))
+
+        def visit(k: int) -> None:
+            slopes[k] = slope(directions[k], gradients)
+
+        return Predicted(self._directions.sampler(directions, visit=visit), slopes)
 
     def _disagreeing(
-        self, gradients: Mapping[int, Floats], scale: Mapping[int, float], step: float, positions: list[int]
+        self, gradients: Mapping[int, Floats], scale: Scale, step: float, positions: list[int]
     ) -> list[int]:
         """The tensors that disagree on their own, found by halving `positions`, which disagree together."""
-        if len(positions) == 1:
-            return positions
-        halves = positions[: len(positions) // 2], positions[len(positions) // 2 :]
-        return [
-            position
-            for half in halves
-            if not self._agree(gradients, {position: scale[position] for position in half}, step)
-            for position in self._disagreeing(gradients, scale, step, half)
-        ]
+        found: list[int] = []
+        groups = [positions]
+        while groups:
+            found += [group[0] for group in groups if len(group) == 1]
+            parts = [group for group in groups if len(group) > 1]
+            halves = [half for group in parts for half in (group[: len(group) // 2], group[len(group) // 2 :])]
+            agree = self._agree(gradients, [{position: scale[position] for position in half} for half in halves], step)
+            groups = [half for half, agrees in zip(halves, agree, strict=True) if not agrees]
+        return [position for position in positions if position in found]
 
-    def _agree(self, gradients: Mapping[int, Floats], scale: Mapping[int, float], step: float) -> bool:
-        return all(
-            self._check(gradients, scale, number, step).agrees(self._tolerance)
-            or self._check_at_any_step(gradients, scale, number).agrees(self._tolerance)
-            for number in SEPARATING
-        )
+    def _agree(self, gradients: Mapping[int, Floats], groups: Sequence[Scale], step: float) -> list[bool]:
+        """Which groups of tensors agree along the directions that separate right ones from wrong ones."""
+        agree = list(range(len(groups)))
+        for number in SEPARATING:
+            checks = self._checked(gradients, [(number, groups[k]) for k in agree], step) if agree else []
+            off = [k for k, check in zip(agree, checks, strict=True) if not check.agrees(self._tolerance)]
+            closer = self._checked_at_any_step(gradients, [groups[k] for k in off], number) if off else []
+            wrong = {k for k, check in zip(off, closer, strict=True) if not check.agrees(self._tolerance)}
+            agree = [k for k in agree if k not in wrong]
+        return [k in agree for k in range(len(groups))]
 
     def _scales(self, gradients: Mapping[int, Floats], positions: Sequence[int]) -> dict[int, float]:
         lengths = np.array([np.linalg.norm(gradients[position]) for position in positions])
