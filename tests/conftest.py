@@ -32,6 +32,22 @@ def no_collector() -> Iterator[None]:
     gc.enable()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_collection(session: pytest.Session) -> Iterator[None]:
+    """Takes what imports and collection leave, three quarters of a million objects, out of the collector's sight.
+
+    They live as long as the process. Looked through at every full collection, they took half of the time of some tests.
+    """
+    gc.disable()
+    try:
+        result = yield
+    finally:
+        gc.enable()
+    gc.collect()
+    gc.freeze()
+    return result
+
+
 SLOW_FOLDERS = {"benchmarks", "integrations"}
 """Their tests are slow as a whole: Lightning alone takes five seconds to import."""
 

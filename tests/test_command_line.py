@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -243,6 +244,22 @@ def test_values_that_do_not_fit(file: Path, capsys: pytest.CaptureFixture[str], 
 def test_a_file_that_cannot_be_written(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([f"{file}:right", "--json", str(file.parent / "nowhere" / "report.json")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_report_goes_to_standard_output_and_its_text_gives_way(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    assert main([f"{file}:wrong", "--json", "-"]) == 1
+    printed = capsys.readouterr()
+    assert not json.loads(printed.out)["passed"]
+    assert printed.err.startswith("gradients WRONG")
+    assert not Path("-").exists()
+
+
+def test_two_reports_on_standard_output_are_refused(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:raises", "--json", "-", "--html", "-"]) == 2
+    assert "give the other one a file" in capsys.readouterr().err
 
 
 def test_a_broken_contract_is_a_failure(file: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         NonFiniteLossError,
         NonScalarLossError,
         NothingProvenError,
+        ProcessGroupError,
     )
     from torch_gradcheck.monitoring.monitor import GradientMonitor
     from torch_gradcheck.planting.plant import blind_spots
@@ -56,6 +57,7 @@ __all__ = [
     "NonScalarLossError",
     "NothingProvenError",
     "ParameterReport",
+    "ProcessGroupError",
     "Report",
     "Status",
     "Verdict",
@@ -83,6 +85,7 @@ _HOMES = {
     "NonFiniteLossError": "errors",
     "NonScalarLossError": "errors",
     "NothingProvenError": "errors",
+    "ProcessGroupError": "errors",
     "ContractEntry": "reporting.facts",
     "ContractStatus": "reporting.facts",
     "Coordinate": "reporting.facts",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
-from torch.distributed import ProcessGroup
 
 from torch_gradcheck.against_reference.check import function_against_reference, module_against_reference
+from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.problem_trial import ProblemTrial
 from torch_gradcheck.diagnosis.by_output import told_by_output
@@ -22,6 +22,7 @@ from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, ModuleLoss
 from torch_gradcheck.pipeline.backward import check_backward, judged
+from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import (
@@ -34,9 +35,14 @@ from torch_gradcheck.request import (
     reference_module,
     validated_request,
 )
+from torch_gradcheck.torch_internals.data_parallel import data_parallel_group
 from torch_gradcheck.torch_internals.modules import plain_names
 from torch_gradcheck.training_step.check import check_left_in_grad
+from torch_gradcheck.training_step.ranks.exchange import step_of_all
 from torch_gradcheck.training_step.step import TrainingStep
+
+if TYPE_CHECKING:  # a build of torch may come without it
+    from torch.distributed import ProcessGroup
 
 Patterns = str | Sequence[str] | None
 
@@ -114,31 +120,34 @@ def check_module(
         InvalidRequestError: an argument that cannot be used.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss or a reference that cannot be checked.
     """
-    request = validated_request(
-        model,
-        METHOD_NAMES,
-        gradients=gradients,
-        method=method,
-        eps=eps,
-        tolerance=tolerance,
-        include=include,
-        exclude=exclude,
-        mode=mode,
-        dtype=dtype,
-        seed=seed,
-        progress=progress,
-        perturb=perturb,
-        hold_detached=hold_detached,
-        order=order,
-        reference=reference,
-        group=group,
-    )
-    with request.team.together():
+    with (
+        team_of(_ranks_of(model, gradients, group)).together() as team,
+        assembled(model, loss_fn, batch, gradients, reference) as whole,
+    ):
+        request = validated_request(
+            model,
+            METHOD_NAMES,
+            gradients=gradients,
+            method=method,
+            eps=eps,
+            tolerance=tolerance,
+            include=include,
+            exclude=exclude,
+            mode=mode,
+            dtype=dtype,
+            seed=seed,
+            progress=progress,
+            perturb=perturb,
+            hold_detached=hold_detached,
+            order=order,
+            reference=reference,
+            team=team,
+        )
         callable_argument("loss_fn", loss_fn)
         loss = ModuleLoss(model, loss_fn, batch)
         if reference is not None:
-            return module_against_reference(loss, reference_module(reference), request)
-        return checked(model, loss, request)
+            return whole.told(module_against_reference(loss, reference_module(reference), request))
+        return whole.told(checked(model, loss, request))
 
 
 def check_closure(
@@ -169,30 +178,38 @@ def check_closure(
     gradient and that J reads are on trial, as rows named after the variables that hold them: `x`, `inputs['x']`,
     `self.z`. Options, result and errors are those of `check_module`.
     """
-    request = validated_request(
-        model,
-        METHOD_NAMES,
-        gradients=gradients,
-        method=method,
-        eps=eps,
-        tolerance=tolerance,
-        include=include,
-        exclude=exclude,
-        mode=mode,
-        dtype=dtype,
-        seed=seed,
-        progress=progress,
-        perturb=perturb,
-        hold_detached=hold_detached,
-        order=order,
-        reference=reference,
-        group=group,
-    )
-    with request.team.together():
+    ranks = team_of(_ranks_of(model, gradients, group))
+    with ranks.together() as team, assembled(model, closure, gradients) as whole:
+        request = validated_request(
+            model,
+            METHOD_NAMES,
+            gradients=gradients,
+            method=method,
+            eps=eps,
+            tolerance=tolerance,
+            include=include,
+            exclude=exclude,
+            mode=mode,
+            dtype=dtype,
+            seed=seed,
+            progress=progress,
+            perturb=perturb,
+            hold_detached=hold_detached,
+            order=order,
+            reference=reference,
+            team=team,
+        )
         callable_argument("closure", closure)
         closure_argument(closure)
         no_reference_of_closure(reference)
-        return checked(model, ClosureLoss(closure), request)
+        return whole.told(checked(model, ClosureLoss(closure), request))
+
+
+def _ranks_of(model: nn.Module, gradients: object, group: ProcessGroup | None) -> ProcessGroup | None:
+    """The group that is given; for `.grad` of a model that is trained in data parallelism, the ranks that train it."""
+    if group is not None or not isinstance(gradients, str) or not isinstance(model, nn.Module):
+        return group
+    return data_parallel_group(model)
 
 
 def check_function(
@@ -249,30 +266,30 @@ def check_function(
         NonFiniteLossError, NonDeterministicLossError: J or the reference cannot be checked. An exception from the
             function itself comes through as it is; inside of the contract it becomes an entry.
     """
-    function_argument(function)
-    model = model_of(function)
-    request = validated_request(
-        model,
-        METHOD_NAMES,
-        eps=eps,
-        tolerance=tolerance,
-        mode="keep",
-        dtype=dtype,
-        seed=seed,
-        progress=progress,
-        hold_detached=hold_detached,
-        order=order,
-        reference=reference,
-        group=group,
-    )
-    with request.team.together():
+    with team_of(group).together() as team, assembled(function, inputs, reference) as whole:
+        function_argument(function)
+        model = model_of(function)
+        request = validated_request(
+            model,
+            METHOD_NAMES,
+            eps=eps,
+            tolerance=tolerance,
+            mode="keep",
+            dtype=dtype,
+            seed=seed,
+            progress=progress,
+            hold_detached=hold_detached,
+            order=order,
+            reference=reference,
+            team=team,
+        )
         if reference is not None:
-            return function_against_reference(function, inputs, reference, request)
+            return whole.told(function_against_reference(function, inputs, reference, request))
         loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
         try:
-            return _of_function(model, loss, request)
+            return whole.told(_of_function(model, loss, request))
         except WrittenArgumentsError:
-            return _of_function(model, loss.on_copies(), request)
+            return whole.told(_of_function(model, loss.on_copies(), request))
         except NonFiniteLossError as error:
             raise loss.explained(error) from error.__cause__
 
@@ -320,7 +337,9 @@ def checked(model: nn.Module, loss: Loss, request: Request) -> Report:
         request = replace(request, gradients=given)
     if request.gradients == "grad":
         mode: Mode = "train" if request.mode == "train" else "keep"
-        return check_left_in_grad(model, loss, replace(request, mode=mode), TrainingStep())
+        request = replace(request, mode=mode)
+        step = step_of_all(request, model, loss, TrainingStep())
+        return check_left_in_grad(model, loss if step.window is None else step.window.mean(), request, step)
     report = check_backward(model, loss, request)[0]
     return _begun_with_first_order(report, model, loss, request) if request.order == 2 else report
 

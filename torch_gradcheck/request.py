@@ -9,10 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.processes.team import Team, team_of
+from torch_gradcheck.processes.team import Team
 
 Mode = Literal["eval", "train", "keep"]
 
@@ -75,9 +74,11 @@ def validated_request(
     hold_detached: object = False,
     order: object = 1,
     reference: object = None,
-    group: object = None,
+    team: Team | None = None,
 ) -> Request:
     """The validated request; `methods` are the names that `method` may be. What is left out is as in `check_module`.
+
+    Without a `team` this process is alone.
 
     Raises:
         InvalidRequestError: an argument cannot be used; says which, what was found and what to do.
@@ -86,7 +87,7 @@ def validated_request(
     if reference is not None:
         _beside_reference(reference, gradients, order, dtype)
     precision = _dtype(dtype)
-    team = _team(group)
+    team = team or Team()
     return Request(
         gradients=_gradients(gradients),
         method=one_of("method", method, methods),
@@ -104,18 +105,6 @@ def validated_request(
         beyond_rounding=0.0 if tolerance is None else _tolerance(tolerance, precision),
         team=team,
     )
-
-
-def _team(group: object) -> Team:
-    """The ranks of `group`; raises unless it is a process group that this process belongs to."""
-    if group is None:
-        return Team()
-    if not dist.is_available() or not isinstance(group, dist.ProcessGroup):
-        raise InvalidRequestError(
-            f"group must be a torch.distributed process group, got {_found(group)}: call "
-            "torch.distributed.init_process_group() first, and give torch.distributed.group.WORLD."
-        )
-    return team_of(group)
 
 
 def _beside_reference(reference: object, gradients: object, order: object, dtype: object) -> None:

@@ -34,7 +34,7 @@ def test_every_status_has_its_words() -> None:
     ("asked", "kinds"),
     [
         ("is_about_places", "transposed permuted partial"),
-        ("is_of_the_whole_gradient", "scaled sign_flipped missing weight_decay accumulated stale weighted"),
+        ("is_of_the_whole_gradient", "scaled sign_flipped missing weight_decay accumulated stale weighted unreduced"),
         ("needs_many_entries", "scaled spurious partial unknown"),
     ],
 )

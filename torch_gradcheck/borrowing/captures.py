@@ -21,6 +21,7 @@ from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of,
 from torch_gradcheck.borrowing.random_state import is_generator
 from torch_gradcheck.torch_internals.modules import inner_modules, named_inner_modules
 from torch_gradcheck.torch_internals.scripted import attributes_in_code, is_scripted
+from torch_gradcheck.torch_internals.sharded import is_about_ranks
 
 DEPTH = 4
 """The number of references followed from a holder: list → object → method → function → tensor in its closure is 4."""
@@ -186,7 +187,7 @@ def _has_attributes(value: Any) -> bool:
         value, type, ModuleType, FunctionType, MethodType, functools.partial, torch.Tensor, np.ndarray
     ):
         return False
-    is_open = str(type(value).__module__).partition(".")[0] not in NOT_ENTERED
+    is_open = str(type(value).__module__).partition(".")[0] not in NOT_ENTERED and not is_about_ranks(value)
     return is_open and attributes_of(value) is not None
 
 

@@ -16,11 +16,11 @@ from torch_gradcheck.borrowing.captures import Captures, captures_of
 from torch_gradcheck.borrowing.code_caches import CodeCaches
 from torch_gradcheck.borrowing.random_state import RandomState, seed_everything
 from torch_gradcheck.borrowing.script_attributes import ScriptAttributes
-from torch_gradcheck.borrowing.signals import HeldSignals
 from torch_gradcheck.borrowing.spectral_norm import PowerIterations
 from torch_gradcheck.borrowing.switches import SwitchState
 from torch_gradcheck.borrowing.tensor_copies import FirstValues, TensorCopies
 from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.request import Mode
 from torch_gradcheck.torch_internals.modules import compiler_is_imported, named_buffers
 

@@ -24,6 +24,13 @@ class _Saved(NamedTuple):
         return not _same(self.generator.read(), self.state)
 
 
+class SentStates(NamedTuple):
+    """States of generators on their way to another process: the global ones, the current device first, and others."""
+
+    of_globals: Sequence[Any]
+    of_own: Sequence[Any]
+
+
 class RandomState:
     """The state of random generators at one moment, to go back to."""
 
@@ -53,6 +60,20 @@ class RandomState:
     def own(self) -> list[Any]:
         """The generators that are not global, and that the caller's objects refer to."""
         return [saved.own for saved in self._saved if saved.own is not None]
+
+    @property
+    def states(self) -> SentStates:
+        """The states alone, which another process can be sent."""
+        return SentStates(
+            *([each.state for each in self._saved if (each.own is None) is of_all] for of_all in (True, False))
+        )
+
+    @classmethod
+    def received(cls, states: SentStates, own: Sequence[Any]) -> RandomState:
+        """These states, of the global generators of this process and of its own `own` ones, in their order."""
+        switches = [*zip(_global_generators(), states.of_globals, strict=False)]
+        mine = [_Saved(_own_generator(each), state, each) for each, state in zip(own, states.of_own, strict=False)]
+        return cls([*(_Saved(switch, state) for switch, state in switches), *mine])
 
     def restore(self) -> None:
         """Puts the generators back to this state."""
@@ -100,7 +121,9 @@ def _global_generators() -> list[Switch]:
     device = accelerator_type()
     if device is not None:
         module = torch.get_device_module(device)
-        generators += [_device_generator(module, index) for index in range(module.device_count())]
+        current = module.current_device() if hasattr(module, "current_device") else 0
+        indices = sorted(range(module.device_count()), key=lambda index: index != current)
+        generators += [_device_generator(module, index) for index in indices]
     return generators
 
 

@@ -136,4 +136,5 @@ def reported(
         notes=notes,
         backward_spread=backward_spread,
         order=request.order,
+        processes=request.team.size,
     )

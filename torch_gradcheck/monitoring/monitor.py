@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.check import Patterns
 from torch_gradcheck.errors import (
     GradcheckError,
@@ -29,15 +30,21 @@ from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.pipeline.backward import check_backward
+from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
+from torch_gradcheck.torch_internals.data_parallel import data_parallel_group, without_parallel
 from torch_gradcheck.torch_internals.modules import uncompiled
 from torch_gradcheck.torch_internals.optimizers import has_unscaled
 from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.forward_state import SeenForward
+from torch_gradcheck.training_step.ranks.exchange import step_of_all
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.training_step.window import Window
+
+if TYPE_CHECKING:  # a build of torch may come without it
+    from torch.distributed import ProcessGroup
 
 logger = logging.getLogger("torch_gradcheck")
 
@@ -111,7 +118,10 @@ class GradientMonitor:
         seed: int = 0,
         progress: bool | None = None,
         hold_detached: bool = False,
+        group: ProcessGroup | None = None,
     ) -> None:
+        is_module = isinstance(model, nn.Module)
+        team = team_of(data_parallel_group(model) if group is None and is_module else group)
         self._request = validated_request(
             model,
             METHOD_NAMES,
@@ -125,9 +135,11 @@ class GradientMonitor:
             seed=seed,
             progress=progress,
             hold_detached=hold_detached,
+            team=team,
         )
         callable_argument("loss_fn", loss_fn)
         self._model = uncompiled(model)
+        self._is_compiled = self._model is not model
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise InvalidRequestError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}.")
         self._scaler = scaler
@@ -140,7 +152,7 @@ class GradientMonitor:
         self._divisor: float | None = None
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
-        self._hook = ForwardHook(model)
+        self._hook = ForwardHook(without_parallel(model))
         self._batches: list[Any] = []
         self._weights: list[float] = []
         self._arrived = 0
@@ -326,25 +338,32 @@ class GradientMonitor:
         self._batches, self._weights, self._earlier, self._previous = [], [], {}, None
 
     def _checked(self, batches: Sequence[Any]) -> Report:
-        """The model's backward, then `.grad`, on the same batches."""
-        forwards, window = tuple(self._hook.calls), self._window(batches)
-        starts = [forward.start for forward in forwards] if len(forwards) == len(batches) else []
-        report, examined = check_backward(self._model, window.mean(), self._request)
-        step = TrainingStep(
-            forwards=forwards,
+        """The model's backward, then `.grad`, on the same batches: those of all ranks, where there are several."""
+        request = self._request
+        with request.team.together(), assembled(self._model, self._loss(batches[0]).holders) as whole:
+            step = step_of_all(request, self._model, self._loss(batches[0]), self._step(batches))
+            window = step.window
+            assert window is not None
+            starts = [forward.start for forward in step.forwards or ()] if step.start is not None else []
+            report, examined = check_backward(self._model, window.mean(), request, step.buffers)
+            of_grad = replace(request, gradients="grad", mode="keep")
+            in_grad = check_left_in_grad(self._model, window.mean(starts), of_grad, step, examined)
+            return whole.told(joined(report, in_grad))
+
+    def _step(self, batches: Sequence[Any]) -> TrainingStep:
+        """What this process knows of the step."""
+        return TrainingStep(
+            forwards=tuple(self._hook.calls),
             batches=len(batches),
-            compiled=self._hook.model is not self._model,
+            compiled=self._is_compiled,
             loss_scale=self._loss_scale(),
             scale=self._carried(),
             clip_norm=self._clip_norm,
             clip_value=self._clip_value,
             earlier=self._earlier,
             previous=self._previous,
-            window=window,
+            window=self._window(batches),
         )
-        request = replace(self._request, gradients="grad", mode="keep")
-        in_grad = check_left_in_grad(self._model, window.mean(starts), request, step, examined)
-        return joined(report, in_grad)
 
     def _window(self, batches: Sequence[Any]) -> Window:
         """The batches of a step with the weights that they were given."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.borrowing.builtin_content import attributes_of, content_of_cell, is_a, items_of
+from torch_gradcheck.torch_internals.sharded import is_about_ranks
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,7 +30,8 @@ def rebuilt(value: Any, replace: Replace, *, functions: bool = False) -> Any:
     """`value` in new containers of the same types, each tensor in it replaced and each array copied.
 
     Reaches into tuples (named ones too), lists, dicts, other mappings (transformers' BatchEncoding), dataclasses
-    (transformers' outputs) and plain objects that hold tensors in their attributes (graphs of torch_geometric). With
+    (transformers' outputs) and plain objects that hold tensors in their attributes (graphs of torch_geometric), but not
+    into what torch knows of ranks. With
     `functions` also into what a partial binds and a closure has taken from around it. A value without tensors and
     arrays is not copied. `replace` is called once for each occurrence of a tensor.
     """
@@ -60,6 +62,8 @@ class _Copy:
             return new
         if is_a(value, Mapping):
             return self._mapping_like(value)
+        if is_about_ranks(value):
+            return value
         if dataclasses.is_dataclass(type(value)):
             return self._dataclass_like(value)
         if self._functions and isinstance(value, functools.partial | FunctionType):
@@ -143,14 +147,14 @@ def children_of(value: Any) -> list[tuple[str, Any]]:
         return [(f"[{position}]", item) for position, item in enumerate(items_of(value))]
     if is_a(value, Mapping):
         return [(f"[{key!r}]", item) for key, item in value.items()]
-    if dataclasses.is_dataclass(type(value)):
+    if dataclasses.is_dataclass(type(value)) and not is_about_ranks(value):
         return [(f".{field.name}", getattr(value, field.name, None)) for field in dataclasses.fields(value)]
     return []
 
 
 def _is_plain_object(value: Any, depth: int) -> bool:
     """Whether an object has tensors or arrays in its attributes, and is neither code nor a module."""
-    if is_a(value, type, torch.nn.Module) or callable(value):
+    if is_a(value, type, torch.nn.Module) or callable(value) or is_about_ranks(value):
         return False
     attributes = attributes_of(value)
     return attributes is not None and any(_holds_numbers(item, depth - 1) for item in attributes.values())

@@ -14,6 +14,7 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.errors import NonScalarLossError
+from torch_gradcheck.objective.collectives import CollectiveWatch, collective_watch
 from torch_gradcheck.objective.domain import Domain
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
@@ -136,7 +137,7 @@ class Objective:
         """The regime of one evaluation in which casts to a lower precision are not raised."""
         self.evaluations += 1
         self._beat()
-        return _Evaluation(self._borrowed, None, None)
+        return _Evaluation(self._borrowed, None, None, collective_watch(self.model))
 
     def evaluation(self, mode: PrecisionMode | None = None, *, at_theta: bool = False) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime.
@@ -154,7 +155,7 @@ class Objective:
         if mode is not None:
             mode.drawn_in = self.drawn_in
         self._holding = None if held is None else Holding(held, self.leaves, self._borrowed.lends)
-        return _Evaluation(self._borrowed, mode, self._holding)
+        return _Evaluation(self._borrowed, mode, self._holding, collective_watch(self.model))
 
     @property
     def strays(self) -> bool:
@@ -218,8 +219,14 @@ class _Evaluation:
     It is a class, as `Loan` is: an interrupt would leave a generator suspended, to end at some later time.
     """
 
-    def __init__(self, borrowed: Borrowed, mode: PrecisionMode | None, holding: Holding | None) -> None:
-        self._borrowed, self._mode, self._holding = borrowed, mode, holding
+    def __init__(
+        self,
+        borrowed: Borrowed,
+        mode: PrecisionMode | None,
+        holding: Holding | None,
+        watch: CollectiveWatch | None = None,
+    ) -> None:
+        self._borrowed, self._mode, self._holding, self._watch = borrowed, mode, holding, watch
 
     def __enter__(self) -> None:
         self._borrowed.before_evaluation()
@@ -227,8 +234,12 @@ class _Evaluation:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         if self._holding is not None:
             self._holding.__enter__()
+        if self._watch is not None:
+            self._watch.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exception: object) -> None:
+        if self._watch is not None:
+            self._watch.__exit__(*exception)  # type: ignore[no-untyped-call]
         if self._holding is not None:
             self._holding.__exit__(*exception)
         if self._mode is not None:

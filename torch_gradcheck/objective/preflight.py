@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossError, NonFiniteLossError
+from torch_gradcheck.objective.collectives import refuse_synchronised
 from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS, Objective
@@ -61,8 +62,9 @@ def preflighted(
         NonScalarLossError: J is not one real number.
         NonFiniteLossError: J(θ) is NaN or infinite.
         NonDeterministicLossError: equal calls give different values.
-        InvalidRequestError: J needs an operation that has no kernel in `dtype`.
+        InvalidRequestError: J needs an operation that has no kernel in `dtype`, or talks to other ranks.
     """
+    refuse_synchronised(model)
     held = HeldValues() if hold_detached else None
     objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, held, variables, words)
     try:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.diagnosis.findings import findings_of
 from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
@@ -24,16 +25,22 @@ from torch_gradcheck.request import Request
 from torch_gradcheck.verdicts.rows import excused, frozen_row, linear_in, over_theta, refuse_unreached
 
 
-def check_backward(model: nn.Module, loss: Loss, request: Request) -> tuple[Report, Examination | None]:
+def check_backward(
+    model: nn.Module, loss: Loss, request: Request, start: Start | None = None
+) -> tuple[Report, Examination | None]:
     """The pipeline; also hands on what it examined, for another check of the same J, to the rank that leads.
 
     Args:
         model: what is checked.
         loss: the user's loss over it.
         request: the options.
+        start: what evaluations of J start from; None: the seed, and what the model holds now.
     """
     started = time.perf_counter()
-    with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
+    with (
+        progress_bar(request.progress) as progress,
+        posed(model, loss, request, progress=progress, start=start) as problem,
+    ):
         return led(problem, started)
 
 

@@ -1,8 +1,7 @@
-"""Objects carried between the ranks of a torch.distributed group, with waits that Ctrl-C can reach."""
+"""Bytes carried between the ranks of a torch.distributed group, with waits that signals can reach."""
 
 from __future__ import annotations
 
-import pickle
 import time
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from torch_gradcheck.errors import ProcessGroupError
+from torch_gradcheck.torch_internals.dispatch import modes_disabled
 
 LEADER = 0
 """The rank, within the group, that leads."""
@@ -17,12 +17,15 @@ LEADER = 0
 SHORTEST, LONGEST = 5e-5, 2e-3
 """Seconds between two looks at whether the others have come, at first and after a while."""
 
+PACKET = 4096
+"""Bytes of the first collective of a message, whose length nobody else knows; what is left goes in a second one."""
+
+HEADER = 8
+"""Bytes of a packet that hold the length of the whole message."""
+
 
 class Channel:
-    """Broadcasts and gathers objects over a process group.
-
-    A signal that arrives during a wait is kept until the others can be told of it: a rank that left the wait at once
-    would leave them alone in theirs. A second one is raised where it arrives.
+    """Broadcasts and gathers bytes over a process group.
 
     Args:
         group: a `torch.distributed` process group of which this process is a member.
@@ -30,87 +33,97 @@ class Channel:
     Attributes:
         rank: of this process within the group.
         size: how many ranks there are.
-        kept: what a signal raised during a wait; None without.
+        is_lost: whether a collective has failed; the ranks no longer listen to each other.
     """
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
-        self.kept: BaseException | None = None
+        self.is_lost = False
         self._group = group
         self._device = _device_of(group)
+        self._leader = dist.get_global_rank(group, LEADER)
 
-    def told(self, message: Any = None) -> Any:
+    def told(self, message: bytes = b"") -> bytes:
         """The leader's message, on every rank; that of any other rank is not looked at."""
-        payload = _packed(message) if self.rank == LEADER else torch.empty(0, dtype=torch.uint8)
-        length = torch.tensor([len(payload)], device=self._device)
-        self._broadcast(length)
-        payload = payload.to(self._device) if self.rank == LEADER else self._buffer(int(length))
-        self._broadcast(payload)
-        return message if self.rank == LEADER else _unpacked(payload)
+        with modes_disabled(), torch.inference_mode(False):
+            packet, rest = self._packed(message)
+            self._wait(dist.broadcast, packet, self._leader)
+            length = _length(packet)
+            if length > PACKET - HEADER:
+                rest = rest if self.rank == LEADER else self._buffer(length - PACKET + HEADER)
+                self._wait(dist.broadcast, rest, self._leader)
+            return message if self.rank == LEADER else _bytes(packet)[HEADER : HEADER + length] + _bytes(rest)
 
-    def gathered(self, message: Any) -> list[Any]:
+    def gathered(self, message: bytes) -> list[bytes]:
         """The messages of all ranks, in their order; empty on all but the leader."""
-        payload = _packed(message).to(self._device)
-        lengths = [torch.zeros(1, dtype=torch.int64, device=self._device) for _ in range(self.size)]
-        own = torch.tensor([len(payload)], device=self._device)
-        self._wait(self._begun(dist.all_gather, lengths, own))
-        longest = max(int(length) for length in lengths)
-        padded = torch.cat([payload, self._buffer(longest - len(payload))])
-        buffers = [self._buffer(longest) for _ in range(self.size)] if self.rank == LEADER else None
-        leader = dist.get_global_rank(self._group, LEADER)
-        self._wait(self._begun(dist.gather, padded, buffers, dst=leader))
-        return [_unpacked(buffer[: int(n)]) for buffer, n in zip(buffers or [], lengths, strict=False)]
+        with modes_disabled(), torch.inference_mode(False):
+            packet, rest = self._packed(message)
+            packets = [self._buffer(PACKET) for _ in range(self.size)]
+            self._wait(dist.all_gather, packets, packet)
+            lengths = [_length(each) for each in packets]
+            rests = self._gathered_rests(rest, max(0, max(lengths) - PACKET + HEADER))
+            if self.rank != LEADER:
+                return []
+            whole = [_bytes(one) + _bytes(other) for one, other in zip(packets, rests, strict=True)]
+            return [each[HEADER : HEADER + length] for each, length in zip(whole, lengths, strict=True)]
 
-    def exchanged(self, message: Any) -> list[Any]:
-        """The messages of all ranks, in their order, on every rank."""
-        found: list[Any] = self.told(self.gathered(message))
-        return found
+    def _gathered_rests(self, rest: torch.Tensor, longest: int) -> list[torch.Tensor]:
+        """What follows the packets of all ranks; only the leader has it."""
+        if not longest:
+            return [rest] * self.size
+        padded = torch.cat([rest, self._buffer(longest - len(rest))])
+        rests = [self._buffer(longest) for _ in range(self.size)] if self.rank == LEADER else None
+        self._wait(dist.gather, padded, rests, dst=self._leader)
+        return rests or []
+
+    def _packed(self, message: bytes) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first packet of a message, and what is left of it."""
+        first = len(message).to_bytes(HEADER, "little") + message[: PACKET - HEADER]
+        return self._tensor(first.ljust(PACKET, b"\0")), self._tensor(message[PACKET - HEADER :])
+
+    def _tensor(self, data: bytes) -> torch.Tensor:
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self._device) if data else self._buffer(0)
 
     def _buffer(self, length: int) -> torch.Tensor:
         return torch.empty(length, dtype=torch.uint8, device=self._device)
 
-    def _broadcast(self, tensor: torch.Tensor) -> None:
-        self._wait(self._begun(dist.broadcast, tensor, dist.get_global_rank(self._group, LEADER)))
-
-    def _begun(self, collective: Any, *args: Any, **kwargs: Any) -> Any:
-        try:
-            return collective(*args, **kwargs, group=self._group, async_op=True)
-        except RuntimeError as error:
-            raise _lost(error) from error
-
-    def _wait(self, work: Any) -> None:
+    def _wait(self, collective: Any, *args: Any, **kwargs: Any) -> None:
+        """Runs a collective, and looks at signals until it is done."""
         began = time.monotonic()
-        while not work.is_completed():
-            try:
-                time.sleep(min(LONGEST, max(SHORTEST, (time.monotonic() - began) / 20)))
-            except BaseException as error:  # whatever the caller's signal handler raises
-                if self.kept is not None:
-                    raise
-                self.kept = error
         try:
+            work = collective(*args, **kwargs, group=self._group, async_op=True)
+            while not work.is_completed():
+                time.sleep(min(LONGEST, max(SHORTEST, (time.monotonic() - began) / 20)))
             work.wait()
-        except RuntimeError as error:
-            raise _lost(error) from error
+        except (RuntimeError, ValueError) as error:
+            self.is_lost = True
+            raise self._lost(error, time.monotonic() - began) from error
+
+    def _lost(self, error: Exception, seconds: float) -> ProcessGroupError:
+        """What an error of torch's means."""
+        told = (str(error).splitlines() or [type(error).__name__])[0]
+        who = f"rank {1 - self.rank}" if self.size == 2 else "another rank of the group"
+        if "timed out" in told.lower() or "timeout" in told.lower():
+            return ProcessGroupError(
+                f"{who} has not answered for {seconds:.0f} s, the timeout of the process group, so the check ends "
+                "here: every rank has to call the check, at the same point of its program and with the same "
+                f"arguments; one that takes longer needs a group with a longer timeout ({told})"
+            )
+        return ProcessGroupError(f"{who} has ended, or left the process group, so the check ends here ({told})")
 
 
-def _lost(error: RuntimeError) -> ProcessGroupError:
-    told = str(error).splitlines()
-    return ProcessGroupError(
-        "another rank of the group has ended, or did not answer in time, so the check ends here "
-        f"({told[0] if told else type(error).__name__})"
-    )
+def _length(packet: torch.Tensor) -> int:
+    return int.from_bytes(_bytes(packet[:HEADER]), "little")
+
+
+def _bytes(tensor: torch.Tensor) -> bytes:
+    return bytes(tensor.numpy(force=True).tobytes())
 
 
 def _device_of(group: dist.ProcessGroup) -> torch.device:
-    """Where the tensors of messages have to be: on the current GPU for NCCL, else on the CPU."""
-    if dist.get_backend(group) == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
-
-
-def _packed(message: Any) -> torch.Tensor:
-    return torch.frombuffer(bytearray(pickle.dumps(message)), dtype=torch.uint8)
-
-
-def _unpacked(payload: torch.Tensor) -> Any:
-    return pickle.loads(payload.numpy(force=True).tobytes())
+    """Where the tensors of messages have to be: on the CPU where the group reaches it, else on the current device."""
+    config = dist.get_backend_config(group)  # "cpu:gloo,cuda:nccl"
+    kinds = [part.partition(":")[0] for part in config.split(",")]
+    if "cpu" in kinds:
+        return torch.device("cpu")
+    return torch.device(kinds[0], torch.get_device_module(kinds[0]).current_device())

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import pickle
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import extract_tb, format_list
+from typing import Any
 
 from torch_gradcheck.errors import ProcessGroupError
+
+LARGEST = 2**20
+"""Bytes (1 MiB) from which on an exception is told in words: it holds on to more than what it says."""
+
+
+RAISED = "raised on rank"
+"""Begins the note on where an exception is from."""
+
+OURS = Path(__file__).parents[1]
+"""The folder of this package."""
 
 
 @dataclass(frozen=True)
@@ -15,38 +28,72 @@ class Failure:
     Attributes:
         rank: where it was raised.
         words: type and text of the exception.
-        error: the exception itself; None where it cannot be sent, or is one of a signal.
+        traceback: where, as Python prints it, but for the frames of this package.
+        pickled: the exception for the other ranks; None where it cannot be sent, or is one of a signal.
+        error: the exception itself, on the rank where it was raised; None elsewhere.
     """
 
     rank: int
     words: str
-    error: BaseException | None
+    traceback: str
+    pickled: bytes | None
+    error: BaseException | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, error: BaseException, rank: int) -> Failure:
-        """The failure of this rank; the exception stays with it, for `error_on` there."""
-        return cls(rank, f"{type(error).__name__}: {error}" if str(error) else type(error).__name__, error)
+        """The failure of this rank."""
+        return cls(rank, _words(error), _frames(error), _pickled(error), error)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {"rank": self.rank, "words": self.words, "error": self.error if self._can_be_sent else None}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "error": None}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
 
     @property
-    def _can_be_sent(self) -> bool:
-        if not isinstance(self.error, Exception):
-            return False
-        try:
-            pickle.loads(pickle.dumps(self.error))
-        except Exception:
-            return False
-        return True
+    def here(self) -> BaseException:
+        """The exception to raise on this rank: the original, elsewhere with a note of where it is from."""
+        if self.error is not None:
+            return self.error
+        error = _read(self.pickled)
+        if error is None:
+            error = ProcessGroupError(f"rank {self.rank} ended the check on all ranks with {self.words}")
+        if not any(note.startswith(RAISED) for note in getattr(error, "__notes__", ())):
+            where = f":\n{self.traceback.rstrip()}" if self.traceback else ""
+            error.add_note(f"{RAISED} {self.rank}{where}")
+        return error
 
-    def error_on(self, rank: int) -> BaseException:
-        """The exception that a rank raises: the original, elsewhere with a note of where it is from."""
-        if self.error is None:
-            return ProcessGroupError(f"rank {self.rank} ended the check on all ranks with {self.words}")
-        if rank != self.rank:
-            self.error.add_note(f"raised on rank {self.rank}")
-        return self.error
+
+def _words(error: BaseException) -> str:
+    try:
+        text = str(error)
+    except Exception:
+        text = ""
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _frames(error: BaseException) -> str:
+    frames = [frame for frame in extract_tb(error.__traceback__) if OURS not in Path(frame.filename).parents]
+    return "".join(format_list(frames))
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """The exception as bytes; None where it is one of a signal, or would be another one when it is read."""
+    if not isinstance(error, Exception):
+        return None
+    try:
+        pickled = pickle.dumps(error)
+        copy = pickle.loads(pickled)
+        same = type(copy) is type(error) and str(copy) == str(error)
+    except Exception:
+        return None
+    return pickled if same and len(pickled) <= LARGEST else None
+
+
+def _read(pickled: bytes | None) -> Exception | None:
+    """The exception; None where this rank does not know its class."""
+    try:
+        error = None if pickled is None else pickle.loads(pickled)
+    except Exception:
+        return None
+    return error if isinstance(error, Exception) else None

@@ -2,42 +2,44 @@
 
 from __future__ import annotations
 
+import pickle
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
-
-import torch.distributed as dist
+from typing import Any, TypeVar
 
 from torch_gradcheck.errors import ProcessGroupError
 from torch_gradcheck.processes.channel import LEADER, Channel
 from torch_gradcheck.processes.failure import Failure
+from torch_gradcheck.processes.messages import (
+    Ended,
+    Message,
+    Order,
+    Share,
+    Task,
+    answer_read,
+    answer_written,
+    read,
+    written,
+)
+from torch_gradcheck.processes.signals import HeldSignals
 
 T = TypeVar("T")
 
-Task = Callable[[Any, Any], Any]
-"""A function of a module's top level: from what a rank works on, and its share, to its answer."""
+PULSE = 1.0
+"""Seconds of its own work after which the leader asks the others whether all is well."""
 
-
-class _Share(NamedTuple):
-    """A task, and every rank's share of it."""
-
-    task: Task
-    shares: Sequence[Any]
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """The outcome of what the leader ran."""
-
-    result: Any = None
-    failure: Failure | None = None
+PATIENCE = 3.0
+"""Seconds that the first Ctrl-C may wait until the other ranks are told; then a second one ends this rank alone."""
 
 
 class Team:
-    """The ranks of a group; of one rank alone where there is no group.
+    """The ranks of a group; one rank alone where there is no group.
 
     All ranks run the same program. Where it comes to `lead`, the leader goes on alone, and everything that it finds is
     what all ranks return from there: no rank judges by numbers of its own. Meanwhile the others wait for shares.
+
+    A signal that arrives while this rank talks to the others, or waits for them, is held until they can be told. That
+    is looked up in the stack (see `HeldSignals`), so that nothing comes between two messages but what `_opened` runs.
 
     Args:
         channel: between the ranks; None for a rank alone.
@@ -45,9 +47,11 @@ class Team:
 
     def __init__(self, channel: Channel | None = None) -> None:
         self._channel = channel
+        self._signals = HeldSignals(_PROTECTED, frozenset({Team._opened.__code__}), PATIENCE)
         self._state: Any = None
-        self._is_in_task = False
-        self._has_ended = False
+        self._is_in_task = self._has_ended = False
+        self._failure: Failure | None = None
+        self._last_asked = 0.0
 
     @property
     def size(self) -> int:
@@ -67,15 +71,15 @@ class Team:
     @property
     def can_share(self) -> bool:
         """Whether `shared` would ask other ranks now."""
-        return self.size > 1 and self._state is not None and not self._is_in_task
+        return self.size > 1 and self.leads and self._state is not None and not self._is_in_task
 
     def working_on(self, state: object) -> Team:
         """These ranks where `state` is what they work on at present, or a rank alone: the others have no such thing."""
         return self if self._state is state else Team()
 
-    def together(self) -> _Together:
+    def together(self) -> Together:
         """A block in which an exception on one rank ends the check on all of them."""
-        return _Together(self)
+        return Together(self)
 
     def lead(self, state: Any, work: Callable[[], T], prepare: Callable[[], object] = lambda: None) -> T:
         """The result of `work`, which the leader runs, on every rank; or the exception that it or a share ended in.
@@ -88,14 +92,14 @@ class Team:
         if self._channel is None or self._state is not None:  # alone, or in the midst of what this rank leads
             return work()
         self.meet()
-        self._state = state
+        self._state, self._is_in_task, self._last_asked = state, False, time.monotonic()
         try:
             ended = self._led(work) if self.leads else self._followed(prepare)
         finally:
             self._state = None
-        self._has_ended = ended.failure is not None
         if ended.failure is not None:
-            raise ended.failure.error_on(self.rank)
+            self._has_ended = True
+            raise (self._failure or ended.failure).here
         result: T = ended.result
         return result
 
@@ -106,93 +110,158 @@ class Team:
             task: see `Task`.
             shares: one a rank.
             meanwhile: run by the leader before its own share, while the others are at theirs.
+
+        Raises:
+            Exception: that of the first rank that ended in one. Every later call raises it as well: the check is over.
         """
-        assert self._channel is not None
-        assert len(shares) == self.size
-        self._channel.told(_Share(task, shares))
-        answers = self._channel.gathered(self._answer(task, shares[LEADER], meanwhile))
-        self._raise_kept()
-        for answer in answers:
-            if isinstance(answer, Failure):
-                raise answer.error_on(LEADER)
+        if self._failure is None:
+            self._tell(Share(task, shares))
+            answers = self._gathered(self._attempted(lambda: self._run(task, shares[LEADER], meanwhile)))
+            self._failure = _first_failure([*answers, self._attempted(_nothing)])
+        if self._failure is not None:
+            raise self._failure.here
         return answers
 
+    def order(self, task: Task, share: Any) -> None:
+        """Has the other ranks run a task while the leader goes on; their exceptions are raised by `shared`."""
+        self._tell(Order(task, share))
+
+    def pulse(self) -> None:
+        """Asks the other ranks once a second whether all is well; called wherever the leader may work for long.
+
+        So an exception or a signal on another rank ends the work here, and the timeout of the group starts anew.
+        """
+        if self.can_share and time.monotonic() - self._last_asked > PULSE:
+            self.shared(_is_well, [None] * self.size)
+
     def exchanged(self, message: T) -> list[T]:
-        """What every rank says, in their order, on every rank; outside of `lead` only."""
-        return [message] if self._channel is None else self._channel.exchanged(message)
+        """What every rank says, in their order, on every rank; outside of `lead` only. Raises what `meet` does."""
+        return [message] if self._channel is None else self._exchanged(message)
 
-    def meet(self, failure: Failure | None = None) -> None:
+    def meet(self) -> None:
         """Waits until all ranks are here; raises where one says that it cannot go on."""
-        if self._channel is None or self._has_ended:
-            return
-        failures = [each for each in self._channel.exchanged(failure) if each is not None]
-        if failures:
-            self._has_ended = True
-            raise failures[0].error_on(self.rank)
-        self._raise_kept()
+        if self._is_connected:
+            self._exchanged(None)
 
-    def _led(self, work: Callable[[], Any]) -> _Ended:
-        assert self._channel is not None
+    def part(self, error: BaseException | None) -> None:
+        """Meets the others a last time, and says what this rank ended in; raises what others did, without an own."""
         try:
-            ended = _Ended(work())
-        except ProcessGroupError:
-            self._has_ended = True  # nobody is there to be told
-            raise
-        except BaseException as error:
-            ended = _Ended(failure=Failure.of(error, self.rank))
-        self._channel.told(ended)
+            if self._is_connected:
+                self._exchanged(None, None if error is None else Failure.of(error, self.rank))
+        except BaseException:
+            if error is None:
+                raise
+
+    @property
+    def _is_connected(self) -> bool:
+        """Whether the others may still listen."""
+        return not (self._channel is None or self._has_ended or self._channel.is_lost or self._signals.lost_patience)
+
+    def _exchanged(self, message: Any, failure: Failure | None = None) -> list[Any]:
+        assert self._channel is not None
+        own = failure or self._attempted(lambda: message)
+        gathered = self._channel.gathered(answer_written(own, self.rank))
+        everything = pickle.loads(self._channel.told(pickle.dumps(gathered)))
+        found = [own if rank == self.rank else answer_read(data, self.rank) for rank, data in enumerate(everything)]
+        failed = own if isinstance(own, Failure) else _first_failure(found)
+        if failed is not None:
+            self._has_ended = True
+            raise failed.here
+        return found
+
+    def _led(self, work: Callable[[], Any]) -> Ended:
+        assert self._channel is not None
+        result = self._attempted(work)
+        failure = self._failure or (result if isinstance(result, Failure) else None)
+        if self._channel.is_lost or self._signals.lost_patience:
+            return Ended(failure=failure)
+        ended = Ended(None if failure else result, failure)
+        try:
+            self._tell(ended)
+        except ProcessGroupError as error:
+            ended = Ended(failure=failure or Failure.of(error, self.rank))
+        except Exception as error:  # of pickle
+            ended = Ended(failure=Failure.of(error, self.rank))
+            self._tell(ended)
         return ended
 
-    def _followed(self, prepare: Callable[[], object]) -> _Ended:
+    def _followed(self, prepare: Callable[[], object]) -> Ended:
         assert self._channel is not None
-        unready = self._attempted(prepare)
-        while not isinstance(message := self._channel.told(), _Ended):
-            answer = unready if isinstance(unready, Failure) else self._answer(message.task, message.shares[self.rank])
-            self._channel.gathered(answer)
+        self._failure = _first_failure([self._attempted(prepare)])
+        while not isinstance(message := read(self._channel.told(), self.rank), Ended):
+            answer = self._failure or self._answer(message)
+            self._failure = _first_failure([answer])
+            if isinstance(message, Share):
+                self._channel.gathered(answer_written(answer, self.rank))
         return message
 
-    def _answer(self, task: Task, share: Any, meanwhile: Callable[[], object] = lambda: None) -> Any:
-        """What a task makes of a share; the failure it ends in, or one that has been kept while this rank waited."""
-        return self._attempted(lambda: self._run(task, share, meanwhile))
+    def _answer(self, message: Share | Order) -> Any:
+        return self._attempted(lambda: self._run(message.task, message.on(self.rank)))
+
+    def _tell(self, message: Message) -> None:
+        assert self._channel is not None
+        self._channel.told(written(message))
+
+    def _gathered(self, own: Any) -> list[Any]:
+        """The answers of all ranks, on the leader, whose own is this one."""
+        assert self._channel is not None
+        gathered = self._channel.gathered(b"")
+        self._last_asked = time.monotonic()
+        return [own, *[answer_read(data, rank) for rank, data in enumerate(gathered) if rank != LEADER]]
 
     def _attempted(self, run: Callable[[], Any]) -> Any:
+        """What it returns, or the failure that it ends in, or that of a signal which was held until now."""
         try:
-            self._raise_kept()
-            return run()
+            return self._opened(run)
         except BaseException as error:
             return Failure.of(error, self.rank)
 
-    def _run(self, task: Task, share: Any, meanwhile: Callable[[], object]) -> Any:
+    def _opened(self, run: Callable[[], Any]) -> Any:
+        self._signals.deliver()
+        return run()
+
+    def _run(self, task: Task, share: Any, meanwhile: Callable[[], object] = lambda: None) -> Any:
         self._is_in_task = True
         try:
+            meanwhile()
             meanwhile()
             return task(self._state, share)
         finally:
             self._is_in_task = False
 
-    def _raise_kept(self) -> None:
-        assert self._channel is not None
-        kept, self._channel.kept = self._channel.kept, None
-        if kept is not None:
-            raise kept
 
-
-class _Together:
+class Together:
     """See `Team.together`. A class and not a generator, which an interrupt could leave behind."""
 
     def __init__(self, team: Team) -> None:
         self._team = team
 
     def __enter__(self) -> Team:
+        if self._team.size > 1:
+            self._team._signals.install()
         return self._team
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if error is None:
-            self._team.meet()
-        elif not isinstance(error, ProcessGroupError):
-            self._team.meet(Failure.of(error, self._team.rank))
+        try:
+            self._team.part(error)
+        finally:
+            self._team._signals.release()
 
 
-def team_of(group: dist.ProcessGroup) -> Team:
-    """The ranks of a process group, of which this process is one; alone where there is no other rank."""
-    return Team() if dist.get_world_size(group) == 1 else Team(Channel(group))
+_PROTECTED = frozenset(
+    function.__code__
+    for function in (Team.lead, Team.shared, Team.order, Team.exchanged, Team.meet, Team.part, Together.__exit__)
+)
+"""Functions that are not to be interrupted: a rank that left the others between two messages would be waited for."""
+
+
+def _first_failure(answers: Sequence[Any]) -> Failure | None:
+    return next((each for each in answers if isinstance(each, Failure)), None)
+
+
+def _nothing() -> None:
+    """Run for the signal that may have waited."""
+
+
+def _is_well(state: object, share: object) -> None:
+    """The task of a pulse: to be here."""

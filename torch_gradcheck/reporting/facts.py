@@ -140,6 +140,7 @@ class DiagnosisKind(_Word):
     ACCUMULATED = "accumulated", Trait.WHOLE
     STALE = "stale", Trait.WHOLE
     WEIGHTED = "weighted", Trait.WHOLE
+    UNREDUCED = "unreduced", Trait.WHOLE
     MISSING_TERM = "missing_term"
     PROJECTION = "projection"
     SLICEWISE = "slicewise", Trait.SEPARATE
@@ -353,6 +354,7 @@ class Facts:
         contract: of `check_function`, one entry each for what else was tried; else empty.
         reference: the report on the reference's own gradients, in float64 against centered differences, where a
             candidate was compared with one. Nothing passes beside a reference that is wrong itself.
+        processes: how many processes shared the evaluations; 1 without a group. `seconds` are those of the first one.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -373,6 +375,7 @@ class Facts:
     contract: list[ContractEntry] = field(default_factory=list)
     order: int = 1
     reference: Facts | None = None
+    processes: int = 1
 
     @property
     def passed(self) -> bool:

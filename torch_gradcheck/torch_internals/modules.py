@@ -228,12 +228,21 @@ def with_backward_hooks(module: nn.Module, instead: Callable[[Any], Any]) -> Ite
         module._backward_hooks, module._backward_pre_hooks = held
 
 
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether a module is a normalization that keeps running statistics, which it only writes while it trains."""
+    return isinstance(module, _NORMALIZATIONS)
+
+
 def is_dropout(module: nn.Module) -> bool:
     """Whether a module zeroes entries at random with probability `module.p`."""
     return isinstance(module, _DROPOUTS)
 
 
 _DROPOUTS: Any = getattr(nn.modules.dropout, "_DropoutNd", (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d))
+
+_NORMALIZATIONS: Any = getattr(
+    nn.modules.batchnorm, "_NormBase", (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+)
 
 _SPECTRAL_NORM: Any = getattr(parametrizations, "_SpectralNorm", ())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -15,6 +17,12 @@ def swap(one: torch.Tensor, other: torch.Tensor) -> None:
     which is public, would exchange those too, and refuses tensors that have weak references or a graph.
     """
     internal(torch._C, "_swap_tensor_impl", "lend a model copies of its tensors")(one, other)
+
+
+def swapped(one: torch.Tensor, other: torch.Tensor) -> Callable[[], None]:
+    """Swaps two tensors; returns what swaps them back."""
+    swap(one, other)
+    return lambda: swap(one, other)
 
 
 def version_of(x: torch.Tensor) -> int:

@@ -45,26 +45,35 @@ def check_left_in_grad(
     theta, drawn_in = grad_check.theta, grad_check.drawn_in
     with (
         progress_bar(request.progress) as progress,
-        posed(model, loss, request, progress=progress, start=step.start, theta=theta, drawn_in=drawn_in) as problem,
+        posed(
+            model, loss, request, progress=progress, start=step.start or step.buffers, theta=theta, drawn_in=drawn_in
+        ) as problem,
     ):
-        autograd_float64, unrepeatable = problem.repeated.gradients, Unrepeatable.of(problem)
-        grad_check.compare_with_step(problem.objective, autograd_float64)
-        choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
-        judged = grad_check.judged(problem.objective, autograd_float64, trials)
-        rows = unrepeatable.marked(grad_check.rows(judged, trials))
-        refuse_unreached(rows, problem.objective.words)
-        spoilt = on_non_finite(problem, grad_check.left, autograd_float64, grad_check.replays)
-        notes = [*spoilt.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
-        return reported(
-            problem,
-            choice,
-            rows,
-            started=started,
-            relative_error=over_theta(rows, {position: each.trial for position, each in judged.items()}),
-            notes=unrepeatable.among(notes),
-            culprit=_unless_wrong(rows, unrepeatable.culprit) if spoilt.culprit is None else spoilt.culprit,
-            backward_spread=unrepeatable.spread,
+        return request.team.lead(
+            problem, lambda: _judged(problem, grad_check, examined, started), prepare=lambda: problem.engine
         )
+
+
+def _judged(problem: Problem, grad_check: GradCheck, examined: Examination | None, started: float) -> Report:
+    """The report on `.grad`, the model of the problem being lent."""
+    autograd_float64, unrepeatable = problem.repeated.gradients, Unrepeatable.of(problem)
+    grad_check.compare_with_step(problem.objective, autograd_float64)
+    choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
+    judged = grad_check.judged(problem.objective, autograd_float64, trials)
+    rows = unrepeatable.marked(grad_check.rows(judged, trials))
+    refuse_unreached(rows, problem.objective.words)
+    spoilt = on_non_finite(problem, grad_check.left, autograd_float64, grad_check.replays)
+    notes = [*spoilt.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
+    return reported(
+        problem,
+        choice,
+        rows,
+        started=started,
+        relative_error=over_theta(rows, {position: each.trial for position, each in judged.items()}),
+        notes=unrepeatable.among(notes),
+        culprit=_unless_wrong(rows, unrepeatable.culprit) if spoilt.culprit is None else spoilt.culprit,
+        backward_spread=unrepeatable.spread,
+    )
 
 
 def _tried(

@@ -187,7 +187,8 @@ def _meanings(evidences: Iterable[Evidence], step: TrainingStep) -> list[FactorM
     """The factors that are found, as far as a training loop is known to leave such."""
     factors = [_factor(evidence) for evidence in evidences if evidence.wrong.any() and evidence.resolved.any()]
     known = [] if step.window is None else step.window.factor_meanings()
-    return [FactorMeaning(factor, words) for factor in factors if (words := words_of_factor(factor, known))]
+    first = any(meaning.comes_first for meaning in known)
+    return [FactorMeaning(factor, words, first) for factor in factors if (words := words_of_factor(factor, known))]
 
 
 def _factor(evidence: Evidence) -> float:

@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.borrowing.loan import Start
+from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
@@ -31,6 +32,9 @@ from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
+from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
+from torch_gradcheck.training_step.ranks.unreduced import unreduced
+from torch_gradcheck.training_step.ranks.window import WindowOfRanks
 from torch_gradcheck.training_step.regimes import replays_in_regimes
 from torch_gradcheck.training_step.replay import Replays, coarsest
 from torch_gradcheck.training_step.reproduced import judged_by_rerun
@@ -83,10 +87,12 @@ class GradCheck:
         self._missing: set[int] = set()
         self._saw_other_inputs = ""
         self._hides = 0.0
+        self._gradients_of_batches: list[dict[int, Floats]] | None = None
         self._default = torch.get_default_dtype()
         self.replays: Replays | None = None
         self._in_other_regimes: list[Replays] = []
-        if not self.why_unjudged:
+        self._of_ranks = GradsOfRanks(request.team, self.theta, self.left)
+        if not self.why_unjudged and request.team.leads:  # the others do not judge
             self.replays, self._in_other_regimes = replays_in_regimes(
                 model, loss, self.theta, request.seed, step, self.left
             )
@@ -109,9 +115,29 @@ class GradCheck:
         autograd_float64: Mapping[int, AnalyticGradient],
         trials: Mapping[int, ParameterTrial],
     ) -> dict[int, Judged]:
-        """Every `.grad` beside the right gradient, by position in θ; nothing where it cannot be judged."""
+        """Every `.grad` beside the right gradient, by position in θ; nothing where it cannot be judged.
+
+        Where the ranks do not hold the same, it is the leader's, or that of a rank where only it is wrong.
+        """
         if self.why_unjudged:
             return {}
+        own = self.left
+
+        def of_another_rank(left: Left) -> Mapping[int, Judged]:
+            self.left = {**own, **left}
+            return self._judged_by(self.replays, objective, autograd_float64, trials)
+
+        judged = self._of_ranks.worst(self._judged_here(objective, autograd_float64, trials), of_another_rank)
+        self.left = own | {at: self._of_ranks.of_rank[rank][at] for at, rank in self._of_ranks.shown_on.items()}
+        return judged
+
+    def _judged_here(
+        self,
+        objective: Objective,
+        autograd_float64: Mapping[int, AnalyticGradient],
+        trials: Mapping[int, ParameterTrial],
+    ) -> dict[int, Judged]:
+        """The leader's own, in the regime that explains most of it."""
         judged = self._judged_by(self.replays, objective, autograd_float64, trials)
         if not self._in_other_regimes or 2 * _wrong(judged) < len(judged):
             return judged
@@ -228,6 +254,7 @@ class GradCheck:
             return {}
         previous = self._gradients_of(self._step.previous)
         found = self._diagnosed(judged, trials, [Reference("the gradient of the batch before", previous)])
+        found |= self._unreduced(judged)
         if all(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()):
             return found
         found |= self._weighted(judged)
@@ -251,20 +278,37 @@ class GradCheck:
 
     def _weighted(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
         """The mistake in the weights of the window's batches, by position in θ."""
-        window = self._step.window
+        window, parts = self._step.window, self._parts(judged)
+        if window is None or not parts:
+            return {}
+        return window_mistake(self._evidences(judged), window, parts, scaled=self._may_be_clipped(judged))
+
+    def _unreduced(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
+        """The mistake that the ranks have not averaged their gradients, by position in θ."""
+        window, differing = self._step.window, [at for at in self._of_ranks.differing if at in judged]
+        parts = self._parts(judged) if differing else []
+        if not isinstance(window, WindowOfRanks) or not parts:
+            return {}
+        held = {at: self._of_ranks.at(at, judged[at].trial.coordinates) for at in differing}
+        return unreduced(self._evidences(judged), held, window, parts)
+
+    def _evidences(self, judged: Mapping[int, Judged]) -> dict[int, Evidence]:
+        return {position: step_evidence(self.theta[position], each.trial) for position, each in judged.items()}
+
+    def _parts(self, judged: Mapping[int, Judged]) -> list[dict[int, Floats]]:
+        """The gradient of each batch of the window, by position in θ, at the entries tried; nothing where unknown."""
+        window, tried = self._step.window, {position: each.trial for position, each in judged.items()}
         if window is None or not 1 < len(window.losses) <= LARGEST_WINDOW or self._step.clip_value is not None:
-            return {}
-        seen = self._step.forwards if self._step.start is not None else None
-        starts: Sequence[Start | None] = [each.start for each in seen] if seen else [None] * len(window.losses)
-        tried = {position: each.trial for position, each in judged.items()}
-        parts = [
-            _at_entries(self._gradients_of(loss, start), tried)
-            for loss, start in zip(window.losses, starts, strict=True)
-        ]
-        if any(len(part) < len(tried) for part in parts):
-            return {}
-        evidences = {position: step_evidence(self.theta[position], trial) for position, trial in tried.items()}
-        return window_mistake(evidences, window, parts, scaled=self._may_be_clipped(judged))
+            return []
+        if self._gradients_of_batches is None:
+            seen = self._step.forwards if self._step.start is not None else None
+            starts: Sequence[Start | None] = [each.start for each in seen] if seen else [None] * len(window.losses)
+            self._gradients_of_batches = [
+                _at_entries(self._gradients_of(loss, start), tried)
+                for loss, start in zip(window.losses, starts, strict=True)
+            ]
+        parts = self._gradients_of_batches
+        return [] if any(len(part) < len(tried) for part in parts) else parts
 
     def _may_be_clipped(self, judged: Mapping[int, Judged]) -> bool:
         """Whether clipping may have scaled `.grad`: its norm is at the limit, or that of all is not known."""

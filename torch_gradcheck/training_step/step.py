@@ -33,6 +33,9 @@ class TrainingStep:
         earlier: parameter → its `.grad` when the step before was done with it.
         previous: J of the batch before.
         window: the batches of the step and their weights; None where they are not known one by one.
+        moved: why `.grad` of another rank is not of the present weights; "" where nothing says so.
+        buffers: the leader's buffers, from which J of this rank starts as well; None where the rank is alone.
+        reduced_in: the dtype that gradients are compressed to before they are summed over the ranks; None: their own.
     """
 
     forwards: tuple[SeenForward, ...] | None = None
@@ -45,6 +48,9 @@ class TrainingStep:
     earlier: Mapping[torch.Tensor, Floats] = field(default_factory=dict)
     previous: Loss | None = None
     window: Window | None = None
+    moved: str = ""
+    buffers: Start | None = None
+    reduced_in: torch.dtype | None = None
 
     @property
     def start(self) -> Start | None:
@@ -63,8 +69,8 @@ class TrainingStep:
 
     def weights_moved(self) -> str:
         """The reason why `.grad` is not of the present weights; "" where nothing says so."""
-        if not self.forwards or not self.forwards[0].weights_moved():
-            return ""
+        if self.moved or not self.forwards or not self.forwards[0].weights_moved():
+            return self.moved
         if self.forwards[-1].weights_moved():
             return (
                 "the weights have been written to since the step's forward: .grad is not of the present ones. "

@@ -89,6 +89,42 @@ class Window:
             ]
         return [meaning for meaning in meanings if abs(meaning.factor - 1) > SAME_SHARE]
 
+    def message(self, found: Floats, scaled: bool) -> str:
+        """Words on shares that are not those declared; "" where they are, but for a factor on all.
+
+        Args:
+            found: the share of each batch in `.grad`.
+            scaled: a clipped norm has scaled all of them alike.
+        """
+        declared, total = self.shares, float(np.sum(found))
+        if not total or alike(found / total, declared / np.sum(declared)):
+            return ""
+        factor = 1.0 if scaled else total / float(np.sum(declared))
+        times = "" if abs(factor - 1) <= SAME_SHARE else f"{factor:.4g} × "
+        return self._words_on(found, times)
+
+    def _words_on(self, found: Floats, times: str) -> str:
+        """The mistake, `times` being words on a factor on all."""
+        total, of = float(np.sum(found)), f"the {len(found)} batches of this step"
+        missing = [str(at + 1) for at in nothing_of(found)]
+        if missing:
+            return (
+                f"dθ holds nothing of batch {', '.join(missing[:LISTED])} of {of}: was zero_grad() called within the "
+                "window, or are they not one window (accumulate=, last=)?"
+            )
+        declared = self.shares / np.sum(self.shares)
+        if alike(found / total, np.full(len(found), 1 / len(found))):
+            return (
+                f"dθ is {times}the mean of {of} with equal weights, a mean of means, where they count "
+                f"{shares_listed(declared)} by their weight=: the micro-batches were averaged with equal "
+                f"weights. Divide each batch's summed loss by the window's total, {np.sum(self.weights):g}"
+            )
+        by = shares_listed(declared) if self.weights else "equal weights"
+        return (
+            f"dθ is {times}the mean of {of} with weights {shares_listed(found / total)}, where {by} are declared. "
+            "If that is meant (tokens, samples), tell the monitor: step(batch, weight=)"
+        )
+
 
 def window_mistake(
     evidences: Mapping[int, Evidence], window: Window, parts: Sequence[Mapping[int, Floats]], scaled: bool
@@ -110,7 +146,7 @@ def window_mistake(
             at: np.asarray(sum(c * part[at] for c, part in zip(candidate, parts, strict=True))) for at in wrong
         }
         explained = [position for position in wrong if evidences[position].explains(predicted[position])]
-        message = _message(candidate, window, scaled)
+        message = window.message(candidate, scaled)
         if message and 2 * len(explained) > len(wrong):
             return dict.fromkeys(explained, Diagnosis(DiagnosisKind.WEIGHTED, message))
     return {}
@@ -141,40 +177,18 @@ def _equal(evidences: Mapping[int, Evidence], parts: Sequence[Mapping[int, Float
     return np.repeat(_fitted(evidences, [together]), len(parts))
 
 
-def _message(found: Floats, window: Window, scaled: bool) -> str:
-    """Words on shares that are not those declared; "" where they are, but for a factor on all."""
-    declared = window.shares
-    total = float(np.sum(found))
-    if not total or _alike(found / total, declared / np.sum(declared)):
-        return ""
-    largest = np.max(np.abs(found))
-    missing = [str(i) for i, share in enumerate(found, 1) if abs(share) < NOTHING * largest]
-    of = f"the {len(found)} batches of this step"
-    if missing:
-        return (
-            f"dθ holds nothing of batch {', '.join(missing[:LISTED])} of {of}: was zero_grad() called within the "
-            "window, or are they not one window (accumulate=, last=)?"
-        )
-    factor = 1.0 if scaled else total / float(np.sum(declared))
-    times = "" if abs(factor - 1) <= SAME_SHARE else f"{factor:.4g} × "
-    if _alike(found / total, np.full(len(found), 1 / len(found))):
-        return (
-            f"dθ is {times}the mean of {of} with equal weights, a mean of means, where they count "
-            f"{_listed(declared / np.sum(declared))} by their weight=: the micro-batches were averaged with equal "
-            f"weights. Divide each batch's summed loss by the window's total, {np.sum(window.weights):g}"
-        )
-    by = _listed(declared / np.sum(declared)) if window.weights else "equal weights"
-    return (
-        f"dθ is {times}the mean of {of} with weights {_listed(found / total)}, where {by} are declared. "
-        "If that is meant (tokens, samples), tell the monitor: step(batch, weight=)"
-    )
+def nothing_of(found: Floats) -> list[int]:
+    """The places of the batches that have left nothing in `.grad`."""
+    return [int(at) for at in np.flatnonzero(np.abs(found) < NOTHING * np.max(np.abs(found)))]
 
 
-def _alike(one: Floats, other: Floats) -> bool:
+def alike(one: Floats, other: Floats) -> bool:
+    """Whether two lists of shares are the same."""
     return bool(np.max(np.abs(one - other)) <= SAME_SHARE * np.max(np.abs(other)))
 
 
-def _listed(shares: Floats) -> str:
+def shares_listed(shares: Floats) -> str:
+    """Shares in words, the first of many."""
     listed = ", ".join(f"{share:.3g}" for share in shares[:LISTED])
     return f"{listed}, ..." if len(shares) > LISTED else listed
 

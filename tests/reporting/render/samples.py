@@ -295,6 +295,11 @@ def arguments_of_a_function() -> Facts:
     return facts(match("x", 4, 3, role=Role.ARGUMENT), match("weight", 3, role=Role.ARGUMENT))
 
 
+def shared_by_processes() -> Facts:
+    """The work of two ranks of a process group."""
+    return facts(match("weight", 2, 3), match("bias", 2), processes=2)
+
+
 def of_reference(*rows: ParameterReport, **changes: Any) -> Facts:
     """The reference's own report, beside which a candidate was compared."""
     own = replace(facts(), parameters=tuple(replace(each, role=Role.ARGUMENT) for each in rows))
@@ -370,6 +375,7 @@ SAMPLES = {
         no_parameters,
         inputs_among_the_rows,
         arguments_of_a_function,
+        shared_by_processes,
         candidate_right,
         candidate_wrong,
         reference_wrong,

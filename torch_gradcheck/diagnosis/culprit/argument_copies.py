@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import attributes_of, is_a
 from torch_gradcheck.objective.nested import rebuilt
+from torch_gradcheck.torch_internals.sharded import is_about_ranks
 from torch_gradcheck.torch_internals.tensors import version_of
 
 Replace = Callable[[torch.Tensor], torch.Tensor]
@@ -107,5 +108,5 @@ def _copied(value: Any, depth: int, copies: dict[int, Any]) -> Any:
 
 def _is_an_object(value: Any) -> bool:
     """Whether `value` is an object with attributes of its own, which a call may write to."""
-    known = is_a(value, *AS_THEY_ARE) or callable(value)
+    known = is_a(value, *AS_THEY_ARE) or callable(value) or is_about_ranks(value)
     return not known and attributes_of(value) is not None

@@ -14,10 +14,11 @@ COARSEST = 1e-2
 
 
 class FactorMeaning(NamedTuple):
-    """A factor, and words on the mistake that it is a sign of."""
+    """A factor, and words on the mistake that it is a sign of; what `comes_first` is likelier than `ALWAYS`."""
 
     factor: float
     words: str
+    comes_first: bool = False
 
 
 ALWAYS = (
@@ -56,7 +57,8 @@ def meaning_of(factor: float, known: Sequence[FactorMeaning], uncertainty: float
         uncertainty: of the factor, relative to it; more than 1 % counts as 1 %.
     """
     within = min(max(CLOSE, uncertainty), COARSEST)
-    fitting = [meaning.words for meaning in (*ALWAYS, *known) if _close(factor, meaning.factor, within)]
+    ordered = sorted((*ALWAYS, *known), key=lambda meaning: not meaning.comes_first)
+    fitting = [meaning.words for meaning in ordered if _close(factor, meaning.factor, within)]
     if not fitting and (power := _loss_scale(factor)):
         fitting = [f"{power}, a loss scale that was {'not taken out' if factor > 1 else 'divided out twice'}"]
     return ", or ".join(_distinct(fitting)[:2])

@@ -79,13 +79,13 @@ def _beside_rounding(decided: Sequence[ParameterReport], dtype: str) -> str:
     return f"at most {times(largest.rounding_ratio)} times what {dtypes} {verb} ({printable(largest.name)})"
 
 
-def summary_beside(facts: Facts, reference: str, evaluations: str) -> tuple[str, ...]:
+def summary_beside(facts: Facts, reference: str, effort: str) -> tuple[str, ...]:
     """Returns the lines below the headline.
 
     Args:
         facts: of the candidate; its loss, method and evaluations are those of the reference's own check.
         reference: the headline of the reference's own report.
-        evaluations: of J, in words.
+        effort: evaluations of J and seconds, in words.
     """
     dtype = printable(facts.dtype)
     return (
@@ -93,6 +93,6 @@ def summary_beside(facts: Facts, reference: str, evaluations: str) -> tuple[str,
         f"error bars are measured: the reference run in {dtype} with rounding as noise",
         "factor seen: a factor on the whole tensor that is off by as much is a mismatch",
         f"reference: {reference}",
-        f"loss {facts.loss:.8g}; {printable(facts.method)} method, {evaluations} of J, {facts.seconds:,.2f} s",
+        f"loss {facts.loss:.8g}; {printable(facts.method)} method, {effort}",
         f"candidate in {dtype}, reference in float64, mode {printable(facts.mode)}, seed {facts.seed}",
     )

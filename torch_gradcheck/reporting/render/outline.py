@@ -186,14 +186,18 @@ def headline(facts: Facts) -> str:
 
 def _summary(facts: Facts) -> tuple[str, ...]:
     if facts.reference is not None:
-        return summary_beside(facts, headline(facts.reference), _count(facts.evaluations, "evaluation"))
+        return summary_beside(facts, headline(facts.reference), _effort(facts))
     noise = "unknown" if math.isnan(facts.noise) else error_bar(facts.noise)
     return (
         f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes",
-        f"{_what(facts)} {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, "
-        f"{_count(facts.evaluations, 'evaluation')} of J, {facts.seconds:,.2f} s",
+        f"{_what(facts)} {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, {_effort(facts)}",
         f"{printable(facts.dtype)}, mode {printable(facts.mode)}, seed {facts.seed}",
     )
+
+
+def _effort(facts: Facts) -> str:
+    by = "" if facts.processes == 1 else f" by {facts.processes:,} processes"
+    return f"{_count(facts.evaluations, 'evaluation')} of J{by}, {facts.seconds:,.2f} s"
 
 
 def _what(facts: Facts) -> str:

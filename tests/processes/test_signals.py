@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from torch_gradcheck.borrowing.signals import HELD, HeldSignals
+from torch_gradcheck.processes.signals import HELD, HeldSignals
 
 received: list[int] = []
 

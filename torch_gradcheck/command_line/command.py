@@ -1,0 +1,98 @@
+"""The command's run: FUNCTION() is called and checked, the report is told, and the exit status is 0, 1, 2 or 3."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torch_gradcheck.check import check_function, check_module
+from torch_gradcheck.command_line.launch import Ranks
+from torch_gradcheck.command_line.options import parser
+from torch_gradcheck.command_line.output import files_of, refuse_unwritable, tell
+from torch_gradcheck.command_line.target import function_named, problem_of
+from torch_gradcheck.errors import GradcheckError, InvalidRequestError
+from torch_gradcheck.reporting.report import Report
+from torch_gradcheck.reporting.words import listed
+
+PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN = 0, 1, 2, 3
+
+OF_BOTH = ("eps", "tolerance", "seed", "progress", "order", "hold_detached")
+"""The options that the check of a function has as well, besides the precision."""
+
+OF_A_MODEL = ("method", "include", "exclude", "mode", "perturb")
+"""The options that only the check of a model has."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status, the same one on all ranks that share the check.
+
+    Args:
+        arguments: the words behind the command's name; None takes them from the shell.
+    """
+    ranks = Ranks()
+    options = ranks.parsed(parser(), arguments)
+    try:
+        return _exit_status(_told(options, ranks), options.strict)
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        with ranks.one_voice():
+            _print_error(error, options.target)
+        return COULD_NOT_CHECK
+    finally:
+        ranks.leave()
+
+
+def _exit_status(report: Report, strict: bool) -> int:
+    if report.mismatches or report.broken or report.has_wrong_reference:
+        return MISMATCH
+    return PASSED if (report.proven if strict else report.passed) else NOT_PROVEN
+
+
+def _print_error(error: BaseException, target: str) -> None:
+    """Says why there is no verdict; an error of the user's own code is shown whole."""
+    if isinstance(error, GradcheckError | OSError):
+        why = str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        why = "interrupted"
+    else:
+        traceback.print_exception(error)
+        why = f"{target} ended in {type(error).__name__}"
+    print(f"torch-gradcheck: {why}", file=sys.stderr)
+
+
+def _told(options: argparse.Namespace, ranks: Ranks) -> Report:
+    """The report, which the leader has printed and written when this returns."""
+    files = files_of(options)
+    torch.manual_seed(options.seed)
+    with ranks.together():  # joins them at its end, since the file itself may start a process group
+        if ranks.leads:
+            refuse_unwritable(files.values())
+        function = function_named(options.target)
+    with ranks.together():
+        problem = problem_of(options.target, ranks.called(function))
+    report = _checked(problem, options, ranks)
+    with ranks.together():  # torchrun ends all ranks when one has left with another status than 0
+        if ranks.leads:
+            tell(report, files, options.target)
+    return report
+
+
+def _checked(problem: dict[str, Any], options: argparse.Namespace, ranks: Ranks) -> Report:
+    if "function" not in problem:
+        return check_module(**problem, **_chosen(options, (*OF_BOTH, *OF_A_MODEL)), group=ranks.group)
+    given = [name for name in OF_A_MODEL if getattr(options, name) != parser().get_default(name)]
+    if given:
+        raise InvalidRequestError(
+            f"{options.target}() returned (function, inputs), and {listed([f'--{name}' for name in given])} "
+            f"{'is' if len(given) == 1 else 'are'} for models: leave out, or return (model, loss_fn, batch)."
+        )
+    return check_function(**problem, **_chosen(options, OF_BOTH), group=ranks.group)
+
+
+def _chosen(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options of these names, and the precision, as a check takes them."""
+    return {name: getattr(options, name) for name in names} | {"dtype": getattr(torch, options.dtype)}

@@ -1,0 +1,98 @@
+"""What a command is to check: the function that `FILE.py:FUNCTION` names, and what it returns."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.reporting.words import close_names
+
+FUNCTION_ARGUMENTS = ("function", "inputs", "reference")
+MODEL_ARGUMENTS = ("model", "loss_fn", "batch", "reference")
+"""What FUNCTION() returns, in this order or by these names; the reference may be left out."""
+
+
+def function_named(target: str) -> Callable[[], Any]:
+    """The function that the target names, after running its file.
+
+    Raises:
+        InvalidRequestError: there is no such function.
+    """
+    where, colon, name = target.rpartition(":")
+    if not colon or not where or not name:
+        raise InvalidRequestError(f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.")
+    return _function(where, name)
+
+
+def problem_of(target: str, result: Any) -> dict[str, Any]:
+    """What the target's function has returned for a check, by the names of the arguments.
+
+    Raises:
+        InvalidRequestError: it is something else.
+    """
+    if isinstance(result, Mapping):
+        return _named(target, result)
+    if isinstance(result, tuple | list):
+        for names in (FUNCTION_ARGUMENTS, MODEL_ARGUMENTS):
+            fits = len(names) - 1 <= len(result) <= len(names)
+            if fits and isinstance(result[1], tuple | list | Mapping) == (names is FUNCTION_ARGUMENTS):
+                return dict(zip(names, result, strict=False))
+    raise InvalidRequestError(
+        f"{target}() must return (model, loss_fn, batch) or (function, inputs), got {type(result).__name__}"
+        f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}. Inputs are a tuple of positional "
+        "arguments, (x,) for one, or a mapping of keyword arguments. A reference stands behind either."
+    )
+
+
+def _named(target: str, problem: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping that the target's function returned; raises unless its keys are the arguments of a check."""
+    for names in (FUNCTION_ARGUMENTS, MODEL_ARGUMENTS):
+        if set(names[:-1]) <= set(problem) <= set(names):
+            return dict(problem)
+    raise InvalidRequestError(
+        f"{target}() returned a mapping of {list(problem)}: its keys must be {list(MODEL_ARGUMENTS)} or "
+        f"{list(FUNCTION_ARGUMENTS)}; 'reference' may be left out."
+    )
+
+
+def _function(where: str, name: str) -> Callable[[], Any]:
+    module = _module_in_file(Path(where)) if where.endswith(".py") else _module_by_name(where)
+    found = getattr(module, name, None)
+    if not callable(found):
+        functions = [
+            key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
+        ]
+        own = [key for key in functions if vars(module)[key].__module__ == module.__name__]
+        raise InvalidRequestError(f"{where} has no function {name!r}; {close_names(name, own or functions)}")
+    return found  # type: ignore[no-any-return]
+
+
+def _module_in_file(path: Path) -> ModuleType:
+    if not path.stem or not path.is_file():
+        raise InvalidRequestError(f"there is no file {path} in {Path.cwd()}.")
+    sys.path.insert(0, str(path.resolve().parent))  # the file's own imports, as when it is run as a script
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise InvalidRequestError(f"{path} cannot be loaded as a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _module_by_name(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise InvalidRequestError(f"{name!r} is neither a file that ends in .py nor the name of a module.")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # a missing import of the user's module, not the module itself
+        raise InvalidRequestError(f"there is no module {name!r} ({error}); a file is named with its .py.") from error

@@ -1,0 +1,75 @@
+"""The `.grad` of all ranks: where they are not the same, that of each rank, and the worst of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import numpy as np
+
+from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.processes.team import Team
+from torch_gradcheck.training_step.judge import Judged
+from torch_gradcheck.training_step.ranks.replicas import that_differ
+
+Left = Mapping[int, AnalyticGradient]
+"""What `.grad` holds, by position in θ."""
+
+
+class GradsOfRanks:
+    """What the ranks hold in `.grad`, compared; collective.
+
+    Args:
+        team: the ranks.
+        theta: the parameters.
+        left: what this rank holds.
+
+    Attributes:
+        of_rank: rank → its `.grad` of the parameters where the ranks' are not the same.
+        shown_on: position in θ → the rank whose `.grad` its row is about, where that is not the leader's.
+    """
+
+    def __init__(self, team: Team, theta: Theta, left: Left) -> None:
+        position_of = {theta[position].name: position for position in left}
+        held = {name: partial(_held, left[position]) for name, position in position_of.items()}
+        differing = that_differ(team, held) if team.size > 1 else {}
+        self.of_rank: list[dict[int, AnalyticGradient]] = [
+            {position_of[name]: _received(left[position_of[name]], each[rank]) for name, each in differing.items()}
+            for rank in range(team.size)
+        ]
+        self.shown_on: dict[int, int] = {}
+
+    @property
+    def differing(self) -> list[int]:
+        """The positions of the parameters whose `.grad` is not the same on all ranks."""
+        return sorted(self.of_rank[0])
+
+    def at(self, position: int, coordinates: Indices) -> list[Floats]:
+        """The `.grad` of each rank of a parameter on which they do not agree, at some coordinates."""
+        return [left[position].values[coordinates] for left in self.of_rank]
+
+    def worst(self, judged: Mapping[int, Judged], judge: Callable[[Left], Mapping[int, Judged]]) -> dict[int, Judged]:
+        """Every `.grad` as judged, that of another rank where only it is wrong.
+
+        Args:
+            judged: the leader's.
+            judge: judges those of another rank; what is not given is the leader's.
+        """
+        found = dict(judged)
+        for rank, left in enumerate(self.of_rank[1:], 1):
+            others = judge(left) if left else {}
+            for position in left.keys() & others.keys():
+                if others[position].is_wrong and not found[position].is_wrong:
+                    found[position], self.shown_on[position] = others[position], rank
+        return found
+
+
+def _held(gradient: AnalyticGradient) -> Floats | None:
+    return gradient.values if gradient.reached else None
+
+
+def _received(here: AnalyticGradient, values: Floats | None) -> AnalyticGradient:
+    """The gradient of another rank, of the parameter that this rank's is of."""
+    return AnalyticGradient(np.zeros_like(here.values) if values is None else values, values is not None, here.epsilon)
