@@ -224,7 +224,6 @@ class Team:
         self._is_in_task = True
         try:
             meanwhile()
-            meanwhile()
             return task(self._state, share)
         finally:
             self._is_in_task = False
