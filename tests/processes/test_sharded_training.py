@@ -51,8 +51,7 @@ class Inside(nn.Module):
 
 
 WAYS: dict[str, Callable[[nn.Module], nn.Module]] = models.WAYS | {
-    each.__name__: each
-    for each in (with_static_graph, with_unused_found, with_bucket_views, with_comm_hook, Inside)
+    each.__name__: each for each in (with_static_graph, with_unused_found, with_bucket_views, with_comm_hook, Inside)
 }
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import slow_but_for
-from tests.processes.ranks import RankError, Ranks
+from tests.processes.ranks import Ranks
 from tests.training_step import steps_of_ranks as steps
 from torch_gradcheck import Report
 
@@ -32,7 +32,9 @@ RIGHT = slow_but_for(4)(
         pytest.param(steps.accumulated, (0.5, 0.5), id="accumulated without synchronising in between"),
         pytest.param(steps.accumulated, (0.5, 0.5), False, id="accumulated and synchronised each time"),
         pytest.param(steps.compressed, "fp16_compress_hook", id="summed in float16"),
-        pytest.param(steps.in_mixed_precision, steps.right, torch.bfloat16, torch.float32, id="bfloat16, summed in float32"),
+        pytest.param(
+            steps.in_mixed_precision, steps.right, torch.bfloat16, torch.float32, id="bfloat16, summed in float32"
+        ),
         pytest.param(steps.in_mixed_precision, steps.right, torch.bfloat16, None, id="bfloat16, summed in it"),
         pytest.param(steps.by_tokens, id="weighted by sizes, as declared"),
         pytest.param(steps.clipped, steps.clipped_whole, id="clipped by the norm of all shards"),
