@@ -50,7 +50,7 @@ def check_left_in_grad(
         ) as problem,
     ):
         return request.team.lead(
-            problem, lambda: _judged(problem, grad_check, examined, started), prepare=lambda: problem.engine
+            problem, lambda: _judged(problem, grad_check, examined, started), prepare=problem.get_ready
         )
 
 
