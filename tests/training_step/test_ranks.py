@@ -80,7 +80,13 @@ UNREDUCED = "not reduced over the ranks: .grad on each rank is the gradient of t
         pytest.param(
             steps.unused_on_one, (False,), "unreduced", "the loss of rank 1 does not reach it", id="unused, not reduced"
         ),
-        pytest.param(steps.left_by, (steps.doubled_beside,), "scaled", "on rank 1 only, and right on rank 0", id="changed on a rank"),
+        pytest.param(
+            steps.left_by,
+            (steps.doubled_beside,),
+            "scaled",
+            "on rank 1 only, and right on rank 0",
+            id="changed on a rank",
+        ),
         pytest.param(steps.left_by_fsdp, (steps.skipped,), "weighted", FROM_ONE, id="FSDP2, a rank skipped"),
         pytest.param(
             steps.in_mixed_precision,
@@ -92,6 +98,9 @@ UNREDUCED = "not reduced over the ranks: .grad on each rank is the gradient of t
         pytest.param(steps.accumulated, ((0.5, 0.0),), "weighted", FROM_ONE, id="accumulated, a rank skipped"),
         pytest.param(
             steps.accumulated, ((1.0, 1.0),), "scaled", "summed over the 2 batches of each rank", id="not divided by k"
+        ),
+        pytest.param(
+            steps.not_zeroed_on_one, (), "accumulated", "as 1 of 2 ranks had not zeroed it", id="stale on one rank"
         ),
         pytest.param(
             steps.compressed, ("fp16_compress_hook", True), "scaled", "summed over the 2 ranks", id="float16, summed"
