@@ -281,7 +281,10 @@ class Together:
 
 _PROTECTED = frozenset(
     function.__code__
-    for function in (Team.lead, Team.shared, Team.order, Team.exchanged, Team.meet, Team.part, Together.__exit__)
+    for function in (
+        *(Team.lead, Team.shared, Team.order, Team.exchanged, Team.meet, Team.part),
+        *(Together.__enter__, Together.__exit__),
+    )
 )
 """Functions that are not to be interrupted: a rank that left the others between two messages would be waited for."""
 
