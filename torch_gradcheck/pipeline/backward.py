@@ -55,7 +55,7 @@ def led(problem: Problem, started: float) -> tuple[Report, Examination | None]:
         return report
 
     agree(problem)
-    report = problem.request.team.lead(problem, work, prepare=lambda: problem.engine)
+    report = problem.request.team.lead(problem, work, prepare=problem.get_ready)
     return report, examinations[0] if examinations else None
 
 
