@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -11,9 +11,9 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import refill
 from torch_gradcheck.borrowing.captures import Captures, captures_of
-from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.processes.groups import team_of
+from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.torch_internals.autograd import connect_hooks, restore_hooks, tensor_hooks
 from torch_gradcheck.torch_internals.modules import FORWARD_HOOKS, named_parameters
@@ -40,9 +40,6 @@ from torch_gradcheck.torch_internals.sharded import (
 )
 from torch_gradcheck.torch_internals.tensors import storage_key, swapped
 
-LISTED = 3
-"""The number of names that a message lists."""
-
 
 class Whole(NamedTuple):
     """A tensor of the caller's, and the plain one with all its numbers that its object will stand for."""
@@ -54,8 +51,9 @@ class Whole(NamedTuple):
 class Assembly:
     """A block in which what the caller handed over is whole: every rank has all numbers, and nothing talks to others.
 
-    Tensor objects stay the same: whoever holds one (a module, an optimizer, a closure) sees the gathered numbers. Inside
-    of another such block there is nothing left to do. A class and not a generator, which an interrupt could leave behind.
+    Tensor objects stay the same: whoever holds one (a module, an optimizer, a closure) sees the gathered numbers.
+    Inside of another such block there is nothing left to do. A class and not a generator, which an interrupt could
+    leave behind.
 
     Args:
         holders: the model, functions, batch: whatever the check reaches.
@@ -74,9 +72,9 @@ class Assembly:
     def __enter__(self) -> Assembly:
         if not process_groups_exist():
             return self
+        _refuse_others([each for holder in self._holders if isinstance(holder, nn.Module) for each in holder.modules()])
         found = captures_of(*self._holders)
         modules = list(found.modules.values())
-        _refuse_others(modules)
         fully = fully_sharded(modules)
         wholes = _gathered(found, fully)
         of_fsdp = {id(each.sharded) for each in fully}
@@ -196,8 +194,9 @@ def _refuse_others(modules: Sequence[nn.Module]) -> None:
     for module in modules:
         if is_fsdp1(module):
             raise InvalidRequestError(
-                f"a {type(module.module).__name__} is wrapped in FullyShardedDataParallel, whose flat parameters cannot "
-                "be told apart: shard it by torch.distributed.fsdp.fully_shard, or check it before it is wrapped."
+                f"a {type(module.module).__name__} is wrapped in FullyShardedDataParallel, whose flat parameters "
+                "cannot be told apart: shard it by torch.distributed.fsdp.fully_shard, or check it before it is "
+                "wrapped."
             )
         for name, parameter in module.named_parameters(recurse=False):
             if is_partitioned_elsewhere(parameter):
@@ -212,13 +211,22 @@ def _gathered(found: Captures, fully: Sequence[FullyShardedParameter]) -> list[W
     unsharded = {
         id(module._parameters[name]): name for each in fully if not each.is_registered for module, name in each.places
     }
-    _refuse_unsharded([(found.names[key], name) for key, name in unsharded.items() if key in found.names])
     candidates = [tensor for key, tensor in found.tensors.items() if key not in unsharded]
     tensors = list(dict.fromkeys([*(each.sharded for each in fully), *filter(is_sharded, candidates)]))
-    _refuse_shards(tensors, found)
-    _agree_on(tensors)
+    _agree_on(tensors, _refusal(found, tensors, unsharded))
     lowered = [Whole(tensor, full) for tensor in candidates if (full := full_precision_of(tensor)) is not None]
     return [*_whole(tensors), *lowered]
+
+
+def _refusal(found: Captures, tensors: Sequence[torch.Tensor], unsharded: Mapping[int, str]) -> Exception | None:
+    """Why this rank cannot go on: the others wait to be told."""
+    try:
+        _refuse_others(list(found.modules.values()))
+        _refuse_unsharded([(found.names[key], name) for key, name in unsharded.items() if key in found.names])
+        _refuse_shards(tensors, found)
+    except Exception as error:
+        return error
+    return None
 
 
 def _refuse_unsharded(held: Sequence[tuple[str, str]]) -> None:
@@ -243,20 +251,17 @@ def _refuse_shards(tensors: Sequence[torch.Tensor], found: Captures) -> None:
             )
 
 
-def _agree_on(tensors: Sequence[torch.Tensor]) -> None:
-    """Waits until all ranks of the meshes are here; raises InvalidRequestError where they hold different tensors."""
+def _agree_on(tensors: Sequence[torch.Tensor], refusal: Exception | None) -> None:
+    """Waits until all ranks of the meshes are here; raises where one refuses, or where they hold different tensors."""
     layouts = [(layout_of(each), _layout_of_grad(each)) for each in tensors]
     groups = list(dict.fromkeys(group for each in tensors for group in mesh_groups(each)))
-    differs: str | None = None
+    against = None if refusal is None else str(refusal)
     for group in groups:  # a rank of each other group is in this one: what one has seen, all come to know
-        told = team_of(group).exchanged((layouts, differs))
+        told = team_of(group).exchanged((layouts, against))
         seen = [other for _, other in told if other is not None]
-        differs = seen[0] if seen else _difference([each for each, _ in told])
-    if differs is not None:
-        raise InvalidRequestError(
-            f"the ranks of the model's mesh have called the check with different tensors: {differs}. All of them have "
-            "to call it with the same model at the same step."
-        )
+        against = seen[0] if seen else _difference([each for each, _ in told])
+    if refusal is not None or against is not None:
+        raise refusal or InvalidRequestError(str(against))
 
 
 def _layout_of_grad(tensor: torch.Tensor) -> str | None:
@@ -268,16 +273,22 @@ Layouts = list[tuple[str, str | None]]
 
 
 def _difference(told: Sequence[Layouts]) -> str | None:
-    """Words on the first thing that two ranks say otherwise; None where all say the same."""
+    """The sentence on the first thing that two ranks say otherwise; None where all say the same."""
     for rank, other in enumerate(told):
-        if len(other) != len(told[0]):
-            return f"{len(told[0])} sharded tensors on rank 0 of a group, {len(other)} on rank {rank}"
-        for one, another in zip(told[0], other, strict=True):
-            if one[0] != another[0]:
-                return f"{one[0]} on rank 0 of a group, {another[0]} on rank {rank}"
-            if one[1] != another[1]:
-                return f".grad of {one[0]} is {one[1]} on rank 0 of a group, {another[1]} on rank {rank}"
+        if other != told[0]:
+            return (
+                "the ranks of the model's mesh have called the check with different tensors: "
+                f"{_first_difference(told[0], other)} (ranks 0 and {rank} of a group). All of them have to call it "
+                "with the same model at the same step."
+            )
     return None
+
+
+def _first_difference(one: Layouts, other: Layouts) -> str:
+    if len(one) != len(other):
+        return f"{len(one)} sharded ones and {len(other)}"
+    (layout, grad), (another, its_grad) = next((a, b) for a, b in zip(one, other, strict=True) if a != b)
+    return f"{layout} and {another}" if layout != another else f"as .grad of {layout} {grad} and {its_grad}"
 
 
 def _whole(tensors: Sequence[torch.Tensor]) -> list[Whole]:

@@ -72,8 +72,9 @@ def collective_watch(model: nn.Module) -> CollectiveWatch | None:
 def refuse_synchronised(model: nn.Module) -> None:
     """Raises InvalidRequestError where a batch norm takes its statistics from the batches of several ranks."""
     for name, module in named_modules(model) if process_groups_exist() else ():
-        own = module.training or not module.track_running_stats if isinstance(module, nn.SyncBatchNorm) else False
-        if own and torch.distributed.get_world_size(module.process_group) > 1:
+        group: Any = getattr(module, "process_group", None)
+        takes_them = isinstance(module, nn.SyncBatchNorm) and (module.training or not module.track_running_stats)
+        if takes_them and torch.distributed.get_world_size(group) > 1:
             raise InvalidRequestError(
                 f"{name!r} (SyncBatchNorm) takes the statistics of the batches of all ranks, and in a check each rank "
                 'evaluates J alone: check it with mode="eval", or with a BatchNorm in its place.'

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import theta_gradients
-from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.loss import ModuleLoss

@@ -35,7 +35,7 @@ def _size_of(argument: Any) -> int | None:
         if isinstance(argument, torch.ScriptObject):
             return int(torch.distributed.ProcessGroup.unbox(argument).size())
         if isinstance(argument, str):
-            resolve = torch._C._distributed_c10d._resolve_process_group
+            resolve: Any = torch._C._distributed_c10d._resolve_process_group
             return int(resolve(argument).size())
     except (RuntimeError, AttributeError, ValueError, KeyError):
         return None

@@ -23,7 +23,7 @@ def passed_on(ddp: nn.Module) -> Callable[..., Any]:
     inside: Any = ddp.module
     devices = getattr(ddp, "device_ids", None)
     if not devices:
-        return lambda *args, **kwargs: inside(*args, **kwargs)
+        return inside  # type: ignore[no-any-return]
     device = torch.device(str(getattr(ddp, "device_type", "cuda")), devices[0])
     moved = internal(torch.distributed.utils, "_to_kwargs", "move a batch to the device of a model")
 

@@ -98,14 +98,15 @@ class Gathered(torch.Tensor):
     """
 
     __slots__ = ["_local_tensor", "_spec"]
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def full_tensor(self, *, grad_placements: object = None) -> torch.Tensor:
+    def full_tensor(self, **_: object) -> torch.Tensor:
         """All the numbers: the tensor itself."""
         return self.view_as(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
-        return memo.setdefault(id(self), nn.Parameter(self.detach().clone(), self.requires_grad))
+        copied: nn.Parameter = memo.setdefault(id(self), nn.Parameter(self.detach().clone(), self.requires_grad))
+        return copied
 
 
 def stand_for(x: torch.Tensor, plain: torch.Tensor) -> Callable[[], None]:
