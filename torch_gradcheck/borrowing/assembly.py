@@ -107,20 +107,14 @@ class Assembly:
     def _take(self, modules: Sequence[nn.Module], fully: Sequence[FullyShardedParameter], wholes: list[Whole]) -> None:
         """Puts what is whole in place; each step registers its way back first."""
         for each in fully:
-            self._register(each)
+            if not each.is_registered:
+                self._undo.append(each.register())
         for whole in wholes:
             self._swap(whole)
         for module in modules:
             self._put_hooks_to_sleep(module)
             if is_ddp(module):
                 self._pass_on(module)
-
-    def _register(self, each: FullyShardedParameter) -> None:
-        """Has modules hold the Parameter that optimizers know in place of an unsharded one."""
-        for module, name in () if each.is_registered else each.places:
-            held, before = module._parameters, module._parameters[name]
-            self._undo.append(lambda held=held, name=name, before=before: held.update({name: before}))  # type: ignore[misc]
-            held[name] = each.sharded
 
     def _swap(self, whole: Whole) -> None:
         tensor, plain = whole
@@ -169,24 +163,17 @@ def assembled(*holders: Any) -> Assembly:
 
 def shard_rows(model: nn.Module) -> dict[str, list[tuple[int, int]]]:
     """The entries of dim 0, from and to, that each rank holds of each sharded parameter, by its name."""
-    fully = {place: each.sharded for each in fully_sharded(list(model.modules())) for place in _places(each)}
-    of_module = {id(parameter): parameter for _, parameter in named_parameters(model)}
-    registered = {
-        id(module._parameters[name]): fully[id(module), name]
-        for module in model.modules()
-        for name in module._parameters
-        if (id(module), name) in fully
+    sharded = {
+        id(held): each.sharded
+        for each in fully_sharded(list(model.modules()))
+        for held in (*each.registered, each.sharded)
     }
-    found = {}
-    for name, parameter in named_parameters(model):
-        sharded = registered.get(id(parameter), of_module[id(parameter)])
-        if is_sharded(sharded) and sharded.dim():
-            found[name] = [(each.offset[0], each.offset[0] + each.shape[0]) for each in shards_of(sharded)]
-    return found
-
-
-def _places(each: FullyShardedParameter) -> list[tuple[int, str]]:
-    return [(id(module), name) for module, name in each.places]
+    named = [(name, sharded.get(id(parameter), parameter)) for name, parameter in named_parameters(model)]
+    return {
+        name: [(each.offset[0], each.offset[0] + each.shape[0]) for each in shards_of(parameter)]
+        for name, parameter in named
+        if is_sharded(parameter) and parameter.dim()
+    }
 
 
 def _refuse_others(modules: Sequence[nn.Module]) -> None:
@@ -208,9 +195,7 @@ def _refuse_others(modules: Sequence[nn.Module]) -> None:
 
 def _gathered(found: Captures, fully: Sequence[FullyShardedParameter]) -> list[Whole]:
     """What is not whole, and all its numbers; every rank of the meshes takes part."""
-    unsharded = {
-        id(module._parameters[name]): name for each in fully if not each.is_registered for module, name in each.places
-    }
+    unsharded = {id(held): each.places[0][1] for each in fully if not each.is_registered for held in each.registered}
     candidates = [tensor for key, tensor in found.tensors.items() if key not in unsharded]
     tensors = list(dict.fromkeys([*(each.sharded for each in fully), *filter(is_sharded, candidates)]))
     _agree_on(tensors, _refusal(found, tensors, unsharded))

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.torch_internals.missing import internal
-from torch_gradcheck.torch_internals.tensors import swap
+from torch_gradcheck.torch_internals.tensors import storage_key, swap
 
 _PURPOSE = "know the parameters of FSDP2"
 
@@ -45,7 +45,8 @@ def full_tensor(x: torch.Tensor) -> torch.Tensor:
         if there.device.type != mesh.device_type:  # offloaded to the CPU: the mesh talks on its own device
             there = there.to(mesh.device_type)
         full: torch.Tensor = there.full_tensor()  # type: ignore[attr-defined]
-    return full.to(x.device, copy=True)
+        is_of_shard = storage_key(full) == storage_key(local_tensor(there))
+        return full.to(x.device, copy=is_of_shard)
 
 
 def local_tensor(x: torch.Tensor) -> torch.Tensor:
@@ -138,6 +139,23 @@ class FullyShardedParameter(NamedTuple):
     sharded: nn.Parameter
     places: tuple[tuple[nn.Module, str], ...]
     is_registered: bool
+
+    @property
+    def registered(self) -> list[torch.Tensor]:
+        """What modules hold in these places now."""
+        return [held for module, name in self.places if (held := module._parameters[name]) is not None]
+
+    def register(self) -> Callable[[], None]:
+        """Has modules hold the sharded parameter; returns what has them hold again what they do now."""
+        before = [(module._parameters, name, module._parameters[name]) for module, name in self.places]
+        for held, name, _ in before:
+            held[name] = self.sharded
+
+        def back() -> None:
+            for held, name, parameter in before:
+                held[name] = parameter
+
+        return back
 
 
 def fully_sharded(modules: Sequence[nn.Module]) -> list[FullyShardedParameter]:
