@@ -25,6 +25,7 @@ from torch_gradcheck.torch_internals.parallel_wrappers import (
     is_of_sharding,
     is_partitioned_elsewhere,
     passed_on,
+    sharding_methods,
 )
 from torch_gradcheck.torch_internals.sharded import (
     FullyShardedParameter,
@@ -114,7 +115,8 @@ class Assembly:
         for module in modules:
             self._put_hooks_to_sleep(module)
             if is_ddp(module):
-                self._pass_on(module)
+                self._replace(module, {"forward": passed_on(module)})
+            self._replace(module, sharding_methods(module))
 
     def _swap(self, whole: Whole) -> None:
         tensor, plain = whole
@@ -141,10 +143,11 @@ class Assembly:
                 f"{type(module).__name__}"
             )
 
-    def _pass_on(self, module: nn.Module) -> None:
-        """Has a DistributedDataParallel call the module inside, and do nothing else."""
-        self._undo.append(lambda: vars(module).pop("forward", None))
-        vars(module)["forward"] = passed_on(module)
+    def _replace(self, module: nn.Module, methods: Mapping[str, Callable[..., Any]]) -> None:
+        """Has a module call these in place of its own methods of these names, unless that has been done."""
+        for name in methods.keys() - vars(module).keys():
+            self._undo.append(lambda name=name: vars(module).pop(name, None))  # type: ignore[misc]
+            vars(module)[name] = methods[name]
 
     def _give_back(self) -> None:
         try:
@@ -163,11 +166,8 @@ def assembled(*holders: Any) -> Assembly:
 
 def shard_rows(model: nn.Module) -> dict[str, list[tuple[int, int]]]:
     """The entries of dim 0, from and to, that each rank holds of each sharded parameter, by its name."""
-    sharded = {
-        id(held): each.sharded
-        for each in fully_sharded(list(model.modules()))
-        for held in (*each.registered, each.sharded)
-    }
+    fully = fully_sharded(list(model.modules()))
+    sharded = {id(held): each.sharded for each in fully for held in (*each.registered, each.sharded)}
     named = [(name, sharded.get(id(parameter), parameter)) for name, parameter in named_parameters(model)]
     return {
         name: [(each.offset[0], each.offset[0] + each.shape[0]) for each in shards_of(parameter)]
@@ -195,9 +195,14 @@ def _refuse_others(modules: Sequence[nn.Module]) -> None:
 
 def _gathered(found: Captures, fully: Sequence[FullyShardedParameter]) -> list[Whole]:
     """What is not whole, and all its numbers; every rank of the meshes takes part."""
-    unsharded = {id(held): each.places[0][1] for each in fully if not each.is_registered for held in each.registered}
+    unsharded = {
+        id(held): each.places[0][1]
+        for each in fully
+        for held in each.registered
+        if not each.is_registered and held is not each.sharded
+    }
     candidates = [tensor for key, tensor in found.tensors.items() if key not in unsharded]
-    tensors = list(dict.fromkeys([*(each.sharded for each in fully), *filter(is_sharded, candidates)]))
+    tensors = [each for each in dict.fromkeys([*(each.sharded for each in fully), *candidates]) if is_sharded(each)]
     _agree_on(tensors, _refusal(found, tensors, unsharded))
     lowered = [Whole(tensor, full) for tensor in candidates if (full := full_precision_of(tensor)) is not None]
     return [*_whole(tensors), *lowered]

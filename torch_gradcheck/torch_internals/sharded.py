@@ -23,7 +23,7 @@ def process_groups_exist() -> bool:
 
 def is_about_ranks(value: object) -> bool:
     """Whether torch keeps in an object what it knows of ranks, meshes and shards, which no evaluation of J changes."""
-    return str(type(value).__module__).startswith("torch.distributed.")
+    return str(type(value).__module__).startswith("torch.distributed.") and not isinstance(value, nn.Module)
 
 
 def is_sharded(x: object) -> bool:
