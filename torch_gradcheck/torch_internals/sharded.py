@@ -39,7 +39,7 @@ def is_sharded_type(kind: type) -> bool:
 
 def full_tensor(x: torch.Tensor) -> torch.Tensor:
     """All the numbers of a DTensor in a plain tensor of its own, on every rank of its mesh, which all have to ask."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         there = x.detach()
         mesh = there.device_mesh  # type: ignore[attr-defined]
         if there.device.type != mesh.device_type:  # offloaded to the CPU: the mesh talks on its own device
