@@ -111,6 +111,7 @@ def trained(way: str, with_checks: bool) -> list[Any]:
     return [*seen, [numbers(each) for each in model.parameters()], state]
 
 
+@pytest.mark.slow_but_for(4)
 @pytest.mark.parametrize("way", WAYS)
 def test_training_goes_on_bit_for_bit(two_ranks: Ranks, way: str) -> None:
     assert two_ranks.run(trained, way, True) == two_ranks.run(trained, way, False)
