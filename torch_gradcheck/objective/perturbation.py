@@ -95,7 +95,8 @@ class Direction:
         self._tensors = [real_view(parameter.data) for parameter in parameters]
         self._velocities = velocities
         held = before or [None for _ in parameters]
-        self._before = [tensor.clone() if x is None else x for tensor, x in zip(self._tensors, held, strict=True)]
+        pairs = zip(self._tensors, held, strict=True)
+        self._before = [tensor.clone() if x is None else real_view(x) for tensor, x in pairs]
 
     def at(self, distance: float, staying: Collection[int] = ()) -> _At:
         """θ + distance · direction inside the block; θ, by assignment, after it.

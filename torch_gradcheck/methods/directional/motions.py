@@ -58,7 +58,7 @@ class InSizes(Mapping[int, Motion]):
 
     Args:
         random: gives the signs, and how many sizes each entry moves.
-        sizes: gives the size of every entry of the parameter at a position, shape (coordinates,).
+        sizes: gives the size of every entry of the parameter at a position, a new tensor of shape (coordinates,).
     """
 
     def __init__(self, random: Drawn, sizes: Callable[[int], Tensor]) -> None:
@@ -67,7 +67,7 @@ class InSizes(Mapping[int, Motion]):
     def __getitem__(self, position: int) -> Motion:
         scale, components = self._random[position]
         self._random.forget()
-        return Motion(scale, components.double() * self._sizes(position))
+        return Motion(scale, self._sizes(position).mul_(components))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._random)
