@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_gradcheck.arrays import BLOCK, Floats, Indices
+from torch_gradcheck.arrays import BLOCK, Floats, Indices, blocks
 from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.methods.directional.motions import Direction, Drawn
 from torch_gradcheck.methods.directional.names import Names
@@ -65,12 +65,18 @@ class Directions:
         means = {position: _root_mean_square(x) for position, x in self._tensors.items()}
         return {position: mean or 1.0 for position, mean in means.items()}
 
-    def sizes_of_entries(self, position: int) -> Tensor:
-        """The size of every entry of a parameter where directions begin, shape (coordinates,), in float64."""
+    def sizes_of_entries(self, position: int, times: Tensor | None = None) -> Tensor:
+        """The size of every entry of a parameter where directions begin, shape (coordinates,), in float64.
+
+        Args:
+            position: of the parameter in θ.
+            times: shape (coordinates,), numbers to multiply the sizes with; None is 1.
+        """
         saved, like = self._saved[position].reshape(-1), self._tensors[position]
         found, typical = torch.empty(saved.numel(), dtype=torch.float64, device=like.device), typical_size(like)
-        for block, out in zip(saved.split(BLOCK), found.split(BLOCK), strict=True):
-            out.copy_(sizes(block.to(like), typical))
+        for at in blocks(saved.numel()):
+            size = sizes(saved[at].to(like), typical)
+            found[at] = size if times is None else size * times[at].double()
         return found
 
     def random(self, number: int, scales: Mapping[int, float]) -> Drawn:

@@ -105,6 +105,7 @@ class Projected:
     def trials(self) -> dict[int, ParameterTrial]:
         """The trial of every checked parameter, by position, in the order of θ."""
         self._progress.start(EVALUATIONS, "directions")
+        self._problem.give_back_freed_memory()
         verified = self._verified()
         trials = {position: self._compared(position, found) for position, found in verified.items()}
         unconfirmed = self._mark_confirmed(verified, trials)
@@ -161,6 +162,7 @@ class Projected:
             engine.refused[None], found = refusal, None
         if found is None:
             return dict.fromkeys(self._theta.checked)
+        self._problem.give_back_freed_memory()
         usable: dict[int, Floats | None] = {}
         for position in self._theta.checked:
             usable[position], found[position] = self._usable(position, found[position]), None
