@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck import check_module
+from torch_gradcheck.torch_internals.freed_memory import give_back_freed_memory
 
 BYTES_A_PARAMETER = 36
 
@@ -17,12 +18,12 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 class Wide(nn.Module):
-    """About 3.5 million parameters, a seventh of them in each layer, the weight of one of which is wrong if asked for."""
+    """About 3.5 million parameters in 14 layers, the weight of one of which gets a wrong gradient if that is asked for."""
 
     def __init__(self, wrong: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(700, 700), nn.Tanh()) for _ in range(7)])
+        self.layers = nn.Sequential(*[nn.Sequential(nn.Linear(500, 500), nn.Tanh()) for _ in range(14)])
         if wrong:
             self.get_parameter("layers.3.0.weight").register_hook(without_an_entry)
 
@@ -45,7 +46,8 @@ def resident(field: str) -> int:
 
 def bytes_a_parameter(wrong: bool) -> float:
     """The peak of the memory that a check takes beside the model."""
-    model, x, y = Wide(wrong), torch.randn(2, 700), torch.randn(2, 700)
+    model, x, y = Wide(wrong), torch.randn(2, 500), torch.randn(2, 500)
+    give_back_freed_memory()
     CLEAR.write_text("5")
     before = resident("VmRSS")
     report = check_module(model, nn.MSELoss(), (x, y), method="projected", progress=False)
