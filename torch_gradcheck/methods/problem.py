@@ -117,6 +117,16 @@ class Problem:
         return on_not_perturbed(self._loss)
 
     @property
+    def loss(self) -> Loss:
+        """The user's loss over the model."""
+        return self._loss
+
+    def _beat(self) -> None:
+        """Before every evaluation of J: the bar may move, and the ranks that wait hear that this one works."""
+        self.progress.beat()
+        self.request.team.pulse()
+
+    @property
     def loss_function(self) -> Any:
         """The user's loss function or closure."""
         return self._loss.holders[0]
@@ -173,7 +183,7 @@ class Problem:
                 self._borrowed,
                 dtype,
                 self._drawn_in,
-                self.progress.beat,
+                self._beat,
                 hold,
                 self._loss.variables,
                 self._loss.words,
@@ -333,6 +343,10 @@ class Problem:
     def direction(self, k: int) -> RandomDirection:
         """The k-th random direction through all checked parameters, drawn from the seed of the request."""
         return self._through(self.theta.checked, k)
+
+    def near(self, k: int, distance: float) -> AbstractContextManager[object]:
+        """A block in which the parameters hold the k-th random point near θ; direction 0 is that of the noise."""
+        return self.direction(k + 1).at(distance)
 
     def _through(self, positions: Sequence[int], k: int = 0) -> RandomDirection:
         """The k-th random direction through these parameters."""
