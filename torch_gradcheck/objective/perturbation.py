@@ -196,7 +196,7 @@ class _At:
 
 
 def _outward(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Whether each number moves away from 0, so that it moves forward or back by the toss of a coin; shape (numbers,)."""
+    """Whether each number moves away from 0; it moves forward or back by the toss of a coin. Shape (numbers,)."""
     outward, numbers = torch.empty(tensor.numel(), dtype=torch.bool, device=tensor.device), tensor.reshape(-1)
     for piece, number in zip(outward.split(BLOCK), numbers.split(BLOCK), strict=True):
         forward = torch.randint(0, 2, piece.shape, generator=generator, device="cpu")

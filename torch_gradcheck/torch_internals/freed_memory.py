@@ -1,4 +1,4 @@
-"""Memory on the CPU that torch has freed, and that the C library keeps for the next tensor: given back to the system."""
+"""Memory that torch has freed on the CPU, and the C library keeps for the next tensor: given back to the system."""
 
 from __future__ import annotations
 

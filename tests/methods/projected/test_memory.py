@@ -18,7 +18,7 @@ CLEAR = Path("/proc/self/clear_refs")
 
 
 class Wide(nn.Module):
-    """About 3.5 million parameters in 14 layers, the weight of one of which gets a wrong gradient if that is asked for."""
+    """About 3.5 million parameters in 14 layers, the weight of one of which may get a wrong gradient."""
 
     def __init__(self, wrong: bool) -> None:
         super().__init__()
@@ -69,4 +69,4 @@ if __name__ == "__main__":
     small = nn.Linear(3, 2)  # what the first checks import and allocate is no memory of the model's
     small.weight.register_hook(lambda gradient: 2 * gradient)
     check_module(small, nn.MSELoss(), (torch.ones(2, 3), torch.ones(2, 2)), method="projected", progress=False)
-    print(bytes_a_parameter(wrong=False), bytes_a_parameter(wrong=True))
+    sys.stdout.write(f"{bytes_a_parameter(wrong=False)} {bytes_a_parameter(wrong=True)}")
