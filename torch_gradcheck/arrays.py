@@ -12,7 +12,7 @@ Indices = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 BLOCK = 2**17
-"""Entries of a long array that are worked on at a time: a megabyte in float64, which is nothing beside a large array."""
+"""Entries of a long array that are worked on at a time: a megabyte in float64, nothing beside a large array."""
 
 
 def blocks(length: int) -> list[slice]:
