@@ -52,7 +52,9 @@ class TensorCopies:
         with torch.no_grad():
             self._others = _copies(self._tensors, dtype, values, apart, device)
             kept = [not _stays(tensor) or tensor in values for tensor in self._tensors]
-            self._kept = [other.detach().clone() if own else None for other, own in zip(self._others, kept, strict=True)]
+            self._kept = [
+                other.detach().clone() if own else None for other, own in zip(self._others, kept, strict=True)
+            ]
         self._hooks = [tensor_hooks(tensor) for tensor in self._tensors]
         self._restore_post_accumulate = [keep_post_accumulate_hooks(tensor) for tensor in self._tensors]
         self._positions = {id(tensor): position for position, tensor in enumerate(self._tensors)}

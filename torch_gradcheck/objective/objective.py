@@ -230,20 +230,20 @@ class _Evaluation:
 
     def __enter__(self) -> None:
         self._borrowed.before_evaluation()
+        if self._watch is not None:  # the others look for the code that calls an operation, and must not find the watch
+            self._watch.__enter__()  # type: ignore[no-untyped-call]
         if self._mode is not None:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         if self._holding is not None:
             self._holding.__enter__()
-        if self._watch is not None:
-            self._watch.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exception: object) -> None:
-        if self._watch is not None:
-            self._watch.__exit__(*exception)  # type: ignore[no-untyped-call]
         if self._holding is not None:
             self._holding.__exit__(*exception)
         if self._mode is not None:
             self._mode.__exit__(*exception)  # type: ignore[no-untyped-call]
+        if self._watch is not None:
+            self._watch.__exit__(*exception)  # type: ignore[no-untyped-call]
         self._borrowed.after_evaluation()
         if hides_interrupt(exception[1]):
             raise KeyboardInterrupt

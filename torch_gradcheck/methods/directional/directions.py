@@ -22,6 +22,7 @@ from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.progress import ProgressBar
 
+
 class Directions:
     """Makes directions in θ and evaluates J along them.
 
@@ -253,9 +254,7 @@ def _root_mean_square(x: Tensor) -> float:
 
 def slope(direction: Direction, gradients: Mapping[int, Floats]) -> float:
     """The slope that the gradients predict along a direction: ⟨gradient, direction⟩, summed over its tensors."""
-    return sum(
-        [scale * _dot(gradients[position], components) for position, (scale, components) in direction.items()]
-    )
+    return sum([scale * _dot(gradients[position], components) for position, (scale, components) in direction.items()])
 
 
 def _dot(gradient: Floats, components: Tensor) -> float:
