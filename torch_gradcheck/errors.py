@@ -43,6 +43,10 @@ class ProcessGroupError(GradcheckError):
     """A check that several processes share cannot go on: a rank has ended, was interrupted, or was given another J."""
 
 
+class UnequalRanksError(ProcessGroupError, InvalidRequestError):
+    """The ranks of a group were given different models, batches or options, and share a check of one J."""
+
+
 class GradientMismatchWarning(UserWarning):
     """A gradient is wrong, or could not be checked, and the monitor was asked to warn and go on."""
 

@@ -17,7 +17,7 @@ from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.engine import Engine, SubstituteEngine
 from torch_gradcheck.engines.memoized import MemoizedEngine
-from torch_gradcheck.engines.shared import can_be_split, split_samples
+from torch_gradcheck.engines.shared import SharedSampling, Wanted
 from torch_gradcheck.engines.traced.engine import TracedEngine, worth_tracing
 from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.objective.objective import Objective
@@ -180,6 +180,7 @@ class SelectedEngine:
     Attributes:
         refused: parameter, or None for all of them → why no substitute of J could be used.
         substituted: the number of samples that were taken without a call of J.
+        sharing: of samples, over the ranks.
     """
 
     def __init__(
@@ -199,14 +200,19 @@ class SelectedEngine:
         self.refused: dict[int | None, Untraceable] = {}
         if refusal is not None and not self._substitutes:
             self.refused[None] = refusal
-        self._noise, self._counted, self._team = noise, counted, team or Team()
+        self._noise, self._counted = noise, counted
+        self.sharing = SharedSampling(team or Team(), counted)
+        self._estimates: dict[
+            tuple[int, int], float | None
+        ] = {}  # parameter, position of its engine → seconds a sample
         self._in_use: Counter[int] = Counter()  # parameter → position of its engine
         self._at_zero: dict[int, float] = {}  # a substitute's only of parameters whose values have agreed
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
         """See `Engine.sample`."""
-        if can_be_split(self._team, steps):
-            return split_samples(self._team, parameter, coordinates, steps, self._counted)
+        seconds = self._seconds_by_record(parameter)
+        if self.sharing.pays(len(steps), seconds):
+            return self.sharing.sample(Wanted(parameter, coordinates, steps), seconds)
         return self._sample(parameter, coordinates, steps)
 
     def _sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
@@ -281,6 +287,18 @@ class SelectedEngine:
         """An estimate of the seconds that one sample of a parameter takes; None where no substitute of J knows."""
         estimates = (engine.seconds_each(parameter) for engine in self._substitutes)
         return next((seconds for seconds in estimates if seconds is not None), None)
+
+    def _seconds_by_record(self, parameter: int) -> float | None:
+        """The seconds of a sample by the engine in use, as the record of J lets expect; None where it is J itself."""
+        in_use = parameter, self._in_use[parameter]
+        if in_use not in self._estimates:
+            engine = self._engines[in_use[1]]
+            self._estimates[in_use] = engine.seconds_each(parameter) if isinstance(engine, SubstituteEngine) else None
+        return self._estimates[in_use]
+
+    def zero_of(self, parameter: int) -> float | None:
+        """The same as `at_zero` where samples of a substitute of J have brought it along; else None."""
+        return self._at_zero.get(parameter) if self._seconds_by_record(parameter) is not None else None
 
     def at_zero(self, parameter: int) -> float:
         """J(θ) as the engine of this parameter computes it, with its own roundoff.

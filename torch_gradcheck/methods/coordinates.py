@@ -9,6 +9,7 @@ import numpy as np
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.engines.engine import Engine
+from torch_gradcheck.engines.shared import SharedEagerEngine
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.directional.slope_check import FEW_STEPS
 from torch_gradcheck.methods.problem import Problem
@@ -72,7 +73,7 @@ class Coordinates:
         return EntryCheck(
             sampler=self._sampler(engine, position, coordinates),
             at_zero=lambda: engine.at_zero(position),
-            eager_sampler=self._sampler(engine.eager, position, coordinates),
+            eager_sampler=self._sampler(SharedEagerEngine(problem, engine.sharing), position, coordinates),
             nearby=lambda k, distance: self._sampler_nearby(k, distance, position, coordinates),
             nearby_analytic=nearby_analytic if problem.request.gradients is None else None,
             analytic=gradient.values[coordinates],
@@ -96,15 +97,11 @@ class Coordinates:
 
     def _sampler_nearby(self, k: int, distance: float, position: int, coordinates: Indices) -> Sampler:
         """J along the same coordinates through the k-th point near θ, by the eager engine."""
-
-        def sampler(which: Indices, steps: Floats) -> Samples:
-            with self.point(k).at(distance):
-                return self._engine.eager.sample(position, coordinates[which], steps)
-
-        return sampler
+        nearby = SharedEagerEngine(self._problem, self._engine.sharing, (k, distance))
+        return lambda which, steps: nearby.sample(position, coordinates[which], steps)
 
     def point(self, k: int) -> RandomDirection:
-        """The direction from θ to its k-th nearby points; the 0th of the problem is that of the noise."""
+        """The direction from θ to its k-th nearby points."""
         return self._problem.direction(k + 1)
 
     def gradients_nearby(self, k: int, distance: float) -> dict[int, AnalyticGradient]:
@@ -112,7 +109,7 @@ class Coordinates:
         if (k, distance) not in self._nearby:
             if len(self._nearby) >= NEARBY_GRADIENTS:
                 self._nearby.pop(next(iter(self._nearby)))
-            with self.point(k).at(distance):
+            with self._problem.near(k, distance):
                 self._nearby[k, distance] = self._problem.gradients_now()
         return self._nearby[k, distance]
 

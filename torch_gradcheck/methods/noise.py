@@ -9,8 +9,8 @@ import numpy as np
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.differences.noise import ALIKE, POINTS, Noise, measured_noise, noise_of_stairs
+from torch_gradcheck.methods.line import Line
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import Theta, flat_values
 from torch_gradcheck.precision.dtypes import epsilon
 
@@ -65,23 +65,23 @@ class NoiseNear(NamedTuple):
         return self.of_known_operations != self.of_hidden_ones
 
 
-def noise_near(objective: Objective, theta: Theta, direction: RandomDirection, positions: Sequence[int]) -> NoiseNear:
+def noise_near(objective: Objective, theta: Theta, line: Line, positions: Sequence[int]) -> NoiseNear:
     """The noise of J, from 16 evaluations of it; from 25 where it is larger away from θ.
 
     Args:
         objective: J.
         theta: its parameters.
-        direction: along which some of them are moved, relative to their sizes.
+        line: J along a direction in which some of them are moved, relative to their sizes.
         positions: of those in θ.
     """
-    sigma, far = sigma_near(objective, direction), _far(objective, direction)
+    sigma, far = sigma_near(objective, line), _far(objective, line)
     usual = Noise(objective.loss, sigma, epsilon(objective.dtype))
     if not GROWS * sigma < far < np.inf:
         return NoiseNear(usual, usual)
     # The direction moves entries by their size, a step of 1 those below 1 by 1.
     growing = usual._replace(growth=far / FAR / min(1.0, _typical_size(theta, positions)))
     # 0 where the noise is known in their place
-    stairs = 0.0 if _spacing(objective) > SPACING_OF_STAIRS else stairs_near(objective, direction, SPACING_OF_STAIRS)
+    stairs = 0.0 if _spacing(objective) > SPACING_OF_STAIRS else stairs_near(line, SPACING_OF_STAIRS)
     size = abs(objective.loss)
     least, largest = max(GROWS * sigma, LEAST_STAIR * size), LARGEST_STAIR * max(size, objective.largest_output)
     if least < stairs < largest and far / RARE_STAIRS < stairs < far * ALIKE:
@@ -89,12 +89,12 @@ def noise_near(objective: Objective, theta: Theta, direction: RandomDirection, p
     return NoiseNear(growing, growing)
 
 
-def sigma_near(objective: Objective, direction: RandomDirection) -> float:
+def sigma_near(objective: Objective, line: Line) -> float:
     """One standard deviation of the noise at θ, from nine evaluations of J.
 
     Measured on one side of θ, so that a kink at θ itself is not taken for noise.
     """
-    values = _along(objective, direction, POINTS, epsilon(objective.dtype) ** (2 / 3))
+    values = _along(line, POINTS, epsilon(objective.dtype) ** (2 / 3))
     if np.any(values != values[0]):
         return max(measured_noise(values), objective.spread)
     # J does not move at all. A loss that is rounded to 0, or to a constant, is not free of noise for that: the
@@ -102,18 +102,18 @@ def sigma_near(objective: Objective, direction: RandomDirection) -> float:
     return max(epsilon(objective.dtype) * objective.largest_output, objective.spread)
 
 
-def _far(objective: Objective, direction: RandomDirection) -> float:
+def _far(objective: Objective, line: Line) -> float:
     """The noise far from θ."""
     with np.errstate(all="ignore"):  # J may be infinite so far away
-        return measured_noise(_along(objective, direction, POINTS_FAR, _spacing(objective), start=FAR))
+        return measured_noise(_along(line, POINTS_FAR, _spacing(objective), start=FAR))
 
 
-def stairs_near(objective: Objective, direction: RandomDirection, spacing: float) -> float:
+def stairs_near(line: Line, spacing: float) -> float:
     """The height of the stairs that J climbs at θ between points of this relative spacing; 0 where it climbs none."""
-    return noise_of_stairs(_along(objective, direction, POINTS, spacing))
+    return noise_of_stairs(_along(line, POINTS, spacing))
 
 
-def is_steep_near(objective: Objective, direction: RandomDirection, noise: float, quiet: float) -> bool:
+def is_steep_near(objective: Objective, line: Line, noise: float, quiet: float) -> bool:
     """Whether J is so steep along a direction that its slope, and no rounding, is what looks like noise.
 
     Between points that are closer and closer a smooth J ends up as quiet as it is along others, and its slope there
@@ -121,13 +121,13 @@ def is_steep_near(objective: Objective, direction: RandomDirection, noise: float
 
     Args:
         objective: J.
-        direction: along which J was found to scatter.
+        line: J along a direction, where it was found to scatter.
         noise: one standard deviation, as measured by `sigma_near`.
         quiet: a noise that is none.
     """
     usual = epsilon(objective.dtype) ** (2 / 3)
     for closer in CLOSER:
-        values = _along(objective, direction, POINTS, usual / closer)
+        values = _along(line, POINTS, usual / closer)
         if measured_noise(values) <= quiet:
             slope = abs(values[-1] - values[0]) / ((POINTS - 1) * usual / closer)
             return bool(noise <= CARRIES * slope * usual)
@@ -149,13 +149,16 @@ def _typical_size(theta: Theta, positions: Sequence[int]) -> float:
     return (squares / count) ** 0.5 if squares else 1.0
 
 
-def _along(
-    objective: Objective, direction: RandomDirection, points: int, spacing: float, *, start: float = 0.0
-) -> Floats:
-    """J at equally spaced points in a direction from θ, beyond the one at `start`."""
-    values = []
-    with direction.at(start):
-        for point in range(1, points + 1):
-            direction.move(start + point * spacing)  # and not back to θ in between: it may be millions of numbers
-            values.append(objective.value())
-    return np.array(values)
+def _along(line: Line, points: int, spacing: float, *, start: float = 0.0) -> Floats:
+    """J at equally spaced points from θ, beyond the one at `start`."""
+    return line.values(_distances(points, spacing, start))
+
+
+def _distances(points: int, spacing: float, start: float = 0.0) -> Floats:
+    return np.array([start + point * spacing for point in range(1, points + 1)])
+
+
+def distances_near(objective: Objective) -> Floats:
+    """The distances from θ at which `noise_near` asks for J in any case."""
+    near, far = epsilon(objective.dtype) ** (2 / 3), _spacing(objective)
+    return np.concatenate([_distances(POINTS, near), _distances(POINTS_FAR, far, FAR)])

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from torch_gradcheck.methods.line import Line
 from torch_gradcheck.methods.noise import NoiseNear, is_steep_near, noise_near, sigma_near, stairs_near
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.perturbation import RandomDirection
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import epsilon
 
@@ -31,13 +31,11 @@ WIDER = (1e-9, 3e-8)
 MOST_MEASURED = 64
 """Along how many groups of parameters noise is measured at most, by nine evaluations of J each."""
 
-Direction = Callable[[Sequence[int]], RandomDirection]
-"""Maps positions in θ to a random direction through these parameters."""
+Lines = Callable[[Sequence[int]], Line]
+"""Maps positions in θ to J along a random direction through these parameters."""
 
 
-def quieter_noise(
-    objective: Objective, theta: Theta, together: NoiseNear, direction: Direction
-) -> dict[int, NoiseNear]:
+def quieter_noise(objective: Objective, theta: Theta, together: NoiseNear, line: Lines) -> dict[int, NoiseNear]:
     """The noise of J along those checked parameters that J is not loud along, by position; mostly there is no need.
 
     Empty where the noise along all checked parameters is from rounding, and where it may belong to all of them.
@@ -46,25 +44,25 @@ def quieter_noise(
         objective: J.
         theta: its parameters.
         together: the noise along a direction through all checked parameters.
-        direction: makes a direction through some of them.
+        line: gives J along a direction through some of them.
     """
     loud = LOUD * epsilon(objective.dtype) * max(abs(objective.loss), objective.largest_output)
     if together.of_known_operations.sigma <= loud or together.is_ambiguous or len(theta.checked) == 1:
         return {}
 
     def is_loud(group: Sequence[int]) -> bool:
-        along = direction(group)
-        noises = [sigma_near(objective, along), *[stairs_near(objective, along, spacing) for spacing in WIDER]]
+        along = line(group)
+        noises = [sigma_near(objective, along), *[stairs_near(along, spacing) for spacing in WIDER]]
         return max(noises) > loud
 
     belongs_to = _Search(is_loud).loud(theta.checked)
     others = [position for position in theta.checked if position not in belongs_to]
     if not others or is_loud(others):
         return {}
-    along = direction(belongs_to)
+    along = line(belongs_to)
     if not is_steep_near(objective, along, sigma_near(objective, along), loud):
         return {}
-    noise = noise_near(objective, theta, direction(others), others)
+    noise = noise_near(objective, theta, line(others), others)
     return {} if noise.is_ambiguous else dict.fromkeys(others, noise)
 
 

@@ -25,7 +25,8 @@ from torch_gradcheck.gradients.by_compiled_code import Backward
 from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
 from torch_gradcheck.methods.directional.directions import Directions
-from torch_gradcheck.methods.noise import NoiseNear, noise_near
+from torch_gradcheck.methods.line import Line
+from torch_gradcheck.methods.noise import NoiseNear, distances_near, noise_near
 from torch_gradcheck.methods.noise_along import quieter_noise
 from torch_gradcheck.objective.loss import Loss, on_not_perturbed
 from torch_gradcheck.objective.objective import Objective
@@ -46,6 +47,9 @@ from torch_gradcheck.request import Request
 
 OF_FIRST_ORDER = "A check with order=1 names the operation that makes it."
 """What to do where a check of second order finds that something is not finite."""
+
+BACKWARD_IN_EVALUATIONS = 6
+"""About how many evaluations of J two runs of it and its backward take as long as."""
 
 
 class Problem:
@@ -79,6 +83,7 @@ class Problem:
         self.model, self.request, self.progress = model, request, progress
         self._loss, self._borrowed, self._threads, self._drawn_in = loss, borrowed, threads, drawn_in
         self._refused: Refusals = {}
+        self._foreseen: Line | None = None  # what the noise of J is measured from, where ranks have evaluated it
         if theta is not None:
             self.theta = theta
 
@@ -101,6 +106,16 @@ class Problem:
     def on_not_perturbed(self) -> str:
         """The note on tensors that require a gradient and are not on trial; "" without."""
         return on_not_perturbed(self._loss)
+
+    @property
+    def loss(self) -> Loss:
+        """The user's loss over the model."""
+        return self._loss
+
+    def _beat(self) -> None:
+        """Before every evaluation of J: the bar may move, and the ranks that wait hear that this one works."""
+        self.progress.beat()
+        self.request.team.pulse()
 
     @property
     def loss_function(self) -> Any:
@@ -159,7 +174,7 @@ class Problem:
                 self._borrowed,
                 dtype,
                 self._drawn_in,
-                self.progress.beat,
+                self._beat,
                 hold,
                 self._loss.variables,
                 self._loss.words,
@@ -178,15 +193,26 @@ class Problem:
     @cached_property
     def backward(self) -> Backward:
         """The backward that gives autograd's gradient on trial: of compiled code, where J runs any."""
+        if not self.team.can_share or "_noise_near" in vars(self) or self.slope is not None:
+            return self._run_backward()
+        runs: list[Backward] = []
+        line, distances = self.line(self.theta.checked), distances_near(self.objective)
+        line.foresee(distances, lambda: runs.append(self._run_backward()), BACKWARD_IN_EVALUATIONS)
+        self._foreseen = line
+        return runs[0]
+
+    def _run_backward(self) -> Backward:
         return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
 
-    def gradients_now(self) -> dict[int, AnalyticGradient]:
+    def gradients_now(self, wanted: Sequence[int] | None = None) -> dict[int, AnalyticGradient]:
         """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly.
 
-        They are NaN where J is not defined there.
+        They are NaN where J is not defined there. At the `wanted` positions, and maybe at others; None: at all.
         """
         try:
-            return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+            if "backward" in vars(self):
+                return self.backward.again(wanted)
+            return autograd_gradients(self.objective, self.theta, wanted=wanted)
         except Exception as error:
             if not self.objective.domain.excludes(error, self.objective):
                 raise
@@ -210,7 +236,7 @@ class Problem:
 
     @cached_property
     def _quieter_noise(self) -> Mapping[int, NoiseNear]:
-        return quieter_noise(self.objective, self.theta, self._noise_near, self._through)
+        return quieter_noise(self.objective, self.theta, self._noise_near, self.line)
 
     def _of_this_engine(self, near: NoiseNear) -> Noise:
         hidden = near.is_ambiguous and not self.engine.has_substitutes
@@ -234,11 +260,31 @@ class Problem:
     @cached_property
     def _noise_near(self) -> NoiseNear:
         _ = self._value_a_step_away  # while the direction is at hand
-        return noise_near(self.objective, self.theta, self._first_direction, self.theta.checked)
+        line, self._foreseen = self._foreseen or self.line(self.theta.checked), None
+        return noise_near(self.objective, self.theta, line, self.theta.checked)
+
+    def line(self, positions: Sequence[int]) -> Line:
+        """J along a random direction through these parameters."""
+        every = tuple(positions) == tuple(self.theta.checked)
+        directions = list[RandomDirection]()
+
+        def direction() -> RandomDirection:
+            if every:
+                return self._first_direction
+            directions[:] = directions or [self._through(positions)]
+            return directions[0]
+
+        return Line(self.objective, direction, positions, self.team)
+
+    def get_ready(self) -> None:
+        """What a rank that does not lead makes before its first share, while the leader makes the same and more."""
+        _ = self.objective, self._value_a_step_away
 
     @cached_property
     def engine(self) -> SelectedEngine:
-        """The engine that evaluates J at perturbed θ."""
+        """The engine that evaluates J at perturbed θ; all ranks that share the work make theirs at a time."""
+        if self.team.can_share:
+            self.team.order(make_engine, self._noise_near)
         engine = select_engine(
             self.objective,
             self.theta,
@@ -289,6 +335,10 @@ class Problem:
         """The k-th random direction through all checked parameters, drawn from the seed of the request."""
         return self._through(self.theta.checked, k)
 
+    def near(self, k: int, distance: float) -> AbstractContextManager[object]:
+        """A block in which the parameters hold the k-th random point near θ; direction 0 is that of the noise."""
+        return self.direction(k + 1).at(distance)
+
     def _through(self, positions: Sequence[int], k: int = 0) -> RandomDirection:
         """The k-th random direction through these parameters."""
         parameters = [self.theta[position].parameter for position in positions]
@@ -315,6 +365,12 @@ class Problem:
         """J with all parameters moved by that step."""
         with self._a_step_away():
             return self.objective.value()
+
+
+def make_engine(problem: Problem, noise: NoiseNear) -> None:
+    """Makes the engine of a rank, which takes the noise of J from the leader."""
+    vars(problem)["_noise_near"] = noise
+    _ = problem.engine
 
 
 def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:

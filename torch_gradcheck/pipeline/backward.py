@@ -13,6 +13,7 @@ from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_hand import given_gradients
+from torch_gradcheck.methods.agreement import agree
 from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.methods.summary import notes_of, reported
@@ -53,7 +54,8 @@ def led(problem: Problem, started: float) -> tuple[Report, Examination | None]:
         examinations.append(examination)
         return report
 
-    report = problem.request.team.lead(problem, work, prepare=lambda: problem.engine)
+    agree(problem)
+    report = problem.request.team.lead(problem, work, prepare=problem.get_ready)
     return report, examinations[0] if examinations else None
 
 

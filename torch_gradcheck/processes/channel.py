@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -82,7 +83,7 @@ class Channel:
         return self._tensor(first.ljust(PACKET, b"\0")), self._tensor(message[PACKET - HEADER :])
 
     def _tensor(self, data: bytes) -> torch.Tensor:
-        return torch.frombuffer(bytearray(data), dtype=torch.uint8).to(self._device) if data else self._buffer(0)
+        return torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8)).to(self._device)
 
     def _buffer(self, length: int) -> torch.Tensor:
         return torch.empty(length, dtype=torch.uint8, device=self._device)

@@ -32,6 +32,10 @@ PATIENCE = 3.0
 """Seconds that the first Ctrl-C may wait until the other ranks are told; then a second one ends this rank alone."""
 
 
+def _nothing() -> None:
+    """Run for the signal that may have waited."""
+
+
 class Team:
     """The ranks of a group; one rank alone where there is no group.
 
@@ -91,8 +95,7 @@ class Team:
         """
         if self._channel is None or self._state is not None:  # alone, or in the midst of what this rank leads
             return work()
-        self.meet()
-        self._state, self._is_in_task, self._last_asked = state, False, time.monotonic()
+        self._begin(state)
         try:
             ended = self._led(work) if self.leads else self._followed(prepare)
         finally:
@@ -103,7 +106,7 @@ class Team:
         result: T = ended.result
         return result
 
-    def shared(self, task: Task, shares: Sequence[Any], meanwhile: Callable[[], object] = lambda: None) -> list[Any]:
+    def shared(self, task: Task, shares: Sequence[Any], meanwhile: Callable[[], object] = _nothing) -> list[Any]:
         """What `task` makes of every share, each on the rank of that number; only where `can_share`.
 
         Args:
@@ -169,6 +172,12 @@ class Team:
             raise failed.here
         return found
 
+    def _begin(self, state: Any) -> None:
+        self._is_in_task = self._has_ended = False
+        self._failure = None
+        self.meet()
+        self._state, self._last_asked = state, time.monotonic()
+
     def _led(self, work: Callable[[], Any]) -> Ended:
         assert self._channel is not None
         result = self._attempted(work)
@@ -220,10 +229,9 @@ class Team:
         self._signals.deliver()
         return run()
 
-    def _run(self, task: Task, share: Any, meanwhile: Callable[[], object] = lambda: None) -> Any:
+    def _run(self, task: Task, share: Any, meanwhile: Callable[[], object] = _nothing) -> Any:
         self._is_in_task = True
         try:
-            meanwhile()
             meanwhile()
             return task(self._state, share)
         finally:
@@ -257,10 +265,6 @@ _PROTECTED = frozenset(
 
 def _first_failure(answers: Sequence[Any]) -> Failure | None:
     return next((each for each in answers if isinstance(each, Failure)), None)
-
-
-def _nothing() -> None:
-    """Run for the signal that may have waited."""
 
 
 def _is_well(state: object, share: object) -> None:
