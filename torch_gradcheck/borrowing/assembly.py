@@ -11,9 +11,9 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import refill
 from torch_gradcheck.borrowing.captures import Captures, captures_of
-from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.processes.groups import team_of
+from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.torch_internals.autograd import connect_hooks, restore_hooks, tensor_hooks
 from torch_gradcheck.torch_internals.modules import FORWARD_HOOKS, named_parameters
