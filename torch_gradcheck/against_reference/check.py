@@ -21,11 +21,12 @@ from torch_gradcheck.against_reference.kind.diagnose import diagnosed
 from torch_gradcheck.against_reference.kind.rescaled import rescaled_gradients
 from torch_gradcheck.against_reference.notes import notes_of, on_other_dtypes, on_refusal
 from torch_gradcheck.against_reference.pair import Pair, judged_pair, told_under
-from torch_gradcheck.against_reference.reference import beside_own_rows, reference_of
+from torch_gradcheck.against_reference.reference import Reference, beside_own_rows, reference_of
 from torch_gradcheck.against_reference.rows import row_of, with_frozen
 from torch_gradcheck.against_reference.runs.computation import Computation, FunctionComputation, ModuleComputation
 from torch_gradcheck.against_reference.runs.counterparts import check_training_flags, counterparts_of
-from torch_gradcheck.against_reference.runs.placing import place_of
+from torch_gradcheck.against_reference.runs.placing import Place, place_of
+from torch_gradcheck.against_reference.runs.sides import Candidate
 from torch_gradcheck.against_reference.runs.upstream import OtherGraphError, Upstream
 from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
 from torch_gradcheck.objective.function_call import function_call
@@ -91,6 +92,20 @@ def check_against_reference(candidate: Computation, reference: Computation, requ
     pair = Pair(candidate, reference, request, pairs)
     found = pair.candidate_runs()
     own = reference_of([reference, *reference.alone().values()], found, request, pairs.start(pairs.exact))
+    return request.team.lead(pair, lambda: _beside(pair, found, own, place, started))
+
+
+def _beside(pair: Pair, found: Candidate, own: Reference, place: Place, started: float) -> Report:
+    """The report on a candidate beside what is known of the reference; made by the leader of several ranks alone.
+
+    Args:
+        pair: both.
+        found: what the candidate computed.
+        own: what is known of the reference.
+        place: where the reference was computed.
+        started: `time.perf_counter()` at the beginning.
+    """
+    request, candidate = pair.request, pair.candidate
     verdicts, under = judged_pair(pair, found, own.exact)
     beside, hidden = with_hidden(pair, found, own.exact[0], verdicts)
     diagnoses = diagnosed(

@@ -24,7 +24,7 @@ from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.function_outputs import root_mean_square
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.variables import objects_of
-from torch_gradcheck.pipeline.backward import judged
+from torch_gradcheck.pipeline.backward import led
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar, progress_bar
 from torch_gradcheck.reporting.report import Report
@@ -92,11 +92,16 @@ def reference_of(
             has_drawn_alike = not candidate.drawn_to.has_moved()
             written = written_by(computations[0], problem)
             has_drawn = not problem.objective.random_state.is_empty
-            report = judged(problem, time.perf_counter())[0]
+            report = _led(problem)
         decided = _decided(report, computations[0], candidate, request, start)
         return Reference(decided, exact, has_drawn, has_drawn_alike, written)
     except GradcheckError as error:
         raise _of_reference(error) from error
+
+
+def _led(problem: Problem) -> Report:
+    """The report on the reference's own gradient, by the leader of the ranks that share the check."""
+    return led(problem, time.perf_counter())[0]
 
 
 def _posed(
@@ -115,7 +120,7 @@ def _decided(report: Report, computation: Computation, candidate: Candidate, req
     if report.mismatches or report.backward_spread or not _undecided(report):
         return report
     with _posed(computation, candidate, request, _beside_ties(computation, request.seed, start)) as problem:
-        beside = judged(problem, time.perf_counter())[0]
+        beside = _led(problem)
     if len(_undecided(beside)) >= len(_undecided(report)):
         return report
     note = (

@@ -282,9 +282,7 @@ class Problem:
     def engine(self) -> SelectedEngine:
         """The engine that evaluates J at perturbed θ; all ranks that share the work make theirs at a time."""
         if self.team.can_share:
-            self.team.shared(make_engine, [self._noise_near] * self.team.size)
-            made: SelectedEngine = vars(self)["engine"]
-            return made
+            self.team.order(make_engine, self._noise_near)
         engine = select_engine(
             self.objective,
             self.theta,

@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 from torch import nn
 
-from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import theta_gradients
+from torch_gradcheck.differences.noise import Noise
+from torch_gradcheck.methods.agreement import agree
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.loss import ModuleLoss
-from torch_gradcheck.objective.unseen import common_value
 from torch_gradcheck.planting import faults
-from torch_gradcheck.planting.left_out import InputGradients, left_out, neutral_value
-from torch_gradcheck.planting.outputs import OutputGradient, Place, tapped
-from torch_gradcheck.planting.reasons import Reasons, observed, too_small
-from torch_gradcheck.planting.sensitivity import Change, Gradients, Sensitivity
-from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.planting.left_out import InputGradients
+from torch_gradcheck.planting.module_faults import ModuleFaults, OfModule, positions_of
+from torch_gradcheck.planting.reasons import observed
+from torch_gradcheck.planting.spots import BlindSpots
+from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.progress import ProgressBar, progress_bar
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Mode, callable_argument, validated_request
-from torch_gradcheck.torch_internals.modules import forward_of_class
+
+if TYPE_CHECKING:  # a build of torch may come without it
+    from torch.distributed import ProcessGroup
 
 
 def blind_spots(
@@ -39,6 +35,7 @@ def blind_spots(
     seed: int = 0,
     perturb: float = 0.0,
     progress: bool | None = None,
+    group: ProcessGroup | None = None,
 ) -> BlindSpots:
     """Plants faults in the backward of every module of `model`, and says which `check_module` would not find, and why.
 
@@ -60,250 +57,105 @@ def blind_spots(
         seed: of the random state, and of `perturb`.
         perturb: how far from the model's own θ, as in `check_module`.
         progress: True or False; None shows a bar only for long work on a terminal.
+        group: None, or a `torch.distributed` process group whose ranks share the faults. Every rank calls this with the
+            same arguments, and gets the same result; an exception on one ends it on all.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss that cannot be checked.
     """
-    request = validated_request(model, METHOD_NAMES, mode=mode, seed=seed, progress=progress, perturb=perturb)
-    callable_argument("loss_fn", loss_fn)
-    with (
-        progress_bar(progress) as bar,
-        posed(model, ModuleLoss(model, loss_fn, batch), request, progress=bar) as problem,
-    ):
-        planting = _Planting(problem, bar)
-        rows = tuple(planting.rows())
-        return BlindSpots(rows, request.mode, request.seed, request.perturb, tuple(planting.notes()))
+    with team_of(group).together() as team:
+        request = validated_request(
+            model, METHOD_NAMES, mode=mode, seed=seed, progress=progress, perturb=perturb, team=team
+        )
+        callable_argument("loss_fn", loss_fn)
+        with (
+            progress_bar(request.progress) as bar,
+            posed(model, ModuleLoss(model, loss_fn, batch), request, progress=bar) as problem,
+        ):
+            agree(problem)
+            planting = Planting(problem, bar)
+            return team.lead(planting, planting.everywhere, prepare=planting.get_ready)
 
 
-@dataclass(frozen=True)
-class _Lost:
-    """The entry that is lost of an output's gradient.
+class Planting:
+    """All faults of a model, planted one after the other while it is lent; by several ranks, some modules each.
 
-    Attributes:
-        place: the call, and the tensor in the output.
-        entry: its index.
-        unit: the unit it belongs to, where that is idle or silent.
+    Args:
+        problem: J and θ.
+        progress: advanced at every module.
     """
-
-    place: Place
-    entry: tuple[int, ...]
-    unit: int | None
-
-
-class _Planting:
-    """All faults of a model, planted one after the other while it is lent."""
 
     def __init__(self, problem: Problem, progress: ProgressBar) -> None:
         self._problem, self._progress = problem, progress
-        self._seen = observed(problem)
-        self._flows = self._seen.flows
-        self._reasons = Reasons(problem, self._seen)
+
+    def get_ready(self) -> None:
+        """Runs J and its backward at θ, and looks for what there is to plant."""
+        problem = self._problem
+        seen = observed(problem)
+        self._flows = seen.flows
         self._inputs = InputGradients(problem.model, problem.objective, problem.theta)
-        self._sensitivity = Sensitivity(problem, self._seen.gradients)
-        theta = problem.theta
-        self._positions = {id(theta[at].parameter): at for at in theta.checked}
-        self._not_planted: list[str] = []
+        self._faults = ModuleFaults(problem, seen, self._inputs)
 
-    def rows(self) -> Iterator[BlindSpot]:
-        """One row a fault, in the order of `named_modules()`."""
-        told: set[int] = set()
-        modules = self._flows.modules
+    def everywhere(self) -> BlindSpots:
+        """What became of the faults of all modules, in the order of `named_modules()`."""
+        self.get_ready()
+        problem, request, modules = self._problem, self._problem.request, list(self._flows.modules)
         self._progress.start(len(modules), "planting faults")
-        for name, module in modules.items():
-            self._progress.at(name)
-            if self._has_a_backward(name, module):
-                yield from self._of_output(name)
-            for own, parameter in module.named_parameters(recurse=False):
-                position = self._positions.get(id(parameter))
-                if position is not None and position not in told:
-                    told.add(position)
-                    yield from self._of_parameter(name, own, position)
-                if own in self._inputs.entering.get(name, ()):
-                    yield from self._of_input(name, own, parameter)
-            self._progress.advance()
+        noise, team = problem.noise, request.team.working_on(self)
+        if team.can_share:
+            shares = [(noise, self._told_of(names)) for names in self._dealt(modules, team.size)]
+            found = {name: each for answer in team.shared(of_modules, shares) for name, each in answer.items()}
+        else:
+            found = self.of_modules(self._told_of(modules))
+        rows = [row for name in modules for row in found[name].rows]
+        not_planted = [each for name in modules for each in found[name].not_planted]
+        return BlindSpots(tuple(rows), request.mode, request.seed, request.perturb, self._notes(not_planted))
 
-    def notes(self) -> list[str]:
+    def take_noise(self, noise: Noise) -> None:
+        """Takes the noise of J as another rank has measured it."""
+        self._problem.take_over(noise, {})
+
+    def of_modules(self, positions: Mapping[str, Collection[int]]) -> dict[str, OfModule]:
+        """What became of the faults of some modules, by name; `positions` says whose parameters are told of there."""
+        found: dict[str, OfModule] = {}
+        for name, told in positions.items():
+            self._progress.at(name)
+            found[name] = self._faults.of_module(name, told)
+            self._progress.advance()
+        return found
+
+    def _told_of(self, names: Sequence[str]) -> dict[str, list[int]]:
+        """The parameters that are told of with each of these modules: its own that no module before it has."""
+        positions = positions_of(self._problem)
+        told: set[int] = set()
+        every: dict[str, list[int]] = {}
+        for name, module in self._flows.modules.items():
+            held = [positions.get(id(each)) for _, each in module.named_parameters(recurse=False)]
+            every[name] = [at for at in dict.fromkeys(held) if at is not None and at not in told]
+            told.update(every[name])
+        return {name: every[name] for name in names}
+
+    def _dealt(self, names: Sequence[str], size: int) -> list[list[str]]:
+        """The modules of each rank, so that all plant about as many faults."""
+        hands, planted = [list[str]() for _ in range(size)], [0] * size
+        for name in names:
+            rank = planted.index(min(planted))
+            hands[rank].append(name)
+            of_output = len(faults.WHOLE) + 1 if self._flows.of[name].calls else 0
+            planted[rank] += of_output + len(self._inputs.entering.get(name, ()))
+        return hands
+
+    def _notes(self, not_planted: Sequence[str]) -> tuple[str, ...]:
         """What the rows do not say."""
         modules = [name or "the model" for name in self._inputs.failed]
         alone = f"no parameter was left out in {listed(modules)}, which cannot be run a second time beside itself"
-        planted = (
-            f"could not be planted, as J becomes another number or cannot be computed: {listed(self._not_planted)}"
-        )
-        return [alone] * bool(modules) + [planted] * bool(self._not_planted)
-
-    def _has_a_backward(self, name: str, module: nn.Module) -> bool:
-        """Whether the module is called, or nothing of it is used at all, though it could be."""
-        if self._flows.of[name].calls:
-            return True
-        inside = [each for each in self._flows.modules if each.startswith(f"{name}.")]
-        used = any(self._flows.of[each].calls for each in inside) or any(
-            self._seen.gradients[at].reached
-            for parameter in module.parameters()
-            if (at := self._positions.get(id(parameter))) is not None
-        )
-        return forward_of_class(module) is not nn.Module.forward and not used
-
-    # The gradient that arrives for the output ------------------------------------------------------------------------
-
-    def _of_output(self, name: str) -> Iterator[BlindSpot]:
-        nothing = self._reasons.of_output(name)
-        lost = None if nothing else self._lost(name)
-        for words, change in faults.WHOLE.items():
-            yield from self._row_of_output(name, f"output gradient {words}", nothing, _everywhere(change))
-        if lost is None:
-            yield BlindSpot(name, "output gradient, one entry lost", False, nothing)
-            return
-        at_place = {lost.place: faults.without(lost.entry)}
-        fault = f"output gradient, entry{_index(lost.entry)} lost"
-        for row in self._row_of_output(name, fault, nothing, at_place.get):
-            hidden = not row.found and lost.unit is not None
-            yield BlindSpot(name, fault, False, self._why_idle(name, lost)) if hidden else row
-
-    def _why_idle(self, name: str, lost: _Lost) -> str:
-        assert lost.unit is not None
-        known = self._reasons.of_idle_entry(name, lost.unit)
-        return known.removeprefix(": ") or f"no gradient arrives for unit {lost.unit} on the whole batch"
-
-    def _row_of_output(
-        self, name: str, fault: str, nothing: str, change_at: Callable[[Place], faults.Change | None]
-    ) -> Iterator[BlindSpot]:
-        """The row of a fault; none where it could not be planted."""
-        if nothing:
-            yield BlindSpot(name, fault, False, nothing)
-            return
-
-        def tap(_: str, place: Place, tensor: torch.Tensor) -> faults.Change | None:
-            change = change_at(place) if tensor.requires_grad else None
-            return None if change is None else self._in_the_last_backward(change)
-
-        plant = tapped({name: self._flows.modules[name]}, tap)
-        yield from self._row_of(plant, name, fault, self._reasons.of_no_effect)
-
-    def _row_of(
-        self, plant: AbstractContextManager[None], name: str, fault: str, why: Callable[[str, Change], str]
-    ) -> Iterator[BlindSpot]:
-        found = self._planted(plant)
-        if found is None:
-            self._not_planted.append(f"{fault} of {name or 'the model'}")
-            return
-        change = self._sensitivity.change(found)
-        yield BlindSpot(name, fault, change.is_visible, "" if change.is_visible else why(name, change))
-
-    def _lost(self, name: str) -> _Lost:
-        """The entry that is hardest to miss: of an idle unit, else of a silent one, else the largest."""
-        flow = self._flows.of[name]
-        for place, output in flow.arrived.items():
-            silent = self._problem.objective.activity.silent(name)
-            units = output.idle or silent.get(output.shape[output.dimension] if output.shape else 0, [])
-            if output.largest and units:
-                return _Lost(place, _entry_of(output, units[0]), units[0])
-        place = max(flow.arrived, key=lambda each: flow.arrived[each].largest)
-        return _Lost(place, flow.arrived[place].at_largest, None)
-
-    # The gradient of a parameter -------------------------------------------------------------------------------------
-
-    def _of_parameter(self, name: str, own: str, position: int) -> Iterator[BlindSpot]:
-        nothing = self._reasons.of_parameter(position, name)
-        entry = self._lost_of_parameter(position)
-        for words, change in faults.WHOLE.items():
-            yield self._row_of_parameter(name, f"gradient of {own} {words}", nothing, position, change)
-        fault = f"gradient of {own}, " + ("one entry lost" if nothing else f"entry{_index(entry)} lost")
-        row = self._row_of_parameter(name, fault, nothing, position, faults.without(entry))
-        if not nothing and not row.found and self._is_zero_at(position, entry):
-            unit = entry[0] if entry else None
-            reason = f"its gradient is exactly 0 there{self._reasons.of_idle_entry(name, unit)}"
-            row = BlindSpot(name, fault, False, reason)
-        yield row
-
-    def _row_of_parameter(self, name: str, fault: str, nothing: str, position: int, change: faults.Change) -> BlindSpot:
-        if nothing:
-            return BlindSpot(name, fault, False, nothing)
-        right = self._seen.gradients[position]
-        wrong = change(self._shaped(position)).resolve_conj()
-        numbers = torch.view_as_real(wrong) if wrong.is_complex() else wrong
-        effect = self._sensitivity.change({position: _with_values(right, numbers)})
-        return BlindSpot(name, fault, effect.is_visible, "" if effect.is_visible else too_small(effect))
-
-    def _shaped(self, position: int) -> torch.Tensor:
-        """The right gradient of a parameter, in its shape."""
-        entry = self._problem.theta[position]
-        numbers = torch.from_numpy(self._seen.gradients[position].values.copy())
-        if entry.is_complex:
-            return torch.view_as_complex(numbers.reshape(*entry.shape, 2))
-        return numbers.reshape(entry.shape)
-
-    def _lost_of_parameter(self, position: int) -> tuple[int, ...]:
-        """An entry whose gradient is exactly 0, where there is one on trial, else that with the largest."""
-        entry, sizes = self._problem.theta[position], self._shaped(position).abs().reshape(-1)
-        parts = 2 if entry.is_complex else 1
-        on_trial = np.unique(entry.coordinates_on_trial // parts)
-        if not len(on_trial):
-            return (0,) * len(entry.shape)
-        sizes = sizes[torch.from_numpy(on_trial)]
-        at = int(on_trial[int(sizes.argmin() if not sizes.min() else sizes.argmax())])
-        return entry.locate(at * parts)[0]
-
-    def _is_zero_at(self, position: int, entry: tuple[int, ...]) -> bool:
-        return not bool(self._shaped(position)[entry])
-
-    # A parameter left out of the gradient of the input ---------------------------------------------------------------
-
-    def _of_input(self, name: str, own: str, parameter: nn.Parameter) -> Iterator[BlindSpot]:
-        fault = f"{own} left out of the gradient of the input"
-        nothing = self._reasons.of_output(name)
-        value = neutral_value(own)
-        if nothing:
-            yield BlindSpot(name, fault, False, nothing)
-        elif name not in self._inputs.asked:
-            yield BlindSpot(name, fault, False, "its input needs no gradient: the backward is never asked for it")
-        elif common_value(parameter) == value:
-            yield BlindSpot(name, fault, False, f"{own} is exactly {value} in every entry")
-        elif own in self._inputs.forgotten[name]:
-            yield BlindSpot(name, fault, False, f"its backward leaves {own} out already: see what check_module says")
-        else:
-            plant = left_out(self._problem.objective, self._flows.modules[name], own)
-            yield from self._row_of(plant, name, fault, self._reasons.of_no_input_effect)
-
-    # One backward ----------------------------------------------------------------------------------------------------
-
-    def _planted(self, plant: AbstractContextManager[None]) -> Gradients | None:
-        """The gradients of J with a fault; None where J becomes another number, or cannot be computed."""
-        objective = self._problem.objective
-        values: list[float] = []
-        self._is_last_backward = objective.runs_backward
-
-        def compute() -> torch.Tensor:
-            J = objective.compute()
-            values.append(float(J.detach()))
-            self._is_last_backward = True
-            return J
-
-        try:
-            with plant, torch.enable_grad(), objective.evaluation():
-                gradients = theta_gradients(compute, self._problem.theta, epsilon(self._problem.request.dtype))
-        except Exception:  # of the user's own module, run a second time beside itself
-            return None
-        return gradients if objective.same(values[0], objective.loss) else None
-
-    def _in_the_last_backward(self, change: faults.Change) -> faults.Change:
-        """The change, made in the backward of J, and in none that J runs itself."""
-        return lambda gradient: change(gradient) if self._is_last_backward else gradient
+        planted = f"could not be planted, as J becomes another number or cannot be computed: {listed(not_planted)}"
+        return (*[alone] * bool(modules), *[planted] * bool(not_planted))
 
 
-def _with_values(gradient: AnalyticGradient, numbers: torch.Tensor) -> AnalyticGradient:
-    return replace(gradient, values=numbers.reshape(-1).numpy())
-
-
-def _entry_of(output: OutputGradient, unit: int) -> tuple[int, ...]:
-    """The first entry of a unit."""
-    return tuple(unit if axis == output.dimension else 0 for axis in range(len(output.shape)))
-
-
-def _everywhere(change: faults.Change) -> Callable[[Place], faults.Change | None]:
-    return lambda _: change
-
-
-def _index(entry: tuple[int, ...]) -> str:
-    """An index as it is said of an entry: " [2, 0]", and nothing of the only entry of a 0-dimensional tensor."""
-    return f" [{', '.join(map(str, entry))}]" if entry else ""
+def of_modules(planting: Planting, share: tuple[Noise, Mapping[str, Collection[int]]]) -> dict[str, OfModule]:
+    """What became of the faults of one rank's share of the modules, against the noise of J that the leader measured."""
+    noise, positions = share
+    planting.take_noise(noise)
+    return planting.of_modules(positions)
