@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -145,25 +145,35 @@ class Meter:
         return self.cost.evaluations - self._prepared
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a rank says of a check.
+class Findings(NamedTuple):
+    """What a check says.
 
     Attributes:
-        cost: of this rank.
-        in_shares: evaluations in its shares, where it follows.
         rows: name, status and relative error of every row.
         culprit: of the report.
     """
 
-    cost: RankCost
-    in_shares: int
     rows: list[tuple[str, str, float | None]]
     culprit: str | None
 
 
-Run = Callable[[str, Any], Any]
-"""A function of a module's top level: a check by its name and the group, giving a report."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a check on one rank.
+
+    Attributes:
+        cost: of this rank.
+        in_shares: evaluations in its shares, where it follows.
+        said: by this rank.
+    """
+
+    cost: RankCost
+    in_shares: int
+    said: Findings
+
+
+Run = Callable[[str, Any], Findings]
+"""A function of a module's top level: what the check of that name says, by the ranks of the group."""
 
 
 class Group:
@@ -220,8 +230,7 @@ def _outcome(run: Run, key: str) -> Outcome | str:
     meter = Meter()
     try:
         with meter.counting():
-            report = run(key, dist.group.WORLD)
+            said = run(key, dist.group.WORLD)
     except Exception as error:
         return f"{key}: {type(error).__name__}: {error}"
-    rows = [(row.name, str(row.status), row.relative_error) for row in report]
-    return Outcome(meter.cost, meter.in_shares, rows, report.culprit)
+    return Outcome(meter.cost, meter.in_shares, said)
