@@ -4,9 +4,9 @@
     python benchmarks/processes.py --quick              # small models, once; writes nothing without --json
 
 The models take over 5 CPU seconds by one process: exact with a record of J and without, kinks, mistakes, projected,
-planted faults, DDP, FSDP2. A group of processes is started once, and makes a small check first, which is not counted. Where there are
-fewer cores than processes, wall times say nothing of the processes: what counts then is the CPU seconds of the busiest
-rank beside those of one process, which is what the check would take if each had a core of its own.
+planted faults, DDP, FSDP2. A group of processes is started once, and makes a small check first, which is not counted.
+Where there are fewer cores than processes, wall times say nothing of the processes: what counts then is the CPU seconds
+of the busiest rank beside those of one process, which is what the check would take if each had a core of its own.
 """
 
 from __future__ import annotations

@@ -22,18 +22,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_quick_run_prints_a_table_and_writes_the_figures_where_it_is_told(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "benchmarks/processes.py",
-        "--quick",
-        "--sizes",
-        "2",
-        "--json",
-        str(path),
-    ]
+    script = ["benchmarks/processes.py", "--quick", "--sizes", "2", "--json", str(path)]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", *script]
     ran = subprocess.run(command, cwd=ROOT, env=one_thread, capture_output=True, text=True, check=True, timeout=120)
     figures = json.loads(path.read_text())
     assert set(figures) == {"environment", "rules", "comparisons"}
