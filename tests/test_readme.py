@@ -1,4 +1,6 @@
-"""What README.md and examples/found_in_the_wild/README.md show is what happens: every fenced block in them is run.
+"""What README.md and other pages show is what happens: every fenced block in them is run.
+
+The others are docs/several-processes.md and examples/found_in_the_wild/README.md.
 
 How a block is written:
 
@@ -6,8 +8,10 @@ How a block is written:
   repository's examples/. What a reader need not see stands in a block inside an HTML comment.
 - ```python raises=NAME is a block that ends with an exception of that name; its message counts as printed.
 - ```python file=NAME is a block as a reader would keep it in a file of that name: lines that it prints are lines of it.
+- ```python script=NAME is a file of that name, which the commands of the page can run; it is not run by itself.
 - ```sh blocks have one command a line: `torch-gradcheck …` or `python SCRIPT …`, run in such a directory too. The line
   ends with `# exit status N` where that is not 0. The two lines that set an environment up are run by .ci/run.
+  `torchrun --nproc-per-node 2 …` is run by two processes that are there already: starting torch takes seconds.
 - a ```text block right behind one of these is what it prints. Times, numbers of evaluations, losses, lines of
   code like net.py:7 and figures like 1.3e-09, which are mostly rounding, may differ from machine to machine, and so may
   the white space and rules around them. Any other ```text block is a quotation.
@@ -31,10 +35,12 @@ from pathlib import Path
 import pytest
 
 from readme_tables import with_tables
+from tests.processes.started import started
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 SET_UP = "python3 -m venv"
+TORCHRUN = "torchrun --nproc-per-node 2 "
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,18 @@ def _fenced(lines: list[str]) -> Iterable[Block]:
 
 
 def programs(markdown: str) -> dict[str, list[Block]]:
-    """The python blocks, by the heading that they stand under."""
+    """The python blocks that are run by themselves, by the heading that they stand under."""
     found: dict[str, list[Block]] = {}
     for block in blocks(markdown):
-        if block.language == "python":
+        if block.language == "python" and "script=" not in block.options:
             found.setdefault(block.heading, []).append(block)
     return found
+
+
+def scripts(markdown: str) -> dict[str, str]:
+    """The files that commands run: name → text."""
+    options = [(block, dict(option.split("=") for option in block.options.split())) for block in blocks(markdown)]
+    return {given["script"]: block.text for block, given in options if "script" in given}
 
 
 def commands(markdown: str) -> list[tuple[str, int, str | None]]:
@@ -129,16 +141,25 @@ def run(block: Block, namespace: dict[str, object]) -> str:
 
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
-    """A directory with nothing but the examples, at 80 columns."""
+    """A directory with nothing but the examples and the scripts of the pages, at 80 columns."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for name, text in (scripts(TEXT) | scripts(PROCESSES)).items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
 
 
 TEXT = README.read_text(encoding="utf-8")
+PROCESSES = (ROOT / "docs" / "several-processes.md").read_text(encoding="utf-8")
 SET_UPS = [line for line, _, _ in commands(TEXT) if line.startswith(SET_UP)]
 FOUND = (ROOT / "examples" / "found_in_the_wild" / "README.md").read_text(encoding="utf-8")
-COMMANDS = [command for command in commands(TEXT) + commands(FOUND) if not command[0].startswith(SET_UP)]
+COMMANDS = [
+    command
+    for page in (TEXT, FOUND, PROCESSES)
+    for command in commands(page)
+    if not command[0].startswith((SET_UP, TORCHRUN))
+]
+SHARED = [command for page in (TEXT, PROCESSES) for command in commands(page) if command[0].startswith(TORCHRUN)]
 SLOW = ("Models too large for that",)
 PROGRAMS = [
     pytest.param(program, id=heading, marks=[pytest.mark.slow] if heading in SLOW else [])
@@ -178,6 +199,18 @@ def test_commands_exit_and_print_as_they_say(command, status, prints):
         assert comparable(finished.stdout) == comparable(prints)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(("command", "status", "prints"), SHARED, ids=[command[0] for command in SHARED])
+def test_commands_in_two_processes_exit_and_print_as_they_say(two_ranks, tmp_path, command, status, prints):
+    one, other = two_ranks.run(started, str(tmp_path), *shlex.split(command.removeprefix(TORCHRUN)))
+
+    assert (one.status, other.status) == (status, status), one.err
+    assert other.out == ""
+    if prints is not None:
+        assert comparable(one.out) == comparable(prints)
+
+
 def test_ci_runs_the_two_commands_that_set_up():
     taken = re.search(r"grep '\^(.+)' README.md", (ROOT / ".ci" / "run").read_text())
 
@@ -192,6 +225,8 @@ def test_ci_runs_the_two_commands_that_set_up():
 def test_every_block_is_of_a_kind_that_is_run():
     assert {block.language for block in blocks(TEXT)} <= {"python", "sh", "text"}
     assert {block.language for block in blocks(FOUND)} <= {"sh", "text"}
+    assert {block.language for block in blocks(PROCESSES)} <= {"python", "sh", "text"}
+    assert not programs(PROCESSES), "the blocks of this page are scripts"
 
 
 def test_exit_status_and_output_belong_to_their_command():

@@ -1,27 +1,23 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+import detection
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 CONTESTANTS = {"torch_gradcheck", "gradcheck slow", "gradcheck fast", "textbook > 1e-5", "textbook > 1e-3"}
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, Any]]:
+def quick(tmp_path_factory: pytest.TempPathFactory, printed_by: Callable[..., str]) -> tuple[str, dict[str, Any]]:
     """What --quick prints, and the figures it writes."""
     path = tmp_path_factory.mktemp("detection") / "detection.json"
-    command = [sys.executable, str(ROOT / "benchmarks" / "detection.py"), "--quick", "--json", str(path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=200)
-    assert result.returncode == 0, result.stderr
-    return result.stdout, json.loads(path.read_text())
+    return printed_by(detection, "--quick", "--json", str(path)), json.loads(path.read_text())
 
 
 def of(figures: dict[str, Any], contestant: str) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ NEAR_ZERO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 
 @pytest.mark.slow_but_for(6)
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("off", [0.0, 1e-14, 1e-12, 1e-10, 1e-6], ids=lambda off: f"off by {off:g}")
 @pytest.mark.parametrize("loss", NEAR_ZERO)
 def test_a_loss_that_vanishes_accuses_nobody(loss: str, off: float, seed: int) -> None:
@@ -175,7 +175,7 @@ class SineInFloat32(torch.autograd.Function):
 
 @pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize("factor", [1.0, 0.7, -1.0])
-@pytest.mark.parametrize("seed", [0, 1, 2, 4, 5, 6])  # 3 and 7 have entries of 1e-4 that no step resolves: accused
+@pytest.mark.parametrize("seed", [0, 1, 2])  # 3 and 7 have entries of 1e-4 that no step resolves: accused
 def test_a_staircase_beside_something_smooth_is_not_accused_and_hides_no_factor(seed: int, factor: float) -> None:
     """To small steps the rounded part stands still, and what they agree on is the slope of the other one."""
     torch.manual_seed(seed)
@@ -226,7 +226,7 @@ def test_a_lost_entry_of_an_oscillating_loss_is_found(seed: int) -> None:
 
 
 @pytest.mark.slow_but_for(2)
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", SEEDS[:3])
 @every_model
 def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -> None:
     report = check(model, model.build(seed), dtype=torch.float32)
@@ -234,14 +234,17 @@ def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -
 
 
 @pytest.mark.slow_but_for(1)
-@pytest.mark.parametrize("change", [off_by_a_ten_thousandth, one_larger_entry_off_by_a_hundredth])
+@pytest.mark.parametrize(
+    ("change", "seed"), [(off_by_a_ten_thousandth, SEEDS[0]), (one_larger_entry_off_by_a_hundredth, SEEDS[1])]
+)
 @every_spoiled
-def test_a_small_planted_error_is_found(model: Delicate, name: str, change: Callable[[Tensor], Tensor]) -> None:
-    for seed in SEEDS[:2]:
-        problem = model.build(seed)
-        spoil(problem, name, change)
-        report = check(model, problem)
-        assert [row.name for row in report.mismatches] == [name], str(report)
+def test_a_small_planted_error_is_found(
+    model: Delicate, name: str, change: Callable[[Tensor], Tensor], seed: int
+) -> None:
+    problem = model.build(seed)
+    spoil(problem, name, change)
+    report = check(model, problem)
+    assert [row.name for row in report.mismatches] == [name], str(report)
 
 
 EASY = ["loss-times-1e-12", "loss-times-1", "loss-times-1e+06", "summed-over-300-rows", "key-bias", "relu-mlp"]

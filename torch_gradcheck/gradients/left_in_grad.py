@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
@@ -14,19 +15,23 @@ from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.words import listed
 
 
-def left_gradients(theta: Theta, scale: float = 1.0, loss_scale: float = 1.0) -> dict[int, AnalyticGradient]:
+def left_gradients(
+    theta: Theta, scale: float = 1.0, loss_scale: float = 1.0, reduced_in: torch.dtype | None = None
+) -> dict[int, AnalyticGradient]:
     """The gradients in `.grad` now, divided by the loss scale they still carry, by position in θ.
 
     Args:
         theta: the caller's own tensors.
         scale: what `.grad` of parameters carries; a scaler may have unscaled it.
         loss_scale: that of the backward, which `.grad` of other tensors carries: no optimizer knows them.
+        reduced_in: the dtype that they were summed in, over the ranks of a group, where it is a coarser one.
     """
+    summed = 0.0 if reduced_in is None else epsilon(reduced_in)
     gradients = {}
     for position in theta.checked:
         entry = theta[position]
         grad = entry.parameter.grad
-        eps = epsilon(entry.parameter.dtype if grad is None else grad.dtype)
+        eps = max(summed, epsilon(entry.parameter.dtype if grad is None else grad.dtype))
         left = analytic_gradient(entry, grad, eps)
         carried = scale if entry.role is Role.PARAMETER else loss_scale
         gradients[position] = AnalyticGradient(left.values / carried, left.reached, eps)

@@ -206,7 +206,7 @@ class GradientMonitor:
     def step_over(
         self,
         batches: Callable[[], Sequence[Any]],
-        divisor: int | None = None,
+        divisor: float | None = None,
         weights: Callable[[], Sequence[float]] = list,
     ) -> Report | None:
         """`step` for trainers: one optimizer step over several batches, which are asked for when it is scheduled.
@@ -238,6 +238,8 @@ class GradientMonitor:
         self._hook.detach()
         self._arrived = len(self._batches)
         self._forget()
+        if not self._request.team.leads:
+            return
         summary = self.summary
         log = logger.warning if "\n" in summary else logger.info
         log("%s", summary)
@@ -330,18 +332,19 @@ class GradientMonitor:
         divisor = self._divisor or max(self._schedule.accumulate, len(batches))
         self._previous = MeanLoss([self._loss(batch) for batch in batches], divisor)
         request = self._request
-        theta = theta_in_grad(self._model, request.include, request.exclude, self._previous.variables)
-        left = left_gradients(theta, self._carried(), self._loss_scale())
-        self._earlier = {theta[at].parameter: each.values for at, each in left.items()}
+        with request.team.together(), assembled(self._model):
+            theta = theta_in_grad(self._model, request.include, request.exclude, self._previous.variables)
+            left = left_gradients(theta, self._carried(), self._loss_scale())
+            self._earlier = {theta[at].parameter: each.values for at, each in left.items()}
 
     def _forget(self) -> None:
         self._batches, self._weights, self._earlier, self._previous = [], [], {}, None
 
     def _checked(self, batches: Sequence[Any]) -> Report:
         """The model's backward, then `.grad`, on the same batches: those of all ranks, where there are several."""
-        request = self._request
-        with request.team.together(), assembled(self._model, self._loss(batches[0]).holders) as whole:
-            step = step_of_all(request, self._model, self._loss(batches[0]), self._step(batches))
+        request, loss, step = self._request, self._loss(batches[0]), self._step(batches)
+        with request.team.together(), assembled(self._model, loss.holders) as whole:
+            step = step_of_all(request, self._model, loss, step)
             window = step.window
             assert window is not None
             starts = [forward.start for forward in step.forwards or ()] if step.start is not None else []
@@ -352,7 +355,7 @@ class GradientMonitor:
 
     def _step(self, batches: Sequence[Any]) -> TrainingStep:
         """What this process knows of the step."""
-        return TrainingStep(
+        step = TrainingStep(
             forwards=tuple(self._hook.calls),
             batches=len(batches),
             compiled=self._is_compiled,
@@ -364,6 +367,7 @@ class GradientMonitor:
             previous=self._previous,
             window=self._window(batches),
         )
+        return step.before_assembly(self._model)
 
     def _window(self, batches: Sequence[Any]) -> Window:
         """The batches of a step with the weights that they were given."""

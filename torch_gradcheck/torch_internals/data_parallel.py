@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from torch_gradcheck.torch_internals.modules import PARALLEL, uncompiled
-from torch_gradcheck.torch_internals.sharded import data_parallel_groups, mixed_precision, process_groups_exist
+from torch_gradcheck.torch_internals.modules import PARALLEL, named_parameters, uncompiled
+from torch_gradcheck.torch_internals.sharded import (
+    data_parallel_groups,
+    mixed_precision,
+    process_groups_exist,
+    unreduced,
+)
 
 
 def data_parallel_group(model: nn.Module) -> Any:
@@ -47,10 +53,25 @@ def reduced_in(model: nn.Module) -> torch.dtype | None:
     """
     policies = [each.gradients or each.parameters for each in mixed_precision(model).values()]
     if any(policies):
-        return max(filter(None, policies), key=lambda dtype: torch.finfo(dtype).eps)
+        return _coarsest(policies)
     names = [name.removesuffix("_wrapper_hook") for name in comm_hooks(model)]
     found = [dtype for name in names for start, dtype in _COMPRESSED.items() if name.startswith(start)]
     return found[0] if found else None
+
+
+def computed_in(model: nn.Module) -> torch.dtype | None:
+    """The coarsest dtype that FSDP2 casts parameters to for the forward; None where it casts none."""
+    return _coarsest([each.parameters for each in mixed_precision(model).values()])
+
+
+def _coarsest(dtypes: Iterable[torch.dtype | None]) -> torch.dtype | None:
+    return max(filter(None, dtypes), key=lambda dtype: torch.finfo(dtype).eps, default=None)
+
+
+def waiting_for_reduction(model: nn.Module) -> list[str]:
+    """The names of the parameters of FSDP2 whose gradient waits on each rank: no backward was to reduce it."""
+    waiting = {id(each) for each in unreduced(model)}
+    return [name for name, parameter in named_parameters(model) if id(parameter) in waiting]
 
 
 def comm_hooks(model: nn.Module) -> list[str]:

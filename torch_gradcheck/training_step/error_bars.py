@@ -46,24 +46,28 @@ class Bars(NamedTuple):
         """The bars of a gradient that is scaled by this factor."""
         return Bars(self.entry * factor, self.norm * factor)
 
+    def and_of(self, other: Bars) -> Bars:
+        """The bars where both move a gradient."""
+        return Bars(self.entry + other.entry, self.norm + other.norm)
+
 
 def bars_of(replayed: Sequence[Floats], autograd_float64: Floats, kernels: Callable[[], Sequence[Floats]]) -> Bars:
     """The distance that rounding may move a correct gradient from autograd's own in the precision of the check."""
     if not replayed:
-        return _furthest(kernels(), autograd_float64, MARGIN)
+        return furthest(kernels(), autograd_float64, MARGIN)
     plain, *noisy = replayed
     bars = spread(plain, noisy)
-    off = _furthest([plain], autograd_float64)
+    off = furthest([plain], autograd_float64)
     if off.entry <= bars.entry and off.norm <= bars.norm:
         return bars
-    systematic = _furthest(kernels(), autograd_float64, KERNEL_ERROR)
+    systematic = furthest(kernels(), autograd_float64, KERNEL_ERROR)
     more = Bars(*(1.5 * min(pair) for pair in zip(off, systematic, strict=True)))
     return Bars(bars.entry + more.entry, bars.norm + more.norm)
 
 
 def spread(plain: Floats, noisy: Sequence[Floats]) -> Bars:
     """The error bars from the spread of noisy runs around the plain one."""
-    return _furthest(noisy, plain, MARGIN)
+    return furthest(noisy, plain, MARGIN)
 
 
 def spread_by_entry(plain: Floats, noisy: Sequence[Floats], rows: int) -> Floats:
@@ -105,7 +109,7 @@ def of_entries_alike(squares: Floats, shape: Sequence[int]) -> Floats:
     return np.asarray(np.nan_to_num(np.broadcast_to(alike, folded.shape), nan=0.0).ravel())
 
 
-def _furthest(runs: Sequence[Floats], autograd_float64: Floats, margin: float = 1.0) -> Bars:
+def furthest(runs: Sequence[Floats], autograd_float64: Floats, margin: float = 1.0) -> Bars:
     """The largest distance of a run, times the margin; infinite where a run is not finite."""
     with np.errstate(all="ignore"):
         off = np.nan_to_num(np.abs(np.array(runs) - autograd_float64), nan=np.inf)

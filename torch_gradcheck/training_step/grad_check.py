@@ -28,12 +28,14 @@ from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import is_compiled
 from torch_gradcheck.training_step.clipping import Clipping
 from torch_gradcheck.training_step.diagnosis import Reference, diagnosed, step_evidence
-from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
+from torch_gradcheck.training_step.error_bars import Bars, KernelGradients, bars_of
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
 from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
-from torch_gradcheck.training_step.ranks.unreduced import unreduced
+from torch_gradcheck.training_step.ranks.reduction import Reduction
+from torch_gradcheck.training_step.ranks.shard_clipping import clipped_by_shards
+from torch_gradcheck.training_step.ranks.unreduced import WAITING, unreduced
 from torch_gradcheck.training_step.ranks.window import WindowOfRanks
 from torch_gradcheck.training_step.regimes import replays_in_regimes
 from torch_gradcheck.training_step.replay import Replays, coarsest
@@ -82,7 +84,7 @@ class GradCheck:
         self._not_judged = [note for note in (on_missing_grad(loss.variables), before.note) if note]
         if not len(self.theta):
             raise InvalidRequestError(f"{'; '.join(self._not_judged)}; and nothing else is selected.")
-        self.left = left_gradients(self.theta, step.scale, step.loss_scale)
+        self.left = left_gradients(self.theta, step.scale, step.loss_scale, step.reduced_in)
         self.why_unjudged = step.weights_moved() or ("" if step.forwards else taken_in_backward(self.theta))
         self._missing: set[int] = set()
         self._saw_other_inputs = ""
@@ -100,7 +102,8 @@ class GradCheck:
     @property
     def drawn_in(self) -> DrawnIn | None:
         """The precisions the step drew its random numbers in."""
-        return None if self._step.start is None else DrawnIn(self._default, coarsest(self.theta))
+        computed_in = self._step.computed_in or coarsest(self.theta)
+        return None if self._step.start is None else DrawnIn(self._default, computed_in)
 
     def compare_with_step(self, objective: Objective, autograd_float64: Mapping[int, AnalyticGradient]) -> None:
         """Finds out whether J is the function that the step computed; `why_unjudged` says why not."""
@@ -178,7 +181,7 @@ class GradCheck:
             bars = bars_of(runs, exact, partial(kernels.of, position, trial)).times(min(1.0, 2 * left))
             right = replace(trial.results, numeric=expected[position], error_bar=trial.results.error_bar * left)
             on_trial = replace(trial, analytic=given[position], reached=self.left[position].reached, results=right)
-            judged[position] = judge(on_trial, bars, self._request.tolerance)
+            judged[position] = judge(on_trial, bars.and_of(self._of_reduction(position, left)), self._request.tolerance)
             if runs and self._step.clip_value is None:
                 left = clipping.of(position, fraction_of_replay)
                 judged[position] = self._judged_by_rerun(position, judged[position], runs, left)
@@ -189,6 +192,15 @@ class GradCheck:
         again = {at: left_of[at] * replays.again[at][trials[at].coordinates] for at in replays.again}
         own = {position: self.left[position].epsilon for position in judged}
         return judged_by_rerun(judged, rerun, again, own, epsilon(dtype), self._request.tolerance)
+
+    def _of_reduction(self, position: int, fraction: float) -> Bars:
+        """The error bars of the sum over the ranks, where that rounds coarser than `.grad`; clipped by this factor."""
+        window, dtype, parts = self._step.window, self._step.reduced_in, []
+        if dtype is not None and isinstance(window, WindowOfRanks):
+            parts = self._gradients_by_batch()
+        if dtype is None or not isinstance(window, WindowOfRanks) or not all(position in part for part in parts):
+            return Bars(0.0, 0.0)
+        return Reduction(window, parts, dtype).bars(position).times(fraction)
 
     @property
     def _is_compiled(self) -> bool:
@@ -249,12 +261,16 @@ class GradCheck:
         )
 
     def _diagnoses(self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]) -> dict[int, Diagnosis]:
-        """The kind of mistake of every wrong `.grad`, by position in θ."""
-        if not _wrong(judged):
-            return {}
+        """The kind of mistake of every wrong `.grad`, by position in θ, and the rank that it is of."""
+        found = self._diagnosed_all(judged, trials) if _wrong(judged) else {}
+        return found | {at: self._of_ranks.on_its_rank(at, found[at]) for at in self._of_ranks.differing if at in found}
+
+    def _diagnosed_all(
+        self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]
+    ) -> dict[int, Diagnosis]:
         previous = self._gradients_of(self._step.previous)
         found = self._diagnosed(judged, trials, [Reference("the gradient of the batch before", previous)])
-        found |= self._unreduced(judged)
+        found |= self._unreduced(judged) | self._waiting(judged) | self._clipped_by_shards(judged, trials)
         if all(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()):
             return found
         found |= self._weighted(judged)
@@ -292,6 +308,23 @@ class GradCheck:
         held = {at: self._of_ranks.at(at, judged[at].trial.coordinates) for at in differing}
         return unreduced(self._evidences(judged), held, window, parts)
 
+    def _waiting(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
+        """What FSDP2 has not reduced yet, by position in θ."""
+        names = self._step.waiting
+        waiting = [at for at in judged if self.theta[at].name in names and not self.left[at].reached]
+        return dict.fromkeys(waiting, Diagnosis(DiagnosisKind.UNREDUCED, WAITING))
+
+    def _clipped_by_shards(
+        self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]
+    ) -> dict[int, Diagnosis]:
+        """The mistake that each rank has clipped its own shards, by position in θ."""
+        known = self._step.shards
+        shards = {at: known[self.theta[at].name] for at in judged if self.theta[at].name in known}
+        if not shards:
+            return {}
+        unclipped = {position: trial.results.numeric for position, trial in trials.items()}
+        return clipped_by_shards(self._evidences(judged), unclipped, shards)
+
     def _evidences(self, judged: Mapping[int, Judged]) -> dict[int, Evidence]:
         return {position: step_evidence(self.theta[position], each.trial) for position, each in judged.items()}
 
@@ -300,15 +333,19 @@ class GradCheck:
         window, tried = self._step.window, {position: each.trial for position, each in judged.items()}
         if window is None or not 1 < len(window.losses) <= LARGEST_WINDOW or self._step.clip_value is not None:
             return []
-        if self._gradients_of_batches is None:
+        parts = [_at_entries(part, tried) for part in self._gradients_by_batch()]
+        return [] if any(len(part) < len(tried) for part in parts) else parts
+
+    def _gradients_by_batch(self) -> Sequence[Mapping[int, Floats]]:
+        """The gradient of each batch of the window in float64, by position in θ."""
+        window = self._step.window
+        if self._gradients_of_batches is None and window is not None:
             seen = self._step.forwards if self._step.start is not None else None
             starts: Sequence[Start | None] = [each.start for each in seen] if seen else [None] * len(window.losses)
             self._gradients_of_batches = [
-                _at_entries(self._gradients_of(loss, start), tried)
-                for loss, start in zip(window.losses, starts, strict=True)
+                self._gradients_of(loss, start) for loss, start in zip(window.losses, starts, strict=True)
             ]
-        parts = self._gradients_of_batches
-        return [] if any(len(part) < len(tried) for part in parts) else parts
+        return self._gradients_of_batches or []
 
     def _may_be_clipped(self, judged: Mapping[int, Judged]) -> bool:
         """Whether clipping may have scaled `.grad`: its norm is at the limit, or that of all is not known."""

@@ -40,8 +40,8 @@ def replays_in_regimes(
     def run(regime: Regime) -> Replays | None:
         return replays_of(model, loss, theta, regime, seed, step.start)
 
-    if step.autocast is not None:
-        return run(Regime(step.autocast, step.loss_scale)), []
+    if step.autocast is not None or step.computed_in is not None:
+        return run(Regime(step.autocast or autocast_now(), step.loss_scale, step.computed_in)), []
     plain = run(Regime(autocast_now(), step.loss_scale))
     if plain is None or fraction_alike(left, plain) > 0.5:
         return plain, []

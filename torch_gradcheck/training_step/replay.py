@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch_gradcheck.borrowing.loan import Borrowed, Start, lend
 from torch_gradcheck.engines.traced.threads import OnThreads
 from torch_gradcheck.gradients.by_autograd import theta_gradients
 from torch_gradcheck.objective.loss import Compute, Loss
+from torch_gradcheck.objective.nested import rebuilt
 from torch_gradcheck.objective.objective import scalar
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.objective.variables import objects_of
@@ -28,17 +30,20 @@ NOISY_RUNS = 4
 
 @dataclass(frozen=True)
 class Regime:
-    """The autocast a training step computed under, and the scale of its loss."""
+    """The autocast a training step computed under, the scale of its loss, and the dtype FSDP2 cast its model to."""
 
     autocast: Autocast
     scale: float = 1.0
+    cast_to: torch.dtype | None = None
 
     @property
     def is_plain(self) -> bool:
-        """Whether no autocast was on."""
-        return not any(enabled for enabled, _ in self.autocast.values())
+        """Whether no autocast was on, nor anything cast."""
+        return self.cast_to is None and not any(enabled for enabled, _ in self.autocast.values())
 
     def __str__(self) -> str:
+        if self.cast_to is not None:
+            return f"mixed precision with {name_of(self.cast_to)}"
         names = [name_of(dtype) for enabled, dtype in self.autocast.values() if enabled]
         return f"autocast to {names[0]}" if names else "no autocast"
 
@@ -73,7 +78,8 @@ def replays_of(
     generator, threads = torch.Generator().manual_seed(seed), torch.get_num_threads()  # the loan may set it to 1
     runs: list[tuple[float, dict[int, Floats]]] = []
     again: Mapping[int, Floats] = {}
-    with lend(model, loss.holders, "keep", None, seed, start, objects_of(loss.variables)) as borrowed:
+    lent = lend(model, loss.holders, "keep", regime.cast_to, seed, start, objects_of(loss.variables))
+    with lent as borrowed, InputsCast(model, regime.cast_to):
         try:
             compute = loss.at(None)
             with OnThreads(threads):
@@ -89,10 +95,33 @@ def replays_of(
     return Replays(regime, np.array([loss for loss, _ in runs]), by_position, again)
 
 
+class InputsCast:
+    """A block in which floating-point inputs of a model are cast to a dtype, as FSDP2 does; None: nothing is done."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        self._model, self._dtype = model, dtype
+        self._handle: Any = None
+
+    def __enter__(self) -> None:
+        if self._dtype is not None:
+            self._handle = self._model.register_forward_pre_hook(self._cast_all, with_kwargs=True, prepend=True)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+
+    def _cast_all(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return rebuilt((args, kwargs), self._cast)
+
+    def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+
 def coarsest(theta: Theta, regime: Regime | None = None) -> torch.dtype:
     """The coarsest precision that parameters are kept, or autocast computes, in."""
     dtypes = [entry.own_dtype for entry in theta if entry.own_dtype.is_floating_point]
     dtypes += [dtype for enabled, dtype in (regime.autocast if regime else {}).values() if enabled]
+    dtypes += [] if regime is None or regime.cast_to is None else [regime.cast_to]
     return max(dtypes, key=epsilon, default=torch.float64)
 
 

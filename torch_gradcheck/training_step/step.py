@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.borrowing.assembly import shard_rows
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks, post_accumulate_hooks
 from torch_gradcheck.torch_internals.code_lines import at_line_of
+from torch_gradcheck.torch_internals.data_parallel import computed_in, reduced_in, waiting_for_reduction
 from torch_gradcheck.torch_internals.modules import is_dropout, named_modules
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
 from torch_gradcheck.training_step.window import Window
@@ -33,9 +35,12 @@ class TrainingStep:
         earlier: parameter → its `.grad` when the step before was done with it.
         previous: J of the batch before.
         window: the batches of the step and their weights; None where they are not known one by one.
-        moved: why `.grad` of another rank is not of the present weights; "" where nothing says so.
+        moved: why `.grad`, of another rank perhaps, is not of the present weights; "" where nothing says so.
         buffers: the leader's buffers, from which J of this rank starts as well; None where the rank is alone.
+        shards: parameter's name → the entries of dim 0, from and to, that each rank holds; of those that are sharded.
+        waiting: the names of the parameters of whose gradient FSDP2 holds a part that it has not reduced.
         reduced_in: the dtype that gradients are compressed to before they are summed over the ranks; None: their own.
+        computed_in: the dtype that FSDP2 casts parameters and inputs to for the forward; None: their own.
     """
 
     forwards: tuple[SeenForward, ...] | None = None
@@ -50,7 +55,10 @@ class TrainingStep:
     window: Window | None = None
     moved: str = ""
     buffers: Start | None = None
+    shards: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    waiting: frozenset[str] = frozenset()
     reduced_in: torch.dtype | None = None
+    computed_in: torch.dtype | None = None
 
     @property
     def start(self) -> Start | None:
@@ -66,6 +74,20 @@ class TrainingStep:
         """Whether a tensor had a `.grad` when the step's first forward with it began; None where nobody saw that."""
         seen = [each.held_grad[id(tensor)] for each in self.forwards or () if id(tensor) in each.held_grad]
         return seen[0] if seen else None
+
+    def before_assembly(self, model: nn.Module) -> TrainingStep:
+        """The same, with what can only be told before a sharded model is made whole."""
+        # What makes it whole writes to its tensors.
+        forwards = None if self.forwards is None else tuple(replace(each, versions={}) for each in self.forwards)
+        return replace(
+            self,
+            forwards=forwards,
+            moved=self.weights_moved(),
+            shards=shard_rows(model),
+            waiting=frozenset(waiting_for_reduction(model)),
+            reduced_in=reduced_in(model),
+            computed_in=computed_in(model),
+        )
 
     def weights_moved(self) -> str:
         """The reason why `.grad` is not of the present weights; "" where nothing says so."""

@@ -56,6 +56,11 @@ class Window:
         return np.array(self.weights or [1.0] * len(self.losses)) / self.divisor
 
     @property
+    def suspected(self) -> Sequence[Floats]:
+        """Shares that a usual mistake leaves, to be tried where rounding leaves the fitted ones open."""
+        return ()
+
+    @property
     def note(self) -> str:
         """Words on a divisor that is not the sum of the weights; "" where it is."""
         share = float(np.sum(self.shares))
@@ -140,7 +145,8 @@ def window_mistake(
         scaled: a clipped norm has scaled all cᵢ alike.
     """
     wrong = [position for position, evidence in evidences.items() if evidence.wrong.any()]
-    candidates = [found for found in (_equal(evidences, parts), _fitted(evidences, parts)) if len(found)]
+    fitted = [found for found in (_equal(evidences, parts), _fitted(evidences, parts)) if len(found)]
+    candidates = [*fitted, *window.suspected]
     for candidate in candidates:
         predicted = {
             at: np.asarray(sum(c * part[at] for c, part in zip(candidate, parts, strict=True))) for at in wrong

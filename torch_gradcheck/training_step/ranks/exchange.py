@@ -17,7 +17,7 @@ from torch_gradcheck.objective.loss import ClosureLoss, Loss, MeanLoss, ModuleLo
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.request import Request
-from torch_gradcheck.torch_internals.data_parallel import reduced_in, without_parallel
+from torch_gradcheck.torch_internals.data_parallel import data_parallel_group, without_parallel
 from torch_gradcheck.torch_internals.modules import keeps_statistics, named_buffers, named_modules
 from torch_gradcheck.training_step.forward_state import SeenForward
 from torch_gradcheck.training_step.ranks.replicas import refuse_drifted, that_differ
@@ -83,8 +83,25 @@ def step_of_all(request: Request, model: nn.Module, loss: Loss, step: TrainingSt
         window=merged,
         buffers=_buffers_of_leader(team, model),
         moved=moved[0] if moved else "",
-        reduced_in=reduced_in(model),
     )
+
+
+def loss_of_all(request: Request, model: nn.Module, loss: Loss) -> tuple[Loss, Start | None]:
+    """J of a check that ranks share, and what its evaluations start from: the leader's buffers.
+
+    Where the model is trained in data parallelism and the ranks hold different batches, J is the mean of their losses;
+    else it is what this rank was given. Collective in that case.
+    """
+    if request.team.size == 1 or data_parallel_group(model) is None or not isinstance(loss, ModuleLoss):
+        return loss, None
+    refuse_drifted(request.team, theta_of(model, request.include, request.exclude))
+    start = _buffers_of_leader(request.team, model)
+    batch = SentBatch.of(loss)
+    sent = request.team.exchanged((batch.digest, batch))
+    if len({digest for digest, _ in sent}) == 1:
+        return loss, start
+    inside = replace(loss, model=without_parallel(loss.model))
+    return MeanLoss([each.received(inside, _device_of(model)) for _, each in sent], len(sent)), start
 
 
 def refuse_own_closures(loss: Loss) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,9 @@ import numpy as np
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
+from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.training_step.ranks.replicas import that_differ
 
@@ -49,6 +52,13 @@ class GradsOfRanks:
     def at(self, position: int, coordinates: Indices) -> list[Floats]:
         """The `.grad` of each rank of a parameter on which they do not agree, at some coordinates."""
         return [left[position].values[coordinates] for left in self.of_rank]
+
+    def on_its_rank(self, position: int, diagnosis: Diagnosis) -> Diagnosis:
+        """The diagnosis of a parameter on which the ranks do not agree, with the rank that it is of."""
+        if diagnosis.kind is DiagnosisKind.UNREDUCED:
+            return diagnosis
+        rank = self.shown_on.get(position, LEADER)
+        return replace(diagnosis, message=f"on rank {rank}, of ranks that do not hold the same: {diagnosis.message}")
 
     def worst(self, judged: Mapping[int, Judged], judge: Callable[[Left], Mapping[int, Judged]]) -> dict[int, Judged]:
         """Every `.grad` as judged, that of another rank where only it is wrong.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -98,7 +99,8 @@ class SentBatch:
 
         def sent(tensor: torch.Tensor) -> torch.Tensor:
             elsewhere.append(tensor.device.type != "cpu")
-            return tensor.detach().cpu().requires_grad_(tensor.requires_grad)
+            copy = tensor.detach().to("cpu", copy=True)  # a view would be sent with all that it is one of
+            return copy.requires_grad_(tensor.requires_grad)
 
         found = cls(rebuilt(batch, sent), elsewhere)
         try:
@@ -109,6 +111,11 @@ class SentBatch:
                 "losses of all ranks: give tensors, in tuples, lists and mappings."
             ) from error
         return found
+
+    @property
+    def digest(self) -> bytes:
+        """A digest of all of it."""
+        return hashlib.blake2b(pickle.dumps(self), digest_size=16).digest()
 
     @property
     def is_nothing(self) -> bool:

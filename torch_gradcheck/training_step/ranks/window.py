@@ -30,11 +30,15 @@ class WindowOfRanks(Window):
         return len(set(self.ranks))
 
     @property
+    def suspected(self) -> Sequence[Floats]:
+        """See `Window.suspected`: nothing of one rank."""
+        return [np.where(np.array(self.ranks) == rank, 0.0, self.shares) for rank in range(self.world)]
+
+    @property
     def note(self) -> str:
         """See `Window.note`."""
         words = super().note.replace("this step has", f"this step of {self.world} ranks has")
-        mean = "the mean of the losses of" if not self.weights else "the weighted mean of the losses of"
-        return words or f"J is {mean} {self.world} ranks, each on its own batch"
+        return words or on_mean(self.world, "weighted mean" if self.weights else "mean")
 
     def of_rank(self, shares: Floats) -> Floats:
         """The shares of the batches of each rank, added up."""
@@ -127,6 +131,11 @@ class WindowOfRanks(Window):
     def _name(self, at: int) -> str:
         rank = self.ranks[at]
         return f"batch {at - list(self.ranks).index(rank) + 1} of rank {rank}"
+
+
+def on_mean(world: int, mean: str = "mean") -> str:
+    """The note on J where each rank has a batch of its own."""
+    return f"J is the {mean} of the losses of {world} ranks, each on its own batch"
 
 
 ZEROED = "was zero_grad() called within the window, or are they not one window (accumulate=, last=)?"
