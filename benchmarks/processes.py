@@ -145,7 +145,7 @@ def _apart(found: Outcome, alone: Outcome) -> float:
 
 def table(comparisons: Iterable[Comparison]) -> Table:
     """One row a model and size of the group."""
-    titles = ("processes", "busiest", "all", "busiest / one", "wall", "wall / one", "rounds", "sent", "messages CPU")
+    titles = ("processes", "busiest", "all", "busiest / one", "wall", "wall / one", "rounds", "carried", "messages CPU")
     rows = Table("model", *titles, "evaluations", "same")
     for each in comparisons:
         for size, costs in each.costs.items():
@@ -158,7 +158,7 @@ def table(comparisons: Iterable[Comparison]) -> Table:
                 f"{median(each.wall[size]):.2f} s",
                 f"{each.wall_ratio[size]:.2f}",
                 str(costs[0].rounds),
-                f"{sum(cost.sent for cost in costs) / 2**20:.1f} MiB",
+                f"{costs[0].carried / 2**20:.1f} MiB",
                 f"{max(cost.message_cpu for cost in costs):.2f} s",
                 " + ".join(f"{cost.evaluations:,}" for cost in costs),
                 "yes" if each.same[size] else "NO",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from unittest.mock import patch
 import torch
 import torch.distributed as dist
 
-from torch_gradcheck.processes.channel import Channel
+from torch_gradcheck.processes.channel import LEADER, Channel
 from torch_gradcheck.processes.team import Team
 
 TIMEOUT = timedelta(minutes=10)
@@ -37,11 +38,11 @@ class RankCost:
         wall: seconds.
         evaluations: of J, those by a record included.
         shared_cpu: CPU seconds of its own shares of what was split; of the leader only.
-        message_cpu: CPU seconds that messages took: packing, sending, unpacking.
+        message_cpu: CPU seconds that messages took: pickling, sending, unpickling.
         message_wall: seconds between the beginning and the end of messages, waiting for others included.
         rounds: how often work was split.
         messages: collective operations.
-        sent: bytes that this rank gave into them.
+        carried: bytes that the leader sends to all others together, and they to it; of the leader only.
     """
 
     cpu: float = 0.0
@@ -52,7 +53,7 @@ class RankCost:
     message_wall: float = 0.0
     rounds: int = 0
     messages: int = 0
-    sent: int = 0
+    carried: int = 0
 
 
 class Meter:
@@ -69,13 +70,16 @@ class Meter:
         """Wraps the methods in which ranks meet, and times the block."""
         with ExitStack() as stack:
             for owner, name, wrapper in (
-                (Channel, "told", self._message),
-                (Channel, "gathered", self._message),
+                *(
+                    (Channel, name, self._message)
+                    for name in ("told", "gathered", "scattered")
+                    if hasattr(Channel, name)
+                ),
+                (pickle, "dumps", self._message),
+                (pickle, "loads", self._message),
                 (Team, "lead", self._lead),
                 (Team, "shared", self._share),
-                (dist, "broadcast", self._collective),
-                (dist, "gather", self._collective),
-                (dist, "all_gather", self._collective),
+                *((dist, name, self._collective) for name in ("broadcast", "gather", "all_gather", "scatter")),
             ):
                 stack.enter_context(patch.object(owner, name, wrapper(getattr(owner, name))))
             cpu, wall = time.process_time(), time.perf_counter()
@@ -112,9 +116,10 @@ class Meter:
     def _collective(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            tensors = [each for each in args if isinstance(each, torch.Tensor)]
+            own = next(each for each in args if isinstance(each, torch.Tensor))  # as large on every rank
+            others = dist.get_world_size() - 1 if dist.get_rank() == LEADER else 0
             self.cost.messages += 1
-            self.cost.sent += sum(each.numel() * each.element_size() for each in tensors)
+            self.cost.carried += others * own.numel() * own.element_size()
             return function(*args, **kwargs)
 
         return counted
