@@ -125,7 +125,7 @@ class Meter:
         return counted
 
     def _lead(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Evaluations: of the leader those of the others' shares are among them; `Group.outcomes` takes them off."""
+        """Notes the evaluations; the leader's include those of the others, see `with_own_evaluations`."""
 
         @functools.wraps(method)
         def counted(team: Team, state: Any, work: Any, prepare: Any = lambda: None) -> Any:
@@ -208,8 +208,7 @@ class Group:
         for each in found:
             if isinstance(each, str):
                 raise RuntimeError(each)
-        found[0].cost.evaluations -= sum(each.in_shares for each in found[1:])
-        return found
+        return with_own_evaluations(found)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -228,14 +227,21 @@ def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
             run, key = pipe.recv()
         except EOFError:
             return
-        pipe.send(_outcome(run, key))
+        try:
+            pipe.send(outcome(run, key))
+        except Exception as error:
+            pipe.send(f"{key}: {type(error).__name__}: {error}")
 
 
-def _outcome(run: Run, key: str) -> Outcome | str:
+def outcome(run: Run, key: str) -> Outcome:
+    """What becomes of a check on this rank; without a process group, of one process."""
     meter = Meter()
-    try:
-        with meter.counting():
-            said = run(key, dist.group.WORLD)
-    except Exception as error:
-        return f"{key}: {type(error).__name__}: {error}"
+    with meter.counting():
+        said = run(key, dist.group.WORLD)
     return Outcome(meter.cost, meter.in_shares, said)
+
+
+def with_own_evaluations(outcomes: list[Outcome]) -> list[Outcome]:
+    """The outcomes of all ranks, the leader's first, whose evaluations were those of the others' shares as well."""
+    outcomes[0].cost.evaluations -= sum(each.in_shares for each in outcomes[1:])
+    return outcomes

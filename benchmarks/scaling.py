@@ -190,11 +190,9 @@ def forecast(method: str, figures: dict[str, Any]) -> Rows:
 
 def spoken(seconds: float) -> str:
     """A time in two digits and the unit that suits it."""
-    for unit, size, next_size in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800), ("days", 86400, 31557600 * 2)):
-        if seconds < next_size:
-            return f"{seconds / size:.2g} {unit}"
-    years = seconds / 31557600
-    return f"{years:.2g} years" if years < 100 else f"{float(f'{years:.1g}'):,.0f} years"
+    units = {"s": 1, "min": 60, "h": 3600, "days": 86400, "years": 31557600}
+    unit = next((unit for unit, size in units.items() if seconds < 100 * size), "years")
+    return f"{float(f'{seconds / units[unit]:.2g}'):,g} {unit}"
 
 
 def with_figures(text: str) -> str:

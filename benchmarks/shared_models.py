@@ -13,7 +13,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import large
@@ -148,6 +147,8 @@ def in_ddp(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 
 def sharded(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     """The model with its parameters sharded over the ranks by FSDP2."""
+    from torch.distributed.fsdp import fully_shard  # half a second that the other models need not wait for
+
     mesh = init_device_mesh("cpu", (dist.get_world_size(group),))
     fully_shard(model, mesh=mesh)
     return model
