@@ -23,7 +23,9 @@ def run(ranks: Ranks, function: Callable[..., Report], *arguments: Any) -> Repor
     return report
 
 
-RIGHT = slow_but_for(4)(
+@pytest.mark.slow_but_for(4)
+@pytest.mark.parametrize(
+    ("function", "arguments"),
     [
         pytest.param(steps.left_by, (steps.right,), id="DDP"),
         pytest.param(steps.left_by_fsdp, (steps.right,), id="FSDP2"),
@@ -37,9 +39,6 @@ RIGHT = slow_but_for(4)(
         pytest.param(steps.clipped, (steps.clipped_whole,), id="clipped by the norm of all shards"),
     ],
 )
-
-
-@pytest.mark.parametrize(("function", "arguments"), RIGHT)
 def test_a_right_step_of_two_ranks_matches(two_ranks: Ranks, function: Any, arguments: Case) -> None:
     report = run(two_ranks, function, *arguments)
     assert report.proven, str(report)
