@@ -151,6 +151,22 @@ def trained(
     return list(monitor.reports.values()), [each.clone() for each in held]
 
 
+def not_zeroed_on_one() -> Report:
+    """The second step of a loop in which rank 1 forgets to zero its gradients."""
+    rank = dist.get_rank()
+    model = DistributedDataParallel(mlp())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GradientMonitor(model, cross_entropy, at=1, on_mismatch="record") as monitor:
+        for number in range(2):
+            x, y = batch_of(rank, number=number)
+            cross_entropy(model(x), y).backward()
+            monitor.step((x, y))
+            optimizer.step()
+            if rank == 0:
+                optimizer.zero_grad()
+    return monitor.reports[1]
+
+
 def stopped_by(on_mismatch: OnMismatch) -> str:
     """What step() of a wrong step does: the exception it raises, or the warning."""
     model = DistributedDataParallel(mlp())

@@ -32,7 +32,7 @@ from torch_gradcheck.training_step.error_bars import Bars, KernelGradients, bars
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
-from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
+from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left, held_on_some
 from torch_gradcheck.training_step.ranks.reduction import Reduction
 from torch_gradcheck.training_step.ranks.shard_clipping import clipped_by_shards
 from torch_gradcheck.training_step.ranks.unreduced import WAITING, unreduced
@@ -288,6 +288,8 @@ class GradCheck:
             if self.theta[position].parameter in self._step.earlier
         }
         references = [Reference("what .grad held after the step before", earlier), *more]
+        if isinstance(self._step.window, WindowOfRanks):
+            references += held_on_some(earlier, self._step.window.world)
         tried = {position: each.trial for position, each in judged.items()}
         at_entries = [Reference(each.words, _at_entries(each.values, tried)) for each in references]
         unclipped = {position: trial.results.numeric for position, trial in trials.items()}

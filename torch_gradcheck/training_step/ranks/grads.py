@@ -15,8 +15,12 @@ from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.training_step.diagnosis import Reference
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.training_step.ranks.replicas import that_differ
+
+MOST_COUNTED = 9
+"""The number of ranks up to which it is counted how many of them have made a mistake."""
 
 Left = Mapping[int, AnalyticGradient]
 """What `.grad` holds, by position in θ."""
@@ -93,6 +97,17 @@ class GradsOfRanks:
                 if not found[position].is_wrong:
                     found[position], self.shown_on[position] = others[position], rank
         return found
+
+
+def held_on_some(earlier: Mapping[int, Floats], world: int) -> list[Reference]:
+    """What the mean over the ranks holds of a step before where some of them have not zeroed theirs."""
+    return [
+        Reference(
+            f"{some}/{world} of what .grad held after the step before, as {some} of {world} ranks had not zeroed it",
+            {position: values * some / world for position, values in earlier.items()},
+        )
+        for some in range(1, min(world, MOST_COUNTED))
+    ]
 
 
 def _held(gradient: AnalyticGradient) -> Floats | None:
