@@ -101,7 +101,5 @@ def test_what_deepspeed_has_taken_away_is_refused() -> None:
     model = nn.Linear(1, 1)
     model.weight = nn.Parameter(torch.empty(0))
     model.weight.ds_id = 1  # type: ignore[attr-defined]
-    with pytest.raises(
-        InvalidRequestError, match="of a Linear is partitioned by DeepSpeed"
-    ):
+    with pytest.raises(InvalidRequestError, match="of a Linear is partitioned by DeepSpeed"):
         assembled(model).__enter__()
