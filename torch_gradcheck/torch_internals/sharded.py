@@ -192,12 +192,14 @@ def _fsdp_module() -> Any:
 
 def unreduced(model: nn.Module) -> list[nn.Parameter]:
     """The sharded parameters of FSDP2 whose gradient is still a whole one on each rank, and not reduced."""
-    held = [each for group in _parameter_groups(list(model.modules())) for each in group.fsdp_params]
-    return [each.sharded_param for each in held if _waits(each)]
+    groups = list(_parameter_groups(list(model.modules())))
+    return [each.sharded_param for group in groups for each in group.fsdp_params if _waits(group, each)]
 
 
-def _waits(each: Any) -> bool:
-    """Whether a parameter of FSDP2 keeps a gradient apart from `.grad`: in the dtype of the reduction, or its own."""
+def _waits(group: Any, each: Any) -> bool:
+    """Whether a parameter of FSDP2 keeps a gradient apart from `.grad`: its own, or its group's between two meshes."""
+    if getattr(group, "_partial_reduce_output", None) is not None:
+        return True
     unsharded = getattr(each, "_unsharded_param", None)
     apart = getattr(each, "unsharded_accumulated_grad", None)
     return apart is not None or (unsharded is not None and unsharded.grad is not None)

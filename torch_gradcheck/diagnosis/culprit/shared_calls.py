@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Calls(NamedTuple):
-    """A share: the numbers of the calls, the total in the run, and the number of the wrong coordinate that is followed."""
+    """A share: the numbers of the calls, how many the run has, and the number of the wrong coordinate to follow."""
 
     numbers: Sequence[int]
     total: int
