@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -27,12 +28,25 @@ def checked(way: str, wrong: bool, shares: bool) -> list[Any]:
     return told(check_module(model, MSE, models.batch(), group=dist.group.WORLD if shares else None))
 
 
+@cache
+def told_of_plain(wrong: bool) -> list[Any]:
+    return told(check_module(models.plain(wrong), MSE, models.batch()))
+
+
+CASES = [(way, True, True) for way in models.WAYS] + [
+    (way, wrong, not wrong) for way in ("ddp", "fsdp", "tensor_parallel") for wrong in (False, True)
+]
+"""A way to shard, whether the model is wrong, and whether the ranks share the check."""
+
+
 @pytest.mark.slow_but_for(6)
-@pytest.mark.parametrize("shares", [False, True], ids=["alone", "shared"])
-@pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
-@pytest.mark.parametrize("way", models.WAYS)
+@pytest.mark.parametrize(
+    ("way", "wrong", "shares"),
+    CASES,
+    ids=[f"{way}-{'wrong' if wrong else 'right'}-{'shared' if shares else 'alone'}" for way, wrong, shares in CASES],
+)
 def test_the_report_is_that_of_the_plain_model(two_ranks: Ranks, way: str, wrong: bool, shares: bool) -> None:
-    plain = told(check_module(models.plain(wrong), MSE, models.batch()))
+    plain = told_of_plain(wrong)
     assert two_ranks.run(checked, way, wrong, shares) == [plain, plain]
     assert (plain[1] == "1.middle") is wrong
 
@@ -95,8 +109,12 @@ def with_decay(way: str, captured: str) -> list[Any]:
         model(x)
     parameters = list(model.parameters())
 
+    def own(parameter: Tensor) -> Tensor:
+        local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # type: ignore[operator]
+        return local
+
     def closure() -> Tensor:
-        decay = torch.stack([each.square().sum() for each in parameters]).sum()
+        decay = torch.stack([own(each).square().sum() for each in parameters]).sum()
         return MSE(model(x), y) + 0.1 * decay
 
     try:
