@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +19,7 @@ import forces
 import straight_through
 import train_digits
 from torch_gradcheck import check_module
+from torch_gradcheck.command_line import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,19 +137,12 @@ def test_broken_problem_is_wrong_before_the_broken_activation_only():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("function", "status"), [("problem", 0), ("broken_problem", 1)])
-def test_command_line_exits_with_the_verdict(function, status):
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch_gradcheck", f"examples/digits_mlp.py:{function}"],
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_command_line_exits_with_the_verdict(function, status, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
 
-    assert finished.returncode == status, finished.stderr
-    assert "hidden.weight" in finished.stdout
+    assert main([f"examples/digits_mlp.py:{function}"]) == status
+    assert "hidden.weight" in capsys.readouterr().out
 
 
 @pytest.mark.slow
