@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Calls(NamedTuple):
-    """A share: the numbers of the calls, the total in the run, and the number of the wrong coordinate that is followed."""
+    """A share: numbers of calls, how many there are in the run, and the number of the coordinate that is followed."""
 
     numbers: Sequence[int]
     total: int
