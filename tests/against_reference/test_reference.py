@@ -336,3 +336,10 @@ def test_beside_a_reference_of_which_nothing_is_proven_nothing_matches() -> None
     assert report.reference["x"].status == "flat"
     assert report["x"].status == "undecided"
     assert not report.passed
+
+
+def test_a_reference_whose_outputs_are_all_infinite_is_told() -> None:
+    x = torch.linspace(-1, 1, 12).reshape(4, 3)
+    report = check_function(torch.square, (x,), reference=lambda x: x * x / (x - x))
+    assert report.has_wrong_reference
+    assert not report.passed

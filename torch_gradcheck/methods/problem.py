@@ -208,10 +208,19 @@ class Problem:
         """The backward that gives autograd's gradient on trial: of compiled code, where J runs any."""
         if not self.team.can_share or "_noise_near" in vars(self) or self.slope is not None:
             return self._run_backward()
-        runs: list[Backward] = []
+        runs: list[Backward | Exception] = []
         line, distances = self.line(self.theta.checked), distances_near(self.objective)
-        line.foresee(distances, lambda: runs.append(self._run_backward()), BACKWARD_IN_EVALUATIONS)
+
+        def run() -> None:
+            try:
+                runs.append(self._run_backward())
+            except Exception as error:  # not the end for all ranks: another J may be tried for it
+                runs.append(error)
+
+        line.foresee(distances, run, BACKWARD_IN_EVALUATIONS)
         self._foreseen = line
+        if isinstance(runs[0], Exception):
+            raise runs[0]
         return runs[0]
 
     def _run_backward(self) -> Backward:

@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 class Calls(NamedTuple):
-    """A share: the numbers of the calls, how many the run has, and the number of the wrong coordinate to follow."""
+    """A share: numbers of calls, how many there are in the run, and the number of the coordinate that is followed."""
 
     numbers: Sequence[int]
     total: int
@@ -82,11 +82,12 @@ class SharedCalls:
         found: dict[RecordedCall, Found] = {}
 
         def work() -> None:
-            found.update({call: own(call) for call in hands[LEADER]})
+            try:
+                found.update({call: own(call) for call in hands[LEADER]})
+            except Exception:  # of a call, not the end for all ranks: raised below, when it is run again
+                return
 
-        if not any(hands[1:]):
-            work()
-        else:
+        if any(hands[1:]):
             at = next(k for k, each in enumerate(self._wrong) if each is wrong)
             shares = [None, *[Calls([call.number for call in hand], count, at) for hand in hands[1:]]]
             for hand, answer in zip(hands[1:], self._team.shared(contributions_of, shares, work)[1:], strict=True):
@@ -117,7 +118,7 @@ def record(problem: Problem, asked: tuple[Sequence[Place], Measures] | None) -> 
 
 
 def contributions_of(problem: Problem, share: Calls | None) -> Answer | None:
-    """The answer to a share; None without one, or where another run of J was recorded on this rank."""
+    """The answer to a share; None without one, where another run of J was recorded on this rank, or a call raises."""
     footing: Footing | None = problem.kept.get(KEPT)
     if share is None or footing is None or len(footing.run.calls) != share.total:
         return None
@@ -125,7 +126,10 @@ def contributions_of(problem: Problem, share: Calls | None) -> Answer | None:
     if tangents is None:
         return None
     before, runner, calls = footing.runner.runs, footing.runner, [footing.run.calls[n] for n in share.numbers]
-    found = [contribution_or_reason(runner, call, tangents[call], wrong) for call in calls]
+    try:
+        found = [contribution_or_reason(runner, call, tangents[call], wrong) for call in calls]
+    except Exception:  # of a call: the leader runs it as well, and says what comes of it
+        return None
     return Answer(found, runner.runs - before)
 
 

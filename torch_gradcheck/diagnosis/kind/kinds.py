@@ -124,7 +124,10 @@ def _scaled_and_decayed(evidence: Evidence) -> str:
     if len(n) < 4 or not evidence.stands_out:
         return ""
     w = evidence.weights[evidence.resolved]
-    (factor, decay), *_ = np.linalg.lstsq(np.stack([w * n, w * theta], axis=1), w * a, rcond=None)
+    columns, weighted = np.stack([w * n, w * theta], axis=1), w * a
+    if not (np.isfinite(columns).all() and np.isfinite(weighted).all()):
+        return ""
+    (factor, decay), *_ = np.linalg.lstsq(columns, weighted, rcond=None)
     predicted = factor * evidence.numeric + decay * evidence.theta
     residual = evidence.residual(predicted, factor)
     if not np.isfinite(residual):
