@@ -1,4 +1,4 @@
-"""The numpy arrays of numerical code, by dtype: Floats (float64), Indices (int64) and Flags (bool)."""
+"""The numpy arrays of numerical code, by dtype: Floats (float64), Indices (int64), Flags (bool); and their blocks."""
 
 from __future__ import annotations
 
@@ -10,3 +10,21 @@ Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
 
 Flags = NDArray[np.bool_]
+
+BLOCK = 2**20
+"""Entries of a long array that are worked on at a time, so that what is made of them takes no memory to speak of."""
+
+
+def blocks(length: int) -> list[slice]:
+    """The slices that make up an array of this length, `BLOCK` entries each but for the last."""
+    return [slice(begin, begin + BLOCK) for begin in range(0, length, BLOCK)]
+
+
+def largest_entry(values: Floats) -> float:
+    """The largest absolute value among the finite entries; 0 without any."""
+    return max([_largest_of_block(values[block]) for block in blocks(len(values))], default=0.0)
+
+
+def _largest_of_block(values: Floats) -> float:
+    sizes = np.abs(values)
+    return float(np.max(sizes, where=np.isfinite(sizes), initial=0.0))

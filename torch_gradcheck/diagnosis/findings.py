@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from torch_gradcheck.arrays import Floats
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.compiled import on_masked
 from torch_gradcheck.diagnosis.culprit.of_slope import before_the_double_backward
@@ -67,10 +68,7 @@ def findings_of(
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
     stops = stop_gradients(problem, {position: trials[position] for position in sorted(wrong)})
     culprit = _culprit(problem, trials, gradients, finite)
-    evidences = {
-        position: evidence_of(problem.theta[position], trial, problem.request.tolerance)
-        for position, trial in trials.items()
-    }
+    evidences = Evidences(problem, trials)
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
     diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
     diagnoses |= propagated(problem, culprit, evidences, _unknown(diagnoses))
@@ -130,21 +128,43 @@ def _by_coordinates(trial: ParameterTrial) -> ParameterTrial:
     return replace(trial, results=replace(results, numeric=numeric, outcome=outcome))
 
 
+class Evidences(Mapping[int, Evidence]):
+    """The trials of parameters as evidence, by position in θ; made when it is asked for, and not kept.
+
+    Args:
+        problem: J, θ and the options.
+        trials: by position.
+    """
+
+    def __init__(self, problem: Problem, trials: Mapping[int, ParameterTrial]) -> None:
+        self._problem, self._trials = problem, trials
+
+    def __getitem__(self, position: int) -> Evidence:
+        return evidence_of(self._problem.theta[position], self._trials[position], self._problem.request.tolerance)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._trials)
+
+    def __len__(self) -> int:
+        return len(self._trials)
+
+
 def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> Evidence:
     """The trial of one parameter as evidence; coordinates not tried, at kinks or undecided are not judged."""
+    tried = None if len(trial.coordinates) == entry.coordinates else trial.coordinates
 
-    def whole(values: Floats) -> Floats:
-        if len(trial.coordinates) == entry.coordinates:
+    def whole(values: NDArray[Any], missing: float) -> NDArray[Any]:
+        if tried is None:
             return values
-        full = np.full(entry.coordinates, np.nan)
-        full[trial.coordinates] = values
+        full = np.full(entry.coordinates, missing, dtype=values.dtype)
+        full[tried] = values
         return full
 
-    outcome = whole(trial.results.outcome.astype(np.float64))
+    outcome, error_bar = whole(trial.results.outcome, Outcome.UNDECIDED), whole(trial.results.error_bar, np.inf)
     return Evidence(
-        analytic=np.where(np.isnan(outcome), 0.0, whole(trial.analytic)),
-        numeric=whole(trial.results.numeric),
-        error_bar=np.nan_to_num(whole(trial.results.error_bar), nan=np.inf),
+        analytic=whole(trial.analytic, 0.0),
+        numeric=whole(trial.results.numeric, np.nan),
+        error_bar=np.nan_to_num(error_bar, nan=np.inf) if not np.isfinite(error_bar).all() else error_bar,
         wrong=outcome == Outcome.MISMATCH,
         judged=(outcome == Outcome.MISMATCH) | (outcome == Outcome.MATCH),
         theta=flat_values(entry),

@@ -27,6 +27,7 @@ def gradients_of(
     cotangents: Sequence[torch.Tensor] | None = None,
     *,
     keep_graph: bool = False,
+    unwanted: Sequence[torch.Tensor] = (),
 ) -> list[torch.Tensor | None]:
     """What the backward of Σ ⟨cotangent, output⟩ leaves in the `.grad` of every leaf in `inputs`, None for nothing.
 
@@ -40,11 +41,12 @@ def gradients_of(
         cotangents: of the shapes of the outputs; None for scalars. Without them torch need not import sympy, half a
             second.
         keep_graph: for another backward through it.
+        unwanted: those of the inputs whose gradient goes as soon as it is there, to save its memory.
     """
     asked = [each for each in inputs if each.requires_grad]  # no generator: to end one early would swallow a Ctrl-C
     if not (outputs and asked):
         return [None for _ in inputs]
-    with Accumulation(inputs):
+    with Accumulation(inputs, unwanted):
         torch.autograd.backward(outputs, cotangents, keep_graph, inputs=_only_these(outputs, inputs))
         return [each.grad for each in inputs]
 
@@ -79,11 +81,12 @@ class Accumulation:
 
     Args:
         leaves: set aside from the start, even if a Function's backward writes to `.grad` without a graph.
+        unwanted: those of them whose `.grad` is None again as soon as something was accumulated there.
     """
 
-    def __init__(self, leaves: Sequence[torch.Tensor]) -> None:
+    def __init__(self, leaves: Sequence[torch.Tensor], unwanted: Sequence[torch.Tensor] = ()) -> None:
         self._thread = threading.get_ident()
-        self._leaves = leaves
+        self._leaves, self._unwanted = leaves, unwanted
         self._aside: set[torch.Tensor] = set()
         self._undo: list[Callable[[], Any]] = []
 
@@ -92,6 +95,8 @@ class Accumulation:
         self._undo.append(lambda: set_backward(run))
         for leaf in self._leaves:
             self._set_aside(leaf)
+        for leaf in self._unwanted:
+            self._undo.append(leaf.register_post_accumulate_grad_hook(_drop_gradient).remove)
 
         def seen(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == self._thread:
@@ -115,3 +120,7 @@ class Accumulation:
         self._aside.add(leaf)
         self._undo += [put_post_accumulate_hooks_to_sleep(leaf), lambda: setattr(leaf, "grad", held)]
         leaf.grad = None
+
+
+def _drop_gradient(leaf: torch.Tensor) -> None:
+    leaf.grad = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -17,39 +17,58 @@ from torch_gradcheck.torch_internals.autograd import graph_is_used_up
 
 
 def autograd_gradients(
-    objective: Objective, theta: Theta, mode: PrecisionMode | None = None, *, at_theta: bool = False
+    objective: Objective,
+    theta: Theta,
+    mode: PrecisionMode | None = None,
+    *,
+    at_theta: bool = False,
+    wanted: Sequence[int] | None = None,
 ) -> dict[int, AnalyticGradient]:
     """One autograd backward of J, by position in θ of the checked parameters.
 
     It is what `loss.backward()` leaves in `.grad`, whichever way it gets there; see `gradients_of`. Where the closure
-    has run the backward of J itself, it is what that has left. `mode` is the precision mode of the evaluation, None for
-    the usual one; `at_theta` says that the parameters hold θ.
+    has run the backward of J itself, it is what that has left.
+
+    Args:
+        objective: J.
+        theta: its parameters.
+        mode: the precision mode of the evaluation, None for the usual one.
+        at_theta: the parameters hold θ.
+        wanted: the positions that are asked for; the gradients of others are not kept. None: of all that are checked.
     """
     with torch.enable_grad(), objective.evaluation(mode, at_theta=at_theta):
-        return theta_gradients(objective.compute, theta, epsilon(objective.dtype))
+        return theta_gradients(objective.compute, theta, epsilon(objective.dtype), wanted)
 
 
-def theta_gradients(compute: Callable[[], torch.Tensor], theta: Theta, eps: float) -> dict[int, AnalyticGradient]:
+def theta_gradients(
+    compute: Callable[[], torch.Tensor], theta: Theta, eps: float, wanted: Sequence[int] | None = None
+) -> dict[int, AnalyticGradient]:
     """The gradients of J as `compute` evaluates it, on copies without `.grad`, by position in θ.
 
-    `eps` is machine epsilon of the precision.
+    `eps` is machine epsilon of the precision; `wanted` as for `autograd_gradients`.
     """
     positions = theta.checked
-    gradients, accumulated = _of_loss(compute(), [theta[position].parameter for position in positions])
-    return {
-        position: replace(analytic_gradient(theta[position], gradient, eps), accumulated=accumulated)
-        for position, gradient in zip(positions, gradients, strict=True)
-    }
+    asked = set(positions if wanted is None else wanted)
+    unwanted = [theta[position].parameter for position in positions if position not in asked]
+    gradients, accumulated = _of_loss(compute(), [theta[position].parameter for position in positions], unwanted)
+    found: dict[int, AnalyticGradient] = {}
+    for position in reversed(positions):  # each tensor goes when it has been copied: no two copies of all of them
+        gradient = gradients.pop()
+        if position in asked:
+            found[position] = replace(analytic_gradient(theta[position], gradient, eps), accumulated=accumulated)
+    return {position: found[position] for position in positions if position in asked}
 
 
-def _of_loss(loss: torch.Tensor, parameters: list[torch.Tensor]) -> tuple[list[torch.Tensor | None], bool]:
+def _of_loss(
+    loss: torch.Tensor, parameters: list[torch.Tensor], unwanted: Sequence[torch.Tensor]
+) -> tuple[list[torch.Tensor | None], bool]:
     """The gradients, and whether a backward that J ran itself has left them in `.grad`."""
     left = [parameter.grad for parameter in parameters]
     ran = bool([gradient for gradient in left if gradient is not None])
     if not loss.requires_grad:
         return left, ran
     try:
-        return gradients_of([loss], parameters), False
+        return gradients_of([loss], parameters, unwanted=unwanted), False
     except RuntimeError as error:
         if ran and graph_is_used_up(error):  # the closure has used the graph up
             return left, True

@@ -56,10 +56,10 @@ class Backward:
         if self._met:
             self._put_on_trial(list(self._met))
 
-    def again(self) -> dict[int, AnalyticGradient]:
-        """The gradients of the same backward at what the parameters hold now."""
+    def again(self, wanted: Sequence[int] | None = None) -> dict[int, AnalyticGradient]:
+        """The gradients of the same backward at what the parameters hold now; `wanted` as for `autograd_gradients`."""
         if not self.parts or self._objective.held is not None:  # values are held in eager evaluations only
-            return autograd_gradients(self._objective, self._theta)
+            return autograd_gradients(self._objective, self._theta, wanted=wanted)
         return self._compiled(self.parts).gradients
 
     def through(self, part: CompiledPart) -> dict[int, AnalyticGradient] | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.arrays import Flags, Floats, blocks, largest_entry
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.backward_record import BackwardRecord, start_of_difference
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
@@ -162,6 +162,10 @@ def _apart(runs: Sequence[Gradients]) -> dict[int, float]:
 
 
 def _distance(one: Floats, other: Floats) -> float:
+    return max([_distance_of_block(one[block], other[block]) for block in blocks(len(one))], default=0.0)
+
+
+def _distance_of_block(one: Floats, other: Floats) -> float:
     if np.array_equal(one, other, equal_nan=True):
         return 0.0
     with np.errstate(all="ignore"):
@@ -172,14 +176,7 @@ def _distance(one: Floats, other: Floats) -> float:
 
 def _sizes(runs: Sequence[Gradients]) -> dict[int, float]:
     """The largest finite entry of each gradient in all runs, by position."""
-    return {
-        position: max(float(np.max(np.abs(_finite(run[position].values)), initial=0.0)) for run in runs)
-        for position in runs[0]
-    }
-
-
-def _finite(values: Floats) -> Floats:
-    return values[np.isfinite(values)]
+    return {position: max([largest_entry(run[position].values) for run in runs]) for position in runs[0]}
 
 
 def _ratio(off: float, size: float) -> float:

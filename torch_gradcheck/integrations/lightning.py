@@ -8,7 +8,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from torch import Tensor
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torch_gradcheck.errors import InvalidRequestError
@@ -41,7 +42,13 @@ class GradientMonitorCallback(Callback):
             raise InvalidRequestError(
                 "the callback cannot follow manual optimization: use GradientMonitor.of_closure in training_step."
             )
-        self.monitor = GradientMonitor.of_closure(pl_module, partial(_loss, pl_module), **self._options)
+        if isinstance(trainer.strategy, DeepSpeedStrategy):
+            raise InvalidRequestError(
+                "the callback cannot follow DeepSpeed, which keeps gradients elsewhere than in .grad: take it out."
+            )
+        shared = trainer.strategy.model if trainer.world_size > 1 else None  # by which the ranks know each other
+        model = shared if isinstance(shared, nn.Module) else pl_module
+        self.monitor = GradientMonitor.of_closure(model, partial(_loss, pl_module), **self._options)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Sees what the forward starts from."""

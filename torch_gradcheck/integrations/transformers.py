@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch.distributed as dist
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -58,6 +59,13 @@ def _config(model: nn.Module, name: str) -> bool:
     return bool(getattr(getattr(model, "config", None), name, False))
 
 
+def _loss_scale(args: TrainingArguments, model: nn.Module) -> float:
+    """What the Trainer multiplies shares of all ranks' tokens by, since the ranks' gradients are averaged after."""
+    if not args.average_tokens_across_devices:
+        return 1.0
+    return float(args.world_size // (getattr(model, "_tp_size", None) or 1))  # its ranks share batches
+
+
 class GradientMonitorCallback(TrainerCallback):
     """`Trainer(..., callbacks=[GradientMonitorCallback(at=[0], every=1000)])`.
 
@@ -85,14 +93,21 @@ class GradientMonitorCallback(TrainerCallback):
     ) -> None:
         self.monitor: GradientMonitor | None = None
         self._loss_fn, self._weight, self._options = loss_fn, weight, options
+        self._ranks = 1
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Starts a monitor."""
+        if getattr(args, "deepspeed_plugin", None) is not None:
+            raise InvalidRequestError(
+                "the callback cannot follow DeepSpeed, which keeps gradients elsewhere than in .grad: take it out."
+            )
         model: nn.Module = kwargs["model"]
+        self._ranks = args.world_size
+        group = dist.group.WORLD if self._ranks > 1 else None
         clip = args.max_grad_norm if args.max_grad_norm and args.max_grad_norm > 0 else None
-        self.monitor = GradientMonitor(model, self._loss_fn, clip_norm=clip, **self._options)
+        self.monitor = GradientMonitor(model, self._loss_fn, clip_norm=clip, group=group, **self._options)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,17 +121,22 @@ class GradientMonitorCallback(TrainerCallback):
             batches = [{name: value for name, value in batch.items() if name != ITEMS} for batch in batches]
         self.monitor.step_over(
             lambda: batches,
-            divisor=1 if shares else None,
+            divisor=1 / _loss_scale(args, kwargs["model"]) if shares else None,
             weights=lambda: [] if shares else self._weights(kwargs["model"], batches),
         )
 
     def _weights(self, model: nn.Module, batches: Sequence[Mapping[str, Any]]) -> list[float]:
-        """What each batch counts; nothing where all count the same."""
+        """What each batch counts; nothing where all count the same.
+
+        Ranks average their gradients, whatever the numbers of their tokens: the weights of each rank add up to 1.
+        """
         if self._weight is not None:
             return [positive_number("weight", self._weight(batch)) for batch in batches]
         if self._loss_fn is not loss_of or not all(_is_mean_over_tokens(model, batch) for batch in batches):
             return []
         counts = [labelled_tokens(model, batch) for batch in batches]
+        if self._ranks > 1:
+            return [count / sum(counts) for count in counts] if all(counts) else [1 / len(counts)] * len(counts)
         return [float(count) for count in counts] if all(counts) and len(set(counts)) > 1 else []
 
     def on_train_end(

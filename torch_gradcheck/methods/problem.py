@@ -204,13 +204,15 @@ class Problem:
     def _run_backward(self) -> Backward:
         return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
 
-    def gradients_now(self) -> dict[int, AnalyticGradient]:
+    def gradients_now(self, wanted: Sequence[int] | None = None) -> dict[int, AnalyticGradient]:
         """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly.
 
-        They are NaN where J is not defined there.
+        They are NaN where J is not defined there. At the `wanted` positions, and maybe at others; None: at all.
         """
         try:
-            return self.backward.again() if "backward" in vars(self) else autograd_gradients(self.objective, self.theta)
+            if "backward" in vars(self):
+                return self.backward.again(wanted)
+            return autograd_gradients(self.objective, self.theta, wanted=wanted)
         except Exception as error:
             if not self.objective.domain.excludes(error, self.objective):
                 raise

@@ -211,7 +211,7 @@ class GradientMonitor:
     def step_over(
         self,
         batches: Callable[[], Sequence[Any]],
-        divisor: int | None = None,
+        divisor: float | None = None,
         weights: Callable[[], Sequence[float]] = list,
     ) -> Report | None:
         """`step` for trainers: one optimizer step over several batches, which are asked for when it is scheduled.

@@ -7,14 +7,11 @@ from collections.abc import Collection, Iterator, Sequence
 import numpy as np
 import torch
 
-from torch_gradcheck.arrays import Indices
+from torch_gradcheck.arrays import BLOCK, Indices
 from torch_gradcheck.precision.dtypes import are_finite
 
 PIECE = 2**16
 """Entries of a tensor that are moved at a time: half a megabyte in float64, which caches hold."""
-
-BLOCK = 2**20
-"""Entries of a tensor that are looked at a time, so that what is made of them takes no memory to speak of."""
 
 
 def real_view(tensor: torch.Tensor) -> torch.Tensor:
@@ -28,11 +25,11 @@ def real_view(tensor: torch.Tensor) -> torch.Tensor:
 
 def infinite_coordinates(tensor: torch.Tensor) -> Indices:
     """Flat coordinates that hold NaN or infinity: masks are filled with −∞, which no step moves."""
-    numbers = real_view(tensor.detach().resolve_conj())
-    known = are_finite(numbers)
+    numbers = real_view(tensor.detach().resolve_conj()).reshape(-1)
+    known = torch.cat([are_finite(block) for block in numbers.split(BLOCK)])
     if known.all():
         return np.empty(0, dtype=np.int64)
-    return np.asarray((~known).reshape(-1).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
+    return np.asarray((~known).nonzero().reshape(-1).cpu().numpy(), dtype=np.int64)
 
 
 def coordinate_views(tensor: torch.Tensor, coordinates: Indices) -> Iterator[torch.Tensor]:
@@ -166,17 +163,18 @@ class RandomDirection(Direction):
     ) -> None:
         super().__init__(parameters, (), before)
         generator = torch.Generator("cpu").manual_seed(seed)
-        self._forward = [_signs(tensor, generator) for tensor in self._tensors]
-        self._typical = [typical_size(tensor) for tensor in self._tensors]
+        self._outward = [_outward(tensor, generator) for tensor in self._tensors]
+        self._typical = [_typical_if_needed(tensor) for tensor in self._tensors]
 
     def _velocity(self, position: int) -> torch.Tensor:
         before = self._before[position].to(self._tensors[position])
         return self._piece(position, 0, before.reshape(-1)).view(before.shape)
 
     def _piece(self, position: int, begin: int, before: torch.Tensor) -> torch.Tensor:
-        forward = self._forward[position][begin : begin + before.numel()].view(before.shape)
-        size = sizes(before, self._typical[position])
-        return torch.where(forward, size, -size)
+        outward = self._outward[position][begin : begin + before.numel()].view(before.shape)
+        typical = self._typical[position]
+        size = before if typical is None else torch.copysign(sizes(before, typical), before)
+        return torch.where(outward, size, -size)
 
 
 class _At:
@@ -196,12 +194,19 @@ class _At:
         self._direction.put_back()
 
 
-def _signs(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Whether each number moves forward, by the toss of a coin; shape (numbers,)."""
-    forward = torch.empty(tensor.numel(), dtype=torch.bool, device=tensor.device)
-    for piece in forward.split(BLOCK):
-        piece.copy_(torch.randint(0, 2, piece.shape, generator=generator, device="cpu"))
-    return forward
+def _outward(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Whether each number moves away from 0, so that it moves forward or back by the toss of a coin; shape (numbers,)."""
+    outward, numbers = torch.empty(tensor.numel(), dtype=torch.bool, device=tensor.device), tensor.reshape(-1)
+    for piece, number in zip(outward.split(BLOCK), numbers.split(BLOCK), strict=True):
+        forward = torch.randint(0, 2, piece.shape, generator=generator, device="cpu")
+        piece.copy_(forward.to(number.device) != torch.signbit(number))
+    return outward
+
+
+def _typical_if_needed(tensor: torch.Tensor) -> torch.Tensor | None:
+    """The typical size of a tensor that has entries which are 0 or not finite; None where each moves by its own."""
+    own = [bool((block.isfinite() & (block != 0)).all()) for block in tensor.reshape(-1).split(BLOCK)]
+    return None if all(own) else typical_size(tensor)
 
 
 def pieces(before: torch.Tensor, out: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:

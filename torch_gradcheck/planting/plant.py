@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.methods.agreement import agree
 from torch_gradcheck.methods.choice import METHOD_NAMES
@@ -70,6 +71,7 @@ def blind_spots(
         )
         callable_argument("loss_fn", loss_fn)
         with (
+            assembled(model, loss_fn, batch),
             progress_bar(request.progress) as bar,
             posed(model, ModuleLoss(model, loss_fn, batch), request, progress=bar) as problem,
         ):

@@ -181,19 +181,27 @@ def plain_names(model: nn.Module) -> Callable[[str], str]:
     """The function that takes a qualified name in `model` to the one it has without torch.compile and data parallelism.
 
     A pattern or name that a user has copied from a compiled model, with `_orig_mod.` in it, is taken to the same, and
-    one with the `module.` in front that DistributedDataParallel puts there.
+    one with the `module.` that DistributedDataParallel puts before the names of the module inside it.
     """
-    without_parallel = _without_parallel(model)
-    if not any(map(_is_wrapper, model.modules())):
-        return without_parallel
-    return lambda name: without_parallel(".".join([part for part in name.split(".") if part != WRAPPED]))
-
-
-def _without_parallel(model: nn.Module) -> Callable[[str], str]:
-    if not isinstance(uncompiled(model), PARALLEL):
+    modules = list(model.named_modules())
+    if not [each for _, each in modules if isinstance(each, PARALLEL) or _is_wrapper(each)]:
         return lambda name: name
-    return lambda name: "" if name == "module" else name.removeprefix("module.")
+    parallel = {_uncompiled_parts(name) for name, each in modules if isinstance(each, PARALLEL)}
 
+    def plain(name: str) -> str:
+        parts = _uncompiled_parts(name)
+        return ".".join([part for k, part in enumerate(parts) if part != INSIDE or parts[:k] not in parallel])
+
+    return plain
+
+
+def _uncompiled_parts(name: str) -> tuple[str, ...]:
+    """The parts of a name without those that torch.compile puts in."""
+    return tuple(part for part in name.split(".") if part not in (WRAPPED, ""))
+
+
+INSIDE = "module"
+"""The attribute in which data parallelism keeps the module."""
 
 WRAPPED = "_orig_mod"
 """The attribute in which a wrapper of torch.compile keeps the module."""

@@ -172,7 +172,7 @@ class EntryCheck:
         return rounding_of(self.analytic, self.analytic_epsilon) + self.analytic_error_bar
 
 
-def rounding_of(analytic: Floats, epsilon: float) -> Floats:
+def rounding_of(analytic: Floats, epsilon: float, largest: float | None = None) -> Floats:
     """How far each entry of a gradient may be off by rounding alone, shape of `analytic`.
 
     64·min(ε, 1.2e-7)·max|g| + ε·|g_i|. Example: (1.0, 1e-3) in bfloat16, ε = 7.8e-3, gives (7.8e-3, 1.5e-5).
@@ -180,9 +180,11 @@ def rounding_of(analytic: Floats, epsilon: float) -> Floats:
     Args:
         analytic: the gradient.
         epsilon: ε, the machine epsilon of its precision.
+        largest: max|g| of the gradient that this is a part of; None: of this one.
     """
     size = np.abs(np.nan_to_num(analytic, posinf=0.0, neginf=0.0))
-    of_sums = ANALYTIC_ROUNDING * min(epsilon, COMPUTED_IN) * float(np.max(size, initial=0.0))
+    largest = float(np.max(size, initial=0.0)) if largest is None else largest
+    of_sums = ANALYTIC_ROUNDING * min(epsilon, COMPUTED_IN) * largest
     return np.asarray(of_sums + epsilon * size)
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.arrays import Floats, Indices, blocks
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.implicit_draws import upstream_of_draws
 from torch_gradcheck.objective.objective import Objective
@@ -77,10 +77,8 @@ def frozen_row(entry: ThetaEntry) -> ParameterReport:
 
 def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter that was tried coordinate by coordinate; `tolerance` is the largest ratio that passes."""
-    analytic, results = trial.analytic, trial.results
+    results = trial.results
     ratio = ratio_of(trial)
-    with np.errstate(all="ignore"):
-        difference = np.abs(analytic - results.numeric)
     status, reason = _status(entry.role, trial, ratio, tolerance)
     return ParameterReport(
         name=entry.name,
@@ -91,16 +89,26 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
         reason=reason,
         relative_error=ratio if status.has_ratio else None,
         verdict=Verdict.of(ratio) if status.has_ratio else None,
-        max_abs_error=float(np.max(difference, initial=0.0)),
+        max_abs_error=_largest_difference(trial),
         noise=float(np.max(results.error_bar, initial=0.0)),
         eps=results.stencil.step,
-        checked=len(analytic),
+        checked=len(trial.analytic),
         mismatched=int(np.sum(results.outcome == Outcome.MISMATCH)),
         worst=furthest(entry, trial),
         evaluations=trial.evaluations,
         seconds=trial.seconds,
         role=entry.role,
     )
+
+
+def _largest_difference(trial: ParameterTrial) -> float:
+    with np.errstate(all="ignore"):
+        return float(np.max([np.max(_off(trial, block)) for block in blocks(len(trial.analytic))], initial=0.0))
+
+
+def _off(trial: ParameterTrial, block: slice) -> Floats:
+    """How far the entries of a block are off."""
+    return np.abs(trial.analytic[block] - trial.results.numeric[block])
 
 
 def _status(role: Role, trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Status, str]:
@@ -139,9 +147,13 @@ def _what_moves(role: Role) -> str:
 
 
 def _is_flat(trial: ParameterTrial) -> bool:
-    results = trial.results
-    within = (np.abs(trial.analytic) <= results.error_bar) & (np.abs(results.numeric) <= results.error_bar)
-    return bool(np.all(within & (results.outcome == Outcome.MATCH)))
+    return all([_is_flat_in(trial, block) for block in blocks(len(trial.analytic))])
+
+
+def _is_flat_in(trial: ParameterTrial, block: slice) -> bool:
+    results, bar = trial.results, trial.results.error_bar[block]
+    within = (np.abs(trial.analytic[block]) <= bar) & (np.abs(results.numeric[block]) <= bar)
+    return bool(np.all(within & (results.outcome[block] == Outcome.MATCH)))
 
 
 def _flat_or_unused(role: Role, trial: ParameterTrial) -> tuple[Status, str]:
@@ -196,13 +208,21 @@ def furthest(entry: ThetaEntry, trial: ParameterTrial, in_bars: bool = False) ->
         trial: of its gradient.
         in_bars: the furthest in multiples of their error bars.
     """
-    with np.errstate(all="ignore"):
-        unit = trial.results.error_bar if in_bars else 1.0
-        off = np.nan_to_num(np.abs(trial.analytic - trial.results.numeric) / unit, nan=np.inf)
-    outcome = trial.results.outcome
-    candidates = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
-    order = np.lexsort((candidates, -off[candidates], -outcome[candidates]))[:WORST]
+    among = [_furthest_in(trial, block, in_bars) for block in blocks(len(trial.analytic))]
+    candidates = np.concatenate([*[places for places, _ in among], np.empty(0, dtype=np.int64)])
+    off, outcome = np.concatenate([*[far for _, far in among], np.empty(0)]), trial.results.outcome[candidates]
+    order = np.lexsort((candidates, -off, -outcome))[:WORST]
     return [_coordinate(entry, trial, int(k)) for k in candidates[order]]
+
+
+def _furthest_in(trial: ParameterTrial, block: slice, in_bars: bool) -> tuple[Indices, Floats]:
+    """Entries of a block with the `WORST` of every outcome among them, and how far off they are."""
+    with np.errstate(all="ignore"):
+        unit = trial.results.error_bar[block] if in_bars else 1.0
+        off = np.nan_to_num(_off(trial, block) / unit, nan=np.inf)
+    outcome = trial.results.outcome[block]
+    places = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
+    return places + block.start, off[places]
 
 
 def _largest(off: Floats, among: Indices) -> Indices:

@@ -44,12 +44,13 @@ def diagnose_all(
     proves the same kind and factor.
 
     Args:
-        evidences: all gradients that were tried, the right ones too, since a norm may be clipped over all of them.
+        evidences: all gradients that were tried, the right ones too, since a norm may be clipped over all of them. One
+            at a time is asked for.
         meanings: as for `diagnose`.
         rounding: a lower precision that a gradient between the loss and these was found to be rounded to.
     """
-    wrong = {key: evidence for key, evidence in evidences.items() if evidence.wrong.any()}
-    findings = {key: _finding(evidence, meanings) for key, evidence in wrong.items()}
+    wrong = [key for key in evidences if evidences[key].wrong.any()]
+    findings = {key: _finding(evidences[key], meanings) for key in wrong}
     together = _clipped_together(evidences, findings)
     conclusive = [found.diagnosis for found in findings.values() if found is not None and found.conclusive]
     return {
@@ -57,7 +58,7 @@ def diagnose_all(
         or (
             found.diagnosis
             if found and (found.conclusive or _confirmed(found, conclusive))
-            else _rounded_or_unknown(wrong[key], rounding)
+            else _rounded_or_unknown(evidences[key], rounding)
         )
         for key, found in findings.items()
     }

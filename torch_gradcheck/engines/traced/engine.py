@@ -163,13 +163,15 @@ class TracedEngine(SubstituteEngine):
         J = self._objective
         return J.value() if isinstance(J, Objective) else float(J().detach())
 
-    def gradients(self) -> list[Tensor | None]:
+    def gradients(self, wanted: Sequence[int] | None = None) -> list[Tensor | None]:
         """The gradient of every parameter by aten's own formulas, see `gradient_by_record`; None where J has none.
+
+        `wanted` are those that are asked for, None for all.
 
         Raises:
             Untraceable: the record cannot be differentiated.
         """
-        return gradient_by_record(self._program)
+        return gradient_by_record(self._program, wanted)
 
     def quantities(self) -> list[Tensor]:
         """Every value between θ and J, see `quantities_on_the_way`, at what the parameters hold now.

@@ -8,7 +8,7 @@ a gradient to verify against J, no more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,8 +20,12 @@ from torch_gradcheck.torch_internals.dispatch import modes_disabled
 from torch_gradcheck.torch_internals.operations import existing
 
 
-def gradient_by_record(program: Program) -> list[Tensor | None]:
+def gradient_by_record(program: Program, wanted: Sequence[int] | None = None) -> list[Tensor | None]:
     """The gradient of J by every parameter of the program, None where J does not depend on it.
+
+    Args:
+        program: the record.
+        wanted: numbers of the parameters; those of others are None as well. None: all.
 
     Raises:
         Untraceable: an operation cannot be differentiated, or not on these values.
@@ -32,9 +36,12 @@ def gradient_by_record(program: Program) -> list[Tensor | None]:
             J = program.replayed(leaves, lambda func: _DIFFERENTIABLE.get(func, func))
             if not J.requires_grad:
                 return [None for _ in leaves]
-            return list(torch.autograd.grad(J, leaves, allow_unused=True))
+            numbers = range(len(leaves)) if wanted is None else wanted
+            found = torch.autograd.grad(J, [leaves[number] for number in numbers], allow_unused=True)
         except (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError) as error:
             raise Untraceable(f"the record cannot be differentiated: {error}") from error
+    gradients = dict(zip(numbers, found, strict=True))
+    return [gradients.get(number) for number in range(len(leaves))]
 
 
 def _batch_norm_in_eval_mode(x: Tensor, weight: Any, bias: Any, mean: Tensor, variance: Tensor, *rest: float) -> Any:

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.arrays import BLOCK, Floats, Indices
 from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.methods.directional.motions import Direction, Drawn
 from torch_gradcheck.methods.directional.names import Names
 from torch_gradcheck.methods.directional.shared import Share, can_be_split, ranks_of, values_of
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.perturbation import BLOCK, pieces, real_view
+from torch_gradcheck.objective.perturbation import pieces, real_view, sizes
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
@@ -64,6 +64,10 @@ class Directions:
         """The root mean square of each parameter's finite entries, 1 where all are 0."""
         means = {position: _root_mean_square(x) for position, x in self._tensors.items()}
         return {position: mean or 1.0 for position, mean in means.items()}
+
+    def sizes_of_entries(self, position: int) -> Tensor:
+        """The size of every entry of a parameter where directions begin, shape (coordinates,), in float64."""
+        return sizes(self._saved[position].to(self._tensors[position])).double().reshape(-1)
 
     def random(self, number: int, scales: Mapping[int, float]) -> Drawn:
         """The random direction `number` through the tensors that have a scale.

@@ -30,11 +30,10 @@ from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
 from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE
 from torch_gradcheck.methods.directional.directions import Directions
-from torch_gradcheck.methods.directional.motions import Direction, Motion
+from torch_gradcheck.methods.directional.motions import Direction, InSizes, Motion
 from torch_gradcheck.methods.directional.quantities import CLOSER, DISTANCE, Quantities
 from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.objective.perturbation import real_view, sizes
 from torch_gradcheck.objective.theta import Theta, flat_values
 from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.verdicts.entry_check import Outcome, rounding_of
@@ -147,7 +146,7 @@ class AtKinks:
         """The gradient on trial there, asked of its source again."""
         if point not in self._found_on_trial:
             with self._directions.at((self._points[point], 1.0)):
-                found = self._problem.gradients_now()
+                found = self._problem.gradients_now(list(self._trials))
             values = {at: found[at].values[trial.coordinates] for at, trial in self._trials.items()}
             self._found_on_trial[point] = values
         return self._found_on_trial[point]
@@ -157,27 +156,19 @@ class AtKinks:
         """The directions to these points, in which every entry moves by its own size."""
         scales = dict.fromkeys(self._directions.sizes, DISTANCE)
         randoms = [self._directions.random(FIRST_POINT + k, scales) for k in range(POINTS)]
-        return [
-            {at: Motion(scale, components.double() * self._sizes[at]) for at, (scale, components) in random.items()}
-            for random in randoms
-        ]
-
-    @cached_property
-    def _sizes(self) -> dict[int, torch.Tensor]:
-        """The size of every entry, shape (coordinates,) each."""
-        parameters = {at: real_view(self._theta[at].parameter.data) for at in self._theta.checked}
-        return {at: sizes(x).double().reshape(-1) for at, x in parameters.items()}
+        return [InSizes(random, self._directions.sizes_of_entries) for random in randoms]
 
     def _has_one_slope(self, direction: Direction, points: Sequence[Direction] = ()) -> bool:
         """Whether all quantities have one slope along a direction, by steps that move no entry by much of its size."""
-        moved = {at: components.abs() * abs(scale) / self._sizes[at] for at, (scale, components) in direction.items()}
-        reach = 1 / max([float(share.max()) for share in moved.values()])
+        sizes = self._directions.sizes_of_entries
+        moved = [(components.abs() * abs(scale) / sizes(at)).max() for at, (scale, components) in direction.items()]
+        reach = 1 / max([float(share) for share in moved])
         return self._quantities.have_one_slope(direction, reach, points)
 
     def _by_record(self) -> dict[int, Floats]:
         """The gradient by torch's formulas at what the parameters hold now, at the coordinates that were tried."""
         self._problem.objective.count(1)
-        found, epsilon = self._record.gradients(), self._problem.noise.epsilon
+        found, epsilon = self._record.gradients(list(self._trials)), self._problem.noise.epsilon
         return {
             position: analytic_gradient(self._theta[position], found[position], epsilon).values[trial.coordinates]
             for position, trial in self._trials.items()

@@ -53,6 +53,29 @@ class Drawn(Mapping[int, Motion]):
         self._components.clear()
 
 
+class InSizes(Mapping[int, Motion]):
+    """A random direction in which every entry moves by the size of its own; nothing of it is kept.
+
+    Args:
+        random: gives the signs, and how many sizes each entry moves.
+        sizes: gives the size of every entry of the parameter at a position, shape (coordinates,).
+    """
+
+    def __init__(self, random: Drawn, sizes: Callable[[int], Tensor]) -> None:
+        self._random, self._sizes = random, sizes
+
+    def __getitem__(self, position: int) -> Motion:
+        scale, components = self._random[position]
+        self._random.forget()
+        return Motion(scale, components.double() * self._sizes(position))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._random)
+
+    def __len__(self) -> int:
+        return len(self._random)
+
+
 class Part(Drawn):
     """A range of the components of one tensor in a random direction, without some of them; nothing else moves.
 

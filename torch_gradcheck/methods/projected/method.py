@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 
-from torch_gradcheck.arrays import Flags, Floats, Indices
+from torch_gradcheck.arrays import Flags, Floats, Indices, blocks, largest_entry
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.engines.selection import on_refusals
@@ -51,10 +52,12 @@ class Verified:
         gradient: shape (coordinates,), zero at padding: the gradient by the trace of J or, failing that, the one on
             trial.
         certificate: what the directions prove of it.
+        on_trial: whether it is the one on trial, for want of another; nothing else is compared with that.
     """
 
     gradient: Floats
     certificate: Certificate
+    on_trial: bool
 
 
 def projected_trials(
@@ -115,12 +118,13 @@ class Projected:
     def _verified(self) -> dict[int, Verified]:
         """Verified gradients by position: the rederived one or, where J contradicts that, the one on trial."""
         rederived = self._rederived()
-        certificates, refused = self._certified(rederived, self._theta.checked)
-        verified = {p: Verified(rederived[p], certificate) for p, certificate in certificates.items()}
-        others = [p for p in refused if self._disagreeing(p, rederived[p]).any()]
+        references = {p: self._on_trial[p] if found is None else found for p, found in rederived.items()}
+        certificates, refused = self._certified(references, self._theta.checked)
+        verified = {p: Verified(references[p], found, rederived[p] is None) for p, found in certificates.items()}
+        others = [p for p in refused if len(self._disagreeing(p, references[p]))]
         if others:
             certificates, _ = self._certified(self._on_trial, others)
-            verified |= {p: Verified(self._on_trial[p], certificate) for p, certificate in certificates.items()}
+            verified |= {p: Verified(self._on_trial[p], found, on_trial=True) for p, found in certificates.items()}
         return {p: found for p, found in verified.items() if not self._proves_too_little(p, found)}
 
     def _certified(
@@ -146,40 +150,55 @@ class Projected:
         """
         length = float(np.linalg.norm(found.gradient))
         coarse = found.certificate.proof.resolution > self._request.tolerance * length > 0
-        return found.gradient is self._on_trial[position] and coarse and len(found.gradient) <= TRIED_WHOLE
+        return found.on_trial and coarse and len(found.gradient) <= TRIED_WHOLE
 
-    def _rederived(self) -> dict[int, Floats]:
-        """Gradients by position from the engine's trace of J; where the trace gives no usable one, the one on trial."""
+    def _rederived(self) -> dict[int, Floats | None]:
+        """Gradients by position from the engine's trace of J; None where the trace gives no usable one."""
         engine = self._problem.engine
         try:
             found = engine.gradients()
         except Untraceable as refusal:
             engine.refused[None], found = refusal, None
         if found is None:
-            return self._on_trial
-        return {position: self._usable(position, found[position]) for position in self._theta.checked}
+            return dict.fromkeys(self._theta.checked)
+        usable: dict[int, Floats | None] = {}
+        for position in self._theta.checked:
+            usable[position], found[position] = self._usable(position, found[position]), None
+        return usable
 
-    def _usable(self, position: int, gradient: torch.Tensor | None) -> Floats:
+    def _usable(self, position: int, gradient: torch.Tensor | None) -> Floats | None:
+        """The gradient, shape (coordinates,), None if it is not finite; equal ones are held once."""
         entry = self._theta[position]
         if gradient is None:
             return np.zeros(entry.coordinates)
         dense = gradient.detach().to_dense() if gradient.layout is not torch.strided else gradient.detach()
         flat = real_view(dense.resolve_conj()).reshape(-1).double().numpy(force=True)
-        return _cleaned(entry, flat) if np.isfinite(flat).all() else self._on_trial[position]
+        if not np.isfinite(flat).all():
+            return None
+        cleaned, on_trial = _cleaned(entry, flat), self._on_trial[position]
+        return on_trial if np.array_equal(cleaned, on_trial) else cleaned
 
-    def _disagreeing(self, position: int, reference: Floats) -> Flags:
+    def _disagreeing(self, position: int, reference: Floats) -> Indices:
         """Coordinates where the gradient on trial is finite and differs from the reference by more than may be."""
         on_trial, given = self._on_trial[position], self._gradients[position]
-        rounding = rounding_of(on_trial, given.epsilon) + given.error_bar
-        rounding += REDERIVED_ROUNDING * self._problem.noise.epsilon * np.max(np.abs(reference), initial=0.0)
-        allowed = self._request.tolerance * (np.abs(on_trial) + np.abs(reference)) + rounding
-        return np.asarray((np.abs(on_trial - reference) > allowed) & np.isfinite(given.values))
+        largest, noise = largest_entry(on_trial), self._problem.noise.epsilon
+        of_reference = REDERIVED_ROUNDING * noise * largest_entry(reference)
+
+        def off(block: slice) -> Flags:
+            one, other = on_trial[block], reference[block]
+            rounding = rounding_of(one, given.epsilon, largest) + given.error_bar
+            rounding += of_reference
+            allowed = self._request.tolerance * (np.abs(one) + np.abs(other)) + rounding
+            return np.asarray((np.abs(one - other) > allowed) & np.isfinite(given.values[block]))
+
+        found = [np.flatnonzero(off(block)) + block.start for block in blocks(len(on_trial))]
+        return np.concatenate([*found, np.empty(0, dtype=np.int64)])
 
     # Suspects and their confirmation ------------------------------------------------------------------------------
 
     def _compared(self, position: int, verified: Verified) -> ParameterTrial:
         """The trial of a tensor against its verified gradient; so far, only entries that are not finite are wrong."""
-        coordinates, given = self._theta[position].coordinates_on_trial, self._gradients[position]
+        coordinates, given = self._coordinates_on_trial(position), self._gradients[position]
         certificate = verified.certificate
         analytic, numeric = (
             values[coordinates] if len(coordinates) < len(values) else values  # no copy: it may be millions
@@ -187,7 +206,8 @@ class Projected:
         )
         nothing = np.broadcast_to(np.nan, numeric.shape)
         error_bar = np.broadcast_to(certificate.proof.resolution / np.sqrt(max(len(numeric), 1)), numeric.shape)
-        outcome = np.where(np.isfinite(analytic), Outcome.MATCH, Outcome.MISMATCH).astype(np.int8)
+        outcome = np.full(len(analytic), Outcome.MATCH, dtype=np.int8)
+        outcome[~np.isfinite(analytic)] = Outcome.MISMATCH
         stencil = Stencil(certificate.step * certificate.scale / max(1.0, self._directions.sizes[position]), 0)
         return ParameterTrial(
             coordinates,
@@ -198,6 +218,18 @@ class Projected:
             seconds=0.0,
             proof=certificate.proof,
         )
+
+    def _coordinates_on_trial(self, position: int) -> Indices:
+        """The flat coordinates of a tensor that are tried; all of them lie in one array that tensors share."""
+        entry = self._theta[position]
+        return entry.coordinates_on_trial if len(entry.padding) else self._every[: entry.coordinates]
+
+    @cached_property
+    def _every(self) -> Indices:
+        most = max([self._theta[position].coordinates for position in self._theta.checked])
+        every = np.arange(most, dtype=np.int64)
+        every.flags.writeable = False
+        return every
 
     def _mark_confirmed(
         self, verified: Mapping[int, Verified], trials: Mapping[int, ParameterTrial]
@@ -219,7 +251,7 @@ class Projected:
 
     def _suspect(self, position: int, verified: Verified) -> Suspect | None:
         """The suspected entries of a tensor; None where there are none, or where J could not resolve their error."""
-        off = np.flatnonzero(self._disagreeing(position, verified.gradient))
+        off = self._disagreeing(position, verified.gradient)
         if not len(off):
             return None
         on_trial, certificate = self._on_trial[position], verified.certificate
