@@ -157,7 +157,7 @@ class GradientMonitor:
         self._divisor: float | None = None
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
-        self._hook = ForwardHook(without_parallel(model))
+        self._hook = ForwardHook(model if data_parallel_group(model) is None else without_parallel(model))
         self._batches: list[Any] = []
         self._weights: list[float] = []
         self._arrived = 0
