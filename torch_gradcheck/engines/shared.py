@@ -17,8 +17,11 @@ from torch_gradcheck.processes.team import Team
 FEWEST = 4
 """Samples a rank from which on the others are asked while nobody knows yet how long one takes."""
 
-WORTHWHILE = 0.005
-"""Seconds of work from which on asking the others pays: the messages of a round take about 1 ms of each rank."""
+WORTHWHILE = 0.003
+"""Seconds of work from which on asking the others pays: the messages of a round take 1 to 2 ms of each rank."""
+
+LONGER = 4.0
+"""How many times longer than estimated from the record of J a sample may well take; ten times was seen."""
 
 ROUND = 1.0
 """Seconds of every rank's share of a round. A rank that fails is not heard of before the others have done theirs."""
@@ -93,11 +96,13 @@ class Answer(NamedTuple):
         samples: one for each that was wanted.
         evaluations: how many of J they took.
         zero: J(θ) with the rounding of the samples; None where they are J's own.
+        seconds: how long they took.
     """
 
     samples: Samples
     evaluations: int
     zero: float | None
+    seconds: float
 
 
 class SharedSampling:
@@ -139,25 +144,24 @@ class SharedSampling:
         while len(rest):
             size = self._team.size * self._of_a_round(wanted, seconds_each)
             places, rest = rest[:size], rest[size:]
-            began = perf_counter()
-            taken[places], values[places] = self._round(wanted, places)
-            if seconds_each is None:
-                self._pace[wanted.kind] = (perf_counter() - began) * self._team.size / len(places)
+            taken[places], values[places] = self._round(wanted, places, seconds_each is None)
         return Samples(taken, values)
 
     def _of_a_round(self, wanted: Wanted, seconds_each: float | None) -> int:
         """How many samples a rank takes in the next round."""
-        each = self._pace.get(wanted.kind, self._slowest) if seconds_each is None else seconds_each
+        each = self._pace.get(wanted.kind, self._slowest) if seconds_each is None else LONGER * seconds_each
         return FIRST_ROUND if each is None else max(1, int(ROUND / max(each, 1e-9)))
 
-    def _round(self, wanted: Wanted, places: Indices) -> Samples:
-        """The samples at these places, an equal share by each rank."""
+    def _round(self, wanted: Wanted, places: Indices, are_evaluations: bool) -> Samples:
+        """The samples at these places, an equal share by each rank; evaluations of J are timed."""
         taken, values = np.empty(len(wanted.steps)), np.empty(len(wanted.steps))
         shares = np.array_split(places, self._team.size)
         answers: list[Answer] = self._team.shared(sampled, [wanted.at(share) for share in shares])
         for rank, (share, answer) in enumerate(zip(shares, answers, strict=True)):
             taken[share], values[share] = answer.samples.steps, _as_on(answers[0], answer)
             self._counted(0 if rank == self._team.rank else answer.evaluations)
+        if are_evaluations:
+            self._pace[wanted.kind] = max(answer.seconds for answer in answers) / len(shares[0])
         return Samples(taken[places], values[places])
 
 
@@ -170,14 +174,15 @@ def _as_on(first: Answer, answer: Answer) -> Floats:
 
 def sampled(state: Evaluator, wanted: Wanted) -> Answer:
     """The samples of one rank's share."""
-    before = state.evaluations
-    engine = state.engine
+    before, engine = state.evaluations, state.engine
     if not len(wanted.steps):
-        return Answer(Samples(wanted.steps, wanted.steps), 0, None)
+        return Answer(Samples(wanted.steps, wanted.steps), 0, None, 0.0)
+    began = perf_counter()
     with nullcontext() if wanted.point is None else state.near(*wanted.point):
         by = engine.eager if wanted.is_eager else engine
         samples = by.sample(wanted.parameter, wanted.coordinates, wanted.steps)
-    return Answer(samples, state.evaluations - before, None if wanted.is_eager else engine.zero_of(wanted.parameter))
+    zero = None if wanted.is_eager else engine.zero_of(wanted.parameter)
+    return Answer(samples, state.evaluations - before, zero, perf_counter() - began)
 
 
 class SharedEagerEngine:
