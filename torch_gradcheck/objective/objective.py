@@ -111,7 +111,7 @@ class Objective:
         return self._needs_mode
 
     def at_theta(self, parameter: torch.Tensor) -> torch.Tensor | None:
-        """What a lent parameter holds at θ, to be read only, in its own dtype or another; None of one that is not lent."""
+        """What a lent parameter holds at θ, to be read only, in some dtype; None of one that is not lent."""
         return self._borrowed.first_values(parameter)
 
     def count(self, evaluations: int) -> None:
