@@ -96,7 +96,7 @@ class Direction:
         self._velocities = velocities
         held = before or [None for _ in parameters]
         pairs = zip(self._tensors, held, strict=True)
-        self._before = [tensor.clone() if x is None else real_view(x) for tensor, x in pairs]
+        self._before = [tensor.clone() if x is None else real_view(x.resolve_conj()) for tensor, x in pairs]
 
     def at(self, distance: float, staying: Collection[int] = ()) -> _At:
         """θ + distance · direction inside the block; θ, by assignment, after it.

@@ -57,7 +57,7 @@ class Directions:
     def _held(self, position: int, beside: bool) -> Tensor:
         """What a parameter holds where directions begin, to be read only, in its own dtype or another."""
         held = None if beside else self._objective.at_theta(self._theta[position].parameter)
-        return self._tensors[position].clone() if held is None else real_view(held)
+        return self._tensors[position].clone() if held is None else real_view(held.resolve_conj())
 
     @cached_property
     def sizes(self) -> dict[int, float]:
