@@ -4,9 +4,9 @@
     python benchmarks/processes.py --quick              # small models, once; writes nothing without --json
 
 The models take over 5 CPU seconds by one process: exact with a record of J and without, kinks, mistakes, projected,
-DDP, FSDP2. A group of processes is started once, and makes a small check first, which is not counted. Where there are
-fewer cores than processes, wall times say nothing of the processes: what counts then is the CPU seconds of the busiest
-rank beside those of one process, which is what the check would take if each had a core of its own.
+planted faults, DDP, FSDP2. A group of processes is started once, and makes a small check first, which is not counted.
+Where there are fewer cores than processes, wall times say nothing of the processes: what counts then is the CPU seconds
+of the busiest rank beside those of one process, which is what the check would take if each had a core of its own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rich.table import Table
 
 import shared_models
 from environment import environment
-from rank_costs import Group, Outcome, RankCost
+from rank_costs import Findings, Group, Outcome, RankCost
 from shared_models import Case, loss_of
 
 RESULTS = Path(__file__).parent / "results" / "processes.json"
@@ -49,7 +49,7 @@ class Comparison:
         case: the model, and what is tried on it.
         coordinates: the size of θ.
         tensors: that it consists of.
-        method: exact or projected.
+        method: exact or projected; of `blind_spots` "planted faults".
         evaluation: CPU seconds of one evaluation of J in float64, without a graph.
         costs: size of the group to what each rank took, of the turn with the median of the busiest rank.
         busiest: size of the group to the CPU seconds of the busiest rank, one a turn.
@@ -78,9 +78,14 @@ class Comparison:
     apart: dict[int, float]
 
 
-def run(key: str, group: Any) -> Any:
-    """The check of a model by its name."""
-    return shared_models.check(shared_models.built(key), group)
+def run(key: str, group: Any) -> Findings:
+    """The check of a model by its name, or what it could not see."""
+    case = shared_models.built(key)
+    if case.plants:
+        spots = shared_models.planted(case, group)
+        return Findings([(f"{spot.module}: {spot.fault}", str(spot.found), None) for spot in spots], None)
+    report = shared_models.check(case, group)
+    return Findings([(row.name, str(row.status), row.relative_error) for row in report], report.culprit)
 
 
 def comparison(key: str, groups: Sequence[Group], repeats: int) -> Comparison:
@@ -94,15 +99,15 @@ def comparison(key: str, groups: Sequence[Group], repeats: int) -> Comparison:
         case=case.name,
         coordinates=case.coordinates,
         tensors=len(list(case.model.parameters())),
-        method=case.options["method"],
+        method="planted faults" if case.plants else case.options["method"],
         evaluation=seconds_of_evaluation(case),
         costs={size: [each.cost for each in turns[_middle(busiest[size])][size]] for size in sizes},
         busiest=busiest,
         wall=wall,
         busiest_ratio={size: _ratio(busiest[size], busiest[1]) for size in sizes},
         wall_ratio={size: _ratio(wall[size], wall[1]) for size in sizes},
-        statuses=dict(Counter(status for _, status, _ in alone.rows)),
-        culprit=alone.culprit,
+        statuses=dict(Counter(status for _, status, _ in alone.said.rows)),
+        culprit=alone.said.culprit,
         same={size: all(_same(each, alone) for turn in turns for each in turn[size]) for size in sizes},
         apart={size: max(_apart(each, alone) for turn in turns for each in turn[size]) for size in sizes},
     )
@@ -129,18 +134,18 @@ def _ratio(several: Sequence[float], one: Sequence[float]) -> float:
 
 
 def _same(found: Outcome, alone: Outcome) -> bool:
-    statuses = [[(name, status) for name, status, _ in each.rows] for each in (found, alone)]
-    return statuses[0] == statuses[1] and found.culprit == alone.culprit
+    statuses = [[(name, status) for name, status, _ in each.said.rows] for each in (found, alone)]
+    return statuses[0] == statuses[1] and found.said.culprit == alone.said.culprit
 
 
 def _apart(found: Outcome, alone: Outcome) -> float:
-    pairs = zip(found.rows, alone.rows, strict=True)
+    pairs = zip(found.said.rows, alone.said.rows, strict=True)
     return max(abs((one or 0.0) - (other or 0.0)) for (_, _, one), (_, _, other) in pairs)
 
 
 def table(comparisons: Iterable[Comparison]) -> Table:
     """One row a model and size of the group."""
-    titles = ("processes", "busiest", "all", "busiest / one", "wall", "wall / one", "rounds", "sent", "messages CPU")
+    titles = ("processes", "busiest", "all", "busiest / one", "wall", "wall / one", "rounds", "carried", "messages CPU")
     rows = Table("model", *titles, "evaluations", "same")
     for each in comparisons:
         for size, costs in each.costs.items():
@@ -153,7 +158,7 @@ def table(comparisons: Iterable[Comparison]) -> Table:
                 f"{median(each.wall[size]):.2f} s",
                 f"{each.wall_ratio[size]:.2f}",
                 str(costs[0].rounds),
-                f"{sum(cost.sent for cost in costs) / 2**20:.1f} MiB",
+                f"{costs[0].carried / 2**20:.1f} MiB",
                 f"{max(cost.message_cpu for cost in costs):.2f} s",
                 " + ".join(f"{cost.evaluations:,}" for cost in costs),
                 "yes" if each.same[size] else "NO",
@@ -174,24 +179,28 @@ def main() -> None:
     torch.set_num_threads(1)
     keys, repeats = (list(shared_models.SMALL), 1) if arguments.quick else (arguments.cases, arguments.repeats)
     console = Console(width=WIDTH)
+    path = arguments.json or (None if arguments.quick else RESULTS)
     groups = [Group(size) for size in dict.fromkeys([1, *arguments.sizes])]
+    found = []
     try:
         for group in groups:
             group.outcomes(run, WARM_UP)
-        found = []
         for key in keys:
             found.append(comparison(key, groups, repeats))
             console.print(table(found[-1:]))
+            if path:
+                write(path, found)
     finally:
         for group in groups:
             group.close()
-    console.print(table(found))
-    path = arguments.json or (None if arguments.quick else RESULTS)
-    if path:
-        rules = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
-        figures = {"environment": environment(), "rules": rules, "comparisons": [asdict(each) for each in found]}
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+def write(path: Path, comparisons: Iterable[Comparison]) -> None:
+    """The figures so far, as JSON."""
+    rules = (__doc__ or "").partition("\n\n")[2].partition("\n\n")[2]
+    figures = {"environment": environment(), "rules": rules, "comparisons": [asdict(each) for each in comparisons]}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +16,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
-from torch_gradcheck.processes.channel import Channel
+from torch_gradcheck.processes.channel import LEADER, Channel
 from torch_gradcheck.processes.team import Team
 
 TIMEOUT = timedelta(minutes=10)
@@ -37,11 +38,11 @@ class RankCost:
         wall: seconds.
         evaluations: of J, those by a record included.
         shared_cpu: CPU seconds of its own shares of what was split; of the leader only.
-        message_cpu: CPU seconds that messages took: packing, sending, unpacking.
+        message_cpu: CPU seconds that messages took: pickling, sending, unpickling.
         message_wall: seconds between the beginning and the end of messages, waiting for others included.
         rounds: how often work was split.
         messages: collective operations.
-        sent: bytes that this rank gave into them.
+        carried: bytes that the leader sends to all others together, and they to it; of the leader only.
     """
 
     cpu: float = 0.0
@@ -52,7 +53,7 @@ class RankCost:
     message_wall: float = 0.0
     rounds: int = 0
     messages: int = 0
-    sent: int = 0
+    carried: int = 0
 
 
 class Meter:
@@ -69,13 +70,16 @@ class Meter:
         """Wraps the methods in which ranks meet, and times the block."""
         with ExitStack() as stack:
             for owner, name, wrapper in (
-                (Channel, "told", self._message),
-                (Channel, "gathered", self._message),
+                *(
+                    (Channel, name, self._message)
+                    for name in ("told", "gathered", "scattered")
+                    if hasattr(Channel, name)
+                ),
+                (pickle, "dumps", self._message),
+                (pickle, "loads", self._message),
                 (Team, "lead", self._lead),
                 (Team, "shared", self._share),
-                (dist, "broadcast", self._collective),
-                (dist, "gather", self._collective),
-                (dist, "all_gather", self._collective),
+                *((dist, name, self._collective) for name in ("broadcast", "gather", "all_gather", "scatter")),
             ):
                 stack.enter_context(patch.object(owner, name, wrapper(getattr(owner, name))))
             cpu, wall = time.process_time(), time.perf_counter()
@@ -112,15 +116,16 @@ class Meter:
     def _collective(self, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def counted(*args: Any, **kwargs: Any) -> Any:
-            tensors = [each for each in args if isinstance(each, torch.Tensor)]
+            own = next(each for each in args if isinstance(each, torch.Tensor))  # as large on every rank
+            others = dist.get_world_size() - 1 if dist.get_rank() == LEADER else 0
             self.cost.messages += 1
-            self.cost.sent += sum(each.numel() * each.element_size() for each in tensors)
+            self.cost.carried += others * own.numel() * own.element_size()
             return function(*args, **kwargs)
 
         return counted
 
     def _lead(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        """Evaluations: of the leader those of the others' shares are among them; `Group.outcomes` takes them off."""
+        """Notes the evaluations; the leader's include those of the others, see `with_own_evaluations`."""
 
         @functools.wraps(method)
         def counted(team: Team, state: Any, work: Any, prepare: Any = lambda: None) -> Any:
@@ -145,25 +150,35 @@ class Meter:
         return self.cost.evaluations - self._prepared
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """What a rank says of a check.
+class Findings(NamedTuple):
+    """What a check says.
 
     Attributes:
-        cost: of this rank.
-        in_shares: evaluations in its shares, where it follows.
         rows: name, status and relative error of every row.
         culprit: of the report.
     """
 
-    cost: RankCost
-    in_shares: int
     rows: list[tuple[str, str, float | None]]
     culprit: str | None
 
 
-Run = Callable[[str, Any], Any]
-"""A function of a module's top level: a check by its name and the group, giving a report."""
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a check on one rank.
+
+    Attributes:
+        cost: of this rank.
+        in_shares: evaluations in its shares, where it follows.
+        said: by this rank.
+    """
+
+    cost: RankCost
+    in_shares: int
+    said: Findings
+
+
+Run = Callable[[str, Any], Findings]
+"""A function of a module's top level: what the check of that name says, by the ranks of the group."""
 
 
 class Group:
@@ -193,8 +208,7 @@ class Group:
         for each in found:
             if isinstance(each, str):
                 raise RuntimeError(each)
-        found[0].cost.evaluations -= sum(each.in_shares for each in found[1:])
-        return found
+        return with_own_evaluations(found)
 
     def close(self) -> None:
         """Ends the processes."""
@@ -213,15 +227,21 @@ def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
             run, key = pipe.recv()
         except EOFError:
             return
-        pipe.send(_outcome(run, key))
+        try:
+            pipe.send(outcome(run, key))
+        except Exception as error:
+            pipe.send(f"{key}: {type(error).__name__}: {error}")
 
 
-def _outcome(run: Run, key: str) -> Outcome | str:
+def outcome(run: Run, key: str) -> Outcome:
+    """What becomes of a check on this rank; without a process group, of one process."""
     meter = Meter()
-    try:
-        with meter.counting():
-            report = run(key, dist.group.WORLD)
-    except Exception as error:
-        return f"{key}: {type(error).__name__}: {error}"
-    rows = [(row.name, str(row.status), row.relative_error) for row in report]
-    return Outcome(meter.cost, meter.in_shares, rows, report.culprit)
+    with meter.counting():
+        said = run(key, dist.group.WORLD)
+    return Outcome(meter.cost, meter.in_shares, said)
+
+
+def with_own_evaluations(outcomes: list[Outcome]) -> list[Outcome]:
+    """The outcomes of all ranks, the leader's first, whose evaluations were those of the others' shares as well."""
+    outcomes[0].cost.evaluations -= sum(each.in_shares for each in outcomes[1:])
+    return outcomes

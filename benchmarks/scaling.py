@@ -40,6 +40,10 @@ BYTES_A_COORDINATE = 64
 and the value."""
 
 
+MUCH = 10 * 2**20
+"""Bytes from which on the time of messages is that of their bytes, not of their number."""
+
+
 @dataclass(frozen=True)
 class Fit:
     """What a check takes on N ranks, as measured on one and two.
@@ -102,10 +106,10 @@ def fits(figures: dict[str, Any]) -> Rows:
 
 def messages(figures: dict[str, Any]) -> Rows:
     """What messages take with two ranks."""
-    rows: Rows = [["check", "rounds", "messages", "sent", "a coordinate", "CPU of messages", "of the busiest rank"]]
+    rows: Rows = [["check", "rounds", "messages", "carried", "a coordinate", "CPU of messages", "of the busiest rank"]]
     for each in figures["comparisons"]:
         costs = each["costs"]["2"]
-        sent = sum(cost["sent"] for cost in costs)
+        sent = costs[0]["carried"]
         spent = max(cost["message_cpu"] for cost in costs)
         rows.append(
             [
@@ -141,7 +145,7 @@ class Constants:
         evaluation_a_parameter: τ, CPU seconds of an evaluation of J for each parameter, of the GPT-2.
         set_up: method to a, in evaluations of J.
         split: method to b, in evaluations of J; of the exact method for each coordinate.
-        message_a_byte: CPU seconds for each byte that the leader sends or is sent.
+        message_a_byte: CPU seconds for each byte that the leader sends or is sent, where these are many.
     """
 
     evaluation_a_parameter: float
@@ -162,7 +166,7 @@ def constants(figures: dict[str, Any]) -> Constants:
     right = [each for each in figures["comparisons"] if set(each["statuses"]) == {"match"}]
     found = {method: [fit(each) for each in right if each["method"] == method] for method in RANKS}
     (language,) = (each for each in found["projected"] if "GPT" in each.case)
-    costs = [(cost, each) for each in right for cost in [each["costs"]["2"][0]] if cost["sent"] > 2**20]
+    leaders = [each["costs"]["2"][0] for each in right]
     return Constants(
         evaluation_a_parameter=language.evaluation / language.coordinates,
         set_up={method: median(each.set_up / each.evaluation for each in found[method]) for method in RANKS},
@@ -170,7 +174,7 @@ def constants(figures: dict[str, Any]) -> Constants:
             "exact": median(2 * each.share_of_evaluation for each in found["exact"]),
             "projected": median(each.split / each.evaluation for each in found["projected"]),
         },
-        message_a_byte=median(cost["message_cpu"] / (BYTES_A_COORDINATE * each["coordinates"]) for cost, each in costs),
+        message_a_byte=median(cost["message_cpu"] / cost["carried"] for cost in leaders if cost["carried"] > MUCH),
     )
 
 
@@ -186,11 +190,9 @@ def forecast(method: str, figures: dict[str, Any]) -> Rows:
 
 def spoken(seconds: float) -> str:
     """A time in two digits and the unit that suits it."""
-    for unit, size, next_size in (("s", 1, 120), ("min", 60, 7200), ("h", 3600, 172800), ("days", 86400, 31557600 * 2)):
-        if seconds < next_size:
-            return f"{seconds / size:.2g} {unit}"
-    years = seconds / 31557600
-    return f"{years:.2g} years" if years < 100 else f"{float(f'{years:.1g}'):,.0f} years"
+    units = {"s": 1, "min": 60, "h": 3600, "days": 86400, "years": 31557600}
+    unit = next((unit for unit, size in units.items() if seconds < 100 * size), "years")
+    return f"{float(f'{seconds / units[unit]:.2g}'):,g} {unit}"
 
 
 def with_figures(text: str) -> str:

@@ -13,12 +13,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import large
 from speed import Encoder, mlp
-from torch_gradcheck import Report, check_module
+from torch_gradcheck import BlindSpots, Report, blind_spots, check_module
 from wrong import MISTAKES, changed
 
 
@@ -30,6 +29,7 @@ class Case:
         name: of the model, and of what is tried on it.
         place: the module at whose output the gradient is 5 % too large; "" for a right model.
         options: of `check_module`.
+        plants: whether it is not checked, but `blind_spots` is asked.
         wrap: from the model and the group to what is checked, such as the model wrapped in DDP.
     """
 
@@ -39,6 +39,7 @@ class Case:
     batch: Any
     place: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    plants: bool = False
     wrap: Callable[[nn.Module, dist.ProcessGroup], nn.Module] = lambda model, _: model
 
     @property
@@ -146,6 +147,8 @@ def in_ddp(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
 
 def sharded(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     """The model with its parameters sharded over the ranks by FSDP2."""
+    from torch.distributed.fsdp import fully_shard  # half a second that the other models need not wait for
+
     mesh = init_device_mesh("cpu", (dist.get_world_size(group),))
     fully_shard(model, mesh=mesh)
     return model
@@ -162,6 +165,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "resnet": lambda: of_large("resnet"),
     "wrong-resnet": lambda: replace(of_large("resnet"), name="ResNet-18, 5 % too large", place="layer3.0"),
     "gpt": lambda: of_large("gpt"),
+    "planted": lambda: replace(of_large("gpt"), name="GPT-2, planted faults", plants=True),
     "ddp": lambda: replace(convolutions(), name="convnet in DDP", wrap=in_ddp),
     "fsdp2": lambda: replace(convolutions(), name="convnet in FSDP2", wrap=sharded),
 }
@@ -186,6 +190,11 @@ def check(case: Case, group: dist.ProcessGroup) -> Report:
     place = case.model.get_submodule(case.place)
     with changed(place, MISTAKES["5 % too large"]) if case.place else nullcontext():
         return check_module(model, case.loss_fn, case.batch, group=group, progress=False, **case.options)
+
+
+def planted(case: Case, group: dist.ProcessGroup) -> BlindSpots:
+    """What a check of the case could not see, by the ranks of the group."""
+    return blind_spots(case.model, case.loss_fn, case.batch, group=group, progress=False)
 
 
 def loss_of(case: Case, model: nn.Module) -> Tensor:

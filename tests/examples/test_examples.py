@@ -18,6 +18,8 @@ import find_the_bug
 import forces
 import straight_through
 import train_digits
+import train_with_torchrun
+from tests.processes.ranks import Ranks
 from torch_gradcheck import check_module
 from torch_gradcheck.command_line import main
 
@@ -207,6 +209,18 @@ def test_the_training_script_tells_what_it_found(monkeypatch, capsys):
     assert printed.startswith("gradients checked on 3 of 401 training steps, none wrong\naccuracy 0.9")
     for mistake in train_digits.MISTAKES:
         assert mistake.__doc__ in printed
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_is_right_and_each_mistake_is_named_on_both(two_ranks: Ranks):
+    told, same = two_ranks.run(train_with_torchrun.told)
+
+    assert told == same
+    assert told[0] == "gradients checked on 2 of 60 training steps, none wrong"
+    assert float(told[1].removeprefix("accuracy ")) > 0.9
+    reduction, division = [line for line in told if line.startswith("    ")]
+    assert "not reduced over the ranks: .grad on each rank is the gradient of that rank's own batch" in reduction
+    assert "summed over the 2 ranks, and not divided by their number" in division
 
 
 @pytest.mark.slow

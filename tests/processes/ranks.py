@@ -15,6 +15,9 @@ from typing import Any
 TIMEOUT = 60.0
 """Seconds that a test may take before its ranks are ended."""
 
+START = 120.0
+"""Seconds that the processes may take to import torch and to find each other."""
+
 GLOO_TIMEOUT = timedelta(seconds=30)
 
 
@@ -73,6 +76,9 @@ class Ranks:
             process.start()
             there.close()
             self._processes.append((process, here))
+        for _, pipe in self._processes:
+            assert pipe.poll(START), "a rank does not start"
+            pipe.recv()
 
     def close(self) -> None:
         """Ends the processes; the next call of `run` starts new ones."""
@@ -92,6 +98,7 @@ def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=GLOO_TIMEOUT)
+    pipe.send("ready")
     while True:
         try:
             function, arguments = pipe.recv()

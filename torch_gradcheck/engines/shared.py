@@ -15,10 +15,10 @@ from torch_gradcheck.engines.engine import Engine
 from torch_gradcheck.processes.team import Team
 
 FEWEST = 4
-"""Samples a rank from which on asking the others pays, where each is an evaluation of J."""
+"""Samples a rank from which on the others are asked while nobody knows yet how long one takes."""
 
-WORTHWHILE = 0.01
-"""Seconds of work, as estimated from the record of J, from which on asking the others pays: a message takes 1 ms."""
+WORTHWHILE = 0.005
+"""Seconds of work from which on asking the others pays: the messages of a round take about 1 ms of each rank."""
 
 ROUND = 1.0
 """Seconds of every rank's share of a round. A rank that fails is not heard of before the others have done theirs."""
@@ -112,7 +112,7 @@ class SharedSampling:
 
     def __init__(self, team: Team, counted: Callable[[int], None]) -> None:
         self._team, self._counted = team, counted
-        self._pace: dict[tuple[int, bool], float] = {}  # seconds a sample, by parameter and whether it is eager
+        self._pace: dict[tuple[int, bool], float] = {}  # seconds a sample, as measured
 
     def pays(self, samples: int, seconds_each: float | None) -> bool:
         """Whether so many samples are to be split.
@@ -122,11 +122,15 @@ class SharedSampling:
             seconds_each: as estimated from a record of J, never measured, so that the same call is split in the same
                 way; None where each is an evaluation of J, which has the same value wherever it is made.
         """
-        if not self._team.can_share:
+        if not self._team.can_share or samples < self._team.size:
             return False
-        if seconds_each is None:
-            return samples >= FEWEST * self._team.size
-        return samples * seconds_each > WORTHWHILE and samples >= self._team.size
+        seconds = self._slowest if seconds_each is None else seconds_each
+        return samples >= FEWEST * self._team.size if seconds is None else samples * seconds > WORTHWHILE
+
+    @property
+    def _slowest(self) -> float | None:
+        """The largest number of seconds that a sample of any kind took; None where none has been measured."""
+        return max(self._pace.values(), default=None)
 
     def sample(self, wanted: Wanted, seconds_each: float | None) -> Samples:
         """What `Engine.sample` gives; arguments as above."""
@@ -137,12 +141,13 @@ class SharedSampling:
             places, rest = rest[:size], rest[size:]
             began = perf_counter()
             taken[places], values[places] = self._round(wanted, places)
-            self._pace[wanted.kind] = (perf_counter() - began) * self._team.size / len(places)
+            if seconds_each is None:
+                self._pace[wanted.kind] = (perf_counter() - began) * self._team.size / len(places)
         return Samples(taken, values)
 
     def _of_a_round(self, wanted: Wanted, seconds_each: float | None) -> int:
         """How many samples a rank takes in the next round."""
-        each = self._pace.get(wanted.kind) if seconds_each is None else seconds_each
+        each = self._pace.get(wanted.kind, self._slowest) if seconds_each is None else seconds_each
         return FIRST_ROUND if each is None else max(1, int(ROUND / max(each, 1e-9)))
 
     def _round(self, wanted: Wanted, places: Indices) -> Samples:

@@ -71,6 +71,9 @@ class Problem:
         progress: told of every evaluation of J.
         theta: θ, where it was made before the loan; None makes it.
         drawn_in: the precisions of random draws; None: that of the check.
+
+    Attributes:
+        kept: what a rank that does not lead keeps from one share to the next, by a name that its task has for it.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Problem:
     ) -> None:
         self.model, self.request, self.progress = model, request, progress
         self._loss, self._borrowed, self._threads, self._drawn_in = loss, borrowed, threads, drawn_in
+        self.kept: dict[str, Any] = {}
         self._refused: Refusals = {}
         self._foreseen: Line | None = None  # what the noise of J is measured from, where ranks have evaluated it
         if theta is not None:

@@ -230,7 +230,7 @@ class _Evaluation:
 
     def __enter__(self) -> None:
         self._borrowed.before_evaluation()
-        if self._watch is not None:  # the others look for the code that calls an operation, and must not find the watch
+        if self._watch is not None:  # before those that look for the line of user code that calls them
             self._watch.__enter__()  # type: ignore[no-untyped-call]
         if self._mode is not None:
             self._mode.__enter__()  # type: ignore[no-untyped-call]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,21 @@ class Channel:
                 return []
             whole = [_bytes(one) + _bytes(other) for one, other in zip(packets, rests, strict=True)]
             return [each[HEADER : HEADER + length] for each, length in zip(whole, lengths, strict=True)]
+
+    def scattered(self, longest: int, parts: Sequence[bytes] = ()) -> bytes:
+        """The part of this rank, as the leader gives one to each.
+
+        Args:
+            longest: the length of the longest; all ranks know it.
+            parts: of the leader only.
+        """
+        with modes_disabled(), torch.inference_mode(False):
+            lengths = [len(part).to_bytes(HEADER, "little") for part in parts]
+            padded = [(one + other).ljust(HEADER + longest, b"\0") for one, other in zip(lengths, parts, strict=True)]
+            own = self._buffer(HEADER + longest)
+            given = [self._tensor(part) for part in padded] if self.rank == LEADER else None
+            self._wait(dist.scatter, own, given, self._leader)
+            return _bytes(own[HEADER : HEADER + _length(own)])
 
     def _gathered_rests(self, rest: torch.Tensor, longest: int) -> list[torch.Tensor]:
         """What follows the packets of all ranks; only the leader has it."""

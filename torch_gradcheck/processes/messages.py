@@ -14,14 +14,21 @@ Task = Callable[[Any, Any], Any]
 
 
 class Share(NamedTuple):
-    """A task, and every rank's share of it; each sends its answer to the leader."""
+    """A task, and every rank's share of it; each sends its answer to the leader.
+
+    Attributes:
+        task: what is run.
+        parts: the share of every rank as bytes; none where each rank is sent its own apart.
+        longest: the bytes of the longest of them where they are sent apart; else 0.
+    """
 
     task: Task
-    shares: Sequence[Any]
+    parts: Sequence[bytes]
+    longest: int = 0
 
     def on(self, rank: int) -> Any:
-        """The share of a rank."""
-        return self.shares[rank]
+        """The share of a rank; raises whatever `pickle` does."""
+        return pickle.loads(self.parts[rank])
 
 
 class Order(NamedTuple):
@@ -45,24 +52,28 @@ class Ended(NamedTuple):
 KINDS = (Share, Order, Ended)
 """The first byte of a message of the leader is the place of its kind in this list."""
 
+LENGTH = 8
+"""Bytes that hold the length of what follows a message."""
+
 Message = Share | Order | Ended
 
 
 def written(message: Message) -> bytes:
     """A message of the leader as bytes; raises whatever `pickle` does."""
-    return bytes([KINDS.index(type(message))]) + pickle.dumps(tuple(message))
+    body: tuple[Any, ...] = tuple(message)
+    if isinstance(message, Share):
+        body = message.task, () if message.longest else tuple(message.parts)
+    longest = message.longest if isinstance(message, Share) else 0
+    return bytes([KINDS.index(type(message))]) + longest.to_bytes(LENGTH, "little") + pickle.dumps(body)
 
 
 def read(data: bytes, rank: int) -> Message:
     """The message; where this rank cannot read it, one of the same kind whose task, or end, is that failure."""
-    kind = KINDS[data[0]]
-    found = answer_read(data[1:], rank)
-    if not isinstance(found, Failure):
-        return kind(*found)
-    if kind is Ended:
-        return Ended(failure=found)
-    unread = _Unreadable(found)
-    return Order(unread, None) if kind is Order else Share(unread, [None] * (rank + 1))
+    kind, longest = KINDS[data[0]], int.from_bytes(data[1 : 1 + LENGTH], "little")
+    body = answer_read(data[1 + LENGTH :], rank)
+    if isinstance(body, Failure):
+        body = (None, body) if kind is Ended else (_Unreadable(body), [pickle.dumps(None)] * (rank + 1))
+    return Share(body[0], body[1], longest) if kind is Share else kind(*body)
 
 
 def answer_written(answer: Any, rank: int) -> bytes:

@@ -28,6 +28,9 @@ T = TypeVar("T")
 PULSE = 1.0
 """Seconds of its own work after which the leader asks the others whether all is well."""
 
+SHORT = 3000
+"""Bytes of all shares together that fit into the first packet of a message, with the task."""
+
 PATIENCE = 3.0
 """Seconds that the first Ctrl-C may wait until the other ranks are told; then a second one ends this rank alone."""
 
@@ -100,9 +103,10 @@ class Team:
             ended = self._led(work) if self.leads else self._followed(prepare)
         finally:
             self._state = None
-        if ended.failure is not None:
-            self._has_ended = True
-            raise (self._failure or ended.failure).here
+        failure = self._failure or ended.failure
+        if failure is not None:
+            self._has_ended = ended.failure is not None  # else the others hear of it when they meet the next time
+            raise failure.here
         result: T = ended.result
         return result
 
@@ -118,7 +122,7 @@ class Team:
             Exception: that of the first rank that ended in one. Every later call raises it as well: the check is over.
         """
         if self._failure is None:
-            self._tell(Share(task, shares))
+            self._tell_shares(task, shares)
             answers = self._gathered(self._attempted(lambda: self._run(task, shares[LEADER], meanwhile)))
             self._failure = _first_failure([*answers, self._attempted(_nothing)])
         if self._failure is not None:
@@ -197,15 +201,34 @@ class Team:
     def _followed(self, prepare: Callable[[], object]) -> Ended:
         assert self._channel is not None
         self._failure = _first_failure([self._attempted(prepare)])
-        while not isinstance(message := read(self._channel.told(), self.rank), Ended):
+        while not isinstance(message := self._heard(), Ended):
             answer = self._failure or self._answer(message)
             self._failure = _first_failure([answer])
             if isinstance(message, Share):
                 self._channel.gathered(answer_written(answer, self.rank))
         return message
 
+    def _heard(self) -> Message:
+        """What the leader says, with this rank's share of it."""
+        assert self._channel is not None
+        message = read(self._channel.told(), self.rank)
+        if not isinstance(message, Share) or not message.longest:
+            return message
+        own = self._channel.scattered(message.longest)
+        return message._replace(parts=[own] * self.size)
+
     def _answer(self, message: Share | Order) -> Any:
         return self._attempted(lambda: self._run(message.task, message.on(self.rank)))
+
+    def _tell_shares(self, task: Task, shares: Sequence[Any]) -> None:
+        """Tells every rank its share: with the task where all are short, else each apart."""
+        assert self._channel is not None
+        parts = [b"" if rank == LEADER else pickle.dumps(share) for rank, share in enumerate(shares)]
+        longest = max(map(len, parts))
+        apart = longest if longest * self.size > SHORT else 0
+        self._tell(Share(task, parts, apart))
+        if apart:
+            self._channel.scattered(apart, parts)
 
     def _tell(self, message: Message) -> None:
         assert self._channel is not None
@@ -258,7 +281,10 @@ class Together:
 
 _PROTECTED = frozenset(
     function.__code__
-    for function in (Team.lead, Team.shared, Team.order, Team.exchanged, Team.meet, Team.part, Together.__exit__)
+    for function in (
+        *(Team.lead, Team.shared, Team.order, Team.exchanged, Team.meet, Team.part),
+        *(Together.__enter__, Together.__exit__),
+    )
 )
 """Functions that are not to be interrupted: a rank that left the others between two messages would be waited for."""
 
