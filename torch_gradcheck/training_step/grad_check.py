@@ -11,31 +11,24 @@ import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.loan import Start
-from torch_gradcheck.diagnosis.kind.evidence import Evidence
-from torch_gradcheck.errors import GradcheckError, InvalidRequestError
+from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.left_in_grad import left_gradients, on_missing_grad, theta_in_grad
-from torch_gradcheck.methods.problem import posed
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import flat_values
 from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.mode import DrawnIn
-from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Role
+from torch_gradcheck.reporting.facts import DiagnosisKind, ParameterReport, Role
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import is_compiled
 from torch_gradcheck.training_step.clipping import Clipping
-from torch_gradcheck.training_step.diagnosis import Reference, diagnosed, step_evidence
 from torch_gradcheck.training_step.error_bars import Bars, KernelGradients, bars_of
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
-from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
-from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left, held_on_some
+from torch_gradcheck.training_step.mistakes import Mistakes
+from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
 from torch_gradcheck.training_step.ranks.reduction import Reduction
-from torch_gradcheck.training_step.ranks.shard_clipping import clipped_by_shards
-from torch_gradcheck.training_step.ranks.unreduced import WAITING, unreduced
 from torch_gradcheck.training_step.ranks.window import WindowOfRanks
 from torch_gradcheck.training_step.regimes import replays_in_regimes
 from torch_gradcheck.training_step.replay import Replays, coarsest
@@ -43,21 +36,11 @@ from torch_gradcheck.training_step.reproduced import judged_by_rerun
 from torch_gradcheck.training_step.rows import accumulated_maybe, hidden_share, judged_row, unjudged_row
 from torch_gradcheck.training_step.same_function import compared_with_step
 from torch_gradcheck.training_step.step import TrainingStep, taken_in_backward
-from torch_gradcheck.training_step.window import window_mistake
 from torch_gradcheck.verdicts.rows import frozen_row
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 ON_TRIAL = "on trial is what .grad holds"
 """How the note on what was judged begins."""
-
-OTHER_INPUTS = "the forward of this step saw other inputs than the batch given to step()"
-"""How the note on a batch that is not the step's begins."""
-
-AT_LIMIT = 1e-3
-"""The relative distance within which a norm is at the limit that it is clipped to."""
-
-LARGEST_WINDOW = 64
-"""The largest number of batches whose gradients are told apart after a mismatch."""
 
 
 class GradCheck:
@@ -87,13 +70,12 @@ class GradCheck:
         self.left = left_gradients(self.theta, step.scale, step.loss_scale, step.reduced_in)
         self.why_unjudged = step.weights_moved() or ("" if step.forwards else taken_in_backward(self.theta))
         self._missing: set[int] = set()
-        self._saw_other_inputs = ""
         self._hides = 0.0
-        self._gradients_of_batches: list[dict[int, Floats]] | None = None
         self._default = torch.get_default_dtype()
         self.replays: Replays | None = None
         self._in_other_regimes: list[Replays] = []
         self._of_ranks = GradsOfRanks(request.team, self.theta, self.left)
+        self._mistakes = Mistakes(model, request, step, self.theta, self._of_ranks, self.drawn_in)
         if not self.why_unjudged and request.team.leads:  # the others do not judge
             self.replays, self._in_other_regimes = replays_in_regimes(
                 model, loss, self.theta, request.seed, step, self.left
@@ -144,7 +126,7 @@ class GradCheck:
         judged = self._judged_by(self.replays, objective, autograd_float64, trials)
         if not self._in_other_regimes or 2 * _wrong(judged) < len(judged):
             return judged
-        found = self._diagnosed(judged, trials, [])
+        found = self._mistakes.of_the_step(judged, trials)
         if 2 * sum(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()) >= len(found):
             return judged  # a plain mistake to the last digits: no rounding does that
         for replays in self._in_other_regimes:
@@ -198,7 +180,7 @@ class GradCheck:
         window, dtype = self._step.window, self._step.reduced_in
         if dtype is None or not isinstance(window, WindowOfRanks):
             return Bars(0.0, 0.0)
-        parts = self._gradients_by_batch()
+        parts = self._mistakes.gradients_by_batch()
         if not all(position in part for part in parts):
             return Bars(0.0, 0.0)
         return Reduction(window, parts, dtype).bars(position).times(fraction)
@@ -228,7 +210,7 @@ class GradCheck:
 
     def rows(self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]) -> list[ParameterReport]:
         """A row for every parameter."""
-        diagnoses = self._diagnoses(judged, trials)
+        diagnoses = self._mistakes.named(judged, trials) if _wrong(judged) else {}
         self._hides = max([hidden_share(each) for each in judged.values()], default=0.0)
         rows = []
         for position, entry in enumerate(self.theta):
@@ -245,7 +227,7 @@ class GradCheck:
     def notes(self, rows: Sequence[ParameterReport]) -> list[str]:
         """The notes on the step, where there is something to say of it, on what was judged, and on the error bars."""
         of_window = "" if self._step.window is None else self._step.window.note
-        notes = [note for note in (self._saw_other_inputs, of_window, *self._not_judged) if note]
+        notes = [note for note in (self._mistakes.saw_other_inputs, of_window, *self._not_judged) if note]
         notes.append(f"{ON_TRIAL}: {self.why_unjudged or self._precision()}")
         if rows and all(row.diagnosis and row.diagnosis.kind is DiagnosisKind.MISSING for row in rows):
             notes.append("no parameter has a .grad: was zero_grad() called after backward(), or backward() not at all?")
@@ -260,157 +242,6 @@ class GradCheck:
             f"computed in {', '.join(dtypes)}{regime}; the error bars are what rounding there did "
             f"to the same step when it was run again{hides}"
         )
-
-    def _diagnoses(self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]) -> dict[int, Diagnosis]:
-        """The kind of mistake of every wrong `.grad`, by position in θ, and the rank that it is of."""
-        found = self._diagnosed_all(judged, trials) if _wrong(judged) else {}
-        return found | {at: self._of_ranks.on_its_rank(at, found[at]) for at in self._of_ranks.differing if at in found}
-
-    def _diagnosed_all(
-        self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]
-    ) -> dict[int, Diagnosis]:
-        previous = self._gradients_of(self._step.previous)
-        found = self._diagnosed(judged, trials, [Reference("the gradient of the batch before", previous)])
-        found |= self._unreduced(judged) | self._waiting(judged) | self._clipped_by_shards(judged, trials)
-        if all(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()):
-            return found
-        found |= self._weighted(judged)
-        if not any(diagnosis.kind is DiagnosisKind.UNKNOWN for diagnosis in found.values()):
-            return found
-        return found | self._of_other_inputs(judged, trials, found)
-
-    def _diagnosed(
-        self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial], more: Sequence[Reference]
-    ) -> dict[int, Diagnosis]:
-        earlier = {
-            position: self._step.earlier[self.theta[position].parameter]
-            for position in judged
-            if self.theta[position].parameter in self._step.earlier
-        }
-        references = [Reference("what .grad held after the step before", earlier), *more]
-        if isinstance(self._step.window, WindowOfRanks):
-            references += held_on_some(earlier, self._step.window.world)
-        tried = {position: each.trial for position, each in judged.items()}
-        at_entries = [Reference(each.words, _at_entries(each.values, tried)) for each in references]
-        unclipped = {position: trial.results.numeric for position, trial in trials.items()}
-        return diagnosed(self.theta, tried, at_entries, self._step, unclipped)
-
-    def _weighted(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
-        """The mistake in the weights of the window's batches, by position in θ."""
-        window, parts = self._step.window, self._parts(judged)
-        if window is None or not parts:
-            return {}
-        return window_mistake(self._evidences(judged), window, parts, scaled=self._may_be_clipped(judged))
-
-    def _unreduced(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
-        """The mistake that the ranks have not averaged their gradients, by position in θ."""
-        window, differing = self._step.window, [at for at in self._of_ranks.differing if at in judged]
-        parts = self._parts(judged) if differing else []
-        if not isinstance(window, WindowOfRanks) or not parts:
-            return {}
-        held = {at: self._of_ranks.at(at, judged[at].trial.coordinates) for at in differing}
-        return unreduced(self._evidences(judged), held, window, parts)
-
-    def _waiting(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
-        """What FSDP2 has not reduced yet, by position in θ."""
-        names = self._step.waiting
-        waiting = [at for at in judged if self.theta[at].name in names and not self.left[at].reached]
-        return dict.fromkeys(waiting, Diagnosis(DiagnosisKind.UNREDUCED, WAITING))
-
-    def _clipped_by_shards(
-        self, judged: Mapping[int, Judged], trials: Mapping[int, ParameterTrial]
-    ) -> dict[int, Diagnosis]:
-        """The mistake that each rank has clipped its own shards, by position in θ."""
-        known = self._step.shards
-        shards = {at: known[self.theta[at].name] for at in judged if self.theta[at].name in known}
-        if not shards:
-            return {}
-        unclipped = {position: trial.results.numeric for position, trial in trials.items()}
-        return clipped_by_shards(self._evidences(judged), unclipped, shards)
-
-    def _evidences(self, judged: Mapping[int, Judged]) -> dict[int, Evidence]:
-        return {position: step_evidence(self.theta[position], each.trial) for position, each in judged.items()}
-
-    def _parts(self, judged: Mapping[int, Judged]) -> list[dict[int, Floats]]:
-        """The gradient of each batch of the window, by position in θ, at the entries tried; nothing where unknown."""
-        window, tried = self._step.window, {position: each.trial for position, each in judged.items()}
-        if window is None or not 1 < len(window.losses) <= LARGEST_WINDOW or self._step.clip_value is not None:
-            return []
-        parts = [_at_entries(part, tried) for part in self._gradients_by_batch()]
-        return [] if any(len(part) < len(tried) for part in parts) else parts
-
-    def _gradients_by_batch(self) -> Sequence[Mapping[int, Floats]]:
-        """The gradient of each batch of the window in float64, by position in θ."""
-        window = self._step.window
-        if self._gradients_of_batches is None and window is not None:
-            seen = self._step.forwards if self._step.start is not None else None
-            starts: Sequence[Start | None] = [each.start for each in seen] if seen else [None] * len(window.losses)
-            self._gradients_of_batches = [
-                self._gradients_of(loss, start) for loss, start in zip(window.losses, starts, strict=True)
-            ]
-        return self._gradients_of_batches or []
-
-    def _may_be_clipped(self, judged: Mapping[int, Judged]) -> bool:
-        """Whether clipping may have scaled `.grad`: its norm is at the limit, or that of all is not known."""
-        limit = self._step.clip_norm
-        if limit is None or self._request.include or self._request.exclude:
-            return limit is not None
-        given = [each.trial.analytic for each in judged.values()]
-        return float(np.linalg.norm(np.concatenate(given))) > (1 - AT_LIMIT) * limit
-
-    def _of_other_inputs(
-        self,
-        judged: Mapping[int, Judged],
-        trials: Mapping[int, ParameterTrial],
-        found: Mapping[int, Diagnosis],
-    ) -> dict[int, Diagnosis]:
-        """What is left unknown, explained by inputs of the step's forward that are not those of its batch."""
-        words = self._other_inputs()
-        if not words:
-            return {}
-        self._saw_other_inputs = f"{OTHER_INPUTS} ({words})"
-        reference = Reference("the gradient of the inputs that the forward of this step saw", self._as_seen())
-        again = self._diagnosed(judged, trials, [reference])
-        unknown = [position for position, diagnosis in found.items() if diagnosis.kind is DiagnosisKind.UNKNOWN]
-        by_inputs = Diagnosis(DiagnosisKind.UNKNOWN, f"{OTHER_INPUTS} ({words}): .grad is of another batch")
-        return {at: again[at] if again[at].kind is DiagnosisKind.STALE else by_inputs for at in unknown}
-
-    def _other_inputs(self) -> str:
-        """Words on inputs of the step's forwards that are not the batch's; "" where none are known."""
-        window, forwards = self._step.window, self._step.forwards
-        if window is None or self._step.start is None or not forwards or not all(each.has_inputs for each in forwards):
-            return ""
-        as_trained = replace(self._request, mode="keep")
-        loss, start = window.mean([forward.start for forward in forwards]), self._step.start
-        try:
-            with posed(self._model, loss, as_trained, start=start, theta=self.theta, drawn_in=self.drawn_in) as problem:
-                return other_inputs(problem.objective, forwards)
-        except (RuntimeError, GradcheckError):
-            return ""
-
-    def _as_seen(self) -> dict[int, Floats]:
-        """The gradient of J over the inputs that the forwards saw; empty where that is not known."""
-        return self._gradients_of(seen_loss(self._step), self._step.start)
-
-    def _gradients_of(self, loss: Loss | None, start: Start | None = None) -> dict[int, Floats]:
-        """Those of another J, at the present weights; empty where it cannot be evaluated."""
-        if loss is None:
-            return {}
-        as_trained = replace(self._request, mode="keep")
-        drawn_in = None if start is None else self.drawn_in
-        try:
-            with posed(self._model, loss, as_trained, start=start, theta=self.theta, drawn_in=drawn_in) as problem:
-                gradients = autograd_gradients(problem.objective, self.theta)
-        except Exception:  # whatever the caller's loss raises where inputs and targets are not of one batch
-            return {}
-        return {position: gradient.values for position, gradient in gradients.items()}
-
-
-def _at_entries(gradients: Mapping[int, Floats], tried: Mapping[int, ParameterTrial]) -> dict[int, Floats]:
-    """Whole gradients at the entries that were tried."""
-    return {
-        position: gradients[position][trial.coordinates] for position, trial in tried.items() if position in gradients
-    }
 
 
 def _wrong(judged: Mapping[int, Judged]) -> int:
