@@ -2,6 +2,7 @@
 
     python benchmarks/large.py             # writes benchmarks/results/large.json, about 10 minutes
     python benchmarks/large.py --quick     # a small model, one seed; writes nothing without --json
+    python benchmarks/large.py --only gpt2-medium right   # these checks of gpt2_shapes.py, into the same file
 
 A ResNet-18 for images of 32 × 32 and a GPT-2 of transformers with tied embeddings, in eval mode, with the correct
 gradients and with one mistake at a time in them:
@@ -14,6 +15,9 @@ Contestants take turns, on one model object in float64. The fast mode of gradche
 given all parameters as inputs of J; where it fails it goes on to compute everything in slow mode for its message, which
 would take days: that part is cut off. Then this check alone: 1e-4 of the gradient in one tensor, and correct
 models, over seeds that draw weights, batch and the check's own directions.
+
+Last the shapes of GPT-2 small and medium, in float32, right and with one wrong entry: see `gpt2_shapes.py`. Each is
+checked in a process of its own, and written when it has ended.
 """
 
 from __future__ import annotations
@@ -40,6 +44,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.func import functional_call
 
 from environment import environment
+from gpt2_shapes import GRADIENTS, SHAPES, TINY, Figures, measured, of_this_process
 from torch_gradcheck import Report, check_module
 
 RESULTS = Path(__file__).parent / "results" / "large.json"
@@ -418,6 +423,43 @@ def resident(field: str) -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 
 
+# GPT-2's shapes ---------------------------------------------------------------------------------------------------
+
+
+def check_shapes(
+    console: Console,
+    asked: Sequence[tuple[str, str]],
+    path: Path | None,
+    figures_of: Callable[[str, str], Figures] = measured,
+) -> None:
+    """Prints the figures of these shapes and gradients; each joins those in the file as soon as it is there."""
+    for shape, gradients in asked:
+        console.print(f"{shape}, {gradients} ...")
+        figures = figures_of(shape, gradients)
+        console.print(
+            f"  {figures.seconds:.0f} s ({figures.cpu_seconds:.0f} CPU-s), {figures.peak_bytes / 2**30:.2f} GiB, "
+            f"{figures.bytes_a_parameter:.1f} bytes a parameter, {figures.evaluations} evaluations, "
+            f"{f'{figures.wrong} wrong' if figures.named else 'right'}"
+        )
+        if path:
+            add_to(path, figures)
+
+
+def add_to(path: Path, figures: Figures) -> None:
+    """Writes the figures of one check into a file of results, in the place of older ones of that check."""
+    facts: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    key = (figures.shape, figures.gradients)
+    others = [each for each in facts.get("shapes", []) if (each["shape"], each["gradients"]) != key]
+    facts["shapes"] = [*others, asdict(figures) | {"environment": environment()}]
+    write(path, facts)
+
+
+def write(path: Path, facts: Mapping[str, Any]) -> None:
+    """Writes a file of results."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+
+
 # The run ----------------------------------------------------------------------------------------------------------
 
 
@@ -467,16 +509,29 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small model, one seed; writes nothing without --json")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--json", type=Path, help=f"where to write the figures (default: {RESULTS.name}, if not quick)")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        choices=[*SHAPES, *GRADIENTS],
+        help=f"checks of GPT-2's shapes alone, of {', '.join(SHAPES)}; right, or with one entry wrong: "
+        f"{', '.join(map(repr, GRADIENTS))} (default: both)",
+    )
     parser.add_argument("--memory-of", metavar="CASE", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory_of:
         print(own_peak_memory(arguments.memory_of))
         return
 
+    console = Console(width=WIDTH)
+    path = arguments.json or (None if arguments.quick else RESULTS)
+    if arguments.only:
+        check_shapes(console, asked_of(arguments.only), path)
+        return
+
     keys, repeats, seeds = (
         (list(SMALL), 1, 1) if arguments.quick else (arguments.cases, arguments.repeats, arguments.seeds)
     )
-    console = Console(width=WIDTH)
     check(built("small-resnet"))
     timings = [timing(built(key), mistake, repeats) for key in keys for mistake in (CORRECT, *MISTAKES)]
     console.print(table(timings))
@@ -484,7 +539,6 @@ def main() -> None:
     console.print(counts_table(counts))
     memory = {key: {"theta_mib": built(key).coordinates * 8 / 2**20, "peak_mib": peak_memory(key)} for key in keys}
     console.print(memory)
-    path = arguments.json or (None if arguments.quick else RESULTS)
     if path:
         facts: dict[str, Any] = {
             "environment": environment(),
@@ -495,8 +549,19 @@ def main() -> None:
             "counts": [asdict(row) for row in counts],
             "memory": memory,
         }
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(facts, indent=2) + "\n")
+        older = json.loads(path.read_text()).get("shapes", []) if path.exists() else []
+        write(path, facts | {"shapes": older})
+    if arguments.quick:
+        check_shapes(console, [(shape, GRADIENTS[-1]) for shape in TINY], path, of_this_process)
+    else:
+        check_shapes(console, asked_of(list(SHAPES)), path)
+
+
+def asked_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """The shapes and gradients that are asked for: all of either of which none is named."""
+    shapes = [name for name in names if name not in GRADIENTS] or list(SHAPES)
+    gradients = [name for name in names if name in GRADIENTS] or list(GRADIENTS)
+    return [(shape, each) for shape in shapes for each in gradients]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_gradcheck.command_line import main
+from torch_gradcheck.command_line import command, main
 
 PROBLEMS = """
 import sys
@@ -170,7 +170,7 @@ NOT_CHECKED = {
     "raises_in_the_loss": "ZeroDivisionError: of mine",
     "leaves": "ended in SystemExit",
     "is_interrupted": "interrupted",
-    "asks": "ended in TypeError",
+    "asks": "can be called without arguments: missing a required argument: 'argument'",
     "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
     "forgets_the_batch": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 2",
     "misnamed": "returned a mapping of ['kernel', 'inputs']: its keys must be",
@@ -203,6 +203,27 @@ def test_what_could_not_be_checked_is_no_verdict(file: Path, capsys: pytest.Capt
     printed = capsys.readouterr()
     assert NOT_CHECKED[function] in printed.err
     assert printed.out == ""
+    assert f"{Path('torch_gradcheck', 'command_line')}" not in printed.err, "a frame of the command itself"
+
+
+def test_an_error_of_the_users_is_shown_with_the_users_frames(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:raises_in_the_loss"]) == 2
+    shown = capsys.readouterr().err
+    frames = [line for line in shown.splitlines() if line.startswith("  File")]
+    assert [name for name in frames if "problems.py" not in name] == []
+    assert 'raise ZeroDivisionError("of mine")' in shown
+
+
+def test_an_error_of_the_commands_own_is_shown_whole(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*_: object) -> None:
+        raise KeyError("ours")
+
+    mistaken.__code__ = mistaken.__code__.replace(co_filename=command.__file__)
+    monkeypatch.setattr(command, "_checked", mistaken)
+    assert main([f"{file}:right"]) == 2
+    assert capsys.readouterr().err.count("command.py") >= 3
 
 
 TARGETS = {

@@ -10,7 +10,8 @@ How a block is written:
 - ```python file=NAME is a block as a reader would keep it in a file of that name: lines that it prints are lines of it.
 - ```python script=NAME is a file of that name, which the commands of the page can run; it is not run by itself.
 - ```sh blocks have one command a line: `torch-gradcheck …` or `python SCRIPT …`, run in such a directory too. The line
-  ends with `# exit status N` where that is not 0. The two lines that set an environment up are run by .ci/run.
+  ends with `# exit status N` where that is not 0. The first command of each program is run by a process of its own, the
+  others by one that has imported torch. The two lines that set an environment up are run by .ci/run.
   `torchrun --nproc-per-node 2 …` is run by two processes that are there already: starting torch takes seconds.
 - a ```text block right behind one of these is what it prints. Times, numbers of evaluations, losses, lines of
   code like net.py:7 and figures like 1.3e-09, which are mostly rounding, may differ from machine to machine, and so may
@@ -35,7 +36,8 @@ from pathlib import Path
 import pytest
 
 from readme_tables import with_tables
-from tests.processes.started import started
+from tests.processes.ranks import Ranks
+from tests.processes.started import Ended, started
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -177,26 +179,41 @@ def test_python_blocks_run_and_print_what_they_say(program):
             assert comparable(printed) == comparable(block.prints), f"README.md, line {block.line}"
 
 
+WORDS = {"torch-gradcheck": ["-m", "torch_gradcheck"], "python": []}
+"""Programs, and what Python is started with to run them."""
+
+FIRST = [next(command for command, _, _ in COMMANDS if command.startswith(program)) for program in WORDS]
+
+
+@pytest.fixture(scope="module")
+def one_process():
+    """A process that has imported torch."""
+    ranks = Ranks(1)
+    yield ranks
+    ranks.close()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(("command", "status", "prints"), COMMANDS, ids=[command[0] for command in COMMANDS])
-def test_commands_exit_and_print_as_they_say(command, status, prints):
+def test_commands_exit_and_print_as_they_say(one_process, tmp_path, command, status, prints):
     program, *arguments = shlex.split(command)
-    programs = {"torch-gradcheck": ["-m", "torch_gradcheck"], "python": []}
-    assert program in programs, f"README.md: no rule for running {command!r}"
+    assert program in WORDS, f"README.md: no rule for running {command!r}"
+    words = [*WORDS[program], *arguments]
 
-    finished = subprocess.run(
-        [sys.executable, *programs[program], *arguments],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    ended = by_itself(words) if command in FIRST else one_process.run(started, str(tmp_path), *words)[0]
 
-    assert finished.returncode == status, finished.stderr
+    assert ended.status == status, ended.err
     if prints is not None:
-        assert comparable(finished.stdout) == comparable(prints)
+        assert comparable(ended.out) == comparable(prints)
+
+
+def by_itself(words):
+    """How Python ends that is started with these words."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *words]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return Ended(ended.returncode, ended.stdout, ended.stderr)
 
 
 @pytest.mark.slow

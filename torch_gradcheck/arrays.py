@@ -11,8 +11,8 @@ Indices = NDArray[np.int64]
 
 Flags = NDArray[np.bool_]
 
-BLOCK = 2**20
-"""Entries of a long array that are worked on at a time, so that what is made of them takes no memory to speak of."""
+BLOCK = 2**17
+"""Entries of a long array that are worked on at a time: a megabyte in float64, nothing beside a large array."""
 
 
 def blocks(length: int) -> list[slice]:

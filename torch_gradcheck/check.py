@@ -86,7 +86,9 @@ def check_module(
             of `register_post_accumulate_grad_hook` sleep). A mapping from parameter name to tensor or array: gradients
             derived by hand; an input is on trial where they name it, or `include` does. `"grad"`: what the `.grad` of
             parameters, and of inputs that have one, holds now, as a training step left it, judged by what rounding can
-            do in the step's own precision; the mode is then `"keep"`, unless `"train"`.
+            do in the step's own precision; the mode is then `"keep"`, unless `"train"`. Of a model under
+            DistributedDataParallel or FSDP2, or with `group`, J is the mean of the losses of all ranks, each on its own
+            batch: every rank calls the check, and the ranks send each other their batches.
         method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
             verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
             takes seconds, as the operations of J let expect, else projected.
@@ -116,7 +118,9 @@ def check_module(
             reference's own gradient, to which `method`, `eps` and `hold_detached` belong. Outputs are compared whatever
             `include` and `exclude` select. Goes with neither `gradients`, nor `order=2`, nor another `dtype`.
         group: None, or a `torch.distributed` process group whose ranks share the evaluations of J. Every rank calls
-            the check with the same arguments, and gets the same report; an exception on one ends it on all.
+            the check with the same arguments, and gets the same report; an exception on one ends it on all. Where the
+            model is under DistributedDataParallel or FSDP2, the batches may differ: J is then the mean of the ranks'
+            losses.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import gpt2_shapes
 import large
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +23,7 @@ def test_quick_run_prints_tables_and_writes_the_figures_where_it_is_told(tmp_pat
     few_threads = os.environ | {"OMP_NUM_THREADS": "1"}
     printed = subprocess.run(command, cwd=ROOT, env=few_threads, capture_output=True, text=True, check=True).stdout
     figures = json.loads(path.read_text())
-    assert set(figures) == {"environment", "rules", "timings", "counts", "memory"}
+    assert set(figures) == {"environment", "rules", "timings", "counts", "memory", "shapes"}
     for row in figures["timings"]:
         assert set(row) == set(large.Timing.__dataclass_fields__)
         assert row["case"] in printed
@@ -30,8 +31,16 @@ def test_quick_run_prints_tables_and_writes_the_figures_where_it_is_told(tmp_pat
         assert row["wrong"][0] == row["wrong"][1]
     assert {(row["mistake"]) for row in figures["timings"]} == {large.CORRECT, *large.MISTAKES}
     assert [row["wrong"] for row in figures["counts"]] == [[]] * 2
+    (shape,) = figures["shapes"]
+    assert (shape["shape"], shape["wrong"], len(shape["named"])) == ("gpt2-tiny", 1, 1)
+    assert set(shape) == {*gpt2_shapes.Figures.__dataclass_fields__, "environment"}
 
 
 def test_the_models_have_the_sizes_that_are_stated() -> None:
     assert sum(p.numel() for p in large.ResNet().parameters()) == 11_173_962
     assert large.built("small-resnet").coordinates == 5_266
+
+
+def test_checks_of_shapes_are_asked_for_by_name() -> None:
+    assert large.asked_of(["gpt2-medium", "right"]) == [("gpt2-medium", "right")]
+    assert large.asked_of(["gpt2-small"]) == [("gpt2-small", each) for each in gpt2_shapes.GRADIENTS]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +18,10 @@ import find_the_bug
 import forces
 import straight_through
 import train_digits
+import train_with_torchrun
+from tests.processes.ranks import Ranks
 from torch_gradcheck import check_module
+from torch_gradcheck.command_line import main
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,19 +139,12 @@ def test_broken_problem_is_wrong_before_the_broken_activation_only():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("function", "status"), [("problem", 0), ("broken_problem", 1)])
-def test_command_line_exits_with_the_verdict(function, status):
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch_gradcheck", f"examples/digits_mlp.py:{function}"],
-        cwd=ROOT,
-        env=os.environ | {"COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_command_line_exits_with_the_verdict(function, status, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("COLUMNS", "80")
 
-    assert finished.returncode == status, finished.stderr
-    assert "hidden.weight" in finished.stdout
+    assert main([f"examples/digits_mlp.py:{function}"]) == status
+    assert "hidden.weight" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -214,6 +209,18 @@ def test_the_training_script_tells_what_it_found(monkeypatch, capsys):
     assert printed.startswith("gradients checked on 3 of 401 training steps, none wrong\naccuracy 0.9")
     for mistake in train_digits.MISTAKES:
         assert mistake.__doc__ in printed
+
+
+@pytest.mark.slow
+def test_training_in_two_processes_is_right_and_each_mistake_is_named_on_both(two_ranks: Ranks):
+    told, same = two_ranks.run(train_with_torchrun.told)
+
+    assert told == same
+    assert told[0] == "gradients checked on 2 of 60 training steps, none wrong"
+    assert float(told[1].removeprefix("accuracy ")) > 0.9
+    reduction, division = [line for line in told if line.startswith("    ")]
+    assert "not reduced over the ranks: .grad on each rank is the gradient of that rank's own batch" in reduction
+    assert "summed over the 2 ranks, and not divided by their number" in division
 
 
 @pytest.mark.slow

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from torch_gradcheck.objective.perturbation import MovedCoordinate, RandomDirection, coordinate_views, real_view, sizes
+from torch_gradcheck.objective.perturbation import (
+    PIECE,
+    MovedCoordinate,
+    RandomDirection,
+    coordinate_views,
+    real_view,
+    sizes,
+)
 
 TENSORS = {
     "matrix": torch.arange(6.0).reshape(2, 3),
@@ -121,3 +128,25 @@ def test_a_tangent_is_how_far_a_step_of_one_goes() -> None:
     before, tangent = c.clone(), direction.tangent(0, like=c).clone()
     with direction.at(1.0):
         assert torch.equal(c, before + tangent)
+
+
+def test_a_direction_reads_what_parameters_hold_where_the_caller_has_it() -> None:
+    x, c = torch.tensor([3.0, -4.0, 0.0]), torch.tensor([1 + 2j])
+    lent = [x.double(), c.to(torch.complex128)]
+    copying, reading = RandomDirection(lent, seed=1), RandomDirection(lent, seed=1, before=[x, c])
+    with copying.at(0.5):
+        expected = [each.clone() for each in lent]
+    with reading.at(0.5):
+        assert all(torch.equal(*pair) for pair in zip(lent, expected, strict=True))
+    assert torch.equal(lent[0], x.double())
+    assert torch.equal(lent[1], c.to(torch.complex128))
+
+
+def test_long_tensors_move_a_piece_at_a_time_as_short_ones_do() -> None:
+    whole = torch.arange(-1.0, 2 * PIECE, dtype=torch.float64)
+    direction = RandomDirection([whole], seed=0)
+    before = whole.clone()
+    with direction.at(0.25):
+        assert torch.equal((whole - before).abs(), 0.25 * sizes(before))
+        assert not torch.equal(whole - before, 0.25 * sizes(before))
+    assert torch.equal(whole, before)

@@ -1,4 +1,4 @@
-"""Models that two ranks shard, each beside the plain one that it is made of, and state of theirs that a check leaves."""
+"""Models that two ranks shard, in each of several ways, beside the plain one that they are made of."""
 
 from __future__ import annotations
 

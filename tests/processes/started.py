@@ -1,13 +1,13 @@
-"""A program run on every rank as torchrun starts it, in processes that have imported torch and have a group already."""
+"""A program run as Python or torchrun starts it, in processes that have imported torch and have a group already."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import os
 import runpy
 import sys
 import traceback
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -23,7 +23,7 @@ class Ended(NamedTuple):
 
 
 def started(folder: str, *words: str) -> Ended:
-    """What `torchrun WORDS` does on this rank, in a directory: WORDS are SCRIPT or `-m MODULE`, and arguments."""
+    """What `python WORDS` or `torchrun WORDS` does on this rank: WORDS are SCRIPT or `-m MODULE`, and arguments."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("COLUMNS", "80")
@@ -38,6 +38,7 @@ def _status_of(words: tuple[str, ...]) -> int:
     is_module = words[0] == "-m"
     target, *arguments = words[1:] if is_module else words
     sys.argv = [target, *arguments]
+    sys.path.insert(0, str(Path.cwd() if is_module else Path(target).parent))
     try:
         (runpy.run_module if is_module else runpy.run_path)(target, run_name="__main__")
     except SystemExit as left:
@@ -45,4 +46,6 @@ def _status_of(words: tuple[str, ...]) -> int:
     except Exception:
         traceback.print_exc(file=sys.stderr)
         return 1
-    return os.EX_OK
+    finally:
+        del sys.path[0]
+    return 0

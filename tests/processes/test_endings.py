@@ -229,7 +229,7 @@ def interrupt_in(seconds: float, times: int = 1) -> None:
         time.sleep(seconds)
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.02)
+            time.sleep(0.03)
 
     threading.Thread(target=send, daemon=True).start()
 
@@ -275,6 +275,28 @@ def test_an_interrupt_while_it_waits_ends_all_ranks(two_ranks: Ranks, at: int, r
 
 def test_a_second_interrupt_changes_nothing(two_ranks: Ranks) -> None:
     assert_interrupted(two_ranks.run(interrupted_while_it_waits, 0, SHARE, 2, timeout=LIMIT), 0)
+
+
+def loses_patience() -> Ending:
+    """Rank 1 is interrupted twice while rank 0 takes long, and does not wait any longer to tell it."""
+    group, me = dist.new_group([0, 1], timeout=timedelta(seconds=0.5)), dist.get_rank()
+    loss = Faulty(0, NOISE, lambda: time.sleep(0.6))
+
+    def check(model: nn.Module) -> object:
+        if me == 1:
+            interrupt_in(0.1, times=2)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("torch_gradcheck.processes.team.PATIENCE", 0.0)
+            return check_module(model, loss, batch(), group=group)
+
+    return ending(check)
+
+
+def test_a_rank_that_is_interrupted_again_ends_alone_and_the_others_by_the_timeout(two_ranks: Ranks) -> None:
+    one, other = two_ranks.run(loses_patience, timeout=LIMIT)
+    assert_all_ended([one, other])
+    assert other.kind == "KeyboardInterrupt"
+    assert one.kind == ProcessGroupError.__name__
 
 
 class AlarmError(Exception):

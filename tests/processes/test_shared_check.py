@@ -75,3 +75,29 @@ def raises_on_one_rank() -> str:
 
 def test_an_exception_on_one_rank_ends_the_check_on_all(two_ranks: Ranks) -> None:
     assert two_ranks.run(raises_on_one_rank) == ["no memory left here"] * 2
+
+
+class Rounded(nn.Module):
+    """A layer of units rounded to halves, with a gradient that passes straight through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        return h + (torch.round(2 * h) / 2 - h).detach()
+
+
+def held_check(shared: bool) -> Report:
+    torch.manual_seed(0)
+    batch = torch.randn(5, 4), torch.randn(5, 3)
+    group = dist.group.WORLD if shared else None
+    return check_module(Rounded(), nn.functional.mse_loss, batch, hold_detached=True, group=group)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "each rank alone"])
+def test_values_are_held_where_there_is_a_process_group(two_ranks: Ranks, shared: bool) -> None:
+    for report in two_ranks.run(held_check, shared):
+        assert report.proven, report
+        assert any("detached at" in note for note in report.notes)

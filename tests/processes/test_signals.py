@@ -107,3 +107,41 @@ def test_release_without_install_does_nothing() -> None:
     held = HeldSignals(frozenset())
     held.release()
     assert all(signal.getsignal(number) is note for number in HELD)
+
+
+def opening(held: HeldSignals, run: Any) -> None:
+    """A protected function that calls one which is not."""
+    signal.raise_signal(signal.SIGINT)
+    opened(held, run)
+
+
+def opened(held: HeldSignals, run: Any) -> None:
+    held.deliver()
+    run()
+
+
+def test_in_opened_code_what_has_waited_is_delivered_and_nothing_is_held() -> None:
+    held, seen = HeldSignals(frozenset({opening.__code__}), frozenset({opened.__code__})), []
+    held.install()
+
+    def run() -> None:
+        seen.append(list(received))
+        signal.raise_signal(signal.SIGTERM)
+        seen.append(list(received))
+
+    opening(held, run)
+    held.release()
+    assert seen == [[signal.SIGINT], [signal.SIGINT, signal.SIGTERM]]
+    assert not held.waiting
+    assert not held.lost_patience
+
+
+@pytest.mark.parametrize("patience", [0.0, 60.0], ids=["none", "enough"])
+def test_a_second_signal_gets_through_where_patience_ends(patience: float) -> None:
+    held, seen = HeldSignals(frozenset({protected.__code__}), patience=patience), []
+    held.install()
+    protected(seen)
+    assert held.lost_patience is (patience == 0)
+    assert seen == [[signal.SIGINT] if patience == 0 else []]
+    held.release()
+    assert received == [signal.SIGINT] * (1 if patience == 0 else 2)

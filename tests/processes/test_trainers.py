@@ -15,15 +15,18 @@ from torch_gradcheck import Report
 
 pytestmark = pytest.mark.slow
 
+IMPORTING = 180.0
+"""Seconds that a busy machine may take to import a trainer."""
+
 
 def by_lightning(ranks: Ranks, fault: str, at: list[int], **options: Any) -> list[Trained]:
     pytest.importorskip("lightning")
-    return ranks.run(partial(trained_by_lightning, fault, at, **options))
+    return ranks.run(partial(trained_by_lightning, fault, at, **options), timeout=IMPORTING)
 
 
 def by_transformers(ranks: Ranks, folder: Path, fault: str, at: list[int], **options: Any) -> list[dict[int, Report]]:
     pytest.importorskip("transformers")
-    return ranks.run(partial(trained_by_transformers, folder, fault, at, **options))
+    return ranks.run(partial(trained_by_transformers, folder, fault, at, **options), timeout=IMPORTING)
 
 
 @pytest.mark.parametrize("options", [{}, {"accumulate_grad_batches": 3, "gradient_clip_val": 0.05}], ids=str)
@@ -60,6 +63,14 @@ def test_a_fault_of_ddp_by_lightning_ends_the_training_on_all_ranks(two_ranks: R
     one, other = by_lightning(two_ranks, fault, [0], strategy="ddp", on_mismatch="raise")
     assert words in " ".join(one.error.split())
     assert one.error == other.error
+
+
+def test_steps_of_fsdp2_by_lightning_are_judged(two_ranks: Ranks) -> None:
+    strategies = pytest.importorskip("lightning.pytorch.strategies")
+    sharded = strategies.ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    one, other = by_lightning(two_ranks, "", [0], strategy=sharded)
+    assert of_grad(one.reports[0]) == {"match"}
+    assert texts(one.reports) == texts(other.reports)
 
 
 def test_transformers_sums_over_the_tokens_of_all_ranks(two_ranks: Ranks, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Trainers that two ranks of tests run, as if torchrun had started them: what each leaves, and what its callback found."""
+"""Trainers that two ranks of tests run, as if torchrun had started them: what each leaves, what its callback found."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from torch_gradcheck import GradientMismatchError, Report
@@ -30,6 +31,11 @@ class Trained(NamedTuple):
     left: dict[str, Tensor]
     reports: dict[int, Report]
     error: str
+
+
+def whole(value: Tensor) -> Tensor:
+    """A copy of all of a tensor, sharded or not."""
+    return value.full_tensor() if isinstance(value, DTensor) else value.detach().clone()
 
 
 @contextmanager
@@ -72,10 +78,8 @@ def trained_by_lightning(fault: str, at: list[int], *, watched: bool = True, **o
             return loss
 
         def on_after_backward(self) -> None:
-            for parameter in self.parameters():
-                if fault == "summed":
-                    parameter.grad.mul_(2)
-                if fault == "on rank 1" and self.global_rank == 1:
+            if fault == "summed" or (fault == "on rank 1" and self.global_rank == 1):
+                for parameter in self.parameters():
                     parameter.grad.mul_(2)
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -95,7 +99,7 @@ def trained_by_lightning(fault: str, at: list[int], *, watched: bool = True, **o
             trainer.fit(module, DataLoader(data, batch_size=4))
         except GradientMismatchError as ended:
             error = str(ended)
-    left = {name: value.detach().clone() for name, value in module.state_dict().items()}
+    left = {name: whole(value) for name, value in module.state_dict().items()}
     left |= {name: value.clone() for name, value in trainer.callback_metrics.items()}
     reports = {} if callback.monitor is None else callback.monitor.reports
     return Trained({**left, "random": torch.get_rng_state()}, reports, error)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from torch_gradcheck import GradientMonitor, Report, check_module
+from torch_gradcheck import GradcheckError, GradientMismatchError, GradientMonitor, Report, check_closure, check_module
 
 cross_entropy = nn.CrossEntropyLoss()
 Batch = tuple[Tensor, Tensor]
+OnMismatch = Literal["raise", "warn", "record"]
 
 
 def mlp() -> nn.Module:
@@ -94,54 +97,6 @@ def dropout_net() -> nn.Module:
 Made = Callable[[], nn.Module]
 
 
-class Loop:
-    """A training loop of two ranks under a monitor.
-
-    Args:
-        made: makes the model.
-        steps: how many.
-        accumulate: batches of one step.
-        spoil: what is done to the model and the rank after each backward.
-        seed: of the data.
-        options: of the monitor.
-    """
-
-    def __init__(
-        self,
-        made: Made = mlp,
-        steps: int = 3,
-        accumulate: int = 1,
-        autocast: bool = False,
-        monitored: bool = True,
-        seed: int = 0,
-        **options: Any,
-    ) -> None:
-        self.made, self.steps, self.accumulate, self.autocast, self.seed = made, steps, accumulate, autocast, seed
-        self.monitored, self.options = monitored, options
-
-    def run(self) -> tuple[dict[int, Report], str, list[Tensor]]:
-        rank = dist.get_rank()
-        torch.manual_seed(100 + rank)
-        model = DistributedDataParallel(self.made())
-        torch.manual_seed(100 + rank)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-        scheduled: Any = range(self.steps) if self.monitored else ()
-        options = {"at": scheduled, "on_mismatch": "record", "accumulate": self.accumulate, **self.options}
-        with GradientMonitor(model, cross_entropy, **options) as monitor:
-            for number in range(self.steps * self.accumulate):
-                last = (number + 1) % self.accumulate == 0
-                batch = batch_of(rank, size=4 + rank, number=self.seed + number)
-                with nullcontext() if last else model.no_sync(), torch.autocast("cpu", enabled=self.autocast):
-                    loss = cross_entropy(model(batch[0]), batch[1]) / self.accumulate
-                with nullcontext() if last else model.no_sync():
-                    loss.backward()
-                monitor.step(batch)
-                if last:
-                    optimizer.step()
-                    optimizer.zero_grad()
-        return monitor.reports, monitor.summary, [each.detach().clone() for each in model.state_dict().values()]
-
-
 def sharded(made: Made = mlp, **options: Any) -> Any:
     """A model under FSDP2, its linear layers sharded by themselves."""
     model = made()
@@ -149,6 +104,81 @@ def sharded(made: Made = mlp, **options: Any) -> Any:
         if isinstance(module, nn.Linear):
             fully_shard(module, **options)
     return fully_shard(model, **options)
+
+
+STEPS = 3
+
+
+def trained(
+    made: Made,
+    accumulate: int = 1,
+    autocast: bool = False,
+    fully: bool = False,
+    checked: bool = True,
+    seed: int = 0,
+) -> tuple[list[Report], list[Tensor]]:
+    """The reports of a monitor on each of three right steps of AdamW, and what the model holds after them.
+
+    Args:
+        made: makes the model.
+        accumulate: the batches of one step; the ranks' are of different sizes.
+        autocast: to bfloat16.
+        fully: under FSDP2, else DDP.
+        checked: whether the monitor has anything to do.
+        seed: of data and random numbers.
+    """
+    rank = dist.get_rank()
+    model: Any = sharded(made) if fully else DistributedDataParallel(made())
+    torch.manual_seed(100 * seed + rank)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
+    at = range(STEPS) if checked else ()
+    with GradientMonitor(model, cross_entropy, at=at, on_mismatch="record", accumulate=accumulate) as monitor:
+        for number in range(STEPS * accumulate):
+            last = (number + 1) % accumulate == 0
+            x, y = batch_of(rank, size=4 + rank, number=100 * seed + number)
+            if fully:
+                model.set_requires_gradient_sync(last)
+            with nullcontext() if last or fully else model.no_sync():
+                with torch.autocast("cpu", enabled=autocast):
+                    loss = cross_entropy(model(x), y) / accumulate
+                loss.backward()
+            monitor.step((x, y))
+            if last:
+                optimizer.step()
+                optimizer.zero_grad()
+    assert not monitor.errors, monitor.errors
+    held = [each.full_tensor() if isinstance(each, DTensor) else each for each in model.state_dict().values()]
+    return list(monitor.reports.values()), [each.clone() for each in held]
+
+
+def not_zeroed_on_one() -> Report:
+    """The second step of a loop in which rank 1 forgets to zero its gradients."""
+    rank = dist.get_rank()
+    model = DistributedDataParallel(mlp())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with GradientMonitor(model, cross_entropy, at=1, on_mismatch="record") as monitor:
+        for number in range(2):
+            x, y = batch_of(rank, number=number)
+            cross_entropy(model(x), y).backward()
+            monitor.step((x, y))
+            optimizer.step()
+            if rank == 0:
+                optimizer.zero_grad()
+    return monitor.reports[1]
+
+
+def stopped_by(on_mismatch: OnMismatch) -> str:
+    """What step() of a wrong step does: the exception it raises, or the warning."""
+    model = DistributedDataParallel(mlp())
+    with GradientMonitor(model, cross_entropy, at=0, on_mismatch=on_mismatch) as monitor:
+        batch = skipped(model, dist.get_rank())
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            try:
+                monitor.step(batch)
+            except GradientMismatchError:
+                return "raised"
+    return " ".join(str(each.category.__name__) for each in caught) or "recorded"
 
 
 def left_by_fsdp(step: Callable[[Any, int], Batch], made: Made = mlp, **options: Any) -> Report:
@@ -160,13 +190,6 @@ def left_by_fsdp(step: Callable[[Any, int], Batch], made: Made = mlp, **options:
 
 def not_synchronised_by_fsdp(model: Any, rank: int) -> Batch:
     model.set_requires_gradient_sync(False)
-    return right(model, rank)
-
-
-def divided_by_nothing(model: Any, rank: int) -> Batch:
-    for module in model.modules():
-        if hasattr(module, "set_gradient_divide_factor"):
-            module.set_gradient_divide_factor(1.0)
     return right(model, rank)
 
 
@@ -222,7 +245,7 @@ class Branches(nn.Module):
 
 
 def unused_on_one(reduced: bool) -> Report:
-    """A layer that only rank 0's batch uses: averaged by DDP, which is told to look; or by hand, where it has a .grad."""
+    """A layer that only rank 0's batch uses: averaged by DDP, or left out where .grad are averaged by hand."""
     rank = dist.get_rank()
     x, y = batch_of(rank)
     x[0, 0] = 1.0 - 2 * rank
@@ -237,21 +260,17 @@ def unused_on_one(reduced: bool) -> Report:
     return check_module(model, cross_entropy, (x, y), gradients="grad", group=dist.group.WORLD)
 
 
-def accumulated(factors: tuple[float, float], shared: bool = True, size: int = 5, **options: Any) -> Report:
+def accumulated(factors: tuple[float, float], shared: bool = True) -> Report:
     """The report of a monitor on a window of two batches a rank, their losses times a factor for each rank."""
     rank = dist.get_rank()
     model = DistributedDataParallel(mlp())
-    weights = options.pop("weights", None)
-    sizes = options.pop("sizes", (size, size))
-    with GradientMonitor(model, cross_entropy, at=0, accumulate=2, on_mismatch="record", **options) as monitor:
+    with GradientMonitor(model, cross_entropy, at=0, accumulate=2, on_mismatch="record") as monitor:
         for number in range(2):
-            x, y = batch_of(rank, sizes[rank], number)
+            x, y = batch_of(rank, number=number)
             with model.no_sync() if number == 0 and shared else nullcontext():
                 (cross_entropy(model(x), y) * factors[rank]).backward()
-            monitor.step((x, y), weight=weights[rank] if weights else None)
-    if 0 in monitor.errors:
-        raise monitor.errors[0]
-    return monitor.reports[0]
+            monitor.step((x, y))
+    return _reported(monitor)
 
 
 def compressed(hook: str, wrong: bool = False) -> Report:
@@ -262,11 +281,73 @@ def compressed(hook: str, wrong: bool = False) -> Report:
     return check_module(model, cross_entropy, batch, gradients="grad")
 
 
-def sharded_step(step: Callable[[Any, int], Batch], **policy: torch.dtype) -> Report:
-    """The same as `left_by_fsdp`, in mixed precision, under a monitor that sees the forward."""
-    model = sharded(mp_policy=MixedPrecisionPolicy(**policy))
-    with GradientMonitor(model, cross_entropy, at=0, on_mismatch="record") as monitor:
+def in_mixed_precision(
+    step: Callable[[Any, int], Batch], param_dtype: torch.dtype, reduce_dtype: torch.dtype | None
+) -> Report:
+    """The report of a monitor on a step in mixed precision, whose forward it sees."""
+    model = sharded(mp_policy=MixedPrecisionPolicy(param_dtype, reduce_dtype))
+    return monitored(model, step)
+
+
+def clipped(step: Callable[[Any, int], Batch]) -> Report:
+    """The report of a monitor that knows of a limit."""
+    return monitored(sharded(), step, clip_norm=0.1)
+
+
+def monitored(model: nn.Module, step: Callable[[Any, int], Batch], **options: Any) -> Report:
+    """The report of a monitor on one step."""
+    with GradientMonitor(model, cross_entropy, at=0, on_mismatch="record", **options) as monitor:
         monitor.step(step(model, dist.get_rank()))
+    return _reported(monitor)
+
+
+def weighted(by_size: bool) -> Report:
+    """A step of ranks with batches of 3 and 7, weights declared: each counts by its weight, or both the same."""
+    rank = dist.get_rank()
+    model = DistributedDataParallel(mlp())
+    x, y = batch_of(rank, 3 + 4 * rank)
+    with GradientMonitor(model, cross_entropy, at=0, on_mismatch="record") as monitor:
+        (cross_entropy(model(x), y) * (len(x) * 2 / 10 if by_size else 1)).backward()
+        monitor.step((x, y), weight=len(x))
+    return _reported(monitor)
+
+
+def _reported(monitor: GradientMonitor) -> Report:
     if 0 in monitor.errors:
         raise monitor.errors[0]
     return monitor.reports[0]
+
+
+def error_of(function: Callable[..., Any], *arguments: Any) -> str:
+    """The text of the exception that a function ends in."""
+    try:
+        function(*arguments)
+    except GradcheckError as error:
+        return str(error)
+    return "no error"
+
+
+def refused(given: str) -> None:
+    """Checks of `.grad` whose batches cannot be exchanged."""
+    model = DistributedDataParallel(mlp())
+    x, y = right(model, dist.get_rank())
+    if given == "closure":
+        check_closure(model, lambda: cross_entropy(model(x), y), gradients="grad")
+    elif given == "unpicklable":
+        check_module(model, lambda out, target, _: cross_entropy(out, target), (x, y, lambda: 0), gradients="grad")
+    else:
+        with GradientMonitor(model, cross_entropy, at=0) as monitor:
+            monitor.step((x, y), weight=None if dist.get_rank() else 1.0)
+
+
+def shared_check(same: bool) -> Report:
+    """The check of a model under DDP that two ranks share, with different batches or the same."""
+    model = DistributedDataParallel(mlp())
+    return check_module(model, cross_entropy, batch_of(0 if same else dist.get_rank()), group=dist.group.WORLD)
+
+
+def mean_loss() -> float:
+    """The mean of the losses of two ranks."""
+    model = mlp().double()
+    losses = [cross_entropy(model(x.double()), y) for x, y in map(batch_of, range(2))]
+    return float(sum(loss.item() for loss in losses)) / 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from torch_gradcheck.torch_internals.parallel_wrappers import (
     is_of_sharding,
     is_partitioned_elsewhere,
     passed_on,
+    sharding_methods,
 )
 from torch_gradcheck.torch_internals.sharded import (
     FullyShardedParameter,
@@ -40,9 +41,6 @@ from torch_gradcheck.torch_internals.sharded import (
 )
 from torch_gradcheck.torch_internals.tensors import storage_key, swapped
 
-LISTED = 3
-"""The number of names that a message lists."""
-
 
 class Whole(NamedTuple):
     """A tensor of the caller's, and the plain one with all its numbers that its object will stand for."""
@@ -54,8 +52,9 @@ class Whole(NamedTuple):
 class Assembly:
     """A block in which what the caller handed over is whole: every rank has all numbers, and nothing talks to others.
 
-    Tensor objects stay the same: whoever holds one (a module, an optimizer, a closure) sees the gathered numbers. Inside
-    of another such block there is nothing left to do. A class and not a generator, which an interrupt could leave behind.
+    Tensor objects stay the same: whoever holds one (a module, an optimizer, a closure) sees the gathered numbers.
+    Inside of another such block there is nothing left to do. A class and not a generator, which an interrupt could
+    leave behind.
 
     Args:
         holders: the model, functions, batch: whatever the check reaches.
@@ -74,9 +73,9 @@ class Assembly:
     def __enter__(self) -> Assembly:
         if not process_groups_exist():
             return self
+        _refuse_others([each for holder in self._holders if isinstance(holder, nn.Module) for each in holder.modules()])
         found = captures_of(*self._holders)
         modules = list(found.modules.values())
-        _refuse_others(modules)
         fully = fully_sharded(modules)
         wholes = _gathered(found, fully)
         of_fsdp = {id(each.sharded) for each in fully}
@@ -109,20 +108,15 @@ class Assembly:
     def _take(self, modules: Sequence[nn.Module], fully: Sequence[FullyShardedParameter], wholes: list[Whole]) -> None:
         """Puts what is whole in place; each step registers its way back first."""
         for each in fully:
-            self._register(each)
+            if not each.is_registered:
+                self._undo.append(each.register())
         for whole in wholes:
             self._swap(whole)
         for module in modules:
             self._put_hooks_to_sleep(module)
             if is_ddp(module):
-                self._pass_on(module)
-
-    def _register(self, each: FullyShardedParameter) -> None:
-        """Has modules hold the Parameter that optimizers know in place of an unsharded one."""
-        for module, name in () if each.is_registered else each.places:
-            held, before = module._parameters, module._parameters[name]
-            self._undo.append(lambda held=held, name=name, before=before: held.update({name: before}))  # type: ignore[misc]
-            held[name] = each.sharded
+                self._replace(module, {"forward": passed_on(module)})
+            self._replace(module, sharding_methods(module))
 
     def _swap(self, whole: Whole) -> None:
         tensor, plain = whole
@@ -149,10 +143,11 @@ class Assembly:
                 f"{type(module).__name__}"
             )
 
-    def _pass_on(self, module: nn.Module) -> None:
-        """Has a DistributedDataParallel call the module inside, and do nothing else."""
-        self._undo.append(lambda: vars(module).pop("forward", None))
-        vars(module)["forward"] = passed_on(module)
+    def _replace(self, module: nn.Module, methods: Mapping[str, Callable[..., Any]]) -> None:
+        """Has a module call these in place of its own methods of these names, unless that has been done."""
+        for name in methods.keys() - vars(module).keys():
+            self._undo.append(lambda name=name: vars(module).pop(name, None))  # type: ignore[misc]
+            vars(module)[name] = methods[name]
 
     def _give_back(self) -> None:
         try:
@@ -171,24 +166,14 @@ def assembled(*holders: Any) -> Assembly:
 
 def shard_rows(model: nn.Module) -> dict[str, list[tuple[int, int]]]:
     """The entries of dim 0, from and to, that each rank holds of each sharded parameter, by its name."""
-    fully = {place: each.sharded for each in fully_sharded(list(model.modules())) for place in _places(each)}
-    of_module = {id(parameter): parameter for _, parameter in named_parameters(model)}
-    registered = {
-        id(module._parameters[name]): fully[id(module), name]
-        for module in model.modules()
-        for name in module._parameters
-        if (id(module), name) in fully
+    fully = fully_sharded(list(model.modules()))
+    sharded = {id(held): each.sharded for each in fully for held in (*each.registered, each.sharded)}
+    named = [(name, sharded.get(id(parameter), parameter)) for name, parameter in named_parameters(model)]
+    return {
+        name: [(each.offset[0], each.offset[0] + each.shape[0]) for each in shards_of(parameter)]
+        for name, parameter in named
+        if is_sharded(parameter) and parameter.dim()
     }
-    found = {}
-    for name, parameter in named_parameters(model):
-        sharded = registered.get(id(parameter), of_module[id(parameter)])
-        if is_sharded(sharded) and sharded.dim():
-            found[name] = [(each.offset[0], each.offset[0] + each.shape[0]) for each in shards_of(sharded)]
-    return found
-
-
-def _places(each: FullyShardedParameter) -> list[tuple[int, str]]:
-    return [(id(module), name) for module, name in each.places]
 
 
 def _refuse_others(modules: Sequence[nn.Module]) -> None:
@@ -196,8 +181,9 @@ def _refuse_others(modules: Sequence[nn.Module]) -> None:
     for module in modules:
         if is_fsdp1(module):
             raise InvalidRequestError(
-                f"a {type(module.module).__name__} is wrapped in FullyShardedDataParallel, whose flat parameters cannot "
-                "be told apart: shard it by torch.distributed.fsdp.fully_shard, or check it before it is wrapped."
+                f"a {type(module.module).__name__} is wrapped in FullyShardedDataParallel, whose flat parameters "
+                "cannot be told apart: shard it by torch.distributed.fsdp.fully_shard, or check it before it is "
+                "wrapped."
             )
         for name, parameter in module.named_parameters(recurse=False):
             if is_partitioned_elsewhere(parameter):
@@ -210,15 +196,27 @@ def _refuse_others(modules: Sequence[nn.Module]) -> None:
 def _gathered(found: Captures, fully: Sequence[FullyShardedParameter]) -> list[Whole]:
     """What is not whole, and all its numbers; every rank of the meshes takes part."""
     unsharded = {
-        id(module._parameters[name]): name for each in fully if not each.is_registered for module, name in each.places
+        id(held): each.places[0][1]
+        for each in fully
+        for held in each.registered
+        if not each.is_registered and held is not each.sharded
     }
-    _refuse_unsharded([(found.names[key], name) for key, name in unsharded.items() if key in found.names])
     candidates = [tensor for key, tensor in found.tensors.items() if key not in unsharded]
-    tensors = list(dict.fromkeys([*(each.sharded for each in fully), *filter(is_sharded, candidates)]))
-    _refuse_shards(tensors, found)
-    _agree_on(tensors)
+    tensors = [each for each in dict.fromkeys([*(each.sharded for each in fully), *candidates]) if is_sharded(each)]
+    _agree_on(tensors, _refusal(found, tensors, unsharded))
     lowered = [Whole(tensor, full) for tensor in candidates if (full := full_precision_of(tensor)) is not None]
     return [*_whole(tensors), *lowered]
+
+
+def _refusal(found: Captures, tensors: Sequence[torch.Tensor], unsharded: Mapping[int, str]) -> Exception | None:
+    """Why this rank cannot go on: the others wait to be told."""
+    try:
+        _refuse_others(list(found.modules.values()))
+        _refuse_unsharded([(found.names[key], name) for key, name in unsharded.items() if key in found.names])
+        _refuse_shards(tensors, found)
+    except Exception as error:
+        return error
+    return None
 
 
 def _refuse_unsharded(held: Sequence[tuple[str, str]]) -> None:
@@ -243,20 +241,17 @@ def _refuse_shards(tensors: Sequence[torch.Tensor], found: Captures) -> None:
             )
 
 
-def _agree_on(tensors: Sequence[torch.Tensor]) -> None:
-    """Waits until all ranks of the meshes are here; raises InvalidRequestError where they hold different tensors."""
+def _agree_on(tensors: Sequence[torch.Tensor], refusal: Exception | None) -> None:
+    """Waits until all ranks of the meshes are here; raises where one refuses, or where they hold different tensors."""
     layouts = [(layout_of(each), _layout_of_grad(each)) for each in tensors]
     groups = list(dict.fromkeys(group for each in tensors for group in mesh_groups(each)))
-    differs: str | None = None
+    against = None if refusal is None else str(refusal)
     for group in groups:  # a rank of each other group is in this one: what one has seen, all come to know
-        told = team_of(group).exchanged((layouts, differs))
+        told = team_of(group).exchanged((layouts, against))
         seen = [other for _, other in told if other is not None]
-        differs = seen[0] if seen else _difference([each for each, _ in told])
-    if differs is not None:
-        raise InvalidRequestError(
-            f"the ranks of the model's mesh have called the check with different tensors: {differs}. All of them have "
-            "to call it with the same model at the same step."
-        )
+        against = seen[0] if seen else _difference([each for each, _ in told])
+    if refusal is not None or against is not None:
+        raise refusal or InvalidRequestError(str(against))
 
 
 def _layout_of_grad(tensor: torch.Tensor) -> str | None:
@@ -268,16 +263,22 @@ Layouts = list[tuple[str, str | None]]
 
 
 def _difference(told: Sequence[Layouts]) -> str | None:
-    """Words on the first thing that two ranks say otherwise; None where all say the same."""
+    """The sentence on the first thing that two ranks say otherwise; None where all say the same."""
     for rank, other in enumerate(told):
-        if len(other) != len(told[0]):
-            return f"{len(told[0])} sharded tensors on rank 0 of a group, {len(other)} on rank {rank}"
-        for one, another in zip(told[0], other, strict=True):
-            if one[0] != another[0]:
-                return f"{one[0]} on rank 0 of a group, {another[0]} on rank {rank}"
-            if one[1] != another[1]:
-                return f".grad of {one[0]} is {one[1]} on rank 0 of a group, {another[1]} on rank {rank}"
+        if other != told[0]:
+            return (
+                "the ranks of the model's mesh have called the check with different tensors: "
+                f"{_first_difference(told[0], other)} (ranks 0 and {rank} of a group). All of them have to call it "
+                "with the same model at the same step."
+            )
     return None
+
+
+def _first_difference(one: Layouts, other: Layouts) -> str:
+    if len(one) != len(other):
+        return f"{len(one)} sharded ones and {len(other)}"
+    (layout, grad), (another, its_grad) = next((a, b) for a, b in zip(one, other, strict=True) if a != b)
+    return f"{layout} and {another}" if layout != another else f"as .grad of {layout} {grad} and {its_grad}"
 
 
 def _whole(tensors: Sequence[torch.Tensor]) -> list[Whole]:

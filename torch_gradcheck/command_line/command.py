@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch_gradcheck.command_line.launch import Ranks
 from torch_gradcheck.command_line.options import parser
 from torch_gradcheck.command_line.output import files_of, refuse_unwritable, tell
 from torch_gradcheck.command_line.target import function_named, problem_of
+from torch_gradcheck.command_line.users_error import print_users
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
@@ -53,13 +53,13 @@ def _exit_status(report: Report, strict: bool) -> int:
 
 
 def _print_error(error: BaseException, target: str) -> None:
-    """Says why there is no verdict; an error of the user's own code is shown whole."""
+    """Says why there is no verdict; of an error of the user's own code also where."""
     if isinstance(error, GradcheckError | OSError):
         why = str(error)
     elif isinstance(error, KeyboardInterrupt):
         why = "interrupted"
     else:
-        traceback.print_exception(error)
+        print_users(error)
         why = f"{target} ended in {type(error).__name__}"
     print(f"torch-gradcheck: {why}", file=sys.stderr)
 

@@ -107,7 +107,9 @@ class _Together:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        self._ranks.join().together().__exit__(kind, error, traceback)
+        with self._ranks.join().together():  # only now, since the block may have started another group
+            if error is not None:
+                raise error
 
 
 def _start() -> None:

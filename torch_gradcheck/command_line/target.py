@@ -22,12 +22,21 @@ def function_named(target: str) -> Callable[[], Any]:
     """The function that the target names, after running its file.
 
     Raises:
-        InvalidRequestError: there is no such function.
+        InvalidRequestError: there is no such function, or it asks for arguments.
     """
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name:
         raise InvalidRequestError(f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.")
-    return _function(where, name)
+    function = _function(where, name)
+    try:
+        inspect.signature(function).bind()
+    except ValueError:  # built in
+        return function
+    except TypeError as error:
+        raise InvalidRequestError(
+            f"{target} must be a function that can be called without arguments: {error}."
+        ) from error
+    return function
 
 
 def problem_of(target: str, result: Any) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def findings_of(
     if finite and not [row for row in rows if row.status is Status.MISMATCH]:
         return Findings(rows, None, on_masked(problem, rows, trials))
     problem.progress.at("what is wrong, and where")
+    problem.give_back_freed_memory()
     wrong = {position for position in trials if rows[position].status is Status.MISMATCH}
     stops = stop_gradients(problem, {position: trials[position] for position in sorted(wrong)})
     culprit = _culprit(problem, trials, gradients, finite)

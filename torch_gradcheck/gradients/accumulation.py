@@ -28,6 +28,7 @@ def gradients_of(
     *,
     keep_graph: bool = False,
     unwanted: Sequence[torch.Tensor] = (),
+    seen: Callable[[torch.Tensor], None] = lambda _: None,
 ) -> list[torch.Tensor | None]:
     """What the backward of Σ ⟨cotangent, output⟩ leaves in the `.grad` of every leaf in `inputs`, None for nothing.
 
@@ -42,11 +43,12 @@ def gradients_of(
             second.
         keep_graph: for another backward through it.
         unwanted: those of the inputs whose gradient goes as soon as it is there, to save its memory.
+        seen: called with each gradient that goes.
     """
     asked = [each for each in inputs if each.requires_grad]  # no generator: to end one early would swallow a Ctrl-C
     if not (outputs and asked):
         return [None for _ in inputs]
-    with Accumulation(inputs, unwanted):
+    with Accumulation(inputs, unwanted, seen):
         torch.autograd.backward(outputs, cotangents, keep_graph, inputs=_only_these(outputs, inputs))
         return [each.grad for each in inputs]
 
@@ -82,11 +84,17 @@ class Accumulation:
     Args:
         leaves: set aside from the start, even if a Function's backward writes to `.grad` without a graph.
         unwanted: those of them whose `.grad` is None again as soon as something was accumulated there.
+        seen: called with what was accumulated in these.
     """
 
-    def __init__(self, leaves: Sequence[torch.Tensor], unwanted: Sequence[torch.Tensor] = ()) -> None:
+    def __init__(
+        self,
+        leaves: Sequence[torch.Tensor],
+        unwanted: Sequence[torch.Tensor] = (),
+        seen: Callable[[torch.Tensor], None] = lambda _: None,
+    ) -> None:
         self._thread = threading.get_ident()
-        self._leaves, self._unwanted = leaves, unwanted
+        self._leaves, self._unwanted, self._seen = leaves, unwanted, seen
         self._aside: set[torch.Tensor] = set()
         self._undo: list[Callable[[], Any]] = []
 
@@ -96,7 +104,7 @@ class Accumulation:
         for leaf in self._leaves:
             self._set_aside(leaf)
         for leaf in self._unwanted:
-            self._undo.append(leaf.register_post_accumulate_grad_hook(_drop_gradient).remove)
+            self._undo.append(leaf.register_post_accumulate_grad_hook(self._let_go).remove)
 
         def seen(outputs: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() == self._thread:
@@ -121,6 +129,7 @@ class Accumulation:
         self._undo += [put_post_accumulate_hooks_to_sleep(leaf), lambda: setattr(leaf, "grad", held)]
         leaf.grad = None
 
-
-def _drop_gradient(leaf: torch.Tensor) -> None:
-    leaf.grad = None
+    def _let_go(self, leaf: torch.Tensor) -> None:
+        if leaf.grad is not None:
+            self._seen(leaf.grad)
+        leaf.grad = None

@@ -44,6 +44,10 @@ from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.freed_memory import give_back_freed_memory
+
+LARGE = 2**20
+"""Coordinates of a θ whose copies take so much memory that what is freed is given back to the system at once."""
 
 OF_FIRST_ORDER = "A check with order=1 names the operation that makes it."
 """What to do where a check of second order finds that something is not finite."""
@@ -67,6 +71,9 @@ class Problem:
         progress: told of every evaluation of J.
         theta: θ, where it was made before the loan; None makes it.
         drawn_in: the precisions of random draws; None: that of the check.
+
+    Attributes:
+        kept: what a rank that does not lead keeps from one share to the next, by a name that its task has for it.
     """
 
     def __init__(
@@ -82,6 +89,7 @@ class Problem:
     ) -> None:
         self.model, self.request, self.progress = model, request, progress
         self._loss, self._borrowed, self._threads, self._drawn_in = loss, borrowed, threads, drawn_in
+        self.kept: dict[str, Any] = {}
         self._refused: Refusals = {}
         self._foreseen: Line | None = None  # what the noise of J is measured from, where ranks have evaluated it
         if theta is not None:
@@ -96,6 +104,11 @@ class Problem:
     def directions(self) -> Directions:
         """Directions through θ; made while the parameters hold it."""
         return Directions(self.objective, self.theta, self.request.seed, self.progress, self.team)
+
+    def give_back_freed_memory(self) -> None:
+        """Between two stages: the memory that one has freed is not in use while the other takes more, if θ is large."""
+        if self.theta.coordinates >= LARGE:
+            give_back_freed_memory()
 
     @property
     def evaluations(self) -> int:

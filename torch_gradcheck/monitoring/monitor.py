@@ -86,6 +86,11 @@ class GradientMonitor:
             `perturb`: what the loop left in `.grad` belongs to its own θ, and after a few steps that is no
             initialisation any more.
 
+        group: the ranks of a `torch.distributed` process group that each train on batches of their own and average
+            their gradients; None: those of the model, where it is under DistributedDataParallel or FSDP2. J is then the
+            mean of the losses of all ranks, or by the weights of all their batches. Every rank has a monitor with the
+            same schedule, and gets the same reports; the ranks send each other their batches on scheduled steps.
+
     Attributes:
         reports: step → its report.
         errors: step → why it could not be checked.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.torch_internals.autograd import function_of, in_backward
-from torch_gradcheck.torch_internals.collectives import collective_of, ranks_of
+from torch_gradcheck.torch_internals.autograd import in_backward
+from torch_gradcheck.torch_internals.collectives import collective_of, ranks_of, running_backward
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.modules import named_modules, running_module
 from torch_gradcheck.torch_internals.sharded import is_sharded_type, process_groups_exist
@@ -50,7 +48,7 @@ class CollectiveWatch(DispatchMode):
 
     def _place(self) -> str:
         """Words on the code that is running: the forward of a module, the backward of a Function, or the loss."""
-        function = _running_backward() if in_backward() else None
+        function = running_backward() if in_backward() else None
         if function is not None:
             return f"the backward of {function}"
         module = running_module()
@@ -72,21 +70,10 @@ def collective_watch(model: nn.Module) -> CollectiveWatch | None:
 def refuse_synchronised(model: nn.Module) -> None:
     """Raises InvalidRequestError where a batch norm takes its statistics from the batches of several ranks."""
     for name, module in named_modules(model) if process_groups_exist() else ():
-        own = module.training or not module.track_running_stats if isinstance(module, nn.SyncBatchNorm) else False
-        if own and torch.distributed.get_world_size(module.process_group) > 1:
+        group: Any = getattr(module, "process_group", None)
+        takes_them = isinstance(module, nn.SyncBatchNorm) and (module.training or not module.track_running_stats)
+        if takes_them and torch.distributed.get_world_size(group) > 1:
             raise InvalidRequestError(
                 f"{name!r} (SyncBatchNorm) takes the statistics of the batches of all ranks, and in a check each rank "
                 'evaluates J alone: check it with mode="eval", or with a BatchNorm in its place.'
             )
-
-
-def _running_backward() -> str | None:
-    """The name of the Function whose backward is running."""
-    frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        first = frame.f_code.co_varnames[:1]
-        function = function_of(frame.f_locals.get(first[0])) if first and frame.f_code.co_argcount else None
-        if isinstance(function, type):
-            return function.__name__
-        frame = frame.f_back
-    return None

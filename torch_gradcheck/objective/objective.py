@@ -111,7 +111,7 @@ class Objective:
         return self._needs_mode
 
     def at_theta(self, parameter: torch.Tensor) -> torch.Tensor | None:
-        """What a lent parameter holds at θ, to be read only, in its own dtype or another; None of one that is not lent."""
+        """What a lent parameter holds at θ, to be read only, in some dtype; None of one that is not lent."""
         return self._borrowed.first_values(parameter)
 
     def count(self, evaluations: int) -> None:
@@ -230,20 +230,20 @@ class _Evaluation:
 
     def __enter__(self) -> None:
         self._borrowed.before_evaluation()
+        if self._watch is not None:  # before those that look for the line of user code that calls them
+            self._watch.__enter__()  # type: ignore[no-untyped-call]
         if self._mode is not None:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         if self._holding is not None:
             self._holding.__enter__()
-        if self._watch is not None:
-            self._watch.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *exception: object) -> None:
-        if self._watch is not None:
-            self._watch.__exit__(*exception)  # type: ignore[no-untyped-call]
         if self._holding is not None:
             self._holding.__exit__(*exception)
         if self._mode is not None:
             self._mode.__exit__(*exception)  # type: ignore[no-untyped-call]
+        if self._watch is not None:
+            self._watch.__exit__(*exception)  # type: ignore[no-untyped-call]
         self._borrowed.after_evaluation()
         if hides_interrupt(exception[1]):
             raise KeyboardInterrupt

@@ -95,7 +95,8 @@ class Direction:
         self._tensors = [real_view(parameter.data) for parameter in parameters]
         self._velocities = velocities
         held = before or [None for _ in parameters]
-        self._before = [tensor.clone() if x is None else x for tensor, x in zip(self._tensors, held, strict=True)]
+        pairs = zip(self._tensors, held, strict=True)
+        self._before = [tensor.clone() if x is None else real_view(x) for tensor, x in pairs]
 
     def at(self, distance: float, staying: Collection[int] = ()) -> _At:
         """θ + distance · direction inside the block; θ, by assignment, after it.
@@ -195,7 +196,7 @@ class _At:
 
 
 def _outward(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Whether each number moves away from 0, so that it moves forward or back by the toss of a coin; shape (numbers,)."""
+    """Whether each number moves away from 0; it moves forward or back by the toss of a coin. Shape (numbers,)."""
     outward, numbers = torch.empty(tensor.numel(), dtype=torch.bool, device=tensor.device), tensor.reshape(-1)
     for piece, number in zip(outward.split(BLOCK), numbers.split(BLOCK), strict=True):
         forward = torch.randint(0, 2, piece.shape, generator=generator, device="cpu")

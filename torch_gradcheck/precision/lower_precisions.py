@@ -27,7 +27,7 @@ class Rounding(NamedTuple):
 
 def rounding_of_all(arrays: Sequence[Floats]) -> Rounding | None:
     """The coarsest lower precision that holds all these numbers exactly; None without one, or if one is not finite."""
-    if not arrays or not _fits([np.ravel(array)[:TRIED_FIRST] for array in arrays]):
+    if not arrays or not may_be_rounded(np.concatenate([np.ravel(array)[:TRIED_FIRST] for array in arrays])):
         return None
     values = np.concatenate([np.ravel(array) for array in arrays])
     if np.sum(values != 0) < MIN_NONZERO or not np.all(np.isfinite(values)):
@@ -42,9 +42,8 @@ def held_by(name: str, values: Floats) -> Flags:
         return next(np.equal(rounded, values) for rounding, rounded in _rounded(values) if rounding.name == name)
 
 
-def _fits(arrays: Sequence[Floats]) -> bool:
+def may_be_rounded(values: Floats) -> bool:
     """Whether some lower precision may hold all these numbers, or they are not finite: float32 holds what others do."""
-    values = np.concatenate(arrays)
     with np.errstate(over="ignore", invalid="ignore"):
         return np.array_equal(values.astype(np.float32).astype(np.float64), values, equal_nan=True)
 

@@ -1,11 +1,15 @@
-"""Collectives of torch.distributed as operations that a dispatch mode sees: which they are, and over how many ranks."""
+"""Collectives of torch.distributed as a dispatch mode sees them: which, over how many ranks, in whose backward."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
+from types import FrameType
 from typing import Any
 
 import torch
+
+from torch_gradcheck.torch_internals.autograd import function_of
 
 COLLECTIVES = ("c10d", "_c10d_functional", "_c10d_functional_autograd", "c10d_functional", "symm_mem")
 """The namespaces of operations that talk to other ranks."""
@@ -35,8 +39,20 @@ def _size_of(argument: Any) -> int | None:
         if isinstance(argument, torch.ScriptObject):
             return int(torch.distributed.ProcessGroup.unbox(argument).size())
         if isinstance(argument, str):
-            resolve = torch._C._distributed_c10d._resolve_process_group
+            resolve: Any = torch._C._distributed_c10d._resolve_process_group
             return int(resolve(argument).size())
     except (RuntimeError, AttributeError, ValueError, KeyError):
         return None
+    return None
+
+
+def running_backward() -> str | None:
+    """The name of the innermost Function whose backward is running; None where none is."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        first = frame.f_code.co_varnames[: min(frame.f_code.co_argcount, 1)]
+        function = function_of(frame.f_locals.get(first[0])) if first else None
+        if isinstance(function, type):
+            return function.__name__
+        frame = frame.f_back
     return None

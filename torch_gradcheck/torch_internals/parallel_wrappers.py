@@ -23,7 +23,7 @@ def passed_on(ddp: nn.Module) -> Callable[..., Any]:
     inside: Any = ddp.module
     devices = getattr(ddp, "device_ids", None)
     if not devices:
-        return lambda *args, **kwargs: inside(*args, **kwargs)
+        return inside  # type: ignore[no-any-return]
     device = torch.device(str(getattr(ddp, "device_type", "cuda")), devices[0])
     moved = internal(torch.distributed.utils, "_to_kwargs", "move a batch to the device of a model")
 
@@ -32,6 +32,28 @@ def passed_on(ddp: nn.Module) -> Callable[..., Any]:
         return inside(*there[0], **named[0])
 
     return forward
+
+
+class _Done:
+    """What has nothing to wait for."""
+
+    def wait(self) -> None:
+        pass
+
+
+def _nothing(*_: Any, **__: Any) -> _Done:
+    return _Done()
+
+
+def sharding_methods(module: nn.Module) -> dict[str, Callable[..., Any]]:
+    """The methods of a module by which FSDP2 gathers and shards it, such as `unshard`, and what does nothing instead.
+
+    Empty for a module that `fully_shard` was not applied to.
+    """
+    kind = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if kind is None or not isinstance(module, kind):
+        return {}
+    return {name: _nothing for name, held in vars(kind).items() if callable(held) and not name.startswith("_")}
 
 
 def full_precision_of(parameter: torch.Tensor) -> torch.Tensor | None:

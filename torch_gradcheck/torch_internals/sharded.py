@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from torch_gradcheck.torch_internals.missing import internal
-from torch_gradcheck.torch_internals.tensors import swap
+from torch_gradcheck.torch_internals.tensors import storage_key, swap
 
 _PURPOSE = "know the parameters of FSDP2"
 
@@ -23,7 +23,7 @@ def process_groups_exist() -> bool:
 
 def is_about_ranks(value: object) -> bool:
     """Whether torch keeps in an object what it knows of ranks, meshes and shards, which no evaluation of J changes."""
-    return str(type(value).__module__).startswith("torch.distributed.")
+    return str(type(value).__module__).startswith("torch.distributed.") and not isinstance(value, nn.Module)
 
 
 def is_sharded(x: object) -> bool:
@@ -39,13 +39,14 @@ def is_sharded_type(kind: type) -> bool:
 
 def full_tensor(x: torch.Tensor) -> torch.Tensor:
     """All the numbers of a DTensor in a plain tensor of its own, on every rank of its mesh, which all have to ask."""
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         there = x.detach()
         mesh = there.device_mesh  # type: ignore[attr-defined]
         if there.device.type != mesh.device_type:  # offloaded to the CPU: the mesh talks on its own device
             there = there.to(mesh.device_type)
         full: torch.Tensor = there.full_tensor()  # type: ignore[attr-defined]
-    return full.to(x.device, copy=True)
+        is_of_shard = storage_key(full) == storage_key(local_tensor(there))
+        return full.to(x.device, copy=is_of_shard)
 
 
 def local_tensor(x: torch.Tensor) -> torch.Tensor:
@@ -98,14 +99,15 @@ class Gathered(torch.Tensor):
     """
 
     __slots__ = ["_local_tensor", "_spec"]
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
-    def full_tensor(self, *, grad_placements: object = None) -> torch.Tensor:
+    def full_tensor(self, **_: object) -> torch.Tensor:
         """All the numbers: the tensor itself."""
         return self.view_as(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
-        return memo.setdefault(id(self), nn.Parameter(self.detach().clone(), self.requires_grad))
+        copied: nn.Parameter = memo.setdefault(id(self), nn.Parameter(self.detach().clone(), self.requires_grad))
+        return copied
 
 
 def stand_for(x: torch.Tensor, plain: torch.Tensor) -> Callable[[], None]:
@@ -138,6 +140,23 @@ class FullyShardedParameter(NamedTuple):
     places: tuple[tuple[nn.Module, str], ...]
     is_registered: bool
 
+    @property
+    def registered(self) -> list[torch.Tensor]:
+        """What modules hold in these places now."""
+        return [held for module, name in self.places if (held := module._parameters[name]) is not None]
+
+    def register(self) -> Callable[[], None]:
+        """Has modules hold the sharded parameter; returns what has them hold again what they do now."""
+        before = [(module._parameters, name, module._parameters[name]) for module, name in self.places]
+        for held, name, _ in before:
+            held[name] = self.sharded
+
+        def back() -> None:
+            for held, name, parameter in before:
+                held[name] = parameter
+
+        return back
+
 
 def fully_sharded(modules: Sequence[nn.Module]) -> list[FullyShardedParameter]:
     """The distinct parameters of FSDP2 of those modules that `fully_shard` was applied to."""
@@ -168,12 +187,14 @@ def _fsdp_module() -> Any:
 
 def unreduced(model: nn.Module) -> list[nn.Parameter]:
     """The sharded parameters of FSDP2 whose gradient is still a whole one on each rank, and not reduced."""
-    held = [each for group in _parameter_groups(list(model.modules())) for each in group.fsdp_params]
-    return [each.sharded_param for each in held if _waits(each)]
+    groups = list(_parameter_groups(list(model.modules())))
+    return [each.sharded_param for group in groups for each in group.fsdp_params if _waits(group, each)]
 
 
-def _waits(each: Any) -> bool:
-    """Whether a parameter of FSDP2 keeps a gradient apart from `.grad`: in the dtype of the reduction, or its own."""
+def _waits(group: Any, each: Any) -> bool:
+    """Whether a parameter of FSDP2 keeps a gradient apart from `.grad`: its own, or its group's between two meshes."""
+    if getattr(group, "_partial_reduce_output", None) is not None:
+        return True
     unsharded = getattr(each, "_unsharded_param", None)
     apart = getattr(each, "unsharded_accumulated_grad", None)
     return apart is not None or (unsharded is not None and unsharded.grad is not None)

@@ -32,7 +32,7 @@ from torch_gradcheck.training_step.error_bars import Bars, KernelGradients, bars
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.other_inputs import other_inputs, seen_loss
-from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
+from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left, held_on_some
 from torch_gradcheck.training_step.ranks.reduction import Reduction
 from torch_gradcheck.training_step.ranks.shard_clipping import clipped_by_shards
 from torch_gradcheck.training_step.ranks.unreduced import WAITING, unreduced
@@ -195,10 +195,11 @@ class GradCheck:
 
     def _of_reduction(self, position: int, fraction: float) -> Bars:
         """The error bars of the sum over the ranks, where that rounds coarser than `.grad`; clipped by this factor."""
-        window, dtype, parts = self._step.window, self._step.reduced_in, []
-        if dtype is not None and isinstance(window, WindowOfRanks):
-            parts = self._gradients_by_batch()
-        if dtype is None or not isinstance(window, WindowOfRanks) or not all(position in part for part in parts):
+        window, dtype = self._step.window, self._step.reduced_in
+        if dtype is None or not isinstance(window, WindowOfRanks):
+            return Bars(0.0, 0.0)
+        parts = self._gradients_by_batch()
+        if not all(position in part for part in parts):
             return Bars(0.0, 0.0)
         return Reduction(window, parts, dtype).bars(position).times(fraction)
 
@@ -287,6 +288,8 @@ class GradCheck:
             if self.theta[position].parameter in self._step.earlier
         }
         references = [Reference("what .grad held after the step before", earlier), *more]
+        if isinstance(self._step.window, WindowOfRanks):
+            references += held_on_some(earlier, self._step.window.world)
         tried = {position: each.trial for position, each in judged.items()}
         at_entries = [Reference(each.words, _at_entries(each.values, tried)) for each in references]
         unclipped = {position: trial.results.numeric for position, trial in trials.items()}

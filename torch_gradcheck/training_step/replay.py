@@ -111,7 +111,8 @@ class InputsCast:
             self._handle.remove()
 
     def _cast_all(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        return rebuilt((args, kwargs), self._cast)
+        cast: tuple[Any, Any] = rebuilt((args, kwargs), self._cast)
+        return cast
 
     def _cast(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self._dtype) if tensor.is_floating_point() else tensor

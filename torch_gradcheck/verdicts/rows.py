@@ -147,7 +147,7 @@ def _what_moves(role: Role) -> str:
 
 
 def _is_flat(trial: ParameterTrial) -> bool:
-    return all([_is_flat_in(trial, block) for block in blocks(len(trial.analytic))])
+    return all(_is_flat_in(trial, block) for block in blocks(len(trial.analytic)))
 
 
 def _is_flat_in(trial: ParameterTrial, block: slice) -> bool:

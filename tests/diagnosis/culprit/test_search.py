@@ -16,7 +16,7 @@ from tests.zoo.planted.row import Problem
 from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import Report, check_closure, check_module
 from torch_gradcheck.borrowing.random_state import RandomState
-from torch_gradcheck.diagnosis.culprit import call_recording, search
+from torch_gradcheck.diagnosis.culprit import call_recording, footing
 
 
 def layers(wrong: bool = True) -> nn.Sequential:
@@ -257,7 +257,7 @@ def test_where_a_module_cannot_be_run_alone_no_culprit_is_named() -> None:
 
 
 def test_the_search_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(search, "MOST_RUNS", 3)
+    monkeypatch.setattr(footing, "MOST_RUNS", 3)
     report = check_module(layers(), squared_error, (X, T))
     assert report.culprit is None
     assert "was not looked at after 3 runs of single modules" in report.notes[0]

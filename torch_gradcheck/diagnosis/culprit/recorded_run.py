@@ -114,10 +114,12 @@ class Run:
         if self._accumulated or not loss.requires_grad:
             return
         recording.forget_gradients()  # of backwards that the closure ran itself
-        for gradients in self._raw.values():
-            gradients.clear()
-        theta = self._objective.leaves
-        found = dict(zip(theta, gradients_of([loss], [*theta, *recording.leaves]), strict=False))
+        for before in self._raw.values():
+            before.clear()
+        theta, wrong = self._objective.leaves, {id(each.entry.parameter) for each in self._wrong}
+        unwanted = [leaf for leaf in theta if id(leaf) not in wrong]
+        gradients = gradients_of([loss], [*theta, *recording.leaves], unwanted=unwanted)
+        found = dict(zip(theta, gradients, strict=False))
         self.same = all(_is_same(each, found.get(each.entry.parameter)) for each in self._wrong)
 
 

@@ -19,24 +19,23 @@ from torch_gradcheck.diagnosis.culprit.followed import (
     worst_of,
     wrong_elsewhere,
 )
+from torch_gradcheck.diagnosis.culprit.footing import Footing, Measures
 from torch_gradcheck.diagnosis.culprit.kept_constants import why_wrong
 from torch_gradcheck.diagnosis.culprit.of_slope import named_by_node
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting, find_overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
-from torch_gradcheck.diagnosis.culprit.recorded_run import Run, recorded_calls
+from torch_gradcheck.diagnosis.culprit.recorded_run import recorded_calls
 from torch_gradcheck.diagnosis.culprit.sentences import Sentences
-from torch_gradcheck.diagnosis.culprit.single_calls import ERROR_BARS_OFF, CallRunner, Contribution, in_one_line
+from torch_gradcheck.diagnosis.culprit.shared_calls import SharedCalls
+from torch_gradcheck.diagnosis.culprit.single_calls import ERROR_BARS_OFF, Contribution, in_one_line
 from torch_gradcheck.diagnosis.culprit.split import Split
-from torch_gradcheck.diagnosis.culprit.tangents import Motion, WrongCoordinate
+from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.verdicts.trial import ParameterTrial
-
-MOST_RUNS = 4000
-"""How many runs of single modules the search may take."""
 
 ENOUGH_RUNS = 150
 """After so many runs, a mistake that is known is enough: to follow another coordinate would take as many again."""
@@ -114,17 +113,17 @@ def _besides(by_compiler: Culprit, found: Culprit) -> Culprit:
 
 
 def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sentences, accumulated: bool) -> Culprit:
+    measures = Measures(first_step(problem.noise), problem.hidden_noise, accumulated)
+    shared = SharedCalls(problem, wrong, measures)
     objective = problem.objective
-    runner = CallRunner(objective, wrong, MOST_RUNS, problem.hidden_noise)
     evaluations = objective.evaluations
-    step = first_step(problem.noise)
-    motions = [Motion.along(each, step * each.unit, objective) for each in wrong]
-    moving = frozenset[tuple[int, int]]().union(*(motion.roots for motion in motions if motion is not None))
-    run = Run.of(objective, wrong, accumulated, moving)
+    footing = Footing(objective, wrong, measures)
+    run, runner = footing.run, footing.runner
     if run.full:
+        shared.finish()
         return Culprit(None, (sentences.no_culprit("the inputs of all modules together take more than 1 GiB"),))
     overwriting = None if accumulated or not run.disturbing else _overwriting(objective, wrong)
-    attributions = _attributions(wrong, run, runner, motions) if overwriting is None and run.same else []
+    attributions = _attributions(footing, shared) if overwriting is None and run.same else []
     if not accumulated and not run.disturbing and _combines_functions(attributions, run.calls):
         overwriting = _overwriting(objective, wrong)
     if overwriting is not None:
@@ -134,6 +133,7 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
     else:
         name, notes = sentences.disturbed()
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
+    shared.finish()
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
     suspects = _suspects(attributions, run.calls, sentences)
     culprit = Culprit(name, (*notes, cost), meanings_of(run.calls), sentences.order(run.calls), rounding, suspects)
@@ -154,15 +154,13 @@ def _code(call: RecordedCall) -> type:
     return type(call.owner) if isinstance(call.owner, nn.Module) else call.owner
 
 
-def _attributions(
-    wrong: Sequence[WrongCoordinate], run: Run, runner: CallRunner, motions: Sequence[Motion | None]
-) -> list[Attribution]:
+def _attributions(footing: Footing, shared: SharedCalls) -> list[Attribution]:
     """The errors of the coordinates that are followed, attributed to calls: one after the other, while it is cheap."""
     attributions: list[Attribution] = []
-    for each, motion in zip(wrong, motions, strict=True):
+    for each, tangents in zip(footing.wrong, footing.tangents, strict=True):
         own = [call for attribution in attributions for call in attribution.own if call not in attribution.made_by]
-        attributions.append(_attribution(each, run, runner, motion, list(dict.fromkeys(own))))
-        if attributions[-1].own and runner.runs > ENOUGH_RUNS:
+        attributions.append(_attribution(each, footing, tangents, list(dict.fromkeys(own)), shared))
+        if attributions[-1].own and footing.runner.runs > ENOUGH_RUNS:
             break
     return attributions
 
@@ -181,18 +179,22 @@ def _overwriting(objective: Objective, wrong: Sequence[WrongCoordinate]) -> Over
 
 
 def _attribution(
-    wrong: WrongCoordinate, run: Run, runner: CallRunner, motion: Motion | None, known: Sequence[RecordedCall | None]
+    wrong: WrongCoordinate,
+    footing: Footing,
+    tangents: dict[RecordedCall, Tangents] | None,
+    known: Sequence[RecordedCall | None],
+    shared: SharedCalls,
 ) -> Attribution:
     """The error of one coordinate, attributed to calls.
 
     Args:
         wrong: the coordinate.
-        run: J recorded at θ.
-        runner: runs calls alone.
-        motion: of the calls along the coordinate; None where it is not known.
+        footing: J recorded at θ, and what runs its calls alone.
+        tangents: of the calls along the coordinate; None where they are not known.
         known: calls with a mistake that earlier coordinates led to; tried first.
+        shared: the ranks that run calls alone.
     """
-    tangents = None if motion is None else motion.of(run.calls)
+    run, runner = footing.run, footing.runner
     if tangents is None:
         return Attribution(wrong, unusable="J is made of other calls at neighbouring points")
     attribution = Attribution(wrong, tangents)
@@ -201,7 +203,7 @@ def _attribution(
         attribution.hook = wrong.analytic - before
     if not math.isfinite(attribution.hook):
         return attribution  # the gradient was finite before its hooks
-    search = Split(attribution, runner, run.of_backwards)
+    search = Split(attribution, runner, run, shared)
     whole = Contribution(wrong.error - attribution.hook, wrong.error_bar)
     if not search.explained_by(known, whole):
         search.split(None, whole, run.roots)

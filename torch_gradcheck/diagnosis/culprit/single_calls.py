@@ -23,7 +23,7 @@ from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.precision.dtypes import are_finite, epsilon
-from torch_gradcheck.precision.lower_precisions import Rounding, rounding_of_all
+from torch_gradcheck.precision.lower_precisions import TRIED_FIRST, Rounding, may_be_rounded, rounding_of_all
 from torch_gradcheck.torch_internals.autograd import before_hooks, has_hooks
 from torch_gradcheck.torch_internals.tensors import version_of
 
@@ -207,7 +207,9 @@ class CallRunner:
             theta = [each for each in self._theta if each.requires_grad]
             asked = {id(each) for each in theta}
             inputs = [leaf for leaf in dict.fromkeys(leaves) if leaf.requires_grad and id(leaf) not in asked]
-            found = _gradients([output for _, output in received], [*inputs, *theta], cotangents)
+            wrong = {id(each.entry.parameter) for each in self._wrong}
+            unwanted = Unwanted([leaf for leaf in theta if id(leaf) not in wrong])
+            found = _gradients([output for _, output in received], [*inputs, *theta], cotangents, unwanted)
         gradients = dict(zip(inputs, found, strict=False))
         of_theta = dict(zip(theta, found[len(inputs) :], strict=False))
         return _Backward(
@@ -215,7 +217,7 @@ class CallRunner:
             [call.left.get(k, gradients.pop(leaf, None)) for k, leaf in enumerate(leaves)],
             {wrong: self._of_theta(wrong, of_theta, raw) for wrong in self._wrong},
             [version_of(g) for g in cotangents] != versions,
-            _rounding_of([each for each in found if each is not None]),
+            _rounding_of([*[each for each in found if each is not None], *unwanted.kept]),
         )
 
     def _of_theta(
@@ -319,11 +321,37 @@ class CallRunner:
         return outputs
 
 
+class Unwanted:
+    """Gradients of which only the lower precision is asked that holds them: most are let go at the first look.
+
+    Args:
+        leaves: that have these gradients.
+
+    Attributes:
+        kept: of a gradient that some lower precision may hold all of it, of another its first entries.
+    """
+
+    def __init__(self, leaves: Sequence[torch.Tensor]) -> None:
+        self.leaves, self.kept = leaves, list[torch.Tensor]()
+
+    def see(self, gradient: torch.Tensor) -> None:
+        """Takes in a gradient."""
+        first = _first_of(gradient)
+        self.kept.append(gradient if first is None or may_be_rounded(_numbers(first)) else first)
+
+
+def _first_of(gradient: torch.Tensor) -> torch.Tensor | None:
+    """A copy of the entries that are looked at first; None of a gradient that is no ordinary one."""
+    if gradient.layout is not torch.strided or gradient.is_complex():
+        return None
+    return gradient.detach().reshape(-1)[:TRIED_FIRST].clone()
+
+
 def _gradients(
-    outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: list[torch.Tensor]
+    outputs: list[torch.Tensor], inputs: list[torch.Tensor], cotangents: list[torch.Tensor], unwanted: Unwanted
 ) -> list[torch.Tensor | None]:
     try:
-        return gradients_of(outputs, inputs, cotangents)
+        return gradients_of(outputs, inputs, cotangents, unwanted=unwanted.leaves, seen=unwanted.see)
     except Exception as error:
         raise CannotBeRunAlone(f"raises {in_one_line(error)} in its backward when it is run alone") from error
 
@@ -354,7 +382,11 @@ def _squares(gradient: torch.Tensor, output: torch.Tensor) -> float:
 def _rounding_of(gradients: Sequence[torch.Tensor]) -> Rounding | None:
     """The coarsest lower precision that holds all these numbers exactly; None where there is none."""
     strided = [each.detach() for each in gradients if each.layout is torch.strided and not each.is_complex()]
-    return rounding_of_all([each.double().numpy(force=True).ravel() for each in strided])
+    return rounding_of_all([_numbers(each) for each in strided])
+
+
+def _numbers(gradient: torch.Tensor) -> Floats:
+    return np.asarray(gradient.double().numpy(force=True).ravel())
 
 
 def _same(call: RecordedCall, outputs: Sequence[torch.Tensor]) -> bool:

@@ -11,6 +11,8 @@ from torch import nn
 from torch_gradcheck.diagnosis.culprit.attribution import Attribution
 from torch_gradcheck.diagnosis.culprit.of_backward import wrong_call_of
 from torch_gradcheck.diagnosis.culprit.recorded_call import Owner, RecordedCall
+from torch_gradcheck.diagnosis.culprit.recorded_run import Run
+from torch_gradcheck.diagnosis.culprit.shared_calls import Found, SharedCalls, contribution_or_reason
 from torch_gradcheck.diagnosis.culprit.single_calls import (
     ERROR_BARS_OFF,
     NOTHING,
@@ -29,11 +31,12 @@ class Split:
     Args:
         attribution: of the error of one coordinate; what is found is noted there.
         runner: runs calls alone.
-        of_backwards: the calls that backwards made.
+        run: J recorded at θ.
+        shared: the ranks that run calls alone.
     """
 
-    def __init__(self, attribution: Attribution, runner: CallRunner, of_backwards: Sequence[RecordedCall]) -> None:
-        self._attribution, self._runner, self._of_backwards = attribution, runner, of_backwards
+    def __init__(self, attribution: Attribution, runner: CallRunner, run: Run, shared: SharedCalls) -> None:
+        self._attribution, self._runner, self._run, self._shared = attribution, runner, run, shared
         self._error = attribution.wrong.error
         self._of_theta: dict[RecordedCall, float] = {}
 
@@ -52,7 +55,7 @@ class Split:
         return True
 
     def _own(self, call: RecordedCall) -> Contribution | None:
-        whole, *inside = [self._contribution(each) for each in (call, *call.children)]
+        whole, *inside = self._contributions([call, *call.children])
         return (
             None if whole is None or None in inside else _without(whole, [each for each in inside if each is not None])
         )
@@ -65,7 +68,7 @@ class Split:
             whole: None where it is not known; then nothing is attributed to the call itself.
             children: the calls that `call` made.
         """
-        contributions = {child: self._contribution(child) for child in children}
+        contributions = dict(zip(children, self._contributions(children), strict=True))
         for child, found in contributions.items():
             if found is None or self._is_mistake(found):
                 self.split(child, found, child.children)
@@ -93,7 +96,7 @@ class Split:
         """Notes a call with a mistake of its own; for a Function the wrong call that its backward makes, if any."""
         attribution = self._attribution
         if call is not None and isinstance(call.owner, type):
-            inside = wrong_call_of(call, self._of_backwards, self._runner, attribution.wrong)
+            inside = wrong_call_of(call, self._run.of_backwards, self._runner, attribution.wrong)
             if inside is not None:
                 attribution.made_by[inside] = call
                 call = inside
@@ -173,14 +176,26 @@ class Split:
 
     def _contribution(self, call: RecordedCall, tangents: Tangents | None = None) -> Contribution | None:
         """The contribution of a call; None, with the reason noted, where it cannot be run alone."""
-        along, wrong = tangents or self._attribution.tangents[call], self._attribution.wrong
-        try:
-            contribution = self._runner.contribution(call, along, wrong)
-        except CannotBeRunAlone as reason:
-            self._attribution.unclear.append((call, str(reason)))
+        along = tangents or self._attribution.tangents[call]
+        return self._noted(call, contribution_or_reason(self._runner, call, along, self._attribution.wrong))
+
+    def _contributions(self, calls: Sequence[RecordedCall]) -> list[Contribution | None]:
+        """The same of several calls, which ranks that share the check run a part of each."""
+        attribution, runner = self._attribution, self._runner
+
+        def own(call: RecordedCall) -> Found:
+            return contribution_or_reason(runner, call, attribution.tangents[call], attribution.wrong)
+
+        found = self._shared.contributions(calls, len(self._run.calls), attribution.wrong, runner, own)
+        return [self._noted(call, each) for call, each in zip(calls, found, strict=True)]
+
+    def _noted(self, call: RecordedCall, found: Found) -> Contribution | None:
+        """The contribution; None where a call cannot be run alone, which is noted."""
+        if isinstance(found, CannotBeRunAlone):
+            self._attribution.unclear.append((call, str(found)))
             return None
-        self._of_theta[call] = contribution.of_theta
-        return contribution
+        self._of_theta[call] = found.of_theta
+        return found
 
     def _note_gradient_of_theta(self, call: RecordedCall) -> None:
         """The call's gradient for the wrong coordinate itself, which takes one run; without it where that fails."""

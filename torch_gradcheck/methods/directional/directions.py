@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_gradcheck.arrays import BLOCK, Floats, Indices
+from torch_gradcheck.arrays import BLOCK, Floats, Indices, blocks
 from torch_gradcheck.differences.sampling import Sampler, Samples
 from torch_gradcheck.methods.directional.motions import Direction, Drawn
 from torch_gradcheck.methods.directional.names import Names
 from torch_gradcheck.methods.directional.shared import Share, can_be_split, ranks_of, values_of
 from torch_gradcheck.objective.objective import Objective
-from torch_gradcheck.objective.perturbation import pieces, real_view, sizes
+from torch_gradcheck.objective.perturbation import pieces, real_view, sizes, typical_size
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
@@ -26,7 +26,7 @@ from torch_gradcheck.reporting.progress import ProgressBar
 class Directions:
     """Makes directions in θ and evaluates J along them.
 
-    θ is put back by assignment of what the loan says that parameters hold at θ. A random direction in float32 takes half
+    θ is put back by assignment of what parameters hold at θ, as the loan says. A random direction in float32 takes half
     as much memory as θ in float64.
 
     Args:
@@ -65,9 +65,19 @@ class Directions:
         means = {position: _root_mean_square(x) for position, x in self._tensors.items()}
         return {position: mean or 1.0 for position, mean in means.items()}
 
-    def sizes_of_entries(self, position: int) -> Tensor:
-        """The size of every entry of a parameter where directions begin, shape (coordinates,), in float64."""
-        return sizes(self._saved[position].to(self._tensors[position])).double().reshape(-1)
+    def sizes_of_entries(self, position: int, times: Tensor | None = None) -> Tensor:
+        """The size of every entry of a parameter where directions begin, shape (coordinates,), in float64.
+
+        Args:
+            position: of the parameter in θ.
+            times: shape (coordinates,), numbers to multiply the sizes with; None is 1.
+        """
+        saved, like = self._saved[position].reshape(-1), self._tensors[position]
+        found, typical = torch.empty(saved.numel(), dtype=torch.float64, device=like.device), typical_size(like)
+        for at in blocks(saved.numel()):
+            size = sizes(saved[at].to(like), typical)
+            found[at] = size if times is None else size * times[at].double()
+        return found
 
     def random(self, number: int, scales: Mapping[int, float]) -> Drawn:
         """The random direction `number` through the tensors that have a scale.

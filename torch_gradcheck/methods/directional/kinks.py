@@ -83,6 +83,7 @@ def reconsidered(
     tried = {at: trial for at, trial in trials.items() if _is_of_interest(trial, gradients[at])}
     if not tried or problem.record is None:
         return found
+    problem.give_back_freed_memory()
     try:
         kinks = AtKinks(problem, problem.record, tried, gradients, progress)
         if problem.noise.epsilon > LOW_PRECISION:
@@ -147,6 +148,7 @@ class AtKinks:
         if point not in self._found_on_trial:
             with self._directions.at((self._points[point], 1.0)):
                 found = self._problem.gradients_now(list(self._trials))
+            self._problem.give_back_freed_memory()
             values = {at: found[at].values[trial.coordinates] for at, trial in self._trials.items()}
             self._found_on_trial[point] = values
         return self._found_on_trial[point]

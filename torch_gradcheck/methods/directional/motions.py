@@ -58,16 +58,16 @@ class InSizes(Mapping[int, Motion]):
 
     Args:
         random: gives the signs, and how many sizes each entry moves.
-        sizes: gives the size of every entry of the parameter at a position, shape (coordinates,).
+        in_sizes: multiplies components by the size of every entry of the parameter at a position.
     """
 
-    def __init__(self, random: Drawn, sizes: Callable[[int], Tensor]) -> None:
-        self._random, self._sizes = random, sizes
+    def __init__(self, random: Drawn, in_sizes: Callable[[int, Tensor], Tensor]) -> None:
+        self._random, self._in_sizes = random, in_sizes
 
     def __getitem__(self, position: int) -> Motion:
         scale, components = self._random[position]
         self._random.forget()
-        return Motion(scale, components.double() * self._sizes(position))
+        return Motion(scale, self._in_sizes(position, components))
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._random)

@@ -105,6 +105,7 @@ class Projected:
     def trials(self) -> dict[int, ParameterTrial]:
         """The trial of every checked parameter, by position, in the order of θ."""
         self._progress.start(EVALUATIONS, "directions")
+        self._problem.give_back_freed_memory()
         verified = self._verified()
         trials = {position: self._compared(position, found) for position, found in verified.items()}
         unconfirmed = self._mark_confirmed(verified, trials)
@@ -125,7 +126,7 @@ class Projected:
         if others:
             certificates, _ = self._certified(self._on_trial, others)
             verified |= {p: Verified(self._on_trial[p], found, on_trial=True) for p, found in certificates.items()}
-        return {p: found for p, found in verified.items() if not self._proves_too_little(p, found)}
+        return {p: found for p, found in verified.items() if not self._proves_too_little(found)}
 
     def _certified(
         self, gradients: Mapping[int, Floats], positions: Sequence[int]
@@ -143,7 +144,7 @@ class Projected:
     def _verifier(self, noise: Noise) -> Verifier:
         return Verifier(self._directions, noise, self._request.tolerance, self._request.eps)
 
-    def _proves_too_little(self, position: int, found: Verified) -> bool:
+    def _proves_too_little(self, found: Verified) -> bool:
         """Whether to difference a verified gradient entry by entry as well: it is small and only coarsely verified.
 
         Holds where the gradient on trial is its own reference, so that nothing else would be compared with it.
@@ -161,6 +162,7 @@ class Projected:
             engine.refused[None], found = refusal, None
         if found is None:
             return dict.fromkeys(self._theta.checked)
+        self._problem.give_back_freed_memory()
         usable: dict[int, Floats | None] = {}
         for position in self._theta.checked:
             usable[position], found[position] = self._usable(position, found[position]), None

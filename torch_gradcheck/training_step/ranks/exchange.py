@@ -62,7 +62,7 @@ def step_of_all(request: Request, model: nn.Module, loss: Loss, step: TrainingSt
 
     Raises:
         InvalidRequestError: a batch that cannot be sent, weights on some ranks only, or a closure that takes no batch.
-        ProcessGroupError: the ranks' parameters differ.
+        UnequalRanksError: the ranks' parameters differ.
     """
     team = request.team
     if team.size == 1:

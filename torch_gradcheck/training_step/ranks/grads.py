@@ -14,8 +14,13 @@ from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.training_step.diagnosis import Reference
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.training_step.ranks.replicas import that_differ
+
+MOST_COUNTED = 9
+"""The number of ranks up to which it is counted how many of them have made a mistake."""
 
 Left = Mapping[int, AnalyticGradient]
 """What `.grad` holds, by position in θ."""
@@ -43,6 +48,7 @@ class GradsOfRanks:
             for rank in range(team.size)
         ]
         self.shown_on: dict[int, int] = {}
+        self._wrong_on: dict[int, list[int]] = {}
 
     @property
     def differing(self) -> list[int]:
@@ -57,8 +63,19 @@ class GradsOfRanks:
         """The diagnosis of a parameter on which the ranks do not agree, with the rank that it is of."""
         if diagnosis.kind is DiagnosisKind.UNREDUCED:
             return diagnosis
-        rank = self.shown_on.get(position, LEADER)
-        return replace(diagnosis, message=f"on rank {rank}, of ranks that do not hold the same: {diagnosis.message}")
+        rank, wrong = self.shown_on.get(position, LEADER), self._wrong_on.get(position, [])
+        if len(wrong) == len(self.of_rank):
+            return replace(
+                diagnosis, message=f"on rank {rank}, of ranks that hold different .grad: {diagnosis.message}"
+            )
+        message, others = (
+            diagnosis.message,
+            listed([str(each) for each in range(len(self.of_rank)) if each not in wrong]),
+        )
+        if diagnosis.kind is DiagnosisKind.SCALED:  # whatever left the factor, it left it on this rank only
+            message = message.partition(": ")[0]
+        which = f"on rank {listed([str(each) for each in wrong])} only, and right on rank {others}"
+        return replace(diagnosis, message=f"{which}, so it was changed after the ranks were averaged: {message}")
 
     def worst(self, judged: Mapping[int, Judged], judge: Callable[[Left], Mapping[int, Judged]]) -> dict[int, Judged]:
         """Every `.grad` as judged, that of another rank where only it is wrong.
@@ -68,12 +85,29 @@ class GradsOfRanks:
             judge: judges those of another rank; what is not given is the leader's.
         """
         found = dict(judged)
+        self._wrong_on = {
+            position: [LEADER] for position in self.differing if position in judged and judged[position].is_wrong
+        }
         for rank, left in enumerate(self.of_rank[1:], 1):
             others = judge(left) if left else {}
             for position in left.keys() & others.keys():
-                if others[position].is_wrong and not found[position].is_wrong:
+                if not others[position].is_wrong:
+                    continue
+                self._wrong_on.setdefault(position, []).append(rank)
+                if not found[position].is_wrong:
                     found[position], self.shown_on[position] = others[position], rank
         return found
+
+
+def held_on_some(earlier: Mapping[int, Floats], world: int) -> list[Reference]:
+    """What the mean over the ranks holds of a step before where some of them have not zeroed theirs."""
+    return [
+        Reference(
+            f"{some}/{world} of what .grad held after the step before, as {some} of {world} ranks had not zeroed it",
+            {position: values * some / world for position, values in earlier.items()},
+        )
+        for some in range(1, min(world, MOST_COUNTED))
+    ]
 
 
 def _held(gradient: AnalyticGradient) -> Floats | None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.errors import ProcessGroupError
+from torch_gradcheck.errors import UnequalRanksError
 from torch_gradcheck.objective.theta import Theta, flat_values
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.processes.team import Team
@@ -48,7 +48,7 @@ def refuse_drifted(team: Team, theta: Theta) -> None:
     name, ranks = max(drifted.items(), key=lambda item: max(item[1].values()))
     rank = max(ranks, key=lambda each: ranks[each])
     others = f", and so do {len(drifted) - 1} other parameters" if len(drifted) > 1 else ""
-    raise ProcessGroupError(
+    raise UnequalRanksError(
         f"the replicas have drifted apart: {name} on rank {listed([str(each) for each in ranks])} differs from rank 0's"
         f" (by up to {ranks[rank]:.2g}){others}. Their gradients are of different weights, and nothing can be judged "
         "by them: start from equal weights, and find the step that left a .grad on one rank that others do not have."

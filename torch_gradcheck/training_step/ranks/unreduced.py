@@ -20,7 +20,8 @@ OF_ALL = (
 
 WAITING = (
     "not reduced over the ranks: .grad is None, and each rank holds the gradient of its own batches, which FSDP has "
-    "not reduced: set_requires_gradient_sync(False) was left on for the last backward of the step"
+    "not reduced: set_requires_gradient_sync(False), or set_requires_all_reduce(False), was left on for the last "
+    "backward of the step"
 )
 
 OF_ONE = "it was unused on a rank, made after the model was wrapped, or is among those that are not reduced"

@@ -96,7 +96,7 @@ class WindowOfRanks(Window):
             return f"the mean by the sizes of the batches, {_numbers(self.sizes)}"
         if self.weights and alike(shares, self._mean_of_means()):
             return (
-                "the mean over the ranks of their own weighted means: the sum of the weights was not that of all ranks"
+                "the mean of the ranks' own means, each rank counting the same: the weights were summed on each alone"
             )
         by_rank = self.of_rank(shares)
         if alike(shares, self.own_in_equal_parts(by_rank)):
