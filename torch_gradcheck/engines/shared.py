@@ -17,8 +17,11 @@ from torch_gradcheck.processes.team import Team
 FEWEST = 4
 """Samples a rank from which on the others are asked while nobody knows yet how long one takes."""
 
-WORTHWHILE = 0.005
-"""Seconds of work from which on asking the others pays: the messages of a round take about 1 ms of each rank."""
+WORTHWHILE = 0.003
+"""Seconds of work from which on asking the others pays: the messages of a round take 1 to 2 ms of each rank."""
+
+LONGER = 4.0
+"""How many times longer than estimated from the record of J a sample may well take; ten times was seen."""
 
 ROUND = 1.0
 """Seconds of every rank's share of a round. A rank that fails is not heard of before the others have done theirs."""
@@ -147,7 +150,7 @@ class SharedSampling:
 
     def _of_a_round(self, wanted: Wanted, seconds_each: float | None) -> int:
         """How many samples a rank takes in the next round."""
-        each = self._pace.get(wanted.kind, self._slowest) if seconds_each is None else seconds_each
+        each = self._pace.get(wanted.kind, self._slowest) if seconds_each is None else LONGER * seconds_each
         return FIRST_ROUND if each is None else max(1, int(ROUND / max(each, 1e-9)))
 
     def _round(self, wanted: Wanted, places: Indices) -> Samples:
