@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -8,6 +9,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning")
+
+from lightning.pytorch.strategies import DeepSpeedStrategy  # noqa: E402
 
 from torch_gradcheck import GradientMismatchError, InvalidRequestError  # noqa: E402
 from torch_gradcheck.integrations.lightning import GradientMonitorCallback  # noqa: E402
@@ -108,3 +111,9 @@ def test_a_wrong_gradient_ends_the_training() -> None:
 def test_manual_optimization_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match=r"manual optimization: use GradientMonitor\.of_closure"):
         fit(seeded(automatic=False), [GradientMonitorCallback()], gradient_clip_val=None)
+
+
+def test_deepspeed_is_refused() -> None:
+    strategy = object.__new__(DeepSpeedStrategy)
+    with pytest.raises(InvalidRequestError, match="cannot follow DeepSpeed"):
+        GradientMonitorCallback().on_train_start(SimpleNamespace(strategy=strategy), seeded())

@@ -12,11 +12,14 @@ from torch.utils.data import Dataset
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from transformers import TrainerControl, TrainerState  # noqa: E402
+
 from torch_gradcheck import InvalidRequestError, Report  # noqa: E402
 from torch_gradcheck.integrations.transformers import (  # noqa: E402
     GradientMonitorCallback,
     labelled_tokens,
     loss_of,
+    loss_scale,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the Trainer's advice on devices and data loaders
@@ -182,3 +185,20 @@ def test_a_model_that_returns_no_loss(output: Any) -> None:
 def test_the_loss_of_an_output() -> None:
     assert loss_of({"loss": 1.0}) == 1.0
     assert loss_of((2.0, SimpleNamespace())) == 2.0
+
+
+def test_deepspeed_is_refused() -> None:
+    arguments: Any = SimpleNamespace(deepspeed_plugin=object())
+    with pytest.raises(InvalidRequestError, match="cannot follow DeepSpeed"):
+        GradientMonitorCallback().on_train_begin(arguments, TrainerState(), TrainerControl(), model=model())
+
+
+@pytest.mark.parametrize(
+    ("across", "tensor_parallel", "factor"), [(True, None, 4), (True, 2, 2), (False, None, 1)], ids=str
+)
+def test_shares_of_the_tokens_of_all_ranks_are_multiplied_by_their_number(
+    across: bool, tensor_parallel: int | None, factor: float
+) -> None:
+    arguments: Any = SimpleNamespace(average_tokens_across_devices=across, world_size=4)
+    module: Any = SimpleNamespace(_tp_size=tensor_parallel)
+    assert loss_scale(arguments, module) == factor

@@ -156,6 +156,19 @@ def test_each_rank_gets_an_accelerator_where_there_are_enough(
     assert begun == ([backend] if backend == "gloo" else [1, backend])
 
 
+def test_a_group_that_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, file: Path) -> None:
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "not a port",
+    }.items():
+        monkeypatch.setenv(name, value)
+    told = said(f"{file}:right")
+    assert (told.status, told.out) == (2, "")
+    assert told.err.startswith("torch-gradcheck: the process group could not be started: ")
+
+
 def by_torchrun(*words: str) -> subprocess.CompletedProcess[str]:
     """What real torchrun makes of the command in two processes."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -15,7 +15,8 @@ DESCRIPTION = "Checks the gradients of a PyTorch model, or a function of tensors
 
 EPILOG = (
     "Exit status: 0 passed, 1 a gradient is wrong, that of a reference too, or the contract of a function broken, 2 it "
-    "could not be checked, 3 nothing is wrong and no gradient is proven right (with --strict: not every one is)."
+    "could not be checked, 3 nothing is wrong and no gradient is proven right (with --strict: not every one is). "
+    "Started by torchrun, the processes share the check, and exit alike."
 )
 
 
@@ -30,6 +31,13 @@ def parser() -> argparse.ArgumentParser:
         "'reference': ...}",
     )
     command.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    _add_method(command)
+    _add_conditions(command)
+    _add_outcome(command)
+    return command
+
+
+def _add_method(command: argparse.ArgumentParser) -> None:
     command.add_argument("--method", choices=METHOD_NAMES, default="auto")
     command.add_argument("--eps", type=float, metavar="STEP", help="step of the difference; by default adapted")
     command.add_argument(
@@ -40,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--include", action="append", metavar="GLOB", help="check these parameters only; repeatable")
     command.add_argument("--exclude", action="append", metavar="GLOB", help="leave these out; repeatable")
+
+
+def _add_conditions(command: argparse.ArgumentParser) -> None:
     command.add_argument("--mode", choices=MODES, default="eval")
     command.add_argument("--dtype", choices=[name_of(dtype) for dtype in DTYPES], default=name_of(DTYPES[0]))
     command.add_argument(
@@ -56,12 +67,15 @@ def parser() -> argparse.ArgumentParser:
         help="check at θ plus so many standard deviations of noise",
     )
     command.add_argument(
-        "--strict", action="store_true", help="exit 3 where a checked parameter is flat, unused or undecided"
-    )
-    command.add_argument(
         "--hold-detached",
         action="store_true",
         help="hold what passes through detach(), .data or no_grad at its value, as a stop-gradient means it",
+    )
+
+
+def _add_outcome(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--strict", action="store_true", help="exit 3 where a checked parameter is flat, unused or undecided"
     )
     for suffix, file_format in FORMATS.items():
         command.add_argument(
@@ -70,7 +84,6 @@ def parser() -> argparse.ArgumentParser:
             metavar="PATH",
             help=f"write it as {file_format.name} too; -: to standard output",
         )
-    return command
 
 
 def _seed(text: str) -> int:

@@ -22,13 +22,17 @@ class GradientMonitorCallback(Callback):
     J is the sum of what `training_step` returns over the batches of one optimizer step, divided by
     `accumulate_grad_batches` as the trainer does, in a last and shorter window of an epoch too: a note says so there.
     What it logs is not logged again. `.grad` is looked at when the precision plugin has unscaled it, and before it is
-    clipped.
+    clipped. Under strategies of several processes (DDP, FSDP2 by ModelParallelStrategy) J is the mean of the losses of
+    all ranks, each on its own batches, and each rank has the same reports.
 
     Args:
-        options: those of `GradientMonitor`, but for `accumulate`, which the trainer knows.
+        options: those of `GradientMonitor`, but for `accumulate` and `group`, which the trainer knows.
 
     Attributes:
         monitor: the monitor of the last `fit`, None before the first.
+
+    Raises:
+        InvalidRequestError: when the training begins, under DeepSpeed or with manual optimization.
     """
 
     def __init__(self, **options: Any) -> None:

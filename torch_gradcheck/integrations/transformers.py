@@ -59,7 +59,7 @@ def _config(model: nn.Module, name: str) -> bool:
     return bool(getattr(getattr(model, "config", None), name, False))
 
 
-def _loss_scale(args: TrainingArguments, model: nn.Module) -> float:
+def loss_scale(args: TrainingArguments, model: nn.Module) -> float:
     """What the Trainer multiplies shares of all ranks' tokens by, since the ranks' gradients are averaged after."""
     if not args.average_tokens_across_devices:
         return 1.0
@@ -74,14 +74,21 @@ class GradientMonitorCallback(TrainerCallback):
     the optimizer step: a model that is given `num_items_in_batch` returns each batch's share of it, and one that is
     not returns means, which are weighted by the numbers of their tokens. The mean of these means is a mistake then.
 
+    Under DistributedDataParallel and FSDP2 the batches are those of all ranks, and each of them has the same reports: J
+    is the mean over the labelled tokens of all, or with `average_tokens_across_devices=False` the mean of the ranks'
+    losses, as the Trainer makes it.
+
     Args:
         loss_fn: from the model's output to the loss, as the Trainer computes it.
         weight: what a batch counts, from the arguments that the model was called with; `labelled_tokens` by default
             where the model's own loss is a mean over tokens. 1 for all: `lambda arguments: 1`.
-        options: those of `GradientMonitor`, but for `accumulate` and `clip_norm`, which the Trainer knows.
+        options: those of `GradientMonitor`, but for `accumulate`, `clip_norm` and `group`, which the Trainer knows.
 
     Attributes:
         monitor: the monitor of the last `train`, None before the first.
+
+    Raises:
+        InvalidRequestError: when the training begins, under DeepSpeed.
     """
 
     def __init__(
@@ -121,7 +128,7 @@ class GradientMonitorCallback(TrainerCallback):
             batches = [{name: value for name, value in batch.items() if name != ITEMS} for batch in batches]
         self.monitor.step_over(
             lambda: batches,
-            divisor=1 / _loss_scale(args, kwargs["model"]) if shares else None,
+            divisor=1 / loss_scale(args, kwargs["model"]) if shares else None,
             weights=lambda: [] if shares else self._weights(kwargs["model"], batches),
         )
 
