@@ -97,6 +97,15 @@ def test_rows_of_shards_have_the_names_of_parameters() -> None:
     }
 
 
+def test_a_wrapper_that_may_do_more_is_refused() -> None:
+    class Own(nn.parallel.DistributedDataParallel):
+        def forward(self, *inputs: torch.Tensor) -> Any:
+            return 2 * super().forward(*inputs)
+
+    with pytest.raises(InvalidRequestError, match="Own is a DistributedDataParallel with a forward of its own"):
+        assembled(Own(nn.Linear(1, 1))).__enter__()
+
+
 def test_what_deepspeed_has_taken_away_is_refused() -> None:
     model = nn.Linear(1, 1)
     model.weight = nn.Parameter(torch.empty(0))

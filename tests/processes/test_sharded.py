@@ -95,8 +95,12 @@ def with_decay(way: str, captured: str) -> list[Any]:
         model(x)
     parameters = list(model.parameters())
 
+    def own(parameter: Tensor) -> Tensor:
+        local: Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter  # type: ignore[operator]
+        return local
+
     def closure() -> Tensor:
-        decay = torch.stack([each.square().sum() for each in parameters]).sum()
+        decay = torch.stack([own(each).square().sum() for each in parameters]).sum()
         return MSE(model(x), y) + 0.1 * decay
 
     try:

@@ -108,6 +108,11 @@ def test_hooks_of_sharding_are_told_from_the_callers() -> None:
     hooks = [*model._forward_pre_hooks.values(), *model._forward_hooks.values()]
     assert [is_of_sharding(hook) for hook in hooks] == [True, True, False]
     own.remove()
+    from torch.distributed._composable.checkpoint_activation import checkpoint
+
+    checkpointed = checkpoint(nn.Linear(1, 1))
+    assert checkpointed._forward_pre_hooks
+    assert not any(map(is_of_sharding, checkpointed._forward_pre_hooks.values()))
     assert is_about_ranks(model.weight.device_mesh)
     assert not is_about_ranks(model)
 

@@ -20,6 +20,7 @@ from torch_gradcheck.torch_internals.modules import FORWARD_HOOKS, named_paramet
 from torch_gradcheck.torch_internals.parallel_wrappers import (
     full_precision_of,
     functions_behind,
+    has_own_forward,
     is_ddp,
     is_fsdp1,
     is_of_sharding,
@@ -179,6 +180,11 @@ def shard_rows(model: nn.Module) -> dict[str, list[tuple[int, int]]]:
 def _refuse_others(modules: Sequence[nn.Module]) -> None:
     """Raises InvalidRequestError for a way to shard that a check cannot undo."""
     for module in modules:
+        if is_ddp(module) and has_own_forward(module):
+            raise InvalidRequestError(
+                f"{type(module).__name__} is a DistributedDataParallel with a forward of its own, which may do more "
+                "than call the module inside: check that module."
+            )
         if is_fsdp1(module):
             raise InvalidRequestError(
                 f"a {type(module.module).__name__} is wrapped in FullyShardedDataParallel, whose flat parameters "

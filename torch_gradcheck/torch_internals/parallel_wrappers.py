@@ -18,6 +18,11 @@ def is_ddp(module: nn.Module) -> bool:
     return isinstance(module, PARALLEL[0])
 
 
+def has_own_forward(ddp: nn.Module) -> bool:
+    """Whether the class of a DistributedDataParallel has another forward than torch's."""
+    return type(ddp).forward is not PARALLEL[0].forward
+
+
 def passed_on(ddp: nn.Module) -> Callable[..., Any]:
     """A forward for a DistributedDataParallel that calls the module inside, on the device that it is on."""
     inside: Any = ddp.module
@@ -75,7 +80,12 @@ def is_of_sharding(hook: Any) -> bool:
     owner = getattr(function, "__self__", None)
     if isinstance(owner, nn.Module) and is_ddp(owner):
         return True
-    return _made_in(function).startswith("torch.distributed.")
+    made_in = _made_in(function)
+    return made_in.startswith("torch.distributed.") and made_in not in COMPUTING
+
+
+COMPUTING = ("torch.distributed._composable.checkpoint_activation",)
+"""Files of torch.distributed whose hooks have to do with how a module computes, and not with shards."""
 
 
 def functions_behind(hook: Any) -> list[Callable[..., Any]]:

@@ -94,8 +94,9 @@ def shards_of(x: torch.Tensor) -> list[Shard]:
 class Gathered(torch.Tensor):
     """What the object of a DTensor is while it stands for a plain tensor with all its numbers.
 
-    Whoever holds the object (a module, an optimizer, a list) computes with these. It has the slots of a DTensor, so
-    that Python lets an object go from one class to the other and back.
+    Whoever holds the object (a module, an optimizer, a list) computes with these; code that asks for a shard of it, as
+    a weight decay summed over shards does, gets all of it. It has the slots of a DTensor, so that Python lets an object
+    go from one class to the other and back.
     """
 
     __slots__ = ["_local_tensor", "_spec"]
@@ -103,6 +104,10 @@ class Gathered(torch.Tensor):
 
     def full_tensor(self, **_: object) -> torch.Tensor:
         """All the numbers: the tensor itself."""
+        return self.view_as(self)
+
+    def to_local(self, **_: object) -> torch.Tensor:
+        """The same, since this rank has all."""
         return self.view_as(self)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> nn.Parameter:
