@@ -200,5 +200,5 @@ def test_shares_of_the_tokens_of_all_ranks_are_multiplied_by_their_number(
     across: bool, tensor_parallel: int | None, factor: float
 ) -> None:
     arguments: Any = SimpleNamespace(average_tokens_across_devices=across, world_size=4)
-    module: Any = SimpleNamespace(_tp_size=tensor_parallel)
+    module: Any = SimpleNamespace(tp_size=tensor_parallel)
     assert loss_scale(arguments, module) == factor

@@ -35,5 +35,5 @@ def _trim(shown: TracebackException) -> None:
 
 def _is_hidden(frame: FrameSummary) -> bool:
     """Whether a frame is of this package, or of what calls its properties and runs the user's file for it."""
-    is_between = frame.filename == functools.__file__ or frame.filename.startswith("<frozen importlib")
+    is_between = frame.filename == functools.__file__ or frame.filename.startswith("<frozen ")
     return is_between or OURS in Path(frame.filename).parents

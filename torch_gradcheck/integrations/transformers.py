@@ -63,7 +63,7 @@ def loss_scale(args: TrainingArguments, model: nn.Module) -> float:
     """What the Trainer multiplies shares of all ranks' tokens by, since the ranks' gradients are averaged after."""
     if not args.average_tokens_across_devices:
         return 1.0
-    return float(args.world_size // (getattr(model, "_tp_size", None) or 1))  # its ranks share batches
+    return float(args.world_size // (getattr(model, "tp_size", None) or 1))  # its ranks share batches
 
 
 class GradientMonitorCallback(TrainerCallback):
