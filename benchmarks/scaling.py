@@ -7,8 +7,8 @@ is; b is what is split; n is into how many parts it can be; m is what messages t
 and b are the solution of two measurements, T(1) and T(2) in CPU seconds of the busiest rank. T(4) is then predicted and
 compared with what was measured.
 
-For a model of another size a and b are counted in evaluations of J: of the exact method b = 2 · P · r evaluations,
-where r is what a sample takes by a record of J, as a share of an evaluation, and an evaluation takes τ · P seconds.
+For a model of another size a and b are counted in evaluations of J, b of the exact method for each coordinate, and an
+evaluation takes τ · P seconds.
 """
 
 from __future__ import annotations
@@ -40,10 +40,6 @@ BYTES_A_COORDINATE = 64
 and the value."""
 
 
-MUCH = 10 * 2**20
-"""Bytes from which on the time of messages is that of their bytes, not of their number."""
-
-
 @dataclass(frozen=True)
 class Fit:
     """What a check takes on N ranks, as measured on one and two.
@@ -56,7 +52,6 @@ class Fit:
         split: b in CPU seconds.
         evaluation: CPU seconds of one evaluation of J.
         measured: size of the group to CPU seconds of the busiest rank.
-        evaluations: of J, by one process.
     """
 
     case: str
@@ -66,16 +61,10 @@ class Fit:
     split: float
     evaluation: float
     measured: dict[int, float]
-    evaluations: int
 
     def seconds(self, ranks: int) -> float:
         """CPU seconds of the busiest of so many ranks."""
         return self.set_up + self.split / min(ranks, PAIRS[self.method])
-
-    @property
-    def share_of_evaluation(self) -> float:
-        """What one sample takes, as a share of an evaluation of J: r of the formula."""
-        return self.split / self.evaluations / self.evaluation
 
 
 def fit(comparison: dict[str, Any]) -> Fit:
@@ -90,7 +79,6 @@ def fit(comparison: dict[str, Any]) -> Fit:
         split=split,
         evaluation=comparison["evaluation"],
         measured=measured,
-        evaluations=comparison["costs"]["1"][0]["evaluations"],
     )
 
 
@@ -139,13 +127,13 @@ def processes(figures: dict[str, Any]) -> Rows:
 
 @dataclass(frozen=True)
 class Constants:
-    """The formula's constants for models of any size: medians over the right models.
+    """The formula's constants for models of any size.
 
     Attributes:
         evaluation_a_parameter: τ, CPU seconds of an evaluation of J for each parameter, of the GPT-2.
         set_up: method to a, in evaluations of J.
         split: method to b, in evaluations of J; of the exact method for each coordinate.
-        message_a_byte: CPU seconds for each byte that the leader sends or is sent, where these are many.
+        message_a_byte: CPU seconds for each byte that the leader sends or is sent, of the convnet.
     """
 
     evaluation_a_parameter: float
@@ -162,19 +150,23 @@ class Constants:
 
 
 def constants(figures: dict[str, Any]) -> Constants:
-    """The constants that `processes.json` holds."""
-    right = [each for each in figures["comparisons"] if set(each["statuses"]) == {"match"}]
-    found = {method: [fit(each) for each in right if each["method"] == method] for method in RANKS}
-    (language,) = (each for each in found["projected"] if "GPT" in each.case)
-    leaders = [each["costs"]["2"][0] for each in right]
+    """The constants that `processes.json` holds.
+
+    Of the exact method what is split is that of the transformer encoder, an evaluation of which is of the kind that a
+    language model's is, and a that of the convnet, whose evaluation is the dearest: where one takes less than a
+    millisecond, a is mostly Python.
+    """
+    cases = {each["case"]: each for each in figures["comparisons"]}
+    gpt, encoder, convnet = (fit(cases[name]) for name in ("GPT-2", "transformer encoder", "convnet"))
+    leader = cases["convnet"]["costs"]["2"][0]
     return Constants(
-        evaluation_a_parameter=language.evaluation / language.coordinates,
-        set_up={method: median(each.set_up / each.evaluation for each in found[method]) for method in RANKS},
+        evaluation_a_parameter=gpt.evaluation / gpt.coordinates,
+        set_up={"exact": convnet.set_up / convnet.evaluation, "projected": gpt.set_up / gpt.evaluation},
         split={
-            "exact": median(2 * each.share_of_evaluation for each in found["exact"]),
-            "projected": median(each.split / each.evaluation for each in found["projected"]),
+            "exact": encoder.split / encoder.evaluation / encoder.coordinates,
+            "projected": gpt.split / gpt.evaluation,
         },
-        message_a_byte=median(cost["message_cpu"] / cost["carried"] for cost in leaders if cost["carried"] > MUCH),
+        message_a_byte=leader["message_cpu"] / leader["carried"],
     )
 
 
@@ -191,7 +183,7 @@ def forecast(method: str, figures: dict[str, Any]) -> Rows:
 def spoken(seconds: float) -> str:
     """A time in two digits and the unit that suits it."""
     units = {"s": 1, "min": 60, "h": 3600, "days": 86400, "years": 31557600}
-    unit = next((unit for unit, size in units.items() if seconds < 100 * size), "years")
+    unit = next((unit for unit, size in units.items() if seconds < (1000 if unit == "days" else 100) * size), "years")
     return f"{float(f'{seconds / units[unit]:.2g}'):,g} {unit}"
 
 

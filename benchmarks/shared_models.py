@@ -140,6 +140,12 @@ def of_large(key: str, **more: Any) -> Case:
     return Case(case.name, case.model, case.loss_fn, (case.inputs, case.targets), options=options, **more)
 
 
+def residual() -> Case:
+    """A ResNet of half the width."""
+    model = large.ResNet((32, 64, 128), blocks=2)
+    return classifier("ResNet", model, torch.randn(2, 3, 24, 24), 10)
+
+
 def in_ddp(model: nn.Module, group: dist.ProcessGroup) -> nn.Module:
     """The model wrapped in DistributedDataParallel."""
     return DistributedDataParallel(model, process_group=group)
@@ -165,7 +171,7 @@ CASES: dict[str, Callable[[], Case]] = {
     "resnet": lambda: of_large("resnet"),
     "wrong-resnet": lambda: replace(of_large("resnet"), name="ResNet-18, 5 % too large", place="layer3.0"),
     "gpt": lambda: of_large("gpt"),
-    "planted": lambda: replace(of_large("gpt"), name="GPT-2, planted faults", plants=True),
+    "planted": lambda: replace(residual(), name="ResNet, planted faults", plants=True),
     "ddp": lambda: replace(convolutions(), name="convnet in DDP", wrap=in_ddp),
     "fsdp2": lambda: replace(convolutions(), name="convnet in FSDP2", wrap=sharded),
 }

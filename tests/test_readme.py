@@ -13,7 +13,7 @@ How a block is written:
   ends with `# exit status N` where that is not 0. The first command of each program is run by a process of its own, the
   others by one that has imported torch. The two lines that set an environment up are run by .ci/run.
   `torchrun --nproc-per-node 2 …` is run by two processes that are there already: starting torch takes seconds.
-- a ```text block right behind one of these is what it prints. Times, numbers of evaluations, losses, lines of
+- a ```text block right behind one of these is what it prints. Times, numbers of evaluations and runs, losses, lines of
   code like net.py:7 and figures like 1.3e-09, which are mostly rounding, may differ from machine to machine, and so may
   the white space and rules around them. Any other ```text block is a quotation.
 - there are no blocks of other kinds.
@@ -112,6 +112,7 @@ def comparable(printed: str) -> str:
     for varies, constant in (
         (r"\b\d+(\.\d+)? ?(s|ms|µs|min)\b", "# s"),
         (r"\b[\d,]+ evaluations", "# evaluations"),
+        (r"\b[\d,]+ runs of single modules", "# runs of single modules"),
         (r"\b\d(\.\d+)?e-\d+\b", "#e-#"),
         (r"\bloss \d\.\d{6,}", "loss #"),
         (r"\S+\.(md|py):\d+", "FILE:#"),

@@ -24,14 +24,12 @@ def equal(one: Any, other: Any) -> bool:
 def comparison(one: float, two: float, four: float) -> dict[str, Any]:
     """As in the file of results."""
     busiest = {"1": [one], "2": [two], "4": [four]}
-    costs = {"1": [{"evaluations": 100}]}
     return {
         "case": "a model",
         "method": "exact",
         "coordinates": 50,
         "evaluation": 0.1,
         "busiest": busiest,
-        "costs": costs,
     }
 
 
@@ -39,7 +37,6 @@ def test_the_constants_are_those_of_one_and_two_ranks() -> None:
     fit = scaling.fit(comparison(one=11.0, two=6.0, four=3.5))
     assert (fit.set_up, fit.split) == (1.0, 10.0)
     assert fit.seconds(4) == 3.5
-    assert fit.share_of_evaluation == pytest.approx(1.0)
 
 
 def test_two_ranks_that_took_less_than_half_leave_nothing_to_set_up() -> None:

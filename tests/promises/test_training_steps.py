@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -80,10 +81,16 @@ def spoil_a_tenth(model: nn.Module) -> None:
         parameter.grad = flat.view(parameter.shape)
 
 
+SPOILED = [
+    pytest.param(model, regime, spoil, id=f"{model}, {regime}, {spoil.__name__}")
+    for number, (model, regime) in enumerate(product(MODELS, ["float32", "bfloat16", "autocast bfloat16"]))
+    for spoil in [(double, spoil_a_tenth)[number % 2]]
+]
+"""Each model in each precision, with one of the mistakes in turn: every model has both."""
+
+
 @pytest.mark.slow_but_for(1)
-@pytest.mark.parametrize("spoil", [double, spoil_a_tenth], ids=["twice", "a tenth is zero"])
-@pytest.mark.parametrize("regime", ["float32", "bfloat16", "autocast bfloat16"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "regime", "spoil"), SPOILED)
 def test_a_wrong_step_is_found_wherever_something_was_proven(
     model: str, regime: str, spoil: Callable[[nn.Module], None]
 ) -> None:
