@@ -36,7 +36,7 @@ class RankCost:
     Attributes:
         cpu: seconds of the process, its messages included.
         wall: seconds.
-        evaluations: of J, those by a record included.
+        evaluations: of J, those by a record included; 0 where faults are planted.
         shared_cpu: CPU seconds of its own shares of what was split; of the leader only.
         message_cpu: CPU seconds that messages took: pickling, sending, unpickling.
         message_wall: seconds between the beginning and the end of messages, waiting for others included.
@@ -133,13 +133,13 @@ class Meter:
 
             def prepared() -> None:
                 prepare()
-                self._prepared = state.evaluations
+                self._prepared = _evaluations(state)
 
             try:
                 return method(team, state, work, prepared)
             finally:
                 if outermost:
-                    self.cost.evaluations += state.evaluations
+                    self.cost.evaluations += _evaluations(state)
                     self._problem = None
 
         return counted
@@ -160,6 +160,11 @@ class Findings(NamedTuple):
 
     rows: list[tuple[str, str, float | None]]
     culprit: str | None
+
+
+def _evaluations(state: Any) -> int:
+    """How often J was evaluated; 0 where planted faults are shared, which take a backward each."""
+    return int(getattr(state, "evaluations", 0))
 
 
 @dataclass(frozen=True)

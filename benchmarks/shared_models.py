@@ -181,6 +181,7 @@ SMALL: dict[str, Callable[[], Case]] = {
     "small-recurrent": lambda: recurrent(4, 4),
     "small-wrong": lambda: replace(layers(16, 24, 24, 5), name="MLP 16-24-24-5, 5 % too large", place="2"),
     "small-resnet": lambda: of_large("small-resnet"),
+    "small-planted": lambda: replace(layers(16, 8, 5), name="MLP 16-8-5, planted faults", plants=True),
 }
 
 

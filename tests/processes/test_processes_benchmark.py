@@ -45,6 +45,8 @@ def test_quick_run_prints_a_table_and_writes_the_figures_where_it_is_told(
         for cost in row["costs"]["2"]:
             assert set(cost) == set(RankCost.__dataclass_fields__)
             assert cost["messages"] > 0
+        if row["method"] == "planted faults":
+            continue
         alone, two = row["costs"]["1"][0]["evaluations"], [cost["evaluations"] for cost in row["costs"]["2"]]
         assert two[1] > 0
         assert alone <= sum(two) < 2 * alone
