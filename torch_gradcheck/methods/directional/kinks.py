@@ -148,8 +148,11 @@ class AtKinks:
         if point not in self._found_on_trial:
             with self._directions.at((self._points[point], 1.0)):
                 found = self._problem.gradients_now(list(self._trials))
-            self._problem.give_back_freed_memory()
-            values = {at: found[at].values[trial.coordinates] for at, trial in self._trials.items()}
+                values = {at: found[at].values[trial.coordinates] for at, trial in self._trials.items()}
+                del found
+                self._problem.give_back_freed_memory()
+                if point not in self._found_beside:  # what this is compared with; to come here takes a while, too
+                    self._found_beside[point] = self._by_record()
             self._found_on_trial[point] = values
         return self._found_on_trial[point]
 
