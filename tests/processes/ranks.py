@@ -22,7 +22,14 @@ GLOO_TIMEOUT = timedelta(seconds=90)
 """What a collective waits for a rank that does not come."""
 
 
-IMPORTED = ("torch", "torch.distributed.fsdp", "torch.distributed.tensor.parallel", "torch_gradcheck")
+IMPORTED = (
+    "pytest",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch_gradcheck.against_reference.check",
+    "torch_gradcheck.check",
+    "torch_gradcheck.monitoring.monitor",
+)
 """Modules that the ranks find imported: half of what they would take otherwise, and nearly all where one has died."""
 
 
