@@ -175,8 +175,10 @@ class SineInFloat32(torch.autograd.Function):
 
 
 @pytest.mark.slow_but_for(1)
-@pytest.mark.parametrize("factor", [1.0, 0.7, -1.0])
-@pytest.mark.parametrize("seed", [0, 1, 2])  # 3 and 7 have entries of 1e-4 that no step resolves: accused
+@pytest.mark.parametrize(
+    ("seed", "factor"),  # 3 and 7 have entries of 1e-4 that no step resolves: accused
+    [(0, 1.0), (1, 1.0), (2, 1.0), (0, 0.7), (1, -1.0)],
+)
 def test_a_staircase_beside_something_smooth_is_not_accused_and_hides_no_factor(seed: int, factor: float) -> None:
     """To small steps the rounded part stands still, and what they agree on is the slope of the other one."""
     torch.manual_seed(seed)
@@ -227,7 +229,7 @@ def test_a_lost_entry_of_an_oscillating_loss_is_found(seed: int) -> None:
 
 
 @pytest.mark.slow_but_for(2)
-@pytest.mark.parametrize("seed", SEEDS[:3])
+@pytest.mark.parametrize("seed", SEEDS[: 3 if ALL else 2])
 @every_model
 def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -> None:
     report = check(model, model.build(seed), dtype=torch.float32)
