@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.delicate import DELICATE, Delicate, Problem
-from tests.zoo.sweeps import ALL
+from tests.zoo.sweeps import ALL, in_turn
 from torch_gradcheck import Report, check_closure, check_module
 
 SEEDS = range(5 if ALL else 3)
 every_model = pytest.mark.parametrize("model", DELICATE, ids=lambda model: model.id)
 SPOILED = [(model, name) for model in DELICATE for name in model.to_spoil]
-every_spoiled = pytest.mark.parametrize(("model", "name"), SPOILED, ids=lambda value: getattr(value, "id", value))
 
 
 def check(row: Delicate, problem: Problem, **options: Any) -> Report:
@@ -238,9 +237,10 @@ def test_a_correct_model_is_not_accused_in_float32(model: Delicate, seed: int) -
 
 @pytest.mark.slow_but_for(1)
 @pytest.mark.parametrize(
-    ("change", "seed"), [(off_by_a_ten_thousandth, SEEDS[0]), (one_larger_entry_off_by_a_hundredth, SEEDS[1])]
+    ("model", "name", "change", "seed"),
+    in_turn(SPOILED, [(off_by_a_ten_thousandth, 0), (one_larger_entry_off_by_a_hundredth, 1)]),
+    ids=lambda value: getattr(value, "id", getattr(value, "__name__", value)),
 )
-@every_spoiled
 def test_a_small_planted_error_is_found(
     model: Delicate, name: str, change: Callable[[Tensor], Tensor], seed: int
 ) -> None:
