@@ -126,7 +126,7 @@ class KernelGradients:
 
     def of(self, position: int, trial: ParameterTrial) -> list[Floats]:
         """Of the coordinates of one parameter that were tried, a run each."""
-        return [run[position].values[trial.coordinates] for run in self._runs]
+        return [trial.at(run[position].values) for run in self._runs]
 
     @cached_property
     def _runs(self) -> list[dict[int, AnalyticGradient]]:

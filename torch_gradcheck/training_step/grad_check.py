@@ -147,10 +147,10 @@ class GradCheck:
         kernels = KernelGradients(objective, self.theta, dtype, self._request.seed)
         inputs = [position for position, entry in enumerate(self.theta) if entry.role is not Role.PARAMETER]
         clipping = Clipping(self._step, not (self._request.include or self._request.exclude), inputs)
-        given = {position: self.left[position].values[trial.coordinates] for position, trial in trials.items()}
+        given = {position: trial.at(self.left[position].values) for position, trial in trials.items()}
         expected, fraction = clipping.of_right({at: trial.results.numeric for at, trial in trials.items()}, given)
         replayed = {
-            position: [run[trial.coordinates] for run in replays.gradients[position]] if replays else []
+            position: [trial.at(run) for run in replays.gradients[position]] if replays else []
             for position, trial in trials.items()
         }
         plain = {position: np.nan_to_num(runs[0]) for position, runs in replayed.items() if runs}
@@ -158,7 +158,7 @@ class GradCheck:
         judged = {}
         for position, trial in trials.items():
             runs = replayed[position]
-            exact = autograd_float64[position].values[trial.coordinates]
+            exact = trial.at(autograd_float64[position].values)
             left = clipping.of(position, fraction)
             bars = bars_of(runs, exact, partial(kernels.of, position, trial)).times(min(1.0, 2 * left))
             right = replace(trial.results, numeric=expected[position], error_bar=trial.results.error_bar * left)
@@ -171,7 +171,7 @@ class GradCheck:
             return judged
         left_of = {position: clipping.of(position, fraction_of_replay) for position in judged}
         rerun = {position: left_of[position] * gradient for position, gradient in plain.items()}
-        again = {at: left_of[at] * replays.again[at][trials[at].coordinates] for at in replays.again}
+        again = {at: left_of[at] * trials[at].at(replays.again[at]) for at in replays.again}
         own = {position: self.left[position].epsilon for position in judged}
         return judged_by_rerun(judged, rerun, again, own, epsilon(dtype), self._request.tolerance)
 
@@ -197,7 +197,7 @@ class GradCheck:
             judged,
             fraction * plain,
             NoiseOfRerun.of(plain, noisy, self._rows(position, judged.trial)).times(fraction),
-            flat_values(self.theta[position])[judged.trial.coordinates],
+            judged.trial.at(flat_values(self.theta[position])),
             self.left[position].epsilon,
             self._request.tolerance,
         )

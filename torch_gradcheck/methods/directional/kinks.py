@@ -149,7 +149,7 @@ class AtKinks:
             with self._directions.at((self._points[point], 1.0)):
                 found = self._problem.gradients_now(list(self._trials))
             self._problem.give_back_freed_memory()
-            values = {at: found[at].values[trial.coordinates] for at, trial in self._trials.items()}
+            values = {at: trial.at(found[at].values) for at, trial in self._trials.items()}
             self._found_on_trial[point] = values
         return self._found_on_trial[point]
 
@@ -172,7 +172,7 @@ class AtKinks:
         self._problem.objective.count(1)
         found, epsilon = self._record.gradients(list(self._trials)), self._problem.noise.epsilon
         return {
-            position: analytic_gradient(self._theta[position], found[position], epsilon).values[trial.coordinates]
+            position: trial.at(analytic_gradient(self._theta[position], found[position], epsilon).values)
             for position, trial in self._trials.items()
         }
 
@@ -206,7 +206,7 @@ class AtKinks:
         direction: dict[int, Motion] = {}
         for position, which in entries.items():
             components = torch.zeros(self._theta[position].coordinates, dtype=torch.float64)
-            components[torch.from_numpy(self._trials[position].coordinates[which])] = torch.from_numpy(along[position])
+            components[torch.from_numpy(self._trials[position].flat(which))] = torch.from_numpy(along[position])
             if torch.count_nonzero(components):
                 direction[position] = Motion(1.0, components)
         return direction
@@ -258,7 +258,7 @@ class AtKinks:
     def _varies_beside(self, position: int) -> Flags:
         """Entries whose derivative differs between points right beside θ, and those that hold the same number."""
         varies = kinked(np.array([self._beside(point)[position] for point in range(POINTS)]))
-        values = flat_values(self._theta[position])[self._trials[position].coordinates]
+        values = self._trials[position].at(flat_values(self._theta[position]))
         return np.asarray(np.isin(values, values[varies]))
 
     @cached_property
@@ -368,7 +368,7 @@ class Joined:
 
     def signs(self, theta: Theta) -> Floats:
         """−1, 0 or 1, by the sign of what the coordinates hold."""
-        values = [flat_values(theta[position])[self.trials[position].coordinates] for position in self.positions]
+        values = [self.trials[position].at(flat_values(theta[position])) for position in self.positions]
         return np.asarray(np.sign(np.concatenate(values)))
 
     def split(self, entries: Indices, values: Floats) -> tuple[dict[int, Indices], dict[int, Floats]]:
