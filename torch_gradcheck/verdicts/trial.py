@@ -39,8 +39,8 @@ class ParameterTrial:
     """The trial of one parameter's gradient.
 
     Attributes:
-        coordinates: shape (N,), the flat coordinates that were tried, sorted; a range where they are all of the tensor's,
-            which may be millions.
+        coordinates: shape (N,), the flat coordinates that were tried, sorted; a range where they are all of
+            the tensor's, which may be millions.
         analytic: shape (N,), the gradient on trial at these coordinates.
         reached: whether the backward reached the parameter at all.
         results: of these coordinates.
