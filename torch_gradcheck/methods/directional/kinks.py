@@ -30,7 +30,7 @@ from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
 from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE
 from torch_gradcheck.methods.directional.directions import Directions
-from torch_gradcheck.methods.directional.motions import Direction, InSizes, Motion
+from torch_gradcheck.methods.directional.motions import Direction, Motion
 from torch_gradcheck.methods.directional.quantities import CLOSER, DISTANCE, Quantities
 from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
 from torch_gradcheck.methods.problem import Problem
@@ -158,7 +158,7 @@ class AtKinks:
         """The directions to these points, in which every entry moves by its own size."""
         scales = dict.fromkeys(self._directions.sizes, DISTANCE)
         randoms = [self._directions.random(FIRST_POINT + k, scales) for k in range(POINTS)]
-        return [InSizes(random, self._directions.sizes_of_entries) for random in randoms]
+        return [self._directions.in_sizes(random) for random in randoms]
 
     def _has_one_slope(self, direction: Direction, points: Sequence[Direction] = ()) -> bool:
         """Whether all quantities have one slope along a direction, by steps that move no entry by much of its size."""
