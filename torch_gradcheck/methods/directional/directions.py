@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_gradcheck.arrays import BLOCK, Floats, Indices, blocks
 from torch_gradcheck.differences.sampling import Sampler, Samples
-from torch_gradcheck.methods.directional.motions import Direction, Drawn
+from torch_gradcheck.methods.directional.motions import Direction, Drawn, InSizes
 from torch_gradcheck.methods.directional.names import Names
 from torch_gradcheck.methods.directional.shared import Share, can_be_split, ranks_of, values_of
 from torch_gradcheck.objective.objective import Objective
@@ -85,6 +85,10 @@ class Directions:
             size = sizes(saved[at].to(like), typical)
             found[at] = size if times is None else size * times[at].double()
         return found
+
+    def in_sizes(self, random: Drawn) -> InSizes:
+        """The direction in which every entry moves by its size times its component in a random direction."""
+        return InSizes(random, self.sizes_of_entries)
 
     def random(self, number: int, scales: Mapping[int, float]) -> Drawn:
         """The random direction `number` through the tensors that have a scale.
@@ -220,7 +224,9 @@ class Directions:
 
     def of_share(self, share: Share, substitute: Callable[[], float] | None) -> Floats:
         """J at every sample of a share, on the rank that it is for."""
-        return self._values(self._names.called(share.names, self.random), share.which, share.steps, substitute)
+        return self._values(
+            self._names.called(share.names, self.random, self.in_sizes), share.which, share.steps, substitute
+        )
 
 
 class _At:
