@@ -178,9 +178,14 @@ class GradCheck:
         return judged_by_rerun(judged, rerun, again, besides, own, epsilon(dtype), self._request.tolerance)
 
     def _of_reduction(self, position: int, trial: ParameterTrial) -> Floats:
-        """How far the sum over the ranks may move each entry that was tried, where it is coarser than `.grad`."""
-        window, dtype = self._step.window, self._step.reduced_in
-        if dtype is None or not isinstance(window, WindowOfRanks):
+        """How far the sum over the ranks may move each entry that was tried, where it is coarser than float32's.
+
+        The step sums in one precision, and the step run again in that of its parameters: they are as far apart as the
+        coarsest of them rounds.
+        """
+        window, known = self._step.window, [self._step.reduced_in, self._step.computed_in]
+        dtype = max([each for each in known if each] + [self.theta[position].own_dtype], key=epsilon)
+        if not isinstance(window, WindowOfRanks) or epsilon(dtype) <= epsilon(torch.float32):
             return np.zeros(len(trial.coordinates))
         parts = self._mistakes.gradients_by_batch()
         error = Reduction(window, parts, dtype, self._step.loss_scale).error(position)
