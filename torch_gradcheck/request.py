@@ -36,6 +36,7 @@ class Request:
     Attributes:
         beyond_rounding: the relative error of a candidate that passes beside what rounding explains: `tolerance` where
             that was given. Its default is that of differences, a hundred units in the last place of float32.
+        has_reference: whether a reference was given.
         team: the ranks that share the work.
     """
 
@@ -53,6 +54,7 @@ class Request:
     hold_detached: bool = False
     order: int = 1
     beyond_rounding: float = 0.0
+    has_reference: bool = False
     team: Team = field(default_factory=Team, compare=False, repr=False)
 
 
@@ -103,6 +105,7 @@ def validated_request(
         hold_detached=_flag("hold_detached", hold_detached),
         order=_order(order, gradients),
         beyond_rounding=0.0 if tolerance is None else _tolerance(tolerance, precision),
+        has_reference=reference is not None,
         team=team,
     )
 

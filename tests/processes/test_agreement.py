@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,9 @@ class Call:
     def loss(self) -> None:
         self.factor = 2.0
 
+    def reference(self) -> None:
+        self.options["reference"] = copy.deepcopy(self.model)
+
     def rounding(self) -> None:
         self.factor += 2.3e-16
 
@@ -95,6 +99,7 @@ def check_with_difference(what: str) -> str:
     [
         ("parameters", "parameter '0.weight' is of shape (4, 3), torch.float64 and mean", "Broadcast the parameters"),
         ("one_entry", "parameter '0.bias'", "Broadcast the parameters"),
+        ("reference", "reference= is not given on rank 0, given on rank 1", "Give every rank the same options"),
         ("shape", "(4, 3), torch.float64 on rank 0, of shape (1, 3), torch.float64 on rank 1", "Build the same model"),
         ("frozen", "the gradient of '0.bias' is on trial on rank 0, not on trial on rank 1", "Build the same model"),
         ("buffer", "buffer '1.running_mean'", "Broadcast the buffers"),

@@ -16,7 +16,7 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.engines import shared
 from torch_gradcheck.engines.shared import SharedSampling, Wanted
-from torch_gradcheck.errors import ProcessGroupError
+from torch_gradcheck.errors import ProcessGroupError, UnequalRanksError
 from torch_gradcheck.processes import team as team_module
 from torch_gradcheck.processes.messages import read
 from torch_gradcheck.processes.team import Team
@@ -221,3 +221,15 @@ def test_split_samples_are_those_of_one_rank(
             np.testing.assert_array_equal(samples.steps, steps)
             np.testing.assert_allclose(samples.values, which + steps, atol=1e-15 * 8)
             assert evaluations == len(steps)
+
+
+@pytest.mark.parametrize("on_leader", [True, False], ids=["the leader", "another one"])
+def test_a_rank_that_has_ended_is_not_waited_for_by_one_that_goes_on(on_leader: bool) -> None:
+    def program(team: Team, rank: int) -> None:
+        with team.together():
+            if (rank == 0) is not on_leader:
+                team.lead(None, lambda: None)
+
+    for ending in run_ranks(2, program):
+        assert isinstance(ending, UnequalRanksError)
+        assert "do not run the same check" in str(ending)

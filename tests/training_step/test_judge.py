@@ -66,9 +66,9 @@ BARS = Bars(0.5, 2.0)
 """As of a low precision: they hide a small mistake."""
 
 
-def by_rerun(given: Floats, plain: Floats, factor_moves: float = 0.001) -> Judged:
-    noise = NoiseOfRerun(np.full(40, 0.025), factor_moves)
-    return judge_by_rerun(judge(trial(given), BARS, 1e-5), plain, noise, THETA, EPS, 1e-5)
+def by_rerun(given: Floats, plain: Floats, factor_moves: float = 0.001, summing: float = 0.0) -> Judged:
+    noise, of_ranks = NoiseOfRerun(np.full(40, 0.025), factor_moves), np.where(np.arange(40) == 7, summing, 0.0)
+    return judge_by_rerun(judge(trial(given), BARS, 1e-5), plain, noise, of_ranks, THETA, EPS, 1e-5)
 
 
 PLAIN = RIGHT + np.random.default_rng(2).normal(scale=0.03, size=40)
@@ -138,3 +138,10 @@ def test_an_entry_moves_as_its_row_and_column_do() -> None:
     np.testing.assert_allclose(spread_by_entry(np.zeros(9), noisy, rows=3), size)
     lucky = [np.where(np.arange(9) == 4, 0.0, each) for each in noisy]
     assert 1 < spread_by_entry(np.zeros(9), lucky, rows=3)[4] < 10, "the entry that did not move is like its neighbours"
+
+
+@pytest.mark.parametrize(("where", "accused"), [(7, False), (8, True)], ids=["where it may", "elsewhere"])
+def test_an_entry_that_the_sum_over_ranks_may_move_is_not_accused(where: int, accused: bool) -> None:
+    """Their gradients cancel in entry 7, so that it is what rounding of the summands has left."""
+    given = np.where(np.arange(40) == where, PLAIN + 0.2, PLAIN)
+    assert by_rerun(given, PLAIN, summing=0.2).is_wrong is accused

@@ -31,6 +31,9 @@ RNG = np.random.default_rng(0)
 PLAIN: Gradients = {k: RNG.normal(size=size).astype(np.float32).astype(np.float64) for k, size in enumerate(SIZES)}
 """The rerun, in float32; its bars below are those of bfloat16."""
 
+NO_RANKS: Gradients = {k: np.zeros(size) for k, size in enumerate(SIZES)}
+"""What a sum over ranks rounds where there are none."""
+
 
 def judged(given: Floats, right: Floats, bar: float = 0.1) -> Judged:
     nothing, outcome = np.zeros(len(right)), np.full(len(right), Outcome.MATCH, dtype=np.int8)
@@ -42,7 +45,7 @@ def judged(given: Floats, right: Floats, bar: float = 0.1) -> Judged:
 def wrong(given: Gradients, *, plain: Gradients = PLAIN, again: Gradients = PLAIN, bar: float = 0.1) -> set[int]:
     before = {k: judged(given[k], PLAIN[k] * 1.001, bar) for k in given}
     own = dict.fromkeys(given, SINGLE)
-    after = judged_by_rerun(before, plain, again, own, BFLOAT16, 1e-5)
+    after = judged_by_rerun(before, plain, again, NO_RANKS, own, BFLOAT16, 1e-5)
     return {k for k, each in after.items() if each.is_wrong}
 
 
@@ -94,7 +97,7 @@ def test_a_sum_that_autocast_rounds_where_it_keeps_its_casts_is_right() -> None:
 def test_numbers_that_the_rerun_rounds_as_well_are_right(change: Callable[[Floats], Floats]) -> None:
     numbers = {k: change(values) for k, values in PLAIN.items()}
     before = {k: judged(values, values) for k, values in numbers.items()}
-    after = judged_by_rerun(before, numbers, numbers, dict.fromkeys(numbers, SINGLE), BFLOAT16, 1e-5)
+    after = judged_by_rerun(before, numbers, numbers, NO_RANKS, dict.fromkeys(numbers, SINGLE), BFLOAT16, 1e-5)
     assert not any(each.is_wrong for each in after.values())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -77,8 +78,8 @@ HALVES = [(0, 2), (2, 4)]
 
 @pytest.mark.parametrize(
     ("factors", "is_found"),
-    [((0.5, 0.25), True), ((0.5, 0.5), False), ((2.0, 0.5), False), ((-0.5, 0.5), False)],
-    ids=["a factor a shard", "one factor", "larger", "flipped"],
+    [((0.5, 0.25), True), ((2.1e-3, 1.8e-3), True), ((0.5, 0.5), False), ((2.0, 0.5), False), ((-0.5, 0.5), False)],
+    ids=["a factor a shard", "small ones", "one factor", "larger", "flipped"],
 )
 def test_norms_clipped_a_shard_at_a_time(factors: tuple[float, float], is_found: bool) -> None:
     rights: Mapping[int, Floats] = dict(enumerate(gradients(2)))
@@ -88,10 +89,36 @@ def test_norms_clipped_a_shard_at_a_time(factors: tuple[float, float], is_found:
     assert set(found) == ({0, 1} if is_found else set())
 
 
-def test_the_error_of_a_sum_in_a_coarse_precision() -> None:
+def summed(gradients: list[Floats], dtype: torch.dtype, division_first: bool) -> Floats:
+    """The mean of the ranks' gradients, everything rounded to a dtype."""
+    ranks = [torch.tensor(each).to(dtype) for each in gradients]
+    if division_first:
+        ranks = [each / len(ranks) for each in ranks]
+    total = functools.reduce(torch.add, ranks)
+    return np.asarray((total if division_first else total / len(ranks)).double().numpy())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [1.0, 1e-6], ids=["normal numbers", "subnormal ones of float16"])
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_the_error_of_a_sum_in_a_coarse_precision(dtype: torch.dtype, size: float, world: int) -> None:
+    common = np.random.default_rng(world).normal(size=1000) * size
+    off = np.random.default_rng(2).normal(size=(world, 1000)) * size * 1e-3
+    ranks = [(common if rank % 2 else -common) + off[rank] for rank in range(world)]  # that nearly cancel
+    allowed = Reduction(window(list(range(world))), [{0: each} for each in ranks], dtype).error(0)
+    exact = np.mean(ranks, axis=0)
+    found = [np.abs(summed(ranks, dtype, division_first) - exact) for division_first in (True, False)]
+    assert 0.03 < np.max(found / allowed) <= 1
+
+
+def test_a_sum_of_ranks_that_are_not_known_may_be_anything() -> None:
+    one, _ = gradients(2)
+    assert np.isinf(Reduction(window([0, 1]), [{0: one}, {}], torch.bfloat16).error(0))
+
+
+def test_a_scaled_loss_keeps_small_gradients_from_underflow() -> None:
     one, other = gradients(2)
-    of_ranks = window([0, 1]), [{0: one}, {0: other}]
-    coarse, fine = (Reduction(*of_ranks, dtype).bars(0) for dtype in (torch.bfloat16, torch.float32))
-    off = (torch.tensor(one).bfloat16() / 2 + torch.tensor(other).bfloat16() / 2).double().numpy() - (one + other) / 2
-    assert np.max(np.abs(off)) < coarse.entry < 0.2
-    assert fine.entry < 1e-5
+    parts = [{0: one * 1e-9}, {0: other * 1e-9}]
+    plain, scaled = (Reduction(window([0, 1]), parts, torch.float16, scale).error(0) for scale in (1.0, 2.0**16))
+    assert np.all(plain > 1e-9)
+    assert np.all(scaled < 1e-11)

@@ -19,6 +19,7 @@ from torch_gradcheck.errors import (
     NonDeterministicLossError,
     NonFiniteLossError,
     NonScalarLossError,
+    ProcessGroupError,
 )
 from torch_gradcheck.methods.problem import Problem, posed
 from torch_gradcheck.objective.function_outputs import root_mean_square
@@ -95,6 +96,8 @@ def reference_of(
             report = _led(problem)
         decided = _decided(report, computations[0], candidate, request, start)
         return Reference(decided, exact, has_drawn, has_drawn_alike, written)
+    except ProcessGroupError:  # of the ranks, whatever they share
+        raise
     except GradcheckError as error:
         raise _of_reference(error) from error
 

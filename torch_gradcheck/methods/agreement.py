@@ -19,8 +19,8 @@ from torch_gradcheck.processes.agreement import Fact, Facts, fact_of, form_of, s
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import named_buffers, named_modules, named_parameters
 
-OF_ONE_RANK = {"team", "progress", "gradients"}
-"""Options that ranks need not have in common; gradients are compared by their numbers where they are given by hand."""
+OF_ONE_RANK = {"team", "progress", "gradients", "has_reference"}
+"""Options that ranks need not have in common, or that are compared otherwise: gradients by hand by their numbers."""
 
 
 def agree(problem: Problem) -> None:
@@ -63,6 +63,7 @@ def facts_of(problem: Problem) -> Facts:
 def _options(request: Request) -> dict[str, Fact]:
     options = {each.name: Fact(repr(getattr(request, each.name))) for each in fields(request)}
     found = {name: fact for name, fact in options.items() if name not in OF_ONE_RANK}
+    found["reference="] = Fact("given" if request.has_reference else "not given")
     given = request.gradients
     if isinstance(given, Mapping):
         return found | {f"gradients[{name!r}]": fact_of(torch.as_tensor(each)) for name, each in given.items()}

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from torch_gradcheck.errors import ProcessGroupError
+from torch_gradcheck.errors import ProcessGroupError, UnequalRanksError
 from torch_gradcheck.processes.channel import LEADER, Channel
 from torch_gradcheck.processes.failure import Failure
 from torch_gradcheck.processes.messages import (
@@ -33,6 +33,11 @@ SHORT = 3000
 
 PATIENCE = 3.0
 """Seconds that the first Ctrl-C may wait until the other ranks are told; then a second one ends this rank alone."""
+
+NOT_THE_SAME_CHECK = (
+    "the ranks do not run the same check: one has ended, or compares other things, where another one goes on. Call the "
+    "same function with the same arguments on every rank."
+)
 
 
 def _nothing() -> None:
@@ -142,11 +147,14 @@ class Team:
             self.shared(_is_well, [None] * self.size)
 
     def exchanged(self, message: T) -> list[T]:
-        """What every rank says, in their order, on every rank; outside of `lead` only. Raises what `meet` does."""
+        """What every rank says, in their order, on every rank; outside of `lead` only. Raises what `meet` does.
+
+        What ranks say at one place of the program is of one type.
+        """
         return [message] if self._channel is None else self._exchanged(message)
 
     def meet(self) -> None:
-        """Waits until all ranks are here; raises where one says that it cannot go on."""
+        """Waits until all ranks are here; raises where one says that it cannot go on, or is at another place."""
         if self._is_connected:
             self._exchanged(None)
 
@@ -154,7 +162,7 @@ class Team:
         """Meets the others a last time, and says what this rank ended in; raises what others did, without an own."""
         try:
             if self._is_connected:
-                self._exchanged(None, None if error is None else Failure.of(error, self.rank))
+                self._exchanged(_Parting(), None if error is None else Failure.of(error, self.rank))
         except BaseException:
             if error is None:
                 raise
@@ -174,6 +182,9 @@ class Team:
         if failed is not None:
             self._has_ended = True
             raise failed.here
+        if len({type(message) for message in found}) > 1:
+            self._has_ended = True
+            raise UnequalRanksError(NOT_THE_SAME_CHECK)
         return found
 
     def _begin(self, state: Any) -> None:
@@ -277,6 +288,10 @@ class Together:
             self._team.part(error)
         finally:
             self._team._signals.release()
+
+
+class _Parting:
+    """What a rank says that has done all there was to do."""
 
 
 _PROTECTED = frozenset(

@@ -37,18 +37,18 @@ KERNEL_RUNS = 3
 
 
 class Bars(NamedTuple):
-    """The distance that rounding may move a tensor's gradient: any one entry of it, and all of it in norm."""
+    """The distance that rounding may move a tensor's gradient: any one entry of it, or each, and all of it in norm."""
 
-    entry: float
+    entry: Floats | float
     norm: float
 
     def times(self, factor: float) -> Bars:
         """The bars of a gradient that is scaled by this factor."""
         return Bars(self.entry * factor, self.norm * factor)
 
-    def and_of(self, other: Bars) -> Bars:
-        """The bars where both move a gradient."""
-        return Bars(self.entry + other.entry, self.norm + other.norm)
+    def beside(self, error: Floats) -> Bars:
+        """The bars where something else may move each entry by this much."""
+        return Bars(self.entry + error, self.norm + float(np.linalg.norm(error)))
 
 
 def bars_of(replayed: Sequence[Floats], autograd_float64: Floats, kernels: Callable[[], Sequence[Floats]]) -> Bars:
@@ -58,11 +58,11 @@ def bars_of(replayed: Sequence[Floats], autograd_float64: Floats, kernels: Calla
     plain, *noisy = replayed
     bars = spread(plain, noisy)
     off = furthest([plain], autograd_float64)
-    if off.entry <= bars.entry and off.norm <= bars.norm:
+    if np.all(off.entry <= bars.entry) and off.norm <= bars.norm:
         return bars
     systematic = furthest(kernels(), autograd_float64, KERNEL_ERROR)
-    more = Bars(*(1.5 * min(pair) for pair in zip(off, systematic, strict=True)))
-    return Bars(bars.entry + more.entry, bars.norm + more.norm)
+    entry, norm = np.minimum(off.entry, systematic.entry), min(off.norm, systematic.norm)
+    return Bars(bars.entry + 1.5 * entry, bars.norm + 1.5 * norm)
 
 
 def spread(plain: Floats, noisy: Sequence[Floats]) -> Bars:

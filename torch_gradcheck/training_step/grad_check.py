@@ -23,7 +23,7 @@ from torch_gradcheck.reporting.facts import DiagnosisKind, ParameterReport, Role
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import is_compiled
 from torch_gradcheck.training_step.clipping import Clipping
-from torch_gradcheck.training_step.error_bars import Bars, KernelGradients, bars_of
+from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
 from torch_gradcheck.training_step.mistakes import Mistakes
@@ -151,49 +151,58 @@ class GradCheck:
         expected, fraction = clipping.of_right({at: trial.results.numeric for at, trial in trials.items()}, given)
         plain = PlainRun(replays, trials)
         fraction_of_replay = clipping.fraction(plain, given) if len(plain) else fraction
+        summing = {position: self._of_reduction(position, trial) for position, trial in trials.items()}
         judged = {}
         for position, trial in trials.items():
             runs = [trial.at(run) for run in replays.gradients[position]] if replays else []
             exact = trial.at(autograd_float64[position].values)
             left = clipping.of(position, fraction)
-            bars = bars_of(runs, exact, partial(kernels.of, position, trial)).times(min(1.0, 2 * left))
+            bars = bars_of(runs, exact, partial(kernels.of, position, trial)).beside(summing[position])
             own_bar = by_number(partial(np.multiply, left), trial.results.error_bar)
             right = replace(trial.results, numeric=expected[position], error_bar=own_bar)
             on_trial = replace(trial, analytic=given[position], reached=self.left[position].reached, results=right)
-            judged[position] = judge(on_trial, bars.and_of(self._of_reduction(position, left)), self._request.tolerance)
+            judged[position] = judge(on_trial, bars.times(min(1.0, 2 * left)), self._request.tolerance)
             if runs and self._step.clip_value is None:
                 left = clipping.of(position, fraction_of_replay)
-                judged[position] = self._judged_by_rerun(position, judged[position], runs, left)
+                judged[position] = self._judged_by_rerun(position, judged[position], runs, summing[position], left)
         if replays is None or self._step.clip_value is not None or self._is_compiled or not replays.again:
             return judged
         left_of = {position: clipping.of(position, fraction_of_replay) for position in judged}
         rerun = {position: left_of[position] * gradient for position, gradient in plain.items()}
         again = {at: left_of[at] * trials[at].at(replays.again[at]) for at in replays.again}
         own = {position: self.left[position].epsilon for position in judged}
-        return judged_by_rerun(judged, rerun, again, own, epsilon(dtype), self._request.tolerance)
+        besides = {position: left_of[position] * summing[position] for position in judged}
+        return judged_by_rerun(judged, rerun, again, besides, own, epsilon(dtype), self._request.tolerance)
 
-    def _of_reduction(self, position: int, fraction: float) -> Bars:
-        """The error bars of the sum over the ranks, where that rounds coarser than `.grad`; clipped by this factor."""
-        window, dtype = self._step.window, self._step.reduced_in
-        if dtype is None or not isinstance(window, WindowOfRanks):
-            return Bars(0.0, 0.0)
+    def _of_reduction(self, position: int, trial: ParameterTrial) -> Floats:
+        """How far the sum over the ranks may move each entry that was tried, where it is coarser than float32's.
+
+        The step sums in one precision, and the step run again in that of its parameters: they are as far apart as the
+        coarsest of them rounds.
+        """
+        window, known = self._step.window, [self._step.reduced_in, self._step.computed_in]
+        dtype = max([each for each in known if each] + [self.theta[position].own_dtype], key=epsilon)
+        if not isinstance(window, WindowOfRanks) or epsilon(dtype) <= epsilon(torch.float32):
+            return np.broadcast_to(0.0, len(trial.coordinates))  # of no memory
         parts = self._mistakes.gradients_by_batch()
-        if not all(position in part for part in parts):
-            return Bars(0.0, 0.0)
-        return Reduction(window, parts, dtype).bars(position).times(fraction)
+        error = Reduction(window, parts, dtype, self._step.loss_scale).error(position)
+        return error[trial.coordinates] if error.ndim else np.full(len(trial.coordinates), error)
 
     @property
     def _is_compiled(self) -> bool:
         """Whether the step ran compiled code, which rounds in other places than its rerun does."""
         return self._step.compiled or is_compiled(self._model)
 
-    def _judged_by_rerun(self, position: int, judged: Judged, runs: Sequence[Floats], fraction: float) -> Judged:
+    def _judged_by_rerun(
+        self, position: int, judged: Judged, runs: Sequence[Floats], summing: Floats, fraction: float
+    ) -> Judged:
         """The same, where the step's plain rerun shows a mistake that rounding would hide."""
         plain, *noisy = runs
         return judge_by_rerun(
             judged,
             fraction * plain,
             NoiseOfRerun.of(plain, noisy, self._rows(position, judged.trial)).times(fraction),
+            fraction * summing,
             judged.trial.at(flat_values(self.theta[position])),
             self.left[position].epsilon,
             self._request.tolerance,

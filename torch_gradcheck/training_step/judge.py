@@ -91,7 +91,7 @@ def judge(trial: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
 
 @np.errstate(all="ignore")  # infinite less infinite
 def judge_by_rerun(
-    judged: Judged, plain: Floats, noise: NoiseOfRerun, theta: Floats, eps: float, tolerance: float
+    judged: Judged, plain: Floats, noise: NoiseOfRerun, summing: Floats, theta: Floats, eps: float, tolerance: float
 ) -> Judged:
     """Judges by the step's plain run, where it shows a mistake that rounding would hide.
 
@@ -104,6 +104,7 @@ def judge_by_rerun(
         judged: what was found without.
         plain: the run, as the loop clips it.
         noise: what rounding as noise does to it.
+        summing: how far the sum over ranks, which the run does not repeat, may have moved each entry.
         theta: what the parameter holds.
         eps: machine epsilon of `.grad`.
         tolerance: the relative error that passes.
@@ -120,7 +121,7 @@ def judge_by_rerun(
         error = np.maximum(rounding, BEYOND_NOISE * noise.by_entry)
     else:
         return judged
-    beside = replace(given, results=replace(given.results, numeric=plain, error_bar=error))
+    beside = replace(given, results=replace(given.results, numeric=plain, error_bar=error + summing))
     by_rerun = judge(beside, Bars(0.0, float("inf")), tolerance)
     return by_rerun if by_rerun.is_wrong else judged
 

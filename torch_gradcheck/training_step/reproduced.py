@@ -40,6 +40,7 @@ def judged_by_rerun(
     judged: Mapping[int, Judged],
     plain: Mapping[int, Floats],
     again: Mapping[int, Floats],
+    summing: Mapping[int, Floats],
     own_epsilon: Mapping[int, float],
     coarsest: float,
     tolerance: float,
@@ -50,6 +51,7 @@ def judged_by_rerun(
         judged: what was found so far, by position in θ.
         plain: the rerun, as the loop clips it.
         again: a second rerun, by other threads and with the casts of autocast kept; nothing is found without it.
+        summing: how far the sum over ranks, which no rerun repeats, may have moved each entry.
         own_epsilon: machine epsilons of the tensors.
         coarsest: machine epsilon of the coarsest precision that the step computed in.
         tolerance: the relative error that passes.
@@ -64,7 +66,8 @@ def judged_by_rerun(
     for position, error_bar in error_bars.items():
         if not judged[position].is_wrong and _is_resolved(judged[position]):
             trial = judged[position].trial
-            beside = replace(trial, results=replace(trial.results, numeric=plain[position], error_bar=error_bar))
+            error = error_bar + summing[position]
+            beside = replace(trial, results=replace(trial.results, numeric=plain[position], error_bar=error))
             again_judged = judge(beside, Bars(0.0, math.inf), tolerance)
             found[position] = again_judged if again_judged.is_wrong else judged[position]
     return found

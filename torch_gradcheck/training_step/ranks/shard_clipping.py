@@ -31,7 +31,7 @@ def clipped_by_shards(
     ranks = max(len(each) for each in rows.values())
     factors = [_factor(evidences, unclipped, parts, rank) for rank in range(ranks)]
     known = [factor for factor in factors if np.isfinite(factor)]
-    if len(known) < 2 or min(known) <= 0 or max(known) > 1 + SAME_SHARE or max(known) - min(known) <= SAME_SHARE:
+    if len(known) < 2 or min(known) <= 0 or max(known) > 1 + SAME_SHARE or min(known) >= (1 - SAME_SHARE) * max(known):
         return {}
     wrong = [at for at, evidence in evidences.items() if evidence.wrong.any()]
     explained = [at for at in wrong if evidences[at].explains(_predicted(unclipped[at], parts[at], factors))]
