@@ -86,7 +86,6 @@ class HookWatch(TorchFunctionMode):
 
     def _watched(self, found: ChangingHook) -> Hook:
         """The hook, which is noted where what it returns, or leaves in what it was given, is another gradient."""
-
         changing = self.changing  # a hook that held on to this watch would hold on to the graph that it is on
 
         def watched(*arguments: Any) -> Any:
