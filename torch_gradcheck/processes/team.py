@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from torch_gradcheck.errors import ProcessGroupError, UnequalRanksError
+from torch_gradcheck.errors import InvalidRequestError, ProcessGroupError, UnequalRanksError
 from torch_gradcheck.processes.channel import LEADER, Channel
 from torch_gradcheck.processes.failure import Failure
 from torch_gradcheck.processes.messages import (
@@ -38,6 +39,20 @@ NOT_THE_SAME_CHECK = (
     "the ranks do not run the same check: one has ended, or compares other things, where another one goes on. Call the "
     "same function with the same arguments on every rank."
 )
+
+CHECK_INSIDE = (
+    "a check with group= was called from inside of another one, as by its loss: not all ranks evaluate J at a time, so "
+    "they would wait for each other. Call it outside, or leave group= out."
+)
+
+
+class _Thread(threading.local):
+    """Whether this thread is in the midst of `Team.lead`."""
+
+    is_in_lead = False
+
+
+_THREAD = _Thread()
 
 
 def _nothing() -> None:
@@ -107,7 +122,7 @@ class Team:
         try:
             ended = self._led(work) if self.leads else self._followed(prepare)
         finally:
-            self._state = None
+            self._state, _THREAD.is_in_lead = None, False
         failure = self._failure or ended.failure
         if failure is not None:
             self._has_ended = ended.failure is not None  # else the others hear of it when they meet the next time
@@ -191,7 +206,7 @@ class Team:
         self._is_in_task = self._has_ended = False
         self._failure = None
         self.meet()
-        self._state, self._last_asked = state, time.monotonic()
+        self._state, self._last_asked, _THREAD.is_in_lead = state, time.monotonic(), True
 
     def _led(self, work: Callable[[], Any]) -> Ended:
         assert self._channel is not None
@@ -273,13 +288,18 @@ class Team:
 
 
 class Together:
-    """See `Team.together`. A class and not a generator, which an interrupt could leave behind."""
+    """See `Team.together`; not to be entered inside of `Team.lead`.
+
+    A class and not a generator, which an interrupt could leave behind.
+    """
 
     def __init__(self, team: Team) -> None:
         self._team = team
 
     def __enter__(self) -> Team:
         if self._team.size > 1:
+            if _THREAD.is_in_lead:
+                raise InvalidRequestError(CHECK_INSIDE)
             self._team._signals.install()
         return self._team
 
