@@ -4,7 +4,8 @@
     python benchmarks/processes.py --quick              # small models, once; writes nothing without --json
 
 The models take over 5 CPU seconds by one process: exact with a record of J and without, kinks, mistakes, projected,
-planted faults, DDP, FSDP2. A group of processes is started once, and makes a small check first, which is not counted.
+planted faults, DDP, FSDP2. A group of processes is started once, and makes a small check first, which is not counted;
+nor is the time that a model takes to be built, with what it has to import.
 Where there are fewer cores than processes, wall times say nothing of the processes: what counts then is the CPU seconds
 of the busiest rank beside those of one process, which is what the check would take if each had a core of its own.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -78,19 +79,27 @@ class Comparison:
     apart: dict[int, float]
 
 
-def run(key: str, group: Any) -> Findings:
-    """The check of a model by its name, or what it could not see."""
+def ready(key: str, group: Any) -> Callable[[], Findings]:
+    """The check of a model by its name, or of what it could not see, to be run; the model has been built."""
     case = shared_models.built(key)
-    if case.plants:
-        spots = shared_models.planted(case, group)
-        return Findings([(f"{spot.module}: {spot.fault}", str(spot.found), None) for spot in spots], None)
+    return lambda: planted(case, group) if case.plants else checked(case, group)
+
+
+def planted(case: Case, group: Any) -> Findings:
+    """What a check could not see."""
+    spots = shared_models.planted(case, group)
+    return Findings([(f"{spot.module}: {spot.fault}", str(spot.found), None) for spot in spots], None)
+
+
+def checked(case: Case, group: Any) -> Findings:
+    """What the check says."""
     report = shared_models.check(case, group)
     return Findings([(row.name, str(row.status), row.relative_error) for row in report], report.culprit)
 
 
 def comparison(key: str, groups: Sequence[Group], repeats: int) -> Comparison:
     """The check of one model by every group in turn; the first group is of one process."""
-    turns = [{group.size: group.outcomes(run, key) for group in groups} for _ in range(repeats)]
+    turns = [{group.size: group.outcomes(ready, key) for group in groups} for _ in range(repeats)]
     sizes = [group.size for group in groups]
     busiest = {size: [max(each.cost.cpu for each in turn[size]) for turn in turns] for size in sizes}
     wall = {size: [max(each.cost.wall for each in turn[size]) for turn in turns] for size in sizes}
@@ -184,7 +193,7 @@ def main() -> None:
     found = []
     try:
         for group in groups:
-            group.outcomes(run, WARM_UP)
+            group.outcomes(ready, WARM_UP)
         for key in keys:
             found.append(comparison(key, groups, repeats))
             console.print(table(found[-1:]))

@@ -182,8 +182,8 @@ class Outcome:
     said: Findings
 
 
-Run = Callable[[str, Any], Findings]
-"""A function of a module's top level: what the check of that name says, by the ranks of the group."""
+Ready = Callable[[str, Any], Callable[[], Findings]]
+"""A function of a module's top level: makes the check of that name, by the ranks of the group, ready to be run."""
 
 
 class Group:
@@ -205,10 +205,10 @@ class Group:
             there.close()
             self._members.append((process, here))
 
-    def outcomes(self, run: Run, key: str) -> list[Outcome]:
+    def outcomes(self, ready: Ready, key: str) -> list[Outcome]:
         """What every rank says of the check of that name, the evaluations of each its own."""
         for _, pipe in self._members:
-            pipe.send((run, key))
+            pipe.send((ready, key))
         found: list[Any] = [pipe.recv() for _, pipe in self._members]
         for each in found:
             if isinstance(each, str):
@@ -229,20 +229,20 @@ def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=TIMEOUT)
     while True:
         try:
-            run, key = pipe.recv()
+            ready, key = pipe.recv()
         except EOFError:
             return
         try:
-            pipe.send(outcome(run, key))
+            pipe.send(outcome(ready, key))
         except Exception as error:
             pipe.send(f"{key}: {type(error).__name__}: {error}")
 
 
-def outcome(run: Run, key: str) -> Outcome:
+def outcome(ready: Ready, key: str) -> Outcome:
     """What becomes of a check on this rank; without a process group, of one process."""
-    meter = Meter()
+    meter, check = Meter(), ready(key, dist.group.WORLD)
     with meter.counting():
-        said = run(key, dist.group.WORLD)
+        said = check()
     return Outcome(meter.cost, meter.in_shares, said)
 
 

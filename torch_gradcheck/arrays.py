@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -23,6 +25,13 @@ def blocks(length: int) -> list[slice]:
 def largest_entry(values: Floats) -> float:
     """The largest absolute value among the finite entries; 0 without any."""
     return max([_largest_of_block(values[block]) for block in blocks(len(values))], default=0.0)
+
+
+def by_number(change: Callable[[Floats], Floats], values: Floats) -> Floats:
+    """`change`, which works entry by entry, of an array; of one number only where that is broadcast to all entries."""
+    if len(values) > 1 and not any(values.strides):
+        return np.broadcast_to(change(values[:1]), values.shape)
+    return change(values)
 
 
 def _largest_of_block(values: Floats) -> float:

@@ -1,6 +1,6 @@
 """Kernels in three dtypes beside plain references: no right one is accused, and a wrong one in exactly its rows.
 
-Five inputs in bfloat16, fewer in the dtypes that round less; a mistake in one of its dtypes, in turn. This tries right
+Three inputs in bfloat16, two in the dtypes that round less; a mistake in one of its dtypes, in turn. This tries right
 kernels on twenty, as `benchmarks/kernels.py` does with others:
 
     TORCH_GRADCHECK_INPUTS=20 pytest tests/against_reference/test_table.py
@@ -22,7 +22,7 @@ from tests.zoo.candidates import BFLOAT16, KERNELS, Draws, Kernel, Wrong
 from torch_gradcheck import Report, check_function
 from torch_gradcheck.against_reference import check
 
-INPUTS = int(os.environ.get("TORCH_GRADCHECK_INPUTS", "5"))
+INPUTS = int(os.environ.get("TORCH_GRADCHECK_INPUTS", "3"))
 """How many inputs a kernel is tried on in bfloat16 at most, its right twins in turn."""
 
 SEEDS = 2
@@ -122,8 +122,9 @@ def test_a_right_kernel_passes(trial: Trial) -> None:
 @pytest.mark.parametrize(("kernel", "dtype"), IN_DTYPE, ids=[f"{k.id}, {name_of(dtype)}" for k, dtype in IN_DTYPE])
 def test_no_right_kernel_is_accused_whatever_the_inputs(kernel: Kernel, dtype: torch.dtype) -> None:
     twins = list(kernel.right.values())
+    first = 0 if dtype is BFLOAT16 else INPUTS  # the other dtypes go on where that one ends
     for seed in range(min(kernel.seeds, INPUTS) if dtype is BFLOAT16 else SEEDS):
-        twin = twins[seed % len(twins)]
+        twin = twins[(first + seed) % len(twins)]
         verdicts = verdicts_of(twin, kernel.inputs(Draws(seed, dtype)), kernel.reference, seed)
         assert {each.compared.entry.name for each in verdicts if each.is_wrong} == set(), seed
 

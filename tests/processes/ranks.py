@@ -12,13 +12,25 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-TIMEOUT = 60.0
-"""Seconds that a test may take before its ranks are ended."""
-
 START = 120.0
 """Seconds that the processes may take to import torch and to find each other."""
 
-GLOO_TIMEOUT = timedelta(seconds=30)
+TIMEOUT = 120.0
+"""Seconds that a test may take before its ranks are ended. A hundredth is enough where nothing else runs."""
+
+GLOO_TIMEOUT = timedelta(seconds=90)
+"""What a collective waits for a rank that does not come."""
+
+
+IMPORTED = (
+    "pytest",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor.parallel",
+    "torch_gradcheck.against_reference.check",
+    "torch_gradcheck.check",
+    "torch_gradcheck.monitoring.monitor",
+)
+"""Modules that the ranks find imported: half of what they would take otherwise, and nearly all where one has died."""
 
 
 class RankError(AssertionError):
@@ -48,6 +60,8 @@ class Ranks:
         self, function: Callable[..., Any], *arguments: Any, timeout: float = TIMEOUT
     ) -> list[tuple[bool, Any]]:
         """For each rank whether the function has returned, and what, or its traceback. The ranks start anew after."""
+        if not all(process.is_alive() for process, _ in self._processes):
+            self.close()  # what ended one between two tests, as a late interrupt, shall not fail the next
         if not self._processes:
             self._start()
         for _, pipe in self._processes:
@@ -62,17 +76,17 @@ class Ranks:
             if pipe.poll(timeout):
                 ok, told = pipe.recv()
                 return bool(ok), told
-        except EOFError:
-            process.join(1.0)
+        except (EOFError, ConnectionError):
+            process.join(10.0)
             return False, f"the process has ended with status {process.exitcode}"
         return False, f"no answer after {timeout:g} s"
 
     def _start(self) -> None:
-        spawning = multiprocessing.get_context("spawn")
+        starting = _imported_once()
         store = Path(tempfile.mkdtemp()) / "store"
         for rank in range(self.size):
-            here, there = spawning.Pipe()
-            process = spawning.Process(target=_serve, args=(rank, self.size, str(store), there), daemon=True)
+            here, there = starting.Pipe()
+            process = starting.Process(target=_serve, args=(rank, self.size, str(store), there), daemon=True)
             process.start()
             there.close()
             self._processes.append((process, here))
@@ -87,6 +101,15 @@ class Ranks:
             process.kill()
             process.join()
         self._processes = []
+
+
+def _imported_once() -> Any:
+    """How processes are started: by a server that has imported torch for all of them, where there is such a thing."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(IMPORTED))
+    return context
 
 
 def _serve(rank: int, size: int, store: str, pipe: Any) -> None:

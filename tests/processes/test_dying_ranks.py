@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from tests.processes.ranks import Ranks
-from tests.processes.test_endings import SHARE, Faulty, batch, small_model
+from tests.processes.test_endings import LIMIT, SHARE, Faulty, batch, small_model
 from torch_gradcheck import check_module
 
 
@@ -26,7 +26,7 @@ def killed(rank: int) -> tuple[str, str]:
 @pytest.mark.parametrize("rank", [0, 1], ids=["leader", "other"])
 def test_a_rank_that_is_killed_ends_the_others(rank: int) -> None:
     ranks = Ranks(2)
-    outcomes = ranks.outcomes(killed, rank, timeout=25.0)
+    outcomes = ranks.outcomes(killed, rank, timeout=LIMIT)
     assert not outcomes[rank][0]
     returned, (kind, text) = outcomes[1 - rank]
     assert returned

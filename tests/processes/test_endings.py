@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,8 +19,8 @@ from torch import Tensor, nn
 from tests.processes.ranks import Ranks
 from torch_gradcheck import InvalidRequestError, NonFiniteLossError, ProcessGroupError, check_module
 
-LIMIT = 20.0
-"""Seconds within which every rank has to end: below the timeout of the group."""
+LIMIT = 60.0
+"""Seconds within which every rank has to end, however busy the machine is: below the timeout of the group."""
 
 PREFLIGHT, NOISE, SHARE = 1, 8, 30
 """Evaluations of J on a rank at which it is in that stage, see `Faulty`."""
@@ -203,6 +204,7 @@ def test_errors_keep_their_attributes_on_the_way(two_ranks: Ranks) -> None:
 
 def absent(others: float) -> Ending:
     """Rank 1 never calls the check that rank 0 calls with a group that waits for this many seconds."""
+    dist.barrier()
     group = dist.new_group([0, 1], timeout=timedelta(seconds=others))
 
     def check(model: nn.Module) -> object:
@@ -212,26 +214,34 @@ def absent(others: float) -> Ending:
 
 
 def test_a_rank_that_never_calls_the_check_is_missed(two_ranks: Ranks) -> None:
-    endings = two_ranks.run(absent, 0.5, timeout=LIMIT)
+    endings = two_ranks.run(absent, 2.0, timeout=LIMIT)
     assert_all_ended(endings)
     assert endings[0].kind == ProcessGroupError.__name__
-    assert "rank 1 has not answered for 0 s, the timeout" in endings[0].text or "for 1 s" in endings[0].text
+    assert "rank 1 has not answered for 2 s, the timeout" in endings[0].text
     assert "every rank has to call the check" in endings[0].text
 
 
 # Signals --------------------------------------------------------------------------------------------------------------
 
 
-def interrupt_in(seconds: float, times: int = 1) -> None:
-    """Sends this process SIGINT a little later."""
+def interrupt_soon(sent: Path, times: int = 1) -> None:
+    """Sends this process SIGINT a little later, and then makes the file."""
 
     def send() -> None:
-        time.sleep(seconds)
+        time.sleep(0.25)
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(0.03)
+        sent.touch()
 
     threading.Thread(target=send, daemon=True).start()
+
+
+def wait_for(sent: Path) -> None:
+    """Takes longer than the other rank's interrupt, however busy the machine is."""
+    while not sent.exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
 
 
 def interrupted_in_its_own_work(rank: int, at: int) -> Ending:
@@ -239,16 +249,16 @@ def interrupted_in_its_own_work(rank: int, at: int) -> Ending:
     return ending(lambda model: check_module(model, loss, batch(), group=dist.group.WORLD))
 
 
-def interrupted_while_it_waits(rank: int, at: int, times: int = 1) -> Ending:
+def interrupted_while_it_waits(rank: int, at: int, sent: Path, times: int = 1) -> Ending:
     """The other rank takes a while over one evaluation, and this one is interrupted meanwhile."""
-    loss = Faulty(1 - rank, at, lambda: time.sleep(0.4))
+    loss = Faulty(1 - rank, at, lambda: wait_for(sent))
     me = dist.get_rank()
 
     def check(model: nn.Module) -> object:
         if me == rank:
-            interrupt_in(0.25, times)
-        if at == 0 and me != rank:
-            time.sleep(0.5)
+            interrupt_soon(sent, times)
+        elif at == 0:
+            wait_for(sent)
         return check_module(model, loss, batch(), group=dist.group.WORLD)
 
     return ending(check)
@@ -269,22 +279,24 @@ def test_an_interrupt_in_its_own_work_ends_all_ranks(two_ranks: Ranks, at: int, 
 
 @pytest.mark.parametrize("rank", [0, 1], ids=["leader", "other"])
 @pytest.mark.parametrize("at", [0, PREFLIGHT, SHARE], ids=["call", "meeting", "share"])
-def test_an_interrupt_while_it_waits_ends_all_ranks(two_ranks: Ranks, at: int, rank: int) -> None:
-    assert_interrupted(two_ranks.run(interrupted_while_it_waits, rank, at, timeout=LIMIT), rank)
+def test_an_interrupt_while_it_waits_ends_all_ranks(two_ranks: Ranks, at: int, rank: int, tmp_path: Path) -> None:
+    assert_interrupted(two_ranks.run(interrupted_while_it_waits, rank, at, tmp_path / "sent", timeout=LIMIT), rank)
 
 
-def test_a_second_interrupt_changes_nothing(two_ranks: Ranks) -> None:
-    assert_interrupted(two_ranks.run(interrupted_while_it_waits, 0, SHARE, 2, timeout=LIMIT), 0)
+def test_a_second_interrupt_changes_nothing(two_ranks: Ranks, tmp_path: Path) -> None:
+    endings = two_ranks.run(interrupted_while_it_waits, 0, SHARE, tmp_path / "sent", 2, timeout=LIMIT)
+    assert_interrupted(endings, 0)
 
 
-def loses_patience() -> Ending:
+def loses_patience(sent: Path) -> Ending:
     """Rank 1 is interrupted twice while rank 0 takes long, and does not wait any longer to tell it."""
-    group, me = dist.new_group([0, 1], timeout=timedelta(seconds=0.5)), dist.get_rank()
-    loss = Faulty(0, NOISE, lambda: time.sleep(0.6))
+    dist.barrier()
+    group, me = dist.new_group([0, 1], timeout=timedelta(seconds=2.0)), dist.get_rank()
+    loss = Faulty(0, NOISE, lambda: wait_for(sent))
 
     def check(model: nn.Module) -> object:
         if me == 1:
-            interrupt_in(0.1, times=2)
+            interrupt_soon(sent, times=2)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("torch_gradcheck.processes.team.PATIENCE", 0.0)
             return check_module(model, loss, batch(), group=group)
@@ -292,8 +304,10 @@ def loses_patience() -> Ending:
     return ending(check)
 
 
-def test_a_rank_that_is_interrupted_again_ends_alone_and_the_others_by_the_timeout(two_ranks: Ranks) -> None:
-    one, other = two_ranks.run(loses_patience, timeout=LIMIT)
+def test_a_rank_that_is_interrupted_again_ends_alone_and_the_others_by_the_timeout(
+    two_ranks: Ranks, tmp_path: Path
+) -> None:
+    one, other = two_ranks.run(loses_patience, tmp_path / "sent", timeout=LIMIT)
     assert_all_ended([one, other])
     assert other.kind == "KeyboardInterrupt"
     assert one.kind == ProcessGroupError.__name__

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import processes
-from rank_costs import Outcome, RankCost, Run, outcome, with_own_evaluations
+from rank_costs import Outcome, RankCost, Ready, outcome, with_own_evaluations
 from tests.processes.ranks import Ranks
 
 
@@ -23,10 +23,10 @@ def test_quick_run_prints_a_table_and_writes_the_figures_where_it_is_told(
         def __init__(self, size: int) -> None:
             self.size = size
 
-        def outcomes(self, run: Run, key: str) -> list[Outcome]:
+        def outcomes(self, ready: Ready, key: str) -> list[Outcome]:
             if self.size == 1:
-                return [outcome(run, key)]
-            return with_own_evaluations(two_ranks.run(outcome, run, key))
+                return [outcome(ready, key)]
+            return with_own_evaluations(two_ranks.run(outcome, ready, key))
 
         def close(self) -> None:
             pass

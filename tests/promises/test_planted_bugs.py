@@ -31,10 +31,6 @@ def found(bug: Planted) -> Report:
     return report_on(PLANTED.index(bug))
 
 
-def expected_kind(bug: Planted, name: str) -> str:
-    return bug.kinds if isinstance(bug.kinds, str) else bug.kinds[name]
-
-
 @pytest.mark.slow_but_for(10)
 @every_bug
 def test_the_table_tells_the_truth(bug: Planted) -> None:
@@ -54,7 +50,7 @@ def test_the_bug_is_found_under_exactly_its_names(bug: Planted) -> None:
 def test_the_kind_is_right_or_unknown(bug: Planted) -> None:
     for row in found(bug).mismatches:
         assert row.diagnosis is not None
-        assert row.diagnosis.kind in (expected_kind(bug, row.name), "unknown"), row
+        assert row.diagnosis.kind in (bug.kind_of(row.name), "unknown"), row
         assert row.diagnosis.message
     assert all(row.diagnosis is None and row.map is None for row in found(bug) if row.status != "mismatch")
 
@@ -70,23 +66,10 @@ def test_the_culprit_is_right_or_none_with_a_reason(bug: Planted) -> None:
 
 @pytest.mark.slow
 def test_kinds_and_culprits_are_told_in_95_percent() -> None:
-    kinds = [row.diagnosis.kind == expected_kind(bug, row.name) for bug in PLANTED for row in found(bug).mismatches]
+    kinds = [row.diagnosis.kind == bug.kind_of(row.name) for bug in PLANTED for row in found(bug).mismatches]
     culprits = [found(bug).culprit == bug.culprit for bug in PLANTED]
     assert sum(kinds) >= 0.95 * len(kinds)
     assert sum(culprits) >= 0.95 * len(culprits)
-
-
-@pytest.mark.slow_but_for(2)
-@pytest.mark.parametrize("bug", PLANTED[::6], ids=lambda bug: bug.id)
-def test_the_projected_method_tells_the_same(bug: Planted) -> None:
-    problem = bug.build(True)
-    report = check_module(
-        problem.model, problem.loss_fn, problem.batch, gradients=problem.gradients, mode=bug.mode, method="projected"
-    )
-    assert report.culprit in (bug.culprit, None), str(report)
-    for row in report.mismatches:
-        assert row.diagnosis is not None
-        assert row.diagnosis.kind in (expected_kind(bug, row.name), "unknown"), row
 
 
 @pytest.mark.slow_but_for(10)

@@ -14,6 +14,7 @@ from torch.utils import _python_dispatch as python_dispatch
 
 from torch_gradcheck.torch_internals.dispatch import (
     DispatchMode,
+    below_modes,
     current_modes,
     dispatch_modes_in_force,
     function_modes_in_force,
@@ -74,6 +75,16 @@ def test_current_modes_are_those_of_the_caller_the_outermost_first() -> None:
     with Names() as outer, Names() as inner:
         assert current_modes() == [outer, inner]
     assert current_modes() == []
+
+
+def test_no_mode_is_told_of_what_is_computed_below_modes_and_each_stays_in_force() -> None:
+    with Names() as mode:
+        with below_modes():
+            torch.ones(2).sin()
+            assert current_modes() == [mode]
+        torch.ones(2).cos()
+    assert "aten.sin.default" not in mode.names
+    assert "aten.cos.default" in mode.names
 
 
 def test_no_mode_is_in_force_inside_modes_disabled_and_all_are_again_after_it() -> None:

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,7 @@ def trees() -> dict[str, ast.Module]:
     return {name: ast.parse(path.read_text()) for name, path in FILES.items()}
 
 
+@cache
 def own_names() -> set[str]:
     """Private names that this package defines: functions, classes, attributes, variables."""
     names = set()
@@ -78,9 +80,6 @@ def own_names() -> set[str]:
 def is_own(value: ast.expr) -> bool:
     """Whether an expression is the object or class that the code belongs to."""
     return isinstance(value, ast.Name) and value.id in ("self", "cls")
-
-
-OWN = own_names()
 
 
 def uses(name: str, tree: ast.Module) -> Iterator[str]:
@@ -108,7 +107,7 @@ def imported(node: ast.Import | ast.ImportFrom) -> list[str]:
 def attribute(node: ast.Attribute) -> list[str]:
     if not private(node.attr) or is_own(node.value) or node.attr in PYTHONS:
         return []
-    return [] if node.attr in OWN - TORCHS else [node.attr]
+    return [] if node.attr in own_names() - TORCHS else [node.attr]
 
 
 def written(text: str, *, in_rules: bool) -> list[str]:
@@ -116,7 +115,7 @@ def written(text: str, *, in_rules: bool) -> list[str]:
     if re.fullmatch(r"torch(\.\w+)+", text):
         return [text] if any(map(private, text.split("."))) else []
     name = text.partition(".")[0]
-    if not re.fullmatch(r"_[a-zA-Z]\w*(\.\w+)?", text) or name in PYTHONS or name in OWN - TORCHS:
+    if not re.fullmatch(r"_[a-zA-Z]\w*(\.\w+)?", text) or name in PYTHONS or name in own_names() - TORCHS:
         return []
     return [] if in_rules and hasattr(torch.ops.aten, name) else [text]
 

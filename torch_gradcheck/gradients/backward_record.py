@@ -16,6 +16,7 @@ from torch_gradcheck.torch_internals.autograd import (
     is_of_backward_hooks,
     number_of,
 )
+from torch_gradcheck.torch_internals.dispatch import below_modes
 from torch_gradcheck.torch_internals.modules import has_backward_hooks, module_at
 
 BLOCK = 4096
@@ -99,13 +100,19 @@ class BackwardRecord(WatchedBackwards):
     def _print_of(self, gradient: Any) -> Fingerprint | None:
         """The fingerprint of a gradient; None where it has none."""
         try:
-            values = _flat(gradient)
-            kind = values.device, values.dtype
-            if kind not in self._weights:
-                self._weights[kind] = torch.from_numpy(WEIGHTS).to(device=values.device, dtype=values.dtype)
-            return torch.linalg.vector_norm(values), _projected(values, self._weights[kind])
+            if type(gradient) is not torch.Tensor:
+                return self._print_of_any(gradient)
+            with below_modes():  # one in Python takes longer over these small operations than they do
+                return self._print_of_any(gradient)
         except (RuntimeError, NotImplementedError, AttributeError, TypeError):  # a kind of tensor that has no numbers
             return None
+
+    def _print_of_any(self, gradient: Any) -> Fingerprint:
+        values = _flat(gradient)
+        kind = values.device, values.dtype
+        if kind not in self._weights:
+            self._weights[kind] = torch.from_numpy(WEIGHTS).to(device=values.device, dtype=values.dtype)
+        return torch.linalg.vector_norm(values), _projected(values, self._weights[kind])
 
 
 def _flat(gradient: torch.Tensor) -> torch.Tensor:
@@ -128,10 +135,17 @@ def _projected(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     if len(values) <= BLOCK:
         return values @ weights[: len(values)]
     whole = len(values) // BLOCK * BLOCK
-    blocks, rest = values[:whole].view(-1, BLOCK) @ weights, values[whole:]
-    return torch.stack([_projected(column, weights)[k] for k, column in enumerate(blocks.T)]) + _projected(
-        rest, weights
-    )
+    of_blocks = _summed(values[:whole].view(-1, BLOCK) @ weights, weights)
+    return of_blocks + values[whole:] @ weights[: len(values) - whole] if whole < len(values) else of_blocks
+
+
+def _summed(blocks: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Σ blocks[i] · weights[i mod BLOCK], the latter changed in the same way; shape (4,), as that of a block."""
+    if len(blocks) <= BLOCK:
+        return (blocks * weights[: len(blocks)]).sum(0)
+    whole = len(blocks) // BLOCK * BLOCK
+    of_blocks = _summed((blocks[:whole].view(-1, BLOCK, 4) * weights).sum(1), weights)
+    return of_blocks + _summed(blocks[whole:], weights)
 
 
 class Apart(NamedTuple):

@@ -62,9 +62,9 @@ class _Rounded:
             return trial
         if (self._problem.slope is None and not _stands_still(trial, wrong)) or self._is_beyond(position, trial, wrong):
             return trial
-        bars = self._bars(position)[trial.coordinates]
+        bars = trial.at(self._bars(position))
         check = Coordinates(self._problem, self._progress).entry_check(
-            position, trial.coordinates, self._gradients[position]
+            position, np.asarray(trial.coordinates), self._gradients[position]
         )
         noise = check.noise._replace(sigma=max(check.noise.sigma, self._of_j))
         results = judge_gradient(replace(check, noise=noise, analytic_error_bar=bars), None)
@@ -78,7 +78,7 @@ class _Rounded:
         if self._of_j and not sigma:
             return False
         louder = max(1.0, self._of_j / sigma) if sigma else 1.0
-        allowed = self._bars(position)[trial.coordinates] + CONTRADICTION * louder * trial.results.error_bar
+        allowed = trial.at(self._bars(position)) + CONTRADICTION * louder * trial.results.error_bar
         return bool(np.any((~np.isfinite(off) | (off > allowed)) & wrong))
 
     @property

@@ -21,7 +21,8 @@ def padding_coordinates(model: nn.Module, parameter: torch.Tensor) -> Indices:
     """
     rows = {
         embedding.padding_idx
-        for _, embedding in _embeddings(model)
+        for embedding in model.modules()
+        if isinstance(embedding, Embedding)
         if embedding.weight is parameter and embedding.padding_idx is not None
     }
     width = parameter.numel() // max(len(parameter), 1) * (2 if parameter.is_complex() else 1) if rows else 0

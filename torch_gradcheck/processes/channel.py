@@ -110,7 +110,7 @@ class Channel:
         try:
             work = collective(*args, **kwargs, group=self._group, async_op=True)
             while not work.is_completed():
-                time.sleep(min(LONGEST, max(SHORTEST, (time.monotonic() - began) / 20)))
+                time.sleep(min(LONGEST, max(SHORTEST, (time.monotonic() - began) / 8)))
             work.wait()
         except (RuntimeError, ValueError) as error:
             self.is_lost = True

@@ -49,6 +49,14 @@ def modes_disabled() -> AbstractContextManager[Any]:
     return context
 
 
+def below_modes() -> AbstractContextManager[Any]:
+    """Plain tensors are computed with below every dispatch mode inside the block; no mode is told, or taken away."""
+    context: AbstractContextManager[Any] = internal(
+        torch._C, "_DisableTorchDispatch", "note the gradients of a backward apart from dispatch modes"
+    )()
+    return context
+
+
 def dispatch_modes_in_force() -> int:
     """How many dispatch modes are in force; 0 where this version of torch does not tell."""
     return _length("_len_torch_dispatch_stack")

@@ -60,6 +60,7 @@ def _judged(problem: Problem, grad_check: GradCheck, examined: Examination | Non
     """The report on `.grad`, the model of the problem being lent."""
     autograd_float64, unrepeatable = problem.repeated.gradients, Unrepeatable.of(problem)
     grad_check.compare_with_step(problem.objective, autograd_float64)
+    problem.give_back_freed_memory()
     choice, trials = _tried(problem, autograd_float64, grad_check.why_unjudged, examined)
     judged = grad_check.judged(problem.objective, autograd_float64, trials)
     rows = unrepeatable.marked(grad_check.rows(judged, trials))

@@ -33,12 +33,12 @@ class Clipping:
             right: the right gradients.
             given: what `.grad` holds.
         """
-        finite = {position: np.nan_to_num(values) for position, values in right.items()}
+        finite = {position: _finite(values) for position, values in right.items()}
         limit = self._step.clip_value
         if limit is not None:  # before the norm, where the loop limits both
             finite |= {position: np.clip(finite[position], -limit, limit) for position in finite.keys() - self._inputs}
         fraction = self.fraction(finite, given)
-        return {position: values * self.of(position, fraction) for position, values in finite.items()}, fraction
+        return {position: _times(values, self.of(position, fraction)) for position, values in finite.items()}, fraction
 
     def of(self, position: int, fraction: float) -> float:
         """The fraction of one gradient that is left where clipping leaves this of the parameters: 1 of an input."""
@@ -56,3 +56,12 @@ class Clipping:
         along = sum(float(np.dot(np.nan_to_num(given[at]), values)) for at, values in gradients.items())
         largest = min(1.0, self._step.clip_norm / (math.sqrt(squares) + CLIP_EPS))  # the norm of some is no larger
         return float(np.clip(along / max(squares, 1e-300), 0.0, largest))
+
+
+def _finite(values: Floats) -> Floats:
+    """`np.nan_to_num`, but no copy of an array that is finite."""
+    return values if np.isfinite(values).all() else np.nan_to_num(values)
+
+
+def _times(values: Floats, fraction: float) -> Floats:
+    return values if fraction == 1 else values * fraction

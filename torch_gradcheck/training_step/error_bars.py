@@ -10,7 +10,7 @@ not allowed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -82,7 +82,7 @@ def spread_by_entry(plain: Floats, noisy: Sequence[Floats], rows: int) -> Floats
         rows: how many rows of equal length the entries make up.
     """
     with np.errstate(all="ignore"):
-        moved = np.nan_to_num(np.max(np.abs(np.array(noisy) - plain), axis=0), nan=np.inf)
+        moved = np.nan_to_num(reduce(np.maximum, [np.abs(run - plain) for run in noisy]), nan=np.inf)
         alike = np.sqrt(of_entries_alike(np.square(moved), (rows, moved.size // max(rows, 1))))
     return np.asarray(np.maximum(moved, alike))
 
@@ -112,10 +112,16 @@ def of_entries_alike(squares: Floats, shape: Sequence[int]) -> Floats:
 def furthest(runs: Sequence[Floats], autograd_float64: Floats, margin: float = 1.0) -> Bars:
     """The largest distance of a run, times the margin; infinite where a run is not finite."""
     with np.errstate(all="ignore"):
-        off = np.nan_to_num(np.abs(np.array(runs) - autograd_float64), nan=np.inf)
-        entry = np.max(off, initial=0.0)
-        norm = np.max(np.linalg.norm(off, axis=1), initial=0.0) if np.isfinite(entry) else np.inf
+        entries, norms = zip(*[_distance(run, autograd_float64) for run in runs], strict=True)
+        entry = max(entries)
+        norm = max(norms) if np.isfinite(entry) else np.inf
     return Bars(margin * float(entry), margin * float(norm))
+
+
+def _distance(run: Floats, autograd_float64: Floats) -> tuple[float, float]:
+    """The largest distance of an entry, and that of all."""
+    off = np.nan_to_num(np.abs(run - autograd_float64), nan=np.inf)
+    return float(np.max(off, initial=0.0)), float(np.linalg.norm(off))
 
 
 class KernelGradients:
@@ -126,7 +132,7 @@ class KernelGradients:
 
     def of(self, position: int, trial: ParameterTrial) -> list[Floats]:
         """Of the coordinates of one parameter that were tried, a run each."""
-        return [run[position].values[trial.coordinates] for run in self._runs]
+        return [trial.at(run[position].values) for run in self._runs]
 
     @cached_property
     def _runs(self) -> list[dict[int, AnalyticGradient]]:

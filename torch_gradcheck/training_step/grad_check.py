@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.arrays import Floats
+from torch_gradcheck.arrays import Floats, by_number
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.left_in_grad import left_gradients, on_missing_grad, theta_in_grad
@@ -147,32 +147,29 @@ class GradCheck:
         kernels = KernelGradients(objective, self.theta, dtype, self._request.seed)
         inputs = [position for position, entry in enumerate(self.theta) if entry.role is not Role.PARAMETER]
         clipping = Clipping(self._step, not (self._request.include or self._request.exclude), inputs)
-        given = {position: self.left[position].values[trial.coordinates] for position, trial in trials.items()}
+        given = {position: trial.at(self.left[position].values) for position, trial in trials.items()}
         expected, fraction = clipping.of_right({at: trial.results.numeric for at, trial in trials.items()}, given)
-        replayed = {
-            position: [run[trial.coordinates] for run in replays.gradients[position]] if replays else []
-            for position, trial in trials.items()
-        }
-        plain = {position: np.nan_to_num(runs[0]) for position, runs in replayed.items() if runs}
-        fraction_of_replay = clipping.fraction(plain, given) if plain else fraction
+        plain = PlainRun(replays, trials)
+        fraction_of_replay = clipping.fraction(plain, given) if len(plain) else fraction
         summing = {position: self._of_reduction(position, trial) for position, trial in trials.items()}
         judged = {}
         for position, trial in trials.items():
-            runs = replayed[position]
-            exact = autograd_float64[position].values[trial.coordinates]
+            runs = [trial.at(run) for run in replays.gradients[position]] if replays else []
+            exact = trial.at(autograd_float64[position].values)
             left = clipping.of(position, fraction)
             bars = bars_of(runs, exact, partial(kernels.of, position, trial)).beside(summing[position])
-            right = replace(trial.results, numeric=expected[position], error_bar=trial.results.error_bar * left)
+            own_bar = by_number(partial(np.multiply, left), trial.results.error_bar)
+            right = replace(trial.results, numeric=expected[position], error_bar=own_bar)
             on_trial = replace(trial, analytic=given[position], reached=self.left[position].reached, results=right)
             judged[position] = judge(on_trial, bars.times(min(1.0, 2 * left)), self._request.tolerance)
             if runs and self._step.clip_value is None:
                 left = clipping.of(position, fraction_of_replay)
                 judged[position] = self._judged_by_rerun(position, judged[position], runs, summing[position], left)
-        if replays is None or self._step.clip_value is not None or self._is_compiled:
+        if replays is None or self._step.clip_value is not None or self._is_compiled or not replays.again:
             return judged
         left_of = {position: clipping.of(position, fraction_of_replay) for position in judged}
         rerun = {position: left_of[position] * gradient for position, gradient in plain.items()}
-        again = {at: left_of[at] * replays.again[at][trials[at].coordinates] for at in replays.again}
+        again = {at: left_of[at] * trials[at].at(replays.again[at]) for at in replays.again}
         own = {position: self.left[position].epsilon for position in judged}
         besides = {position: left_of[position] * summing[position] for position in judged}
         return judged_by_rerun(judged, rerun, again, besides, own, epsilon(dtype), self._request.tolerance)
@@ -186,7 +183,7 @@ class GradCheck:
         window, known = self._step.window, [self._step.reduced_in, self._step.computed_in]
         dtype = max([each for each in known if each] + [self.theta[position].own_dtype], key=epsilon)
         if not isinstance(window, WindowOfRanks) or epsilon(dtype) <= epsilon(torch.float32):
-            return np.zeros(len(trial.coordinates))
+            return np.broadcast_to(0.0, len(trial.coordinates))  # of no memory
         parts = self._mistakes.gradients_by_batch()
         error = Reduction(window, parts, dtype, self._step.loss_scale).error(position)
         return error[trial.coordinates] if error.ndim else np.full(len(trial.coordinates), error)
@@ -206,7 +203,7 @@ class GradCheck:
             fraction * plain,
             NoiseOfRerun.of(plain, noisy, self._rows(position, judged.trial)).times(fraction),
             fraction * summing,
-            flat_values(self.theta[position])[judged.trial.coordinates],
+            judged.trial.at(flat_values(self.theta[position])),
             self.left[position].epsilon,
             self._request.tolerance,
         )
@@ -257,6 +254,23 @@ class GradCheck:
             f"computed in {', '.join(dtypes)}{regime}; the error bars are what rounding there did "
             f"to the same step when it was run again{self._words_on_sum()}{hides}"
         )
+
+
+class PlainRun(Mapping[int, Floats]):
+    """The gradients of the replay without noise at the entries that were tried, by position; made when asked for."""
+
+    def __init__(self, replays: Replays | None, trials: Mapping[int, ParameterTrial]) -> None:
+        self._replays, self._trials = replays, trials if replays else {}
+
+    def __getitem__(self, position: int) -> Floats:
+        assert self._replays is not None, "without replays there is no position"
+        return np.nan_to_num(self._trials[position].at(self._replays.gradients[position][0]))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._trials)
+
+    def __len__(self) -> int:
+        return len(self._trials)
 
 
 def _wrong(judged: Mapping[int, Judged]) -> int:

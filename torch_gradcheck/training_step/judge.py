@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
-from torch_gradcheck.arrays import Floats
+from torch_gradcheck.arrays import Floats, by_number
 from torch_gradcheck.training_step.error_bars import Bars, spread_by_entry
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -74,7 +75,7 @@ def judge(trial: ParameterTrial, bars: Bars, tolerance: float) -> Judged:
     """Which entries are wrong: each by more than the bar of an entry, or all of them by more than that of the norm."""
     given, results = trial.analytic, trial.results
     finite = np.isfinite(given)
-    error = results.error_bar + bars.entry
+    error = by_number(partial(np.add, bars.entry), results.error_bar)
     with np.errstate(all="ignore"):
         size = tolerance * (np.abs(given) + np.abs(results.numeric))
         off = np.abs(given - results.numeric)

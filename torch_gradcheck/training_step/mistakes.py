@@ -118,7 +118,7 @@ class Mistakes:
         parts = self._parts(judged) if differing else []
         if not isinstance(window, WindowOfRanks) or not parts:
             return {}
-        held = {at: self._of_ranks.at(at, judged[at].trial.coordinates) for at in differing}
+        held = {at: self._of_ranks.at(at, judged[at].trial) for at in differing}
         return unreduced(self._evidences(judged), held, window, parts)
 
     def _waiting(self, judged: Mapping[int, Judged]) -> dict[int, Diagnosis]:
@@ -220,6 +220,4 @@ class Mistakes:
 
 def _at_entries(gradients: Mapping[int, Floats], tried: Mapping[int, ParameterTrial]) -> dict[int, Floats]:
     """Whole gradients at the entries that were tried."""
-    return {
-        position: gradients[position][trial.coordinates] for position, trial in tried.items() if position in gradients
-    }
+    return {position: trial.at(gradients[position]) for position, trial in tried.items() if position in gradients}

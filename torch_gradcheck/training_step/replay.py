@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from torch_gradcheck.arrays import Floats
+from torch_gradcheck.arrays import Floats, blocks
 from torch_gradcheck.borrowing.loan import Borrowed, Start, lend
 from torch_gradcheck.engines.traced.threads import OnThreads
 from torch_gradcheck.gradients.by_autograd import theta_gradients
@@ -23,6 +24,8 @@ from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.rounding_noise import RoundingMode
 from torch_gradcheck.training_step.forward_state import Autocast
+
+Held = NDArray[np.float32] | NDArray[np.float64]
 
 NOISY_RUNS = 4
 """Replays with rounding as noise; their spread says how far rounding can move a gradient."""
@@ -46,6 +49,29 @@ class Regime:
             return f"mixed precision with {name_of(self.cast_to)}"
         names = [name_of(dtype) for enabled, dtype in self.autocast.values() if enabled]
         return f"autocast to {names[0]}" if names else "no autocast"
+
+
+CAST = 4 * float(np.finfo(np.float64).eps)
+"""How far noise moves a number that is cast to float64, relative to it."""
+
+
+class Runs(Sequence[Floats]):
+    """The gradient of each run, in float64 when it is asked for; held as `_held` has it."""
+
+    def __init__(self, held: Sequence[Held]) -> None:
+        self._held = held
+
+    @overload
+    def __getitem__(self, run: int) -> Floats: ...
+
+    @overload
+    def __getitem__(self, run: slice) -> Sequence[Floats]: ...
+
+    def __getitem__(self, run: int | slice) -> Floats | Sequence[Floats]:
+        return Runs(self._held[run]) if isinstance(run, slice) else self._held[run].astype(np.float64, copy=False)
+
+    def __len__(self) -> int:
+        return len(self._held)
 
 
 @dataclass(frozen=True)
@@ -76,7 +102,7 @@ def replays_of(
 ) -> Replays | None:
     """Runs the step's forward and backward on a loan in the model's own dtypes; None where that cannot be done."""
     generator, threads = torch.Generator().manual_seed(seed), torch.get_num_threads()  # the loan may set it to 1
-    runs: list[tuple[float, dict[int, Floats]]] = []
+    runs: list[tuple[float, dict[int, Held]]] = []
     again: Mapping[int, Floats] = {}
     lent = lend(model, loss.holders, "keep", regime.cast_to, seed, start, objects_of(loss.variables))
     with lent as borrowed, InputsCast(model, regime.cast_to):
@@ -88,10 +114,11 @@ def replays_of(
             runs += noisy
             if _may_repeat(theta, regime):
                 with OnThreads(1 if threads > 1 else 2):
-                    again = _run(compute, borrowed, theta, regime, None, cached=True)[1]
+                    again_held = _run(compute, borrowed, theta, regime, None, cached=True)[1]
+                    again = {position: values.astype(np.float64) for position, values in again_held.items()}
         except (RuntimeError, NotImplementedError):  # such as a kernel that this autocast has no dtype for
             return None
-    by_position = {position: [gradients[position] for _, gradients in runs] for position in theta.checked}
+    by_position = {position: Runs([gradients[position] for _, gradients in runs]) for position in theta.checked}
     return Replays(regime, np.array([loss for loss, _ in runs]), by_position, again)
 
 
@@ -140,7 +167,7 @@ def _run(
     noise: RoundingMode | None,
     *,
     cached: bool = False,
-) -> tuple[float, dict[int, Floats]]:
+) -> tuple[float, dict[int, Held]]:
     """J and its gradients; the loss is scaled for the backward, the gradients unscaled, as a GradScaler does.
 
     Where autocast keeps (`cached`) what it has cast, gradients of a weight that is used several times are summed in the
@@ -164,4 +191,20 @@ def _run(
         scale = 1.0 if borrowed.has_gradients() else regime.scale
     finally:
         borrowed.after_evaluation()
-    return float(losses[0].detach()), {position: gradient.values / scale for position, gradient in gradients.items()}
+    held = {position: _held(gradients.pop(position).values, scale) for position in list(gradients)}
+    return float(losses[0].detach()), held
+
+
+def _held(values: Floats, scale: float) -> Held:
+    """The numbers divided by a scale, in float32 where that holds all of them: in half the memory.
+
+    The cast to float64, too, was moved by noise, of its own rounding.
+    """
+    divided = values if scale == 1 else values / scale
+    single = np.empty(len(divided), dtype=np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for block in blocks(len(divided)):
+            single[block] = divided[block]
+            if not np.allclose(single[block], divided[block], rtol=CAST, atol=0.0, equal_nan=True):
+                return divided
+    return single

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.verdicts.entry_check import EntryResults
+
+Number = TypeVar("Number", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -33,7 +39,8 @@ class ParameterTrial:
     """The trial of one parameter's gradient.
 
     Attributes:
-        coordinates: shape (N,), the flat coordinates that were tried.
+        coordinates: shape (N,), the flat coordinates that were tried, sorted; a range where they are all of
+            the tensor's, which may be millions.
         analytic: shape (N,), the gradient on trial at these coordinates.
         reached: whether the backward reached the parameter at all.
         results: of these coordinates.
@@ -43,7 +50,7 @@ class ParameterTrial:
         by_convention: how many undecided entries are a choice of one slope for each of several kinks of J that meet.
     """
 
-    coordinates: Indices
+    coordinates: Indices | range
     analytic: Floats
     reached: bool
     results: EntryResults
@@ -52,3 +59,16 @@ class ParameterTrial:
     proof: Proof | None = None
     jointly: int = 0
     by_convention: int = 0
+
+    def at(self, values: NDArray[Number]) -> NDArray[Number]:
+        """Numbers of the whole tensor at the coordinates that were tried: not a copy where these are all."""
+        return values if isinstance(self.coordinates, range) else values[self.coordinates]
+
+    def flat(self, entries: Indices) -> Indices:
+        """The flat coordinates of some of the entries that were tried."""
+        return entries if isinstance(self.coordinates, range) else self.coordinates[entries]
+
+    def entries(self, coordinates: Any) -> Indices:
+        """The entries that these flat coordinates are; they were tried."""
+        whole = isinstance(self.coordinates, range)
+        return np.asarray(coordinates if whole else np.searchsorted(self.coordinates, coordinates))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from torch_gradcheck.methods.directional.motions import Direction, Drawn, Motion, Part
+from torch_gradcheck.methods.directional.motions import Direction, Drawn, InSizes, Motion, Part
 from torch_gradcheck.methods.directional.names import Names
 from torch_gradcheck.methods.directional.shared import pairs_of, ranks_of
 from torch_gradcheck.processes.team import Team
@@ -23,11 +23,16 @@ def random(number: int, scales: Mapping[int, float]) -> Drawn:
     return Drawn(number, scales, draw)
 
 
+def in_sizes(direction: Drawn) -> InSizes:
+    return InSizes(direction, lambda position, components: (position + 1) * components.double())
+
+
 SPARSE: Direction = {3: Motion(0.5, torch.tensor([0.0, 0.0, 0.0, 7.0, 0.0, 0.0], dtype=torch.float64))}
 DENSE: Direction = {0: Motion(2.0, torch.arange(1.0, 7.0)), 1: Motion(1.0, torch.ones(2))}
 DIRECTIONS = {
     "random": random(4, {0: 2.0, 2: 0.1}),
     "part": Part(random(1, {2: 3.0}), 2, 1, 5, [3]),
+    "in sizes of entries": in_sizes(random(5, {0: 2.0, 2: 0.1})),
     "sparse": SPARSE,
     "dense": DENSE,
 }
@@ -35,7 +40,7 @@ DIRECTIONS = {
 
 def sent(names: Names, other: Names, directions: list[Direction]) -> list[Direction]:
     """The directions as the other rank has them."""
-    return other.called(pickle.loads(pickle.dumps(names.given(1, directions))), random)
+    return other.called(pickle.loads(pickle.dumps(names.given(1, directions))), random, in_sizes)
 
 
 def assert_same(one: Direction, other: Direction) -> None:
@@ -51,12 +56,20 @@ def test_another_rank_has_the_same_direction(direction: Direction) -> None:
     assert_same(direction, received)
 
 
+@pytest.mark.parametrize("name", ["random", "part", "in sizes of entries"])
+def test_what_every_rank_can_draw_is_not_sent(name: str) -> None:
+    kept, (given,) = Names(), Names().given(1, [DIRECTIONS[name]])
+    assert b"numpy" not in pickle.dumps(given)
+    kept.called([given], random, in_sizes)
+    assert not kept._kept[0]
+
+
 def test_components_are_sent_once() -> None:
     names, other = Names(), Names()
     sent(names, other, [DENSE])
     again = names.given(1, [SPARSE, DENSE])
     assert len(pickle.dumps(again[1])) < 200
-    for direction, received in zip([SPARSE, DENSE], other.called(again, random), strict=True):
+    for direction, received in zip([SPARSE, DENSE], other.called(again, random, in_sizes), strict=True):
         assert_same(direction, received)
 
 
@@ -71,6 +84,14 @@ def test_pairs_stay_together_and_are_shared_evenly(size: int, directions: int) -
     counts = np.bincount(ranks, minlength=size)
     assert counts.max() - counts.min() <= 2
     assert counts[0] == counts.min(), "the leader has slopes to predict besides"
+
+
+@pytest.mark.parametrize(("size", "besides", "own"), [(2, 0.0, 4), (2, 2.0, 3), (2, 9.0, 0), (4, 2.0, 1)])
+def test_the_leader_takes_fewer_pairs_the_more_it_does_besides(size: int, besides: float, own: int) -> None:
+    which, steps = np.repeat(np.arange(8), 2), np.tile([0.1, -0.1], 8)
+    counts = np.bincount(ranks_of(which, steps, size, besides), minlength=size) // 2
+    assert counts[0] == own
+    assert counts[1:].max() - counts[1:].min() <= 1
 
 
 def test_a_rank_alone_shares_nothing() -> None:

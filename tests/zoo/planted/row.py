@@ -43,6 +43,10 @@ class Planted:
     culprit: str | None
     mode: str = "eval"
 
+    def kind_of(self, name: str) -> str:
+        """The diagnosis of a wrong name."""
+        return self.kinds if isinstance(self.kinds, str) else self.kinds[name]
+
 
 FRONT = ("front.weight", "front.bias")
 LAYER = "layer"

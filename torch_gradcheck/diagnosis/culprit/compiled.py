@@ -129,6 +129,6 @@ def _differ(
     trial: ParameterTrial,
     tolerance: float,
 ) -> bool:
-    off = np.abs(eager - compiled)[trial.coordinates]
-    size = np.abs(eager)[trial.coordinates] + np.abs(compiled)[trial.coordinates]
+    off = trial.at(np.abs(eager - compiled))
+    size = trial.at(np.abs(eager) + np.abs(compiled))
     return bool(np.any(~(off <= tolerance * size + 2 * trial.results.error_bar)))

@@ -71,7 +71,7 @@ def wrong_elsewhere(
     """Where gradients that are not on trial are wrong: the worst of the decided entries of each such parameter."""
     found = []
     for position, trial in trials.items():
-        results, values = trial.results, gradients[position].values[trial.coordinates]
+        results, values = trial.results, trial.at(gradients[position].values)
         decided = np.isin(results.outcome, (Outcome.MATCH, Outcome.MISMATCH)) & np.isfinite(results.numeric)
         with np.errstate(all="ignore"):
             off = np.abs(values - results.numeric)

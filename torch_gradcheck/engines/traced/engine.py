@@ -14,7 +14,7 @@ from torch_gradcheck.arrays import Flags, Floats, Indices
 from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.engines.eager import EagerEngine
 from torch_gradcheck.engines.engine import Engine, SubstituteEngine
-from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, keep_freed_memory
+from torch_gradcheck.engines.traced.chunks import SMALLEST, ChunkSize, Footprint, keep_freed_memory
 from torch_gradcheck.engines.traced.cost import seconds_each
 from torch_gradcheck.engines.traced.evaluation import Evaluated, evaluated
 from torch_gradcheck.engines.traced.gradient import gradient_by_record
@@ -93,8 +93,8 @@ class TracedEngine(SubstituteEngine):
         self._objective = objective
         self._eager = EagerEngine(self._value_of_J, list(parameters))
         self._threads, self._one_thread = ThreadCount(threads or torch.get_num_threads()), ThreadCount(1)
-        self._footprints = [self._program.footprint(parameter) for parameter in range(len(parameters))]
-        self._chunks = [ChunkSize(memory_limit, footprint) for footprint in self._footprints]
+        self._memory_limit = memory_limit
+        self._chunks: dict[int, tuple[Footprint, ChunkSize]] = {}
         self.seconds_to_trace = perf_counter() - started
 
     def sample(self, parameter: int, coordinates: Indices, steps: Floats) -> Samples:
@@ -105,7 +105,7 @@ class TracedEngine(SubstituteEngine):
         """
         coordinates, steps = np.asarray(coordinates, dtype=np.int64), np.asarray(steps, dtype=np.float64)
         values, taken, strayed = np.empty(len(steps)), np.empty(len(steps)), np.zeros(len(steps), dtype=np.bool_)
-        written = self._footprints[parameter].written_bytes * len(steps)
+        written = self._chunks_of(parameter)[0].written_bytes * len(steps)
         threads = self._threads if written > WORTH_ALL_THREADS else self._one_thread
         # Neighbours in memory tend to change the same rows and columns, which costs less.
         rest = np.argsort(coordinates, kind="stable")
@@ -251,9 +251,16 @@ class TracedEngine(SubstituteEngine):
             f"recorded operations, {expected.values[k]!r} from J itself"
         )
 
+    def _chunks_of(self, parameter: int) -> tuple[Footprint, ChunkSize]:
+        """What a perturbation of a parameter takes, and how many are evaluated at once; known once it is sampled."""
+        if parameter not in self._chunks:
+            footprint = self._program.footprint(parameter)
+            self._chunks[parameter] = footprint, ChunkSize(self._memory_limit, footprint)
+        return self._chunks[parameter]
+
     def _next(self, parameter: int, coordinates: Indices, order: Indices) -> Indices:
         """The perturbations of the next chunk."""
-        here = order[: self._chunks[parameter].size]
+        here = order[: self._chunks_of(parameter)[1].size]
         theta = self._theta(parameter)
         if theta.ndim > 2:
             # Kernels of convolutions: with one output channel a chunk, the next layer convolves that channel alone.
@@ -284,9 +291,9 @@ class TracedEngine(SubstituteEngine):
         except (RuntimeError, MemoryError) as error:
             if len(steps) == 1 or not is_out_of_memory(error):
                 raise
-            self._chunks[parameter].out_of_memory(len(steps))
+            self._chunks_of(parameter)[1].out_of_memory(len(steps))
             return None
-        self._chunks[parameter].measured(len(steps), found.peak_bytes)
+        self._chunks_of(parameter)[1].measured(len(steps), found.peak_bytes)
         return taken, found.J.double().numpy(), _strayed(found, steps)
 
 

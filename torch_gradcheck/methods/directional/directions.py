@@ -12,7 +12,7 @@ from torch import Tensor
 
 from torch_gradcheck.arrays import BLOCK, Floats, Indices, blocks
 from torch_gradcheck.differences.sampling import Sampler, Samples
-from torch_gradcheck.methods.directional.motions import Direction, Drawn
+from torch_gradcheck.methods.directional.motions import Direction, Drawn, InSizes
 from torch_gradcheck.methods.directional.names import Names
 from torch_gradcheck.methods.directional.shared import Share, can_be_split, ranks_of, values_of
 from torch_gradcheck.objective.objective import Objective
@@ -21,6 +21,13 @@ from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.progress import ProgressBar
+
+VISIT = 0.25
+"""Of the time of a pair of samples: how long a visit takes, which predicts the slope along a direction."""
+
+
+def _pass(_: int) -> None:
+    """Visits nothing."""
 
 
 class Directions:
@@ -79,6 +86,10 @@ class Directions:
             found[at] = size if times is None else size * times[at].double()
         return found
 
+    def in_sizes(self, random: Drawn) -> InSizes:
+        """The direction in which every entry moves by its size times its component in a random direction."""
+        return InSizes(random, self.sizes_of_entries)
+
     def random(self, number: int, scales: Mapping[int, float]) -> Drawn:
         """The random direction `number` through the tensors that have a scale.
 
@@ -105,7 +116,7 @@ class Directions:
         self,
         directions: Sequence[Direction],
         substitute: Callable[[], float] | None = None,
-        visit: Callable[[int], None] = lambda _: None,
+        visit: Callable[[int], None] = _pass,
     ) -> Sampler:
         """A sampler of f_i(t) = J(θ + t·directions[i]), by J itself or by a substitute, at what the parameters hold.
 
@@ -148,7 +159,7 @@ class Directions:
         which: Indices,
         steps: Floats,
         substitute: Callable[[], float] | None,
-        visit: Callable[[int], None] = lambda _: None,
+        visit: Callable[[int], None] = _pass,
     ) -> Floats:
         """J at θ + steps[k] · directions[which[k]], shape (K,), one direction after the other."""
         value, values = substitute or self._objective.value, np.empty(len(steps))
@@ -182,7 +193,8 @@ class Directions:
         visit: Callable[[int], None],
     ) -> Floats:
         """What `_values` gives, each pair of steps by one rank."""
-        values, rank_of = np.empty(len(steps)), ranks_of(which, steps, self._team.size)
+        visits = 0 if visit is _pass else len(np.unique(which))
+        values, rank_of = np.empty(len(steps)), ranks_of(which, steps, self._team.size, VISIT * visits)
         places = [np.flatnonzero(rank_of == rank) for rank in range(self._team.size)]
         named = [
             self._share(rank, directions, which[at], steps[at], substitute is not None)
@@ -212,7 +224,9 @@ class Directions:
 
     def of_share(self, share: Share, substitute: Callable[[], float] | None) -> Floats:
         """J at every sample of a share, on the rank that it is for."""
-        return self._values(self._names.called(share.names, self.random), share.which, share.steps, substitute)
+        return self._values(
+            self._names.called(share.names, self.random, self.in_sizes), share.which, share.steps, substitute
+        )
 
 
 class _At:

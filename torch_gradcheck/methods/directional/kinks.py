@@ -30,7 +30,7 @@ from torch_gradcheck.engines.traced.untraceable import Strayed, Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
 from torch_gradcheck.methods.directional.confirm import LARGEST_MOVE
 from torch_gradcheck.methods.directional.directions import Directions
-from torch_gradcheck.methods.directional.motions import Direction, InSizes, Motion
+from torch_gradcheck.methods.directional.motions import Direction, Motion
 from torch_gradcheck.methods.directional.quantities import CLOSER, DISTANCE, Quantities
 from torch_gradcheck.methods.directional.slope_check import contradicts, entry_check_of
 from torch_gradcheck.methods.problem import Problem
@@ -148,8 +148,11 @@ class AtKinks:
         if point not in self._found_on_trial:
             with self._directions.at((self._points[point], 1.0)):
                 found = self._problem.gradients_now(list(self._trials))
-            self._problem.give_back_freed_memory()
-            values = {at: found[at].values[trial.coordinates] for at, trial in self._trials.items()}
+                values = {at: trial.at(found[at].values) for at, trial in self._trials.items()}
+                del found
+                self._problem.give_back_freed_memory()
+                if point not in self._found_beside:  # what this is compared with; to come here takes a while, too
+                    self._found_beside[point] = self._by_record()
             self._found_on_trial[point] = values
         return self._found_on_trial[point]
 
@@ -158,7 +161,7 @@ class AtKinks:
         """The directions to these points, in which every entry moves by its own size."""
         scales = dict.fromkeys(self._directions.sizes, DISTANCE)
         randoms = [self._directions.random(FIRST_POINT + k, scales) for k in range(POINTS)]
-        return [InSizes(random, self._directions.sizes_of_entries) for random in randoms]
+        return [self._directions.in_sizes(random) for random in randoms]
 
     def _has_one_slope(self, direction: Direction, points: Sequence[Direction] = ()) -> bool:
         """Whether all quantities have one slope along a direction, by steps that move no entry by much of its size."""
@@ -172,7 +175,7 @@ class AtKinks:
         self._problem.objective.count(1)
         found, epsilon = self._record.gradients(list(self._trials)), self._problem.noise.epsilon
         return {
-            position: analytic_gradient(self._theta[position], found[position], epsilon).values[trial.coordinates]
+            position: trial.at(analytic_gradient(self._theta[position], found[position], epsilon).values)
             for position, trial in self._trials.items()
         }
 
@@ -206,7 +209,7 @@ class AtKinks:
         direction: dict[int, Motion] = {}
         for position, which in entries.items():
             components = torch.zeros(self._theta[position].coordinates, dtype=torch.float64)
-            components[torch.from_numpy(self._trials[position].coordinates[which])] = torch.from_numpy(along[position])
+            components[torch.from_numpy(self._trials[position].flat(which))] = torch.from_numpy(along[position])
             if torch.count_nonzero(components):
                 direction[position] = Motion(1.0, components)
         return direction
@@ -258,7 +261,7 @@ class AtKinks:
     def _varies_beside(self, position: int) -> Flags:
         """Entries whose derivative differs between points right beside θ, and those that hold the same number."""
         varies = kinked(np.array([self._beside(point)[position] for point in range(POINTS)]))
-        values = flat_values(self._theta[position])[self._trials[position].coordinates]
+        values = self._trials[position].at(flat_values(self._theta[position]))
         return np.asarray(np.isin(values, values[varies]))
 
     @cached_property
@@ -368,7 +371,7 @@ class Joined:
 
     def signs(self, theta: Theta) -> Floats:
         """−1, 0 or 1, by the sign of what the coordinates hold."""
-        values = [flat_values(theta[position])[self.trials[position].coordinates] for position in self.positions]
+        values = [self.trials[position].at(flat_values(theta[position])) for position in self.positions]
         return np.asarray(np.sign(np.concatenate(values)))
 
     def split(self, entries: Indices, values: Floats) -> tuple[dict[int, Indices], dict[int, Floats]]:

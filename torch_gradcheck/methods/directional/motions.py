@@ -62,18 +62,18 @@ class InSizes(Mapping[int, Motion]):
     """
 
     def __init__(self, random: Drawn, in_sizes: Callable[[int, Tensor], Tensor]) -> None:
-        self._random, self._in_sizes = random, in_sizes
+        self.random, self._in_sizes = random, in_sizes
 
     def __getitem__(self, position: int) -> Motion:
-        scale, components = self._random[position]
-        self._random.forget()
+        scale, components = self.random[position]
+        self.random.forget()
         return Motion(scale, self._in_sizes(position, components))
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self._random)
+        return iter(self.random)
 
     def __len__(self) -> int:
-        return len(self._random)
+        return len(self.random)
 
 
 class Part(Drawn):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from torch_gradcheck.arrays import Floats, Indices
-from torch_gradcheck.methods.directional.motions import Direction, Drawn, Motion, Part
+from torch_gradcheck.methods.directional.motions import Direction, Drawn, InSizes, Motion, Part
 
 SPARSE = 0.5
 """Components are sent with their places where fewer than half of them are not 0."""
@@ -23,6 +23,13 @@ class OfNumber:
 
     number: int
     scales: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class OfSizes:
+    """A random direction in the sizes of entries, see `InSizes`."""
+
+    random: OfNumber
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,10 @@ InFull = Mapping[int, tuple[float, Components]]
 Random = Callable[[int, Mapping[int, float]], Drawn]
 """Makes the random direction of a number and scales."""
 
-Name = OfNumber | OfPart | Kept | InFull
+Sized = Callable[[Drawn], InSizes]
+"""Makes a random direction one in the sizes of entries."""
+
+Name = OfNumber | OfSizes | OfPart | Kept | InFull
 
 
 class Names:
@@ -97,21 +107,23 @@ class Names:
     def given(self, rank: int, directions: Sequence[Direction]) -> list[Name]:
         """The names by which a rank knows the directions of its next share."""
         kept = self._kept.get(rank, [])
-        self._kept[rank] = [each for each in directions if not isinstance(each, Drawn)]
+        self._kept[rank] = [each for each in directions if not isinstance(each, Drawn | InSizes)]
         return [_name(each, kept) for each in directions]
 
-    def called(self, names: Sequence[Name], random: Random) -> list[Direction]:
-        """The directions of the present share; `random` draws those of a number."""
+    def called(self, names: Sequence[Name], random: Random, in_sizes: Sized) -> list[Direction]:
+        """The directions of the present share; `random` draws those of a number, `in_sizes` makes others of them."""
         kept = self._kept.get(0, [])
-        directions = [self._called(name, kept, random) for name in names]
-        self._kept[0] = [each for each in directions if not isinstance(each, Drawn)]
+        directions = [self._called(name, kept, random, in_sizes) for name in names]
+        self._kept[0] = [each for each in directions if not isinstance(each, Drawn | InSizes)]
         return directions
 
-    def _called(self, name: Name, kept: Sequence[Direction], random: Random) -> Direction:
+    def _called(self, name: Name, kept: Sequence[Direction], random: Random, in_sizes: Sized) -> Direction:
         if isinstance(name, Kept):
             return kept[name.number]
         if isinstance(name, OfNumber):
             return random(name.number, name.scales)
+        if isinstance(name, OfSizes):
+            return in_sizes(random(name.random.number, name.random.scales))
         if isinstance(name, OfPart):
             return Part(self._whole_of(name.whole, random), name.position, name.begin, name.end, name.without)
         return {position: Motion(scale, components.tensor) for position, (scale, components) in name.items()}
@@ -129,6 +141,8 @@ def _name(direction: Direction, kept: Sequence[Direction]) -> Name:
         return OfPart(whole, direction.position, direction.begin, direction.end, direction.without)
     if isinstance(direction, Drawn):
         return OfNumber(direction.number, direction.scales)
+    if isinstance(direction, InSizes):
+        return OfSizes(OfNumber(direction.random.number, direction.random.scales))
     for number, each in enumerate(kept):
         if each is direction:
             return Kept(number)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -203,7 +202,7 @@ class Projected:
         coordinates, given = self._coordinates_on_trial(position), self._gradients[position]
         certificate = verified.certificate
         analytic, numeric = (
-            values[coordinates] if len(coordinates) < len(values) else values  # no copy: it may be millions
+            values if isinstance(coordinates, range) else values[coordinates]  # no copy: it may be millions
             for values in (given.values, verified.gradient)
         )
         nothing = np.broadcast_to(np.nan, numeric.shape)
@@ -221,17 +220,10 @@ class Projected:
             proof=certificate.proof,
         )
 
-    def _coordinates_on_trial(self, position: int) -> Indices:
-        """The flat coordinates of a tensor that are tried; all of them lie in one array that tensors share."""
+    def _coordinates_on_trial(self, position: int) -> Indices | range:
+        """The flat coordinates of a tensor that are tried: all but padding."""
         entry = self._theta[position]
-        return entry.coordinates_on_trial if len(entry.padding) else self._every[: entry.coordinates]
-
-    @cached_property
-    def _every(self) -> Indices:
-        most = max([self._theta[position].coordinates for position in self._theta.checked])
-        every = np.arange(most, dtype=np.int64)
-        every.flags.writeable = False
-        return every
+        return entry.coordinates_on_trial if len(entry.padding) else range(entry.coordinates)
 
     def _mark_confirmed(
         self, verified: Mapping[int, Verified], trials: Mapping[int, ParameterTrial]
@@ -245,7 +237,7 @@ class Projected:
         confirmer = Confirmer(self._directions, noise_along, tolerance, substitute=substitute)
         confirmed = confirmer.confirmed(suspects)
         for position in confirmed:
-            places = np.searchsorted(trials[position].coordinates, suspects[position].coordinates)
+            places = trials[position].entries(suspects[position].coordinates)
             trials[position].results.outcome[places] = Outcome.MISMATCH
         for position, k in worst({p: suspects[p] for p in confirmed}):
             self._confirm_single(trials[position], position, suspects[position], k)
@@ -268,7 +260,7 @@ class Projected:
         found = judge_once(self._coordinates.single(position, coordinate, self._gradients[position], unit, size))
         if found.outcome[0] == Outcome.UNDECIDED:
             return
-        results, place = trial.results, int(np.searchsorted(trial.coordinates, coordinate))
+        results, place = trial.results, int(trial.entries(coordinate))
         for name in ("numeric", "error_bar", "outcome", "left", "right"):
             values = np.array(getattr(results, name))  # a copy: some are one number broadcast
             values[place] = getattr(found, name)[0]

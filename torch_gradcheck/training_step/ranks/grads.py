@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from torch_gradcheck.arrays import Floats, Indices
+from torch_gradcheck.arrays import Floats
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.processes.channel import LEADER
@@ -18,6 +18,7 @@ from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.training_step.diagnosis import Reference
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.training_step.ranks.replicas import that_differ
+from torch_gradcheck.verdicts.trial import ParameterTrial
 
 MOST_COUNTED = 9
 """The number of ranks up to which it is counted how many of them have made a mistake."""
@@ -55,9 +56,9 @@ class GradsOfRanks:
         """The positions of the parameters whose `.grad` is not the same on all ranks."""
         return sorted(self.of_rank[0])
 
-    def at(self, position: int, coordinates: Indices) -> list[Floats]:
-        """The `.grad` of each rank of a parameter on which they do not agree, at some coordinates."""
-        return [left[position].values[coordinates] for left in self.of_rank]
+    def at(self, position: int, trial: ParameterTrial) -> list[Floats]:
+        """The `.grad` of each rank of a parameter on which they do not agree, at the coordinates that were tried."""
+        return [trial.at(left[position].values) for left in self.of_rank]
 
     def on_its_rank(self, position: int, diagnosis: Diagnosis) -> Diagnosis:
         """The diagnosis of a parameter on which the ranks do not agree, with the rank that it is of."""
