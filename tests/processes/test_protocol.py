@@ -246,7 +246,7 @@ def test_a_check_inside_of_what_a_rank_leads_is_refused_and_not_waited_for() -> 
 
     for ending in run_ranks(2, program):
         assert isinstance(ending, InvalidRequestError)
-        assert "from inside of another one" in str(ending)
+        assert "inside of one that is running" in str(ending)
 
 
 def test_a_check_after_a_lead_is_not_refused() -> None:

@@ -40,19 +40,14 @@ NOT_THE_SAME_CHECK = (
     "same function with the same arguments on every rank."
 )
 
-CHECK_INSIDE = (
-    "a check with group= was called from inside of another one, as by its loss: not all ranks evaluate J at a time, so "
-    "they would wait for each other. Call it outside, or leave group= out."
+INSIDE = (
+    "a check with group was called inside of one that is running, as by its loss, forward or hook: the ranks do not "
+    "run that code equally often, so that they would wait for each other without end. Leave group out of the inner "
+    "check, or call it before the outer one."
 )
 
-
-class _Thread(threading.local):
-    """Whether this thread is in the midst of `Team.lead`."""
-
-    is_in_lead = False
-
-
-_THREAD = _Thread()
+_running = threading.local()
+"""Has the attribute `team` while several ranks share a check that this thread runs."""
 
 
 def _nothing() -> None:
@@ -122,7 +117,7 @@ class Team:
         try:
             ended = self._led(work) if self.leads else self._followed(prepare)
         finally:
-            self._state, _THREAD.is_in_lead = None, False
+            self._state = None
         failure = self._failure or ended.failure
         if failure is not None:
             self._has_ended = ended.failure is not None  # else the others hear of it when they meet the next time
@@ -206,7 +201,7 @@ class Team:
         self._is_in_task = self._has_ended = False
         self._failure = None
         self.meet()
-        self._state, self._last_asked, _THREAD.is_in_lead = state, time.monotonic(), True
+        self._state, self._last_asked = state, time.monotonic()
 
     def _led(self, work: Callable[[], Any]) -> Ended:
         assert self._channel is not None
@@ -298,15 +293,17 @@ class Together:
 
     def __enter__(self) -> Team:
         if self._team.size > 1:
-            if _THREAD.is_in_lead:
-                raise InvalidRequestError(CHECK_INSIDE)
+            if hasattr(_running, "team"):
+                raise InvalidRequestError(INSIDE)
             self._team._signals.install()
+            _running.team = self._team  # only now, since nothing interrupts this any more
         return self._team
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self._team.part(error)
         finally:
+            vars(_running).pop("team", None)
             self._team._signals.release()
 
 
