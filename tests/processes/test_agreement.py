@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tests.processes.ranks import Ranks
 from torch_gradcheck import InvalidRequestError, ProcessGroupError, check_closure, check_function, check_module
+from torch_gradcheck.errors import UnequalRanksError
 
 
 def model(seed: int = 0, width: int = 4) -> nn.Module:
@@ -152,3 +154,54 @@ def test_what_a_closure_captures_and_a_function_is_given_is_compared(two_ranks: 
     assert one == other
     assert "on rank 0" in one
     assert "on rank 1" in one
+
+
+class Tripled(torch.autograd.Function):
+    """x², whose backward is wrong by a factor on the last rank, and by rounding where that is asked for."""
+
+    factor = 1.0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        if dist.get_rank() == 1 and Tripled.factor == 0:
+            raise RuntimeError("no such kernel on this machine")
+        result: Tensor = 2 * x * gradient * (Tripled.factor if dist.get_rank() == 1 else 1.0)
+        return result
+
+
+def with_backward_of_ranks(factor: float, **options: Any) -> str:
+    """A check of a model whose backward differs by a factor on rank 1; what it ends in."""
+    Tripled.factor = factor
+    linear, x = model()[0], batch()[0]  # type: ignore[index]
+    try:
+        check = check_closure(linear, lambda: Tripled.apply(linear(x)).mean(), group=dist.group.WORLD, **options)
+    except (UnequalRanksError, RuntimeError) as error:
+        return str(error)
+    return str(check)
+
+
+@pytest.mark.parametrize("options", [{}, {"method": "projected"}], ids=["exact", "projected"])
+def test_a_backward_that_is_wrong_on_another_rank_is_told(two_ranks: Ranks, options: dict[str, Any]) -> None:
+    one, other = [
+        told.split("(")[0] for told in two_ranks.run(functools.partial(with_backward_of_ranks, 3.0, **options))
+    ]
+    assert one == other
+    assert "the ranks do not compute the same gradient: that of the parameter weight on rank 1 differs" in one
+    right, _ = two_ranks.run(functools.partial(with_backward_of_ranks, 1.0, **options))
+    assert "gradients right" in right
+
+
+def test_a_backward_that_is_rounded_otherwise_on_another_rank_is_the_same(two_ranks: Ranks) -> None:
+    one, other = two_ranks.run(with_backward_of_ranks, 1.0 + 2.3e-16)
+    assert one == other
+    assert "gradients right: 2 of 2" in one
+
+
+def test_an_exception_in_the_backward_of_another_rank_is_told(two_ranks: Ranks) -> None:
+    assert two_ranks.run(with_backward_of_ranks, 0.0) == ["no such kernel on this machine"] * 2

@@ -100,12 +100,8 @@ def repeated_gradients(
     apart = _apart(runs)
     if not any(apart.values()):
         return RepeatedGradients(runs[0])
-    sizes, of_all = _sizes(runs), ROUNDOFF_BETWEEN_CALLS * epsilon(objective.dtype)
-    floor, unresolved = of_all * max(sizes.values()), resolved()
-    allowed = {
-        position: max(tolerance * size, floor, unresolved if size <= SEEN * unresolved else 0.0)
-        for position, size in sizes.items()
-    }
+    sizes = _sizes(runs)
+    allowed = _allowed(sizes, objective, tolerance, resolved())
     relative = {position: _ratio(off, sizes[position]) for position, off in apart.items()}
     beyond = [position for position, off in apart.items() if not off <= allowed[position]]
     bars = {position: math.inf if position in beyond else MARGIN * off for position, off in apart.items()}
@@ -114,6 +110,33 @@ def repeated_gradients(
         max((share for position, share in relative.items() if position not in beyond), default=0.0),
         _difference(objective, theta, records, runs, {p: allowed[p] for p in beyond}, tolerance) if beyond else None,
     )
+
+
+def beyond_rounding_of(
+    gradients: Gradients, other: Gradients, objective: Objective, tolerance: float, resolved: float
+) -> dict[int, float]:
+    """Position in θ → the largest difference, where it is more than rounding by the rule of `repeated_gradients`.
+
+    Args:
+        gradients: of J.
+        other: of the same J, at some of the positions.
+        objective: J.
+        tolerance: the largest relative error that passes.
+        resolved: the error bar of a difference of J.
+    """
+    sizes = _sizes([gradients])
+    allowed = _allowed(sizes, objective, tolerance, resolved)
+    off = {position: _distance(gradients[position].values, each.values) for position, each in other.items()}
+    return {position: distance for position, distance in off.items() if not distance <= allowed[position]}
+
+
+def _allowed(sizes: Mapping[int, float], objective: Objective, tolerance: float, resolved: float) -> dict[int, float]:
+    """Up to which difference two gradients with these largest entries may be apart by rounding, by position."""
+    floor = ROUNDOFF_BETWEEN_CALLS * epsilon(objective.dtype) * max(sizes.values())
+    return {
+        position: max(tolerance * size, floor, resolved if size <= SEEN * resolved else 0.0)
+        for position, size in sizes.items()
+    }
 
 
 def _recorded(record: BackwardRecord, objective: Objective, theta: Theta) -> Gradients:

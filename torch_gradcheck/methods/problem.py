@@ -40,11 +40,14 @@ from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.freed_memory import give_back_freed_memory
 
+BACKWARD = "backward"
+"""The name by which a rank keeps the gradients of its own backward until they are compared."""
+
 LARGE = 2**20
 """Coordinates of a θ whose copies take so much memory that what is freed is given back to the system at once."""
 
-BACKWARD_IN_EVALUATIONS = 6
-"""About how many evaluations of J two runs of it and its backward take as long as."""
+BACKWARD_IN_EVALUATIONS = 3
+"""About how many evaluations of J a run of it and its backward takes as long as: the leader runs one more of them."""
 
 
 class Problem:
@@ -174,7 +177,12 @@ class Problem:
 
     @cached_property
     def backward(self) -> Backward:
-        """The backward that gives autograd's gradient on trial: of compiled code, where J runs any."""
+        """The backward that gives autograd's gradient on trial: of compiled code, where J runs any.
+
+        The other ranks run theirs meanwhile, to be compared with it.
+        """
+        if self.team.can_share:
+            self.team.order(run_backward, None)
         if not self.team.can_share or "_noise_near" in vars(self) or self.slope is not None:
             return self._run_backward()
         runs: list[Backward | Exception] = []
@@ -194,6 +202,14 @@ class Problem:
 
     def _run_backward(self) -> Backward:
         return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
+
+    def gradients_once(self) -> Mapping[int, AnalyticGradient]:
+        """The gradients on trial as one backward at θ gives them, which is not kept."""
+
+        def eager() -> Mapping[int, AnalyticGradient]:
+            return autograd_gradients(self.objective, self.theta, at_theta=True)
+
+        return Backward(self.objective, self.theta, eager).gradients
 
     def gradients_now(self, wanted: Sequence[int] | None = None) -> dict[int, AnalyticGradient]:
         """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly.
@@ -242,9 +258,9 @@ class Problem:
     @cached_property
     def repeated(self) -> RepeatedGradients:
         """Eager autograd's gradients of J, by two runs of the backward."""
-        return repeated_gradients(self.objective, self.theta, self.request.tolerance, self._resolved)
+        return repeated_gradients(self.objective, self.theta, self.request.tolerance, self.resolved)
 
-    def _resolved(self) -> float:
+    def resolved(self) -> float:
         """The error bar of a difference of J, by the step that suits its noise."""
         return float(self.noise.of_slope(np.array([2 * first_step(self.noise)]), np.array([self.noise.at_zero]))[0])
 
@@ -326,6 +342,14 @@ class Problem:
     def _points(self) -> PointsNearTheta:
         theta = self.theta  # which may be refused before J is evaluated
         return PointsNearTheta(self.objective, theta, self.request.seed)
+
+
+def run_backward(problem: Problem, share: object) -> None:  # noqa: ARG001 - a task
+    """Has a rank run its backward once, and keep what that gives, or the exception that it ends in."""
+    try:
+        problem.kept[BACKWARD] = problem.gradients_once()
+    except Exception as error:  # told only if the leader's has ended in none
+        problem.kept[BACKWARD] = error
 
 
 def make_engine(problem: Problem, noise: NoiseNear) -> None:

@@ -15,6 +15,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_hand import given_gradients
 from torch_gradcheck.methods.agreement import agree
 from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
+from torch_gradcheck.methods.equal_gradients import refuse_unequal
 from torch_gradcheck.methods.posing import posed
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.methods.summary import notes_of, reported
@@ -97,6 +98,7 @@ def _on_trial(problem: Problem) -> tuple[Mapping[int, AnalyticGradient], Unrepea
     if isinstance(given, Mapping):
         return given_gradients(given, problem.theta), Unrepeatable()
     backward = problem.backward if problem.slope is None else double_backward_of(problem)
+    refuse_unequal(problem, backward.gradients)
     return backward.gradients, Unrepeatable.of(problem)
 
 
