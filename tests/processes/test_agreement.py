@@ -13,7 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tests.processes.ranks import Ranks
-from torch_gradcheck import InvalidRequestError, ProcessGroupError, check_closure, check_function, check_module
+from torch_gradcheck import (
+    InvalidRequestError,
+    ProcessGroupError,
+    blind_spots,
+    check_closure,
+    check_function,
+    check_module,
+)
 from torch_gradcheck.errors import UnequalRanksError
 
 
@@ -59,6 +66,12 @@ class Call:
     def eps(self) -> None:
         self.options["eps"] = 1e-6
 
+    def dtype(self) -> None:
+        self.options["dtype"] = torch.float32
+
+    def tolerance(self) -> None:
+        self.options["tolerance"] = 1e-6
+
     def seed(self) -> None:
         self.options["seed"] = 3
 
@@ -99,15 +112,17 @@ def check_with_difference(what: str) -> str:
 @pytest.mark.parametrize(
     ("what", "named", "advice"),
     [
-        ("parameters", "parameter '0.weight' is of shape (4, 3), torch.float64 and mean", "Broadcast the parameters"),
+        ("parameters", "parameter '0.weight' is of shape (4, 3) and mean", "Broadcast the parameters"),
         ("one_entry", "parameter '0.bias'", "Broadcast the parameters"),
         ("reference", "reference= is not given on rank 0, given on rank 1", "Give every rank the same options"),
-        ("shape", "(4, 3), torch.float64 on rank 0, of shape (1, 3), torch.float64 on rank 1", "Build the same model"),
+        ("shape", "(4, 3) on rank 0, of shape (1, 3) on rank 1", "Build the same model"),
         ("frozen", "the gradient of '0.bias' is on trial on rank 0, not on trial on rank 1", "Build the same model"),
         ("buffer", "buffer '1.running_mean'", "Broadcast the buffers"),
-        ("other_batch", "batch[0] is of shape (5, 3), torch.float64 and mean", "the same batch"),
+        ("other_batch", "batch[0] is of shape (5, 3) and mean", "the same batch"),
         ("smaller_batch", "batch[0] is of shape (5, 3)", "the same batch"),
         ("eps", "eps is None on rank 0, 1e-06 on rank 1", "the same options"),
+        ("dtype", "different things: dtype is torch.float64 on rank 0, torch.float32 on rank 1", "the same options"),
+        ("tolerance", "different things: tolerance is 1e-05 on rank 0, 1e-06 on rank 1", "the same options"),
         ("seed", "seed is 0 on rank 0, 3 on rank 1", "the same options"),
         ("mode", "the mode of '1' is train on rank 0, eval on rank 1", "train() and eval()"),
         ("gradients", "gradients['0.bias']", "the same options"),
@@ -156,7 +171,28 @@ def test_what_a_closure_captures_and_a_function_is_given_is_compared(two_ranks: 
     assert "on rank 1" in one
 
 
-class Tripled(torch.autograd.Function):
+def another_call_on_rank_1(call: str) -> str:
+    given = {"group": dist.group.WORLD}
+    try:
+        if dist.get_rank() == 0:
+            check_module(model(), nn.functional.mse_loss, batch(), **given)
+        elif call == "blind_spots":
+            blind_spots(model(), nn.functional.mse_loss, batch(), **given)
+        else:
+            check_function(torch.sin, (torch.ones(3),), **given)
+    except UnequalRanksError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(("call", "told"), [("blind_spots", "blind_spots"), ("function", "a check of a function")])
+def test_what_is_called_is_compared_first(two_ranks: Ranks, call: str, told: str) -> None:
+    one, other = two_ranks.run(another_call_on_rank_1, call)
+    assert one == other
+    assert f"what was called is a check of a model and a loss function on rank 0, {told} on rank 1" in one
+
+
+class TimesFactor(torch.autograd.Function):
     """x², whose backward is wrong by a factor on the last rank, and by rounding where that is asked for."""
 
     factor = 1.0
@@ -169,18 +205,18 @@ class Tripled(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
         (x,) = ctx.saved_tensors
-        if dist.get_rank() == 1 and Tripled.factor == 0:
+        if dist.get_rank() == 1 and TimesFactor.factor == 0:
             raise RuntimeError("no such kernel on this machine")
-        result: Tensor = 2 * x * gradient * (Tripled.factor if dist.get_rank() == 1 else 1.0)
+        result: Tensor = 2 * x * gradient * (TimesFactor.factor if dist.get_rank() == 1 else 1.0)
         return result
 
 
 def with_backward_of_ranks(factor: float, **options: Any) -> str:
     """A check of a model whose backward differs by a factor on rank 1; what it ends in."""
-    Tripled.factor = factor
+    TimesFactor.factor = factor
     linear, x = model()[0], batch()[0]  # type: ignore[index]
     try:
-        check = check_closure(linear, lambda: Tripled.apply(linear(x)).mean(), group=dist.group.WORLD, **options)
+        check = check_closure(linear, lambda: TimesFactor.apply(linear(x)).mean(), group=dist.group.WORLD, **options)
     except (UnequalRanksError, RuntimeError) as error:
         return str(error)
     return str(check)

@@ -85,9 +85,12 @@ def outcome(make: Callable[[], nn.Module], mode: str) -> str:
 
 
 CASES = {
-    "all_reduce": (Summed, "the forward of '1' (Summed) calls allreduce, a collective"),
-    "functional": (FunctionallySummed, "the forward of '1' (FunctionallySummed) calls all_reduce, a collective"),
-    "backward": (Copied, "the backward of CopyToRanks calls allreduce, a collective"),
+    "all_reduce": (Summed, "the forward of '1' (Summed) calls allreduce of torch.distributed, which"),
+    "functional": (
+        FunctionallySummed,
+        "the forward of '1' (FunctionallySummed) calls all_reduce of torch.distributed, which",
+    ),
+    "backward": (Copied, "the backward of CopyToRanks calls allreduce of torch.distributed, which"),
     "dtensor": (Distributed, "the forward of '1' (Distributed) computes with a DTensor that it makes itself"),
     "one rank": (OfOneRank, "passed: True"),
 }

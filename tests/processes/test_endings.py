@@ -108,6 +108,13 @@ class ReadAsAnotherError(Exception):
         return ValueError, ("another",)
 
 
+class RefusesToBeSentError(Exception):
+    """Ends whoever pickles it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise SystemExit("not to be sent")
+
+
 def raised(name: str) -> None:
     """Raises one of several exceptions."""
     match name:
@@ -123,6 +130,8 @@ def raised(name: str) -> None:
             raise NeedsTwoError("no memory", " left here")
         case "another":
             raise ReadAsAnotherError("no memory left here")
+        case "refuses":
+            raise RefusesToBeSentError("no memory left here")
         case "huge":
             error = RuntimeError("no memory left here")
             error.model = torch.zeros(2**20)  # type: ignore[attr-defined]
@@ -145,9 +154,10 @@ def test_an_exception_ends_the_check_on_all_ranks(two_ranks: Ranks, at: int, ran
     assert not endings[rank].notes
     assert endings[1 - rank].notes.startswith(f"raised on rank {rank}:")
     assert "test_endings.py" in endings[1 - rank].notes
+    assert "/torch/" not in endings[1 - rank].notes
 
 
-@pytest.mark.parametrize("name", ["fields", "lock", "two", "another", "huge", "exit"])
+@pytest.mark.parametrize("name", ["fields", "lock", "two", "another", "refuses", "huge", "exit"])
 def test_an_exception_that_cannot_be_sent_is_told_in_words(two_ranks: Ranks, name: str) -> None:
     endings = two_ranks.run(raises, 1, SHARE, name, timeout=LIMIT)
     assert_all_ended(endings)
@@ -333,3 +343,20 @@ def test_what_the_callers_own_handler_raises_is_what_all_raise(two_ranks: Ranks)
     endings = two_ranks.run(alarmed, 1, timeout=LIMIT)
     assert_all_ended(endings)
     assert [(each.kind, each.text) for each in endings] == [("AlarmError", "too long")] * 2
+
+
+def nested() -> Ending:
+    inner, group = small_model(), dist.group.WORLD
+
+    def loss(y: Tensor, target: Tensor) -> Tensor:
+        check_module(inner, nn.functional.mse_loss, batch(), group=group)
+        return nn.functional.mse_loss(y, target)
+
+    return ending(lambda model: check_module(model, loss, batch(), group=group))
+
+
+def test_a_check_inside_of_a_shared_one_is_refused(two_ranks: Ranks) -> None:
+    endings = two_ranks.run(nested, timeout=LIMIT)
+    assert_all_ended(endings)
+    assert [each.kind for each in endings] == ["InvalidRequestError"] * 2
+    assert all("inside of one that is running" in each.text for each in endings)

@@ -191,7 +191,7 @@ class _Trial:
     def _motion(self, position: int, along: Floats) -> Motion:
         trial, entry = self._suspects[position], self._problem.theta[position]
         components = torch.zeros(entry.coordinates, dtype=torch.float64)
-        components[torch.from_numpy(np.asarray(trial.coordinates))] = torch.from_numpy(along / np.linalg.norm(along))
+        components[torch.from_numpy(np.array(trial.coordinates))] = torch.from_numpy(along / np.linalg.norm(along))
         return Motion(1.0 / float(np.linalg.norm(_error(trial))), components)
 
     def _slope(self, direction: Direction) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_loss import FunctionLoss
-from torch_gradcheck.objective.loss import NOTHING, Loss, MeanLoss
+from torch_gradcheck.objective.loss import NOTHING, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS
 from torch_gradcheck.precision.dtypes import epsilon
@@ -19,32 +19,37 @@ from torch_gradcheck.processes.agreement import Fact, Facts, fact_of, form_of, s
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import named_buffers, named_modules, named_parameters
 
-OF_ONE_RANK = {"team", "progress", "gradients", "has_reference"}
+OF_ONE_RANK = {"team", "progress", "gradients", "has_reference", "dtype", "tolerance", "beyond_rounding"}
 """Options that ranks need not have in common, or that are compared otherwise: gradients by hand by their numbers."""
 
 
-def agree(problem: Problem) -> None:
+def agree(problem: Problem, entry: str | None = None) -> None:
     """Evaluates J(θ), and compares it, and all that the ranks were given, between them.
 
     Where J(θ) differs by rounding only, as on two kinds of processors, that is taken for noise of J.
+
+    Args:
+        problem: that of this rank.
+        entry: what was called, where that is no check.
 
     Raises:
         UnequalRanksError: on every rank, where one was given something else.
     """
     team = problem.request.team
     if team.size > 1:
-        spread = spread_of(team.exchanged(facts_of(problem)))
+        spread = spread_of(team.exchanged(facts_of(problem, entry)))
         problem.objective.spread = max(problem.objective.spread, spread)
 
 
-def facts_of(problem: Problem) -> Facts:
-    """What this rank was given, its model lent and at θ."""
+def facts_of(problem: Problem, entry: str | None = None) -> Facts:
+    """What this rank was given, its model lent and at θ; `entry` as in `agree`."""
     objective, theta, model = problem.objective, problem.theta, problem.model
     on_trial = {
         f"the gradient of {entry.name!r}": Fact("on trial" if entry.checked else "not on trial") for entry in theta
     }
     parameters = {f"parameter {name!r}": tensor for name, tensor in named_parameters(model)}
     topics = {
+        "call": {"what was called": Fact(entry or _check_of(problem.loss))},
         "torch": {"torch": Fact(torch.__version__)},
         "options": _options(problem.request),
         "tensors": {name: form_of(tensor) for name, tensor in parameters.items()} | on_trial,
@@ -62,12 +67,23 @@ def facts_of(problem: Problem) -> Facts:
 
 def _options(request: Request) -> dict[str, Fact]:
     options = {each.name: Fact(repr(getattr(request, each.name))) for each in fields(request)}
-    found = {name: fact for name, fact in options.items() if name not in OF_ONE_RANK}
-    found["reference="] = Fact("given" if request.has_reference else "not given")
+    is_default = request.has_reference and not request.beyond_rounding
+    found = {"reference=": Fact("given" if request.has_reference else "not given")}
+    found["dtype"] = options["dtype"]  # before the tolerance, which hangs on it
+    found["tolerance"] = Fact("not given") if is_default else options["tolerance"]
+    found |= {name: fact for name, fact in options.items() if name not in OF_ONE_RANK}
     given = request.gradients
     if isinstance(given, Mapping):
         return found | {f"gradients[{name!r}]": fact_of(torch.as_tensor(each)) for name, each in given.items()}
     return found | {"gradients": Fact(repr(given))}
+
+
+def _check_of(loss: Loss) -> str:
+    """What checks such a loss."""
+    one = loss.losses[0] if isinstance(loss, MeanLoss) else loss
+    if isinstance(one, FunctionLoss):
+        return "a check of a function"
+    return "a check of a model and a loss function" if isinstance(one, ModuleLoss) else "a check of a closure"
 
 
 def _given(loss: Loss) -> list[tuple[str, Tensor]]:

@@ -35,9 +35,9 @@ class CollectiveWatch(DispatchMode):
         name = collective_of(func)
         if name is not None and ranks_of([*args, *(kwargs or {}).values()]) > 1:
             raise InvalidRequestError(
-                f"{self._place()} calls {name}, a collective of torch.distributed: in a check each rank evaluates J "
-                "alone, with parameters of full size. Check what it computes between collectives, or the same model in "
-                "one process."
+                f"{self._place()} calls {name} of torch.distributed, which talks to other ranks: in a check each "
+                "evaluates J alone, with parameters of full size. Check what it computes between such calls, or the "
+                "same model in one process."
             )
         if any(map(is_sharded_type, types)):
             raise InvalidRequestError(

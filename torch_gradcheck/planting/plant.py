@@ -76,7 +76,7 @@ def blind_spots(
             progress_bar(request.progress) as bar,
             posed(model, ModuleLoss(model, loss_fn, batch), request, progress=bar) as problem,
         ):
-            agree(problem)
+            agree(problem, entry="blind_spots")
             planting = Planting(problem, bar)
             return team.lead(planting, planting.everywhere, prepare=planting.get_ready)
 

@@ -12,6 +12,7 @@ import torch
 from torch_gradcheck.errors import UnequalRanksError
 
 ADVICE = {
+    "call": "Call the same function on every rank.",
     "torch": "The ranks of one check need the same versions: install them alike.",
     "options": "Give every rank the same options.",
     "tensors": "Build the same model, and freeze the same parameters, on every rank.",
@@ -97,12 +98,14 @@ def _difference(first: Mapping[str, Fact], other: Mapping[str, Fact], rank: int)
         if one.told != two.told:
             return f"{name} is {one.told} on rank 0, {two.told} on rank {rank}"
         if one.digest != two.digest:
-            return f"{name} holds other numbers on rank {rank} than on rank 0 ({one.told} on both)"
+            return (
+                f"{name} holds other numbers on rank {rank} than on rank 0, if only in a last bit ({one.told} on both)"
+            )
     return ""
 
 
 def fact_of(tensor: torch.Tensor) -> Fact:
-    """Form and numbers of a tensor: shape, dtype and mean in words, and a checksum of the bits."""
+    """Form and numbers of a tensor: shape, kind and mean in words, and a checksum of the bits."""
     tensor, form = tensor.detach(), form_of(tensor)
     if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_nested or not tensor.numel():
         return form
@@ -112,5 +115,8 @@ def fact_of(tensor: torch.Tensor) -> Fact:
 
 
 def form_of(tensor: torch.Tensor) -> Fact:
-    """Shape and dtype of a tensor."""
-    return Fact(f"of shape {tuple(tensor.shape)}, {tensor.dtype}")
+    """Shape of a tensor, and of what numbers it is; floating-point numbers are lent in the dtype of the check."""
+    shape = f"of shape {tuple(tensor.shape)}"
+    if tensor.is_floating_point():
+        return Fact(shape)
+    return Fact(f"{shape}, {'complex' if tensor.is_complex() else tensor.dtype}")

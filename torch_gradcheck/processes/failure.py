@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass, field
-from pathlib import Path
-from traceback import extract_tb, format_list
+from traceback import StackSummary, format_list, walk_tb
 from typing import Any
 
 from torch_gradcheck.errors import ProcessGroupError
+from torch_gradcheck.torch_internals.code_lines import is_of_the_user, is_ours
 
 LARGEST = 2**20
 """Bytes (1 MiB) from which on an exception is told in words: it holds on to more than what it says."""
@@ -16,9 +16,6 @@ LARGEST = 2**20
 
 RAISED = "raised on rank"
 """Begins the note on where an exception is from."""
-
-OURS = Path(__file__).parents[1]
-"""The folder of this package."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +25,7 @@ class Failure:
     Attributes:
         rank: where it was raised.
         words: type and text of the exception.
-        traceback: where, as Python prints it, but for the frames of this package.
+        traceback: where, as Python prints it: the user's own frames; where there are none, all but this package's.
         pickled: the exception for the other ranks; None where it cannot be sent, or is one of a signal.
         error: the exception itself, on the rank where it was raised; None elsewhere.
     """
@@ -67,14 +64,15 @@ class Failure:
 def _words(error: BaseException) -> str:
     try:
         text = str(error)
-    except Exception:
+    except BaseException:  # of the user's class: a rank that raised it here would leave the others waiting
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _frames(error: BaseException) -> str:
-    frames = [frame for frame in extract_tb(error.__traceback__) if OURS not in Path(frame.filename).parents]
-    return "".join(format_list(frames))
+    frames = [each for each in walk_tb(error.__traceback__) if not is_ours(each[0].f_code)]
+    own = [each for each in frames if is_of_the_user(each[0].f_code)]
+    return "".join(format_list(StackSummary.extract(iter(own or frames))))
 
 
 def _pickled(error: BaseException) -> bytes | None:
@@ -85,7 +83,7 @@ def _pickled(error: BaseException) -> bytes | None:
         pickled = pickle.dumps(error)
         copy = pickle.loads(pickled)
         same = type(copy) is type(error) and str(copy) == str(error)
-    except Exception:
+    except BaseException:  # of the user's class, as above
         return None
     return pickled if same and len(pickled) <= LARGEST else None
 
@@ -94,6 +92,6 @@ def _read(pickled: bytes | None) -> Exception | None:
     """The exception; None where this rank does not know its class."""
     try:
         error = None if pickled is None else pickle.loads(pickled)
-    except Exception:
+    except BaseException:  # of the user's class, as above
         return None
     return error if isinstance(error, Exception) else None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from torch_gradcheck.errors import ProcessGroupError, UnequalRanksError
+from torch_gradcheck.errors import InvalidRequestError, ProcessGroupError, UnequalRanksError
 from torch_gradcheck.processes.channel import LEADER, Channel
 from torch_gradcheck.processes.failure import Failure
 from torch_gradcheck.processes.messages import (
@@ -38,6 +39,16 @@ NOT_THE_SAME_CHECK = (
     "the ranks do not run the same check: one has ended, or compares other things, where another one goes on. Call the "
     "same function with the same arguments on every rank."
 )
+
+
+INSIDE = (
+    "a check with group was called inside of one that is running, as by its loss, forward or hook: the ranks do not "
+    "run that code equally often, so that they would wait for each other without end. Leave group out of the inner "
+    "check, or call it before the outer one."
+)
+
+_running = threading.local()
+"""Has the attribute `team` while several ranks share a check that this thread runs."""
 
 
 def _nothing() -> None:
@@ -280,13 +291,17 @@ class Together:
 
     def __enter__(self) -> Team:
         if self._team.size > 1:
+            if hasattr(_running, "team"):
+                raise InvalidRequestError(INSIDE)
             self._team._signals.install()
+            _running.team = self._team  # only now, since nothing interrupts this any more
         return self._team
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         try:
             self._team.part(error)
         finally:
+            vars(_running).pop("team", None)
             self._team._signals.release()
 
 

@@ -116,6 +116,11 @@ def is_of_the_user(code: CodeType) -> bool:
     return not file.startswith(STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
 
 
+def is_ours(code: CodeType) -> bool:
+    """Whether code is this package's."""
+    return code.co_filename.startswith(FOREIGN[-1])
+
+
 def _short(file: str) -> str:
     if file.startswith("<"):
         return file
