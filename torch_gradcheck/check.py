@@ -18,7 +18,8 @@ from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.errors import NonFiniteLossError
 from torch_gradcheck.methods.agreement import agree
 from torch_gradcheck.methods.choice import METHOD_NAMES
-from torch_gradcheck.methods.problem import Problem, posed
+from torch_gradcheck.methods.posing import posed
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, MeanLoss, ModuleLoss

@@ -18,7 +18,7 @@ from torch_gradcheck.against_reference.runs.counterparts import counterparts_of
 from torch_gradcheck.against_reference.runs.sides import exact_run
 from torch_gradcheck.against_reference.runs.upstream import Upstream
 from torch_gradcheck.borrowing.loan import Start
-from torch_gradcheck.methods.problem import posed
+from torch_gradcheck.methods.posing import posed
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.request import Request

@@ -11,7 +11,7 @@ from torch import nn
 from torch_gradcheck.check import METHOD_NAMES
 from torch_gradcheck.contract.entries import entry_of
 from torch_gradcheck.contract.problem_trial import ProblemTrial
-from torch_gradcheck.methods.problem import posed
+from torch_gradcheck.methods.posing import posed
 from torch_gradcheck.objective.function_call import function_call, module_of
 from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule, WrittenArgumentsError
 from torch_gradcheck.reporting.facts import ContractEntry

@@ -16,7 +16,8 @@ from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.methods.choice import run_method
-from torch_gradcheck.methods.problem import Problem, posed
+from torch_gradcheck.methods.posing import posed
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.pipeline.examination import Examination
 from torch_gradcheck.request import Request

@@ -21,7 +21,8 @@ from torch_gradcheck.errors import (
     NonScalarLossError,
     ProcessGroupError,
 )
-from torch_gradcheck.methods.problem import Problem, posed
+from torch_gradcheck.methods.posing import posed
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_outputs import root_mean_square
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.variables import objects_of

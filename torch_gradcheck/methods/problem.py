@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -12,37 +11,32 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start
+from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.differences.noise import SIGMAS, Noise
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.engines.selection import Elsewhere, Refusals, SelectedEngine, recorded, select_engine
 from torch_gradcheck.engines.traced.engine import TracedEngine
 from torch_gradcheck.engines.traced.untraceable import Untraceable
-from torch_gradcheck.errors import InvalidRequestError, NonFiniteLossError
 from torch_gradcheck.gradients.analytic import AnalyticGradient, undefined_gradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_compiled_code import Backward
-from torch_gradcheck.gradients.by_hand import check_names
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
 from torch_gradcheck.methods.directional.directions import Directions
 from torch_gradcheck.methods.line import Line
 from torch_gradcheck.methods.noise import NoiseNear, distances_near, noise_near
 from torch_gradcheck.methods.noise_along import quieter_noise
+from torch_gradcheck.methods.not_finite import finite
+from torch_gradcheck.methods.on_trial import slope_on_trial, theta_on_trial
+from torch_gradcheck.methods.points_near_theta import PointsNearTheta
 from torch_gradcheck.objective.loss import Loss, on_not_perturbed
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import RandomDirection
-from torch_gradcheck.objective.perturbed_theta import move_theta
 from torch_gradcheck.objective.preflight import preflighted
-from torch_gradcheck.objective.reads import read_by
 from torch_gradcheck.objective.second_order import Slope
-from torch_gradcheck.objective.theta import Theta, check_selection, matches, theta_of
-from torch_gradcheck.objective.variables import Variable, objects_of
-from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.processes.team import Team
-from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.progress import SILENT, ProgressBar
-from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.reporting.progress import ProgressBar
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.freed_memory import give_back_freed_memory
 
@@ -51,9 +45,6 @@ BACKWARD = "backward"
 
 LARGE = 2**20
 """Coordinates of a θ whose copies take so much memory that what is freed is given back to the system at once."""
-
-OF_FIRST_ORDER = "A check with order=1 names the operation that makes it."
-"""What to do where a check of second order finds that something is not finite."""
 
 BACKWARD_IN_EVALUATIONS = 3
 """About how many evaluations of J a run of it and its backward takes as long as: the leader runs one more of them."""
@@ -146,17 +137,7 @@ class Problem:
     @cached_property
     def theta(self) -> Theta:
         """The parameters of the lent model, whose `train()` and `eval()` may have thawed some, and the variables."""
-        variables = variables_on_trial(self._loss, self.request)
-        theta = theta_of(self.model, self.request.include, self.request.exclude, variables)
-        captured = [each for each in variables if each.role is Role.CAPTURED]
-        read = {id(each.tensor) for each in read_by(self._loss_itself, captured)} if captured else set()
-        theta = theta.without([each for each in captured if id(each.tensor) not in read])
-        if not theta.checked:
-            raise InvalidRequestError(
-                f"the closure does not read {listed([each.name for each in captured])}, and nothing else that is "
-                "selected requires a gradient: there is no gradient to check."
-            )
-        return theta
+        return theta_on_trial(self.model, self._loss, self.request, lambda: self._loss_itself)
 
     @property
     def _loss_itself(self) -> Objective:
@@ -169,13 +150,7 @@ class Problem:
     @cached_property
     def slope(self) -> Slope | None:
         """J as the slope ⟨v, ∇J⟩ of the user's loss, in a check of second order; else None."""
-        if self.request.order == 1:
-            return None
-        request, variables = self.request, variables_on_trial(self._loss, self.request)
-        # θ itself is known once J has been evaluated: captured tensors belong to it that J reads.
-        asked = theta_of(self.model, request.include, request.exclude, variables)
-        on_trial = [entry.parameter for entry in asked if entry.checked]
-        return Slope(self._loss.at(request.dtype), on_trial, request.seed)
+        return None if self.request.order == 1 else slope_on_trial(self.model, self._loss, self.request)
 
     @cached_property
     def objective(self) -> Objective:
@@ -183,8 +158,9 @@ class Problem:
         dtype = self.request.dtype
         compute = self.slope or self._loss.at(dtype)
         hold = self.request.hold_detached
-        try:
-            objective = preflighted(
+
+        def evaluated() -> Objective:
+            return preflighted(
                 self.model,
                 compute,
                 self._borrowed,
@@ -196,15 +172,8 @@ class Problem:
                 self._loss.words,
                 self.slope,
             )
-        except NonFiniteLossError as error:
-            if self.slope is not None and math.isfinite(float(self.slope.loss)):
-                raise NonFiniteLossError(_has_no_slope(float(self.slope.loss)), module=error.module) from error
-            if not self.request.perturb:
-                raise
-            raise NonFiniteLossError(f"{error} {_is_moved(self.request.perturb)}", module=error.module) from error
-        if self.slope is not None and not math.isfinite(float(self.slope.loss)):
-            raise NonFiniteLossError(f"order=2: J(θ) = {float(self.slope.loss)}. {OF_FIRST_ORDER}")
-        return objective
+
+        return finite(evaluated, self.slope, self.request.perturb)
 
     @cached_property
     def backward(self) -> Backward:
@@ -297,26 +266,17 @@ class Problem:
 
     @cached_property
     def _noise_near(self) -> NoiseNear:
-        _ = self._value_a_step_away  # while the direction is at hand
+        _ = self._points.value_a_step_away  # while the direction is at hand
         line, self._foreseen = self._foreseen or self.line(self.theta.checked), None
         return noise_near(self.objective, self.theta, line, self.theta.checked)
 
     def line(self, positions: Sequence[int]) -> Line:
         """J along a random direction through these parameters."""
-        every = tuple(positions) == tuple(self.theta.checked)
-        directions = list[RandomDirection]()
-
-        def direction() -> RandomDirection:
-            if every:
-                return self._first_direction
-            directions[:] = directions or [self._through(positions)]
-            return directions[0]
-
-        return Line(self.objective, direction, positions, self.team)
+        return self._points.line(positions, self.team)
 
     def get_ready(self) -> None:
         """What a rank that does not lead makes before its first share, while the leader makes the same and more."""
-        _ = self.objective, self._value_a_step_away
+        _ = self.objective, self._points.value_a_step_away
 
     @cached_property
     def engine(self) -> SelectedEngine:
@@ -332,7 +292,7 @@ class Problem:
             noise=self._agreement,
             team=self.team,
         )
-        del self._first_direction  # it has a sign of every coordinate
+        self._points.forget_direction()
         return engine
 
     @cached_property
@@ -347,18 +307,19 @@ class Problem:
         except Untraceable:
             return None
         finally:
-            vars(self).pop("_first_direction", None)  # it has a sign of every coordinate
+            self._points.forget_direction()
 
     @property
     def _elsewhere(self) -> Elsewhere:
         """All parameters moved by a step: a point to compare a record of J with J at."""
-        return Elsewhere(self._a_step_away, frozenset(self.theta.checked), self._value_a_step_away)
+        points = self._points
+        return Elsewhere(points.a_step_away, frozenset(self.theta.checked), points.value_a_step_away)
 
     @property
     def _agreement(self) -> float:
         """What two right ways to evaluate J may differ by, in the unit of J."""
         noise = self._noise_near.of_known_operations
-        return SIGMAS * max(noise.sigma, noise.growth * self._step)
+        return SIGMAS * max(noise.sigma, noise.growth * self._points.step)
 
     @property
     def refused(self) -> Refusals:
@@ -371,38 +332,16 @@ class Problem:
 
     def direction(self, k: int) -> RandomDirection:
         """The k-th random direction through all checked parameters, drawn from the seed of the request."""
-        return self._through(self.theta.checked, k)
+        return self._points.direction(k)
 
     def near(self, k: int, distance: float) -> AbstractContextManager[object]:
         """A block in which the parameters hold the k-th random point near θ; direction 0 is that of the noise."""
         return self.direction(k + 1).at(distance)
 
-    def _through(self, positions: Sequence[int], k: int = 0) -> RandomDirection:
-        """The k-th random direction through these parameters."""
-        parameters = [self.theta[position].parameter for position in positions]
-        at_theta = [self.objective.at_theta(parameter) for parameter in parameters]
-        return RandomDirection(parameters, (self.request.seed + k) % 2**63, at_theta)
-
-    @property
-    def _step(self) -> float:
-        """The relative step at which all parameters are moved to compare a record of J with J: 6e-6 in float64."""
-        return float(epsilon(self.objective.dtype) ** (1 / 3))
-
     @cached_property
-    def _first_direction(self) -> RandomDirection:
-        return self.direction(0)
-
-    def _a_step_away(self, staying: frozenset[int] = frozenset()) -> AbstractContextManager[object]:
-        """The parameters, but for those at these positions of θ, moved by that step."""
-        return self._first_direction.at(
-            self._step, [k for k, position in enumerate(self.theta.checked) if position in staying]
-        )
-
-    @cached_property
-    def _value_a_step_away(self) -> float:
-        """J with all parameters moved by that step."""
-        with self._a_step_away():
-            return self.objective.value()
+    def _points(self) -> PointsNearTheta:
+        theta = self.theta  # which may be refused before J is evaluated
+        return PointsNearTheta(self.objective, theta, self.request.seed)
 
 
 def run_backward(problem: Problem, share: object) -> None:  # noqa: ARG001 - a task
@@ -417,69 +356,3 @@ def make_engine(problem: Problem, noise: NoiseNear) -> None:
     """Makes the engine of a rank, which takes the noise of J from the leader."""
     vars(problem)["_noise_near"] = noise
     _ = problem.engine
-
-
-def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:
-    """The variables of J whose gradients are on trial, as far as the patterns select them.
-
-    Gradients derived by hand are those of parameters: a variable is on trial where they name it, or `include` does.
-    """
-    given = request.gradients
-    if not isinstance(given, Mapping):
-        return list(loss.variables)
-    return [each for each in loss.variables if set(each.names) & set(given) or matches(each.names, request.include)]
-
-
-def _has_no_slope(loss: float) -> str:
-    return (
-        f"order=2: J(θ) = {loss:.8g}, and its first-order gradient is not finite, so that it cannot be differenced. "
-        f"{OF_FIRST_ORDER}"
-    )
-
-
-def _is_moved(perturb: float) -> str:
-    return (
-        f"This is with perturb={perturb:g}, away from the model's own θ: try a smaller one, or perturb=0 to see "
-        "whether it is finite there."
-    )
-
-
-def posed(
-    model: nn.Module,
-    loss: Loss,
-    request: Request,
-    *,
-    progress: ProgressBar = SILENT,
-    start: Start | None = None,
-    theta: Theta | None = None,
-    drawn_in: DrawnIn | None = None,
-) -> Loan[Problem]:
-    """Lends the model for `with posed(...) as problem:`; takes it back bit for bit when the block is left.
-
-    Args:
-        model: what is checked.
-        loss: the user's loss over it.
-        request: the options.
-        progress: told of every evaluation of J.
-        start: what evaluations of J start from; None: the seed, and what the model holds now.
-        theta: θ, where it was made before; None makes it from the lent model.
-        drawn_in: the precisions of random draws; None: that of the check.
-
-    Raises:
-        InvalidRequestError: nothing can be checked: no parameters, a pattern that matches nothing, meta tensors ...
-    """
-    selected = check_selection(model, request.include, request.exclude, variables_on_trial(loss, request))
-    if isinstance(request.gradients, Mapping):
-        others = [name for each in loss.variables for name in each.names if not matches(each.names, request.exclude)]
-        check_names(request.gradients, [names for _, names in selected], others)
-    threads = torch.get_num_threads()  # the loan may set it to 1
-
-    def problem(borrowed: Borrowed) -> Problem:
-        if request.perturb:
-            move_theta(model, request.perturb, request.seed)
-            borrowed.take_for_first()
-        return Problem(model, loss, borrowed, request, threads, progress, theta, drawn_in)
-
-    return Loan(
-        model, loss.holders, request.mode, request.dtype, request.seed, problem, start, objects_of(loss.variables)
-    )

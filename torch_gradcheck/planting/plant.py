@@ -11,7 +11,8 @@ from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.methods.agreement import agree
 from torch_gradcheck.methods.choice import METHOD_NAMES
-from torch_gradcheck.methods.problem import Problem, posed
+from torch_gradcheck.methods.posing import posed
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.planting import faults
 from torch_gradcheck.planting.left_out import InputGradients

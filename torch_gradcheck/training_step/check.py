@@ -11,7 +11,8 @@ from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.agreement import agree
 from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
-from torch_gradcheck.methods.problem import Problem, posed
+from torch_gradcheck.methods.posing import posed
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.methods.summary import notes_of, reported
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.pipeline.examination import Examination

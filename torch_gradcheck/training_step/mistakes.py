@@ -13,7 +13,8 @@ from torch_gradcheck.borrowing.loan import Loan, Start
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.errors import GradcheckError
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
-from torch_gradcheck.methods.problem import Problem, posed
+from torch_gradcheck.methods.posing import posed
+from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.mode import DrawnIn

@@ -9,7 +9,7 @@ from tests.zoo.second_order import noise
 from torch_gradcheck import check_module
 from torch_gradcheck.diagnosis.culprit.gradient_nodes import first_wrong_node
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
-from torch_gradcheck.methods.problem import posed
+from torch_gradcheck.methods.posing import posed
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, FunctionModule
 from torch_gradcheck.objective.loss import ModuleLoss

@@ -86,13 +86,5 @@ def test_pairs_stay_together_and_are_shared_evenly(size: int, directions: int) -
     assert counts[0] == counts.min(), "the leader has slopes to predict besides"
 
 
-@pytest.mark.parametrize(("size", "besides", "own"), [(2, 0.0, 4), (2, 2.0, 3), (2, 9.0, 0), (4, 2.0, 1)])
-def test_the_leader_takes_fewer_pairs_the_more_it_does_besides(size: int, besides: float, own: int) -> None:
-    which, steps = np.repeat(np.arange(8), 2), np.tile([0.1, -0.1], 8)
-    counts = np.bincount(ranks_of(which, steps, size, besides), minlength=size) // 2
-    assert counts[0] == own
-    assert counts[1:].max() - counts[1:].min() <= 1
-
-
 def test_a_rank_alone_shares_nothing() -> None:
     assert not Team().can_share

@@ -22,13 +22,6 @@ from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.progress import ProgressBar
 
-VISIT = 0.25
-"""Of the time of a pair of samples: how long a visit takes, which predicts the slope along a direction."""
-
-
-def _pass(_: int) -> None:
-    """Visits nothing."""
-
 
 class Directions:
     """Makes directions in θ and evaluates J along them.
@@ -116,7 +109,7 @@ class Directions:
         self,
         directions: Sequence[Direction],
         substitute: Callable[[], float] | None = None,
-        visit: Callable[[int], None] = _pass,
+        visit: Callable[[int], None] = lambda _: None,
     ) -> Sampler:
         """A sampler of f_i(t) = J(θ + t·directions[i]), by J itself or by a substitute, at what the parameters hold.
 
@@ -159,7 +152,7 @@ class Directions:
         which: Indices,
         steps: Floats,
         substitute: Callable[[], float] | None,
-        visit: Callable[[int], None] = _pass,
+        visit: Callable[[int], None] = lambda _: None,
     ) -> Floats:
         """J at θ + steps[k] · directions[which[k]], shape (K,), one direction after the other."""
         value, values = substitute or self._objective.value, np.empty(len(steps))
@@ -193,8 +186,7 @@ class Directions:
         visit: Callable[[int], None],
     ) -> Floats:
         """What `_values` gives, each pair of steps by one rank."""
-        visits = 0 if visit is _pass else len(np.unique(which))
-        values, rank_of = np.empty(len(steps)), ranks_of(which, steps, self._team.size, VISIT * visits)
+        values, rank_of = np.empty(len(steps)), ranks_of(which, steps, self._team.size)
         places = [np.flatnonzero(rank_of == rank) for rank in range(self._team.size)]
         named = [
             self._share(rank, directions, which[at], steps[at], substitute is not None)

@@ -9,7 +9,6 @@ import numpy as np
 
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.methods.directional.names import Name
-from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
 
 
@@ -73,26 +72,11 @@ def can_be_split(team: Team, which: Indices, steps: Floats) -> bool:
     return team.can_share and len(pairs_of(which, steps)) > 1
 
 
-def ranks_of(which: Indices, steps: Floats, size: int, besides: float = 0.0) -> Indices:
-    """The rank that takes each sample, shape (K,): neighbouring pairs go together, and the leader has the fewest.
-
-    Args:
-        which: shape (K,), the direction of every sample.
-        steps: shape (K,).
-        size: how many ranks there are.
-        besides: what the leader does meanwhile, in pairs that would take as long.
-    """
+def ranks_of(which: Indices, steps: Floats, size: int) -> Indices:
+    """The rank that takes each sample, shape (K,): neighbouring pairs go together, and the leader has the fewest."""
     pairs = pairs_of(which, steps)
-    own = _own(len(pairs), size, besides)
-    others = pairs[own:]
-    rank_of = dict.fromkeys(pairs[:own], LEADER)
-    rank_of |= {pair: size - 1 - k * (size - 1) // len(others) for k, pair in enumerate(reversed(others))}
+    rank_of = {pair: size - 1 - k * size // len(pairs) for k, pair in enumerate(reversed(pairs))}
     return np.array([rank_of[pair] for pair in zip(which.tolist(), np.abs(steps).tolist(), strict=True)])
-
-
-def _own(pairs: int, size: int, besides: float) -> int:
-    """How many pairs the leader takes, so that the last rank is done early."""
-    return min(range(pairs // size + 1), key=lambda own: (max(own + besides, -((own - pairs) // (size - 1))), -own))
 
 
 def values_of(state: Evaluator, share: Share | None) -> tuple[Floats, int] | None:
