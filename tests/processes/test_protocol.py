@@ -16,7 +16,7 @@ from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.differences.sampling import Samples
 from torch_gradcheck.engines import shared
 from torch_gradcheck.engines.shared import SharedSampling, Wanted
-from torch_gradcheck.errors import ProcessGroupError, UnequalRanksError
+from torch_gradcheck.errors import InvalidRequestError, ProcessGroupError, UnequalRanksError
 from torch_gradcheck.processes import team as team_module
 from torch_gradcheck.processes.messages import read
 from torch_gradcheck.processes.team import Team
@@ -233,3 +233,27 @@ def test_a_rank_that_has_ended_is_not_waited_for_by_one_that_goes_on(on_leader: 
     for ending in run_ranks(2, program):
         assert isinstance(ending, UnequalRanksError)
         assert "do not run the same check" in str(ending)
+
+
+def test_a_check_inside_of_what_a_rank_leads_is_refused_and_not_waited_for() -> None:
+    def inner(team: Team) -> None:
+        with team.together():
+            team.meet()
+
+    def program(team: Team, rank: int) -> None:
+        with team.together():
+            team.lead(None, lambda: inner(team))
+
+    for ending in run_ranks(2, program):
+        assert isinstance(ending, InvalidRequestError)
+        assert "inside of one that is running" in str(ending)
+
+
+def test_a_check_after_a_lead_is_not_refused() -> None:
+    def program(team: Team, rank: int) -> Any:
+        for _ in range(2):
+            with team.together():
+                found = team.lead(None, lambda: 3)
+        return found
+
+    assert run_ranks(2, program) == [3, 3]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import _pop_mode
+from torch.utils import _python_dispatch as python_dispatch
 
 from tests.zoo.interruptions import (
     AfterEvents,
@@ -30,6 +30,7 @@ from tests.zoo.interruptions import (
 from tests.zoo.losses import probe
 from tests.zoo.snapshot import Snapshot
 from torch_gradcheck import Report, check_module
+from torch_gradcheck.torch_internals import dispatch
 
 pytestmark = pytest.mark.skipif(
     signal.getsignal(signal.SIGINT) is not signal.default_int_handler, reason="Ctrl-C does not raise in this process"
@@ -44,7 +45,7 @@ def put_back(no_collector: None) -> Iterator[None]:
     torch.set_grad_enabled(True)
     np.seterr(divide="warn", over="warn", under="ignore", invalid="warn")
     while torch._C._len_torch_dispatch_stack():
-        _pop_mode()
+        python_dispatch._pop_mode()
 
 
 def model_and_batch() -> tuple[nn.Module, Tensor]:
@@ -103,6 +104,28 @@ def test_at_many_points_where_python_looks_for_signals() -> None:
         assert caught is None or isinstance(caught, KeyboardInterrupt)
         lost += caught is None
     assert lost <= 0.03 * len(sample)
+
+
+@pytest.mark.slow
+def test_where_the_modes_of_the_caller_are_put_aside_and_back() -> None:
+    """While they are aside, as for a record of J or a comparison of contents, an interrupt must not lose them."""
+    model, batch = model_and_batch()
+    with Mode() as mode:
+        check(model, batch)
+        passed = sites_of(lambda: check(model, batch))
+        points = sorted((site, 1) for site in passed if site.file in (dispatch.__file__, python_dispatch.__file__))
+        for site, passage in points:
+            before = Snapshot(model=model, batch=batch)
+            caught = interrupted_at(site, passage, lambda: check(model, batch))
+            assert before.changes() == [], site
+            assert dispatch.current_modes() == [mode], site
+            assert isinstance(caught, KeyboardInterrupt)
+    assert len(points) > 10
+
+
+class Mode(dispatch.DispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 def test_twice_in_a_row() -> None:

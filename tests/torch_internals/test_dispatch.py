@@ -16,12 +16,13 @@ from torch_gradcheck.torch_internals.dispatch import (
     DispatchMode,
     below_modes,
     current_modes,
+    dispatch_modes,
     dispatch_modes_in_force,
     function_modes_in_force,
     modes_disabled,
-    pop_dispatch_modes_down_to,
     pop_function_modes_down_to,
     pop_transforms_down_to,
+    set_dispatch_modes,
     transforms_in_force,
     vmap_or_nothing,
     without_rule_of_vmap,
@@ -98,13 +99,41 @@ def test_no_mode_is_in_force_inside_modes_disabled_and_all_are_again_after_it() 
 
 
 def test_dispatch_modes_that_an_interrupt_left_are_ended() -> None:
-    with Names():
-        count = dispatch_modes_in_force()
+    with Names() as mode:
         Names().__enter__()
         Names().__enter__()
-        assert dispatch_modes_in_force() == count + 2
-        pop_dispatch_modes_down_to(count)
-        assert dispatch_modes_in_force() == count == 1
+        assert dispatch_modes_in_force() == 3
+        set_dispatch_modes([mode])
+        assert dispatch_modes() == [mode]
+
+
+def test_dispatch_modes_that_an_interrupt_ended_are_put_back() -> None:
+    with Names() as outer, Names() as inner:
+        set_dispatch_modes([])
+        assert dispatch_modes_in_force() == 0
+        set_dispatch_modes([outer, inner])
+        assert dispatch_modes() == [outer, inner]
+
+
+def test_a_mode_of_the_package_ends_where_an_interrupt_has_ended_it() -> None:
+    """Torch raises RuntimeError there, or ends another mode, and nobody would hear of the interrupt."""
+    with Names() as outer:
+        with Names():
+            set_dispatch_modes([outer])
+        assert dispatch_modes() == [outer]
+        with Names():
+            set_dispatch_modes([])
+    assert dispatch_modes_in_force() == 0
+
+
+def test_modes_that_an_interrupt_left_disabled_are_not_put_back_later() -> None:
+    """As a generator would, when it is let go."""
+    with Names() as mode:
+        disabled = modes_disabled()
+        disabled.__enter__()
+        set_dispatch_modes([mode])
+        del disabled
+        assert dispatch_modes() == [mode]
 
 
 class Functions(TorchFunctionMode):
@@ -169,7 +198,7 @@ def test_transforms_that_an_interrupt_left_are_ended(names: list[str]) -> None:
 
 def test_nothing_is_ended_where_nothing_is_in_force() -> None:
     pop_transforms_down_to(0)
-    pop_dispatch_modes_down_to(0)
+    set_dispatch_modes([])
     pop_function_modes_down_to(0)
 
 

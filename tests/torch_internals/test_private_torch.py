@@ -183,7 +183,7 @@ class Renamed:
 
 aten, torch.ops.aten = torch.ops.aten, Renamed()
 for owner, names in {
-    _python_dispatch: ["TorchDispatchMode", "_disable_current_modes", "_get_current_dispatch_mode_stack", "_pop_mode"],
+    _python_dispatch: ["TorchDispatchMode", "_get_current_dispatch_mode_stack", "_pop_mode", "_push_mode"],
     torch._C: ["_swap_tensor_impl", "_functorch", "_current_graph_task_id", "DispatchKey", "_len_torch_function_stack"],
     torch.nn.utils.parametrizations: ["_SpectralNorm"],
     torch.nn.modules.dropout: ["_DropoutNd"],

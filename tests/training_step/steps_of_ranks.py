@@ -222,6 +222,21 @@ def drifted(model: nn.Module, rank: int) -> Batch:
     return right(model, rank)
 
 
+def one_bit_apart(shared: bool) -> Report:
+    """The report on replicas that are one last bit apart: on a step's `.grad`, or on a shared check; nothing moves."""
+    model = DistributedDataParallel(mlp())
+    weight = next(model.parameters())
+    with torch.no_grad():
+        weight[0, 0] = weight[0, 0].nextafter(torch.tensor(9.0)) if dist.get_rank() else weight[0, 0]
+    held = weight.detach().clone()
+    if shared:
+        report = check_module(model, cross_entropy, batch_of(0), group=dist.group.WORLD)
+    else:
+        report = monitored(model, right)
+    assert torch.equal(weight, held)
+    return report
+
+
 def one_ignored() -> nn.Module:
     model = mlp()
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ["0.bias"])
@@ -282,7 +297,7 @@ def compressed(hook: str, wrong: bool = False) -> Report:
 
 
 def in_mixed_precision(
-    step: Callable[[Any, int], Batch], param_dtype: torch.dtype, reduce_dtype: torch.dtype | None
+    step: Callable[[Any, int], Batch], param_dtype: torch.dtype | None, reduce_dtype: torch.dtype | None
 ) -> Report:
     """The report of a monitor on a step in mixed precision, whose forward it sees."""
     model = sharded(mp_policy=MixedPrecisionPolicy(param_dtype, reduce_dtype))

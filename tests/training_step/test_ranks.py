@@ -34,6 +34,7 @@ def run(ranks: Ranks, function: Callable[..., Report], *arguments: Any) -> Repor
         pytest.param(steps.accumulated, ((0.5, 0.5), False), id="accumulated, synchronised each time"),
         pytest.param(steps.unused_on_one, (True,), id="a layer that one rank does not use"),
         pytest.param(steps.compressed, ("fp16_compress_hook",), id="summed in float16"),
+        pytest.param(steps.in_mixed_precision, (steps.right, None, torch.bfloat16), id="summed in bfloat16"),
         pytest.param(steps.in_mixed_precision, (steps.right, torch.bfloat16, torch.float32), id="bfloat16"),
         pytest.param(steps.weighted, (True,), id="weighted by sizes, as declared"),
         pytest.param(steps.clipped, (steps.clipped_whole,), id="clipped by the norm of all shards"),
@@ -43,6 +44,11 @@ def test_a_right_step_of_two_ranks_matches(two_ranks: Ranks, function: Any, argu
     report = run(two_ranks, function, *arguments)
     assert report.proven, str(report)
     assert any("losses of 2 ranks" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["a step", "a check"])
+def test_replicas_that_are_apart_by_rounding_are_those_of_the_first_rank(two_ranks: Ranks, shared: bool) -> None:
+    assert run(two_ranks, steps.one_bit_apart, shared).proven
 
 
 FROM_ONE = "holds nothing of rank 1: its backward did not run"

@@ -21,11 +21,11 @@ from torch_gradcheck.torch_internals.autograd import (
 from torch_gradcheck.torch_internals.compiler import compiler_switch, set_compiler_switch
 from torch_gradcheck.torch_internals.devices import accelerator_type
 from torch_gradcheck.torch_internals.dispatch import (
-    dispatch_modes_in_force,
+    dispatch_modes,
     function_modes_in_force,
-    pop_dispatch_modes_down_to,
     pop_function_modes_down_to,
     pop_transforms_down_to,
+    set_dispatch_modes,
     transforms_in_force,
 )
 from torch_gradcheck.torch_internals.modules import (
@@ -111,7 +111,7 @@ def _switches() -> list[Switch]:
         Switch(torch.get_num_threads, torch.set_num_threads),
         Switch(np.geterr, _set_numpy_errors),
         Switch(lambda: list(warnings.filters), _set_warning_filters),
-        Switch(dispatch_modes_in_force, pop_dispatch_modes_down_to),
+        Switch(dispatch_modes, set_dispatch_modes),
         Switch(function_modes_in_force, pop_function_modes_down_to),
         Switch(transforms_in_force, pop_transforms_down_to),
         Switch(torch.is_anomaly_enabled, torch.set_anomaly_enabled),

@@ -165,7 +165,7 @@ def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> E
     return Evidence(
         analytic=whole(trial.analytic, 0.0),
         numeric=whole(trial.results.numeric, np.nan),
-        error_bar=np.nan_to_num(error_bar, nan=np.inf) if not np.isfinite(error_bar).all() else error_bar,
+        error_bar=np.where(np.isnan(error_bar), np.inf, error_bar) if np.isnan(error_bar).any() else error_bar,
         wrong=outcome == Outcome.MISMATCH,
         judged=(outcome == Outcome.MISMATCH) | (outcome == Outcome.MATCH),
         theta=flat_values(entry),

@@ -241,9 +241,9 @@ class _Evaluation:
         if self._holding is not None:
             self._holding.__exit__(*exception)
         if self._mode is not None:
-            self._mode.__exit__(*exception)  # type: ignore[no-untyped-call]
+            self._mode.__exit__(*exception)
         if self._watch is not None:
-            self._watch.__exit__(*exception)  # type: ignore[no-untyped-call]
+            self._watch.__exit__(*exception)
         self._borrowed.after_evaluation()
         if hides_interrupt(exception[1]):
             raise KeyboardInterrupt

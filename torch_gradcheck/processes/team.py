@@ -40,7 +40,6 @@ NOT_THE_SAME_CHECK = (
     "same function with the same arguments on every rank."
 )
 
-
 INSIDE = (
     "a check with group was called inside of one that is running, as by its loss, forward or hook: the ranks do not "
     "run that code equally often, so that they would wait for each other without end. Leave group out of the inner "
@@ -284,7 +283,10 @@ class Team:
 
 
 class Together:
-    """See `Team.together`. A class and not a generator, which an interrupt could leave behind."""
+    """See `Team.together`; not to be entered inside of `Team.lead`.
+
+    A class and not a generator, which an interrupt could leave behind.
+    """
 
     def __init__(self, team: Team) -> None:
         self._team = team

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,12 @@ class DispatchMode(TorchDispatchMode):
         internal(python_dispatch, "TorchDispatchMode", "see the operations of a model")
         super().__init__()  # type: ignore[no-untyped-call]
 
+    def __exit__(self, *exception: Any) -> None:
+        """Ends the mode, also where an interrupt has ended it: torch raises RuntimeError then, in place of it."""
+        if self not in current_modes():
+            _push(self)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
@@ -41,12 +47,24 @@ def current_modes() -> list[TorchDispatchMode]:
     return stack
 
 
-def modes_disabled() -> AbstractContextManager[Any]:
+def modes_disabled() -> AbstractContextManager[None]:
     """No dispatch mode is in force inside the block; all are again after it."""
-    context: AbstractContextManager[Any] = internal(
-        python_dispatch, "_disable_current_modes", "evaluate a record of J apart from the caller's dispatch modes"
-    )()
-    return context
+    return _ModesDisabled()
+
+
+class _ModesDisabled:
+    """The block in which no dispatch mode is in force.
+
+    It is a class, as `Loan` is: an interrupt would leave torch's own, a generator, suspended, to put modes back at some
+    later time.
+    """
+
+    def __enter__(self) -> None:
+        self._modes = current_modes()
+        set_dispatch_modes([])
+
+    def __exit__(self, *exception: object) -> None:
+        set_dispatch_modes(self._modes)
 
 
 def below_modes() -> AbstractContextManager[Any]:
@@ -62,13 +80,27 @@ def dispatch_modes_in_force() -> int:
     return _length("_len_torch_dispatch_stack")
 
 
-def pop_dispatch_modes_down_to(count: int) -> None:
-    """Ends dispatch modes that an interrupt in the frames of a context manager left in force."""
-    if dispatch_modes_in_force() <= count:
-        return
-    modes = current_modes()  # torch 2.6 crashes where it pops a mode that nobody else refers to
-    for _ in modes[count:]:
-        internal(python_dispatch, "_pop_mode", "end dispatch modes after an interrupt")()
+def dispatch_modes() -> list[TorchDispatchMode]:
+    """The dispatch modes in force, the outermost first; none where this version of torch does not tell."""
+    return current_modes() if dispatch_modes_in_force() else []
+
+
+def set_dispatch_modes(modes: Sequence[TorchDispatchMode]) -> None:
+    """Ends dispatch modes and puts others back in force, until they are these, the outermost first.
+
+    An interrupt in the frames of a context manager may leave some in force, or none.
+    """
+    now = dispatch_modes()  # torch 2.6 crashes where it pops a mode that nobody else refers to
+    same = [one is other for one, other in zip(now, modes, strict=False)]
+    kept = same.index(False) if False in same else len(same)
+    for _ in now[kept:]:
+        internal(python_dispatch, "_pop_mode", "end dispatch modes")()
+    for mode in modes[kept:]:
+        _push(mode)
+
+
+def _push(mode: TorchDispatchMode) -> None:
+    internal(python_dispatch, "_push_mode", "put dispatch modes back in force")(mode)
 
 
 def function_modes_in_force() -> int:

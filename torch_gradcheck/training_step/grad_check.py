@@ -239,6 +239,12 @@ class GradCheck:
             notes.append("no parameter has a .grad: was zero_grad() called after backward(), or backward() not at all?")
         return notes
 
+    def _words_on_sum(self) -> str:
+        dtype = self._step.reduced_in
+        if dtype is None or epsilon(dtype) <= epsilon(torch.float32):
+            return ""
+        return f", and what a sum over the ranks in {name_of(dtype)} may round"
+
     def _precision(self) -> str:
         dtypes = sorted({name_of(entry.own_dtype) for entry in self.theta})
         plain = self.replays is None or self.replays.regime.is_plain
@@ -246,7 +252,7 @@ class GradCheck:
         hides = f", and hide mistakes of up to {self._hides:.0%} of a gradient that matches" if self._hides else ""
         return (
             f"computed in {', '.join(dtypes)}{regime}; the error bars are what rounding there did "
-            f"to the same step when it was run again{hides}"
+            f"to the same step when it was run again{self._words_on_sum()}{hides}"
         )
 
 

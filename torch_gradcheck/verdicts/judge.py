@@ -156,5 +156,5 @@ def _count_by_second_step(measurement: Measurement, which: Indices) -> None:
         & (np.abs(check.kink(found, measurement.differences.at(which))) <= off)
     )
     results.outcome[which] = np.where(wrong, Outcome.MISMATCH, Outcome.UNDECIDED)
-    apart = np.nan_to_num(np.abs(results.numeric[which] - numeric), nan=np.inf)
+    apart = np.nan_to_num(np.abs(results.numeric[which] - numeric), nan=np.inf, posinf=np.inf)
     results.error_bar[which] = np.where(wrong, results.error_bar[which], np.maximum(results.error_bar[which], apart))

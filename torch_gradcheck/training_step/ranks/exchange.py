@@ -26,6 +26,9 @@ from torch_gradcheck.training_step.ranks.window import WindowOfRanks
 from torch_gradcheck.training_step.step import TrainingStep
 from torch_gradcheck.training_step.window import Window
 
+Numbers = Mapping[torch.Tensor, torch.Tensor]
+"""A tensor → the numbers that it holds on the leader."""
+
 
 @dataclass(frozen=True)
 class _SentStep:
@@ -67,7 +70,7 @@ def step_of_all(request: Request, model: nn.Module, loss: Loss, step: TrainingSt
     team = request.team
     if team.size == 1:
         return step
-    refuse_drifted(team, theta_of(model, request.include, request.exclude))
+    parameters = refuse_drifted(team, theta_of(model, request.include, request.exclude))
     refuse_own_closures(loss)
     window = step.window or Window([loss], (), 1.0, 1)
     sent = team.exchanged(_sent(model, step, window))
@@ -77,25 +80,25 @@ def step_of_all(request: Request, model: nn.Module, loss: Loss, step: TrainingSt
     moved = [f"on rank {rank}, {each.moved}" for rank, each in enumerate(sent) if each.moved]
     return replace(
         step,
-        forwards=_forwards(sent, model),
+        forwards=_at(parameters, _forwards(sent, model)),
         batches=len(merged.losses),
         previous=_previous(sent, here) if step.previous is not None else None,
         window=merged,
-        buffers=_buffers_of_leader(team, model),
+        buffers=_of_leader(team, model, parameters),
         moved=moved[0] if moved else "",
     )
 
 
 def loss_of_all(request: Request, model: nn.Module, loss: Loss) -> tuple[Loss, Start | None]:
-    """J of a check that ranks share, and what its evaluations start from: the leader's buffers.
+    """J of a check that ranks share, and what its evaluations start from: the leader's buffers, and its last bits.
 
     Where the model is trained in data parallelism and the ranks hold different batches, J is the mean of their losses;
     else it is what this rank was given. Collective in that case.
     """
     if request.team.size == 1 or data_parallel_group(model) is None or not isinstance(loss, ModuleLoss):
         return loss, None
-    refuse_drifted(request.team, theta_of(model, request.include, request.exclude))
-    start = _buffers_of_leader(request.team, model)
+    parameters = refuse_drifted(request.team, theta_of(model, request.include, request.exclude))
+    start = _of_leader(request.team, model, parameters)
     batch = SentBatch.of(loss)
     sent = request.team.exchanged((batch.digest, batch))
     if len({digest for digest, _ in sent}) == 1:
@@ -202,8 +205,20 @@ def _weights(sent: Sequence[_SentStep]) -> tuple[Sequence[float], float]:
     return [1 / each.divisor for each in sent for _ in each.batches], float(len(sent))
 
 
-def _buffers_of_leader(team: Team, model: nn.Module) -> Start:
-    """The leader's buffers, of which each rank has its own after a forward: running statistics, for example."""
+def _at(parameters: Numbers, forwards: tuple[SeenForward, ...] | None) -> tuple[SeenForward, ...] | None:
+    """The forwards with the leader's numbers in these parameters."""
+    if forwards is None or not parameters:
+        return forwards
+    return tuple(
+        replace(each, start=replace(each.start, values={**each.start.values, **parameters})) for each in forwards
+    )
+
+
+def _of_leader(team: Team, model: nn.Module, parameters: Numbers) -> Start:
+    """The leader's buffers, of which each rank has its own after a forward: running statistics, for example.
+
+    And its parameters, where those of the ranks are apart by rounding.
+    """
     buffers = dict(named_buffers(model))
     numbers = {name: partial(_numbers_of, buffer) for name, buffer in buffers.items()}
     differing = {name: ranks[0] for name, ranks in that_differ(team, numbers).items()}
@@ -212,7 +227,7 @@ def _buffers_of_leader(team: Team, model: nn.Module) -> Start:
         for name, value in differing.items()
         if value is not None and value.size == buffers[name].numel()
     }
-    return Start(None, values)
+    return Start(None, {**values, **parameters})
 
 
 def _numbers_of(buffer: torch.Tensor) -> Floats | None:

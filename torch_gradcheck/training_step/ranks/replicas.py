@@ -11,8 +11,9 @@ import torch
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.errors import UnequalRanksError
-from torch_gradcheck.objective.theta import Theta, flat_values
+from torch_gradcheck.objective.theta import Theta, ThetaEntry, flat_values
 from torch_gradcheck.precision.dtypes import epsilon
+from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.processes.team import Team
 from torch_gradcheck.reporting.words import listed
 
@@ -37,14 +38,17 @@ def that_differ(team: Team, arrays: Mapping[str, Callable[[], Floats | None]]) -
     return {name: [each[name] for each in sent] for name in differing}
 
 
-def refuse_drifted(team: Team, theta: Theta) -> None:
-    """Raises where a parameter is not the same on all ranks: their gradients are then not those of one θ."""
+def refuse_drifted(team: Team, theta: Theta) -> dict[torch.Tensor, torch.Tensor]:
+    """Raises where a parameter is not the same on all ranks: their gradients are then not those of one θ.
+
+    Returns the leader's numbers of those that are apart by no more than rounding.
+    """
     apart = that_differ(team, {entry.name: partial(flat_values, entry) for entry in theta})
     by_name = {entry.name: entry for entry in theta}
     off = {name: _off(values, by_name[name].own_dtype) for name, values in apart.items()}
     drifted = {name: ranks for name, ranks in off.items() if ranks}
     if not drifted:
-        return
+        return {by_name[name].parameter: _as_held(by_name[name], values[LEADER]) for name, values in apart.items()}
     name, ranks = max(drifted.items(), key=lambda item: max(item[1].values()))
     rank = max(ranks, key=lambda each: ranks[each])
     others = f", and so do {len(drifted) - 1} other parameters" if len(drifted) > 1 else ""
@@ -53,6 +57,14 @@ def refuse_drifted(team: Team, theta: Theta) -> None:
         f" (by up to {ranks[rank]:.2g}){others}. Their gradients are of different weights, and nothing can be judged "
         "by them: start from equal weights, and find the step that left a .grad on one rank that others do not have."
     )
+
+
+def _as_held(entry: ThetaEntry, values: Floats | None) -> torch.Tensor:
+    """Flat values of a parameter in its own shape and dtype."""
+    numbers = torch.as_tensor(values).to(entry.parameter.device)
+    if entry.parameter.is_complex():
+        numbers = torch.view_as_complex(numbers.reshape(-1, 2))
+    return numbers.reshape(entry.parameter.shape).to(entry.parameter.dtype)
 
 
 def _off(values: Sequence[Floats | None], dtype: torch.dtype) -> dict[int, float]:
