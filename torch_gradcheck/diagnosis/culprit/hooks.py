@@ -86,14 +86,15 @@ class HookWatch(TorchFunctionMode):
 
     def _watched(self, found: ChangingHook) -> Hook:
         """The hook, which is noted where what it returns, or leaves in what it was given, is another gradient."""
+        changing = self.changing  # a hook that held on to this watch would hold on to the graph that it is on
 
         def watched(*arguments: Any) -> Any:
             shown = arguments[1] if found.module is not None else arguments[0]
             before = [each.detach().clone() for each in tensors_of(shown)]
             result = found.hook(*arguments)
             after = tensors_of(shown if result is None else result)
-            if found not in self.changing and not _equal(before, after):
-                self.changing.append(found)
+            if found not in changing and not _equal(before, after):
+                changing.append(found)
             return result
 
         return watched
