@@ -90,6 +90,25 @@ def large(figures: dict[str, Any]) -> Rows:
     return rows
 
 
+def shapes(figures: dict[str, Any]) -> Rows:
+    """CPU seconds, evaluations, memory beside the model and what was said, a row a shape and mistake."""
+    rows: Rows = [["shape", "mistake", "CPU", "J", "peak", "bytes a parameter", "says"]]
+    for each in figures["shapes"]:
+        said = f"{each['wrong']:,} wrong in `{', '.join(each['named'])}`" if each["wrong"] else "right"
+        rows.append(
+            [
+                f"{each['shape']} ({each['parameters']:,})",
+                "none" if each["gradients"] == "right" else each["gradients"],
+                f"{each['cpu_seconds']:.0f} s",
+                f"{each['evaluations']}",
+                f"{each['peak_bytes'] / 2**30:.1f} GiB",
+                f"{each['bytes_a_parameter']:.1f}",
+                said if each["passed"] or each["wrong"] else "not proven",
+            ]
+        )
+    return rows
+
+
 def wrong(figures: dict[str, Any]) -> Rows:
     """CPU seconds of a right and of a wrong check and evaluations of J, a row a model."""
     rows: Rows = [["model", "parameters", "right", "J + record", "wrong", "J + record", "wrong / right", "culprit"]]
@@ -163,13 +182,14 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "functions": functions,
     "speed": speed,
     "large": large,
+    "shapes": shapes,
     "wrong": wrong,
     "kernels": kernels,
     "smallest": smallest,
 }
 """Name of a mark, and mostly of the file of results, to what makes its table."""
 
-FILES = {"smallest": "kernels"}
+FILES = {"shapes": "large", "smallest": "kernels"}
 """Mark to the file of results, where it has another name."""
 
 

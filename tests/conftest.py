@@ -22,7 +22,10 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
-settings.register_profile("any machine", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+OF_LARGE_REPORTS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+"""What hypothesis says of strategies that make whole reports."""
+
+settings.register_profile("any machine", derandomize=True, deadline=None, suppress_health_check=OF_LARGE_REPORTS)
 settings.load_profile("any machine")
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.zoo.sweeps import in_turn
 from torch_gradcheck import Report, check_closure, check_module
 
 FEW = 120
@@ -212,8 +213,7 @@ def with_kernel(kind: str, factor: float, dtype: Any, seed: int = 0) -> Report:
 
 
 @pytest.mark.slow_but_for(3)
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("kind", FORWARD)
+@pytest.mark.parametrize(("kind", "seed"), in_turn([(kind,) for kind in FORWARD], [(seed,) for seed in range(4)]))
 def test_a_kernel_in_float32_is_decided_by_large_steps(kind: str, seed: int) -> None:
     right, spoiled = (with_kernel(kind, factor, np.float32, seed) for factor in (1.0, 1.05))
     assert {str(row.status) for row in right} == {"match"}, str(right)

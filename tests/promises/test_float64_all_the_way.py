@@ -25,6 +25,7 @@ from tests.zoo.casting import (
     loss_with_a_local_tensor,
 )
 from tests.zoo.losses import probe, squared_error
+from tests.zoo.sweeps import in_turn
 from tests.zoo.transformers_models import PRETRAINED, Pretrained, built, loss_of
 from torch_gradcheck import Report, check_closure, check_module
 
@@ -249,8 +250,11 @@ def test_inputs_that_are_several_arguments(batch: type) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eval", "train"])
-@pytest.mark.parametrize("model", PRETRAINED, ids=lambda model: model.id)
+@pytest.mark.parametrize(
+    ("model", "mode"),
+    in_turn([(model,) for model in PRETRAINED], [("train",), ("eval",)]),
+    ids=lambda value: getattr(value, "id", value),
+)
 def test_a_model_of_transformers(model: Pretrained, mode: str) -> None:
     network, batch = built(model)
     report = check_module(network, loss_of, batch, mode=mode, include=model.include)

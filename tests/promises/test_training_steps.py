@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tests.zoo.kernels import skip_without_lstm
+from tests.zoo.sweeps import in_turn
 from tests.zoo.training import MODELS, REGIMES, Regime, Trained, backward, built
 from torch_gradcheck import GradientMonitor, Report, check_module
 
@@ -83,10 +84,11 @@ def spoil_a_tenth(model: nn.Module) -> None:
 
 SPOILED = [
     pytest.param(model, regime, spoil, id=f"{model}, {regime}, {spoil.__name__}")
-    for number, (model, regime) in enumerate(product(MODELS, ["float32", "bfloat16", "autocast bfloat16"]))
-    for spoil in [(double, spoil_a_tenth)[number % 2]]
+    for model, spoil, regime in in_turn(
+        list(product(MODELS, [double, spoil_a_tenth])), [("float32",), ("bfloat16",), ("autocast bfloat16",)]
+    )
 ]
-"""Each model in each precision, with one of the mistakes in turn: every model has both."""
+"""Each model with each mistake, in one of the precisions in turn."""
 
 
 @pytest.mark.slow_but_for(1)
@@ -114,15 +116,21 @@ def noise_in_one_small_tensor(model: nn.Module) -> None:
     grad.add_((0.1 * size * torch.randn(grad.shape, generator=generator, dtype=torch.float64)).to(grad))
 
 
+HIDDEN = [
+    *in_turn(
+        [("attentive", rounded_to_bfloat16), ("recurrent", rounded_to_bfloat16), ("noisy", rounded_to_bfloat16)],
+        [("float32",), ("float16",), ("autocast float16",)],
+    ),
+    *in_turn(
+        [(model, noise_in_one_small_tensor) for model in ("recurrent", "noisy", "attentive")],
+        [("float32",), ("bfloat16",), ("autocast bfloat16",)],
+    ),
+]
+"""Each model with each mistake, in one of the precisions in turn."""
+
+
 @pytest.mark.slow_but_for(2)
-@pytest.mark.parametrize(
-    ("spoil", "regime"),
-    [
-        *[(rounded_to_bfloat16, regime) for regime in ("float32", "float16", "autocast float16")],
-        *[(noise_in_one_small_tensor, regime) for regime in ("float32", "bfloat16", "autocast bfloat16")],
-    ],
-)
-@pytest.mark.parametrize("model", ["attentive", "recurrent", "noisy"])
+@pytest.mark.parametrize(("model", "spoil", "regime"), HIDDEN)
 def test_what_the_bars_of_a_coarse_precision_would_hide_is_found(
     model: str, spoil: Callable[[nn.Module], None], regime: str
 ) -> None:

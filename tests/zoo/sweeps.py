@@ -24,3 +24,7 @@ def in_turn(cases: Sequence[tuple[Any, ...]], options: Sequence[tuple[Any, ...]]
     if ALL:
         return [(*case, *option) for case in cases for option in options]
     return [(*case, *options[number % len(options)]) for number, case in enumerate(cases)]
+
+
+EXAMPLES = 100 if ALL else 40
+"""How many reports hypothesis makes for a property of all of them, each dear to draw and to render."""

@@ -4,10 +4,11 @@ from html import escape
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reporting.render.samples import ANY_FACTS, SAMPLES, coordinate, facts, match, wrong
+from tests.zoo.sweeps import EXAMPLES
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, Facts
 from torch_gradcheck.reporting.render.html import html, page
 
@@ -55,6 +56,7 @@ def test_html_is_well_formed_and_stands_alone(name: str) -> None:
 
 
 @pytest.mark.slow
+@settings(max_examples=EXAMPLES)
 @given(ANY_FACTS)
 def test_any_report_is_well_formed(report: Facts) -> None:
     assert set(Elements(html(report)).tags) <= OURS

@@ -12,11 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from tests.reporting.render.samples import ANY_FACTS, SAMPLES, coordinate, facts, match, transformer_layer, wrong
+from tests.zoo.sweeps import EXAMPLES
 from torch_gradcheck.reporting.facts import ContractEntry, ContractStatus, Facts, Status
 from torch_gradcheck.reporting.render.text import text
 
@@ -38,6 +39,7 @@ def test_every_golden_file_has_its_sample() -> None:
 
 
 @pytest.mark.slow
+@settings(max_examples=EXAMPLES)
 @given(ANY_FACTS, st.integers(min_value=1, max_value=200))
 def test_any_report_fits_its_width_and_is_plain(report: Facts, width: int) -> None:
     for line in text(report, width).split("\n"):
