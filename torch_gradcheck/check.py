@@ -16,7 +16,7 @@ from torch_gradcheck.contract.entries import contract_of
 from torch_gradcheck.contract.problem_trial import ProblemTrial
 from torch_gradcheck.diagnosis.by_output import told_by_output
 from torch_gradcheck.errors import NonFiniteLossError
-from torch_gradcheck.methods.agreement import agree
+from torch_gradcheck.methods.agreement import led
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.methods.posing import posed
 from torch_gradcheck.methods.problem import Problem
@@ -317,10 +317,7 @@ def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Repo
     if report is not None:
         loss, request = replace(loss, is_bent=False), replace(request, order=1)
     with progress_bar(request.progress) as progress, posed(model, loss, request, progress=progress) as problem:
-        agree(problem)
-        return request.team.lead(
-            problem, lambda: _with_contract(problem, loss, report, started), prepare=problem.get_ready
-        )
+        return led(problem, lambda: _with_contract(problem, loss, report, started))
 
 
 def _with_contract(problem: Problem, loss: FunctionLoss, report: Report | None, started: float) -> Report:

@@ -8,25 +8,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tests.processes.ranks import Ranks
+from tests.processes.sharded_models import Doubling
 from torch_gradcheck import Report, check_module
-
-
-class Doubled(torch.autograd.Function):
-    """x, with twice its gradient."""
-
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return 2 * gradient
-
-
-class Doubling(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = Doubled.apply(x)
-        return result
 
 
 def mlp(wrong: bool) -> nn.Module:

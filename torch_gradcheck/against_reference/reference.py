@@ -26,7 +26,7 @@ from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.function_outputs import root_mean_square
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.variables import objects_of
-from torch_gradcheck.pipeline.backward import led
+from torch_gradcheck.pipeline.backward import judged_by_leader
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status
 from torch_gradcheck.reporting.progress import SILENT, ProgressBar, progress_bar
 from torch_gradcheck.reporting.report import Report
@@ -105,7 +105,7 @@ def reference_of(
 
 def _led(problem: Problem) -> Report:
     """The report on the reference's own gradient, by the leader of the ranks that share the check."""
-    return led(problem, time.perf_counter())[0]
+    return judged_by_leader(problem, time.perf_counter())[0]
 
 
 def _posed(

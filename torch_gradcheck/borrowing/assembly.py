@@ -11,6 +11,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import refill
 from torch_gradcheck.borrowing.captures import Captures, captures_of
+from torch_gradcheck.borrowing.way_back import Steps, go_back
 from torch_gradcheck.errors import GradcheckError, InvalidRequestError
 from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.processes.signals import HeldSignals
@@ -67,7 +68,7 @@ class Assembly:
     def __init__(self, *holders: Any) -> None:
         self.notes: list[str] = []
         self._holders = holders
-        self._undo: list[Callable[[], None]] = []
+        self._undo: Steps = []
         self._signals = HeldSignals(frozenset({Assembly.__enter__.__code__, Assembly.__exit__.__code__}))
         self._is_parallel = False
 
@@ -152,11 +153,8 @@ class Assembly:
 
     def _give_back(self) -> None:
         try:
-            while self._undo:
-                self._undo.pop()()
+            go_back(self._undo)
         finally:
-            if self._undo:
-                self._give_back()  # whatever went wrong with one thing, the others come back
             self._signals.release()
 
 

@@ -19,6 +19,7 @@ from torch_gradcheck.borrowing.script_attributes import ScriptAttributes
 from torch_gradcheck.borrowing.spectral_norm import PowerIterations
 from torch_gradcheck.borrowing.switches import SwitchState
 from torch_gradcheck.borrowing.tensor_copies import FirstValues, TensorCopies
+from torch_gradcheck.borrowing.way_back import Steps, go_back
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.request import Mode
@@ -176,7 +177,7 @@ class Loan(Generic[Lent]):
         self._captures = captures_of(model, *holders)
         self._generators = list(self._captures.generators.values())
         self._signals = HeldSignals(frozenset({Loan.__enter__.__code__, Loan.__exit__.__code__}))
-        self._undo: list[Callable[[], None]] = []
+        self._undo: Steps = []
 
     def __enter__(self) -> Lent:
         try:
@@ -237,11 +238,8 @@ class Loan(Generic[Lent]):
 
     def _give_back(self) -> None:
         try:
-            while self._undo:
-                self._undo.pop()()
+            go_back(self._undo)
         finally:
-            if self._undo:
-                self._give_back()  # whatever went wrong with one thing, the others come back
             self._signals.release()
 
 

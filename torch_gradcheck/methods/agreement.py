@@ -1,9 +1,10 @@
-"""Whether the ranks that share a check were given the same problem, asked before any of them goes on."""
+"""Whether the ranks that share a check were given the same problem, asked before one of them goes on and leads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,18 @@ from torch_gradcheck.torch_internals.modules import named_buffers, named_modules
 
 OF_ONE_RANK = {"team", "progress", "gradients", "has_reference", "dtype", "tolerance", "beyond_rounding"}
 """Options that ranks need not have in common, or that are compared otherwise: gradients by hand by their numbers."""
+
+
+T = TypeVar("T")
+
+
+def led(problem: Problem, work: Callable[[], T]) -> T:
+    """What the leader's `work` on a problem gives, on every rank, once the ranks have compared what they were given.
+
+    Raises what `agree` and `Team.lead` do.
+    """
+    agree(problem)
+    return problem.request.team.lead(problem, work, prepare=problem.get_ready)
 
 
 def agree(problem: Problem, entry: str | None = None) -> None:

@@ -13,7 +13,7 @@ from torch_gradcheck.diagnosis.first_order_only import double_backward_of
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.gradients.by_hand import given_gradients
-from torch_gradcheck.methods.agreement import agree
+from torch_gradcheck.methods.agreement import led
 from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
 from torch_gradcheck.methods.equal_gradients import refuse_unequal
 from torch_gradcheck.methods.posing import posed
@@ -44,10 +44,10 @@ def check_backward(
         progress_bar(request.progress) as progress,
         posed(model, loss, request, progress=progress, start=start) as problem,
     ):
-        return led(problem, started)
+        return judged_by_leader(problem, started)
 
 
-def led(problem: Problem, started: float) -> tuple[Report, Examination | None]:
+def judged_by_leader(problem: Problem, started: float) -> tuple[Report, Examination | None]:
     """What `judged` gives, by the leader of the ranks that share the check; the others lend it a hand."""
     examinations: list[Examination] = []
 
@@ -56,8 +56,7 @@ def led(problem: Problem, started: float) -> tuple[Report, Examination | None]:
         examinations.append(examination)
         return report
 
-    agree(problem)
-    report = problem.request.team.lead(problem, work, prepare=problem.get_ready)
+    report = led(problem, work)
     return report, examinations[0] if examinations else None
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from torch_gradcheck.diagnosis.unrepeatable import Unrepeatable
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.methods.agreement import agree
+from torch_gradcheck.methods.agreement import led
 from torch_gradcheck.methods.choice import MethodChoice, Trials, run_method
 from torch_gradcheck.methods.posing import posed
 from torch_gradcheck.methods.problem import Problem
@@ -51,10 +51,7 @@ def check_left_in_grad(
             model, loss, request, progress=progress, start=step.start or step.buffers, theta=theta, drawn_in=drawn_in
         ) as problem,
     ):
-        agree(problem)
-        return request.team.lead(
-            problem, lambda: _judged(problem, grad_check, examined, started), prepare=problem.get_ready
-        )
+        return led(problem, lambda: _judged(problem, grad_check, examined, started))
 
 
 def _judged(problem: Problem, grad_check: GradCheck, examined: Examination | None, started: float) -> Report:
