@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 
 from torch_gradcheck.reporting.facts.contract import ContractEntry, ContractStatus
+from torch_gradcheck.reporting.facts.provenance import Provenance
 from torch_gradcheck.reporting.facts.row import ParameterReport, Role, badness
 from torch_gradcheck.reporting.facts.status import Status, Verdict
 
@@ -40,6 +41,7 @@ class Facts:
         reference: the report on the reference's own gradients, in float64 against centered differences, where a
             candidate was compared with one. Nothing passes beside a reference that is wrong itself.
         processes: how many processes shared the evaluations; 1 without a group. `seconds` are those of the first one.
+        provenance: the model's class, versions, machine and date, and how to check again; None within another report.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -61,6 +63,7 @@ class Facts:
     order: int = 1
     reference: Facts | None = None
     processes: int = 1
+    provenance: Provenance | None = field(default=None, compare=False)
 
     @property
     def passed(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from torch_gradcheck.reporting.facts.diagnosis import Diagnosis
+from torch_gradcheck.reporting.facts.pairs import Pairs
 from torch_gradcheck.reporting.facts.status import Status, Verdict
 
 
@@ -66,12 +67,16 @@ class WrongMap:
         down: the number and name of the lines, such as "10 rows"; "" where there is one line only.
         across: the number and name of the entries of a line, such as "8 columns".
         block: the number of lines, and of entries along a line, in one cell.
+        analytic, numeric: the gradient on trial and the right one at that judged entry of each cell where they are
+            furthest apart, to six digits; NaN where none was judged.
     """
 
     cells: tuple[tuple[float, ...], ...]
     down: str
     across: str
     block: tuple[int, int]
+    analytic: tuple[tuple[float, ...], ...] = ()
+    numeric: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +113,9 @@ class ParameterReport:
             output, whose values are compared and not its gradient.
         rounding_ratio: of a candidate beside a reference: its root mean square error divided by that of the reference
             in the candidate's dtype, 1.3 for "1.3 times what bfloat16 loses"; NaN otherwise.
+        relative_noise: ‖error bars‖₂ / (‖numeric‖₂ + ‖analytic‖₂): what of `relative_error` the error bars explain;
+            NaN where nothing was compared, or all is zero.
+        pairs: entries of both gradients to plot; None where none was compared.
     """
 
     name: str
@@ -132,6 +140,8 @@ class ParameterReport:
     seconds: float = 0.0
     role: Role = Role.PARAMETER
     rounding_ratio: float = float("nan")
+    relative_noise: float = float("nan")
+    pairs: Pairs | None = None
 
 
 def badness(row: ParameterReport) -> float:
