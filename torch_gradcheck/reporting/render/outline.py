@@ -129,7 +129,7 @@ class Outline:
     Attributes:
         style: the colour of the headline: red where something is wrong, green where all is proven, else yellow.
         called: the noun for its rows.
-        culprit: its name, and where in the code its mistake is.
+        place: where in the code the mistake of the culprit is; "" where that is not known.
         reference: the report on the reference, where that is wrong itself.
         columns: of the figures in `lines`.
         sides: what an entry's two numbers are.
@@ -139,6 +139,7 @@ class Outline:
     style: str
     called: str
     culprit: str | None
+    place: str
     summary: tuple[str, ...]
     reference: Outline | None
     columns: tuple[Column, ...]
@@ -171,7 +172,8 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
         headline=headline(facts),
         style=_style(facts),
         called=noun(row.role for row in facts),
-        culprit=_culprit(facts),
+        culprit=None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts),
+        place=printable(facts.place),
         summary=_summary(facts),
         reference=None if reference is None else outline(reference, max_rows, only_wrong),
         columns=columns_of(facts),
@@ -196,13 +198,6 @@ def _style(facts: Facts) -> str:
     if facts.mismatches or facts.broken or facts.has_wrong_reference or facts.backward_spread:
         return "red"
     return "green" if facts.proven else "yellow"
-
-
-def _culprit(facts: Facts) -> str | None:
-    if facts.culprit is None:
-        return None
-    place = f", {printable(facts.place)}" if facts.place else ""
-    return (printable(facts.culprit) or _model_itself(facts)) + place
 
 
 def _model_itself(facts: Facts) -> str:

@@ -72,11 +72,16 @@ def _dim(sentences: Sequence[str]) -> Iterator[RenderableType]:
 def _opening(said: Outline) -> Iterator[RenderableType]:
     yield styled(said.headline, f"bold {said.style}")
     if said.reference is not None:
-        yield styled(f"culprit in the reference: {said.reference.culprit or 'not found'}", "bold")
+        yield styled(f"culprit in the reference: {_placed(said.reference) or 'not found'}", "bold")
     if said.culprit is not None:
-        yield styled(f"culprit: {said.culprit}", "bold")
+        yield styled(f"culprit: {_placed(said)}", "bold")
     if said.reference is None:
         yield from _dim(said.summary)
+
+
+def _placed(said: Outline) -> str:
+    """Returns the culprit and its place in the code; "" without one."""
+    return ", ".join(part for part in (said.culprit, said.place) if part)
 
 
 def _table(said: Outline, page: Page) -> str:
