@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from operator import index
+from typing import SupportsIndex, overload
 
+from torch_gradcheck.reporting.facts.content import Record
 from torch_gradcheck.reporting.facts.contract import ContractEntry, ContractStatus
 from torch_gradcheck.reporting.facts.provenance import Provenance
 from torch_gradcheck.reporting.facts.row import ParameterReport, Role, badness
 from torch_gradcheck.reporting.facts.status import Status, Verdict
 
 
-@dataclass(frozen=True)
-class Facts:
+@dataclass(frozen=True, eq=False)
+class Facts(Record):
     """Everything a check found; iterates over its `ParameterReport`s in the order of `named_parameters()`.
 
     Attributes:
@@ -41,6 +44,8 @@ class Facts:
         reference: the report on the reference's own gradients, in float64 against centered differences, where a
             candidate was compared with one. Nothing passes beside a reference that is wrong itself.
         processes: how many processes shared the evaluations; 1 without a group. `seconds` are those of the first one.
+        place: where the culprit's mistake is, such as "in the backward of Swish at net.py:13"; "" where there is none
+            or it has no line.
         provenance: the model's class, versions, machine and date, and how to check again; None within another report.
     """
 
@@ -49,7 +54,7 @@ class Facts:
     loss: float
     method: str
     evaluations: int
-    seconds: float
+    seconds: float = field(compare=False)
     tolerance: float
     dtype: str
     mode: str
@@ -63,6 +68,7 @@ class Facts:
     order: int = 1
     reference: Facts | None = None
     processes: int = 1
+    place: str = ""
     provenance: Provenance | None = field(default=None, compare=False)
 
     @property
@@ -113,11 +119,35 @@ class Facts:
     def __contains__(self, name: object) -> bool:
         return any(name == row.name or name in row.aliases for row in self.parameters)
 
-    def __getitem__(self, name: str) -> ParameterReport:
+    @overload
+    def __getitem__(self, key: str | SupportsIndex) -> ParameterReport: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[ParameterReport]: ...
+    def __getitem__(self, key: str | SupportsIndex | slice) -> ParameterReport | list[ParameterReport]:
+        """The row of a name or alias, the row at a position, or a list of rows for a slice of positions."""
+        if isinstance(key, str):
+            return self._named(key)
+        if isinstance(key, slice):
+            return list(self.parameters[key])
+        if not hasattr(key, "__index__"):
+            raise TypeError(f"a row is found by its name or its position, not by a {type(key).__name__}")
+        return self._at(index(key))
+
+    def _named(self, name: str) -> ParameterReport:
         for row in self.parameters:
             if name == row.name or name in row.aliases:
                 return row
-        known = [row.name for row in self.parameters]
-        close = get_close_matches(str(name), known, n=3)
-        hint = f"; close: {', '.join(close)}" if close else ""
-        raise KeyError(f"no row {name!r} in this report{hint}")
+        known = [other for row in self.parameters for other in (row.name, *row.aliases)]
+        close = get_close_matches(name, known, n=3)
+        hint = f"close: {', '.join(close)}" if close else _in_short(known)
+        raise KeyError(f"no row {name!r} in this report; {hint}")
+
+    def _at(self, position: int) -> ParameterReport:
+        if not -len(self) <= position < len(self):
+            raise IndexError(f"no row {position} in this report; {_in_short([row.name for row in self.parameters])}")
+        return self.parameters[position]
+
+
+def _in_short(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"there are {', '.join(names[:3])}{more}" if names else "there are none"

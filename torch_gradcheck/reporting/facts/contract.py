@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from torch_gradcheck.reporting.facts.content import Record
+from torch_gradcheck.reporting.facts.one_line import in_one_line
+
 
 class ContractStatus(StrEnum):
     """What became of an entry of a function's contract."""
@@ -14,8 +17,8 @@ class ContractStatus(StrEnum):
     NOT_APPLICABLE = "not_applicable"
 
 
-@dataclass(frozen=True, slots=True)
-class ContractEntry:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ContractEntry(Record):
     """What else holds of a function that others call inside their models, besides its gradient.
 
     Attributes:
@@ -28,3 +31,7 @@ class ContractEntry:
     name: str
     status: ContractStatus
     message: str = ""
+
+    def __repr__(self) -> str:
+        message = f", {in_one_line(self.message)}" if self.message else ""
+        return f"<ContractEntry {in_one_line(self.name)}: {self.status}{message}>"

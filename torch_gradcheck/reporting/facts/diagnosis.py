@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch_gradcheck.reporting.facts.content import Record
+from torch_gradcheck.reporting.facts.one_line import in_one_line
 from torch_gradcheck.reporting.facts.trait import Trait, Word
 
 
@@ -61,8 +63,8 @@ class DiagnosisKind(Word):
         return Trait.SEPARATE not in self.traits
 
 
-@dataclass(frozen=True, slots=True)
-class Diagnosis:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Diagnosis(Record):
     """The kind of mistake in a wrong gradient, with the evidence in one sentence.
 
     Attributes:
@@ -74,3 +76,6 @@ class Diagnosis:
     kind: DiagnosisKind
     message: str
     factor: float | None = None
+
+    def __repr__(self) -> str:
+        return f"<Diagnosis {self.kind}: {in_one_line(self.message)}>"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from torch_gradcheck.reporting.facts.content import Record
 
-@dataclass(frozen=True, slots=True)
-class Pairs:
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Pairs(Record):
     """Some entries of a tensor's gradient: all of a small one; of a larger one a choice that holds the worst.
 
     Attributes:
@@ -24,3 +26,6 @@ class Pairs:
     def none_wrong(self) -> Pairs:
         """The same entries of a tensor that is no longer called wrong."""
         return replace(self, wrong=(False,) * len(self.wrong))
+
+    def __repr__(self) -> str:
+        return f"<Pairs: {len(self.entries)} entries, {sum(self.wrong)} of them wrong>"

@@ -6,9 +6,12 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from torch_gradcheck.reporting.facts.content import Record
 from torch_gradcheck.reporting.facts.diagnosis import Diagnosis
+from torch_gradcheck.reporting.facts.one_line import shape_of
 from torch_gradcheck.reporting.facts.pairs import Pairs
 from torch_gradcheck.reporting.facts.status import Status, Verdict
+from torch_gradcheck.reporting.render.printable import printable
 
 
 class Role(StrEnum):
@@ -26,8 +29,8 @@ class Role(StrEnum):
     """What a candidate returns, beside what its reference does: not a gradient."""
 
 
-@dataclass(frozen=True, slots=True)
-class Coordinate:
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Coordinate(Record):
     """One entry of a parameter: its place, the gradient on trial, and the numeric derivative beside it.
 
     Attributes:
@@ -56,9 +59,14 @@ class Coordinate:
             return 0.0
         return off / self.noise if math.isfinite(off) and self.noise else math.inf
 
+    def __repr__(self) -> str:
+        part = f" {self.part}" if self.part else ""
+        sides = f"analytic {self.analytic:.6e}, numeric {self.numeric:.6e} ± {self.noise:.0e}"
+        return printable(f"<Coordinate {list(self.index)}{part}: {self.status}, {sides}>")
 
-@dataclass(frozen=True, slots=True)
-class WrongMap:
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class WrongMap(Record):
     """The places of the wrong entries of a tensor: a picture of at most 16 × 48 cells.
 
     Attributes:
@@ -78,9 +86,14 @@ class WrongMap:
     analytic: tuple[tuple[float, ...], ...] = ()
     numeric: tuple[tuple[float, ...], ...] = ()
 
+    def __repr__(self) -> str:
+        judged = [share for line in self.cells for share in line if not math.isnan(share)]
+        size = " × ".join(filter(None, (self.down, self.across)))
+        return printable(f"<WrongMap {size}: {sum(share > 0 for share in judged)} of {len(judged)} cells are wrong>")
 
-@dataclass(frozen=True, slots=True)
-class ParameterReport:
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ParameterReport(Record):
     """The result of the check for one tensor of θ: a parameter, or a tensor that J is given.
 
     Attributes:
@@ -137,11 +150,17 @@ class ParameterReport:
     diagnosis: Diagnosis | None = None
     map: WrongMap | None = None
     evaluations: int = 0
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
     role: Role = Role.PARAMETER
     rounding_ratio: float = float("nan")
     relative_noise: float = float("nan")
     pairs: Pairs | None = None
+
+    def __repr__(self) -> str:
+        ratio = [] if self.relative_error is None else [f"relative error {self.relative_error:.1e}"]
+        wrong = [f"{self.mismatched:,} of {self.checked:,} wrong"] if self.mismatched else []
+        found = ", ".join([str(self.status), *ratio, *wrong])
+        return f"<ParameterReport {printable(self.name)} {shape_of(self.shape)}: {found}>"
 
 
 def badness(row: ParameterReport) -> float:
