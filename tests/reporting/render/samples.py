@@ -14,7 +14,9 @@ from torch_gradcheck.reporting.facts import (
     Diagnosis,
     DiagnosisKind,
     Facts,
+    Pairs,
     ParameterReport,
+    Provenance,
     Role,
     Status,
     Verdict,
@@ -223,12 +225,51 @@ def partly_wrong() -> Facts:
     """Wrong in places, drawn; the model's own forward is the culprit."""
     cells = tuple(tuple(float(row in (3, 4) and column != 6) for column in range(8)) for row in range(10))
     blocks = ((0.0, 0.2, 0.5, 0.75, 1.0, NAN),)
+    right = tuple(tuple(0.1 * (row - column) for column in range(8)) for row in range(10))
+    on_trial = tuple(
+        tuple(g * (1 + share) for g, share in zip(*lines, strict=True)) for lines in zip(right, cells, strict=True)
+    )
     rows = [
-        wrong("fc.weight", 10, 8, mismatched=14, map=WrongMap(cells, "10 rows", "8 columns", (1, 1))),
-        wrong("fc.bias", 600, mismatched=250, map=WrongMap(blocks, "", "600 entries", (1, 100))),
-        wrong("all", 4, map=WrongMap(((1.0, 1.0, NAN, 1.0),), "", "4 entries", (1, 1))),
+        wrong(
+            "fc.weight",
+            10,
+            8,
+            mismatched=14,
+            worst=(coordinate(3, 7), coordinate(4, 7)),
+            map=WrongMap(cells, "10 rows", "8 columns", (1, 1), on_trial, right),
+            pairs=pairs(sum(on_trial, ()), sum(right, ())),
+        ),
+        wrong(
+            "fc.bias",
+            600,
+            mismatched=250,
+            worst=(coordinate(500),),
+            map=WrongMap(blocks, "", "600 entries", (1, 100)),
+            pairs=Pairs((), (), (), ()),
+        ),
+        wrong("all", 4, worst=(coordinate(0),), map=WrongMap(((1.0, 1.0, NAN, 1.0),), "", "4 entries", (1, 1))),
     ]
-    return facts(*rows, culprit="")
+    return facts(*rows, culprit="", provenance=PROVENANCE)
+
+
+def pairs(analytic: tuple[float, ...], numeric: tuple[float, ...]) -> Pairs:
+    """The entries of a tensor, those wrong that are not equal."""
+    wrong = tuple(a != n for a, n in zip(analytic, numeric, strict=True))
+    return Pairs(tuple(range(len(numeric))), analytic, numeric, wrong)
+
+
+PROVENANCE = Provenance(
+    model="net.Model<T>",
+    again='check_module(model, loss_fn, batch, mode="train")',
+    torch_gradcheck="0.1.0",
+    torch="2.13.0+cpu",
+    numpy="2.4.6",
+    python="3.11.7",
+    devices=("cpu",),
+    platform="Linux 6.1",
+    processor="A processor",
+    date="2026-11-30T20:15:00Z",
+)
 
 
 CONTRACT = {
@@ -399,6 +440,7 @@ ANY_COORDINATE = any_of(Coordinate, index=SHAPE)
 ANY_SHARE = st.just(NAN) | st.floats(min_value=0, max_value=1)
 ANY_LINE = st.lists(ANY_SHARE, max_size=48).map(tuple)
 ANY_MAP = any_of(WrongMap, cells=st.lists(ANY_LINE, max_size=16).map(tuple), block=st.tuples(COUNT, COUNT))
+ANY_NUMBERS = st.lists(st.floats(), max_size=9).map(tuple)
 ANY_ROW = any_of(
     ParameterReport,
     shape=SHAPE,
@@ -408,5 +450,6 @@ ANY_ROW = any_of(
     worst=st.lists(ANY_COORDINATE, max_size=5).map(tuple),
     diagnosis=st.none() | any_of(Diagnosis),
     map=st.none() | ANY_MAP,
+    pairs=st.none() | any_of(Pairs, analytic=ANY_NUMBERS, numeric=ANY_NUMBERS),
 )
 ANY_FACTS = any_of(Facts, parameters=st.lists(ANY_ROW, max_size=40).map(tuple))
