@@ -11,6 +11,8 @@ from typing import TextIO
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.render.formats import FORMATS
+from torch_gradcheck.reporting.render.terminal import page_of
+from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.report import Report
 
 STANDARD_OUTPUT = Path("-")
@@ -34,7 +36,8 @@ def refuse_unwritable(paths: Collection[Path]) -> None:
 
 def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
     """Prints the report and writes the files. Its text gives way to a file on standard output, and goes to stderr."""
-    _print(str(report), sys.stderr if STANDARD_OUTPUT in files.values() else sys.stdout)
+    stream = sys.stderr if STANDARD_OUTPUT in files.values() else sys.stdout
+    _print(text(report, page_of(stream)), stream)
     for suffix, path in files.items():
         content = FORMATS[suffix].write(report, title)
         if path == STANDARD_OUTPUT:
@@ -43,12 +46,12 @@ def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
             path.write_text(content, encoding="utf-8")
 
 
-def _print(text: str, stream: TextIO | None) -> None:
+def _print(content: str, stream: TextIO | None) -> None:
     """Prints, with "?" for letters that the stream's encoding lacks. A pipe that is closed early is no error."""
     if stream is None:
         return
     encoding = stream.encoding or "utf-8"
     try:
-        print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
+        print(content.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it once more at its end

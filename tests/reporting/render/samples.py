@@ -409,4 +409,6 @@ ANY_ROW = any_of(
     diagnosis=st.none() | any_of(Diagnosis),
     map=st.none() | ANY_MAP,
 )
-ANY_FACTS = any_of(Facts, parameters=st.lists(ANY_ROW, max_size=40).map(tuple))
+ANY_ROWS = st.lists(ANY_ROW, max_size=40).map(tuple)
+ANY_REFERENCE = any_of(Facts, parameters=ANY_ROWS, reference=st.none(), in_grad=st.none())
+ANY_FACTS = any_of(Facts, parameters=ANY_ROWS, reference=st.none() | ANY_REFERENCE, in_grad=st.none())

@@ -75,8 +75,9 @@ def test_markup_in_a_name_is_shown_as_it_is() -> None:
 
 def test_every_status_has_its_colour() -> None:
     badges = Elements(html(SAMPLES["nothing_wrong_not_all_proven"])).badges
-    assert badges[1:12:2] == ["flat", "flat", "kink", "undecided", "unused", "frozen"]
-    assert set(badges[0:12:2]) == {"match"}
+    table = badges[:9]
+    assert [badge for badge in table if badge != "match"] == ["flat", "flat", "kink", "undecided", "unused", "frozen"]
+    assert table.count("match") == 3, "the others are folded"
 
 
 def test_html_says_what_the_text_says() -> None:
