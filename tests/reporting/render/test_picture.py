@@ -58,7 +58,7 @@ def test_the_legend_names_what_occurs_and_nothing_else() -> None:
     shares = (0.0, 0.0, 0.0, 0.2, 0.9, 0.9, NAN)
     found = drawn(1, 7, lambda y, x: shares[x], block=(1, 100))
     assert found is not None
-    assert found.caption.endswith("a cell is 1 × 100): · none wrong, ░ up to a quarter, █ more, blank not judged")
+    assert found.caption.endswith("a cell is 1 × 100): · none wrong, ░ up to ¼, █ up to all, blank not judged")
     assert found.lines == ("···░██ ",)
 
 

@@ -12,7 +12,7 @@ from torch_gradcheck.reporting.render.printable import printable
 SHADES = "·░▒▓█"
 """Characters of a cell, from all right to more than three quarters wrong."""
 
-SHARES = ("none wrong", "up to a quarter", "up to half", "up to three quarters", "more")
+SHARES = ("none wrong", "up to ¼", "up to ½", "up to ¾", "up to all")
 """What each shade stands for, where a cell is a block of entries."""
 
 SURE = 4.0
@@ -56,7 +56,7 @@ def _size(found: WrongMap) -> str:
 
 def _legend(found: WrongMap, shades: set[str]) -> str:
     """Returns what every shade that occurs means, and the blank."""
-    if found.block == (1, 1):
+    if {share for line in found.cells for share in line if not math.isnan(share)} <= {0.0, 1.0}:
         words = [f"{SHADES[-1]} wrong", f"{SHADES[0]} right"]
     else:
         words = [f"{shade} {share}" for shade, share in zip(SHADES, SHARES, strict=True) if shade in shades]
