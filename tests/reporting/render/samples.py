@@ -222,10 +222,10 @@ def everything_wrong() -> Facts:
 def partly_wrong() -> Facts:
     """Wrong in places, drawn; the model's own forward is the culprit."""
     cells = tuple(tuple(float(row in (3, 4) and column != 6) for column in range(8)) for row in range(10))
-    blocks = ((0.0, 0.2, 0.5, 0.75, 1.0, NAN),)
+    blocks = ((0.0, 0.0, 0.0, 0.2, 0.5, 0.75, 1.0, 1.0, NAN),)
     rows = [
         wrong("fc.weight", 10, 8, mismatched=14, map=WrongMap(cells, "10 rows", "8 columns", (1, 1))),
-        wrong("fc.bias", 600, mismatched=250, map=WrongMap(blocks, "", "600 entries", (1, 100))),
+        wrong("fc.bias", 900, mismatched=345, map=WrongMap(blocks, "", "900 entries", (1, 100))),
         wrong("all", 4, map=WrongMap(((1.0, 1.0, NAN, 1.0),), "", "4 entries", (1, 1))),
     ]
     return facts(*rows, culprit="")
@@ -409,4 +409,6 @@ ANY_ROW = any_of(
     diagnosis=st.none() | any_of(Diagnosis),
     map=st.none() | ANY_MAP,
 )
-ANY_FACTS = any_of(Facts, parameters=st.lists(ANY_ROW, max_size=40).map(tuple))
+ANY_ROWS = st.lists(ANY_ROW, max_size=40).map(tuple)
+ANY_REFERENCE = any_of(Facts, parameters=ANY_ROWS, reference=st.none(), in_grad=st.none())
+ANY_FACTS = any_of(Facts, parameters=ANY_ROWS, reference=st.none() | ANY_REFERENCE, in_grad=st.none())
