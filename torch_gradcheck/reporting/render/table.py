@@ -65,7 +65,7 @@ def _columns(said: Outline, page: Page) -> list[_Column]:
     shape = _Column("shape", [line.shape for line in lines])
     figures = _that_fit(_figures(said, lines), page.columns - status.width - min(name.width, SHORTEST) - 2)
     room = page.columns - sum(column.width + 1 for column in (status, *figures)) - 1
-    if room - SHAPE_WIDTH < SHORTEST:
+    if room - min(shape.width, SHAPE_WIDTH) < min(name.width, SHORTEST):
         return [status, name.within(room + 1, ellipsis), *figures]
     shape = shape.within(min(shape.width, max(room - min(name.width, NAME_WIDTH), SHAPE_WIDTH)), ellipsis)
     return [status, name.within(room - shape.width, ellipsis), shape, *figures]

@@ -10,7 +10,8 @@ from torch_gradcheck.reporting.kept_random import kept_random
 from torch_gradcheck.reporting.render.contract import Contract
 from torch_gradcheck.reporting.render.encodable import all_encodable
 from torch_gradcheck.reporting.render.layout import INDENT, bullets, indented, rendered, styled
-from torch_gradcheck.reporting.render.outline import MAX_ROWS, Entry, Mistake, Outline, Picture, outline
+from torch_gradcheck.reporting.render.outline import MAX_ROWS, Entry, Mistake, Outline, outline
+from torch_gradcheck.reporting.render.picture import Picture
 from torch_gradcheck.reporting.render.shorten import cells_of
 from torch_gradcheck.reporting.render.table import table_of
 from torch_gradcheck.reporting.render.terminal import Page

@@ -43,7 +43,8 @@ def heat_maps(found: WrongMap, sides: tuple[str, str]) -> list[Panel]:
         _signed(f"{side} gradient" if side in ("analytic", "numeric") else side, values, largest)
         for side, values in zip(sides, (found.analytic, found.numeric), strict=True)
     ]
-    apart = [[a - n for a, n in zip(*lines, strict=False)] for lines in zip(found.analytic, found.numeric, strict=False)]
+    both = zip(found.analytic, found.numeric, strict=False)
+    apart = [[a - n for a, n in zip(*lines, strict=False)] for lines in both]
     return [*panels, *of_each, _signed("difference", apart, _largest(apart))]
 
 
