@@ -28,8 +28,8 @@ class Report(Facts):
     """The result of a check; `print(report)` shows it as a table, a notebook in colour.
 
     Iteration, `len`, `report[name]` and `report[0]` give its `ParameterReport`s; see `Facts` for everything else it
-    holds. Two reports are equal where everything is but the seconds that it took (NaN equals NaN); equal reports have
-    equal hashes.
+    holds. Two reports are equal where all that was found is: the seconds that it took and the provenance do not count,
+    and NaN equals NaN. Equal reports have equal hashes.
     """
 
     @property

@@ -14,6 +14,7 @@ from tests.reporting.made_up import REPORTS, whole
 from tests.reporting.render.samples import facts, match, wrong
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.comparison.comparison import Comparison
+from torch_gradcheck.reporting.facts.provenance import Provenance
 from torch_gradcheck.reporting.report import Report
 
 
@@ -82,6 +83,14 @@ def test_what_was_not_checked_alike_is_said_on_top() -> None:
     assert "not checked alike: mode eval → train, seed 0 → 7\n" in shown
     assert "the loss was 2.3025851 and is 3: other parameters" in shown
     assert "the loss was" not in replace(old, loss=old.loss + 1e-15).compare(old).text(), "noise of J"
+
+
+def test_another_model_and_another_torch_are_said_where_both_reports_tell() -> None:
+    told = replace(whole(facts(match("a", 3))), provenance=Provenance(model="Net", torch="2.6.0", devices=("cpu",)))
+    later = replace(told, provenance=Provenance(model="Net2", torch="2.6.0", devices=("cpu", "cuda:0"), date="today"))
+    assert later.compare(told).conditions == {"model": ("Net", "Net2"), "devices": ("cpu", "cpu, cuda:0")}
+    assert later == told
+    assert later.compare(replace(told, provenance=None)).conditions == {}
 
 
 @pytest.mark.parametrize("other", [None, "old.json", {}, 3], ids=ascii)
