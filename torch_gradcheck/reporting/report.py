@@ -85,9 +85,12 @@ class Report(Facts):
         """The report in a `.json` file, written by `save`, `to_json` or the command.
 
         Raises:
-            InvalidRequestError: the file holds no report that this version reads; the message names the file.
+            InvalidRequestError: the file holds no report that this version reads (the message names it), or `path` is
+                no path.
             OSError: it cannot be read.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise InvalidRequestError(f"a report is read from a path, not from a {type(path).__name__}.")
         content = Path(path).read_bytes()
         try:
             return from_text(cls, content)

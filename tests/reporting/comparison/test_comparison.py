@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from dataclasses import replace
@@ -122,6 +123,22 @@ def test_it_fits_the_page(width: int) -> None:
         for line in compared(new, old).text(width=width).splitlines():
             assert cell_len(line) <= width
             assert line.isprintable()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_output_can_encode_it(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    for new, old in (("two_hundred_tensors", "all_right"), ("odd_shapes_and_figures", "broken_contract")):
+        str(compared(new, old)).encode(encoding)
+
+
+def test_a_terminal_has_colours_and_a_formatted_string_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    found = compared("two_of_twelve_wrong", "all_right")
+    assert "\x1b[1;31m2 BECAME WRONG" in str(found)
+    assert f"{found}" == found.text()
+    assert "\x1b" not in found.text()
 
 
 def test_long_lists_are_counted() -> None:

@@ -48,6 +48,9 @@ class Comparison(Difference):
     def __str__(self) -> str:
         return text_of(self, page_of(sys.stdout))
 
+    def __format__(self, spec: str) -> str:
+        return format(self.text(), spec)
+
     def __repr__(self) -> str:
         return f"<Comparison: {self.headline}>"
 
