@@ -12,6 +12,7 @@ from typing import TextIO
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.render.formats import FORMATS
 from torch_gradcheck.reporting.report import Report
+from torch_gradcheck.reporting.saving import require_place_for, write_whole
 
 STANDARD_OUTPUT = Path("-")
 """The path that stands for standard output, as it does for other commands."""
@@ -27,9 +28,7 @@ def refuse_unwritable(paths: Collection[Path]) -> None:
     if list(paths).count(STANDARD_OUTPUT) > 1:
         raise InvalidRequestError("one report can be written to standard output, -: give the other one a file.")
     for path in paths:
-        if path.is_dir() or not path.parent.is_dir():
-            why = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
-            raise InvalidRequestError(f"the report cannot be written to {path}: {why}.")
+        require_place_for(path)
 
 
 def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
@@ -40,7 +39,7 @@ def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
         if path == STANDARD_OUTPUT:
             _print(content, sys.stdout)
         else:
-            path.write_text(content, encoding="utf-8")
+            write_whole(path, content)
 
 
 def _print(text: str, stream: TextIO | None) -> None:

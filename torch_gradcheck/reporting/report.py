@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from torch_gradcheck.errors import GradientMismatchError, NothingProvenError
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError, NothingProvenError
+from torch_gradcheck.reporting.document import from_document, from_text
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.json_report import as_dict, as_json
 from torch_gradcheck.reporting.render.outline import headline, ratio_in_words
+from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.render.text import text
+from torch_gradcheck.reporting.saving import save
 
 
 class Report(Facts):
     """The result of a check; `print(report)` shows it as a table, a notebook in colour.
 
-    Iteration, `len` and `report[name]` give its `ParameterReport`s; see `Facts` for everything else it holds.
+    Iteration, `len`, `report[name]` and `report[0]` give its `ParameterReport`s; see `Facts` for everything else it
+    holds. Two reports are equal where everything is but the seconds that it took (NaN equals NaN); equal reports have
+    equal hashes.
     """
+
+    @property
+    def headline(self) -> str:
+        """The outcome in one line, the first of the text: "gradients WRONG in 2 of 4 parameters"."""
+        return headline(self)
 
     def raise_if_failed(self, strict: bool = False) -> None:
         """Raises if a gradient or the contract is wrong, or nothing was proven; the text of the error is the table.
@@ -27,6 +42,7 @@ class Report(Facts):
                 failed.
             NothingProvenError: none is wrong, and none is proven right (strict: not every one is).
         """
+        __tracebackhide__ = True  # pytest shows the caller's line
         if self.mismatches or self.broken or self.has_wrong_reference:
             raise GradientMismatchError(str(self))
         if not (self.proven if strict else self.passed):
@@ -40,11 +56,59 @@ class Report(Facts):
         """`to_dict()` as strict JSON."""
         return as_json(self, indent)
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The report whose `to_dict()` this is; equal to the one that was written.
+
+        Raises:
+            InvalidRequestError: it is no report, or of another version of docs/SCHEMA.md; says what is where.
+        """
+        return from_document(cls, document)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """The report whose `to_json()` this is; equal to the one that was written.
+
+        Raises:
+            InvalidRequestError: it is no JSON, no report, or of another version of docs/SCHEMA.md; says what is where.
+        """
+        return from_text(cls, text)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The report in a `.json` file, written by `save`, `to_json` or the command.
+
+        Raises:
+            InvalidRequestError: the file holds no report that this version reads; the message names the file.
+            OSError: it cannot be read.
+        """
+        content = Path(path).read_bytes()
+        try:
+            return from_text(cls, content)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str], title: str | None = None) -> None:
+        """Writes the report as JSON or as a page, by the suffix of `path`: `.json` or `.html`.
+
+        A file that is there is replaced once the new one is written whole.
+
+        Args:
+            path: of the file.
+            title: of the page; None takes the name of the file.
+
+        Raises:
+            InvalidRequestError: another suffix, a directory, or a path in a directory that does not exist.
+            OSError: the file cannot be written.
+        """
+        save(self, path, title)
+
     def __str__(self) -> str:
         return text(self)
 
     def __repr__(self) -> str:
-        return f"<Report: {headline(self)}; {ratio_in_words(self)}>"
+        culprit = "" if self.culprit is None else f"; culprit: {printable(self.culprit) or 'the model itself'}"
+        return f"<Report: {self.headline}{culprit}; {ratio_in_words(self)}>"
 
     def _repr_html_(self) -> str:
         return html(self)
