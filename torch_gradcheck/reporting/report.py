@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError, NothingProvenError
 from torch_gradcheck.reporting.document import from_document, from_text
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.json_report import as_dict, as_json
-from torch_gradcheck.reporting.render.outline import headline, ratio_in_words
+from torch_gradcheck.reporting.render.outline import MAX_ROWS, headline, ratio_in_words
 from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.render.terminal import Page, page_of
 from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.saving import save
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 
 class Report(Facts):
@@ -44,9 +50,9 @@ class Report(Facts):
         """
         __tracebackhide__ = True  # pytest shows the caller's line
         if self.mismatches or self.broken or self.has_wrong_reference:
-            raise GradientMismatchError(str(self))
+            raise GradientMismatchError(self.text())
         if not (self.proven if strict else self.passed):
-            raise NothingProvenError(str(self))
+            raise NothingProvenError(self.text())
 
     def to_dict(self) -> dict[str, object]:
         """The whole report in JSON's types; docs/SCHEMA.md says what every key means."""
@@ -103,8 +109,43 @@ class Report(Facts):
         """
         save(self, path, title)
 
+    def text(
+        self,
+        max_rows: int | None = MAX_ROWS,
+        only_wrong: bool = False,
+        width: int | None = None,
+        color: bool = False,
+    ) -> str:
+        """The report as text, in the characters that standard output can encode; `print(report)` shows it in colour.
+
+        Args:
+            max_rows: how many wrong rows are shown and explained, and how many others at most; those left out are
+                counted. None shows everything.
+            only_wrong: only count the rows that are not wrong, and leave out why they are not proven.
+            width: columns of a line, 40 at least. None: as many as the terminal has, or `COLUMNS` says; else 80.
+            color: with ANSI escape codes.
+
+        Raises:
+            InvalidRequestError: `max_rows` is negative, or `width` is not positive.
+        """
+        if (max_rows is not None and max_rows < 0) or (width is not None and width < 1):
+            raise InvalidRequestError(
+                f"max_rows={max_rows}, width={width}: rows are counted from 0 on (None for all), columns from 1 on."
+            )
+        page = page_of(sys.stdout)
+        return text(self, replace(page, width=width or page.width, color=color), max_rows, only_wrong)
+
     def __str__(self) -> str:
-        return text(self)
+        return text(self, page_of(sys.stdout))
+
+    def __format__(self, spec: str) -> str:
+        return format(self.text(), spec)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        page = Page(options.max_width, color=True, encoding=options.encoding)
+        yield Text.from_ansi(text(self, page), no_wrap=True, overflow="ignore")
 
     def __repr__(self) -> str:
         culprit = "" if self.culprit is None else f"; culprit: {printable(self.culprit) or 'the model itself'}"

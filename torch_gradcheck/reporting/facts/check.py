@@ -43,6 +43,8 @@ class Facts(Record):
         reference: the report on the reference's own gradients, in float64 against centered differences, where a
             candidate was compared with one. Nothing passes beside a reference that is wrong itself.
         processes: how many processes shared the evaluations; 1 without a group. `seconds` are those of the first one.
+        place: where the culprit's mistake is, such as "in the backward of Swish at net.py:13"; "" where there is none
+            or it has no line.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -64,6 +66,7 @@ class Facts(Record):
     order: int = 1
     reference: Facts | None = None
     processes: int = 1
+    place: str = ""
 
     @property
     def passed(self) -> bool:
