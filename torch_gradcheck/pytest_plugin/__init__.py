@@ -31,13 +31,15 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker and, in the process that prints, what tells the outcomes at the end."""
     config.addinivalue_line("markers", MARKER)
     settings = config.stash[SETTINGS] = settings_of(config)
+    if settings.directory is not None:
+        config.option.gradcheck_report = str(settings.directory)  # workers of xdist may start in another directory
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(GradcheckSession(config, settings), "torch_gradcheck_session")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tells a worker of xdist where reports go, and what terminal they are shown on."""
+    """Tells a worker of xdist on what terminal its failures are shown."""
     terminal = terminal_of(node.config)
     node.workerinput["gradcheck_terminal"] = (terminal.width, terminal.is_coloured)
 
@@ -57,14 +59,15 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     failures = item.stash.get(FAILURES, [])
     if failures and not item.config.stash[SETTINGS].shows_all_frames:
         hide_plugin(call.excinfo)
-    # a TestCase keeps its error to itself until pytest asks for the report
+    # a TestCase keeps its error to itself until pytest makes the report
     with in_one_line(failures if call.excinfo is None else of_test(failures, call.excinfo)):
         outcome: Any = yield
     report = outcome.get_result()
-    attach(item.stash.get(OUTCOMES, []), report)
-    item.stash[OUTCOMES] = []
-    if ended_with := of_test(failures, call.excinfo):
-        show(ended_with, call.excinfo, report, terminal_of(item.config))
+    attach(item.stash.setdefault(OUTCOMES, []), report)
+    if call.excinfo is not None:
+        if item.config.getoption("tbstyle", "auto") != "line":
+            show(of_test(failures, call.excinfo), report, terminal_of(item.config))
+        say(call.excinfo.value, failures, report)
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:

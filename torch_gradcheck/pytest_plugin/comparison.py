@@ -27,5 +27,5 @@ def _is_of_ours(value: object) -> bool:
 def _unequal(left: Report, right: Report) -> list[str]:
     """The facts about both checks as a whole that differ."""
     one, other = left.to_dict(), right.to_dict()
-    facts = [key for key, value in one.items() if isinstance(value, str | float | int | bool | None)]
-    return [f"{key}: {one[key]!r} != {other.get(key)!r}" for key in facts if key != "seconds" and one[key] != other[key]]
+    facts = [key for key, value in one.items() if isinstance(value, str | float | int | None) and key != "seconds"]
+    return [f"{key}: {one[key]!r} != {other.get(key)!r}" for key in facts if one[key] != other.get(key)]

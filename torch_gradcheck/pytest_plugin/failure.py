@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import torch_gradcheck
 from torch_gradcheck.pytest_plugin.frames import chain, without_plugin
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Failure:
         said: the outcome on one line.
     """
 
-    error: AssertionError
+    error: BaseException
     report: Report
     said: str
 
@@ -74,25 +75,27 @@ def in_one_line(failures: Sequence[Failure]) -> Iterator[None]:
             failure.error.args = text
 
 
-def show(
-    failures: Sequence[Failure],
-    excinfo: pytest.ExceptionInfo[BaseException] | None,
-    report: pytest.TestReport,
-    terminal: Terminal,
-) -> None:
-    """Adds the tables to a test report, below the traceback; in the short summary stands the outcome in one line."""
+def show(failures: Sequence[Failure], report: pytest.TestReport, terminal: Terminal) -> None:
+    """Adds the tables to a test report, below the traceback."""
     tables = [failure.report.text(width=terminal.width) for failure in failures]
-    for failure, table in zip(failures, tables, strict=True):
-        crash = getattr(report.longrepr, "reprcrash", None)
-        if crash is not None and excinfo is not None and excinfo.value is failure.error:
-            crash.message = failure.said
-        if hasattr(report.longrepr, "addsection"):
-            report.longrepr.addsection(SECTION, table, "-")
-        else:
+    add = getattr(report.longrepr, "addsection", None)
+    for table in tables:
+        if add is None:
             report.sections.append((SECTION, table))
+        else:
+            add(SECTION, table, "-")
     if terminal.is_coloured:
         coloured = [failure.report.text(width=terminal.width, color=True) for failure in failures]
         setattr(report, COLOURED, list(zip(tables, coloured, strict=True)))
+
+
+def say(error: BaseException, failures: Iterable[Failure], report: pytest.TestReport) -> None:
+    """Puts an error of this package on one line of the short summary: what it says, and not the path of its class."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None or not isinstance(error, torch_gradcheck.GradcheckError):
+        return
+    first_line = f"{type(error).__name__}: {error}".partition("\n")[0]
+    crash.message = next((failure.said for failure in failures if failure.error is error), first_line)
 
 
 def colour(report: object) -> None:

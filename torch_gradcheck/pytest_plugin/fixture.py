@@ -45,6 +45,9 @@ class GradcheckFixture:
         self._settings = settings
         self._checks = 0
 
+    def __repr__(self) -> str:
+        return f"<the fixture gradcheck, used {self._checks} time{'s' * (self._checks != 1)}>"
+
     def __call__(self, model: nn.Module, loss_fn: Callable[..., Any], batch: Any, **options: Any) -> Report:
         """Checks `model` under `loss_fn` on `batch`, as `torch_gradcheck.check_module` does."""
         __tracebackhide__ = True

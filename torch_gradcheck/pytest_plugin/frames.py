@@ -17,8 +17,10 @@ OURS = str(Path(torch_gradcheck.__file__).parent)
 PLUGIN = str(Path(__file__).parent)
 """The folder of the plugin."""
 
-BETWEEN = (functools.__file__, contextlib.__file__)
-"""Files whose frames may stand between two of ours: cached properties and context managers."""
+BETWEEN = (functools.__file__, contextlib.__file__, str(Path("torch", "_ops.py")))
+"""Ends of the names of files whose frames are there because ours call them: cached properties, context managers, and
+operations of torch that a dispatch mode runs.
+"""
 
 
 def without_ours(error: BaseException) -> None:
@@ -75,7 +77,7 @@ def _users(entries: Sequence[TracebackType]) -> list[TracebackType]:
     """The entries that are not ours, nor called by ours to get from one to another."""
     kept, is_behind_ours = [], False
     for entry in entries:
-        is_behind_ours = _is_in(OURS, entry) or (is_behind_ours and entry.tb_frame.f_code.co_filename in BETWEEN)
+        is_behind_ours = _is_in(OURS, entry) or (is_behind_ours and entry.tb_frame.f_code.co_filename.endswith(BETWEEN))
         if not is_behind_ours:
             kept.append(entry)
     return kept

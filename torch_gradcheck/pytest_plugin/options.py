@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -28,8 +28,9 @@ MODES = ("eval", "train", "keep")
 ARGUMENTS = {"model", "loss_fn", "batch", "closure", "function", "inputs"}
 """What a check is called with; all other parameters of the three checks are options."""
 
-HAS_NUMBERS = pytest.version_tuple >= (8, 4)
-"""Whether keys of the ini file may be integers and floats. Before, they are text."""
+INTEGER: Literal["int", "string"] = "int" if pytest.version_tuple >= (8, 4) else "string"
+FLOAT: Literal["float", "string"] = "float" if pytest.version_tuple >= (8, 4) else "string"
+"""Types of keys of the ini file; before pytest 8.4 numbers are text."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption("--gradcheck-seed", type=int, metavar="N", help="seed of the checks (0)")
     parser.addini("gradcheck_strict", "as --gradcheck-strict", type="bool", default=False)
     parser.addini("gradcheck_report", "as --gradcheck-report, beside the ini file", type="string", default="")
-    parser.addini("gradcheck_seed", "as --gradcheck-seed", type="int" if HAS_NUMBERS else "string", default=None)
+    parser.addini("gradcheck_seed", "as --gradcheck-seed", type=INTEGER, default=None)
     parser.addini(
         "gradcheck_tolerance",
         "the largest relative error that passes (1e-5)",
-        type="float" if HAS_NUMBERS else "string",
+        type=FLOAT,
         default=None,
     )
     parser.addini("gradcheck_mode", "eval (the default), train or keep", type="string", default="")

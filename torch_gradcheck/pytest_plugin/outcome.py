@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,10 @@ if TYPE_CHECKING:
 
 ATTRIBUTE = "gradcheck"
 """Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""
+
+
+MODEL = "the model itself"
+"""The module whose name is ""."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,15 @@ def outcome_of(report: Report, test: str, number: int, passed: bool, file: str) 
 
 
 def said(report: Report) -> str:
-    """A report on one line: its headline, and the culprit where there is one."""
-    headline, _, rest = str(report).partition("\n")
-    second = rest.partition("\n")[0]
-    return f"{headline}; {second}" if second.startswith("culprit") else headline
+    """A report on one line: its headline, and the culprit where there is one ("" is the model)."""
+    return report.headline if report.culprit is None else f"{report.headline}; culprit: {report.culprit or MODEL}"
 
 
-def attach(outcomes: Iterable[Outcome], report: pytest.TestReport) -> None:
-    """Has a test report of pytest carry outcomes, from process to process too."""
-    if found := [asdict(outcome) for outcome in outcomes]:
-        setattr(report, ATTRIBUTE, found)
+def attach(outcomes: list[Outcome], report: pytest.TestReport) -> None:
+    """Has a test report of pytest carry outcomes, from process to process too, and takes them off the list."""
+    if outcomes:
+        setattr(report, ATTRIBUTE, [asdict(outcome) for outcome in outcomes])
+        outcomes.clear()
 
 
 def attached(report: pytest.TestReport) -> list[Outcome]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from hashlib import sha256
 from html import escape
 from pathlib import Path

@@ -33,7 +33,7 @@ class GradcheckSession:
         """Takes what the test has found; what an attempt that is run again has found does not count."""
         key = (getattr(report, "worker_id", ""), report.nodeid)
         self._by_test.setdefault(key, []).extend(attached(report))
-        if report.outcome == "rerun":
+        if str(report.outcome) == "rerun":  # a word of pytest-rerunfailures
             del self._by_test[key]
 
     def pytest_sessionfinish(self) -> None:
@@ -63,6 +63,6 @@ def counted(outcomes: Sequence[Outcome]) -> str:
     parts = [f"{proven:,} tensor{'s' * (proven != 1)} proven", f"{not_proven:,} not proven", f"{wrong:,} wrong"]
     if broken:
         parts.append(f"{broken:,} entr{'ies' if broken > 1 else 'y'} of contracts broken")
-    if ended := sum(not outcome.is_report for outcome in outcomes):
-        parts.append(f"{ended:,} check{'s' * (ended != 1)} ended by an error")
-    return f"gradcheck: {len(outcomes):,} check{'s' * (len(outcomes) != 1)}; {', '.join(parts)}"
+    ended = sum(not outcome.is_report for outcome in outcomes)
+    told = f"gradcheck: {len(outcomes):,} check{'s' * (len(outcomes) != 1)}; {', '.join(parts)}"
+    return f"{told}; {ended:,} came to no report" if ended else told
