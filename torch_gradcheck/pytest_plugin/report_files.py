@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
@@ -40,7 +39,7 @@ def file_name(test: str, number: int) -> str:
 
     It is a name on every file system: without regard to capital letters and marks, the hash tells two tests apart.
     """
-    letters = re.sub(r"[^A-Za-z0-9_]+", "-", test).strip("-")[-LONGEST:].strip("-")
+    letters = re.sub(r"[^A-Za-z0-9_.]+", "-", test)[-LONGEST:].strip("-.")
     name = f"{letters}-{sha256(test.encode(errors='surrogatepass')).hexdigest()[:8]}"
     return name if number == 1 else f"{name}-{number}"
 
@@ -50,9 +49,7 @@ def write_report(report: Report, directory: Path, test: str, number: int) -> str
     name = file_name(test, number)
     directory.mkdir(parents=True, exist_ok=True)
     for suffix in SUFFIXES:
-        part = directory / f"{name}.{os.getpid()}.part.{suffix}"
-        report.save(part)
-        part.replace(directory / f"{name}.{suffix}")
+        report.save(directory / f"{name}.{suffix}", title=test)
     return name
 
 
