@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TextIO
 
+from torch_gradcheck.command_line.printing import print_to
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.render.formats import FORMATS
 from torch_gradcheck.reporting.report import Report
@@ -33,21 +32,10 @@ def refuse_unwritable(paths: Collection[Path]) -> None:
 
 def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
     """Prints the report and writes the files. Its text gives way to a file on standard output, and goes to stderr."""
-    _print(str(report), sys.stderr if STANDARD_OUTPUT in files.values() else sys.stdout)
+    print_to(sys.stderr if STANDARD_OUTPUT in files.values() else sys.stdout, str(report))
     for suffix, path in files.items():
         content = FORMATS[suffix].write(report, title)
         if path == STANDARD_OUTPUT:
-            _print(content, sys.stdout)
+            print_to(sys.stdout, content)
         else:
             write_whole(path, content)
-
-
-def _print(text: str, stream: TextIO | None) -> None:
-    """Prints, with "?" for letters that the stream's encoding lacks. A pipe that is closed early is no error."""
-    if stream is None:
-        return
-    encoding = stream.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it once more at its end

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError, NothingProvenError
+from torch_gradcheck.reporting.comparison.comparison import Comparison
 from torch_gradcheck.reporting.document import from_document, from_text
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.html import html
@@ -108,6 +109,26 @@ class Report(Facts):
             OSError: the file cannot be written.
         """
         save(self, path, title)
+
+    def compare(self, old: Facts) -> Comparison:
+        """What became of every row since an older report on the same model or function.
+
+        Rows are the same where they have one name, or where one's name is an alias of the other. A row became wrong
+        where it is a mismatch and was none, right where it was one and is proven. It is worse where it is no longer
+        proven, or where its relative error has more than doubled and its largest error has grown by more than the
+        error bars of both; better the other way round. So noise changes nothing.
+
+        Args:
+            old: the report of an earlier check, as `Report.load(path)` reads it.
+
+        Raises:
+            InvalidRequestError: `old` is no report.
+        """
+        if not isinstance(old, Facts):
+            raise InvalidRequestError(
+                f"a report is compared with another one, not with a {type(old).__name__}; Report.load(path) reads one."
+            )
+        return Comparison.of(self, old)
 
     def text(
         self,
