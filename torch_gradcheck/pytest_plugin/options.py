@@ -89,13 +89,11 @@ def settings_of(config: pytest.Config) -> Settings:
 
 
 def _number(config: pytest.Config, key: str, kind: Callable[[Any], float]) -> float | None:
-    value = config.getini(key)
-    if value in (None, ""):
-        return None
     try:
-        return kind(value)
-    except ValueError:
-        raise pytest.UsageError(f"{key} must be a number, got {value!r}.") from None
+        value = config.getini(key)
+        return None if value in (None, "") else kind(value)
+    except (TypeError, ValueError, pytest.UsageError) as error:  # by version
+        raise pytest.UsageError(f"{key} must be a number: {error}.") from None
 
 
 def _mode(config: pytest.Config) -> str | None:

@@ -40,7 +40,7 @@ def file_name(test: str, number: int) -> str:
     It is a name on every file system: without regard to capital letters and marks, the hash tells two tests apart.
     """
     letters = re.sub(r"[^A-Za-z0-9_.]+", "-", test)[-LONGEST:].strip("-.")
-    name = f"{letters}-{sha256(test.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    name = f"{letters}-{sha256(test.encode(errors='surrogatepass')).hexdigest()[:8]}".lstrip("-")
     return name if number == 1 else f"{name}-{number}"
 
 
