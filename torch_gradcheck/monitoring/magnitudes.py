@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ def magnitudes_of(tensor: torch.Tensor) -> Magnitudes:
         zeros += int(np.sum(sizes == 0))
     count = max(tensor.numel(), 1)
     return Magnitudes(
-        norm=_joint_norm(norms),
+        norm=joint_norm(norms),
         largest=float(np.max(largest, initial=0.0)),
         mean=total / count,
         zeros=zeros / count,
@@ -52,7 +52,7 @@ def magnitudes_of(tensor: torch.Tensor) -> Magnitudes:
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """‖one − other‖₂ of two tensors of one shape; equal entries, infinite ones too, are no distance apart."""
-    return _joint_norm([_norm(np.abs(_difference(a, b))) for a, b in zip(_blocks(one), _blocks(other), strict=True)])
+    return joint_norm([_norm(np.abs(_difference(a, b))) for a, b in zip(_blocks(one), _blocks(other), strict=True)])
 
 
 def _difference(one: Floats, other: Floats) -> Floats:
@@ -78,5 +78,6 @@ def _norm(sizes: Floats) -> float:
     return largest * math.sqrt(float(np.dot(scaled, scaled)))
 
 
-def _joint_norm(norms: list[float]) -> float:
+def joint_norm(norms: Sequence[float]) -> float:
+    """The norm of several tensors as of one, √Σ ‖xᵢ‖²."""
     return math.nan if any(map(math.isnan, norms)) else math.hypot(*norms)

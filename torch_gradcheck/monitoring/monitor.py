@@ -22,7 +22,9 @@ from torch_gradcheck.errors import (
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
 from torch_gradcheck.monitoring.history import GradientHistory
+from torch_gradcheck.monitoring.observations import Observation, observed
 from torch_gradcheck.monitoring.recorder import Recorder
+from torch_gradcheck.monitoring.scalar_log import ScalarLog
 from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.monitoring.scheduled_step import Declared, ScheduledStep
 from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
@@ -77,15 +79,19 @@ class GradientMonitor:
             `mode` is that of the model's check; `.grad` is judged in the mode the loop trains in. There is no
             `perturb`: what the loop left in `.grad` belongs to its own θ, and after a few steps that is no
             initialisation any more.
-
         group: the ranks of a `torch.distributed` process group that each train on batches of their own and average
             their gradients; None: those of the model, where it is under DistributedDataParallel or FSDP2. J is then the
             mean of the losses of all ranks, or by the weights of all their batches. Every rank has a monitor with the
             same schedule, and gets the same reports; the ranks send each other their batches on scheduled steps.
+        log: where figures of each step that is checked are written, under the names of docs/guide/training.md: a
+            function of `(values, step)`, such as `wandb.log`; a SummaryWriter of TensorBoard, or another object with
+            `add_scalar(name, value, step)`; a logger of Lightning. Of several ranks the first one writes.
 
     Attributes:
         reports: step → its report.
         errors: step → why it could not be checked.
+        history: for each step that was checked and each parameter a `GradientRecord`: the norm of `.grad`, the share of
+            zeros in it, how far the optimizer then moved the weights, and more; see `GradientHistory`.
         summary: what came of it, in lines: steps that are wrong, that could not be checked, on which nothing was
             proven, and those that were scheduled and never came.
 
@@ -116,6 +122,7 @@ class GradientMonitor:
         progress: bool | None = None,
         hold_detached: bool = False,
         group: ProcessGroup | None = None,
+        log: Any = None,
     ) -> None:
         is_module = isinstance(model, nn.Module)
         team = team_of(data_parallel_group(model) if group is None and is_module else group)
@@ -138,7 +145,7 @@ class GradientMonitor:
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise InvalidRequestError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}.")
         self._model = uncompiled(model)
-        self._needs_batch = True
+        self._needs_batch, self._is_scaled = True, scaler is not None
         self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
         self._schedule = Schedule(at, every, accumulate)
         declared = Declared(
@@ -152,6 +159,8 @@ class GradientMonitor:
         loss = partial(ModuleLoss, model, loss_fn)
         self._under_way = ScheduledStep(self._model, loss, self._request, declared, self._hook)
         self._recorder = Recorder(self._request)
+        self._log = ScalarLog(log, leads=team.leads)
+        self._updated: int | None = None
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
         self._ended: dict[int, str] = {}
@@ -216,7 +225,7 @@ class GradientMonitor:
             return None
         self._note_update()
         if due is Due.AFTER:
-            return None
+            return self._log_update()
         seen, step = list(batches()), self._under_way
         step.divisor = divisor
         if due is Due.WITHIN:
@@ -239,6 +248,7 @@ class GradientMonitor:
         self._arrived = len(self._under_way.batches)
         self._under_way.forget()
         self._note_update(last=True)
+        self._log_update()
         if not self._request.team.leads:
             return
         summary = self.summary
@@ -248,12 +258,18 @@ class GradientMonitor:
     @property
     def summary(self) -> str:
         """The outcome so far: a line, and one more for each step that is not all right."""
-        return summary_of(self._schedule.steps, self.reports, self.errors, self._missed())
+        observed = [each.message for each in self.observations]
+        return summary_of(self._schedule.steps, self.reports, self.errors, [*self._missed(), *observed])
 
     @property
     def history(self) -> GradientHistory:
         """What `.grad` and the weights of each parameter were on the steps that were checked, as far as it is known."""
         return self._recorder.history
+
+    @property
+    def observations(self) -> list[Observation]:
+        """Gradients that vanish, explode or reach nothing, by the history so far; `passed` knows nothing of them."""
+        return observed(self.history, scaled=self._is_scaled)
 
     def _missed(self) -> list[str]:
         """Lines on scheduled steps that were not checked."""
@@ -280,7 +296,7 @@ class GradientMonitor:
     def _wake_up(self, due: Due, batch: Any, weight: Any, last: bool) -> Report | None:
         self._note_update()
         if due is Due.AFTER:
-            return None
+            return self._log_update()
         if batch is NOTHING and self._needs_batch:
             raise InvalidRequestError("step() was called without a batch: give it what this step was trained on.")
         if due is Due.BEFORE:
@@ -295,15 +311,18 @@ class GradientMonitor:
         self._schedule.wake_next()
         self._under_way.remember(batches)
         self._hook.attach()
+        self._log_update()
 
     def _finish(self) -> Report | None:
         """The end of a scheduled step: checks, and waits for the next."""
         step, under_way = self._schedule.target, self._under_way
         batches = list(under_way.batches)
         try:
+            self._log_update()
             report = under_way.checked(self._recorder, step)
         except GradcheckError as error:
             self.errors[step] = error
+            self._log.write_gradients(step, self._recorder.rows(step), None)
             return self._react(step, error, None)
         except BaseException as error:
             self._ended[step] = type(error).__name__
@@ -311,6 +330,7 @@ class GradientMonitor:
         else:
             self.reports[step] = report
             self._recorder.note_check(step, report)
+            self._log.write_gradients(step, self._recorder.rows(step), report)
             return self._react(step, GradientMismatchError(str(report)) if report.mismatches else None, report)
         finally:
             self._hook.detach()
@@ -323,7 +343,13 @@ class GradientMonitor:
 
     def _note_update(self, last: bool = False) -> None:
         """Measures what the optimizer has done since the last scheduled step, unless that is known."""
-        self._recorder.note_update(self._model, last)
+        self._updated = self._recorder.note_update(self._model, last)
+
+    def _log_update(self) -> None:
+        """Writes the update that was measured, once: a logger that raises is to find nothing half done."""
+        step, self._updated = self._updated, None
+        if step is not None:
+            self._log.write_update(step, self._recorder.rows(step))
 
     def _react(self, step: int, error: GradcheckError | None, report: Report | None) -> Report | None:
         if error is not None and self._on_mismatch == "raise":

@@ -44,6 +44,10 @@ class Recorder:
         """The records so far."""
         return GradientHistory([row for rows in self._rows.values() for row in rows.values()], self._aliases)
 
+    def rows(self, step: int) -> GradientHistory:
+        """The records of one step; empty where there are none."""
+        return GradientHistory(self._rows.get(step, {}).values(), self._aliases)
+
     @property
     def awaits_update(self) -> bool:
         """Whether the update of a step that was checked has not been measured yet."""
