@@ -67,7 +67,7 @@ class Recorder:
         """
         self._rows[step] = {}
         for name, parameter in self._parameters(model, variables).items():
-            self._rows[step][name] = _record(step, name, parameter, scale)
+            self._rows[step][name] = record_of(step, name, parameter, scale)
 
     def keep_weights(self, step: int, model: nn.Module) -> None:
         """Keeps a copy of the weights, until the update of this step has been measured."""
@@ -130,7 +130,8 @@ class Recorder:
         return found
 
 
-def _record(step: int, name: str, parameter: torch.Tensor, scale: float) -> GradientRecord:
+def record_of(step: int, name: str, parameter: torch.Tensor, scale: float = 1.0) -> GradientRecord:
+    """The record of a parameter as it is now, its `.grad` divided by the loss scale; its update is not known yet."""
     weights = magnitudes_of(parameter)
     grad = None if parameter.grad is None else _unscaled(magnitudes_of(parameter.grad), scale)
     return GradientRecord(
