@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -114,6 +115,11 @@ def is_of_the_user(code: CodeType) -> bool:
     if file.startswith("<frozen") or file.startswith(FOREIGN):
         return False
     return not file.startswith(STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
+
+
+def is_of_torch(code: CodeType) -> bool:
+    """Whether code is torch's."""
+    return code.co_filename.startswith(FOREIGN[0] + os.sep)
 
 
 def is_ours(code: CodeType) -> bool:
