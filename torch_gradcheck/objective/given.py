@@ -52,14 +52,10 @@ class Given:
         return [(name + path, each) for name, value in self.values for path, each in tensors_in(value, objects=True)]
 
     @property
-    def foreign(self) -> tuple[str, Any] | None:
-        """The first value that is a string or an array, which most models cannot take; None without one."""
-        for name, value in self.values:
-            inside = _entries(name, value)
-            found = next(((at, each) for at, each in inside if isinstance(each, str | bytes | np.ndarray)), None)
-            if found is not None:
-                return found
-        return None
+    def foreign(self) -> list[tuple[str, Any]]:
+        """The values that are strings or arrays, which most models cannot take, each with its place."""
+        inside = [each for name, value in self.values for each in _entries(name, value)]
+        return [(name, value) for name, value in inside if isinstance(value, str | bytes | np.ndarray)]
 
 
 UNKNOWN = Given()

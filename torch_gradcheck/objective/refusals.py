@@ -41,27 +41,29 @@ def refusal(error: Exception, again: Callable[[], object], model: nn.Module, giv
     """
     if isinstance(error, GradcheckError):
         return None
-    call = refused_call(error, again) if may_be_torchs(error) else None
-    if call is not None:
-        return MisfitError(_sentence(error, call, model, given))
-    foreign = given.foreign
-    if foreign is None or not isinstance(error, TypeError | AttributeError | ValueError) or raises_itself(error):
-        return None
-    return MisfitError(f"{_of_foreign(*foreign)} ({type(error).__name__}: {_first_line(error)}).")
+    if may_be_torchs(error):
+        call = refused_call(error, again)
+        if call is not None:
+            return MisfitError(_sentence(error, call, model, given))
+    if isinstance(error, TypeError | AttributeError) and not raises_itself(error):
+        foreign = _of_foreign(error, given)
+        return MisfitError(f"{foreign} ({type(error).__name__}: {_first_line(error)}).") if foreign else None
+    return None
 
 
 def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Given) -> str:
     """Where torch refused, what it was given there, what it wants, its own words, and the batch."""
     says = f"(torch says: {_first_line(error)})."
-    if given.foreign is not None and isinstance(error, TypeError):
-        return f"{_of_foreign(*given.foreign)} {says}"
+    foreign = _of_foreign(error, given) if isinstance(error, TypeError) else ""
+    if foreign:
+        return f"{foreign} {says}"
     calls = calls_in_traceback(error)
     names = {id(module): name for name, module in named_modules(model)}
     inner = calls[-1] if calls and id(calls[-1].module) in names else None
     place = given.named if inner is None else _place(names[id(inner.module)], inner.module)
     if inner is not None and _is_torchs(inner.module):
         told = f"{place} was given {_given(inner.args, inner.kwargs)}{wants_of(inner.module, inner.args)}"
-    elif call.function.rpartition(".")[2] == callable_name(given.function):  # check_function(torch.matmul, ...)
+    elif _is_itself(call, given):
         told = f"{place} was given {_given(call.args, call.kwargs)}"
     else:
         told = f"{place}{_at_line(error, place)} calls {_of_function(call)}"
@@ -69,10 +71,20 @@ def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Give
     return f"{told} {says}{handed}"
 
 
-def _of_foreign(name: str, value: object) -> str:
-    """The words on a string or an array that was handed over."""
-    advice = "give what a tokenizer makes of it" if isinstance(value, str | bytes) else f"give torch.from_numpy({name})"
-    return f"{name} is {of_value(value)}, which neither the model nor the loss can take: {advice}"
+def _is_itself(call: RefusedCall, given: Given) -> bool:
+    """Whether the function that was given is the one of torch that refused, as in check_function(torch.matmul, ...)."""
+    return given.function is not None and call.function.rpartition(".")[2] == callable_name(given.function)
+
+
+def _of_foreign(error: Exception, given: Given) -> str:
+    """The words on a string or an array of the batch whose type the error names; "" where it names none."""
+    for name, value in given.foreign:
+        kind, advice = type(value).__name__, "give what a tokenizer makes of it"
+        if not isinstance(value, str | bytes):
+            kind, advice = "numpy", f"give torch.from_numpy({name})"
+        if kind in str(error):
+            return f"{name} is {of_value(value)}, which neither the model nor the loss can take: {advice}"
+    return ""
 
 
 def _place(name: str, module: nn.Module) -> str:

@@ -16,6 +16,10 @@ CLASSES = (
 
 SAME_SHAPE = "it takes an output and a target of the same shape, both in floating point"
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
 OF_FUNCTIONS = {
     "cross_entropy": CLASSES,
     "cross_entropy_loss": CLASSES,
@@ -40,7 +44,7 @@ def wants_of(module: nn.Module, args: tuple[Any, ...]) -> str:
     wanted = _shape_for(module)
     held = f"its weight of shape {tuple(weight.shape)}" if isinstance(weight, torch.Tensor) else "it"
     kind = "" if x.is_floating_point() or x.is_complex() else ", in floating point: convert it by .float()"
-    return f"; {held} wants {wanted}{kind}{_elsewhere(weight, x)}" if wanted else _elsewhere(weight, x)
+    return f"; {held} wants {wanted}{kind}{_apart(weight, x)}" if wanted else _apart(weight, x)
 
 
 def _of_embedding(rows: int, indices: torch.Tensor) -> str:
@@ -55,9 +59,9 @@ def _shape_for(module: nn.Module) -> str:
     """The shape of the input that a layer takes; "" where it is not known."""
     if isinstance(module, nn.Linear):
         return f"(..., {module.in_features})"
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, CONVOLUTIONS):
         return f"(N, {module.in_channels}{', length' if len(module.kernel_size) == 1 else ', ...'})" + _dims(module)
-    if isinstance(module, nn.modules.batchnorm._BatchNorm):
+    if isinstance(module, BATCH_NORMS):
         return f"(N, {module.num_features}{'' if isinstance(module, nn.BatchNorm1d) else ', ...'})"
     if isinstance(module, nn.LayerNorm):
         return f"(..., {', '.join(map(str, module.normalized_shape))})"
@@ -77,13 +81,15 @@ def _dims(module: Any) -> str:
     return "" if len(module.kernel_size) == 1 else f" with {len(module.kernel_size)} dimensions behind the channels"
 
 
-def _elsewhere(weight: Any, x: torch.Tensor) -> str:
-    """Words on a layer and its input that are on different devices; "" where they are on one."""
-    if not isinstance(weight, torch.Tensor) or weight.device == x.device:
+def _apart(weight: Any, x: torch.Tensor) -> str:
+    """Words on a layer and its input that are on different devices, or of different precisions; "" without."""
+    if not isinstance(weight, torch.Tensor):
         return ""
-    return (
-        f"; the layer is on {weight.device} and its input on {x.device}: move one of them, as by .to({str(x.device)!r})"
-    )
+    if weight.device != x.device:
+        return f"; the layer is on {weight.device} and its input on {x.device}: move one of them, by .to(device)"
+    if weight.dtype != x.dtype and x.is_floating_point():
+        return f"; the layer is in {weight.dtype} and its input in {x.dtype}: convert one of them"
+    return ""
 
 
 def wants_of_function(name: str, tensors: list[torch.Tensor]) -> str:

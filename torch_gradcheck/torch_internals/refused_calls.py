@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dis
 from collections.abc import Callable, Mapping
-from types import TracebackType
+from pathlib import Path
+from types import CodeType, TracebackType
 from typing import Any, NamedTuple
 
+import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from torch_gradcheck.torch_internals.code_lines import is_of_the_user, is_of_torch
 from torch_gradcheck.torch_internals.devices import is_out_of_memory
+
+HOME = Path(torch.__path__[0]).resolve()
 
 KINDS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AssertionError)
 """What torch raises where it is given what it cannot use. Subclasses say something else: that memory ran out, that a
@@ -21,6 +25,12 @@ OF_A_DEVICE = ("CUDA error", "HIP error", "XPU error", "MPS backend", "device-si
 
 RAISES = ("RAISE_VARARGS", "RERAISE")
 """The instructions of Python's `raise`."""
+
+OTHER_ROOMS = ("distributions", "distributed", "autograd", "jit", "_dynamo", "optim")
+"""Folders of torch whose Python raises for other reasons than what an operation is given."""
+
+OF_GRAPHS = ("requires grad", "require grad", "in-place operation", "inplace operation", "Inference tensors", "grad_fn")
+"""Is in what torch says of graphs, and not of what an operation is given."""
 
 RUNS_A_BACKWARD = "_engine_run_backward"
 """The function of torch through which every backward goes."""
@@ -60,16 +70,23 @@ class CallWatch(TorchFunctionMode):
 
 
 def may_be_torchs(error: BaseException) -> bool:
-    """Whether torch may have raised an exception because of what it was given: of its type, and not in a backward.
+    """Whether torch may have raised an exception because of what an operation was given, and not in a backward.
 
-    False where memory ran out, where a device failed, and where code that is not torch's says `raise`.
+    False where memory ran out, where a device failed, where torch speaks of graphs, and where code that is not of its
+    operations and layers says `raise`.
     """
-    if type(error) not in KINDS or is_out_of_memory(error) or str(error).startswith(OF_A_DEVICE):
+    said = str(error)
+    if type(error) not in KINDS or is_out_of_memory(error) or said.startswith(OF_A_DEVICE):
         return False
-    trace = _traces(error)
-    if not trace or [each for each in trace if each.tb_frame.f_code.co_name == RUNS_A_BACKWARD]:
+    codes = [each.tb_frame.f_code for each in _traces(error)]
+    if not codes or RUNS_A_BACKWARD in [code.co_name for code in codes] or any(words in said for words in OF_GRAPHS):
         return False
-    return is_of_torch(trace[-1].tb_frame.f_code) or not raises_itself(error)
+    return _is_of_operations(codes[-1]) or not raises_itself(error)
+
+
+def _is_of_operations(code: CodeType) -> bool:
+    """Whether code is torch's, and of a room that has operations and layers."""
+    return is_of_torch(code) and Path(code.co_filename).relative_to(HOME).parts[0] not in OTHER_ROOMS
 
 
 def raises_itself(error: BaseException) -> bool:
@@ -95,7 +112,7 @@ def refused_call(error: Exception, again: Callable[[], object]) -> RefusedCall |
     if second is None or type(second) is not type(error) or str(second) != str(error):
         return None
     code = _traces(second)[-1].tb_frame.f_code
-    if not is_of_torch(code) and code is not CallWatch.__torch_function__.__code__:
+    if not _is_of_operations(code) and code is not CallWatch.__torch_function__.__code__:
         return None
     return watch.refused or RefusedCall(_called_by_user(second), (), {})
 
