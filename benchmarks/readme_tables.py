@@ -1,6 +1,6 @@
-"""README's tables of measured figures, written from benchmarks/results/: no figure there is typed by hand.
+"""Tables of measured figures in README.md and docs/, written from benchmarks/results/: no figure is typed by hand.
 
-python benchmarks/readme_tables.py         # rewrites what stands between the marks in README.md
+python benchmarks/readme_tables.py         # rewrites what stands between the marks in all of them
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 Rows = list[Sequence[str]]
@@ -208,10 +207,10 @@ def with_tables(text: str) -> str:
     for name, table in TABLES.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         content = markdown(table(json.loads((RESULTS / f"{FILES.get(name, name)}.json").read_text())))
-        text, count = marked.subn(rf"\g<1>{content}\n\g<2>", text)
-        assert count == 1, f"README.md has {count} places marked {name}"
+        text = marked.sub(rf"\g<1>{content}\n\g<2>", text)
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(with_tables(README.read_text()))
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        page.write_text(with_tables(page.read_text()))

@@ -1,6 +1,6 @@
 """What N processes bring for a model of P parameters: a formula with constants measured by `processes.py`.
 
-    python benchmarks/scaling.py        # rewrites what stands between the marks in docs/scaling.md
+    python benchmarks/scaling.py        # rewrites what stands between the marks in docs/theory/scaling.md
 
 With N ranks a check takes T(N) = a + b / min(N, n) + m. Here a is what every rank, or the leader alone, does whatever N
 is; b is what is split; n is into how many parts it can be; m is what messages take that grows with N. Of each model a
@@ -23,7 +23,7 @@ from typing import Any
 from readme_tables import Rows, markdown
 
 ROOT = Path(__file__).parents[1]
-PAGE = ROOT / "docs" / "scaling.md"
+PAGE = ROOT / "docs" / "theory" / "scaling.md"
 RESULTS = ROOT / "benchmarks" / "results"
 
 PARAMETERS = (10**6, 10**7, 10**8, 10**9)

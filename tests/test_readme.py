@@ -1,10 +1,10 @@
 """What README.md and other pages show is what happens: every fenced block in them is run.
 
-The others are docs/several-processes.md and examples/found_in_the_wild/README.md.
+The others are the pages of docs/ and examples/found_in_the_wild/README.md.
 
 How a block is written:
 
-- ```python blocks under one heading are one program, run from top to bottom in an empty directory that has the
+- ```python blocks under one heading of a page are one program, run from top to bottom in an empty directory with the
   repository's examples/. What a reader need not see stands in a block inside an HTML comment.
 - ```python raises=NAME is a block that ends with an exception of that name; its message counts as printed.
 - ```python file=NAME is a block as a reader would keep it in a file of that name: lines that it prints are lines of it.
@@ -123,11 +123,11 @@ def comparable(printed: str) -> str:
     return printed.strip()
 
 
-def run(block: Block, namespace: dict[str, object]) -> str:
-    """Executes a python block and gives what it printed; tracebacks point into README.md, or the file it stands for."""
+def run(block: Block, namespace: dict[str, object], page: Path = README) -> str:
+    """Executes a python block and gives what it printed; tracebacks point into its page, or the file it stands for."""
     options = dict(option.split("=") for option in block.options.split())
     text = block.text if "file" in options else "\n" * block.line + block.text
-    code = compile(text, options.get("file", str(README)), "exec")
+    code = compile(text, options.get("file", str(page)), "exec")
     expected, raised = options.get("raises", ""), ""
     printed = io.StringIO()
     try:
@@ -142,48 +142,58 @@ def run(block: Block, namespace: dict[str, object]) -> str:
     return printed.getvalue()
 
 
-@pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """A directory with nothing but the examples and the scripts of the pages, at 80 columns."""
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    for name, text in (scripts(TEXT) | scripts(PROCESSES)).items():
-        (tmp_path / name).write_text(text, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "80")
+PAGES = {
+    page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8")
+    for page in (README, ROOT / "examples" / "found_in_the_wild" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
+"""Where a page lies, from the root of the repository, to its text."""
 
+QUOTING = ("docs/architecture.md", "docs/SCHEMA.md", "docs/comparison.md", "docs/theory/kernels.md")
+"""Their blocks are pictures, and pieces of files."""
 
-TEXT = README.read_text(encoding="utf-8")
-PROCESSES = (ROOT / "docs" / "several-processes.md").read_text(encoding="utf-8")
-SET_UPS = [line for line, _, _ in commands(TEXT) if line.startswith(SET_UP)]
-FOUND = (ROOT / "examples" / "found_in_the_wild" / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    command
-    for page in (TEXT, FOUND, PROCESSES)
-    for command in commands(page)
-    if not command[0].startswith((SET_UP, TORCHRUN))
-]
-SHARED = [command for page in (TEXT, PROCESSES) for command in commands(page) if command[0].startswith(TORCHRUN)]
+RUN = {name: text for name, text in PAGES.items() if name not in QUOTING}
+SET_UPS = [line for line, _, _ in commands(PAGES["README.md"]) if line.startswith(SET_UP)]
+EVERY_COMMAND = [(name, command) for name, text in RUN.items() for command in commands(text)]
+COMMANDS = [pytest.param(page, *of, id=of[0]) for page, of in EVERY_COMMAND if not of[0].startswith((SET_UP, TORCHRUN))]
+SHARED = [pytest.param(page, *of, id=of[0]) for page, of in EVERY_COMMAND if of[0].startswith(TORCHRUN)]
 SLOW = ("Models too large for that",)
 PROGRAMS = [
-    pytest.param(program, id=heading, marks=[pytest.mark.slow] if heading in SLOW else [])
-    for heading, program in programs(TEXT).items()
+    pytest.param(name, program, id=f"{name}: {heading}", marks=[pytest.mark.slow] if heading in SLOW else [])
+    for name, text in RUN.items()
+    for heading, program in programs(text).items()
 ]
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A directory with nothing but the examples, at 80 columns."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "80")
+    return tmp_path
 
 
 @pytest.mark.usefixtures("elsewhere")
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_python_blocks_run_and_print_what_they_say(program):
+@pytest.mark.parametrize(("page", "program"), PROGRAMS)
+def test_python_blocks_run_and_print_what_they_say(page, program):
     namespace: dict[str, object] = {"__name__": "__main__"}
     for block in program:
-        printed = run(block, namespace)
+        printed = run(block, namespace, ROOT / page)
         if block.prints is not None:
-            assert comparable(printed) == comparable(block.prints), f"README.md, line {block.line}"
+            assert comparable(printed) == comparable(block.prints), f"{page}, line {block.line}"
+
+
+def with_scripts(directory: Path, page: str) -> str:
+    """Writes the scripts of a page into a directory, and gives its path."""
+    for name, text in scripts(PAGES[page]).items():
+        (directory / name).write_text(text, encoding="utf-8")
+    return str(directory)
 
 
 WORDS = {"torch-gradcheck": ["-m", "torch_gradcheck"], "python": []}
 """Programs, and what Python is started with to run them."""
 
-FIRST = [next(command for command, _, _ in COMMANDS if command.startswith(program)) for program in WORDS]
+FIRST = [next(of[0] for _, of in EVERY_COMMAND if of[0].startswith(program)) for program in WORDS]
 
 
 @pytest.fixture(scope="module")
@@ -195,14 +205,13 @@ def one_process():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("elsewhere")
-@pytest.mark.parametrize(("command", "status", "prints"), COMMANDS, ids=[command[0] for command in COMMANDS])
-def test_commands_exit_and_print_as_they_say(one_process, tmp_path, command, status, prints):
+@pytest.mark.parametrize(("page", "command", "status", "prints"), COMMANDS)
+def test_commands_exit_and_print_as_they_say(one_process, elsewhere, page, command, status, prints):
     program, *arguments = shlex.split(command)
-    assert program in WORDS, f"README.md: no rule for running {command!r}"
-    words = [*WORDS[program], *arguments]
+    assert program in WORDS, f"{page}: no rule for running {command!r}"
+    words, directory = [*WORDS[program], *arguments], with_scripts(elsewhere, page)
 
-    ended = by_itself(words) if command in FIRST else one_process.run(started, str(tmp_path), *words)[0]
+    ended = by_itself(words) if command in FIRST else one_process.run(started, directory, *words)[0]
 
     assert ended.status == status, ended.err
     if prints is not None:
@@ -218,10 +227,11 @@ def by_itself(words):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("elsewhere")
-@pytest.mark.parametrize(("command", "status", "prints"), SHARED, ids=[command[0] for command in SHARED])
-def test_commands_in_two_processes_exit_and_print_as_they_say(two_ranks, tmp_path, command, status, prints):
-    one, other = two_ranks.run(started, str(tmp_path), *shlex.split(command.removeprefix(TORCHRUN)))
+@pytest.mark.parametrize(("page", "command", "status", "prints"), SHARED)
+def test_commands_in_two_processes_exit_and_print_as_they_say(two_ranks, elsewhere, page, command, status, prints):
+    directory = with_scripts(elsewhere, page)
+
+    one, other = two_ranks.run(started, directory, *shlex.split(command.removeprefix(TORCHRUN)))
 
     assert (one.status, other.status) == (status, status), one.err
     assert other.out == ""
@@ -241,10 +251,9 @@ def test_ci_runs_the_two_commands_that_set_up():
 
 
 def test_every_block_is_of_a_kind_that_is_run():
-    assert {block.language for block in blocks(TEXT)} <= {"python", "sh", "text"}
-    assert {block.language for block in blocks(FOUND)} <= {"sh", "text"}
-    assert {block.language for block in blocks(PROCESSES)} <= {"python", "sh", "text"}
-    assert not programs(PROCESSES), "the blocks of this page are scripts"
+    others = {(page, block.language) for page, text in RUN.items() for block in blocks(text)}
+
+    assert {language for _, language in others} <= {"python", "sh", "text"}, others
 
 
 def test_exit_status_and_output_belong_to_their_command():
@@ -279,6 +288,7 @@ def test_a_traceback_points_to_its_line_in_the_readme():
     assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (README, 5)
 
 
-def test_the_tables_are_those_of_the_results():
+@pytest.mark.parametrize(("page", "text"), PAGES.items(), ids=PAGES)
+def test_the_tables_are_those_of_the_results(page, text):
     """`python benchmarks/readme_tables.py` writes them."""
-    assert with_tables(TEXT) == TEXT
+    assert with_tables(text) == text

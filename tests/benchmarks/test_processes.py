@@ -1,4 +1,4 @@
-"""The models of the benchmark of several processes, and what docs/scaling.md makes of its figures."""
+"""The models of the benchmark of several processes, and what docs/theory/scaling.md makes of its figures."""
 
 from __future__ import annotations
 
