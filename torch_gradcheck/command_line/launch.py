@@ -34,6 +34,11 @@ class Ranks:
         self._team = Team()
 
     @property
+    def are_launched(self) -> bool:
+        """Whether a launcher has started them, which ends all when one exits otherwise than the others."""
+        return self._are_launched
+
+    @property
     def leads(self) -> bool:
         """Whether this is the process that speaks and writes."""
         group = self.group

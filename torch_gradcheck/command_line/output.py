@@ -27,9 +27,20 @@ def refuse_unwritable(paths: Collection[Path]) -> None:
     if list(paths).count(STANDARD_OUTPUT) > 1:
         raise InvalidRequestError("one report can be written to standard output, -: give the other one a file.")
     for path in paths:
-        if path.is_dir() or not path.parent.is_dir():
-            why = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        why = "" if path == STANDARD_OUTPUT else _why_unwritable(path)
+        if why:
             raise InvalidRequestError(f"the report cannot be written to {path}: {why}.")
+
+
+def _why_unwritable(path: Path) -> str:
+    """Why no file can be written there; "" where one can, as far as can be seen before."""
+    if path.is_dir():
+        return "it is a directory"
+    if not path.parent.is_dir():
+        return f"there is no directory {path.parent}"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return f"no permission to write {'to it' if path.exists() else f'in {path.parent}'}"
+    return ""
 
 
 def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
@@ -40,7 +51,14 @@ def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
         if path == STANDARD_OUTPUT:
             _print(content, sys.stdout)
         else:
-            path.write_text(content, encoding="utf-8")
+            _write(path, content)
+
+
+def _write(path: Path, content: str) -> None:
+    try:
+        path.write_text(content, encoding="utf-8")
+    except OSError as error:
+        raise InvalidRequestError(f"the report cannot be written to {path}: {error.strerror or error}.") from error
 
 
 def _print(text: str, stream: TextIO | None) -> None:
@@ -50,5 +68,7 @@ def _print(text: str, stream: TextIO | None) -> None:
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it once more at its end
+        if not isinstance(error, BrokenPipeError):  # a disk that is full
+            raise

@@ -111,7 +111,11 @@ def _innermost(function: object) -> object:
 
 def is_of_the_user(code: CodeType) -> bool:
     """Whether code is neither torch's, nor this package's, nor the standard library's."""
-    file = code.co_filename
+    return is_file_of_the_user(code.co_filename)
+
+
+def is_file_of_the_user(file: str) -> bool:
+    """The same of the file that the code is in."""
     if file.startswith("<frozen") or file.startswith(FOREIGN):
         return False
     return not file.startswith(STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
