@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         with ranks.one_voice():
             print_error(error, options.target)
-        is_interrupt = isinstance(error, KeyboardInterrupt) and not ranks.are_launched
+        is_interrupt = isinstance(error, KeyboardInterrupt) and not ranks.are_several
         return INTERRUPTED if is_interrupt else COULD_NOT_CHECK
     finally:
         ranks.leave()

@@ -34,9 +34,9 @@ class Ranks:
         self._team = Team()
 
     @property
-    def are_launched(self) -> bool:
-        """Whether a launcher has started them, which ends all when one exits otherwise than the others."""
-        return self._are_launched
+    def are_several(self) -> bool:
+        """Whether there are others, started by a launcher, which ends all when one exits otherwise than the others."""
+        return self._are_launched or self.group is not None
 
     @property
     def leads(self) -> bool:

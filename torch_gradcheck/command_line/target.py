@@ -131,10 +131,9 @@ def _files_like(path: Path) -> str:
 def _module_by_name(name: str) -> ModuleType:
     if name.endswith(".ipynb"):
         raise InvalidRequestError(f"{name} is a notebook: move the function to a file that ends in .py.")
-    if Path(name).is_dir():
-        raise InvalidRequestError(f"{name} is a directory: name a file in it, as {Path(name) / 'FILE.py'}:FUNCTION.")
     if not all(part.isidentifier() for part in name.split(".")):
-        raise InvalidRequestError(f"{name!r} is neither a file that ends in .py nor the name of a module.")
+        directory = ": it is a directory, name a file in it" if Path(name).is_dir() else ""
+        raise InvalidRequestError(f"{name!r} is neither a file that ends in .py nor the name of a module{directory}.")
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
