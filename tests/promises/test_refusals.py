@@ -122,7 +122,7 @@ REFUSED: dict[str, Case] = {
     "model as batch": of_batch(net(), "batch is a Sequential", "check_module(model, loss_fn, batch)"),
     "function as batch": of_batch(my_loss, "batch is my_loss at", "check_module(model, loss_fn, batch)"),
     "class as batch": of_batch(nn.Linear, "batch is a type"),
-    "optimizer as batch": of_batch(torch.optim.SGD([X], 0.1), "batch is an SGD"),
+    "optimizer as batch": of_batch(torch.optim.SGD([X], 0.1), "batch is a SGD"),
     "string": of_batch("text", "batch is a str", "tokenizer", kind=MisfitError),
     "string in a tuple": of_batch(("text", Y), "batch[0] is a str", kind=MisfitError),
     "string, an attribute": of_batch("text", "batch is a str", model=Converts(), loss_fn=torch.sum),
@@ -152,7 +152,7 @@ REFUSED: dict[str, Case] = {
     "layer norm": of_layer(nn.LayerNorm(4), torch.ones(2, 3), "(2, 3)", "(..., 4)"),
     "group norm": of_layer(nn.GroupNorm(2, 4), torch.ones(2, 3, 5), "(2, 3, 5)", "(N, 4, ...)"),
     "LSTM": of_layer(nn.LSTM(4, 3), torch.ones(5, 2, 3), "(5, 2, 3)", "(length, batch, 4)", loss_fn=first),
-    "unflatten": of_layer(nn.Unflatten(1, (2, 3)), X, "(5, 7)", loss_fn=torch.sum),
+    "unflatten": of_batch((X, Y), "'0' (Unflatten(", "(5, 7)", model=nn.Sequential(nn.Unflatten(1, (2, 3)), net())),
     "attention": (
         lambda: check_module(nn.MultiheadAttention(4, 2, batch_first=True), first, ((torch.ones(5, 2, 3),) * 3,)),
         MisfitError,
@@ -192,9 +192,9 @@ REFUSED: dict[str, Case] = {
     "complex": of_loss(lambda y, _: y.sum() * 1j, "complex", ".real"),
     "integer": of_loss(lambda y, _: y.argmax(), "int64", "argmax"),
     "comparison": of_loss(lambda y, _: (y > 0).all(), "bool", "no gradient"),
-    "function": of_loss(lambda y, _: lambda: y.sum(), "a function, not a tensor", "call it"),
+    "function": of_loss(lambda y, _: y.sum, "a builtin_function_or_method, not a tensor", "call it"),
     "string from a loss": of_loss(lambda y, _: "loss", "a str, not a tensor"),
-    "generator from a loss": of_loss(lambda y, t: yields(y, t), "a generator, not a tensor", "`yield`"),
+    "generator from a loss": of_loss(lambda *given: iter(yields(*given)), "a generator, not a tensor", "`yield`"),
     "sparse": of_loss(lambda y, _: y.to_sparse(), "no ordinary tensor", "sparse"),
     # functions that are none
     "generator function": of_loss(yields, "loss_fn", "`yield`", kind=InvalidRequestError),
@@ -323,7 +323,8 @@ def without_a_key(*_: Any) -> Tensor:
 
 
 def off_a_list(*_: Any) -> Tensor:
-    return [X][3]
+    losses = [X]
+    return losses[len(losses)]
 
 
 def of_python(*_: Any) -> Tensor:
