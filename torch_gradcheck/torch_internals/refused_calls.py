@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType, TracebackType
@@ -31,6 +32,9 @@ OTHER_ROOMS = ("distributions", "distributed", "autograd", "jit", "_dynamo", "op
 
 OF_GRAPHS = ("requires grad", "require grad", "in-place operation", "inplace operation", "Inference tensors", "grad_fn")
 """Is in what torch says of graphs, and not of what an operation is given."""
+
+OF_ARGUMENTS = re.compile(r"^(\w+)\(\): argument '\w+'|^(\w+)\(\) received an invalid combination of arguments")
+"""How torch begins where an argument is of another type than it takes, before any watch sees the call."""
 
 RUNS_A_BACKWARD = "_engine_run_backward"
 """The function of torch through which every backward goes."""
@@ -111,6 +115,9 @@ def refused_call(error: Exception, again: Callable[[], object]) -> RefusedCall |
         second = raised
     if second is None or type(second) is not type(error) or str(second) != str(error):
         return None
+    parsed = OF_ARGUMENTS.match(str(error)) if isinstance(error, TypeError) else None
+    if parsed is not None and watch.refused is None:
+        return RefusedCall(f"torch.{parsed[1] or parsed[2]}", (), {})
     code = _traces(second)[-1].tb_frame.f_code
     if not _is_of_operations(code) and code is not CallWatch.__torch_function__.__code__:
         return None
