@@ -9,16 +9,16 @@ How a block is written:
 - ```python raises=NAME is a block that ends with an exception of that name; its message counts as printed.
 - ```python file=NAME is a block as a reader would keep it in a file of that name: lines that it prints are lines of it.
 - ```python script=NAME is a file of that name, which the commands of the page can run; it is not run by itself.
-- ```sh blocks have one command a line: `torch-gradcheck …`, `python SCRIPT …` or `pytest …`, run in such a directory too. The line
-  ends with `# exit status N` where that is not 0. The first command of each program is run by a process of its own, the
-  others by one that has imported torch. The two lines that set an environment up are run by .ci/run.
+- ```sh blocks have one command a line: `torch-gradcheck …`, `python SCRIPT …` or `pytest …`, run in such a directory.
+  The line ends with `# exit status N` where that is not 0. The first command of each program is run by a process of its
+  own, the others by one that has imported torch. The two lines that set an environment up are run by .ci/run.
   `torchrun --nproc-per-node 2 …` is run by two processes that are there already: starting torch takes seconds.
 - a ```text block right behind one of these is what it prints. Times, numbers of evaluations and runs, losses, lines of
   code like net.py:7 and figures like 1.3e-09, which are mostly rounding, may differ from machine to machine, and so may
   the white space and rules around them. Any other ```text block is a quotation.
 - there are no blocks of other kinds.
 
-After a change that is meant, `TORCH_GRADCHECK_REWRITE_GOLDEN=1 pytest tests/test_readme.py` writes anew what is printed.
+`TORCH_GRADCHECK_REWRITE_GOLDEN=1 pytest tests/test_readme.py` writes what is printed anew, after a meant change.
 """
 
 from __future__ import annotations
