@@ -28,6 +28,7 @@ class StatusWords:
         leaves_open: what is not proven, a row's own reason aside; "" where the gradient is right or wrong.
         is_told_first: comes before every other status among what is not proven.
         colour: of its badge in HTML.
+        style: on a terminal, as rich names it.
     """
 
     folded: str
@@ -36,17 +37,19 @@ class StatusWords:
     leaves_open: str = ""
     is_told_first: bool = False
     colour: str = GREY
+    style: str = "dim"
 
 
 STATUS_WORDS = {
-    Status.MATCH: StatusWords("that match", mark=" ", colour="#1a7f37"),
-    Status.MISMATCH: StatusWords("that are wrong", mark="✗", colour="#cf222e"),
+    Status.MATCH: StatusWords("that match", mark=" ", colour="#1a7f37", style="green"),
+    Status.MISMATCH: StatusWords("that are wrong", mark="✗", colour="#cf222e", style="red"),
     Status.KINK: StatusWords(
         "at a kink",
         counted="at a kink",
         leaves_open="J is not differentiable there: the gradient lies between the two one-sided slopes, which is all "
         "that can be asked of it.",
         colour="#9a6700",
+        style="yellow",
     ),
     Status.FLAT: StatusWords(
         "that are flat",
@@ -54,6 +57,7 @@ STATUS_WORDS = {
         leaves_open="Both sides are zero to within the noise: nothing was proven, a wrong backward would look the "
         "same.",
         colour="#8250df",
+        style="yellow",
     ),
     Status.UNDECIDED: StatusWords(
         "that are undecided",
@@ -61,6 +65,7 @@ STATUS_WORDS = {
         leaves_open="The noise of J is too large to tell right from wrong.",
         is_told_first=True,
         colour="#9a6700",
+        style="yellow",
     ),
     Status.UNUSED: StatusWords(
         "that are unused",

@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
-from hypothesis import given, settings
 
-from tests.reporting.render.samples import ANY_FACTS, INF, NAN, SAMPLES, facts, match
-from tests.zoo.sweeps import EXAMPLES
+from tests.reporting.render.samples import INF, NAN, SAMPLES, facts, match
 from torch_gradcheck.contract.entries import ENTRIES
 from torch_gradcheck.reporting.facts import (
     ContractEntry,
@@ -47,13 +45,6 @@ def section(title: str) -> str:
 
 def documented_keys(title: str) -> list[str]:
     return re.findall(r"^\| `(\w+)` \|", section(title), flags=re.MULTILINE)
-
-
-@pytest.mark.slow
-@settings(max_examples=EXAMPLES)
-@given(ANY_FACTS)
-def test_any_report_survives_a_strict_parser(report: Facts) -> None:
-    assert strict(as_json(report)) == as_dict(report)
 
 
 @pytest.mark.parametrize("name", SAMPLES, ids=str)
