@@ -10,7 +10,7 @@ How a block is written:
 - ```python file=NAME is a block as a reader would keep it in a file of that name: lines that it prints are lines of it.
 - ```python script=NAME is a file of that name, which the commands of the page can run; it is not run by itself.
 - ```sh blocks have one command a line: `torch-gradcheck …`, `python SCRIPT …` or `pytest …`, run in such a directory.
-  The line ends with `# exit status N` where that is not 0. The first command of each program is run by a process of its
+  The line ends with `# exit status N` where that is not 0. The first command of the first two is run by a process of its
   own, the others by one that has imported torch. The two lines that set an environment up are run by .ci/run.
   `torchrun --nproc-per-node 2 …` is run by two processes that are there already: starting torch takes seconds.
 - a ```text block right behind one of these is what it prints. Times, numbers of evaluations and runs, losses, lines of
@@ -40,6 +40,7 @@ import pytest
 from readme_tables import with_tables
 from tests.processes.ranks import Ranks
 from tests.processes.started import Ended, started
+from tests.pytest_plugin.loading import PLUGIN
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -205,10 +206,12 @@ def with_scripts(directory: Path, page: str) -> str:
     return str(directory)
 
 
-WORDS = {"torch-gradcheck": ["-m", "torch_gradcheck"], "python": [], "pytest": ["-m", "pytest"]}
+RUN_PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", *PLUGIN]
+WORDS = {"torch-gradcheck": ["-m", "torch_gradcheck"], "python": [], "pytest": RUN_PYTEST}
 """Programs, and what Python is started with to run them."""
 
-FIRST = [next((of[0] for _, of in EVERY_COMMAND if of[0].startswith(program)), "") for program in WORDS]
+BY_THEMSELVES = ("torch-gradcheck", "python")
+FIRST = [next(of[0] for _, of in EVERY_COMMAND if of[0].startswith(program)) for program in BY_THEMSELVES]
 
 
 @pytest.fixture(scope="module")

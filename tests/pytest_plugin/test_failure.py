@@ -159,6 +159,10 @@ def test_raised():
 
     shown = f"<Report: {SAID}; *>"
     result.stdout.fnmatch_lines(
-        [f"E * where False = {shown}.passed", f"E * assert {shown}", f"FAILED *test_raised - GradientMismatchError: gradients WRONG*"]
+        [
+            f"E * where False = {shown}.passed",
+            f"E * assert {shown}",
+            f"FAILED *test_raised - GradientMismatchError: gradients WRONG*",
+        ]
     )
     assert not OF_THE_PACKAGE.search(result.stdout.str())
