@@ -86,7 +86,7 @@ def test_a_file_in_a_directory_that_takes_no_new_ones_is_written_to(
     monkeypatch.setattr(Path, "write_bytes", refused)
     REPORT.save(path)
     assert Report.load(path) == REPORT
-    with pytest.raises(PermissionError):
+    with pytest.raises(InvalidRequestError, match=r"cannot be written to .*new\.json"):
         REPORT.save(tmp_path / "new.json")
 
 

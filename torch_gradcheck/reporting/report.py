@@ -107,8 +107,8 @@ class Report(Facts):
             title: of the page; None takes the name of the file.
 
         Raises:
-            InvalidRequestError: another suffix, a directory, or a path in a directory that does not exist.
-            OSError: the file cannot be written.
+            InvalidRequestError: another suffix, a directory, a path in a directory that does not exist, or a file that
+                the system does not let be written.
         """
         save(self, path, title)
 
@@ -117,8 +117,8 @@ class Report(Facts):
 
         Rows are the same where they have one name, or where one's name is an alias of the other. A row became wrong
         where it is a mismatch and was none, right where it was one and is proven. It is worse where it is no longer
-        proven, or where its relative error has more than doubled and its largest error has grown by more than the
-        error bars of both; better the other way round. So noise changes nothing.
+        proven, or where its relative error has more than doubled and grown by more than the error bars of both; better
+        the other way round. So noise changes nothing.
 
         Args:
             old: the report of an earlier check, as `Report.load(path)` reads it.
