@@ -75,6 +75,16 @@ def test_a_reference_that_became_wrong_is_said() -> None:
     assert "the reference is WRONG now" in found.headline
 
 
+def test_the_same_rows_may_prove_less() -> None:
+    old = REPORTS["reference_wrong"]
+    assert old.reference is not None
+    right = replace(old, reference=replace(old.reference, parameters=old.reference.parameters[1:]))
+    assert old.compare(right).headline == "2 as before, the reference is WRONG now"
+    spread = replace(REPORTS["all_right"], backward_spread=0.5).compare(REPORTS["all_right"])
+    assert (spread.is_unchanged, spread.regressed) == (False, False)
+    assert "new: the backward is NOT ONE FUNCTION" in spread.text()
+
+
 def test_what_was_not_checked_alike_is_said_on_top() -> None:
     old = whole(facts(match("a", 3)))
     new = replace(old, mode="train", seed=7, loss=3.0)

@@ -10,7 +10,9 @@ from torch_gradcheck.reporting.comparison.difference import Difference
 from torch_gradcheck.reporting.comparison.entries import entries_compared
 from torch_gradcheck.reporting.comparison.rows import rows_compared
 from torch_gradcheck.reporting.facts import Facts
-from torch_gradcheck.reporting.render.comparison import headline_of, html_of, text_of
+from torch_gradcheck.reporting.render.comparison.html import html_of
+from torch_gradcheck.reporting.render.comparison.outline import headline_of
+from torch_gradcheck.reporting.render.comparison.text import text_of
 from torch_gradcheck.reporting.render.terminal import page_of
 
 

@@ -88,8 +88,9 @@ class Difference(Record):
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether all rows and entries are as before."""
-        return not self.entries and all(row.change is Change.SAME for row in self.rows)
+        """Whether all rows and entries are as before, and what they prove together."""
+        is_passed_alike = self.new.passed is self.old.passed and not self.reference_became_wrong
+        return is_passed_alike and not self.entries and all(row.change is Change.SAME for row in self.rows)
 
     @property
     def conditions(self) -> dict[str, tuple[object, object]]:

@@ -34,6 +34,11 @@ class Change(StrEnum):
     """Was a mismatch, and is a match or a kink."""
     SAME = "as before"
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether nobody should overlook it."""
+        return self in (Change.BECAME_WRONG, Change.GONE)
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ComparedRow(Record):
