@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from torch_gradcheck.command_line import command, main
+from torch_gradcheck.reporting.report import Report
 
 PROBLEMS = """
 import sys
@@ -432,6 +433,17 @@ def test_a_comparison_is_of_two_files(capsys: pytest.CaptureFixture[str], words:
         main(["compare", *words])
     assert caught.value.code == 2
     assert "usage: torch-gradcheck compare [-h] [--strict] OLD.json NEW.json" in capsys.readouterr().err
+
+
+def test_a_comparison_that_is_interrupted_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Report, "load", interrupted)
+    assert main(["compare", WRONG, WRONG]) == 130
+    assert capsys.readouterr() == ("", "torch-gradcheck: interrupted\n")
 
 
 @pytest.mark.parametrize(("change", "status"), [("flat", 3), ("kink", 0), ("mismatch", 1)])

@@ -14,7 +14,7 @@ from torch_gradcheck.reporting.report import Report
 COMPARE = "compare"
 """The first word of the command; no target of a check, since that has a colon."""
 
-AS_BEFORE, BECAME_WRONG, COULD_NOT_READ, WORSE = 0, 1, 2, 3
+AS_BEFORE, BECAME_WRONG, COULD_NOT_READ, WORSE, INTERRUPTED = 0, 1, 2, 3, 130
 
 EPILOG = (
     "Exit status: 0 nothing became wrong, 1 a gradient became wrong, an entry of a contract broken, or a row is gone, "
@@ -26,12 +26,14 @@ def compare(arguments: Sequence[str]) -> int:
     """Prints the comparison of two reports and returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
-        old, new = Report.load(options.old), Report.load(options.new)
+        comparison = Report.load(options.new).compare(Report.load(options.old))
+        print_to(sys.stdout, str(comparison))
     except (InvalidRequestError, OSError) as error:
         print(f"torch-gradcheck: {error}", file=sys.stderr)
         return COULD_NOT_READ
-    comparison = new.compare(old)
-    print_to(sys.stdout, str(comparison))
+    except KeyboardInterrupt:
+        print("torch-gradcheck: interrupted", file=sys.stderr)
+        return INTERRUPTED
     if comparison.regressed:
         return BECAME_WRONG
     return WORSE if options.strict and _is_worse(comparison) else AS_BEFORE
