@@ -13,6 +13,7 @@ from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError, N
 from torch_gradcheck.reporting.comparison.comparison import Comparison
 from torch_gradcheck.reporting.document import from_document, from_text
 from torch_gradcheck.reporting.facts import Facts
+from torch_gradcheck.reporting.plots.report_figure import figure_of
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.json_report import as_dict, as_json
 from torch_gradcheck.reporting.render.outline import MAX_ROWS, culprit_in_words, headline, ratio_in_words
@@ -21,6 +22,7 @@ from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.saving import save
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderableType
 
 
@@ -173,6 +175,17 @@ class Report(Facts):
     def __repr__(self) -> str:
         culprit = culprit_in_words(self)
         return f"<Report: {self.headline}{f'; culprit: {culprit}' if culprit else ''}; {ratio_in_words(self)}>"
+
+    def plot(self) -> Figure:
+        """A matplotlib figure: the gradient on trial against the right one row by row, and where wrong entries lie.
+
+        At most 12 rows are drawn, wrong ones first, and heat maps of at most 3 wrong tensors. `figure.savefig(path)`
+        writes it, a notebook shows it; pyplot knows nothing of it.
+
+        Raises:
+            InvalidRequestError: matplotlib is not installed.
+        """
+        return figure_of(self)
 
     def _repr_html_(self) -> str:
         return html(self)
