@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from torch_gradcheck import Report
+import torch_gradcheck
 
 ATTRIBUTE = "gradcheck"
 """Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""
@@ -45,7 +44,7 @@ class Outcome:
     file: str = ""
 
 
-def outcome_of(report: Report, test: str, number: int, passed: bool, file: str) -> Outcome:
+def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: bool, file: str) -> Outcome:
     """The outcome of a check that came to a report. What is frozen was not checked."""
     checked = [row for row in report if row.status != "frozen"]
     wrong, proven = len(report.mismatches), sum(row.status.is_proven for row in checked)
@@ -62,7 +61,7 @@ def outcome_of(report: Report, test: str, number: int, passed: bool, file: str) 
     )
 
 
-def said(report: Report) -> str:
+def said(report: torch_gradcheck.Report) -> str:
     """A report on one line: its headline, and the culprit where there is one ("" is the model)."""
     return report.headline if report.culprit is None else f"{report.headline}; culprit: {report.culprit or MODEL}"
 
