@@ -13,8 +13,11 @@ ATTRIBUTE = "gradcheck"
 """Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""
 
 
-MODEL = "the model itself"
+MODEL = "the model's own forward"
 """The module whose name is ""."""
+
+NAMED = 3
+"""Tensors in one line; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: b
     return Outcome(
         test=test,
         number=number,
-        said=said(report),
+        said="; ".join([report.headline, *_culprit(report), *([] if passed else _unproven(report))]),
         passed=passed,
         proven=proven,
         not_proven=len(checked) - wrong - proven,
@@ -61,9 +64,15 @@ def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: b
     )
 
 
-def said(report: torch_gradcheck.Report) -> str:
-    """A report on one line: its headline, and the culprit where there is one ("" is the model)."""
-    return report.headline if report.culprit is None else f"{report.headline}; culprit: {report.culprit or MODEL}"
+def _culprit(report: torch_gradcheck.Report) -> list[str]:
+    return [] if report.culprit is None else [f"culprit: {report.culprit or MODEL}"]
+
+
+def _unproven(report: torch_gradcheck.Report) -> list[str]:
+    """What was not proven, where a test fails for nothing else: it is strict."""
+    names = [row.name for row in report if not (row.status.is_proven or row.status == "frozen")]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"not proven: {', '.join(names[:NAMED])}{more}"] if report.passed else []
 
 
 def attach(outcomes: list[Outcome], report: pytest.TestReport) -> None:
