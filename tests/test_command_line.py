@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def raises():
 def raises_in_the_loss():
     model, _, batch = right()
     return model, lambda *_: raises(), batch
+
+class Misfit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.last(x)
+
+def misfits():
+    return Misfit(), nn.MSELoss(), (torch.ones(4, 3), torch.zeros(4, 2))
 
 def leaves():
     sys.exit(0)
@@ -169,7 +181,6 @@ NOT_CHECKED = {
     "raises": "ZeroDivisionError: of mine",
     "raises_in_the_loss": "ZeroDivisionError: of mine",
     "leaves": "ended in SystemExit",
-    "is_interrupted": "interrupted",
     "asks": "can be called without arguments: missing a required argument: 'argument'",
     "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
     "forgets_the_batch": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 2",
@@ -214,19 +225,68 @@ def test_an_error_of_the_users_is_shown_with_the_users_frames(file: Path, capsys
     assert 'raise ZeroDivisionError("of mine")' in shown
 
 
-def test_an_error_of_the_commands_own_is_shown_whole(
-    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_of_the_commands_own_is_kept_in_a_file(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def mistaken(*_: object) -> None:
         raise KeyError("ours")
 
     mistaken.__code__ = mistaken.__code__.replace(co_filename=command.__file__)
     monkeypatch.setattr(command, "_checked", mistaken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert main([f"{file}:right"]) == 2
-    assert capsys.readouterr().err.count("command.py") >= 3
+    said = capsys.readouterr().err
+    (kept,) = tmp_path.glob("torch-gradcheck-*.txt")
+    assert said.count("\n") == 1
+    assert "looks like a mistake in torch-gradcheck" in said
+    assert "KeyError: 'ours'" in said
+    assert str(kept) in said
+    assert kept.read_text().count("command.py") >= 3
+
+
+def test_an_interrupt_is_told_in_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:is_interrupted"]) == 130
+    assert capsys.readouterr().err == "torch-gradcheck: interrupted\n"
+
+
+def test_shapes_that_do_not_fit_are_told_with_the_users_frames(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:misfits"]) == 2
+    said = capsys.readouterr().err
+    frames = [line for line in said.splitlines() if line.startswith("  File")]
+    assert len(frames) == 1
+    assert "problems.py" in frames[0]
+    assert "'last' (Linear(in_features=5, out_features=2, bias=True)) was given an input of shape (4, 3)" in said
+    assert "Traceback" not in said
+
+
+def test_a_file_without_a_function_names_its_functions_and_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "named.py").write_text("1 / 0\ndef a(): ...\ndef b(x): ...\ndef c(x=1, *, y=2): ...\ndef _d(): ...\n")
+    assert main([str(tmp_path / "named.py")]) == 2
+    said = capsys.readouterr().err
+    assert "named.py:a, " in said
+    assert "named.py:c." in said
+    assert "named.py:b" not in said
+    assert "_d" not in said
+
+
+def test_an_unknown_option_names_close_ones(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([f"{file}:raises", "--tolerence=1"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --tolerence=1; close names: --tolerance" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_disk_that_is_full(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:right", "--json", "/dev/full"]) == 2
+    assert "the report cannot be written to /dev/full: No space left" in capsys.readouterr().err
 
 
 TARGETS = {
+    "notes.ipynb:f": "notes.ipynb is a notebook: move the function to a file that ends in .py",
+    "/:f": "'/' is neither a file that ends in .py nor the name of a module: it is a directory, name a file in it",
     "nothing": "is not of the form",
     "missing.py:f": "there is no file missing.py",
     ".py:f": "there is no file .py",

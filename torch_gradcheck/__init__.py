@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         NothingProvenError,
         ProcessGroupError,
     )
+    from torch_gradcheck.monitoring.history import GradientHistory, GradientRecord
     from torch_gradcheck.monitoring.monitor import GradientMonitor
     from torch_gradcheck.planting.plant import blind_spots
     from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
@@ -52,9 +53,11 @@ __all__ = [
     "DiagnosisKind",
     "GradcheckError",
     "GradcheckFailedError",
+    "GradientHistory",
     "GradientMismatchError",
     "GradientMismatchWarning",
     "GradientMonitor",
+    "GradientRecord",
     "InvalidRequestError",
     "NonDeterministicLossError",
     "NonFiniteLossError",
@@ -102,7 +105,9 @@ _HOMES = {
     "blind_spots": "planting.plant",
     "BlindSpot": "planting.spots",
     "BlindSpots": "planting.spots",
+    "GradientHistory": "monitoring.history",
     "GradientMonitor": "monitoring.monitor",
+    "GradientRecord": "monitoring.history",
     "Report": "reporting.report",
 }
 

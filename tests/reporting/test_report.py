@@ -148,8 +148,8 @@ def test_str_is_the_text_and_a_notebook_shows_the_html() -> None:
         ),
         (
             "partly_wrong",
-            "<Report: gradients WRONG in 3 of 3 parameters; culprit: the model itself; relative error 4.2e-09 (great) "
-            "over the whole θ>",
+            "<Report: gradients WRONG in 3 of 3 parameters; culprit: the model's own forward; relative error 4.2e-09 "
+            "(great) over the whole θ>",
         ),
         (
             "broken_contract",

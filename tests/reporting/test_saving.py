@@ -31,7 +31,7 @@ def test_a_page_is_a_whole_document(tmp_path: Path) -> None:
     REPORT.save(tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!DOCTYPE html>")
-    assert "<title>report</title>" in page
+    assert " – report</title>" in page, "behind the outcome"
     assert "embedding.weight" in page
     REPORT.save(tmp_path / "report.html", title="tests/test_net.py::test_<net>")
     assert "test_net.py::test_&lt;net&gt;</title>" in (tmp_path / "report.html").read_text(encoding="utf-8")

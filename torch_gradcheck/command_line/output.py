@@ -10,6 +10,8 @@ from pathlib import Path
 from torch_gradcheck.command_line.printing import print_to
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.render.formats import FORMATS
+from torch_gradcheck.reporting.render.terminal import page_of
+from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.saving import require_place_for, write_whole
 
@@ -32,7 +34,8 @@ def refuse_unwritable(paths: Collection[Path]) -> None:
 
 def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
     """Prints the report and writes the files. Its text gives way to a file on standard output, and goes to stderr."""
-    print_to(sys.stderr if STANDARD_OUTPUT in files.values() else sys.stdout, str(report))
+    stream = sys.stderr if STANDARD_OUTPUT in files.values() else sys.stdout
+    print_to(stream, text(report, page_of(stream)))
     for suffix, path in files.items():
         content = FORMATS[suffix].write(report, title)
         if path == STANDARD_OUTPUT:

@@ -13,5 +13,7 @@ def print_to(stream: TextIO | None, text: str) -> None:
     encoding = stream.encoding or "utf-8"
     try:
         print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it once more at its end
+        if not isinstance(error, BrokenPipeError):  # a disk that is full
+            raise

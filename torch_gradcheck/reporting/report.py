@@ -15,8 +15,7 @@ from torch_gradcheck.reporting.document import from_document, from_text
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.json_report import as_dict, as_json
-from torch_gradcheck.reporting.render.outline import MAX_ROWS, headline, ratio_in_words
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.render.outline import MAX_ROWS, culprit_in_words, headline, ratio_in_words
 from torch_gradcheck.reporting.render.terminal import Page, page_of
 from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.saving import save
@@ -169,8 +168,8 @@ class Report(Facts):
         yield Text.from_ansi(text(self, page), no_wrap=True, overflow="ignore")
 
     def __repr__(self) -> str:
-        culprit = "" if self.culprit is None else f"; culprit: {printable(self.culprit) or 'the model itself'}"
-        return f"<Report: {self.headline}{culprit}; {ratio_in_words(self)}>"
+        culprit = culprit_in_words(self)
+        return f"<Report: {self.headline}{f'; culprit: {culprit}' if culprit else ''}; {ratio_in_words(self)}>"
 
     def _repr_html_(self) -> str:
         return html(self)

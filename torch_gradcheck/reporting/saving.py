@@ -26,17 +26,36 @@ def save(facts: Facts, path: str | os.PathLike[str], title: str | None) -> None:
 
 
 def require_place_for(path: Path) -> None:
-    """Raises InvalidRequestError if no file can be at `path`: it is a directory, or there is none for it."""
-    if path.is_dir() or not path.parent.is_dir():
-        why = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+    """Raises InvalidRequestError if no file can be written at `path`, as far as can be seen before."""
+    if why := _why_unwritable(path):
         raise InvalidRequestError(f"the report cannot be written to {path}: {why}.")
+
+
+def _why_unwritable(path: Path) -> str:
+    if path.is_dir():
+        return "it is a directory"
+    if not path.parent.is_dir():
+        return f"there is no directory {path.parent}"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return f"no permission to write {'to it' if path.exists() else f'in {path.parent}'}"
+    return ""
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` in UTF-8. What was at `path` stays until all of it is written; pipes and devices are written to.
 
     Lone surrogates, which UTF-8 has no bytes for, are spelled out.
+
+    Raises:
+        InvalidRequestError: the file cannot be written; the system's own error is chained.
     """
+    try:
+        _write_whole(path, text)
+    except OSError as error:
+        raise InvalidRequestError(f"the report cannot be written to {path}: {error.strerror or error}.") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
     written = text.encode("utf-8", errors="backslashreplace")
     place = path.resolve()  # where a link leads to: the link stays
     if place.exists() and not place.is_file():

@@ -19,7 +19,9 @@ from torch_gradcheck.reporting.facts import (
     Diagnosis,
     DiagnosisKind,
     Facts,
+    Pairs,
     ParameterReport,
+    Provenance,
     Status,
     Verdict,
     WrongMap,
@@ -115,9 +117,11 @@ def test_indent_is_passed_on() -> None:
         ("Diagnosis", [field.name for field in fields(Diagnosis)]),
         ("Status", list(Status)),
         ("Map", [field.name for field in fields(WrongMap)]),
+        ("Pairs", [field.name for field in fields(Pairs)]),
+        ("Provenance", [field.name for field in fields(Provenance)]),
         ("Contract entry", [field.name for field in fields(ContractEntry)]),
     ],
-    ids=["report", "parameter", "coordinate", "diagnosis", "status", "map", "contract"],
+    ids=["report", "parameter", "coordinate", "diagnosis", "status", "map", "pairs", "provenance", "contract"],
 )
 def test_document_has_every_key_and_no_other(title: str, keys: list[str]) -> None:
     assert documented_keys(title) == keys

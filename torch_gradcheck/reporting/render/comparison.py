@@ -16,10 +16,11 @@ from torch_gradcheck.reporting.facts.one_line import in_one_line, shape_of
 from torch_gradcheck.reporting.kept_random import kept_random
 from torch_gradcheck.reporting.render.figures import UNMEASURED, figure
 from torch_gradcheck.reporting.render.layout import indented, rendered, styled
-from torch_gradcheck.reporting.render.outline import headline
+from torch_gradcheck.reporting.render.outline import culprit_in_words, headline
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.render.shorten import cells_of, shortened
 from torch_gradcheck.reporting.render.terminal import Page
+from torch_gradcheck.reporting.words import listed
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -30,7 +31,7 @@ MANY = 30
 """Rows of the table; further ones are counted."""
 
 EXPLAINED = 8
-"""Rows that became wrong of which the mistake is said."""
+"""Mistakes that are said of rows that became wrong."""
 
 SHORTEST = 12
 """Columns that a name has on the narrowest page."""
@@ -100,8 +101,8 @@ def _opening(found: Difference) -> Iterator[RenderableType]:
 
 
 def _outcome(facts: Facts) -> str:
-    culprit = "" if facts.culprit is None else f"; culprit: {printable(facts.culprit) or 'the model itself'}"
-    return f"{headline(facts)}{culprit}"
+    culprit = culprit_in_words(facts)
+    return headline(facts) if culprit is None else f"{headline(facts)}; culprit: {culprit}"
 
 
 def _unlike(found: Difference) -> list[str]:
@@ -176,14 +177,19 @@ def _below(found: Difference, number: int) -> Iterator[RenderableType]:
 
 def _explanations(found: Difference) -> Iterator[tuple[str, str]]:
     """What became wrong, and the evidence: of rows the mistake, of entries of the contract the message."""
-    wrong = [row for row in found.rows if row.change is Change.BECAME_WRONG]
-    for row in [each.row for each in wrong[:EXPLAINED]]:
-        found_out = f"{row.diagnosis.kind}: {row.diagnosis.message}" if row.diagnosis else row.reason
-        if found_out:
-            yield f"✗ {printable(row.name)}", prose(found_out)
+    rows: dict[str, list[str]] = {}
+    for each in found.rows:
+        if each.change is Change.BECAME_WRONG:
+            rows.setdefault(_evidence(each.row), []).append(printable(each.name))
+    rows.pop("", None)
+    yield from [(f"✗ {listed(names)}", prose(evidence)) for evidence, names in list(rows.items())[:EXPLAINED]]
     for entry in found.entries:
         if entry.is_broken and entry.new is not None:
             yield f"✗ {printable(entry.name)}", prose(entry.new.message)
+
+
+def _evidence(row: ParameterReport) -> str:
+    return row.reason if row.diagnosis is None else f"{row.diagnosis.kind}: {row.diagnosis.message}"
 
 
 def html_of(found: Difference) -> str:

@@ -13,13 +13,13 @@ from torch_gradcheck.reporting.facts import (
     Facts,
     ParameterReport,
     Status,
-    WrongMap,
     badness,
 )
 from torch_gradcheck.reporting.render.beside_reference import outcome_beside, summary_beside, tightness
 from torch_gradcheck.reporting.render.columns import Column, columns_of
 from torch_gradcheck.reporting.render.contract import Contract, contract_outcome, contract_section
 from torch_gradcheck.reporting.render.figures import error_bar, figure, raised, word
+from torch_gradcheck.reporting.render.picture import Picture, picture_of
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
@@ -34,9 +34,6 @@ LISTED = 8
 
 NAMED = 6
 """Names in one sentence; the others are counted, as in "and 12 more"."""
-
-SHADES = "·░▒▓█"
-"""Characters of a cell of a picture, from all right to all wrong; "▒" is half wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +90,8 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """The places of the wrong entries: a caption, lines of characters, and cells as fractions (None: not judged)."""
-
-    caption: str
-    lines: tuple[str, ...]
-    cells: tuple[tuple[float | None, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Mistake:
-    """A wrong parameter: sentences on the mistake, the worst coordinates, and a picture unless all are wrong."""
+    """A wrong parameter: sentences on the mistake, the worst coordinates, and a picture where they make a pattern."""
 
     name: str
     shape: str
@@ -172,7 +160,7 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
         headline=headline(facts),
         style=_style(facts),
         called=noun(row.role for row in facts),
-        culprit=None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts),
+        culprit=culprit_in_words(facts),
         place=printable(facts.place),
         summary=_summary(facts),
         reference=None if reference is None else outline(reference, max_rows, only_wrong),
@@ -198,6 +186,11 @@ def _style(facts: Facts) -> str:
     if facts.mismatches or facts.broken or facts.has_wrong_reference or facts.backward_spread:
         return "red"
     return "green" if facts.proven else "yellow"
+
+
+def culprit_in_words(facts: Facts) -> str | None:
+    """Returns the culprit's name, or what it is where it has none; None without a culprit."""
+    return None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts)
 
 
 def _model_itself(facts: Facts) -> str:
@@ -355,29 +348,8 @@ def _mistake(row: ParameterReport) -> Mistake:
         shape=_shape(row.shape),
         sentences=tuple(prose(said) for said in (diagnosis, row.reason) if said),
         entries=tuple(map(_entry, row.worst)),
-        picture=None if row.map is None else _picture(row.map),
+        picture=None if row.map is None else picture_of(row.map),
     )
-
-
-def _picture(found: WrongMap) -> Picture | None:
-    """Returns None where all judged cells are equal."""
-    judged = {share for line in found.cells for share in line if not math.isnan(share)}
-    if len(judged) < 2:
-        return None
-    size = " × ".join(printable(part) for part in (found.down, found.across) if part)
-    down, across = found.block
-    cell = "" if found.block == (1, 1) else f", a cell is {down} × {across}"
-    return Picture(
-        caption=f"where ({size}{cell}): {SHADES[-1]} wrong, {SHADES[0]} right",
-        lines=tuple("".join(map(_shade, line)) for line in found.cells),
-        cells=tuple(tuple(None if math.isnan(share) else share for share in line) for line in found.cells),
-    )
-
-
-def _shade(share: float) -> str:
-    if math.isnan(share):
-        return " "
-    return SHADES[math.ceil(share * (len(SHADES) - 1))] if share < 1 else SHADES[-1]
 
 
 def _entry(coordinate: Coordinate) -> Entry:

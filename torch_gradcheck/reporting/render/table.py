@@ -46,14 +46,14 @@ def table_of(said: Outline, page: Page) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, header_style="", border_style="dim")
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, header_style="")
     columns = _columns(said, page)
     for column in columns:
         table.add_column(column.header, justify=column.justify, no_wrap=True)
     for line, cells in zip(said.lines, zip(*(column.cells for column in columns), strict=True), strict=True):
         style = STATUS_WORDS[line.status].style
-        whole = style if line.is_wrong else ""
-        table.add_row(Text(cells[0], style), *(Text(cell, whole) for cell in cells[1:]))
+        status, name, *figures = cells
+        table.add_row(Text(status, style), Text(name, style if line.is_wrong else ""), *map(Text, figures))
     return table
 
 
@@ -65,7 +65,7 @@ def _columns(said: Outline, page: Page) -> list[_Column]:
     shape = _Column("shape", [line.shape for line in lines])
     figures = _that_fit(_figures(said, lines), page.columns - status.width - min(name.width, SHORTEST) - 2)
     room = page.columns - sum(column.width + 1 for column in (status, *figures)) - 1
-    if room - SHAPE_WIDTH < SHORTEST:
+    if room - min(shape.width, SHAPE_WIDTH) < min(name.width, SHORTEST):
         return [status, name.within(room + 1, ellipsis), *figures]
     shape = shape.within(min(shape.width, max(room - min(name.width, NAME_WIDTH), SHAPE_WIDTH)), ellipsis)
     return [status, name.within(room - shape.width, ellipsis), shape, *figures]
