@@ -13,9 +13,6 @@ ATTRIBUTE = "gradcheck"
 """Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""
 
 
-MODEL = "the model's own forward"
-"""The module whose name is ""."""
-
 NAMED = 3
 """Tensors in one line; the others are counted."""
 
@@ -54,7 +51,7 @@ def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: b
     return Outcome(
         test=test,
         number=number,
-        said="; ".join([report.headline, *_culprit(report), *([] if passed else _unproven(report))]),
+        said=report.one_line if passed else "; ".join([report.one_line, *_unproven(report)]),
         passed=passed,
         proven=proven,
         not_proven=len(checked) - wrong - proven,
@@ -62,10 +59,6 @@ def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: b
         broken=len(report.broken),
         file=file,
     )
-
-
-def _culprit(report: torch_gradcheck.Report) -> list[str]:
-    return [] if report.culprit is None else [f"culprit: {report.culprit or MODEL}"]
 
 
 def _unproven(report: torch_gradcheck.Report) -> list[str]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from html import escape
 from pathlib import Path
@@ -42,8 +44,10 @@ def file_name(test: str, number: int) -> str:
 
 
 def write_report(report: torch_gradcheck.Report, directory: Path, test: str, number: int) -> str:
-    """Writes a report in all forms; returns the name of its files, without suffix."""
+    """Writes a report in all forms, with the command that runs its test again; returns their name, without suffix."""
     name = file_name(test, number)
+    if report.provenance is not None:
+        report = replace(report, provenance=replace(report.provenance, again=f"pytest {shlex.quote(test)}"))
     directory.mkdir(parents=True, exist_ok=True)
     for suffix in SUFFIXES:
         report.save(directory / f"{name}.{suffix}", title=test)
