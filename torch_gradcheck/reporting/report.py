@@ -39,6 +39,12 @@ class Report(Facts):
         """The outcome in one line, the first of the text: "gradients WRONG in 2 of 4 parameters"."""
         return headline(self)
 
+    @property
+    def one_line(self) -> str:
+        """The headline, and the culprit where there is one: "gradients WRONG in 2 of 4 parameters; culprit: norm"."""
+        culprit = culprit_in_words(self)
+        return f"{self.headline}; culprit: {culprit}" if culprit else self.headline
+
     def raise_if_failed(self, strict: bool = False) -> None:
         """Raises if a gradient or the contract is wrong, or nothing was proven; the text of the error is the table.
 
@@ -173,8 +179,7 @@ class Report(Facts):
         yield Text.from_ansi(text(self, page), no_wrap=True, overflow="ignore")
 
     def __repr__(self) -> str:
-        culprit = culprit_in_words(self)
-        return f"<Report: {self.headline}{f'; culprit: {culprit}' if culprit else ''}; {ratio_in_words(self)}>"
+        return f"<Report: {self.one_line}; {ratio_in_words(self)}>"
 
     def plot(self) -> Figure:
         """A matplotlib figure: the gradient on trial against the right one row by row, and where wrong entries lie.
