@@ -10,6 +10,7 @@ from typing import SupportsIndex, overload
 
 from torch_gradcheck.reporting.facts.content import Record
 from torch_gradcheck.reporting.facts.contract import ContractEntry, ContractStatus
+from torch_gradcheck.reporting.facts.provenance import Provenance
 from torch_gradcheck.reporting.facts.row import ParameterReport, Role, badness
 from torch_gradcheck.reporting.facts.status import Status, Verdict
 
@@ -45,6 +46,7 @@ class Facts(Record):
         processes: how many processes shared the evaluations; 1 without a group. `seconds` are those of the first one.
         place: where the culprit's mistake is, such as "in the backward of Swish at net.py:13"; "" where there is none
             or it has no line.
+        provenance: the model's class, versions, machine and date, and how to check again; None within another report.
     """
 
     parameters: tuple[ParameterReport, ...]
@@ -67,6 +69,7 @@ class Facts(Record):
     reference: Facts | None = None
     processes: int = 1
     place: str = ""
+    provenance: Provenance | None = field(default=None, compare=False)
 
     @property
     def passed(self) -> bool:

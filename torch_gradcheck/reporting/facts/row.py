@@ -9,6 +9,7 @@ from enum import StrEnum
 from torch_gradcheck.reporting.facts.content import Record
 from torch_gradcheck.reporting.facts.diagnosis import Diagnosis
 from torch_gradcheck.reporting.facts.one_line import shape_of
+from torch_gradcheck.reporting.facts.pairs import Pairs
 from torch_gradcheck.reporting.facts.status import Status, Verdict
 from torch_gradcheck.reporting.render.printable import printable
 
@@ -74,12 +75,16 @@ class WrongMap(Record):
         down: the number and name of the lines, such as "10 rows"; "" where there is one line only.
         across: the number and name of the entries of a line, such as "8 columns".
         block: the number of lines, and of entries along a line, in one cell.
+        analytic, numeric: the gradient on trial and the right one at that judged entry of each cell where they are
+            furthest apart, to six digits; NaN where none was judged.
     """
 
     cells: tuple[tuple[float, ...], ...]
     down: str
     across: str
     block: tuple[int, int]
+    analytic: tuple[tuple[float, ...], ...] = ()
+    numeric: tuple[tuple[float, ...], ...] = ()
 
     def __repr__(self) -> str:
         judged = [share for line in self.cells for share in line if not math.isnan(share)]
@@ -121,6 +126,9 @@ class ParameterReport(Record):
             output, whose values are compared and not its gradient.
         rounding_ratio: of a candidate beside a reference: its root mean square error divided by that of the reference
             in the candidate's dtype, 1.3 for "1.3 times what bfloat16 loses"; NaN otherwise.
+        relative_noise: ‖error bars‖₂ / (‖numeric‖₂ + ‖analytic‖₂): what of `relative_error` the error bars explain;
+            NaN where nothing was compared, or all is zero.
+        pairs: entries of both gradients to plot; None where none was compared.
     """
 
     name: str
@@ -145,6 +153,8 @@ class ParameterReport(Record):
     seconds: float = field(default=0.0, compare=False)
     role: Role = Role.PARAMETER
     rounding_ratio: float = float("nan")
+    relative_noise: float = float("nan")
+    pairs: Pairs | None = None
 
     def __repr__(self) -> str:
         ratio = [] if self.relative_error is None else [f"relative error {self.relative_error:.1e}"]

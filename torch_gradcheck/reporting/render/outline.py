@@ -160,7 +160,7 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
         headline=headline(facts),
         style=_style(facts),
         called=noun(row.role for row in facts),
-        culprit=None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts),
+        culprit=culprit_in_words(facts),
         place=printable(facts.place),
         summary=_summary(facts),
         reference=None if reference is None else outline(reference, max_rows, only_wrong),
@@ -186,6 +186,11 @@ def _style(facts: Facts) -> str:
     if facts.mismatches or facts.broken or facts.has_wrong_reference or facts.backward_spread:
         return "red"
     return "green" if facts.proven else "yellow"
+
+
+def culprit_in_words(facts: Facts) -> str | None:
+    """Returns the culprit's name, or what it is where it has none; None without a culprit."""
+    return None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts)
 
 
 def _model_itself(facts: Facts) -> str:
