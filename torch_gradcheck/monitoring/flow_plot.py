@@ -10,7 +10,7 @@ import numpy as np
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.monitoring.history import GradientHistory
-from torch_gradcheck.monitoring.layers import Layer, layers_of
+from torch_gradcheck.monitoring.layers import Layer, flow_of
 from torch_gradcheck.reporting.plots.canvas import new_figure
 
 if TYPE_CHECKING:  # the extra `plot` brings it
@@ -45,7 +45,7 @@ def flow_plot(history: GradientHistory) -> Figure:
         ValueError: it has no gradient to show.
         ImportError: matplotlib is not installed.
     """
-    flow = {step: {layer.name: layer for layer in layers_of(history.at(step))} for step in history.steps}
+    flow = {step: {layer.name: layer for layer in layers} for step, layers in flow_of(history).items()}
     names = list(dict.fromkeys([name for layers in flow.values() for name in layers]))
     if not names:
         raise ValueError("the history has no gradient to plot: no step has been checked, or none left a .grad.")
@@ -121,8 +121,7 @@ def _draw_map(figure: Figure, axes: Axes, panel: Panel, steps: Sequence[int]) ->
 
     low, high = panel.limits
     colours = matplotlib.colormaps["viridis"].with_extremes(under="white", over="red", bad="lightgrey")
-    cells = np.ma.masked_invalid(np.where(np.isinf(panel.values), 10 * high, panel.values))
-    cells = np.ma.where(cells == 0, low / 10, cells)
+    cells = np.where(panel.values == 0, low / 10, np.where(np.isinf(panel.values), 10 * high, panel.values))
     mesh = axes.pcolormesh(cells, norm=LogNorm(low, high), cmap=colours)
     mesh.set(rasterized=True)
     axes.set_ylabel("step")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -55,13 +55,18 @@ class Layer:
         return all(row.finite for row in self.rows)
 
 
-def layers_of(rows: Sequence[GradientRecord]) -> list[Layer]:
-    """The layers of one step that have a `.grad`, in the order of `named_parameters()`."""
-    grouped: dict[str, list[GradientRecord]] = {}
+Flow = dict[int, list[Layer]]
+"""Checked step → its layers that have a `.grad`, in the order of `named_parameters()`."""
+
+
+def flow_of(rows: Iterable[GradientRecord]) -> Flow:
+    """The layers of every step; none of a step on which nothing had a `.grad`."""
+    grouped: dict[int, dict[str, list[GradientRecord]]] = {}
     for row in rows:
         if row.grad_norm is not None:
-            grouped.setdefault(row.name.rpartition(".")[0] or row.name, []).append(row)
-    return [Layer(name, each) for name, each in grouped.items()]
+            layer = row.name.rpartition(".")[0] or row.name
+            grouped.setdefault(row.step, {}).setdefault(layer, []).append(row)
+    return {step: [Layer(name, each) for name, each in layers.items()] for step, layers in grouped.items()}
 
 
 def _root_mean_square(row: GradientRecord) -> float:

@@ -20,6 +20,7 @@ from torch_gradcheck.errors import (
     InvalidRequestError,
 )
 from torch_gradcheck.methods.choice import METHOD_NAMES
+from torch_gradcheck.monitoring.flow_plot import flow_plot
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
 from torch_gradcheck.monitoring.history import GradientHistory
 from torch_gradcheck.monitoring.observations import Observation, observed
@@ -283,8 +284,6 @@ class GradientMonitor:
             ValueError: there is no gradient to plot yet.
             ImportError: matplotlib is not installed.
         """
-        from torch_gradcheck.monitoring.flow_plot import flow_plot
-
         return flow_plot(self.history)
 
     def _missed(self) -> list[str]:

@@ -14,7 +14,7 @@ from itertools import accumulate
 from statistics import median
 
 from torch_gradcheck.monitoring.history import GradientHistory
-from torch_gradcheck.monitoring.layers import Layer, layers_of
+from torch_gradcheck.monitoring.layers import Flow, Layer, flow_of
 from torch_gradcheck.monitoring.magnitudes import joint_norm
 from torch_gradcheck.reporting.words import listed
 
@@ -71,16 +71,12 @@ def observed(history: GradientHistory, scaled: bool = False) -> list[Observation
         history: of the run.
         scaled: the losses are scaled: steps with infinite gradients are skipped then, and the scale is lowered.
     """
-    flow = {step: layers for step in history.steps if (layers := layers_of(history.at(step)))}
+    flow = flow_of(history)
     if not flow:
         return []
     found = [_not_finite(flow, scaled), _grown(flow), _steep(flow), _vanishing(flow), _zero(flow)]
     exploding = [each for each in found[:3] if each is not None][:1]  # one of them is enough
     return exploding + [each for each in found[3:] if each is not None]
-
-
-Flow = dict[int, list[Layer]]
-"""Checked step → its layers."""
 
 
 def _vanishing(flow: Flow) -> Observation | None:
