@@ -386,3 +386,56 @@ def test_the_second_order_is_checked_of_a_model_and_of_a_function(
 ) -> None:
     main([f"{file}:{problem}", "--order", "2"])
     assert capsys.readouterr().out.startswith("second-order gradients ")
+
+
+WRITTEN_BEFORE = Path(__file__).parent / "reporting" / "written_before"
+WRONG, OTHER = (str(WRITTEN_BEFORE / f"{name}.json") for name in ("wrong_model", "monitored_step"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status", "said"),
+    [
+        (WRONG, WRONG, 0, "nothing changed: 5 of 5 rows are as before"),
+        (WRONG, OTHER, 1, "1 BECAME WRONG, 5 GONE, 1 new"),
+    ],
+    ids=["as before", "wrong"],
+)
+def test_two_reports_are_compared(
+    capsys: pytest.CaptureFixture[str], old: str, new: str, status: int, said: str
+) -> None:
+    assert main(["compare", old, new]) == status
+    assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("missing.json", "No such file or directory: 'missing.json'"),
+        (__file__, "test_command_line.py: this is no JSON"),
+    ],
+    ids=["missing", "no JSON"],
+)
+def test_a_file_that_cannot_be_compared_ends_in_one_message(
+    capsys: pytest.CaptureFixture[str], path: str, message: str
+) -> None:
+    for words in ([path, WRONG], [WRONG, path]):
+        assert main(["compare", *words]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith("torch-gradcheck: ")
+        assert message in printed.err
+        assert (printed.err.count("\n"), printed.out) == (1, "")
+
+
+@pytest.mark.parametrize("words", [[], [WRONG], [WRONG, WRONG, WRONG]], ids=len)
+def test_a_comparison_is_of_two_files(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", *words])
+    assert caught.value.code == 2
+    assert "usage: torch-gradcheck compare [-h] OLD.json NEW.json" in capsys.readouterr().err
+
+
+def test_a_comparison_needs_no_torch() -> None:
+    program = f"import sys; from torch_gradcheck.command_line import main; main(['compare', {WRONG!r}, {OTHER!r}]);"
+    program += "print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.splitlines()[-1] == "[]"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch_gradcheck.monitoring.monitor import GradientMonitor
     from torch_gradcheck.planting.plant import blind_spots
     from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
+    from torch_gradcheck.reporting.comparison.comparison import Comparison
     from torch_gradcheck.reporting.facts import (
         ContractEntry,
         ContractStatus,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlindSpot",
     "BlindSpots",
+    "Comparison",
     "ContractEntry",
     "ContractStatus",
     "Coordinate",
@@ -86,6 +88,7 @@ _HOMES = {
     "NonScalarLossError": "errors",
     "NothingProvenError": "errors",
     "ProcessGroupError": "errors",
+    "Comparison": "reporting.comparison.comparison",
     "ContractEntry": "reporting.facts",
     "ContractStatus": "reporting.facts",
     "Coordinate": "reporting.facts",
