@@ -25,6 +25,7 @@ from torch_gradcheck import (
     check_function,
     check_module,
 )
+from torch_gradcheck.borrowing import loan
 from torch_gradcheck.errors import MisfitError
 
 X, Y = torch.linspace(-1, 1, 35).reshape(5, 7), torch.tensor([0, 1, 2, 0, 1])
@@ -270,6 +271,20 @@ def test_the_refusal_names_what_was_given(
         check()
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} not in: {caught.value}"
+
+
+@pytest.mark.parametrize(("of_model", "named"), [(True, "a tensor of the model"), (False, "a tensor of the batch")])
+def test_a_device_without_float64_is_told_of(monkeypatch: pytest.MonkeyPatch, of_model: bool, named: str) -> None:
+    asked: list[torch.device] = []
+
+    def lacks(device: torch.device) -> bool:
+        asked.append(device)
+        return not of_model and len(asked) <= 4  # the parameters come first
+
+    monkeypatch.setattr(loan, "has_float64", lacks)
+    with pytest.raises(InvalidRequestError, match=rf"{named} is on cpu, which has no float64.*dtype=torch.float32"):
+        check_module(net(), LOSS, (X, Y))
+    assert check_module(net(), LOSS, (X, Y), dtype=torch.float32).method
 
 
 def test_an_iterator_loses_nothing() -> None:
