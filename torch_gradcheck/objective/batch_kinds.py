@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.given import in_words, of_value
+from torch_gradcheck.objective.nested import tensors_in
+
+WITH_NUMBERS = "give a tensor that has some, on the device of the model."
 
 FORM = "a tensor, (inputs, *targets), or a mapping of keyword arguments"
 
@@ -30,6 +33,9 @@ def refuse_no_batch(batch: Any) -> None:
         why = _why_none(name, value)
         if why:
             raise InvalidRequestError(why)
+    for place, tensor in tensors_in(batch, objects=True):
+        if tensor.is_meta:
+            raise InvalidRequestError(f"batch{place} is on the meta device, which has no numbers: {WITH_NUMBERS}")
 
 
 def _why_none(name: str, value: Any) -> str:
