@@ -31,6 +31,7 @@ FLOORS = """
     check
     monitoring command_line drop_in
     integrations __main__ __init__
+    pytest_plugin
 """
 """The rooms of the package, the lowest floor first: its folders and the files at its root. Rooms of one floor do not
 know each other. A new file in a folder needs no line here.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         NothingProvenError,
         ProcessGroupError,
     )
+    from torch_gradcheck.monitoring.history import GradientHistory, GradientRecord
     from torch_gradcheck.monitoring.monitor import GradientMonitor
     from torch_gradcheck.planting.plant import blind_spots
     from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
@@ -50,9 +51,11 @@ __all__ = [
     "DiagnosisKind",
     "GradcheckError",
     "GradcheckFailedError",
+    "GradientHistory",
     "GradientMismatchError",
     "GradientMismatchWarning",
     "GradientMonitor",
+    "GradientRecord",
     "InvalidRequestError",
     "NonDeterministicLossError",
     "NonFiniteLossError",
@@ -100,7 +103,9 @@ _HOMES = {
     "blind_spots": "planting.plant",
     "BlindSpot": "planting.spots",
     "BlindSpots": "planting.spots",
+    "GradientHistory": "monitoring.history",
     "GradientMonitor": "monitoring.monitor",
+    "GradientRecord": "monitoring.history",
     "Report": "reporting.report",
 }
 

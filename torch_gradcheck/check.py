@@ -387,4 +387,5 @@ def _begun_with_first_order(report: Report, model: nn.Module, loss: Loss, reques
     if not first.mismatches:
         return report
     new = [f"by a check of order=1, {note}" for note in first.notes[:2] if note not in report.notes]
-    return replace(report, culprit=first.culprit, notes=[*report.notes[:1], *new[:1], *report.notes[1:]])
+    notes = [*report.notes[:1], *new[:1], *report.notes[1:]]
+    return replace(report, culprit=first.culprit, place=first.place, notes=notes)

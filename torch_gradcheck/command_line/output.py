@@ -42,11 +42,4 @@ def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
         if path == STANDARD_OUTPUT:
             print_to(sys.stdout, content)
         else:
-            _write(path, content)
-
-
-def _write(path: Path, content: str) -> None:
-    try:
-        write_whole(path, content)
-    except OSError as error:
-        raise InvalidRequestError(f"the report cannot be written to {path}: {error.strerror or error}.") from error
+            write_whole(path, content)

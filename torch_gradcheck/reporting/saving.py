@@ -27,26 +27,35 @@ def save(facts: Facts, path: str | os.PathLike[str], title: str | None) -> None:
 
 def require_place_for(path: Path) -> None:
     """Raises InvalidRequestError if no file can be written at `path`, as far as can be seen before."""
-    why = _why_no_place(path)
-    if why:
+    if why := _why_unwritable(path):
         raise InvalidRequestError(f"the report cannot be written to {path}: {why}.")
 
 
-def _why_no_place(path: Path) -> str:
-    """Why no file can be written there; "" where one can."""
+def _why_unwritable(path: Path) -> str:
     if path.is_dir():
         return "it is a directory"
     if not path.parent.is_dir():
         return f"there is no directory {path.parent}"
-    written = path if path.exists() and not path.is_file() else path.resolve().parent  # a file is written beside
-    return "" if os.access(written, os.W_OK) else f"there is no permission to write {written}"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return f"no permission to write {'to it' if path.exists() else f'in {path.parent}'}"
+    return ""
 
 
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` in UTF-8. What was at `path` stays until all of it is written; pipes and devices are written to.
 
     Lone surrogates, which UTF-8 has no bytes for, are spelled out.
+
+    Raises:
+        InvalidRequestError: the file cannot be written; the system's own error is chained.
     """
+    try:
+        _write_whole(path, text)
+    except OSError as error:
+        raise InvalidRequestError(f"the report cannot be written to {path}: {error.strerror or error}.") from error
+
+
+def _write_whole(path: Path, text: str) -> None:
     written = text.encode("utf-8", errors="backslashreplace")
     place = path.resolve()  # where a link leads to: the link stays
     if place.exists() and not place.is_file():

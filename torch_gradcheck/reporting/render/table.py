@@ -46,14 +46,14 @@ def table_of(said: Outline, page: Page) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, header_style="", border_style="dim")
+    table = Table(box=SIMPLE_HEAD, padding=0, show_edge=False, header_style="")
     columns = _columns(said, page)
     for column in columns:
         table.add_column(column.header, justify=column.justify, no_wrap=True)
     for line, cells in zip(said.lines, zip(*(column.cells for column in columns), strict=True), strict=True):
         style = STATUS_WORDS[line.status].style
-        whole = style if line.is_wrong else ""
-        table.add_row(Text(cells[0], style), *(Text(cell, whole) for cell in cells[1:]))
+        status, name, *figures = cells
+        table.add_row(Text(status, style), Text(name, style if line.is_wrong else ""), *map(Text, figures))
     return table
 
 

@@ -114,14 +114,16 @@ def _entries(entries: Sequence[Entry], sides: tuple[str, str], page: Page) -> Ta
     from rich.table import Table
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
-    has_room = page.columns >= ROOM_FOR_DIFFERENCES
+    has_room, has_remarks = page.columns >= ROOM_FOR_DIFFERENCES, any(entry.remark for entry in entries)
     table.add_column("index", overflow="fold")
     for header in (*sides, *(("difference", "error bar") if has_room else ())):
         table.add_column(header, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
+    if has_remarks:
+        table.add_column("", overflow="fold")
     for entry in entries:
         figures = (entry.analytic, entry.numeric, *((entry.difference, entry.noise) if has_room else ()))
-        table.add_row(*map(styled, (entry.index, *figures, entry.remark)))
+        remark = (entry.remark,) if has_remarks else ()
+        table.add_row(*map(styled, (entry.index, *figures, *remark)))
     return table
 
 
