@@ -107,21 +107,25 @@ def refused_call(error: Exception, again: Callable[[], object]) -> RefusedCall |
         again: does once more what has raised it.
     """
     watch = CallWatch()
-    second: Exception | None = None
     try:
         with watch:
             again()
-    except Exception as raised:
-        second = raised
-    if second is None or type(second) is not type(error) or str(second) != str(error):
+    except Exception as second:
+        return _call_of(error, second, watch.refused)
+    return None
+
+
+def _call_of(error: Exception, second: Exception, refused: RefusedCall | None) -> RefusedCall | None:
+    """The call that raised, of an exception, the one that came when it was done again, and what was noted then."""
+    if type(second) is not type(error) or str(second) != str(error):
         return None
     parsed = OF_ARGUMENTS.match(str(error)) if isinstance(error, TypeError) else None
-    if parsed is not None and watch.refused is None:
+    if parsed is not None and refused is None:
         return RefusedCall(f"torch.{parsed[1] or parsed[2]}", (), {})
     code = _traces(second)[-1].tb_frame.f_code
     if not _is_of_operations(code) and code is not CallWatch.__torch_function__.__code__:
         return None
-    return watch.refused or RefusedCall(_called_by_user(second), (), {})
+    return refused or RefusedCall(_called_by_user(second), (), {})
 
 
 def _called_by_user(error: Exception) -> str:
