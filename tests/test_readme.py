@@ -159,7 +159,7 @@ SET_UPS = [line for line, _, _ in commands(PAGES["README.md"]) if line.startswit
 EVERY_COMMAND = [(name, command) for name, text in RUN.items() for command in commands(text)]
 COMMANDS = [pytest.param(page, *of, id=of[0]) for page, of in EVERY_COMMAND if not of[0].startswith((SET_UP, TORCHRUN))]
 SHARED = [pytest.param(page, *of, id=of[0]) for page, of in EVERY_COMMAND if of[0].startswith(TORCHRUN)]
-SLOW = ("Large models",)
+SLOW = ("Large models", "It learns, and is wrong", "1 % or rounding?")
 PROGRAMS = [
     pytest.param(name, program, id=f"{name}: {heading}", marks=[pytest.mark.slow] if heading in SLOW else [])
     for name, text in RUN.items()
