@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -176,6 +177,46 @@ def smallest(figures: dict[str, Any]) -> Rows:
     return rows
 
 
+def comparison(figures: dict[str, Any]) -> Rows:
+    """False alarms, misses, what is named and CPU time, a row a contestant."""
+    rows: Rows = [
+        ["", "right ones accused", "mistakes missed", "names the argument", "names the entry", "CPU (median)"]
+    ]
+    for name, score in figures["scores"].items():
+        found, planted = (sum(score[key].values()) for key in ("found", "planted"))
+        rows.append(
+            [
+                name,
+                f"{len(score['false_alarms'])} of {len(figures['cases'])}",
+                f"{planted - found} of {planted}",
+                f"{score['named_argument']} of {found}",
+                f"{score['named_entry']} of {score['found_in_entry']}",
+                f"{1000 * median(score['cpu_seconds'].values()):.1f} ms",
+            ]
+        )
+    return rows
+
+
+def by_mistake(figures: dict[str, Any]) -> Rows:
+    """Misses, a row a kind of mistake and a column a contestant."""
+    scores = figures["scores"]
+    rows: Rows = [["missed", *scores]]
+    for kind in next(iter(scores.values()))["planted"]:
+        missed = [(score["planted"][kind] - score["found"][kind], score["planted"][kind]) for score in scores.values()]
+        rows.append([kind, *(f"{count} of {planted}" for count, planted in missed)])
+    return rows
+
+
+def by_function(figures: dict[str, Any]) -> Rows:
+    """Which right functions are accused, a row a function and a column a contestant."""
+    scores = figures["scores"]
+    rows: Rows = [["right function", "what is hard about it", *scores]]
+    for case, difficulty in figures["cases"].items():
+        said = ["accused" if case in score["false_alarms"] else "passes" for score in scores.values()]
+        rows.append([case, difficulty or "nothing", *said])
+    return rows
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "detection": detection,
     "functions": functions,
@@ -185,10 +226,18 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "wrong": wrong,
     "kernels": kernels,
     "smallest": smallest,
+    "comparison": comparison,
+    "comparison-mistakes": by_mistake,
+    "comparison-functions": by_function,
 }
 """Name of a mark, and mostly of the file of results, to what makes its table."""
 
-FILES = {"shapes": "large", "smallest": "kernels"}
+FILES = {
+    "shapes": "large",
+    "smallest": "kernels",
+    "comparison-mistakes": "comparison",
+    "comparison-functions": "comparison",
+}
 """Mark to the file of results, where it has another name."""
 
 

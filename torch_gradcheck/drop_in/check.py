@@ -36,7 +36,7 @@ def gradcheck(
     Every entry of the Jacobian is compared, |analytic − numeric| ≤ atol + rtol · |numeric|, with differences that have
     error bars: an entry is called wrong only where they exclude that it is right, and right where it lies between
     the two slopes at a kink. Nothing of the caller's changes; `func` and `inputs` are lent in float64 meanwhile.
-    docs/comparison.md says what differs from torch, argument by argument.
+    docs/guide/from-gradcheck.md says what differs from torch, argument by argument.
 
     Args:
         func: takes the inputs and returns a tensor or a nest of tensors.
