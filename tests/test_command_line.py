@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def raises():
 def raises_in_the_loss():
     model, _, batch = right()
     return model, lambda *_: raises(), batch
+
+class Misfit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x):
+        return self.last(x)
+
+def misfits():
+    return Misfit(), nn.MSELoss(), (torch.ones(4, 3), torch.zeros(4, 2))
 
 def leaves():
     sys.exit(0)
@@ -169,7 +181,6 @@ NOT_CHECKED = {
     "raises": "ZeroDivisionError: of mine",
     "raises_in_the_loss": "ZeroDivisionError: of mine",
     "leaves": "ended in SystemExit",
-    "is_interrupted": "interrupted",
     "asks": "can be called without arguments: missing a required argument: 'argument'",
     "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
     "forgets_the_batch": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 2",
@@ -214,19 +225,68 @@ def test_an_error_of_the_users_is_shown_with_the_users_frames(file: Path, capsys
     assert 'raise ZeroDivisionError("of mine")' in shown
 
 
-def test_an_error_of_the_commands_own_is_shown_whole(
-    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_a_mistake_of_the_commands_own_is_kept_in_a_file(
+    file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def mistaken(*_: object) -> None:
         raise KeyError("ours")
 
     mistaken.__code__ = mistaken.__code__.replace(co_filename=command.__file__)
     monkeypatch.setattr(command, "_checked", mistaken)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     assert main([f"{file}:right"]) == 2
-    assert capsys.readouterr().err.count("command.py") >= 3
+    said = capsys.readouterr().err
+    (kept,) = tmp_path.glob("torch-gradcheck-*.txt")
+    assert said.count("\n") == 1
+    assert "looks like a mistake in torch-gradcheck" in said
+    assert "KeyError: 'ours'" in said
+    assert str(kept) in said
+    assert kept.read_text().count("command.py") >= 3
+
+
+def test_an_interrupt_is_told_in_one_line(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:is_interrupted"]) == 130
+    assert capsys.readouterr().err == "torch-gradcheck: interrupted\n"
+
+
+def test_shapes_that_do_not_fit_are_told_with_the_users_frames(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:misfits"]) == 2
+    said = capsys.readouterr().err
+    frames = [line for line in said.splitlines() if line.startswith("  File")]
+    assert len(frames) == 1
+    assert "problems.py" in frames[0]
+    assert "'last' (Linear(in_features=5, out_features=2, bias=True)) was given an input of shape (4, 3)" in said
+    assert "Traceback" not in said
+
+
+def test_a_file_without_a_function_names_its_functions_and_does_not_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "named.py").write_text("1 / 0\ndef a(): ...\ndef b(x): ...\ndef c(x=1, *, y=2): ...\ndef _d(): ...\n")
+    assert main([str(tmp_path / "named.py")]) == 2
+    said = capsys.readouterr().err
+    assert "named.py:a, " in said
+    assert "named.py:c." in said
+    assert "named.py:b" not in said
+    assert "_d" not in said
+
+
+def test_an_unknown_option_names_close_ones(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([f"{file}:raises", "--tolerence=1"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: --tolerence=1; close names: --tolerance" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_a_disk_that_is_full(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([f"{file}:right", "--json", "/dev/full"]) == 2
+    assert "the report cannot be written to /dev/full: No space left" in capsys.readouterr().err
 
 
 TARGETS = {
+    "notes.ipynb:f": "notes.ipynb is a notebook: move the function to a file that ends in .py",
+    "/:f": "'/' is neither a file that ends in .py nor the name of a module: it is a directory, name a file in it",
     "nothing": "is not of the form",
     "missing.py:f": "there is no file missing.py",
     ".py:f": "there is no file .py",
@@ -326,3 +386,56 @@ def test_the_second_order_is_checked_of_a_model_and_of_a_function(
 ) -> None:
     main([f"{file}:{problem}", "--order", "2"])
     assert capsys.readouterr().out.startswith("second-order gradients ")
+
+
+WRITTEN_BEFORE = Path(__file__).parent / "reporting" / "written_before"
+WRONG, OTHER = (str(WRITTEN_BEFORE / f"{name}.json") for name in ("wrong_model", "monitored_step"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "status", "said"),
+    [
+        (WRONG, WRONG, 0, "nothing changed: 5 of 5 rows are as before"),
+        (WRONG, OTHER, 1, "1 BECAME WRONG, 5 GONE, 1 new"),
+    ],
+    ids=["as before", "wrong"],
+)
+def test_two_reports_are_compared(
+    capsys: pytest.CaptureFixture[str], old: str, new: str, status: int, said: str
+) -> None:
+    assert main(["compare", old, new]) == status
+    assert capsys.readouterr().out.startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("missing.json", "No such file or directory: 'missing.json'"),
+        (__file__, "test_command_line.py: this is no JSON"),
+    ],
+    ids=["missing", "no JSON"],
+)
+def test_a_file_that_cannot_be_compared_ends_in_one_message(
+    capsys: pytest.CaptureFixture[str], path: str, message: str
+) -> None:
+    for words in ([path, WRONG], [WRONG, path]):
+        assert main(["compare", *words]) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith("torch-gradcheck: ")
+        assert message in printed.err
+        assert (printed.err.count("\n"), printed.out) == (1, "")
+
+
+@pytest.mark.parametrize("words", [[], [WRONG], [WRONG, WRONG, WRONG]], ids=len)
+def test_a_comparison_is_of_two_files(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", *words])
+    assert caught.value.code == 2
+    assert "usage: torch-gradcheck compare [-h] OLD.json NEW.json" in capsys.readouterr().err
+
+
+def test_a_comparison_needs_no_torch() -> None:
+    program = f"import sys; from torch_gradcheck.command_line import main; main(['compare', {WRONG!r}, {OTHER!r}]);"
+    program += "print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout.splitlines()[-1] == "[]"

@@ -284,7 +284,7 @@ def masked(printed: str) -> str:
 def test_the_report_is_the_golden_one(name: str) -> None:
     torch.manual_seed(0)
     golden = GOLDEN / f"{name}.txt"
-    printed = masked(str(CHECKS[name]())) + "\n"
+    printed = masked(CHECKS[name]().text(width=80)) + "\n"
     if REWRITE:
         golden.write_text(printed, encoding="utf-8")
     assert printed == golden.read_text(encoding="utf-8")

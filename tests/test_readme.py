@@ -10,14 +10,16 @@ How a block is written:
 - ```python raises=NAME is a block that ends with an exception of that name; its message counts as printed.
 - ```python file=NAME is a block as a reader would keep it in a file of that name: lines that it prints are lines of it.
 - ```python script=NAME is a file of that name, which the commands of the page can run; it is not run by itself.
-- ```sh blocks have one command a line: `torch-gradcheck …` or `python SCRIPT …`, run in such a directory too. The line
-  ends with `# exit status N` where that is not 0. The first command of each program is run by a process of its own, the
-  others by one that has imported torch. The two lines that set an environment up are run by .ci/run.
+- ```sh blocks have one command a line: `torch-gradcheck …`, `python SCRIPT …` or `pytest …`, run in such a directory.
+  The line ends with `# exit status N` where that is not 0. The first command of the first two is run by a process of its
+  own, the others by one that has imported torch. The two lines that set an environment up are run by .ci/run.
   `torchrun --nproc-per-node 2 …` is run by two processes that are there already: starting torch takes seconds.
 - a ```text block right behind one of these is what it prints. Times, numbers of evaluations and runs, losses, lines of
   code like net.py:7 and figures like 1.3e-09, which are mostly rounding, may differ from machine to machine, and so may
   the white space and rules around them. Any other ```text block is a quotation.
 - there are no blocks of other kinds.
+
+`TORCH_GRADCHECK_REWRITE_GOLDEN=1 pytest tests/test_readme.py` writes what is printed anew, after a meant change.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ import pytest
 from readme_tables import with_tables
 from tests.processes.ranks import Ranks
 from tests.processes.started import Ended, started
+from tests.pytest_plugin.loading import PLUGIN
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -149,8 +152,8 @@ PAGES = {
 }
 """Where a page lies, from the root of the repository, to its text."""
 
-QUOTING = ("docs/architecture.md", "docs/SCHEMA.md", "docs/guide/from-gradcheck.md", "docs/theory/kernels.md")
-"""Their blocks are pictures, and pieces of files."""
+QUOTING = ("docs/SCHEMA.md",)
+"""Its blocks are pieces of files."""
 
 RUN = {name: text for name, text in PAGES.items() if name not in QUOTING}
 SET_UPS = [line for line, _, _ in commands(PAGES["README.md"]) if line.startswith(SET_UP)]
@@ -174,6 +177,18 @@ def elsewhere(tmp_path, monkeypatch):
     return tmp_path
 
 
+REWRITES = bool(os.environ.get("TORCH_GRADCHECK_REWRITE_GOLDEN"))
+
+
+def held(page: str, shown: str, printed: str) -> None:
+    """Writes what is printed into its page in the place of what is shown, where that is asked for and they differ."""
+    if REWRITES and comparable(printed) != comparable(shown):
+        before, fence = (ROOT / page).read_text(encoding="utf-8"), "```text\n{}\n```"
+        after = before.replace(fence.format(shown), fence.format(printed.rstrip("\n")), 1)
+        assert after != before
+        (ROOT / page).write_text(after, encoding="utf-8")
+
+
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(("page", "program"), PROGRAMS)
 def test_python_blocks_run_and_print_what_they_say(page, program):
@@ -181,7 +196,8 @@ def test_python_blocks_run_and_print_what_they_say(page, program):
     for block in program:
         printed = run(block, namespace, ROOT / page)
         if block.prints is not None:
-            assert comparable(printed) == comparable(block.prints), f"{page}, line {block.line}"
+            held(page, block.prints, printed)
+            assert comparable(printed) == comparable(block.prints) or REWRITES, f"{page}, line {block.line}"
 
 
 def with_scripts(directory: Path, page: str) -> str:
@@ -191,10 +207,12 @@ def with_scripts(directory: Path, page: str) -> str:
     return str(directory)
 
 
-WORDS = {"torch-gradcheck": ["-m", "torch_gradcheck"], "python": []}
+RUN_PYTEST = ["-m", "pytest", "-p", "no:cacheprovider", *PLUGIN]
+WORDS = {"torch-gradcheck": ["-m", "torch_gradcheck"], "python": [], "pytest": RUN_PYTEST}
 """Programs, and what Python is started with to run them."""
 
-FIRST = [next(of[0] for _, of in EVERY_COMMAND if of[0].startswith(program)) for program in WORDS]
+BY_THEMSELVES = ("torch-gradcheck", "python")
+FIRST = [next(of[0] for _, of in EVERY_COMMAND if of[0].startswith(program)) for program in BY_THEMSELVES]
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +234,8 @@ def test_commands_exit_and_print_as_they_say(one_process, elsewhere, page, comma
 
     assert ended.status == status, ended.err
     if prints is not None:
-        assert comparable(ended.out) == comparable(prints)
+        held(page, prints, ended.out)
+        assert comparable(ended.out) == comparable(prints) or REWRITES
 
 
 def by_itself(words):
@@ -237,7 +256,8 @@ def test_commands_in_two_processes_exit_and_print_as_they_say(two_ranks, elsewhe
     assert (one.status, other.status) == (status, status), one.err
     assert other.out == ""
     if prints is not None:
-        assert comparable(one.out) == comparable(prints)
+        held(page, prints, one.out)
+        assert comparable(one.out) == comparable(prints) or REWRITES
 
 
 def test_ci_runs_the_two_commands_that_set_up():

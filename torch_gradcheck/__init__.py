@@ -23,9 +23,11 @@ if TYPE_CHECKING:
         NothingProvenError,
         ProcessGroupError,
     )
+    from torch_gradcheck.monitoring.history import GradientHistory, GradientRecord
     from torch_gradcheck.monitoring.monitor import GradientMonitor
     from torch_gradcheck.planting.plant import blind_spots
     from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
+    from torch_gradcheck.reporting.comparison.comparison import Comparison
     from torch_gradcheck.reporting.facts import (
         ContractEntry,
         ContractStatus,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "BlindSpot",
     "BlindSpots",
+    "Comparison",
     "ContractEntry",
     "ContractStatus",
     "Coordinate",
@@ -48,9 +51,11 @@ __all__ = [
     "DiagnosisKind",
     "GradcheckError",
     "GradcheckFailedError",
+    "GradientHistory",
     "GradientMismatchError",
     "GradientMismatchWarning",
     "GradientMonitor",
+    "GradientRecord",
     "InvalidRequestError",
     "NonDeterministicLossError",
     "NonFiniteLossError",
@@ -86,6 +91,7 @@ _HOMES = {
     "NonScalarLossError": "errors",
     "NothingProvenError": "errors",
     "ProcessGroupError": "errors",
+    "Comparison": "reporting.comparison.comparison",
     "ContractEntry": "reporting.facts",
     "ContractStatus": "reporting.facts",
     "Coordinate": "reporting.facts",
@@ -97,7 +103,9 @@ _HOMES = {
     "blind_spots": "planting.plant",
     "BlindSpot": "planting.spots",
     "BlindSpots": "planting.spots",
+    "GradientHistory": "monitoring.history",
     "GradientMonitor": "monitoring.monitor",
+    "GradientRecord": "monitoring.history",
     "Report": "reporting.report",
 }
 

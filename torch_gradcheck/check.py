@@ -24,6 +24,7 @@ from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.loss import ClosureLoss, Loss, MeanLoss, ModuleLoss
 from torch_gradcheck.pipeline.backward import check_backward, judged
+from torch_gradcheck.pipeline.provenance import with_provenance
 from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.progress import progress_bar
 from torch_gradcheck.reporting.report import Report
@@ -154,8 +155,10 @@ def check_module(
         callable_argument("loss_fn", loss_fn)
         loss = ModuleLoss(model, loss_fn, batch)
         if reference is not None:
-            return whole.told(module_against_reference(loss, reference_module(reference), request))
-        return whole.told(checked(model, loss, request, step))
+            report = module_against_reference(loss, reference_module(reference), request)
+        else:
+            report = checked(model, loss, request, step)
+        return whole.told(with_provenance(report, "check_module(model, loss_fn, batch)", model, request))
 
 
 def check_closure(
@@ -211,7 +214,8 @@ def check_closure(
         callable_argument("closure", closure)
         closure_argument(closure)
         no_reference_of_closure(reference)
-        return whole.told(checked(model, ClosureLoss(closure), request, step))
+        report = checked(model, ClosureLoss(closure), request, step)
+        return whole.told(with_provenance(report, "check_closure(model, closure)", model, request))
 
 
 def _ranks_of(model: nn.Module, gradients: object, group: ProcessGroup | None) -> ProcessGroup | None:
@@ -300,14 +304,21 @@ def check_function(
             team=team,
         )
         if reference is not None:
-            return whole.told(function_against_reference(function, inputs, reference, request))
-        loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
-        try:
-            return whole.told(_of_function(model, loss, request))
-        except WrittenArgumentsError:
-            return whole.told(_of_function(model, loss.on_copies(), request))
-        except NonFiniteLossError as error:
-            raise loss.explained(error) from error.__cause__
+            report = function_against_reference(function, inputs, reference, request)
+        else:
+            report = _function_alone(function, inputs, model, request)
+        return whole.told(with_provenance(report, "check_function(function, inputs)", function, request, inputs))
+
+
+def _function_alone(function: Callable[..., Any], inputs: Any, model: nn.Module, request: Request) -> Report:
+    """The check of a function by differences; of one that writes to its arguments, with copies of them."""
+    loss = FunctionLoss(function_call(function, inputs), request.seed, is_bent=request.order == 2)
+    try:
+        return _of_function(model, loss, request)
+    except WrittenArgumentsError:
+        return _of_function(model, loss.on_copies(), request)
+    except NonFiniteLossError as error:
+        raise loss.explained(error) from error.__cause__
 
 
 def _of_function(model: nn.Module, loss: FunctionLoss, request: Request) -> Report:
@@ -376,4 +387,5 @@ def _begun_with_first_order(report: Report, model: nn.Module, loss: Loss, reques
     if not first.mismatches:
         return report
     new = [f"by a check of order=1, {note}" for note in first.notes[:2] if note not in report.notes]
-    return replace(report, culprit=first.culprit, notes=[*report.notes[:1], *new[:1], *report.notes[1:]])
+    notes = [*report.notes[:1], *new[:1], *report.notes[1:]]
+    return replace(report, culprit=first.culprit, place=first.place, notes=notes)

@@ -11,6 +11,13 @@ class InvalidRequestError(GradcheckError, TypeError, ValueError):
     """An argument of the caller's cannot be used: wrong type, wrong value, or it does not fit the model."""
 
 
+class MisfitError(InvalidRequestError, RuntimeError, IndexError):
+    """torch refused what the model or the loss handed to it: shapes, kinds of numbers, devices or indices do not fit.
+
+    It is raised from torch's own exception, and is a RuntimeError and an IndexError as that is, for those who catch it.
+    """
+
+
 class NonScalarLossError(GradcheckError):
     """J(θ) is not one real number: it has several entries, is complex, or is not a tensor at all."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -144,11 +145,27 @@ def no_reference_of_closure(reference: object) -> None:
 
 
 def callable_argument(name: str, value: object) -> None:
-    """Raises when `value`, given as argument `name`, cannot be called."""
+    """Raises when `value`, given as argument `name`, cannot be called, or would not run when it is."""
     if isinstance(value, type) and issubclass(value, torch.nn.Module):
         raise InvalidRequestError(f"{name} is the class {value.__name__}; give an instance: {value.__name__}(...).")
     if not callable(value):
-        raise InvalidRequestError(f"{name} must be callable, got {_found(value)}.")
+        raise InvalidRequestError(f"{name} must be callable, got {_found(value)}.{_instead_of_function(name, value)}")
+    if inspect.iscoroutinefunction(value) or inspect.isgeneratorfunction(value):
+        word = "async" if inspect.iscoroutinefunction(value) else "yield"
+        raise InvalidRequestError(
+            f"{name} is a function with `{word}`, which does not run when it is called: give one that returns the loss."
+        )
+
+
+def _instead_of_function(name: str, value: object) -> str:
+    """What was probably meant by something else than a function, as a sentence; "" where it cannot be told."""
+    if isinstance(value, torch.optim.Optimizer):
+        return f" That is an optimizer: give the function that computes the loss as {name}."
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        return " That is a value: give the function that computes it, not what it returned."
+    if isinstance(value, torch.Tensor | tuple | list | Mapping) and name == "loss_fn":
+        return " Is that the batch? The order is check_module(model, loss_fn, batch)."
+    return ""
 
 
 def function_argument(function: object, name: str = "function") -> None:
@@ -182,8 +199,19 @@ def _module(name: str, model: object) -> torch.nn.Module:
     if isinstance(model, type) and issubclass(model, torch.nn.Module):
         raise InvalidRequestError(f"{name} is the class {model.__name__}; give an instance: {model.__name__}(...).")
     if not isinstance(model, torch.nn.Module):
-        raise InvalidRequestError(f"{name} must be a torch.nn.Module, got {_found(model)}.")
+        raise InvalidRequestError(f"{name} must be a torch.nn.Module, got {_found(model)}.{_instead_of_model(model)}")
     return model
+
+
+def _instead_of_model(value: object) -> str:
+    """What was probably meant by something else than a model, as a sentence; "" where it cannot be told."""
+    if inspect.isroutine(value) or isinstance(value, functools.partial):
+        return " A function is checked by check_function(function, inputs)."
+    if isinstance(value, Mapping):
+        return " Is that a state_dict? Load it: model.load_state_dict(...), and give the model."
+    if isinstance(value, torch.optim.Optimizer):
+        return " That is an optimizer: give the model that it trains."
+    return ""
 
 
 def _gradients(value: object) -> Gradients:

@@ -94,9 +94,9 @@ def test_dropout_and_batchnorm_are_the_same_at_every_evaluation() -> None:
 
 NOT_SCALAR = {
     "several": (lambda model: model(X), r"shape \(4, 1\) with 4 entries.*reduce it"),
-    "number": (lambda model: 3.0, "the loss is a float, not a tensor"),
-    "nothing": (lambda model: None, "the loss is a NoneType, not a tensor"),
-    "complex": (lambda model: model(X).sum() * 1j, "the loss is complex"),
+    "number": (lambda model: 3.0, "the loss function returned a float, not a tensor"),
+    "nothing": (lambda model: None, "the loss function returned None"),
+    "complex": (lambda model: model(X).sum() * 1j, "returned a complex number"),
     "integer": (lambda model: model(X).sum().long(), "dtype torch.int64, which has no gradient"),
     "empty": (lambda model: model(X)[:0], "with 0 entries"),
 }

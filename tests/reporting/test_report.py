@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import pickle
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.reporting.render.samples import SAMPLES, contract, facts, match, report_of, row
+from tests.reporting.render.samples import SAMPLES, contract, facts, match, report_of, row, unmeasured
 from torch_gradcheck.errors import GradcheckError, GradientMismatchError, NothingProvenError
 from torch_gradcheck.reporting.facts import Status
 from torch_gradcheck.reporting.render.html import html
@@ -140,6 +142,16 @@ def test_str_is_the_text_and_a_notebook_shows_the_html() -> None:
             "<Report: gradients WRONG in 60 of 60 parameters; relative error 3.3e-01 (worry) over the whole θ>",
         ),
         (
+            "two_of_twelve_wrong",
+            "<Report: gradients WRONG in 2 of 12 parameters; culprit: norm1; relative error 8.7e-02 (worry) over the "
+            "whole θ>",
+        ),
+        (
+            "partly_wrong",
+            "<Report: gradients WRONG in 3 of 3 parameters; culprit: the model's own forward; relative error 4.2e-09 "
+            "(great) over the whole θ>",
+        ),
+        (
             "broken_contract",
             "<Report: gradients right: 2 of 2 parameters, contract BROKEN in 2 of 11 entries: grad_output_kept, "
             "layouts; relative error 4.2e-09 (great) over the whole θ>",
@@ -150,7 +162,7 @@ def test_str_is_the_text_and_a_notebook_shows_the_html() -> None:
             "no relative error: nothing was decided>",
         ),
     ],
-    ids=["right", "wrong", "broken contract", "nothing proven"],
+    ids=["right", "wrong", "culprit", "culprit itself", "broken contract", "nothing proven"],
 )
 def test_repr_is_one_line(sample: str, line: str) -> None:
     assert repr(report(sample)) == line
@@ -174,3 +186,74 @@ def test_a_report_can_be_sent_to_another_process() -> None:
     received = pickle.loads(pickle.dumps(sent))
     assert type(received) is Report
     assert str(received) == str(sent)
+
+
+def test_rows_are_found_by_name_alias_and_position() -> None:
+    found = report("odd_shapes_and_figures")
+    assert found[0] is found["scale"]
+    assert found[-1] is list(found)[-1]
+    assert found[np.int64(1)] is found["empty"]
+    assert found[1:3] == [found["empty"], found["head.weight"]]
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "message"),
+    [
+        (10, IndexError, "no row 10 in this report; there are scale, empty, embedding.weight and 7 more"),
+        (-11, IndexError, "no row -11 in this report"),
+        ("heed.weight", KeyError, "no row 'heed.weight' in this report; close: head.weight"),
+        ("zzz", KeyError, "no row 'zzz' in this report; there are scale, empty, embedding.weight and 9 more"),
+        (1.5, TypeError, "found by its name or its position, not by a float"),
+        (None, TypeError, "not by a NoneType"),
+    ],
+    ids=str,
+)
+def test_a_row_that_is_not_there_is_answered_with_those_that_are(
+    key: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        report("odd_shapes_and_figures")[key]
+
+
+def test_no_row_at_all() -> None:
+    with pytest.raises(IndexError, match="there are none"):
+        report("no_parameters")[0]
+
+
+def test_each_part_says_what_it_is_on_one_line() -> None:
+    wrong = report("two_of_twelve_wrong").mismatches[0]
+    assert repr(wrong) == "<ParameterReport norm1.weight 16: mismatch, relative error 3.3e-01, 16 of 16 wrong>"
+    assert repr(wrong.worst[0]) == "<Coordinate [4]: mismatch, analytic 3.460000e-02, numeric 1.730000e-02 ± 1e-11>"
+    assert repr(wrong.diagnosis).startswith("<Diagnosis scaled: dθ = 2.000 × the right gradient in every entry")
+    assert repr(report("partly_wrong")[0].map) == "<WrongMap 10 rows × 8 columns: 14 of 80 cells are wrong>"
+    assert repr(report("broken_contract").contract[1]) == "<ContractEntry inputs_kept: passed>"
+    assert repr(unmeasured("embed.weight", 3, 2)) == "<ParameterReport embed.weight 3×2: frozen>"
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=str)
+def test_no_repr_breaks_a_line(sample: str) -> None:
+    found = report(sample)
+    parts = [found, *found, *found.contract, *(entry for row in found for entry in row.worst)]
+    parts += [part for row in found for part in (row.diagnosis, row.map) if part]
+    assert [said for part in parts if not (said := repr(part)).isprintable()] == []
+
+
+def test_parts_are_equal_by_content_and_nan_equals_nan() -> None:
+    one, other = (report("odd_shapes_and_figures")["not_finite"] for _ in range(2))
+    again = replace(one, relative_error=float("nan"), worst=[replace(entry) for entry in one.worst], seconds=9.0)
+    assert one == other == again
+    assert len({one, other, again}) == 1
+    assert one != replace(one, mismatched=1)
+    assert one != replace(one, worst=[replace(one.worst[0], analytic=0.0), *one.worst[1:]])
+    assert one != "not_finite"
+    assert hash(one.worst[0]) == hash(again.worst[0])
+
+
+def test_equal_reports_differ_in_seconds_at_most() -> None:
+    found = report("nothing_wrong_not_all_proven")
+    later = replace(found, seconds=99.0, parameters=tuple(replace(row, seconds=1.0) for row in found))
+    assert found == later
+    assert len({found, later}) == 1
+    for change in ({"seed": 1}, {"loss": 2.0}, {"notes": ["one"]}, {"parameters": found.parameters[1:]}):
+        assert found != replace(found, **change)
+    assert found != SAMPLES["nothing_wrong_not_all_proven"], "the facts alone are no report"

@@ -14,7 +14,8 @@ from torch_gradcheck.objective.theta import ThetaEntry, theta_of
 from torch_gradcheck.reporting.facts import ParameterReport, Status, Verdict
 from torch_gradcheck.verdicts.entry_check import EntryResults, Outcome
 from torch_gradcheck.verdicts.ratio import relative_error
-from torch_gradcheck.verdicts.rows import WORST, compared_row, frozen_row
+from torch_gradcheck.verdicts.rows import compared_row, frozen_row
+from torch_gradcheck.verdicts.shown_entries import WORST
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 TOLERANCE = 1e-5

@@ -29,6 +29,7 @@ from torch_gradcheck.against_reference.runs.placing import Place, place_of
 from torch_gradcheck.against_reference.runs.sides import Candidate
 from torch_gradcheck.against_reference.runs.upstream import OtherGraphError, Upstream
 from torch_gradcheck.against_reference.start_of_difference import beside_equal_runs
+from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.objective.function_call import function_call
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError
 from torch_gradcheck.objective.loss import ModuleLoss
@@ -120,7 +121,7 @@ def _beside(pair: Pair, found: Candidate, own: Reference, place: Place, started:
         culprit = culprit_beside(pair, found, own.exact[0], verdicts, rows)
     on_dtypes = [*on_other_dtypes(verdicts), *on_refusal(verdicts)]
     notes = [*notes_of(candidate, found, own, rows, request, culprit.notes), *on_dtypes, *place.notes]
-    report = _report(own.report, beside, rows, culprit.name, notes, started)
+    report = _report(own.report, beside, rows, culprit, notes, started)
     unmeasured = [row.name for row in own.report.mismatches]
     contract = contract_of_candidate(pair, verdicts, unmeasured, apart)
     report = beside_equal_runs(report, pair, apart)
@@ -132,7 +133,7 @@ def _report(
     own: Report,
     verdicts: Sequence[Judged],
     rows: Sequence[ParameterReport],
-    culprit: str | None,
+    culprit: Culprit,
     notes: list[str],
     started: float,
 ) -> Report:
@@ -145,7 +146,8 @@ def _report(
         relative_error=ratio if decided else None,
         seconds=time.perf_counter() - started,
         dtype=listed(sorted({name_of(each.compared.entry.own_dtype) for each in verdicts})),
-        culprit=culprit,
+        culprit=culprit.name,
+        place=culprit.place,
         notes=notes,
         backward_spread=0.0,
         reference=own,

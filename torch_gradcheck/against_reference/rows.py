@@ -17,7 +17,8 @@ from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, ParameterReport, Status, Verdict
 from torch_gradcheck.reporting.words import percent, times
 from torch_gradcheck.training_step.diagnosis import step_evidence
-from torch_gradcheck.verdicts.rows import compared_row, frozen_row, furthest, ratio_of
+from torch_gradcheck.verdicts.rows import compared_row, frozen_row, ratio_of
+from torch_gradcheck.verdicts.shown_entries import coordinates_of, furthest_entries
 
 RESOLVED = 1.0
 """A tensor matches only if a factor of 2 on it, or of 0, would have been a mismatch."""
@@ -30,7 +31,11 @@ def row_of(judged: Judged, diagnosis: Diagnosis | None) -> ParameterReport:
     """The row of one tensor."""
     entry = judged.compared.entry
     row = compared_row(entry, judged.trial, tolerance=np.inf)
-    row = replace(row, rounding_ratio=judged.rounding_ratio, worst=furthest(entry, judged.trial, in_bars=True))
+    row = replace(
+        row,
+        rounding_ratio=judged.rounding_ratio,
+        worst=coordinates_of(entry, judged.trial, furthest_entries(judged.trial, in_bars=True)),
+    )
     if row.status is Status.MISMATCH:
         picture = wrong_map(step_evidence(entry, judged.trial), aligned=True)
         return replace(row, reason=_how_wrong(row, judged, diagnosis), diagnosis=diagnosis, map=picture)

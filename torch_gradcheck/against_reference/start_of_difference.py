@@ -48,7 +48,7 @@ def beside_equal_runs(report: Report, pair: Pair, apart: Sequence[Apart]) -> Rep
     notes = notes_on(apart, where)
     if worst is None:
         return replace(report, notes=[*report.notes, *notes])
-    return replace(report, culprit=culprit, notes=[*notes, *report.notes], backward_spread=spread_of(apart))
+    return replace(report, culprit=culprit, place="", notes=[*notes, *report.notes], backward_spread=spread_of(apart))
 
 
 def start_of(pair: Pair, apart: Apart) -> tuple[str | None, str]:

@@ -1,5 +1,5 @@
-"""The command `torch-gradcheck FILE.py:FUNCTION`, in one process or in those that torchrun starts."""
+"""The command `torch-gradcheck FILE.py:FUNCTION`, in one process or in those that torchrun starts, and `compare`."""
 
-from torch_gradcheck.command_line.command import main
+from torch_gradcheck.command_line.entry import main
 
 __all__ = ["main"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,12 +13,12 @@ from torch_gradcheck.command_line.launch import Ranks
 from torch_gradcheck.command_line.options import parser
 from torch_gradcheck.command_line.output import files_of, refuse_unwritable, tell
 from torch_gradcheck.command_line.target import function_named, problem_of
-from torch_gradcheck.command_line.users_error import print_users
-from torch_gradcheck.errors import GradcheckError, InvalidRequestError
+from torch_gradcheck.command_line.users_error import print_error
+from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 
-PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN = 0, 1, 2, 3
+PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN, INTERRUPTED = 0, 1, 2, 3, 130
 
 OF_BOTH = ("eps", "tolerance", "seed", "progress", "order", "hold_detached")
 """The options that the check of a function has as well, besides the precision."""
@@ -40,8 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _exit_status(_told(options, ranks), options.strict)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         with ranks.one_voice():
-            _print_error(error, options.target)
-        return COULD_NOT_CHECK
+            print_error(error, options.target)
+        is_interrupt = isinstance(error, KeyboardInterrupt) and not ranks.are_several
+        return INTERRUPTED if is_interrupt else COULD_NOT_CHECK
     finally:
         ranks.leave()
 
@@ -50,18 +50,6 @@ def _exit_status(report: Report, strict: bool) -> int:
     if report.mismatches or report.broken or report.has_wrong_reference:
         return MISMATCH
     return PASSED if (report.proven if strict else report.passed) else NOT_PROVEN
-
-
-def _print_error(error: BaseException, target: str) -> None:
-    """Says why there is no verdict; of an error of the user's own code also where."""
-    if isinstance(error, GradcheckError | OSError):
-        why = str(error)
-    elif isinstance(error, KeyboardInterrupt):
-        why = "interrupted"
-    else:
-        print_users(error)
-        why = f"{target} ended in {type(error).__name__}"
-    print(f"torch-gradcheck: {why}", file=sys.stderr)
 
 
 def _told(options: argparse.Namespace, ranks: Ranks) -> Report:

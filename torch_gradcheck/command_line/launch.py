@@ -34,6 +34,11 @@ class Ranks:
         self._team = Team()
 
     @property
+    def are_several(self) -> bool:
+        """Whether there are others, started by a launcher, which ends all when one exits otherwise than the others."""
+        return self._are_launched or self.group is not None
+
+    @property
     def leads(self) -> bool:
         """Whether this is the process that speaks and writes."""
         group = self.group

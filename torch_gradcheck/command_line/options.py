@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.precision.dtypes import name_of
@@ -16,13 +19,28 @@ DESCRIPTION = "Checks the gradients of a PyTorch model, or a function of tensors
 EPILOG = (
     "Exit status: 0 passed, 1 a gradient is wrong, that of a reference too, or the contract of a function broken, 2 it "
     "could not be checked, 3 nothing is wrong and no gradient is proven right (with --strict: not every one is). "
-    "Started by torchrun, the processes share the check, and exit alike."
+    "Started by torchrun, the processes share the check, and exit alike. "
+    "torch-gradcheck compare OLD.json NEW.json says what became of a check since a report that --json has written."
 )
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that names the options that an unknown one may have meant."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The words of the command; exits with a message where they cannot be used."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            known = re.findall(r"--[a-z][a-z-]*", self.format_help())
+            close = [name for word in unknown for name in get_close_matches(word.partition("=")[0], known, n=1)]
+            hint = f"; close names: {', '.join(dict.fromkeys(close))}" if close else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser of the command's words."""
-    command = argparse.ArgumentParser(prog="torch-gradcheck", description=DESCRIPTION, epilog=EPILOG)
+    command = Parser(prog="torch-gradcheck", description=DESCRIPTION, epilog=EPILOG)
     command.add_argument(
         "target",
         metavar="FILE.py:FUNCTION",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TextIO
 
+from torch_gradcheck.command_line.printing import print_to
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.render.formats import FORMATS
+from torch_gradcheck.reporting.render.terminal import page_of
+from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.report import Report
+from torch_gradcheck.reporting.saving import require_place_for, write_whole
 
 STANDARD_OUTPUT = Path("-")
 """The path that stands for standard output, as it does for other commands."""
@@ -27,28 +29,16 @@ def refuse_unwritable(paths: Collection[Path]) -> None:
     if list(paths).count(STANDARD_OUTPUT) > 1:
         raise InvalidRequestError("one report can be written to standard output, -: give the other one a file.")
     for path in paths:
-        if path.is_dir() or not path.parent.is_dir():
-            why = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
-            raise InvalidRequestError(f"the report cannot be written to {path}: {why}.")
+        require_place_for(path)
 
 
 def tell(report: Report, files: Mapping[str, Path], title: str) -> None:
     """Prints the report and writes the files. Its text gives way to a file on standard output, and goes to stderr."""
-    _print(str(report), sys.stderr if STANDARD_OUTPUT in files.values() else sys.stdout)
+    stream = sys.stderr if STANDARD_OUTPUT in files.values() else sys.stdout
+    print_to(stream, text(report, page_of(stream)))
     for suffix, path in files.items():
         content = FORMATS[suffix].write(report, title)
         if path == STANDARD_OUTPUT:
-            _print(content, sys.stdout)
+            print_to(sys.stdout, content)
         else:
-            path.write_text(content, encoding="utf-8")
-
-
-def _print(text: str, stream: TextIO | None) -> None:
-    """Prints, with "?" for letters that the stream's encoding lacks. A pipe that is closed early is no error."""
-    if stream is None:
-        return
-    encoding = stream.encoding or "utf-8"
-    try:
-        print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it once more at its end
+            write_whole(path, content)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.reporting.words import close_names
+from torch_gradcheck.reporting.words import close_names, listed
 
 FUNCTION_ARGUMENTS = ("function", "inputs", "reference")
 MODEL_ARGUMENTS = ("model", "loss_fn", "batch", "reference")
@@ -25,8 +27,10 @@ def function_named(target: str) -> Callable[[], Any]:
         InvalidRequestError: there is no such function, or it asks for arguments.
     """
     where, colon, name = target.rpartition(":")
-    if not colon or not where or not name:
-        raise InvalidRequestError(f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.")
+    if not colon or not where or not name or name.endswith(".py"):
+        raise InvalidRequestError(
+            f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.{_functions_in(target)}"
+        )
     function = _function(where, name)
     try:
         inspect.signature(function).bind()
@@ -59,6 +63,26 @@ def problem_of(target: str, result: Any) -> dict[str, Any]:
     )
 
 
+def _functions_in(target: str) -> str:
+    """The targets that a file without a function may have meant, as a sentence; "" of anything else. Runs nothing."""
+    path = Path(target.rstrip(":"))
+    if path.suffix != ".py" or not path.is_file():
+        return ""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError):
+        return f" {path} cannot be read as Python."
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")]
+    free = [f"{path}:{each.name}" for each in functions if not _asked_of(each.args)]
+    return f" It has {listed(free, 6)}." if free else f" {path} has no function that can be called without arguments."
+
+
+def _asked_of(arguments: ast.arguments) -> bool:
+    """Whether a function has to be given arguments."""
+    positional = len(arguments.posonlyargs) + len(arguments.args) - len(arguments.defaults)
+    return positional > 0 or None in arguments.kw_defaults
+
+
 def _named(target: str, problem: Mapping[str, Any]) -> dict[str, Any]:
     """The mapping that the target's function returned; raises unless its keys are the arguments of a check."""
     for names in (FUNCTION_ARGUMENTS, MODEL_ARGUMENTS):
@@ -83,8 +107,10 @@ def _function(where: str, name: str) -> Callable[[], Any]:
 
 
 def _module_in_file(path: Path) -> ModuleType:
+    if path.is_dir():
+        raise InvalidRequestError(f"{path} is a directory: name a file in it.")
     if not path.stem or not path.is_file():
-        raise InvalidRequestError(f"there is no file {path} in {Path.cwd()}.")
+        raise InvalidRequestError(f"there is no file {path} in {Path.cwd()}.{_files_like(path)}")
     sys.path.insert(0, str(path.resolve().parent))  # the file's own imports, as when it is run as a script
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if spec is None or spec.loader is None:
@@ -95,9 +121,19 @@ def _module_in_file(path: Path) -> ModuleType:
     return module
 
 
+def _files_like(path: Path) -> str:
+    """The files whose names come close to that of one that is not there, as a sentence; "" without any."""
+    there = sorted(each.name for each in path.parent.glob("*.py")) if path.parent.is_dir() else []
+    close = get_close_matches(path.name, there, n=3)
+    return f" Close names: {', '.join(close)}." if close else ""
+
+
 def _module_by_name(name: str) -> ModuleType:
+    if name.endswith(".ipynb"):
+        raise InvalidRequestError(f"{name} is a notebook: move the function to a file that ends in .py.")
     if not all(part.isidentifier() for part in name.split(".")):
-        raise InvalidRequestError(f"{name!r} is neither a file that ends in .py nor the name of a module.")
+        directory = ": it is a directory, name a file in it" if Path(name).is_dir() else ""
+        raise InvalidRequestError(f"{name!r} is neither a file that ends in .py nor the name of a module{directory}.")
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)

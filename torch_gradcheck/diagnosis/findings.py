@@ -18,7 +18,7 @@ from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import factor_in_words
 from torch_gradcheck.diagnosis.kind.terms import slicewise
 from torch_gradcheck.diagnosis.kind.wrong_map import wrong_map
-from torch_gradcheck.diagnosis.non_finite.search import find_non_finite
+from torch_gradcheck.diagnosis.non_finite.search import NonFinite, find_non_finite
 from torch_gradcheck.diagnosis.propagated import propagated
 from torch_gradcheck.diagnosis.stale_calls import stale_calls
 from torch_gradcheck.diagnosis.stop_gradients import stop_gradients
@@ -40,11 +40,13 @@ class Findings:
         rows: one a parameter, the wrong ones with a diagnosis and a map of their wrong entries.
         culprit: the name of the module that goes wrong, see `Culprit.name`; None where none can be named.
         notes: sentences on the culprit, and on mistakes that several rows share.
+        place: where in the code the mistake of the culprit is, see `Facts.place`.
     """
 
     rows: list[ParameterReport]
     culprit: str | None
     notes: list[str]
+    place: str = ""
 
 
 def findings_of(
@@ -82,7 +84,7 @@ def findings_of(
     ]
     on_culprit = [note + stops.cut_in_words * (not k) for k, note in enumerate(culprit.notes)]
     notes = [*stops.notes, *on_culprit, *on_masked(problem, rows, trials), *_in_common(diagnosed, culprit)]
-    return Findings(diagnosed, culprit.name, notes)
+    return Findings(diagnosed, culprit.name, notes, culprit.place)
 
 
 def _unknown(diagnoses: Mapping[int, Diagnosis]) -> list[int]:
@@ -103,7 +105,12 @@ def _culprit(
         followed = {position: _finite_only(trial) for position, trial in followed.items()}
     wrong = any(np.any(trial.results.outcome == Outcome.MISMATCH) for trial in followed.values())
     culprit = find_culprit(problem, followed, gradients) if wrong else Culprit(None, ())
-    return culprit if made is None else replace(culprit, name=made.culprit, notes=(*made.notes, *culprit.notes))
+    return culprit if made is None else _made_by(made, culprit)
+
+
+def _made_by(made: NonFinite, culprit: Culprit) -> Culprit:
+    """What makes gradients not finite as the culprit, and what is said of the other one."""
+    return replace(culprit, name=made.culprit, notes=(*made.notes, *culprit.notes), place=made.place)
 
 
 def _finite_only(trial: ParameterTrial) -> ParameterTrial:

@@ -9,7 +9,7 @@ import numpy as np
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
-from torch_gradcheck.diagnosis.culprit.sentences import described
+from torch_gradcheck.diagnosis.culprit.sentences import described, place_of_backward
 from torch_gradcheck.gradients.repeated import Difference
 from torch_gradcheck.gradients.watched_backwards import Place
 from torch_gradcheck.methods.choice import Trials
@@ -35,11 +35,13 @@ class Unrepeatable:
             for which it is more than rounding.
         culprit: the module in which it starts, the name of a parameter whose hook starts it, or None.
         notes: the sentence on that, or on a difference that is rounding; none where the runs agree to the bit.
+        place: where in the code it starts, see `Facts.place`.
     """
 
     spreads: Mapping[int, float] = field(default_factory=dict)
     culprit: str | None = None
     notes: tuple[str, ...] = ()
+    place: str = ""
 
     @classmethod
     def of(cls, problem: Problem) -> Unrepeatable:
@@ -55,7 +57,9 @@ class Unrepeatable:
             f"the backward is not one function: two runs at the same θ differ by {found.spread:.1e} "
             f"of the gradient of {name}, of which {found.allowed:.0e} could be rounding. {where}. {_pattern(found)}"
         )
-        return cls(found.spreads, culprit, (sentence,))
+        function = None if found.on_the_way or found.place is None else found.place.function
+        place = "" if function is None or is_of_backward_hooks(function) else place_of_backward(function)
+        return cls(found.spreads, culprit, (sentence,), place)
 
     @property
     def spread(self) -> float:

@@ -58,4 +58,5 @@ def slope_on_trial(model: nn.Module, loss: Loss, request: Request) -> Slope:
     """J of a check of second order: the slope ⟨v, ∇J⟩ of the user's loss along all that may be on trial."""
     # θ itself is known once J has been evaluated: captured tensors belong to it that J reads.
     asked = theta_of(model, request.include, request.exclude, variables_on_trial(loss, request))
-    return Slope(loss.at(request.dtype), [entry.parameter for entry in asked if entry.checked], request.seed)
+    parameters = [entry.parameter for entry in asked if entry.checked]
+    return Slope(loss.at(request.dtype), parameters, request.seed, loss.given)

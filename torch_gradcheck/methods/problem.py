@@ -171,6 +171,7 @@ class Problem:
                 self._loss.variables,
                 self._loss.words,
                 self.slope,
+                self._loss.given,
             )
 
         return finite(evaluated, self.slope, self.request.perturb)

@@ -105,6 +105,7 @@ def reported(
     relative_error: float | None,
     notes: list[str],
     culprit: str | None = None,
+    place: str = "",
     backward_spread: float = 0.0,
 ) -> Report:
     """The report of a check that ends now.
@@ -117,6 +118,7 @@ def reported(
         relative_error: the lecture's, over all of θ that was decided.
         notes: in the order they are told.
         culprit: where the mistake is, if that is known.
+        place: where that is in the code.
         backward_spread: see `Facts`.
     """
     request, noise = problem.request, problem.noise  # measured before evaluations are counted
@@ -133,6 +135,7 @@ def reported(
         seed=request.seed,
         noise=noise.sigma,
         culprit=culprit,
+        place=place,
         notes=notes,
         backward_spread=backward_spread,
         order=request.order,

@@ -6,15 +6,12 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
-from torch_gradcheck.arrays import Floats
-from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.check import Patterns
 from torch_gradcheck.errors import (
     GradcheckError,
@@ -22,26 +19,23 @@ from torch_gradcheck.errors import (
     GradientMismatchWarning,
     InvalidRequestError,
 )
-from torch_gradcheck.gradients.left_in_grad import left_gradients, theta_in_grad
 from torch_gradcheck.methods.choice import METHOD_NAMES
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
-from torch_gradcheck.monitoring.joined import joined
+from torch_gradcheck.monitoring.history import GradientHistory
+from torch_gradcheck.monitoring.observations import Observation, observed
+from torch_gradcheck.monitoring.recorder import Recorder
+from torch_gradcheck.monitoring.scalar_log import ScalarLog
 from torch_gradcheck.monitoring.schedule import Due, Schedule
+from torch_gradcheck.monitoring.scheduled_step import Declared, ScheduledStep
 from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
-from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, Loss, MeanLoss, ModuleLoss
-from torch_gradcheck.pipeline.backward import check_backward
+from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, ModuleLoss
 from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
 from torch_gradcheck.torch_internals.data_parallel import data_parallel_group, without_parallel
 from torch_gradcheck.torch_internals.modules import uncompiled
-from torch_gradcheck.torch_internals.optimizers import has_unscaled
-from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.forward_state import SeenForward
-from torch_gradcheck.training_step.ranks.exchange import step_of_all
-from torch_gradcheck.training_step.step import TrainingStep
-from torch_gradcheck.training_step.window import Window
 
 if TYPE_CHECKING:  # a build of torch may come without it
     from torch.distributed import ProcessGroup
@@ -85,15 +79,19 @@ class GradientMonitor:
             `mode` is that of the model's check; `.grad` is judged in the mode the loop trains in. There is no
             `perturb`: what the loop left in `.grad` belongs to its own θ, and after a few steps that is no
             initialisation any more.
-
         group: the ranks of a `torch.distributed` process group that each train on batches of their own and average
             their gradients; None: those of the model, where it is under DistributedDataParallel or FSDP2. J is then the
             mean of the losses of all ranks, or by the weights of all their batches. Every rank has a monitor with the
             same schedule, and gets the same reports; the ranks send each other their batches on scheduled steps.
+        log: where figures of each step that is checked are written, under the names of docs/guide/training.md: a
+            function of `(values, step)`, such as `wandb.log`; a SummaryWriter of TensorBoard, or another object with
+            `add_scalar(name, value, step)`; a logger of Lightning. Of several ranks the first one writes.
 
     Attributes:
         reports: step → its report.
         errors: step → why it could not be checked.
+        history: for each step that was checked and each parameter a `GradientRecord`: the norm of `.grad`, the share of
+            zeros in it, how far the optimizer then moved the weights, and more; see `GradientHistory`.
         summary: what came of it, in lines: steps that are wrong, that could not be checked, on which nothing was
             proven, and those that were scheduled and never came.
 
@@ -124,6 +122,7 @@ class GradientMonitor:
         progress: bool | None = None,
         hold_detached: bool = False,
         group: ProcessGroup | None = None,
+        log: Any = None,
     ) -> None:
         is_module = isinstance(model, nn.Module)
         team = team_of(data_parallel_group(model) if group is None and is_module else group)
@@ -143,27 +142,29 @@ class GradientMonitor:
             team=team,
         )
         callable_argument("loss_fn", loss_fn)
-        self._model = uncompiled(model)
-        self._is_compiled = self._model is not model
         if scaler is not None and not hasattr(scaler, "get_scale"):
             raise InvalidRequestError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}.")
-        self._scaler = scaler
-        self._loss: Callable[[Any], Loss] = partial(ModuleLoss, model, loss_fn)
-        self._needs_batch = True
+        self._model = uncompiled(model)
+        self._needs_batch, self._is_scaled = True, scaler is not None
         self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
-        self._clip_norm = None if clip_norm is None else positive_number("clip_norm", clip_norm)
-        self._clip_value = None if clip_value is None else positive_number("clip_value", clip_value)
         self._schedule = Schedule(at, every, accumulate)
-        self._divisor: float | None = None
+        declared = Declared(
+            compiled=self._model is not model,
+            accumulate=self._schedule.accumulate,
+            clip_norm=None if clip_norm is None else positive_number("clip_norm", clip_norm),
+            clip_value=None if clip_value is None else positive_number("clip_value", clip_value),
+            scaler=scaler,
+        )
+        self._hook = ForwardHook(model if data_parallel_group(model) is None else without_parallel(model))
+        loss = partial(ModuleLoss, model, loss_fn)
+        self._under_way = ScheduledStep(self._model, loss, self._request, declared, self._hook)
+        self._recorder = Recorder(self._request)
+        self._log = ScalarLog(log, leads=team.leads)
+        self._updated: int | None = None
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
-        self._hook = ForwardHook(model if data_parallel_group(model) is None else without_parallel(model))
-        self._batches: list[Any] = []
-        self._weights: list[float] = []
-        self._arrived = 0
         self._ended: dict[int, str] = {}
-        self._earlier: dict[torch.Tensor, Floats] = {}
-        self._previous: Loss | None = None
+        self._arrived = 0
         self._await(0)
 
     @classmethod
@@ -175,7 +176,7 @@ class GradientMonitor:
         """
         callable_argument("closure", closure)
         monitor = cls(model, closure, **options)
-        monitor._loss, monitor._needs_batch = partial(ClosureLoss, closure), False
+        monitor._under_way.loss, monitor._needs_batch = partial(ClosureLoss, closure), False
         return monitor
 
     def watch(self) -> AbstractContextManager[None]:
@@ -222,10 +223,13 @@ class GradientMonitor:
         due = self._schedule.called()
         if due is None:
             return None
-        seen = list(batches())
-        self._divisor = divisor
+        self._note_update()
+        if due is Due.AFTER:
+            return self._log_update()
+        seen, step = list(batches()), self._under_way
+        step.divisor = divisor
         if due is Due.WITHIN:
-            self._batches, self._weights = seen, list(weights())
+            step.batches, step.weights = seen, list(weights())
             return self._finish()
         self._begin_after(seen)
         return None
@@ -241,8 +245,10 @@ class GradientMonitor:
             return
         self._schedule.close()
         self._hook.detach()
-        self._arrived = len(self._batches)
-        self._forget()
+        self._arrived = len(self._under_way.batches)
+        self._under_way.forget()
+        self._note_update(last=True)
+        self._log_update()
         if not self._request.team.leads:
             return
         summary = self.summary
@@ -252,12 +258,23 @@ class GradientMonitor:
     @property
     def summary(self) -> str:
         """The outcome so far: a line, and one more for each step that is not all right."""
-        return summary_of(self._schedule.steps, self.reports, self.errors, self._missed())
+        observed = [each.message for each in self.observations]
+        return summary_of(self._schedule.steps, self.reports, self.errors, [*self._missed(), *observed])
+
+    @property
+    def history(self) -> GradientHistory:
+        """What `.grad` and the weights of each parameter were on the steps that were checked, as far as it is known."""
+        return self._recorder.history
+
+    @property
+    def observations(self) -> list[Observation]:
+        """Gradients that vanish, explode or reach nothing, by the history so far; `passed` knows nothing of them."""
+        return observed(self.history, scaled=self._is_scaled)
 
     def _missed(self) -> list[str]:
         """Lines on scheduled steps that were not checked."""
         over, target = self._schedule.is_closed, self._schedule.target
-        arrived = self._arrived if over else len(self._batches)
+        arrived = self._arrived if over else len(self._under_way.batches)
         known = {*self.reports, *self.errors, *self._ended, *([target] if arrived else [])}
         lines = [f"step {step}: its check was ended by {name}" for step, name in self._ended.items()]
         if arrived:
@@ -277,52 +294,62 @@ class GradientMonitor:
             self._hook.attach()
 
     def _wake_up(self, due: Due, batch: Any, weight: Any, last: bool) -> Report | None:
+        self._note_update()
+        if due is Due.AFTER:
+            return self._log_update()
         if batch is NOTHING and self._needs_batch:
             raise InvalidRequestError("step() was called without a batch: give it what this step was trained on.")
         if due is Due.BEFORE:
             self._begin_after([batch])
             return None
         self._schedule.wake_next()
-        self._batches.append(batch)
-        self._add_weight(weight)
-        return self._finish() if last or len(self._batches) == self._schedule.accumulate else None
-
-    def _add_weight(self, weight: Any) -> None:
-        """Notes the weight of a batch; a window has one for each of its batches, or none."""
-        if weight is not None:
-            self._weights.append(positive_number("weight", weight))
-        if len(self._weights) not in (0, len(self._batches)):
-            raise InvalidRequestError(
-                "weight must be given with every batch of a window, or with none: "
-                f"{len(self._weights)} of {len(self._batches)} batches have one."
-            )
+        self._under_way.add(batch, weight)
+        return self._finish() if last or len(self._under_way.batches) == self._schedule.accumulate else None
 
     def _begin_after(self, batches: Sequence[Any]) -> None:
         """The next call of `step` begins a scheduled step; these batches were those of the step before."""
         self._schedule.wake_next()
-        self._remember(batches)
+        self._under_way.remember(batches)
         self._hook.attach()
+        self._log_update()
 
     def _finish(self) -> Report | None:
         """The end of a scheduled step: checks, and waits for the next."""
-        step, batches = self._schedule.target, tuple(self._batches)
+        step, under_way = self._schedule.target, self._under_way
+        batches = list(under_way.batches)
         try:
-            report = self._checked(batches)
+            self._log_update()
+            report = under_way.checked(self._recorder, step)
         except GradcheckError as error:
             self.errors[step] = error
+            self._log.write_gradients(step, self._recorder.rows(step), None)
             return self._react(step, error, None)
         except BaseException as error:
             self._ended[step] = type(error).__name__
             raise
         else:
             self.reports[step] = report
+            self._recorder.note_check(step, report)
+            self._log.write_gradients(step, self._recorder.rows(step), report)
             return self._react(step, GradientMismatchError(str(report)) if report.mismatches else None, report)
         finally:
             self._hook.detach()
-            self._forget()
+            under_way.forget()
             self._await(step + 1)
             if self._schedule.target == step + 1:
-                self._remember(batches[-1:])
+                under_way.remember(batches[-1:])
+            if self._recorder.awaits_update:
+                self._schedule.wake_next()
+
+    def _note_update(self, last: bool = False) -> None:
+        """Measures what the optimizer has done since the last scheduled step, unless that is known."""
+        self._updated = self._recorder.note_update(self._model, last)
+
+    def _log_update(self) -> None:
+        """Writes the update that was measured, once: a logger that raises is to find nothing half done."""
+        step, self._updated = self._updated, None
+        if step is not None:
+            self._log.write_update(step, self._recorder.rows(step))
 
     def _react(self, step: int, error: GradcheckError | None, report: Report | None) -> Report | None:
         if error is not None and self._on_mismatch == "raise":
@@ -331,58 +358,3 @@ class GradientMonitor:
             words = headline(report) if report is not None else str(error)
             warnings.warn(f"step {step}: {words}", GradientMismatchWarning, stacklevel=5)
         return report
-
-    def _remember(self, batches: Sequence[Any]) -> None:
-        """Keeps what a step leaves and the next, scheduled one may hold by mistake: its `.grad`, its batch."""
-        divisor = self._divisor or max(self._schedule.accumulate, len(batches))
-        self._previous = MeanLoss([self._loss(batch) for batch in batches], divisor)
-        request = self._request
-        with request.team.together(), assembled(self._model):
-            theta = theta_in_grad(self._model, request.include, request.exclude, self._previous.variables)
-            left = left_gradients(theta, self._carried(), self._loss_scale())
-            self._earlier = {theta[at].parameter: each.values for at, each in left.items()}
-
-    def _forget(self) -> None:
-        self._batches, self._weights, self._earlier, self._previous = [], [], {}, None
-
-    def _checked(self, batches: Sequence[Any]) -> Report:
-        """The model's backward, then `.grad`, on the same batches: those of all ranks, where there are several."""
-        request, loss, step = self._request, self._loss(batches[0]), self._step(batches)
-        with request.team.together(), assembled(self._model, loss.holders) as whole:
-            step = step_of_all(request, self._model, loss, step)
-            window = step.window
-            assert window is not None
-            starts = [forward.start for forward in step.forwards or ()] if step.start is not None else []
-            report, examined = check_backward(self._model, window.mean(), request, step.buffers)
-            of_grad = replace(request, gradients="grad", mode="keep")
-            in_grad = check_left_in_grad(self._model, window.mean(starts), of_grad, step, examined)
-            return whole.told(joined(report, in_grad))
-
-    def _step(self, batches: Sequence[Any]) -> TrainingStep:
-        """What this process knows of the step."""
-        step = TrainingStep(
-            forwards=tuple(self._hook.calls),
-            batches=len(batches),
-            compiled=self._is_compiled,
-            loss_scale=self._loss_scale(),
-            scale=self._carried(),
-            clip_norm=self._clip_norm,
-            clip_value=self._clip_value,
-            earlier=self._earlier,
-            previous=self._previous,
-            window=self._window(batches),
-        )
-        return step.before_assembly(self._model)
-
-    def _window(self, batches: Sequence[Any]) -> Window:
-        """The batches of a step with the weights that they were given."""
-        losses, weights = [self._loss(batch) for batch in batches], tuple(self._weights)
-        return Window(losses, weights, self._divisor or sum(weights) or len(batches), self._schedule.accumulate)
-
-    def _loss_scale(self) -> float:
-        """The factor on the loss before its backward."""
-        return 1.0 if self._scaler is None else self._scaler.get_scale()
-
-    def _carried(self) -> float:
-        """The loss scale that `.grad` still carries: the scaler's, unless an optimizer's gradients were unscaled."""
-        return 1.0 if self._scaler is None or has_unscaled(self._scaler) else self._loss_scale()

@@ -23,6 +23,8 @@ class Due(Enum):
     """The last call before a scheduled step begins: what the step may hold by mistake is remembered."""
     WITHIN = auto()
     """A batch of a scheduled step."""
+    AFTER = auto()
+    """The first call after a scheduled step, unless it is due for one of the others: the optimizer has stepped."""
 
 
 class Schedule:
@@ -88,14 +90,22 @@ class Schedule:
             return self._ended_early(call)
         if call != self._wake:
             return None
-        return Due.BEFORE if call < self.target * self._accumulate else Due.WITHIN
+        return self._due(call)
 
     def _ended_early(self, call: int) -> Due | None:
         """Counts the calls that are left out of the step that this call ends."""
         self.calls = -(-self.calls // self._accumulate) * self._accumulate
         if not call <= self._wake < self.calls:
             return None
-        return Due.BEFORE if call < self.target * self._accumulate else Due.WITHIN
+        return self._due(call)
+
+    def _due(self, call: int) -> Due:
+        """The purpose of a call that it has waited for."""
+        begins = self.target * self._accumulate
+        if self.calls < begins:
+            self._wake = begins - 1
+            return Due.AFTER
+        return Due.BEFORE if call < begins else Due.WITHIN
 
     def never_reached(self, checked: Container[int]) -> list[int]:
         """The steps named in `at`, and step 0 of `every`, that are not among those that were checked."""

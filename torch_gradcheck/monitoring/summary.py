@@ -34,7 +34,7 @@ def summary_of(
     steps: int,
     reports: Mapping[int, Report],
     errors: Mapping[int, GradcheckError],
-    missed: Sequence[str] = (),
+    besides: Sequence[str] = (),
 ) -> str:
     """The outcome of a run.
 
@@ -42,7 +42,7 @@ def summary_of(
         steps: the training steps that are over.
         reports: step → its report.
         errors: step → why it could not be checked.
-        missed: lines on scheduled steps that were not checked.
+        besides: lines on what else is to be said: steps that were not checked, gradients that vanish or explode.
     """
     wrong = {step: headline(report) for step, report in reports.items() if report.mismatches}
     unknown = {step: words for step, report in reports.items() if (words := unproven(report))}
@@ -56,7 +56,7 @@ def summary_of(
         f"{len(failed)} could not be checked" if failed else "",
     ]
     lines = [f"  step {step}: {words}" for step, words in sorted({**wrong, **unknown, **failed}.items())]
-    return "\n".join([", ".join(filter(None, parts)), *lines, *(f"  {line}" for line in missed)])
+    return "\n".join([", ".join(filter(None, parts)), *lines, *(f"  {line}" for line in besides)])
 
 
 def never_came(steps: Sequence[int], over: bool) -> str:

@@ -14,6 +14,7 @@ from torch_gradcheck.borrowing.tensor_copies import is_freed
 from torch_gradcheck.errors import InvalidRequestError, NonFiniteLossError
 from torch_gradcheck.objective.function_call import FunctionCall, module_of
 from torch_gradcheck.objective.function_outputs import Cotangents, bent, inner, outputs_of, root_mean_square
+from torch_gradcheck.objective.given import Given
 from torch_gradcheck.objective.loss import Compute
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.variables import Variable, captured_in, objects_of
@@ -80,6 +81,11 @@ class FunctionLoss:
     def words(self) -> LossWords:
         """The function by its name; a Function in it by its own."""
         return LossWords.of_function(callable_name(self.call.function))
+
+    @property
+    def given(self) -> Given:
+        """The function, and its arguments by name."""
+        return Given("function", self.call.function, self.call.named(self.call.args, self.call.kwargs))
 
     @property
     def notes(self) -> list[str]:

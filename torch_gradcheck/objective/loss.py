@@ -14,6 +14,8 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
+from torch_gradcheck.objective.batch_kinds import refuse_no_batch
+from torch_gradcheck.objective.given import Given, in_words, of_batch
 from torch_gradcheck.objective.signatures import counted, misfit
 from torch_gradcheck.objective.variables import (
     Variable,
@@ -48,6 +50,10 @@ class Loss(Protocol):
     def words(self) -> LossWords:
         """What a report calls the code that computes it."""
 
+    @property
+    def given(self) -> Given:
+        """What the caller gave, as a refusal tells of it."""
+
     def at(self, dtype: torch.dtype | None) -> Compute:
         """J as a function of nothing, the batch copied into `dtype` (None: each tensor in its own)."""
 
@@ -66,6 +72,14 @@ class ModuleLoss:
     loss_fn: Callable[..., Any]
     batch: Any
 
+    def __post_init__(self) -> None:
+        refuse_no_batch(self.batch)
+
+    @property
+    def given(self) -> Given:
+        """The loss function, and the batch."""
+        return of_batch(self.loss_fn, self.batch)
+
     def with_inputs(self, inputs: Sequence[Any] | Mapping[str, Any]) -> ModuleLoss:
         """The same, with these arguments of the model in place of the batch's, and the targets of the batch."""
         targets = self.batch[1:] if _is_sequence(self.batch) else ()
@@ -83,10 +97,6 @@ class ModuleLoss:
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
-        if isinstance(self.batch, tuple | list) and not self.batch and not hasattr(self.batch, "_fields"):
-            raise InvalidRequestError(
-                "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
-            )
         copy = BatchCopy(self.batch, dtype, self.variables)
 
         def compute() -> Any:
@@ -105,6 +115,11 @@ class ClosureLoss:
 
     closure: Callable[..., Any]
     batch: Any = NOTHING
+
+    @property
+    def given(self) -> Given:
+        """The closure, and its batch where there is one."""
+        return Given("closure", self.closure, () if self.batch is NOTHING else [("batch", self.batch)])
 
     @property
     def holders(self) -> list[Any]:
@@ -146,6 +161,11 @@ class MeanLoss:
     def _of_one(self) -> float:
         """What a single loss is multiplied by."""
         return (self.weights[0] if self.weights else 1) / self.divisor
+
+    @property
+    def given(self) -> Given:
+        """The function of all the losses, and the first batch."""
+        return self.losses[0].given
 
     @property
     def holders(self) -> list[Any]:
@@ -213,10 +233,19 @@ def _fitting(name: str, function: Callable[..., Any], args: tuple[Any, ...], kwa
         if not why:
             raise
         raise InvalidRequestError(
-            f"batch does not fit {name}: it is called with {counted(args, kwargs)}, and {why}. A batch is "
-            "(inputs, *targets); inputs that are a tuple or list are positional arguments of the model, a mapping its "
-            "keyword arguments."
+            f"batch does not fit {name}: it is called with {counted(args, kwargs)}, and {in_words(function)} {why}. "
+            f"{_hint(name, args)}A batch is (inputs, *targets); inputs that are a tuple or list are positional "
+            "arguments of the model, a mapping its keyword arguments."
         ) from error
+
+
+def _hint(name: str, args: tuple[Any, ...]) -> str:
+    """What was probably forgotten, as a sentence; "" where it cannot be told."""
+    if name == "loss_fn" and len(args) == 1:
+        return "This batch is the model's input alone and brings no targets: give (inputs, targets). "
+    if name == "model" and args and all(isinstance(each, list | int | float) for each in args):
+        return "These inputs are lists of numbers: give torch.tensor(inputs). "
+    return ""
 
 
 def _is_sequence(value: Any) -> bool:

@@ -13,11 +13,12 @@ from torch import nn
 
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.borrowing.random_state import RandomState
-from torch_gradcheck.errors import NonScalarLossError
 from torch_gradcheck.objective.collectives import CollectiveWatch, collective_watch
 from torch_gradcheck.objective.domain import Domain
+from torch_gradcheck.objective.given import UNKNOWN, Given
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
+from torch_gradcheck.objective.returned import scalar
 from torch_gradcheck.objective.unseen import Activity
 from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon, name_of
@@ -54,6 +55,7 @@ class Objective:
         domain: where J is defined.
         variables: what J depends on besides the model's parameters.
         words: what a report calls the code that computes J.
+        given: what the caller gave to compute it.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Objective:
         held: HeldValues | None = None,
         variables: Sequence[Variable] = (),
         words: LossWords = LOSS_WORDS,
+        given: Given = UNKNOWN,
     ) -> None:
         self.model, self.dtype, self.drawn_in = model, dtype, drawn_in
         self.loss = math.nan
@@ -81,7 +84,7 @@ class Objective:
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
         self.variables = variables
-        self.words = words
+        self.words, self.given = words, given
         self._needs_mode = True
         self.held = held
         self.domain = Domain(borrowed)
@@ -172,7 +175,7 @@ class Objective:
 
     def compute(self) -> torch.Tensor:
         """J as a 0-dim tensor; only inside `evaluation`. NaN where values are held, and J asks for other ones."""
-        loss = scalar(self._compute())
+        loss = scalar(self._compute(), self.given)
         return loss if self._holding is None else self._holding.finished(loss)
 
     def holding(self, held: HeldValues) -> Objective:
@@ -252,27 +255,6 @@ class _Evaluation:
 def evaluation_of(borrowed: Borrowed) -> AbstractContextManager[None]:
     """The regime of one run of a lent model as it is: from its first state, to which it is put back."""
     return _Evaluation(borrowed, None, None)
-
-
-def scalar(loss: object) -> torch.Tensor:
-    """`loss` as a 0-dim tensor; raises `NonScalarLossError` unless it is one real number."""
-    advice = "The loss must be one real number: reduce it, for example with .mean() or .sum()."
-    if isinstance(loss, (int, float)):
-        raise NonScalarLossError(
-            f"the loss is a {type(loss).__name__}, not a tensor, so it has no gradient: return the tensor that it was "
-            "taken from, without .item()."
-        )
-    if not isinstance(loss, torch.Tensor):
-        raise NonScalarLossError(f"the loss is a {type(loss).__name__}, not a tensor. {advice}")
-    if loss.is_nested or loss.is_meta or loss.layout is not torch.strided:
-        raise NonScalarLossError(f"the loss is no ordinary tensor ({loss.layout}, device {loss.device}). {advice}")
-    if loss.numel() != 1:
-        raise NonScalarLossError(f"the loss has shape {tuple(loss.shape)} with {loss.numel()} entries. {advice}")
-    if loss.is_complex():
-        raise NonScalarLossError(f"the loss is complex ({loss.dtype}). {advice} Take .abs() or .real first.")
-    if not loss.dtype.is_floating_point:
-        raise NonScalarLossError(f"the loss is of dtype {loss.dtype}, which has no gradient. {advice}")
-    return loss.reshape(())
 
 
 def on_overridden(objective: Objective) -> str:

@@ -13,16 +13,18 @@ from torch import nn
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.errors import InvalidRequestError, NonDeterministicLossError, NonFiniteLossError
 from torch_gradcheck.objective.collectives import refuse_synchronised
+from torch_gradcheck.objective.given import UNKNOWN, Given
 from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS, Objective
 from torch_gradcheck.objective.overflow import OverflowWatch
+from torch_gradcheck.objective.refusals import refusal
 from torch_gradcheck.objective.scripted import fixed_to_a_precision
 from torch_gradcheck.objective.second_order import Slope
 from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.precision.mode import DrawnIn
-from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, noun
+from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed, noun
 from torch_gradcheck.torch_internals.autograd import CHECKPOINT_WITHOUT_GRAPH
 from torch_gradcheck.torch_internals.devices import lacks_float64_kernel
 from torch_gradcheck.torch_internals.modules import module_at, modules_in_traceback, named_modules, named_parameters
@@ -41,6 +43,7 @@ def preflighted(
     variables: Sequence[Variable] = (),
     words: LossWords = LOSS_WORDS,
     slope: Slope | None = None,
+    given: Given = UNKNOWN,
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
 
@@ -57,25 +60,25 @@ def preflighted(
         variables: the lent variables that J depends on besides the model's parameters.
         words: what a report calls the code that computes J.
         slope: J itself, where it is the slope of another one.
+        given: what the caller gave to compute J.
 
     Raises:
         NonScalarLossError: J is not one real number.
         NonFiniteLossError: J(θ) is NaN or infinite.
         NonDeterministicLossError: equal calls give different values.
         InvalidRequestError: J needs an operation that has no kernel in `dtype`, or talks to other ranks.
+        MisfitError: torch refuses what the model or the loss hands to it.
     """
     refuse_synchronised(model)
     held = HeldValues() if hold_detached else None
-    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, held, variables, words)
+    objective = Objective(model, compute, borrowed, dtype, drawn_in, beat, held, variables, words, given)
     try:
         objective.loss = objective.record_evaluation()
-    except (RuntimeError, torch.jit.Error) as error:
-        if dtype is torch.float64 and lacks_float64_kernel(error):
-            raise _no_kernel(objective, error) from error
-        fixed = fixed_to_a_precision(model, dtype, error)
-        if fixed is not None:
-            raise fixed from error
-        raise
+    except Exception as error:
+        why = _refusal(objective, error)
+        if why is None:
+            raise
+        raise why from error
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
     if objective.held is not None and not objective.held.values:
@@ -88,6 +91,17 @@ def preflighted(
         objective.needs_graph = True
         check_unchanged(objective)
     return objective
+
+
+def _refusal(objective: Objective, error: Exception) -> InvalidRequestError | None:
+    """The error to raise from one of the first evaluation of J; None where that comes through as it is."""
+    if isinstance(error, RuntimeError | torch.jit.Error):
+        if objective.dtype is torch.float64 and lacks_float64_kernel(error):
+            return _no_kernel(objective, error)
+        fixed = fixed_to_a_precision(objective.model, objective.dtype, error)
+        if fixed is not None:
+            return fixed
+    return refusal(error, objective.record_evaluation, objective.model, objective.given)
 
 
 def _no_kernel(objective: Objective, error: Exception) -> InvalidRequestError:
@@ -175,6 +189,9 @@ def _non_finite(objective: Objective) -> NonFiniteLossError:
                     "of.",
                     module=name,
                 )
+    empty = [f"{name} of shape {tuple(each.shape)}" for name, each in objective.given.tensors if not each.numel()]
+    if empty:
+        return NonFiniteLossError(f"{found}: {listed(empty)} holds no sample. Give a batch that has some.")
     all_finite = ", though every module's output is finite" if objective.activity.ran else ""
     return NonFiniteLossError(
         f"{found}{all_finite}: it arises in {objective.words.computes}{made}. "

@@ -10,8 +10,10 @@ import torch
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.function_outputs import inner
-from torch_gradcheck.objective.objective import Objective, scalar
+from torch_gradcheck.objective.given import UNKNOWN, Given
+from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.perturbation import Direction, real_view
+from torch_gradcheck.objective.returned import scalar
 from torch_gradcheck.torch_internals.autograd import function_of, nodes_from, reentrant_checkpoint
 
 STREAM = 0x5EC0
@@ -40,14 +42,17 @@ class Slope:
         compute: J.
         parameters: on trial, and variables that are, if J depends on them.
         seed: of v.
+        given: what the caller gave to compute J.
 
     Attributes:
         loss: J where it was evaluated last, a 0-dim tensor.
         reached: the ids of the parameters that J depends on, as far as its backward tells.
     """
 
-    def __init__(self, compute: Callable[[], Any], parameters: Sequence[torch.Tensor], seed: int) -> None:
-        self._compute, self._parameters = compute, parameters
+    def __init__(
+        self, compute: Callable[[], Any], parameters: Sequence[torch.Tensor], seed: int, given: Given = UNKNOWN
+    ) -> None:
+        self._compute, self._parameters, self._given = compute, parameters, given
         generator = torch.Generator("cpu").manual_seed((seed + STREAM) % 2**63)
         self._directions = [direction(parameter, generator) for parameter in parameters]
         self.loss, self.reached = torch.tensor(math.nan), set[int]()
@@ -72,7 +77,7 @@ class Slope:
 
     def value(self) -> torch.Tensor:
         """J itself; only inside of an evaluation of the slope."""
-        return scalar(self._compute())
+        return scalar(self._compute(), self._given)
 
     def terms(self) -> float:
         """Σ |v| |∇J|, the size of what the slope is the sum of; only inside of an evaluation of it."""

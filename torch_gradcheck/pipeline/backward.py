@@ -83,6 +83,7 @@ def judged(problem: Problem, started: float) -> tuple[Report, Examination]:
         relative_error=over_theta(rows, trials),
         notes=unrepeatable.among([*found.notes, *notes]),
         culprit=found.culprit if found.notes else unrepeatable.culprit,
+        place=found.place if found.notes else unrepeatable.place,
         backward_spread=unrepeatable.spread or problem.objective.apart_with_graph,
     )
     return report, Examination.of(problem, gradients, choice, trials)

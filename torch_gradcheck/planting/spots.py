@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from torch_gradcheck.planting.table import table
+from torch_gradcheck.reporting.render.terminal import page_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class BlindSpots:
     def __str__(self) -> str:
         where = f"mode {self.mode}, seed {self.seed}" + (f", perturb {self.perturb:g}" if self.perturb else "")
         hidden = [(row.module, row.fault, row.reason) for row in self.hidden]
-        return table(hidden, len(self.rows), where, self.notes)
+        return table(hidden, len(self.rows), where, self.notes, page_of(sys.stdout))
 
     def to_dict(self) -> dict[str, object]:
         """Every field, and the score, in dicts, lists, strings, numbers and booleans, as JSON can hold them."""

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from torch_gradcheck.reporting.kept_random import kept_random
-from torch_gradcheck.reporting.render.text import WIDTH, rendered
+from torch_gradcheck.reporting.render.layout import rendered, styled
+from torch_gradcheck.reporting.render.terminal import Page
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,19 +26,21 @@ Hidden = tuple[str, str, str]
 
 
 @kept_random()
-def table(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[str]) -> str:
-    """The text, in lines of at most 80 columns.
+def table(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[str], page: Page) -> str:
+    """The text, in lines that fit the page.
 
     Args:
         hidden: the faults that would not be found.
         planted: how many there are in all.
         where: the circumstances, on one line.
         notes: one sentence each.
+        page: that it is laid out for.
     """
     found = planted - len(hidden)
-    sections = [rendered([f"{found:,} of {planted:,} faults would be found", where], WIDTH)]
-    sections.append(rendered(_lines(hidden), WIDTH))
-    sections.append(rendered(_notes(notes), WIDTH))
+    headline = styled(f"{found:,} of {planted:,} faults would be found", "yellow" if hidden else "green")
+    sections = [rendered([headline, styled(where, "dim")], page)]
+    sections.append(rendered(_lines(hidden), page, is_table=True))
+    sections.append(rendered(_notes(notes), page))
     return "\n\n".join(section for section in sections if section)
 
 

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from torch_gradcheck.errors import GradientMismatchError, NothingProvenError
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError, NothingProvenError
+from torch_gradcheck.reporting.comparison.comparison import Comparison
+from torch_gradcheck.reporting.document import from_document, from_text
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.json_report import as_dict, as_json
-from torch_gradcheck.reporting.render.outline import headline, ratio_in_words
+from torch_gradcheck.reporting.render.outline import MAX_ROWS, culprit_in_words, headline, ratio_in_words
+from torch_gradcheck.reporting.render.terminal import Page, page_of
 from torch_gradcheck.reporting.render.text import text
+from torch_gradcheck.reporting.saving import save
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderableType
 
 
 class Report(Facts):
     """The result of a check; `print(report)` shows it as a table, a notebook in colour.
 
-    Iteration, `len` and `report[name]` give its `ParameterReport`s; see `Facts` for everything else it holds.
+    Iteration, `len`, `report[name]` and `report[0]` give its `ParameterReport`s; see `Facts` for everything else it
+    holds. Two reports are equal where everything is but the seconds that it took (NaN equals NaN); equal reports have
+    equal hashes.
     """
+
+    @property
+    def headline(self) -> str:
+        """The outcome in one line, the first of the text: "gradients WRONG in 2 of 4 parameters"."""
+        return headline(self)
 
     def raise_if_failed(self, strict: bool = False) -> None:
         """Raises if a gradient or the contract is wrong, or nothing was proven; the text of the error is the table.
@@ -27,10 +48,11 @@ class Report(Facts):
                 failed.
             NothingProvenError: none is wrong, and none is proven right (strict: not every one is).
         """
+        __tracebackhide__ = True  # pytest shows the caller's line
         if self.mismatches or self.broken or self.has_wrong_reference:
-            raise GradientMismatchError(str(self))
+            raise GradientMismatchError(self.text())
         if not (self.proven if strict else self.passed):
-            raise NothingProvenError(str(self))
+            raise NothingProvenError(self.text())
 
     def to_dict(self) -> dict[str, object]:
         """The whole report in JSON's types; docs/SCHEMA.md says what every key means."""
@@ -40,11 +62,114 @@ class Report(Facts):
         """`to_dict()` as strict JSON."""
         return as_json(self, indent)
 
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The report whose `to_dict()` this is; equal to the one that was written.
+
+        Raises:
+            InvalidRequestError: it is no report, or of another version of docs/SCHEMA.md; says what is where.
+        """
+        return from_document(cls, document)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """The report whose `to_json()` this is; equal to the one that was written.
+
+        Raises:
+            InvalidRequestError: it is no JSON, no report, or of another version of docs/SCHEMA.md; says what is where.
+        """
+        return from_text(cls, text)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The report in a `.json` file, written by `save`, `to_json` or the command.
+
+        Raises:
+            InvalidRequestError: the file holds no report that this version reads; the message names the file.
+            OSError: it cannot be read.
+        """
+        content = Path(path).read_bytes()
+        try:
+            return from_text(cls, content)
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"{path}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str], title: str | None = None) -> None:
+        """Writes the report as JSON or as a page, by the suffix of `path`: `.json` or `.html`.
+
+        A file that is there is replaced once the new one is written whole.
+
+        Args:
+            path: of the file.
+            title: of the page; None takes the name of the file.
+
+        Raises:
+            InvalidRequestError: another suffix, a directory, or a path in a directory that does not exist.
+            OSError: the file cannot be written.
+        """
+        save(self, path, title)
+
+    def compare(self, old: Facts) -> Comparison:
+        """What became of every row since an older report on the same model or function.
+
+        Rows are the same where they have one name, or where one's name is an alias of the other. A row became wrong
+        where it is a mismatch and was none, right where it was one and is proven. It is worse where it is no longer
+        proven, or where its relative error has more than doubled and its largest error has grown by more than the
+        error bars of both; better the other way round. So noise changes nothing.
+
+        Args:
+            old: the report of an earlier check, as `Report.load(path)` reads it.
+
+        Raises:
+            InvalidRequestError: `old` is no report.
+        """
+        if not isinstance(old, Facts):
+            raise InvalidRequestError(
+                f"a report is compared with another one, not with a {type(old).__name__}; Report.load(path) reads one."
+            )
+        return Comparison.of(self, old)
+
+    def text(
+        self,
+        max_rows: int | None = MAX_ROWS,
+        only_wrong: bool = False,
+        width: int | None = None,
+        color: bool = False,
+    ) -> str:
+        """The report as text, in the characters that standard output can encode; `print(report)` shows it in colour.
+
+        Args:
+            max_rows: how many wrong rows are shown and explained, and how many others at most; those left out are
+                counted. None shows everything.
+            only_wrong: only count the rows that are not wrong, and leave out why they are not proven.
+            width: columns of a line, 40 at least. None: as many as the terminal has, or `COLUMNS` says; else 80.
+            color: with ANSI escape codes.
+
+        Raises:
+            InvalidRequestError: `max_rows` is negative, or `width` is not positive.
+        """
+        if (max_rows is not None and max_rows < 0) or (width is not None and width < 1):
+            raise InvalidRequestError(
+                f"max_rows={max_rows}, width={width}: rows are counted from 0 on (None for all), columns from 1 on."
+            )
+        page = page_of(sys.stdout)
+        return text(self, replace(page, width=width or page.width, color=color), max_rows, only_wrong)
+
     def __str__(self) -> str:
-        return text(self)
+        return text(self, page_of(sys.stdout))
+
+    def __format__(self, spec: str) -> str:
+        return format(self.text(), spec)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        from rich.text import Text
+
+        page = Page(options.max_width, color=True, encoding=options.encoding)
+        yield Text.from_ansi(text(self, page), no_wrap=True, overflow="ignore")
 
     def __repr__(self) -> str:
-        return f"<Report: {headline(self)}; {ratio_in_words(self)}>"
+        culprit = culprit_in_words(self)
+        return f"<Report: {self.headline}{f'; culprit: {culprit}' if culprit else ''}; {ratio_in_words(self)}>"
 
     def _repr_html_(self) -> str:
         return html(self)

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TypeVar
 
-from torch_gradcheck.reporting.facts import ContractStatus, Role, Status
+from torch_gradcheck.reporting.facts import Role, Status
 
 T = TypeVar("T")
-
-GREY = "#6e7781"
-"""The badge colour, in CSS, of a status without a colour of its own: unused and frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +24,7 @@ class StatusWords:
         counted: how the headline counts it, as in "2 at a kink"; "" for right and wrong, which it counts by themselves.
         leaves_open: what is not proven, a row's own reason aside; "" where the gradient is right or wrong.
         is_told_first: comes before every other status among what is not proven.
-        colour: of its badge in HTML.
+        style: on a terminal, as rich names it.
     """
 
     folded: str
@@ -35,32 +32,32 @@ class StatusWords:
     counted: str = ""
     leaves_open: str = ""
     is_told_first: bool = False
-    colour: str = GREY
+    style: str = "dim"
 
 
 STATUS_WORDS = {
-    Status.MATCH: StatusWords("that match", mark=" ", colour="#1a7f37"),
-    Status.MISMATCH: StatusWords("that are wrong", mark="✗", colour="#cf222e"),
+    Status.MATCH: StatusWords("that match", mark=" ", style="green"),
+    Status.MISMATCH: StatusWords("that are wrong", mark="✗", style="red"),
     Status.KINK: StatusWords(
         "at a kink",
         counted="at a kink",
         leaves_open="J is not differentiable there: the gradient lies between the two one-sided slopes, which is all "
         "that can be asked of it.",
-        colour="#9a6700",
+        style="yellow",
     ),
     Status.FLAT: StatusWords(
         "that are flat",
         counted="flat (nothing proven)",
         leaves_open="Both sides are zero to within the noise: nothing was proven, a wrong backward would look the "
         "same.",
-        colour="#8250df",
+        style="yellow",
     ),
     Status.UNDECIDED: StatusWords(
         "that are undecided",
         counted="undecided",
         leaves_open="The noise of J is too large to tell right from wrong.",
         is_told_first=True,
-        colour="#9a6700",
+        style="yellow",
     ),
     Status.UNUSED: StatusWords(
         "that are unused",
@@ -98,14 +95,6 @@ def counted(roles: Sequence[Role]) -> str:
     each = [f"{number:,} {noun([role], number)}" for role, number in Counter(roles).items()]
     in_all = f"{len(roles):,} {noun(roles, len(roles))}"
     return f"{in_all} ({', '.join(each)})" if len(each) > 1 else in_all
-
-
-CONTRACT_COLOURS = {
-    ContractStatus.PASSED: "#1a7f37",
-    ContractStatus.FAILED: "#cf222e",
-    ContractStatus.NOT_APPLICABLE: GREY,
-}
-"""The badge colour of what became of an entry of the contract."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import sysconfig
 from dataclasses import dataclass
@@ -110,10 +111,19 @@ def _innermost(function: object) -> object:
 
 def is_of_the_user(code: CodeType) -> bool:
     """Whether code is neither torch's, nor this package's, nor the standard library's."""
-    file = code.co_filename
+    return is_file_of_the_user(code.co_filename)
+
+
+def is_file_of_the_user(file: str) -> bool:
+    """The same of the file that the code is in."""
     if file.startswith("<frozen") or file.startswith(FOREIGN):
         return False
     return not file.startswith(STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
+
+
+def is_of_torch(code: CodeType) -> bool:
+    """Whether code is torch's."""
+    return code.co_filename.startswith(FOREIGN[0] + os.sep)
 
 
 def is_ours(code: CodeType) -> bool:

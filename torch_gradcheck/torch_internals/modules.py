@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NamedTuple
@@ -29,14 +29,35 @@ def running_module() -> nn.Module | None:
     return None
 
 
+class ModuleCall(NamedTuple):
+    """A call of a module.
+
+    Attributes:
+        module: what was called.
+        args, kwargs: what it was called with.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
 def modules_in_traceback(error: BaseException) -> Iterator[nn.Module]:
     """The modules whose forward was running when an exception was raised, the outermost first."""
-    traceback = error.__traceback__
+    return iter([call.module for call in calls_in_traceback(error)])
+
+
+def calls_in_traceback(error: BaseException) -> list[ModuleCall]:
+    """The calls of modules that were running when an exception was raised, the outermost first."""
+    found, traceback = [], error.__traceback__
     while traceback is not None:
-        module = _module_of(traceback.tb_frame) if _calls_a_module(traceback.tb_frame) else None
+        frame = traceback.tb_frame
+        module = _module_of(frame) if _calls_a_module(frame) else None
         if module is not None:
-            yield module
+            given = frame.f_locals
+            found.append(ModuleCall(module, given.get("args", ()), given.get("kwargs", {})))
         traceback = traceback.tb_next
+    return found
 
 
 def _calls_a_module(frame: FrameType) -> bool:

@@ -65,6 +65,8 @@ def _judged(problem: Problem, grad_check: GradCheck, examined: Examination | Non
     refuse_unreached(rows, problem.objective.words)
     spoilt = on_non_finite(problem, grad_check.left, autograd_float64, grad_check.replays)
     notes = [*spoilt.notes, *grad_check.notes(rows), *notes_of(problem, choice, rows, autograd_float64)]
+    culprit = _unless_wrong(rows, unrepeatable.culprit)
+    culprit, place = (culprit, unrepeatable.place) if spoilt.culprit is None else (spoilt.culprit, spoilt.place)
     return reported(
         problem,
         choice,
@@ -72,7 +74,8 @@ def _judged(problem: Problem, grad_check: GradCheck, examined: Examination | Non
         started=started,
         relative_error=over_theta(rows, {position: each.trial for position, each in judged.items()}),
         notes=unrepeatable.among(notes),
-        culprit=_unless_wrong(rows, unrepeatable.culprit) if spoilt.culprit is None else spoilt.culprit,
+        culprit=culprit,
+        place="" if culprit is None else place,
         backward_spread=unrepeatable.spread,
     )
 

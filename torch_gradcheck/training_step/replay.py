@@ -18,7 +18,7 @@ from torch_gradcheck.engines.traced.threads import OnThreads
 from torch_gradcheck.gradients.by_autograd import theta_gradients
 from torch_gradcheck.objective.loss import Compute, Loss
 from torch_gradcheck.objective.nested import rebuilt
-from torch_gradcheck.objective.objective import scalar
+from torch_gradcheck.objective.returned import scalar
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.dtypes import epsilon, name_of

@@ -34,6 +34,21 @@ def relative_error_over(pairs: Iterable[tuple[Floats, Floats]]) -> float:
     return float(off / (approx + grad))
 
 
+def relative_noise(analytic: Floats, numeric: Floats, error_bar: Floats) -> float:
+    """‖error bars‖₂ / (‖approx‖₂ + ‖grad‖₂): what error bars explain of Ng's ratio; NaN where both are 0.
+
+    Args:
+        analytic: shape (N,), the gradient on trial.
+        numeric: shape (N,), what it is compared with.
+        error_bar: shape (N,), how far each entry may be off; infinite where nothing is known.
+    """
+    with np.errstate(all="ignore"):
+        _, grad, approx = _lengths(analytic, numeric)
+        squares = sum([float(bars @ bars) for bars in [error_bar[block] for block in blocks(len(error_bar))]])
+        size = grad + approx
+        return math.sqrt(squares) / size if 0 < size < math.inf else math.nan
+
+
 def _lengths(analytic: Floats, numeric: Floats) -> tuple[float, float, float]:
     """‖numeric − analytic‖₂, ‖analytic‖₂, ‖numeric‖₂."""
     scale = max((float(max(x.max(), -x.min())) for x in (analytic, numeric) if len(x)), default=0.0)

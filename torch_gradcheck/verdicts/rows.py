@@ -7,20 +7,18 @@ from dataclasses import replace
 
 import numpy as np
 
-from torch_gradcheck.arrays import Floats, Indices, blocks
+from torch_gradcheck.arrays import blocks
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.implicit_draws import upstream_of_draws
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.second_order import Slope
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
-from torch_gradcheck.reporting.facts import Coordinate, ParameterReport, Role, Status, Verdict
+from torch_gradcheck.reporting.facts import ParameterReport, Role, Status, Verdict
 from torch_gradcheck.reporting.words import LossWords, listed, noun, tolerance_in_words
 from torch_gradcheck.verdicts.entry_check import Outcome
-from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over
+from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over, relative_noise
+from torch_gradcheck.verdicts.shown_entries import STATUS, coordinates_of, furthest_entries, how_far_off, pairs_of
 from torch_gradcheck.verdicts.trial import ParameterTrial
-
-WORST = 10
-"""How many coordinates a row keeps, those furthest off."""
 
 LARGER_TOLERANCES = (1e-4, 1e-3, 1e-2)
 """The tolerances that are suggested where a smaller one leaves a gradient undecided."""
@@ -33,13 +31,6 @@ JOINTLY = (
     "and their gradient has another"
 )
 """How a reason goes on where no single coordinate contradicts the gradient."""
-
-STATUS = {
-    Outcome.MATCH: Status.MATCH,
-    Outcome.KINK: Status.KINK,
-    Outcome.UNDECIDED: Status.UNDECIDED,
-    Outcome.MISMATCH: Status.MISMATCH,
-}
 
 
 def over_theta(rows: Sequence[ParameterReport], trials: Mapping[int, ParameterTrial]) -> float | None:
@@ -78,7 +69,7 @@ def frozen_row(entry: ThetaEntry) -> ParameterReport:
 def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter that was tried coordinate by coordinate; `tolerance` is the largest ratio that passes."""
     results = trial.results
-    ratio = ratio_of(trial)
+    ratio, worst = ratio_of(trial), furthest_entries(trial)
     status, reason = _status(entry.role, trial, ratio, tolerance)
     return ParameterReport(
         name=entry.name,
@@ -94,21 +85,18 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
         eps=results.stencil.step,
         checked=len(trial.analytic),
         mismatched=int(np.sum(results.outcome == Outcome.MISMATCH)),
-        worst=furthest(entry, trial),
+        worst=coordinates_of(entry, trial, worst),
         evaluations=trial.evaluations,
         seconds=trial.seconds,
         role=entry.role,
+        relative_noise=relative_noise(trial.analytic, results.numeric, results.error_bar),
+        pairs=pairs_of(trial, worst),
     )
 
 
 def _largest_difference(trial: ParameterTrial) -> float:
     with np.errstate(all="ignore"):
-        return float(np.max([np.max(_off(trial, block)) for block in blocks(len(trial.analytic))], initial=0.0))
-
-
-def _off(trial: ParameterTrial, block: slice) -> Floats:
-    """How far the entries of a block are off."""
-    return np.abs(trial.analytic[block] - trial.results.numeric[block])
+        return float(np.max([np.max(how_far_off(trial, block)) for block in blocks(len(trial.analytic))], initial=0.0))
 
 
 def _status(role: Role, trial: ParameterTrial, ratio: float, tolerance: float) -> tuple[Status, str]:
@@ -200,55 +188,6 @@ def _would_decide(needed: float, tolerance: float) -> str:
     return f"; tolerance={tolerance_in_words(enough[0])} would decide it"
 
 
-def furthest(entry: ThetaEntry, trial: ParameterTrial, in_bars: bool = False) -> list[Coordinate]:
-    """The `WORST` coordinates: wrong ones first, and among equal outcomes those furthest off first.
-
-    Args:
-        entry: the tensor.
-        trial: of its gradient.
-        in_bars: the furthest in multiples of their error bars.
-    """
-    among = [_furthest_in(trial, block, in_bars) for block in blocks(len(trial.analytic))]
-    candidates = np.concatenate([*[places for places, _ in among], np.empty(0, dtype=np.int64)])
-    off, outcome = np.concatenate([*[far for _, far in among], np.empty(0)]), trial.results.outcome[candidates]
-    order = np.lexsort((candidates, -off, -outcome))[:WORST]
-    return [_coordinate(entry, trial, int(k)) for k in candidates[order]]
-
-
-def _furthest_in(trial: ParameterTrial, block: slice, in_bars: bool) -> tuple[Indices, Floats]:
-    """Entries of a block with the `WORST` of every outcome among them, and how far off they are."""
-    with np.errstate(all="ignore"):
-        unit = trial.results.error_bar[block] if in_bars else 1.0
-        off = np.nan_to_num(_off(trial, block) / unit, nan=np.inf)
-    outcome = trial.results.outcome[block]
-    places = np.concatenate([_largest(off, np.flatnonzero(outcome == value)) for value in STATUS])
-    return places + block.start, off[places]
-
-
-def _largest(off: Floats, among: Indices) -> Indices:
-    """The `WORST` that are furthest off, the first of equal ones; by partition, since there may be millions."""
-    if len(among) <= WORST:
-        return among
-    least = np.partition(off[among], len(among) - WORST)[len(among) - WORST]
-    return np.concatenate([among[off[among] > least], among[off[among] == least][:WORST]])
-
-
-def _coordinate(entry: ThetaEntry, trial: ParameterTrial, k: int) -> Coordinate:
-    results = trial.results
-    index, part = entry.locate(int(trial.coordinates[k]))
-    outcome = int(results.outcome[k])
-    slopes = (float(results.left[k]), float(results.right[k])) if outcome == Outcome.KINK else None
-    return Coordinate(
-        index,
-        float(trial.analytic[k]),
-        float(results.numeric[k]),
-        float(results.error_bar[k]),
-        STATUS[outcome],
-        part,
-        slopes,
-    )
-
-
 DRAWN = (
     "J draws it from a gamma or Dirichlet distribution, whose gradient is right on average only: "
     "differences of one draw say nothing about it"
@@ -284,6 +223,7 @@ def made_undecided(row: ParameterReport, reason: str) -> ParameterReport:
         worst=[replace(each, status=Status.UNDECIDED) for each in row.worst],
         diagnosis=None,
         map=None,
+        pairs=row.pairs and row.pairs.none_wrong(),
     )
 
 

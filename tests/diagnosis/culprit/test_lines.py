@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tests.zoo.losses import squared_error
 from torch_gradcheck import Report, check_closure, check_module
+from torch_gradcheck.reporting.render.terminal import Page
 from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.torch_internals.modules import current_calls
 
@@ -348,4 +349,4 @@ def test_hooks_on_a_parameter_that_only_watch_are_not_blamed() -> None:
 def test_a_place_is_not_broken_over_two_lines() -> None:
     report = checked(applied(Old))
     for width in range(80, 120, 3):
-        assert line_of(Old.backward) in text(report, width)
+        assert line_of(Old.backward) in text(report, Page(width))

@@ -14,7 +14,9 @@ from torch_gradcheck.reporting.facts import (
     Diagnosis,
     DiagnosisKind,
     Facts,
+    Pairs,
     ParameterReport,
+    Provenance,
     Role,
     Status,
     Verdict,
@@ -222,10 +224,10 @@ def everything_wrong() -> Facts:
 def partly_wrong() -> Facts:
     """Wrong in places, drawn; the model's own forward is the culprit."""
     cells = tuple(tuple(float(row in (3, 4) and column != 6) for column in range(8)) for row in range(10))
-    blocks = ((0.0, 0.2, 0.5, 0.75, 1.0, NAN),)
+    blocks = ((0.0, 0.0, 0.0, 0.2, 0.5, 0.75, 1.0, 1.0, NAN),)
     rows = [
         wrong("fc.weight", 10, 8, mismatched=14, map=WrongMap(cells, "10 rows", "8 columns", (1, 1))),
-        wrong("fc.bias", 600, mismatched=250, map=WrongMap(blocks, "", "600 entries", (1, 100))),
+        wrong("fc.bias", 900, mismatched=345, map=WrongMap(blocks, "", "900 entries", (1, 100))),
         wrong("all", 4, map=WrongMap(((1.0, 1.0, NAN, 1.0),), "", "4 entries", (1, 1))),
     ]
     return facts(*rows, culprit="")
@@ -358,6 +360,48 @@ def reference_wrong() -> Facts:
     return facts(*rows, dtype="float16", relative_error=8e-4, reference=own, notes=notes)
 
 
+def pairs(analytic: tuple[float, ...], numeric: tuple[float, ...]) -> Pairs:
+    """The entries of a tensor, those wrong that are not equal."""
+    wrong = tuple(a != n for a, n in zip(analytic, numeric, strict=True))
+    return Pairs(tuple(range(len(numeric))), analytic, numeric, wrong)
+
+
+PROVENANCE = Provenance(
+    model="net.Model<T>",
+    again='check_module(model, loss_fn, batch, mode="train")',
+    torch_gradcheck="0.1.0",
+    torch="2.13.0+cpu",
+    numpy="2.4.6",
+    python="3.11.7",
+    devices=("cpu",),
+    platform="Linux 6.1",
+    processor="A processor",
+    date="2026-11-30T20:15:00Z",
+)
+
+
+def drawn() -> Facts:
+    """Wrong tensors with all that a page draws, and where the report comes from."""
+    cells = tuple(tuple(float(row in (3, 4) and column != 6) for column in range(8)) for row in range(10))
+    right = tuple(tuple(0.1 * (row - column) for column in range(8)) for row in range(10))
+    on_trial = tuple(
+        tuple(g * (1 + share) for g, share in zip(*lines, strict=True)) for lines in zip(right, cells, strict=True)
+    )
+    in_places = WrongMap(cells, "10 rows", "8 columns", (1, 1), on_trial, right)
+    in_blocks = WrongMap(((0.0, 0.2, 0.5, 0.75, 1.0, NAN),), "", "600 entries", (1, 100))
+    everywhere = WrongMap(((1.0, 1.0, NAN, 1.0),), "", "4 entries", (1, 1))
+    entries = pairs(sum(on_trial, ()), sum(right, ()))
+    rows = [
+        wrong("fc.weight", 10, 8, mismatched=14, worst=(coordinate(3, 7),), map=in_places, pairs=entries),
+        wrong("fc.bias", 600, worst=(coordinate(500),), map=in_blocks, pairs=Pairs((), (), (), ())),
+        wrong("all", 4, worst=(coordinate(0),), map=everywhere),
+        match("right", 3, pairs=pairs((0.1, 0.2, -0.3), (0.1, 0.2, -0.3))),
+    ]
+    return facts(*rows, culprit="fc", provenance=PROVENANCE)
+
+
+DRAWN_FACTS = drawn()
+
 SAMPLES = {
     sample.__name__: sample()
     for sample in (
@@ -399,6 +443,7 @@ ANY_COORDINATE = any_of(Coordinate, index=SHAPE)
 ANY_SHARE = st.just(NAN) | st.floats(min_value=0, max_value=1)
 ANY_LINE = st.lists(ANY_SHARE, max_size=48).map(tuple)
 ANY_MAP = any_of(WrongMap, cells=st.lists(ANY_LINE, max_size=16).map(tuple), block=st.tuples(COUNT, COUNT))
+ANY_NUMBERS = st.lists(st.floats(), max_size=9).map(tuple)
 ANY_ROW = any_of(
     ParameterReport,
     shape=SHAPE,
@@ -408,5 +453,8 @@ ANY_ROW = any_of(
     worst=st.lists(ANY_COORDINATE, max_size=5).map(tuple),
     diagnosis=st.none() | any_of(Diagnosis),
     map=st.none() | ANY_MAP,
+    pairs=st.none() | any_of(Pairs, analytic=ANY_NUMBERS, numeric=ANY_NUMBERS),
 )
-ANY_FACTS = any_of(Facts, parameters=st.lists(ANY_ROW, max_size=40).map(tuple))
+ANY_ROWS = st.lists(ANY_ROW, max_size=40).map(tuple)
+ANY_REFERENCE = any_of(Facts, parameters=ANY_ROWS, reference=st.none(), in_grad=st.none())
+ANY_FACTS = any_of(Facts, parameters=ANY_ROWS, reference=st.none() | ANY_REFERENCE, in_grad=st.none())

@@ -14,7 +14,7 @@ from operator import attrgetter
 from torch import nn
 
 from torch_gradcheck.against_reference.culprit.hidden_mistakes import hidden_in, is_seen_in
-from torch_gradcheck.against_reference.culprit.sentences import CulpritWords
+from torch_gradcheck.against_reference.culprit.sentences import CulpritWords, place_of_code
 from torch_gradcheck.against_reference.culprit.single_modules import SingleModule, code_of
 from torch_gradcheck.against_reference.judging.judge import Judged
 from torch_gradcheck.against_reference.pair import Pair
@@ -213,7 +213,9 @@ def _named(found: Sequence[Verdict], words: CulpritWords) -> Culprit:
     innermost = [each for each in found if id(each.single.call) not in around]
     first = max(innermost, key=lambda each: (each.has_right_outputs, each.excess))
     others = [each.single.name for each in innermost if each.single.name != first.single.name]
-    return Culprit(first.single.name, words.of_module(first.single, first.wrong, list(dict.fromkeys(others))))
+    notes = words.of_module(first.single, first.wrong, list(dict.fromkeys(others)))
+    place = place_of_code(first.single.module, list(first.single.call.inside()), first.wrong)
+    return Culprit(first.single.name, notes, place=place)
 
 
 def _inside(singles: Sequence[SingleModule], found: Sequence[Verdict]) -> list[SingleModule]:

@@ -14,7 +14,7 @@ from torch_gradcheck.against_reference.runs.computation import Computation
 from torch_gradcheck.contract.upstream import gives_upstream
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
-from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described, function_name
+from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described, function_name, place_of_backward
 from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.function_loss import FunctionModule
 from torch_gradcheck.reporting.facts import Role
@@ -74,12 +74,14 @@ class CulpritWords:
         if isinstance(self._model, FunctionModule):
             function = self._loss.holders[0]
             said = f"the mistake is in the {_way(wrong)} of {self._loss.words.described}: {_off(wrong)}"
-            return Culprit(self._loss.words.culprit, (said + _code_of(function, calls, wrong),))
+            place = place_of_code(function, calls, wrong)
+            return Culprit(self._loss.words.culprit, (said + _code_of(function, calls, wrong),), place=place)
         own = [call for call in calls if call.parent is not None and call.parent.owner is self._model]
         where = described("", type(self._model).__name__, self._loss.words)
         others = f", or in {listed(unjudged)}, which cannot be judged alone" if unjudged else ""
         said = f"the mistake is in {where}{_all_right(right)}{others}: {_off(wrong)}"
-        return Culprit("", (said + _code_of(self._model, own, wrong),))
+        place = place_of_code(self._model, own, wrong)
+        return Culprit("", (said + _code_of(self._model, own, wrong),), place=place)
 
 
 def _all_right(modules: int) -> str:
@@ -90,14 +92,30 @@ def _all_right(modules: int) -> str:
 
 def _code_of(owner: object, calls: Sequence[RecordedCall], wrong: Sequence[Judged]) -> str:
     """Words on where the code starts that ran: of the Functions among the calls, else of the forward."""
-    if _is_unreached(wrong):
-        calls = []  # no backward has run that could be wrong
-    owners = [call.owner for call in calls if isinstance(call.owner, type)]
-    functions = [each for each in dict.fromkeys(owners) if not gives_upstream(each)]
+    functions = _functions(calls, wrong)
     if 0 < len(functions) <= FUNCTIONS_NAMED:
         return f"; {listed([function_name(each) + _at(each, wrong) for each in functions])}"
-    at = at_line_of(forward_of_class(owner) if isinstance(owner, nn.Module) else owner)
+    at = _at_forward_of(owner)
     return at and f"; its code is{at}"
+
+
+def place_of_code(owner: object, calls: Sequence[RecordedCall], wrong: Sequence[Judged]) -> str:
+    """Where that code starts, as `Facts.place` has it: of the only Function, else of the forward."""
+    functions = _functions(calls, wrong)
+    if len(functions) == 1 and _way(wrong) == "backward":
+        return place_of_backward(functions[0])
+    at = _at_forward_of(owner)
+    return at and f"in the code{at}"
+
+
+def _functions(calls: Sequence[RecordedCall], wrong: Sequence[Judged]) -> list[type[Function]]:
+    """The Functions that ran; none where no backward has run that could be wrong."""
+    owners = [] if _is_unreached(wrong) else [call.owner for call in calls if isinstance(call.owner, type)]
+    return [each for each in dict.fromkeys(owners) if not gives_upstream(each)]
+
+
+def _at_forward_of(owner: object) -> str:
+    return at_line_of(forward_of_class(owner) if isinstance(owner, nn.Module) else owner)
 
 
 def _at(function: type[Function], wrong: Sequence[Judged]) -> str:

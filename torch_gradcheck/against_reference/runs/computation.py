@@ -14,7 +14,7 @@ from torch_gradcheck.contract.upstream import losses_giving
 from torch_gradcheck.objective.function_loss import FunctionLoss, WrittenArgumentsError, model_of
 from torch_gradcheck.objective.function_outputs import outputs_of
 from torch_gradcheck.objective.loss import Loss, ModuleLoss, on_not_perturbed
-from torch_gradcheck.objective.objective import scalar
+from torch_gradcheck.objective.returned import scalar
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.torch_internals.autograd import writes_to_a_leaf
 
@@ -142,12 +142,13 @@ class ModuleComputation:
             seen[:] = outputs_of(output)
             return self.loss.loss_fn(output, *targets)
 
+        watched.__wrapped__ = self.loss.loss_fn  # type: ignore[attr-defined]  # refusals name the caller's
         watching = replace(self.loss, loss_fn=watched)
         kept = None if dtype is None else watching.at(dtype)
 
         def forward() -> Forward:
             compute = kept or watching.at(None)  # in its own precision, the batch is copied anew for every run
-            loss = scalar(compute())
+            loss = scalar(compute(), self.loss.given)
             return Forward(list(seen), [loss] if loss.requires_grad else [])
 
         return forward

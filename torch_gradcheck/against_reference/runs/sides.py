@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from torch_gradcheck.against_reference.runs.callers_autocast import CallersAutocast
 from torch_gradcheck.against_reference.runs.compiled_code import AsCompiled, CompiledParts
-from torch_gradcheck.against_reference.runs.computation import Computation
+from torch_gradcheck.against_reference.runs.computation import Computation, Forward
 from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradients
 from torch_gradcheck.against_reference.runs.run import Run, ran, run_of
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.objective.refusals import refusal
 from torch_gradcheck.objective.theta import Theta, theta_of
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.mode import DrawnIn
@@ -68,9 +69,25 @@ def candidate_of(
         theta = theta_of(computation.model, request.include, request.exclude, loss.variables)
         parts, forward = parts_on_trial(theta), autocast.over(computation.at(None))
         with AsCompiled(computation, compiled) as code:
-            runs = [ran(forward, parts, borrowed) for _ in range(count)]
+            runs = [_ran(computation, forward, parts, borrowed) for _ in range(count)]
         drawn_in = DrawnIn(torch.get_default_dtype(), coarsest(theta))
         return Candidate(theta, runs, drawn_in, borrowed.has_drawn, RandomState.of_everything(), code.found)
+
+
+def _ran(
+    computation: Computation,
+    forward: Callable[[], Forward],
+    parts: Sequence[Sequence[torch.Tensor]],
+    borrowed: Borrowed,
+) -> Run:
+    """A run of the candidate; raises `MisfitError` where torch refuses what it hands to it."""
+    try:
+        return ran(forward, parts, borrowed)
+    except Exception as error:
+        why = refusal(error, lambda: ran(forward, parts, borrowed), computation.model, computation.loss.given)
+        if why is None:
+            raise
+        raise why from error
 
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:

@@ -31,6 +31,7 @@ class Culprit:
         order: names of the model's modules in the order in which they were first called.
         rounding: the lower precision that the culprit rounds gradients to; None where it does not.
         suspects: the calls found wrong and all other calls of the same code.
+        place: where in the code the mistake is, see `Facts.place`.
     """
 
     name: str | None
@@ -39,6 +40,7 @@ class Culprit:
     order: tuple[str, ...] = ()
     rounding: Rounding | None = None
     suspects: tuple[Suspect, ...] = ()
+    place: str = ""
 
 
 @dataclass

@@ -8,7 +8,12 @@ import torch
 
 from torch_gradcheck.diagnosis.culprit.attribution import Culprit
 from torch_gradcheck.diagnosis.culprit.gradient_nodes import first_wrong_node
-from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, described_place, function_name
+from torch_gradcheck.diagnosis.culprit.sentences import (
+    at_backward_of,
+    described_place,
+    function_name,
+    place_of_backward,
+)
 from torch_gradcheck.diagnosis.culprit.tangents import WrongCoordinate
 from torch_gradcheck.gradients.backward_record import BackwardRecord, start_of_difference
 from torch_gradcheck.gradients.watched_backwards import Place
@@ -35,11 +40,15 @@ def named_by_node(problem: Problem, found: Culprit, wrong: WrongCoordinate) -> C
         return found
     where, cost = described_place(problem.objective, place), found.notes[-1]
     sentence = f"the mistake is in the double backward of {where}: {_what(place)}; found by following {wrong.name}"
-    return replace(found, name=_culprit(problem.objective, place), notes=(sentence, cost))
+    return replace(found, name=_culprit(problem.objective, place), notes=(sentence, cost), place=_in_code(place))
 
 
 def _culprit(objective: Objective, place: Place) -> str:
     return objective.words.culprit if place.module is None else place.module
+
+
+def _in_code(place: Place) -> str:
+    return "" if place.function is None else place_of_backward(place.function)
 
 
 def _what(place: Place) -> str:
@@ -77,7 +86,8 @@ def _by_graph(objective: Objective) -> Culprit:
     where = described_place(objective, place)
     function = place.function
     of = place.node if function is None else f"{function_name(function)}{at_backward_of(function)}"
-    return Culprit(_culprit(objective, place), (f"{told}: it starts at {of}, in {where}",))
+    sentence = f"{told}: it starts at {of}, in {where}"
+    return Culprit(_culprit(objective, place), (sentence,), place=_in_code(place))
 
 
 def _on_first_order(problem: Problem, slope: Slope) -> str:

@@ -109,7 +109,7 @@ def _besides(by_compiler: Culprit, found: Culprit) -> Culprit:
     """The compiler's mistake first, then what eager autograd gets wrong, too."""
     first, *others = found.notes
     notes = (*by_compiler.notes, f"besides, eager autograd makes a mistake: {first}", *others)
-    return replace(found, name=by_compiler.name, notes=notes)
+    return replace(found, name=by_compiler.name, notes=notes, place="")
 
 
 def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sentences, accumulated: bool) -> Culprit:
@@ -128,15 +128,19 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
         overwriting = _overwriting(objective, wrong)
     if overwriting is not None:
         name, notes = sentences.overwritten(overwriting)
+        place = sentences.place_of_overwriting(overwriting)
     elif run.same:
         name, notes = sentences.culprit_of(attributions, run.calls, run.hooks)
+        place = "" if name is None else sentences.place_of(attributions, run.calls)
     else:
         name, notes = sentences.disturbed()
+        place = ""
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     shared.finish()
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
     suspects = _suspects(attributions, run.calls, sentences)
-    culprit = Culprit(name, (*notes, cost), meanings_of(run.calls), sentences.order(run.calls), rounding, suspects)
+    order = sentences.order(run.calls)
+    culprit = Culprit(name, (*notes, cost), meanings_of(run.calls), order, rounding, suspects, place)
     of_functions = any(isinstance(suspect.call.owner, type) for suspect in suspects)
     return culprit if problem.slope is None or of_functions else named_by_node(problem, culprit, wrong[0])
 

@@ -79,6 +79,24 @@ class Sentences:
         also = [f"besides, {sentences[other]}" for other in others if other != NO_MODULE]
         return culprit, (sentences[culprit], *also)
 
+    def place_of(self, attributions: Sequence[Attribution], calls: Sequence[RecordedCall]) -> str:
+        """Where in the code the culprit's mistake is, to be asked after `culprit_of`; "" where there is no line."""
+        found = _downstream_first(attributions, calls)
+        if not found:
+            return next((hook for each in attributions if (hook := _place_of_hook(each))), "")
+        call = found[0][0]
+        hooks = self._hooks_in(call)
+        if call is None:
+            return _placed(f"in {self._words.described}", _at_forward_of(self._loss))
+        if not isinstance(call.owner, nn.Module):
+            return place_of_backward(call.owner)
+        return listed(list(map(str, hooks)), 1) if hooks else _place_of_forward(call)
+
+    def place_of_overwriting(self, found: Overwriting) -> str:
+        """Where in the code a tensor was overwritten; "" where there is no line."""
+        guilty = found.kept.writer if found.kept.seen else found.kept.by
+        return "" if guilty is None else _place_of_forward(guilty)
+
     def name_of(self, call: RecordedCall | None) -> str:
         """The qualified name of the innermost module of the model that contains a call.
 
@@ -215,9 +233,12 @@ class Sentences:
 
     def _hooked(self, call: RecordedCall | None) -> str:
         """Words on the hooks that changed gradients in this call; "" where none did."""
-        owner = self if call is None else call.owner  # no hook's module is `self`
-        here = [hook for hook in self._hooks if hook.module is owner or (hook.module is None and hook.call is call)]
+        here = self._hooks_in(call)
         return f": {listed(list(map(str, here)), MOST_NAMES)} changes its gradient" if here else ""
+
+    def _hooks_in(self, call: RecordedCall | None) -> list[ChangingHook]:
+        owner = self if call is None else call.owner  # no hook's module is `self`
+        return [hook for hook in self._hooks if hook.module is owner or (hook.module is None and hook.call is call)]
 
     def _combined(self, call: RecordedCall | None, children: Sequence[RecordedCall], attribution: Attribution) -> str:
         names = list(dict.fromkeys(self._short(child) for child in children))
@@ -322,6 +343,24 @@ def at_backward_of(function: type[Function]) -> str:
     """The words ", in its backward at FILE:LINE"; "" where that has no line of the user's."""
     line = at_line_of(backward_of(_written(function)))
     return line and f", in its backward{line}"
+
+
+def place_of_backward(function: type[Function]) -> str:
+    """The words "in the backward of Swish at FILE:LINE"; "" where that has no line of the user's."""
+    name = function_name(function).rpartition(" ")[2]
+    return _placed(f"in the backward of {name}", at_line_of(backward_of(_written(function))))
+
+
+def _place_of_forward(call: RecordedCall) -> str:
+    return _placed(f"in the forward of {_kind(call).rpartition(' ')[2]}", _at_forward_of(call.owner))
+
+
+def _place_of_hook(attribution: Attribution) -> str:
+    return _placed("in a hook", hooks_on(attribution.wrong.entry.parameter))
+
+
+def _placed(what: str, line: str) -> str:
+    return line and what + line
 
 
 def _at_forward_of(owner: object) -> str:

@@ -1,4 +1,4 @@
-"""A small picture of a tensor: the share of wrong entries, block by block."""
+"""A small picture of a tensor: block by block the share of wrong entries, and both gradients where they differ most."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def wrong_map(evidence: Evidence, aligned: bool = False) -> WrongMap:
     with np.errstate(invalid="ignore"):
         share = _summed(evidence.wrong, rows, columns, block) / _summed(judged, rows, columns, block)
     cells = tuple(tuple(float(value) for value in line) for line in share)
-    return WrongMap(cells, *_labels(evidence, rows, columns), block)
+    analytic, numeric = _furthest_apart(evidence, rows, columns, block)
+    return WrongMap(cells, *_labels(evidence, rows, columns), block, _rounded(analytic), _rounded(numeric))
 
 
 def _length(entries: int, most: int, aligned: bool) -> int:
@@ -56,3 +57,34 @@ def _summed(flags: Flags, rows: int, columns: int, block: tuple[int, int]) -> Fl
     padded = np.zeros((down * block[0], across * block[1]))
     padded[:rows, :columns] = flags.reshape(rows, columns)
     return np.asarray(padded.reshape(down, block[0], across, block[1]).sum(axis=(1, 3)))
+
+
+def _furthest_apart(evidence: Evidence, rows: int, columns: int, block: tuple[int, int]) -> tuple[Floats, Floats]:
+    """Both gradients at the judged entry of each block where they are furthest apart; a line of blocks at a time."""
+    lines = [
+        _line_of_blocks(evidence, slice(first * columns, min(first + block[0], rows) * columns), columns, block[1])
+        for first in range(0, rows, block[0])
+    ]
+    analytic, numeric = (np.array(values).reshape(len(lines), -1) for values in zip(*lines, strict=True))
+    return analytic, numeric
+
+
+def _line_of_blocks(evidence: Evidence, at: slice, columns: int, length: int) -> tuple[Floats, Floats]:
+    """What `_furthest_apart` gives for some whole rows, as one line of blocks so many columns long."""
+    judged = evidence.judged[at] | evidence.wrong[at]
+    with np.errstate(invalid="ignore"):
+        apart = np.nan_to_num(np.abs(evidence.analytic[at] - evidence.numeric[at]), nan=np.inf, posinf=np.inf)
+    apart = np.where(judged, apart, -1.0).reshape(-1, columns)
+    entries = []
+    for start in range(0, columns, length):
+        block = apart[:, start : start + length]
+        row, column = divmod(int(np.argmax(block)), block.shape[1])
+        entries.append(row * columns + start + column)
+    known = judged[entries]
+    analytic, numeric = evidence.analytic[at][entries], evidence.numeric[at][entries]
+    return np.where(known, analytic, np.nan), np.where(known, numeric, np.nan)
+
+
+def _rounded(values: Floats) -> tuple[tuple[float, ...], ...]:
+    """To six digits, which a picture and a file are small with."""
+    return tuple(tuple([float(f"{value:.6g}") for value in line]) for line in values)

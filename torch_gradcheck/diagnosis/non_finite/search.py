@@ -25,10 +25,12 @@ class NonFinite:
         culprit: the module that the operation is in; `"loss_fn"` for the loss function or closure; None where no
             operation of J is to blame.
         notes: sentences on it.
+        place: where in the code it is, see `Facts.place`.
     """
 
     culprit: str | None
     notes: tuple[str, ...]
+    place: str = ""
 
 
 def find_non_finite(problem: Problem) -> NonFinite | None:
@@ -47,7 +49,8 @@ def find_non_finite(problem: Problem) -> NonFinite | None:
     if not spoilt or not recording.origins:
         return None
     sentences = Sentences(problem.objective.model, recording, problem.objective.words)
-    return NonFinite(sentences.culprit, (*sentences.all(), sentences.on_parameters(problem.theta, spoilt)))
+    notes = (*sentences.all(), sentences.on_parameters(problem.theta, spoilt))
+    return NonFinite(sentences.culprit, notes, sentences.place)
 
 
 def _recorded(problem: Problem) -> tuple[OperationRecording, Mapping[int, AnalyticGradient]]:

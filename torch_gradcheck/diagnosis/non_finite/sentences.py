@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, function_name
+from torch_gradcheck.diagnosis.culprit.sentences import at_backward_of, function_name, place_of_backward
 from torch_gradcheck.diagnosis.non_finite.operations import Gradients, Operation, OperationRecording, Origin
 from torch_gradcheck.diagnosis.non_finite.reasons import operation_name
 from torch_gradcheck.gradients.analytic import AnalyticGradient
@@ -64,6 +64,17 @@ class Sentences:
         """The name of the module that the first origin is in."""
         module = self._first.operation.module
         return self._words.culprit if module is None else module
+
+    @property
+    def place(self) -> str:
+        """Where in the code the first origin is; "" where no line is known."""
+        operation, hooks = self._first.operation, self._first.hooks
+        if hooks:
+            return f"in a hook{at_line_of(hooks[0].hook) or f' registered at {hooks[0].line}'}"
+        function = function_of(operation.node)
+        if function is not None:
+            return place_of_backward(function)
+        return "" if operation.line is None else f"in {_called(operation)}"
 
     def all(self) -> Iterator[str]:
         """A sentence on each origin, after the first the advice."""

@@ -20,12 +20,14 @@ class Column:
         title: the header where there is room.
         cell: the figure of a row, given the tolerance of the check.
         is_figure: numbers stand at the right.
+        kept: where there is no room for all columns, those with the smallest number go first.
     """
 
     header: str
     title: str
     cell: Callable[[ParameterReport, float], str]
     is_figure: bool = True
+    kept: int = 0
 
 
 def columns_of(facts: Facts) -> tuple[Column, ...]:
@@ -33,7 +35,7 @@ def columns_of(facts: Facts) -> tuple[Column, ...]:
     if facts.reference is None:
         return RATIO, VERDICT, LARGEST, NOISE, WRONG
     dtype = printable(facts.dtype) if "," not in facts.dtype else "its dtype"
-    loses = Column(f"times\n{dtype}", f"times what {dtype} loses", _loses)
+    loses = Column(f"times\n{dtype}", f"times what {dtype} loses", _loses, kept=5)
     return RATIO, loses, LARGEST, IN_BARS, SEEN, WRONG
 
 
@@ -69,10 +71,10 @@ def _wrong(row: ParameterReport, _: float) -> str:
     return f"{short(row.mismatched)}/{short(row.checked)}" if row.checked else UNMEASURED
 
 
-RATIO = Column("rel.\nerror", "relative error", _relative_error)
-VERDICT = Column("verdict", "verdict", _verdict, is_figure=False)
-LARGEST = Column("max abs\nerror", "max abs error", _max_abs_error)
-NOISE = Column("noise", "noise", _noise)
-IN_BARS = Column("worst/\nbar", "worst entry / its error bar", _in_bars)
-SEEN = Column("factor\nseen", "smallest factor seen: 1 ±", _seen)
-WRONG = Column("wrong/\nchecked", "wrong/checked", _wrong)
+RATIO = Column("rel.\nerror", "relative error", _relative_error, kept=5)
+VERDICT = Column("verdict", "verdict", _verdict, is_figure=False, kept=3)
+LARGEST = Column("max abs\nerror", "max abs error", _max_abs_error, kept=2)
+NOISE = Column("noise", "noise", _noise, kept=1)
+IN_BARS = Column("worst/\nbar", "worst entry / its error bar", _in_bars, kept=3)
+SEEN = Column("factor\nseen", "smallest factor seen: 1 ±", _seen, kept=1)
+WRONG = Column("wrong/\nchecked", "wrong/checked", _wrong, kept=4)

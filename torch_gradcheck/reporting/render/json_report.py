@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import StrEnum
 
@@ -23,13 +24,16 @@ def as_dict(facts: Facts) -> dict[str, object]:
 
     A float that JSON has no number for is the string `"nan"`, `"inf"` or `"-inf"`; `float()` reads all three.
     """
+    return {"schema_version": SCHEMA_VERSION, **_outcome(facts), **_fields(facts)}
+
+
+def _outcome(facts: Facts) -> dict[str, object]:
+    """Returns what follows from the facts, under its keys."""
     return {
-        "schema_version": SCHEMA_VERSION,
         "passed": facts.passed,
         "proven": facts.proven,
         "verdict": _plain(facts.verdict),
         "mismatches": [row.name for row in facts.mismatches],
-        **_fields(facts),
     }
 
 
@@ -48,4 +52,6 @@ def _plain(value: object) -> object:
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
     return _fields(value) if is_dataclass(value) else value

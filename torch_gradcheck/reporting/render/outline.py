@@ -13,30 +13,44 @@ from torch_gradcheck.reporting.facts import (
     Facts,
     ParameterReport,
     Status,
-    WrongMap,
     badness,
 )
 from torch_gradcheck.reporting.render.beside_reference import outcome_beside, summary_beside, tightness
 from torch_gradcheck.reporting.render.columns import Column, columns_of
 from torch_gradcheck.reporting.render.contract import Contract, contract_outcome, contract_section
 from torch_gradcheck.reporting.render.figures import error_bar, figure, raised, word
+from torch_gradcheck.reporting.render.picture import Picture, picture_of
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
-MANY = 30
-"""Rows above which a table is folded. A folded table shows at most this many wrong rows."""
+MAX_ROWS = 10
+"""Wrong rows that are shown where nothing else is asked for, and as many others; further ones are counted."""
 
 SHOWN = 3
-"""Rows of every status but `mismatch` that a folded table shows."""
+"""Rows of every status but `mismatch` that are shown where there are more than that."""
 
 LISTED = 8
-"""Wrong parameters, groups of unproven parameters and tied parameters that are described one by one: 8 of each."""
+"""Groups of unproven parameters and tied parameters that are described one by one: 8 of each."""
 
 NAMED = 6
 """Names in one sentence; the others are counted, as in "and 12 more"."""
 
-SHADES = "·░▒▓█"
-"""Characters of a cell of a picture, from all right to all wrong; "▒" is half wrong."""
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much is told one by one: groups and sentences, and names in a sentence; None for all."""
+
+    listed: int | None = LISTED
+    named: int | None = NAMED
+
+    def names(self, names: Sequence[str]) -> str:
+        """Returns names in a sentence; those beyond the limit are counted, as in "and 12 more"."""
+        first = names[: self.named]
+        listed = ", ".join(map(printable, first))
+        return f"{listed} and {len(names) - len(first):,} more" if len(names) > len(first) else listed
+
+
+ALL = Limits(None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +62,11 @@ class Line:
     name: str
     shape: str
     figures: tuple[str, ...]
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the row is a mismatch."""
+        return self.status is Status.MISMATCH
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +90,8 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """The places of the wrong entries: a caption, lines of characters, and cells as fractions (None: not judged)."""
-
-    caption: str
-    lines: tuple[str, ...]
-    cells: tuple[tuple[float | None, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Mistake:
-    """A wrong parameter: sentences on the mistake, the worst coordinates, and a picture unless all are wrong."""
+    """A wrong parameter: sentences on the mistake, the worst coordinates, and a picture where they make a pattern."""
 
     name: str
     shape: str
@@ -105,15 +115,19 @@ class Outline:
     """The whole content of a report, top to bottom.
 
     Attributes:
+        style: the colour of the headline: red where something is wrong, green where all is proven, else yellow.
         called: the noun for its rows.
+        place: where in the code the mistake of the culprit is; "" where that is not known.
         reference: the report on the reference, where that is wrong itself.
         columns: of the figures in `lines`.
         sides: what an entry's two numbers are.
     """
 
     headline: str
+    style: str
     called: str
     culprit: str | None
+    place: str
     summary: tuple[str, ...]
     reference: Outline | None
     columns: tuple[Column, ...]
@@ -129,30 +143,54 @@ class Outline:
     notes: tuple[str, ...]
 
 
-def outline(facts: Facts) -> Outline:
-    """Returns the content of the report on `facts`: strings of bounded number, printable and free of markup."""
+def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = False) -> Outline:
+    """Returns the content of the report on `facts`: strings of bounded number, printable and free of markup.
+
+    Args:
+        facts: what was found.
+        max_rows: the number of wrong rows that are shown and explained, and of all others; None for no limit.
+        only_wrong: show no others, and say nothing of what is not proven.
+    """
     rows = [*facts.mismatches, *(row for row in facts if row.status is not Status.MISMATCH)]
-    shown, left_out = _fold(rows)
-    gaps, groups = _gaps(rows), _alike(facts)
+    shown, left_out = _fold(rows, max_rows, only_wrong)
+    told = ALL if max_rows is None else Limits()
+    gaps, groups = [] if only_wrong else _gaps(rows, told), _alike(facts)
     reference = facts.reference if facts.has_wrong_reference else None
     return Outline(
         headline=headline(facts),
+        style=_style(facts),
         called=noun(row.role for row in facts),
-        culprit=None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts),
+        culprit=culprit_in_words(facts),
+        place=printable(facts.place),
         summary=_summary(facts),
-        reference=None if reference is None else outline(reference),
+        reference=None if reference is None else outline(reference, max_rows, only_wrong),
         columns=columns_of(facts),
         sides=("analytic", "numeric") if facts.reference is None else ("candidate", "reference"),
         lines=tuple(_line(row, facts) for row in shown),
         folds=tuple(_folded(group, facts) for group in left_out),
-        tied=_tied(facts),
-        mistakes=tuple(mistake for group in groups[:LISTED] for mistake in _mistakes(group)),
-        more_mistakes=_more(sum(map(len, groups[LISTED:])), "that are wrong; report.mismatches has them all"),
+        tied=_tied(facts, told),
+        mistakes=tuple(mistake for group in groups[:max_rows] for mistake in _mistakes(group, told)),
+        more_mistakes=_more(
+            sum(map(len, groups[len(groups[:max_rows]) :])), "that are wrong; report.mismatches has them all"
+        ),
         contract=contract_section(facts),
-        gaps=tuple(gaps[:LISTED]),
-        more_gaps=_more(len(gaps) - LISTED, "reasons why something was not proven; to_dict() has them all"),
+        gaps=tuple(gaps[: told.listed]),
+        more_gaps=_more(
+            len(gaps) - len(gaps[: told.listed]), "reasons why something was not proven; to_dict() has them all"
+        ),
         notes=tuple(prose(note) for note in facts.notes if reference is None or note not in reference.notes),
     )
+
+
+def _style(facts: Facts) -> str:
+    if facts.mismatches or facts.broken or facts.has_wrong_reference or facts.backward_spread:
+        return "red"
+    return "green" if facts.proven else "yellow"
+
+
+def culprit_in_words(facts: Facts) -> str | None:
+    """Returns the culprit's name, or what it is where it has none; None without a culprit."""
+    return None if facts.culprit is None else printable(facts.culprit) or _model_itself(facts)
 
 
 def _model_itself(facts: Facts) -> str:
@@ -219,16 +257,28 @@ def _decided_part(facts: Facts) -> str:
     return "the whole θ" if all(status.is_decided for status in checked) else "the decided part of θ"
 
 
-def _fold(rows: Sequence[ParameterReport]) -> tuple[list[ParameterReport], list[list[ParameterReport]]]:
+def _fold(
+    rows: Sequence[ParameterReport], most: int | None, only_wrong: bool
+) -> tuple[list[ParameterReport], list[list[ParameterReport]]]:
     """Returns the rows of a table in their order, and the rows left out, grouped by status."""
-    if len(rows) <= MANY:
-        return list(rows), []
     by_status: dict[Status, list[ParameterReport]] = {}
     for row in rows:
         by_status.setdefault(row.status, []).append(row)
-    left_out = [group[MANY if status is Status.MISMATCH else SHOWN :] for status, group in by_status.items()]
-    hidden = {id(row) for group in left_out for row in group}
-    return [row for row in rows if id(row) not in hidden], [group for group in left_out if group]
+    wrong = by_status.pop(Status.MISMATCH, [])
+    is_short = most is None or len(rows) - len(wrong) <= most
+    shown = list(wrong[:most])
+    left_out = [wrong[len(shown) :]]
+    for status, group in by_status.items():
+        picked = [] if only_wrong else group if is_short else _most_telling(group, status, min(SHOWN, most or 0))
+        shown += picked
+        left_out.append([row for row in group if row not in picked] if len(picked) < len(group) else [])
+    kept = set(map(id, shown))
+    return [row for row in rows if id(row) in kept], [group for group in left_out if group]
+
+
+def _most_telling(rows: Sequence[ParameterReport], status: Status, most: int) -> list[ParameterReport]:
+    """Returns the first rows of a status or, where they have been proven right, those with the largest errors."""
+    return sorted(rows, key=badness, reverse=True)[:most] if status.is_proven else list(rows[:most])
 
 
 def _line(row: ParameterReport, facts: Facts) -> Line:
@@ -245,15 +295,20 @@ def _folded(rows: Sequence[ParameterReport], facts: Facts) -> Fold:
     words = STATUS_WORDS[rows[0].status]
     sentence = _more(len(rows), words.folded)
     if not words.leaves_open:
-        largest = max(rows, key=badness)
-        sentence += f", relative error at most {figure(badness(largest))} ({printable(largest.name)})"
+        sentence += f", {_range([badness(row) for row in rows])}"
     return Fold(sentence, tuple(_line(row, facts) for row in rows))
 
 
-def _tied(facts: Facts) -> tuple[str, ...]:
+def _range(ratios: Sequence[float]) -> str:
+    """Returns the range of relative errors in words: "relative errors 3.1e-09 to 7.7e-06"."""
+    lowest, highest = figure(min(ratios)), figure(max(ratios))
+    return f"relative error {lowest}" if lowest == highest else f"relative errors {lowest} to {highest}"
+
+
+def _tied(facts: Facts, limits: Limits) -> tuple[str, ...]:
     tied = [row for row in facts if row.aliases]
-    sentences = [f"{printable(row.name)} is also {_names(row.aliases)}" for row in tied[:LISTED]]
-    more = _more(len(tied) - LISTED, "with other names")
+    sentences = [f"{printable(row.name)} is also {limits.names(row.aliases)}" for row in tied[: limits.listed]]
+    more = _more(len(tied) - len(sentences), "with other names")
     return (*sentences, more) if more else tuple(sentences)
 
 
@@ -275,12 +330,12 @@ def _alike(facts: Facts) -> list[list[ParameterReport]]:
     return sorted(groups.values(), key=lambda rows: rows[0].diagnosis is None or not rows[0].diagnosis.kind.is_known)
 
 
-def _mistakes(rows: Sequence[ParameterReport]) -> list[Mistake]:
+def _mistakes(rows: Sequence[ParameterReport], limits: Limits) -> list[Mistake]:
     """Returns the first row of a group in full, and one line for all others."""
     first, *others = rows
     if not others or first.diagnosis is None:
         return [_mistake(first)]
-    names = _names([row.name for row in others])
+    names = limits.names([row.name for row in others])
     sentence = f"{first.diagnosis.kind}, as {printable(first.name)}"
     shapes = {_shape(row.shape) for row in others}
     return [_mistake(first), Mistake(names, shapes.pop() if len(shapes) == 1 else "various", (sentence,), (), None)]
@@ -293,29 +348,8 @@ def _mistake(row: ParameterReport) -> Mistake:
         shape=_shape(row.shape),
         sentences=tuple(prose(said) for said in (diagnosis, row.reason) if said),
         entries=tuple(map(_entry, row.worst)),
-        picture=None if row.map is None else _picture(row.map),
+        picture=None if row.map is None else picture_of(row.map),
     )
-
-
-def _picture(found: WrongMap) -> Picture | None:
-    """Returns None where all judged cells are equal."""
-    judged = {share for line in found.cells for share in line if not math.isnan(share)}
-    if len(judged) < 2:
-        return None
-    size = " × ".join(printable(part) for part in (found.down, found.across) if part)
-    down, across = found.block
-    cell = "" if found.block == (1, 1) else f", a cell is {down} × {across}"
-    return Picture(
-        caption=f"where ({size}{cell}): {SHADES[-1]} wrong, {SHADES[0]} right",
-        lines=tuple("".join(map(_shade, line)) for line in found.cells),
-        cells=tuple(tuple(None if math.isnan(share) else share for share in line) for line in found.cells),
-    )
-
-
-def _shade(share: float) -> str:
-    if math.isnan(share):
-        return " "
-    return SHADES[math.ceil(share * (len(SHADES) - 1))] if share < 1 else SHADES[-1]
 
 
 def _entry(coordinate: Coordinate) -> Entry:
@@ -337,7 +371,7 @@ def _remark(coordinate: Coordinate) -> str:
     return ", ".join(words)
 
 
-def _gaps(rows: Sequence[ParameterReport]) -> list[Gap]:
+def _gaps(rows: Sequence[ParameterReport], limits: Limits) -> list[Gap]:
     groups: dict[tuple[Status, str], list[str]] = {}
     for status in sorted(STATUS_WORDS, key=lambda status: not STATUS_WORDS[status].is_told_first):
         leaves_open = STATUS_WORDS[status].leaves_open
@@ -345,14 +379,9 @@ def _gaps(rows: Sequence[ParameterReport]) -> list[Gap]:
             if leaves_open and row.status is status:
                 groups.setdefault((status, row.reason or leaves_open), []).append(row.name)
     return [
-        Gap(status, STATUS_WORDS[status].mark, _names(names), prose(reason))
+        Gap(status, STATUS_WORDS[status].mark, limits.names(names), prose(reason))
         for (status, reason), names in groups.items()
     ]
-
-
-def _names(names: Sequence[str]) -> str:
-    listed = ", ".join(map(printable, names[:NAMED]))
-    return f"{listed} and {len(names) - NAMED:,} more" if len(names) > NAMED else listed
 
 
 def _more(count: int, what: str) -> str:

@@ -4,37 +4,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 
-def shortened(names: Sequence[str], width: int) -> list[str]:
-    """Returns `names`, each in at most `width` terminal cells; an ellipsis replaces the middle of longer names.
+def shortened(names: Sequence[str], width: int, ellipsis: str = "…") -> list[str]:
+    """Returns `names`, each in at most `width` terminal cells; `ellipsis` replaces the middle of longer names.
 
     The end keeps two thirds of the width, since it says more than the beginning. The number of a block, as the 7 of
     `layers.7.norm.weight`, is kept before either. Where two names would look equal, the cut moves to the place where
     they differ. Where no cut tells them apart, they are numbered.
     """
-    shown = {name: name if cells_of(name) <= width else _cut(_from_block(name), width, width // 3) for name in names}
+    cut = _Cut(width, ellipsis)
+    shown = {name: name if cells_of(name) <= width else cut(_from_block(name, ellipsis)) for name in names}
     for alike in _alike(shown):
-        shown |= _told_apart(alike, width)
-    shown |= _numbered([name for alike in _alike(shown) for name in alike], width)
+        shown |= _told_apart(alike, cut)
+    shown |= _numbered([name for alike in _alike(shown) for name in alike], cut)
     return [shown[name] for name in names]
 
 
-def _from_block(name: str) -> str:
+def _from_block(name: str, ellipsis: str) -> str:
     """Returns `…7.norm.weight` for `model.layers.7.norm.weight`."""
-    return re.sub(r"^.*\.(?=\d+\.)", "…", name)
+    return re.sub(r"^.*\.(?=\d+\.)", ellipsis, name)
 
 
-def _cut(name: str, width: int, head: int) -> str:
-    """Returns `name` in `width` cells, `head` of them for its beginning."""
-    if cells_of(name) <= width:
-        return name
-    beginning, end = name, name
-    while beginning and cells_of(beginning) > head:
-        beginning = beginning[:-1]
-    while end and cells_of(end) > width - 1 - head:
-        end = end[1:]
-    return f"{beginning}…{end}"
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """Cuts a name to `width` cells; `head` of them, a third if it is None, are for its beginning."""
+
+    width: int
+    ellipsis: str
+
+    def __call__(self, name: str, head: int | None = None) -> str:
+        if cells_of(name) <= self.width:
+            return name
+        head = self.width // 3 if head is None else head
+        beginning, end = name, name
+        while beginning and cells_of(beginning) > head:
+            beginning = beginning[:-1]
+        while end and cells_of(end) > self.width - len(self.ellipsis) - head:
+            end = end[1:]
+        return f"{beginning}{self.ellipsis}{end}"
 
 
 def _alike(shown: dict[str, str]) -> list[list[str]]:
@@ -45,21 +54,20 @@ def _alike(shown: dict[str, str]) -> list[list[str]]:
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _told_apart(names: Sequence[str], width: int) -> dict[str, str]:
+def _told_apart(names: Sequence[str], cut: _Cut) -> dict[str, str]:
     """Returns the names under the first cut that keeps them apart; an empty dict if there is none."""
-    for head in range(1, width - 1):
-        forms = [_cut(name, width, head) for name in names]
+    for head in range(1, cut.width - len(cut.ellipsis)):
+        forms = [cut(name, head) for name in names]
         if len(set(forms)) == len(names):
             return dict(zip(names, forms, strict=True))
     return {}
 
 
-def _numbered(names: Sequence[str], width: int) -> dict[str, str]:
-    numbered = {}
-    for number, name in enumerate(names, start=1):
-        room = width - len(f"#{number}")
-        numbered[name] = f"{_cut(name, room, room // 3)}#{number}"
-    return numbered
+def _numbered(names: Sequence[str], cut: _Cut) -> dict[str, str]:
+    return {
+        name: f"{replace(cut, width=cut.width - len(f'#{number}'))(name)}#{number}"
+        for number, name in enumerate(names, start=1)
+    }
 
 
 def cells_of(text: str) -> int:

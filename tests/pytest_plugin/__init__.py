@@ -1,0 +1,1 @@
+"""Sessions of pytest that use the plugin, and its parts one by one."""

@@ -1,0 +1,163 @@
+"""A failed check shows the user's line, the outcome and the table, and no frame of this package."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+WRONG = """
+def test_wrong(gradcheck):
+    layer = linear()
+    gradcheck(layer, loss, X, gradients=NOTHING)
+"""
+SAID = "gradients WRONG in 2 of 2 parameters"
+OF_THE_PACKAGE = re.compile(r"torch_gradcheck[/\\]\w+[/\\.]")
+
+CULPRIT = """
+class Doubling(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad
+
+
+class Twice(nn.Module):
+    def forward(self, x):
+        return Doubling.apply(x)
+
+
+def test_it(gradcheck):
+    gradcheck(nn.Sequential(linear(), Twice()), loss, X)
+"""
+
+
+@pytest.mark.parametrize("style", ["auto", "long", "short", "native"])
+def test_the_table_stands_under_the_users_line(run, style):
+    result = run(WRONG, f"--tb={style}")
+
+    result.assert_outcomes(failed=1)
+    out = result.stdout.str()
+    assert not OF_THE_PACKAGE.search(out)
+    result.stdout.fnmatch_lines(["*gradcheck(layer, loss, X, gradients=NOTHING)*", f"*{SAID}"])
+    assert len(re.findall(r"^✗ mismatch", out, flags=re.MULTILINE)) == 2
+    assert out.count("notes\n") == 1
+    result.stdout.fnmatch_lines([f"FAILED test_made.py::test_wrong - {SAID}"])
+
+
+@pytest.mark.parametrize(("style", "said"), [("line", f"*:22: {SAID}"), ("no", f"FAILED * - {SAID}")])
+def test_where_one_line_or_none_is_wanted_there_is_no_table(run, style, said):
+    result = run(WRONG, f"--tb={style}")
+
+    result.stdout.fnmatch_lines([said])
+    assert "✗ mismatch" not in result.stdout.str()
+
+
+def test_the_whole_traceback_is_shown_to_those_who_ask_for_it(run):
+    result = run(WRONG, "--full-trace")
+
+    result.stdout.fnmatch_lines(["*pytest_plugin*fixture.py*", "✗ mismatch *"])
+
+
+@pytest.mark.parametrize("ci", [False, True], ids=["at a desk", "in CI"])
+def test_the_culprit_stands_in_the_short_summary(run, monkeypatch, ci):
+    if ci:
+        monkeypatch.setenv("CI", "1")
+    result = run(CULPRIT)
+
+    result.stdout.fnmatch_lines(["FAILED test_made.py::test_it - gradients WRONG in 2 of 2 parameters; culprit: 1"])
+    assert result.stdout.str().count("notes\n") == 1
+
+
+def test_colours_and_width_are_those_of_pytest(run, monkeypatch, pytester):
+    monkeypatch.setenv("COLUMNS", "120")
+
+    plain, coloured = run(WRONG, "--color=no"), run(WRONG, "--color=yes", "--junitxml=junit.xml")
+
+    assert "\x1b" not in plain.stdout.str()
+    assert "\x1b[31m✗ mismatch" in coloured.stdout.str()
+    plain.stdout.fnmatch_lines(["- eps = * which would put"])  # 80 columns end before
+    junit = (pytester.path / "junit.xml").read_text(encoding="utf-8")
+    assert f'<property name="gradcheck" value="{SAID}" />' in junit
+    assert "✗ mismatch" in junit
+    assert "x1B" not in junit
+
+
+OTHER_TESTS = """
+import unittest
+
+
+class TestCase(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _take(self, gradcheck):
+        self.gradcheck = gradcheck
+
+    def test_of_unittest(self):
+        self.gradcheck(linear(), loss, X, gradients=NOTHING)
+
+
+@pytest.fixture
+def checked(gradcheck):
+    return gradcheck(linear(), loss, X, gradients=NOTHING)
+
+
+def test_in_a_fixture(checked):
+    pass
+
+
+def test_led_to_another_error(gradcheck):
+    try:
+        gradcheck(linear(), loss, X, gradients=NOTHING)
+    except GradientMismatchError as error:
+        raise RuntimeError("mine") from error
+
+
+def test_in_subtests(gradcheck, subtests):
+    for mode in ("eval", "train"):
+        with subtests.test(mode=mode):
+            gradcheck(linear(), loss, X, gradients=NOTHING, mode=mode)
+
+
+def test_caught(gradcheck):
+    with pytest.raises(GradientMismatchError, match="0.000000e.00"):
+        gradcheck(linear(), loss, X, gradients=NOTHING)
+"""
+
+
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="subtests came with pytest 9")
+def test_every_kind_of_test_shows_its_tables(run):
+    result = run(OTHER_TESTS)
+
+    out = result.stdout.str()
+    result.assert_outcomes(passed=1, failed=5, errors=1)
+    assert not OF_THE_PACKAGE.search(out)
+    assert len(re.findall(r"^-+ gradcheck -+$", out, flags=re.MULTILINE)) == 5
+    assert "FAILED test_made.py::test_led_to_another_error - RuntimeError: mine" in out
+    assert "gradcheck: 6 checks; 0 tensors proven, 0 not proven, 12 wrong" in out
+
+
+def test_reports_tell_about_themselves_in_an_assertion(run):
+    result = run(
+        """
+def test_passed():
+    report = torch_gradcheck.check_module(linear(), loss, X, gradients=NOTHING)
+    assert report.passed
+
+
+def test_report():
+    report = torch_gradcheck.check_module(linear(), loss, X, gradients=NOTHING)
+    assert report
+
+
+def test_raised():
+    torch_gradcheck.check_module(linear(), loss, X, gradients=NOTHING).raise_if_failed()
+"""
+    )
+
+    shown = f"<Report: {SAID}; *>"
+    raised = "FAILED *test_raised - GradientMismatchError: gradients WRONG*"
+    result.stdout.fnmatch_lines([f"E * where False = {shown}.passed", f"E * assert {shown}", raised])
+    assert not OF_THE_PACKAGE.search(result.stdout.str())

@@ -1,0 +1,119 @@
+"""What leads to the user's own code stays in a traceback; what is ours goes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import torch_gradcheck
+from torch_gradcheck.pytest_plugin.frames import OURS, chain, without_ours
+
+
+class Raises(nn.Module):
+    """A layer whose forward fails in a function that it calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, x):
+        return self.helped(self.layer(x))
+
+    def helped(self, y):
+        raise ZeroDivisionError("mine")
+
+
+def names(error: BaseException) -> list[str]:
+    """The functions of a traceback, from the outermost to the innermost."""
+    found, entry = [], error.__traceback__
+    while entry is not None:
+        found.append(entry.tb_frame.f_code.co_name)
+        entry = entry.tb_next
+    return found
+
+
+def files(error: BaseException) -> list[str]:
+    found, entry = [], error.__traceback__
+    while entry is not None:
+        found.append(entry.tb_frame.f_code.co_filename)
+        entry = entry.tb_next
+    return found
+
+
+def test_an_error_of_the_users_keeps_the_users_frames():
+    with pytest.raises(ZeroDivisionError) as caught:
+        torch_gradcheck.check_module(Raises(), torch.sum, torch.ones(1, 2))
+    error = caught.value
+
+    without_ours(error)
+
+    assert names(error)[0] == "test_an_error_of_the_users_keeps_the_users_frames"
+    assert names(error)[-2:] == ["forward", "helped"]
+    assert not [file for file in files(error) if file.startswith(OURS)]
+
+
+def test_an_operation_that_fails_ends_in_the_line_that_asked_for_it():
+    model = nn.Linear(3, 1)
+    with pytest.raises(RuntimeError) as caught:
+        torch_gradcheck.check_function(lambda x: model.weight @ x, (torch.ones(2),))
+    error = next(one for one in chain(caught.value) if not isinstance(one, torch_gradcheck.GradcheckError))
+
+    without_ours(caught.value)
+
+    assert names(error)[-1] == "<lambda>"
+
+
+def test_an_error_on_purpose_keeps_no_frame():
+    with pytest.raises(torch_gradcheck.InvalidRequestError) as caught:
+        torch_gradcheck.check_module(nn.Linear(2, 1), torch.sum, torch.ones(1, 2), mode="sideways")
+
+    without_ours(caught.value)
+
+    assert caught.value.__traceback__ is None
+
+
+def test_a_mistake_of_the_package_keeps_all_frames(monkeypatch):
+    monkeypatch.setattr("torch_gradcheck.request.one_of", lambda *_: {}["missing"])
+    with pytest.raises(KeyError) as caught:
+        torch_gradcheck.check_module(nn.Linear(2, 1), torch.sum, torch.ones(1, 2))
+    error = caught.value
+    error.__traceback__ = error.__traceback__.tb_next  # as where the innermost frame is of the package
+    before = files(error)
+    last = caught.traceback[-2]._rawentry
+    last.tb_next = None
+
+    without_ours(error)
+
+    assert files(error) == before[:-1]
+
+
+def test_what_led_to_an_error_on_purpose_is_left_out_where_it_is_ours():
+    inner, outer = ValueError("ours"), torch_gradcheck.InvalidRequestError("said")
+    outer.__cause__ = inner
+
+    without_ours(outer)
+
+    assert outer.__cause__ is None
+
+
+def test_a_users_error_that_led_to_one_of_ours_stays():
+    outer = torch_gradcheck.InvalidRequestError("said")
+    try:
+        Raises().helped(None)
+    except ZeroDivisionError as error:
+        outer.__cause__ = error
+
+    without_ours(outer)
+
+    assert isinstance(outer.__cause__, ZeroDivisionError)
+    assert names(outer.__cause__)[-1] == "helped"
+
+
+def test_a_chain_with_a_circle_ends():
+    one, other = ValueError(), KeyError()
+    one.__context__, other.__context__ = other, one
+    group = ExceptionGroup("both", [one])
+
+    assert {type(error) for error in chain(group)} == {ExceptionGroup, ValueError, KeyError}
+    assert len(chain(group)) == 3

@@ -1,0 +1,193 @@
+"""What a call, a marker, the command line and the ini file say, in this order."""
+
+from __future__ import annotations
+
+import pytest
+
+WHO_COUNTS = """
+pytestmark = pytest.mark.gradcheck(seed=5, mode="train", tolerance=1e-4)
+
+
+def seed_of(gradcheck, **options):
+    return gradcheck(linear(), loss, X, **options).seed
+
+
+class TestOfAClass:
+    pytestmark = pytest.mark.gradcheck(seed=6)
+
+    def test_of_the_class(self, gradcheck):
+        report = gradcheck(linear(), loss, X)
+        assert (report.seed, report.mode, report.tolerance) == (6, "train", 1e-4)
+
+    @pytest.mark.gradcheck(seed=7)
+    def test_of_the_function(self, gradcheck):
+        assert seed_of(gradcheck) == 7
+
+    @pytest.mark.gradcheck(seed=7)
+    def test_of_the_call(self, gradcheck):
+        assert seed_of(gradcheck, seed=8) == 8
+
+
+def test_of_the_module(gradcheck):
+    assert seed_of(gradcheck) == 5
+
+
+def test_a_function_has_no_mode(gradcheck):
+    report = gradcheck.function(lambda x: x.square(), (X.double(),))
+    assert (report.seed, report.tolerance, bool(report.contract)) == (5, 1e-4, True)
+
+
+def test_a_closure(gradcheck):
+    layer = linear()
+    assert gradcheck.closure(layer, lambda: loss(layer(X))).mode == "train"
+
+
+@pytest.mark.parametrize("case", [pytest.param(9, marks=pytest.mark.gradcheck(seed=9))])
+def test_of_a_case(gradcheck, case):
+    assert seed_of(gradcheck) == case
+"""
+
+OF_THE_SESSION = """
+def test_it(gradcheck):
+    report = gradcheck(linear(), loss, X)
+    assert (report.seed, report.tolerance, report.mode) == EXPECTED
+"""
+
+INI = "[pytest]\ngradcheck_seed = 3\ngradcheck_tolerance = 1e-3\ngradcheck_mode = keep\n"
+
+
+def test_what_stands_nearer_counts(run):
+    run(WHO_COUNTS, "--gradcheck-seed=4").assert_outcomes(passed=7)
+
+
+@pytest.mark.parametrize(
+    ("ini", "words", "expected"),
+    [
+        pytest.param("[pytest]\n", [], (0, 1e-5, "eval"), id="defaults"),
+        pytest.param(INI, [], (3, 1e-3, "keep"), id="ini"),
+        pytest.param(INI, ["--gradcheck-seed=4"], (4, 1e-3, "keep"), id="the command line before the ini"),
+    ],
+)
+def test_options_of_a_session(run, pytester, ini, words, expected):
+    (pytester.path / "pytest.ini").write_text(ini)
+
+    run(f"EXPECTED = {expected}\n" + OF_THE_SESSION, *words).assert_outcomes(passed=1)
+
+
+UNUSED = """
+def unused():
+    layer = linear()
+    layer.register_parameter("spare", nn.Parameter(torch.ones(1)))
+    return layer
+
+
+def test_default(gradcheck):
+    assert not gradcheck(unused(), loss, X).proven
+
+
+@pytest.mark.gradcheck(strict=False)
+def test_of_the_marker(gradcheck):
+    gradcheck(unused(), loss, X)
+
+
+def test_of_the_call(gradcheck):
+    gradcheck(unused(), loss, X, strict=False)
+
+
+@pytest.mark.gradcheck(strict=True)
+def test_strict(gradcheck):
+    with pytest.raises(torch_gradcheck.NothingProvenError):
+        gradcheck(unused(), loss, X)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ini", "words", "failed"),
+    [
+        pytest.param("", [], 0, id="default"),
+        pytest.param("", ["--gradcheck-strict"], 1, id="command line"),
+        pytest.param("gradcheck_strict = true", [], 1, id="ini"),
+        pytest.param("gradcheck_strict = true", ["-o", "gradcheck_strict=false"], 0, id="taken back"),
+    ],
+)
+def test_strict_fails_what_is_not_proven(run, pytester, ini, words, failed):
+    (pytester.path / "pytest.ini").write_text(f"[pytest]\n{ini}\n")
+
+    result = run(UNUSED, *words)
+
+    result.assert_outcomes(passed=4 - failed, failed=failed)
+    if failed:
+        result.stdout.fnmatch_lines(["FAILED *::test_default - gradients right: 2 of 3 parameters, 1 unused*"])
+
+
+WRONG_KEYWORDS = """
+@pytest.mark.gradcheck(tolerence=1e-3)
+def test_of_a_marker(gradcheck):
+    gradcheck(linear(), loss, X)
+
+
+@pytest.mark.gradcheck("train")
+def test_no_keyword(gradcheck):
+    gradcheck(linear(), loss, X)
+
+
+def test_of_a_call(gradcheck):
+    gradcheck.function(linear(), (X,), mode="train")
+
+
+def test_strict(gradcheck):
+    gradcheck(linear(), loss, X, strict="yes")
+
+
+def test_value(gradcheck):
+    gradcheck(linear(), loss, X, mode="sideways")
+"""
+
+
+def test_what_cannot_be_used_is_told_at_the_users_line(run):
+    result = run(WRONG_KEYWORDS)
+
+    result.assert_outcomes(failed=5)
+    result.stdout.fnmatch_lines(
+        [
+            "E *@pytest.mark.gradcheck has an unknown option 'tolerence'; did you mean 'tolerance'? There are: *seed*",
+            "E *@pytest.mark.gradcheck('train') takes keywords only, such as mode='train'; there are: *",
+            "E *gradcheck was called with an unknown option 'mode'*There are: dtype, *",
+            "E *strict must be True or False, got 'yes'.",
+            "E *mode must be one of 'eval', 'train', 'keep', got str 'sideways'.",
+            "gradcheck: 5 checks; 0 tensors proven, 0 not proven, 0 wrong; 5 came to no report",
+        ]
+    )
+    assert "fixture.py" not in result.stdout.str()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed*many*", id="seed"),
+        pytest.param(["-o", "gradcheck_tolerance=low"], "*gradcheck_tolerance*low*", id="tolerance"),
+        pytest.param(["-o", "gradcheck_mode=test"], "*gradcheck_mode must be one of eval, train, keep*", id="mode"),
+        pytest.param(["--gradcheck-report", "test_made.py"], "*cannot be written to *: it is a file.", id="directory"),
+    ],
+)
+def test_settings_that_cannot_be_used_end_the_session(run, words, said):
+    result = run("", *words)
+
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([said])
+
+
+def test_the_marker_and_the_fixture_are_listed(run):
+    markers, fixtures = run("", "--markers"), run("", "--fixtures")
+
+    markers.stdout.fnmatch_lines(["@pytest.mark.gradcheck(*options): keywords of check_module, and strict, *"])
+    fixtures.stdout.fnmatch_lines(["gradcheck -- *", "*Checks gradients: gradcheck(model, loss_fn, batch*"])
+
+
+def test_a_session_does_without_the_plugin(pytester):
+    pytester.makepyfile("def test_it(gradcheck): pass")
+
+    result = pytester.runpytest_inprocess("-p", "no:cacheprovider", "-p", "no:torch_gradcheck")
+
+    result.assert_outcomes(errors=1)
+    result.stdout.fnmatch_lines(["*fixture 'gradcheck' not found"])

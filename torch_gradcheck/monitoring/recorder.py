@@ -1,0 +1,151 @@
+"""Records what `.grad` and the weights are on steps that are checked, and what the optimizer then does to them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from torch_gradcheck.borrowing.assembly import assembled
+from torch_gradcheck.monitoring.history import GradientHistory, GradientRecord
+from torch_gradcheck.monitoring.magnitudes import Magnitudes, distance, magnitudes_of
+from torch_gradcheck.objective.theta import check_selection
+from torch_gradcheck.objective.variables import Variable
+from torch_gradcheck.processes.channel import LEADER
+from torch_gradcheck.reporting.report import Report
+from torch_gradcheck.request import Request
+from torch_gradcheck.torch_internals.modules import named_parameters
+from torch_gradcheck.torch_internals.sharded import is_sharded
+
+
+class Recorder:
+    """Fills the history of a run.
+
+    The update of a step comes after its check. It is the distance between the weights and a copy of them, taken on the
+    leading rank when the check is over, kept in the memory of the CPU, and compared at the next call of `step`. In
+    between nothing is watched.
+
+    Args:
+        request: the options of the checks; its team are the ranks.
+    """
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+        self._rows: dict[int, dict[str, GradientRecord]] = {}
+        self._aliases: dict[str, str] = {}
+        self._before: dict[str, torch.Tensor] = {}
+        self._awaited: int | None = None
+
+    @property
+    def history(self) -> GradientHistory:
+        """The records so far."""
+        return GradientHistory([row for rows in self._rows.values() for row in rows.values()], self._aliases)
+
+    def rows(self, step: int) -> GradientHistory:
+        """The records of one step; empty where there are none."""
+        return GradientHistory(self._rows.get(step, {}).values(), self._aliases)
+
+    @property
+    def awaits_update(self) -> bool:
+        """Whether the update of a step that was checked has not been measured yet."""
+        return self._awaited is not None
+
+    def note_gradients(self, step: int, model: nn.Module, variables: Sequence[Variable], scale: float) -> None:
+        """Records the step; the model is whole, and its parameters as the loop left them.
+
+        Args:
+            step: its number.
+            model: what is trained.
+            variables: the tensors of its batch that are on trial, too; they have no record.
+            scale: the loss scale that `.grad` still carries.
+
+        Raises:
+            InvalidRequestError: as the check itself, where nothing is to be checked.
+        """
+        self._rows[step] = {}
+        for name, parameter in self._parameters(model, variables).items():
+            self._rows[step][name] = record_of(step, name, parameter, scale)
+
+    def keep_weights(self, step: int, model: nn.Module) -> None:
+        """Keeps a copy of the weights, until the update of this step has been measured."""
+        self._awaited = step
+        rows = self._rows.get(step, {})
+        if self._request.team.leads and rows:
+            held = dict(named_parameters(model))
+            self._before = {name: held[name].detach().to("cpu", copy=True) for name in rows}
+
+    def note_check(self, step: int, report: Report) -> None:
+        """Adds what the check of a step found."""
+        for name, row in self._rows.get(step, {}).items():
+            found = report[name]
+            of_grad = report.in_grad[name] if report.in_grad is not None and name in report.in_grad else found
+            error_bar = None if math.isnan(of_grad.noise) else of_grad.noise
+            self._rows[step][name] = replace(row, error_bar=error_bar, status=str(found.status))
+
+    def note_update(self, model: nn.Module, last: bool = False) -> int | None:
+        """Measures the update of the step that awaits it; the number of that step, None without one.
+
+        Collective, where several ranks train the model: all of them come here at the same call of `step`.
+
+        Args:
+            model: what is trained.
+            last: the run is over, and other ranks may not come here: with several of them nothing is measured.
+        """
+        step, team = self._awaited, self._request.team
+        if step is None:
+            return None
+        self._awaited = None
+        if last and (team.size > 1 or any(map(is_sharded, model.parameters()))):
+            self._before = {}
+            return None
+        with team.together(), assembled(model):
+            norms = team.exchanged(self._update_norms(model))[LEADER]
+        self._before = {}
+        rows = self._rows[step]
+        for name, norm in norms.items():
+            ratio = norm / rows[name].weight_norm if rows[name].weight_norm else None
+            rows[name] = replace(rows[name], update_norm=norm, update_ratio=ratio)
+        return step
+
+    def _update_norms(self, model: nn.Module) -> dict[str, float]:
+        held = dict(named_parameters(model))
+        return {
+            name: distance(held[name], before)
+            for name, before in self._before.items()
+            if name in held and held[name].shape == before.shape
+        }
+
+    def _parameters(self, model: nn.Module, variables: Sequence[Variable]) -> dict[str, torch.Tensor]:
+        """The parameters on trial by their first names; notes the other names of tied ones."""
+        selected = check_selection(model, self._request.include, self._request.exclude, variables)
+        own = {id(each) for each in model.parameters()}
+        found = {}
+        for parameter, names in selected:
+            if parameter.requires_grad and id(parameter) in own:
+                found[names[0]] = parameter
+                self._aliases.update(dict.fromkeys(names[1:], names[0]))
+        return found
+
+
+def record_of(step: int, name: str, parameter: torch.Tensor, scale: float = 1.0) -> GradientRecord:
+    """The record of a parameter as it is now, its `.grad` divided by the loss scale; its update is not known yet."""
+    weights = magnitudes_of(parameter)
+    grad = None if parameter.grad is None else _unscaled(magnitudes_of(parameter.grad), scale)
+    return GradientRecord(
+        step=step,
+        name=name,
+        numel=parameter.numel(),
+        grad_norm=None if grad is None else grad.norm,
+        grad_max=None if grad is None else grad.largest,
+        grad_mean=None if grad is None else grad.mean,
+        zeros=None if grad is None else grad.zeros,
+        finite=None if grad is None else grad.finite,
+        weight_norm=weights.norm,
+    )
+
+
+def _unscaled(grad: Magnitudes, scale: float) -> Magnitudes:
+    return replace(grad, norm=grad.norm / scale, largest=grad.largest / scale, mean=grad.mean / scale)

@@ -1,0 +1,132 @@
+"""What torch refuses when J is first evaluated, told with the module, what it was given, and what it wants.
+
+An exception is torch's where a function of torch raises it: in C++, or by a `raise` in torch's own Python. It then
+becomes a `MisfitError`, raised from the original, with torch's words in it. What other code raises comes through as it
+is, as does what torch says of memory, of a device that failed, of a matrix that is singular, and in a backward. To tell
+who has raised, J is evaluated once more with calls of torch watched; where it raises otherwise then, nothing is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from torch_gradcheck.errors import GradcheckError, MisfitError
+from torch_gradcheck.objective.given import Given, of_tensor, of_value
+from torch_gradcheck.objective.nested import tensors_in
+from torch_gradcheck.objective.signatures import callable_name
+from torch_gradcheck.objective.wants import wants_of, wants_of_function
+from torch_gradcheck.torch_internals.code_lines import raising_line
+from torch_gradcheck.torch_internals.modules import calls_in_traceback, named_modules
+from torch_gradcheck.torch_internals.refused_calls import RefusedCall, may_be_torchs, raises_itself, refused_call
+
+LONGEST = 60
+"""Letters of a layer's own words, as "Linear(in_features=8, out_features=16, bias=True)", that a refusal repeats."""
+
+MOST = 4
+"""How many arguments of a call it tells of."""
+
+
+def refusal(error: Exception, again: Callable[[], object], model: nn.Module, given: Given) -> MisfitError | None:
+    """The error to raise from one that came out of J; None where that is the user's own, and comes through.
+
+    Args:
+        error: what J has raised.
+        again: evaluates J once more.
+        model: the lent model.
+        given: what the caller gave.
+    """
+    if isinstance(error, GradcheckError):
+        return None
+    if may_be_torchs(error):
+        call = refused_call(error, again)
+        if call is not None:
+            return MisfitError(_sentence(error, call, model, given))
+    if isinstance(error, TypeError | AttributeError) and not raises_itself(error):
+        foreign = _of_foreign(error, given)
+        return MisfitError(f"{foreign} ({type(error).__name__}: {_first_line(error)}).") if foreign else None
+    return None
+
+
+def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Given) -> str:
+    """Where torch refused, what it was given there, what it wants, its own words, and the batch."""
+    says = f"(torch says: {_first_line(error)})."
+    foreign = _of_foreign(error, given) if isinstance(error, TypeError) else ""
+    if foreign:
+        return f"{foreign} {says}"
+    calls = calls_in_traceback(error)
+    names = {id(module): name for name, module in named_modules(model)}
+    inner = calls[-1] if calls and id(calls[-1].module) in names else None
+    place = given.named if inner is None else _place(names[id(inner.module)], inner.module)
+    if inner is not None and _is_torchs(inner.module):
+        told = f"{place} was given {_given(inner.args, inner.kwargs)}{wants_of(inner.module, inner.args)}"
+    elif _is_itself(call, given):
+        told = f"{place} was given {_given(call.args, call.kwargs)}"
+    else:
+        told = f"{place}{_at_line(error, place)} calls {_of_function(call)}"
+    handed = f" The check was given {given.shapes}." if given.shapes else ""
+    return f"{told} {says}{handed}"
+
+
+def _is_itself(call: RefusedCall, given: Given) -> bool:
+    """Whether the function that was given is the one of torch that refused, as in check_function(torch.matmul, ...)."""
+    return given.function is not None and call.function.rpartition(".")[2] == callable_name(given.function)
+
+
+def _of_foreign(error: Exception, given: Given) -> str:
+    """The words on a string or an array of the batch whose type the error names; "" where it names none."""
+    for name, value in given.foreign:
+        kind, advice = type(value).__name__, "give what a tokenizer makes of it"
+        if not isinstance(value, str | bytes):
+            kind, advice = "numpy", f"give torch.from_numpy({name})"
+        if kind in str(error):
+            return f"{name} is {of_value(value)}, which neither the model nor the loss can take: {advice}"
+    return ""
+
+
+def _place(name: str, module: nn.Module) -> str:
+    """A module by its name in the model, and by its own words where these are short."""
+    own = repr(module)
+    told = own if _is_torchs(module) and len(own) <= LONGEST and "\n" not in own else type(module).__name__
+    return f"{name!r} ({told})" if name else f"the model itself ({told})"
+
+
+def _is_torchs(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers."""
+    return type(module).__module__.startswith("torch.nn.")
+
+
+def _at_line(error: Exception, place: str) -> str:
+    """The line of the user's that has called torch, unless the place has it."""
+    line = raising_line(error)
+    return "" if line is None or str(line) in place else f", at {line},"
+
+
+def _of_function(call: RefusedCall) -> str:
+    """A function of torch's, what it was given and what it wants."""
+    if not call.function:
+        return "torch"
+    arguments = _given(call.args, call.kwargs) if call.args or call.kwargs else ""
+    tensors = _tensors(call.args, call.kwargs)
+    return f"{call.function}{arguments and f', which was given {arguments}'}{wants_of_function(call.function, tensors)}"
+
+
+def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The arguments of a call: "an input of shape (32, 7)", "tensors of shapes (32, 7) and (8, 16)", "a list"."""
+    shapes = [of_tensor(each) for each in _tensors(args, kwargs)]
+    if not shapes:
+        return " and ".join([of_value(each) for each in [*args, *kwargs.values()][:MOST]]) or "nothing"
+    return f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"tensors of shapes {' and '.join(shapes[:MOST])}"
+
+
+def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
+    return [tensor for _, tensor in tensors_in([list(args), dict(kwargs)])]
+
+
+def _first_line(error: Exception) -> str:
+    """What torch said, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

@@ -1,0 +1,75 @@
+"""The plugin that pytest loads: the fixture `gradcheck`, its options, and what is told at the end.
+
+Neither torch nor anything else that is large is imported before a test uses the fixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from torch_gradcheck.pytest_plugin.comparison import differences
+from torch_gradcheck.pytest_plugin.failure import hide_plugin, in_one_line, of_test, say, show, terminal_of
+from torch_gradcheck.pytest_plugin.fixture import FAILURES, OUTCOMES, GradcheckFixture
+from torch_gradcheck.pytest_plugin.options import MARKER, Settings, add_options, settings_of
+from torch_gradcheck.pytest_plugin.outcome import attach
+from torch_gradcheck.pytest_plugin.session import GradcheckSession
+
+__all__ = ["GradcheckFixture", "gradcheck"]
+
+SETTINGS = pytest.StashKey[Settings]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds `--gradcheck-strict`, `--gradcheck-report` and `--gradcheck-seed`, and the keys of the ini file."""
+    add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Registers the marker and, in the process that prints, what tells the outcomes at the end."""
+    config.addinivalue_line("markers", MARKER)
+    settings = config.stash[SETTINGS] = settings_of(config)
+    if settings.directory is not None:
+        config.option.gradcheck_report = str(settings.directory)  # workers of xdist may start in another directory
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(GradcheckSession(config, settings), "torch_gradcheck_session")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tells a worker of xdist on what terminal its failures are shown."""
+    terminal = terminal_of(node.config)
+    node.workerinput["gradcheck_terminal"] = (terminal.width, terminal.is_coloured)
+
+
+@pytest.fixture
+def gradcheck(request: pytest.FixtureRequest) -> GradcheckFixture:
+    """Checks gradients: gradcheck(model, loss_fn, batch, **options), .closure(...), .function(...).
+
+    Fails the test with the table where one is wrong, and returns the report where none is.
+    """
+    return GradcheckFixture(request.node, request.config.stash[SETTINGS])
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Shows a failed check by the user's line and the table, and has the report carry what was found."""
+    failures = item.stash.get(FAILURES, [])
+    if failures and not item.config.stash[SETTINGS].shows_all_frames:
+        hide_plugin(call.excinfo)
+    # a TestCase keeps its error to itself until pytest makes the report
+    with in_one_line(failures if call.excinfo is None else of_test(failures, call.excinfo)):
+        outcome: Any = yield
+    report = outcome.get_result()
+    attach(item.stash.setdefault(OUTCOMES, []), report)
+    if call.excinfo is not None:
+        if item.config.getoption("tbstyle", "auto") != "line":
+            show(of_test(failures, call.excinfo), report, terminal_of(item.config))
+        say(call.excinfo.value, failures, report)
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    """Says what is different where two reports are compared by `assert`."""
+    return differences(op, left, right)

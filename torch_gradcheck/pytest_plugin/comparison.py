@@ -1,0 +1,46 @@
+"""What `assert report == other` says where it fails."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from types import UnionType
+from typing import TYPE_CHECKING, Any
+
+import torch_gradcheck
+
+if TYPE_CHECKING:
+    from torch_gradcheck import Report
+
+PLAIN = str | float | int | None
+"""Facts that fit on a line."""
+
+
+def differences(operator: str, left: object, right: object) -> list[str] | None:
+    """The lines that explain why two reports are not equal; None for anything else.
+
+    pytest shows eight of them, and all with -vv: so what became wrong comes first.
+    """
+    if operator != "==" or not (_is_of_ours(left) and _is_of_ours(right)):
+        return None
+    if not (isinstance(left, torch_gradcheck.Report) and isinstance(right, torch_gradcheck.Report)):
+        return None
+    return [f"{left!r} == {right!r}", *left.compare(right).text(width=80).splitlines(), *_unequal(left, right)]
+
+
+def _is_of_ours(value: object) -> bool:
+    """Whether a value is of a class of this package; no import is needed to tell that it is not."""
+    return type(value).__module__.startswith(f"{torch_gradcheck.__name__}.")
+
+
+def _unequal(left: Report, right: Report) -> list[str]:
+    """The facts that differ: those on both checks as a whole, then those on the rows that both have."""
+    facts = [f"{name}: {getattr(left, name)!r} != {getattr(right, name)!r}" for name in _apart(left, right, PLAIN)]
+    pairs = [(row, right[row.name]) for row in left if row.name in right]
+    rows = [(one.name, _apart(one, other, object)) for one, other in pairs]
+    return [*facts, *(f"row {name}: {', '.join(apart)} differ" for name, apart in rows if apart)]
+
+
+def _apart(one: Any, other: Any, kind: type | UnionType) -> list[str]:
+    """The names of the facts of this kind that equality looks at and that differ."""
+    names = [field.name for field in fields(one) if field.compare and isinstance(getattr(one, field.name), kind)]
+    return [name for name in names if repr(getattr(one, name)) != repr(getattr(other, name))]

@@ -1,0 +1,112 @@
+"""How a check that fails its test is shown: the user's line, the outcome in one line, and the table in a section."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import torch_gradcheck
+from torch_gradcheck.pytest_plugin.frames import chain, without_plugin
+
+if TYPE_CHECKING:
+    from torch_gradcheck import Report
+
+SECTION = "gradcheck"
+"""Title of the table below a traceback."""
+
+COLOURED = "gradcheck_coloured"
+"""Of a test report of pytest: the tables that it shows, each plain and in colour."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error that the fixture has raised.
+
+    Attributes:
+        error: the error; its text is the table.
+        report: what the check has found.
+        said: the outcome on one line.
+    """
+
+    error: BaseException
+    report: Report
+    said: str
+
+
+@dataclass(frozen=True)
+class Terminal:
+    """Where pytest writes: columns, and whether in colour."""
+
+    width: int = 80
+    is_coloured: bool = False
+
+
+def terminal_of(config: pytest.Config) -> Terminal:
+    """The terminal of a session; that of the process which prints, where this one is a worker of xdist."""
+    sent: dict[str, Any] = getattr(config, "workerinput", {})
+    if "gradcheck_terminal" in sent:
+        return Terminal(*sent["gradcheck_terminal"])
+    if config.pluginmanager.get_plugin("terminalreporter") is None:
+        return Terminal()
+    writer = config.get_terminal_writer()
+    return Terminal(writer.fullwidth, writer.hasmarkup)
+
+
+def of_test(failures: Iterable[Failure], excinfo: pytest.ExceptionInfo[BaseException] | None) -> list[Failure]:
+    """The failures that a test has ended with, or that led to its end."""
+    errors = [] if excinfo is None else chain(excinfo.value)
+    return [failure for failure in failures if any(failure.error is error for error in errors)]
+
+
+@contextmanager
+def in_one_line(failures: Sequence[Failure]) -> Iterator[None]:
+    """While pytest makes its report, the text of the errors is the outcome in one line and not the table."""
+    texts = [failure.error.args for failure in failures]
+    for failure in failures:
+        failure.error.args = (failure.said,)
+    try:
+        yield
+    finally:
+        for failure, text in zip(failures, texts, strict=True):
+            failure.error.args = text
+
+
+def show(failures: Sequence[Failure], report: pytest.TestReport, terminal: Terminal) -> None:
+    """Adds the tables to a test report, below the traceback."""
+    tables = [failure.report.text(width=terminal.width) for failure in failures]
+    add = getattr(report.longrepr, "addsection", None)
+    for table in tables:
+        if add is None:
+            report.sections.append((SECTION, table))
+        else:
+            add(SECTION, table, "-")
+    if terminal.is_coloured:
+        coloured = [failure.report.text(width=terminal.width, color=True) for failure in failures]
+        setattr(report, COLOURED, list(zip(tables, coloured, strict=True)))
+
+
+def say(error: BaseException, failures: Iterable[Failure], report: pytest.TestReport) -> None:
+    """Puts an error of this package on one line of the short summary: what it says, and not the path of its class."""
+    crash = getattr(report.longrepr, "reprcrash", None)
+    if crash is None or not isinstance(error, torch_gradcheck.GradcheckError):
+        return
+    first_line = f"{type(error).__name__}: {error}".partition("\n")[0]
+    crash.message = next((failure.said for failure in failures if failure.error is error), first_line)
+
+
+def colour(report: object) -> None:
+    """Has a test report show its tables in colour. Until now they were plain, for files that others make of it."""
+    coloured = dict(getattr(report, COLOURED, ()))
+    sections = getattr(getattr(report, "longrepr", None), "sections", None)
+    if coloured and sections:
+        sections[:] = [(name, coloured.get(text, text), separator) for name, text, separator in sections]
+
+
+def hide_plugin(excinfo: pytest.ExceptionInfo[BaseException] | None) -> None:
+    """Takes the frames of the plugin out of a traceback, for those styles that would show them."""
+    if excinfo is not None:
+        without_plugin(excinfo.value)

@@ -1,0 +1,111 @@
+"""The fixture `gradcheck`: checks inside of a test, which fails with the table where a gradient is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+import torch_gradcheck
+from torch_gradcheck.pytest_plugin.failure import Failure
+from torch_gradcheck.pytest_plugin.frames import without_ours
+from torch_gradcheck.pytest_plugin.options import Settings, asked
+from torch_gradcheck.pytest_plugin.outcome import Outcome, outcome_of
+from torch_gradcheck.pytest_plugin.report_files import write_report
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from torch_gradcheck import Report
+
+FAILURES = pytest.StashKey[list[Failure]]()
+"""The checks that have failed the test, with the errors that they raised."""
+
+OUTCOMES = pytest.StashKey[list[Outcome]]()
+"""What the checks of the test have found since its last report."""
+
+
+class GradcheckFixture:
+    """Checks gradients in a test: `gradcheck(model, loss_fn, batch)`, `.closure(...)` and `.function(...)`.
+
+    Each checks as the function of torch_gradcheck does that it is named after, fails the test with the table where a
+    gradient is wrong or none was proven right, and returns the report where not. Options that a call does not give are
+    those of `@pytest.mark.gradcheck(...)`, the command line and the ini file, in this order. Beside the options of the
+    check there is `strict=True`: the test fails where a checked gradient is flat, unused or undecided too.
+
+    Raises:
+        GradientMismatchError: an `AssertionError`; a gradient is wrong, or a function's contract is broken.
+        NothingProvenError: an `AssertionError`; nothing was proven right or, strict, not everything.
+        GradcheckError: what cannot be checked, as the functions raise it.
+    """
+
+    def __init__(self, node: pytest.Item, settings: Settings) -> None:
+        self._node = node
+        self._settings = settings
+        self._checks = 0
+
+    def __repr__(self) -> str:
+        return f"<the fixture gradcheck, used {self._checks} time{'s' * (self._checks != 1)}>"
+
+    def __call__(self, model: nn.Module, loss_fn: Callable[..., Any], batch: Any, **options: Any) -> Report:
+        """Checks `model` under `loss_fn` on `batch`, as `torch_gradcheck.check_module` does."""
+        __tracebackhide__ = True
+        return self._checked(torch_gradcheck.check_module, (model, loss_fn, batch), options)
+
+    def closure(self, model: nn.Module, closure: Callable[[], Any], **options: Any) -> Report:
+        """Checks `model` under a `closure` that returns the loss, as `torch_gradcheck.check_closure` does."""
+        __tracebackhide__ = True
+        return self._checked(torch_gradcheck.check_closure, (model, closure), options)
+
+    def function(
+        self, function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any], **options: Any
+    ) -> Report:
+        """Checks a function of tensors or a layer, and its contract, as `torch_gradcheck.check_function` does."""
+        __tracebackhide__ = True
+        return self._checked(torch_gradcheck.check_function, (function, inputs), options)
+
+    def _checked(self, check: Callable[..., Report], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Report:
+        __tracebackhide__ = True
+        self._checks += 1
+        try:
+            wanted = asked(check, options, self._node, self._settings)
+            report = check(*arguments, **wanted.options)
+        except Exception as error:
+            self._end(error)
+            raise
+        failure = _failure_of(report, wanted.strict)
+        self._tell(report, failure)
+        if failure is not None:
+            raise failure
+        return report
+
+    def _end(self, error: Exception) -> None:
+        """Notes that a check has come to no report, and points the error to the user's own code."""
+        what = str(error).partition("\n")[0]
+        ended = f"not checked: {type(error).__name__}: {what}"
+        self._note(Outcome(self._node.nodeid, self._checks, ended, passed=False, is_report=False))
+        if not self._settings.shows_all_frames:
+            without_ours(error)
+
+    def _tell(self, report: Report, failure: AssertionError | None) -> None:
+        """Notes what a check has found, and writes its files where that was asked for."""
+        test, number, directory = self._node.nodeid, self._checks, self._settings.directory
+        file = "" if directory is None else write_report(report, directory, test, number)
+        outcome = outcome_of(report, test, number, failure is None, file)
+        self._note(outcome)
+        if failure is not None:
+            self._node.stash.setdefault(FAILURES, []).append(Failure(failure, report, outcome.said))
+
+    def _note(self, outcome: Outcome) -> None:
+        self._node.stash.setdefault(OUTCOMES, []).append(outcome)
+        self._node.user_properties.append(("gradcheck", outcome.said))
+
+
+def _failure_of(report: Report, strict: bool) -> AssertionError | None:
+    """The error that a report ends its test with."""
+    try:
+        report.raise_if_failed(strict)
+    except AssertionError as failure:
+        return failure.with_traceback(None)
+    return None

@@ -1,0 +1,94 @@
+"""Takes the frames of this package out of a traceback, so that it leads from the test to the user's own code."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from types import TracebackType
+
+import torch_gradcheck
+
+OURS = str(Path(torch_gradcheck.__file__).parent)
+"""The folder of this package."""
+
+PLUGIN = str(Path(__file__).parent)
+"""The folder of the plugin."""
+
+BETWEEN = (functools.__file__, contextlib.__file__, str(Path("torch", "_ops.py")))
+"""Ends of the names of files whose frames are there because ours call them: cached properties, context managers, and
+operations of torch that a dispatch mode runs.
+"""
+
+
+def without_ours(error: BaseException) -> None:
+    """Takes the frames of this package out of the traceback of an error, and of those that led to it.
+
+    Of an error that the package raises on purpose no frame is left: its message says what is wrong, and it is mended
+    where the check was called. Any other error whose innermost frame is ours keeps them all: it is a mistake of this
+    package.
+    """
+    for one in chain(error):
+        entries = _entries(one)
+        if isinstance(one, torch_gradcheck.GradcheckError):
+            _keep(one, [])
+            _forget_causes_of_ours(one)
+        elif entries and not _is_in(OURS, entries[-1]):
+            _keep(one, _users(entries))
+
+
+def without_plugin(error: BaseException) -> None:
+    """Takes the frames of the plugin out of the traceback of an error that has come through it."""
+    _keep(error, [entry for entry in _entries(error) if not _is_in(PLUGIN, entry)])
+
+
+def chain(error: BaseException) -> list[BaseException]:
+    """An error, those that led to it, and the members of groups among them."""
+    found: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        one = waiting.pop()
+        if one is not None and all(one is not other for other in found):
+            found.append(one)
+            waiting += [one.__cause__, one.__context__]
+            waiting += one.exceptions if isinstance(one, BaseExceptionGroup) else ()
+    return found
+
+
+def _entries(error: BaseException) -> list[TracebackType]:
+    entries, entry = [], error.__traceback__
+    while entry is not None:
+        entries.append(entry)
+        entry = entry.tb_next
+    return entries
+
+
+def _keep(error: BaseException, entries: Sequence[TracebackType]) -> None:
+    """Makes these entries the traceback of an error."""
+    for entry, following in pairwise([*entries, None]):
+        if entry is not None:
+            entry.tb_next = following
+    error.__traceback__ = entries[0] if entries else None
+
+
+def _users(entries: Sequence[TracebackType]) -> list[TracebackType]:
+    """The entries that are not ours, nor called by ours to get from one to another."""
+    kept, is_behind_ours = [], False
+    for entry in entries:
+        is_behind_ours = _is_in(OURS, entry) or (is_behind_ours and entry.tb_frame.f_code.co_filename.endswith(BETWEEN))
+        if not is_behind_ours:
+            kept.append(entry)
+    return kept
+
+
+def _forget_causes_of_ours(error: BaseException) -> None:
+    """Leaves out what led to an error of ours where all of that has happened inside of this package."""
+    causes = [one for one in (error.__cause__, error.__context__) if one is not None]
+    if all(not [entry for entry in _entries(one) if not _is_in(OURS, entry)] for one in causes):
+        error.__cause__ = error.__context__ = None
+
+
+def _is_in(folder: str, entry: TracebackType) -> bool:
+    return entry.tb_frame.f_code.co_filename.startswith(folder)

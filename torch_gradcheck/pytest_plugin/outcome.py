@@ -1,0 +1,80 @@
+"""What a check in a test found, in a form that workers can send to the process that tells the user."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from torch_gradcheck import Report
+
+ATTRIBUTE = "gradcheck"
+"""Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""
+
+
+MODEL = "the model itself"
+"""The module whose name is ""."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one check.
+
+    Attributes:
+        test: the id of the test.
+        number: which of the test's checks it is, from 1 on.
+        said: the outcome on one line.
+        passed: whether the test went on behind it.
+        proven, not_proven, wrong: how many of the tensors that were checked are so.
+        broken: how many entries of a function's contract have failed.
+        is_report: whether the check came to a report; False where it ended with an exception.
+        file: the name of its files, without their suffix; "" where none were written.
+    """
+
+    test: str
+    number: int
+    said: str
+    passed: bool
+    proven: int = 0
+    not_proven: int = 0
+    wrong: int = 0
+    broken: int = 0
+    is_report: bool = True
+    file: str = ""
+
+
+def outcome_of(report: Report, test: str, number: int, passed: bool, file: str) -> Outcome:
+    """The outcome of a check that came to a report. What is frozen was not checked."""
+    checked = [row for row in report if row.status != "frozen"]
+    wrong, proven = len(report.mismatches), sum(row.status.is_proven for row in checked)
+    return Outcome(
+        test=test,
+        number=number,
+        said=said(report),
+        passed=passed,
+        proven=proven,
+        not_proven=len(checked) - wrong - proven,
+        wrong=wrong,
+        broken=len(report.broken),
+        file=file,
+    )
+
+
+def said(report: Report) -> str:
+    """A report on one line: its headline, and the culprit where there is one ("" is the model)."""
+    return report.headline if report.culprit is None else f"{report.headline}; culprit: {report.culprit or MODEL}"
+
+
+def attach(outcomes: list[Outcome], report: pytest.TestReport) -> None:
+    """Has a test report of pytest carry outcomes, from process to process too, and takes them off the list."""
+    if outcomes:
+        setattr(report, ATTRIBUTE, [asdict(outcome) for outcome in outcomes])
+        outcomes.clear()
+
+
+def attached(report: pytest.TestReport) -> list[Outcome]:
+    """The outcomes that a test report carries."""
+    found: list[dict[str, Any]] = getattr(report, ATTRIBUTE, [])
+    return [Outcome(**outcome) for outcome in found]

@@ -1,0 +1,68 @@
+"""What all checks of a session have found: counted for the terminal, and listed in the directory of reports."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from torch_gradcheck.pytest_plugin.failure import colour
+from torch_gradcheck.pytest_plugin.options import Settings
+from torch_gradcheck.pytest_plugin.outcome import Outcome, attached
+from torch_gradcheck.pytest_plugin.report_files import write_index
+
+
+class GradcheckSession:
+    """A plugin that collects the outcomes of all tests, and tells them at the end.
+
+    It lives in the process that prints. Workers of xdist send it the outcomes with the reports of their tests.
+    """
+
+    def __init__(self, config: pytest.Config, settings: Settings) -> None:
+        self._config = config
+        self._settings = settings
+        self._by_test: dict[tuple[str, str], list[Outcome]] = {}
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """All outcomes, in the order of the tests' ids: that in which workers finish is another one every time."""
+        found = [outcome for outcomes in self._by_test.values() for outcome in outcomes]
+        return sorted(found, key=lambda outcome: (outcome.test, outcome.number))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Takes what the test has found; what an attempt that is run again has found does not count."""
+        key = (getattr(report, "worker_id", ""), report.nodeid)
+        self._by_test.setdefault(key, []).extend(attached(report))
+        if str(report.outcome) == "rerun":  # a word of pytest-rerunfailures
+            del self._by_test[key]
+
+    def pytest_sessionfinish(self) -> None:
+        """Writes the index, and colours the tables that the terminal is about to show."""
+        if self._settings.directory is not None and self.outcomes:
+            write_index(self.outcomes, self._settings.directory)
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        for reports in [] if terminal is None else terminal.stats.values():
+            for report in reports:
+                colour(report)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Says what the checks have found; nothing where no test has checked anything."""
+        if not self.outcomes:
+            return
+        terminalreporter.ensure_newline()
+        terminalreporter.write_line(counted(self.outcomes))
+        if self._settings.directory is not None:
+            terminalreporter.write_line(f"gradcheck: reports in {self._settings.directory}")
+
+
+def counted(outcomes: Sequence[Outcome]) -> str:
+    """The outcomes counted in one line."""
+    proven, not_proven, wrong, broken = (
+        sum(getattr(outcome, name) for outcome in outcomes) for name in ("proven", "not_proven", "wrong", "broken")
+    )
+    parts = [f"{proven:,} tensor{'s' * (proven != 1)} proven", f"{not_proven:,} not proven", f"{wrong:,} wrong"]
+    if broken:
+        parts.append(f"{broken:,} entr{'ies' if broken > 1 else 'y'} of contracts broken")
+    ended = sum(not outcome.is_report for outcome in outcomes)
+    told = f"gradcheck: {len(outcomes):,} check{'s' * (len(outcomes) != 1)}; {', '.join(parts)}"
+    return f"{told}; {ended:,} came to no report" if ended else told

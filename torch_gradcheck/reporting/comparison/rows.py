@@ -1,0 +1,134 @@
+"""The rows of two reports in pairs, and what became of each from the old report to the new one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from torch_gradcheck.reporting.facts import Facts, ParameterReport, Role, Status, badness
+from torch_gradcheck.reporting.facts.content import Record
+from torch_gradcheck.reporting.render.printable import printable
+
+BEYOND_NOISE = 2.0
+"""The factor by which a relative error must have grown or shrunk to be worse or better."""
+
+
+class Change(StrEnum):
+    """What became of a row from the old report to the new one, the worst first."""
+
+    BECAME_WRONG = "became wrong"
+    """A mismatch, and was none: of a row that only the new report has as well."""
+    GONE = "gone"
+    """Only the old report has the row."""
+    WORSE = "worse"
+    """Was proven and is not, nor is it wrong; or its error has grown beyond `BEYOND_NOISE` and both error bars."""
+    CHANGED = "changed"
+    """Another status that is neither better nor worse: wrong then and not told now, from match to kink."""
+    NEW = "new"
+    """Only the new report has the row, and it is not wrong."""
+    BETTER = "better"
+    """Is proven and was neither that nor wrong; or its error has shrunk beyond `BEYOND_NOISE` and both error bars."""
+    BECAME_RIGHT = "became right"
+    """Was a mismatch, and is a match or a kink."""
+    SAME = "as before"
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ComparedRow(Record):
+    """One row of either report or of both.
+
+    Attributes:
+        change: what became of it.
+        old, new: the row in each report; None where it has none. A row that has another name is the same row where the
+            one name is an alias of the other.
+    """
+
+    change: Change
+    old: ParameterReport | None
+    new: ParameterReport | None
+
+    @property
+    def row(self) -> ParameterReport:
+        """The new row, or the old one where there is no new one."""
+        row = self.new or self.old
+        assert row is not None
+        return row
+
+    @property
+    def name(self) -> str:
+        """The row's name, the new one where it was renamed."""
+        return self.row.name
+
+    def __repr__(self) -> str:
+        return f"<ComparedRow {printable(self.name)}: {self.change}>"
+
+
+def rows_compared(new: Facts, old: Facts) -> tuple[ComparedRow, ...]:
+    """All rows of both reports: in the order of the new one, then those that are gone."""
+    pairs = _pairs(new, old)
+    matched = {id(before) for _, before in pairs if before is not None}
+    gone = [ComparedRow(Change.GONE, row, None) for row in old if id(row) not in matched]
+    return (*[ComparedRow(_change(before, after), before, after) for after, before in pairs], *gone)
+
+
+def _pairs(new: Facts, old: Facts) -> list[tuple[ParameterReport, ParameterReport | None]]:
+    """Each new row with the old one: of the same name, else one that shares a name with it."""
+    left = list(old)
+    by_name = [_taken(left, row, _has_its_name) for row in new]
+    return [(row, found or _taken(left, row, _shares_a_name)) for row, found in zip(new, by_name, strict=True)]
+
+
+def _taken(
+    left: list[ParameterReport],
+    row: ParameterReport,
+    is_the_same: Callable[[ParameterReport, ParameterReport], bool],
+) -> ParameterReport | None:
+    """Takes out of `left` the first row that is the same one; an output is never the row of a gradient."""
+    for number, other in enumerate(left):
+        if is_the_same(row, other) and (other.role is Role.OUTPUT) == (row.role is Role.OUTPUT):
+            return left.pop(number)
+    return None
+
+
+def _has_its_name(row: ParameterReport, other: ParameterReport) -> bool:
+    return row.name == other.name
+
+
+def _shares_a_name(row: ParameterReport, other: ParameterReport) -> bool:
+    return not {row.name, *row.aliases}.isdisjoint((other.name, *other.aliases))
+
+
+def _change(old: ParameterReport | None, new: ParameterReport) -> Change:
+    if old is None:
+        return Change.BECAME_WRONG if new.status is Status.MISMATCH else Change.NEW
+    was, is_now = old.status, new.status
+    if was is is_now:
+        return _change_of_size(old, new)
+    if is_now is Status.MISMATCH:
+        return Change.BECAME_WRONG
+    if was is Status.MISMATCH:
+        return Change.BECAME_RIGHT if is_now.is_proven else Change.CHANGED
+    if was.is_proven is is_now.is_proven:
+        return Change.CHANGED
+    return Change.BETTER if is_now.is_proven else Change.WORSE
+
+
+def _change_of_size(old: ParameterReport, new: ParameterReport) -> Change:
+    if new.status not in (Status.MATCH, Status.MISMATCH) or old.shape != new.shape:
+        return Change.SAME if old.shape == new.shape else Change.CHANGED
+    if _is_larger(new, old):
+        return Change.WORSE
+    return Change.BETTER if _is_larger(old, new) else Change.SAME
+
+
+def _is_larger(row: ParameterReport, other: ParameterReport) -> bool:
+    """Whether the error of `row` is the larger one by more than noise explains; False where an error bar is unknown."""
+    if row.relative_error is None or other.relative_error is None:
+        return False
+    sizes = badness(row), badness(other)
+    if math.inf in sizes:
+        return sizes[1] < sizes[0]
+    difference = row.max_abs_error - other.max_abs_error
+    return sizes[0] > BEYOND_NOISE * sizes[1] and difference > row.noise + other.noise

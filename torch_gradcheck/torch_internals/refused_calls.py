@@ -1,0 +1,146 @@
+"""Whether torch itself has raised an exception, and which of its functions had been called with what."""
+
+from __future__ import annotations
+
+import dis
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import CodeType, TracebackType
+from typing import Any, NamedTuple
+
+import torch
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from torch_gradcheck.torch_internals.code_lines import is_of_the_user, is_of_torch
+from torch_gradcheck.torch_internals.devices import is_out_of_memory
+
+HOME = Path(torch.__path__[0]).resolve()
+
+KINDS = (RuntimeError, ValueError, TypeError, IndexError, NotImplementedError, AssertionError)
+"""What torch raises where it is given what it cannot use. Subclasses say something else: that memory ran out, that a
+device failed, that a matrix is singular."""
+
+OF_A_DEVICE = ("CUDA error", "HIP error", "XPU error", "MPS backend", "device-side assert", "NCCL", "CUBLAS_STATUS")
+"""Begins what is said of a device that failed, where torch has no class for it."""
+
+RAISES = ("RAISE_VARARGS", "RERAISE")
+"""The instructions of Python's `raise`."""
+
+OTHER_ROOMS = ("distributions", "distributed", "autograd", "jit", "_dynamo", "optim")
+"""Folders of torch whose Python raises for other reasons than what an operation is given."""
+
+OF_GRAPHS = ("requires grad", "require grad", "in-place operation", "inplace operation", "Inference tensors", "grad_fn")
+"""Is in what torch says of graphs, and not of what an operation is given."""
+
+OF_ARGUMENTS = re.compile(r"^(\w+)\(\): argument '\w+'|^(\w+)\(\) received an invalid combination of arguments")
+"""How torch begins where an argument is of another type than it takes, before any watch sees the call."""
+
+RUNS_A_BACKWARD = "_engine_run_backward"
+"""The function of torch through which every backward goes."""
+
+
+class RefusedCall(NamedTuple):
+    """A call of a function of torch's that an exception came out of.
+
+    Attributes:
+        function: its name, as `"torch.matmul"`.
+        args, kwargs: what it was given.
+    """
+
+    function: str
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+class CallWatch(TorchFunctionMode):
+    """Notes the innermost call of torch that an exception comes out of.
+
+    Attributes:
+        refused: that call; None where there is none.
+    """
+
+    refused: RefusedCall | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        try:
+            return func(*args, **(kwargs or {}))
+        except Exception:
+            name = resolve_name(func) or getattr(func, "__name__", "torch")
+            self.refused = self.refused or RefusedCall(name, args, kwargs or {})
+            raise
+
+
+def may_be_torchs(error: BaseException) -> bool:
+    """Whether torch may have raised an exception because of what an operation was given, and not in a backward.
+
+    False where memory ran out, where a device failed, where torch speaks of graphs, and where code that is not of its
+    operations and layers says `raise`.
+    """
+    said = str(error)
+    if type(error) not in KINDS or is_out_of_memory(error) or said.startswith(OF_A_DEVICE):
+        return False
+    codes = [each.tb_frame.f_code for each in _traces(error)]
+    if not codes or RUNS_A_BACKWARD in [code.co_name for code in codes] or any(words in said for words in OF_GRAPHS):
+        return False
+    return _is_of_operations(codes[-1]) or not raises_itself(error)
+
+
+def _is_of_operations(code: CodeType) -> bool:
+    """Whether code is torch's, and of a room that has operations and layers."""
+    return is_of_torch(code) and Path(code.co_filename).relative_to(HOME).parts[0] not in OTHER_ROOMS
+
+
+def raises_itself(error: BaseException) -> bool:
+    """Whether the innermost Python function that an exception has come through has raised it by `raise`."""
+    last = _traces(error)[-1:]
+    return any(_instruction(each) in RAISES for each in last)
+
+
+def refused_call(error: Exception, again: Callable[[], object]) -> RefusedCall | None:
+    """The call of torch that raised; None where torch did not raise, or where it does not raise the same again.
+
+    Args:
+        error: what was raised, which `may_be_torchs`.
+        again: does once more what has raised it.
+    """
+    watch = CallWatch()
+    second: Exception | None = None
+    try:
+        with watch:
+            again()
+    except Exception as raised:
+        second = raised
+    if second is None or type(second) is not type(error) or str(second) != str(error):
+        return None
+    parsed = OF_ARGUMENTS.match(str(error)) if isinstance(error, TypeError) else None
+    if parsed is not None and watch.refused is None:
+        return RefusedCall(f"torch.{parsed[1] or parsed[2]}", (), {})
+    code = _traces(second)[-1].tb_frame.f_code
+    if not _is_of_operations(code) and code is not CallWatch.__torch_function__.__code__:
+        return None
+    return watch.refused or RefusedCall(_called_by_user(second), (), {})
+
+
+def _called_by_user(error: Exception) -> str:
+    """The function of torch behind the last frame that is the user's, as "Normal.__init__"; "" where there is none."""
+    codes = [each.tb_frame.f_code for each in _traces(error)]
+    last = max([k for k, code in enumerate(codes) if is_of_the_user(code)], default=len(codes))
+    names = [code.co_qualname for code in codes[last + 1 :] if is_of_torch(code)]
+    return names[0] if names else ""
+
+
+def _traces(error: BaseException) -> list[TracebackType]:
+    """What an exception has come through, the outermost first."""
+    found, traceback = [], error.__traceback__
+    while traceback is not None:
+        found.append(traceback)
+        traceback = traceback.tb_next
+    return found
+
+
+def _instruction(traceback: TracebackType) -> str:
+    """The name of the instruction at which a frame was left."""
+    return dis.opname[traceback.tb_frame.f_code.co_code[traceback.tb_lasti]]
