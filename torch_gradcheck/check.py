@@ -92,8 +92,8 @@ def check_module(
             DistributedDataParallel or FSDP2, or with `group`, J is the mean of the losses of all ranks, each on its own
             batch: every rank calls the check, and the ranks send each other their batches.
         method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
-            verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
-            takes seconds, as the operations of J let expect, else projected.
+            verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while
+            that takes seconds, estimated from the operations of J, else projected.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
         tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
         include: glob pattern or list of them, on the names of parameters and inputs: only these are checked. Brackets

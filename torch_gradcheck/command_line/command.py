@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from torch_gradcheck.check import check_function, check_module
+from torch_gradcheck.command_line.exit_status import COULD_NOT_CHECK, INTERRUPTED, MISMATCH, NOT_PROVEN, PASSED
 from torch_gradcheck.command_line.launch import Ranks
 from torch_gradcheck.command_line.options import parser
 from torch_gradcheck.command_line.output import files_of, refuse_unwritable, tell
@@ -19,8 +20,6 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.pipeline.provenance import made_by
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
-
-PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN, INTERRUPTED = 0, 1, 2, 3, 130
 
 OF_BOTH = ("eps", "tolerance", "seed", "progress", "order", "hold_detached")
 """The options that the check of a function has as well, besides the precision."""
