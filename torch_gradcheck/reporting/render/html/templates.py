@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def filled(source: str, **values: Any) -> str:
+    """Returns a template with these values in it; strings are escaped unless the template calls them safe."""
+    return _template(source).render(**values)
+
+
+@cache
+def _template(source: str) -> Template:
+    from jinja2 import Environment  # here and not above: importing torch_gradcheck must stay quick
+
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+
+
 FRAGMENT = """
 {% macro badge(status, word="") %}<span class="status {{ status }}">{{ word or status | replace("_", " ") }}</span>
 {%- endmacro %}
