@@ -75,8 +75,7 @@ def _by_plain_names(request: Request, checked: Callable[..., Any]) -> Request:
     if not isinstance(checked, nn.Module):
         return request
     plain = plain_names(checked)
-    patterns = {name: tuple(map(plain, getattr(request, name))) for name in ("include", "exclude")}
-    return replace(request, **patterns)
+    return replace(request, include=tuple(map(plain, request.include)), exclude=tuple(map(plain, request.exclude)))
 
 
 def _options(request: Request, is_of_model: bool) -> list[str]:
