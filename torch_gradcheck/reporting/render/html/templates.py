@@ -29,7 +29,9 @@ FRAGMENT = """
 <thead><tr>
 <th>status</th><th>{{ said.called }}</th><th>shape</th>
 {% if has_bars %}
-<th class="scale"><div class="ticks"><span>1e-16</span><span>1e-8</span><span>1</span></div></th>
+<th class="scale" aria-label="relative error, as a bar">
+<div class="ticks"><span>1e-16</span><span>1e-8</span><span>1</span></div>
+</th>
 {% endif %}
 {% for column in said.columns %}
 <th{% if column.is_figure %} class="figure"{% endif %}>{{ column.title }}</th>
