@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import subprocess
 import sys
@@ -169,9 +170,19 @@ def test_the_mended_model_is_right_and_the_mistake_is_not_seen_before_training()
     assert mended.passed
 
 
+train_wrong = functools.cache(train_digits.wrong)
+"""Each wrong loop, trained once for all tests."""
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The model of the right loop, and what watched it."""
+    return train_digits.right()
+
+
 @pytest.mark.slow
-def test_the_right_loop_learns_and_is_right_at_every_check():
-    model, monitor = train_digits.right()
+def test_the_right_loop_learns_and_is_right_at_every_check(trained):
+    model, monitor = trained
 
     assert train_digits.accuracy(model) > 0.97
     assert list(monitor.reports) == [0, 200, 400]
@@ -191,7 +202,7 @@ def test_the_right_loop_learns_and_is_right_at_every_check():
     ],
 )
 def test_each_classic_mistake_is_caught_and_named(mistake, step, kind, words):
-    monitor = train_digits.wrong(mistake)
+    monitor = train_wrong(mistake)
 
     assert next(step for step, report in monitor.reports.items() if not report.passed) == step
     for row in monitor.reports[step].mismatches:
@@ -200,9 +211,9 @@ def test_each_classic_mistake_is_caught_and_named(mistake, step, kind, words):
 
 
 @pytest.mark.slow
-def test_the_training_script_tells_what_it_found(monkeypatch, capsys):
-    model, monitor = train_digits.right()
-    monkeypatch.setattr(train_digits, "right", lambda: (model, monitor))
+def test_the_training_script_tells_what_it_found(trained, monkeypatch, capsys):
+    monkeypatch.setattr(train_digits, "right", lambda: trained)
+    monkeypatch.setattr(train_digits, "wrong", train_wrong)
 
     train_digits.main()
 
