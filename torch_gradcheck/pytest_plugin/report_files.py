@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.outcome import Outcome
+from torch_gradcheck.pytest_plugin.outcome import Outcome, named
 
 LONGEST = 100
 """Characters of a test's id that the name of its files has."""
@@ -89,7 +89,7 @@ def _rows(outcomes: Iterable[Outcome]) -> list[str]:
 
 
 def _linked(outcome: Outcome) -> str:
-    title = escape(outcome.test if outcome.number == 1 else f"{outcome.test}, check {outcome.number}")
+    title = escape(named(outcome))
     return f'<a href="{quote(outcome.file)}.html">{title}</a>' if outcome.file else title
 
 
