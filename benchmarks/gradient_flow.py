@@ -1,7 +1,7 @@
-"""What a monitor says of the flow of gradients: of nets that train nothing, of nets that cannot the layer.
+"""What a monitor says of the flow of gradients, in nets that train and in nets that cannot.
 
     python benchmarks/gradient_flow.py              # writes benchmarks/results/gradient_flow.json, two minutes
-    python benchmarks/gradient_flow.py --quick      # three nets, writes nothing
+    python benchmarks/gradient_flow.py --quick      # two nets that cannot, writes nothing
 
 Small nets of the architectures of transformers, in training mode, each by AdamW and by SGD, with a warm-up from 0 and
 gradients clipped to a norm of 1, as its Trainer does; and stacks of linear layers that are meant to fail. What a
@@ -15,6 +15,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -96,21 +97,24 @@ def images() -> dict[str, Tensor]:
 
 
 class Stack(nn.Module):
-    """Linear layers with an activation between them, over the mean of the image's rows."""
+    """Linear layers with an activation between them, over the mean of the image's rows.
 
-    def __init__(self, depth: int, activation: Callable[[], nn.Module], scale: float | None = None) -> None:
+    Their weights are those of torch or, with a scale, so many times those of He et al. (2015).
+    """
+
+    def __init__(self, depth: int, activation: Callable[[], nn.Module], scale: float = 0.0) -> None:
         super().__init__()
         hidden = [nn.Linear(SIDE, SIDE) for _ in range(depth)]
         self.layers = nn.Sequential(*[each for layer in hidden for each in (layer, activation())])
         self.head = nn.Linear(SIDE, LABELS)
-        for layer in [*hidden, self.head] if scale is not None else ():
+        for layer in [*hidden, self.head] if scale else ():
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             layer.weight.data *= scale
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> Any:
         """An output as those of transformers, with the loss."""
         scores = self.head(self.layers(pixel_values.mean((1, 2))))
-        return transformers.utils.ModelOutput(loss=nn.functional.cross_entropy(scores, labels))
+        return SimpleNamespace(loss=nn.functional.cross_entropy(scores, labels))
 
 
 PLANTED: dict[str, Built] = {
@@ -163,18 +167,18 @@ def said_by(nets: Mapping[str, tuple[Built, Batch]], limit: float = 1.0) -> dict
 def main() -> None:
     """Reads the command line, trains, prints what is observed and writes it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="three nets; writes nothing")
+    parser.add_argument("--quick", action="store_true", help="two nets; writes nothing")
     quick = parser.parse_args().quick
 
     torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     right: dict[str, tuple[Built, Batch]] = {
         **{name: (lambda facts=facts: of_words(*facts), words) for name, facts in WORDS.items()},  # type: ignore[misc]
         **{name: (lambda facts=facts: of_images(*facts), images) for name, facts in IMAGES.items()},  # type: ignore[misc]
     }
     wrong = {name: (build, images) for name, build in PLANTED.items()}
     if quick:
-        right, wrong = {"RegNet": right["RegNet"]}, dict(list(wrong.items())[1:5:3])
+        right, wrong = {}, dict(list(wrong.items())[1:5:3])
     found = {"train": said_by(right), "do not": said_by(wrong, limit=float("inf"))}
     if not quick:
         RESULTS.parent.mkdir(exist_ok=True)
