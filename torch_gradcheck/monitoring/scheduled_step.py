@@ -120,7 +120,7 @@ class ScheduledStep:
             try:
                 return whole.told(self._judged(step_of_all(request, self._model, loss, step)))
             finally:
-                recorder.keep_weights(number, self._model)
+                recorder.keep_weights(number, self._model, is_sharded=bool(step.shards))
 
     def _judged(self, step: TrainingStep) -> Report:
         request, window = self._request, step.window
