@@ -93,6 +93,12 @@ def may_be_torchs(error: BaseException) -> bool:
     return not is_of_other_things and not is_out_of_memory(error)
 
 
+def comes_from_torch(error: BaseException) -> bool:
+    """Whether the innermost Python function that an exception has come through is torch's, or it says that it is."""
+    codes = [each.tb_frame.f_code for each in _traces(error)]
+    return bool(codes) and (_is_of_operations(codes[-1]) or OF_ARGUMENTS.match(str(error)) is not None)
+
+
 def _is_of_operations(code: CodeType) -> bool:
     """Whether code is torch's, and of a room that has operations and layers."""
     return is_of_torch(code) and Path(code.co_filename).relative_to(HOME).parts[0] not in OTHER_ROOMS
