@@ -33,6 +33,10 @@ def refuse_no_batch(batch: Any) -> None:
     for why in [_why_no_batch(batch), *[_why_many(name, value) for name, value in _places("batch", batch, DEPTH)]]:
         if why:
             raise InvalidRequestError(why)
+
+
+def refuse_without_numbers(batch: Any) -> None:
+    """Raises InvalidRequestError where a batch holds a tensor that has no numbers to compute with."""
     for place, tensor in tensors_in(batch, objects=True):
         if tensor.is_meta:
             raise InvalidRequestError(f"batch{place} is on the meta device, which has no numbers: {WITH_NUMBERS}")

@@ -14,7 +14,7 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
-from torch_gradcheck.objective.batch_kinds import refuse_no_batch
+from torch_gradcheck.objective.batch_kinds import refuse_no_batch, refuse_without_numbers
 from torch_gradcheck.objective.given import Given, in_words, of_batch
 from torch_gradcheck.objective.refusals import raise_any, refused_output
 from torch_gradcheck.objective.signatures import counted, misfit
@@ -98,6 +98,7 @@ class ModuleLoss:
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
+        refuse_without_numbers(self.batch)
         copy = BatchCopy(self.batch, dtype, self.variables)
 
         def compute() -> Any:
