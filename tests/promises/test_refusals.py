@@ -326,7 +326,11 @@ def test_an_array_that_the_model_takes_goes_through() -> None:
     assert check_module(Reads(), LOSS, (X.numpy(), Y)).passed
 
 
-@pytest.mark.parametrize("batch", [(X[:, :6], Y), (X, Y + 3), (X.numpy(), Y), DataLoader(DATA)], ids=str)
+@pytest.mark.parametrize(
+    "batch",
+    [(X[:, :6], Y), (X, Y + 3), (X.numpy(), Y), DataLoader(DATA)],
+    ids=["features", "labels", "array", "loader"],
+)
 def test_a_refusal_leaves_all_as_it_was(batch: Any) -> None:
     model = net().train()
     before = Snapshot(model=model, batch=batch if isinstance(batch, tuple) else ())

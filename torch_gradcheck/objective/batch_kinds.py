@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def _why_no_batch(batch: Any) -> str:
     """Why something that is called, or trains, is no batch; "" of anything else."""
     if inspect.isroutine(batch):
         what = in_words(batch)
-    elif isinstance(batch, nn.Module | torch.optim.Optimizer | type):
+    elif isinstance(batch, nn.Module | torch.optim.Optimizer | type | ModuleType):
         what = of_value(batch)
     else:
         return ""

@@ -76,7 +76,7 @@ def in_words(function: Callable[..., Any]) -> str:
 
 def of_tensor(tensor: torch.Tensor) -> str:
     """A tensor by its shape, with its dtype where that is not floating, and its device where that is not the CPU."""
-    shape = str(tuple(tensor.shape))
+    shape = "(nested)" if tensor.is_nested else str(tuple(tensor.shape))
     dtype = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
     return f"{shape}{dtype}{'' if tensor.device.type == 'cpu' else f' on {tensor.device}'}"
 

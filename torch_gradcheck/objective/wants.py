@@ -106,5 +106,6 @@ def _of_targets(output: torch.Tensor, target: torch.Tensor) -> str:
     classes = output.shape[1] if output.dim() > 1 else output.shape[0] if output.dim() else 0
     if target.is_floating_point():
         return f": {classes} classes, and targets in floating point of shape {of_tensor(target)}: convert by .long()"
-    found = f", and targets from {int(target.min())} to {int(target.max())}" if target.numel() else ""
+    has_range = target.numel() and not (target.is_complex() or target.is_sparse or target.is_quantized)
+    found = f", and targets from {int(target.min())} to {int(target.max())}" if has_range else ""
     return f": {classes} classes{found}"
