@@ -85,8 +85,8 @@ def of_value(value: Any) -> str:
     """A value by what it is, as "a tensor of shape (5, 2)", "a float", "None"."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {of_tensor(value)}"
-    if value is None:
-        return "None"
+    if value is None or isinstance(value, bytes):
+        return "None" if value is None else "bytes"
     kind = type(value).__name__
     if isinstance(value, np.ndarray | np.generic):
         return f"a numpy array of shape {value.shape}" if isinstance(value, np.ndarray) else f"a numpy {kind}"

@@ -163,7 +163,8 @@ def _of_function(call: RefusedCall, given_as: InWords) -> str:
 
 def _kinds(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The arguments of a call by what they are: "a tuple and a tensor of shape (32,) int64"."""
-    return " and ".join([of_value(each) for each in [*args, *kwargs.values()][:MOST]]) or "nothing"
+    given = [of_value(each) for each in [*args, *kwargs.values()] if each is not None]
+    return " and ".join(given[:MOST]) or "nothing"
 
 
 def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
