@@ -1,6 +1,6 @@
 """Tables of measured figures in README.md and docs/, written from benchmarks/results/: no figure is typed by hand.
 
-python benchmarks/readme_tables.py         # rewrites what stands between the marks in all of them
+python benchmarks/readme_tables.py         # rewrites what stands between the marks on every page
 """
 
 from __future__ import annotations
@@ -217,6 +217,27 @@ def by_function(figures: dict[str, Any]) -> Rows:
     return rows
 
 
+IN_SHORT = {
+    "detection": ("none: false alarms", "1e-02 in one entry", "1e-04 in one entry"),
+    "speed": ("MLP", "LeNet-5", "transformer encoder"),
+}
+"""Table to how the rows begin that README has of it."""
+
+COLUMNS = {"detection": range(6), "speed": range(5)}
+"""Table to its columns that README has."""
+
+
+def in_short(name: str, table: Callable[[dict[str, Any]], Rows]) -> Callable[[dict[str, Any]], Rows]:
+    """The table with the rows and columns that README has of it."""
+
+    def shortened(figures: dict[str, Any]) -> Rows:
+        head, *body = table(figures)
+        rows = [row for row in body if row[0].startswith(IN_SHORT[name])]
+        return [[row[column] for column in COLUMNS[name]] for row in [head, *rows]]
+
+    return shortened
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "detection": detection,
     "functions": functions,
@@ -229,6 +250,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], Rows]] = {
     "comparison": comparison,
     "comparison-mistakes": by_mistake,
     "comparison-functions": by_function,
+    "detection-in-short": in_short("detection", detection),
+    "speed-in-short": in_short("speed", speed),
 }
 """Name of a mark, and mostly of the file of results, to what makes its table."""
 
@@ -237,6 +260,8 @@ FILES = {
     "smallest": "kernels",
     "comparison-mistakes": "comparison",
     "comparison-functions": "comparison",
+    "detection-in-short": "detection",
+    "speed-in-short": "speed",
 }
 """Mark to the file of results, where it has another name."""
 

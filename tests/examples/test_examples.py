@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import straight_through
 import train_digits
 import train_with_torchrun
 from tests.processes.ranks import Ranks
+from tests.pytest_plugin.loading import PLUGIN
 from torch_gradcheck import check_module
 from torch_gradcheck.command_line import main
 
@@ -168,9 +170,19 @@ def test_the_mended_model_is_right_and_the_mistake_is_not_seen_before_training()
     assert mended.passed
 
 
+train_wrong = functools.cache(train_digits.wrong)
+"""Each wrong loop, trained once for all tests."""
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """The model of the right loop, and what watched it."""
+    return train_digits.right()
+
+
 @pytest.mark.slow
-def test_the_right_loop_learns_and_is_right_at_every_check():
-    model, monitor = train_digits.right()
+def test_the_right_loop_learns_and_is_right_at_every_check(trained):
+    model, monitor = trained
 
     assert train_digits.accuracy(model) > 0.97
     assert list(monitor.reports) == [0, 200, 400]
@@ -190,7 +202,7 @@ def test_the_right_loop_learns_and_is_right_at_every_check():
     ],
 )
 def test_each_classic_mistake_is_caught_and_named(mistake, step, kind, words):
-    monitor = train_digits.wrong(mistake)
+    monitor = train_wrong(mistake)
 
     assert next(step for step, report in monitor.reports.items() if not report.passed) == step
     for row in monitor.reports[step].mismatches:
@@ -199,9 +211,9 @@ def test_each_classic_mistake_is_caught_and_named(mistake, step, kind, words):
 
 
 @pytest.mark.slow
-def test_the_training_script_tells_what_it_found(monkeypatch, capsys):
-    model, monitor = train_digits.right()
-    monkeypatch.setattr(train_digits, "right", lambda: (model, monitor))
+def test_the_training_script_tells_what_it_found(trained, monkeypatch, capsys):
+    monkeypatch.setattr(train_digits, "right", lambda: trained)
+    monkeypatch.setattr(train_digits, "wrong", train_wrong)
 
     train_digits.main()
 
@@ -226,7 +238,7 @@ def test_training_in_two_processes_is_right_and_each_mistake_is_named_on_both(tw
 @pytest.mark.slow
 def test_the_suite_over_layers_passes():
     finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "examples/test_layers.py"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGIN, "examples/test_layers.py"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -235,7 +247,8 @@ def test_the_suite_over_layers_passes():
     )
 
     assert finished.returncode == 0, finished.stdout
-    assert "8 passed" in finished.stdout
+    assert "gradcheck: 12 checks; " in finished.stdout
+    assert " 0 not proven, 0 wrong" in finished.stdout
 
 
 @pytest.fixture(scope="module")

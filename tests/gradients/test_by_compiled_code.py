@@ -342,6 +342,7 @@ def compilers_state() -> Any:
 
 
 @pytest.mark.parametrize("ran", [True, False], ids=["ran before", "never ran"])
+@torch._dynamo.config.patch(recompile_limit=3)
 def test_the_users_compiled_code_and_the_compilers_counters_stay_as_they_were(ran: bool) -> None:
     compilations = []
 
@@ -353,7 +354,7 @@ def test_the_users_compiled_code_and_the_compilers_counters_stay_as_they_were(ra
     if ran:
         model(BATCH[0])
     before, code, attributes = compilers_state(), CompiledCode(), dict(vars(model))
-    for _ in range(10):  # more often than a function may be compiled
+    for _ in range(4):  # more often than a function may be compiled
         checked(model)
     assert compilers_state() == before
     assert dict(vars(model)) == attributes

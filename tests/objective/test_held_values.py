@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tests.zoo.sweeps import in_turn
 from torch_gradcheck import GradientMonitor, InvalidRequestError, Report, check_closure, check_module
 from torch_gradcheck.reporting.facts import Status
 from torch_gradcheck.torch_internals.dispatch import function_modes_in_force
@@ -294,9 +295,12 @@ MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize(
-    "name", ["straight-through", "VQ-VAE", "GRPO", "TD targets", "new leaf", "reentrant checkpoint"]
+    ("name", "mistake"),
+    in_turn(
+        [(name,) for name in ("straight-through", "VQ-VAE", "GRPO", "TD targets", "new leaf", "reentrant checkpoint")],
+        [(mistake,) for mistake in MISTAKES],
+    ),
 )
 def test_a_mistake_beside_it_is_found(name: str, mistake: str) -> None:
     torch.manual_seed(0)

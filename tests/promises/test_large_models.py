@@ -1,6 +1,6 @@
 """Promise: eleven million parameters in at most sixty evaluations of J, and one wrong entry among millions found.
 
-`benchmarks/large.py` finds one among the eleven million. Images have a quarter of their size: θ is large here, not J.
+`benchmarks/large.py` finds one among the eleven million. Images have a sixteenth of their size: θ is large here, not J.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch_gradcheck import Report
 def resnet(widths: Sequence[int]) -> large.Case:
     torch.manual_seed(0)
     model = large.ResNet(widths).double().eval()
-    return replace(large.built("resnet"), model=model, inputs=torch.randn(2, 3, 16, 16, dtype=torch.float64))
+    return replace(large.built("resnet"), model=model, inputs=torch.randn(2, 3, 8, 8, dtype=torch.float64))
 
 
 @pytest.mark.slow
