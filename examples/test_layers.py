@@ -6,13 +6,14 @@ pytest examples/test_layers.py
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck import check_module
+from torch_gradcheck.pytest_plugin import GradcheckFixture
+
+pytestmark = pytest.mark.gradcheck(perturb=0.1)  # weights that are not exactly the 1 and 0 of a fresh layer
 
 
 class RMSNorm(nn.Module):
@@ -54,8 +55,6 @@ class ClampedScale(nn.Module):
         return x * self.scale.clamp(min=0.1)
 
 
-Mode = Literal["eval", "train"]
-
 LAYERS: dict[str, Callable[[], nn.Module]] = {
     "RMSNorm": lambda: RMSNorm(6),
     "GatedUnit": lambda: GatedUnit(6, 4),
@@ -66,7 +65,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
-def test_gradients(layer: Callable[[], nn.Module], mode: Mode) -> None:
-    """Autograd agrees with the layer's own forward, at weights that are not exactly the 1 and 0 of a fresh layer."""
+def test_gradients(gradcheck: GradcheckFixture, layer: Callable[[], nn.Module], mode: str) -> None:
+    """Autograd agrees with the layer's own forward."""
     torch.manual_seed(0)
-    check_module(layer(), lambda y: y.square().mean(), torch.randn(5, 6), mode=mode, perturb=0.1).raise_if_failed()
+    gradcheck(layer(), lambda y: y.square().mean(), torch.randn(5, 6), mode=mode)
+
+
+@pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
+def test_as_a_function(gradcheck: GradcheckFixture, layer: Callable[[], nn.Module]) -> None:
+    """The gradient of the input is right too, in every memory layout, alone and together with the others."""
+    torch.manual_seed(0)
+    gradcheck.function(layer().eval(), (torch.randn(5, 6),))

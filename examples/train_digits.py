@@ -116,10 +116,11 @@ def wrong(mistake: Backward) -> GradientMonitor:
 
 
 def main() -> None:
-    """Prints what the monitor found in each loop."""
+    """Prints what the monitor found in each loop, and how the gradient of one layer went in the right one."""
     model, monitor = right()
     print(monitor.summary)
     print(f"accuracy {accuracy(model):.3f}\n")
+    print(f"{monitor.history['4.weight']}\n")
     for mistake in MISTAKES:
         monitor = wrong(mistake)
         step, report = next((step, report) for step, report in monitor.reports.items() if report.mismatches)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from torch_gradcheck.command_line import command, main
+from torch_gradcheck.reporting.report import Report
 
 PROBLEMS = """
 import sys
@@ -431,7 +432,28 @@ def test_a_comparison_is_of_two_files(capsys: pytest.CaptureFixture[str], words:
     with pytest.raises(SystemExit) as caught:
         main(["compare", *words])
     assert caught.value.code == 2
-    assert "usage: torch-gradcheck compare [-h] OLD.json NEW.json" in capsys.readouterr().err
+    assert "usage: torch-gradcheck compare [-h] [--strict] OLD.json NEW.json" in capsys.readouterr().err
+
+
+def test_a_comparison_that_is_interrupted_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Report, "load", interrupted)
+    assert main(["compare", WRONG, WRONG]) == 130
+    assert capsys.readouterr() == ("", "torch-gradcheck: interrupted\n")
+
+
+@pytest.mark.parametrize(("change", "status"), [("flat", 3), ("kink", 0), ("mismatch", 1)])
+def test_what_is_no_longer_proven_is_strictly_worse(tmp_path: Path, change: str, status: int) -> None:
+    later = json.loads(Path(WRONG).read_text())
+    later["parameters"][0]["status"] = change
+    (tmp_path / "later.json").write_text(json.dumps(later))
+    words = ["compare", WRONG, str(tmp_path / "later.json")]
+    assert main(words) == (status if status != 3 else 0)
+    assert main([*words, "--strict"]) == status
 
 
 def test_a_comparison_needs_no_torch() -> None:

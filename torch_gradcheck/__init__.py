@@ -1,6 +1,8 @@
 """Tells the truth about gradients: `check_module(model, loss_fn, batch)` against float64 centered differences.
 
 Names are imported when they are first used, so that `import torch_gradcheck` costs a training script nothing.
+
+PYTEST_DONT_REWRITE: pytest rewrites the assertions of packages with a plugin, and warns of those imported before it.
 """
 
 from importlib import import_module

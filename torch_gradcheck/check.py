@@ -92,8 +92,8 @@ def check_module(
             DistributedDataParallel or FSDP2, or with `group`, J is the mean of the losses of all ranks, each on its own
             batch: every rank calls the check, and the ranks send each other their batches.
         method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
-            verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while it
-            takes seconds, as the operations of J let expect, else projected.
+            verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while
+            that takes seconds, estimated from the operations of J, else projected.
         eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
         tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
         include: glob pattern or list of them, on the names of parameters and inputs: only these are checked. Brackets
@@ -103,7 +103,7 @@ def check_module(
             evaluation of J in each of them.
         dtype: the precision of the check, `torch.float64` or `torch.float32`.
         seed: of everything that is drawn at random: same seed, same report.
-        progress: True or False; None shows a bar only for long work on a terminal.
+        progress: True or False; None shows a bar only for long work, on a terminal or in a notebook.
         order: 1: the gradient of J. 2: the gradient of its slope ⟨v, ∇J(θ)⟩ for a random v, which a double backward
             gives, against differences of the first-order gradient, which is not on trial itself.
         perturb: 0.0: at the model's own θ. A positive number: at θ + perturb · s · N(0, 1), s the standard deviation of
@@ -271,7 +271,7 @@ def check_function(
         eps: the step of the centered difference; None chooses one per argument from the measured noise of J.
         seed: of v, and of everything else that is drawn at random: same seed, same report.
         hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ.
-        progress: True or False; None shows a bar only for long work on a terminal.
+        progress: True or False; None shows a bar only for long work, on a terminal or in a notebook.
         reference: None, or a function of the same arguments that computes the same by plain operations and is known to
             be right. `function`, a kernel, then runs as it is: on its arguments in their dtypes, devices and layouts,
             copied anew for every run, under v rounded to the dtype of its outputs and not divided. Its outputs (rows

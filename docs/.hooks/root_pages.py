@@ -1,7 +1,8 @@
-"""Pages that stand at the root of the repository, and links that lead out of docs/, for the site."""
+"""Pages of the repository that lie outside of docs/, for the site, and links to and from them."""
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,37 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-DOCS = ROOT / "docs"
 
-PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
-"""File at the root to page of the site."""
+PAGES = {
+    "CHANGELOG.md": "changelog.md",
+    "CONTRIBUTING.md": "contributing.md",
+    "examples/found_in_the_wild/README.md": "theory/found-in-the-wild-reports.md",
+}
+"""File outside of docs/ to page of the site."""
 
-LINK = re.compile(r"\[`?(?P<name>[^\]`]+)`?\]\((?P<target>\.\./[^)#]+)[^)]*\)")
-"""A link that climbs out of the folder of its page."""
+SOURCES = {page: source for source, page in PAGES.items()}
+
+LINK = re.compile(r"\[(?P<name>[^\]]+)\]\((?P<target>(?!\w+:)[^)#\s]+)(?P<anchor>#[^)]*)?\)")
+"""A link to a file of the repository."""
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages of the root; what they link to in docs/ lies beside them here."""
-    for name, page in PAGES.items():
-        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
-        files.append(File.generated(config, page, content=text))
+    """Adds the pages."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=(ROOT / source).read_text(encoding="utf-8")))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Links to files of the repository that are no pages, such as programs of examples/, become their names."""
-    folder = (DOCS / page.file.src_uri).parent
+    """Has links lead to where a page is in the site; those to what is no page, such as programs, become names."""
+    here = page.file.src_uri
+    source = SOURCES.get(here, f"docs/{here}")
 
-    def kept(link: re.Match[str]) -> str:
-        is_page = (folder / link["target"]).resolve().is_relative_to(DOCS)
-        return link[0] if is_page else f"`{link['name']}`"
+    def led(link: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), link["target"]))
+        there = PAGES.get(target, target.removeprefix("docs/"))
+        if target not in PAGES and not target.startswith("docs/"):
+            return link["name"] if "`" in link["name"] else f"`{link['name']}`"
+        return f"[{link['name']}]({posixpath.relpath(there, posixpath.dirname(here) or '.')}{link['anchor'] or ''})"
 
-    return LINK.sub(kept, markdown)
+    return LINK.sub(led, markdown)

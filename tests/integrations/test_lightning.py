@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 lightning = pytest.importorskip("lightning")
 
+from lightning.pytorch.loggers import Logger  # noqa: E402
 from lightning.pytorch.strategies import DeepSpeedStrategy  # noqa: E402
 
 from torch_gradcheck import GradientMismatchError, InvalidRequestError  # noqa: E402
@@ -48,12 +49,11 @@ def fit(module: Module, callbacks: list[Any], **options: Any) -> dict[str, Any]:
     trainer = lightning.Trainer(
         max_epochs=1,
         accelerator="cpu",
-        logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks,
-        **({"gradient_clip_val": 0.5} | options),
+        **({"gradient_clip_val": 0.5, "logger": False} | options),
     )
     trainer.fit(module, DataLoader(data, batch_size=4, shuffle=True))
     logged = {name: value.clone() for name, value in trainer.callback_metrics.items()}
@@ -87,9 +87,28 @@ def test_steps_are_judged_and_the_run_is_the_same(options: dict[str, Any]) -> No
         assert {str(row.status) for row in report.in_grad} <= {"match", "flat"}
 
 
-def test_a_last_window_that_the_trainer_divides_by_a_whole_one_is_noted() -> None:
-    callback = GradientMonitorCallback(at=[0, 2])
-    fit(seeded(), [callback], accumulate_grad_batches=3)
+class Kept(Logger):
+    """Keeps what is logged."""
+
+    name, version = "kept", 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, list[int]] = {}
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Keeps nothing."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        for name in metrics:
+            self.seen.setdefault(name, []).append(-1 if step is None else step)
+
+
+def test_a_last_window_that_the_trainer_divides_by_a_whole_one_is_noted_and_loggers_are_written_to() -> None:
+    callback, logger = GradientMonitorCallback(at=[0, 2], log=True), Kept()
+    fit(seeded(), [callback], accumulate_grad_batches=3, logger=logger)
+    for name in ("total_grad_norm", "grad_norm/net.4.weight", "update_ratio/net.4.weight"):
+        assert logger.seen[f"gradcheck/{name}"] == [0, 2]
     assert callback.monitor is not None
     whole, last = callback.monitor.reports.values()
     note = "this step has 1 batch, and the trainer divides the sum of their losses by 3: .grad is judged as 0.333 of"

@@ -96,11 +96,16 @@ def test_steps_are_judged_and_the_run_is_the_same(tmp_path: Path, options: dict[
     assert {str(row.status) for row in report.in_grad} == {"match"}, str(report.in_grad)
 
 
-def test_a_wrong_gradient_is_found(tmp_path: Path) -> None:
-    callback = GradientMonitorCallback(on_mismatch="record", include=["*ln_f*"])
+def test_a_wrong_gradient_is_found_and_figures_are_logged(tmp_path: Path) -> None:
+    seen: dict[str, float] = {}
+    callback = GradientMonitorCallback(
+        on_mismatch="record", include=["*ln_f*"], log=lambda values, _: seen.update(values)
+    )
     train(tmp_path, [Spoiler(), callback], max_grad_norm=0.0)
     assert callback.monitor is not None
     assert [row.name for row in callback.monitor.reports[0].mismatches] == ["transformer.ln_f.bias"]
+    assert seen["gradcheck/mismatches"] == 1
+    assert seen["gradcheck/update_ratio/transformer.ln_f.weight"] > 0
 
 
 def accumulated(folder: Path, prepare: Any = None, windows: tuple[int, ...] = (0, 2), **options: Any) -> list[Report]:

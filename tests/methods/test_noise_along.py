@@ -132,5 +132,5 @@ def test_a_note_names_what_the_noise_belongs_to() -> None:
     torch.manual_seed(0)
     notes = [note for note in checked(ClassToken(), method="exact").notes if "belongs to" in note]
     assert len(notes) == 1
-    assert "that noise belongs to bias:" in notes[0]
-    assert "along the 9 others" in notes[0]
+    assert "that noise belongs to bias," in notes[0]
+    assert "Along the 9 others" in notes[0]

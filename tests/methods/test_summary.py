@@ -27,8 +27,8 @@ def model() -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 1))
 
 
-def test_the_step_and_why_it_is_not_the_lectures() -> None:
-    assert "instead of the lecture's 1e-07: J has noise" in notes(model())
+def test_the_step_and_why_it_was_widened() -> None:
+    assert "the step eps was widened from 1e-07 to" in notes(model())
 
 
 def test_a_given_step_that_is_good_needs_no_note() -> None:
@@ -84,7 +84,7 @@ def test_equal_calls_that_differ_by_roundoff() -> None:
 
 def test_what_was_not_proven_is_named() -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.Softmax(dim=1))
-    assert "not proven right: 0.weight, 0.bias; see the reason of each" in notes(net)
+    assert "not proven right: 0.weight, 0.bias; their rows say why" in notes(net)
 
 
 def test_many_names_are_counted() -> None:

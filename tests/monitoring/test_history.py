@@ -271,3 +271,13 @@ def test_its_json_is_strict() -> None:
     (row,) = json.loads(history.to_json())
     assert (row["grad_norm"], row["grad_max"], row["zeros"], row["finite"]) == ("nan", "inf", None, True)
     assert list(row) == list(asdict(history[0]))
+
+
+def test_it_prints_as_a_table() -> None:
+    rows = [row_of(0, "1.weight", update_ratio=1e-3, status="match"), row_of(0, "1.bias", grad_norm=None, zeros=None)]
+    assert [line.split() for line in str(GradientHistory(rows)).splitlines()] == [
+        ["step", "parameter", "‖g‖", "zeros", "‖Δw‖/‖w‖", "status"],
+        ["0", "1.weight", "1.00e+00", "0%", "1.00e-03", "match"],
+        ["0", "1.bias", "-", "-", "-", "not", "checked"],
+    ]
+    assert str(GradientHistory(rows * 30)).endswith("\n... and 20 more records")

@@ -99,6 +99,35 @@ def test_a_window_may_end_early(
 
 
 @pytest.mark.parametrize(
+    ("at", "accumulate", "last", "expected"),
+    [
+        pytest.param([0, 5], 1, set(), "WA..BWA.", id="far apart"),
+        pytest.param([0, 2], 1, set(), "WBWA.", id="one between"),
+        pytest.param([0, 1], 1, set(), "WWA.", id="two in a row"),
+        pytest.param([0, 2], 2, set(), "WWABWWA.", id="windows"),
+        pytest.param([0, 2], 2, {2}, "WWBWWA.", id="the next ends early"),
+        pytest.param([0, 3], 2, {2}, "WWA.BWWA", id="one that ends early"),
+    ],
+)
+def test_the_call_after_a_step_is_due_where_it_is_waited_for(
+    at: Any, accumulate: int, last: set[int], expected: str
+) -> None:
+    schedule, due, within = Schedule(at, None, accumulate), "", 0
+    schedule.await_step(0)
+    for number in range(len(expected)):
+        found = schedule.called(number in last)
+        due += found.name[0] if found else "."
+        if found in (Due.BEFORE, Due.WITHIN):
+            schedule.wake_next()
+        within += found is Due.WITHIN
+        if within == accumulate:
+            within = 0
+            schedule.await_step(schedule.target + 1)
+            schedule.wake_next()
+    assert due == expected
+
+
+@pytest.mark.parametrize(
     ("at", "every", "checked", "never"),
     [
         pytest.param([0, 500], None, [0], [500], id="one of two"),

@@ -159,10 +159,10 @@ def test_equal_entries(parts: dict[str, Tensor], words: str) -> None:
 
 def test_the_advice_is_to_perturb_where_that_helps() -> None:
     model = net(nn.LayerNorm(4))
-    assert "hide how they enter (perturb=0.1 checks away from there): 1.weight" in note(model, EQUAL)
+    assert "may hide a mistake (perturb=0.1 checks away from there): 1.weight" in note(model, EQUAL)
     assert note(model, EQUAL, perturb=0.1) == ""
     given = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    assert note(model, EQUAL, gradients=given).endswith("hide how they enter: 1.weight (all 1); 1.bias (all 0)")
+    assert note(model, EQUAL, gradients=given).endswith("may hide a mistake: 1.weight (all 1); 1.bias (all 0)")
     model[1].weight.requires_grad_(False)  # type: ignore[index,union-attr]
     assert note(model, EQUAL, perturb=0.1).endswith("1.weight (all 1)"), "frozen parameters do not move"
 

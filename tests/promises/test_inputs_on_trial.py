@@ -369,8 +369,9 @@ def test_a_large_image_is_not_taken_for_cheap() -> None:
 def test_one_mistake_upstream_of_a_module_counts_inputs_too() -> None:
     torch.manual_seed(0)
     report = check_module(nn.Sequential(nn.Linear(3, 3), First(True), nn.Linear(3, 2)), MSE, (leaf(), Y))
-    assert "one mistake in 3 tensors (2 parameters, 1 input) upstream of 1, 0.weight, 0.bias, batch[0]: scaled" in str(
-        report.notes
+    assert (
+        "the same mistake in 3 tensors (2 parameters, 1 input) upstream of 1 (0.weight, 0.bias, batch[0]): scaled"
+        in str(report.notes)
     )
 
 

@@ -25,6 +25,7 @@ from torch_gradcheck import (
     check_function,
     check_module,
 )
+from torch_gradcheck.borrowing import loan
 from torch_gradcheck.errors import MisfitError
 
 X, Y = torch.linspace(-1, 1, 35).reshape(5, 7), torch.tensor([0, 1, 2, 0, 1])
@@ -116,12 +117,15 @@ REFUSED: dict[str, Case] = {
     "generator": of_batch(((X, Y) for _ in range(2)), "batch is a generator"),
     "zip": of_batch(zip([X], [Y], strict=True), "batch is a zip"),
     "enumerate in a list": of_batch([X, enumerate([Y])], "batch[1] is an enumerate"),
+    "generator among inputs": of_batch(((X, {"more": iter([X])}), Y), "batch[0][1]['more'] is a list_iterator"),
+    "loader in a mapping": of_batch({"input": DataLoader(DATA)}, "batch['input'] is a DataLoader"),
     "none": of_batch(None, "batch is None", "check_closure", "(inputs, *targets)"),
     "empty tuple": of_batch((), "batch is empty", "(inputs, *targets)"),
     "empty list": of_batch([], "batch is empty"),
     "model as batch": of_batch(net(), "batch is a Sequential", "check_module(model, loss_fn, batch)"),
     "function as batch": of_batch(my_loss, "batch is my_loss at", "check_module(model, loss_fn, batch)"),
     "class as batch": of_batch(nn.Linear, "batch is a type"),
+    "meta": of_batch((X.to("meta"), Y), "batch[0] is on the meta device", "on the device of the model"),
     "optimizer as batch": of_batch(torch.optim.SGD([X], 0.1), "batch is a SGD"),
     "string": of_batch("text", "batch is a str", "tokenizer", kind=MisfitError),
     "string in a tuple": of_batch(("text", Y), "batch[0] is a str", kind=MisfitError),
@@ -270,6 +274,20 @@ def test_the_refusal_names_what_was_given(
         check()
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} not in: {caught.value}"
+
+
+@pytest.mark.parametrize(("of_model", "named"), [(True, "a tensor of the model"), (False, "a tensor of the batch")])
+def test_a_device_without_float64_is_told_of(monkeypatch: pytest.MonkeyPatch, of_model: bool, named: str) -> None:
+    asked: list[torch.device] = []
+
+    def lacks(device: torch.device) -> bool:
+        asked.append(device)
+        return not of_model and len(asked) <= 4  # the parameters come first
+
+    monkeypatch.setattr(loan, "has_float64", lacks)
+    with pytest.raises(InvalidRequestError, match=rf"{named} is on cpu, which has no float64.*dtype=torch.float32"):
+        check_module(net(), LOSS, (X, Y))
+    assert check_module(net(), LOSS, (X, Y), dtype=torch.float32).method
 
 
 def test_an_iterator_loses_nothing() -> None:

@@ -117,7 +117,9 @@ def test_strict_fails_what_is_not_proven(run, pytester, ini, words, failed):
 
     result.assert_outcomes(passed=4 - failed, failed=failed)
     if failed:
-        result.stdout.fnmatch_lines(["FAILED *::test_default - gradients right: 2 of 3 parameters, 1 unused*"])
+        result.stdout.fnmatch_lines(
+            ["E *NothingProvenError: gradients right: 2 of 3 parameters, 1 unused; not proven: spare"]
+        )
 
 
 WRONG_KEYWORDS = """
@@ -167,7 +169,7 @@ def test_what_cannot_be_used_is_told_at_the_users_line(run):
         pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed*many*", id="seed"),
         pytest.param(["-o", "gradcheck_tolerance=low"], "*gradcheck_tolerance*low*", id="tolerance"),
         pytest.param(["-o", "gradcheck_mode=test"], "*gradcheck_mode must be one of eval, train, keep*", id="mode"),
-        pytest.param(["--gradcheck-report", "test_made.py"], "*cannot be written to *: it is a file.", id="directory"),
+        pytest.param(["--gradcheck-report", "test_made.py"], "*cannot be written to *test_made.py: *", id="directory"),
     ],
 )
 def test_settings_that_cannot_be_used_end_the_session(run, words, said):
@@ -182,6 +184,12 @@ def test_the_marker_and_the_fixture_are_listed(run):
 
     markers.stdout.fnmatch_lines(["@pytest.mark.gradcheck(*options): keywords of check_module, and strict, *"])
     fixtures.stdout.fnmatch_lines(["gradcheck -- *", "*Checks gradients: gradcheck(model, loss_fn, batch*"])
+
+
+def test_tests_that_check_are_selected_by_the_marker(run):
+    result = run("def test_one(gradcheck): pass\n\n\ndef test_other(): pass", "-m", "gradcheck", "--strict-markers")
+
+    result.assert_outcomes(passed=1, deselected=1)
 
 
 def test_a_session_does_without_the_plugin(pytester):

@@ -77,6 +77,9 @@ def test_every_check_has_its_files_and_its_line_in_the_index(run, pytester, ini,
         Report.from_json((directory / name).read_text(encoding="utf-8")) for name in linked if name.endswith(".json")
     ]
     assert [report.passed for report in read] == [True, False, True, False]
+    assert {report.provenance.again for report in read} == {
+        f"pytest 'test_made.py::test_it[{x}]'" for x in ("a/b", "<c>")
+    }
     assert "<title>5 gradient checks, 3 failed</title>" in index
     assert "test_made.py::test_it[&lt;c&gt;], check 2</a></td><td>gradients WRONG in 2 of 2 parameters</td>" in index
     assert "not checked: InvalidRequestError" in index

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hypothesis import strategies as st
 
 from tests.reporting.render.samples import ANY_ROW, SAMPLES, any_of, report_of
-from torch_gradcheck.reporting.facts import Facts
+from torch_gradcheck.reporting.facts import ContractEntry, Facts
 from torch_gradcheck.reporting.report import Report
 
 
@@ -19,4 +19,13 @@ def whole(found: Facts) -> Report:
 
 REPORTS = {name: whole(found) for name, found in SAMPLES.items()}
 
-ANY_REPORT: st.SearchStrategy[Report] = any_of(Facts, parameters=st.lists(ANY_ROW, max_size=8).map(tuple)).map(whole)
+
+def _any_facts(rows: int, inside: st.SearchStrategy[Facts | None]) -> st.SearchStrategy[Facts]:
+    """Facts with any values and at most so many rows; `inside` makes the report on `.grad` or on a reference."""
+    parameters = st.lists(ANY_ROW, max_size=rows).map(tuple)
+    notes, contract = st.lists(st.text(), max_size=2), st.lists(st.from_type(ContractEntry), max_size=2)
+    return any_of(Facts, parameters=parameters, in_grad=inside, reference=inside, notes=notes, contract=contract)
+
+
+ANY_REPORT: st.SearchStrategy[Report] = _any_facts(3, st.none() | _any_facts(1, st.none())).map(whole)
+"""Any values in every field, on both floors of a report."""

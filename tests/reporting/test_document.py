@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -150,6 +151,17 @@ def test_a_file_that_is_no_report_is_named(tmp_path: Path) -> None:
     (tmp_path / "odd.json").write_text("{}")
     with pytest.raises(InvalidRequestError, match=r"odd\.json: this is no report"):
         Report.load(tmp_path / "odd.json")
+
+
+@pytest.mark.parametrize("path", [None, 3, b"report.json"], ids=repr)
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="read from a path, not from a "):
+        Report.load(path)
+
+
+def test_a_dict_need_not_be_of_jsons_own_types() -> None:
+    document = MappingProxyType({**REPORTS["no_parameters"].to_dict(), "parameters": (), "notes": ("one",)})
+    assert Report.from_dict(document) == replace(REPORTS["no_parameters"], notes=["one"])
 
 
 def test_nan_and_none_are_not_the_same() -> None:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from tests.zoo.interruptions import events_of
 from torch_gradcheck import check_module
-from torch_gradcheck.reporting import progress
+from torch_gradcheck.reporting import progress, progress_screens
 from torch_gradcheck.reporting.progress import progress_bar
 
 
@@ -36,7 +37,8 @@ class Clock:
 
 def write_to(stderr: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives the module a stderr; pytest puts its own into `sys` before every phase of a test."""
-    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stderr))
+    for module in (progress, progress_screens):
+        monkeypatch.setattr(module, "sys", SimpleNamespace(stderr=stderr, modules=sys.modules))
 
 
 @pytest.fixture
@@ -123,6 +125,72 @@ def test_without_a_stderr_nothing_is_shown(
     write_to(stream, monkeypatch)
     long_work(enabled, clock)
     assert capsys.readouterr() == ("", "")
+
+
+@dataclass
+class Notebook:
+    """Stands for IPython in a notebook: keeps what every output has shown, each a list of all that it was."""
+
+    outputs: list[list[str]] = field(default_factory=list)
+    kernel: object = "a kernel"
+
+    def display(self, shown: str, display_id: bool) -> SimpleNamespace:
+        assert display_id
+        output = [shown]
+        self.outputs.append(output)
+        return SimpleNamespace(update=output.append)
+
+
+@pytest.fixture
+def notebook(monkeypatch: pytest.MonkeyPatch) -> Notebook:
+    """A notebook, in which stderr is no terminal."""
+    notebook = Notebook()
+    display = SimpleNamespace(HTML=str, display=notebook.display)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: notebook, display=display))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.delenv("CI", raising=False)
+    write_to(io.StringIO(), monkeypatch)
+    return notebook
+
+
+@pytest.mark.parametrize("enabled", [None, True], ids=["by itself", "asked for"])
+def test_long_work_in_a_notebook_shows_a_bar_that_is_replaced_and_goes_away(
+    enabled: bool | None, notebook: Notebook, clock: Clock
+) -> None:
+    long_work(enabled, clock)
+    [shown] = notebook.outputs
+    for part in ("encoder.weight", "decoder.[bold]weight", "25%", 'value="25" max="100"', "1 min 15 s left"):
+        assert any(part in each for each in shown)
+    assert shown[-1] == ""
+    assert progress_screens.sys.stderr.getvalue() == ""
+
+
+def test_a_notebook_shows_nothing_of_short_work_nor_in_continuous_integration(
+    notebook: Notebook, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with progress_bar(None) as bar:
+        bar.start(10, "weight")
+    long_work(False, clock)
+    monkeypatch.setenv("CI", "true")
+    long_work(None, clock)
+    assert notebook.outputs == []
+
+
+def test_a_bar_in_a_notebook_goes_away_after_a_ctrl_c_and_escapes_names(notebook: Notebook, clock: Clock) -> None:
+    state = random.getstate()
+    with suppress(KeyboardInterrupt), progress_bar(True) as bar:
+        bar.start(10, "<b>weight</b>")
+        raise KeyboardInterrupt
+    [[shown, last]] = notebook.outputs
+    assert "&lt;b&gt;weight" in shown
+    assert last == ""
+    assert random.getstate() == state
+
+
+def test_ipython_in_a_terminal_is_a_terminal(terminal: Terminal, notebook: Notebook, clock: Clock) -> None:
+    notebook.kernel = None
+    long_work(True, clock)
+    assert notebook.outputs == []
 
 
 def test_false_never_shows(terminal: Terminal, clock: Clock) -> None:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import json
 import pickle
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
 from typing import Any
 
 import numpy as np
@@ -257,3 +258,11 @@ def test_equal_reports_differ_in_seconds_at_most() -> None:
     for change in ({"seed": 1}, {"loss": 2.0}, {"notes": ["one"]}, {"parameters": found.parameters[1:]}):
         assert found != replace(found, **change)
     assert found != SAMPLES["nothing_wrong_not_all_proven"], "the facts alone are no report"
+
+
+@pytest.mark.parametrize(
+    "part", [lambda r: r, lambda r: r[0], lambda r: r.mismatches[0].worst[0]], ids=["report", "row", "entry"]
+)
+def test_what_was_found_stays_what_it_was(part: Callable[[Report], Any]) -> None:
+    with pytest.raises(FrozenInstanceError):
+        part(report("two_of_twelve_wrong")).noise = 0.0

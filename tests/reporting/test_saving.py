@@ -71,6 +71,25 @@ def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path: Path, m
     assert (path.read_text(), names_in(tmp_path)) == ("old", ["report.json"])
 
 
+def test_a_file_in_a_directory_that_takes_no_new_ones_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.json"
+    path.write_text("old")
+    write_bytes = Path.write_bytes
+
+    def refused(self: Path, content: bytes) -> int:
+        if not self.exists():
+            raise PermissionError
+        return write_bytes(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    REPORT.save(path)
+    assert Report.load(path) == REPORT
+    with pytest.raises(InvalidRequestError, match=r"cannot be written to .*new\.json"):
+        REPORT.save(tmp_path / "new.json")
+
+
 @pytest.mark.skipif(os.name != "posix", reason="permissions and links of POSIX")
 def test_a_link_and_the_permissions_of_its_file_stay(tmp_path: Path) -> None:
     (tmp_path / "kept.json").write_text("old")

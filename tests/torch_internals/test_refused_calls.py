@@ -56,6 +56,13 @@ def in_a_backward() -> None:
     Wrong.apply(torch.ones(2, 3, requires_grad=True)).sum().backward()  # type: ignore[no-untyped-call]
 
 
+def catches_one_before() -> Tensor:
+    try:
+        return X.reshape(4)
+    except RuntimeError:
+        return torch.cat([X, X.T])
+
+
 TORCHS: dict[str, tuple[Callable[[], object], str]] = {
     "operator": (lambda: X @ X, "torch.Tensor.matmul"),
     "function": (lambda: torch.cat([X, X.T]), "torch.cat"),
@@ -63,6 +70,7 @@ TORCHS: dict[str, tuple[Callable[[], object], str]] = {
     "index": (lambda: X[5], "torch.Tensor.__getitem__"),
     "arguments": (lambda: F.linear("x", X), "torch.nn.functional.linear"),  # type: ignore[arg-type]
     "Python of torch": (lambda: F.nll_loss(X, "x"), "torch.nn.functional.nll_loss"),  # type: ignore[arg-type]
+    "behind another that is caught": (catches_one_before, "torch.cat"),
     "through with and finally": (passes_on, "torch.Tensor.matmul"),
     "operator of the dispatcher": (lambda: torch.ops.aten.mm(X, X), "torch.ops.aten.mm"),
 }

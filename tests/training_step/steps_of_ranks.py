@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -109,6 +110,12 @@ def sharded(made: Made = mlp, **options: Any) -> Any:
 STEPS = 3
 
 
+def whole_of(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Every parameter and its `.grad`, gathered."""
+    pairs = [(each.detach().clone(), each.grad) for each in model.parameters()]
+    return [tuple(x.full_tensor() if isinstance(x, DTensor) else x for x in pair) for pair in pairs]  # type: ignore[misc]
+
+
 def trained(
     made: Made,
     accumulate: int = 1,
@@ -132,6 +139,8 @@ def trained(
     torch.manual_seed(100 * seed + rank)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
     at = range(STEPS) if checked else ()
+    wanted: list[float] = []
+    updates: list[float] = []
     with GradientMonitor(model, cross_entropy, at=at, on_mismatch="record", accumulate=accumulate) as monitor:
         for number in range(STEPS * accumulate):
             last = (number + 1) % accumulate == 0
@@ -144,9 +153,19 @@ def trained(
                 loss.backward()
             monitor.step((x, y))
             if last:
+                before = whole_of(model)
+                wanted += [float(grad.norm()) for _, grad in before]
                 optimizer.step()
+                pairs = zip(before, whole_of(model), strict=True)
+                updates += [float((held - was).norm()) for (was, _), (held, _) in pairs]
                 optimizer.zero_grad()
     assert not monitor.errors, monitor.errors
+    if checked:
+        told = [(row.grad_norm, row.update_norm) for row in monitor.history]
+        assert np.allclose([norm for norm, _ in told], wanted, rtol=1e-5), (told, wanted)
+        known = len(told) * (STEPS - 1) // STEPS  # that of the last step would need the other ranks in close()
+        assert np.allclose([update for _, update in told[:known]], updates[:known], rtol=1e-5), (told, updates)
+        assert {update for _, update in told[known:]} == {None}
     held = [each.full_tensor() if isinstance(each, DTensor) else each for each in model.state_dict().values()]
     return list(monitor.reports.values()), [each.clone() for each in held]
 

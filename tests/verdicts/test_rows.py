@@ -11,11 +11,11 @@ from torch import nn
 
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.objective.theta import ThetaEntry, theta_of
-from torch_gradcheck.reporting.facts import ParameterReport, Status, Verdict
+from torch_gradcheck.reporting.facts import Pairs, ParameterReport, Status, Verdict
 from torch_gradcheck.verdicts.entry_check import EntryResults, Outcome
-from torch_gradcheck.verdicts.ratio import relative_error
-from torch_gradcheck.verdicts.rows import compared_row, frozen_row
-from torch_gradcheck.verdicts.shown_entries import WORST
+from torch_gradcheck.verdicts.ratio import relative_error, relative_noise
+from torch_gradcheck.verdicts.rows import compared_row, frozen_row, made_undecided
+from torch_gradcheck.verdicts.shown_entries import PLOTTED, PLOTTED_WRONG, WORST
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
 TOLERANCE = 1e-5
@@ -210,3 +210,67 @@ def test_a_frozen_parameter() -> None:
     found = frozen_row(theta_of(model)[1])
     assert (found.name, found.status, found.checked, found.verdict) == ("bias", Status.FROZEN, 0, None)
     assert found.reason == "requires_grad is False"
+
+
+# Entries to plot ----------------------------------------------------------------------------------------------------
+
+
+def row_of_many(count: int, wrong: list[int]) -> ParameterReport:
+    """The row of a tensor with so many entries, these of them wrong: the last of them by most."""
+    numeric = np.linspace(1.0, 2.0, count)
+    analytic, outcome = numeric.copy(), np.full(count, Outcome.MATCH)
+    analytic[wrong] += 1.0 + np.arange(len(wrong))
+    outcome[wrong] = Outcome.MISMATCH
+    return row(list(analytic), list(numeric), list(outcome))
+
+
+def test_all_entries_of_a_small_tensor_can_be_plotted() -> None:
+    found = row([1.0, 2.0, 5.0], [1.0, 2.0, 3.0], [Outcome.MATCH, Outcome.MATCH, Outcome.MISMATCH]).pairs
+    assert found == Pairs((0, 1, 2), (1.0, 2.0, 5.0), (1.0, 2.0, 3.0), (False, False, True))
+
+
+@pytest.mark.parametrize(
+    ("count", "wrong"), [(5000, [17, 4711]), (20_000, list(range(0, 20_000, 2)))], ids=["few wrong", "half wrong"]
+)
+def test_of_a_large_tensor_the_worst_entries_are_kept_and_some_of_all_others(count: int, wrong: list[int]) -> None:
+    found = row_of_many(count, wrong)
+    assert found.pairs is not None
+    kept, flags = found.pairs.entries, found.pairs.wrong
+    assert PLOTTED_WRONG // 2 < len(kept) <= PLOTTED_WRONG
+    assert {each.index[0] for each in found.worst} <= set(kept)
+    assert sorted(set(kept)) == list(kept)
+    assert [entry for entry, flag in zip(kept, flags, strict=True) if flag] == [k for k in kept if k in set(wrong)]
+    assert min(len(wrong), 100) <= sum(flags) < len(flags)
+    assert {entry * 4 // count for entry in kept} == {0, 1, 2, 3}, "from every part of the tensor"
+    assert row_of_many(count, wrong).pairs == found.pairs
+
+
+def test_of_a_right_tensor_few_entries_are_kept() -> None:
+    found = row_of_many(5000, []).pairs
+    assert found is not None
+    assert 10 <= len(found.entries) <= PLOTTED
+    assert not any(found.wrong)
+
+
+def test_a_row_that_becomes_undecided_has_no_wrong_entries_to_plot() -> None:
+    found = made_undecided(row_of_many(50, [3]), "since it is").pairs
+    assert found is not None
+    assert not any(found.wrong)
+
+
+@pytest.mark.parametrize(
+    ("analytic", "numeric", "error_bar", "share"),
+    [
+        ([3.0, 4.0], [3.0, 4.0], 0.1, 0.1 * math.sqrt(2) / 10),
+        ([0.0], [0.0], 0.1, math.nan),
+        ([1e200], [1e200], 1e190, 5e-11),
+        ([1.0], [1.0], math.inf, math.inf),
+        ([math.nan], [1.0], 0.1, math.nan),
+    ],
+    ids=["plain", "zero", "huge", "unknown", "NaN"],
+)
+def test_error_bars_are_a_share_of_what_the_ratio_is_relative_to(
+    analytic: list[float], numeric: list[float], error_bar: float, share: float
+) -> None:
+    found = relative_noise(np.array(analytic), np.array(numeric), np.full(len(numeric), error_bar))
+    assert found == pytest.approx(share, nan_ok=True)

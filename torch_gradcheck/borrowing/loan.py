@@ -23,6 +23,7 @@ from torch_gradcheck.borrowing.way_back import Steps, go_back
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.request import Mode
+from torch_gradcheck.torch_internals.devices import has_float64
 from torch_gradcheck.torch_internals.modules import compiler_is_imported, named_buffers
 
 ONE_AT_A_TIME = RLock()
@@ -208,6 +209,9 @@ class Loan(Generic[Lent]):
         """Sets everything aside; each step registers its way back before it changes anything."""
         _check_numbers(self._model, self._captures)
         _check_contents(self._captures)
+        if self._dtype is torch.float64 and (self._start is None or self._start.device is None):
+            for key, tensor in self._captures.tensors.items():
+                check_has_float64(self._captures.names.get(key, "a tensor of the model"), tensor)
         inference = torch.inference_mode(False)
         inference.__enter__()
         self._undo += [lambda: inference.__exit__(None, None, None), *_compiled_parts_run_eagerly()]
@@ -286,6 +290,15 @@ def _check_contents(captures: Captures) -> None:
                 f"{name} is held by the model, the loss or the closure, and retain_grad() was called on it: its "
                 "contents cannot be lent. Let it go, or hold .detach().requires_grad_() of it."
             )
+
+
+def check_has_float64(name: str, tensor: torch.Tensor) -> None:
+    """Raises InvalidRequestError where a tensor cannot be copied into float64 on its device, as on Apple's GPUs."""
+    if (tensor.is_floating_point() or tensor.is_complex()) and not has_float64(tensor.device):
+        raise InvalidRequestError(
+            f"dtype=torch.float64: {name} is on {tensor.device}, which has no float64. Move the model and the batch to "
+            "the CPU, or check with dtype=torch.float32, with wider error bars."
+        )
 
 
 def _check_is_initialised(what: str, tensor: torch.Tensor) -> None:

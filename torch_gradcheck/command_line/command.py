@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from torch_gradcheck.check import check_function, check_module
+from torch_gradcheck.command_line.exit_status import COULD_NOT_CHECK, INTERRUPTED, MISMATCH, NOT_PROVEN, PASSED
 from torch_gradcheck.command_line.launch import Ranks
 from torch_gradcheck.command_line.options import parser
 from torch_gradcheck.command_line.output import files_of, refuse_unwritable, tell
 from torch_gradcheck.command_line.target import function_named, problem_of
 from torch_gradcheck.command_line.users_error import print_error
 from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.pipeline.provenance import made_by
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
-
-PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN, INTERRUPTED = 0, 1, 2, 3, 130
 
 OF_BOTH = ("eps", "tolerance", "seed", "progress", "order", "hold_detached")
 """The options that the check of a function has as well, besides the precision."""
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranks = Ranks()
     options = ranks.parsed(parser(), arguments)
     try:
-        return _exit_status(_told(options, ranks), options.strict)
+        words = sys.argv[1:] if arguments is None else arguments
+        return _exit_status(_told(options, ranks, ["torch-gradcheck", *words]), options.strict)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         with ranks.one_voice():
             print_error(error, options.target)
@@ -52,8 +54,8 @@ def _exit_status(report: Report, strict: bool) -> int:
     return PASSED if (report.proven if strict else report.passed) else NOT_PROVEN
 
 
-def _told(options: argparse.Namespace, ranks: Ranks) -> Report:
-    """The report, which the leader has printed and written when this returns."""
+def _told(options: argparse.Namespace, ranks: Ranks, command: Sequence[str]) -> Report:
+    """The report, which the leader has printed and written when this returns; it says by which command it was made."""
     files = files_of(options)
     torch.manual_seed(options.seed)
     with ranks.together():  # joins them at its end, since the file itself may start a process group
@@ -62,7 +64,7 @@ def _told(options: argparse.Namespace, ranks: Ranks) -> Report:
         function = function_named(options.target)
     with ranks.together():
         problem = problem_of(options.target, ranks.called(function))
-    report = _checked(problem, options, ranks)
+    report = made_by(_checked(problem, options, ranks), command)
     with ranks.together():  # torchrun ends all ranks when one has left with another status than 0
         if ranks.leads:
             tell(report, files, options.target)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from torch_gradcheck.command_line.compare import COMPARE, compare
+from torch_gradcheck.command_line.exit_status import INTERRUPTED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -17,6 +18,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words[:1] == [COMPARE]:
         return compare(words[1:])
-    from torch_gradcheck.command_line.command import main as check  # imports torch
-
+    try:
+        from torch_gradcheck.command_line.command import main as check  # imports torch
+    except KeyboardInterrupt:
+        print("torch-gradcheck: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return check(words)

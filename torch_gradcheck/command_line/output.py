@@ -29,7 +29,8 @@ def refuse_unwritable(paths: Collection[Path]) -> None:
     if list(paths).count(STANDARD_OUTPUT) > 1:
         raise InvalidRequestError("one report can be written to standard output, -: give the other one a file.")
     for path in paths:
-        require_place_for(path)
+        if path != STANDARD_OUTPUT:
+            require_place_for(path)
 
 
 def tell(report: Report, files: Mapping[str, Path], title: str) -> None:

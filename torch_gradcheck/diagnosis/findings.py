@@ -191,15 +191,15 @@ def _in_common(rows: Sequence[ParameterReport], culprit: Culprit) -> list[str]:
         if row.diagnosis is not None and row.diagnosis.kind.is_told_together:
             groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row)
     return [
-        f"one mistake in {_in_all(group, culprit)}: {_in_words(kind)}{factor}"
+        f"the same mistake in {_in_all(group, culprit)}: {_in_words(kind)}{factor}"
         for (kind, factor), group in groups.items()
         if len(group) > 1
     ]
 
 
 def _in_all(rows: Sequence[ParameterReport], culprit: Culprit) -> str:
-    """Several rows counted and named, as in "2 parameters upstream of act, fc.weight, fc.bias"."""
-    return f"{counted([row.role for row in rows])}{_upstream(rows, culprit)}, {listed([row.name for row in rows])}"
+    """Several rows counted and named, as in "2 parameters upstream of act (fc.weight, fc.bias)"."""
+    return f"{counted([row.role for row in rows])}{_upstream(rows, culprit)} ({listed([row.name for row in rows])})"
 
 
 def _upstream(rows: Sequence[ParameterReport], culprit: Culprit) -> str:

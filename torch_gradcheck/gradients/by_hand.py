@@ -62,10 +62,13 @@ def _given(entry: ThetaEntry, gradients: Mapping[str, Any]) -> AnalyticGradient:
     tensor = _as_tensor(key, value)
     if tuple(tensor.shape) != entry.shape:
         raise InvalidRequestError(
-            f"gradients[{key!r}] has shape {tuple(tensor.shape)}, the {noun([entry.role])} has {entry.shape}."
+            f"gradients[{key!r}] has shape {tuple(tensor.shape)}, the {noun([entry.role])} has {entry.shape}: "
+            "give one of that shape."
         )
     if tensor.is_complex() and not entry.is_complex:
-        raise InvalidRequestError(f"gradients[{key!r}] is complex ({tensor.dtype}), the {noun([entry.role])} is real.")
+        raise InvalidRequestError(
+            f"gradients[{key!r}] is complex ({tensor.dtype}), the {noun([entry.role])} is real: take .real."
+        )
     inexact = tensor.is_floating_point() or tensor.is_complex()
     try:
         return analytic_gradient(entry, tensor, epsilon(tensor.dtype) if inexact else epsilon(torch.float64))

@@ -26,6 +26,8 @@ class GradientMonitorCallback(Callback):
     all ranks, each on its own batches, and each rank has the same reports.
 
     Args:
+        log: True writes the figures of each checked step to the trainer's loggers, at its `global_step`; else as in
+            `GradientMonitor`.
         options: those of `GradientMonitor`, but for `accumulate` and `group`, which the trainer knows.
 
     Attributes:
@@ -35,9 +37,9 @@ class GradientMonitorCallback(Callback):
         InvalidRequestError: when the training begins, under DeepSpeed or with manual optimization.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, log: Any = None, **options: Any) -> None:
         self.monitor: GradientMonitor | None = None
-        self._options = options
+        self._log, self._options = log, options
         self._pending: list[tuple[Any, int]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -52,7 +54,8 @@ class GradientMonitorCallback(Callback):
             )
         shared = trainer.strategy.model if trainer.world_size > 1 else None  # by which the ranks know each other
         model = shared if isinstance(shared, nn.Module) else pl_module
-        self.monitor = GradientMonitor.of_closure(model, partial(_loss, pl_module), **self._options)
+        log = partial(_write, trainer, trainer.global_step) if self._log is True else self._log
+        self.monitor = GradientMonitor.of_closure(model, partial(_loss, pl_module), log=log, **self._options)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Sees what the forward starts from."""
@@ -84,6 +87,12 @@ def _loss(module: LightningModule, batch: tuple[Any, int]) -> Tensor:
     output: Any = module.training_step(*batch)
     loss: Tensor = output["loss"] if isinstance(output, Mapping) else output
     return loss
+
+
+def _write(trainer: Trainer, first: int, values: dict[str, float], step: int) -> None:
+    """Writes to all loggers; a training that is resumed begins with another step than 0."""
+    for logger in trainer.loggers:
+        logger.log_metrics(values, step=first + step)
 
 
 def _silenced(module: LightningModule, batches: list[tuple[Any, int]]) -> list[tuple[Any, int]]:

@@ -83,6 +83,7 @@ class GradientMonitorCallback(TrainerCallback):
         weight: what a batch counts, from the arguments that the model was called with; `labelled_tokens` by default
             where the model's own loss is a mean over tokens. 1 for all: `lambda arguments: 1`.
         options: those of `GradientMonitor`, but for `accumulate`, `clip_norm` and `group`, which the Trainer knows.
+            With `log=lambda values, step: trainer.log(values)` figures go where those of the Trainer do.
 
     Attributes:
         monitor: the monitor of the last `train`, None before the first.

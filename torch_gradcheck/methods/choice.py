@@ -105,8 +105,8 @@ def _chosen(problem: Problem) -> MethodChoice:
     return MethodChoice(
         "projected",
         (
-            f"projected method: differences at all {problem.theta.coordinates:,} coordinates would take about "
-            f'{duration(seconds)}, by the operations of J; method="exact" takes that time',
+            f"projected method, since differences at all {problem.theta.coordinates:,} coordinates would take about "
+            f'{duration(seconds)} (estimated from the operations of J); method="exact" does so all the same',
         ),
     )
 

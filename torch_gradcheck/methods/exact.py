@@ -146,18 +146,20 @@ def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
         return ""
     noise, eps = problem.noise, problem.request.eps
     if eps is None:
-        taken = f"{steps[0]:.1e}" if len(steps) == 1 else f"{steps[0]:.1e} to {steps[-1]:.1e}"
+        taken = f"{steps[0]:.1e}" if len(steps) == 1 else f"between {steps[0]:.1e} and {steps[-1]:.1e}"
+        way = "widened" if steps[0] > LECTURE_EPS else "changed"
         return (
-            f"eps = {taken} · max(1, |θ|) instead of the lecture's 1e-07: J has noise {noise.sigma:.0e}, "
-            f"which would put {_error_bar(noise, LECTURE_EPS):.0e} on every derivative there"
+            f"the step eps was {way} from {LECTURE_EPS:.0e} to {taken} · max(1, |θ|): at {LECTURE_EPS:.0e} the noise "
+            f"of J, {noise.sigma:.0e}, would put an error of {_error_bar(noise, LECTURE_EPS):.0e} on every derivative"
         )
     tolerance = problem.request.tolerance
     drowned = [row for row in rows if row.checked and _error_bar(noise, eps) > tolerance * _largest_worst(row)]
     if not drowned:
         return ""
     return (
-        f"eps = {eps:g} drowns in noise for {len(drowned)} of {counted([row.role for row in rows])}: J has noise "
-        f"{noise.sigma:.0e}, which puts {_error_bar(noise, eps):.0e} on every derivative; leave eps out"
+        f"eps = {eps:g} drowns in noise for {len(drowned)} of {counted([row.role for row in rows])}: rounding "
+        f"moves J by about {noise.sigma:.0e}, which puts an error of {_error_bar(noise, eps):.0e} on every derivative. "
+        "Leave eps out, and a step is chosen that suits J"
     )
 
 
@@ -169,8 +171,8 @@ def _on_noise(problem: Problem) -> str:
         return ""
     loud = listed([problem.theta[position].name for position, noise in noises.items() if noise == problem.noise])
     return (
-        f"that noise belongs to {loud}: J is so steep there, or rounded on the way; along the {len(quiet)} others it "
-        f"is {quiet[0].sigma:.0e}, and they were judged by that"
+        f"that noise belongs to {loud}, along which J is very steep or rounded on the way. Along the {len(quiet)} "
+        f"others it is {quiet[0].sigma:.0e}, and they were judged by that"
     )
 
 

@@ -91,8 +91,8 @@ def _on_sleeping_hooks(problem: Problem) -> str:
     if not names or problem.request.gradients is not None:
         return ""
     return (
-        f"hooks of register_post_accumulate_grad_hook on {listed(names)} did not run: what they make of .grad shows in "
-        "gradients='grad', after a step"
+        f"hooks of register_post_accumulate_grad_hook on {listed(names)} did not run in this check. What they make of "
+        ".grad is checked by gradients='grad', after a step"
     )
 
 

@@ -10,6 +10,9 @@ from typing import overload
 
 from torch_gradcheck.reporting.words import close_names
 
+PRINTED = 40
+"""The largest number of records that `print` shows."""
+
 
 @dataclass(frozen=True, slots=True)
 class GradientRecord:
@@ -32,7 +35,8 @@ class GradientRecord:
             optimizer did not step. None until then.
         update_ratio: ‖Δw‖ / ‖w‖; None also where all weights were 0.
         error_bar: the largest error bar of the numeric derivatives that `.grad` was compared with, in its unit.
-        status: the word for the parameter in the report of the step; None where that step could not be checked.
+        status: the word for its `.grad` in the report of the step, such as `match`; None where that step could not be
+            checked.
     """
 
     step: int
@@ -59,6 +63,8 @@ class GradientHistory(Sequence[GradientRecord]):
         history.at(1000)            the rows of one step, a history again
         history[0], history[-1]     one row, by its place
         history.steps, .names       the numbers of the steps, the names of the parameters
+
+    `print(history)` shows the most important columns of the first rows.
 
     Args:
         records: the rows.
@@ -113,6 +119,17 @@ class GradientHistory(Sequence[GradientRecord]):
     def __repr__(self) -> str:
         return f"<GradientHistory: {len(self)} records, {len(self.names)} parameters on {len(self.steps)} steps>"
 
+    def __str__(self) -> str:
+        width = max([len("parameter"), *[len(row.name) for row in self._records]])
+        lines = [f"{'step':>7}  {'parameter':{width}} {'‖g‖':>9} {'zeros':>6} {'‖Δw‖/‖w‖':>9}  status"]
+        lines += [
+            f"{row.step:7}  {row.name:{width}} {_figure(row.grad_norm):>9} {_percent(row.zeros):>6} "
+            f"{_figure(row.update_ratio):>9}  {row.status or 'not checked'}"
+            for row in self._records[:PRINTED]
+        ]
+        more = len(self) - PRINTED
+        return "\n".join([*lines, *([f"... and {more} more records"] if more > 0 else [])])
+
     def _named(self, name: str) -> GradientHistory:
         own = self._aliases.get(name, name)
         rows = [row for row in self._records if row.name == own]
@@ -122,6 +139,14 @@ class GradientHistory(Sequence[GradientRecord]):
 
     def _with(self, records: Iterable[GradientRecord]) -> GradientHistory:
         return GradientHistory(records, self._aliases)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2e}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"
 
 
 def _in_json(value: object) -> object:

@@ -20,6 +20,7 @@ from torch_gradcheck.errors import (
     InvalidRequestError,
 )
 from torch_gradcheck.methods.choice import METHOD_NAMES
+from torch_gradcheck.monitoring.flow_plot import flow_plot
 from torch_gradcheck.monitoring.forward_hook import ForwardHook
 from torch_gradcheck.monitoring.history import GradientHistory
 from torch_gradcheck.monitoring.observations import Observation, observed
@@ -37,7 +38,8 @@ from torch_gradcheck.torch_internals.data_parallel import data_parallel_group, w
 from torch_gradcheck.torch_internals.modules import uncompiled
 from torch_gradcheck.training_step.forward_state import SeenForward
 
-if TYPE_CHECKING:  # a build of torch may come without it
+if TYPE_CHECKING:  # neither has to be there
+    from matplotlib.figure import Figure
     from torch.distributed import ProcessGroup
 
 logger = logging.getLogger("torch_gradcheck")
@@ -225,7 +227,8 @@ class GradientMonitor:
             return None
         self._note_update()
         if due is Due.AFTER:
-            return self._log_update()
+            self._log_update()
+            return None
         seen, step = list(batches()), self._under_way
         step.divisor = divisor
         if due is Due.WITHIN:
@@ -271,6 +274,18 @@ class GradientMonitor:
         """Gradients that vanish, explode or reach nothing, by the history so far; `passed` knows nothing of them."""
         return observed(self.history, scaled=self._is_scaled)
 
+    def plot(self) -> Figure:
+        """The flow of gradients through the layers over the checked steps, as a matplotlib figure.
+
+        Above the norm of each layer's gradients, below how far its weights moved relative to their norm; a line for
+        each step. `savefig` writes it; a notebook shows it. The extra `plot` brings matplotlib.
+
+        Raises:
+            ValueError: there is no gradient to plot yet.
+            ImportError: matplotlib is not installed.
+        """
+        return flow_plot(self.history)
+
     def _missed(self) -> list[str]:
         """Lines on scheduled steps that were not checked."""
         over, target = self._schedule.is_closed, self._schedule.target
@@ -296,7 +311,8 @@ class GradientMonitor:
     def _wake_up(self, due: Due, batch: Any, weight: Any, last: bool) -> Report | None:
         self._note_update()
         if due is Due.AFTER:
-            return self._log_update()
+            self._log_update()
+            return None
         if batch is NOTHING and self._needs_batch:
             raise InvalidRequestError("step() was called without a batch: give it what this step was trained on.")
         if due is Due.BEFORE:

@@ -10,11 +10,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
 from itertools import accumulate
 from statistics import median
 
-from torch_gradcheck.monitoring.history import GradientHistory, GradientRecord
+from torch_gradcheck.monitoring.history import GradientHistory
+from torch_gradcheck.monitoring.layers import Flow, Layer, flow_of
 from torch_gradcheck.monitoring.magnitudes import joint_norm
 from torch_gradcheck.reporting.words import listed
 
@@ -64,44 +64,6 @@ class Observation:
     message: str
 
 
-@dataclass(frozen=True)
-class Layer:
-    """The parameters of one module on one step.
-
-    Attributes:
-        name: of the module; of a parameter of the model itself its own.
-        rows: those with a `.grad`.
-    """
-
-    name: str
-    rows: Sequence[GradientRecord]
-
-    @property
-    def grad_norm(self) -> float:
-        """The norm of all its gradients."""
-        return joint_norm([row.grad_norm or 0.0 for row in self.rows])
-
-    @property
-    def weight_norm(self) -> float:
-        """The norm of all its weights."""
-        return joint_norm([row.weight_norm for row in self.rows])
-
-    @cached_property
-    def sizes(self) -> list[float]:
-        """The root mean square of each gradient over the entries that are not 0, as most rows of a large table are."""
-        return [_root_mean_square(row) for row in self.rows]
-
-    @property
-    def size(self) -> float:
-        """The largest of them: a bias before a batch norm, or of keys, has no gradient beside weights that have."""
-        return max(self.sizes, default=0.0)
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether no gradient holds NaN or infinity."""
-        return all(row.finite for row in self.rows)
-
-
 def observed(history: GradientHistory, scaled: bool = False) -> list[Observation]:
     """The observations on a run, by what was recorded on its checked steps.
 
@@ -109,25 +71,12 @@ def observed(history: GradientHistory, scaled: bool = False) -> list[Observation
         history: of the run.
         scaled: the losses are scaled: steps with infinite gradients are skipped then, and the scale is lowered.
     """
-    flow = {step: layers for step in history.steps if (layers := layers_of(history.at(step)))}
+    flow = flow_of(history)
     if not flow:
         return []
     found = [_not_finite(flow, scaled), _grown(flow), _steep(flow), _vanishing(flow), _zero(flow)]
     exploding = [each for each in found[:3] if each is not None][:1]  # one of them is enough
     return exploding + [each for each in found[3:] if each is not None]
-
-
-def layers_of(rows: Sequence[GradientRecord]) -> list[Layer]:
-    """The layers of one step that have a `.grad`, in the order of `named_parameters()`."""
-    grouped: dict[str, list[GradientRecord]] = {}
-    for row in rows:
-        if row.grad_norm is not None:
-            grouped.setdefault(row.name.rpartition(".")[0] or row.name, []).append(row)
-    return [Layer(name, each) for name, each in grouped.items()]
-
-
-Flow = dict[int, list[Layer]]
-"""Checked step → its layers."""
 
 
 def _vanishing(flow: Flow) -> Observation | None:
@@ -242,11 +191,6 @@ def _grad_norm(layers: Sequence[Layer]) -> float:
 
 def _weight_norm(layers: Sequence[Layer]) -> float:
     return joint_norm([layer.weight_norm for layer in layers])
-
-
-def _root_mean_square(row: GradientRecord) -> float:
-    nonzero = round(row.numel * (1 - (row.zeros or 0.0)))
-    return (row.grad_norm or 0.0) / math.sqrt(nonzero) if nonzero else 0.0
 
 
 def _since(steps: Sequence[int], checked: Sequence[int]) -> str:

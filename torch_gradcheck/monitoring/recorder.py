@@ -80,9 +80,8 @@ class Recorder:
     def note_check(self, step: int, report: Report) -> None:
         """Adds what the check of a step found."""
         for name, row in self._rows.get(step, {}).items():
-            found = report[name]
-            of_grad = report.in_grad[name] if report.in_grad is not None and name in report.in_grad else found
-            error_bar = None if math.isnan(of_grad.noise) else of_grad.noise
+            found = report.in_grad[name] if report.in_grad is not None and name in report.in_grad else report[name]
+            error_bar = None if math.isnan(found.noise) else found.noise
             self._rows[step][name] = replace(row, error_bar=error_bar, status=str(found.status))
 
     def note_update(self, model: nn.Module, last: bool = False) -> int | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from torch_gradcheck.borrowing.layout_copies import has_natural_layout, layout_copies
+from torch_gradcheck.borrowing.loan import check_has_float64
 from torch_gradcheck.borrowing.tensor_copies import is_freed, write_back
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.nested import rebuilt
@@ -48,6 +49,8 @@ class BatchCopy:
             return tensor
         if tensor.is_meta:
             raise InvalidRequestError("batch holds a tensor on the meta device, which has no numbers to compute with.")
+        if self._dtype is torch.float64:
+            check_has_float64("a tensor of the batch", tensor)
         if id(tensor) not in self._copies:
             self._kept.append(tensor)
             self._copies[id(tensor)] = self._copy_of(tensor).requires_grad_(tensor.requires_grad)

@@ -12,6 +12,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.given import in_words, of_value
+from torch_gradcheck.objective.nested import children_of, tensors_in
+
+WITH_NUMBERS = "give a tensor that has some, on the device of the model."
+
+DEPTH, LONG = 3, 64
+"""How deep containers are searched, and from which length on they are not."""
 
 FORM = "a tensor, (inputs, *targets), or a mapping of keyword arguments"
 
@@ -24,16 +30,22 @@ def refuse_no_batch(batch: Any) -> None:
         )
     if batch is None:
         raise InvalidRequestError(f"batch is None: give {FORM}. Where the loss needs no batch, use check_closure.")
-    is_plain = type(batch) in (tuple, list)
-    named = [("batch", batch), *[(f"batch[{k}]", each) for k, each in enumerate(batch if is_plain else ())]]
-    for name, value in named:
-        why = _why_none(name, value)
+    for why in [_why_no_batch(batch), *[_why_many(name, value) for name, value in _places("batch", batch, DEPTH)]]:
         if why:
             raise InvalidRequestError(why)
+    for place, tensor in tensors_in(batch, objects=True):
+        if tensor.is_meta:
+            raise InvalidRequestError(f"batch{place} is on the meta device, which has no numbers: {WITH_NUMBERS}")
 
 
-def _why_none(name: str, value: Any) -> str:
-    """Why a value can be no batch, or entry of one, and what to do; "" where it can."""
+def _places(name: str, value: Any, depth: int) -> list[tuple[str, Any]]:
+    """The value and what it holds, as far as `depth`, each with its place. Long lists hold data: they are not read."""
+    inside = children_of(value) if depth and type(value) in (tuple, list, dict) and len(value) <= LONG else []
+    return [(name, value), *[found for path, each in inside for found in _places(name + path, each, depth - 1)]]
+
+
+def _why_many(name: str, value: Any) -> str:
+    """Why a value is no part of one batch, and what to give for it; "" where it may be."""
     what = f"{name} is {of_value(value)}"
     if isinstance(value, DataLoader):
         return f"{what}, which holds many batches: give one, as next(iter(loader))."
@@ -41,7 +53,15 @@ def _why_none(name: str, value: Any) -> str:
         return f"{what}, which holds many samples: give one batch of them, as next(iter(DataLoader(dataset)))."
     if isinstance(value, Iterator):
         return f"{what}, which can be read only once: give one batch of it, next(...), or list(...) of all it gives."
-    if isinstance(value, nn.Module | torch.optim.Optimizer | type) or inspect.isroutine(value):
-        kind = f"{name} is {in_words(value)}" if inspect.isroutine(value) else what
-        return f"{kind}, and must be {FORM}: the order is check_module(model, loss_fn, batch)."
     return ""
+
+
+def _why_no_batch(batch: Any) -> str:
+    """Why something that is called, or trains, is no batch; "" of anything else."""
+    if inspect.isroutine(batch):
+        what = in_words(batch)
+    elif isinstance(batch, nn.Module | torch.optim.Optimizer | type):
+        what = of_value(batch)
+    else:
+        return ""
+    return f"batch is {what}, and must be {FORM}: the order is check_module(model, loss_fn, batch)."

@@ -57,4 +57,4 @@ def on_domain(domain: Domain) -> str:
         return ""
     kind, message = next(iter(domain.raised.items()))
     words = message.strip().partition("\n")[0]
-    return f"beside θ, and not at θ, J raises {kind.__name__} ({words}): it was taken for not defined there"
+    return f"J raises {kind.__name__} ({words}) at some points beside θ, though not at θ: it counts as undefined there"

@@ -183,7 +183,9 @@ def _arguments(function: Callable[..., Any], inputs: Any) -> tuple[tuple[Any, ..
     """The positional and the keyword arguments; `apply` of a Function takes positional ones only."""
     if is_a(inputs, Mapping):
         if [name for name in inputs if not isinstance(name, str)]:
-            raise InvalidRequestError(f"inputs has keys that are no names of arguments: {list(inputs)}.")
+            raise InvalidRequestError(
+                f"inputs has keys that are no names of arguments: {list(inputs)}. A mapping holds keyword arguments."
+            )
         return positional(function, inputs)
     if is_a(inputs, tuple, list) and not is_a(inputs, nn.utils.rnn.PackedSequence):
         return tuple(inputs), {}

@@ -219,7 +219,10 @@ def _of_batch(number: int, variable: Variable) -> Variable:
 def _called(model: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         if not all(isinstance(name, str) for name in inputs):
-            raise InvalidRequestError(f"batch has keys that are no names of arguments: {list(inputs)}.")
+            raise InvalidRequestError(
+                f"batch has keys that are no names of arguments: {list(inputs)}. A mapping holds the model's "
+                "keyword arguments."
+            )
         return _fitting("model", model, (), inputs)
     return _fitting("model", model, tuple(inputs) if _is_sequence(inputs) else (inputs,), {})
 

@@ -280,7 +280,7 @@ def on_graph(objective: Objective, accumulated: bool) -> str:
     if accumulated:
         return f"{objective.words.runs_backward} calls backward() itself: what it leaves in .grad is what was checked"
     if objective.needs_graph and objective.held is None:
-        return "J was evaluated with autograd on: without it, it cannot be computed or is another function"
+        return "J was evaluated with autograd on: under no_grad it cannot be computed, or has another value"
     return ""
 
 
@@ -288,7 +288,7 @@ def on_spread(objective: Objective) -> str:
     """The note on two equal calls that differ by roundoff; "" where they agree to the bit."""
     if not objective.spread:
         return ""
-    return f"two equal calls differ by {objective.spread:.0e}, within roundoff: taken as noise of J"
+    return f"two equal calls differ by {objective.spread:.0e}, which may be rounding: it counts as noise of J"
 
 
 def on_held(objective: Objective, asked: bool) -> str:

@@ -75,10 +75,12 @@ def preflighted(
     try:
         objective.loss = objective.record_evaluation()
     except Exception as error:
-        why = _refusal(objective, error)
-        if why is None:
+        if (why := _refusal(objective, error)) is None:
             raise
-        raise why from error
+        try:
+            raise why from error
+        finally:
+            del why  # which refers to this frame
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
     if objective.held is not None and not objective.held.values:

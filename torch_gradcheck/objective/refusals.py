@@ -127,6 +127,7 @@ def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tenso
 
 
 def _first_line(error: Exception) -> str:
-    """What torch said, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    """What torch said, in one line: the first one, or the last one behind a trace of TorchScript's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    behind = lines[-1].partition(": ")[2] if "TorchScript interpreter" in lines[0] else ""
+    return (behind or lines[0]).rstrip(".:")

@@ -141,8 +141,9 @@ def on_slope(objective: Objective, order: int) -> str:
     if order == 1:
         return ""
     what = (
-        "second order: J is the slope ⟨v, ∇J⟩ of the loss, v random. Differences of the first-order gradient, which is "
-        "not on trial itself (order=1 checks it), are compared with what a double backward gives"
+        "second order: J is the slope ⟨v, ∇J⟩ of the loss along a random direction v. "
+        "Differences of the first-order gradient are compared with what a double backward gives; the first-order "
+        "gradient itself is not on trial (order=1 checks it)"
     )
     if objective.with_graph is None:
         return what

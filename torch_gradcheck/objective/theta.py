@@ -157,7 +157,8 @@ def check_selection(
     if not names:
         raise InvalidRequestError(
             f"model ({type(model).__name__}) has no parameters, and no tensor that it is called with requires a "
-            "gradient: there is no gradient to check."
+            "gradient: there is no gradient to check. Give the model first, check_module(model, loss_fn, batch); "
+            "what has no parameters is checked by check_function(function, inputs)."
         )
     roles = _roles(model, variables)
     every_name = [name for group in names.values() for name in group]
@@ -257,7 +258,8 @@ def _check_something_to_do(
 ) -> None:
     if not selected:
         raise InvalidRequestError(
-            f"include={list(include) or None} and exclude={list(exclude)} leave none of the {counted(roles)}."
+            f"include={list(include) or None} and exclude={list(exclude)} leave none of the {counted(roles)}: "
+            "name some, or leave both out."
         )
     if not [parameter for parameter, _ in selected if parameter.requires_grad]:
         names = ", ".join(group[0] for _, group in selected[:5])

@@ -85,7 +85,7 @@ def on_mode(model: nn.Module, activity: Activity) -> str:
         for name, module in named_modules(model)
         if name in activity.ran and not module.training and (what := in_training(module))
     ]
-    return f"checked in eval mode, which hides what training mode changes in {listed(changed)}" if changed else ""
+    return f"checked in eval mode, which leaves out what training mode changes in {listed(changed)}" if changed else ""
 
 
 def in_training(module: nn.Module) -> str:
@@ -147,7 +147,7 @@ def on_equal_entries(model: nn.Module, unused: Collection[str], advice: str) -> 
     if not by_value:
         return ""
     groups = [f"{listed(by_value[value])} (all {value:g})" for value in sorted(by_value, key=lambda each: each != 1)]
-    return f"parameters whose entries are all equal hide how they enter{advice}: {'; '.join(groups[:3])}"
+    return f"parameters whose entries are all equal may hide a mistake{advice}: {'; '.join(groups[:3])}"
 
 
 def common_value(parameter: torch.Tensor) -> complex | None:
@@ -168,4 +168,4 @@ def on_silent_units(model: nn.Module, activity: Activity) -> str:
     ]
     if not found:
         return ""
-    return f"units that never fire on this batch, where a wrong backward gives 0 as a right one does: {listed(found)}"
+    return f"units that never fire on this batch, so that a wrong backward gives 0 as a right one does: {listed(found)}"

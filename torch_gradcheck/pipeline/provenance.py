@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -39,6 +40,12 @@ def with_provenance(
     """
     options = [f", {option}" for option in _options(request, is_of_model="model" in call)]
     return replace(report, provenance=_provenance(checked, inputs, f"{call[:-1]}{''.join(options)})"))
+
+
+def made_by(report: Report, command: Sequence[str]) -> Report:
+    """The report of a check that a command has made, which makes it again."""
+    made = report.provenance or Provenance()
+    return replace(report, provenance=replace(made, again=shlex.join(command)))
 
 
 def _provenance(checked: Callable[..., Any], inputs: Any, again: str) -> Provenance:

@@ -58,7 +58,7 @@ def blind_spots(
         mode: `"eval"`, `"train"` or `"keep"`.
         seed: of the random state, and of `perturb`.
         perturb: how far from the model's own θ, as in `check_module`.
-        progress: True or False; None shows a bar only for long work on a terminal.
+        progress: True or False; None shows a bar only for long work, on a terminal or in a notebook.
         group: None, or a `torch.distributed` process group whose ranks share the faults. Every rank calls this with the
             same arguments, and gets the same result; an exception on one ends it on all.
 

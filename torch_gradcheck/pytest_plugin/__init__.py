@@ -19,6 +19,8 @@ from torch_gradcheck.pytest_plugin.session import GradcheckSession
 
 __all__ = ["GradcheckFixture", "gradcheck"]
 
+FIXTURE = "gradcheck"
+
 SETTINGS = pytest.StashKey[Settings]()
 
 
@@ -35,6 +37,14 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.gradcheck_report = str(settings.directory)  # workers of xdist may start in another directory
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(GradcheckSession(config, settings), "torch_gradcheck_session")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks every test that uses the fixture, so that `-m gradcheck` selects it."""
+    for item in items:
+        if FIXTURE in getattr(item, "fixturenames", ()):
+            item.add_marker("gradcheck")
 
 
 @pytest.hookimpl(optionalhook=True)

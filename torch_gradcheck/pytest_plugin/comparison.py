@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from dataclasses import fields
 from types import UnionType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch_gradcheck
-
-if TYPE_CHECKING:
-    from torch_gradcheck import Report
 
 PLAIN = str | float | int | None
 """Facts that fit on a line."""
@@ -32,7 +29,7 @@ def _is_of_ours(value: object) -> bool:
     return type(value).__module__.startswith(f"{torch_gradcheck.__name__}.")
 
 
-def _unequal(left: Report, right: Report) -> list[str]:
+def _unequal(left: torch_gradcheck.Report, right: torch_gradcheck.Report) -> list[str]:
     """The facts that differ: those on both checks as a whole, then those on the rows that both have."""
     facts = [f"{name}: {getattr(left, name)!r} != {getattr(right, name)!r}" for name in _apart(left, right, PLAIN)]
     pairs = [(row, right[row.name]) for row in left if row.name in right]

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 import torch_gradcheck
 from torch_gradcheck.pytest_plugin.frames import chain, without_plugin
-
-if TYPE_CHECKING:
-    from torch_gradcheck import Report
 
 SECTION = "gradcheck"
 """Title of the table below a traceback."""
@@ -33,7 +30,7 @@ class Failure:
     """
 
     error: BaseException
-    report: Report
+    report: torch_gradcheck.Report
     said: str
 
 

@@ -17,8 +17,6 @@ from torch_gradcheck.pytest_plugin.report_files import write_report
 if TYPE_CHECKING:
     from torch import nn
 
-    from torch_gradcheck import Report
-
 FAILURES = pytest.StashKey[list[Failure]]()
 """The checks that have failed the test, with the errors that they raised."""
 
@@ -48,24 +46,28 @@ class GradcheckFixture:
     def __repr__(self) -> str:
         return f"<the fixture gradcheck, used {self._checks} time{'s' * (self._checks != 1)}>"
 
-    def __call__(self, model: nn.Module, loss_fn: Callable[..., Any], batch: Any, **options: Any) -> Report:
+    def __call__(
+        self, model: nn.Module, loss_fn: Callable[..., Any], batch: Any, **options: Any
+    ) -> torch_gradcheck.Report:
         """Checks `model` under `loss_fn` on `batch`, as `torch_gradcheck.check_module` does."""
         __tracebackhide__ = True
         return self._checked(torch_gradcheck.check_module, (model, loss_fn, batch), options)
 
-    def closure(self, model: nn.Module, closure: Callable[[], Any], **options: Any) -> Report:
+    def closure(self, model: nn.Module, closure: Callable[[], Any], **options: Any) -> torch_gradcheck.Report:
         """Checks `model` under a `closure` that returns the loss, as `torch_gradcheck.check_closure` does."""
         __tracebackhide__ = True
         return self._checked(torch_gradcheck.check_closure, (model, closure), options)
 
     def function(
         self, function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any], **options: Any
-    ) -> Report:
+    ) -> torch_gradcheck.Report:
         """Checks a function of tensors or a layer, and its contract, as `torch_gradcheck.check_function` does."""
         __tracebackhide__ = True
         return self._checked(torch_gradcheck.check_function, (function, inputs), options)
 
-    def _checked(self, check: Callable[..., Report], arguments: tuple[Any, ...], options: Mapping[str, Any]) -> Report:
+    def _checked(
+        self, check: Callable[..., torch_gradcheck.Report], arguments: tuple[Any, ...], options: Mapping[str, Any]
+    ) -> torch_gradcheck.Report:
         __tracebackhide__ = True
         self._checks += 1
         try:
@@ -88,7 +90,7 @@ class GradcheckFixture:
         if not self._settings.shows_all_frames:
             without_ours(error)
 
-    def _tell(self, report: Report, failure: AssertionError | None) -> None:
+    def _tell(self, report: torch_gradcheck.Report, failure: AssertionError | None) -> None:
         """Notes what a check has found, and writes its files where that was asked for."""
         test, number, directory = self._node.nodeid, self._checks, self._settings.directory
         file = "" if directory is None else write_report(report, directory, test, number)
@@ -102,7 +104,7 @@ class GradcheckFixture:
         self._node.user_properties.append(("gradcheck", outcome.said))
 
 
-def _failure_of(report: Report, strict: bool) -> AssertionError | None:
+def _failure_of(report: torch_gradcheck.Report, strict: bool) -> AssertionError | None:
     """The error that a report ends its test with."""
     try:
         report.raise_if_failed(strict)

@@ -40,8 +40,9 @@ def without_ours(error: BaseException) -> None:
 
 
 def without_plugin(error: BaseException) -> None:
-    """Takes the frames of the plugin out of the traceback of an error that has come through it."""
-    _keep(error, [entry for entry in _entries(error) if not _is_in(PLUGIN, entry)])
+    """Takes the frames of the plugin out of the traceback of an error that has come through it, or led to one."""
+    for one in chain(error):
+        _keep(one, [entry for entry in _entries(one) if not _is_in(PLUGIN, entry)])
 
 
 def chain(error: BaseException) -> list[BaseException]:

@@ -28,6 +28,9 @@ MODES = ("eval", "train", "keep")
 ARGUMENTS = {"model", "loss_fn", "batch", "closure", "function", "inputs"}
 """What a check is called with; all other parameters of the three checks are options."""
 
+DEFAULTS = {"progress": False}
+"""Where a test has other defaults than a check: a bar would run through what pytest prints."""
+
 INTEGER: Literal["int", "string"] = "int" if pytest.version_tuple >= (8, 4) else "string"
 FLOAT: Literal["float", "string"] = "float" if pytest.version_tuple >= (8, 4) else "string"
 """Types of keys of the ini file; before pytest 8.4 numbers are text."""
@@ -61,7 +64,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--gradcheck-seed", type=int, metavar="N", help="seed of the checks (0)")
     parser.addini("gradcheck_strict", "as --gradcheck-strict", type="bool", default=False)
-    parser.addini("gradcheck_report", "as --gradcheck-report, beside the ini file", type="string", default="")
+    parser.addini("gradcheck_report", "as --gradcheck-report; from the ini file on", type="string", default="")
     parser.addini("gradcheck_seed", "as --gradcheck-seed", type=INTEGER, default=None)
     parser.addini(
         "gradcheck_tolerance",
@@ -109,10 +112,7 @@ def _directory(config: pytest.Config) -> Path | None:
     beside = config.rootpath if config.inipath is None else config.inipath.parent
     if not given and not key:
         return None
-    directory = config.invocation_params.dir / given if given else beside / key
-    if directory.exists() and not directory.is_dir():
-        raise pytest.UsageError(f"reports cannot be written to {directory}: it is a file.")
-    return directory
+    return config.invocation_params.dir / given if given else beside / key
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def asked(check: Callable[..., Any], given: Mapping[str, Any], node: pytest.Item
     """
     own = _options_of(check)
     _refuse_unknown(given, own, "gradcheck was called with")
-    options = {**settings.options, **_of_markers(node), **given}
+    options = {**DEFAULTS, **settings.options, **_of_markers(node), **given}
     strict = options.pop("strict", settings.strict)
     if not isinstance(strict, bool):
         raise torch_gradcheck.InvalidRequestError(f"strict must be True or False, got {strict!r}.")

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from torch_gradcheck import Report
+import torch_gradcheck
 
 ATTRIBUTE = "gradcheck"
 """Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""
 
 
-MODEL = "the model itself"
-"""The module whose name is ""."""
+NAMED = 3
+"""Tensors in one line; the others are counted."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,14 @@ class Outcome:
     file: str = ""
 
 
-def outcome_of(report: Report, test: str, number: int, passed: bool, file: str) -> Outcome:
+def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: bool, file: str) -> Outcome:
     """The outcome of a check that came to a report. What is frozen was not checked."""
     checked = [row for row in report if row.status != "frozen"]
     wrong, proven = len(report.mismatches), sum(row.status.is_proven for row in checked)
     return Outcome(
         test=test,
         number=number,
-        said=said(report),
+        said=report.one_line if passed else "; ".join([report.one_line, *_unproven(report)]),
         passed=passed,
         proven=proven,
         not_proven=len(checked) - wrong - proven,
@@ -62,9 +61,11 @@ def outcome_of(report: Report, test: str, number: int, passed: bool, file: str) 
     )
 
 
-def said(report: Report) -> str:
-    """A report on one line: its headline, and the culprit where there is one ("" is the model)."""
-    return report.headline if report.culprit is None else f"{report.headline}; culprit: {report.culprit or MODEL}"
+def _unproven(report: torch_gradcheck.Report) -> list[str]:
+    """What was not proven, where a test fails for nothing else: it is strict."""
+    names = [row.name for row in report if not (row.status.is_proven or row.status == "frozen")]
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return [f"not proven: {', '.join(names[:NAMED])}{more}"] if report.passed else []
 
 
 def attach(outcomes: list[Outcome], report: pytest.TestReport) -> None:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+import torch_gradcheck
 from torch_gradcheck.pytest_plugin.outcome import Outcome
-
-if TYPE_CHECKING:
-    from torch_gradcheck import Report
 
 LONGEST = 100
 """Characters of a test's id that the name of its files has."""
@@ -44,9 +43,11 @@ def file_name(test: str, number: int) -> str:
     return name if number == 1 else f"{name}-{number}"
 
 
-def write_report(report: Report, directory: Path, test: str, number: int) -> str:
-    """Writes a report in all forms; returns the name of its files, without suffix."""
+def write_report(report: torch_gradcheck.Report, directory: Path, test: str, number: int) -> str:
+    """Writes a report in all forms, with the command that runs its test again; returns their name, without suffix."""
     name = file_name(test, number)
+    if report.provenance is not None:
+        report = replace(report, provenance=replace(report.provenance, again=f"pytest {shlex.quote(test)}"))
     directory.mkdir(parents=True, exist_ok=True)
     for suffix in SUFFIXES:
         report.save(directory / f"{name}.{suffix}", title=test)

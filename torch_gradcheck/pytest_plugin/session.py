@@ -29,6 +29,15 @@ class GradcheckSession:
         found = [outcome for outcomes in self._by_test.values() for outcome in outcomes]
         return sorted(found, key=lambda outcome: (outcome.test, outcome.number))
 
+    def pytest_sessionstart(self) -> None:
+        """Makes the directory of the reports; raises `pytest.UsageError`, before any check, where it cannot be made."""
+        if self._settings.directory is None or self._config.getoption("collectonly", False):
+            return
+        try:
+            self._settings.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise pytest.UsageError(f"reports cannot be written to {self._settings.directory}: {error}") from error
+
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Takes what the test has found; what an attempt that is run again has found does not count."""
         key = (getattr(report, "worker_id", ""), report.nodeid)

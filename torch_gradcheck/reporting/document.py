@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import NoReturn, TypeVar
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.json_report import SCHEMA_VERSION
-from torch_gradcheck.reporting.typed_json import TypedReader
+from torch_gradcheck.reporting.typed_json import TypedReader, in_short
 
 SomeFacts = TypeVar("SomeFacts", bound=Facts)
 
@@ -51,11 +52,11 @@ def _refuse(constant: str) -> NoReturn:
 
 
 def _refuse_others(document: object) -> None:
-    if not isinstance(document, dict) or "schema_version" not in document:
+    if not isinstance(document, Mapping) or "schema_version" not in document:
         raise InvalidRequestError("this is no report: it has no key 'schema_version'.")
     version = document["schema_version"]
     if version != SCHEMA_VERSION or isinstance(version, bool):
         raise InvalidRequestError(
-            f"$.schema_version is {json.dumps(version)}, and this version of torch_gradcheck reads {SCHEMA_VERSION}: "
+            f"$.schema_version is {in_short(version)}, and this version of torch_gradcheck reads {SCHEMA_VERSION}: "
             "read the report with the version that wrote it, or run the check again."
         )

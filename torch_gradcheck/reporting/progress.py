@@ -1,4 +1,4 @@
-"""A progress bar for long work, on a terminal with a person at it; it costs nothing anywhere else."""
+"""A progress bar for long work, on a terminal or in a notebook with a person at it; it costs nothing anywhere else."""
 
 from __future__ import annotations
 
@@ -7,12 +7,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from torch_gradcheck.reporting.kept_random import kept_random
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
+from torch_gradcheck.reporting.progress_screens import Screen, screen_in_notebook, screen_on_terminal
 
 PATIENCE = 1.0
 """Seconds of work before a bar that nobody asked for is shown."""
@@ -45,25 +42,36 @@ def progress_bar(enabled: bool | None) -> Iterator[ProgressBar]:
     """Shows a bar on stderr while the block runs, and removes it when the block is left, however that happens.
 
     Args:
-        enabled: True shows it at once, whatever stderr is. False shows nothing. None shows it after one second of
-            work, where stderr is a terminal that can redraw a line.
+        enabled: True shows it at once: in a notebook below its cell, elsewhere on stderr, whatever that is. False shows
+            nothing. None shows it after one second of work, in a notebook or where stderr is a terminal that can redraw
+            a line.
     """
-    if enabled is False or sys.stderr is None or (enabled is None and not _somebody_watches()):
+    screen = _screen(enabled)
+    if screen is None:
         yield SILENT
         return
-    bar = _Bar(patience=0.0 if enabled else PATIENCE)
+    bar = _Bar(screen, patience=0.0 if enabled else PATIENCE)
     try:
         yield bar
     finally:
         bar.close()
 
 
-def _somebody_watches() -> bool:
-    """Returns True for a terminal with a person at it; False for logs, notebooks, CI and dumb terminals."""
+def _screen(enabled: bool | None) -> Screen | None:
+    """Where the bar is drawn; None where there is none. Nobody watches logs, continuous integration, dumb terminals."""
+    in_ci = os.environ.get("CI", "") not in ("", "0", "false")
+    if enabled is False or (enabled is None and in_ci):
+        return None
+    notebook = screen_in_notebook()
+    if notebook is not None:
+        return notebook
+    return screen_on_terminal() if sys.stderr is not None and (enabled or _is_terminal()) else None
+
+
+def _is_terminal() -> bool:
+    """Whether stderr is a terminal that can redraw a line."""
     isatty = getattr(sys.stderr, "isatty", None)  # stderr may be a logger in disguise
-    if isatty is None or not isatty():
-        return False
-    return os.environ.get("TERM") not in ("dumb", "unknown") and os.environ.get("CI", "") in ("", "0", "false")
+    return isatty is not None and isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
 
 
 class _Silent:
@@ -83,12 +91,12 @@ SILENT: ProgressBar = _Silent()
 class _Bar:
     """Counts the units done and draws the bar, at most every `REDRAWN` seconds, in the thread that does the work."""
 
-    def __init__(self, patience: float) -> None:
+    def __init__(self, screen: Screen, patience: float) -> None:
+        self._screen = screen
         self._began = monotonic()
         self._next_drawing = self._began + patience
         self._total: int | None = None
         self._done, self._what = 0, SETTING_UP
-        self._drawn: Progress | None = None
 
     def beat(self) -> None:
         self._draw_if_due()
@@ -107,23 +115,13 @@ class _Bar:
 
     def close(self) -> None:
         """Takes the bar off the screen."""
-        if self._drawn:
-            self._drawn.stop()
+        self._screen.clear()
 
     def _draw_if_due(self) -> None:
         now = monotonic()
         if now >= self._next_drawing:
             self._next_drawing = now + REDRAWN
-            self._draw(self._time_left(now))
-
-    def _draw(self, time_left: str) -> None:
-        self._drawn = self._drawn or _rich_bar()
-        [bar] = self._drawn.task_ids
-        self._drawn.update(bar, completed=self._done, what=self._what, left=time_left)
-        if self._total is not None:
-            self._drawn.update(bar, total=self._total)
-        self._drawn.start()  # does nothing the second time
-        self._drawn.refresh()
+            self._screen.draw(self._what, self._done, self._total, self._time_left(now))
 
     def _time_left(self, now: float) -> str:
         """Returns the time left in words, at the pace so far."""
@@ -134,26 +132,3 @@ class _Bar:
         if hours:
             return f"{hours} h {minutes % 60:02d} min left"
         return f"{minutes} min {seconds % 60:02d} s left" if minutes else f"{seconds} s left"
-
-
-@kept_random()
-def _rich_bar() -> Progress:
-    """Returns rich's bar, not yet on the screen. No thread redraws it: a thread could outlive the work."""
-    from rich.console import Console  # here and not above: rich is loaded only once something is shown
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-    from rich.table import Column
-
-    name = Column(width=30, no_wrap=True, overflow="ellipsis")
-    progress = Progress(
-        TextColumn("{task.fields[what]}", markup=False, table_column=name),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[left]}", markup=False),
-        console=Console(file=sys.stderr, force_terminal=True, force_jupyter=False),
-        auto_refresh=False,
-        transient=True,
-        redirect_stdout=False,  # sys.stdout stays the caller's
-        redirect_stderr=False,
-    )
-    progress.add_task("", total=None, what="", left="")
-    return progress

@@ -13,6 +13,7 @@ from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError, N
 from torch_gradcheck.reporting.comparison.comparison import Comparison
 from torch_gradcheck.reporting.document import from_document, from_text
 from torch_gradcheck.reporting.facts import Facts
+from torch_gradcheck.reporting.plots.report_figure import figure_of
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.json_report import as_dict, as_json
 from torch_gradcheck.reporting.render.outline import MAX_ROWS, culprit_in_words, headline, ratio_in_words
@@ -21,6 +22,7 @@ from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.saving import save
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from rich.console import Console, ConsoleOptions, RenderableType
 
 
@@ -28,14 +30,20 @@ class Report(Facts):
     """The result of a check; `print(report)` shows it as a table, a notebook in colour.
 
     Iteration, `len`, `report[name]` and `report[0]` give its `ParameterReport`s; see `Facts` for everything else it
-    holds. Two reports are equal where everything is but the seconds that it took (NaN equals NaN); equal reports have
-    equal hashes.
+    holds. Two reports are equal where all that was found is: the seconds that it took and the provenance do not count,
+    and NaN equals NaN. Equal reports have equal hashes.
     """
 
     @property
     def headline(self) -> str:
         """The outcome in one line, the first of the text: "gradients WRONG in 2 of 4 parameters"."""
         return headline(self)
+
+    @property
+    def one_line(self) -> str:
+        """The headline, and the culprit where there is one: "gradients WRONG in 2 of 4 parameters; culprit: norm"."""
+        culprit = culprit_in_words(self)
+        return f"{self.headline}; culprit: {culprit}" if culprit else self.headline
 
     def raise_if_failed(self, strict: bool = False) -> None:
         """Raises if a gradient or the contract is wrong, or nothing was proven; the text of the error is the table.
@@ -85,9 +93,12 @@ class Report(Facts):
         """The report in a `.json` file, written by `save`, `to_json` or the command.
 
         Raises:
-            InvalidRequestError: the file holds no report that this version reads; the message names the file.
+            InvalidRequestError: the file holds no report that this version reads (the message names it), or `path` is
+                no path.
             OSError: it cannot be read.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise InvalidRequestError(f"a report is read from a path, not from a {type(path).__name__}.")
         content = Path(path).read_bytes()
         try:
             return from_text(cls, content)
@@ -104,8 +115,8 @@ class Report(Facts):
             title: of the page; None takes the name of the file.
 
         Raises:
-            InvalidRequestError: another suffix, a directory, or a path in a directory that does not exist.
-            OSError: the file cannot be written.
+            InvalidRequestError: another suffix, a directory, a path in a directory that does not exist, or a file that
+                the system does not let be written.
         """
         save(self, path, title)
 
@@ -114,8 +125,8 @@ class Report(Facts):
 
         Rows are the same where they have one name, or where one's name is an alias of the other. A row became wrong
         where it is a mismatch and was none, right where it was one and is proven. It is worse where it is no longer
-        proven, or where its relative error has more than doubled and its largest error has grown by more than the
-        error bars of both; better the other way round. So noise changes nothing.
+        proven, or where its relative error has more than doubled and grown by more than the error bars of both; better
+        the other way round. So noise changes nothing.
 
         Args:
             old: the report of an earlier check, as `Report.load(path)` reads it.
@@ -168,8 +179,18 @@ class Report(Facts):
         yield Text.from_ansi(text(self, page), no_wrap=True, overflow="ignore")
 
     def __repr__(self) -> str:
-        culprit = culprit_in_words(self)
-        return f"<Report: {self.headline}{f'; culprit: {culprit}' if culprit else ''}; {ratio_in_words(self)}>"
+        return f"<Report: {self.one_line}; {ratio_in_words(self)}>"
+
+    def plot(self) -> Figure:
+        """A matplotlib figure: the gradient on trial against the right one row by row, and where wrong entries lie.
+
+        At most 12 rows are drawn, wrong ones first, and heat maps of at most 3 wrong tensors. `figure.savefig(path)`
+        writes it, a notebook shows it; pyplot knows nothing of it.
+
+        Raises:
+            InvalidRequestError: matplotlib is not installed.
+        """
+        return figure_of(self)
 
     def _repr_html_(self) -> str:
         return html(self)

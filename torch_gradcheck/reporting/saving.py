@@ -61,12 +61,14 @@ def _write_whole(path: Path, text: str) -> None:
     if place.exists() and not place.is_file():
         place.write_bytes(written)
         return
-    beside = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
+    beside = place.with_name(f".torch-gradcheck-{secrets.token_hex(4)}")
     try:
         beside.write_bytes(written)
         if place.exists():
             beside.chmod(place.stat().st_mode)
         beside.replace(place)
+    except PermissionError:  # the file may be written to, though its directory may not
+        place.write_bytes(written)
     finally:
         with suppress(FileNotFoundError):
             beside.unlink()

@@ -19,6 +19,11 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 KINDS = {bool: "true or false", int: "an integer", float: 'a number (or "nan", "inf", "-inf")', str: "a string"}
 """What a value of a plain type is called."""
 
+OBJECT = "an object with keys"
+
+LONGEST = 60
+"""Characters of a value in a message."""
+
 
 @dataclass(frozen=True, slots=True)
 class TypedReader:
@@ -46,7 +51,7 @@ class TypedReader:
         return _plain(annotation, value, at)
 
     def _record(self, record: type, value: object, at: str) -> Any:
-        keys = _expected(dict, value, at, "an object with keys")
+        keys = _expected(Mapping, value, at, OBJECT)
         types, read = _types_of(record), {}
         for name, is_required in _fields_of(record).items():
             if name in keys:
@@ -69,14 +74,14 @@ class TypedReader:
 
     def as_list(self, types: tuple[Any, ...], value: object, at: str) -> list[Any]:
         """The items of a list, each of the one type."""
-        items = _expected(list, value, at, "a list")
+        items = _expected((list, tuple), value, at, "a list")
         return [self.read(types[0], item, f"{at}[{number}]") for number, item in enumerate(items)]
 
     def as_tuple(self, types: tuple[Any, ...], value: object, at: str) -> tuple[Any, ...]:
         """A tuple: of any length where its type ends in an ellipsis, else of as many items as it has types."""
         if types[-1] is Ellipsis:
             return tuple(self.as_list(types, value, at))
-        items = _expected(list, value, at, "a list")
+        items = _expected((list, tuple), value, at, "a list")
         if len(items) != len(types):
             raise InvalidRequestError(f"{at} must have {len(types)} items, and has {len(items)}.")
         each = enumerate(zip(types, items, strict=True))
@@ -84,7 +89,7 @@ class TypedReader:
 
     def as_dict(self, types: tuple[Any, ...], value: object, at: str) -> dict[str, Any]:
         """A dict from strings to values of the one type."""
-        keys = _expected(dict, value, at, "an object with keys")
+        keys = _expected(Mapping, value, at, OBJECT)
         return {key: self.read(types[1], item, f"{at}.{key}") for key, item in keys.items()}
 
 
@@ -124,15 +129,20 @@ def _word(words: type[Enum], value: object, at: str) -> Enum:
     return words(value)
 
 
-def _expected(kind: type, value: object, at: str, called: str) -> Any:
+def _expected(kind: type | tuple[type, ...], value: object, at: str, called: str) -> Any:
     if not isinstance(value, kind):
         raise _misfit(value, at, called)
     return value
 
 
 def _misfit(value: object, at: str, expected: str) -> InvalidRequestError:
-    found = json.dumps(value)
-    return InvalidRequestError(f"{at} must be {expected}, and is {found if len(found) <= 60 else found[:59] + '…'}.")
+    return InvalidRequestError(f"{at} must be {expected}, and is {in_short(value)}.")
+
+
+def in_short(value: object) -> str:
+    """Returns a value as JSON writes it, and what JSON has no form for by its `repr`; cut to a few words."""
+    found = json.dumps(value, default=repr, skipkeys=True)
+    return found if len(found) <= LONGEST else f"{found[: LONGEST - 1]}…"
 
 
 @cache

@@ -54,23 +54,27 @@ class RefusedCall(NamedTuple):
 
 
 class CallWatch(TorchFunctionMode):
-    """Notes the innermost call of torch that an exception comes out of.
+    """Notes the innermost call of torch that the last exception has come out of: code may catch those before it."""
 
-    Attributes:
-        refused: that call; None where there is none.
-    """
-
-    refused: RefusedCall | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self._noted: tuple[Exception, RefusedCall] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         try:
             return func(*args, **(kwargs or {}))
-        except Exception:
-            name = resolve_name(func) or getattr(func, "__name__", "torch")
-            self.refused = self.refused or RefusedCall(name, args, kwargs or {})
+        except Exception as error:
+            if self._noted is None or self._noted[0] is not error:
+                name = resolve_name(func) or getattr(func, "__name__", "torch")
+                self._noted = error, RefusedCall(name, args, kwargs or {})
             raise
+
+    def refused(self, error: Exception) -> RefusedCall | None:
+        """The call that an exception has come out of, None where there is none; forgets it."""
+        noted, self._noted = self._noted, None
+        return noted[1] if noted is not None and noted[0] is error else None
 
 
 def may_be_torchs(error: BaseException) -> bool:
@@ -107,21 +111,25 @@ def refused_call(error: Exception, again: Callable[[], object]) -> RefusedCall |
         again: does once more what has raised it.
     """
     watch = CallWatch()
-    second: Exception | None = None
     try:
         with watch:
             again()
-    except Exception as raised:
-        second = raised
-    if second is None or type(second) is not type(error) or str(second) != str(error):
+    except Exception as second:
+        return _call_of(error, second, watch.refused(second))
+    return None
+
+
+def _call_of(error: Exception, second: Exception, refused: RefusedCall | None) -> RefusedCall | None:
+    """The call that raised, of an exception, the one that came when it was done again, and what was noted then."""
+    if type(second) is not type(error) or str(second) != str(error):
         return None
     parsed = OF_ARGUMENTS.match(str(error)) if isinstance(error, TypeError) else None
-    if parsed is not None and watch.refused is None:
+    if parsed is not None and refused is None:
         return RefusedCall(f"torch.{parsed[1] or parsed[2]}", (), {})
     code = _traces(second)[-1].tb_frame.f_code
     if not _is_of_operations(code) and code is not CallWatch.__torch_function__.__code__:
         return None
-    return watch.refused or RefusedCall(_called_by_user(second), (), {})
+    return refused or RefusedCall(_called_by_user(second), (), {})
 
 
 def _called_by_user(error: Exception) -> str:

@@ -118,9 +118,9 @@ def _is_unclipped(evidence: Evidence, unclipped: Floats) -> bool:
 
 
 def _missing(evidence: Evidence) -> Diagnosis:
-    how = "zero everywhere" if evidence.reached else f"None: {NEVER_REACHED}"
+    how, why = ("zero everywhere", "") if evidence.reached else ("None", f": {NEVER_REACHED}")
     size = float(np.max(np.abs(evidence.numeric[evidence.judged]), initial=0.0))
-    message = f".grad is {how}, though J depends on it (derivatives up to {size:.1e})"
+    message = f".grad is {how}, though J depends on it (derivatives up to {size:.1e}){why}"
     return Diagnosis(DiagnosisKind.MISSING, message)
 
 

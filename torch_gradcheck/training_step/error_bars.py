@@ -88,7 +88,7 @@ def spread_by_entry(plain: Floats, noisy: Sequence[Floats], rows: int) -> Floats
 
 
 def of_entries_alike(squares: Floats, shape: Sequence[int]) -> Floats:
-    """Squares of errors as those of entries alike let expect them: of the same row, column, slice along every axis.
+    """Squares of errors as entries of the same row, column or slice suggest them, along every axis.
 
     The means over the slices that an entry is in, multiplied, by the mean of all for every axis but one, as if each
     axis had a factor of its own.

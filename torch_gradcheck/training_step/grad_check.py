@@ -251,8 +251,8 @@ class GradCheck:
         regime = "" if plain or self.replays is None else f", {self.replays.regime}"
         hides = f", and hide mistakes of up to {self._hides:.0%} of a gradient that matches" if self._hides else ""
         return (
-            f"computed in {', '.join(dtypes)}{regime}; the error bars are what rounding there did "
-            f"to the same step when it was run again{self._words_on_sum()}{hides}"
+            f"computed in {', '.join(dtypes)}{regime}; the error bars say how far rounding moved the same step when it "
+            f"was run again{self._words_on_sum()}{hides}"
         )
 
 

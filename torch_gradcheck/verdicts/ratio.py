@@ -44,9 +44,11 @@ def relative_noise(analytic: Floats, numeric: Floats, error_bar: Floats) -> floa
     """
     with np.errstate(all="ignore"):
         _, grad, approx = _lengths(analytic, numeric)
-        squares = sum([float(bars @ bars) for bars in [error_bar[block] for block in blocks(len(error_bar))]])
         size = grad + approx
-        return math.sqrt(squares) / size if 0 < size < math.inf else math.nan
+        if not 0 < size < math.inf:
+            return math.nan
+        shares = [error_bar[block] / size for block in blocks(len(error_bar))]
+        return math.sqrt(sum([float(share @ share) for share in shares]))
 
 
 def _lengths(analytic: Floats, numeric: Floats) -> tuple[float, float, float]:

@@ -262,4 +262,4 @@ def on_unproven(rows: Sequence[ParameterReport]) -> str:
     unproven = [row.name for row in rows if row.status.is_named_as_unproven]
     if not unproven:
         return ""
-    return f"not proven right: {listed(unproven)}; see the reason of each"
+    return f"not proven right: {listed(unproven)}; their rows say why"

@@ -132,7 +132,7 @@ def test_given_gradients_that_are_wrong_in_another_way_than_autograds_own() -> N
     gradients["0.bias"] = gradients["0.bias"] * 3
     report = check_module(layers(), squared_error, (X, T), gradients=gradients)
     assert report.culprit is None
-    words = "the given gradient is not autograd's own, which is wrong, too, in another way: of 0.weight["
+    words = "the given gradient is not autograd's own, which is wrong too, in another way: for 0.weight["
     assert report.notes[0].startswith(words)
 
 
@@ -209,7 +209,8 @@ def test_a_mistake_in_many_parameters_is_told_once() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3), Tanh(True, 2.0), nn.Linear(3, 2))
     notes = check_module(model, squared_error, (X, T)).notes
     sentence = (
-        "one mistake in 4 parameters upstream of 3, 0.weight, 0.bias, 2.weight and 1 more: scaled by the same factor 2"
+        "the same mistake in 4 parameters upstream of 3 (0.weight, 0.bias, 2.weight and 1 more): scaled by the same "
+        "factor 2"
     )
     assert sentence in notes
 

@@ -53,3 +53,29 @@ def test_a_convolution_has_its_output_channels_downwards() -> None:
     drawn = wrong_map(spoiled((4, 3, 2, 2), 12))
     assert (drawn.down, drawn.across) == ("4 output channels", "3×2×2 entries of each")
     assert drawn.cells[1][0] == 1.0
+
+
+def test_a_cell_holds_both_gradients_where_they_are_furthest_apart() -> None:
+    numeric = np.arange(1.0, 13.0).reshape(3, 4)
+    analytic = numeric.copy()
+    analytic[1, 2], analytic[2, 3] = -70.0, 1 / 3
+    drawn = wrong_map(Evidence.of(analytic, numeric, np.ones(12)))
+    assert drawn.numeric == tuple(map(tuple, numeric))
+    assert drawn.analytic[1] == (5.0, 6.0, -70.0, 8.0)
+    assert drawn.analytic[2][3] == 0.333333, "to six digits"
+
+
+def test_of_a_block_the_furthest_entry_is_kept_and_nothing_of_one_that_was_not_judged() -> None:
+    numeric = np.ones((32, 97))
+    analytic = numeric.copy()
+    analytic[3, 5], analytic[2, 4], analytic[31, 96] = 9.0, 3.0, math.nan
+    evidence = Evidence.of(analytic, numeric, np.ones(32 * 97))
+    judged = evidence.judged.reshape(32, 97).copy()
+    judged[4:6, :3] = False
+    drawn = wrong_map(replace(evidence, judged=judged.ravel()))
+    assert drawn.block == (2, 3)
+    assert drawn.analytic[1][1] == 9.0
+    assert math.isnan(drawn.analytic[15][32])
+    assert drawn.numeric[15][32] == 1.0
+    assert math.isnan(drawn.numeric[2][0])
+    assert [len(line) for line in drawn.numeric] == [33] * 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tests.reporting.made_up import REPORTS, whole
 from tests.reporting.render.samples import facts, match, wrong
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.comparison.comparison import Comparison
+from torch_gradcheck.reporting.facts.provenance import Provenance
 from torch_gradcheck.reporting.report import Report
 
 
@@ -73,6 +75,16 @@ def test_a_reference_that_became_wrong_is_said() -> None:
     assert "the reference is WRONG now" in found.headline
 
 
+def test_the_same_rows_may_prove_less() -> None:
+    old = REPORTS["reference_wrong"]
+    assert old.reference is not None
+    right = replace(old, reference=replace(old.reference, parameters=old.reference.parameters[1:]))
+    assert old.compare(right).headline == "2 as before, the reference is WRONG now"
+    spread = replace(REPORTS["all_right"], backward_spread=0.5).compare(REPORTS["all_right"])
+    assert (spread.is_unchanged, spread.regressed) == (False, False)
+    assert "new: the backward is NOT ONE FUNCTION" in spread.text()
+
+
 def test_what_was_not_checked_alike_is_said_on_top() -> None:
     old = whole(facts(match("a", 3)))
     new = replace(old, mode="train", seed=7, loss=3.0)
@@ -82,6 +94,14 @@ def test_what_was_not_checked_alike_is_said_on_top() -> None:
     assert "not checked alike: mode eval → train, seed 0 → 7\n" in shown
     assert "the loss was 2.3025851 and is 3: other parameters" in shown
     assert "the loss was" not in replace(old, loss=old.loss + 1e-15).compare(old).text(), "noise of J"
+
+
+def test_another_model_and_another_torch_are_said_where_both_reports_tell() -> None:
+    told = replace(whole(facts(match("a", 3))), provenance=Provenance(model="Net", torch="2.6.0", devices=("cpu",)))
+    later = replace(told, provenance=Provenance(model="Net2", torch="2.6.0", devices=("cpu", "cuda:0"), date="today"))
+    assert later.compare(told).conditions == {"model": ("Net", "Net2"), "devices": ("cpu", "cpu, cuda:0")}
+    assert later == told
+    assert later.compare(replace(told, provenance=None)).conditions == {}
 
 
 @pytest.mark.parametrize("other", [None, "old.json", {}, 3], ids=ascii)
@@ -113,6 +133,22 @@ def test_it_fits_the_page(width: int) -> None:
         for line in compared(new, old).text(width=width).splitlines():
             assert cell_len(line) <= width
             assert line.isprintable()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_output_can_encode_it(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    for new, old in (("two_hundred_tensors", "all_right"), ("odd_shapes_and_figures", "broken_contract")):
+        str(compared(new, old)).encode(encoding)
+
+
+def test_a_terminal_has_colours_and_a_formatted_string_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    found = compared("two_of_twelve_wrong", "all_right")
+    assert "\x1b[1;31m2 BECAME WRONG" in str(found)
+    assert f"{found}" == found.text()
+    assert "\x1b" not in found.text()
 
 
 def test_long_lists_are_counted() -> None:

@@ -59,6 +59,21 @@ ERRORS: dict[str, tuple[dict[str, float], dict[str, float], str | None]] = {
         None,
     ),
     "unknown bar": ({"relative_error": 1e-9}, {"relative_error": 9e-7, "max_abs_error": 1e-8, "noise": NAN}, None),
+    "within the ratio's bars": (
+        {"relative_error": 1e-9, "relative_noise": 1e-8},
+        {"relative_error": 9e-9, "relative_noise": 1e-8, "max_abs_error": 1e-8},
+        None,
+    ),
+    "beyond the ratio's bars": (
+        {"relative_error": 1e-9, "relative_noise": 1e-8},
+        {"relative_error": 9e-8, "relative_noise": 1e-8},
+        "worse",
+    ),
+    "infinite bar": (
+        {"relative_error": 1e-9, "relative_noise": INF, "noise": INF},
+        {"relative_error": 9e-8, "relative_noise": 1e-8, "max_abs_error": 1e-8},
+        None,
+    ),
     "shrunk": ({"relative_error": 9e-7, "max_abs_error": 1e-8}, {"relative_error": 1e-9}, "better"),
 }
 

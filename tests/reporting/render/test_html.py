@@ -15,6 +15,7 @@ from tests.zoo.sweeps import EXAMPLES
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, Facts, WrongMap
 from torch_gradcheck.reporting.render.html import html, page
 from torch_gradcheck.reporting.render.html.scales import Axis, percent_of_log
+from torch_gradcheck.reporting.render.html.scatter import scatter
 
 TABLE = {"table", "thead", "tbody", "tr", "th", "td"}
 DRAWN = {"svg", "path", "text", "figure", "figcaption"}
@@ -153,7 +154,15 @@ def test_a_scatter_has_a_cross_for_each_wrong_entry_and_a_dot_for_the_others() -
     source = html(DRAWN_FACTS)
     assert source.count('class="scatter"') == 1
     assert source.count("m-3-3l6 6m0-6l-6 6") == 8, "equal ones are drawn once"
-    assert "all 80 entries: × wrong (12), • right" in source
+    assert "analytic against numeric, all 80 entries: × wrong (12), • not" in source
+
+
+def test_differences_are_drawn_where_both_gradients_would_lie_on_one_line() -> None:
+    close = pairs((1.01, -2.02, 0.0), (1.0, -2.0, 0.0))
+    found = scatter(close, ("analytic", "numeric"), 3)
+    assert "difference against numeric" in found.drawing
+    assert 'class="equal" d="M8 ' in found.drawing
+    assert "-2.0e-02 to 1.0e-02" in found.drawing
 
 
 @pytest.mark.parametrize(

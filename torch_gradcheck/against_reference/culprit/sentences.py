@@ -56,8 +56,8 @@ class CulpritWords:
     def made_up_for(self, single: SingleModule, wrong: Sequence[Judged]) -> str:
         """The sentence on a module that is another one alone, in a model that is right as a whole."""
         return (
-            f"{single.name} ({single.kind}) is not the reference's: run alone on what it was given, {_off(wrong)}; the "
-            "model as a whole shows nothing of this beyond rounding, so that something else may make up for it"
+            f"{single.name} ({single.kind}) is not the reference's: run alone on what it was given, {_off(wrong)}. "
+            "In the model as a whole this does not show beyond rounding: something else may make up for it"
         )
 
     def of_itself(

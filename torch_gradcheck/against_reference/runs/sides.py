@@ -87,7 +87,10 @@ def _ran(
         why = refusal(error, lambda: ran(forward, parts, borrowed), computation.model, computation.loss.given)
         if why is None:
             raise
-        raise why from error
+        try:
+            raise why from error
+        finally:
+            del why  # which refers to this frame
 
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:

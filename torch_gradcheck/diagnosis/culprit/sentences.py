@@ -130,8 +130,8 @@ class Sentences:
         """The sentence for a given gradient that is wrong; `also`, where autograd's own is, in another way."""
         if not also:
             return "autograd's own gradient is right: the mistake is in the given one"
-        one = f"of {also[0].name} it is {also[0].analytic:.6e} instead of {also[0].numeric:.6e}"
-        return f"the given gradient is not autograd's own, which is wrong, too, in another way: {one}"
+        one = f"for {also[0].name} it is {also[0].analytic:.6e} instead of {also[0].numeric:.6e}"
+        return f"the given gradient is not autograd's own, which is wrong too, in another way: {one}"
 
     def overwritten(self, found: Overwriting) -> tuple[str | None, tuple[str, ...]]:
         """The culprit's name and the sentence on a tensor that was overwritten before the backward needed it."""
@@ -152,7 +152,9 @@ class Sentences:
 
     def disturbed(self) -> tuple[str | None, tuple[str, ...]]:
         """That no culprit can be named where no run that records calls makes the mistake."""
-        return None, (self.no_culprit("the mistake goes away where copies of tensors record gradients"),)
+        return None, (
+            self.no_culprit("the mistake disappears where the run is recorded, which needs copies of tensors"),
+        )
 
     def no_culprit(self, reason: str) -> str:
         """The sentence that says why no culprit can be named."""
@@ -201,7 +203,7 @@ class Sentences:
             return f": {_kind(call)} {wrong}writes to the gradient it is given, which spoils other branches{at}"
         if call is not None and call in attribution.unlike:
             uses = len(attribution.unlike)
-            return f": it is used {uses} times, and its backwards do not give what each of them gives alone"
+            return f": it is used {uses} times, and its backwards give together what they do not give alone"
         if call is not None and not isinstance(call.owner, nn.Module) and not any(call.differentiable):
             return f": the backward of {_kind(call)} never runs, since none of its inputs requires a gradient"
         if call is not None and not isinstance(call.owner, nn.Module):

@@ -29,11 +29,13 @@ def missing(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None:
     """MISSING: the gradient is zero or None everywhere, though J depends on the parameter."""
     if np.any(evidence.analytic) or not evidence.resolved.any():
         return None
-    how = "zero everywhere" if evidence.reached else "None: the backward never reaches it"
+    how = "zero everywhere" if evidence.reached else "None"
+    never = "" if evidence.reached else ", and the backward never reaches it"
     size = float(np.max(np.abs(evidence.numeric[evidence.resolved])))
     return conclusive(
         DiagnosisKind.MISSING,
-        f"dθ is {how}, though J depends on it (derivatives up to {size:.1e}): detached, under no_grad, or forgotten",
+        f"dθ is {how}, though J depends on it (derivatives up to {size:.1e}){never}: detached, under no_grad, or "
+        "forgotten",
     )
 
 
@@ -147,8 +149,8 @@ def _compared(evidence: Evidence) -> str:
         return "no simple relation to the right gradient"
     length, cosine = float(np.linalg.norm(a) / np.linalg.norm(n)), float(np.dot(a, n) / norms)
     return (
-        f"no simple relation to the right gradient: length {factor_in_words(length)} × the right one, cosine "
-        f"{cosine:.6g} to it, off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of it"
+        f"no simple relation to the right gradient: it is {factor_in_words(length)} times as long, the cosine of the "
+        f"angle between them is {cosine:.6g}, and it is off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of it"
     )
 
 

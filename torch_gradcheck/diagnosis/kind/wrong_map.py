@@ -59,30 +59,27 @@ def _summed(flags: Flags, rows: int, columns: int, block: tuple[int, int]) -> Fl
     return np.asarray(padded.reshape(down, block[0], across, block[1]).sum(axis=(1, 3)))
 
 
-def _furthest_apart(evidence: Evidence, rows: int, columns: int, block: tuple[int, int]) -> tuple[Floats, Floats]:
-    """Both gradients at the judged entry of each block where they are furthest apart; a line of blocks at a time."""
-    lines = [
-        _line_of_blocks(evidence, slice(first * columns, min(first + block[0], rows) * columns), columns, block[1])
-        for first in range(0, rows, block[0])
-    ]
-    analytic, numeric = (np.array(values).reshape(len(lines), -1) for values in zip(*lines, strict=True))
-    return analytic, numeric
+def _furthest_apart(evidence: Evidence, rows: int, columns: int, block: tuple[int, int]) -> Floats:
+    """Both gradients, (2, lines, cells), at the judged entry of each block where they are furthest apart."""
+    analytic, numeric = evidence.analytic.reshape(rows, columns), evidence.numeric.reshape(rows, columns)
+    judged, wrong = evidence.judged.reshape(rows, columns), evidence.wrong.reshape(rows, columns)
+    at = [slice(first, first + block[0]) for first in range(0, rows, block[0])]
+    lines = [_line_of_blocks(analytic[k], numeric[k], judged[k] | wrong[k], block[1]) for k in at]
+    return np.array(lines).reshape(len(lines), 2, math.ceil(columns / block[1])).swapaxes(0, 1)
 
 
-def _line_of_blocks(evidence: Evidence, at: slice, columns: int, length: int) -> tuple[Floats, Floats]:
-    """What `_furthest_apart` gives for some whole rows, as one line of blocks so many columns long."""
-    judged = evidence.judged[at] | evidence.wrong[at]
+def _line_of_blocks(analytic: Floats, numeric: Floats, judged: Flags, length: int) -> list[Floats]:
+    """Both gradients of a few whole rows, where they are furthest apart in each of the blocks so many columns long."""
     with np.errstate(invalid="ignore"):
-        apart = np.nan_to_num(np.abs(evidence.analytic[at] - evidence.numeric[at]), nan=np.inf, posinf=np.inf)
-    apart = np.where(judged, apart, -1.0).reshape(-1, columns)
-    entries = []
-    for start in range(0, columns, length):
+        apart = np.nan_to_num(np.abs(analytic - numeric), nan=np.inf, posinf=np.inf)
+    apart = np.where(judged, apart, -1.0)
+    places = []
+    for start in range(0, apart.shape[1], length):
         block = apart[:, start : start + length]
         row, column = divmod(int(np.argmax(block)), block.shape[1])
-        entries.append(row * columns + start + column)
-    known = judged[entries]
-    analytic, numeric = evidence.analytic[at][entries], evidence.numeric[at][entries]
-    return np.where(known, analytic, np.nan), np.where(known, numeric, np.nan)
+        places.append((row, start + column))
+    at = tuple(np.array(places, dtype=np.int64).reshape(-1, 2).T)
+    return [np.where(apart[at] >= 0, values[at], np.nan) for values in (analytic, numeric)]
 
 
 def _rounded(values: Floats) -> tuple[tuple[float, ...], ...]:

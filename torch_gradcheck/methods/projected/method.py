@@ -79,9 +79,9 @@ def _on_directions(rows: Sequence[ParameterReport]) -> str:
     least = max(verified, key=lambda row: row.detectable)
     entries = sum(row.checked for row in verified)
     return (
-        f"{entries:,} entries were compared with a gradient that J's slopes along {least.directions} random directions "
-        f"bear out: an error of {least.detectable:.0e} of the gradient of any tensor would have been missed with odds "
-        f"of {MISSED:.0e}"
+        f"{entries:,} entries were compared with a second gradient, which was verified by the slopes of J along "
+        f"{least.directions} random directions: an error of {least.detectable:.0e} of any tensor's gradient would have "
+        f"been missed with odds of {MISSED:.0e}"
     )
 
 
@@ -290,8 +290,8 @@ class Projected:
         remark = ""
         if len(coordinates) < len(everything):
             remark = (
-                "J's slopes along directions through it are not those of its gradient; "
-                f"{len(coordinates)} of {len(everything)} coordinates were tried one by one"
+                "J's slope along random directions through it is not the one that its gradient predicts; "
+                f"{len(coordinates)} of {len(everything)} coordinates were then tried one by one"
             )
         return ParameterTrial(
             coordinates,

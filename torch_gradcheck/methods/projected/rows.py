@@ -41,7 +41,7 @@ def _status(
     if row.status is Status.MATCH and resolution > tolerance:
         return (
             Status.UNDECIDED,
-            f"along random directions J resolves errors above {resolution:.0e} of its gradient only",
+            f"along random directions J shows only errors above {resolution:.0e} of its gradient",
         )
     return row.status, row.reason
 

@@ -10,7 +10,9 @@ from torch_gradcheck.reporting.comparison.difference import Difference
 from torch_gradcheck.reporting.comparison.entries import entries_compared
 from torch_gradcheck.reporting.comparison.rows import rows_compared
 from torch_gradcheck.reporting.facts import Facts
-from torch_gradcheck.reporting.render.comparison import headline_of, html_of, text_of
+from torch_gradcheck.reporting.render.comparison.html import html_of
+from torch_gradcheck.reporting.render.comparison.outline import headline_of
+from torch_gradcheck.reporting.render.comparison.text import text_of
 from torch_gradcheck.reporting.render.terminal import page_of
 
 
@@ -47,6 +49,9 @@ class Comparison(Difference):
 
     def __str__(self) -> str:
         return text_of(self, page_of(sys.stdout))
+
+    def __format__(self, spec: str) -> str:
+        return format(self.text(), spec)
 
     def __repr__(self) -> str:
         return f"<Comparison: {self.headline}>"

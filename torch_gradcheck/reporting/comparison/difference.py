@@ -12,6 +12,9 @@ from torch_gradcheck.reporting.facts.content import Record
 CONDITIONS = ("method", "order", "mode", "dtype", "tolerance", "seed")
 """What both checks were asked for; where it differs, the reports say different things."""
 
+ORIGINS = ("model", "torch", "devices")
+"""What both checks were of and made with, where the reports tell."""
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Difference(Record):
@@ -85,13 +88,17 @@ class Difference(Record):
 
     @property
     def is_unchanged(self) -> bool:
-        """Whether all rows and entries are as before."""
-        return not self.entries and all(row.change is Change.SAME for row in self.rows)
+        """Whether all rows and entries are as before, and what they prove together."""
+        is_passed_alike = self.new.passed is self.old.passed and not self.reference_became_wrong
+        return is_passed_alike and not self.entries and all(row.change is Change.SAME for row in self.rows)
 
     @property
     def conditions(self) -> dict[str, tuple[object, object]]:
         """What the two checks were not alike in, old and new: `{"mode": ("eval", "train")}`."""
         each = {name: (getattr(self.old, name), getattr(self.new, name)) for name in CONDITIONS}
+        old, new = self.old.provenance, self.new.provenance
+        if old is not None and new is not None:
+            each |= {name: (_told(getattr(old, name)), _told(getattr(new, name))) for name in ORIGINS}
         return {name: values for name, values in each.items() if values[0] != values[1]}
 
     def __bool__(self) -> bool:
@@ -99,3 +106,7 @@ class Difference(Record):
 
     def _names(self, change: Change) -> list[str]:
         return [row.name for row in self.rows if row.change is change]
+
+
+def _told(origin: str | tuple[str, ...]) -> str:
+    return origin if isinstance(origin, str) else ", ".join(origin)

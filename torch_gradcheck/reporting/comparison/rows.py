@@ -34,6 +34,11 @@ class Change(StrEnum):
     """Was a mismatch, and is a match or a kink."""
     SAME = "as before"
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether nobody should overlook it."""
+        return self in (Change.BECAME_WRONG, Change.GONE)
+
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class ComparedRow(Record):
@@ -130,5 +135,12 @@ def _is_larger(row: ParameterReport, other: ParameterReport) -> bool:
     sizes = badness(row), badness(other)
     if math.inf in sizes:
         return sizes[1] < sizes[0]
-    difference = row.max_abs_error - other.max_abs_error
-    return sizes[0] > BEYOND_NOISE * sizes[1] and difference > row.noise + other.noise
+    return sizes[0] > BEYOND_NOISE * sizes[1] and _is_beyond_bars(row, other)
+
+
+def _is_beyond_bars(row: ParameterReport, other: ParameterReport) -> bool:
+    """Whether the error of `row` is larger by more than both error bars: of the ratio, else of the largest error."""
+    bars = row.relative_noise + other.relative_noise
+    if math.isfinite(bars):
+        return badness(row) - badness(other) > bars
+    return row.max_abs_error - other.max_abs_error > row.noise + other.noise

@@ -90,8 +90,8 @@ def summary_beside(facts: Facts, reference: str, effort: str) -> tuple[str, ...]
     dtype = printable(facts.dtype)
     return (
         tightness(facts),
-        f"error bars are measured: the reference run in {dtype} with rounding as noise",
-        "factor seen: a factor on the whole tensor that is off by as much is a mismatch",
+        f"error bars: measured by running the reference in {dtype} with rounding as noise",
+        "factor seen: a whole tensor that is off by a factor 1 ± this is a mismatch",
         f"reference: {reference}",
         f"loss {facts.loss:.8g}; {printable(facts.method)} method, {effort}",
         f"candidate in {dtype}, reference in float64, mode {printable(facts.mode)}, seed {facts.seed}",

@@ -27,6 +27,9 @@ COORDINATES = 3
 ROOM_FOR_DIFFERENCES = 72
 """Columns from which on the difference and the error bar stand beside both numbers of a coordinate."""
 
+SYMBOLS = "(dθ is the gradient on trial, J the loss as a function of θ)"
+"""Stands below the mistakes where one of them is told with these symbols."""
+
 WRONG_REFERENCE = "── the reference, in float64 against centered differences"
 CANDIDATE = "── the candidate, beside the reference"
 """Headings of both halves of a report whose reference is wrong itself."""
@@ -67,7 +70,7 @@ def _of_reference(reference: Outline, summary: Sequence[str], page: Page) -> lis
 
 
 def _dim(sentences: Sequence[str]) -> Iterator[RenderableType]:
-    yield from [styled(sentence, "dim") for sentence in sentences]
+    yield from [styled(sentence, "dim") for sentence in sentences if sentence]
 
 
 def _opening(said: Outline) -> Iterator[RenderableType]:
@@ -95,7 +98,13 @@ def _mistakes(said: Outline, page: Page) -> Iterator[list[RenderableType]]:
     """Yields a section for each wrong parameter."""
     for mistake in said.mistakes:
         yield [styled(f"✗ {mistake.name}, shape {mistake.shape}", "red"), *_evidence(mistake, said.sides, page)]
-    yield list(_dim([said.more_mistakes]))
+    yield list(_dim([said.more_mistakes, _symbols(said)]))
+
+
+def _symbols(said: Outline) -> str:
+    """Returns what dθ and J stand for, if a mistake is told with dθ; "" otherwise."""
+    sentences = [sentence for mistake in said.mistakes for sentence in mistake.sentences]
+    return SYMBOLS if any("dθ" in sentence or "dtheta" in sentence for sentence in sentences) else ""
 
 
 def _evidence(mistake: Mistake, sides: tuple[str, str], page: Page) -> Iterator[RenderableType]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import ParameterReport, WrongMap
 from torch_gradcheck.reporting.render.html.heat_map import Panel, heat_maps
-from torch_gradcheck.reporting.render.html.scatter import caption, scatter
+from torch_gradcheck.reporting.render.html.scatter import Scatter, scatter
 from torch_gradcheck.reporting.render.printable import printable
 
 
@@ -18,14 +18,12 @@ class Drawings:
     Attributes:
         panels: the heat maps; none where the tensor has one entry, or too many others are drawn.
         of_panels: what their cells are.
-        scatter: the drawing of both gradients against each other; "" where there is none.
-        of_scatter: its caption.
+        scatter: of both gradients against each other; None where there are fewer than two entries.
     """
 
     panels: tuple[Panel, ...] = ()
     of_panels: str = ""
-    scatter: str = ""
-    of_scatter: str = ""
+    scatter: Scatter | None = None
 
 
 def drawings_of(row: ParameterReport | None, sides: tuple[str, str]) -> Drawings:
@@ -36,7 +34,7 @@ def drawings_of(row: ParameterReport | None, sides: tuple[str, str]) -> Drawings
     words = "" if row.map is None else _cells_in_words(row.map)
     if row.pairs is None or len(row.pairs.entries) < 2:
         return Drawings(panels, words)
-    return Drawings(panels, words, scatter(row.pairs, sides), caption(row.pairs, sides, row.checked))
+    return Drawings(panels, words, scatter(row.pairs, sides, row.checked))
 
 
 def _cells_in_words(found: WrongMap) -> str:

@@ -13,8 +13,8 @@ from torch_gradcheck.reporting.render.figures import figure
 SHADES = 8
 """How many shades a colour has, from faint to full."""
 
-CELL, LOWEST, WIDEST = 7, 14, 340
-"""Pixels of a cell, of the lowest drawing and of the widest one."""
+LEAST, MOST, WIDEST = 7, 20, 210
+"""Pixels of the smallest cell, of the largest one, and of a drawing whose cells are neither."""
 
 Grid = Sequence[Sequence[float]]
 
@@ -40,8 +40,7 @@ def heat_maps(found: WrongMap, sides: tuple[str, str]) -> list[Panel]:
         return panels
     largest = _largest([*found.analytic, *found.numeric])
     of_each = [
-        _signed(f"{side} gradient" if side in ("analytic", "numeric") else side, values, largest)
-        for side, values in zip(sides, (found.analytic, found.numeric), strict=True)
+        _signed(side, values, largest) for side, values in zip(sides, (found.analytic, found.numeric), strict=True)
     ]
     both = zip(found.analytic, found.numeric, strict=False)
     apart = [[a - n for a, n in zip(*lines, strict=False)] for lines in both]
@@ -96,9 +95,9 @@ def drawing(values: Grid, class_of: Callable[[float], str], name: str) -> str:
             across += length
     paths = [f'<path class="{kind}" d="{_path(of_kind)}"/>' for kind, of_kind in sorted(strokes.items()) if kind]
     lines, columns = len(values), max([len(line) for line in values], default=0)
-    width, height = min(columns * CELL, WIDEST), max(lines * CELL, LOWEST)
+    side = max(LEAST, min(MOST, WIDEST // max(columns, lines, 1)))
     return (
-        f'<svg class="heat" viewBox="0 -.5 {columns} {lines}" width="{width}" height="{height}" '
+        f'<svg class="heat" viewBox="0 -.5 {columns} {lines}" width="{columns * side}" height="{lines * side}" '
         f'preserveAspectRatio="none" role="img" aria-label="{name}">{"".join(paths)}</svg>'
     )
 

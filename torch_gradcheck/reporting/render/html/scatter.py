@@ -1,8 +1,10 @@
-"""The scatter of a wrong tensor: the gradient on trial against the right one, entry by entry."""
+"""The scatter of a wrong tensor: entry by entry the gradient on trial, or how far it is off, against the right one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import Pairs
 from torch_gradcheck.reporting.render.figures import figure
@@ -11,50 +13,89 @@ from torch_gradcheck.reporting.render.html.scales import Axis
 SIDE, MARGIN, LINE = 200, 8, 13
 """The length of both axes, the room beside them, and that for a line of text, in units of the drawing."""
 
+VISIBLE = 0.05
+"""Where no entry is off by 5 % of the axis all points would lie on one line: their differences are drawn instead."""
 
-def scatter(pairs: Pairs, sides: tuple[str, str]) -> str:
-    """Returns the drawing: a cross for each wrong entry, a dot for each other, and the line on which both are equal.
+
+@dataclass(frozen=True, slots=True)
+class Scatter:
+    """A scatter: a cross for each wrong entry, a dot for each other, and the dashed line on which right ones lie."""
+
+    drawing: str
+    caption: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """Both axes and their names, and whether the one upwards is of the differences."""
+
+    across: Axis
+    up: Axis
+    names: tuple[str, str]
+    is_of_differences: bool
+
+    def place(self, across: float, up: float) -> str:
+        """Where a point is in the drawing."""
+        x, y = MARGIN + SIDE * self.across.share(across), LINE + SIDE * (1 - self.up.share(up))
+        return f"{x:.4g} {y:.4g}"
+
+    @property
+    def right(self) -> str:
+        """The line on which right entries lie."""
+        low, high = self.across.low, self.across.high
+        ends = (0.0, 0.0) if self.is_of_differences else (low, high)
+        return f"M{self.place(low, ends[0])}L{self.place(high, ends[1])}"
+
+
+def scatter(pairs: Pairs, sides: tuple[str, str], count: int) -> Scatter:
+    """Returns the scatter of a tensor.
 
     Args:
-        pairs: the entries.
+        pairs: the entries that are drawn.
         sides: what both gradients are called, the one on trial first.
+        count: how many entries were compared.
     """
-    axis = Axis.over([*pairs.analytic, *pairs.numeric])
-    wrong, right = (_points(pairs, axis, is_wrong) for is_wrong in (True, False))
-    (across, down), right_end, bottom = _place(axis, 0.0, 0.0), MARGIN + SIDE, LINE + SIDE
+    off = [analytic - numeric for analytic, numeric in zip(pairs.analytic, pairs.numeric, strict=False)]
+    both = Axis.over([*pairs.analytic, *pairs.numeric])
+    if any(not abs(each) < VISIBLE * both.largest for each in off):
+        plane, heights = Plane(both, both, (sides[1], sides[0]), False), pairs.analytic
+    else:
+        plane, heights = Plane(both, Axis.over(off), (sides[1], "difference"), True), tuple(off)
+    return Scatter(_drawing(plane, pairs, heights), _caption(plane, pairs, count))
+
+
+def _drawing(plane: Plane, pairs: Pairs, heights: Sequence[float]) -> str:
+    end, bottom = MARGIN + SIDE, LINE + SIDE
+    x, y = plane.place(0.0, 0.0).split()
+    wrong, right = (_points(plane, pairs, heights, is_wrong) for is_wrong in (True, False))
     return (
         f'<svg class="scatter" viewBox="0 0 {SIDE + 2 * MARGIN} {SIDE + 2 * LINE}" role="img" '
-        f'aria-label="{sides[0]} against {sides[1]}">'
+        f'aria-label="{plane.names[1]} against {plane.names[0]}">'
         f'<path class="frame" d="M{MARGIN} {LINE}h{SIDE}v{SIDE}h-{SIDE}z"/>'
-        f'<path class="zero" d="M{across} {LINE}v{SIDE}M{MARGIN} {down}h{SIDE}"/>'
-        f'<path class="equal" d="M{MARGIN} {bottom}L{right_end} {LINE}"/>'
-        f'<path class="dots" d="{"".join(f"M{x} {y}h0" for x, y in right)}"/>'
-        f'<path class="crosses" d="{"".join(f"M{x} {y}m-3-3l6 6m0-6l-6 6" for x, y in wrong)}"/>'
-        f'<text x="{MARGIN}" y="{LINE - 4}">↑ {sides[0]}, to {figure(axis.high)}</text>'
-        f'<text x="{MARGIN}" y="{bottom + 10}">{figure(axis.low)}</text>'
-        f'<text class="end" x="{right_end}" y="{bottom + 10}">{sides[1]} →, to {figure(axis.high)}</text>'
-        "</svg>"
+        f'<path class="zero" d="M{x} {LINE}v{SIDE}M{MARGIN} {y}h{SIDE}"/><path class="equal" d="{plane.right}"/>'
+        f'<path class="dots" d="{"".join(f"M{at}h0" for at in right)}"/>'
+        f'<path class="crosses" d="{"".join(f"M{at}m-3-3l6 6m0-6l-6 6" for at in wrong)}"/>'
+        f'<text x="{MARGIN}" y="{LINE - 4}">↑ {plane.names[1]}, {_ends(plane.up)}</text>'
+        f'<text class="end" x="{end}" y="{bottom + 10}">{plane.names[0]}, {_ends(plane.across)} →</text></svg>'
     )
 
 
-def caption(pairs: Pairs, sides: tuple[str, str], of: int) -> str:
-    """Returns what the drawing shows, in words: how many of how many entries, and how to read it."""
-    count, wrong = len(pairs.entries), sum(pairs.wrong)
-    which = f"all {count:,} entries" if count == of else f"{count:,} of {of:,} entries, the worst among them"
-    bent = "" if Axis.over([*pairs.analytic, *pairs.numeric]).is_linear else "; large numbers are drawn closer together"
+def _ends(axis: Axis) -> str:
+    return f"{figure(axis.low)} to {figure(axis.high)}"
+
+
+def _points(plane: Plane, pairs: Pairs, heights: Sequence[float], is_wrong: bool) -> list[str]:
+    """The distinct places of the wrong entries, or of the others; one on trial that is not finite is at an end."""
+    rows = zip(pairs.numeric, heights, pairs.wrong, strict=False)
+    return sorted({plane.place(n, up) for n, up, wrong in rows if wrong is is_wrong and math.isfinite(n)})
+
+
+def _caption(plane: Plane, pairs: Pairs, count: int) -> str:
+    """Returns what the drawing shows, of how many of how many entries, and how to read it."""
+    drawn, wrong = len(pairs.entries), sum(pairs.wrong)
+    which = f"all {count:,} entries" if drawn == count else f"{drawn:,} of {count:,} entries, the worst among them"
+    bent = "" if plane.across.is_linear and plane.up.is_linear else " Large numbers are drawn closer together."
     return (
-        f"{sides[0]} against {sides[1]} gradient, {which}: × wrong ({wrong:,}), • right. "
-        f"On the dashed line both are equal{bent}."
+        f"{plane.names[1]} against {plane.names[0]}, {which}: × wrong ({wrong:,}), • not. A right entry lies on the "
+        f"dashed line.{bent}"
     )
-
-
-def _points(pairs: Pairs, axis: Axis, is_wrong: bool) -> list[tuple[str, str]]:
-    """The distinct places of the wrong entries, or of the others, which are drawn once each."""
-    rows = zip(pairs.analytic, pairs.numeric, pairs.wrong, strict=False)
-    return sorted({_place(axis, n, a) for a, n, wrong in rows if wrong is is_wrong and not math.isnan(n)})
-
-
-def _place(axis: Axis, numeric: float, analytic: float) -> tuple[str, str]:
-    """Where a pair of numbers is in the drawing."""
-    x, y = MARGIN + SIDE * axis.share(numeric), LINE + SIDE * (1 - axis.share(analytic))
-    return f"{x:.4g}", f"{y:.4g}"

@@ -38,9 +38,9 @@ p {{ margin: 0 0 .25em; }}
 .title {{ font-weight: 650; font-size: 1.1em; margin: 1.5em 0 .4em; }}
 .scroll {{ overflow-x: auto; margin: .6em 0; }}
 table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93em; margin: 0; }}
-th, td {{ padding: .3em .7em .3em 0; text-align: left; white-space: nowrap; background: none; border: 0;
-  border-bottom: 1px solid {FRAME}; vertical-align: middle; }}
-thead th {{ font-weight: 600; vertical-align: bottom; }}
+th, td {{ padding: .3em .7em .3em 0; text-align: left; white-space: nowrap; overflow-wrap: normal; background: none;
+  border: 0; border-bottom: 1px solid {FRAME}; vertical-align: middle; }}
+thead th {{ font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.25; }}
 .figure {{ text-align: right; }}
 code, pre {{ font: .93em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; background: none; color: inherit;
   padding: 0; }}
@@ -69,7 +69,6 @@ figcaption {{ margin: .2em 0 0; max-width: 26em; }}
 .scatter {{ width: 300px; font-size: 9px; }}
 .scatter text {{ fill: currentColor; }}
 .scatter .end {{ text-anchor: end; }}
-.scatter .middle {{ text-anchor: middle; }}
 .frame, .zero, .equal {{ fill: none; stroke: {FRAME}; }}
 .equal {{ stroke: currentColor; stroke-dasharray: 4 3; opacity: .7; }}
 .dots {{ stroke: {RIGHT}; stroke-width: 5; stroke-linecap: round; opacity: .75; }}

@@ -100,7 +100,7 @@ FRAGMENT = """
 {{ worst(mistake.entries) }}
 {% endif %}
 {% if drawings.scatter %}
-<figure>{{ drawings.scatter | safe }}<figcaption>{{ drawings.of_scatter }}</figcaption></figure>
+<figure>{{ drawings.scatter.drawing | safe }}<figcaption>{{ drawings.scatter.caption }}</figcaption></figure>
 {% endif %}
 </div>
 {{ draw(drawings) }}

@@ -1,0 +1,1 @@
+"""Figures by matplotlib, which is loaded only when one is asked for."""

@@ -1,0 +1,59 @@
+"""An empty figure of matplotlib's, made without pyplot: no backend, no global setting and no other figure changes."""
+
+from __future__ import annotations
+
+from functools import partial
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.reporting.kept_random import kept_random
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MISSING = "plot() needs matplotlib, which is not installed: pip install 'torch-gradcheck[plot]'"
+
+FAINT = "#8c959f"
+"""Of axes, and of lines that guide the eye."""
+
+
+class MissingMatplotlibError(InvalidRequestError, ImportError):
+    """A figure was asked for, and matplotlib is not installed."""
+
+
+@kept_random()
+def new_figure(width: float, height: float) -> Figure:
+    """Returns a figure of this size in inches, which lays itself out, and which a notebook shows.
+
+    Raises:
+        MissingMatplotlibError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingMatplotlibError(MISSING) from error
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure._repr_png_ = partial(_as_png, figure)  # type: ignore[attr-defined]
+    return figure
+
+
+def _as_png(figure: Figure) -> bytes:
+    """What a notebook shows of a figure that pyplot knows nothing of."""
+    written = BytesIO()
+    figure.savefig(written, format="png", dpi=110)
+    return written.getvalue()
+
+
+def plain(axes: Axes, title: str) -> None:
+    """Gives axes a title, small figures and no box."""
+    axes.set_title(title, fontsize=9, loc="left", color="black")
+    axes.tick_params(labelsize=7, colors="black")
+    axes.set_facecolor("white")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_color(FAINT)

@@ -1,0 +1,117 @@
+"""The figure of a report: for each row the gradient on trial against the right one, then where wrong entries lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch_gradcheck.reporting.facts import Facts, ParameterReport, Status
+from torch_gradcheck.reporting.palette import NEGATIVE, POSITIVE, RIGHT, STATUS_COLOURS, WRONG
+from torch_gradcheck.reporting.plots.canvas import FAINT, new_figure, plain
+from torch_gradcheck.reporting.render.outline import headline
+from torch_gradcheck.reporting.render.printable import printable
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PLOTTED, ACROSS = 12, 4
+"""Rows of a report that get a plot of their own, wrong ones first, and how many plots stand beside each other."""
+
+MAPPED = 3
+"""Wrong tensors of which heat maps are drawn."""
+
+PLOT, MAP_HEIGHT = 2.3, 1.7
+"""Inches of a plot, and of a line of heat maps."""
+
+
+def figure_of(facts: Facts) -> Figure:
+    """Returns the figure of a report: scatters of at most 12 rows, and heat maps of at most 3 wrong ones.
+
+    Raises:
+        MissingMatplotlibError: matplotlib is not installed.
+    """
+    sides = ("analytic", "numeric") if facts.reference is None else ("candidate", "reference")
+    rows = [row for row in _in_order(facts) if row.pairs is not None and row.pairs.entries]
+    maps = [row for row in rows if row.map is not None and row.map.analytic and row.status is Status.MISMATCH][:MAPPED]
+    lines = max(1, math.ceil(min(len(rows), PLOTTED) / ACROSS))
+    heights = [lines * PLOT, *[MAP_HEIGHT] * len(maps)]
+    figure = new_figure(ACROSS * PLOT, sum(heights) + 0.6)
+    figure.suptitle(_title(facts, rows), x=0.01, ha="left", fontsize=10, color="black")
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    grid = parts[0].subplots(lines, ACROSS, squeeze=False)
+    for at, axes in enumerate(grid.ravel()):
+        if at < min(len(rows), PLOTTED):
+            _scatter(axes, rows[at], sides)
+        else:
+            axes.set_axis_off()
+    for part, row in zip(parts[1:], maps, strict=True):
+        _heat_maps(part.subplots(1, 3), row, sides)
+    return figure
+
+
+def _in_order(facts: Facts) -> list[ParameterReport]:
+    """The wrong rows, worst first, then the others."""
+    return [*facts.mismatches, *[row for row in facts if row.status is not Status.MISMATCH]]
+
+
+def _title(facts: Facts, rows: Sequence[ParameterReport]) -> str:
+    left_out = len(rows) - PLOTTED
+    more = f" ({left_out:,} more rows are not drawn)" if left_out > 0 else ""
+    return _as_it_is(f"{headline(facts)}{more}")
+
+
+def _as_it_is(words: str) -> str:
+    """Words in which matplotlib finds no formula."""
+    return printable(words).replace("$", r"\$")
+
+
+def _shortened(name: str, most: int = 30) -> str:
+    return _as_it_is(name if len(name) <= most else f"…{name[1 - most :]}")
+
+
+def _scatter(axes: Axes, row: ParameterReport, sides: tuple[str, str]) -> None:
+    """Draws both gradients of a row against each other: crosses are wrong, dots are not."""
+    assert row.pairs is not None
+    entries = list(zip(row.pairs.numeric, row.pairs.analytic, row.pairs.wrong, strict=False))
+    finite = [each for each in entries if math.isfinite(each[0]) and math.isfinite(each[1])]
+    for is_wrong, marker, colour in ((False, "o", _colour(row)), (True, "x", WRONG)):
+        points = [(n, a) for n, a, wrong in finite if wrong is is_wrong]
+        across, up = [n for n, _ in points], [a for _, a in points]
+        axes.scatter(across, up, s=14, marker=marker, color=colour, alpha=0.8)
+    axes.axline((0, 0), slope=1, color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
+    ratio = "" if row.relative_error is None else f", {row.relative_error:.1e}"
+    plain(axes, f"{_shortened(row.name)}\n{row.status}{ratio}")
+    axes.set_xlabel(sides[1], fontsize=7, color="black")
+    axes.set_ylabel(sides[0], fontsize=7, color="black")
+    axes.locator_params(nbins=4)
+
+
+def _colour(row: ParameterReport) -> str:
+    """The colour of entries that are not wrong themselves."""
+    return RIGHT if row.status is Status.MISMATCH else STATUS_COLOURS[row.status]
+
+
+def _heat_maps(axes: Sequence[Axes], row: ParameterReport, sides: tuple[str, str]) -> None:
+    """Draws both gradients of a wrong row and their difference at the same places; the scale is the largest size."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    assert row.map is not None
+    colours = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "white", POSITIVE])
+    analytic, numeric = row.map.analytic, row.map.numeric
+    apart = [[a - n for a, n in zip(*lines, strict=False)] for lines in zip(analytic, numeric, strict=False)]
+    sizes = [*[_largest([*analytic, *numeric])] * 2, _largest(apart)]
+    for on, name, values, size in zip(axes, (*sides, "difference"), (analytic, numeric, apart), sizes, strict=True):
+        image = on.imshow(values, cmap=colours, vmin=-size, vmax=size, aspect="auto", interpolation="nearest")
+        on.figure.colorbar(image, ax=on, fraction=0.08).ax.tick_params(labelsize=7)
+        plain(on, f"{_shortened(row.name)}\n{name}" if on is axes[0] else f"\n{name}")
+        on.set_xticks([])
+        on.set_yticks([])
+    axes[0].set_ylabel(_as_it_is(row.map.down), fontsize=7, color="black")
+    axes[0].set_xlabel(_as_it_is(row.map.across), fontsize=7, color="black")
+
+
+def _largest(values: Sequence[Sequence[float]]) -> float:
+    """The largest size among finite numbers; 1 where there is none but 0."""
+    return max([abs(value) for line in values for value in line if math.isfinite(value)], default=0.0) or 1.0

@@ -1,0 +1,1 @@
+"""A comparison of two reports as text and as HTML."""
