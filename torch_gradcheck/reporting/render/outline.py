@@ -194,8 +194,9 @@ def culprit_in_words(facts: Facts) -> str | None:
 
 
 def _model_itself(facts: Facts) -> str:
-    compiled = bool(facts.notes) and facts.notes[0].startswith("the compiler (")
-    return "the compiled model" if compiled else "the model's own forward"
+    if facts.notes and facts.notes[0].startswith("the compiler ("):
+        return "the compiled model"
+    return "the model itself" if facts.place else "the model's own forward"
 
 
 def one_line(facts: Facts) -> str:
