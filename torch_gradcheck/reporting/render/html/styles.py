@@ -13,7 +13,8 @@ from torch_gradcheck.reporting.palette import (
 )
 from torch_gradcheck.reporting.render.html.heat_map import SHADES
 
-SCOPE = ".torch-gradcheck"
+SCOPE = ".torch-gradcheck.torch-gradcheck"
+"""What begins every selector: twice, since rules that Jupyter has for tables weigh more than one class."""
 
 BODY = f"""
 body {{ margin: 0; padding: 1.5rem clamp(.8rem, 4vw, 3rem) 3rem; background: Canvas; color: CanvasText; }}
