@@ -70,8 +70,8 @@ def test_a_report_on_grad_a_closure_and_a_function_say_so_too() -> None:
     assert in_grad.again == 'check_module(model, loss_fn, batch, gradients="grad")'
     closure = origin(check_closure(model, lambda: loss(model(X)), perturb=0.5))
     assert closure.again == "check_closure(model, closure, perturb=0.5)"
-    function = origin(check_function(torch.tanh, (X,), order=2))
-    assert (function.model, function.again) == ("tanh", "check_function(function, inputs, order=2)")
+    function = origin(check_function(torch.tanh, (X,), seed=5))
+    assert (function.model, function.again) == ("tanh", "check_function(function, inputs, seed=5)")
     assert function.devices == ("cpu",)
 
 

@@ -38,7 +38,8 @@ def with_provenance(
         request: the options.
         inputs: the tensors that a function was given.
     """
-    options = [f", {option}" for option in _options(_by_plain_names(request, checked), is_of_model="model" in call)]
+    request = _by_plain_names(request, checked)
+    options = [f", {option}" for option in _options(request, has_mode=not call.startswith("check_function"))]
     return replace(report, provenance=_provenance(checked, inputs, f"{call[:-1]}{''.join(options)})"))
 
 
@@ -78,7 +79,7 @@ def _by_plain_names(request: Request, checked: Callable[..., Any]) -> Request:
     return replace(request, include=tuple(map(plain, request.include)), exclude=tuple(map(plain, request.exclude)))
 
 
-def _options(request: Request, is_of_model: bool) -> list[str]:
+def _options(request: Request, has_mode: bool) -> list[str]:
     """The options that are not as they are by default, as arguments of a call."""
     defaults = {
         "method": "auto",
@@ -86,7 +87,7 @@ def _options(request: Request, is_of_model: bool) -> list[str]:
         "tolerance": TOLERANCES[request.dtype],
         "include": (),
         "exclude": (),
-        "mode": "eval" if is_of_model else request.mode,
+        "mode": "eval" if has_mode else request.mode,
         "seed": 0,
         "order": 1,
         "perturb": 0.0,
@@ -146,7 +147,7 @@ def _device_in_words(device: torch.device) -> str:
 def _processor() -> str:
     """The CPU by its name where Linux tells it, else its architecture."""
     try:
-        with Path("/proc/cpuinfo").open() as lines:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []
