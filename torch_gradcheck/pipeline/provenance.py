@@ -40,7 +40,14 @@ def with_provenance(
     """
     request = _by_plain_names(request, checked)
     options = [f", {option}" for option in _options(request, has_mode=not call.startswith("check_function"))]
-    return replace(report, provenance=_provenance(checked, inputs, f"{call[:-1]}{''.join(options)})"))
+    made = _provenance(checked, inputs, f"{call[:-1]}{''.join(options)})")
+    return replace(report, provenance=_of_all(request.team.exchanged(made)))
+
+
+def _of_all(of_each: Sequence[Provenance]) -> Provenance:
+    """That of the first rank, with the devices of all: every rank has the same report."""
+    devices = sorted({device for each in of_each for device in each.devices})
+    return replace(of_each[0], devices=tuple(devices))
 
 
 def made_by(report: Report, command: Sequence[str]) -> Report:
@@ -67,7 +74,7 @@ def _provenance(checked: Callable[..., Any], inputs: Any, again: str) -> Provena
         devices=_devices(checked, inputs),
         platform=f"{platform.system()} {platform.release()}",
         processor=_processor(),
-        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        date=datetime.now(UTC).date().isoformat(),
     )
 
 
