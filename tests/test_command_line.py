@@ -63,6 +63,9 @@ def is_interrupted():
 def asks(argument):
     return right()
 
+def returns_nothing():
+    right()
+
 def gives_one():
     return right()[:1]
 
@@ -184,6 +187,7 @@ NOT_CHECKED = {
     "raises_in_the_loss": "ZeroDivisionError: of mine",
     "leaves": "ended in SystemExit",
     "asks": "can be called without arguments: missing a required argument: 'argument'",
+    "returns_nothing": "got None (is its `return` missing?)",
     "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
     "forgets_the_batch": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 2",
     "misnamed": "returned a mapping of ['kernel', 'inputs']: its keys must be",

@@ -123,7 +123,7 @@ class ScheduledStep:
                 call = f"GradientMonitor(model, loss_fn, at={number})"
                 return with_provenance(report, call, self._model, request)
             finally:
-                recorder.keep_weights(number, self._model)
+                recorder.keep_weights(number, self._model, is_sharded=bool(step.shards))
 
     def _judged(self, step: TrainingStep) -> Report:
         request, window = self._request, step.window
