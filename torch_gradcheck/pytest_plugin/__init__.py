@@ -80,6 +80,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if item.config.getoption("tbstyle", "auto") != "line":
             show(of_test(failures, call.excinfo), report, terminal_of(item.config))
         say(call.excinfo.value, failures, report)
+    if call.when == "teardown":
+        failures.clear()  # tracebacks keep alive what the test has made
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
