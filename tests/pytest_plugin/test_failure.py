@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 
 import pytest
 
@@ -177,3 +179,12 @@ def test_after_it(request):
     )
 
     result.assert_outcomes(passed=1, failed=1)
+
+
+def test_a_terminal_gets_characters_that_it_can_encode(run, monkeypatch):
+    monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+
+    out = run(WRONG).stdout.str()
+
+    assert "x mismatch weight" in out
+    assert out.isascii()
