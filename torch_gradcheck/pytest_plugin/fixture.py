@@ -76,7 +76,7 @@ class GradcheckFixture:
         try:
             wanted = asked(check, options, self._node, self._settings)
             report = check(*arguments, **wanted.options)
-        except Exception as error:
+        except (Exception, pytest.fail.Exception) as error:  # the second one of pytest-timeout, too
             self._end(error)
             raise
         failure = _failure_of(report, wanted.strict)
@@ -85,7 +85,7 @@ class GradcheckFixture:
             raise failure
         return report
 
-    def _end(self, error: Exception) -> None:
+    def _end(self, error: BaseException) -> None:
         """Notes that a check has come to no report, and points the error to the user's own code."""
         what = str(error).partition("\n")[0][:LONGEST]
         ended = f"not checked: {type(error).__name__}: {what}"
