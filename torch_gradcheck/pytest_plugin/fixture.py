@@ -93,8 +93,7 @@ class GradcheckFixture:
 
     def _end(self, error: BaseException) -> None:
         """Notes that a check has come to no report, and points the error to the user's own code."""
-        what = str(error).partition("\n")[0][:LONGEST]
-        ended = f"not checked: {type(error).__name__}: {what}"
+        ended = f"not checked: {type(error).__name__}: {_first_line(error)}"
         self._note(Outcome(self._node.nodeid, self._checks, ended, passed=False, is_report=False))
         if not self._settings.shows_all_frames:
             without_ours(error)
@@ -117,3 +116,10 @@ def _failure_of(report: torch_gradcheck.Report, strict: bool) -> AssertionError 
     except AssertionError as failure:
         return failure.with_traceback(None)
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    try:
+        return str(error).partition("\n")[0][:LONGEST]
+    except Exception:  # an error of the user's, whose own text fails
+        return "its text cannot be made"
