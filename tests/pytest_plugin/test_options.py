@@ -164,7 +164,7 @@ def test_what_cannot_be_used_is_told_at_the_users_line(run):
             "E *gradcheck was called with an unknown option 'mode'*There are: dtype, *",
             "E *strict must be True or False, got 'yes'.",
             "E *mode must be one of 'eval', 'train', 'keep', got str 'sideways'.",
-            "gradcheck: 5 checks; 0 tensors proven, 0 not proven, 0 wrong; 5 came to no report",
+            "gradcheck: 5 checks; 0 tensors proven, 0 not proven, 0 wrong; 5 ended in an error",
         ]
     )
     assert "fixture.py" not in result.stdout.str()

@@ -85,4 +85,4 @@ def counted(outcomes: Sequence[Outcome]) -> str:
         parts.append(f"{broken:,} entr{'ies' if broken > 1 else 'y'} of contracts broken")
     ended = sum(not outcome.is_report for outcome in outcomes)
     told = f"gradcheck: {len(outcomes):,} check{'s' * (len(outcomes) != 1)}; {', '.join(parts)}"
-    return f"{told}; {ended:,} came to no report" if ended else told
+    return f"{told}; {ended:,} ended in an error" if ended else told
