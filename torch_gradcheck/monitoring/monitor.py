@@ -97,8 +97,9 @@ class GradientMonitor:
         errors: step → why it could not be checked.
         history: for each step that was checked and each parameter a `GradientRecord`: the norm of `.grad`, the share of
             zeros in it, how far the optimizer then moved the weights, and more; see `GradientHistory`.
+        observations: gradients that vanish, explode or reach nothing, each with its layers; they change no verdict.
         summary: what came of it, in lines: steps that are wrong, that could not be checked, on which nothing was
-            proven, and those that were scheduled and never came.
+            proven, those that were scheduled and never came, and the observations.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
