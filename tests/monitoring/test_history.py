@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict
 from typing import Any
@@ -281,3 +283,8 @@ def test_it_prints_as_a_table() -> None:
         ["0", "1.bias", "-", "-", "-", "not", "checked"],
     ]
     assert str(GradientHistory(rows * 30)).endswith("\n... and 20 more records")
+
+
+def test_a_history_can_be_printed_where_standard_output_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert "||dw||/||w||" in str(GradientHistory([])).splitlines()[0]

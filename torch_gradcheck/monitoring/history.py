@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import overload
 
+from torch_gradcheck.reporting.render.encodable import encodable
+from torch_gradcheck.reporting.render.terminal import page_of
 from torch_gradcheck.reporting.words import close_names
 
 PRINTED = 40
@@ -128,7 +131,8 @@ class GradientHistory(Sequence[GradientRecord]):
             for row in self._records[:PRINTED]
         ]
         more = len(self) - PRINTED
-        return "\n".join([*lines, *([f"... and {more} more records"] if more > 0 else [])])
+        printed = "\n".join([*lines, *([f"... and {more} more records"] if more > 0 else [])])
+        return encodable(printed, page_of(sys.stdout).encoding)
 
     def _named(self, name: str) -> GradientHistory:
         own = self._aliases.get(name, name)
