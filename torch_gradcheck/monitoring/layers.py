@@ -54,6 +54,11 @@ class Layer:
         """Whether no gradient holds NaN or infinity."""
         return all(row.finite for row in self.rows)
 
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the check has told an entry of a gradient from 0."""
+        return any(row.error_bar is not None and (row.grad_max or 0.0) > row.error_bar for row in self.rows)
+
 
 Flow = dict[int, list[Layer]]
 """Checked step → its layers that have a `.grad`, in the order of `named_parameters()`."""
