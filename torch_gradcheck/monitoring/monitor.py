@@ -348,7 +348,7 @@ class GradientMonitor:
             self.reports[step] = report
             self._recorder.note_check(step, report)
             self._log.write_gradients(step, self._recorder.rows(step), report)
-            return self._react(step, GradientMismatchError(str(report)) if report.mismatches else None, report)
+            return self._react(step, GradientMismatchError(report.text()) if report.mismatches else None, report)
         finally:
             self._hook.detach()
             under_way.forget()
