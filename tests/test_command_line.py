@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -193,6 +194,14 @@ NOT_CHECKED = {
     "many_targets": "batch does not fit loss_fn",
     "rigth": "no function 'rigth'; close names: right",
 }
+
+
+def test_a_written_report_says_by_which_command_it_was_made(file: Path) -> None:
+    words = [f"{file}:right", "--seed", "3", "--json", str(file.parent / "report.json")]
+    assert main(words) == 0
+    made = Report.load(file.parent / "report.json").provenance
+    assert made is not None
+    assert shlex.split(made.again) == ["torch-gradcheck", *words]
 
 
 @pytest.mark.parametrize("where", ["missing/report", ""], ids=["no directory", "a directory"])

@@ -310,6 +310,27 @@ def test_a_traceback_points_to_its_line_in_the_readme():
     assert (caught.traceback[-1].path, caught.traceback[-1].lineno + 1) == (README, 5)
 
 
+LINK = re.compile(r"\]\((?!\w+:)(?P<file>[^)#\s]*)(?:#(?P<anchor>[^)\s]+))?\)")
+
+
+def anchors(markdown: str) -> set[str]:
+    """What a heading is called in a link, as GitHub and the site do."""
+    without_blocks = re.sub(r"```.*?\n```", "", markdown, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", without_blocks, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(("page", "text"), PAGES.items(), ids=PAGES)
+def test_links_lead_somewhere(page, text):
+    prose = re.sub(r"```.*?\n```|`[^`\n]*`", "", text, flags=re.DOTALL)
+    for link in LINK.finditer(prose):
+        there = (ROOT / page).parent / link["file"] if link["file"] else ROOT / page
+        assert there.exists(), link[0]
+        made = there.parent == ROOT / "docs" / "reference"  # its headings are made from docstrings
+        if link["anchor"] and not made:
+            assert link["anchor"] in anchors(there.read_text(encoding="utf-8")), link[0]
+
+
 @pytest.mark.parametrize(("page", "text"), PAGES.items(), ids=PAGES)
 def test_the_tables_are_those_of_the_results(page, text):
     """`python benchmarks/readme_tables.py` writes them."""

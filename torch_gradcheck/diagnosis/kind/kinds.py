@@ -149,8 +149,8 @@ def _compared(evidence: Evidence) -> str:
         return "no simple relation to the right gradient"
     length, cosine = float(np.linalg.norm(a) / np.linalg.norm(n)), float(np.dot(a, n) / norms)
     return (
-        f"no simple relation to the right gradient: it is {factor_in_words(length)} times as long, the cosine of the "
-        f"angle between them is {cosine:.6g}, and it is off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of it"
+        f"no simple relation to the right gradient: {factor_in_words(length)} times as long, at an angle with cosine "
+        f"{cosine:.6g}, off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of its length"
     )
 
 

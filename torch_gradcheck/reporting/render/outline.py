@@ -194,8 +194,15 @@ def culprit_in_words(facts: Facts) -> str | None:
 
 
 def _model_itself(facts: Facts) -> str:
-    compiled = bool(facts.notes) and facts.notes[0].startswith("the compiler (")
-    return "the compiled model" if compiled else "the model's own forward"
+    if facts.notes and facts.notes[0].startswith("the compiler ("):
+        return "the compiled model"
+    return "the model itself" if facts.place else "the model's own forward"
+
+
+def one_line(facts: Facts) -> str:
+    """Returns the headline, and the culprit where there is one."""
+    culprit = culprit_in_words(facts)
+    return headline(facts) if culprit is None else f"{headline(facts)}; culprit: {culprit}"
 
 
 def headline(facts: Facts) -> str:

@@ -1,4 +1,4 @@
-"""Pages of the repository that lie outside of docs/, for the site, and links to and from them."""
+"""What pages are in the site otherwise than in the repository: where they lie, their links, and titles of blocks."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ SOURCES = {page: source for source, page in PAGES.items()}
 LINK = re.compile(r"\[(?P<name>[^\]]+)\]\((?P<target>(?!\w+:)[^)#\s]+)(?P<anchor>#[^)]*)?\)")
 """A link to a file of the repository."""
 
+FENCE = re.compile(r"^```python (?P<options>\S.*)$", re.MULTILINE)
+"""The first line of a block of Python that has options for `tests/test_readme.py`."""
+
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds the pages."""
@@ -44,4 +47,11 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
             return link["name"] if "`" in link["name"] else f"`{link['name']}`"
         return f"[{link['name']}]({posixpath.relpath(there, posixpath.dirname(here) or '.')}{link['anchor'] or ''})"
 
-    return LINK.sub(led, markdown)
+    return FENCE.sub(_titled, LINK.sub(led, markdown))
+
+
+def _titled(fence: re.Match[str]) -> str:
+    """The name of the file that a block stands for, where it has one, becomes its title."""
+    options = dict(option.split("=") for option in fence["options"].split())
+    name = options.get("file") or options.get("script")
+    return f'```python title="{name}"' if name else "```python"
