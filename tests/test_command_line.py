@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -61,6 +62,9 @@ def is_interrupted():
 
 def asks(argument):
     return right()
+
+def returns_nothing():
+    right()
 
 def gives_one():
     return right()[:1]
@@ -183,12 +187,21 @@ NOT_CHECKED = {
     "raises_in_the_loss": "ZeroDivisionError: of mine",
     "leaves": "ended in SystemExit",
     "asks": "can be called without arguments: missing a required argument: 'argument'",
+    "returns_nothing": "got None (is its `return` missing?)",
     "gives_one": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 1",
     "forgets_the_batch": "must return (model, loss_fn, batch) or (function, inputs), got tuple of 2",
     "misnamed": "returned a mapping of ['kernel', 'inputs']: its keys must be",
     "many_targets": "batch does not fit loss_fn",
     "rigth": "no function 'rigth'; close names: right",
 }
+
+
+def test_a_written_report_says_by_which_command_it_was_made(file: Path) -> None:
+    words = [f"{file}:right", "--seed", "3", "--json", str(file.parent / "report.json")]
+    assert main(words) == 0
+    made = Report.load(file.parent / "report.json").provenance
+    assert made is not None
+    assert shlex.split(made.again) == ["torch-gradcheck", *words]
 
 
 @pytest.mark.parametrize("where", ["missing/report", ""], ids=["no directory", "a directory"])

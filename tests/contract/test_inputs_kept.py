@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tests.contract.entry import entry
 from tests.zoo.functions.case import normal
 from tests.zoo.functions.memory import OldSquare
+from tests.zoo.source import def_line
 from torch_gradcheck import check_function
 
 X = normal(3, 4, dtype=torch.float64)
@@ -75,7 +76,7 @@ def test_a_write_by_numpy_is_seen_and_told_with_the_forward() -> None:
     function = writing(by_numpy)
     found = entry("inputs_kept", function.apply, (X,))
     assert found.status == "failed"
-    line = function.forward.__code__.co_firstlineno
+    line = def_line(function.forward)
     assert found.message.endswith(f"(Writes.forward at tests/contract/test_inputs_kept.py:{line})")
 
 

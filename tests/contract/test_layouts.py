@@ -18,6 +18,7 @@ from tests.zoo.functions.memory import (
     ReadsInputMemory,
     ViewsGradient,
 )
+from tests.zoo.source import def_line
 
 X, W = normal(3, 4, dtype=torch.float64), normal(3, 4, seed=1, dtype=torch.float64)
 
@@ -132,7 +133,7 @@ def test_what_is_taken_for_contiguous_fails_with_argument_and_strides(function: 
 
 
 def test_a_backward_is_told_by_its_line() -> None:
-    line = RawWeight.backward.__code__.co_firstlineno
+    line = def_line(RawWeight.backward)
     assert entry("layouts", RawWeight.apply, (X, W)).message.endswith(
         f"as with a contiguous copy (RawWeight.backward at tests/contract/test_layouts.py:{line})"
     )

@@ -14,6 +14,7 @@ from tests.zoo.functions.case import normal
 from tests.zoo.functions.memory import OldSquare
 from tests.zoo.functions.state import Dropout, RoundsOtherwise, Stale
 from tests.zoo.functions.upstream import CrossEntropyScaledInPlace
+from tests.zoo.source import def_line
 from torch_gradcheck.contract.repeatable import repeatable
 
 X = normal(3, 4, dtype=torch.float64)
@@ -84,7 +85,7 @@ def test_backwards_that_differ_are_told_with_entry_and_line(function: Any) -> No
     found = entry("repeatable", function.apply, (X,))
     assert found.status == "failed"
     assert "the second gives another result: the gradient of x is " in found.message
-    line = function.backward.__code__.co_firstlineno
+    line = def_line(function.backward)
     assert f"({function.__name__}.backward at tests/contract/test_repeatable.py:{line})" in found.message
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from torch_gradcheck import Report, __version__, check_closure, check_function, check_module
+from torch_gradcheck import GradientMonitor, Report, __version__, check_closure, check_function, check_module
 from torch_gradcheck.pipeline import provenance
 from torch_gradcheck.pipeline.provenance import made_by
 from torch_gradcheck.reporting.facts import Provenance
@@ -73,6 +73,18 @@ def test_a_report_on_grad_a_closure_and_a_function_say_so_too() -> None:
     function = origin(check_function(torch.tanh, (X,), order=2))
     assert (function.model, function.again) == ("tanh", "check_function(function, inputs, order=2)")
     assert function.devices == ("cpu",)
+
+
+def test_a_report_of_a_monitor_says_which_step_it_was() -> None:
+    model = Model(2, 1)
+    loss = nn.MSELoss()
+    with GradientMonitor(model, loss, at=0, seed=3) as monitor:
+        loss(model(X), X[:, :1]).backward()
+        report = monitor.step((X, X[:, :1]))
+    assert report is not None
+    assert origin(report).again == "GradientMonitor(model, loss_fn, at=0, seed=3)"
+    assert report.in_grad is not None
+    assert report.in_grad.provenance is None, "which is part of it"
 
 
 def test_reports_of_one_seed_are_equal_whenever_they_were_made() -> None:

@@ -62,6 +62,23 @@ class Converts(nn.Module):
         return self.last(x.float())  # type: ignore[no-any-return]
 
 
+class Two(nn.Linear):
+    """Returns a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__(7, 3)
+
+    def forward(self, input: Tensor) -> Any:  # noqa: A002  as torch names it
+        return super().forward(input), input
+
+
+class Named(Two):
+    """Returns a mapping."""
+
+    def forward(self, input: Tensor) -> Any:  # noqa: A002
+        return {"scores": super().forward(input)[0]}
+
+
 class Reads(nn.Module):
     """Takes an array."""
 
@@ -178,6 +195,14 @@ REFUSED: dict[str, Case] = {
     "fewer labels": of_batch((X, Y[:3]), "loss_fn", "(5, 3)", "(3,) int64", "batch[1] of shape (3,)", kind=MisfitError),
     "targets of MSE": of_batch((X, torch.ones(5, 2)), "loss_fn (MSELoss)", "(5, 3)", "(5, 2)", loss_fn=nn.MSELoss()),
     "targets of BCE": of_batch((X, Y), "(BCEWithLogitsLoss)", "the same shape", loss_fn=nn.BCEWithLogitsLoss()),
+    "tuple of the model": of_batch(
+        (X, Y), "the model returned a tuple ([0] is", "(CrossEntropyLoss)", "loss(out[0]", model=Two()
+    ),
+    "mapping of the model": of_batch(
+        (X, Y), "the model returned a dict (['scores'] is", "loss(out['scores']", model=Named(), loss_fn=my_loss
+    ),
+    "tuple and MSE": of_batch((X, Y), "the model returned a tuple", "(MSELoss)", model=Two(), loss_fn=nn.MSELoss()),
+    "tuple and a builtin": of_batch(X, "the model returned a tuple", "(sum)", model=Two(), loss_fn=torch.sum),
     # what a loss function returns
     "loss and logits": of_loss(lambda y, _: (y.sum(), y), "loss_fn (lambda at", "a tuple (", "the loss alone", "[0]"),
     "logits and loss": of_loss(lambda y, _: [y, y.sum()], "a list (", "return the loss alone", "item [1]"),
@@ -301,7 +326,11 @@ def test_an_array_that_the_model_takes_goes_through() -> None:
     assert check_module(Reads(), LOSS, (X.numpy(), Y)).passed
 
 
-@pytest.mark.parametrize("batch", [(X[:, :6], Y), (X, Y + 3), (X.numpy(), Y), DataLoader(DATA)], ids=str)
+@pytest.mark.parametrize(
+    "batch",
+    [(X[:, :6], Y), (X, Y + 3), (X.numpy(), Y), DataLoader(DATA)],
+    ids=["features", "labels", "array", "loader"],
+)
 def test_a_refusal_leaves_all_as_it_was(batch: Any) -> None:
     model = net().train()
     before = Snapshot(model=model, batch=batch if isinstance(batch, tuple) else ())

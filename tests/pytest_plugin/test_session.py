@@ -146,7 +146,7 @@ def started(directory: Path, program: str) -> str:
 @pytest.mark.slow
 def test_workers_of_xdist_send_what_they_found(tmp_path):
     (tmp_path / "test_made.py").write_text(MADE + SEVERAL)
-    words = ["-p", "no:cacheprovider", *PLUGIN, "-n2", "--dist=load", "--color=yes", "--gradcheck-report=reports"]
+    words = ["-p", "no:cacheprovider", *PLUGIN, "-n1", "--color=yes", "--gradcheck-report=reports"]
 
     out = started(tmp_path, f"import pytest; pytest.main({words})")
 

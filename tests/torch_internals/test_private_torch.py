@@ -36,6 +36,7 @@ PYTHONS = {
     "_replace", "_fields", "_asdict",  # of named tuples
     "_lru_cache_wrapper", "_filters_mutated",  # of functools and warnings
     "_thread",  # a module
+    "_repr_png_",  # which notebooks ask for
 }  # fmt: skip
 
 

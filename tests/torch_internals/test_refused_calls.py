@@ -85,8 +85,18 @@ def test_torch_has_raised(function: Callable[[], object], name: str) -> None:
     assert name.rpartition(".")[2] in (call.function or "mm")
 
 
+class Unspeakable:
+    def __str__(self) -> str:
+        raise KeyError("no words")
+
+
+def raises_without_words() -> None:
+    raise ValueError(Unspeakable())
+
+
 OTHERS: dict[str, Callable[[], object]] = {
     "raise": raises,
+    "raise without words": raises_without_words,
     "raise after torch": raises_after_torch,
     "backward": in_a_backward,
     "list": lambda: [X].pop(3),

@@ -161,11 +161,12 @@ def trained(
                 optimizer.zero_grad()
     assert not monitor.errors, monitor.errors
     if checked:
-        told = [(row.grad_norm, row.update_norm) for row in monitor.history]
-        assert np.allclose([norm for norm, _ in told], wanted, rtol=1e-5), (told, wanted)
-        known = len(told) * (STEPS - 1) // STEPS  # that of the last step would need the other ranks in close()
-        assert np.allclose([update for _, update in told[:known]], updates[:known], rtol=1e-5), (told, updates)
-        assert {update for _, update in told[known:]} == {None}
+        told = monitor.history
+        assert np.allclose([row.grad_norm for row in told], wanted, rtol=1e-5), (told, wanted)
+        # Under FSDP2 the update of the last step would take all ranks in close(); else the first one measures it.
+        known = len(told) * (STEPS - 1) // STEPS if fully else len(told) * (rank == 0)
+        assert np.allclose([row.update_norm for row in told[:known]], updates[:known], rtol=1e-5), (told, updates)
+        assert {row.update_norm for row in told[known:]} <= {None}
     held = [each.full_tensor() if isinstance(each, DTensor) else each for each in model.state_dict().values()]
     return list(monitor.reports.values()), [each.clone() for each in held]
 

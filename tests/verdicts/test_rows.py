@@ -13,7 +13,7 @@ from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.objective.theta import ThetaEntry, theta_of
 from torch_gradcheck.reporting.facts import Pairs, ParameterReport, Status, Verdict
 from torch_gradcheck.verdicts.entry_check import EntryResults, Outcome
-from torch_gradcheck.verdicts.ratio import relative_error, relative_noise
+from torch_gradcheck.verdicts.ratio import relative_error, relative_error_and_noise
 from torch_gradcheck.verdicts.rows import compared_row, frozen_row, made_undecided
 from torch_gradcheck.verdicts.shown_entries import PLOTTED, PLOTTED_WRONG, WORST
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -272,5 +272,9 @@ def test_a_row_that_becomes_undecided_has_no_wrong_entries_to_plot() -> None:
 def test_error_bars_are_a_share_of_what_the_ratio_is_relative_to(
     analytic: list[float], numeric: list[float], error_bar: float, share: float
 ) -> None:
-    found = relative_noise(np.array(analytic), np.array(numeric), np.full(len(numeric), error_bar))
-    assert found == pytest.approx(share, nan_ok=True)
+    one, other = np.array(analytic), np.array(numeric)
+    for bars in (np.full(len(numeric), error_bar), np.broadcast_to(error_bar, len(numeric))):
+        with np.errstate(invalid="ignore"):
+            ratio, noise = relative_error_and_noise(one, other, bars)
+            assert ratio == pytest.approx(relative_error(one, other), abs=0, nan_ok=True)
+        assert noise == pytest.approx(share, nan_ok=True)

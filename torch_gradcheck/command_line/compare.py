@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from torch_gradcheck.command_line.exit_status import INTERRUPTED
 from torch_gradcheck.command_line.printing import print_to
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.comparison.comparison import Comparison
@@ -14,7 +15,7 @@ from torch_gradcheck.reporting.report import Report
 COMPARE = "compare"
 """The first word of the command; no target of a check, since that has a colon."""
 
-AS_BEFORE, BECAME_WRONG, COULD_NOT_READ, WORSE, INTERRUPTED = 0, 1, 2, 3, 130
+AS_BEFORE, BECAME_WRONG, COULD_NOT_READ, WORSE = 0, 1, 2, 3
 
 EPILOG = (
     "Exit status: 0 nothing became wrong, 1 a gradient became wrong, an entry of a contract broken, or a row is gone, "

@@ -1,4 +1,4 @@
-"""The exit statuses of a check from the shell."""
+"""The exit statuses of the command."""
 
 PASSED, MISMATCH, COULD_NOT_CHECK, NOT_PROVEN = 0, 1, 2, 3
 

@@ -18,8 +18,8 @@ DESCRIPTION = "Checks the gradients of a PyTorch model, or a function of tensors
 
 EPILOG = (
     "Exit status: 0 passed, 1 a gradient is wrong, that of a reference too, or the contract of a function broken, 2 it "
-    "could not be checked, 3 nothing is wrong and no gradient is proven right (with --strict: not every one is). "
-    "Started by torchrun, the processes share the check, and exit alike. "
+    "could not be checked, 3 nothing is wrong and no gradient is proven right (with --strict: not every one is), 130 "
+    "it was interrupted. Started by torchrun, the processes share the check, and exit alike. "
     "torch-gradcheck compare OLD.json NEW.json says what became of a check since a report that --json has written."
 )
 

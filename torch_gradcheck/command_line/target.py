@@ -57,10 +57,15 @@ def problem_of(target: str, result: Any) -> dict[str, Any]:
             if fits and isinstance(result[1], tuple | list | Mapping) == (names is FUNCTION_ARGUMENTS):
                 return dict(zip(names, result, strict=False))
     raise InvalidRequestError(
-        f"{target}() must return (model, loss_fn, batch) or (function, inputs), got {type(result).__name__}"
+        f"{target}() must return (model, loss_fn, batch) or (function, inputs), got {_in_words(result)}"
         f"{f' of {len(result)}' if isinstance(result, tuple | list) else ''}. Inputs are a tuple of positional "
         "arguments, (x,) for one, or a mapping of keyword arguments. A reference stands behind either."
     )
+
+
+def _in_words(result: Any) -> str:
+    """What the target's function returned, where it is no problem."""
+    return "None (is its `return` missing?)" if result is None else type(result).__name__
 
 
 def _functions_in(target: str) -> str:

@@ -32,7 +32,7 @@ class GradientRecord:
         finite: whether no entry of `.grad` is NaN or infinity.
         weight_norm: ‖w‖ of its weights before the update.
         update_norm: ‖Δw‖ of what the step did to the weights: until the next call of `step`, or `close`. 0 where the
-            optimizer did not step. None until then.
+            optimizer did not step. None until then, and on other ranks than the first of a model that is not sharded.
         update_ratio: ‖Δw‖ / ‖w‖; None also where all weights were 0.
         error_bar: the largest error bar of the numeric derivatives that `.grad` was compared with, in its unit.
         status: the word for its `.grad` in the report of the step, such as `match`; None where that step could not be

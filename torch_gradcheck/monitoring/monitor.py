@@ -94,8 +94,9 @@ class GradientMonitor:
         errors: step → why it could not be checked.
         history: for each step that was checked and each parameter a `GradientRecord`: the norm of `.grad`, the share of
             zeros in it, how far the optimizer then moved the weights, and more; see `GradientHistory`.
+        observations: gradients that vanish, explode or reach nothing, each with its layers; they change no verdict.
         summary: what came of it, in lines: steps that are wrong, that could not be checked, on which nothing was
-            proven, and those that were scheduled and never came.
+            proven, those that were scheduled and never came, and the observations.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
@@ -347,7 +348,7 @@ class GradientMonitor:
             self.reports[step] = report
             self._recorder.note_check(step, report)
             self._log.write_gradients(step, self._recorder.rows(step), report)
-            return self._react(step, GradientMismatchError(str(report)) if report.mismatches else None, report)
+            return self._react(step, GradientMismatchError(report.text()) if report.mismatches else None, report)
         finally:
             self._hook.detach()
             under_way.forget()

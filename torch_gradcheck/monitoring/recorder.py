@@ -18,7 +18,6 @@ from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import named_parameters
-from torch_gradcheck.torch_internals.sharded import is_sharded
 
 
 class Recorder:
@@ -38,6 +37,7 @@ class Recorder:
         self._aliases: dict[str, str] = {}
         self._before: dict[str, torch.Tensor] = {}
         self._awaited: int | None = None
+        self._is_sharded = False
 
     @property
     def history(self) -> GradientHistory:
@@ -69,9 +69,15 @@ class Recorder:
         for name, parameter in self._parameters(model, variables).items():
             self._rows[step][name] = record_of(step, name, parameter, scale)
 
-    def keep_weights(self, step: int, model: nn.Module) -> None:
-        """Keeps a copy of the weights, until the update of this step has been measured."""
-        self._awaited = step
+    def keep_weights(self, step: int, model: nn.Module, is_sharded: bool) -> None:
+        """Keeps a copy of the weights, until the update of this step has been measured.
+
+        Args:
+            step: its number.
+            model: what is trained, whole.
+            is_sharded: outside of this block each rank has a part of it only.
+        """
+        self._awaited, self._is_sharded = step, is_sharded
         rows = self._rows.get(step, {})
         if self._request.team.leads and rows:
             held = dict(named_parameters(model))
@@ -85,32 +91,39 @@ class Recorder:
             self._rows[step][name] = replace(row, error_bar=error_bar, status=str(found.status))
 
     def note_update(self, model: nn.Module, last: bool = False) -> int | None:
-        """Measures the update of the step that awaits it; the number of that step, None without one.
+        """Measures the update of the step that awaits it; the number of that step, None where there is nothing to tell.
 
-        Collective, where several ranks train the model: all of them come here at the same call of `step`.
+        Ranks talk to each other only where a model is sharded: they come here at the same call of `step`, or not at
+        all where it is the last.
 
         Args:
             model: what is trained.
-            last: the run is over, and other ranks may not come here: with several of them nothing is measured.
+            last: the run is over on this rank.
         """
-        step, team = self._awaited, self._request.team
+        step, self._awaited = self._awaited, None
         if step is None:
             return None
-        self._awaited = None
-        if last and (team.size > 1 or any(map(is_sharded, model.parameters()))):
+        try:
+            norms = self._measured(model, last)
+        finally:
             self._before = {}
-            return None
-        with team.together(), assembled(model):
-            norms = team.exchanged(self._update_norms(model))[LEADER]
-        self._before = {}
-        rows = self._rows[step]
         for name, norm in norms.items():
-            ratio = norm / rows[name].weight_norm if rows[name].weight_norm else None
-            rows[name] = replace(rows[name], update_norm=norm, update_ratio=ratio)
-        return step
+            row = self._rows[step][name]
+            ratio = norm / row.weight_norm if row.weight_norm else None
+            self._rows[step][name] = replace(row, update_norm=norm, update_ratio=ratio)
+        return step if norms else None
+
+    def _measured(self, model: nn.Module, last: bool) -> dict[str, float]:
+        """Parameter's name → the norm of its update; on the leading rank, or on all where the model is sharded."""
+        if not self._is_sharded:
+            return self._update_norms(model)
+        if last:
+            return {}
+        with self._request.team.together() as team, assembled(model):
+            return team.exchanged(self._update_norms(model))[LEADER]
 
     def _update_norms(self, model: nn.Module) -> dict[str, float]:
-        held = dict(named_parameters(model))
+        held = dict(named_parameters(model)) if self._before else {}
         return {
             name: distance(held[name], before)
             for name, before in self._before.items()

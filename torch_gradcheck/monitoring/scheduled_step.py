@@ -18,6 +18,7 @@ from torch_gradcheck.monitoring.joined import joined
 from torch_gradcheck.monitoring.recorder import Recorder
 from torch_gradcheck.objective.loss import Loss, MeanLoss
 from torch_gradcheck.pipeline.backward import check_backward
+from torch_gradcheck.pipeline.provenance import with_provenance
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request, positive_number
 from torch_gradcheck.torch_internals.optimizers import has_unscaled
@@ -118,9 +119,11 @@ class ScheduledStep:
         with request.team.together(), assembled(self._model, loss.holders) as whole:
             recorder.note_gradients(number, self._model, loss.variables, step.scale)
             try:
-                return whole.told(self._judged(step_of_all(request, self._model, loss, step)))
+                report = whole.told(self._judged(step_of_all(request, self._model, loss, step)))
+                call = f"GradientMonitor(model, loss_fn, at={number})"
+                return with_provenance(report, call, self._model, request)
             finally:
-                recorder.keep_weights(number, self._model)
+                recorder.keep_weights(number, self._model, is_sharded=bool(step.shards))
 
     def _judged(self, step: TrainingStep) -> Report:
         request, window = self._request, step.window

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -33,6 +34,10 @@ def refuse_no_batch(batch: Any) -> None:
     for why in [_why_no_batch(batch), *[_why_many(name, value) for name, value in _places("batch", batch, DEPTH)]]:
         if why:
             raise InvalidRequestError(why)
+
+
+def refuse_without_numbers(batch: Any) -> None:
+    """Raises InvalidRequestError where a batch holds a tensor that has no numbers to compute with."""
     for place, tensor in tensors_in(batch, objects=True):
         if tensor.is_meta:
             raise InvalidRequestError(f"batch{place} is on the meta device, which has no numbers: {WITH_NUMBERS}")
@@ -60,7 +65,7 @@ def _why_no_batch(batch: Any) -> str:
     """Why something that is called, or trains, is no batch; "" of anything else."""
     if inspect.isroutine(batch):
         what = in_words(batch)
-    elif isinstance(batch, nn.Module | torch.optim.Optimizer | type):
+    elif isinstance(batch, nn.Module | torch.optim.Optimizer | type | ModuleType):
         what = of_value(batch)
     else:
         return ""

@@ -76,7 +76,7 @@ def in_words(function: Callable[..., Any]) -> str:
 
 def of_tensor(tensor: torch.Tensor) -> str:
     """A tensor by its shape, with its dtype where that is not floating, and its device where that is not the CPU."""
-    shape = str(tuple(tensor.shape))
+    shape = "(nested)" if tensor.is_nested else str(tuple(tensor.shape))
     dtype = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
     return f"{shape}{dtype}{'' if tensor.device.type == 'cpu' else f' on {tensor.device}'}"
 
@@ -85,8 +85,8 @@ def of_value(value: Any) -> str:
     """A value by what it is, as "a tensor of shape (5, 2)", "a float", "None"."""
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {of_tensor(value)}"
-    if value is None:
-        return "None"
+    if value is None or isinstance(value, bytes):
+        return "None" if value is None else "bytes"
     kind = type(value).__name__
     if isinstance(value, np.ndarray | np.generic):
         return f"a numpy array of shape {value.shape}" if isinstance(value, np.ndarray) else f"a numpy {kind}"

@@ -14,8 +14,9 @@ from torch_gradcheck.borrowing.captures import captures_of
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.batch import BatchCopy
-from torch_gradcheck.objective.batch_kinds import refuse_no_batch
+from torch_gradcheck.objective.batch_kinds import refuse_no_batch, refuse_without_numbers
 from torch_gradcheck.objective.given import Given, in_words, of_batch
+from torch_gradcheck.objective.refusals import raise_any, refused_output
 from torch_gradcheck.objective.signatures import counted, misfit
 from torch_gradcheck.objective.variables import (
     Variable,
@@ -97,12 +98,18 @@ class ModuleLoss:
 
     def at(self, dtype: torch.dtype | None) -> Compute:
         """See `Loss.at`."""
+        refuse_without_numbers(self.batch)
         copy = BatchCopy(self.batch, dtype, self.variables)
 
         def compute() -> Any:
             fresh = copy.fresh()
             inputs, targets = (fresh[0], fresh[1:]) if _is_sequence(fresh) else (fresh, ())
-            return _fitting("loss_fn", self.loss_fn, (_called(self.model, inputs), *targets), {})
+            output = _called(self.model, inputs)
+            try:
+                return _fitting("loss_fn", self.loss_fn, (output, *targets), {})
+            except (TypeError, AttributeError) as error:
+                raise_any(refused_output(error, output, self.given), error)
+                raise
 
         return compute
 

@@ -18,7 +18,7 @@ from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS, Objective
 from torch_gradcheck.objective.overflow import OverflowWatch
-from torch_gradcheck.objective.refusals import refusal
+from torch_gradcheck.objective.refusals import raise_any, refusal
 from torch_gradcheck.objective.scripted import fixed_to_a_precision
 from torch_gradcheck.objective.second_order import Slope
 from torch_gradcheck.objective.variables import Variable
@@ -75,12 +75,8 @@ def preflighted(
     try:
         objective.loss = objective.record_evaluation()
     except Exception as error:
-        if (why := _refusal(objective, error)) is None:
-            raise
-        try:
-            raise why from error
-        finally:
-            del why  # which refers to this frame
+        raise_any(_refusal(objective, error), error)
+        raise
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
     if objective.held is not None and not objective.held.values:

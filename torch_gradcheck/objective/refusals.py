@@ -16,15 +16,24 @@ from torch import nn
 
 from torch_gradcheck.errors import GradcheckError, MisfitError
 from torch_gradcheck.objective.given import Given, of_tensor, of_value
-from torch_gradcheck.objective.nested import tensors_in
+from torch_gradcheck.objective.nested import children_of, tensors_in
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.wants import wants_of, wants_of_function
 from torch_gradcheck.torch_internals.code_lines import raising_line
 from torch_gradcheck.torch_internals.modules import calls_in_traceback, named_modules
-from torch_gradcheck.torch_internals.refused_calls import RefusedCall, may_be_torchs, raises_itself, refused_call
+from torch_gradcheck.torch_internals.refused_calls import (
+    RefusedCall,
+    comes_from_torch,
+    may_be_torchs,
+    raises_itself,
+    refused_call,
+)
 
 LONGEST = 60
 """Letters of a layer's own words, as "Linear(in_features=8, out_features=16, bias=True)", that a refusal repeats."""
+
+InWords = Callable[[Sequence[Any], Mapping[str, Any]], str]
+"""Tells of positional and keyword arguments."""
 
 MOST = 4
 """How many arguments of a call it tells of."""
@@ -51,6 +60,43 @@ def refusal(error: Exception, again: Callable[[], object], model: nn.Module, giv
     return None
 
 
+def raise_any(why: Exception | None, error: Exception) -> None:
+    """Raises the one exception from the other, if there is one; no frame holds on to it then."""
+    try:
+        if why is not None:
+            raise why from error
+    finally:
+        del why, error
+
+
+def refused_output(error: Exception, output: Any, given: Given) -> MisfitError | None:
+    """The error to raise where torch, called by the loss function, cannot take what the model returns; else None.
+
+    Args:
+        error: what the loss function has raised.
+        output: what the model has returned.
+        given: what the caller gave.
+    """
+    if isinstance(error, GradcheckError) or isinstance(output, torch.Tensor) or not comes_from_torch(error):
+        return None
+    kind, said = type(output).__name__, _first_line(error)
+    if kind not in said:
+        return None
+    inside, part = _parts(output)
+    return MisfitError(
+        f"the model returned {of_value(output)}{inside}, which {given.named} cannot take ({said}): give a loss_fn that "
+        f"picks what it needs, as `lambda out, *targets: loss(out{part}, *targets)`."
+    )
+
+
+def _parts(output: Any) -> tuple[str, str]:
+    """What a tuple or mapping holds, and how its first part is taken from it."""
+    inside = children_of(output)[:MOST]
+    if not inside:
+        return "", ".logits"
+    return f" ({', '.join([f'{path} is {of_value(each)}' for path, each in inside])})", inside[0][0]
+
+
 def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Given) -> str:
     """Where torch refused, what it was given there, what it wants, its own words, and the batch."""
     says = f"(torch says: {_first_line(error)})."
@@ -61,12 +107,13 @@ def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Give
     names = {id(module): name for name, module in named_modules(model)}
     inner = calls[-1] if calls and id(calls[-1].module) in names else None
     place = given.named if inner is None else _place(names[id(inner.module)], inner.module)
+    given_as = _kinds if isinstance(error, TypeError) else _given
     if inner is not None and _is_torchs(inner.module):
-        told = f"{place} was given {_given(inner.args, inner.kwargs)}{wants_of(inner.module, inner.args)}"
+        told = f"{place} was given {given_as(inner.args, inner.kwargs)}{wants_of(inner.module, inner.args)}"
     elif _is_itself(call, given):
-        told = f"{place} was given {_given(call.args, call.kwargs)}"
+        told = f"{place} was given {given_as(call.args, call.kwargs)}"
     else:
-        told = f"{place}{_at_line(error, place)} calls {_of_function(call)}"
+        told = f"{place}{_at_line(error, place)} calls {_of_function(call, given_as)}"
     handed = f" The check was given {given.shapes}." if given.shapes else ""
     return f"{told} {says}{handed}"
 
@@ -105,20 +152,26 @@ def _at_line(error: Exception, place: str) -> str:
     return "" if line is None or str(line) in place else f", at {line},"
 
 
-def _of_function(call: RefusedCall) -> str:
-    """A function of torch's, what it was given and what it wants."""
+def _of_function(call: RefusedCall, given_as: InWords) -> str:
+    """A function of torch's, what it was given and, where that is tensors, what it wants."""
     if not call.function:
         return "torch"
-    arguments = _given(call.args, call.kwargs) if call.args or call.kwargs else ""
-    tensors = _tensors(call.args, call.kwargs)
-    return f"{call.function}{arguments and f', which was given {arguments}'}{wants_of_function(call.function, tensors)}"
+    arguments = given_as(call.args, call.kwargs) if call.args or call.kwargs else ""
+    wants = wants_of_function(call.function, _tensors(call.args, call.kwargs)) if given_as is _given else ""
+    return f"{call.function}{arguments and f', which was given {arguments}'}{wants}"
+
+
+def _kinds(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    """The arguments of a call by what they are: "a tuple and a tensor of shape (32,) int64"."""
+    given = [of_value(each) for each in [*args, *kwargs.values()] if each is not None]
+    return " and ".join(given[:MOST]) or "nothing"
 
 
 def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The arguments of a call: "an input of shape (32, 7)", "tensors of shapes (32, 7) and (8, 16)", "a list"."""
     shapes = [of_tensor(each) for each in _tensors(args, kwargs)]
     if not shapes:
-        return " and ".join([of_value(each) for each in [*args, *kwargs.values()][:MOST]]) or "nothing"
+        return _kinds(args, kwargs)
     return f"an input of shape {shapes[0]}" if len(shapes) == 1 else f"tensors of shapes {' and '.join(shapes[:MOST])}"
 
 

@@ -104,7 +104,10 @@ def wants_of_function(name: str, tensors: list[torch.Tensor]) -> str:
 def _of_targets(output: torch.Tensor, target: torch.Tensor) -> str:
     """The figures of a classification: classes of the output, kind and range of the targets."""
     classes = output.shape[1] if output.dim() > 1 else output.shape[0] if output.dim() else 0
-    if target.is_floating_point():
+    if target.is_floating_point() and target.dim() < output.dim():
         return f": {classes} classes, and targets in floating point of shape {of_tensor(target)}: convert by .long()"
-    found = f", and targets from {int(target.min())} to {int(target.max())}" if target.numel() else ""
+    has_range = target.numel() and not (
+        target.is_floating_point() or target.is_complex() or target.is_sparse or target.is_quantized
+    )
+    found = f", and targets from {int(target.min())} to {int(target.max())}" if has_range else ""
     return f": {classes} classes{found}"

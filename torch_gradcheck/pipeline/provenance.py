@@ -22,7 +22,7 @@ from torch_gradcheck.precision.dtypes import name_of
 from torch_gradcheck.reporting.facts import Provenance
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import TOLERANCES, Request
-from torch_gradcheck.torch_internals.modules import uncompiled
+from torch_gradcheck.torch_internals.modules import plain_names, uncompiled
 from torch_gradcheck.version import __version__
 
 
@@ -38,7 +38,7 @@ def with_provenance(
         request: the options.
         inputs: the tensors that a function was given.
     """
-    options = [f", {option}" for option in _options(request, is_of_model="model" in call)]
+    options = [f", {option}" for option in _options(_by_plain_names(request, checked), is_of_model="model" in call)]
     return replace(report, provenance=_provenance(checked, inputs, f"{call[:-1]}{''.join(options)})"))
 
 
@@ -68,6 +68,14 @@ def _provenance(checked: Callable[..., Any], inputs: Any, again: str) -> Provena
         processor=_processor(),
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
+
+
+def _by_plain_names(request: Request, checked: Callable[..., Any]) -> Request:
+    """The options with patterns as they would be of a model that is not compiled, whose names the report has."""
+    if not isinstance(checked, nn.Module):
+        return request
+    plain = plain_names(checked)
+    return replace(request, include=tuple(map(plain, request.include)), exclude=tuple(map(plain, request.exclude)))
 
 
 def _options(request: Request, is_of_model: bool) -> list[str]:

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from torch_gradcheck.planting.table import table
+from torch_gradcheck.planting.page import page
+from torch_gradcheck.planting.table import Hidden, table
 from torch_gradcheck.reporting.render.terminal import page_of
 
 
@@ -62,9 +63,18 @@ class BlindSpots:
         return len(self.rows)
 
     def __str__(self) -> str:
-        where = f"mode {self.mode}, seed {self.seed}" + (f", perturb {self.perturb:g}" if self.perturb else "")
-        hidden = [(row.module, row.fault, row.reason) for row in self.hidden]
-        return table(hidden, len(self.rows), where, self.notes, page_of(sys.stdout))
+        return table(self._told, len(self.rows), self._where, self.notes, page_of(sys.stdout))
+
+    def _repr_html_(self) -> str:
+        return page(self._told, len(self.rows), self._where, self.notes)
+
+    @property
+    def _told(self) -> list[Hidden]:
+        return [(row.module, row.fault, row.reason) for row in self.hidden]
+
+    @property
+    def _where(self) -> str:
+        return f"mode {self.mode}, seed {self.seed}" + (f", perturb {self.perturb:g}" if self.perturb else "")
 
     def to_dict(self) -> dict[str, object]:
         """Every field, and the score, in dicts, lists, strings, numbers and booleans, as JSON can hold them."""

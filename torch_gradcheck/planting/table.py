@@ -36,12 +36,16 @@ def table(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[st
         notes: one sentence each.
         page: that it is laid out for.
     """
-    found = planted - len(hidden)
-    headline = styled(f"{found:,} of {planted:,} faults would be found", "yellow" if hidden else "green")
+    headline = styled(outcome(planted - len(hidden), planted), "yellow" if hidden else "green")
     sections = [rendered([headline, styled(where, "dim")], page)]
     sections.append(rendered(_lines(hidden), page, is_table=True))
     sections.append(rendered(_notes(notes), page))
     return "\n\n".join(section for section in sections if section)
+
+
+def outcome(found: int, planted: int) -> str:
+    """The first line: how many of the faults would be found."""
+    return f"{found:,} of {planted:,} faults would be found"
 
 
 def _lines(hidden: Sequence[Hidden]) -> Iterator[RenderableType]:
@@ -53,15 +57,15 @@ def _lines(hidden: Sequence[Hidden]) -> Iterator[RenderableType]:
     lines = Table(box=SIMPLE_HEAD, padding=(0, 2, 0, 0), show_edge=False, pad_edge=False)
     for header, ratio in (("module", 3), ("would not be found", 5), ("because", 5)):
         lines.add_column(header, overflow="fold", ratio=ratio)
-    together = _together(hidden)
-    for module, faults, reason in together[:MANY]:
+    joined = together(hidden)
+    for module, faults, reason in joined[:MANY]:
         lines.add_row(module or "the model", faults, reason)
     yield lines
-    if len(together) > MANY:
-        yield f"and {len(together) - MANY} more lines; to_dict() has them all"
+    if len(joined) > MANY:
+        yield f"and {len(joined) - MANY} more lines; to_dict() has them all"
 
 
-def _together(hidden: Sequence[Hidden]) -> list[Hidden]:
+def together(hidden: Sequence[Hidden]) -> list[Hidden]:
     """The rows, those of one module for one reason joined to one."""
     faults: dict[tuple[str, str], list[str]] = {}
     for module, fault, reason in hidden:

@@ -1,6 +1,8 @@
 """The plugin that pytest loads: the fixture `gradcheck`, its options, and what is told at the end.
 
 Neither torch nor anything else that is large is imported before a test uses the fixture.
+
+PYTEST_DONT_REWRITE: there are no assertions here, and a process that runs several sessions has it already.
 """
 
 from __future__ import annotations

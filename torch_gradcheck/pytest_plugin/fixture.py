@@ -23,6 +23,9 @@ FAILURES = pytest.StashKey[list[Failure]]()
 OUTCOMES = pytest.StashKey[list[Outcome]]()
 """What the checks of the test have found since its last report."""
 
+LONGEST = 300
+"""Characters of an error that are kept beside the outcomes."""
+
 
 class GradcheckFixture:
     """Checks gradients in a test: `gradcheck(model, loss_fn, batch)`, `.closure(...)` and `.function(...)`.
@@ -84,7 +87,7 @@ class GradcheckFixture:
 
     def _end(self, error: Exception) -> None:
         """Notes that a check has come to no report, and points the error to the user's own code."""
-        what = str(error).partition("\n")[0]
+        what = str(error).partition("\n")[0][:LONGEST]
         ended = f"not checked: {type(error).__name__}: {what}"
         self._note(Outcome(self._node.nodeid, self._checks, ended, passed=False, is_report=False))
         if not self._settings.shows_all_frames:

@@ -17,10 +17,8 @@ OURS = str(Path(torch_gradcheck.__file__).parent)
 PLUGIN = str(Path(__file__).parent)
 """The folder of the plugin."""
 
-BETWEEN = (functools.__file__, contextlib.__file__, str(Path("torch", "_ops.py")))
-"""Ends of the names of files whose frames are there because ours call them: cached properties, context managers, and
-operations of torch that a dispatch mode runs.
-"""
+BETWEEN = (functools.__file__, contextlib.__file__)
+"""Files whose frames are there because ours call them: cached properties and context managers."""
 
 
 def without_ours(error: BaseException) -> None:
@@ -78,10 +76,16 @@ def _users(entries: Sequence[TracebackType]) -> list[TracebackType]:
     """The entries that are not ours, nor called by ours to get from one to another."""
     kept, is_behind_ours = [], False
     for entry in entries:
-        is_behind_ours = _is_in(OURS, entry) or (is_behind_ours and entry.tb_frame.f_code.co_filename.endswith(BETWEEN))
+        is_behind_ours = _is_in(OURS, entry) or (is_behind_ours and _is_between(entry))
         if not is_behind_ours:
             kept.append(entry)
     return kept
+
+
+def _is_between(entry: TracebackType) -> bool:
+    """Whether a frame behind ours is one of `BETWEEN`, or an operation of torch, which lie at the top of its folder."""
+    file = entry.tb_frame.f_code.co_filename
+    return file in BETWEEN or Path(file).parent.name == "torch"
 
 
 def _forget_causes_of_ours(error: BaseException) -> None:

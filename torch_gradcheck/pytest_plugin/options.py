@@ -162,7 +162,7 @@ def _options_of(check: Callable[..., Any]) -> set[str]:
 
 def _refuse_unknown(given: Mapping[str, Any], known: set[str], whose: str) -> None:
     """Raises where a keyword is not known; names the closest, and all there are."""
-    for name in given.keys() - known:
+    for name in sorted(given.keys() - known):
         close = get_close_matches(name, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise torch_gradcheck.InvalidRequestError(

@@ -68,6 +68,11 @@ def _unproven(report: torch_gradcheck.Report) -> list[str]:
     return [f"not proven: {', '.join(names[:NAMED])}{more}"] if report.passed else []
 
 
+def named(outcome: Outcome) -> str:
+    """The test and, where it has several, which of its checks this is."""
+    return outcome.test if outcome.number == 1 else f"{outcome.test}, check {outcome.number}"
+
+
 def attach(outcomes: list[Outcome], report: pytest.TestReport) -> None:
     """Has a test report of pytest carry outcomes, from process to process too, and takes them off the list."""
     if outcomes:

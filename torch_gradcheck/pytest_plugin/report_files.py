@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.outcome import Outcome
+from torch_gradcheck.pytest_plugin.outcome import Outcome, named
 
 LONGEST = 100
 """Characters of a test's id that the name of its files has."""
@@ -26,10 +26,10 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 table { border-collapse: collapse; width: 100%; }
 td, th { border-bottom: 1px solid #8884; padding: .35rem .7rem .35rem 0; text-align: left; vertical-align: top; }
-td.test { font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
-.passed { color: #1a7f37; }
-.failed { color: #cf222e; }
-@media (prefers-color-scheme: dark) { .passed { color: #56d364; } .failed { color: #ff7b72; } }
+td.test { min-width: 24rem; font-family: ui-monospace, monospace; overflow-wrap: anywhere; }
+.passed, .failed { color: #fff; border-radius: .3rem; padding: .05rem .5rem; }
+.passed { background: #00795c; }
+.failed { background: #c03d00; }
 """
 
 
@@ -81,14 +81,15 @@ def _page(outcomes: Sequence[Outcome]) -> str:
 
 def _rows(outcomes: Iterable[Outcome]) -> list[str]:
     return [
-        f'<tr><td class="{"passed" if outcome.passed else "failed"}">{"✓" if outcome.passed else "✗"}</td>'
-        f'<td class="test">{_linked(outcome)}</td><td>{escape(outcome.said)}</td><td>{_json(outcome)}</td></tr>'
+        f'<tr><td><span class="{word}">{word}</span></td><td class="test">{_linked(outcome)}</td>'
+        f"<td>{escape(outcome.said)}</td><td>{_json(outcome)}</td></tr>"
         for outcome in outcomes
+        for word in ("passed" if outcome.passed else "failed",)
     ]
 
 
 def _linked(outcome: Outcome) -> str:
-    title = escape(outcome.test if outcome.number == 1 else f"{outcome.test}, check {outcome.number}")
+    title = escape(named(outcome))
     return f'<a href="{quote(outcome.file)}.html">{title}</a>' if outcome.file else title
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from torch_gradcheck.pytest_plugin.failure import colour
 from torch_gradcheck.pytest_plugin.options import Settings
-from torch_gradcheck.pytest_plugin.outcome import Outcome, attached
+from torch_gradcheck.pytest_plugin.outcome import Outcome, attached, named
 from torch_gradcheck.pytest_plugin.report_files import write_index
 
 
@@ -55,10 +55,12 @@ class GradcheckSession:
                 colour(report)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Says what the checks have found; nothing where no test has checked anything."""
+        """Says what the checks have found, with -v each on a line; nothing where no test has checked anything."""
         if not self.outcomes:
             return
         terminalreporter.ensure_newline()
+        for outcome in self.outcomes if self._config.getoption("verbose") > 0 else ():
+            terminalreporter.write_line(f"gradcheck: {named(outcome)}: {outcome.said}")
         terminalreporter.write_line(counted(self.outcomes))
         if self._settings.directory is not None:
             terminalreporter.write_line(f"gradcheck: reports in {self._settings.directory}")

@@ -16,7 +16,7 @@ from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.plots.report_figure import figure_of
 from torch_gradcheck.reporting.render.html import html
 from torch_gradcheck.reporting.render.json_report import as_dict, as_json
-from torch_gradcheck.reporting.render.outline import MAX_ROWS, culprit_in_words, headline, ratio_in_words
+from torch_gradcheck.reporting.render.outline import MAX_ROWS, headline, one_line, ratio_in_words
 from torch_gradcheck.reporting.render.terminal import Page, page_of
 from torch_gradcheck.reporting.render.text import text
 from torch_gradcheck.reporting.saving import save
@@ -42,8 +42,7 @@ class Report(Facts):
     @property
     def one_line(self) -> str:
         """The headline, and the culprit where there is one: "gradients WRONG in 2 of 4 parameters; culprit: norm"."""
-        culprit = culprit_in_words(self)
-        return f"{self.headline}; culprit: {culprit}" if culprit else self.headline
+        return one_line(self)
 
     def raise_if_failed(self, strict: bool = False) -> None:
         """Raises if a gradient or the contract is wrong, or nothing was proven; the text of the error is the table.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import linecache
 import os
 import sys
 import sysconfig
@@ -17,6 +18,9 @@ INSTALLED = {name: Path(sysconfig.get_path(name)).resolve() for name in ("pureli
 
 FOREIGN = tuple(str(Path(path).resolve()) for path in (torch.__path__[0], Path(__file__).parents[1]))
 """Torch and this package: their lines tell the user nothing."""
+
+LONGEST_DECORATORS = 20
+"""Lines that the decorators of a function may take; below more of them its `def` is not looked for."""
 
 STANDARD_LIBRARY = str(Path(sysconfig.get_path("stdlib")).resolve())
 
@@ -70,20 +74,31 @@ def raising_line(error: BaseException) -> CodeLine | None:
 
 
 def defining_line(function: object) -> CodeLine | None:
-    """The line on which a function, method or class starts, decorators first; None where Python does not know it.
+    """The line of the `def` of a function or method, the first one of a class; None where Python does not know it.
 
     What `functools.wraps` or `functools.partial` have wrapped is found, and the `__call__` of an object with one.
     """
     function = _innermost(function)
     code = getattr(function, "__code__", None)
     if isinstance(code, CodeType):  # `inspect` would look for the source, and may find that of another file
-        return CodeLine(code.co_filename, code.co_firstlineno)
+        return CodeLine(code.co_filename, _line_of_def(code))
     try:
         file = inspect.getsourcefile(function)  # type: ignore[arg-type]
         _, line = inspect.getsourcelines(function)  # type: ignore[arg-type]
     except (TypeError, OSError):
         return None
     return CodeLine(file, line or 1) if file else None
+
+
+def _line_of_def(code: CodeType) -> int:
+    """The line of the `def` below a function's decorators; where the source is not there, the first one of these."""
+    first = code.co_firstlineno
+    lines = [linecache.getline(code.co_filename, first + k).strip() for k in range(LONGEST_DECORATORS)]
+    if lines[0].startswith("@"):
+        for number, line in enumerate(lines):
+            if line.startswith((f"def {code.co_name}(", f"async def {code.co_name}(", f"def {code.co_name}[")):
+                return first + number
+    return first
 
 
 def users_line_of(function: object) -> CodeLine | None:

@@ -83,13 +83,20 @@ def may_be_torchs(error: BaseException) -> bool:
     False where memory ran out, where a device failed, where torch speaks of graphs, and where code that is not of its
     operations and layers says `raise`.
     """
-    said = str(error)
-    if type(error) not in KINDS or is_out_of_memory(error) or said.startswith(OF_A_DEVICE):
-        return False
     codes = [each.tb_frame.f_code for each in _traces(error)]
-    if not codes or RUNS_A_BACKWARD in [code.co_name for code in codes] or any(words in said for words in OF_GRAPHS):
+    if type(error) not in KINDS or not codes or RUNS_A_BACKWARD in [code.co_name for code in codes]:
         return False
-    return _is_of_operations(codes[-1]) or not raises_itself(error)
+    if raises_itself(error) and not _is_of_operations(codes[-1]):
+        return False
+    said = str(error)  # only now: the text of an error that the user raises may be the user's code
+    is_of_other_things = said.startswith(OF_A_DEVICE) or any(words in said for words in OF_GRAPHS)
+    return not is_of_other_things and not is_out_of_memory(error)
+
+
+def comes_from_torch(error: BaseException) -> bool:
+    """Whether the innermost Python function that an exception has come through is torch's, or it says that it is."""
+    codes = [each.tb_frame.f_code for each in _traces(error)]
+    return bool(codes) and (_is_of_operations(codes[-1]) or OF_ARGUMENTS.match(str(error)) is not None)
 
 
 def _is_of_operations(code: CodeType) -> bool:

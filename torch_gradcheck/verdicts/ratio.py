@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -25,7 +25,25 @@ def relative_error(analytic: Floats, numeric: Floats) -> float:
 
 def relative_error_over(pairs: Iterable[tuple[Floats, Floats]]) -> float:
     """Ng's ratio over several tensors as one vector, from the norms of each: the vector is never built."""
-    lengths = np.array([_lengths(analytic, numeric) for analytic, numeric in pairs]).reshape(-1, 3)
+    return _ratio([_lengths(analytic, numeric) for analytic, numeric in pairs])
+
+
+def relative_error_and_noise(analytic: Floats, numeric: Floats, error_bar: Floats) -> tuple[float, float]:
+    """Ng's ratio, and what error bars explain of it: ‖error bars‖₂ / (‖approx‖₂ + ‖grad‖₂), NaN where both are 0.
+
+    Args:
+        analytic: shape (N,), the gradient on trial.
+        numeric: shape (N,), what it is compared with.
+        error_bar: shape (N,), how far each entry may be off; infinite where nothing is known.
+    """
+    lengths = _lengths(analytic, numeric)
+    size = lengths[1] + lengths[2]
+    return _ratio([lengths]), _length(error_bar) / size if 0 < size < math.inf else math.nan
+
+
+def _ratio(lengths_of_each: Sequence[tuple[float, float, float]]) -> float:
+    """Ng's ratio from the lengths of the difference, of the gradient and of the right one, of each tensor."""
+    lengths = np.array(lengths_of_each).reshape(-1, 3)
     # Divided by the largest length first: squares of lengths of 1e-200 would all be zero.
     scale = float(np.max(lengths, initial=0.0))
     if scale == 0.0:
@@ -34,21 +52,16 @@ def relative_error_over(pairs: Iterable[tuple[Floats, Floats]]) -> float:
     return float(off / (approx + grad))
 
 
-def relative_noise(analytic: Floats, numeric: Floats, error_bar: Floats) -> float:
-    """‖error bars‖₂ / (‖approx‖₂ + ‖grad‖₂): what error bars explain of Ng's ratio; NaN where both are 0.
-
-    Args:
-        analytic: shape (N,), the gradient on trial.
-        numeric: shape (N,), what it is compared with.
-        error_bar: shape (N,), how far each entry may be off; infinite where nothing is known.
-    """
-    with np.errstate(all="ignore"):
-        _, grad, approx = _lengths(analytic, numeric)
-        size = grad + approx
-        if not 0 < size < math.inf:
-            return math.nan
-        shares = [error_bar[block] / size for block in blocks(len(error_bar))]
-        return math.sqrt(sum([float(share @ share) for share in shares]))
+def _length(values: Floats) -> float:
+    """‖values‖₂ of numbers that are not negative, a block at a time; infinite where one is."""
+    scale = float(np.max(values, initial=0.0))
+    if scale == 0.0 or not math.isfinite(scale) or not any(values.strides):
+        return scale * math.sqrt(len(values)) if scale else 0.0
+    total = 0.0
+    for block in blocks(len(values)):
+        part = values[block] / scale
+        total += float(part @ part)
+    return scale * math.sqrt(total)
 
 
 def _lengths(analytic: Floats, numeric: Floats) -> tuple[float, float, float]:

@@ -16,7 +16,7 @@ from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Role, Status, Verdict
 from torch_gradcheck.reporting.words import LossWords, listed, noun, tolerance_in_words
 from torch_gradcheck.verdicts.entry_check import Outcome
-from torch_gradcheck.verdicts.ratio import relative_error, relative_error_over, relative_noise
+from torch_gradcheck.verdicts.ratio import relative_error, relative_error_and_noise, relative_error_over
 from torch_gradcheck.verdicts.shown_entries import STATUS, coordinates_of, furthest_entries, how_far_off, pairs_of
 from torch_gradcheck.verdicts.trial import ParameterTrial
 
@@ -69,7 +69,9 @@ def frozen_row(entry: ThetaEntry) -> ParameterReport:
 def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> ParameterReport:
     """The row of a parameter that was tried coordinate by coordinate; `tolerance` is the largest ratio that passes."""
     results = trial.results
-    ratio, worst = ratio_of(trial), furthest_entries(trial)
+    with np.errstate(all="ignore"):
+        ratio, noise = relative_error_and_noise(trial.analytic, results.numeric, results.error_bar)
+    worst = furthest_entries(trial)
     status, reason = _status(entry.role, trial, ratio, tolerance)
     return ParameterReport(
         name=entry.name,
@@ -89,7 +91,7 @@ def compared_row(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> 
         evaluations=trial.evaluations,
         seconds=trial.seconds,
         role=entry.role,
-        relative_noise=relative_noise(trial.analytic, results.numeric, results.error_bar),
+        relative_noise=noise,
         pairs=pairs_of(trial, worst),
     )
 

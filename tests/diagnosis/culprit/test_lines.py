@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.losses import squared_error
+from tests.zoo.source import def_line
 from torch_gradcheck import Report, check_closure, check_module
 from torch_gradcheck.reporting.render.terminal import Page
 from torch_gradcheck.reporting.render.text import text
@@ -23,7 +24,7 @@ HERE = "tests/diagnosis/culprit/test_lines.py"
 
 def line_of(function: Any) -> str:
     """The place of a function, read from the source."""
-    return f"{HERE}:{inspect.getsourcelines(function)[1]}"
+    return f"{HERE}:{def_line(function)}"
 
 
 @pytest.fixture(autouse=True)

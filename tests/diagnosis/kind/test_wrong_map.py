@@ -62,7 +62,7 @@ def test_a_cell_holds_both_gradients_where_they_are_furthest_apart() -> None:
     drawn = wrong_map(Evidence.of(analytic, numeric, np.ones(12)))
     assert drawn.numeric == tuple(map(tuple, numeric))
     assert drawn.analytic[1] == (5.0, 6.0, -70.0, 8.0)
-    assert drawn.analytic[2][3] == 0.333333, "to six digits"
+    assert drawn.analytic[2][3] == 1 / 3
 
 
 def test_of_a_block_the_furthest_entry_is_kept_and_nothing_of_one_that_was_not_judged() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.reporting.render.samples import DRAWN_FACTS, SAMPLES, facts, match, pairs, report_of
+from tests.reporting.render.samples import DRAWN_FACTS, SAMPLES, facts, match, pairs, report_of, wrong
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.plots.report_figure import figure_of
 
@@ -35,6 +35,13 @@ def test_a_wrong_tensor_has_heat_maps_of_both_gradients_and_their_difference() -
     apart = maps[2].images[0].get_array()
     assert (apart != 0).sum() == 12
     assert sorted({int(row) for row in (apart != 0).nonzero()[0]}) == [3, 4]
+
+
+def test_errors_too_small_to_be_seen_are_drawn_as_differences() -> None:
+    row = wrong("weight", 2, pairs=pairs((1.01, -2.0), (1.0, -2.0)))
+    [axes] = drawn_axes(figure_of(facts(row)))
+    assert axes.get_ylabel() == "difference"
+    assert axes.collections[1].get_offsets().tolist() == [[1.0, pytest.approx(0.01)]]
 
 
 def test_the_title_is_the_headline_and_says_how_many_rows_are_left_out() -> None:

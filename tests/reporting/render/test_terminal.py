@@ -13,6 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from tests.reporting.render.samples import SAMPLES, coordinate, facts, match, report_of, wrong
+from torch_gradcheck.command_line.output import tell
 from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError
 from torch_gradcheck.planting.spots import BlindSpot, BlindSpots
 from torch_gradcheck.reporting.render.encodable import IN_ASCII, encodable
@@ -32,16 +33,26 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
 
 
+class Terminal(io.TextIOWrapper):
+    """The side of a pseudo-terminal that a program writes to."""
+
+    reader: int
+
+    def read_back(self) -> str:
+        return os.read(self.reader, 1 << 16).decode()
+
+
 @pytest.fixture
-def terminal() -> Iterator[io.TextIOWrapper]:
-    """The side of a pseudo-terminal that a program writes to; it is 132 columns wide."""
+def terminal() -> Iterator[Terminal]:
+    """One of 132 columns."""
     import fcntl
     import struct
     import termios
 
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 132, 0, 0))
-    with os.fdopen(slave, "w", encoding="utf-8") as stream:
+    with Terminal(os.fdopen(slave, "wb", buffering=0), encoding="utf-8", write_through=True) as stream:
+        stream.reader = master
         yield stream
     os.close(master)
 
@@ -55,7 +66,7 @@ FEW = ("two_of_twelve_wrong", "odd_shapes_and_figures", "broken_contract", "cand
 LONG = "model.decoder.layers.3.self_attn.out_proj.bias"
 
 
-def test_a_terminal_has_its_width_and_colours(terminal: io.TextIOWrapper) -> None:
+def test_a_terminal_has_its_width_and_colours(terminal: Terminal) -> None:
     assert page_of(terminal) == Page(132, color=True)
     with redirect_stdout(terminal):
         shown, formatted, told = str(report()), f"{report()}", report().text()
@@ -77,7 +88,7 @@ def test_a_terminal_has_its_width_and_colours(terminal: io.TextIOWrapper) -> Non
     ],
 )
 def test_variables_of_a_terminal(
-    terminal: io.TextIOWrapper, variable: str, value: str, page: Page, monkeypatch: pytest.MonkeyPatch
+    terminal: Terminal, variable: str, value: str, page: Page, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
     assert page_of(terminal) == page
@@ -203,11 +214,17 @@ def test_without_its_codes_the_coloured_text_is_the_plain_one() -> None:
         assert "\n".join(line.rstrip() for line in Text.from_ansi(coloured).plain.split("\n")) == report(sample).text()
 
 
-def test_an_error_is_plain_on_a_terminal_too(terminal: io.TextIOWrapper) -> None:
+def test_an_error_is_plain_on_a_terminal_too(terminal: Terminal) -> None:
     with redirect_stdout(terminal), pytest.raises(GradientMismatchError) as caught:
         report().raise_if_failed()
     assert ESCAPE not in str(caught.value)
     assert LONG in str(caught.value)
+
+
+def test_the_command_prints_in_colour_on_a_terminal(terminal: Terminal) -> None:
+    with redirect_stdout(terminal):
+        tell(report("two_of_twelve_wrong"), {}, "title")
+    assert terminal.read_back().startswith(f"{ESCAPE}1;31mgradients WRONG")
 
 
 def test_rich_prints_a_report_and_takes_names_as_they_are() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,7 +16,7 @@ from torch_gradcheck.against_reference.runs.run import Run, ran, run_of
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
 from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.methods.problem import Problem
-from torch_gradcheck.objective.refusals import refusal
+from torch_gradcheck.objective.refusals import raise_any, refusal
 from torch_gradcheck.objective.theta import Theta, theta_of
 from torch_gradcheck.objective.variables import objects_of
 from torch_gradcheck.precision.mode import DrawnIn
@@ -84,13 +85,9 @@ def _ran(
     try:
         return ran(forward, parts, borrowed)
     except Exception as error:
-        why = refusal(error, lambda: ran(forward, parts, borrowed), computation.model, computation.loss.given)
-        if why is None:
-            raise
-        try:
-            raise why from error
-        finally:
-            del why  # which refers to this frame
+        again = partial(ran, forward, parts, borrowed)
+        raise_any(refusal(error, again, computation.model, computation.loss.given), error)
+        raise
 
 
 def exact_run(problem: Problem, computation: Computation, candidate: Candidate) -> Run:

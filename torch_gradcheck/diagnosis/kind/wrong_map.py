@@ -27,9 +27,8 @@ def wrong_map(evidence: Evidence, aligned: bool = False) -> WrongMap:
     judged = evidence.judged | evidence.wrong
     with np.errstate(invalid="ignore"):
         share = _summed(evidence.wrong, rows, columns, block) / _summed(judged, rows, columns, block)
-    cells = tuple(tuple(float(value) for value in line) for line in share)
     analytic, numeric = _furthest_apart(evidence, rows, columns, block)
-    return WrongMap(cells, *_labels(evidence, rows, columns), block, _rounded(analytic), _rounded(numeric))
+    return WrongMap(_numbers(share), *_labels(evidence, rows, columns), block, _numbers(analytic), _numbers(numeric))
 
 
 def _length(entries: int, most: int, aligned: bool) -> int:
@@ -82,6 +81,5 @@ def _line_of_blocks(analytic: Floats, numeric: Floats, judged: Flags, length: in
     return [np.where(apart[at] >= 0, values[at], np.nan) for values in (analytic, numeric)]
 
 
-def _rounded(values: Floats) -> tuple[tuple[float, ...], ...]:
-    """To six digits, which a picture and a file are small with."""
-    return tuple(tuple([float(f"{value:.6g}") for value in line]) for line in values)
+def _numbers(grid: Floats) -> tuple[tuple[float, ...], ...]:
+    return tuple([tuple(line) for line in grid.tolist()])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from torch_gradcheck.reporting.facts.content import Record
+
+VISIBLE = 0.05
+"""Both gradients against each other show an entry that is off by 5 % of the largest one."""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -22,6 +26,17 @@ class Pairs(Record):
     analytic: tuple[float, ...]
     numeric: tuple[float, ...]
     wrong: tuple[bool, ...]
+
+    @property
+    def differences(self) -> tuple[float, ...]:
+        """How far the gradient on trial is above the right one at each entry."""
+        return tuple([a - n for a, n in zip(self.analytic, self.numeric, strict=False)])
+
+    @property
+    def are_close(self) -> bool:
+        """Whether no entry is off by so much that both gradients against each other would show it."""
+        largest = max([abs(value) for value in (*self.analytic, *self.numeric) if math.isfinite(value)], default=0.0)
+        return all(abs(off) < VISIBLE * largest for off in self.differences)
 
     def none_wrong(self) -> Pairs:
         """The same entries of a tensor that is no longer called wrong."""

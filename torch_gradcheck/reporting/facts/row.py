@@ -76,7 +76,7 @@ class WrongMap(Record):
         across: the number and name of the entries of a line, such as "8 columns".
         block: the number of lines, and of entries along a line, in one cell.
         analytic, numeric: the gradient on trial and the right one at that judged entry of each cell where they are
-            furthest apart, to six digits; NaN where none was judged.
+            furthest apart; NaN where none was judged.
     """
 
     cells: tuple[tuple[float, ...], ...]

@@ -72,19 +72,23 @@ def _shortened(name: str, most: int = 30) -> str:
 
 
 def _scatter(axes: Axes, row: ParameterReport, sides: tuple[str, str]) -> None:
-    """Draws both gradients of a row against each other: crosses are wrong, dots are not."""
+    """Draws both gradients of a row against each other: crosses are wrong, dots are not.
+
+    The errors of a wrong row that are too small to be seen so are drawn as differences.
+    """
     assert row.pairs is not None
-    entries = list(zip(row.pairs.numeric, row.pairs.analytic, row.pairs.wrong, strict=False))
+    shows_difference = row.status is Status.MISMATCH and row.pairs.are_close
+    heights = row.pairs.differences if shows_difference else row.pairs.analytic
+    entries = zip(row.pairs.numeric, heights, row.pairs.wrong, strict=False)
     finite = [each for each in entries if math.isfinite(each[0]) and math.isfinite(each[1])]
     for is_wrong, marker, colour in ((False, "o", _colour(row)), (True, "x", WRONG)):
-        points = [(n, a) for n, a, wrong in finite if wrong is is_wrong]
-        across, up = [n for n, _ in points], [a for _, a in points]
+        across, up = ([each[k] for each in finite if each[2] is is_wrong] for k in (0, 1))
         axes.scatter(across, up, s=14, marker=marker, color=colour, alpha=0.8)
-    axes.axline((0, 0), slope=1, color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
+    axes.axline((0, 0), slope=int(not shows_difference), color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
     ratio = "" if row.relative_error is None else f", {row.relative_error:.1e}"
     plain(axes, f"{_shortened(row.name)}\n{row.status}{ratio}")
     axes.set_xlabel(sides[1], fontsize=7, color="black")
-    axes.set_ylabel(sides[0], fontsize=7, color="black")
+    axes.set_ylabel("difference" if shows_difference else sides[0], fontsize=7, color="black")
     axes.locator_params(nbins=4)
 
 

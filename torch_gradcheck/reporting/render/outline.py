@@ -199,6 +199,12 @@ def _model_itself(facts: Facts) -> str:
     return "the model itself" if facts.place else "the model's own forward"
 
 
+def one_line(facts: Facts) -> str:
+    """Returns the headline, and the culprit where there is one."""
+    culprit = culprit_in_words(facts)
+    return headline(facts) if culprit is None else f"{headline(facts)}; culprit: {culprit}"
+
+
 def headline(facts: Facts) -> str:
     """Returns the outcome on one line: the numbers of gradients that are wrong, right, or neither; the contract."""
     counts = Counter(row.status for row in facts)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 from torch_gradcheck.reporting.comparison.difference import Difference
 from torch_gradcheck.reporting.comparison.rows import Change, ComparedRow
-from torch_gradcheck.reporting.facts import Facts, ParameterReport
+from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.facts.one_line import shape_of
 from torch_gradcheck.reporting.render.figures import UNMEASURED, figure
-from torch_gradcheck.reporting.render.outline import culprit_in_words, headline
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import listed
 
@@ -62,12 +61,6 @@ def _of_the_whole(found: Difference) -> list[str]:
         *([f"contract kept now in {kept}"] if kept else []),
         *(["the reference is WRONG now"] if found.reference_became_wrong else []),
     ]
-
-
-def outcome_of(facts: Facts) -> str:
-    """Returns the headline of one report, with the culprit."""
-    culprit = culprit_in_words(facts)
-    return headline(facts) if culprit is None else f"{headline(facts)}; culprit: {culprit}"
 
 
 def unlike(found: Difference) -> list[str]:

@@ -14,10 +14,10 @@ from torch_gradcheck.reporting.render.comparison.outline import (
     explanations,
     headline_of,
     lines_of,
-    outcome_of,
     unlike,
 )
 from torch_gradcheck.reporting.render.layout import indented, rendered, styled
+from torch_gradcheck.reporting.render.outline import one_line
 from torch_gradcheck.reporting.render.shorten import cells_of, shortened
 from torch_gradcheck.reporting.render.terminal import Page
 
@@ -49,7 +49,7 @@ def text_of(found: Difference, page: Page) -> str:
 def _opening(found: Difference) -> Iterator[RenderableType]:
     yield styled(headline_of(found), "bold red" if found.regressed else "bold")
     for called, facts in (("old", found.old), ("new", found.new)):
-        yield styled(f"{called}: {outcome_of(facts)}")
+        yield styled(f"{called}: {one_line(facts)}")
     yield from [styled(sentence, "yellow") for sentence in unlike(found)]
 
 

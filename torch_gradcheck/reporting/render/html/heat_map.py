@@ -70,11 +70,11 @@ def _share_class(share: float) -> str:
 
 
 def _signed_class(value: float, largest: float) -> str:
-    """The class of a number: its sign and its shade, which grows with the square root of its size; "" for 0."""
+    """The class of a number: its sign and its shade, which grows with the square root of its size; "" for about 0."""
     if math.isnan(value):
         return "none"
     size = 1.0 if math.isinf(value) else abs(value) / largest if largest else 0.0
-    shade = math.ceil(math.sqrt(size) * SHADES)
+    shade = round(math.sqrt(size) * SHADES)
     return f"{'n' if value < 0 else 'p'}{shade}" if shade else ""
 
 

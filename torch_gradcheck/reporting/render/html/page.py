@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING
-
 from torch_gradcheck.reporting.facts import Facts
 from torch_gradcheck.reporting.render.figures import raised
 from torch_gradcheck.reporting.render.html.bars import bar
 from torch_gradcheck.reporting.render.html.drawings import Drawings, drawings_of
 from torch_gradcheck.reporting.render.html.origin import origin_of
 from torch_gradcheck.reporting.render.html.styles import BODY, STYLE
-from torch_gradcheck.reporting.render.html.templates import FRAGMENT, PAGE
+from torch_gradcheck.reporting.render.html.templates import FRAGMENT, PAGE, filled
 from torch_gradcheck.reporting.render.outline import Line, Mistake, headline, outline
 from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import tolerance_in_words
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 ROWS = 20
 """Wrong rows that a page explains, and rows that its table shows before the others are folded."""
@@ -38,7 +32,8 @@ def html(facts: Facts) -> str:
     def drawings(mistake: Mistake) -> Drawings:
         return drawings_of(rows[mistake.name] if mistake.name in drawn else None, said.sides)
 
-    return _template(FRAGMENT).render(
+    return filled(
+        FRAGMENT,
         said=said,
         outcome=_outcome(facts),
         has_bars=any(row.relative_error is not None for row in facts),
@@ -54,7 +49,7 @@ def html(facts: Facts) -> str:
 def page(facts: Facts, title: str) -> str:
     """Returns the report as a complete document; its title is the outcome, and `title` behind it."""
     outcome = printable(f"{headline(facts)} – {title}")
-    return _template(PAGE).render(title=outcome, body=BODY, fragment=html(facts))
+    return filled(PAGE, title=outcome, body=BODY, fragment=html(facts))
 
 
 def _outcome(facts: Facts) -> tuple[str, str]:
@@ -64,10 +59,3 @@ def _outcome(facts: Facts) -> tuple[str, str]:
     if facts.proven:
         return "match", f"right{raised(facts.tolerance)}" if facts.reference is None else "right"
     return "undecided", "not all proven" if facts.passed else "not proven"
-
-
-@cache
-def _template(source: str) -> Template:
-    from jinja2 import Environment  # here and not above: importing torch_gradcheck must stay quick
-
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)

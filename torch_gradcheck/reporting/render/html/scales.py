@@ -49,11 +49,6 @@ class Axis:
         return cls(low, high, max(typical, DEPTH * largest) if largest > SPREAD * typical else math.inf)
 
     @property
-    def largest(self) -> float:
-        """The size of the number furthest from 0."""
-        return max(-self.low, self.high)
-
-    @property
     def is_linear(self) -> bool:
         """Whether all numbers are spaced evenly."""
         return math.isinf(self.linear_below)
@@ -66,4 +61,4 @@ class Axis:
         return (here - low) / (high - low)
 
     def _bent(self, value: float) -> float:
-        return value / self.largest if self.is_linear else math.asinh(value / self.linear_below)
+        return value / max(-self.low, self.high) if self.is_linear else math.asinh(value / self.linear_below)

@@ -13,9 +13,6 @@ from torch_gradcheck.reporting.render.html.scales import Axis
 SIDE, MARGIN, LINE = 200, 8, 13
 """The length of both axes, the room beside them, and that for a line of text, in units of the drawing."""
 
-VISIBLE = 0.05
-"""Where no entry is off by 5 % of the axis all points would lie on one line: their differences are drawn instead."""
-
 
 @dataclass(frozen=True, slots=True)
 class Scatter:
@@ -55,12 +52,13 @@ def scatter(pairs: Pairs, sides: tuple[str, str], count: int) -> Scatter:
         sides: what both gradients are called, the one on trial first.
         count: how many entries were compared.
     """
-    off = [analytic - numeric for analytic, numeric in zip(pairs.analytic, pairs.numeric, strict=False)]
     both = Axis.over([*pairs.analytic, *pairs.numeric])
-    if any(not abs(each) < VISIBLE * both.largest for each in off):
-        plane, heights = Plane(both, both, (sides[1], sides[0]), False), pairs.analytic
+    if pairs.are_close:  # all points would lie on one line
+        heights = pairs.differences
+        plane = Plane(both, Axis.over(heights), (sides[1], "difference"), is_of_differences=True)
     else:
-        plane, heights = Plane(both, Axis.over(off), (sides[1], "difference"), True), tuple(off)
+        heights = pairs.analytic
+        plane = Plane(both, both, (sides[1], sides[0]), is_of_differences=False)
     return Scatter(_drawing(plane, pairs, heights), _caption(plane, pairs, count))
 
 

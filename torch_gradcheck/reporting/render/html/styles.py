@@ -37,7 +37,8 @@ p {{ margin: 0 0 .25em; }}
 .summary, .alias, .quiet, figcaption {{ opacity: .78; font-size: .93em; }}
 .title {{ font-weight: 650; font-size: 1.1em; margin: 1.5em 0 .4em; }}
 .scroll {{ overflow-x: auto; margin: .6em 0; }}
-table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93em; margin: 0; }}
+table {{ table-layout: auto; border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .93em;
+  margin: 0; }}
 th, td {{ padding: .3em .7em .3em 0; text-align: left; white-space: nowrap; overflow-wrap: normal; background: none;
   border: 0; border-bottom: 1px solid {FRAME}; vertical-align: middle; }}
 thead th {{ font-weight: 600; vertical-align: bottom; white-space: normal; line-height: 1.25; }}

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+
+def filled(source: str, **values: Any) -> str:
+    """Returns a template with these values in it; strings are escaped unless the template calls them safe."""
+    return _template(source).render(**values)
+
+
+@cache
+def _template(source: str) -> Template:
+    from jinja2 import Environment  # here and not above: importing torch_gradcheck must stay quick
+
+    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(source)
+
+
 FRAGMENT = """
 {% macro badge(status, word="") %}<span class="status {{ status }}">{{ word or status | replace("_", " ") }}</span>
 {%- endmacro %}
@@ -10,7 +29,9 @@ FRAGMENT = """
 <thead><tr>
 <th>status</th><th>{{ said.called }}</th><th>shape</th>
 {% if has_bars %}
-<th class="scale"><div class="ticks"><span>1e-16</span><span>1e-8</span><span>1</span></div></th>
+<th class="scale" aria-label="relative error, as a bar">
+<div class="ticks"><span>1e-16</span><span>1e-8</span><span>1</span></div>
+</th>
 {% endif %}
 {% for column in said.columns %}
 <th{% if column.is_figure %} class="figure"{% endif %}>{{ column.title }}</th>
