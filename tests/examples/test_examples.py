@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,6 +19,7 @@ import straight_through
 import train_digits
 import train_with_torchrun
 from tests.processes.ranks import Ranks
+from tests.processes.started import started
 from tests.pytest_plugin.loading import PLUGIN
 from torch_gradcheck import check_module
 from torch_gradcheck.command_line import main
@@ -236,19 +235,14 @@ def test_training_in_two_processes_is_right_and_each_mistake_is_named_on_both(tw
 
 
 @pytest.mark.slow
-def test_the_suite_over_layers_passes():
-    finished = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGIN, "examples/test_layers.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_the_suite_over_layers_passes(two_ranks: Ranks):
+    """In processes that have imported torch already."""
+    words = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *PLUGIN, "examples/test_layers.py"]
 
-    assert finished.returncode == 0, finished.stdout
-    assert "gradcheck: 12 checks; " in finished.stdout
-    assert " 0 not proven, 0 wrong" in finished.stdout
+    for finished in two_ranks.run(started, str(ROOT), *words):
+        assert finished.status == 0, finished.out
+        assert "gradcheck: 12 checks; " in finished.out
+        assert " 0 not proven, 0 wrong" in finished.out
 
 
 @pytest.fixture(scope="module")

@@ -98,7 +98,8 @@ class GradientHistory(Sequence[GradientRecord]):
         """
         rows = [row for row in self._records if row.step == step]
         if not rows:
-            raise KeyError(f"no record of step {step}; there are some of {', '.join(map(str, self.steps)) or 'none'}")
+            known = f"there are some of {', '.join(map(str, self.steps))}" if self.steps else "there are none at all"
+            raise KeyError(f"no record of step {step}; {known}")
         return self._with(rows)
 
     @property

@@ -286,8 +286,8 @@ class GradientMonitor:
         each step. `savefig` writes it; a notebook shows it. The extra `plot` brings matplotlib.
 
         Raises:
-            ValueError: there is no gradient to plot yet.
-            ImportError: matplotlib is not installed.
+            InvalidRequestError: there is no gradient to plot yet.
+            MissingMatplotlibError: matplotlib is not installed; an ImportError, too.
         """
         return flow_plot(self.history)
 

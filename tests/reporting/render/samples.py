@@ -383,7 +383,7 @@ PROVENANCE = Provenance(
     devices=("cpu",),
     platform="Linux 6.1",
     processor="A processor",
-    date="2026-11-30T20:15:00Z",
+    date="2026-11-30",
 )
 
 
