@@ -277,12 +277,10 @@ def _fold(
     wrong = by_status.pop(Status.MISMATCH, [])
     is_short = most is None or len(rows) - len(wrong) <= most
     shown = list(wrong[:most])
-    left_out = [wrong[len(shown) :]]
     for status, group in by_status.items():
-        picked = [] if only_wrong else group if is_short else _most_telling(group, status, min(SHOWN, most or 0))
-        shown += picked
-        left_out.append([row for row in group if row not in picked] if len(picked) < len(group) else [])
-    kept = set(map(id, shown))
+        shown += [] if only_wrong else group if is_short else _most_telling(group, status, min(SHOWN, most or 0))
+    kept = set(map(id, shown))  # and not the rows themselves, which are compared by all that they hold
+    left_out = [[row for row in group if id(row) not in kept] for group in (wrong, *by_status.values())]
     return [row for row in rows if id(row) in kept], [group for group in left_out if group]
 
 
