@@ -9,7 +9,8 @@ from torch_gradcheck.reporting.render.html.drawings import Drawings, drawings_of
 from torch_gradcheck.reporting.render.html.origin import origin_of
 from torch_gradcheck.reporting.render.html.styles import BODY, STYLE
 from torch_gradcheck.reporting.render.html.templates import FRAGMENT, PAGE, filled
-from torch_gradcheck.reporting.render.outline import Line, Mistake, headline, outline
+from torch_gradcheck.reporting.render.mistakes import Mistake
+from torch_gradcheck.reporting.render.outline import Line, headline, outline
 from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import tolerance_in_words
 
