@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from torch_gradcheck.command_line import command, main
+from torch_gradcheck.command_line.launch import RENDEZVOUS, Ranks
 from torch_gradcheck.reporting.report import Report
 
 PROBLEMS = """
@@ -202,6 +203,13 @@ def test_a_written_report_says_by_which_command_it_was_made(file: Path) -> None:
     made = Report.load(file.parent / "report.json").provenance
     assert made is not None
     assert shlex.split(made.again) == ["torch-gradcheck", *words]
+
+
+def test_the_command_of_launched_processes_has_the_launcher_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RENDEZVOUS:
+        monkeypatch.setenv(name, "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert Ranks().command(["a.py:f"]) == ["torchrun", "--nproc-per-node", "2", "-m", "torch_gradcheck", "a.py:f"]
 
 
 @pytest.mark.parametrize("where", ["missing/report", ""], ids=["no directory", "a directory"])

@@ -125,7 +125,8 @@ def check_module(
             losses.
 
     Raises:
-        InvalidRequestError: an argument that cannot be used.
+        InvalidRequestError: an argument that cannot be used, or what the model or the loss hands to torch does not fit
+            (then raised from torch's own exception). Exceptions of your own code come through as they are.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss or a reference that cannot be checked.
     """
     step = _step_of(model, gradients)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from torch_gradcheck import GradientHistory, GradientMonitor, GradientRecord
+from torch_gradcheck import GradientHistory, GradientMonitor, GradientRecord, InvalidRequestError
 from torch_gradcheck.monitoring.flow_plot import flow_plot
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -78,5 +78,5 @@ def test_nothing_of_matplotlib_changes() -> None:
 
 
 def test_a_monitor_that_has_checked_nothing_has_no_plot() -> None:
-    with pytest.raises(ValueError, match="no gradient to plot: no step has been checked"):
+    with pytest.raises(InvalidRequestError, match="no gradient to plot yet: no step has been checked"):
         GradientMonitor(nn.Linear(2, 1), nn.MSELoss()).plot()

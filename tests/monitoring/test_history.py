@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import pickle
+import sys
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, asdict
 from typing import Any
@@ -257,6 +260,8 @@ def test_what_is_not_there_is_told_with_what_is() -> None:
         HISTORY["1.weihgt"]
     with pytest.raises(KeyError, match="no record of step 5; there are some of 0, 10"):
         HISTORY.at(5)
+    with pytest.raises(KeyError, match="no record of step 5; there are none at all"):
+        GradientHistory().at(5)
 
 
 def test_a_row_is_frozen_and_becomes_a_dictionary() -> None:
@@ -264,6 +269,7 @@ def test_a_row_is_frozen_and_becomes_a_dictionary() -> None:
     with pytest.raises(FrozenInstanceError):
         HISTORY[0].step = 3  # type: ignore[misc]
     assert asdict(HISTORY[0])["weight_norm"] == 2
+    assert list(pickle.loads(pickle.dumps(HISTORY))) == list(HISTORY)
 
 
 def test_its_json_is_strict() -> None:
@@ -281,3 +287,8 @@ def test_it_prints_as_a_table() -> None:
         ["0", "1.bias", "-", "-", "-", "not", "checked"],
     ]
     assert str(GradientHistory(rows * 30)).endswith("\n... and 20 more records")
+
+
+def test_a_history_can_be_printed_where_standard_output_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert "||dw||/||w||" in str(GradientHistory([])).splitlines()[0]

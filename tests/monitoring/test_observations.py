@@ -24,12 +24,13 @@ WIDTH = 32
 def stack(depth: int, activation: Callable[[], nn.Module], init: Any = None, scale: float = 1.0) -> nn.Sequential:
     """So many hidden layers, their weights drawn by `init` and scaled."""
     hidden = [nn.Linear(20 if k == 0 else WIDTH, WIDTH) for k in range(depth)]
-    model = nn.Sequential(*[each for layer in hidden for each in (layer, activation())], nn.Linear(WIDTH, 10))
-    for layer in [*hidden, model[-1]]:
+    last = nn.Linear(WIDTH if depth else 20, 10)
+    model = nn.Sequential(*[each for layer in hidden for each in (layer, activation())], last)
+    for layer in [*hidden, last]:
         if init is not None:
             init(layer.weight)
         with torch.no_grad():
-            layer.weight *= scale  # type: ignore[operator]
+            layer.weight *= scale
     return model
 
 
@@ -139,9 +140,15 @@ RIGHT: dict[str, Callable[[], nn.Module]] = {
     "LayerScale": lambda: Gated(1e-6),
     "ReZero": lambda: Gated(0.0),
     "LoRA": LoRA,
+    "linear, from 0": lambda: stack(0, nn.ReLU, nn.init.zeros_),
+    "linear, from next to 0": lambda: stack(0, nn.ReLU, partial(nn.init.normal_, std=1e-5)),
 }
 
 cross_entropy = nn.CrossEntropyLoss()
+
+
+def squared(output: Tensor, target: Tensor) -> Tensor:
+    return F.mse_loss(output, F.one_hot(target, 10).float())
 
 
 def recorded(
@@ -200,6 +207,7 @@ PLANTED: dict[str, tuple[Callable[[], nn.Module], float, str, str]] = {
     "weights ten times too small": (lambda: stack(10, nn.ReLU, he, scale=0.1), 1e-2, "vanishing", "0"),
     "weights ten times too large": (lambda: stack(10, nn.ReLU, he, scale=10), 1e-30, "exploding", "2"),
     "weights from N(0, 1)": (lambda: stack(8, nn.ReLU, nn.init.normal_), 1e-30, "exploding", "2"),
+    "weights five times too large, a squared loss": (lambda: stack(5, nn.ReLU, he, scale=5), 1e-2, "exploding", "0"),
     "a learning rate of 300": (lambda: stack(3, nn.ReLU), 300.0, "exploding", "0"),
     "dead units": (Dead, 1e-2, "zero", "dead"),
 }
@@ -208,7 +216,8 @@ PLANTED: dict[str, tuple[Callable[[], nn.Module], float, str, str]] = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_what_is_planted_is_told_with_its_layer(name: str) -> None:
     build, lr, kind, layer = PLANTED[name]
-    found = [each for each in observed(recorded(build, lr=lr)) if each.kind == kind]
+    loss_fn = squared if "squared" in name else cross_entropy
+    found = [each for each in observed(recorded(build, lr=lr, loss_fn=loss_fn)) if each.kind == kind]
     assert len(found) == 1
     assert layer in found[0].layers
     assert found[0].step in STEPS
@@ -243,6 +252,16 @@ def test_growth_between_checked_steps(norms: list[float], told: str) -> None:
     )
 
 
+def test_an_update_that_replaces_the_weights_is_told_where_the_gradient_is_large_too() -> None:
+    def history(norm: float) -> GradientHistory:
+        return GradientHistory([row(4, f"{k}.weight", norm, update_norm=30.0, update_ratio=30.0) for k in range(2)])
+
+    assert [each.message for each in observed(history(50.0))] == [
+        "exploding gradients in layers 0, 1: after step 4 the optimizer moved all weights by 3e+01 times their norm"
+    ]
+    assert observed(history(0.5)) == [], "weights from next to 0, by Adam"
+
+
 @pytest.mark.parametrize(("scaled", "updates", "told"), [(False, 0.0, True), (True, 0.0, False), (True, 0.1, True)])
 def test_a_step_that_a_scaler_skipped_did_not_explode(scaled: bool, updates: float, told: bool) -> None:
     facts = {"finite": False, "update_norm": updates}
@@ -253,13 +272,23 @@ def test_a_step_that_a_scaler_skipped_did_not_explode(scaled: bool, updates: flo
 
 def test_vanishing_says_since_when() -> None:
     sizes = {0: [1.0, 1, 1, 1], 5: [1e-9, 1e-4, 1, 1], 9: [1e-9, 1e-8, 1, 1]}
-    rows = [row(step, f"{k}.weight", size) for step, each in sizes.items() for k, size in enumerate(each)]
+    rows = [
+        row(step, f"{k}.weight", size, error_bar=1e-12) for step, each in sizes.items() for k, size in enumerate(each)
+    ]
     (found,) = observed(GradientHistory(rows))
     assert found.layers == ("0", "1")
     assert found.message == (
         "vanishing gradients in layers 0, 1: on step 9 those of 0 are 1e-09 times as large as those of 2 (root mean "
         "square), and so it has been since step 5"
     )
+
+
+@pytest.mark.parametrize(("error_bar", "told"), [(1e-8, []), (None, []), (1e-10, ["vanishing"])])
+def test_what_a_normalization_takes_away_has_no_gradient_but_rounding(error_bar: float | None, told: list[str]) -> None:
+    """A shift of its input, as the first of the parameters."""
+    sizes = {"shift": 1e-9, "norm.weight": 0.1, "fc.weight": 0.2, "head.weight": 0.5}
+    rows = [row(0, name, size, error_bar=error_bar) for name, size in sizes.items()]
+    assert [str(each.kind) for each in observed(GradientHistory(rows))] == told
 
 
 def test_an_observation_is_in_the_summary_and_no_mismatch() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, date, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import nn
 
 from torch_gradcheck import GradientMonitor, Report, __version__, check_closure, check_function, check_module
 from torch_gradcheck.pipeline import provenance
-from torch_gradcheck.pipeline.provenance import made_by
+from torch_gradcheck.pipeline.provenance import _of_all, made_by
 from torch_gradcheck.reporting.facts import Provenance
 
 X = torch.tensor([[0.5, -1.0], [2.0, 0.25]])
@@ -32,13 +33,13 @@ def origin(report: Report) -> Provenance:
 
 
 def test_a_report_says_what_it_was_made_with_and_when() -> None:
-    before = datetime.now(UTC).replace(microsecond=0)
+    before = datetime.now(UTC).date()
     made = origin(checked())
     assert made.model == f"{Model.__module__}.Model"
     assert (made.torch_gradcheck, made.torch, made.numpy) == (__version__, torch.__version__, np.__version__)
     assert made.devices == ("cpu",)
     assert all((made.python, made.platform, made.processor))
-    assert before <= datetime.fromisoformat(made.date) <= datetime.now(UTC)
+    assert before <= date.fromisoformat(made.date) <= datetime.now(UTC).date()
 
 
 @pytest.mark.parametrize(
@@ -70,9 +71,14 @@ def test_a_report_on_grad_a_closure_and_a_function_say_so_too() -> None:
     assert in_grad.again == 'check_module(model, loss_fn, batch, gradients="grad")'
     closure = origin(check_closure(model, lambda: loss(model(X)), perturb=0.5))
     assert closure.again == "check_closure(model, closure, perturb=0.5)"
-    function = origin(check_function(torch.tanh, (X,), order=2))
-    assert (function.model, function.again) == ("tanh", "check_function(function, inputs, order=2)")
+    function = origin(check_function(torch.tanh, (X,), seed=5))
+    assert (function.model, function.again) == ("tanh", "check_function(function, inputs, seed=5)")
     assert function.devices == ("cpu",)
+
+
+def test_ranks_have_one_provenance_with_the_devices_of_all() -> None:
+    one, other = origin(checked()), replace(origin(checked()), devices=("cuda:1 (GPU)",), processor="another")
+    assert _of_all([one, other]) == replace(one, devices=("cpu", "cuda:1 (GPU)"))
 
 
 def test_a_report_of_a_monitor_says_which_step_it_was() -> None:

@@ -386,7 +386,7 @@ def singular(output: Tensor, _: Any) -> Tensor:
 
 
 def out_of_its_support(output: Tensor, _: Any) -> Tensor:
-    return torch.distributions.Normal(output, -output.exp()).log_prob(output).sum()
+    return torch.distributions.Normal(output, -output.exp(), validate_args=True).log_prob(output).sum()
 
 
 def writes_to_a_leaf(output: Tensor, _: Any) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import sys
 
 import pytest
 
@@ -162,3 +164,27 @@ def test_raised():
     raised = "FAILED *test_raised - GradientMismatchError: gradients WRONG*"
     result.stdout.fnmatch_lines([f"E * where False = {shown}.passed", f"E * assert {shown}", raised])
     assert not OF_THE_PACKAGE.search(result.stdout.str())
+
+
+def test_a_session_keeps_no_traceback_of_a_failed_test(run):
+    result = run(
+        WRONG
+        + """
+
+def test_after_it(request):
+    from torch_gradcheck.pytest_plugin.fixture import FAILURES
+
+    assert request.session.items[0].stash[FAILURES] == []
+"""
+    )
+
+    result.assert_outcomes(passed=1, failed=1)
+
+
+def test_a_terminal_gets_characters_that_it_can_encode(run, monkeypatch):
+    monkeypatch.setattr(sys, "__stdout__", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+
+    out = run(WRONG).stdout.str()
+
+    assert "x mismatch weight" in out
+    assert out.isascii()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -117,3 +119,48 @@ def test_a_chain_with_a_circle_ends():
 
     assert {type(error) for error in chain(group)} == {ExceptionGroup, ValueError, KeyError}
     assert len(chain(group)) == 3
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """An error that nobody may write to."""
+
+
+def test_an_error_that_cannot_be_written_to_loses_its_frames_too():
+    with pytest.raises(FrozenError) as caught:
+        torch_gradcheck.check_module(nn.Linear(2, 1), torch.sum, torch.ones(1, 2), method=FrozenMethod())
+
+    without_ours(caught.value)
+
+    assert not [file for file in files(caught.value) if file.startswith(OURS)]
+
+
+class FrozenMethod(str):
+    """An argument whose use raises that error."""
+
+    __slots__ = ()
+
+    def __eq__(self, other):
+        raise FrozenError
+
+    __hash__ = str.__hash__
+
+
+def test_an_error_without_a_text_comes_through(run):
+    result = run(
+        """
+class Untold(Exception):
+    def __str__(self):
+        raise LookupError
+
+
+def test_it(gradcheck):
+    def raises(y):
+        raise Untold
+
+    with pytest.raises(Untold):
+        gradcheck(linear(), raises, X)
+"""
+    )
+
+    result.assert_outcomes(passed=1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from torch_gradcheck import request
+from torch_gradcheck.pytest_plugin import options
+
 WHO_COUNTS = """
 pytestmark = pytest.mark.gradcheck(seed=5, mode="train", tolerance=1e-4)
 
@@ -54,6 +57,10 @@ def test_it(gradcheck):
 """
 
 INI = "[pytest]\ngradcheck_seed = 3\ngradcheck_tolerance = 1e-3\ngradcheck_mode = keep\n"
+
+
+def test_the_modes_are_those_of_a_request():
+    assert options.MODES == request.MODES
 
 
 def test_what_stands_nearer_counts(run):
@@ -157,7 +164,7 @@ def test_what_cannot_be_used_is_told_at_the_users_line(run):
             "E *gradcheck was called with an unknown option 'mode'*There are: dtype, *",
             "E *strict must be True or False, got 'yes'.",
             "E *mode must be one of 'eval', 'train', 'keep', got str 'sideways'.",
-            "gradcheck: 5 checks; 0 tensors proven, 0 not proven, 0 wrong; 5 came to no report",
+            "gradcheck: 5 checks; 0 tensors proven, 0 not proven, 0 wrong; 5 ended in an error",
         ]
     )
     assert "fixture.py" not in result.stdout.str()

@@ -101,3 +101,25 @@ def test_an_index_of_many_checks_tells_them_apart(tmp_path):
 
     assert [index.count(f"check {number}</a>") for number in range(1, 4)] == [0, 1, 1]
     assert "3 gradient checks, 0 failed" in index
+
+
+def test_a_directory_that_cannot_be_written_is_told_at_the_users_line(run, pytester):
+    result = run(
+        """
+def test_it(gradcheck, pytestconfig):
+    directory = pytestconfig.invocation_params.dir / "reports"
+    directory.rmdir()
+    directory.write_text("a file")
+    gradcheck(linear(), loss, X)
+""",
+        "--gradcheck-report=reports",
+    )
+
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            ">       gradcheck(linear(), loss, X)",
+            "E *InvalidRequestError: the report cannot be written to *",
+            "gradcheck: no index of the reports could be written: *",
+        ]
+    )

@@ -83,8 +83,8 @@ def test_nothing_is_said_where_nothing_was_checked(run):
         ),
         (
             [replace(RIGHT, proven=1, broken=1), replace(RIGHT, proven=0, is_report=False)],
-            "gradcheck: 2 checks; 1 tensor proven, 0 not proven, 0 wrong, 1 entry of contracts broken; 1 came to no "
-            "report",
+            "gradcheck: 2 checks; 1 tensor proven, 0 not proven, 0 wrong, 1 entry of contracts broken; 1 ended in "
+            "an error",
         ),
     ],
     ids=["one", "wrong", "broken"],

@@ -104,7 +104,7 @@ OTHERS: dict[str, Callable[[], object]] = {
     "number": lambda: int("x"),
     "call": lambda: raises(1),  # type: ignore[call-arg]
     "graph": lambda: torch.ones(2, requires_grad=True).numpy(),
-    "distribution": lambda: torch.distributions.Normal(X, -X),
+    "distribution": lambda: torch.distributions.Normal(X, -X, validate_args=True),
     "singular": lambda: torch.linalg.cholesky(-torch.eye(2)),
 }
 

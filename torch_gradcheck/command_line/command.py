@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = ranks.parsed(parser(), arguments)
     try:
         words = sys.argv[1:] if arguments is None else arguments
-        return _exit_status(_told(options, ranks, ["torch-gradcheck", *words]), options.strict)
+        return _exit_status(_told(options, ranks, ranks.command(words)), options.strict)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         with ranks.one_voice():
             print_error(error, options.target)

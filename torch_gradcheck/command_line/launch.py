@@ -51,6 +51,13 @@ class Ranks:
         """All ranks; None where there is no process group."""
         return dist.group.WORLD if dist.is_available() and dist.is_initialized() else None
 
+    def command(self, words: Sequence[str]) -> list[str]:
+        """The command with these words, and the launcher in front of it where there was one."""
+        if not self._are_launched:
+            return ["torch-gradcheck", *words]
+        on_this_machine = os.environ.get("LOCAL_WORLD_SIZE") or os.environ["WORLD_SIZE"]
+        return ["torchrun", "--nproc-per-node", on_this_machine, "-m", "torch_gradcheck", *words]
+
     def one_voice(self) -> AbstractContextManager[object]:
         """A block of which only the leader's words are heard."""
         silence = ExitStack()

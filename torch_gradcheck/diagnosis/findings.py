@@ -84,7 +84,7 @@ def findings_of(
     ]
     on_culprit = [note + stops.cut_in_words * (not k) for k, note in enumerate(culprit.notes)]
     notes = [*stops.notes, *on_culprit, *on_masked(problem, rows, trials), *_in_common(diagnosed, culprit)]
-    return Findings(diagnosed, culprit.name, notes, culprit.place)
+    return Findings(diagnosed, culprit.name, notes, culprit.place and (stops.place or culprit.place))
 
 
 def _unknown(diagnoses: Mapping[int, Diagnosis]) -> list[int]:

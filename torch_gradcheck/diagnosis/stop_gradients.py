@@ -74,6 +74,11 @@ class StopGradients:
         return {position: detached for position in unknown if rows[position].name in self.right}
 
     @property
+    def place(self) -> str:
+        """Where the graph is cut, if that is all of the mistake; "" otherwise, see `Facts.place`."""
+        return in_words(self.cuts) if self.right and not self.others else ""
+
+    @property
     def cut_in_words(self) -> str:
         """Where the graph is cut, to be added to the note on the culprit."""
         return f"; the graph is cut: {in_words(self.cuts)}" if self.cuts else ""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.monitoring.history import GradientHistory
 from torch_gradcheck.monitoring.layers import Layer, flow_of
 from torch_gradcheck.reporting.plots.canvas import new_figure
@@ -42,13 +43,13 @@ def flow_plot(history: GradientHistory) -> Figure:
         history: of the steps and parameters to show.
 
     Raises:
-        ValueError: it has no gradient to show.
-        ImportError: matplotlib is not installed.
+        InvalidRequestError: it has no gradient to show.
+        MissingMatplotlibError: matplotlib is not installed; an ImportError, too.
     """
     flow = {step: {layer.name: layer for layer in layers} for step, layers in flow_of(history).items()}
     names = list(dict.fromkeys([name for layers in flow.values() for name in layers]))
     if not names:
-        raise ValueError("the history has no gradient to plot: no step has been checked, or none left a .grad.")
+        raise InvalidRequestError("there is no gradient to plot yet: no step has been checked, or none left a .grad.")
     panels = [Panel("‖gradient‖", _table(names, flow, lambda layer: layer.grad_norm))]
     if any(row.update_norm for row in history):
         panels.append(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import overload
 
+from torch_gradcheck.reporting.render.encodable import encodable
+from torch_gradcheck.reporting.render.terminal import page_of
 from torch_gradcheck.reporting.words import close_names
 
 PRINTED = 40
@@ -95,7 +98,8 @@ class GradientHistory(Sequence[GradientRecord]):
         """
         rows = [row for row in self._records if row.step == step]
         if not rows:
-            raise KeyError(f"no record of step {step}; there are some of {', '.join(map(str, self.steps)) or 'none'}")
+            known = f"there are some of {', '.join(map(str, self.steps))}" if self.steps else "there are none at all"
+            raise KeyError(f"no record of step {step}; {known}")
         return self._with(rows)
 
     @property
@@ -128,7 +132,8 @@ class GradientHistory(Sequence[GradientRecord]):
             for row in self._records[:PRINTED]
         ]
         more = len(self) - PRINTED
-        return "\n".join([*lines, *([f"... and {more} more records"] if more > 0 else [])])
+        printed = "\n".join([*lines, *([f"... and {more} more records"] if more > 0 else [])])
+        return encodable(printed, page_of(sys.stdout).encoding)
 
     def _named(self, name: str) -> GradientHistory:
         own = self._aliases.get(name, name)

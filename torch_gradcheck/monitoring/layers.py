@@ -23,12 +23,12 @@ class Layer:
     name: str
     rows: Sequence[GradientRecord]
 
-    @property
+    @cached_property
     def grad_norm(self) -> float:
         """The norm of all its gradients."""
         return joint_norm([row.grad_norm or 0.0 for row in self.rows])
 
-    @property
+    @cached_property
     def weight_norm(self) -> float:
         """The norm of all its weights."""
         return joint_norm([row.weight_norm for row in self.rows])
@@ -44,7 +44,7 @@ class Layer:
         """The root mean square of each gradient over the entries that are not 0, as most rows of a large table are."""
         return [_root_mean_square(row) for row in self.rows]
 
-    @property
+    @cached_property
     def size(self) -> float:
         """The largest of them: a bias before a batch norm, or of keys, has no gradient beside weights that have."""
         return max(self.sizes, default=0.0)
@@ -53,6 +53,11 @@ class Layer:
     def is_finite(self) -> bool:
         """Whether no gradient holds NaN or infinity."""
         return all(row.finite for row in self.rows)
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the check has told an entry of a gradient from 0."""
+        return any(row.error_bar is not None and (row.grad_max or 0.0) > row.error_bar for row in self.rows)
 
 
 Flow = dict[int, list[Layer]]

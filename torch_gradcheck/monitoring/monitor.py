@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -31,7 +32,9 @@ from torch_gradcheck.monitoring.scheduled_step import Declared, ScheduledStep
 from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, ModuleLoss
 from torch_gradcheck.processes.groups import team_of
+from torch_gradcheck.reporting.render.encodable import encodable
 from torch_gradcheck.reporting.render.outline import headline
+from torch_gradcheck.reporting.render.terminal import page_of
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
 from torch_gradcheck.torch_internals.data_parallel import data_parallel_group, without_parallel
@@ -263,7 +266,8 @@ class GradientMonitor:
     def summary(self) -> str:
         """The outcome so far: a line, and one more for each step that is not all right."""
         observed = [each.message for each in self.observations]
-        return summary_of(self._schedule.steps, self.reports, self.errors, [*self._missed(), *observed])
+        summary = summary_of(self._schedule.steps, self.reports, self.errors, [*self._missed(), *observed])
+        return encodable(summary, page_of(sys.stdout).encoding)
 
     @property
     def history(self) -> GradientHistory:
@@ -282,8 +286,8 @@ class GradientMonitor:
         each step. `savefig` writes it; a notebook shows it. The extra `plot` brings matplotlib.
 
         Raises:
-            ValueError: there is no gradient to plot yet.
-            ImportError: matplotlib is not installed.
+            InvalidRequestError: there is no gradient to plot yet.
+            MissingMatplotlibError: matplotlib is not installed; an ImportError, too.
         """
         return flow_plot(self.history)
 

@@ -16,11 +16,15 @@ from statistics import median
 from torch_gradcheck.monitoring.history import GradientHistory
 from torch_gradcheck.monitoring.layers import Flow, Layer, flow_of
 from torch_gradcheck.monitoring.magnitudes import joint_norm
+from torch_gradcheck.reporting.facts import Status
 from torch_gradcheck.reporting.words import listed
 
 VANISHED = 1e-5
 """Gradients of the first layers this small beside those of later ones have vanished, if they are `LOST` as well. A net
 of 8 layers with sigmoids comes to 1e-6 (Glorot and Bengio, 2010), nets that train to 1e-3 at the least."""
+
+SUDDEN = 1e-2
+"""The next layer is this large beside later ones: between them gradients have not shrunk, they have stopped."""
 
 LOST = 1e-6
 """A gradient this small beside its weights is lost: float32 does not resolve what SGD adds with a rate of 0.05."""
@@ -30,13 +34,21 @@ GROWN = 100.0
 (AutoTrainer, Zhang et al., 2021, takes 70 between layers), and exceeds that of the weights: nets that leave a plateau
 do the former only."""
 
-STEEP = 1e3
-"""Gradients have exploded on their way back where those of the middle layer are this many times the smallest of the
-last layer, mostly that of its bias, and `HUGE` as well. Nets that train come to 10."""
-
 HUGE = 100.0
-"""How many times that of the weights the norm of all gradients is then; in nets that train 1, and up to 70 where a loss
-is a sum over the batch."""
+"""Gradients have exploded on their way back where the norm of all of them is this many times that of the weights, and
+they are `STEEP`. In nets that train it is below 1, and up to 70 where a loss is a sum over the batch."""
+
+STEEP = 1e3
+"""Gradients of the middle layer are this many times the smallest of the last layer, mostly those of its bias. Nets that
+train come to 10."""
+
+VAST = 1e8
+"""The same, whatever the layers are to each other: where the loss itself has exploded all of them are as large. A sum
+over all the pixels of 32 images comes to 1e6."""
+
+LEAP = 10.0
+"""An update this many times as large as all the weights replaces them; if the gradient is that large as well, it has
+exploded. Around 1e-3 is usual. Weights that begin at 0, or near it, are replaced by gradients that are small."""
 
 
 class ObservationKind(StrEnum):
@@ -74,9 +86,9 @@ def observed(history: GradientHistory, scaled: bool = False) -> list[Observation
     flow = flow_of(history)
     if not flow:
         return []
-    found = [_not_finite(flow, scaled), _grown(flow), _steep(flow), _vanishing(flow), _zero(flow)]
-    exploding = [each for each in found[:3] if each is not None][:1]  # one of them is enough
-    return exploding + [each for each in found[3:] if each is not None]
+    exploding = [_not_finite(flow, scaled), _leap(flow), _grown(flow), _huge(flow)]
+    first = [each for each in exploding if each is not None][:1]  # one of them is enough
+    return first + [each for each in (_vanishing(flow), _zero(flow)) if each is not None]
 
 
 def _vanishing(flow: Flow) -> Observation | None:
@@ -100,16 +112,21 @@ def _vanishing(flow: Flow) -> Observation | None:
 
 
 def _lost_prefix(layers: Sequence[Layer]) -> int:
-    """How many of the first layers have gradients that have vanished, all of them together."""
+    """How many of the first layers have gradients that have vanished, all of them together.
+
+    A net shrinks gradients layer by layer. Where they stop at once the check must have told them from 0: what is added
+    to the input of a normalization has no gradient but rounding.
+    """
     so_far = list(accumulate([layer.size for layer in layers], max))
-    lost = 0
+    lost, reference = 0, 0.0
     for count in range(1, len(layers) - 1):
         later = sorted([layer.size for layer in layers[count:]])[-2]  # an outlier is no yardstick
         last = layers[count - 1]
         if not 0 < so_far[count - 1] <= VANISHED * later or last.grad_norm > LOST * last.weight_norm:
             break
-        lost = count
-    return lost
+        lost, reference = count, later
+    is_sudden = layers[lost].size > SUDDEN * reference
+    return 0 if is_sudden and not any(layer.is_resolved for layer in layers[:lost]) else lost
 
 
 def _not_finite(flow: Flow, scaled: bool) -> Observation | None:
@@ -143,26 +160,52 @@ def _grown(flow: Flow) -> Observation | None:
     return Observation(ObservationKind.EXPLODING, step, (most,), message)
 
 
-def _steep(flow: Flow) -> Observation | None:
-    """All steps, where gradients grow on their way from the last layer to the first, as with weights too large."""
-    growth = {step: _growth(layers) for step, layers in flow.items()}
-    step = max(flow)
-    total, weights = _grad_norm(flow[step]), _weight_norm(flow[step])
-    if min(growth.values()) <= STEEP or not HUGE * weights < total < math.inf:
+def _huge(flow: Flow) -> Observation | None:
+    """All steps, where gradients are out of all proportion to the weights, as with weights that are too large."""
+    if not all(_is_huge(layers) for layers in flow.values()):
         return None
-    *before, last = flow[step]
-    names = [layer.name for layer in before if layer.size > STEEP * min(last.sizes)]
+    step, layers = max(flow), flow[max(flow)]
+    names = [layer.name for layer in layers if layer.grad_norm > HUGE * layer.weight_norm]
+    growth = _growth(layers)
+    grows = f", and those of the middle layer are {growth:.1g} times the smallest of {layers[-1].name}"
     message = (
-        f"exploding gradients in {_named(names)}: on step {step} their norm is {total / weights:.1g} times that of the "
-        f"weights, and those of the middle layer are {growth[step]:.1g} times the smallest of {last.name}"
+        f"exploding gradients in {_named(names)}: on step {step} the norm of all of them is {_proportion(layers):.1g} "
+        f"times that of the weights{grows if growth > STEEP else ''}"
     )
     return Observation(ObservationKind.EXPLODING, step, tuple(names), message)
 
 
+def _leap(flow: Flow) -> Observation | None:
+    """The last step after which the optimizer replaced the weights rather than moved them."""
+    for step, layers in reversed(flow.items()):
+        update = joint_norm([row.update_norm or 0.0 for layer in layers for row in layer.rows])
+        weights = _weight_norm(layers)
+        if 0 < LEAP * weights < min(update, _grad_norm(layers)) and update < math.inf:
+            names = [layer.name for layer in layers if (layer.update_ratio or 0.0) > LEAP]
+            message = (
+                f"exploding gradients in {_named(names)}: after step {step} the optimizer moved all weights by "
+                f"{update / weights:.1g} times their norm"
+            )
+            return Observation(ObservationKind.EXPLODING, step, tuple(names), message)
+    return None
+
+
+def _is_huge(layers: Sequence[Layer]) -> bool:
+    proportion = _proportion(layers)
+    return VAST < proportion < math.inf or (HUGE < proportion < math.inf and _growth(layers) > STEEP)
+
+
+def _proportion(layers: Sequence[Layer]) -> float:
+    """The norm of all gradients by that of all weights."""
+    weights = _weight_norm(layers)
+    return _grad_norm(layers) / weights if weights else 0.0
+
+
 def _growth(layers: Sequence[Layer]) -> float:
     """How many times the smallest gradients of the last layer those of the middle layer are; 0 where it is unknown."""
-    smallest = min(layers[-1].sizes)
-    return median([layer.size for layer in layers]) / smallest if smallest else 0.0
+    last = layers[-1]
+    known = [size for size, row in zip(last.sizes, last.rows, strict=True) if size and row.status != Status.FLAT]
+    return median([layer.size for layer in layers]) / min(known) if known else 0.0
 
 
 def _zero(flow: Flow) -> Observation | None:

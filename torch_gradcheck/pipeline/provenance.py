@@ -38,8 +38,16 @@ def with_provenance(
         request: the options.
         inputs: the tensors that a function was given.
     """
-    options = [f", {option}" for option in _options(_by_plain_names(request, checked), is_of_model="model" in call)]
-    return replace(report, provenance=_provenance(checked, inputs, f"{call[:-1]}{''.join(options)})"))
+    request = _by_plain_names(request, checked)
+    options = [f", {option}" for option in _options(request, has_mode=not call.startswith("check_function"))]
+    made = _provenance(checked, inputs, f"{call[:-1]}{''.join(options)})")
+    return replace(report, provenance=_of_all(request.team.exchanged(made)))
+
+
+def _of_all(of_each: Sequence[Provenance]) -> Provenance:
+    """That of the first rank, with the devices of all: every rank has the same report."""
+    devices = sorted({device for each in of_each for device in each.devices})
+    return replace(of_each[0], devices=tuple(devices))
 
 
 def made_by(report: Report, command: Sequence[str]) -> Report:
@@ -66,7 +74,7 @@ def _provenance(checked: Callable[..., Any], inputs: Any, again: str) -> Provena
         devices=_devices(checked, inputs),
         platform=f"{platform.system()} {platform.release()}",
         processor=_processor(),
-        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        date=datetime.now(UTC).date().isoformat(),
     )
 
 
@@ -78,7 +86,7 @@ def _by_plain_names(request: Request, checked: Callable[..., Any]) -> Request:
     return replace(request, include=tuple(map(plain, request.include)), exclude=tuple(map(plain, request.exclude)))
 
 
-def _options(request: Request, is_of_model: bool) -> list[str]:
+def _options(request: Request, has_mode: bool) -> list[str]:
     """The options that are not as they are by default, as arguments of a call."""
     defaults = {
         "method": "auto",
@@ -86,7 +94,7 @@ def _options(request: Request, is_of_model: bool) -> list[str]:
         "tolerance": TOLERANCES[request.dtype],
         "include": (),
         "exclude": (),
-        "mode": "eval" if is_of_model else request.mode,
+        "mode": "eval" if has_mode else request.mode,
         "seed": 0,
         "order": 1,
         "perturb": 0.0,
@@ -146,7 +154,7 @@ def _device_in_words(device: torch.device) -> str:
 def _processor() -> str:
     """The CPU by its name where Linux tells it, else its architecture."""
     try:
-        with Path("/proc/cpuinfo").open() as lines:
+        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as lines:
             names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     except OSError:
         names = []

@@ -8,6 +8,7 @@ PYTEST_DONT_REWRITE: there are no assertions here, and a process that runs sever
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import astuple
 from typing import Any
 
 import pytest
@@ -45,15 +46,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks every test that uses the fixture, so that `-m gradcheck` selects it."""
     for item in items:
-        if FIXTURE in getattr(item, "fixturenames", ()):
+        if FIXTURE in getattr(item, "fixturenames", ()) and item.get_closest_marker("gradcheck") is None:
             item.add_marker("gradcheck")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
     """Tells a worker of xdist on what terminal its failures are shown."""
-    terminal = terminal_of(node.config)
-    node.workerinput["gradcheck_terminal"] = (terminal.width, terminal.is_coloured)
+    node.workerinput["gradcheck_terminal"] = astuple(terminal_of(node.config))
 
 
 @pytest.fixture
@@ -80,6 +80,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         if item.config.getoption("tbstyle", "auto") != "line":
             show(of_test(failures, call.excinfo), report, terminal_of(item.config))
         say(call.excinfo.value, failures, report)
+    if call.when == "teardown":
+        failures.clear()  # tracebacks keep alive what the test has made
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,10 +37,11 @@ class Failure:
 
 @dataclass(frozen=True)
 class Terminal:
-    """Where pytest writes: columns, and whether in colour."""
+    """Where pytest writes: how many columns, whether in colour, and in what encoding."""
 
     width: int = 80
     is_coloured: bool = False
+    encoding: str = "utf-8"
 
 
 def terminal_of(config: pytest.Config) -> Terminal:
@@ -50,7 +52,8 @@ def terminal_of(config: pytest.Config) -> Terminal:
     if config.pluginmanager.get_plugin("terminalreporter") is None:
         return Terminal()
     writer = config.get_terminal_writer()
-    return Terminal(writer.fullwidth, writer.hasmarkup)
+    encoding = getattr(sys.__stdout__, "encoding", None)  # sys.stdout is pytest's, which captures it in UTF-8
+    return Terminal(writer.fullwidth, writer.hasmarkup, encoding or "utf-8")
 
 
 def of_test(failures: Iterable[Failure], excinfo: pytest.ExceptionInfo[BaseException] | None) -> list[Failure]:
@@ -74,7 +77,7 @@ def in_one_line(failures: Sequence[Failure]) -> Iterator[None]:
 
 def show(failures: Sequence[Failure], report: pytest.TestReport, terminal: Terminal) -> None:
     """Adds the tables to a test report, below the traceback."""
-    tables = [failure.report.text(width=terminal.width) for failure in failures]
+    tables = [_table(failure, terminal, color=False) for failure in failures]
     add = getattr(report.longrepr, "addsection", None)
     for table in tables:
         if add is None:
@@ -82,8 +85,12 @@ def show(failures: Sequence[Failure], report: pytest.TestReport, terminal: Termi
         else:
             add(SECTION, table, "-")
     if terminal.is_coloured:
-        coloured = [failure.report.text(width=terminal.width, color=True) for failure in failures]
+        coloured = [_table(failure, terminal, color=True) for failure in failures]
         setattr(report, COLOURED, list(zip(tables, coloured, strict=True)))
+
+
+def _table(failure: Failure, terminal: Terminal, color: bool) -> str:
+    return failure.report.text(width=terminal.width, color=color, encoding=terminal.encoding)
 
 
 def say(error: BaseException, failures: Iterable[Failure], report: pytest.TestReport) -> None:

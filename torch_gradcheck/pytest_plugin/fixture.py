@@ -76,28 +76,30 @@ class GradcheckFixture:
         try:
             wanted = asked(check, options, self._node, self._settings)
             report = check(*arguments, **wanted.options)
-        except Exception as error:
+            file = self._written(report)
+        except (Exception, pytest.fail.Exception) as error:  # the second one of pytest-timeout, too
             self._end(error)
             raise
         failure = _failure_of(report, wanted.strict)
-        self._tell(report, failure)
+        self._tell(outcome_of(report, self._node.nodeid, self._checks, failure is None, file), report, failure)
         if failure is not None:
             raise failure
         return report
 
-    def _end(self, error: Exception) -> None:
+    def _written(self, report: torch_gradcheck.Report) -> str:
+        """Writes the files of a check where that was asked for; returns their name."""
+        directory = self._settings.directory
+        return "" if directory is None else write_report(report, directory, self._node.nodeid, self._checks)
+
+    def _end(self, error: BaseException) -> None:
         """Notes that a check has come to no report, and points the error to the user's own code."""
-        what = str(error).partition("\n")[0][:LONGEST]
-        ended = f"not checked: {type(error).__name__}: {what}"
+        ended = f"not checked: {type(error).__name__}: {_first_line(error)}"
         self._note(Outcome(self._node.nodeid, self._checks, ended, passed=False, is_report=False))
         if not self._settings.shows_all_frames:
             without_ours(error)
 
-    def _tell(self, report: torch_gradcheck.Report, failure: AssertionError | None) -> None:
-        """Notes what a check has found, and writes its files where that was asked for."""
-        test, number, directory = self._node.nodeid, self._checks, self._settings.directory
-        file = "" if directory is None else write_report(report, directory, test, number)
-        outcome = outcome_of(report, test, number, failure is None, file)
+    def _tell(self, outcome: Outcome, report: torch_gradcheck.Report, failure: AssertionError | None) -> None:
+        """Notes what a check has found, and the error that it fails the test with."""
         self._note(outcome)
         if failure is not None:
             self._node.stash.setdefault(FAILURES, []).append(Failure(failure, report, outcome.said))
@@ -114,3 +116,10 @@ def _failure_of(report: torch_gradcheck.Report, strict: bool) -> AssertionError 
     except AssertionError as failure:
         return failure.with_traceback(None)
     return None
+
+
+def _first_line(error: BaseException) -> str:
+    try:
+        return str(error).partition("\n")[0][:LONGEST]
+    except Exception:  # an error of the user's, whose own text fails
+        return "its text cannot be made"

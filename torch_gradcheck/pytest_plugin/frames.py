@@ -69,7 +69,7 @@ def _keep(error: BaseException, entries: Sequence[TracebackType]) -> None:
     for entry, following in pairwise([*entries, None]):
         if entry is not None:
             entry.tb_next = following
-    error.__traceback__ = entries[0] if entries else None
+    error.with_traceback(entries[0] if entries else None)  # an attribute of a frozen error cannot be set
 
 
 def _users(entries: Sequence[TracebackType]) -> list[TracebackType]:

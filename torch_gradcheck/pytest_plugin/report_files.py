@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 from html import escape
@@ -44,18 +45,23 @@ def file_name(test: str, number: int) -> str:
 
 
 def write_report(report: torch_gradcheck.Report, directory: Path, test: str, number: int) -> str:
-    """Writes a report in all forms, with the command that runs its test again; returns their name, without suffix."""
+    """Writes a report in all forms, with the command that runs its test again; returns their name, without suffix.
+
+    Raises:
+        InvalidRequestError: a file cannot be written.
+    """
     name = file_name(test, number)
     if report.provenance is not None:
         report = replace(report, provenance=replace(report.provenance, again=f"pytest {shlex.quote(test)}"))
-    directory.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError):  # what is wrong with it, `save` says
+        directory.mkdir(parents=True, exist_ok=True)
     for suffix in SUFFIXES:
         report.save(directory / f"{name}.{suffix}", title=test)
     return name
 
 
 def write_index(outcomes: Sequence[Outcome], directory: Path) -> Path:
-    """Writes the page that lists all checks of a session."""
+    """Writes the page that lists all checks of a session; raises OSError where it cannot be written."""
     index = directory / INDEX
     directory.mkdir(parents=True, exist_ok=True)
     index.write_text(_page(outcomes), encoding="utf-8", errors="xmlcharrefreplace")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +23,7 @@ class GradcheckSession:
         self._config = config
         self._settings = settings
         self._by_test: dict[tuple[str, str], list[Outcome]] = {}
+        self._about_files: list[str] = []
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -48,7 +50,7 @@ class GradcheckSession:
     def pytest_sessionfinish(self) -> None:
         """Writes the index, and colours the tables that the terminal is about to show."""
         if self._settings.directory is not None and self.outcomes:
-            write_index(self.outcomes, self._settings.directory)
+            self._about_files.append(_written(self.outcomes, self._settings.directory))
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         for reports in [] if terminal is None else terminal.stats.values():
             for report in reports:
@@ -61,9 +63,16 @@ class GradcheckSession:
         terminalreporter.ensure_newline()
         for outcome in self.outcomes if self._config.getoption("verbose") > 0 else ():
             terminalreporter.write_line(f"gradcheck: {named(outcome)}: {outcome.said}")
-        terminalreporter.write_line(counted(self.outcomes))
-        if self._settings.directory is not None:
-            terminalreporter.write_line(f"gradcheck: reports in {self._settings.directory}")
+        for line in (counted(self.outcomes), *self._about_files):
+            terminalreporter.write_line(line)
+
+
+def _written(outcomes: Sequence[Outcome], directory: Path) -> str:
+    """Writes the index; says where it is, or why there is none. A session does not end with that error."""
+    try:
+        return f"gradcheck: reports in {write_index(outcomes, directory).parent}"
+    except OSError as error:
+        return f"gradcheck: no index of the reports could be written: {error}"
 
 
 def counted(outcomes: Sequence[Outcome]) -> str:
@@ -76,4 +85,4 @@ def counted(outcomes: Sequence[Outcome]) -> str:
         parts.append(f"{broken:,} entr{'ies' if broken > 1 else 'y'} of contracts broken")
     ended = sum(not outcome.is_report for outcome in outcomes)
     told = f"gradcheck: {len(outcomes):,} check{'s' * (len(outcomes) != 1)}; {', '.join(parts)}"
-    return f"{told}; {ended:,} came to no report" if ended else told
+    return f"{told}; {ended:,} ended in an error" if ended else told

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -145,6 +144,7 @@ class Report(Facts):
         only_wrong: bool = False,
         width: int | None = None,
         color: bool = False,
+        encoding: str | None = None,
     ) -> str:
         """The report as text, in the characters that standard output can encode; `print(report)` shows it in colour.
 
@@ -154,6 +154,7 @@ class Report(Facts):
             only_wrong: only count the rows that are not wrong, and leave out why they are not proven.
             width: columns of a line, 40 at least. None: as many as the terminal has, or `COLUMNS` says; else 80.
             color: with ANSI escape codes.
+            encoding: whose characters may be used, such as `"ascii"`; None: that of standard output.
 
         Raises:
             InvalidRequestError: `max_rows` is negative, or `width` is not positive.
@@ -163,7 +164,8 @@ class Report(Facts):
                 f"max_rows={max_rows}, width={width}: rows are counted from 0 on (None for all), columns from 1 on."
             )
         page = page_of(sys.stdout)
-        return text(self, replace(page, width=width or page.width, color=color), max_rows, only_wrong)
+        wanted = Page(width or page.width, color, encoding or page.encoding)
+        return text(self, wanted, max_rows, only_wrong)
 
     def __str__(self) -> str:
         return text(self, page_of(sys.stdout))

@@ -16,8 +16,16 @@ from torch_gradcheck.errors import InvalidRequestError
 NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """The strings that stand for the floats that JSON has no number for."""
 
-KINDS = {bool: "true or false", int: "an integer", float: 'a number (or "nan", "inf", "-inf")', str: "a string"}
+KINDS = {
+    bool: "true or false",
+    int: "an integer of 64 bits",
+    float: 'a number (or "nan", "inf", "-inf")',
+    str: "a string",
+}
 """What a value of a plain type is called."""
+
+LARGEST = 2**63
+"""The largest integer that is read: nothing that a report counts is larger."""
 
 OBJECT = "an object with keys"
 
@@ -109,7 +117,7 @@ def _plain(annotation: type, value: object, at: str) -> Any:
         return _word(annotation, value, at)
     if annotation is float and isinstance(value, int | str):
         return _float(value, at)
-    if annotation is int and isinstance(value, bool):
+    if annotation is int and isinstance(value, int) and (isinstance(value, bool) or abs(value) > LARGEST):
         raise _misfit(value, at, KINDS[int])
     return _expected(annotation, value, at, KINDS[annotation])
 

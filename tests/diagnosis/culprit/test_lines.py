@@ -129,9 +129,11 @@ WRAPPED = inspect.unwrap(SetUp.backward)
     ids=["ctx first", "setup_context, once_differentiable", "vjp", "inherited"],
 )
 def test_the_backward_of_a_function_is_named(function: Any, backward: Any) -> None:
-    note = checked(applied(function)).notes[0]
+    report = checked(applied(function))
     name = f"autograd.Function {function.__name__} gives a wrong gradient for x"
-    assert f"1 (Middle): {name}, in its backward at {line_of(backward)}; it accounts" in note
+    assert f"1 (Middle): {name}, in its backward at {line_of(backward)}; it accounts" in report.notes[0]
+    assert report.place == f"in the backward of {function.__name__} at {line_of(backward)}"
+    assert report.text(width=200).splitlines()[1] == f"culprit: 1, {report.place}"
 
 
 def test_a_function_in_a_function_is_named() -> None:
@@ -201,8 +203,10 @@ class LossWithAStop(nn.Module):
 
 
 def test_the_forward_of_a_module_is_named() -> None:
-    note = checked(Stops()).notes[1]  # behind the one on the cut
+    report = checked(Stops())
+    note = report.notes[1]  # behind the one on the cut
     assert f"1 (Stops): in its own forward at {line_of(Stops.forward)}; it accounts" in note
+    assert report.place == f"detached at {HERE}:{def_line(Stops.forward) + 1}"
 
 
 @pytest.mark.parametrize(
@@ -306,6 +310,7 @@ def test_a_backward_hook_of_a_module_is_named(how: str) -> None:
     assert report.culprit == "1"
     function = hook.func if isinstance(hook, functools.partial) else hook
     assert f"1 (Tanh): a backward hook of the module at {line_of(function)} changes its gradient" in report.notes[0]
+    assert report.place == f"in a backward hook of the module at {line_of(function)}"
     assert [dict(each) for each in (middle._backward_hooks, middle._backward_pre_hooks)] == hooks
 
 
@@ -321,11 +326,12 @@ def test_hooks_on_a_parameter_are_named() -> None:
     model = network(nn.Tanh())
     model[0].weight.register_hook(doubled)
     model[0].weight.register_hook(lambda grad: None)
-    note = check_module(model, squared_error, (X, T)).notes[0]
+    report = check_module(model, squared_error, (X, T))
     here = inspect.getsourcelines(test_hooks_on_a_parameter_are_named)
     line = here[1] + next(k for k, each in enumerate(here[0]) if "lambda" in each)
     places = f"{line_of(doubled)}, {HERE}:{line}"
-    assert note == (
+    assert report.place == f"in a hook at {places}"
+    assert report.notes[0] == (
         f"a hook on the parameter 0.weight at {places} changes its gradient; the backward up to there is right"
     )
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.reporting.render.samples import DRAWN_FACTS, SAMPLES, facts, match, pairs, report_of, wrong
+from tests.reporting.render.samples import DRAWN_FACTS, INF, NAN, SAMPLES, facts, match, pairs, report_of, wrong
 from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.reporting.facts import WrongMap
 from torch_gradcheck.reporting.plots.report_figure import figure_of
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -42,6 +43,12 @@ def test_errors_too_small_to_be_seen_are_drawn_as_differences() -> None:
     [axes] = drawn_axes(figure_of(facts(row)))
     assert axes.get_ylabel() == "difference"
     assert axes.collections[1].get_offsets().tolist() == [[1.0, pytest.approx(0.01)]]
+
+
+def test_any_number_can_be_drawn() -> None:
+    on_trial, right = (1e308, -INF, NAN, 5e-324), (1.0, 2.0, 3.0, -4.0)
+    where = WrongMap(((1.0,) * 4,), "", "4 entries", (1, 1), (on_trial,), (right,))
+    figure_of(facts(wrong("weight", 4, pairs=pairs(on_trial, right), map=where))).draw_without_rendering()
 
 
 def test_the_title_is_the_headline_and_says_how_many_rows_are_left_out() -> None:

@@ -58,7 +58,8 @@ def test_html_is_well_formed_and_stands_alone(name: str) -> None:
     read = Elements(html(SAMPLES[name]))
     assert set(read.tags) <= OURS
     assert read.addresses == []
-    assert "url(" not in html(SAMPLES[name])
+    for foreign in ("url(", "http", "@import", "<script"):
+        assert foreign not in html(SAMPLES[name])
 
 
 @pytest.mark.slow
@@ -191,7 +192,7 @@ def test_a_bar_shows_the_error_the_error_bars_and_the_tolerance() -> None:
 
 def test_a_page_says_where_it_comes_from() -> None:
     read = Elements(html(DRAWN_FACTS))
-    for said in ("net.Model<T>", "torch 2.13.0+cpu", "2026-11-30 20:15:00 UTC", 'mode="train")', "A processor"):
+    for said in ("net.Model<T>", "torch 2.13.0+cpu", "2026-11-30 (UTC)", 'mode="train")', "A processor"):
         assert said in read.words
     assert "How this was made" not in Elements(html(SAMPLES["all_right"])).words
 

@@ -90,7 +90,7 @@ class Sentences:
             return _placed(f"in {self._words.described}", _at_forward_of(self._loss))
         if not isinstance(call.owner, nn.Module):
             return place_of_backward(call.owner)
-        return listed(list(map(str, hooks)), 1) if hooks else _place_of_forward(call)
+        return f"in {hooks[0]}".rstrip(",") if hooks else _place_of_forward(call)
 
     def place_of_overwriting(self, found: Overwriting) -> str:
         """Where in the code a tensor was overwritten; "" where there is no line."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -80,29 +80,46 @@ def rows_compared(new: Facts, old: Facts) -> tuple[ComparedRow, ...]:
 
 def _pairs(new: Facts, old: Facts) -> list[tuple[ParameterReport, ParameterReport | None]]:
     """Each new row with the old one: of the same name, else one that shares a name with it."""
-    left = list(old)
-    by_name = [_taken(left, row, _has_its_name) for row in new]
-    return [(row, found or _taken(left, row, _shares_a_name)) for row, found in zip(new, by_name, strict=True)]
+    names, all_names = _Named(old, _own_name), _Named(old, _all_names)
+    by_name = [names.taken_for(row) for row in new]
+    all_names.leave_out(by_name)
+    return [(row, same or all_names.taken_for(row)) for row, same in zip(new, by_name, strict=True)]
 
 
-def _taken(
-    left: list[ParameterReport],
-    row: ParameterReport,
-    is_the_same: Callable[[ParameterReport, ParameterReport], bool],
-) -> ParameterReport | None:
-    """Takes out of `left` the first row that is the same one; an output is never the row of a gradient."""
-    for number, other in enumerate(left):
-        if is_the_same(row, other) and (other.role is Role.OUTPUT) == (row.role is Role.OUTPUT):
-            return left.pop(number)
-    return None
+def _own_name(row: ParameterReport) -> tuple[str, ...]:
+    return (row.name,)
 
 
-def _has_its_name(row: ParameterReport, other: ParameterReport) -> bool:
-    return row.name == other.name
+def _all_names(row: ParameterReport) -> tuple[str, ...]:
+    return (row.name, *row.aliases)
 
 
-def _shares_a_name(row: ParameterReport, other: ParameterReport) -> bool:
-    return not {row.name, *row.aliases}.isdisjoint((other.name, *other.aliases))
+class _Named:
+    """Rows found by their names, each for one other row; an output is never the row of a gradient."""
+
+    def __init__(self, rows: Iterable[ParameterReport], names_of: Callable[[ParameterReport], tuple[str, ...]]) -> None:
+        self._names_of = names_of
+        self._rows: dict[tuple[str, bool], list[ParameterReport]] = {}
+        self._taken: set[int] = set()
+        for row in rows:
+            for key in self._keys(row):
+                self._rows.setdefault(key, []).append(row)
+
+    def _keys(self, row: ParameterReport) -> list[tuple[str, bool]]:
+        return [(name, row.role is Role.OUTPUT) for name in self._names_of(row)]
+
+    def leave_out(self, rows: Iterable[ParameterReport | None]) -> None:
+        """Rows that are taken already."""
+        self._taken |= {id(row) for row in rows if row is not None}
+
+    def taken_for(self, row: ParameterReport) -> ParameterReport | None:
+        """Takes the first row that has one of its names; None where there is none left."""
+        for key in self._keys(row):
+            for other in self._rows.get(key, ()):
+                if id(other) not in self._taken:
+                    self._taken.add(id(other))
+                    return other
+        return None
 
 
 def _change(old: ParameterReport | None, new: ParameterReport) -> Change:

@@ -17,7 +17,8 @@ class Provenance:
         devices: where the tensors are, such as `cpu` or `cuda:0 (NVIDIA H100)`.
         platform: the operating system and its release.
         processor: the name of the CPU, or its architecture.
-        date: in UTC, when the check ended, as in `2026-11-30T20:15:00Z`.
+        date: the day on which the check ended, in UTC, as in `2026-11-30`. Not the time, so that equal checks of a day
+            are written as equal files but for their seconds.
     """
 
     model: str = ""

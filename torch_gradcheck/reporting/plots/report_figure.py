@@ -22,6 +22,9 @@ PLOTTED, ACROSS = 12, 4
 MAPPED = 3
 """Wrong tensors of which heat maps are drawn."""
 
+ENDLESS = 1e300
+"""Numbers of this size and more are not drawn, nor are NaN and infinity: matplotlib overflows on their distances."""
+
 PLOT, MAP_HEIGHT = 2.3, 1.7
 """Inches of a plot, and of a line of heat maps."""
 
@@ -80,9 +83,9 @@ def _scatter(axes: Axes, row: ParameterReport, sides: tuple[str, str]) -> None:
     shows_difference = row.status is Status.MISMATCH and row.pairs.are_close
     heights = row.pairs.differences if shows_difference else row.pairs.analytic
     entries = zip(row.pairs.numeric, heights, row.pairs.wrong, strict=False)
-    finite = [each for each in entries if math.isfinite(each[0]) and math.isfinite(each[1])]
+    drawn = [each for each in entries if abs(each[0]) < ENDLESS and abs(each[1]) < ENDLESS]
     for is_wrong, marker, colour in ((False, "o", _colour(row)), (True, "x", WRONG)):
-        across, up = ([each[k] for each in finite if each[2] is is_wrong] for k in (0, 1))
+        across, up = ([each[k] for each in drawn if each[2] is is_wrong] for k in (0, 1))
         axes.scatter(across, up, s=14, marker=marker, color=colour, alpha=0.8)
     axes.axline((0, 0), slope=int(not shows_difference), color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
     ratio = "" if row.relative_error is None else f", {row.relative_error:.1e}"
@@ -103,7 +106,7 @@ def _heat_maps(axes: Sequence[Axes], row: ParameterReport, sides: tuple[str, str
 
     assert row.map is not None
     colours = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "white", POSITIVE])
-    analytic, numeric = row.map.analytic, row.map.numeric
+    analytic, numeric = _drawn(row.map.analytic), _drawn(row.map.numeric)
     apart = [[a - n for a, n in zip(*lines, strict=False)] for lines in zip(analytic, numeric, strict=False)]
     sizes = [*[_largest([*analytic, *numeric])] * 2, _largest(apart)]
     for on, name, values, size in zip(axes, (*sides, "difference"), (analytic, numeric, apart), sizes, strict=True):
@@ -114,6 +117,11 @@ def _heat_maps(axes: Sequence[Axes], row: ParameterReport, sides: tuple[str, str
         on.set_yticks([])
     axes[0].set_ylabel(_as_it_is(row.map.down), fontsize=7, color="black")
     axes[0].set_xlabel(_as_it_is(row.map.across), fontsize=7, color="black")
+
+
+def _drawn(values: Sequence[Sequence[float]]) -> list[list[float]]:
+    """The numbers, those that are not drawn as NaN."""
+    return [[value if abs(value) < ENDLESS else math.nan for value in line] for line in values]
 
 
 def _largest(values: Sequence[Sequence[float]]) -> float:

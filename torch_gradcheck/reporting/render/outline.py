@@ -32,6 +32,9 @@ SHOWN = 3
 LISTED = 8
 """Groups of unproven parameters and tied parameters that are described one by one: 8 of each."""
 
+VARIOUS = "various"
+"""The shape of several parameters that have not the same."""
+
 NAMED = 6
 """Names in one sentence; the others are counted, as in "and 12 more"."""
 
@@ -345,7 +348,7 @@ def _mistakes(rows: Sequence[ParameterReport], limits: Limits) -> list[Mistake]:
     names = limits.names([row.name for row in others])
     sentence = f"{first.diagnosis.kind}, as {printable(first.name)}"
     shapes = {_shape(row.shape) for row in others}
-    return [_mistake(first), Mistake(names, shapes.pop() if len(shapes) == 1 else "various", (sentence,), (), None)]
+    return [_mistake(first), Mistake(names, shapes.pop() if len(shapes) == 1 else VARIOUS, (sentence,), (), None)]
 
 
 def _mistake(row: ParameterReport) -> Mistake:

@@ -10,7 +10,7 @@ from torch_gradcheck.reporting.kept_random import kept_random
 from torch_gradcheck.reporting.render.contract import Contract
 from torch_gradcheck.reporting.render.encodable import all_encodable
 from torch_gradcheck.reporting.render.layout import INDENT, bullets, indented, rendered, styled
-from torch_gradcheck.reporting.render.outline import MAX_ROWS, Entry, Mistake, Outline, outline
+from torch_gradcheck.reporting.render.outline import MAX_ROWS, VARIOUS, Entry, Mistake, Outline, outline
 from torch_gradcheck.reporting.render.picture import Picture
 from torch_gradcheck.reporting.render.shorten import cells_of
 from torch_gradcheck.reporting.render.table import table_of
@@ -97,7 +97,8 @@ def _table(said: Outline, page: Page) -> str:
 def _mistakes(said: Outline, page: Page) -> Iterator[list[RenderableType]]:
     """Yields a section for each wrong parameter."""
     for mistake in said.mistakes:
-        yield [styled(f"✗ {mistake.name}, shape {mistake.shape}", "red"), *_evidence(mistake, said.sides, page)]
+        shape = "of various shapes" if mistake.shape == VARIOUS else f"shape {mistake.shape}"
+        yield [styled(f"✗ {mistake.name}, {shape}", "red"), *_evidence(mistake, said.sides, page)]
     yield list(_dim([said.more_mistakes, _symbols(said)]))
 
 

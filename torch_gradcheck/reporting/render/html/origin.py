@@ -24,7 +24,7 @@ def origin_of(facts: Facts) -> Origin | None:
     versions = (("torch_gradcheck", made.torch_gradcheck), ("torch", made.torch), ("NumPy", made.numpy))
     lines = (
         ("model", made.model),
-        ("date", made.date.replace("T", " ").replace("Z", " UTC")),
+        ("date", f"{made.date} (UTC)" if made.date else ""),
         ("versions", ", ".join(f"{name} {version}" for name, version in (*versions, ("Python", made.python)))),
         ("devices", ", ".join(made.devices)),
         ("machine", ", ".join(filter(None, (made.platform, made.processor)))),

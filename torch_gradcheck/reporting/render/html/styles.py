@@ -13,7 +13,8 @@ from torch_gradcheck.reporting.palette import (
 )
 from torch_gradcheck.reporting.render.html.heat_map import SHADES
 
-SCOPE = ".torch-gradcheck"
+SCOPE = ".torch-gradcheck.torch-gradcheck"
+"""What begins every selector: twice, since rules that Jupyter has for tables weigh more than one class."""
 
 BODY = f"""
 body {{ margin: 0; padding: 1.5rem clamp(.8rem, 4vw, 3rem) 3rem; background: Canvas; color: CanvasText; }}
@@ -28,7 +29,7 @@ FRAME = "rgba(128, 128, 128, .35)"
 
 # Colours are laid over the page's own background, or carry white text: a notebook's theme cannot be asked for.
 LAYOUT = f"""
-font: 15px/1.55 system-ui, sans-serif; max-width: 72em; overflow-wrap: anywhere;
+font: 15px/1.55 system-ui, sans-serif; max-width: 80em; overflow-wrap: anywhere;
 print-color-adjust: exact; -webkit-print-color-adjust: exact;
 p {{ margin: 0 0 .25em; }}
 .head {{ border-left: 5px solid; padding: .1em 0 .1em .9em; margin: 0 0 1em; }}
@@ -51,7 +52,8 @@ tr.mismatch td {{ background: {WRONG}1f; }}
 .status {{ display: inline-block; border-radius: .7em; padding: 0 .65em; font-size: .86em; font-weight: 600;
   line-height: 1.6; color: #fff; background: {GREY}; white-space: nowrap; }}
 svg {{ display: block; max-width: 100%; overflow: visible; }}
-.scale {{ min-width: 15em; padding-right: 1.2em; }}
+th.figure {{ min-width: 5.2em; }}
+.scale {{ min-width: 9em; width: 17em; padding-right: 1.2em; }}
 .bar {{ width: 100%; height: 13px; }}
 .ticks {{ display: flex; justify-content: space-between; font-weight: 400; font-size: .8em; opacity: .78; }}
 .band {{ fill: rgba(128, 128, 128, .33); }}
@@ -127,4 +129,11 @@ def _shades() -> str:
 PRINTED = f"@media print {{ {SCOPE} details::details-content {{ content-visibility: visible; display: block; }} }}"
 """On paper everything is unfolded."""
 
-STYLE = "\n".join((_scoped(LAYOUT), _colours(), _shades(), PRINTED))
+NARROW = f"""@media (max-width: 600px) {{
+  {SCOPE} td code {{ display: inline-block; min-width: 7em; max-width: 12em; white-space: normal;
+    overflow-wrap: anywhere; }}
+  {SCOPE} .scale {{ min-width: 7em; }}
+}}"""
+"""On a phone long names are broken, so that the bars behind them can be seen."""
+
+STYLE = "\n".join((_scoped(LAYOUT), _colours(), _shades(), NARROW, PRINTED))
