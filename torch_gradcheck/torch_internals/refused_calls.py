@@ -29,8 +29,8 @@ RAISES = ("RAISE_VARARGS", "RERAISE")
 """The instructions of Python's `raise`."""
 
 OTHER_ROOMS = ("distributions", "distributed", "autograd", "jit", "_dynamo", "optim", "testing", "__init__.py")
-"""What in torch's folder raises for other reasons than what an operation is given. `__init__.py` and `testing` raise what
-the user asserts: `torch._check(condition, message)`, `torch.testing.assert_close`."""
+"""What in torch's folder raises for other reasons than what an operation is given. `__init__.py` and `testing` raise
+what the user asserts: `torch._check(condition, message)`, `torch.testing.assert_close`."""
 
 OF_MODULES = ("nn", "modules", "module.py")
 """The file of `nn.Module`, which raises for names and states that it is given; a missing forward alone is a call."""
