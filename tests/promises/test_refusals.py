@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -480,6 +481,26 @@ def test_an_error_that_comes_once_comes_through() -> None:
     with pytest.raises(RuntimeError) as caught:
         check_module(net(), Hidden(), (X, Y))
     assert not isinstance(caught.value, GradcheckError)
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """An error that nobody may write to, as `contextlib.contextmanager` does."""
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 25])
+def test_a_frozen_error_comes_through_whenever_it_comes(number: int) -> None:
+    error, calls = FrozenError(), [0]
+
+    def counted(output: Tensor, _: Tensor) -> Tensor:
+        calls[0] += 1
+        if calls[0] == number:
+            raise error
+        return output.square().sum()
+
+    with pytest.raises(FrozenError) as caught:
+        check_module(nn.Linear(7, 3), counted, (X, Y))
+    assert caught.value is error
 
 
 def test_numbers_that_are_no_numbers_of_numpy_are_named() -> None:
