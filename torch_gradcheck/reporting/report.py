@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
+from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, SupportsIndex
 
 from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError, NothingProvenError
 from torch_gradcheck.reporting.comparison.comparison import Comparison
@@ -157,11 +158,11 @@ class Report(Facts):
             encoding: whose characters may be used, such as `"ascii"`; None: that of standard output.
 
         Raises:
-            InvalidRequestError: `max_rows` is negative, or `width` is not positive.
+            InvalidRequestError: `max_rows` is negative, `width` is not positive, or one of them is no integer.
         """
-        if (max_rows is not None and max_rows < 0) or (width is not None and width < 1):
+        if not (_is_count(max_rows, 0) and _is_count(width, 1)):
             raise InvalidRequestError(
-                f"max_rows={max_rows}, width={width}: rows are counted from 0 on (None for all), columns from 1 on."
+                f"max_rows={max_rows!r}, width={width!r}: rows are counted from 0 on (None for all), columns from 1 on."
             )
         page = page_of(sys.stdout)
         wanted = Page(width or page.width, color, encoding or page.encoding)
@@ -195,3 +196,8 @@ class Report(Facts):
 
     def _repr_html_(self) -> str:
         return html(self)
+
+
+def _is_count(value: object, least: int) -> bool:
+    """Whether a value is None, or an integer that is not below `least`."""
+    return value is None or (isinstance(value, SupportsIndex) and index(value) >= least)

@@ -19,6 +19,9 @@ INSTALLED = {name: Path(sysconfig.get_path(name)).resolve() for name in ("pureli
 FOREIGN = tuple(str(Path(path).resolve()) for path in (torch.__path__[0], Path(__file__).parents[1]))
 """Torch and this package: their lines tell the user nothing."""
 
+GENERATED, PACKAGES = "<string>", ("torch", __name__.partition(".")[0])
+"""What Python calls the file of code that a dataclass has written, and the packages that are not the user's."""
+
 LONGEST_DECORATORS = 20
 """Lines that the decorators of a function may take; below more of them its `def` is not looked for."""
 
@@ -56,7 +59,7 @@ def calling_line(frame: FrameType | None = None, *, inside: CodeType | None = No
     if frame is None:
         frame = sys._getframe(1)
     while frame is not None and frame.f_code is not inside:
-        if is_of_the_user(frame.f_code):
+        if is_frame_of_the_user(frame):
             return CodeLine(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
@@ -66,9 +69,8 @@ def raising_line(error: BaseException) -> CodeLine | None:
     """The innermost line of the user's that an exception has come through; None where there is none."""
     traceback, found = error.__traceback__, None
     while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if is_of_the_user(code):
-            found = CodeLine(code.co_filename, traceback.tb_lineno)
+        if is_frame_of_the_user(traceback.tb_frame):
+            found = CodeLine(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
         traceback = traceback.tb_next
     return found
 
@@ -124,13 +126,15 @@ def _innermost(function: object) -> object:
     return function
 
 
+def is_frame_of_the_user(frame: FrameType) -> bool:
+    """Whether the user's code runs in a frame, and none that was generated for torch or for this package."""
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return is_of_the_user(frame.f_code) and not (frame.f_code.co_filename == GENERATED and package in PACKAGES)
+
+
 def is_of_the_user(code: CodeType) -> bool:
     """Whether code is neither torch's, nor this package's, nor the standard library's."""
-    return is_file_of_the_user(code.co_filename)
-
-
-def is_file_of_the_user(file: str) -> bool:
-    """The same of the file that the code is in."""
+    file = code.co_filename
     if file.startswith("<frozen") or file.startswith(FOREIGN):
         return False
     return not file.startswith(STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
