@@ -162,7 +162,9 @@ class Sentences:
 
     def cost(self, runs: int, evaluations: int) -> str:
         """The sentence on what the search took: runs of single modules, and evaluations of J."""
-        return f"looking for the culprit took {runs:,} runs of single modules and {evaluations} evaluations of J"
+        of_modules = f"{runs:,} run{'s' * (runs != 1)} of single modules and " if runs else ""
+        of_j = f"{evaluations} evaluation{'s' * (evaluations != 1)} of J"
+        return f"looking for the culprit took {of_modules}{of_j}"
 
     def _on(self, call: RecordedCall | None, attribution: Attribution, inputs: Sequence[str]) -> str:
         double = call is not None and call.differentiates is not None

@@ -159,7 +159,8 @@ def _what_is_there(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> str
     there = evidence.wrong
     a, n = evidence.analytic[there], evidence.numeric[there]
     if not np.all(np.isfinite(a)):
-        return f", where {int(np.sum(~np.isfinite(a)))} are not finite"
+        infinite = int(np.sum(~np.isfinite(a)))
+        return f", where {infinite} {'is' if infinite == 1 else 'are'} not finite"
     if not np.any(a):
         return ", where it is zero"
     if np.all(np.abs(n) <= ERROR_BARS_ALLOWED * evidence.error_bar[there]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from torch_gradcheck.reporting.render.limits import ALL, Limits
 from torch_gradcheck.reporting.render.mistakes import Mistake, alike, mistakes_of
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
+
+FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
+"""A number in a sentence."""
 
 MAX_ROWS = 10
 """Wrong rows that are shown where nothing else is asked for, and as many others; further ones are counted."""
@@ -130,7 +134,7 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
         contract=contract_section(facts),
         gaps=tuple(gaps[: told.listed]),
         more_gaps=_more(
-            len(gaps) - len(gaps[: told.listed]), "reasons why something was not proven; to_dict() has them all"
+            len(gaps) - len(gaps[: told.listed]), "that are not proven for other reasons; to_dict() has them all"
         ),
         notes=tuple(prose(note) for note in facts.notes if reference is None or note not in reference.notes),
     )
@@ -272,16 +276,30 @@ def _tied(facts: Facts, limits: Limits) -> tuple[str, ...]:
 
 
 def _gaps(rows: Sequence[ParameterReport], limits: Limits) -> list[Gap]:
-    groups: dict[tuple[Status, str], list[str]] = {}
+    groups: dict[tuple[Status, str], list[tuple[str, str]]] = {}
     for status in sorted(STATUS_WORDS, key=lambda status: not STATUS_WORDS[status].is_told_first):
         leaves_open = STATUS_WORDS[status].leaves_open
         for row in rows:
             if leaves_open and row.status is status:
-                groups.setdefault((status, row.reason or leaves_open), []).append(row.name)
+                reason = row.reason or leaves_open
+                groups.setdefault((status, FIGURE.sub("#", reason)), []).append((row.name, reason))
     return [
-        Gap(status, STATUS_WORDS[status].mark, limits.names(names), prose(reason))
-        for (status, reason), names in groups.items()
+        Gap(
+            status,
+            STATUS_WORDS[status].mark,
+            limits.names([name for name, _ in group]),
+            prose(_in_one([reason for _, reason in group])),
+        )
+        for (status, _), group in groups.items()
     ]
+
+
+def _in_one(reasons: Sequence[str]) -> str:
+    """Returns sentences that differ in their figures as one, with ranges in the place of these."""
+    words = FIGURE.split(reasons[0])
+    figures = [sorted(set(each), key=float) for each in zip(*map(FIGURE.findall, reasons), strict=True)]
+    ranges = [each[0] if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in figures]
+    return words[0] + "".join(figure + after for figure, after in zip(ranges, words[1:], strict=True))
 
 
 def _more(count: int, what: str) -> str:

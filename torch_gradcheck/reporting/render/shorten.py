@@ -60,7 +60,26 @@ def _told_apart(names: Sequence[str], cut: _Cut) -> dict[str, str]:
         forms = [cut(name, head) for name in names]
         if len(set(forms)) == len(names):
             return dict(zip(names, forms, strict=True))
-    return {}
+    return _by_what_differs(names, cut)
+
+
+def _by_what_differs(names: Sequence[str], cut: _Cut) -> dict[str, str]:
+    """Returns `…` and the part that differs, then the end; an empty dict where there is no room for that."""
+    start = _common(names)
+    after = _common([name[start:][::-1] for name in names])
+    forms = [f"{cut.ellipsis}{name[start : len(name) - after]}{cut.ellipsis}" for name in names]
+    room = cut.width - max(map(cells_of, forms))
+    if not start or room < 1 or not after:
+        return {}
+    forms = [form + name[len(name) - min(after, room) :] for form, name in zip(forms, names, strict=True)]
+    fit = len(set(forms)) == len(names) and max(map(cells_of, forms)) <= cut.width
+    return dict(zip(names, forms, strict=True)) if fit else {}
+
+
+def _common(names: Sequence[str]) -> int:
+    """Returns the length of the beginning that all names share."""
+    alike = [len(set(characters)) == 1 for characters in zip(*names, strict=False)]
+    return [*alike, False].index(False)
 
 
 def _numbered(names: Sequence[str], cut: _Cut) -> dict[str, str]:
