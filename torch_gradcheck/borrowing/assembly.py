@@ -12,7 +12,7 @@ from torch import nn
 from torch_gradcheck.borrowing.builtin_content import refill
 from torch_gradcheck.borrowing.captures import Captures, captures_of
 from torch_gradcheck.borrowing.way_back import Steps, go_back
-from torch_gradcheck.errors import GradcheckError, InvalidRequestError
+from torch_gradcheck.errors import GradcheckError, InvalidRequestError, MisfitError
 from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.processes.signals import HeldSignals
 from torch_gradcheck.reporting.report import Report
@@ -95,7 +95,8 @@ class Assembly:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if self._is_parallel and isinstance(error, Exception) and not isinstance(error, GradcheckError):
+        is_of_the_forward = isinstance(error, MisfitError) or not isinstance(error, GradcheckError)
+        if self._is_parallel and isinstance(error, Exception) and is_of_the_forward:
             error.add_note(
                 "In the check every rank has parameters of full size, and the hooks that shard inputs and outputs do "
                 "not run: a forward that counts on the shapes of shards (n_heads // ranks) has to take them from its "

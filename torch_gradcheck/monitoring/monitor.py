@@ -26,7 +26,6 @@ from torch_gradcheck.monitoring.forward_hook import ForwardHook
 from torch_gradcheck.monitoring.history import GradientHistory
 from torch_gradcheck.monitoring.observations import Observation, observed
 from torch_gradcheck.monitoring.recorder import Recorder
-from torch_gradcheck.monitoring.scalar_log import ScalarLog
 from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.monitoring.scheduled_step import Declared, ScheduledStep
 from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
@@ -164,9 +163,7 @@ class GradientMonitor:
         self._hook = ForwardHook(model if data_parallel_group(model) is None else without_parallel(model))
         loss = partial(ModuleLoss, model, loss_fn)
         self._under_way = ScheduledStep(self._model, loss, self._request, declared, self._hook)
-        self._recorder = Recorder(self._request)
-        self._log = ScalarLog(log, leads=team.leads)
-        self._updated: int | None = None
+        self._recorder = Recorder(self._request, log)
         self.reports: dict[int, Report] = {}
         self.errors: dict[int, GradcheckError] = {}
         self._ended: dict[int, str] = {}
@@ -229,9 +226,9 @@ class GradientMonitor:
         due = self._schedule.called()
         if due is None:
             return None
-        self._note_update()
+        self._recorder.note_update(self._model)
         if due is Due.AFTER:
-            self._log_update()
+            self._recorder.write_update()
             return None
         seen, step = list(batches()), self._under_way
         step.divisor = divisor
@@ -254,8 +251,8 @@ class GradientMonitor:
         self._hook.detach()
         self._arrived = len(self._under_way.batches)
         self._under_way.forget()
-        self._note_update(last=True)
-        self._log_update()
+        self._recorder.note_update(self._model, last=True)
+        self._recorder.write_update()
         if not self._request.team.leads:
             return
         summary = self.summary
@@ -314,9 +311,9 @@ class GradientMonitor:
             self._hook.attach()
 
     def _wake_up(self, due: Due, batch: Any, weight: Any, last: bool) -> Report | None:
-        self._note_update()
+        self._recorder.note_update(self._model)
         if due is Due.AFTER:
-            self._log_update()
+            self._recorder.write_update()
             return None
         if batch is NOTHING and self._needs_batch:
             raise InvalidRequestError("step() was called without a batch: give it what this step was trained on.")
@@ -332,18 +329,18 @@ class GradientMonitor:
         self._schedule.wake_next()
         self._under_way.remember(batches)
         self._hook.attach()
-        self._log_update()
+        self._recorder.write_update()
 
     def _finish(self) -> Report | None:
         """The end of a scheduled step: checks, and waits for the next."""
         step, under_way = self._schedule.target, self._under_way
         batches = list(under_way.batches)
         try:
-            self._log_update()
+            self._recorder.write_update()
             report = under_way.checked(self._recorder, step)
         except GradcheckError as error:
             self.errors[step] = error
-            self._log.write_gradients(step, self._recorder.rows(step), None)
+            self._recorder.note_check(step, None)
             return self._react(step, error, None)
         except BaseException as error:
             self._ended[step] = type(error).__name__
@@ -351,7 +348,6 @@ class GradientMonitor:
         else:
             self.reports[step] = report
             self._recorder.note_check(step, report)
-            self._log.write_gradients(step, self._recorder.rows(step), report)
             return self._react(step, GradientMismatchError(report.text()) if report.mismatches else None, report)
         finally:
             self._hook.detach()
@@ -361,16 +357,6 @@ class GradientMonitor:
                 under_way.remember(batches[-1:])
             if self._recorder.awaits_update:
                 self._schedule.wake_next()
-
-    def _note_update(self, last: bool = False) -> None:
-        """Measures what the optimizer has done since the last scheduled step, unless that is known."""
-        self._updated = self._recorder.note_update(self._model, last)
-
-    def _log_update(self) -> None:
-        """Writes the update that was measured, once: a logger that raises is to find nothing half done."""
-        step, self._updated = self._updated, None
-        if step is not None:
-            self._log.write_update(step, self._recorder.rows(step))
 
     def _react(self, step: int, error: GradcheckError | None, report: Report | None) -> Report | None:
         if error is not None and self._on_mismatch == "raise":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from torch_gradcheck.borrowing.assembly import assembled
 from torch_gradcheck.monitoring.history import GradientHistory, GradientRecord
 from torch_gradcheck.monitoring.magnitudes import Magnitudes, distance, magnitudes_of
+from torch_gradcheck.monitoring.scalar_log import ScalarLog
 from torch_gradcheck.objective.theta import check_selection
 from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.processes.channel import LEADER
@@ -29,10 +31,16 @@ class Recorder:
 
     Args:
         request: the options of the checks; its team are the ranks.
+        log: where the figures are written; None for nowhere.
+
+    Raises:
+        InvalidRequestError: `log` is nothing that can be written to.
     """
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, log: Any = None) -> None:
         self._request = request
+        self._log = ScalarLog(log, leads=request.team.leads)
+        self._unwritten: int | None = None
         self._rows: dict[int, dict[str, GradientRecord]] = {}
         self._aliases: dict[str, str] = {}
         self._before: dict[str, torch.Tensor] = {}
@@ -43,10 +51,6 @@ class Recorder:
     def history(self) -> GradientHistory:
         """The records so far."""
         return GradientHistory([row for rows in self._rows.values() for row in rows.values()], self._aliases)
-
-    def rows(self, step: int) -> GradientHistory:
-        """The records of one step; empty where there are none."""
-        return GradientHistory(self._rows.get(step, {}).values(), self._aliases)
 
     @property
     def awaits_update(self) -> bool:
@@ -83,15 +87,15 @@ class Recorder:
             held = dict(named_parameters(model))
             self._before = {name: held[name].detach().to("cpu", copy=True) for name in rows}
 
-    def note_check(self, step: int, report: Report) -> None:
-        """Adds what the check of a step found."""
-        for name, row in self._rows.get(step, {}).items():
-            found = report.in_grad[name] if report.in_grad is not None and name in report.in_grad else report[name]
-            error_bar = None if math.isnan(found.noise) else found.noise
-            self._rows[step][name] = replace(row, error_bar=error_bar, status=str(found.status))
+    def note_check(self, step: int, report: Report | None) -> None:
+        """Adds what the check of a step found, None where it could not be checked, and writes the figures."""
+        rows = self._rows.get(step, {})
+        if report is not None:
+            self._rows[step] = {name: _with_findings(row, report) for name, row in rows.items()}
+        self._log.write_gradients(step, self._at(step), report)
 
-    def note_update(self, model: nn.Module, last: bool = False) -> int | None:
-        """Measures the update of the step that awaits it; the number of that step, None where there is nothing to tell.
+    def note_update(self, model: nn.Module, last: bool = False) -> None:
+        """Measures the update of the step that awaits it; `write_update` writes it.
 
         Ranks talk to each other only where a model is sharded: they come here at the same call of `step`, or not at
         all where it is the last.
@@ -102,7 +106,7 @@ class Recorder:
         """
         step, self._awaited = self._awaited, None
         if step is None:
-            return None
+            return
         try:
             norms = self._measured(model, last)
         finally:
@@ -111,7 +115,17 @@ class Recorder:
             row = self._rows[step][name]
             ratio = norm / row.weight_norm if row.weight_norm else None
             self._rows[step][name] = replace(row, update_norm=norm, update_ratio=ratio)
-        return step if norms else None
+        self._unwritten = step if norms else None
+
+    def write_update(self) -> None:
+        """Writes the update that was measured, once: a logger that raises is to find nothing half done."""
+        step, self._unwritten = self._unwritten, None
+        if step is not None:
+            self._log.write_update(step, self._at(step))
+
+    def _at(self, step: int) -> GradientHistory:
+        """The records of one step; empty where there are none."""
+        return GradientHistory(self._rows.get(step, {}).values(), self._aliases)
 
     def _measured(self, model: nn.Module, last: bool) -> dict[str, float]:
         """Parameter's name → the norm of its update; on the leading rank, or on all where the model is sharded."""
@@ -157,6 +171,13 @@ def record_of(step: int, name: str, parameter: torch.Tensor, scale: float = 1.0)
         finite=None if grad is None else grad.finite,
         weight_norm=weights.norm,
     )
+
+
+def _with_findings(row: GradientRecord, report: Report) -> GradientRecord:
+    """The record with what the check found of its `.grad` or, where nobody looked at that, of the backward."""
+    in_grad = report.in_grad
+    found = in_grad[row.name] if in_grad is not None and row.name in in_grad else report[row.name]
+    return replace(row, error_bar=None if math.isnan(found.noise) else found.noise, status=str(found.status))
 
 
 def _unscaled(grad: Magnitudes, scale: float) -> Magnitudes:

@@ -18,14 +18,14 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 KINDS = {
     bool: "true or false",
-    int: "an integer of 64 bits",
+    int: "an integer",
     float: 'a number (or "nan", "inf", "-inf")',
     str: "a string",
 }
 """What a value of a plain type is called."""
 
-LARGEST = 2**63
-"""The largest integer that is read: nothing that a report counts is larger."""
+LARGEST = 2**1023
+"""The largest integer that is read, since a larger one is no float."""
 
 OBJECT = "an object with keys"
 
@@ -125,7 +125,7 @@ def _plain(annotation: type, value: object, at: str) -> Any:
 def _float(value: int | str, at: str) -> float:
     if isinstance(value, str) and value in NOT_FINITE:
         return NOT_FINITE[value]
-    if isinstance(value, bool | str) or abs(value) > 2**1023:
+    if isinstance(value, bool | str) or abs(value) > LARGEST:
         raise _misfit(value, at, KINDS[float])
     return float(value)
 

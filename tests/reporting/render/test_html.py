@@ -124,6 +124,12 @@ def test_rows_that_the_table_leaves_out_can_be_unfolded() -> None:
     assert name in after
 
 
+def test_thousands_of_rows_are_counted_in_the_end() -> None:
+    source = html(facts(*[match(f"layers.{k}.weight", 3) for k in range(700)]))
+    assert 500 <= source.count("<tr") <= 520
+    assert "more; the report as JSON has them all" in source
+
+
 def test_page_is_a_document_with_an_escaped_title() -> None:
     document = page(SAMPLES["all_right"], title="model.py:<problem>")
     assert document.startswith("<!DOCTYPE html>")

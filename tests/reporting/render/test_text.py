@@ -156,3 +156,32 @@ def test_a_contract_of_which_nothing_applies_has_no_outcome() -> None:
     printed = text(facts(match("x", 3), contract=[entry]))
     assert printed.startswith("gradients right: 1 of 1 parameter\n")
     assert printed.endswith("contract: 1 not applicable\n- vmap (not applicable): It draws random numbers.")
+
+
+def test_everything_is_shown_where_that_is_asked_for() -> None:
+    printed = text(SAMPLES["everything_wrong"], max_rows=None)
+    assert printed.count("✗ mismatch") == 60
+    assert printed.count("\n✗ blocks") == 60
+    assert "…" not in printed
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_as_many_rows_are_shown_as_asked_for(most: int) -> None:
+    printed = text(SAMPLES["everything_wrong"], max_rows=most)
+    assert (printed.count("✗ mismatch"), printed.count("\n✗ blocks")) == (most, most)
+    assert f"… and {60 - most} more that are wrong, relative error 3.3e-01" in printed
+
+
+def test_what_is_not_wrong_is_only_counted_where_that_is_asked_for() -> None:
+    found = facts(
+        wrong("a", 3), match("b", 3), *[replace(match("c", 3), status=Status.FLAT, name=f"c{k}") for k in range(2)]
+    )
+    printed = text(found, only_wrong=True)
+    assert "✗ mismatch a" in printed
+    assert "… and 1 more that match, relative error 3.1e-09\n… and 2 more that are flat" in printed
+    assert "nothing was proven, a wrong backward" not in printed
+
+
+def test_the_report_of_a_right_model_fits_on_a_screen() -> None:
+    rows = [match(f"layers.{index}.weight", 64, 64, relative_error=1e-9 * (index + 1)) for index in range(300)]
+    assert len(text(facts(*rows, notes=["One sentence. " * 8])).split("\n")) <= 24

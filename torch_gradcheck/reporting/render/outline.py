@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import (
-    Coordinate,
-    DiagnosisKind,
     Facts,
     ParameterReport,
     Status,
     badness,
 )
+from torch_gradcheck.reporting.facts.one_line import shape_of
 from torch_gradcheck.reporting.render.beside_reference import outcome_beside, summary_beside, tightness
 from torch_gradcheck.reporting.render.columns import Column, columns_of
 from torch_gradcheck.reporting.render.contract import Contract, contract_outcome, contract_section
 from torch_gradcheck.reporting.render.figures import error_bar, figure, raised, word
-from torch_gradcheck.reporting.render.picture import Picture, picture_of
+from torch_gradcheck.reporting.render.limits import ALL, Limits
+from torch_gradcheck.reporting.render.mistakes import Mistake, alike, mistakes_of
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
@@ -28,32 +28,6 @@ MAX_ROWS = 10
 
 SHOWN = 3
 """Rows of every status but `mismatch` that are shown where there are more than that."""
-
-LISTED = 8
-"""Groups of unproven parameters and tied parameters that are described one by one: 8 of each."""
-
-VARIOUS = "various"
-"""The shape of several parameters that have not the same."""
-
-NAMED = 6
-"""Names in one sentence; the others are counted, as in "and 12 more"."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much is told one by one: groups and sentences, and names in a sentence; None for all."""
-
-    listed: int | None = LISTED
-    named: int | None = NAMED
-
-    def names(self, names: Sequence[str]) -> str:
-        """Returns names in a sentence; those beyond the limit are counted, as in "and 12 more"."""
-        first = names[: self.named]
-        listed = ", ".join(map(printable, first))
-        return f"{listed} and {len(names) - len(first):,} more" if len(names) > len(first) else listed
-
-
-ALL = Limits(None, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,29 +52,6 @@ class Fold:
 
     sentence: str
     lines: tuple[Line, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One coordinate of a wrong parameter; `remark` is its status, unless `mismatch`, and its one-sided slopes."""
-
-    index: str
-    analytic: str
-    numeric: str
-    difference: str
-    noise: str
-    remark: str
-
-
-@dataclass(frozen=True, slots=True)
-class Mistake:
-    """A wrong parameter: sentences on the mistake, the worst coordinates, and a picture where they make a pattern."""
-
-    name: str
-    shape: str
-    sentences: tuple[str, ...]
-    entries: tuple[Entry, ...]
-    picture: Picture | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +108,7 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
     rows = [*facts.mismatches, *(row for row in facts if row.status is not Status.MISMATCH)]
     shown, left_out = _fold(rows, max_rows, only_wrong)
     told = ALL if max_rows is None else Limits()
-    gaps, groups = [] if only_wrong else _gaps(rows, told), _alike(facts)
+    gaps, groups = [] if only_wrong else _gaps(rows, told), alike(facts)
     reference = facts.reference if facts.has_wrong_reference else None
     return Outline(
         headline=headline(facts),
@@ -172,7 +123,7 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
         lines=tuple(_line(row, facts) for row in shown),
         folds=tuple(_folded(group, facts) for group in left_out),
         tied=_tied(facts, told),
-        mistakes=tuple(mistake for group in groups[:max_rows] for mistake in _mistakes(group, told)),
+        mistakes=tuple(mistake for group in groups[:max_rows] for mistake in mistakes_of(group, told)),
         more_mistakes=_more(
             sum(map(len, groups[len(groups[:max_rows]) :])), "that are wrong; report.mismatches has them all"
         ),
@@ -277,12 +228,10 @@ def _fold(
     wrong = by_status.pop(Status.MISMATCH, [])
     is_short = most is None or len(rows) - len(wrong) <= most
     shown = list(wrong[:most])
-    left_out = [wrong[len(shown) :]]
     for status, group in by_status.items():
-        picked = [] if only_wrong else group if is_short else _most_telling(group, status, min(SHOWN, most or 0))
-        shown += picked
-        left_out.append([row for row in group if row not in picked] if len(picked) < len(group) else [])
-    kept = set(map(id, shown))
+        shown += [] if only_wrong else group if is_short else _most_telling(group, status, min(SHOWN, most or 0))
+    kept = set(map(id, shown))  # and not the rows themselves, which are compared by all that they hold
+    left_out = [[row for row in group if id(row) not in kept] for group in (wrong, *by_status.values())]
     return [row for row in rows if id(row) in kept], [group for group in left_out if group]
 
 
@@ -296,7 +245,7 @@ def _line(row: ParameterReport, facts: Facts) -> Line:
         status=row.status,
         mark=STATUS_WORDS[row.status].mark,
         name=printable(row.name),
-        shape=_shape(row.shape),
+        shape=shape_of(row.shape),
         figures=tuple(column.cell(row, facts.tolerance) for column in columns_of(facts)),
     )
 
@@ -322,65 +271,6 @@ def _tied(facts: Facts, limits: Limits) -> tuple[str, ...]:
     return (*sentences, more) if more else tuple(sentences)
 
 
-def _alike(facts: Facts) -> list[list[ParameterReport]]:
-    """Returns the wrong rows in groups that one mistake explains, those of a known kind first.
-
-    With a culprit, all unknown rows are one group.
-    """
-    groups: dict[object, list[ParameterReport]] = {}
-    for row in facts.mismatches:
-        found = row.diagnosis
-        single = (
-            found is None
-            or found.kind.is_about_places
-            or (found.kind is DiagnosisKind.UNKNOWN and facts.culprit is None)
-        )
-        key = row.name if single or found is None else (found.kind, found.factor and figure(found.factor))
-        groups.setdefault(key, []).append(row)
-    return sorted(groups.values(), key=lambda rows: rows[0].diagnosis is None or not rows[0].diagnosis.kind.is_known)
-
-
-def _mistakes(rows: Sequence[ParameterReport], limits: Limits) -> list[Mistake]:
-    """Returns the first row of a group in full, and one line for all others."""
-    first, *others = rows
-    if not others or first.diagnosis is None:
-        return [_mistake(first)]
-    names = limits.names([row.name for row in others])
-    sentence = f"{first.diagnosis.kind}, as {printable(first.name)}"
-    shapes = {_shape(row.shape) for row in others}
-    return [_mistake(first), Mistake(names, shapes.pop() if len(shapes) == 1 else VARIOUS, (sentence,), (), None)]
-
-
-def _mistake(row: ParameterReport) -> Mistake:
-    diagnosis = f"{row.diagnosis.kind}: {row.diagnosis.message}" if row.diagnosis else ""
-    return Mistake(
-        name=printable(row.name),
-        shape=_shape(row.shape),
-        sentences=tuple(prose(said) for said in (diagnosis, row.reason) if said),
-        entries=tuple(map(_entry, row.worst)),
-        picture=None if row.map is None else picture_of(row.map),
-    )
-
-
-def _entry(coordinate: Coordinate) -> Entry:
-    index = str(list(coordinate.index)) if coordinate.index else "()"
-    return Entry(
-        index=f"{index} {printable(coordinate.part)}" if coordinate.part else index,
-        analytic=f"{coordinate.analytic:.6e}",
-        numeric=f"{coordinate.numeric:.6e}",
-        difference=figure(coordinate.analytic - coordinate.numeric),
-        noise=error_bar(coordinate.noise),
-        remark=_remark(coordinate),
-    )
-
-
-def _remark(coordinate: Coordinate) -> str:
-    words = [] if coordinate.status is Status.MISMATCH else [coordinate.status.value]
-    if coordinate.slopes:
-        words.append("slopes {:.2e} | {:.2e}".format(*coordinate.slopes))
-    return ", ".join(words)
-
-
 def _gaps(rows: Sequence[ParameterReport], limits: Limits) -> list[Gap]:
     groups: dict[tuple[Status, str], list[str]] = {}
     for status in sorted(STATUS_WORDS, key=lambda status: not STATUS_WORDS[status].is_told_first):
@@ -401,7 +291,3 @@ def _more(count: int, what: str) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) if shape else "()"

@@ -10,7 +10,8 @@ from torch_gradcheck.reporting.kept_random import kept_random
 from torch_gradcheck.reporting.render.contract import Contract
 from torch_gradcheck.reporting.render.encodable import all_encodable
 from torch_gradcheck.reporting.render.layout import INDENT, bullets, indented, rendered, styled
-from torch_gradcheck.reporting.render.outline import MAX_ROWS, VARIOUS, Entry, Mistake, Outline, outline
+from torch_gradcheck.reporting.render.mistakes import VARIOUS, Entry, Mistake
+from torch_gradcheck.reporting.render.outline import MAX_ROWS, Outline, outline
 from torch_gradcheck.reporting.render.picture import Picture
 from torch_gradcheck.reporting.render.shorten import cells_of
 from torch_gradcheck.reporting.render.table import table_of

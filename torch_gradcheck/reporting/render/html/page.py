@@ -9,12 +9,16 @@ from torch_gradcheck.reporting.render.html.drawings import Drawings, drawings_of
 from torch_gradcheck.reporting.render.html.origin import origin_of
 from torch_gradcheck.reporting.render.html.styles import BODY, STYLE
 from torch_gradcheck.reporting.render.html.templates import FRAGMENT, PAGE, filled
-from torch_gradcheck.reporting.render.outline import Line, Mistake, headline, outline
+from torch_gradcheck.reporting.render.mistakes import Mistake
+from torch_gradcheck.reporting.render.outline import Line, headline, outline
 from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import tolerance_in_words
 
 ROWS = 20
 """Wrong rows that a page explains, and rows that its table shows before the others are folded."""
+
+FOLDED = 500
+"""Lines of a table that is folded away; further ones are counted."""
 
 DRAWN = 5
 """Wrong rows of which a page draws heat maps and a scatter; the others are told in words and figures."""
@@ -35,6 +39,7 @@ def html(facts: Facts) -> str:
     return filled(
         FRAGMENT,
         said=said,
+        most_folded=FOLDED,
         outcome=_outcome(facts),
         has_bars=any(row.relative_error is not None for row in facts),
         bar_of=bar_of,

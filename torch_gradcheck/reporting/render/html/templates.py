@@ -101,7 +101,11 @@ FRAGMENT = """
 {% endif %}
 {% endif %}
 {% for fold in said.folds %}
-<details><summary>{{ fold.sentence }}</summary>{{ table(fold.lines) }}</details>
+<details><summary>{{ fold.sentence }}</summary>{{ table(fold.lines[:most_folded]) }}
+{% if fold.lines | length > most_folded %}
+<p class="quiet">… and {{ "{:,}".format(fold.lines | length - most_folded) }} more; the report as JSON has them all.</p>
+{% endif %}
+</details>
 {% endfor %}
 {% for sentence in said.tied %}
 <p class="alias">tied: {{ sentence }}</p>
