@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -139,6 +140,7 @@ REFUSED: dict[str, Case] = {
     "none": of_batch(None, "batch is None", "check_closure", "(inputs, *targets)"),
     "empty tuple": of_batch((), "batch is empty", "(inputs, *targets)"),
     "empty list": of_batch([], "batch is empty"),
+    "empty named tuple": of_batch(namedtuple("Nothing", [])(), "batch is empty"),
     "model as batch": of_batch(net(), "batch is a Sequential", "check_module(model, loss_fn, batch)"),
     "function as batch": of_batch(my_loss, "batch is my_loss at", "check_module(model, loss_fn, batch)"),
     "class as batch": of_batch(nn.Linear, "batch is a type"),
