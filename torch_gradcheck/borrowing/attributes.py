@@ -83,8 +83,9 @@ class AttributeStates:
                 array[...] = first
 
     def rewind(self) -> None:
-        """Resets attributes that held a tensor to that tensor, and to their contents at the start learned caches and
-        what optimizers hold: a step that J takes is the same one in every evaluation.
+        """Resets attributes that held a tensor to that tensor; learned caches and optimizers to what they held at first.
+
+        A step of an optimizer that J takes is then the same one in every evaluation.
         """
         for names, name, tensor in self._tensor_names:
             if dict.get(names, name) is not tensor:

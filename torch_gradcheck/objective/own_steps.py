@@ -49,5 +49,6 @@ def after_its_step(code: str, optimizers: Sequence[str]) -> str:
     """Why such a loss is refused, of which `code` steps the optimizers."""
     return (
         f"{code} steps {' and '.join(optimizers)}, and its loss is computed from the weights after that step: it is no "
-        "function of the weights whose gradient it is asked for. Return the loss from before the step, or leave step() out."
+        "function of the weights whose gradient it is asked for. Return the loss from before the step, or leave step() "
+        "out."
     )
