@@ -83,7 +83,7 @@ class AttributeStates:
                 array[...] = first
 
     def rewind(self) -> None:
-        """Resets attributes that held a tensor to that tensor; learned caches and optimizers to what they held at first.
+        """Resets attributes that held a tensor to that tensor; learned caches and optimizers to what they held.
 
         A step of an optimizer that J takes is then the same one in every evaluation.
         """
