@@ -160,7 +160,7 @@ def _what_is_there(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> str
     a, n = evidence.analytic[there], evidence.numeric[there]
     if not np.all(np.isfinite(a)):
         infinite = int(np.sum(~np.isfinite(a)))
-        return f", where {infinite} {'is' if infinite == 1 else 'are'} not finite"
+        return ", where it is not finite" if infinite == len(a) else f", of which {infinite} not finite"
     if not np.any(a):
         return ", where it is zero"
     if np.all(np.abs(n) <= ERROR_BARS_ALLOWED * evidence.error_bar[there]):
