@@ -192,10 +192,17 @@ def _summary(facts: Facts) -> tuple[str, ...]:
         return summary_beside(facts, headline(facts.reference), _effort(facts))
     noise = "unknown" if math.isnan(facts.noise) else error_bar(facts.noise)
     return (
-        f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes",
+        f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes{_allowed(facts)}",
         f"{_what(facts)} {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, {_effort(facts)}",
         f"{printable(facts.dtype)}, mode {printable(facts.mode)}, seed {facts.seed}",
     )
+
+
+def _allowed(facts: Facts) -> str:
+    """Returns what else passes, where a ratio beyond the tolerance did: what rounding explains."""
+    ratio = facts.relative_error
+    beyond = ratio is not None and ratio > facts.tolerance and not facts.mismatches
+    return ", and what the error bars explain" if beyond else ""
 
 
 def _effort(facts: Facts) -> str:
