@@ -174,7 +174,9 @@ def _why_unresolved(trial: ParameterTrial, ratio: float, tolerance: float) -> st
     if error_bar < ratio:
         why = f"the relative error {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
     else:
-        why = f"the noise of J hides errors below {error_bar:.0e} of the gradient, and the relative error is {ratio:.0e}"
+        why = (
+            f"the noise of J hides errors below {error_bar:.0e} of the gradient, and the relative error is {ratio:.0e}"
+        )
     return why + _would_decide(max(ratio, error_bar / MARGIN), tolerance)
 
 

@@ -15,7 +15,9 @@ def shortened(names: Sequence[str], width: int, ellipsis: str = "…") -> list[s
     they differ. Where no cut tells them apart, they are numbered.
     """
     cut = _Cut(width, ellipsis)
-    shown = {name: name if cells_of(name) <= width else _with_numbers(_from_block(name, ellipsis), cut) for name in names}
+    shown = {
+        name: name if cells_of(name) <= width else _with_numbers(_from_block(name, ellipsis), cut) for name in names
+    }
     for alike in _alike(shown):
         shown |= _told_apart(alike, cut)
     shown |= _numbered([name for alike in _alike(shown) for name in alike], cut)
