@@ -172,7 +172,10 @@ def _why_unresolved(trial: ParameterTrial, ratio: float, tolerance: float) -> st
     norms = float(np.linalg.norm(trial.analytic) + np.linalg.norm(trial.results.numeric))
     error_bar = float(np.linalg.norm(trial.results.error_bar)) / norms
     if error_bar < ratio:
-        why = f"the relative error {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
+        why = (
+            f"the relative error {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was "
+            "rounded"
+        )
     else:
         why = (
             f"the noise of J hides errors below {error_bar:.0e} of the gradient, and the relative error is {ratio:.0e}"

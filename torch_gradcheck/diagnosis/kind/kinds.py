@@ -151,8 +151,8 @@ def _compared(evidence: Evidence) -> str:
     if len(a) == 1:
         return f"dθ is {factor_in_words(float(a[0] / n[0]))} times the right gradient, a factor of no known meaning"
     return (
-        f"no simple relation to the right gradient: {factor_in_words(length)} times as long, the cosine of the angle "
-        f"between them is {cosine:.6g}, and dθ is off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of the right one's length"
+        f"no simple relation to the right gradient: {factor_in_words(length)} times as long, at a cosine of "
+        f"{cosine:.6g} with it, and off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of its length"
     )
 
 

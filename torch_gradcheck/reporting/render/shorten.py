@@ -11,8 +11,9 @@ def shortened(names: Sequence[str], width: int, ellipsis: str = "…") -> list[s
     """Returns `names`, each in at most `width` terminal cells; `ellipsis` replaces the middle of longer names.
 
     The end keeps two thirds of the width, since it says more than the beginning. The number of a block, as the 7 of
-    `layers.7.norm.weight`, is kept before either, and so are numbers in the middle, as `the_…7…weight`. Where two names would look equal, the cut moves to the place where
-    they differ. Where no cut tells them apart, they are numbered.
+    `layers.7.norm.weight`, is kept before either, and so are numbers in the middle, as `the_…7…weight`. Where two
+    names would look equal, the cut moves to the place where they differ. Where no cut tells them apart, they are
+    numbered.
     """
     cut = _Cut(width, ellipsis)
     shown = {
