@@ -141,7 +141,7 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
 
 
 def _style(facts: Facts) -> str:
-    if facts.mismatches or facts.broken or facts.has_wrong_reference or facts.backward_spread:
+    if facts.is_wrong or facts.backward_spread:
         return "red"
     return "green" if facts.proven else "yellow"
 
