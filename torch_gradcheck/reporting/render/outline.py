@@ -299,7 +299,7 @@ def _in_one(reasons: Sequence[str]) -> str:
     words = FIGURE.split(reasons[0])
     figures = [sorted(set(each), key=float) for each in zip(*map(FIGURE.findall, reasons), strict=True)]
     ranges = [each[0] if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in figures]
-    return words[0] + "".join(figure + after for figure, after in zip(ranges, words[1:], strict=True))
+    return words[0] + "".join(span + after for span, after in zip(ranges, words[1:], strict=True))
 
 
 def _more(count: int, what: str) -> str:
@@ -307,5 +307,5 @@ def _more(count: int, what: str) -> str:
     return f"… and {count:,} more {what}" if count > 0 else ""
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
