@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -152,7 +153,7 @@ def exact_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:
 
 
 def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
-    steps = sorted({row.eps for row in rows if row.checked})
+    steps = sorted({row.eps for row in rows if row.checked and math.isfinite(row.eps)})
     if not steps:
         return ""
     noise, eps = problem.noise, problem.request.eps

@@ -22,7 +22,8 @@ from torch_gradcheck.reporting.render.shorten import shortened
             [f"{'x' * 20}{letter * 18}{'y' * 20}" for letter in "ab"],
             [f"{'x' * 5}…{'y' * 11}#{number}" for number in "12"],
         ),
-        ([f"{'x' * 20}_{number}_{'y' * 20}" for number in "01"], [f"…{number}…{'y' * 16}" for number in "01"]),
+        ([f"{'x' * 20}_{letter}_{'y' * 20}" for letter in "pq"], [f"…{letter}…{'y' * 16}" for letter in "pq"]),
+        (["the_block_number_12_of_the_encoder.weight"], ["the_b…12…der.weight"]),
     ],
     ids=[
         "fits",
@@ -33,6 +34,7 @@ from torch_gradcheck.reporting.render.shorten import shortened
         "told apart in the middle",
         "numbered",
         "told apart by what differs",
+        "numbers are kept",
     ],
 )
 def test_shortened(names: list[str], shown: list[str]) -> None:

@@ -30,7 +30,8 @@ class Facts(Record):
         dtype: the precision of the check, such as `"float64"`.
         mode: `"eval"`, `"train"` or `"keep"`.
         seed: the seed of the check's own random choices.
-        noise: the measured noise of J, one standard deviation, in the unit of J.
+        noise: the noise of J, one standard deviation, in the unit of J: as measured, but no less than the rounding of
+            J(θ).
         culprit: the innermost module whose own backward is wrong ("" for the model's own forward), `"loss_fn"` or, of
             a function, the name of the Function or operator at fault or its own; the
             name of a parameter whose hook is at fault, or None; `notes` says more, and why it is None.

@@ -24,8 +24,8 @@ from torch_gradcheck.reporting.render.mistakes import Mistake, alike, mistakes_o
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
-FIGURE = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e[-+]?\d+)?(?![\w.]*\w)")
-"""A number in a sentence."""
+FIGURE = re.compile(r"(?<![\w.:\[=])\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: of \d+)?(?![\w.\]]*\w)")
+"""A measured number in a sentence, or how many of how many; no index, line of code or option."""
 
 MAX_ROWS = 10
 """Wrong rows that are shown where nothing else is asked for, and as many others; further ones are counted."""
@@ -192,10 +192,17 @@ def _summary(facts: Facts) -> tuple[str, ...]:
         return summary_beside(facts, headline(facts.reference), _effort(facts))
     noise = "unknown" if math.isnan(facts.noise) else error_bar(facts.noise)
     return (
-        f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes",
+        f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes{_allowed(facts)}",
         f"{_what(facts)} {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, {_effort(facts)}",
         f"{printable(facts.dtype)}, mode {printable(facts.mode)}, seed {facts.seed}",
     )
+
+
+def _allowed(facts: Facts) -> str:
+    """Returns what else passes, where a ratio beyond the tolerance did: what rounding explains."""
+    ratio = facts.relative_error
+    beyond = ratio is not None and ratio > facts.tolerance and not facts.mismatches
+    return ", and what the error bars explain" if beyond else ""
 
 
 def _effort(facts: Facts) -> str:
@@ -297,9 +304,13 @@ def _gaps(rows: Sequence[ParameterReport], limits: Limits) -> list[Gap]:
 def _in_one(reasons: Sequence[str]) -> str:
     """Returns sentences that differ in their figures as one, with ranges in the place of these."""
     words = FIGURE.split(reasons[0])
-    figures = [sorted(set(each), key=float) for each in zip(*map(FIGURE.findall, reasons), strict=True)]
+    figures = [sorted(set(each), key=_number) for each in zip(*map(FIGURE.findall, reasons), strict=True)]
     ranges = [each[0] if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in figures]
     return words[0] + "".join(span + after for span, after in zip(ranges, words[1:], strict=True))
+
+
+def _number(figure: str) -> float:
+    return float(figure.partition(" ")[0])
 
 
 def _more(count: int, what: str) -> str:
