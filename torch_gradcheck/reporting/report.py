@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from operator import index
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, SupportsIndex
+from typing import TYPE_CHECKING, Any, Self
 
 from torch_gradcheck.errors import GradientMismatchError, InvalidRequestError, NothingProvenError
 from torch_gradcheck.reporting.comparison.comparison import Comparison
@@ -56,7 +55,7 @@ class Report(Facts):
             NothingProvenError: none is wrong, and none is proven right (strict: not every one is).
         """
         __tracebackhide__ = True  # pytest shows the caller's line
-        if self.mismatches or self.broken or self.has_wrong_reference:
+        if self.is_wrong:
             raise GradientMismatchError(self.text())
         if not (self.proven if strict else self.passed):
             raise NothingProvenError(self.text())
@@ -158,9 +157,9 @@ class Report(Facts):
             encoding: whose characters may be used, such as `"ascii"`; None: that of standard output.
 
         Raises:
-            InvalidRequestError: `max_rows` is negative, `width` is not positive, or one of them is no integer.
+            InvalidRequestError: `max_rows` is negative, or `width` is not positive.
         """
-        if not (_is_count(max_rows, 0) and _is_count(width, 1)):
+        if not _is_count(max_rows, at_least=0) or not _is_count(width, at_least=1):
             raise InvalidRequestError(
                 f"max_rows={max_rows!r}, width={width!r}: rows are counted from 0 on (None for all), columns from 1 on."
             )
@@ -198,6 +197,5 @@ class Report(Facts):
         return html(self)
 
 
-def _is_count(value: object, least: int) -> bool:
-    """Whether a value is None, or an integer that is not below `least`."""
-    return value is None or (isinstance(value, SupportsIndex) and index(value) >= least)
+def _is_count(value: object, at_least: int) -> bool:
+    return value is None or (isinstance(value, int) and value >= at_least)

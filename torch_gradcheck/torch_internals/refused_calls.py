@@ -144,7 +144,7 @@ def _is_of_operations(code: CodeType) -> bool:
     """Whether code is torch's, and of a room that has operations and layers."""
     if not is_of_torch(code):
         return False
-    parts = Path(code.co_filename).relative_to(HOME).parts
+    parts = Path(code.co_filename).resolve().relative_to(HOME).parts
     return parts[0] not in OTHER_ROOMS and (parts != OF_MODULES or code.co_name == WITHOUT_FORWARD)
 
 

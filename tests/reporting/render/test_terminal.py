@@ -236,7 +236,7 @@ def test_rich_prints_a_report_and_takes_names_as_they_are() -> None:
     assert f"{ESCAPE}31m✗ mismatch" in printed
 
 
-@pytest.mark.parametrize("given", [{"max_rows": -1}, {"max_rows": "all"}, {"width": 0}], ids=str)
+@pytest.mark.parametrize("given", [{"max_rows": -1}, {"width": 0}, {"max_rows": "all"}, {"width": 80.0}], ids=str)
 def test_what_cannot_be_shown_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="rows are counted from 0 on"):
         report().text(**given)
