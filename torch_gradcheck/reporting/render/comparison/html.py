@@ -12,9 +12,9 @@ from torch_gradcheck.reporting.render.comparison.outline import (
     explanations,
     headline_of,
     lines_of,
+    told,
     unlike,
 )
-from torch_gradcheck.reporting.render.outline import one_line
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -25,7 +25,7 @@ def html_of(found: Difference) -> str:
     return _template().render(
         headline=headline_of(found),
         style="color: #cf222e" if found.regressed else "",
-        sentences=[f"old: {one_line(found.old)}", f"new: {one_line(found.new)}", *unlike(found)],
+        sentences=[*told(found), *unlike(found)],
         headers=HEADERS,
         lines=lines_of(found),
         explanations=[(name, in_one_line(message)) for name, message in explanations(found)],
