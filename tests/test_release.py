@@ -18,3 +18,8 @@ def test_the_citation_is_of_this_version() -> None:
 def test_the_changelog_has_this_version_first() -> None:
     versions = re.findall(r"^## \[?(\d[^\]\s]*)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert versions[:1] == [__version__]
+
+
+def test_readme_stays_short() -> None:
+    """What is longer belongs on a page of docs/."""
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250

@@ -11,7 +11,7 @@ import torch
 from torch_gradcheck.against_reference.judging.compared import Compared
 from torch_gradcheck.against_reference.judging.judge import Judged, judged
 from torch_gradcheck.arrays import Flags, Floats
-from torch_gradcheck.diagnosis.unrepeatable import factor_of
+from torch_gradcheck.diagnosis.unrepeatable import adds_up, factor_of
 from torch_gradcheck.differences.noise import root_mean_square
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS
 from torch_gradcheck.objective.theta import ThetaEntry
@@ -55,7 +55,8 @@ class Apart:
             times = "" if second is None else f": what it gives is {1 / second:.3g} times theirs"
             return f"The first run differs from the {count - 1} that follow{times}"
         if not others.any() and second is not None and third is not None:
-            return f"The second is {second:.3g} times the first, the third {third:.3g} times: something adds up"
+            why = ": something adds up" if adds_up(second, third) else ""
+            return f"The second is {second:.3g} times the first, the third {third:.3g} times{why}"
         most = int(np.max(np.sum(self.alike, axis=1)))
         return f"Of {count} runs, {most if most > 1 else 'no two'} are alike"
 

@@ -80,7 +80,7 @@ def _raised(raised: Raised) -> ContractEntry:
 def _wrong(trial: ProblemTrial, wrong: Slopes, has_graph: bool) -> str:
     name = max(wrong, key=lambda each: abs(wrong[each].numeric - wrong[each].predicted))
     lost = "" if has_graph else ": the gradients that it returns have no graph"
-    follows = ", as it may where the gradient itself is wrong" if trial.has_mistake else ""
+    follows = ", as it may be where the gradient itself is wrong" if trial.has_mistake else ""
     return (
         f"the gradients that the backward returns{trial.backwards} were differentiated; the derivative by "
         f"{listed(list(wrong))} is wrong{lost}{follows}. Along a random direction through {name} autograd gives "

@@ -217,4 +217,6 @@ def _in_words(kind: DiagnosisKind) -> str:
 
 
 def _factor(diagnosis: Diagnosis) -> str:
-    return "" if diagnosis.factor is None else f" by the same factor {factor_in_words(diagnosis.factor)}"
+    if diagnosis.factor is None or diagnosis.kind is DiagnosisKind.SIGN_FLIPPED:
+        return ""
+    return f" by the same factor {factor_in_words(diagnosis.factor)}"

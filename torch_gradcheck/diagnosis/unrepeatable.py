@@ -26,6 +26,10 @@ SAME_FACTOR = 1e-6
 """Two gradients are multiples of each other where they are off it by at most a millionth of their size."""
 
 
+SAME_STEP = 1e-2
+"""From run to run a gradient grows by the same amount where the two amounts differ by at most 1 %."""
+
+
 @dataclass(frozen=True)
 class Unrepeatable:
     """What the runs of one backward do not agree on.
@@ -152,9 +156,10 @@ def _pattern(found: Difference) -> str:
         return f"Every second run differs from the others{_times(runs[1], runs[0])}"
     if len(runs) == 4:
         return "Of four runs, the second differs from the first and the third"
-    factors = [factor_of(run, runs[0]) for run in runs[1:]]
-    if all(factor is not None for factor in factors):
-        return f"The second is {factors[0]:.4g} times the first, the third {factors[1]:.4g} times: something adds up"
+    second, third = (factor_of(run, runs[0]) for run in runs[1:])
+    if second is not None and third is not None:
+        why = ": something adds up" if adds_up(second, third) else ""
+        return f"The second is {second:.4g} times the first, the third {third:.4g} times{why}"
     return "No two of three runs are alike"
 
 
@@ -171,3 +176,8 @@ def factor_of(one: Floats, other: Floats, within: float = SAME_FACTOR) -> float 
     factor = float(one @ other) / square
     off = float(np.linalg.norm(one - factor * other))
     return factor if off <= within * float(np.linalg.norm(one)) else None
+
+
+def adds_up(second: float, third: float) -> bool:
+    """Whether a gradient grows by the same amount from run to run: the second and third are 2 and 3 times the first."""
+    return second > 1 and abs(third - 2 * second + 1) <= SAME_STEP * (second - 1)

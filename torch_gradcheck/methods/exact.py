@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from torch_gradcheck.differences.noise import SIGMAS, Noise
@@ -125,13 +126,24 @@ class Cost:
     evaluations: int = 0
     seconds: float = 0.0
 
-    @contextmanager
-    def counted(self, objective: Objective) -> Iterator[None]:
-        """Adds what the block costs."""
-        started, before = time.perf_counter(), objective.evaluations
-        yield
-        self.evaluations += objective.evaluations - before
-        self.seconds += time.perf_counter() - started
+    def counted(self, objective: Objective) -> Counted:
+        """A block whose cost is added."""
+        return Counted(self, objective)
+
+
+class Counted:
+    """A block that adds what it costs where it ends well; no generator, which writes to an exception that passes."""
+
+    def __init__(self, cost: Cost, objective: Objective) -> None:
+        self._cost, self._objective = cost, objective
+
+    def __enter__(self) -> None:
+        self._started, self._before = time.perf_counter(), self._objective.evaluations
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._cost.evaluations += self._objective.evaluations - self._before
+            self._cost.seconds += time.perf_counter() - self._started
 
 
 def exact_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:
@@ -141,7 +153,7 @@ def exact_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:
 
 
 def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
-    steps = sorted({row.eps for row in rows if row.checked})
+    steps = sorted({row.eps for row in rows if row.checked and math.isfinite(row.eps)})
     if not steps:
         return ""
     noise, eps = problem.noise, problem.request.eps
@@ -149,8 +161,8 @@ def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
         taken = f"{steps[0]:.1e}" if len(steps) == 1 else f"between {steps[0]:.1e} and {steps[-1]:.1e}"
         way = "widened" if steps[0] > LECTURE_EPS else "changed"
         return (
-            f"the step eps was {way} from {LECTURE_EPS:.0e} to {taken} · max(1, |θ|): at {LECTURE_EPS:.0e} the noise "
-            f"of J, {noise.sigma:.0e}, would put an error of {_error_bar(noise, LECTURE_EPS):.0e} on every derivative"
+            f"the step eps was {way} from {LECTURE_EPS:.0e} to {taken} · max(1, |θ|): at {LECTURE_EPS:.0e} rounding "
+            f"of J could put an error of {_error_bar(noise, LECTURE_EPS):.0e} on every derivative"
         )
     tolerance = problem.request.tolerance
     drowned = [row for row in rows if row.checked and _error_bar(noise, eps) > tolerance * _largest_worst(row)]
@@ -158,7 +170,7 @@ def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
         return ""
     return (
         f"eps = {eps:g} drowns in noise for {len(drowned)} of {counted([row.role for row in rows])}: rounding "
-        f"moves J by about {noise.sigma:.0e}, which puts an error of {_error_bar(noise, eps):.0e} on every derivative. "
+        f"of J could put an error of {_error_bar(noise, eps):.0e} on every derivative. "
         "Leave eps out, and a step is chosen that suits J"
     )
 

@@ -133,7 +133,7 @@ def reported(
         dtype=name_of(request.dtype),
         mode=request.mode,
         seed=request.seed,
-        noise=noise.sigma,
+        noise=noise.sigma_at_zero,
         culprit=culprit,
         place=place,
         notes=notes,

@@ -275,8 +275,8 @@ def on_overridden(objective: Objective) -> str:
         return ""
     modules = sorted({name or objective.words.with_model for names in objective.overridden.values() for name in names})
     return (
-        f"casts and tensors of a lower precision were computed in {name_of(objective.dtype)} "
-        f"({', '.join(sorted(objective.overridden))}) in {listed(modules)}"
+        f"casts and tensors of a lower precision were computed in {name_of(objective.dtype)}, in {listed(modules)} "
+        f"(as torch calls these operations: {', '.join(sorted(objective.overridden))})"
     )
 
 

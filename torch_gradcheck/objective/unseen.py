@@ -162,10 +162,10 @@ def common_value(parameter: torch.Tensor) -> complex | None:
 def on_silent_units(model: nn.Module, activity: Activity) -> str:
     """The note on units that do not fire anywhere on the batch; "" where all do."""
     found = [
-        f"{len(silent)} of {units} of {name or 'the model'}"
-        for name, _ in named_modules(model)
+        f"{len(silent)} of {units} in {name or 'the model'} ({type(module).__name__})"
+        for name, module in named_modules(model)
         for units, silent in activity.silent(name).items()
     ]
     if not found:
         return ""
-    return f"units that never fire on this batch, so that a wrong backward gives 0 as a right one does: {listed(found)}"
+    return f"units that never fire on this batch (there a wrong backward gives 0, as a right one does): {listed(found)}"

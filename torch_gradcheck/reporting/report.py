@@ -55,7 +55,7 @@ class Report(Facts):
             NothingProvenError: none is wrong, and none is proven right (strict: not every one is).
         """
         __tracebackhide__ = True  # pytest shows the caller's line
-        if self.mismatches or self.broken or self.has_wrong_reference:
+        if self.is_wrong:
             raise GradientMismatchError(self.text())
         if not (self.proven if strict else self.passed):
             raise NothingProvenError(self.text())
@@ -159,9 +159,9 @@ class Report(Facts):
         Raises:
             InvalidRequestError: `max_rows` is negative, or `width` is not positive.
         """
-        if (max_rows is not None and max_rows < 0) or (width is not None and width < 1):
+        if not _is_count(max_rows, at_least=0) or not _is_count(width, at_least=1):
             raise InvalidRequestError(
-                f"max_rows={max_rows}, width={width}: rows are counted from 0 on (None for all), columns from 1 on."
+                f"max_rows={max_rows!r}, width={width!r}: rows are counted from 0 on (None for all), columns from 1 on."
             )
         page = page_of(sys.stdout)
         wanted = Page(width or page.width, color, encoding or page.encoding)
@@ -195,3 +195,7 @@ class Report(Facts):
 
     def _repr_html_(self) -> str:
         return html(self)
+
+
+def _is_count(value: object, at_least: int) -> bool:
+    return value is None or (isinstance(value, int) and value >= at_least)

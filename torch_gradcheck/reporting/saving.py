@@ -35,12 +35,12 @@ def _why_unwritable(path: Path) -> str:
     if "\0" in str(path):
         return "a path holds no null character"
     try:
-        return _why_no_place(path)
-    except OSError as error:  # a name that is too long
+        return _what_is_in_the_way(path)
+    except OSError as error:  # a folder that may not be looked into, a name that is too long
         return error.strerror or str(error)
 
 
-def _why_no_place(path: Path) -> str:
+def _what_is_in_the_way(path: Path) -> str:
     if path.is_dir():
         return "it is a directory"
     if not path.parent.is_dir():

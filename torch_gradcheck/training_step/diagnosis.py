@@ -13,6 +13,7 @@ from torch_gradcheck.diagnosis.findings import evidence_of
 from torch_gradcheck.diagnosis.kind.diagnose import diagnose_all
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning
+from torch_gradcheck.diagnosis.kind.limits import limited_in_value
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
 from torch_gradcheck.training_step.accumulated import accumulated_and_clipped
@@ -151,8 +152,14 @@ def _all_alike(evidences: Mapping[int, Evidence], found: Mapping[int, Diagnosis]
         evidence = evidences[position]
         if diagnosis.kind.needs_many_entries and not words_of_factor(diagnosis.factor or 0.0):
             known = (other for other in found.values() if not other.kind.needs_many_entries or other.factor)
-            alike[position] = next((other for other in known if _explains(other, evidence, limit)), diagnosis)
+            other = next((other for other in known if _explains(other, evidence, limit)), diagnosis)
+            alike[position] = _at_limit(other, evidence, limit) if _in_value(other) else other
     return {position: _with_hint(diagnosis) for position, diagnosis in alike.items()}
+
+
+def _at_limit(diagnosis: Diagnosis, evidence: Evidence, limit: float) -> Diagnosis:
+    """Clipping in value as it is of this tensor: its own entries that stand at the limit."""
+    return replace(diagnosis, message=limited_in_value(evidence.analytic[evidence.wrong], (-limit, limit)))
 
 
 def _with_hint(diagnosis: Diagnosis) -> Diagnosis:

@@ -119,7 +119,7 @@ def _status(role: Role, trial: ParameterTrial, ratio: float, tolerance: float) -
     if number[Outcome.UNDECIDED]:
         return Status.UNDECIDED, (
             f"at {number[Outcome.UNDECIDED]} of {count} coordinates no two steps agree on a derivative "
-            f"(noise of J, a jump, or many kinks close by){_would_decide(_needed(trial, ratio), tolerance)}"
+            f"({_why_apart(trial)}){_would_decide(_needed(trial, ratio), tolerance)}"
         )
     if ratio > tolerance:
         return Status.UNDECIDED, _why_unresolved(trial, ratio, tolerance)
@@ -159,13 +159,27 @@ def _flat_or_unused(role: Role, trial: ParameterTrial) -> tuple[Status, str]:
     )
 
 
+def _why_apart(trial: ParameterTrial) -> str:
+    """What keeps the steps of undecided coordinates from agreeing on a derivative."""
+    numeric = trial.results.numeric[trial.results.outcome == Outcome.UNDECIDED]
+    if np.isnan(numeric).all():
+        return "J is NaN or infinite a step away from θ"
+    outside = "" if np.isfinite(numeric).all() else ", or J that is NaN or infinite a step away"
+    return f"noise of J, a jump, or many kinks close by{outside}"
+
+
 def _why_unresolved(trial: ParameterTrial, ratio: float, tolerance: float) -> str:
     norms = float(np.linalg.norm(trial.analytic) + np.linalg.norm(trial.results.numeric))
     error_bar = float(np.linalg.norm(trial.results.error_bar)) / norms
     if error_bar < ratio:
-        why = f"the ratio {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was rounded"
+        why = (
+            f"the relative error {ratio:.0e} is above the tolerance {tolerance:.0e}, by no more than the gradient was "
+            "rounded"
+        )
     else:
-        why = f"the noise of J hides errors below {error_bar:.0e} of the gradient; the ratio {ratio:.0e} is within it"
+        why = (
+            f"the noise of J hides errors below {error_bar:.0e} of the gradient, and the relative error is {ratio:.0e}"
+        )
     return why + _would_decide(max(ratio, error_bar / MARGIN), tolerance)
 
 
@@ -264,4 +278,4 @@ def on_unproven(rows: Sequence[ParameterReport]) -> str:
     unproven = [row.name for row in rows if row.status.is_named_as_unproven]
     if not unproven:
         return ""
-    return f"not proven right: {listed(unproven)}; their rows say why"
+    return f"not proven right: {listed(unproven)}; {'its row says' if len(unproven) == 1 else 'their rows say'} why"

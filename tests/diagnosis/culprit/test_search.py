@@ -184,7 +184,7 @@ def cut(how: str) -> Callable[[bool], nn.Module]:
     ("how", "words"),
     [
         ("no_grad", "it calls 1.a under no_grad"),
-        ("output", "no gradient arrives for what 1.a puts out"),
+        ("output", "no gradient arrives at the output of 1.a"),
         ("input", "the input of 1.b is detached"),
     ],
 )

@@ -75,7 +75,7 @@ SPOILED: dict[str, tuple[Floats, str, str]] = {
     ),
     "one entry": (entry((1, 2), 1.01 * G[1, 2]), "partial", "entry [1, 2]"),
     "a row that should be zero": (np.where(np.arange(4)[:, None] == 2, THETA, PADDED), "partial", "should be zero"),
-    "nan": (entry((1, 2), np.nan), "partial", "entry [1, 2], where 1 are not finite"),
+    "nan": (entry((1, 2), np.nan), "partial", "entry [1, 2], where it is not finite"),
     "all nan": (np.nan * G, "unknown", "not finite in 24 of 24"),
     "mean for sum but in the decay": (3 * G - 0.2 * THETA, "unknown", "dθ = 3 × the right gradient − 0.2 · θ"),
     "noise": (DRAW.normal(size=G.shape), "unknown", "no simple relation"),

@@ -18,7 +18,12 @@ from torch_gradcheck.reporting.render.shorten import shortened
         (["model.layers.7.self_attn.in_proj_weight"], ["…7.sel…_proj_weight"]),
         (["encoder.0.a_long_name.bias", "decoder.0.a_long_name.bias"], ["e….a_long_name.bias", "d….a_long_name.bias"]),
         (["start.of.q_proj.the_weight", "start.of.k_proj.the_weight"], ["s…q_proj.the_weight", "s…k_proj.the_weight"]),
-        ([f"{'x' * 20}{letter}{'y' * 20}" for letter in "ab"], [f"{'x' * 5}…{'y' * 11}#{number}" for number in "12"]),
+        (
+            [f"{'x' * 20}{letter * 18}{'y' * 20}" for letter in "ab"],
+            [f"{'x' * 5}…{'y' * 11}#{number}" for number in "12"],
+        ),
+        ([f"{'x' * 20}_{letter}_{'y' * 20}" for letter in "pq"], [f"…{letter}…{'y' * 16}" for letter in "pq"]),
+        (["the_block_number_12_of_the_encoder.weight"], ["the_b…12…der.weight"]),
     ],
     ids=[
         "fits",
@@ -28,6 +33,8 @@ from torch_gradcheck.reporting.render.shorten import shortened
         "told apart at the start",
         "told apart in the middle",
         "numbered",
+        "told apart by what differs",
+        "numbers are kept",
     ],
 )
 def test_shortened(names: list[str], shown: list[str]) -> None:

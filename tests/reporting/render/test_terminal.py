@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from typing import Any
 
 import pytest
 from rich.cells import cell_len
@@ -235,8 +236,8 @@ def test_rich_prints_a_report_and_takes_names_as_they_are() -> None:
     assert f"{ESCAPE}31m✗ mismatch" in printed
 
 
-@pytest.mark.parametrize("given", [{"max_rows": -1}, {"width": 0}], ids=str)
-def test_what_cannot_be_shown_is_refused(given: dict[str, int]) -> None:
+@pytest.mark.parametrize("given", [{"max_rows": -1}, {"width": 0}, {"max_rows": "all"}, {"width": 80.0}], ids=str)
+def test_what_cannot_be_shown_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="rows are counted from 0 on"):
         report().text(**given)
 

@@ -185,3 +185,15 @@ def test_what_is_not_wrong_is_only_counted_where_that_is_asked_for() -> None:
 def test_the_report_of_a_right_model_fits_on_a_screen() -> None:
     rows = [match(f"layers.{index}.weight", 64, 64, relative_error=1e-9 * (index + 1)) for index in range(300)]
     assert len(text(facts(*rows, notes=["One sentence. " * 8])).split("\n")) <= 24
+
+
+def test_reasons_that_differ_in_their_figures_are_one_with_ranges() -> None:
+    said = "the noise of J hides errors below {} of the gradient; tolerance={} would decide it"
+    figures = [("5e-04", "1e-3"), ("6e-05", "1e-4"), ("2e-04", "1e-3")]
+    rows = [
+        replace(match(f"layers.{k}.weight", 3), status=Status.UNDECIDED, reason=said.format(*each))
+        for k, each in enumerate(figures)
+    ]
+    printed = text(facts(*rows), Page(200))
+    assert said.format("6e-05 to 5e-04", "1e-4 to 1e-3") in " ".join(printed.split())
+    assert printed.count("? undecided: ") == 1

@@ -35,6 +35,9 @@ WHOLE = 0.995
 CANCEL = 0.1
 """Parts of an error cancel where their sizes add up to 10 % more than the error."""
 
+IN_FORWARD = (": in its own forward", ": it calls ", ": no gradient arrives ", ": the input of ")
+"""How details begin on code of a forward that loses a gradient, where no backward is wrong."""
+
 MOST_NAMES = 4
 """How many modules one sentence names, at most."""
 
@@ -162,12 +165,15 @@ class Sentences:
 
     def cost(self, runs: int, evaluations: int) -> str:
         """The sentence on what the search took: runs of single modules, and evaluations of J."""
-        return f"looking for the culprit took {runs:,} runs of single modules and {evaluations} evaluations of J"
+        of_modules = f"{runs:,} run{'s' * (runs != 1)} of single modules and " if runs else ""
+        of_j = f"{evaluations} evaluation{'s' * (evaluations != 1)} of J"
+        return f"looking for the culprit took {of_modules}{of_j}"
 
     def _on(self, call: RecordedCall | None, attribution: Attribution, inputs: Sequence[str]) -> str:
         double = call is not None and call.differentiates is not None
-        where = f"the mistake is in the {'double ' * double}backward of {self._described(call)}"
-        return f"{where}{self._detail(call, attribution, inputs)}; {self._share(call, attribution)}"
+        detail = self._detail(call, attribution, inputs)
+        of = "" if detail.startswith(IN_FORWARD) else f"the {'double ' * double}backward of "
+        return f"the mistake is in {of}{self._described(call)}{detail}; {self._share(call, attribution)}"
 
     def _share(self, call: RecordedCall | None, attribution: Attribution) -> str:
         """The share of the error that the calls of one module make: of the sizes of all parts, which may cancel."""
@@ -226,7 +232,7 @@ class Sentences:
             if here and not child.grad_enabled:
                 return f": it calls {name} under no_grad"
             if child.cotangents and not child.receives and child.grad_enabled and _moves(child, attribution):
-                return f": no gradient arrives for what {name} puts out, though J depends on it (detached?)"
+                return f": no gradient arrives at the output of {name}, though J depends on it (detached?)"
         for child in children:
             moving = zip(attribution.tangents[child], child.differentiable, strict=True)
             if child.grad_enabled and any(tangent is not None and not asked for tangent, asked in moving):

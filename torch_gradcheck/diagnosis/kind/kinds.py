@@ -136,8 +136,8 @@ def _scaled_and_decayed(evidence: Evidence) -> str:
         return ""
     return (
         f"dθ = {factor_in_words(factor)} × the right gradient {'+' if decay > 0 else '−'} "
-        f"{factor_in_words(abs(decay))} · θ (residual {residual:.0e}): a factor on all of it but a weight decay, or on "
-        "that alone"
+        f"{factor_in_words(abs(decay))} · θ (residual {residual:.0e}): a factor on all of the gradient but its weight "
+        "decay, or on the weight decay alone"
     )
 
 
@@ -148,9 +148,11 @@ def _compared(evidence: Evidence) -> str:
     if not norms:
         return "no simple relation to the right gradient"
     length, cosine = float(np.linalg.norm(a) / np.linalg.norm(n)), float(np.dot(a, n) / norms)
+    if len(a) == 1:
+        return f"dθ is {factor_in_words(float(a[0] / n[0]))} times the right gradient, a factor of no known meaning"
     return (
-        f"no simple relation to the right gradient: {factor_in_words(length)} times as long, at an angle with cosine "
-        f"{cosine:.6g}, off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of its length"
+        f"no simple relation to the right gradient: {factor_in_words(length)} times as long, at a cosine of "
+        f"{cosine:.6g} with it, and off by {np.linalg.norm(a - n) / np.linalg.norm(n):.1e} of its length"
     )
 
 
@@ -159,7 +161,8 @@ def _what_is_there(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> str
     there = evidence.wrong
     a, n = evidence.analytic[there], evidence.numeric[there]
     if not np.all(np.isfinite(a)):
-        return f", where {int(np.sum(~np.isfinite(a)))} are not finite"
+        infinite = int(np.sum(~np.isfinite(a)))
+        return ", where it is not finite" if infinite == len(a) else f", of which {infinite} not finite"
     if not np.any(a):
         return ", where it is zero"
     if np.all(np.abs(n) <= ERROR_BARS_ALLOWED * evidence.error_bar[there]):

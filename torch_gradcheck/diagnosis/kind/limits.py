@@ -41,11 +41,19 @@ def _clipped_in_value(evidence: Evidence) -> Finding | None:
     few = len(stuck) < (6 if 0.0 in limits else 2) or (len(stuck) < 4 and np.sum(evidence.right) < 2)
     if few or not np.all(at_limit):
         return None
-    between = " and ".join(f"{limit:.4g}" for limit in limits)
-    return conclusive(
-        DiagnosisKind.CLIPPED,
-        f"dθ is the right gradient limited in value: {len(stuck)} entries that should be beyond stand at {between}",
+    return conclusive(DiagnosisKind.CLIPPED, limited_in_value(stuck, limits))
+
+
+def limited_in_value(stuck: Floats, limits: Sequence[float]) -> str:
+    """The sentence on entries `stuck` at those of the limits that they reach."""
+    reached = [limit for limit in limits if np.any(_at(stuck, limit))]
+    between = " and ".join(f"{limit:.4g}" for limit in reached or limits)
+    entries = (
+        "1 entry that should be beyond stands"
+        if len(stuck) == 1
+        else f"{len(stuck)} entries that should be beyond stand"
     )
+    return f"dθ is the right gradient limited in value: {entries} at {between}"
 
 
 def _at(values: Floats, limit: float) -> Flags:

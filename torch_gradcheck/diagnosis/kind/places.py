@@ -36,8 +36,20 @@ def wrong_places(evidence: Evidence) -> str:
     if not evidence.right.any() or not evidence.wrong.any():
         return ""
     if int(evidence.wrong.sum()) <= SINGLE_ENTRIES:
-        return _whole_slices(evidence) or _entries(evidence)
+        whole = "" if _is_less_than_half(evidence) else _whole_slices(evidence)
+        return whole or _entries(evidence)
     return _whole_slices(evidence) or _block(evidence) or _few_slices(evidence) or _entries(evidence)
+
+
+def _is_less_than_half(evidence: Evidence) -> bool:
+    """Whether most entries of each slice that holds wrong ones pass, though not all of them are proven right."""
+    passes = (evidence.resolved & ~evidence.wrong).reshape(evidence.shape)
+    wrong = evidence.wrong.reshape(evidence.shape)
+    for axis in range(len(evidence.shape)):
+        others = tuple(other for other in range(len(evidence.shape)) if other != axis)
+        if np.any(wrong.sum(axis=others) > passes.sum(axis=others)):
+            return False
+    return True
 
 
 def _whole_slices(evidence: Evidence) -> str:

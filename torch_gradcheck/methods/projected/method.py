@@ -80,8 +80,8 @@ def _on_directions(rows: Sequence[ParameterReport]) -> str:
     entries = sum(row.checked for row in verified)
     return (
         f"{entries:,} entries were compared with a second gradient, which was verified by the slopes of J along "
-        f"{least.directions} random directions: an error of {least.detectable:.0e} of any tensor's gradient would have "
-        f"been missed with odds of {MISSED:.0e}"
+        f"{least.directions} random directions: in any tensor, an error of {least.detectable:.0e} of its gradient "
+        f"would have been missed with odds of {MISSED:.0e}"
     )
 
 

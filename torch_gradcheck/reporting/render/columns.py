@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch_gradcheck.reporting.facts import Facts, ParameterReport
+from torch_gradcheck.reporting.facts import Facts, ParameterReport, Status
 from torch_gradcheck.reporting.render.figures import UNMEASURED, error_bar, figure, short, word
 from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import percent, times
@@ -40,10 +41,15 @@ def columns_of(facts: Facts) -> tuple[Column, ...]:
 
 
 def _relative_error(row: ParameterReport, _: float) -> str:
-    return UNMEASURED if row.relative_error is None else figure(row.relative_error)
+    ratio = row.relative_error
+    has_none = ratio is None or (math.isnan(ratio) and row.status is Status.UNDECIDED)
+    return UNMEASURED if has_none or ratio is None else figure(ratio)
 
 
 def _verdict(row: ParameterReport, tolerance: float) -> str:
+    """The lecture's word; none of an undecided row, where it would accuse what noise explains."""
+    if row.status is Status.UNDECIDED:
+        return UNMEASURED
     return word(row.relative_error, row.verdict, tolerance).removeprefix("right ")  # the column is narrow
 
 

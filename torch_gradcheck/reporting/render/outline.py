@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from torch_gradcheck.reporting.render.limits import ALL, Limits
 from torch_gradcheck.reporting.render.mistakes import Mistake, alike, mistakes_of
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
+
+FIGURE = re.compile(r"(?<![\w.:\[=])\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: of \d+)?(?![\w.\]]*\w)")
+"""A measured number in a sentence, or how many of how many; no index, line of code or option."""
 
 MAX_ROWS = 10
 """Wrong rows that are shown where nothing else is asked for, and as many others; further ones are counted."""
@@ -130,14 +134,14 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
         contract=contract_section(facts),
         gaps=tuple(gaps[: told.listed]),
         more_gaps=_more(
-            len(gaps) - len(gaps[: told.listed]), "reasons why something was not proven; to_dict() has them all"
+            len(gaps) - len(gaps[: told.listed]), "that are not proven for other reasons; to_dict() has them all"
         ),
         notes=tuple(prose(note) for note in facts.notes if reference is None or note not in reference.notes),
     )
 
 
 def _style(facts: Facts) -> str:
-    if facts.mismatches or facts.broken or facts.has_wrong_reference or facts.backward_spread:
+    if facts.is_wrong or facts.backward_spread:
         return "red"
     return "green" if facts.proven else "yellow"
 
@@ -188,10 +192,17 @@ def _summary(facts: Facts) -> tuple[str, ...]:
         return summary_beside(facts, headline(facts.reference), _effort(facts))
     noise = "unknown" if math.isnan(facts.noise) else error_bar(facts.noise)
     return (
-        f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes",
+        f"{ratio_in_words(facts)}; up to {tolerance_in_words(facts.tolerance)} passes{_allowed(facts)}",
         f"{_what(facts)} {facts.loss:.8g} (noise {noise}); {printable(facts.method)} method, {_effort(facts)}",
         f"{printable(facts.dtype)}, mode {printable(facts.mode)}, seed {facts.seed}",
     )
+
+
+def _allowed(facts: Facts) -> str:
+    """Returns what else passes, where a ratio beyond the tolerance did: what rounding explains."""
+    ratio = facts.relative_error
+    beyond = ratio is not None and ratio > facts.tolerance and not facts.mismatches
+    return ", and what the error bars explain" if beyond else ""
 
 
 def _effort(facts: Facts) -> str:
@@ -272,16 +283,34 @@ def _tied(facts: Facts, limits: Limits) -> tuple[str, ...]:
 
 
 def _gaps(rows: Sequence[ParameterReport], limits: Limits) -> list[Gap]:
-    groups: dict[tuple[Status, str], list[str]] = {}
+    groups: dict[tuple[Status, str], list[tuple[str, str]]] = {}
     for status in sorted(STATUS_WORDS, key=lambda status: not STATUS_WORDS[status].is_told_first):
         leaves_open = STATUS_WORDS[status].leaves_open
         for row in rows:
             if leaves_open and row.status is status:
-                groups.setdefault((status, row.reason or leaves_open), []).append(row.name)
+                reason = row.reason or leaves_open
+                groups.setdefault((status, FIGURE.sub("#", reason)), []).append((row.name, reason))
     return [
-        Gap(status, STATUS_WORDS[status].mark, limits.names(names), prose(reason))
-        for (status, reason), names in groups.items()
+        Gap(
+            status,
+            STATUS_WORDS[status].mark,
+            limits.names([name for name, _ in group]),
+            prose(_in_one([reason for _, reason in group])),
+        )
+        for (status, _), group in groups.items()
     ]
+
+
+def _in_one(reasons: Sequence[str]) -> str:
+    """Returns sentences that differ in their figures as one, with ranges in the place of these."""
+    words = FIGURE.split(reasons[0])
+    figures = [sorted(set(each), key=_number) for each in zip(*map(FIGURE.findall, reasons), strict=True)]
+    ranges = [each[0] if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in figures]
+    return words[0] + "".join(span + after for span, after in zip(ranges, words[1:], strict=True))
+
+
+def _number(figure: str) -> float:
+    return float(figure.partition(" ")[0])
 
 
 def _more(count: int, what: str) -> str:
@@ -289,5 +318,5 @@ def _more(count: int, what: str) -> str:
     return f"… and {count:,} more {what}" if count > 0 else ""
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
