@@ -24,7 +24,7 @@ from torch_gradcheck.reporting.render.mistakes import Mistake, alike, mistakes_o
 from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
-FIGURE = re.compile(r"(?<![\w.:\[=])\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: of \d+)?(?![\w.\]]*\w)")
+FIGURE = re.compile(r"(?<![\w.:\[=-])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: of \d+)?(?![\w.\]]*\w)")
 """A measured number in a sentence, or how many of how many; no index, line of code or option."""
 
 MAX_ROWS = 10
