@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from torch_gradcheck.command_line import command, main
 from torch_gradcheck.command_line.launch import RENDEZVOUS, Ranks
+from torch_gradcheck.command_line.printing import print_to
 from torch_gradcheck.reporting.report import Report
 
 PROBLEMS = """
@@ -298,6 +300,14 @@ def test_an_unknown_option_names_close_ones(file: Path, capsys: pytest.CaptureFi
         main([f"{file}:raises", "--tolerence=1"])
     assert caught.value.code == 2
     assert "unrecognized arguments: --tolerence=1; close names: --tolerance" in capsys.readouterr().err
+
+
+def test_a_stream_that_is_closed_early_and_has_no_file_is_no_error() -> None:
+    class Closed(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    print_to(Closed(), "the report")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")

@@ -54,6 +54,10 @@ class UnequalRanksError(ProcessGroupError, InvalidRequestError):
     """The ranks of a group were given different models, batches or options, and share a check of one J."""
 
 
+class MissingMatplotlibError(InvalidRequestError, ImportError):
+    """A figure was asked for, and matplotlib is not installed."""
+
+
 class GradientMismatchWarning(UserWarning):
     """A gradient is wrong, or could not be checked, and the monitor was asked to warn and go on."""
 

@@ -70,6 +70,12 @@ def test_long_names_are_shown_by_their_ends() -> None:
     assert (label[0], label[-11:], len(label)) == ("…", ".encoder.fc", 26)
 
 
+def test_a_name_is_no_formula() -> None:
+    figure = flow_plot(GradientHistory([GradientRecord(0, r"a$\frac$b.weight", 1, 1, 1, 1, 0, True, 1)]))
+    figure.savefig(BytesIO())
+    assert labels(figure.axes[0]) == [r"a\$\frac\$b"]
+
+
 @pytest.mark.slow
 def test_nothing_of_matplotlib_changes() -> None:
     before = (dict(matplotlib.rcParams), matplotlib.rcParams._get_backend_or_none())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -71,3 +72,10 @@ def test_infinite_entries_that_stay_are_no_distance_apart() -> None:
 def test_a_joint_norm_does_not_lose_nan() -> None:
     assert joint_norm([3, 4]) == 5
     assert math.isnan(joint_norm([math.nan, math.inf]))
+
+
+def test_a_caller_who_has_numpy_raise_hears_nothing_of_sums_that_overflow() -> None:
+    large = torch.tensor([1.5e308, 1.5e308, 1e-300], dtype=torch.float64)
+    with np.errstate(all="raise"):
+        assert magnitudes_of(large).mean == math.inf
+        assert distance(large, -large) == math.inf

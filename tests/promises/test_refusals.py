@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -90,6 +91,32 @@ class Reads(nn.Module):
         return self.last(torch.from_numpy(x).to(self.last.weight))  # type: ignore[no-any-return]
 
 
+class Unfinished(nn.Module):
+    """Has no forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(7, 3)
+
+
+class Misspelt(Unfinished):
+    """Has one by another name."""
+
+    def foward(self, x: Tensor) -> Tensor:
+        return self.last(x)  # type: ignore[no-any-return]
+
+
+class Silent(Unfinished):
+    """Forgets to return what it computes."""
+
+    def forward(self, x: Tensor) -> None:
+        self.last(x)
+
+
+class Nothing(NamedTuple):
+    """A tuple with names, for nothing."""
+
+
 async def later(output: Tensor, labels: Tensor) -> Tensor:
     return my_loss(output, labels)
 
@@ -139,6 +166,7 @@ REFUSED: dict[str, Case] = {
     "none": of_batch(None, "batch is None", "check_closure", "(inputs, *targets)"),
     "empty tuple": of_batch((), "batch is empty", "(inputs, *targets)"),
     "empty list": of_batch([], "batch is empty"),
+    "empty named tuple": of_batch(Nothing(), "batch is empty"),
     "model as batch": of_batch(net(), "batch is a Sequential", "check_module(model, loss_fn, batch)"),
     "function as batch": of_batch(my_loss, "batch is my_loss at", "check_module(model, loss_fn, batch)"),
     "class as batch": of_batch(nn.Linear, "batch is a type"),
@@ -173,6 +201,22 @@ REFUSED: dict[str, Case] = {
     "layer norm": of_layer(nn.LayerNorm(4), torch.ones(2, 3), "(2, 3)", "(..., 4)"),
     "group norm": of_layer(nn.GroupNorm(2, 4), torch.ones(2, 3, 5), "(2, 3, 5)", "(N, 4, ...)"),
     "LSTM": of_layer(nn.LSTM(4, 3), torch.ones(5, 2, 3), "(5, 2, 3)", "(length, batch, 4)", loss_fn=first),
+    "no forward": of_batch(
+        (X, Y), "the model itself (Unfinished) was called and has no forward", "def forward(self", model=Unfinished()
+    ),
+    "misspelt forward": of_batch(
+        (X, Y), "'0' (Misspelt)", "no forward; is its foward meant?", model=nn.Sequential(Misspelt())
+    ),
+    "no return": of_batch(
+        (X, Y), "the model returned None: is the `return`", model=Silent(), loss_fn=nn.MSELoss(), kind=MisfitError
+    ),
+    "no return inside": of_batch(
+        (X, Y),
+        "'1' (Linear(",
+        "was given None",
+        "is a `return` missing",
+        model=nn.Sequential(Silent(), nn.Linear(3, 3)),
+    ),
     "unflatten": of_batch((X, Y), "'0' (Unflatten(", "(5, 7)", model=nn.Sequential(nn.Unflatten(1, (2, 3)), net())),
     "attention": (
         lambda: check_module(nn.MultiheadAttention(4, 2, batch_first=True), first, ((torch.ones(5, 2, 3),) * 3,)),
@@ -182,10 +226,10 @@ REFUSED: dict[str, Case] = {
     "large indices": of_layer(nn.Embedding(10, 3), torch.tensor([1, 12]), "from 1 to 12", "10 rows", "from 0 to 9"),
     "negative indices": of_layer(nn.Embedding(10, 3), torch.tensor([-1, 2]), "from -1 to 2"),
     "floating indices": of_layer(nn.Embedding(10, 3), torch.ones(2), "float64", "integer indices", ".long()"),
-    "no forward": (
+    "a list of modules": (
         lambda: check_module(nn.ModuleList([nn.Linear(7, 3)]), torch.sum, X),
         MisfitError,
-        ("the model itself (ModuleList)", 'missing the required "forward"'),
+        ("the model itself (ModuleList) was called and has no forward", "nn.Sequential"),
     ),
     # what does not fit a loss
     "large labels": of_batch((X, Y + 3), "loss_fn (CrossEntropyLoss)", "3 classes", "from 3 to 5", kind=MisfitError),
@@ -256,6 +300,11 @@ REFUSED: dict[str, Case] = {
         lambda: check_function(lambda a, b: a + b, {"a": torch.ones(2), "b": torch.ones(3)}),
         MisfitError,
         ("function (lambda at", "calls torch.Tensor.add", "a of shape (2,)", "b of shape (3,)"),
+    ),
+    "no backward for sparse tensors": (
+        lambda: check_function(lambda x: x.sin().to_dense(), (torch.eye(3).to_sparse(),)),
+        MisfitError,
+        ("the backward of an operation has no kernel", "'aten::cos'", "'SparseCPU' backend)", "x.to_dense()"),
     ),
     "blind spots": (
         lambda: blind_spots(net(), LOSS, DataLoader(DATA)),
@@ -432,6 +481,26 @@ def test_an_error_that_comes_once_comes_through() -> None:
     with pytest.raises(RuntimeError) as caught:
         check_module(net(), Hidden(), (X, Y))
     assert not isinstance(caught.value, GradcheckError)
+
+
+@dataclass(frozen=True)
+class FrozenError(Exception):
+    """An error that nobody may write to, as `contextlib.contextmanager` does."""
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 25])
+def test_a_frozen_error_comes_through_whenever_it_comes(number: int) -> None:
+    error, calls = FrozenError(), [0]
+
+    def counted(output: Tensor, _: Tensor) -> Tensor:
+        calls[0] += 1
+        if calls[0] == number:
+            raise error
+        return output.square().sum()
+
+    with pytest.raises(FrozenError) as caught:
+        check_module(nn.Linear(7, 3), counted, (X, Y))
+    assert caught.value is error
 
 
 def test_numbers_that_are_no_numbers_of_numpy_are_named() -> None:

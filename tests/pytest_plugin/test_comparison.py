@@ -19,7 +19,12 @@ def test_it():
     )
 
     result.stdout.fnmatch_lines(
-        ["E * assert <Report: gradients WRONG in 2 of 2*> == <Report: gradients right: 2 of 2*", "E * 2 BECAME WRONG"]
+        [
+            "E * assert <Report: gradients WRONG in 2 of 2*> == <Report: gradients right: 2 of 2*",
+            "E * left of == is called new, right of it old:",
+            "E * 2 BECAME WRONG",
+            "E * old: gradients right: 2 of 2 parameters",
+        ]
     )
 
 

@@ -70,8 +70,55 @@ def test_the_culprit_stands_in_the_short_summary(run, monkeypatch, ci):
         monkeypatch.setenv("CI", "1")
     result = run(CULPRIT)
 
-    result.stdout.fnmatch_lines(["FAILED test_made.py::test_it - gradients WRONG in 2 of 2 parameters; culprit: 1"])
+    whole = "gradients WRONG in 2 of 2 parameters; culprit: 1, in the backward of Doubling at test_made.py:26"
+    shown = whole if ci else "gradients WRONG in 2 of 2 parameters; culprit: 1"
+    result.stdout.fnmatch_lines([f"E *: {whole}", f"FAILED test_made.py::test_it - {shown}"])
     assert result.stdout.str().count("notes\n") == 1
+
+
+@pytest.mark.parametrize("style", ["line", "no"])
+def test_without_a_traceback_the_line_of_the_culprit_is_told_all_the_same(run, style):
+    result = run(CULPRIT, f"--tb={style}")
+
+    result.stdout.fnmatch_lines(
+        ["*test_made.py:*: gradients *culprit: 1, in the backward of Doubling at test_made.py:26"]
+    )
+
+
+MISFIT = """
+class Own(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(linear())
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_it(gradcheck, held):
+    gradcheck(Own(), loss, torch.ones(2, 3), hold_detached=held)
+
+
+def test_of_torch(gradcheck):
+    gradcheck(linear(), loss, torch.ones(2, 3))
+"""
+
+
+def test_what_does_not_fit_shows_the_users_layer_and_no_frame_of_torch(run):
+    out = run(MISFIT).stdout.str()
+
+    assert out.count(">       return self.layers(x)") == 2
+    assert out.count("E       torch_gradcheck.errors.MisfitError: 'layers.0' (Linear(") == 2
+    assert out.count("E       torch_gradcheck.errors.MisfitError: the model itself (Linear(") == 1
+    assert not re.search(r"torch[/\\]nn|_call_impl", out)
+
+
+def test_a_call_that_the_fixture_does_not_have_names_those_that_it_has(run):
+    result = run("def test_it(gradcheck): gradcheck.functon(loss, (X,))")
+
+    result.stdout.fnmatch_lines(["E * gradcheck has no 'functon'; did you mean 'function'? There are: closure, *"])
+    assert "fixture.py" not in result.stdout.str()
 
 
 def test_colours_and_width_are_those_of_pytest(run, monkeypatch, pytester):

@@ -14,7 +14,7 @@ import torch_gradcheck
 from tests.pytest_plugin.conftest import MADE
 from tests.pytest_plugin.loading import PLUGIN
 from torch_gradcheck.pytest_plugin.options import Settings
-from torch_gradcheck.pytest_plugin.outcome import Outcome, attach, outcome_of
+from torch_gradcheck.pytest_plugin.outcome import Outcome, attach, outcome_of, shorter_forms
 from torch_gradcheck.pytest_plugin.session import GradcheckSession, counted
 
 RIGHT = Outcome("test_a.py::test", 1, "gradients right", passed=True, proven=2)
@@ -91,6 +91,30 @@ def test_nothing_is_said_where_nothing_was_checked(run):
 )
 def test_counted(outcomes, said):
     assert counted(outcomes) == said
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        (99, "gradients WRONG in 2 of 4 rows; culprit: 1, in the backward of Swish at net.py:13"),
+        (80, "gradients WRONG in 2 of 4 rows; culprit: 1, at net.py:13"),
+        (50, "gradients WRONG in 2 of 4 rows; culprit: 1"),
+        (41, "gradients WRONG; culprit: 1, at net.py:13"),
+        (30, "gradients WRONG; culprit: 1"),
+        (24, "culprit: 1, at net.py:13"),
+        (10, "culprit: 1"),
+        (9, "gradients WRONG in 2 of 4 rows; culprit: 1, in the backward of Swish at net.py:13"),
+    ],
+)
+def test_the_culprit_goes_last_where_there_is_less_room(columns, words):
+    headline, culprit, place = (
+        "gradients WRONG in 2 of 4 rows",
+        "; culprit: 1",
+        ", in the backward of Swish at net.py:13",
+    )
+    shorter = shorter_forms(headline, culprit, place)
+
+    assert Outcome("", 1, headline + culprit + place, passed=False, shorter=shorter).within(columns) == words
 
 
 def report_of(outcomes: list[Outcome], **facts: object) -> pytest.TestReport:

@@ -58,6 +58,11 @@ def test_a_path_without_a_place_is_refused(tmp_path: Path) -> None:
         REPORT.save(tmp_path / "missing" / "report.json")
 
 
+def test_a_name_that_no_system_takes_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="the report cannot be written to"):
+        REPORT.save(tmp_path / f"{'long' * 100}.json")
+
+
 def test_a_file_that_is_there_stays_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.json"
     path.write_text("old")

@@ -12,12 +12,15 @@ import pytest
 import torch
 from torch import nn
 
+import torch_gradcheck
 from torch_gradcheck.torch_internals.code_lines import (
     CodeLine,
+    _beginnings,
     at_line_of,
     calling_frame,
     calling_line,
     defining_line,
+    is_file_of_the_user,
     raising_line,
     users_line_of,
 )
@@ -171,3 +174,17 @@ def test_lines_outside_of_a_function_are_not_looked_at() -> None:
         return inner(lambda: calling_line(sys._getframe(1), inside=runs.__code__))  # type: ignore[no-any-return]
 
     assert runs() == CodeLine("net.py", 1)
+
+
+def test_a_folder_whose_name_only_begins_as_that_of_torch_is_none_of_torchs() -> None:
+    folder = torch.__path__[0]
+    assert not is_file_of_the_user(f"{folder}/nn/functional.py")
+    assert is_file_of_the_user(f"{folder}vision/ops.py")
+    assert is_file_of_the_user(f"{Path(torch_gradcheck.__file__).parent}_of_mine/net.py")
+
+
+def test_code_is_known_by_the_path_that_links_lead_to_as_well(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    assert f"{tmp_path / 'link' / 'file.py'}".startswith(_beginnings(tmp_path / "link"))
+    assert f"{tmp_path.resolve() / 'there' / 'file.py'}".startswith(_beginnings(tmp_path / "link"))

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from torch_gradcheck.torch_internals.modules import calls_in_traceback
-from torch_gradcheck.torch_internals.refused_calls import may_be_torchs, raises_itself, refused_call
+from torch_gradcheck.torch_internals.refused_calls import (
+    has_no_forward,
+    lacks_backward,
+    may_be_torchs,
+    raises_itself,
+    refused_call,
+)
 
 X = torch.ones(2, 3)
 
@@ -106,6 +115,11 @@ OTHERS: dict[str, Callable[[], object]] = {
     "graph": lambda: torch.ones(2, requires_grad=True).numpy(),
     "distribution": lambda: torch.distributions.Normal(X, -X, validate_args=True),
     "singular": lambda: torch.linalg.cholesky(-torch.eye(2)),
+    "asserts": lambda: torch._assert(X.numel() == 1, "mine"),
+    "checks": lambda: torch._check_value(X.numel() == 1, lambda: "mine"),
+    "compares": lambda: torch.testing.assert_close(X, X + 1),
+    "loads": lambda: nn.Linear(2, 2).load_state_dict({}),
+    "ends an iteration": lambda: checkpoint(lambda x: next(iter([])), X, use_reentrant=False),
 }
 
 
@@ -113,6 +127,44 @@ OTHERS: dict[str, Callable[[], object]] = {
 def test_torch_has_not_raised(function: Callable[[], object]) -> None:
     error = error_of(function)
     assert not may_be_torchs(error) or refused_call(error, function) is None
+
+
+def test_what_was_warned_of_is_not_warned_of_again(recwarn: pytest.WarningsRecorder) -> None:
+    def warns() -> object:
+        warnings.warn("of shapes", stacklevel=1)
+        return X @ X
+
+    assert refused_call(error_of(warns), warns) is not None
+    assert len(recwarn) == 1
+
+
+class Unfinished(nn.Module):
+    """Has no forward."""
+
+
+class WithoutKernel(torch.autograd.Function):
+    """Its backward does what torch refuses, in words that are of sparse tensors."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> Any:
+        return torch.ones(2).to_sparse().cos()
+
+
+def test_a_module_without_a_forward() -> None:
+    assert has_no_forward(error_of(lambda: Unfinished()(X)))
+    assert not has_no_forward(error_of(raises))
+
+
+def test_an_operation_without_a_backward_for_sparse_tensors() -> None:
+    leaf = torch.eye(2).to_sparse().requires_grad_()
+    other = torch.ones(2, requires_grad=True)
+    assert lacks_backward(error_of(lambda: leaf.sin().to_dense().sum().backward()))
+    assert not lacks_backward(error_of(lambda: WithoutKernel.apply(other).sum().backward()))
+    assert not lacks_backward(error_of(lambda: torch.ones(2).to_sparse().cos()))
 
 
 def test_another_error_the_second_time_is_no_refusal() -> None:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _exit_status(report: Report, strict: bool) -> int:
-    if report.mismatches or report.broken or report.has_wrong_reference:
+    if report.is_wrong:
         return MISMATCH
     return PASSED if (report.proven if strict else report.passed) else NOT_PROVEN
 

@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from torch_gradcheck.command_line.exit_status import INTERRUPTED
 from torch_gradcheck.command_line.printing import print_to
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.reporting.comparison.comparison import Comparison
@@ -32,9 +31,6 @@ def compare(arguments: Sequence[str]) -> int:
     except (InvalidRequestError, OSError) as error:
         print(f"torch-gradcheck: {error}", file=sys.stderr)
         return COULD_NOT_READ
-    except KeyboardInterrupt:
-        print("torch-gradcheck: interrupted", file=sys.stderr)
-        return INTERRUPTED
     if comparison.regressed:
         return BECAME_WRONG
     return WORSE if options.strict and _is_worse(comparison) else AS_BEFORE

@@ -16,9 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words behind the command's name; None takes them from the shell.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    if words[:1] == [COMPARE]:
-        return compare(words[1:])
     try:
+        if words[:1] == [COMPARE]:
+            return compare(words[1:])
         from torch_gradcheck.command_line.command import main as check  # imports torch
     except KeyboardInterrupt:
         print("torch-gradcheck: interrupted", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TextIO
 
 
@@ -14,6 +15,16 @@ def print_to(stream: TextIO | None, text: str) -> None:
     try:
         print(text.encode(encoding, errors="replace").decode(encoding), file=stream, flush=True)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # Python flushes it once more at its end
+        _send_nowhere(stream)
         if not isinstance(error, BrokenPipeError):  # a disk that is full
             raise
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    """Has the file behind a stream take everything: Python flushes it once more at its end."""
+    with suppress(OSError):  # a stream without a file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(nowhere, stream.fileno())
+        finally:
+            os.close(nowhere)

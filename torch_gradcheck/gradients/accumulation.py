@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from torch_gradcheck.objective.refusals import raise_any, refused_backward
 from torch_gradcheck.precision.dtypes import is_lower
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.autograd import (
@@ -44,12 +45,19 @@ def gradients_of(
         keep_graph: for another backward through it.
         unwanted: those of the inputs whose gradient goes as soon as it is there, to save its memory.
         seen: called with each gradient that goes.
+
+    Raises:
+        MisfitError: torch has no backward of some operation for such tensors, as of many for sparse ones.
     """
     asked = [each for each in inputs if each.requires_grad]  # no generator: to end one early would swallow a Ctrl-C
     if not (outputs and asked):
         return [None for _ in inputs]
     with Accumulation(inputs, unwanted, seen):
-        torch.autograd.backward(outputs, cotangents, keep_graph, inputs=_only_these(outputs, inputs))
+        try:
+            torch.autograd.backward(outputs, cotangents, keep_graph, inputs=_only_these(outputs, inputs))
+        except RuntimeError as error:
+            raise_any(refused_backward(error), error)
+            raise
         return [each.grad for each in inputs]
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
@@ -132,13 +132,24 @@ class Cost:
     evaluations: int = 0
     seconds: float = 0.0
 
-    @contextmanager
-    def counted(self, objective: Objective) -> Iterator[None]:
-        """Adds what the block costs."""
-        started, before = time.perf_counter(), objective.evaluations
-        yield
-        self.evaluations += objective.evaluations - before
-        self.seconds += time.perf_counter() - started
+    def counted(self, objective: Objective) -> Counted:
+        """A block whose cost is added."""
+        return Counted(self, objective)
+
+
+class Counted:
+    """A block that adds what it costs where it ends well; no generator, which writes to an exception that passes."""
+
+    def __init__(self, cost: Cost, objective: Objective) -> None:
+        self._cost, self._objective = cost, objective
+
+    def __enter__(self) -> None:
+        self._started, self._before = time.perf_counter(), self._objective.evaluations
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._cost.evaluations += self._objective.evaluations - self._before
+            self._cost.seconds += time.perf_counter() - self._started
 
 
 def exact_notes(problem: Problem, rows: Sequence[ParameterReport]) -> list[str]:

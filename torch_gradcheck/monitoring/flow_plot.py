@@ -12,7 +12,7 @@ from torch_gradcheck.arrays import Floats
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.monitoring.history import GradientHistory
 from torch_gradcheck.monitoring.layers import Layer, flow_of
-from torch_gradcheck.reporting.plots.canvas import new_figure
+from torch_gradcheck.reporting.plots.canvas import end_of, new_figure
 
 if TYPE_CHECKING:  # the extra `plot` brings it
     from matplotlib.axes import Axes
@@ -142,7 +142,7 @@ def _colours(count: int) -> list[tuple[float, float, float, float]]:
 
 def _name_layers(axes: Axes, names: Sequence[str]) -> None:
     every, middle = -(-len(names) // NAMED), 0.5 if axes.collections else 0.0  # cells are between their edges
-    labels = [name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}" for name in names[::every]]
+    labels = [end_of(name, LONGEST) for name in names[::every]]
     upright = sum(map(len, labels)) > 60
     places = [k + middle for k in range(0, len(names), every)]
     axes.set_xticks(places, labels, rotation=90 if upright else 0, fontsize=8)

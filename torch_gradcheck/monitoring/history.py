@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import overload
 
 from torch_gradcheck.reporting.render.encodable import encodable
+from torch_gradcheck.reporting.render.json_report import fields_in_json
 from torch_gradcheck.reporting.render.terminal import page_of
 from torch_gradcheck.reporting.words import close_names
 
@@ -114,7 +114,7 @@ class GradientHistory(Sequence[GradientRecord]):
 
     def to_dict(self) -> list[dict[str, object]]:
         """The rows in JSON's types; a float that JSON has no number for is `"nan"`, `"inf"` or `"-inf"`."""
-        return [{key: _in_json(value) for key, value in asdict(row).items()} for row in self._records]
+        return [fields_in_json(row) for row in self._records]
 
     def to_json(self, indent: int | None = None) -> str:
         """`to_dict()` as strict JSON."""
@@ -152,7 +152,3 @@ def _figure(value: float | None) -> str:
 
 def _percent(share: float | None) -> str:
     return "-" if share is None else f"{share:.0%}"
-
-
-def _in_json(value: object) -> object:
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

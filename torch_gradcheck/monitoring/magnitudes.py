@@ -33,6 +33,11 @@ class Magnitudes:
 
 def magnitudes_of(tensor: torch.Tensor) -> Magnitudes:
     """The magnitudes of a dense or sparse tensor of any precision, on any device; nothing of it changes."""
+    with np.errstate(all="ignore"):  # sums may overflow, and the caller may have numpy raise then
+        return _magnitudes_of(tensor)
+
+
+def _magnitudes_of(tensor: torch.Tensor) -> Magnitudes:
     norms, largest, total, zeros = [], [], 0.0, 0
     for block in _blocks(tensor):
         sizes = np.abs(block)
@@ -52,7 +57,8 @@ def magnitudes_of(tensor: torch.Tensor) -> Magnitudes:
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:
     """‖one − other‖₂ of two tensors of one shape; equal entries, infinite ones too, are no distance apart."""
-    return joint_norm([_norm(np.abs(_difference(a, b))) for a, b in zip(_blocks(one), _blocks(other), strict=True)])
+    with np.errstate(all="ignore"):
+        return joint_norm([_norm(np.abs(_difference(a, b))) for a, b in zip(_blocks(one), _blocks(other), strict=True)])
 
 
 def _difference(one: Floats, other: Floats) -> Floats:

@@ -262,8 +262,8 @@ class GradientMonitor:
     @property
     def summary(self) -> str:
         """The outcome so far: a line, and one more for each step that is not all right."""
-        observed = [each.message for each in self.observations]
-        summary = summary_of(self._schedule.steps, self.reports, self.errors, [*self._missed(), *observed])
+        besides = [*self._missed(), *[each.message for each in self.observations]]
+        summary = summary_of(self._schedule.steps, self.reports, self.errors, besides)
         return encodable(summary, page_of(sys.stdout).encoding)
 
     @property

@@ -9,9 +9,7 @@ from torch_gradcheck.errors import GradcheckError
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.report import Report
-
-LISTED = 3
-"""The largest number of steps that are named in one line."""
+from torch_gradcheck.reporting.words import listed
 
 
 def unproven(report: Report) -> str:
@@ -63,8 +61,8 @@ def never_came(steps: Sequence[int], over: bool) -> str:
     """A line on scheduled steps that did not come, or have not yet; "" without one."""
     if not steps:
         return ""
-    named = ", ".join(map(str, steps[:LISTED])) + (f" and {len(steps) - LISTED} more" if len(steps) > LISTED else "")
-    return f"step{'' if len(steps) == 1 else 's'} {named}: {'scheduled and never reached' if over else 'still to come'}"
+    came = "scheduled and never reached" if over else "still to come"
+    return f"step{'' if len(steps) == 1 else 's'} {listed(steps)}: {came}"
 
 
 def unfinished(step: int, batches: int, accumulate: int, over: bool) -> str:

@@ -25,7 +25,7 @@ FORM = "a tensor, (inputs, *targets), or a mapping of keyword arguments"
 
 def refuse_no_batch(batch: Any) -> None:
     """Raises InvalidRequestError, with what to do, where `batch`, or an entry of it, cannot be one."""
-    if isinstance(batch, tuple | list) and not batch and not hasattr(batch, "_fields"):
+    if isinstance(batch, tuple | list) and not batch:
         raise InvalidRequestError(
             "batch is empty; give (inputs, *targets), a mapping of keyword arguments, or a tensor."
         )

@@ -12,6 +12,7 @@ from torch import nn
 
 from torch_gradcheck.objective.nested import tensors_in
 from torch_gradcheck.objective.signatures import callable_name
+from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 
 SHOWN = 4
@@ -42,9 +43,7 @@ class Given:
     @property
     def shapes(self) -> str:
         """The tensors that were handed over, as "batch[0] of shape (32, 7), batch[1] of shape (32,) int64"."""
-        found = self.tensors
-        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        return ", ".join([f"{name} of shape {of_tensor(each)}" for name, each in found[:SHOWN]]) + more
+        return listed(self.tensors, SHOWN, lambda found: f"{found[0]} of shape {of_tensor(found[1])}")
 
     @property
     def tensors(self) -> list[tuple[str, torch.Tensor]]:

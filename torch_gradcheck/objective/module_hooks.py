@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -41,10 +41,9 @@ class ModuleStack:
                 pass
 
 
-@contextmanager
 def forward_hooks(
     model: nn.Module, on_output: OnOutput | None = None, stack: ModuleStack | None = None
-) -> Iterator[ModuleStack]:
+) -> AbstractContextManager[ModuleStack]:
     """Follows every call of a module of `model` inside the block, which gets the stack of running modules.
 
     Args:
@@ -54,27 +53,39 @@ def forward_hooks(
             these are the ordinary tensors that it works on, with the dimensions that vmap hides in front.
         stack: is told of every call; None for a new one.
     """
-    stack = stack or ModuleStack()
-    handles = []
+    return _Followed(model, on_output, stack or ModuleStack())
 
-    def hooks_for(name: str) -> tuple[Callable[..., None], Callable[..., None]]:
+
+class _Followed:
+    """The block of `forward_hooks`. A class and not a generator, which writes to an exception that passes."""
+
+    def __init__(self, model: nn.Module, on_output: OnOutput | None, stack: ModuleStack) -> None:
+        self._model, self._on_output, self._stack = model, on_output, stack
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> ModuleStack:
+        try:
+            for name, module in named_modules(self._model):
+                before, after = self._hooks_for(name)
+                self._handles.append(nn.Module.register_forward_pre_hook(module, before))
+                self._handles.append(nn.Module.register_forward_hook(module, after, always_call=True))
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._stack
+
+    def __exit__(self, *exception: object) -> None:
+        while self._handles:
+            self._handles.pop(0).remove()
+
+    def _hooks_for(self, name: str) -> tuple[Callable[..., None], Callable[..., None]]:
         def before(*_: Any) -> None:
-            stack.enter(name)
+            self._stack.enter(name)
 
         def after(*arguments: Any) -> None:
-            stack.leave(name)
-            if on_output is not None:
+            self._stack.leave(name)
+            if self._on_output is not None:
                 with outside_transforms():
-                    on_output(name, [numbers_in(tensor) for _, tensor in tensors_in(arguments[-1])])
+                    self._on_output(name, [numbers_in(tensor) for _, tensor in tensors_in(arguments[-1])])
 
         return before, after
-
-    try:
-        for name, module in named_modules(model):
-            before, after = hooks_for(name)
-            handles.append(nn.Module.register_forward_pre_hook(module, before))
-            handles.append(nn.Module.register_forward_hook(module, after, always_call=True))
-        yield stack
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -9,6 +9,7 @@ who has raised, J is evaluated once more with calls of torch watched; where it r
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from torch_gradcheck.torch_internals.modules import calls_in_traceback, named_mo
 from torch_gradcheck.torch_internals.refused_calls import (
     RefusedCall,
     comes_from_torch,
+    has_no_forward,
+    lacks_backward,
     may_be_torchs,
     raises_itself,
     refused_call,
@@ -82,10 +85,23 @@ def refused_output(error: Exception, output: Any, given: Given) -> MisfitError |
     kind, said = type(output).__name__, _first_line(error)
     if kind not in said:
         return None
+    if output is None:
+        return MisfitError(f"the model returned None: is the `return` of its forward missing? ({said})")
     inside, part = _parts(output)
     return MisfitError(
         f"the model returned {of_value(output)}{inside}, which {given.named} cannot take ({said}): give a loss_fn that "
         f"picks what it needs, as `lambda out, *targets: loss(out{part}, *targets)`."
+    )
+
+
+def refused_backward(error: Exception) -> MisfitError | None:
+    """The error to raise where an operation of torch's has no backward for such tensors as it was given; else None."""
+    if isinstance(error, GradcheckError) or not lacks_backward(error):
+        return None
+    return MisfitError(
+        f"the backward of an operation has no kernel in torch for the tensors that it was given, so there is no "
+        f"gradient to check (torch says: {_first_line(error)}): give that operation dense tensors, as x.to_dense(), or "
+        "write its backward in an autograd.Function."
     )
 
 
@@ -107,6 +123,8 @@ def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Give
     names = {id(module): name for name, module in named_modules(model)}
     inner = calls[-1] if calls and id(calls[-1].module) in names else None
     place = given.named if inner is None else _place(names[id(inner.module)], inner.module)
+    if inner is not None and has_no_forward(error):
+        return f"{place} was called and has no forward{_forward_of(inner.module)}"
     given_as = _kinds if isinstance(error, TypeError) else _given
     if inner is not None and _is_torchs(inner.module):
         told = f"{place} was given {given_as(inner.args, inner.kwargs)}{wants_of(inner.module, inner.args)}"
@@ -141,6 +159,17 @@ def _place(name: str, module: nn.Module) -> str:
     return f"{name!r} ({told})" if name else f"the model itself ({told})"
 
 
+def _forward_of(module: nn.Module) -> str:
+    """What to do where a module has no forward: it is a container, calls it otherwise, or none was written."""
+    if _is_torchs(module):
+        return ": it only holds others; call these one by one, or put them into nn.Sequential."
+    own = {name for name in dir(type(module)) if not name.startswith("_")} - {*dir(nn.Module)}
+    close = get_close_matches("forward", own, n=1)
+    return (
+        f"; is its {close[0]} meant?" if close else ": define one, as `def forward(self, x): ...` inside of the class."
+    )
+
+
 def _is_torchs(module: nn.Module) -> bool:
     """Whether a module is one of torch's own layers."""
     return type(module).__module__.startswith("torch.nn.")
@@ -164,7 +193,7 @@ def _of_function(call: RefusedCall, given_as: InWords) -> str:
 def _kinds(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """The arguments of a call by what they are: "a tuple and a tensor of shape (32,) int64"."""
     given = [of_value(each) for each in [*args, *kwargs.values()] if each is not None]
-    return " and ".join(given[:MOST]) or "nothing"
+    return " and ".join(given[:MOST]) or ("None" if args else "nothing")
 
 
 def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
@@ -180,7 +209,10 @@ def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tenso
 
 
 def _first_line(error: Exception) -> str:
-    """What torch said, in one line: the first one, or the last one behind a trace of TorchScript's."""
+    """What torch said, in one line: the first one, or the last one behind a trace of TorchScript's.
+
+    Of an operation that a backend does not have, torch goes on to say how it was built; that is left out.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     behind = lines[-1].partition(": ")[2] if "TorchScript interpreter" in lines[0] else ""
-    return (behind or lines[0]).rstrip(".:")
+    return (behind or lines[0]).partition(" This could be because")[0].rstrip(".:")

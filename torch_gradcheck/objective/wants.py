@@ -37,7 +37,8 @@ def wants_of(module: nn.Module, args: tuple[Any, ...]) -> str:
     """What a layer wants, as "; its weight of shape (16, 8) wants (..., 8)"; "" where that is not known."""
     x = next((each for each in args if isinstance(each, torch.Tensor)), None)
     if x is None:
-        return "; it wants a tensor"
+        is_missing = bool(args) and all(each is None for each in args)
+        return "; it wants a tensor" + (": is a `return` missing in what made it?" if is_missing else "")
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return _of_embedding(module.num_embeddings, x)
     weight = getattr(module, "weight", None)

@@ -11,6 +11,8 @@ import torch_gradcheck
 PLAIN = str | float | int | None
 """Facts that fit on a line."""
 
+SIDES = "left of == is called new, right of it old:"
+
 
 def differences(operator: str, left: object, right: object) -> list[str] | None:
     """The lines that explain why two reports are not equal; None for anything else.
@@ -21,7 +23,8 @@ def differences(operator: str, left: object, right: object) -> list[str] | None:
         return None
     if not (isinstance(left, torch_gradcheck.Report) and isinstance(right, torch_gradcheck.Report)):
         return None
-    return [f"{left!r} == {right!r}", *left.compare(right).text(width=80).splitlines(), *_unequal(left, right)]
+    told = left.compare(right).text(width=80).splitlines()
+    return [f"{left!r} == {right!r}", SIDES, *told, *_unequal(left, right)]
 
 
 def _is_of_ours(value: object) -> bool:

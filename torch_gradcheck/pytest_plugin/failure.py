@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import pytest
 
 import torch_gradcheck
 from torch_gradcheck.pytest_plugin.frames import chain, without_plugin
+from torch_gradcheck.pytest_plugin.outcome import attached
 
 SECTION = "gradcheck"
 """Title of the table below a traceback."""
@@ -108,6 +110,26 @@ def colour(report: object) -> None:
     sections = getattr(getattr(report, "longrepr", None), "sections", None)
     if coloured and sections:
         sections[:] = [(name, coloured.get(text, text), separator) for name, text, separator in sections]
+
+
+def shorten(reports: Iterable[object], config: pytest.Config) -> None:
+    """Has the short summary say of failed checks what fits on a line, where pytest would cut the culprit off."""
+    if not _cuts_lines(config):
+        return
+    width = config.get_terminal_writer().fullwidth
+    relative: Any = config.cwd_relative_nodeid  # its types are other ones in each version
+    for report in reports:
+        crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
+        if crash is not None and isinstance(report, pytest.TestReport):
+            room = width - len(f"FAILED {relative(report.nodeid)} - ")
+            fitting = {outcome.said: outcome.within(room) for outcome in attached(report)}
+            crash.message = fitting.get(crash.message, crash.message)
+
+
+def _cuts_lines(config: pytest.Config) -> bool:
+    """Whether pytest cuts a line of its short summary where the terminal ends, and not in CI or with -vv."""
+    is_in_ci = any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER"))
+    return config.getoption("force_short_summary", False) or not (is_in_ci or config.getoption("verbose") > 1)
 
 
 def hide_plugin(excinfo: pytest.ExceptionInfo[BaseException] | None) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch_gradcheck
 from torch_gradcheck.pytest_plugin.failure import Failure
 from torch_gradcheck.pytest_plugin.frames import without_ours
-from torch_gradcheck.pytest_plugin.options import Settings, asked
+from torch_gradcheck.pytest_plugin.options import Settings, asked, closest
 from torch_gradcheck.pytest_plugin.outcome import Outcome, outcome_of
 from torch_gradcheck.pytest_plugin.report_files import write_report
 
@@ -22,6 +22,9 @@ FAILURES = pytest.StashKey[list[Failure]]()
 
 OUTCOMES = pytest.StashKey[list[Outcome]]()
 """What the checks of the test have found since its last report."""
+
+CALLS = ("closure", "function")
+"""What the fixture has besides being called."""
 
 LONGEST = 300
 """Characters of an error that are kept beside the outcomes."""
@@ -48,6 +51,13 @@ class GradcheckFixture:
 
     def __repr__(self) -> str:
         return f"<the fixture gradcheck, used {self._checks} time{'s' * (self._checks != 1)}>"
+
+    if not TYPE_CHECKING:  # for type checkers there is nothing but what is written here
+
+        def __getattr__(self, name: str) -> object:
+            """Raises `AttributeError`, with the closest of the names that there are."""
+            __tracebackhide__ = True
+            raise AttributeError(f"gradcheck has no {name!r}{closest(name, CALLS)} There are: {', '.join(CALLS)}.")
 
     def __call__(
         self, model: nn.Module, loss_fn: Callable[..., Any], batch: Any, **options: Any

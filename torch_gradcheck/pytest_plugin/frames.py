@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -25,16 +27,19 @@ def without_ours(error: BaseException) -> None:
     """Takes the frames of this package out of the traceback of an error, and of those that led to it.
 
     Of an error that the package raises on purpose no frame is left: its message says what is wrong, and it is mended
-    where the check was called. Any other error whose innermost frame is ours keeps them all: it is a mistake of this
-    package.
+    where the check was called. What led to it keeps the frames of the user's code alone: torch's are in its words.
+    Any other error whose innermost frame is ours keeps them all: it is a mistake of this package.
     """
+    is_on_purpose = isinstance(error, torch_gradcheck.GradcheckError)
     for one in chain(error):
         entries = _entries(one)
         if isinstance(one, torch_gradcheck.GradcheckError):
             _keep(one, [])
             _forget_causes_of_ours(one)
+        elif is_on_purpose:
+            _keep(one, _users_alone(entries))
         elif entries and not _is_in(OURS, entries[-1]):
-            _keep(one, _users(entries))
+            _keep(one, _users_alone(entries) or _not_ours(entries))
 
 
 def without_plugin(error: BaseException) -> None:
@@ -72,20 +77,21 @@ def _keep(error: BaseException, entries: Sequence[TracebackType]) -> None:
     error.with_traceback(entries[0] if entries else None)  # an attribute of a frozen error cannot be set
 
 
-def _users(entries: Sequence[TracebackType]) -> list[TracebackType]:
+def _users_alone(entries: Sequence[TracebackType]) -> list[TracebackType]:
+    """The entries of the user's code: neither ours nor torch's, nor called by ours to get from one to another."""
+    torch = sys.modules.get("torch")
+    folder = str(Path(torch.__file__).parent) if torch is not None and torch.__file__ else OURS
+    return [entry for entry in _not_ours(entries) if not _is_in(folder, entry)]
+
+
+def _not_ours(entries: Sequence[TracebackType]) -> list[TracebackType]:
     """The entries that are not ours, nor called by ours to get from one to another."""
     kept, is_behind_ours = [], False
     for entry in entries:
-        is_behind_ours = _is_in(OURS, entry) or (is_behind_ours and _is_between(entry))
+        is_behind_ours = _is_in(OURS, entry) or (is_behind_ours and entry.tb_frame.f_code.co_filename in BETWEEN)
         if not is_behind_ours:
             kept.append(entry)
     return kept
-
-
-def _is_between(entry: TracebackType) -> bool:
-    """Whether a frame behind ours is one of `BETWEEN`, or an operation of torch, which lie at the top of its folder."""
-    file = entry.tb_frame.f_code.co_filename
-    return file in BETWEEN or Path(file).parent.name == "torch"
 
 
 def _forget_causes_of_ours(error: BaseException) -> None:
@@ -96,4 +102,4 @@ def _forget_causes_of_ours(error: BaseException) -> None:
 
 
 def _is_in(folder: str, entry: TracebackType) -> bool:
-    return entry.tb_frame.f_code.co_filename.startswith(folder)
+    return entry.tb_frame.f_code.co_filename.startswith(folder + os.sep)

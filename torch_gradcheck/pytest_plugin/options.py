@@ -8,7 +8,7 @@ command line counts before the ini file, as everywhere in pytest, and this befor
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -163,8 +163,12 @@ def _options_of(check: Callable[..., Any]) -> set[str]:
 def _refuse_unknown(given: Mapping[str, Any], known: set[str], whose: str) -> None:
     """Raises where a keyword is not known; names the closest, and all there are."""
     for name in sorted(given.keys() - known):
-        close = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise torch_gradcheck.InvalidRequestError(
-            f"{whose} an unknown option {name!r}{hint} There are: {', '.join(sorted(known))}."
+            f"{whose} an unknown option {name!r}{closest(name, known)} There are: {', '.join(sorted(known))}."
         )
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence on a name that there is not: "; did you mean 'seed'?", or "." where none is close."""
+    close = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else "."

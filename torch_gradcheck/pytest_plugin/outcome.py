@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
+from torch_gradcheck.reporting.render.printable import printable
 
 ATTRIBUTE = "gradcheck"
 """Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""
@@ -24,12 +25,13 @@ class Outcome:
     Attributes:
         test: the id of the test.
         number: which of the test's checks it is, from 1 on.
-        said: the outcome on one line.
+        said: the outcome on one line, with the culprit and its place in the code.
         passed: whether the test went on behind it.
         proven, not_proven, wrong: how many of the tensors that were checked are so.
         broken: how many entries of a function's contract have failed.
         is_report: whether the check came to a report; False where it ended with an exception.
         file: the name of its files, without their suffix; "" where none were written.
+        shorter: what is wrong and the culprit in fewer and fewer words, for where `said` has no room.
     """
 
     test: str
@@ -42,23 +44,38 @@ class Outcome:
     broken: int = 0
     is_report: bool = True
     file: str = ""
+    shorter: tuple[str, ...] = ()
+
+    def within(self, columns: int) -> str:
+        """What it says in so many columns: `said`, or the longest of `shorter` that fits; `said` where none does."""
+        return next((words for words in (self.said, *self.shorter) if len(words) <= columns), self.said)
 
 
 def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: bool, file: str) -> Outcome:
     """The outcome of a check that came to a report. What is frozen was not checked."""
     checked = [row for row in report if row.status != "frozen"]
     wrong, proven = len(report.mismatches), sum(row.status.is_proven for row in checked)
+    place = f", {printable(report.place)}" if report.place else ""
     return Outcome(
         test=test,
         number=number,
-        said=report.one_line if passed else "; ".join([report.one_line, *_unproven(report)]),
+        said="; ".join([report.one_line + place, *([] if passed else _unproven(report))]),
         passed=passed,
         proven=proven,
         not_proven=len(checked) - wrong - proven,
         wrong=wrong,
         broken=len(report.broken),
         file=file,
+        shorter=shorter_forms(report.headline, report.one_line.removeprefix(report.headline), place),
     )
+
+
+def shorter_forms(headline: str, culprit: str, place: str) -> tuple[str, ...]:
+    """The culprit behind the headline, behind what that begins with, and alone; each time with its line and without."""
+    line = place.rpartition(" at ")[2]
+    ends = (f"{culprit}, at {line}", culprit) if line else (culprit,)
+    starts = (headline, headline.partition(" in ")[0], "") if culprit else ()
+    return tuple((start + end).removeprefix("; ") for start in starts for end in ends)
 
 
 def _unproven(report: torch_gradcheck.Report) -> list[str]:
@@ -83,4 +100,4 @@ def attach(outcomes: list[Outcome], report: pytest.TestReport) -> None:
 def attached(report: pytest.TestReport) -> list[Outcome]:
     """The outcomes that a test report carries."""
     found: list[dict[str, Any]] = getattr(report, ATTRIBUTE, [])
-    return [Outcome(**outcome) for outcome in found]
+    return [Outcome(**outcome | {"shorter": tuple(outcome["shorter"])}) for outcome in found]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from torch_gradcheck.pytest_plugin.failure import colour
+from torch_gradcheck.pytest_plugin.failure import colour, shorten
 from torch_gradcheck.pytest_plugin.options import Settings
 from torch_gradcheck.pytest_plugin.outcome import Outcome, attached, named
 from torch_gradcheck.pytest_plugin.report_files import write_index
@@ -57,14 +57,25 @@ class GradcheckSession:
                 colour(report)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Says what the checks have found, with -v each on a line; nothing where no test has checked anything."""
+        """Says what the checks have found, with -v each on a line; nothing where no test has checked anything.
+
+        Tracebacks have been shown by now and the short summary has not: it gets as many words as fit.
+        """
         if not self.outcomes:
             return
+        shorten([report for reports in terminalreporter.stats.values() for report in reports], self._config)
         terminalreporter.ensure_newline()
-        for outcome in self.outcomes if self._config.getoption("verbose") > 0 else ():
+        for outcome in self._told():
             terminalreporter.write_line(f"gradcheck: {named(outcome)}: {outcome.said}")
         for line in (counted(self.outcomes), *self._about_files):
             terminalreporter.write_line(line)
+
+    def _told(self) -> list[Outcome]:
+        """The outcomes that have a line of their own: all with -v, and what nothing else would say with --tb=no."""
+        if self._config.getoption("verbose") > 0:
+            return self.outcomes
+        is_untold = self._config.getoption("tbstyle", "auto") == "no"
+        return [outcome for outcome in self.outcomes if is_untold and not outcome.passed]
 
 
 def _written(outcomes: Sequence[Outcome], directory: Path) -> str:

@@ -25,7 +25,7 @@ def from_text(kind: type[SomeFacts], text: str | bytes) -> SomeFacts:
     try:
         document = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError) as error:
-        hint = " Report.load(path) reads a file." if str(text).endswith(".json") else ""
+        hint = " Report.load(path) reads a file." if isinstance(text, str) and text.endswith(".json") else ""
         raise InvalidRequestError(f"this is no JSON: {error}.{hint}") from error
     return from_document(kind, document)
 

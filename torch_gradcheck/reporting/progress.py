@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, nullcontext
 from time import monotonic
 from typing import Protocol
 
@@ -37,9 +36,10 @@ class ProgressBar(Protocol):
         """Says that `n` more units are done."""
 
 
-@contextmanager
-def progress_bar(enabled: bool | None) -> Iterator[ProgressBar]:
+def progress_bar(enabled: bool | None) -> AbstractContextManager[ProgressBar]:
     """Shows a bar on stderr while the block runs, and removes it when the block is left, however that happens.
+
+    No generator: `contextmanager` writes to an exception that passes, and one of the user's may be frozen.
 
     Args:
         enabled: True shows it at once: in a notebook below its cell, elsewhere on stderr, whatever that is. False shows
@@ -47,14 +47,7 @@ def progress_bar(enabled: bool | None) -> Iterator[ProgressBar]:
             a line.
     """
     screen = _screen(enabled)
-    if screen is None:
-        yield SILENT
-        return
-    bar = _Bar(screen, patience=0.0 if enabled else PATIENCE)
-    try:
-        yield bar
-    finally:
-        bar.close()
+    return nullcontext(SILENT) if screen is None else closing(_Bar(screen, patience=0.0 if enabled else PATIENCE))
 
 
 def _screen(enabled: bool | None) -> Screen | None:

@@ -55,7 +55,7 @@ class Report(Facts):
             NothingProvenError: none is wrong, and none is proven right (strict: not every one is).
         """
         __tracebackhide__ = True  # pytest shows the caller's line
-        if self.mismatches or self.broken or self.has_wrong_reference:
+        if self.is_wrong:
             raise GradientMismatchError(self.text())
         if not (self.proven if strict else self.passed):
             raise NothingProvenError(self.text())

@@ -32,6 +32,13 @@ def require_place_for(path: Path) -> None:
 
 
 def _why_unwritable(path: Path) -> str:
+    try:
+        return _what_is_in_the_way(path)
+    except OSError as error:  # a folder that may not be looked into, a name that is too long
+        return error.strerror or str(error)
+
+
+def _what_is_in_the_way(path: Path) -> str:
     if path.is_dir():
         return "it is a directory"
     if not path.parent.is_dir():

@@ -149,9 +149,9 @@ def close_names(name: str, known: Sequence[str]) -> str:
     if not known:
         return "there are no names at all"
     close = get_close_matches(name, known, n=3, cutoff=0.4)
-    listed = close or list(known[:5])
+    named = close or list(known[:5])
     more = "" if close or len(known) <= 5 else ", ..."
-    return f"{'close' if close else 'known'} names: {', '.join(listed)}{more}"
+    return f"{'close' if close else 'known'} names: {', '.join(named)}{more}"
 
 
 def tolerance_in_words(tolerance: float) -> str:

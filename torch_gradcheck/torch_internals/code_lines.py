@@ -16,13 +16,20 @@ import torch
 
 INSTALLED = {name: Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")}
 
-FOREIGN = tuple(str(Path(path).resolve()) for path in (torch.__path__[0], Path(__file__).parents[1]))
+
+def _beginnings(folder: str | Path) -> tuple[str, ...]:
+    """What the names of files in a folder begin with: as the interpreter finds it, and where links lead to."""
+    return tuple(f"{path}{os.sep}" for path in (Path(folder), Path(folder).resolve()))
+
+
+OF_TORCH, OF_OURS = _beginnings(torch.__path__[0]), _beginnings(Path(__file__).parents[1])
 """Torch and this package: their lines tell the user nothing."""
+
+OF_PYTHON = _beginnings(sysconfig.get_path("stdlib"))
+"""The standard library, in which the packages that are installed may lie."""
 
 LONGEST_DECORATORS = 20
 """Lines that the decorators of a function may take; below more of them its `def` is not looked for."""
-
-STANDARD_LIBRARY = str(Path(sysconfig.get_path("stdlib")).resolve())
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,19 +138,19 @@ def is_of_the_user(code: CodeType) -> bool:
 
 def is_file_of_the_user(file: str) -> bool:
     """The same of the file that the code is in."""
-    if file.startswith("<frozen") or file.startswith(FOREIGN):
+    if file.startswith(("<frozen", *OF_TORCH, *OF_OURS)):
         return False
-    return not file.startswith(STANDARD_LIBRARY) or "site-packages" in file or "dist-packages" in file
+    return not file.startswith(OF_PYTHON) or "site-packages" in file or "dist-packages" in file
 
 
 def is_of_torch(code: CodeType) -> bool:
     """Whether code is torch's."""
-    return code.co_filename.startswith(FOREIGN[0] + os.sep)
+    return code.co_filename.startswith(OF_TORCH)
 
 
 def is_ours(code: CodeType) -> bool:
     """Whether code is this package's."""
-    return code.co_filename.startswith(FOREIGN[-1])
+    return code.co_filename.startswith(OF_OURS)
 
 
 def _short(file: str) -> str:

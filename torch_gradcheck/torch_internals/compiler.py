@@ -6,7 +6,7 @@ import copy
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -42,10 +42,9 @@ class CompiledCall:
         return id(self.module if self.module is not None else getattr(self.function, "__code__", self.function))
 
 
-@contextmanager
 def compiled_calls(
     runs_compiled: Callable[[CompiledCall], bool], raised: Callable[[torch.dtype], torch.dtype] | None = None
-) -> Iterator[None]:
+) -> AbstractContextManager[None]:
     """Asks at every call of what torch.compile was given whether it runs compiled, whatever the stance; else eagerly.
 
     What compiled code calls is a part of it: nothing is asked there. Does nothing where the compiler is not loaded.
@@ -54,26 +53,33 @@ def compiled_calls(
         runs_compiled: is asked.
         raised: takes each dtype that is named in the graphs to the one that the backend gets; None leaves them alone.
     """
-    if not compiler_is_imported():
-        yield
-        return
-    owner = sys.modules["torch._dynamo.eval_frame"]
-    by_stance = internal(owner, "_callback_from_stance", "put compiled code on trial")
+    return _AskedCalls(runs_compiled, raised) if compiler_is_imported() else nullcontext()
 
-    def callback_for(callback: Any) -> Any:
+
+class _AskedCalls:
+    """The block of `compiled_calls`. A class and not a generator, which writes to an exception that passes."""
+
+    def __init__(
+        self, runs_compiled: Callable[[CompiledCall], bool], raised: Callable[[torch.dtype], torch.dtype] | None
+    ) -> None:
+        self._runs_compiled, self._raised = runs_compiled, raised
+        self._owner: Any = sys.modules["torch._dynamo.eval_frame"]
+
+    def __enter__(self) -> None:
+        self._by_stance = internal(self._owner, "_callback_from_stance", "put compiled code on trial")
+        self._owner._callback_from_stance = self._callback_for
+
+    def __exit__(self, *exception: object) -> None:
+        self._owner._callback_from_stance = self._by_stance
+
+    def _callback_for(self, callback: Any) -> Any:
         call = _call_in(sys._getframe(1).f_locals)
         if call is None:
-            return by_stance(callback)
-        if not runs_compiled(call):
+            return self._by_stance(callback)
+        if not self._runs_compiled(call):
             return None
         _compile_apart()
-        return callback if raised is None else _with_raised_graphs(callback, raised)
-
-    owner._callback_from_stance = callback_for  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        owner._callback_from_stance = by_stance  # type: ignore[attr-defined]
+        return callback if self._raised is None else _with_raised_graphs(callback, self._raised)
 
 
 def _with_raised_graphs(callback: Any, raised: Callable[[torch.dtype], torch.dtype]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType, TracebackType
@@ -27,8 +28,15 @@ OF_A_DEVICE = ("CUDA error", "HIP error", "XPU error", "MPS backend", "device-si
 RAISES = ("RAISE_VARARGS", "RERAISE")
 """The instructions of Python's `raise`."""
 
-OTHER_ROOMS = ("distributions", "distributed", "autograd", "jit", "_dynamo", "optim")
-"""Folders of torch whose Python raises for other reasons than what an operation is given."""
+OTHER_ROOMS = ("distributions", "distributed", "autograd", "jit", "_dynamo", "optim", "testing", "__init__.py")
+"""What in torch's folder raises for other reasons than what an operation is given. `__init__.py` and `testing` raise
+what the user asserts: `torch._check(condition, message)`, `torch.testing.assert_close`."""
+
+OF_MODULES = ("nn", "modules", "module.py")
+"""The file of `nn.Module`, which raises for names and states that it is given; a missing forward alone is a call."""
+
+WITHOUT_FORWARD = "_forward_unimplemented"
+"""The function of torch that stands in for the forward of a module which has none."""
 
 OF_GRAPHS = ("requires grad", "require grad", "in-place operation", "inplace operation", "Inference tensors", "grad_fn")
 """Is in what torch says of graphs, and not of what an operation is given."""
@@ -80,11 +88,16 @@ class CallWatch(TorchFunctionMode):
 def may_be_torchs(error: BaseException) -> bool:
     """Whether torch may have raised an exception because of what an operation was given, and not in a backward.
 
-    False where memory ran out, where a device failed, where torch speaks of graphs, and where code that is not of its
-    operations and layers says `raise`.
+    False where memory ran out, where a device failed, where torch speaks of graphs, where a generator of the user's has
+    ended in an iteration of torch's, and where code that is not of its operations and layers says `raise`.
     """
     codes = [each.tb_frame.f_code for each in _traces(error)]
-    if type(error) not in KINDS or not codes or RUNS_A_BACKWARD in [code.co_name for code in codes]:
+    if (
+        isinstance(error.__cause__, StopIteration)
+        or type(error) not in KINDS
+        or not codes
+        or RUNS_A_BACKWARD in [code.co_name for code in codes]
+    ):
         return False
     if raises_itself(error) and not _is_of_operations(codes[-1]):
         return False
@@ -99,9 +112,31 @@ def comes_from_torch(error: BaseException) -> bool:
     return bool(codes) and (_is_of_operations(codes[-1]) or OF_ARGUMENTS.match(str(error)) is not None)
 
 
+def lacks_backward(error: BaseException) -> bool:
+    """Whether torch has raised an exception because an operation's own backward has no kernel for such tensors.
+
+    Its words name an operation that a backend does not have, or sparse tensors, and no Function of the user's has run.
+    """
+    codes = [each.tb_frame.f_code for each in _traces(error)]
+    runs = [k for k, code in enumerate(codes) if code.co_name == RUNS_A_BACKWARD]
+    if not runs or type(error) not in KINDS or any(is_of_the_user(code) for code in codes[runs[-1] :]):
+        return False
+    said = str(error)
+    return said.startswith("Could not run 'aten::") or "sparse" in said.lower()
+
+
+def has_no_forward(error: BaseException) -> bool:
+    """Whether torch has raised an exception because a module that was called has no forward."""
+    last = _traces(error)[-1:]
+    return any(each.tb_frame.f_code.co_name == WITHOUT_FORWARD for each in last) and raises_itself(error)
+
+
 def _is_of_operations(code: CodeType) -> bool:
     """Whether code is torch's, and of a room that has operations and layers."""
-    return is_of_torch(code) and Path(code.co_filename).relative_to(HOME).parts[0] not in OTHER_ROOMS
+    if not is_of_torch(code):
+        return False
+    parts = Path(code.co_filename).resolve().relative_to(HOME).parts
+    return parts[0] not in OTHER_ROOMS and (parts != OF_MODULES or code.co_name == WITHOUT_FORWARD)
 
 
 def raises_itself(error: BaseException) -> bool:
@@ -119,7 +154,8 @@ def refused_call(error: Exception, again: Callable[[], object]) -> RefusedCall |
     """
     watch = CallWatch()
     try:
-        with watch:
+        with warnings.catch_warnings(), watch:
+            warnings.simplefilter("ignore")  # they have been shown
             again()
     except Exception as second:
         return _call_of(error, second, watch.refused(second))

@@ -79,7 +79,7 @@ class Facts(Record):
         Of a function, no entry of the contract has failed either. A check that proved nothing does not pass, nor does
         one that proved nothing but the outputs of a candidate.
         """
-        right = not (self.mismatches or self.backward_spread or self.broken or self.has_wrong_reference)
+        right = not (self.is_wrong or self.backward_spread)
         return right and any(row.status.is_proven for row in self.parameters if row.role is not Role.OUTPUT)
 
     @property
@@ -102,6 +102,11 @@ class Facts(Record):
     def broken(self) -> list[ContractEntry]:
         """The entries of the contract that have failed."""
         return [entry for entry in self.contract if entry.status is ContractStatus.FAILED]
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether a gradient is wrong, that of the reference too, or an entry of the contract has failed."""
+        return bool(self.mismatches or self.broken or self.has_wrong_reference)
 
     @property
     def has_wrong_reference(self) -> bool:

@@ -86,6 +86,12 @@ class WrongMap(Record):
     analytic: tuple[tuple[float, ...], ...] = ()
     numeric: tuple[tuple[float, ...], ...] = ()
 
+    @property
+    def differences(self) -> tuple[tuple[float, ...], ...]:
+        """How far the gradient on trial is above the right one at each of these entries."""
+        both = zip(self.analytic, self.numeric, strict=False)
+        return tuple([tuple([a - n for a, n in zip(*lines, strict=False)]) for lines in both])
+
     def __repr__(self) -> str:
         judged = [share for line in self.cells for share in line if not math.isnan(share)]
         size = " × ".join(filter(None, (self.down, self.across)))

@@ -6,8 +6,9 @@ from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING
 
-from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.errors import MissingMatplotlibError
 from torch_gradcheck.reporting.kept_random import kept_random
+from torch_gradcheck.reporting.render.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,10 +18,6 @@ MISSING = "plot() needs matplotlib, which is not installed: pip install 'torch-g
 
 FAINT = "#8c959f"
 """Of axes, and of lines that guide the eye."""
-
-
-class MissingMatplotlibError(InvalidRequestError, ImportError):
-    """A figure was asked for, and matplotlib is not installed."""
 
 
 @kept_random()
@@ -48,12 +45,29 @@ def _as_png(figure: Figure) -> bytes:
     return written.getvalue()
 
 
+def as_it_is(words: str) -> str:
+    """Words in which matplotlib finds no formula."""
+    return printable(words).replace("$", r"\$")
+
+
+def end_of(name: str, most: int = 30) -> str:
+    """A name; of a long one its end, which says more than its beginning."""
+    return as_it_is(name if len(name) <= most else f"…{name[1 - most :]}")
+
+
 def plain(axes: Axes, title: str) -> None:
     """Gives axes a title, small figures and no box."""
     axes.set_title(title, fontsize=9, loc="left", color="black")
-    axes.tick_params(labelsize=7, colors="black")
+    small_figures(axes)
     axes.set_facecolor("white")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(FAINT)
+
+
+def small_figures(axes: Axes) -> None:
+    """Gives the numbers along axes their size, that which stands for a power of ten at the end included."""
+    axes.tick_params(labelsize=7, colors="black")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set_fontsize(7)

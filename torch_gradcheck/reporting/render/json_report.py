@@ -24,7 +24,7 @@ def as_dict(facts: Facts) -> dict[str, object]:
 
     A float that JSON has no number for is the string `"nan"`, `"inf"` or `"-inf"`; `float()` reads all three.
     """
-    return {"schema_version": SCHEMA_VERSION, **_outcome(facts), **_fields(facts)}
+    return {"schema_version": SCHEMA_VERSION, **_outcome(facts), **fields_in_json(facts)}
 
 
 def _outcome(facts: Facts) -> dict[str, object]:
@@ -32,18 +32,19 @@ def _outcome(facts: Facts) -> dict[str, object]:
     return {
         "passed": facts.passed,
         "proven": facts.proven,
-        "verdict": _plain(facts.verdict),
+        "verdict": _in_json(facts.verdict),
         "mismatches": [row.name for row in facts.mismatches],
     }
 
 
-def _fields(row: object) -> dict[str, object]:
+def fields_in_json(row: object) -> dict[str, object]:
+    """Returns a dataclass as a dict of its fields in JSON's own types."""
     assert is_dataclass(row)
-    return {field.name: _plain(getattr(row, field.name)) for field in fields(row)}
+    return {field.name: _in_json(getattr(row, field.name)) for field in fields(row)}
 
 
-def _plain(value: object) -> object:
-    """Returns `value` in JSON's own types."""
+def _in_json(value: object) -> object:
+    """Returns `value`, of a report or a dataclass of figures, in JSON's own types: see `as_dict`."""
     if isinstance(value, Facts):
         return as_dict(value)
     if isinstance(value, StrEnum):
@@ -51,7 +52,7 @@ def _plain(value: object) -> object:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_in_json(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return _fields(value) if is_dataclass(value) else value
+        return {str(key): _in_json(item) for key, item in value.items()}
+    return fields_in_json(value) if is_dataclass(value) else value

@@ -141,7 +141,7 @@ def outline(facts: Facts, max_rows: int | None = MAX_ROWS, only_wrong: bool = Fa
 
 
 def _style(facts: Facts) -> str:
-    if facts.mismatches or facts.broken or facts.has_wrong_reference or facts.backward_spread:
+    if facts.is_wrong or facts.backward_spread:
         return "red"
     return "green" if facts.proven else "yellow"
 
@@ -311,7 +311,7 @@ def _in_one(reasons: Sequence[str]) -> str:
     words = FIGURE.split(reasons[0])
     figures = [sorted(set(each), key=_number) for each in zip(*map(FIGURE.findall, reasons), strict=True)]
     ranges = [each[0] if len(each) == 1 else f"{each[0]} to {each[-1]}" for each in figures]
-    return words[0] + "".join(figure + after for figure, after in zip(ranges, words[1:], strict=True))
+    return words[0] + "".join(span + after for span, after in zip(ranges, words[1:], strict=True))
 
 
 def _number(figure: str) -> float:
@@ -323,5 +323,5 @@ def _more(count: int, what: str) -> str:
     return f"… and {count:,} more {what}" if count > 0 else ""
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"

@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
+from torch_gradcheck.reporting.kept_random import kept_random
+
 WIDTH = 80
 """Columns where no terminal says how many it has: equal facts give equal text."""
 
@@ -81,6 +83,7 @@ def _has_color(stream: Any, is_terminal: bool) -> bool:
     return not type(stream).__module__.startswith("idlelib") and not _is_old_console()
 
 
+@kept_random()
 def _is_old_console() -> bool:
     """Whether this is a console of Windows that prints escape codes as they are."""
     if os.name != "nt":

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING
-
 from torch_gradcheck.reporting.comparison.difference import Difference
 from torch_gradcheck.reporting.facts.one_line import in_one_line
 from torch_gradcheck.reporting.render.comparison.outline import (
@@ -14,15 +11,14 @@ from torch_gradcheck.reporting.render.comparison.outline import (
     lines_of,
     unlike,
 )
+from torch_gradcheck.reporting.render.html.templates import filled
 from torch_gradcheck.reporting.render.outline import one_line
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 
 def html_of(found: Difference) -> str:
     """Returns the comparison as a fragment for light and dark pages; names and messages are escaped."""
-    return _template().render(
+    return filled(
+        FRAGMENT,
         headline=headline_of(found),
         style="color: #cf222e" if found.regressed else "",
         sentences=[f"old: {one_line(found.old)}", f"new: {one_line(found.new)}", *unlike(found)],
@@ -30,13 +26,6 @@ def html_of(found: Difference) -> str:
         lines=lines_of(found),
         explanations=[(name, in_one_line(message)) for name, message in explanations(found)],
     )
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment  # here and not above: importing torch_gradcheck must stay quick
-
-    return Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(FRAGMENT)
 
 
 FRAGMENT = """

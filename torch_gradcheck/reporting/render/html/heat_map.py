@@ -42,9 +42,7 @@ def heat_maps(found: WrongMap, sides: tuple[str, str]) -> list[Panel]:
     of_each = [
         _signed(side, values, largest) for side, values in zip(sides, (found.analytic, found.numeric), strict=True)
     ]
-    both = zip(found.analytic, found.numeric, strict=False)
-    apart = [[a - n for a, n in zip(*lines, strict=False)] for lines in both]
-    return [*panels, *of_each, _signed("difference", apart, _largest(apart))]
+    return [*panels, *of_each, _signed("difference", found.differences, _largest(found.differences))]
 
 
 def _varies(shares: Grid) -> bool:

@@ -59,7 +59,7 @@ def page(facts: Facts, title: str) -> str:
 
 def _outcome(facts: Facts) -> tuple[str, str]:
     """Returns the status whose colour the headline has, and its word."""
-    if facts.mismatches or facts.broken or facts.has_wrong_reference or facts.backward_spread:
+    if facts.is_wrong or facts.backward_spread:
         return "mismatch", "wrong"
     if facts.proven:
         return "match", f"right{raised(facts.tolerance)}" if facts.reference is None else "right"
