@@ -381,3 +381,74 @@ def test_the_snapshot_notices(change: Callable[[nn.Sequential], Any]) -> None:
     assert before.changes() == []
     change(model)
     assert before.changes() != []
+
+
+# Closures that take a step -----------------------------------------------------------------------------------------
+
+
+class Steps:
+    """A training step as one closure: an optimizer, a scheduler, a scaler (of float32 only) and a moving average."""
+
+    def __init__(self, kind: type[torch.optim.Optimizer], countdown: Callable[[], None] = lambda: None) -> None:
+        self.model, self.x, self.countdown = nn.Linear(3, 2), torch.randn(4, 3), countdown
+        scales = kind is torch.optim.AdamW
+        options: dict[str, Any] = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+        self.optimizer = kind(self.model.parameters(), lr=0.1, **options)  # type: ignore[call-arg]
+        self.scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimizer, patience=0)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=scales)
+        self.averaged = torch.optim.swa_utils.AveragedModel(self.model)
+
+    def closure(self) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = probe(self.model(self.x))
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.averaged.update_parameters(self.model)
+        self.scheduler.step(1.0)
+        self.countdown()
+        return loss
+
+    def state(self) -> list[Any]:
+        """All that a step may change, in a form that == compares."""
+        kept = [self.optimizer.state, self.optimizer.param_groups, vars(self.scheduler), vars(self.scaler)]
+        return [*map(repr, kept), repr(self.averaged.state_dict()), *map(type, kept)]
+
+
+@pytest.mark.parametrize("steps_before", [0, 2], ids=["new", "used"])
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD], ids=lambda kind: kind.__name__)
+def test_after_a_closure_that_steps(kind: type[torch.optim.Optimizer], steps_before: int) -> None:
+    step = Steps(kind)
+    for _ in range(steps_before):
+        step.closure()
+    before = step.state()
+    dtype = torch.float32 if step.scaler.is_enabled() else torch.float64
+    report = check_closure(step.model, step.closure, dtype=dtype)
+    assert step.state() == before
+    assert any(f"steps {kind.__name__} (put back each time)" in note for note in report.notes)
+
+
+def test_after_an_exception_in_a_closure_that_steps() -> None:
+    step = Steps(torch.optim.Adam, Countdown(2, UserError()))
+    before = step.state()
+    with pytest.raises(UserError):
+        check_closure(step.model, step.closure)
+    assert step.state() == before
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.0], ids=["moves the weights", "does not"])
+def test_a_loss_after_the_closures_own_step_is_refused(lr: float) -> None:
+    model, x = nn.Linear(3, 2), torch.randn(4, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+
+    def closure() -> Tensor:
+        probe(model(x)).backward()
+        optimizer.step()
+        return probe(model(x))
+
+    if lr:
+        with pytest.raises(InvalidRequestError, match="the closure steps SGD, and its loss is computed"):
+            check_closure(model, closure)
+    else:
+        assert check_closure(model, closure).passed
+    assert not optimizer.state

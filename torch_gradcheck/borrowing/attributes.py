@@ -22,8 +22,10 @@ class AttributeStates:
     """
 
     def __init__(self, captures: Captures) -> None:
-        attributes = [attributes_of(holder) for holder in (*captures.modules.values(), *captures.objects.values())]
-        self._held = [*(each for each in attributes if each is not None), *captures.containers.values()]
+        holders = (*captures.modules.values(), *captures.objects.values())
+        held = [(id(holder), attributes_of(holder)) for holder in holders] + list(captures.containers.items())
+        self._held = [each for _, each in held if each is not None]
+        self._of_steppers = [each for key, each in held if each is not None and key in captures.of_steppers]
         self._first = [content_of(held) for held in self._held]
         self._arrays = [(array, array.copy()) for array in captures.arrays.values() if array.flags.writeable]
         self.start()
@@ -32,6 +34,7 @@ class AttributeStates:
         """Takes the present contents, in the mode of the check, for the state that every evaluation starts from."""
         self._start = [content_of(held) for held in self._held]
         self._last = self._start
+        self._steppers = [(held, content_of(held)) for held in self._of_steppers]
         self._tensor_names = [
             (names, name, value)
             for names in self._held
@@ -80,7 +83,10 @@ class AttributeStates:
                 array[...] = first
 
     def rewind(self) -> None:
-        """Resets attributes that held a tensor to that tensor, and learned caches to their contents at the start."""
+        """Resets attributes that held a tensor to that tensor; learned caches and optimizers to what they held.
+
+        A step of an optimizer that J takes is then the same one in every evaluation.
+        """
         for names, name, tensor in self._tensor_names:
             if dict.get(names, name) is not tensor:
                 put_item(names, name, tensor)
@@ -89,7 +95,7 @@ class AttributeStates:
                 drop_item(names, name)
             else:
                 put_item(names, name, value)
-        _refill_changed(self._grown_containers)
+        _refill_changed([*self._grown_containers, *self._steppers])
 
 
 def _refill_changed(contents: Iterable[tuple[Any, Any]]) -> None:
@@ -101,5 +107,5 @@ def _refill_changed(contents: Iterable[tuple[Any, Any]]) -> None:
 def _same_items(container: Any, content: Any) -> bool:
     now = content_of(container)
     if isinstance(content, dict):
-        return list(now) == list(content) and all(now[key] is content[key] for key in content)
+        now, content = [*now, *now.values()], [*content, *content.values()]  # keys too may be tensors, which == adds up
     return len(now) == len(content) and all(one is other for one, other in zip(now, content, strict=True))

@@ -10,6 +10,7 @@ import functools
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from enum import Enum
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -32,6 +33,17 @@ MANY = 1000
 NOT_ENTERED = {"_thread", "asyncio", "concurrent", "io", "logging", "multiprocessing", "rich", "threading", "tqdm"}
 """Packages whose objects are not looked into: they are no state of a model, and other threads may change them."""
 
+STEPPERS = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler, torch.amp.GradScaler)
+"""What moves the weights in a training step, and keeps state of its own for that."""
+
+
+class Owner(Enum):
+    """Whose state a thing is."""
+
+    FUNCTION = "a function, which counts and logs on purpose"
+    MODULE = "a module"
+    STEPPER = "an optimizer, a scheduler or a scaler"
+
 
 @dataclass
 class Captures:
@@ -41,9 +53,10 @@ class Captures:
         modules, tensors: of torch.
         arrays: of numpy.
         generators: random generators of torch, numpy and Python.
-        containers: dicts, lists, sets and deques that a module refers to. One that only a function refers to is left
-            out: a function counts and logs on purpose.
+        containers: dicts, lists, sets and deques that a module or a stepper refers to. One that only a function refers
+            to is left out: a function counts and logs on purpose.
         objects: other objects with attributes of their own, under the same condition.
+        of_steppers: the ids of those containers and objects that are state of an optimizer, a scheduler or a scaler.
         names: of the tensors that are reached by no way through an optimizer, and through a module only as a plain
             attribute: the expression by which the function gets at them, such as `x`, `inputs['x']` or `self.z`.
     """
@@ -54,6 +67,7 @@ class Captures:
     generators: dict[int, Any] = field(default_factory=dict)
     containers: dict[int, Any] = field(default_factory=dict)
     objects: dict[int, object] = field(default_factory=dict)
+    of_steppers: set[int] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
 
 
@@ -65,7 +79,7 @@ def captures_of(*holders: Any) -> Captures:
     """
     walk = _Walk()
     for holder in holders:
-        walk.into(holder, "", DEPTH, of_module=False)
+        walk.into(holder, "", DEPTH, Owner.FUNCTION)
     walk.name_attributes()
     return walk.found
 
@@ -88,14 +102,14 @@ class _Walk:
                         self.found.names.setdefault(id(held), _joined(name, attribute))
                 waiting += [(_joined(name, inner), each) for inner, each in named_inner_modules(module)]
 
-    def into(self, value: Any, name: str | None, depth: int, of_module: bool) -> None:
+    def into(self, value: Any, name: str | None, depth: int, owner: Owner) -> None:
         """Takes in `value` and what it holds.
 
         Args:
             value: any object.
             name: the expression for it, "" for a holder itself; None where it has none.
             depth: the number of references that are followed from it.
-            of_module: whether it is state of a module.
+            owner: whose state it is.
         """
         if depth >= 0 and name is not None and is_a(value, torch.Tensor):
             self.found.names.setdefault(id(value), name)
@@ -107,11 +121,13 @@ class _Walk:
         if is_a(value, nn.Module):
             self._into_module(value)
             return
-        for kind in self._kinds(value, of_module):
+        if is_a(value, *STEPPERS):
+            depth, owner = DEPTH, Owner.STEPPER
+        for kind in self._kinds(value, owner):
             kind[id(value)] = value
-        of_module = of_module and not is_a(value, FunctionType, MethodType, functools.partial)
+        owner = Owner.FUNCTION if is_a(value, FunctionType, MethodType, functools.partial) else owner
         for held_name, held in _held(value, None if is_a(value, torch.optim.Optimizer) else name):
-            self.into(held, held_name, depth - 1, of_module)
+            self.into(held, held_name, depth - 1, owner)
 
     def _into_module(self, module: nn.Module) -> None:
         """Takes in a module and, whatever the depth, all modules inside it."""
@@ -124,9 +140,9 @@ class _Walk:
         for each in list(self.found.modules.values())[known:]:
             of_code = attributes_in_code(each) if is_scripted(each) else {}
             for held in [*(attributes_of(each) or {}).values(), *of_code.values()]:
-                self.into(held, None, DEPTH, of_module=True)
+                self.into(held, None, DEPTH, Owner.MODULE)
 
-    def _kinds(self, value: Any, of_module: bool) -> list[dict[int, Any]]:
+    def _kinds(self, value: Any, owner: Owner) -> list[dict[int, Any]]:
         """The collections that a thing belongs to; none where it cannot change, or may change on purpose.
 
         A container may have attributes as well: a dict that is also read as an object.
@@ -137,8 +153,10 @@ class _Walk:
             return [self.found.arrays]
         if is_generator(value):
             return [self.found.generators]
-        if not of_module:
+        if owner is Owner.FUNCTION:
             return []
+        if owner is Owner.STEPPER:
+            self.found.of_steppers.add(id(value))
         containers = [self.found.containers] if is_a(value, *CONTAINERS) else []
         return containers + ([self.found.objects] if _has_attributes(value) else [])
 

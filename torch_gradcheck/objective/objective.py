@@ -18,6 +18,7 @@ from torch_gradcheck.objective.domain import Domain
 from torch_gradcheck.objective.given import UNKNOWN, Given
 from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
 from torch_gradcheck.objective.module_hooks import forward_hooks
+from torch_gradcheck.objective.own_steps import StepWatch
 from torch_gradcheck.objective.returned import scalar
 from torch_gradcheck.objective.unseen import Activity
 from torch_gradcheck.objective.variables import Variable, objects_of
@@ -48,6 +49,7 @@ class Objective:
         replaced: whether grouped products were computed by other operations than torch's own.
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
+        stepped: the classes of the optimizers that an evaluation has move tensors on trial.
         activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
         with_graph: the value that J, a slope, has where its backward makes a graph, if that is another one; else None.
@@ -80,6 +82,7 @@ class Objective:
         self.replaced = False
         self.needs_graph = True
         self.runs_backward = False
+        self.stepped: tuple[str, ...] = ()
         self.with_graph: float | None = None
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
@@ -188,15 +191,24 @@ class Objective:
 
     def record_evaluation(self) -> float:
         """J(θ) with a graph, noting which casts had to be overridden and which generators it draws from."""
-        with forward_hooks(self.model, self._record_output) as watch:
+        with forward_hooks(self.model, self._record_output) as watch, StepWatch(self.leaves) as steps:
             mode = PrecisionMode(self.dtype, watch.current_module)
             with torch.enable_grad(), self.evaluation(mode):
                 value = float(self.compute().detach())
                 self.runs_backward = self._borrowed.has_gradients()
                 self._borrowed.learn_from_evaluation()
-        self.overridden, self.replaced = mode.overridden, mode.replaced
+        self.overridden, self.replaced, self.stepped = mode.overridden, mode.replaced, tuple(steps.stepped)
         self._needs_mode = bool(mode.overridden) or mode.replaced or mode.has_drawn
         return value
+
+    def is_after_its_step(self) -> bool:
+        """Whether J has another value where each step that it takes is taken back at once; two more evaluations."""
+        firsts = {leaf: first for leaf in self.leaves if (first := self.at_theta(leaf)) is not None}
+        values = []
+        for watch in (StepWatch([*firsts]), StepWatch([*firsts], [*firsts.values()])):
+            with torch.enable_grad(), self.evaluation(at_theta=True), watch:
+                values.append(float(self.compute().detach()))
+        return self.same(values[0], self.loss) and not self.same(values[1], self.loss)
 
     def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:
         self.activity.saw(name, tensors)
@@ -278,7 +290,9 @@ def on_replaced(objective: Objective) -> str:
 def on_graph(objective: Objective, accumulated: bool) -> str:
     """The note on evaluations of J that need autograd; "" where they do not."""
     if accumulated:
-        return f"{objective.words.runs_backward} calls backward() itself: what it leaves in .grad is what was checked"
+        steps = f" and steps {listed(objective.stepped)} (put back each time)" if objective.stepped else ""
+        code = objective.words.runs_backward
+        return f"{code} calls backward() itself{steps}: what it leaves in .grad is what was checked"
     if objective.needs_graph and objective.held is None:
         return "J was evaluated with autograd on: under no_grad it cannot be computed, or has another value"
     return ""

@@ -18,6 +18,7 @@ from torch_gradcheck.objective.held_values import HeldValues
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.objective import ROUNDOFF_BETWEEN_CALLS, Objective
 from torch_gradcheck.objective.overflow import OverflowWatch
+from torch_gradcheck.objective.own_steps import after_its_step
 from torch_gradcheck.objective.refusals import raise_any, refusal
 from torch_gradcheck.objective.scripted import fixed_to_a_precision
 from torch_gradcheck.objective.second_order import Slope
@@ -66,7 +67,8 @@ def preflighted(
         NonScalarLossError: J is not one real number.
         NonFiniteLossError: J(θ) is NaN or infinite.
         NonDeterministicLossError: equal calls give different values.
-        InvalidRequestError: J needs an operation that has no kernel in `dtype`, or talks to other ranks.
+        InvalidRequestError: J needs an operation that has no kernel in `dtype`, talks to other ranks, or is computed
+            from weights that it has moved itself.
         MisfitError: torch refuses what the model or the loss hands to it.
     """
     refuse_synchronised(model)
@@ -79,6 +81,8 @@ def preflighted(
         raise
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
+    if objective.stepped and objective.is_after_its_step():
+        raise InvalidRequestError(after_its_step(words.runs_backward, objective.stepped))
     if objective.held is not None and not objective.held.values:
         objective.held = None
     if objective.held is not None:

@@ -45,6 +45,20 @@ def test_errors_too_small_to_be_seen_are_drawn_as_differences() -> None:
     assert axes.collections[1].get_offsets().tolist() == [[1.0, pytest.approx(0.01)]]
 
 
+def test_both_gradients_have_one_scale() -> None:
+    """On scales of their own a gradient 1e5 times too large lies on a line from corner to corner."""
+    row = wrong("weight", 2, pairs=pairs((1e5, -2e5), (1.0, -2.0)))
+    [axes] = drawn_axes(figure_of(facts(row)))
+    assert axes.get_xlim() == axes.get_ylim() == (pytest.approx(-2.18e5), pytest.approx(1.18e5))
+
+
+def test_what_is_not_finite_is_counted_and_marked_in_maps() -> None:
+    where = WrongMap(((0.0, 1.0),), "", "2 entries", (1, 1), ((1.0, NAN),), ((1.0, 2.0),))
+    scatter, on_trial, *_ = drawn_axes(figure_of(facts(wrong("w", 2, pairs=pairs((1.0, NAN), (1.0, 2.0)), map=where))))
+    assert scatter.get_title(loc="left").endswith(", 1 not finite")
+    assert on_trial.images[0].cmap.get_bad().tolist() != on_trial.images[0].cmap(0.5)
+
+
 def test_any_number_can_be_drawn() -> None:
     on_trial, right = (1e308, -INF, NAN, 5e-324), (1.0, 2.0, 3.0, -4.0)
     where = WrongMap(((1.0,) * 4,), "", "4 entries", (1, 1), (on_trial,), (right,))

@@ -58,9 +58,16 @@ def end_of(name: str, most: int = 30) -> str:
 def plain(axes: Axes, title: str) -> None:
     """Gives axes a title, small figures and no box."""
     axes.set_title(title, fontsize=9, loc="left", color="black")
-    axes.tick_params(labelsize=7, colors="black")
+    small_figures(axes)
     axes.set_facecolor("white")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_color(FAINT)
+
+
+def small_figures(axes: Axes) -> None:
+    """Gives the numbers along axes their size, that which stands for a power of ten at the end included."""
+    axes.tick_params(labelsize=7, colors="black")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_offset_text().set_fontsize(7)

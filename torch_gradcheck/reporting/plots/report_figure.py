@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch_gradcheck.reporting.facts import Facts, ParameterReport, Status
 from torch_gradcheck.reporting.palette import NEGATIVE, POSITIVE, RIGHT, STATUS_COLOURS, WRONG
-from torch_gradcheck.reporting.plots.canvas import FAINT, as_it_is, end_of, new_figure, plain
+from torch_gradcheck.reporting.plots.canvas import FAINT, as_it_is, end_of, new_figure, plain, small_figures
 from torch_gradcheck.reporting.render.outline import headline
 
 if TYPE_CHECKING:
@@ -78,11 +78,27 @@ def _scatter(axes: Axes, row: ParameterReport, sides: tuple[str, str]) -> None:
         across, up = ([each[k] for each in drawn if each[2] is is_wrong] for k in (0, 1))
         axes.scatter(across, up, s=14, marker=marker, color=colour, alpha=0.8)
     axes.axline((0, 0), slope=int(not shows_difference), color=FAINT, linewidth=0.8, linestyle="--", zorder=0)
+    if not shows_difference:
+        _share_a_scale(axes, [side for each in drawn for side in each[:2]])
     ratio = "" if row.relative_error is None else f", {row.relative_error:.1e}"
-    plain(axes, f"{end_of(row.name)}\n{row.status}{ratio}")
+    plain(axes, f"{end_of(row.name)}\n{row.status}{ratio}{_left_out(len(row.pairs.entries) - len(drawn))}")
     axes.set_xlabel(sides[1], fontsize=7, color="black")
     axes.set_ylabel("difference" if shows_difference else sides[0], fontsize=7, color="black")
     axes.locator_params(nbins=4)
+
+
+def _share_a_scale(axes: Axes, values: Sequence[float]) -> None:
+    """Has both axes go from the lowest to the highest number, with some room.
+
+    On scales of its own a gradient that is far too large would look like a right one.
+    """
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    room = 0.06 * (high - low) or abs(high) or 1.0
+    axes.set(xlim=(low - room, high + room), ylim=(low - room, high + room))
+
+
+def _left_out(count: int) -> str:
+    return f", {count:,} not finite" if count else ""
 
 
 def _colour(row: ParameterReport) -> str:
@@ -95,15 +111,17 @@ def _heat_maps(axes: Sequence[Axes], row: ParameterReport, sides: tuple[str, str
     from matplotlib.colors import LinearSegmentedColormap
 
     assert row.map is not None
-    colours = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "white", POSITIVE])
+    colours = LinearSegmentedColormap.from_list("signed", [NEGATIVE, "white", POSITIVE]).with_extremes(bad=FAINT)
     analytic, numeric, apart = map(_drawn, (row.map.analytic, row.map.numeric, row.map.differences))
     sizes = [*[_largest([*analytic, *numeric])] * 2, _largest(apart)]
     for on, name, values, size in zip(axes, (*sides, "difference"), (analytic, numeric, apart), sizes, strict=True):
         image = on.imshow(values, cmap=colours, vmin=-size, vmax=size, aspect="auto", interpolation="nearest")
-        on.figure.colorbar(image, ax=on, fraction=0.08).ax.tick_params(labelsize=7)
+        small_figures(on.figure.colorbar(image, ax=on, fraction=0.08).ax)
         plain(on, f"{end_of(row.name)}\n{name}" if on is axes[0] else f"\n{name}")
         on.set_xticks([])
         on.set_yticks([])
+    if any(math.isnan(value) for line in apart for value in line):
+        axes[2].set_xlabel("grey: not finite, or not decided", fontsize=7, color="black")
     axes[0].set_ylabel(as_it_is(row.map.down), fontsize=7, color="black")
     axes[0].set_xlabel(as_it_is(row.map.across), fontsize=7, color="black")
 

@@ -10,7 +10,7 @@ from torch_gradcheck.reporting.facts import Pairs
 from torch_gradcheck.reporting.render.figures import figure
 from torch_gradcheck.reporting.render.html.scales import Axis
 
-SIDE, MARGIN, LINE = 200, 8, 13
+SIDE, MARGIN, LINE = 200, 8, 15
 """The length of both axes, the room beside them, and that for a line of text, in units of the drawing."""
 
 
@@ -73,8 +73,8 @@ def _drawing(plane: Plane, pairs: Pairs, heights: Sequence[float]) -> str:
         f'<path class="zero" d="M{x} {LINE}v{SIDE}M{MARGIN} {y}h{SIDE}"/><path class="equal" d="{plane.right}"/>'
         f'<path class="dots" d="{"".join(f"M{at}h0" for at in right)}"/>'
         f'<path class="crosses" d="{"".join(f"M{at}m-3-3l6 6m0-6l-6 6" for at in wrong)}"/>'
-        f'<text x="{MARGIN}" y="{LINE - 4}">↑ {plane.names[1]}, {_ends(plane.up)}</text>'
-        f'<text class="end" x="{end}" y="{bottom + 10}">{plane.names[0]}, {_ends(plane.across)} →</text></svg>'
+        f'<text x="{MARGIN}" y="{LINE - 6}">↑ {plane.names[1]}, {_ends(plane.up)}</text>'
+        f'<text class="end" x="{end}" y="{bottom + 12}">{plane.names[0]}, {_ends(plane.across)} →</text></svg>'
     )
 
 
@@ -93,7 +93,8 @@ def _caption(plane: Plane, pairs: Pairs, count: int) -> str:
     drawn, wrong = len(pairs.entries), sum(pairs.wrong)
     which = f"all {count:,} entries" if drawn == count else f"{drawn:,} of {count:,} entries, the worst among them"
     bent = "" if plane.across.is_linear and plane.up.is_linear else " Large numbers are drawn closer together."
+    at_edge = "" if all(map(math.isfinite, pairs.analytic)) else " NaN and infinity are drawn at the edge."
     return (
         f"{plane.names[1]} against {plane.names[0]}, {which}: × wrong ({wrong:,}), • not. A right entry lies on the "
-        f"dashed line.{bent}"
+        f"dashed line.{bent}{at_edge}"
     )
