@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 ATTRIBUTE = "gradcheck"
 """Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch_gradcheck.reporting.facts import Facts
+from torch_gradcheck.reporting.printable import printable
 from torch_gradcheck.reporting.render.figures import raised
 from torch_gradcheck.reporting.render.html.bars import bar
 from torch_gradcheck.reporting.render.html.drawings import Drawings, drawings_of
@@ -11,7 +12,6 @@ from torch_gradcheck.reporting.render.html.styles import BODY, STYLE
 from torch_gradcheck.reporting.render.html.templates import FRAGMENT, PAGE, filled
 from torch_gradcheck.reporting.render.mistakes import Mistake
 from torch_gradcheck.reporting.render.outline import Line, headline, outline
-from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import tolerance_in_words
 
 ROWS = 20
