@@ -20,7 +20,7 @@ def unproven(report: Report) -> str:
         return headline(report)
     if not any(row.status.is_proven for row in report):
         return f"nothing was proven: {_counted(list(report))}"
-    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
+    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status.is_checked]
     if not rows or any(row.status.is_proven for row in rows):
         return ""
     if all(row.status is Status.UNDECIDED for row in rows):

@@ -225,7 +225,7 @@ def ratio_in_words(facts: Facts) -> str:
 
 
 def _decided_part(facts: Facts) -> str:
-    checked = [row.status for row in facts if row.status is not Status.FROZEN]
+    checked = [row.status for row in facts if row.status.is_checked]
     return "the whole θ" if all(status.is_decided for status in checked) else "the decided part of θ"
 
 
