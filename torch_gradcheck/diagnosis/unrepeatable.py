@@ -156,10 +156,10 @@ def _pattern(found: Difference) -> str:
         return f"Every second run differs from the others{_times(runs[1], runs[0])}"
     if len(runs) == 4:
         return "Of four runs, the second differs from the first and the third"
-    factors = [factor_of(run, runs[0]) for run in runs[1:]]
-    if all(factor is not None for factor in factors):
-        why = ": something adds up" if adds_up(*factors) else ""
-        return f"The second is {factors[0]:.4g} times the first, the third {factors[1]:.4g} times{why}"
+    second, third = (factor_of(run, runs[0]) for run in runs[1:])
+    if second is not None and third is not None:
+        why = ": something adds up" if adds_up(second, third) else ""
+        return f"The second is {second:.4g} times the first, the third {third:.4g} times{why}"
     return "No two of three runs are alike"
 
 

@@ -41,7 +41,7 @@ def test_what_became_wrong_is_told_first_with_its_mistake() -> None:
     assert lines[0] == "2 BECAME WRONG, 1 changed, 5 better, 4 as before"
     assert lines[1].startswith("old: gradients right: 6 of 12 parameters")
     assert lines[3] == "new: gradients WRONG in 2 of 12 parameters; culprit: norm1"
-    assert lines[7] == "became wrong self_attn.out_proj.weight 16×16 match        3.1e-09 mismatch    2.1e-03"
+    assert lines[7] == "became wrong norm1.weight              16    match        3.1e-09 mismatch    3.3e-01"
     assert "    scaled: dθ = 2.000 × the right gradient in every entry" in found.text()
 
 

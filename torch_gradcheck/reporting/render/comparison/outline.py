@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch_gradcheck.reporting.comparison.difference import Difference
 from torch_gradcheck.reporting.comparison.rows import Change, ComparedRow
-from torch_gradcheck.reporting.facts import ParameterReport
+from torch_gradcheck.reporting.facts import ParameterReport, badness
 from torch_gradcheck.reporting.facts.one_line import shape_of
 from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.figures import UNMEASURED, figure
@@ -84,7 +84,8 @@ def lines_of(found: Difference) -> list[Line]:
     """The rows that are not as before, the worst first."""
     order = list(Change)
     changed = [row for row in found.rows if row.change is not Change.SAME]
-    return [Line(row.change, _cells(row)) for row in sorted(changed, key=lambda row: order.index(row.change))]
+    changed.sort(key=lambda row: (order.index(row.change), -badness(row.row)))
+    return [Line(row.change, _cells(row)) for row in changed]
 
 
 def _cells(row: ComparedRow) -> tuple[str, ...]:

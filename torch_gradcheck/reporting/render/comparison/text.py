@@ -40,8 +40,8 @@ def text_of(found: Difference, page: Page) -> str:
     lines = lines_of(found)
     sections = [
         rendered(_opening(found), page),
-        rendered([_table(lines[:MANY], page)], page, is_table=True) if lines else "",
-        rendered(_below(found, len(lines)), page),
+        "\n".join(filter(None, [_rows(lines, page), rendered(_more(len(lines)), page)])),
+        rendered(_explained(found), page),
     ]
     return "\n\n".join(section for section in sections if section)
 
@@ -74,11 +74,18 @@ def _names(lines: Sequence[Line], page: Page) -> list[str]:
     return shortened([line.cells[1] for line in lines], max(room, SHORTEST), "…" if page.can_show("…") else "...")
 
 
-def _below(found: Difference, number: int) -> Iterator[RenderableType]:
+def _rows(lines: Sequence[Line], page: Page) -> str:
+    return rendered([_table(lines[:MANY], page)], page, is_table=True) if lines else ""
+
+
+def _more(number: int) -> Iterator[RenderableType]:
     if number > MANY:
         yield styled(
             f"… and {number - MANY:,} more rows that changed; the lists of the comparison name them all", "dim"
         )
+
+
+def _explained(found: Difference) -> Iterator[RenderableType]:
     for line, message in explanations(found):
         yield styled(line, "red")
         yield indented(styled(message))
