@@ -113,6 +113,21 @@ class Silent(Unfinished):
         self.last(x)
 
 
+class Unprepared(nn.Module):
+    """Has not called the constructor of modules."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Half(torch.autograd.Function):
+    """Has no backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2
+
+
 class Nothing(NamedTuple):
     """A tuple with names, for nothing."""
 
@@ -282,6 +297,7 @@ REFUSED: dict[str, Case] = {
     "class as model": of_model(nn.Linear, "class Linear", "Linear(...)"),
     "state_dict": of_model(net().state_dict(), "state_dict", "load_state_dict"),
     "optimizer as model": of_model(torch.optim.SGD([X], 0.1), "optimizer"),
+    "module without its constructor": of_model(Unprepared(), "super().__init__()", "Unprepared"),
     "path": of_model("model.pt", "'model.pt'"),
     # other entries
     "closure": (lambda: check_closure(net(), lambda: None), NonScalarLossError, ("closure (lambda at", "`return`")),
@@ -300,6 +316,11 @@ REFUSED: dict[str, Case] = {
         lambda: check_function(lambda a, b: a + b, {"a": torch.ones(2), "b": torch.ones(3)}),
         MisfitError,
         ("function (lambda at", "calls torch.Tensor.add", "a of shape (2,)", "b of shape (3,)"),
+    ),
+    "no backward": (
+        lambda: check_function(Half.apply, (torch.ones(3),)),
+        MisfitError,
+        ("autograd.Function Half has no backward",),
     ),
     "no backward for sparse tensors": (
         lambda: check_function(lambda x: x.sin().to_dense(), (torch.eye(3).to_sparse(),)),

@@ -173,7 +173,7 @@ def test_what_cannot_be_used_is_told_at_the_users_line(run):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed*many*", id="seed"),
+        pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed must be an integer*many*", id="seed"),
         pytest.param(["-o", "gradcheck_tolerance=low"], "*gradcheck_tolerance*low*", id="tolerance"),
         pytest.param(["-o", "gradcheck_mode=test"], "*gradcheck_mode must be one of eval, train, keep*", id="mode"),
         pytest.param(["--gradcheck-report", "test_made.py"], "*cannot be written to *test_made.py: *", id="directory"),

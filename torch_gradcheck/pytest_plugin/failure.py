@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.frames import chain, without_plugin
+from torch_gradcheck.pytest_plugin.frames import chain, is_of_package, without_package, without_plugin
 from torch_gradcheck.pytest_plugin.outcome import attached
 
 SECTION = "gradcheck"
@@ -132,7 +132,13 @@ def _cuts_lines(config: pytest.Config) -> bool:
     return config.getoption("force_short_summary", False) or not (is_in_ci or config.getoption("verbose") > 1)
 
 
-def hide_plugin(excinfo: pytest.ExceptionInfo[BaseException] | None) -> None:
-    """Takes the frames of the plugin out of a traceback, for those styles that would show them."""
-    if excinfo is not None:
+def hide_package(excinfo: pytest.ExceptionInfo[BaseException] | None, failures: Iterable[Failure]) -> None:
+    """Takes our frames out of a traceback, for those styles that would show them too.
+
+    Where the fixture has failed these are the plugin's; those below are gone. Where a test has called the package
+    itself, all frames of it go if it has raised the error.
+    """
+    if excinfo is not None and any(failures):
         without_plugin(excinfo.value)
+    elif excinfo is not None and is_of_package(excinfo.value):
+        without_package(excinfo.value)
