@@ -415,7 +415,7 @@ class Unshown(nn.Linear):
 
 
 def test_a_module_that_cannot_be_printed_is_named_by_its_class() -> None:
-    with pytest.raises(InvalidRequestError, match="'1' \\(Unshown\\).* shapes .*3, 4"):
+    with pytest.raises(InvalidRequestError, match=r"'1' \(Unshown\).* shapes .*3, 4"):
         check_module(nn.Sequential(nn.Identity(), Unshown(4, 3)), torch.sum, torch.ones(2, 5))
 
 
