@@ -28,7 +28,7 @@ class BlindSpot:
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlindSpots:
     """All planted faults; iterates over its rows in the order of `named_modules()`, and prints as a table.
 
@@ -61,6 +61,9 @@ class BlindSpots:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"<BlindSpots: {len(self) - len(self.hidden):,} of {len(self):,} faults would be found; {self._where}>"
 
     def __str__(self) -> str:
         return table(self._told, len(self.rows), self._where, self.notes, page_of(sys.stdout))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MISSING = "plot() needs matplotlib, which is not installed: pip install 'torch-gradcheck[plot]'"
+MISSING = "plot() needs matplotlib, which is not installed: pip install matplotlib (the extra torch-gradcheck[plot])"
 
 FAINT = "#8c959f"
 """Of axes, and of lines that guide the eye."""
