@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -424,8 +425,17 @@ def test_what_torch_said_is_the_cause_and_can_be_caught_as_before() -> None:
         check_module(net(), LOSS, (X[:, :6], Y))
     assert isinstance(caught.value, InvalidRequestError)
     assert type(caught.value.__cause__) is RuntimeError
+    assert caught.value.__cause__.__traceback__ is None  # none of its frames is the user's
     with pytest.raises(IndexError, match="out of bounds"):
         check_module(net(), LOSS, (X, Y + 3))
+
+
+def test_what_torch_said_is_shown_at_the_users_lines() -> None:
+    with pytest.raises(MisfitError) as caught:
+        check_module(nn.Sequential(Product()), torch.sum, X)
+    assert caught.value.__cause__ is not None
+    frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
+    assert [(frame.filename, frame.name) for frame in frames] == [(__file__, "forward")]
 
 
 # The user's own exceptions ----------------------------------------------------------------------------------------

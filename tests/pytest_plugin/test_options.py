@@ -125,7 +125,10 @@ def test_strict_fails_what_is_not_proven(run, pytester, ini, words, failed):
     result.assert_outcomes(passed=4 - failed, failed=failed)
     if failed:
         result.stdout.fnmatch_lines(
-            ["E *NothingProvenError: gradients right: 2 of 3 parameters, 1 unused; not proven: spare"]
+            [
+                "E *NothingProvenError: gradients right: 2 of 3 parameters, 1 unused; not proven: spare",
+                "FAILED test_made.py::test_default - not proven: spare",
+            ]
         )
 
 

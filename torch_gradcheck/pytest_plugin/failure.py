@@ -116,14 +116,19 @@ def shorten(reports: Iterable[object], config: pytest.Config) -> None:
     """Has the short summary say of failed checks what fits on a line, where pytest would cut the culprit off."""
     if not _cuts_lines(config):
         return
-    width = config.get_terminal_writer().fullwidth
-    relative: Any = config.cwd_relative_nodeid  # its types are other ones in each version
     for report in reports:
         crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
         if crash is not None and isinstance(report, pytest.TestReport):
-            room = width - len(f"FAILED {relative(report.nodeid)} - ")
+            room = config.get_terminal_writer().fullwidth - len(_before(report, config))
             fitting = {outcome.said: outcome.within(room) for outcome in attached(report)}
             crash.message = fitting.get(crash.message, crash.message)
+
+
+def _before(report: pytest.TestReport, config: pytest.Config) -> str:
+    """What stands before the message on a line of the short summary: "FAILED test_net.py::test_it - "."""
+    relative: Any = config.cwd_relative_nodeid  # its types are other ones in each version
+    _, _, word = config.hook.pytest_report_teststatus(report=report, config=config)
+    return f"{word if isinstance(word, str) else word[0]} {relative(report.nodeid)} - "
 
 
 def _cuts_lines(config: pytest.Config) -> bool:
