@@ -15,13 +15,13 @@ from torch_gradcheck.reporting.facts import (
     badness,
 )
 from torch_gradcheck.reporting.facts.one_line import shape_of
+from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.beside_reference import outcome_beside, summary_beside, tightness
 from torch_gradcheck.reporting.render.columns import Column, columns_of
 from torch_gradcheck.reporting.render.contract import Contract, contract_outcome, contract_section
 from torch_gradcheck.reporting.render.figures import error_bar, figure, raised, word
 from torch_gradcheck.reporting.render.limits import ALL, Limits
 from torch_gradcheck.reporting.render.mistakes import Mistake, alike, mistakes_of
-from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
 FIGURE = re.compile(r"(?<![\w.:\[=-])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: of \d+)?(?![\w.\]]*\w)")
@@ -230,7 +230,7 @@ def ratio_in_words(facts: Facts) -> str:
 
 
 def _decided_part(facts: Facts) -> str:
-    checked = [row.status for row in facts if row.status is not Status.FROZEN]
+    checked = [row.status for row in facts if row.status.is_checked]
     return "the whole θ" if all(status.is_decided for status in checked) else "the decided part of θ"
 
 
