@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch_gradcheck.errors import GradcheckError
 from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.reporting.printable import prose
 from torch_gradcheck.reporting.render.outline import headline
-from torch_gradcheck.reporting.render.printable import prose
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 
@@ -21,7 +21,7 @@ def unproven(report: Report) -> str:
         return headline(report)
     if not any(row.status.is_proven for row in report):
         return f"nothing was proven: {_counted(list(report))}"
-    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
+    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status.is_checked]
     if not rows or any(row.status.is_proven for row in rows):
         return ""
     if all(row.status is Status.UNDECIDED for row in rows):

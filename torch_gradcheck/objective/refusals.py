@@ -168,8 +168,8 @@ def _of_foreign(error: Exception, given: Given) -> str:
 
 def _place(name: str, module: nn.Module) -> str:
     """A module by its name in the model, and by its own words where these are short."""
-    own = repr(module)
-    told = own if _is_torchs(module) and len(own) <= LONGEST and "\n" not in own else type(module).__name__
+    own = repr(module) if _is_torchs(module) and not [*module.children()] else ""  # no words of the user's code
+    told = own if 0 < len(own) <= LONGEST and "\n" not in own else type(module).__name__
     return f"{name!r} ({told})" if name else f"the model itself ({told})"
 
 

@@ -50,9 +50,9 @@ def without_package(error: BaseException) -> None:
         _keep(one, _users_alone(_entries(one)))
 
 
-def is_of_package(error: BaseException) -> bool:
-    """Whether an error is of a class of this package; no import is needed to tell that it is not."""
-    return type(error).__module__.startswith(f"{torch_gradcheck.__name__}.")
+def is_of_package(value: object) -> bool:
+    """Whether an error, or any object, is of a class of this package; no import is needed to tell that it is not."""
+    return type(value).__module__.startswith(f"{torch_gradcheck.__name__}.")
 
 
 def without_plugin(error: BaseException) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import Facts, ParameterReport, Status
+from torch_gradcheck.reporting.printable import printable
 from torch_gradcheck.reporting.render.figures import UNMEASURED, error_bar, figure, short, word
-from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import percent, times
 
 

@@ -11,9 +11,9 @@ from torch_gradcheck.reporting.comparison.difference import Difference
 from torch_gradcheck.reporting.comparison.rows import Change, ComparedRow
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.facts.one_line import shape_of
+from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.figures import UNMEASURED, figure
 from torch_gradcheck.reporting.render.outline import one_line
-from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import listed
 
 EXPLAINED = 8
