@@ -30,8 +30,8 @@ def without_ours(error: BaseException) -> None:
     """Takes the frames of this package out of the traceback of an error, and of those that led to it.
 
     Of an error that the package raises on purpose no frame is left: its message says what is wrong, and it is mended
-    where the check was called. What led to it keeps the frames of the user's code alone: torch's are in its words.
-    Any other error whose innermost frame is ours keeps them all: it is a mistake of this package.
+    where the check was called. All others keep the frames of the user's code alone, without torch's. One whose
+    innermost frame is ours, and that led to none on purpose, keeps them all: it is a mistake of this package.
     """
     is_on_purpose = isinstance(error, torch_gradcheck.GradcheckError)
     for one in chain(error):
@@ -39,10 +39,8 @@ def without_ours(error: BaseException) -> None:
         if isinstance(one, torch_gradcheck.GradcheckError):
             _keep(one, [])
             _forget_causes_of_ours(one)
-        elif is_on_purpose:
+        elif is_on_purpose or (entries and not _is_in(OURS, entries[-1])):
             _keep(one, _users_alone(entries))
-        elif entries and not _is_in(OURS, entries[-1]):
-            _keep(one, _users_alone(entries) or _not_ours(entries))
 
 
 def without_package(error: BaseException) -> None:
