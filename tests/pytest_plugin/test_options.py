@@ -125,7 +125,10 @@ def test_strict_fails_what_is_not_proven(run, pytester, ini, words, failed):
     result.assert_outcomes(passed=4 - failed, failed=failed)
     if failed:
         result.stdout.fnmatch_lines(
-            ["E *NothingProvenError: gradients right: 2 of 3 parameters, 1 unused; not proven: spare"]
+            [
+                "E *NothingProvenError: gradients right: 2 of 3 parameters, 1 unused; not proven: spare",
+                "FAILED test_made.py::test_default - not proven: spare",
+            ]
         )
 
 
@@ -173,7 +176,7 @@ def test_what_cannot_be_used_is_told_at_the_users_line(run):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed*many*", id="seed"),
+        pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed must be an integer*many*", id="seed"),
         pytest.param(["-o", "gradcheck_tolerance=low"], "*gradcheck_tolerance*low*", id="tolerance"),
         pytest.param(["-o", "gradcheck_mode=test"], "*gradcheck_mode must be one of eval, train, keep*", id="mode"),
         pytest.param(["--gradcheck-report", "test_made.py"], "*cannot be written to *test_made.py: *", id="directory"),

@@ -20,7 +20,7 @@ from torch_gradcheck.objective.given import Given, of_tensor, of_value
 from torch_gradcheck.objective.nested import children_of, tensors_in
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.wants import wants_of, wants_of_function
-from torch_gradcheck.torch_internals.code_lines import raising_line
+from torch_gradcheck.torch_internals.code_lines import raising_line, users_part
 from torch_gradcheck.torch_internals.modules import calls_in_traceback, named_modules
 from torch_gradcheck.torch_internals.refused_calls import (
     RefusedCall,
@@ -30,6 +30,7 @@ from torch_gradcheck.torch_internals.refused_calls import (
     may_be_torchs,
     raises_itself,
     refused_call,
+    without_backward,
 )
 
 LONGEST = 60
@@ -64,10 +65,13 @@ def refusal(error: Exception, again: Callable[[], object], model: nn.Module, giv
 
 
 def raise_any(why: Exception | None, error: Exception) -> None:
-    """Raises the one exception from the other, if there is one; no frame holds on to it then."""
+    """Raises the one exception from the other, if there is one; no frame holds on to it then.
+
+    The other one keeps the user's frames alone: dozens of torch's and of ours would stand above the sentence.
+    """
     try:
         if why is not None:
-            raise why from error
+            raise why from error.with_traceback(users_part(error))
     finally:
         del why, error
 
@@ -95,7 +99,10 @@ def refused_output(error: Exception, output: Any, given: Given) -> MisfitError |
 
 
 def refused_backward(error: Exception) -> MisfitError | None:
-    """The error to raise where an operation of torch's has no backward for such tensors as it was given; else None."""
+    """The error to raise where a Function, or an operation of torch's for such tensors, has no backward; else None."""
+    function = without_backward(error)
+    if function is not None:
+        return MisfitError(f"autograd.Function {function} has no backward: write one, as a static method of that name.")
     if isinstance(error, GradcheckError) or not lacks_backward(error):
         return None
     return MisfitError(

@@ -22,6 +22,9 @@ PLUGIN = str(Path(__file__).parent)
 BETWEEN = (functools.__file__, contextlib.__file__)
 """Files whose frames are there because ours call them: cached properties and context managers."""
 
+GENERATED = "<string>"
+"""The file that Python names for code which a dataclass or a named tuple has written."""
+
 
 def without_ours(error: BaseException) -> None:
     """Takes the frames of this package out of the traceback of an error, and of those that led to it.
@@ -40,6 +43,18 @@ def without_ours(error: BaseException) -> None:
             _keep(one, _users_alone(entries))
         elif entries and not _is_in(OURS, entries[-1]):
             _keep(one, _users_alone(entries) or _not_ours(entries))
+
+
+def without_package(error: BaseException) -> None:
+    """Leaves the frames of the user's code alone, the test's too, where the package has raised an error on purpose."""
+    for one in chain(error):
+        _forget_causes_of_ours(one)
+        _keep(one, _users_alone(_entries(one)))
+
+
+def is_of_package(error: BaseException) -> bool:
+    """Whether an error is of a class of this package; no import is needed to tell that it is not."""
+    return type(error).__module__.startswith(f"{torch_gradcheck.__name__}.")
 
 
 def without_plugin(error: BaseException) -> None:
@@ -102,4 +117,7 @@ def _forget_causes_of_ours(error: BaseException) -> None:
 
 
 def _is_in(folder: str, entry: TracebackType) -> bool:
-    return entry.tb_frame.f_code.co_filename.startswith(folder + os.sep)
+    """Whether code is in a folder, or was generated for it, as the `__init__` of a dataclass."""
+    file = entry.tb_frame.f_code.co_filename
+    package = str(entry.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+    return file.startswith(folder + os.sep) or (file == GENERATED and package == Path(folder).name)

@@ -96,7 +96,8 @@ def _number(config: pytest.Config, key: str, kind: Callable[[Any], float]) -> fl
         value = config.getini(key)
         return None if value in (None, "") else kind(value)
     except (TypeError, ValueError, pytest.UsageError) as error:  # by version
-        raise pytest.UsageError(f"{key} must be a number: {error}.") from None
+        named = "an integer" if kind is int else "a number"
+        raise pytest.UsageError(f"{key} must be {named}: {error}.") from None
 
 
 def _mode(config: pytest.Config) -> str | None:
