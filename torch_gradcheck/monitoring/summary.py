@@ -11,6 +11,7 @@ from torch_gradcheck.reporting.printable import prose
 from torch_gradcheck.reporting.render.outline import headline, one_line_with_place
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.training_step.loss_scale import SKIPPED
 
 
 def unproven(report: Report) -> str:
@@ -19,6 +20,9 @@ def unproven(report: Report) -> str:
         return ""
     if report.backward_spread:
         return headline(report)
+    skipped = [row.reason for row in report if row.status is Status.UNDECIDED and row.reason.endswith(SKIPPED)]
+    if skipped:
+        return f"of {len(skipped)} of {len(report)} parameters {skipped[0]}"
     if not any(row.status.is_proven for row in report):
         return f"nothing was proven: {_counted(list(report))}"
     rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status.is_checked]
