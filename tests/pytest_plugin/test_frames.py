@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.frames import OURS, chain, without_ours
+from torch_gradcheck.pytest_plugin.frames import without_ours
+from torch_gradcheck.tracebacks import OURS, chain
 
 
 class Raises(nn.Module):

@@ -171,5 +171,5 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], whose: str) -> No
 
 def closest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence on a name that there is not: "; did you mean 'seed'?", or "." where none is close."""
-    close = get_close_matches(name, list(known), n=1)
+    close = get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."

@@ -95,7 +95,7 @@ def may_be_torchs(error: BaseException) -> bool:
     False where memory ran out, where a device failed, where torch speaks of graphs, where a generator of the user's has
     ended in an iteration of torch's, and where code that is not of its operations and layers says `raise`.
     """
-    codes = [each.tb_frame.f_code for each in _traces(error)]
+    codes = codes_of(error)
     if (
         isinstance(error.__cause__, StopIteration)
         or type(error) not in KINDS
@@ -112,7 +112,7 @@ def may_be_torchs(error: BaseException) -> bool:
 
 def comes_from_torch(error: BaseException) -> bool:
     """Whether the innermost Python function that an exception has come through is torch's, or it says that it is."""
-    codes = [each.tb_frame.f_code for each in _traces(error)]
+    codes = codes_of(error)
     return bool(codes) and (_is_of_operations(codes[-1]) or OF_ARGUMENTS.match(str(error)) is not None)
 
 
@@ -121,7 +121,7 @@ def lacks_backward(error: BaseException) -> bool:
 
     Its words name an operation that a backend does not have, or sparse tensors, and no Function of the user's has run.
     """
-    codes = [each.tb_frame.f_code for each in _traces(error)]
+    codes = codes_of(error)
     runs = [k for k, code in enumerate(codes) if code.co_name == RUNS_A_BACKWARD]
     if not runs or type(error) not in KINDS or any(is_of_the_user(code) for code in codes[runs[-1] :]):
         return False
@@ -198,10 +198,15 @@ def _call_of(error: Exception, second: Exception, refused: RefusedCall | None) -
 
 def _called_by_user(error: Exception) -> str:
     """The function of torch behind the last frame that is the user's, as "Normal.__init__"; "" where there is none."""
-    codes = [each.tb_frame.f_code for each in _traces(error)]
+    codes = codes_of(error)
     last = max([k for k, code in enumerate(codes) if is_of_the_user(code)], default=len(codes))
     names = [code.co_qualname for code in codes[last + 1 :] if is_of_torch(code)]
     return names[0] if names else ""
+
+
+def codes_of(error: BaseException) -> list[CodeType]:
+    """The code that an exception has come through, the outermost first."""
+    return [each.tb_frame.f_code for each in _traces(error)]
 
 
 def _traces(error: BaseException) -> list[TracebackType]:
