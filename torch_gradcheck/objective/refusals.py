@@ -28,10 +28,8 @@ from torch_gradcheck.torch_internals.refused_calls import (
     has_no_forward,
     lacks_backward,
     may_be_torchs,
-    no_gradient_returned,
     raises_itself,
     refused_call,
-    without_backward,
 )
 
 LONGEST = 60
@@ -100,16 +98,7 @@ def refused_output(error: Exception, output: Any, given: Given) -> MisfitError |
 
 
 def refused_backward(error: Exception) -> MisfitError | None:
-    """The error to raise where a Function, or an operation of torch's for such tensors, has no backward; else None."""
-    function = without_backward(error)
-    if function is not None:
-        return MisfitError(f"autograd.Function {function} has no backward: write one, as a static method of that name.")
-    returned = no_gradient_returned(error)
-    if returned is not None:
-        return MisfitError(
-            f"the backward of an autograd.Function returned a {returned} among its gradients: return a tensor, or "
-            "None, for each argument of its forward."
-        )
+    """The error to raise where an operation of torch's has no backward for such tensors as it was given; else None."""
     if isinstance(error, GradcheckError) or not lacks_backward(error):
         return None
     return MisfitError(
