@@ -19,6 +19,7 @@ from torch_gradcheck.pytest_plugin.fixture import FAILURES, OUTCOMES, GradcheckF
 from torch_gradcheck.pytest_plugin.options import MARKER, Settings, add_options, settings_of
 from torch_gradcheck.pytest_plugin.outcome import attach
 from torch_gradcheck.pytest_plugin.session import GradcheckSession
+from torch_gradcheck.tracebacks import show_all_frames
 
 __all__ = ["GradcheckFixture", "gradcheck"]
 
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker and, in the process that prints, what tells the outcomes at the end."""
     config.addinivalue_line("markers", MARKER)
     settings = config.stash[SETTINGS] = settings_of(config)
+    if settings.shows_all_frames:
+        config.add_cleanup(show_all_frames())
     if settings.directory is not None:
         config.option.gradcheck_report = str(settings.directory)  # workers of xdist may start in another directory
     if not hasattr(config, "workerinput"):

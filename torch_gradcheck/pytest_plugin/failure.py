@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.frames import chain, is_of_package, without_package, without_plugin
+from torch_gradcheck.pytest_plugin.frames import is_of_package, without_package, without_plugin
 from torch_gradcheck.pytest_plugin.outcome import attached
+from torch_gradcheck.tracebacks import chain
 
 SECTION = "gradcheck"
 """Title of the table below a traceback."""

@@ -94,7 +94,7 @@ def settings_of(config: pytest.Config) -> Settings:
 def _number(config: pytest.Config, key: str, kind: Callable[[Any], float]) -> float | None:
     try:
         value = config.getini(key)
-        return None if value in (None, "") else kind(value)
+        return None if value in (None, "", []) else kind(value)  # by version
     except (TypeError, ValueError, pytest.UsageError) as error:  # by version
         named = "an integer" if kind is int else "a number"
         raise pytest.UsageError(f"{key} must be {named}: {error}.") from None

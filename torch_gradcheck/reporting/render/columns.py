@@ -42,8 +42,9 @@ def columns_of(facts: Facts) -> tuple[Column, ...]:
 
 def _relative_error(row: ParameterReport, _: float) -> str:
     ratio = row.relative_error
-    has_none = ratio is None or (math.isnan(ratio) and row.status is Status.UNDECIDED)
-    return UNMEASURED if has_none or ratio is None else figure(ratio)
+    if ratio is None or (math.isnan(ratio) and row.status is Status.UNDECIDED):
+        return UNMEASURED
+    return figure(ratio)
 
 
 def _verdict(row: ParameterReport, tolerance: float) -> str:

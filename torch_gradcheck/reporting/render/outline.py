@@ -163,6 +163,11 @@ def one_line(facts: Facts) -> str:
     return headline(facts) if culprit is None else f"{headline(facts)}; culprit: {culprit}"
 
 
+def one_line_with_place(facts: Facts) -> str:
+    """Returns the same, and where in the code the mistake is, where that is known."""
+    return f"{one_line(facts)}, {printable(facts.place)}" if facts.place else one_line(facts)
+
+
 def headline(facts: Facts) -> str:
     """Returns the outcome on one line: the numbers of gradients that are wrong, right, or neither; the contract."""
     counts = Counter(row.status for row in facts)
