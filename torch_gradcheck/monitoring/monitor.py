@@ -37,6 +37,7 @@ from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
 from torch_gradcheck.torch_internals.data_parallel import data_parallel_group, without_parallel
 from torch_gradcheck.torch_internals.modules import uncompiled
+from torch_gradcheck.tracebacks import UsersFrames
 from torch_gradcheck.training_step.forward_state import SeenForward
 
 if TYPE_CHECKING:  # neither has to be there
@@ -209,7 +210,10 @@ class GradientMonitor:
             InvalidRequestError: there is no batch, or the weight is no positive number, on a step that is scheduled.
         """
         due = self._schedule.called(last)
-        return None if due is None else self._wake_up(due, batch, weight, last)
+        if due is None:
+            return None
+        with UsersFrames():
+            return self._wake_up(due, batch, weight, last)
 
     def step_over(
         self,
@@ -233,7 +237,8 @@ class GradientMonitor:
         step.divisor = divisor
         if due is Due.WITHIN:
             step.batches, step.weights = seen, list(weights())
-            return self._finish()
+            with UsersFrames():
+                return self._finish()
         self._begin_after(seen)
         return None
 

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from torch_gradcheck.planting.page import page
+from torch_gradcheck.planting.fragment import fragment
 from torch_gradcheck.planting.table import Hidden, table
 from torch_gradcheck.reporting.render.terminal import page_of
 
@@ -69,7 +69,7 @@ class BlindSpots:
         return table(self._told, len(self.rows), self._where, self.notes, page_of(sys.stdout))
 
     def _repr_html_(self) -> str:
-        return page(self._told, len(self.rows), self._where, self.notes)
+        return fragment(self._told, len(self.rows), self._where, self.notes)
 
     @property
     def _told(self) -> list[Hidden]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch_gradcheck.errors import MissingMatplotlibError
 from torch_gradcheck.reporting.kept_random import kept_random
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

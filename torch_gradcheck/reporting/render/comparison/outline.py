@@ -11,9 +11,9 @@ from torch_gradcheck.reporting.comparison.difference import Difference
 from torch_gradcheck.reporting.comparison.rows import Change, ComparedRow
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.facts.one_line import shape_of
+from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.figures import UNMEASURED, figure
-from torch_gradcheck.reporting.render.outline import one_line
-from torch_gradcheck.reporting.render.printable import printable, prose
+from torch_gradcheck.reporting.render.outline import one_line, one_line_with_place
 from torch_gradcheck.reporting.words import listed
 
 EXPLAINED = 8
@@ -90,8 +90,7 @@ def lines_of(found: Difference) -> list[Line]:
 
 def told(found: Difference) -> list[str]:
     """What each report says in a line, and where in the code the new one's mistake is."""
-    place = f", {printable(found.new.place)}" if found.new.place else ""
-    return [f"old: {one_line(found.old)}", f"new: {one_line(found.new)}{place}"]
+    return [f"old: {one_line(found.old)}", f"new: {one_line_with_place(found.new)}"]
 
 
 def _worst_first(found: Difference) -> list[ComparedRow]:
