@@ -410,6 +410,16 @@ def test_a_refusal_leaves_all_as_it_was(batch: Any) -> None:
     assert before.changes() == []
 
 
+class Unshown(nn.Linear):
+    def extra_repr(self) -> str:
+        raise AssertionError("the words of a module are the user's code")
+
+
+def test_a_module_that_cannot_be_printed_is_named_by_its_class() -> None:
+    with pytest.raises(InvalidRequestError, match=r"'1' \(Unshown\).* shapes .*3, 4"):
+        check_module(nn.Sequential(nn.Identity(), Unshown(4, 3)), torch.sum, torch.ones(2, 5))
+
+
 def test_what_torch_said_is_the_cause_and_can_be_caught_as_before() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied") as caught:
         check_module(net(), LOSS, (X[:, :6], Y))

@@ -76,6 +76,24 @@ def test_an_error_on_purpose_keeps_no_frame():
     assert caught.value.__traceback__ is None
 
 
+def test_what_the_engine_raises_keeps_no_frame_of_torch():
+    class TwoGradients(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad, grad
+
+    with pytest.raises(RuntimeError, match="incorrect number of gradients") as caught:
+        torch_gradcheck.check_function(TwoGradients.apply, (torch.ones(2),))
+
+    without_ours(caught.value)
+
+    assert set(files(caught.value)) <= {__file__}
+
+
 def test_a_mistake_of_the_package_keeps_all_frames(monkeypatch):
     monkeypatch.setattr("torch_gradcheck.request.one_of", lambda *_: {}["missing"])
     with pytest.raises(KeyError) as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from torch_gradcheck import request
@@ -209,3 +211,10 @@ def test_a_session_does_without_the_plugin(pytester):
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*fixture 'gradcheck' not found"])
+
+
+@pytest.mark.parametrize("value", [None, "", []], ids=repr)
+def test_a_key_that_is_not_set_is_none_in_every_version_of_pytest(value):
+    config = SimpleNamespace(getini=lambda _: value)
+
+    assert options._number(config, "gradcheck_seed", int) is None

@@ -8,6 +8,7 @@ from dataclasses import replace
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.training_step.grad_check import ON_TRIAL
+from torch_gradcheck.training_step.loss_scale import SKIPPED
 
 
 def joined(backward: Report, in_grad: Report) -> Report:
@@ -18,7 +19,7 @@ def joined(backward: Report, in_grad: Report) -> Report:
     return replace(
         backward,
         parameters=tuple(rows),
-        relative_error=ratio,
+        relative_error=ratio if any(row.status.is_decided for row in rows) else None,
         evaluations=backward.evaluations + in_grad.evaluations,
         seconds=backward.seconds + in_grad.seconds,
         notes=[*backward.notes[:found], *_notes_on(in_grad), *backward.notes[found:]],
@@ -28,14 +29,15 @@ def joined(backward: Report, in_grad: Report) -> Report:
 
 
 def _worse(row: ParameterReport, left: ParameterReport) -> ParameterReport:
-    if row.status is Status.MISMATCH or left.status is not Status.MISMATCH:
+    is_skipped = left.status is Status.UNDECIDED and left.reason.endswith(SKIPPED)
+    if row.status is Status.MISMATCH or not (left.status is Status.MISMATCH or is_skipped):
         return row
     return replace(left, reason=f".grad: {left.reason}")
 
 
 def _notes_on(in_grad: Report) -> list[str]:
     """The notes on `.grad`: its rows counted by status, and the reason where some could not be judged."""
-    counts = Counter(str(row.status) for row in in_grad if row.status is not Status.FROZEN)
+    counts = Counter(str(row.status) for row in in_grad if row.status.is_checked)
     listed = ", ".join(f"{number} {status}" for status, number in counts.items())
     reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
     undecided = [f".grad could not be judged everywhere: {reasons[0]}"] if reasons else []

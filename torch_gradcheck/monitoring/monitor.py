@@ -28,11 +28,10 @@ from torch_gradcheck.monitoring.observations import Observation, observed
 from torch_gradcheck.monitoring.recorder import Recorder
 from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.monitoring.scheduled_step import Declared, ScheduledStep
-from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
+from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished, wrong_in_words
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, ModuleLoss
 from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.render.encodable import encodable
-from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.render.terminal import page_of
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
@@ -367,6 +366,6 @@ class GradientMonitor:
         if error is not None and self._on_mismatch == "raise":
             raise error
         if error is not None and self._on_mismatch == "warn":
-            words = headline(report) if report is not None else str(error)
+            words = str(error) if report is None else wrong_in_words(report)
             warnings.warn(f"step {step}: {words}", GradientMismatchWarning, stacklevel=5)
         return report

@@ -21,7 +21,7 @@ from torch_gradcheck.pipeline.backward import check_backward
 from torch_gradcheck.pipeline.provenance import with_provenance
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request, positive_number
-from torch_gradcheck.torch_internals.optimizers import has_unscaled
+from torch_gradcheck.torch_internals.optimizers import has_unscaled, skips_infinite
 from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.ranks.exchange import step_of_all
 from torch_gradcheck.training_step.step import TrainingStep
@@ -142,6 +142,7 @@ class ScheduledStep:
             compiled=declared.compiled,
             loss_scale=declared.loss_scale,
             scale=declared.carried,
+            skips_infinite=declared.scaler is not None and skips_infinite(declared.scaler),
             clip_norm=declared.clip_norm,
             clip_value=declared.clip_value,
             earlier=self._earlier,

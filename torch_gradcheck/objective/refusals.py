@@ -28,6 +28,7 @@ from torch_gradcheck.torch_internals.refused_calls import (
     has_no_forward,
     lacks_backward,
     may_be_torchs,
+    no_gradient_returned,
     raises_itself,
     refused_call,
     without_backward,
@@ -103,6 +104,12 @@ def refused_backward(error: Exception) -> MisfitError | None:
     function = without_backward(error)
     if function is not None:
         return MisfitError(f"autograd.Function {function} has no backward: write one, as a static method of that name.")
+    returned = no_gradient_returned(error)
+    if returned is not None:
+        return MisfitError(
+            f"the backward of an autograd.Function returned a {returned} among its gradients: return a tensor, or "
+            "None, for each argument of its forward."
+        )
     if isinstance(error, GradcheckError) or not lacks_backward(error):
         return None
     return MisfitError(
@@ -161,8 +168,8 @@ def _of_foreign(error: Exception, given: Given) -> str:
 
 def named_module(name: str, module: nn.Module) -> str:
     """A module by its name in the model, and by its own words where these are short."""
-    own = repr(module)
-    told = own if _is_torchs(module) and len(own) <= LONGEST and "\n" not in own else type(module).__name__
+    own = repr(module) if _is_torchs(module) and not [*module.children()] else ""  # no words of the user's code
+    told = own if 0 < len(own) <= LONGEST and "\n" not in own else type(module).__name__
     return f"{name!r} ({told})" if name else f"the model itself ({told})"
 
 

@@ -16,8 +16,8 @@ def without_ours(error: BaseException) -> None:
     """Takes the frames of this package out of the traceback of an error, and of those that led to it.
 
     Of an error that the package raises on purpose no frame is left: its message says what is wrong, and it is mended
-    where the check was called. What led to it keeps the frames of the user's code alone: torch's are in its words.
-    Any other error whose innermost frame is ours keeps them all: it is a mistake of this package.
+    where the check was called. All others keep the frames of the user's code alone, without torch's. One whose
+    innermost frame is ours, and that led to none on purpose, keeps them all: it is a mistake of this package.
     """
     is_on_purpose = isinstance(error, torch_gradcheck.GradcheckError)
     for one in chain(error):
@@ -38,9 +38,9 @@ def without_package(error: BaseException) -> None:
         keep(one, users_alone(entries_of(one)))
 
 
-def is_of_package(error: BaseException) -> bool:
-    """Whether an error is of a class of this package; no import is needed to tell that it is not."""
-    return type(error).__module__.startswith(f"{torch_gradcheck.__name__}.")
+def is_of_package(value: object) -> bool:
+    """Whether an error, or any object, is of a class of this package; no import is needed to tell that it is not."""
+    return type(value).__module__.startswith(f"{torch_gradcheck.__name__}.")
 
 
 def without_plugin(error: BaseException) -> None:

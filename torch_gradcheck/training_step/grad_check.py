@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch_gradcheck.training_step.clipping import Clipping
 from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
+from torch_gradcheck.training_step.loss_scale import excused, skipped_row, unjudged_by_overflow
 from torch_gradcheck.training_step.mistakes import Mistakes
 from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
 from torch_gradcheck.training_step.ranks.reduction import Reduction
@@ -91,7 +92,12 @@ class GradCheck:
         """Finds out whether J is the function that the step computed; `why_unjudged` says why not."""
         if not self.why_unjudged:
             self.why_unjudged, self._missing = compared_with_step(
-                objective, self.theta, self._step, self.left, autograd_float64, self.replays
+                objective,
+                self.theta,
+                self._step,
+                self.left,
+                autograd_float64,
+                self.replays and self.replays.within_range,
             )
 
     def judged(
@@ -142,11 +148,24 @@ class GradCheck:
         autograd_float64: Mapping[int, AnalyticGradient],
         trials: Mapping[int, ParameterTrial],
     ) -> dict[int, Judged]:
-        """Every `.grad`, with the error bars that these replays give."""
+        """Every `.grad`, with the error bars that these replays give; what only a loss scale has spoilt, undecided."""
+        overflowing = replays.overflowing if replays and replays.unscaled else frozenset()
+        within = replays and replays.within_range
+        judged = self._judged_within(within, overflowing, objective, autograd_float64, trials)
+        return excused(judged, replays, self._step, self._inputs)
+
+    def _judged_within(
+        self,
+        replays: Replays | None,
+        overflowing: Collection[int],
+        objective: Objective,
+        autograd_float64: Mapping[int, AnalyticGradient],
+        trials: Mapping[int, ParameterTrial],
+    ) -> dict[int, Judged]:
+        """The same by replays that no loss scale has spoilt: without one for the `overflowing` tensors."""
         dtype = coarsest(self.theta, replays.regime if replays else None)
         kernels = KernelGradients(objective, self.theta, dtype, self._request.seed)
-        inputs = [position for position, entry in enumerate(self.theta) if entry.role is not Role.PARAMETER]
-        clipping = Clipping(self._step, not (self._request.include or self._request.exclude), inputs)
+        clipping = Clipping(self._step, not (self._request.include or self._request.exclude), self._inputs)
         given = {position: trial.at(self.left[position].values) for position, trial in trials.items()}
         expected, fraction = clipping.of_right({at: trial.results.numeric for at, trial in trials.items()}, given)
         plain = PlainRun(replays, trials)
@@ -162,17 +181,24 @@ class GradCheck:
             right = replace(trial.results, numeric=expected[position], error_bar=own_bar)
             on_trial = replace(trial, analytic=given[position], reached=self.left[position].reached, results=right)
             judged[position] = judge(on_trial, bars.times(min(1.0, 2 * left)), self._request.tolerance)
-            if runs and self._step.clip_value is None:
+            if runs and self._step.clip_value is None and position not in overflowing:
                 left = clipping.of(position, fraction_of_replay)
                 judged[position] = self._judged_by_rerun(position, judged[position], runs, summing[position], left)
         if replays is None or self._step.clip_value is not None or self._is_compiled or not replays.again:
             return judged
-        left_of = {position: clipping.of(position, fraction_of_replay) for position in judged}
-        rerun = {position: left_of[position] * gradient for position, gradient in plain.items()}
-        again = {at: left_of[at] * trials[at].at(replays.again[at]) for at in replays.again}
-        own = {position: self.left[position].epsilon for position in judged}
-        besides = {position: left_of[position] * summing[position] for position in judged}
-        return judged_by_rerun(judged, rerun, again, besides, own, epsilon(dtype), self._request.tolerance)
+        in_range = {position: each for position, each in judged.items() if position not in overflowing}
+        left_of = {position: clipping.of(position, fraction_of_replay) for position in in_range}
+        rerun = {position: left_of[position] * plain[position] for position in in_range}
+        again = {at: left_of[at] * trials[at].at(replays.again[at]) for at in replays.again if at in left_of}
+        own = {position: self.left[position].epsilon for position in in_range}
+        besides = {position: left_of[position] * summing[position] for position in in_range}
+        tolerance = self._request.tolerance
+        return judged | judged_by_rerun(in_range, rerun, again, besides, own, epsilon(dtype), tolerance)
+
+    @cached_property
+    def _inputs(self) -> list[int]:
+        """The positions of tensors that are no parameters."""
+        return [position for position, entry in enumerate(self.theta) if entry.role is not Role.PARAMETER]
 
     def _of_reduction(self, position: int, trial: ParameterTrial) -> Floats:
         """How far the sum over the ranks may move each entry that was tried, where it is coarser than float32's.
@@ -223,10 +249,12 @@ class GradCheck:
             if entry.frozen:
                 rows.append(frozen_row(entry))
             elif position in judged:
-                rows.append(judged_row(entry, judged[position], diagnoses.get(position)))
+                row = judged_row(entry, judged[position], diagnoses.get(position))
+                rows.append(skipped_row(row, self.replays) if judged[position].skipped else row)
             else:
-                missing = position in self._missing
-                rows.append(unjudged_row(entry, self.left[position], self.why_unjudged, missing))
+                missing, left = position in self._missing, self.left[position]
+                row_by_overflow = unjudged_by_overflow(entry, left, position, self.replays)
+                rows.append(row_by_overflow or unjudged_row(entry, left, self.why_unjudged, missing))
         unknown = {self.theta[at].name for at in self.theta.checked if self._may_have_held(self.theta[at].parameter)}
         return [accumulated_maybe(row) if row.name in unknown else row for row in rows]
 

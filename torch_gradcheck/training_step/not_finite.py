@@ -10,6 +10,7 @@ import torch
 from torch_gradcheck.diagnosis.non_finite.search import NonFinite, find_non_finite
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
+from torch_gradcheck.training_step.loss_scale import SKIPPED
 from torch_gradcheck.training_step.replay import Replays, coarsest
 
 
@@ -38,6 +39,9 @@ def on_non_finite(
     if all(np.isfinite(replays.gradients[position][0]).all() for position in spoilt if position in replays.gradients):
         after = "what left it there is not this loss's backward: look at what is done to .grad after it"
         return NonFinite(None, (f".grad holds NaN or infinity; the step run again gives finite gradients: {after}",))
+    if replays.unscaled is not None and all(np.isfinite(replays.unscaled.gradients[at][0]).all() for at in spoilt):
+        scale = f"{replays.regime.scale:g}"
+        return NonFinite(None, (f".grad holds NaN or infinity: the loss scale of {scale} overflows; {SKIPPED}",))
     dtype = coarsest(problem.theta, replays.regime)
     limit = f"{str(dtype).removeprefix('torch.')} ends at {torch.finfo(dtype).max:.6g}"
     return NonFinite(

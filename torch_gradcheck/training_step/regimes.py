@@ -14,6 +14,7 @@ from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.training_step.error_bars import spread
 from torch_gradcheck.training_step.forward_state import autocast_now
+from torch_gradcheck.training_step.loss_scale import with_unscaled
 from torch_gradcheck.training_step.replay import Regime, Replays, coarsest, replays_of
 from torch_gradcheck.training_step.step import TrainingStep
 
@@ -38,7 +39,7 @@ def replays_in_regimes(
     """
 
     def run(regime: Regime) -> Replays | None:
-        return replays_of(model, loss, theta, regime, seed, step.start)
+        return with_unscaled(lambda each: replays_of(model, loss, theta, each, seed, step.start), regime, step)
 
     if step.autocast is not None or step.computed_in is not None:
         return run(Regime(step.autocast or autocast_now(), step.loss_scale, step.computed_in)), []

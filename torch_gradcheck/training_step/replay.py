@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
@@ -84,12 +85,31 @@ class Replays:
         gradients: position in θ → the gradient of each run.
         again: position in θ → the gradient of one more run without noise, by another number of threads and with the
             casts of autocast kept; of steps in a coarse precision on the CPU only.
+        unscaled: the same without the loss scale, where that overflows and a scaler skips such a step.
     """
 
     regime: Regime
     losses: Floats
     gradients: Mapping[int, Sequence[Floats]]
     again: Mapping[int, Floats] = field(default_factory=dict)
+    unscaled: Replays | None = None
+
+    def all_of(self, position: int) -> list[Floats]:
+        """The gradient of every run of one tensor."""
+        return [*self.gradients[position], *([self.again[position]] if position in self.again else [])]
+
+    @cached_property
+    def overflowing(self) -> frozenset[int]:
+        """The tensors that are not finite in some run, by position in θ."""
+        return frozenset(at for at in self.gradients if not all(np.isfinite(run).all() for run in self.all_of(at)))
+
+    @cached_property
+    def within_range(self) -> Replays:
+        """The same, without the loss scale for those tensors for which it overflows."""
+        if self.unscaled is None:
+            return self
+        gradients = {at: (self.unscaled if at in self.overflowing else self).gradients[at] for at in self.gradients}
+        return replace(self, gradients=gradients, unscaled=None)
 
 
 def replays_of(

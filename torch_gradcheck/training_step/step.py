@@ -31,6 +31,7 @@ class TrainingStep:
         compiled: the loop called a compiled form of the model.
         loss_scale: the factor on the loss before its backward.
         scale: the factor that `.grad` still carries.
+        skips_infinite: a gradient scaler skips the step where its `.grad` is not finite.
         clip_norm, clip_value: limits the loop has put on `.grad` already.
         earlier: parameter → its `.grad` when the step before was done with it.
         previous: J of the batch before.
@@ -48,6 +49,7 @@ class TrainingStep:
     compiled: bool = False
     loss_scale: float = 1.0
     scale: float = 1.0
+    skips_infinite: bool = False
     clip_norm: float | None = None
     clip_value: float | None = None
     earlier: Mapping[torch.Tensor, Floats] = field(default_factory=dict)

@@ -85,7 +85,7 @@ class Facts(Record):
     @property
     def proven(self) -> bool:
         """`passed`, and every checked parameter is a match or a kink: none is flat, unused or undecided."""
-        return self.passed and all(row.status.is_proven for row in self.parameters if row.status is not Status.FROZEN)
+        return self.passed and all(row.status.is_proven for row in self.parameters if row.status.is_checked)
 
     @property
     def verdict(self) -> Verdict | None:

@@ -1,0 +1,108 @@
+"""A loss scale that overflows: the scaler skips such a step, so what is then infinite in `.grad` is no mistake."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from functools import reduce
+
+import numpy as np
+
+from torch_gradcheck.arrays import Flags, Floats
+from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.objective.theta import ThetaEntry
+from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.training_step.judge import Judged
+from torch_gradcheck.training_step.replay import Regime, Replays
+from torch_gradcheck.training_step.step import TrainingStep
+from torch_gradcheck.verdicts.entry_check import Outcome
+from torch_gradcheck.verdicts.rows import frozen_row
+
+SKIPPED = "the scaler skips this step and lowers its scale, so nothing is trained wrong"
+"""Why a gradient that a loss scale has made infinite is not called wrong."""
+
+
+def with_unscaled(run: Callable[[Regime], Replays | None], regime: Regime, step: TrainingStep) -> Replays | None:
+    """The step run again; without its loss scale as well, where that overflows and a scaler skips such a step."""
+    replays = run(regime)
+    if replays is None or not step.skips_infinite or regime.scale == 1 or not replays.overflowing:
+        return replays
+    return replace(replays, unscaled=run(replace(regime, scale=1.0)))
+
+
+def excused(
+    judged: Mapping[int, Judged], replays: Replays | None, step: TrainingStep, inputs: Collection[int]
+) -> dict[int, Judged]:
+    """The gradients, with entries UNDECIDED that only the loss scale has spoilt: in the rerun, too, and only with it.
+
+    Args:
+        judged: what was found, by position in θ.
+        replays: the step run again.
+        step: what is known of it.
+        inputs: positions of tensors that are no parameters: a loop does not clip them.
+    """
+    if replays is None or replays.unscaled is None:
+        return dict(judged)
+    spoilt = {at: _overflowed(each, at, replays) for at, each in judged.items()}
+    if not any(flags.any() for flags in spoilt.values()):
+        return dict(judged)
+    found = {at: flags & ~np.isfinite(judged[at].trial.analytic) for at, flags in spoilt.items()}
+    for at in found.keys() - set(inputs):
+        found[at] |= _clipped(judged[at].trial.analytic, spoilt[at], step)
+    return {at: _undecided(each, found[at]) for at, each in judged.items()}
+
+
+def _overflowed(judged: Judged, position: int, replays: Replays) -> Flags:
+    """The entries tried that are infinite or NaN in a rerun with the loss scale, and finite without it."""
+    assert replays.unscaled is not None
+    plain = judged.trial.at(replays.unscaled.gradients[position][0])
+    right = np.isfinite(plain) & np.isfinite(judged.trial.results.numeric)
+    return np.asarray(judged.trial.at(_not_finite(position, replays)) & right)
+
+
+def _not_finite(position: int, replays: Replays) -> Flags:
+    """The entries of a tensor that are infinite or NaN in one of the runs."""
+    return reduce(np.logical_or, [~np.isfinite(run) for run in replays.all_of(position)])
+
+
+def _clipped(given: Floats, spoilt: Flags, step: TrainingStep) -> Flags:
+    """The entries that clipping makes of an overflow: a limited norm, being infinite, leaves 0 and NaN everywhere."""
+    if step.clip_value is not None and step.clip_norm is not None:
+        return np.full(len(given), True)  # the norm of what a limited value has made finite is not known
+    if step.clip_norm is not None:
+        return np.asarray(np.isnan(given) | (given == 0))
+    if step.clip_value is not None:
+        return np.asarray(spoilt & np.isclose(np.abs(given), step.clip_value))
+    return np.full(len(given), False)
+
+
+def _undecided(judged: Judged, found: Flags) -> Judged:
+    """The same, with the wrong ones of these entries UNDECIDED."""
+    results = judged.trial.results
+    which = found & (results.outcome == Outcome.MISMATCH)
+    if not which.any():
+        return judged
+    outcome = np.where(which, Outcome.UNDECIDED, results.outcome).astype(np.int8)
+    return replace(judged, trial=replace(judged.trial, results=replace(results, outcome=outcome)), skipped=True)
+
+
+def skipped_row(row: ParameterReport, replays: Replays | None) -> ParameterReport:
+    """The row of a gradient that `excused` left undecided, with the reason; as it is where it is wrong elsewhere."""
+    if row.status is Status.MISMATCH or replays is None:
+        return row
+    return replace(row, status=Status.UNDECIDED, reason=_reason(replays), mismatched=0)
+
+
+def unjudged_by_overflow(
+    entry: ThetaEntry, left: AnalyticGradient, position: int, replays: Replays | None
+) -> ParameterReport | None:
+    """The row of a `.grad` that cannot be compared, and that the loss scale has spoilt; None where it has not."""
+    if replays is None or replays.unscaled is None or np.isfinite(left.values).all():
+        return None
+    if position not in replays.overflowing or not np.isfinite(replays.unscaled.gradients[position][0]).all():
+        return None
+    return replace(frozen_row(entry), status=Status.UNDECIDED, reason=_reason(replays))
+
+
+def _reason(replays: Replays) -> str:
+    return f"the loss scale of {replays.regime.scale:g} overflows in this step's own precision: {SKIPPED}"
