@@ -11,6 +11,8 @@ from torch_gradcheck.drop_in.options import Options
 from torch_gradcheck.drop_in.second_order import GradientFunction, cotangents_of
 from torch_gradcheck.drop_in.table import with_table
 from torch_gradcheck.drop_in.trial import try_function
+from torch_gradcheck.gradients.refused_gradients import told
+from torch_gradcheck.objective.function_loss import model_of
 from torch_gradcheck.tracebacks import UsersFrames
 
 
@@ -83,7 +85,7 @@ def gradcheck(
         )
         arguments = as_tuple(inputs)
         try:
-            try_function(func, arguments, options)
+            told(lambda: try_function(func, arguments, options), model_of(func))
         except GradcheckFailedError as failure:
             if not raise_exception:
                 return False

@@ -9,6 +9,7 @@ import torch
 
 from torch_gradcheck.gradients.accumulation import gradients_of
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
+from torch_gradcheck.gradients.refused_gradients import told
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import epsilon
@@ -35,9 +36,16 @@ def autograd_gradients(
         mode: the precision mode of the evaluation, None for the usual one.
         at_theta: the parameters hold θ.
         wanted: the positions that are asked for; the gradients of others are not kept. None: of all that are checked.
+
+    Raises:
+        MisfitError: torch cannot use the backward of a Function.
     """
-    with torch.enable_grad(), objective.evaluation(mode, at_theta=at_theta):
-        return theta_gradients(objective.compute, theta, epsilon(objective.dtype), wanted)
+
+    def run() -> dict[int, AnalyticGradient]:
+        with torch.enable_grad(), objective.evaluation(mode, at_theta=at_theta):
+            return theta_gradients(objective.compute, theta, epsilon(objective.dtype), wanted)
+
+    return told(run, objective.model)
 
 
 def theta_gradients(

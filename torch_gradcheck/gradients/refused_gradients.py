@@ -8,7 +8,7 @@ it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,7 +19,7 @@ from torch_gradcheck.gradients.function_backwards import FunctionBackwards
 from torch_gradcheck.gradients.watched_backwards import CalledModules
 from torch_gradcheck.objective.given import of_tensor, of_value
 from torch_gradcheck.objective.module_hooks import forward_hooks
-from torch_gradcheck.objective.refusals import first_line, named_module, raise_any
+from torch_gradcheck.objective.refusals import first_line, named_module, raise_any, refused_backward
 from torch_gradcheck.objective.signatures import argument_names, signature_of
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, function_of, input_forms, number_of
@@ -32,6 +32,8 @@ from torch_gradcheck.torch_internals.refused_gradients import (
     refused_position,
 )
 
+T = TypeVar("T")
+
 IN_ORDER = (
     "Return as a tuple what forward's arguments get, in their order: a tensor, or None for one that needs no gradient."
 )
@@ -39,25 +41,25 @@ IN_ORDER = (
 MOST_ARGUMENTS = 6
 """Names of arguments that a refusal repeats."""
 
-GRADIENTS = ("grad", "*grads")
-"""What a backward takes besides ctx, for one output and for several."""
 
-
-def raise_misfit(error: Exception, again: Callable[[], object], model: nn.Module) -> None:
-    """Raises a `MisfitError` from an exception where torch could not use the backward of a Function; else nothing.
+def told(run: Callable[[], T], model: nn.Module) -> T:
+    """What `run` returns; raises a `MisfitError` where torch cannot use the backward of a Function in it.
 
     Args:
-        error: what J and its backward have raised.
-        again: runs both once more.
+        run: a run of J and its backward, which is repeated where torch has refused that.
         model: the lent model.
     """
-    raise_any(_refused(error, again, model), error)
+    try:
+        return run()
+    except Exception as error:
+        raise_any(_refused(error, run, model), error)
+        raise
 
 
 def _refused(error: Exception, again: Callable[[], object], model: nn.Module) -> MisfitError | None:
     has_returned = is_of_returned_gradients(error)
     if isinstance(error, GradcheckError) or not (has_returned or is_of_calling_backward(error)):
-        return None
+        return refused_backward(error)
     last = _LastBackward(model)
     try:
         with last:
@@ -118,6 +120,12 @@ class _LastBackward:
         return f"{called}{at_line_of(backward_of(self.function))}{inside}"
 
     @property
+    def count(self) -> int | None:
+        """Where in what was returned the last gradient of the user's is: of an operator torch adds some; None: last."""
+        added = len(self.node.needs_input_grad) - len(self.arguments)
+        return -added if custom_op_of(self.function) is not None and added > 0 else None
+
+    @property
     def arguments(self) -> list[str]:
         """The names of the arguments that the Function was called with."""
         count, operator = len(self.node.needs_input_grad), custom_op_of(self.function)
@@ -130,7 +138,7 @@ def _of_returned(error: Exception, last: _LastBackward) -> MisfitError | None:
     position = refused_position(error, last.node, last.returned)
     names, says = last.arguments, f"(torch says: {first_line(error)})."
     if position is None:
-        counted = f"{_counted(last.returned)} and forward takes {_takes(names)}"
+        counted = f"{_counted(last.returned[: last.count])} and forward takes {_takes(names)}"
         return MisfitError(f"{last.name} returned {counted} {says} {IN_ORDER}")
     gradient, form = last.returned[position], input_forms(last.node).get(position)
     name = names[position] if position < len(names) else f"argument {position}"
@@ -163,12 +171,6 @@ def _takes(names: Sequence[str]) -> str:
 def _of_called(error: Exception, last: _LastBackward) -> MisfitError:
     """The words on a backward that torch cannot call."""
     says = f"(torch says: {first_line(error)})."
-    if isinstance(error, NotImplementedError):
-        function = last.function.__name__
-        return MisfitError(
-            f"{function} has no backward, so there is no gradient to check {says} Define one, as "
-            f"`def backward(ctx, {GRADIENTS[last.given > 1]})`, a staticmethod of {function}."
-        )
     gradients = "1 gradient" if last.given == 1 else f"{last.given} gradients"
     return MisfitError(
         f"{last.name} has the signature {_signature(backward_of(last.function))}, and torch calls it with ctx and "

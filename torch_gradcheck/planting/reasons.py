@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from torch_gradcheck.gradients.by_autograd import theta_gradients
+from torch_gradcheck.gradients.refused_gradients import told
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.perturbation import real_view
 from torch_gradcheck.objective.unseen import Activity, common_value
@@ -63,10 +64,15 @@ class Reached(NamedTuple):
 
 def observed(problem: Problem) -> Observed:
     """Runs J and its backward at what θ holds now."""
-    objective, flows = problem.objective, Flows(problem.model)
-    with tapped(flows.modules, flows.tap), torch.enable_grad(), objective.evaluation():
-        gradients = theta_gradients(objective.compute, problem.theta, epsilon(problem.request.dtype))
-    return Observed(flows, gradients)
+    objective = problem.objective
+
+    def run() -> Observed:
+        flows = Flows(problem.model)
+        with tapped(flows.modules, flows.tap), torch.enable_grad(), objective.evaluation():
+            gradients = theta_gradients(objective.compute, problem.theta, epsilon(problem.request.dtype))
+        return Observed(flows, gradients)
+
+    return told(run, problem.model)
 
 
 class Reasons:

@@ -32,9 +32,8 @@ def is_of_returned_gradients(error: BaseException) -> bool:
 
 
 def is_of_calling_backward(error: BaseException) -> bool:
-    """Whether torch could not call the backward of a Function: it takes other arguments, or there is none."""
-    wrong = type(error) is NotImplementedError if raises_itself(error) else type(error) is TypeError
-    return wrong and _is_caller(codes_of(error))
+    """Whether torch could not call the backward of a Function, which takes other arguments."""
+    return type(error) is TypeError and not raises_itself(error) and _is_caller(codes_of(error))
 
 
 def _is_caller(codes: list[CodeType]) -> bool:

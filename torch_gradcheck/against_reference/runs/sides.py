@@ -15,7 +15,7 @@ from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradien
 from torch_gradcheck.against_reference.runs.run import Run, ran, run_of
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
 from torch_gradcheck.borrowing.random_state import RandomState
-from torch_gradcheck.gradients.refused_gradients import raise_misfit
+from torch_gradcheck.gradients.refused_gradients import told
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.refusals import raise_any, refusal
 from torch_gradcheck.objective.theta import Theta, theta_of
@@ -83,12 +83,11 @@ def _ran(
     borrowed: Borrowed,
 ) -> Run:
     """A run of the candidate; raises `MisfitError` where torch refuses what it hands to it."""
+    run = partial(ran, forward, parts, borrowed)
     try:
-        return ran(forward, parts, borrowed)
+        return told(run, computation.model)
     except Exception as error:
-        again = partial(ran, forward, parts, borrowed)
-        raise_any(refusal(error, again, computation.model, computation.loss.given), error)
-        raise_misfit(error, again, computation.model)
+        raise_any(refusal(error, run, computation.model, computation.loss.given), error)
         raise
 
 
@@ -96,8 +95,12 @@ def exact_run(problem: Problem, computation: Computation, candidate: Candidate) 
     """The reference in float64, on the same rounded inputs and upstream gradients; `problem` has lent it."""
     parts = parts_of_gradients(candidate.theta, problem.theta, computation.loss)
     forward = computation.at(torch.float64)
-    with torch.enable_grad(), problem.objective.evaluation(at_theta=True):
-        return run_of(forward, parts)
+
+    def run() -> Run:
+        with torch.enable_grad(), problem.objective.evaluation(at_theta=True):
+            return run_of(forward, parts)
+
+    return told(run, computation.model)
 
 
 def lent(computation: Computation, request: Request, start: Start, dtype: torch.dtype | None = None) -> Loan[Borrowed]:
