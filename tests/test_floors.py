@@ -18,6 +18,7 @@ ROOT = Path(torch_gradcheck.__file__).parent
 
 FLOORS = """
     version errors arrays torch_internals
+    tracebacks
     processes precision differences reporting
     request
     borrowing

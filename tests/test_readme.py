@@ -15,7 +15,7 @@ How a block is written:
   of its own, the others by one that has imported torch. The two lines that set an environment up are run by .ci/run.
   `torchrun --nproc-per-node 2 …` is run by two processes that are there already: starting torch takes seconds.
 - a ```text block right behind one of these is what it prints. Times, numbers of evaluations and runs, losses, lines of
-  code like net.py:7 and figures like 1.3e-09, which are mostly rounding, may differ from machine to machine, and so may
+  pages and examples and figures like 1.3e-09, which are mostly rounding, may differ from machine to machine, and so may
   the white space and rules around them. Any other ```text block is a quotation.
 - there are no blocks of other kinds.
 
@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import linecache
 import os
 import re
 import shlex
@@ -119,7 +120,8 @@ def comparable(printed: str) -> str:
         (r"\b[\d,]+ runs of single modules", "# runs of single modules"),
         (r"\b\d(\.\d+)?e-\d+\b", "#e-#"),
         (r"\bloss \d\.\d{6,}", "loss #"),
-        (r"\S+\.(md|py):\d+", "FILE:#"),
+        (r"\S+\.md:\d+", "FILE:#"),
+        (r"(examples/\S+\.py):\d+", r"\1:#"),
         (r"[─━═]+", "─"),
         (r"\s+", " "),
     ):
@@ -130,6 +132,9 @@ def comparable(printed: str) -> str:
 def run(block: Block, namespace: dict[str, object], page: Path = README) -> str:
     """Executes a python block and gives what it printed; tracebacks point into its page, or the file it stands for."""
     options = dict(option.split("=") for option in block.options.split())
+    if "file" in options:  # as a reader keeps it: lines of a `def` are looked up in it
+        Path(options["file"]).write_text(block.text, encoding="utf-8")
+        linecache.cache.pop(options["file"], None)
     text = block.text if "file" in options else "\n" * block.line + block.text
     code = compile(text, options.get("file", str(page)), "exec")
     expected, raised = options.get("raises", ""), ""

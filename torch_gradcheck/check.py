@@ -40,6 +40,7 @@ from torch_gradcheck.request import (
 )
 from torch_gradcheck.torch_internals.data_parallel import data_parallel_group
 from torch_gradcheck.torch_internals.modules import plain_names
+from torch_gradcheck.tracebacks import UsersFrames
 from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.ranks.exchange import loss_of_all, step_of_all
 from torch_gradcheck.training_step.ranks.window import on_mean
@@ -131,6 +132,7 @@ def check_module(
     """
     step = _step_of(model, gradients)
     with (
+        UsersFrames(),
         team_of(_ranks_of(model, gradients, group)).together() as team,
         assembled(model, loss_fn, batch, gradients, reference) as whole,
     ):
@@ -192,7 +194,7 @@ def check_closure(
     """
     ranks = team_of(_ranks_of(model, gradients, group))
     step = _step_of(model, gradients)
-    with ranks.together() as team, assembled(model, closure, gradients) as whole:
+    with UsersFrames(), ranks.together() as team, assembled(model, closure, gradients) as whole:
         request = validated_request(
             model,
             METHOD_NAMES,
@@ -287,7 +289,7 @@ def check_function(
         NonFiniteLossError, NonDeterministicLossError: J or the reference cannot be checked. An exception from the
             function itself comes through as it is; inside of the contract it becomes an entry.
     """
-    with team_of(group).together() as team, assembled(function, inputs, reference) as whole:
+    with UsersFrames(), team_of(group).together() as team, assembled(function, inputs, reference) as whole:
         function_argument(function)
         model = model_of(function)
         request = validated_request(

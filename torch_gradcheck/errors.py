@@ -14,6 +14,7 @@ class InvalidRequestError(GradcheckError, TypeError, ValueError):
 class MisfitError(InvalidRequestError, RuntimeError, IndexError):
     """torch refused what the model or the loss handed to it: shapes, kinds of numbers, devices or indices do not fit.
 
+    Or it refused the backward of a Function: the shape, number or kind of the gradients that it returns, its signature.
     It is raised from torch's own exception, and is a RuntimeError and an IndexError as that is, for those who catch it.
     """
 

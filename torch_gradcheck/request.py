@@ -200,6 +200,9 @@ def _module(name: str, model: object) -> torch.nn.Module:
         raise InvalidRequestError(f"{name} is the class {model.__name__}; give an instance: {model.__name__}(...).")
     if not isinstance(model, torch.nn.Module):
         raise InvalidRequestError(f"{name} must be a torch.nn.Module, got {_found(model)}.{_instead_of_model(model)}")
+    if "_modules" not in vars(model):
+        kind = type(model).__name__
+        raise InvalidRequestError(f"{name} ({kind}) is not set up: call super().__init__() in the __init__ of {kind}.")
     return model
 
 

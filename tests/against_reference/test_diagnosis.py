@@ -203,7 +203,7 @@ def test_the_sum_that_a_softmax_backward_lacks_is_a_multiple_of_its_output() -> 
     )
     assert kind_and_message(report, "a") == (
         "projection",
-        "dθ is right up to a multiple of output along axis 1, another one in each slice",
+        "dθ is off by a multiple of output along axis 1, another one in each slice",
     )
 
 

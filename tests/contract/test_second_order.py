@@ -244,6 +244,6 @@ def test_it_is_said_where_the_gradient_itself_is_wrong() -> None:
         return y
 
     run = function("Softmax", forward, lambda ctx, g: g * ctx.saved_tensors[0])
-    follows = "is wrong, as it may where the gradient itself is wrong. Along"
+    follows = "is wrong, as it may be where the gradient itself is wrong. Along"
     assert follows in next(each for each in check_function(run, (X,)).contract if each.name == "second_order").message
     assert "as it may" not in tried("second_order", WRONG["one per cent"][0], X).message

@@ -289,6 +289,11 @@ def test_it_prints_as_a_table() -> None:
     assert str(GradientHistory(rows * 30)).endswith("\n... and 20 more records")
 
 
+def test_a_name_stays_on_its_line() -> None:
+    row = GradientRecord(0, "a\nb.weight", 1, 1, 1, 1, 0, True, 1)
+    assert "a\\nb.weight" in str(GradientHistory([row])).splitlines()[1]
+
+
 def test_a_history_can_be_printed_where_standard_output_is_ascii(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
     assert "||dw||/||w||" in str(GradientHistory([])).splitlines()[0]

@@ -57,6 +57,18 @@ def test_another_batch_is_said(given: Batch, words: str) -> None:
     }
 
 
+def test_a_multiple_by_chance_is_of_another_batch_too() -> None:
+    """The two numbers of the last bias sum to 0 under a softmax, whatever the batch."""
+    model, loss_fn, targets = net(), nn.CrossEntropyLoss(), torch.tensor([0, 1, 1, 0, 1, 1])
+    with GradientMonitor(model, loss_fn, on_mismatch="record") as monitor:
+        loss_fn(model(batch(1)[0]), 1 - targets).backward()
+        monitor.step((batch(2)[0], targets))
+    report = monitor.reports[0]
+    assert {row.diagnosis.message for row in report.mismatches if row.diagnosis} == {
+        f"{NOTE} (a tensor of shape 6×4 holds other numbers): .grad is of another batch"
+    }
+
+
 def brighter(x: Tensor) -> Tensor:
     return x + 0.5 * torch.randn_like(x)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck import GradientMismatchWarning, GradientMonitor
-from torch_gradcheck.monitoring.summary import never_came, unfinished
+from tests.reporting.render.samples import facts, report_of, wrong
+from torch_gradcheck import Diagnosis, DiagnosisKind, GradientMismatchWarning, GradientMonitor
+from torch_gradcheck.monitoring.summary import never_came, unfinished, wrong_in_words
 
 mse = nn.MSELoss()
 X, Y = torch.ones(3, 2), torch.zeros(3, 1)
@@ -106,10 +107,22 @@ def test_a_wrong_step_is_not_told_to_be_unproven() -> None:
     with GradientMonitor(model, mse, on_mismatch="record") as monitor:
         (3 * mse(model(X), Y)).backward()
         monitor.step((X, Y))
-    assert monitor.summary.splitlines() == [
-        "gradients checked on 1 of 1 training steps, 1 wrong",
-        "  step 0: gradients WRONG in 2 of 2 parameters",
-    ]
+    first, line = monitor.summary.splitlines()
+    assert first == "gradients checked on 1 of 1 training steps, 1 wrong"
+    assert line.startswith("  step 0: gradients WRONG in 2 of 2 parameters; dθ = 3 × the right gradient")
+
+
+def test_of_a_wrong_step_the_culprit_is_named_with_its_line() -> None:
+    report = report_of(facts(wrong("weight"), culprit="1", place="the backward of Mine at mine.py:3"))
+    assert (
+        wrong_in_words(report) == "gradients WRONG in 1 of 1 parameter; culprit: 1, the backward of Mine at mine.py:3"
+    )
+
+
+def test_of_a_wrong_step_the_mistake_that_most_rows_share_is_named() -> None:
+    messages = ["dθ = 2 × the right gradient", "of another batch", "of another batch"]
+    rows = [wrong(f"w{k}", diagnosis=Diagnosis(DiagnosisKind.UNKNOWN, words)) for k, words in enumerate(messages)]
+    assert wrong_in_words(report_of(facts(*rows))) == "gradients WRONG in 3 of 3 parameters; of another batch"
 
 
 def test_the_lines() -> None:

@@ -201,16 +201,24 @@ SEQUENCES = torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(1))
 WORDS = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(1))
 
 DEAD: dict[str, tuple[Callable[[], nn.Module], Tensor, str]] = {
-    "linear": (lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2, 5), nn.ReLU()), MANY, "2 of 9 of 1"),
-    "sequence": (lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2), nn.ReLU()), WORDS, "1 of 9 of 1"),
-    "channels": (lambda: nn.Sequential(with_dead_units(nn.Conv2d(2, 6, 2), 0), nn.ReLU()), IMAGES, "1 of 6 of 1"),
+    "linear": (lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2, 5), nn.ReLU()), MANY, "2 of 9 in 1 (ReLU)"),
+    "sequence": (lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2), nn.ReLU()), WORDS, "1 of 9 in 1 (ReLU)"),
+    "channels": (
+        lambda: nn.Sequential(with_dead_units(nn.Conv2d(2, 6, 2), 0), nn.ReLU()),
+        IMAGES,
+        "1 of 6 in 1 (ReLU)",
+    ),
     "channels in 1d": (
         lambda: nn.Sequential(with_dead_units(nn.Conv1d(2, 6, 2), 0), nn.ReLU()),
         SEQUENCES,
-        "1 of 6 of 1",
+        "1 of 6 in 1 (ReLU)",
     ),
-    "in place": (lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2), nn.ReLU(True)), MANY, "1 of 9 of 1"),
-    "hard swish": (lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2), nn.Hardswish()), MANY, "1 of 9 of 1"),
+    "in place": (lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2), nn.ReLU(True)), MANY, "1 of 9 in 1 (ReLU)"),
+    "hard swish": (
+        lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2), nn.Hardswish()),
+        MANY,
+        "1 of 9 in 1 (Hardswish)",
+    ),
     "leaky": (lambda: nn.Sequential(with_dead_units(nn.Linear(4, 9), 2), nn.LeakyReLU()), X, ""),
     "alive": (lambda: nn.Sequential(nn.Linear(4, 2), nn.ReLU()), MANY, ""),
     "fires in another call": (Twice, MANY, ""),

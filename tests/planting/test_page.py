@@ -24,3 +24,8 @@ def test_where_all_are_found_there_is_no_table() -> None:
     assert "1 of 1 faults would be found" in source
     assert "<table" not in source
     assert '<div class="head match">' in source
+
+
+def test_the_repr_is_one_line() -> None:
+    found = repr(BlindSpots((HIDDEN, FOUND), "eval", seed=3))
+    assert found == "<BlindSpots: 1 of 2 faults would be found; mode eval, seed 3>"

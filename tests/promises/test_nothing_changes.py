@@ -452,3 +452,20 @@ def test_a_loss_after_the_closures_own_step_is_refused(lr: float) -> None:
     else:
         assert check_closure(model, closure).passed
     assert not optimizer.state
+
+
+def test_a_closure_that_steps_other_weights_first_is_one_function_of_its_own() -> None:
+    """As a GAN does: the discriminator's step starts from the same state of its optimizer in every evaluation."""
+    maker, judge, z = nn.Linear(2, 3), nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 1)), torch.randn(4, 2)
+    optimizer = torch.optim.Adam(judge.parameters())
+    before = [weight.clone() for weight in judge.parameters()]
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        probe(judge(maker(z).detach())).backward()
+        optimizer.step()
+        return probe(judge(maker(z)))
+
+    assert check_closure(maker, closure, hold_detached=True).proven
+    assert not optimizer.state
+    assert all(map(torch.equal, before, judge.parameters()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -111,6 +112,21 @@ class Silent(Unfinished):
 
     def forward(self, x: Tensor) -> None:
         self.last(x)
+
+
+class Unprepared(nn.Module):
+    """Has not called the constructor of modules."""
+
+    def __init__(self) -> None:
+        pass
+
+
+class Half(torch.autograd.Function):
+    """Has no backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x / 2
 
 
 class Nothing(NamedTuple):
@@ -282,6 +298,7 @@ REFUSED: dict[str, Case] = {
     "class as model": of_model(nn.Linear, "class Linear", "Linear(...)"),
     "state_dict": of_model(net().state_dict(), "state_dict", "load_state_dict"),
     "optimizer as model": of_model(torch.optim.SGD([X], 0.1), "optimizer"),
+    "module without its constructor": of_model(Unprepared(), "super().__init__()", "Unprepared"),
     "path": of_model("model.pt", "'model.pt'"),
     # other entries
     "closure": (lambda: check_closure(net(), lambda: None), NonScalarLossError, ("closure (lambda at", "`return`")),
@@ -300,6 +317,11 @@ REFUSED: dict[str, Case] = {
         lambda: check_function(lambda a, b: a + b, {"a": torch.ones(2), "b": torch.ones(3)}),
         MisfitError,
         ("function (lambda at", "calls torch.Tensor.add", "a of shape (2,)", "b of shape (3,)"),
+    ),
+    "no backward": (
+        lambda: check_function(Half.apply, (torch.ones(3),)),
+        MisfitError,
+        ("autograd.Function Half has no backward",),
     ),
     "no backward for sparse tensors": (
         lambda: check_function(lambda x: x.sin().to_dense(), (torch.eye(3).to_sparse(),)),
@@ -388,13 +410,32 @@ def test_a_refusal_leaves_all_as_it_was(batch: Any) -> None:
     assert before.changes() == []
 
 
+class Unshown(nn.Linear):
+    def extra_repr(self) -> str:
+        raise AssertionError("the words of a module are the user's code")
+
+
+def test_a_module_that_cannot_be_printed_is_named_by_its_class() -> None:
+    with pytest.raises(InvalidRequestError, match=r"'1' \(Unshown\).* shapes .*3, 4"):
+        check_module(nn.Sequential(nn.Identity(), Unshown(4, 3)), torch.sum, torch.ones(2, 5))
+
+
 def test_what_torch_said_is_the_cause_and_can_be_caught_as_before() -> None:
     with pytest.raises(RuntimeError, match="mat1 and mat2 shapes cannot be multiplied") as caught:
         check_module(net(), LOSS, (X[:, :6], Y))
     assert isinstance(caught.value, InvalidRequestError)
     assert type(caught.value.__cause__) is RuntimeError
+    assert caught.value.__cause__.__traceback__ is None  # none of its frames is the user's
     with pytest.raises(IndexError, match="out of bounds"):
         check_module(net(), LOSS, (X, Y + 3))
+
+
+def test_what_torch_said_is_shown_at_the_users_lines() -> None:
+    with pytest.raises(MisfitError) as caught:
+        check_module(nn.Sequential(Product()), torch.sum, X)
+    assert caught.value.__cause__ is not None
+    frames = traceback.extract_tb(caught.value.__cause__.__traceback__)
+    assert [(frame.filename, frame.name) for frame in frames] == [(__file__, "forward")]
 
 
 # The user's own exceptions ----------------------------------------------------------------------------------------

@@ -114,6 +114,45 @@ def test_what_does_not_fit_shows_the_users_layer_and_no_frame_of_torch(run):
     assert not re.search(r"torch[/\\]nn|_call_impl", out)
 
 
+DIRECT = """
+def test_misfit():
+    torch_gradcheck.check_module(linear(), loss, torch.ones(2, 3))
+
+
+def test_loader():
+    torch_gradcheck.check_module(linear(), loss, torch.utils.data.DataLoader([1]))
+
+
+def test_drop_in():
+    torch_gradcheck.gradcheck(lambda x: x.detach() * x, (X.double().requires_grad_(),))
+
+
+def test_row(gradcheck):
+    gradcheck(linear(), loss, X)["biass"]
+
+
+def test_of_the_users():
+    raise torch_gradcheck.InvalidRequestError("mine")
+"""
+
+
+def test_tests_that_call_the_package_themselves_show_no_frame_of_it(run):
+    result = run(DIRECT)
+
+    result.assert_outcomes(failed=5)
+    assert not OF_THE_PACKAGE.search(re.sub("torch_gradcheck\\.[a-z_.]+Error", "", result.stdout.str()))
+    result.stdout.fnmatch_lines(
+        [
+            ">   *check_module(linear(), loss, torch.ones(2, 3))",
+            ">   *DataLoader([[]1]))",
+            ">   *torch_gradcheck.gradcheck(lambda*",
+            "E   *no row 'biass' in this report; close: bias*",
+            ">   *raise torch_gradcheck.InvalidRequestError(*",
+        ]
+    )
+    assert "<string>" not in result.stdout.str()
+
+
 def test_a_call_that_the_fixture_does_not_have_names_those_that_it_has(run):
     result = run("def test_it(gradcheck): gradcheck.functon(loss, (X,))")
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.frames import OURS, chain, without_ours
+from torch_gradcheck.pytest_plugin.frames import without_ours
+from torch_gradcheck.tracebacks import OURS, chain
 
 
 class Raises(nn.Module):
@@ -73,6 +74,24 @@ def test_an_error_on_purpose_keeps_no_frame():
     without_ours(caught.value)
 
     assert caught.value.__traceback__ is None
+
+
+def test_what_the_engine_raises_keeps_no_frame_of_torch():
+    class TwoGradients(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return 2 * x
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad, grad
+
+    with pytest.raises(RuntimeError, match="incorrect number of gradients") as caught:
+        torch_gradcheck.check_function(TwoGradients.apply, (torch.ones(2),))
+
+    without_ours(caught.value)
+
+    assert set(files(caught.value)) <= {__file__}
 
 
 def test_a_mistake_of_the_package_keeps_all_frames(monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from torch_gradcheck import request
@@ -125,7 +127,10 @@ def test_strict_fails_what_is_not_proven(run, pytester, ini, words, failed):
     result.assert_outcomes(passed=4 - failed, failed=failed)
     if failed:
         result.stdout.fnmatch_lines(
-            ["E *NothingProvenError: gradients right: 2 of 3 parameters, 1 unused; not proven: spare"]
+            [
+                "E *NothingProvenError: gradients right: 2 of 3 parameters, 1 unused; not proven: spare",
+                "FAILED test_made.py::test_default - not proven: spare",
+            ]
         )
 
 
@@ -173,7 +178,7 @@ def test_what_cannot_be_used_is_told_at_the_users_line(run):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed*many*", id="seed"),
+        pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed must be an integer*many*", id="seed"),
         pytest.param(["-o", "gradcheck_tolerance=low"], "*gradcheck_tolerance*low*", id="tolerance"),
         pytest.param(["-o", "gradcheck_mode=test"], "*gradcheck_mode must be one of eval, train, keep*", id="mode"),
         pytest.param(["--gradcheck-report", "test_made.py"], "*cannot be written to *test_made.py: *", id="directory"),
@@ -206,3 +211,10 @@ def test_a_session_does_without_the_plugin(pytester):
 
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(["*fixture 'gradcheck' not found"])
+
+
+@pytest.mark.parametrize("value", [None, "", []], ids=repr)
+def test_a_key_that_is_not_set_is_none_in_every_version_of_pytest(value):
+    config = SimpleNamespace(getini=lambda _: value)
+
+    assert options._number(config, "gradcheck_seed", int) is None

@@ -112,8 +112,16 @@ def test_a_log_shows_nothing(terminal: Terminal, clock: Clock, monkeypatch: pyte
     assert log.getvalue() == ""
 
 
+def closed() -> io.StringIO:
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
 @pytest.mark.parametrize(
-    ("stream", "enabled"), [(None, None), (None, True), (object(), None)], ids=["none", "none, forced", "no stream"]
+    ("stream", "enabled"),
+    [(None, None), (None, True), (object(), None), (closed(), None)],
+    ids=["none", "none, forced", "no stream", "closed"],
 )
 def test_without_a_stderr_nothing_is_shown(
     stream: object,

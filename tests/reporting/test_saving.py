@@ -56,6 +56,10 @@ def test_a_path_without_a_place_is_refused(tmp_path: Path) -> None:
         REPORT.save(tmp_path / "taken.json")
     with pytest.raises(InvalidRequestError, match=r"there is no directory .*missing"):
         REPORT.save(tmp_path / "missing" / "report.json")
+    with pytest.raises(InvalidRequestError, match="too long"):
+        REPORT.save(tmp_path / f"{'long' * 80}.json")
+    with pytest.raises(InvalidRequestError, match="null"):
+        REPORT.save(tmp_path / "a\0b.json")
 
 
 def test_a_name_that_no_system_takes_is_refused_in_one_sentence(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 import torch_gradcheck
+from torch_gradcheck.errors import InvalidRequestError
+from torch_gradcheck.objective.loss import ModuleLoss
 from torch_gradcheck.torch_internals.code_lines import (
     CodeLine,
     _beginnings,
@@ -21,6 +23,7 @@ from torch_gradcheck.torch_internals.code_lines import (
     calling_line,
     defining_line,
     is_file_of_the_user,
+    is_frame_of_the_user,
     raising_line,
     users_line_of,
 )
@@ -72,6 +75,17 @@ def test_the_line_that_an_exception_comes_from_is_of_the_user_though_torch_raise
         Raises.apply(x).sum().backward()  # type: ignore[no-untyped-call]
     assert raising_line(caught.value) == CodeLine(__file__, Raises.backward.__code__.co_firstlineno + 2)
     assert raising_line(ValueError()) is None
+
+
+def test_what_a_dataclass_of_the_package_generates_is_not_the_users() -> None:
+    with pytest.raises(InvalidRequestError) as caught:
+        ModuleLoss(nn.Linear(2, 1), torch.sum, iter([]))
+    generated = [each for each in caught.traceback if str(each.frame.code.raw.co_filename) == "<string>"]
+    assert generated
+    assert not any(is_frame_of_the_user(each.frame.raw) for each in generated)
+    line = raising_line(caught.value)
+    assert line is not None
+    assert line.file == __file__
 
 
 def test_the_frame_that_asked_for_an_operation_is_known() -> None:

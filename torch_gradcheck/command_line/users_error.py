@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
-from traceback import FrameSummary, StackSummary, TracebackException
+from traceback import FrameSummary, StackSummary, TracebackException, walk_tb
 
 from torch_gradcheck.errors import GradcheckError, ProcessGroupError
 from torch_gradcheck.processes.failure import RAISED
-from torch_gradcheck.torch_internals.code_lines import is_file_of_the_user
+from torch_gradcheck.torch_internals.code_lines import is_frame_of_the_user
 from torch_gradcheck.version import __version__
 
 OURS = Path(__file__).parents[1]
@@ -50,7 +50,13 @@ def _print_frames(error: GradcheckError) -> None:
 
 def _users_frames(error: BaseException) -> list[FrameSummary]:
     """The frames of an exception that are the user's: neither of this package, nor of torch, nor of Python's own."""
-    return [frame for frame in TracebackException.from_exception(error).stack if is_file_of_the_user(frame.filename)]
+    return _users_of(TracebackException.from_exception(error), error)
+
+
+def _users_of(shown: TracebackException, error: BaseException) -> list[FrameSummary]:
+    """The same of an exception whose frames have been summed up."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return [each for each, frame in zip(shown.stack or (), frames, strict=False) if is_frame_of_the_user(frame)]
 
 
 def _print_users(error: BaseException) -> None:
@@ -59,16 +65,16 @@ def _print_users(error: BaseException) -> None:
     One that was raised on another rank has a note with its frames there.
     """
     shown = TracebackException.from_exception(error)
-    _trim(shown)
+    _trim(shown, error)
     print("".join(shown.format()).replace(HEADER, IN_YOUR_CODE), end="", file=sys.stderr)
 
 
-def _trim(shown: TracebackException) -> None:
-    frames = [frame for frame in shown.stack or () if is_file_of_the_user(frame.filename)]
+def _trim(shown: TracebackException, error: BaseException) -> None:
+    frames = _users_of(shown, error)
     shown.stack = StackSummary.from_list(frames) if frames else None  # type: ignore[assignment]
-    for other in (shown.__cause__, shown.__context__):
-        if other is not None:
-            _trim(other)
+    for other, led in ((shown.__cause__, error.__cause__), (shown.__context__, error.__context__)):
+        if other is not None and led is not None:
+            _trim(other, led)
 
 
 def _is_our_mistake(error: BaseException) -> bool:

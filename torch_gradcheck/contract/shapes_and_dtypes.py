@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from torch_gradcheck.contract.function_backwards import FunctionBackwards
 from torch_gradcheck.contract.outcome import Raised, attempted, failed, passed
 from torch_gradcheck.contract.trial import Trial
 from torch_gradcheck.gradients.accumulation import gradients_of
+from torch_gradcheck.gradients.function_backwards import FunctionBackwards
 from torch_gradcheck.objective.function_outputs import inner
 from torch_gradcheck.objective.signatures import argument_names
 from torch_gradcheck.precision.dtypes import is_lower, name_of

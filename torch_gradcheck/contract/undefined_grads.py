@@ -13,9 +13,9 @@ import torch
 from torch.autograd import Function
 
 from torch_gradcheck.contract.comparison import largest, size_of_terms
-from torch_gradcheck.contract.function_backwards import FunctionBackwards
 from torch_gradcheck.contract.outcome import UNREPEATABLE, Raised, attempted, failed, not_applicable, passed
 from torch_gradcheck.contract.trial import Gradients, Trial
+from torch_gradcheck.gradients.function_backwards import FunctionBackwards
 from torch_gradcheck.reporting.facts import ContractEntry
 from torch_gradcheck.reporting.words import listed
 

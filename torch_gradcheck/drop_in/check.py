@@ -11,6 +11,7 @@ from torch_gradcheck.drop_in.options import Options
 from torch_gradcheck.drop_in.second_order import GradientFunction, cotangents_of
 from torch_gradcheck.drop_in.table import with_table
 from torch_gradcheck.drop_in.trial import try_function
+from torch_gradcheck.tracebacks import UsersFrames
 
 
 def gradcheck(
@@ -65,28 +66,29 @@ def gradcheck(
         InvalidRequestError: the arguments cannot be used; a `ValueError`, and an `AssertionError` or `RuntimeError`
             where torch raises those.
     """
-    options = Options(
-        eps=eps,
-        atol=atol,
-        rtol=rtol,
-        nondet_tol=nondet_tol,
-        check_undefined_grad=check_undefined_grad,
-        check_grad_dtypes=check_grad_dtypes,
-        check_batched_grad=check_batched_grad,
-        check_batched_forward_grad=check_batched_forward_grad,
-        check_forward_ad=check_forward_ad,
-        check_backward_ad=check_backward_ad,
-        fast_mode=fast_mode,
-        masked=bool(masked),
-    )
-    arguments = as_tuple(inputs)
-    try:
-        try_function(func, arguments, options)
-    except GradcheckFailedError as failure:
-        if not raise_exception:
-            return False
-        raise with_table(failure, func, arguments) from failure.__cause__
-    return True
+    with UsersFrames():
+        options = Options(
+            eps=eps,
+            atol=atol,
+            rtol=rtol,
+            nondet_tol=nondet_tol,
+            check_undefined_grad=check_undefined_grad,
+            check_grad_dtypes=check_grad_dtypes,
+            check_batched_grad=check_batched_grad,
+            check_batched_forward_grad=check_batched_forward_grad,
+            check_forward_ad=check_forward_ad,
+            check_backward_ad=check_backward_ad,
+            fast_mode=fast_mode,
+            masked=bool(masked),
+        )
+        arguments = as_tuple(inputs)
+        try:
+            try_function(func, arguments, options)
+        except GradcheckFailedError as failure:
+            if not raise_exception:
+                return False
+            raise with_table(failure, func, arguments) from failure.__cause__
+        return True
 
 
 def gradgradcheck(

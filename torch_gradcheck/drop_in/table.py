@@ -23,7 +23,7 @@ def with_table(
         arguments: its arguments, the caller's.
     """
     report = _report(func, arguments)
-    if report is None or not (report.mismatches or report.broken):
+    if report is None or not report.is_wrong:
         return failure
     return GradcheckFailedError(f"{failure}\n\n{report}", report)
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from torch_gradcheck.differences.noise import SIGMAS, Noise
+import numpy as np
+
+from torch_gradcheck.differences.noise import Noise
 from torch_gradcheck.differences.richardson import Stencil
 from torch_gradcheck.engines.selection import on_refusals, whom
 from torch_gradcheck.gradients.analytic import AnalyticGradient
@@ -119,6 +121,10 @@ def _suspected(measurements: Mapping[int, Measurement]) -> dict[int, Measurement
     return {position: found for position, found in measurements.items() if len(found.suspects)}
 
 
+NO_REASON = 1e-6
+"""An error below 1e-6 of what the tolerance lets pass is no reason to take another step."""
+
+
 @dataclass
 class Cost:
     """What the trial of one parameter has cost so far: evaluations of J, and wall time in seconds."""
@@ -160,9 +166,12 @@ def _on_step(problem: Problem, rows: Sequence[ParameterReport]) -> str:
     if eps is None:
         taken = f"{steps[0]:.1e}" if len(steps) == 1 else f"between {steps[0]:.1e} and {steps[-1]:.1e}"
         way = "widened" if steps[0] > LECTURE_EPS else "changed"
+        changed = f"the step eps was {way} from {LECTURE_EPS:.0e} to {taken} · max(1, |θ|)"
+        error_bar = _error_bar(noise, LECTURE_EPS)
+        if error_bar < NO_REASON * problem.request.tolerance * max(map(_largest_worst, rows)):
+            return f"{changed}, where rounding of J matters least"
         return (
-            f"the step eps was {way} from {LECTURE_EPS:.0e} to {taken} · max(1, |θ|): at {LECTURE_EPS:.0e} rounding "
-            f"of J could put an error of {_error_bar(noise, LECTURE_EPS):.0e} on every derivative"
+            f"{changed}: at {LECTURE_EPS:.0e} rounding of J could put an error of {error_bar:.0e} on every derivative"
         )
     tolerance = problem.request.tolerance
     drowned = [row for row in rows if row.checked and _error_bar(noise, eps) > tolerance * _largest_worst(row)]
@@ -190,7 +199,7 @@ def _on_noise(problem: Problem) -> str:
 
 def _error_bar(noise: Noise, step: float) -> float:
     """The error bar that the noise of J gives a centered difference of this step."""
-    return SIGMAS * max(noise.sigma, noise.epsilon / 2 * abs(noise.at_zero)) / step
+    return float(noise.of_slope(np.array([2 * step]), np.array([noise.at_zero]), steps=step)[0])
 
 
 def _largest_worst(row: ParameterReport) -> float:

@@ -20,6 +20,7 @@ from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.gradients.analytic import AnalyticGradient, undefined_gradient
 from torch_gradcheck.gradients.by_autograd import autograd_gradients
 from torch_gradcheck.gradients.by_compiled_code import Backward
+from torch_gradcheck.gradients.refused_gradients import raise_misfit
 from torch_gradcheck.gradients.repeated import RepeatedGradients, repeated_gradients
 from torch_gradcheck.methods.directional.directions import Directions
 from torch_gradcheck.methods.line import Line
@@ -159,7 +160,7 @@ class Problem:
         compute = self.slope or self._loss.at(dtype)
         hold = self.request.hold_detached
 
-        def evaluated() -> Objective:
+        def preflight() -> Objective:
             return preflighted(
                 self.model,
                 compute,
@@ -173,6 +174,13 @@ class Problem:
                 self.slope,
                 self._loss.given,
             )
+
+        def evaluated() -> Objective:
+            try:
+                return preflight()
+            except Exception as error:  # of a backward that J runs itself, as a closure or the slope of another J
+                raise_misfit(error, preflight, self.model)
+                raise
 
         return finite(evaluated, self.slope, self.request.perturb)
 
@@ -202,15 +210,19 @@ class Problem:
         return runs[0]
 
     def _run_backward(self) -> Backward:
-        return Backward(self.objective, self.theta, lambda: self.repeated.gradients)
+        objective, theta = self.objective, self.theta
+        try:
+            return Backward(objective, theta, lambda: self.repeated.gradients)
+        except Exception as error:
+            raise_misfit(error, self._eagerly_once, self.model)
+            raise
+
+    def _eagerly_once(self) -> Mapping[int, AnalyticGradient]:
+        return autograd_gradients(self.objective, self.theta, at_theta=True)
 
     def gradients_once(self) -> Mapping[int, AnalyticGradient]:
         """The gradients on trial as one backward at θ gives them, which is not kept."""
-
-        def eager() -> Mapping[int, AnalyticGradient]:
-            return autograd_gradients(self.objective, self.theta, at_theta=True)
-
-        return Backward(self.objective, self.theta, eager).gradients
+        return Backward(self.objective, self.theta, self._eagerly_once).gradients
 
     def gradients_now(self, wanted: Sequence[int] | None = None) -> dict[int, AnalyticGradient]:
         """Autograd's gradients at what the parameters hold now, by the backward on trial or, without one, eagerly.

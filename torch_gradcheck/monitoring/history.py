@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from torch_gradcheck.reporting.printable import printable
 from torch_gradcheck.reporting.render.encodable import encodable
 from torch_gradcheck.reporting.render.json_report import fields_in_json
 from torch_gradcheck.reporting.render.terminal import page_of
@@ -124,12 +125,13 @@ class GradientHistory(Sequence[GradientRecord]):
         return f"<GradientHistory: {len(self)} records, {len(self.names)} parameters on {len(self.steps)} steps>"
 
     def __str__(self) -> str:
-        width = max([len("parameter"), *[len(row.name) for row in self._records]])
+        shown = [(row, printable(row.name)) for row in self._records[:PRINTED]]
+        width = max([len("parameter"), *[len(name) for _, name in shown]])
         lines = [f"{'step':>7}  {'parameter':{width}} {'‖g‖':>9} {'zeros':>6} {'‖Δw‖/‖w‖':>9}  status"]
         lines += [
-            f"{row.step:7}  {row.name:{width}} {_figure(row.grad_norm):>9} {_percent(row.zeros):>6} "
+            f"{row.step:7}  {name:{width}} {_figure(row.grad_norm):>9} {_percent(row.zeros):>6} "
             f"{_figure(row.update_ratio):>9}  {row.status or 'not checked'}"
-            for row in self._records[:PRINTED]
+            for row, name in shown
         ]
         more = len(self) - PRINTED
         printed = "\n".join([*lines, *([f"... and {more} more records"] if more > 0 else [])])

@@ -37,7 +37,7 @@ def _worse(row: ParameterReport, left: ParameterReport) -> ParameterReport:
 
 def _notes_on(in_grad: Report) -> list[str]:
     """The notes on `.grad`: its rows counted by status, and the reason where some could not be judged."""
-    counts = Counter(str(row.status) for row in in_grad if row.status is not Status.FROZEN)
+    counts = Counter(str(row.status) for row in in_grad if row.status.is_checked)
     listed = ", ".join(f"{number} {status}" for status, number in counts.items())
     reasons = [row.reason for row in in_grad if row.status is Status.UNDECIDED]
     undecided = [f".grad could not be judged everywhere: {reasons[0]}"] if reasons else []

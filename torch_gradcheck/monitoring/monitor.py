@@ -28,16 +28,16 @@ from torch_gradcheck.monitoring.observations import Observation, observed
 from torch_gradcheck.monitoring.recorder import Recorder
 from torch_gradcheck.monitoring.schedule import Due, Schedule
 from torch_gradcheck.monitoring.scheduled_step import Declared, ScheduledStep
-from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished
+from torch_gradcheck.monitoring.summary import never_came, summary_of, unfinished, wrong_in_words
 from torch_gradcheck.objective.loss import NOTHING, ClosureLoss, ModuleLoss
 from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.render.encodable import encodable
-from torch_gradcheck.reporting.render.outline import headline
 from torch_gradcheck.reporting.render.terminal import page_of
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Mode, callable_argument, one_of, positive_number, validated_request
 from torch_gradcheck.torch_internals.data_parallel import data_parallel_group, without_parallel
 from torch_gradcheck.torch_internals.modules import uncompiled
+from torch_gradcheck.tracebacks import UsersFrames
 from torch_gradcheck.training_step.forward_state import SeenForward
 
 if TYPE_CHECKING:  # neither has to be there
@@ -211,7 +211,10 @@ class GradientMonitor:
             InvalidRequestError: there is no batch, or the weight is no positive number, on a step that is scheduled.
         """
         due = self._schedule.called(last)
-        return None if due is None else self._wake_up(due, batch, weight, last)
+        if due is None:
+            return None
+        with UsersFrames():
+            return self._wake_up(due, batch, weight, last)
 
     def step_over(
         self,
@@ -235,7 +238,8 @@ class GradientMonitor:
         step.divisor = divisor
         if due is Due.WITHIN:
             step.batches, step.weights = seen, list(weights())
-            return self._finish()
+            with UsersFrames():
+                return self._finish()
         self._begin_after(seen)
         return None
 
@@ -363,6 +367,6 @@ class GradientMonitor:
         if error is not None and self._on_mismatch == "raise":
             raise error
         if error is not None and self._on_mismatch == "warn":
-            words = headline(report) if report is not None else str(error)
+            words = str(error) if report is None else wrong_in_words(report)
             warnings.warn(f"step {step}: {words}", GradientMismatchWarning, stacklevel=5)
         return report

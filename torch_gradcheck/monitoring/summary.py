@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from torch_gradcheck.errors import GradcheckError
 from torch_gradcheck.reporting.facts import ParameterReport, Status
-from torch_gradcheck.reporting.render.outline import headline
+from torch_gradcheck.reporting.printable import prose
+from torch_gradcheck.reporting.render.outline import headline, one_line_with_place
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.training_step.loss_scale import SKIPPED
@@ -24,12 +25,22 @@ def unproven(report: Report) -> str:
         return f"{len(skipped)} of {len(report)} parameters are undecided, {skipped[0]}"
     if not any(row.status.is_proven for row in report):
         return f"nothing was proven: {_counted(list(report))}"
-    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status is not Status.FROZEN]
+    rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status.is_checked]
     if not rows or any(row.status.is_proven for row in rows):
         return ""
     if all(row.status is Status.UNDECIDED for row in rows):
         return f".grad could not be judged: {rows[0].reason}"
     return f"nothing was proven of .grad: {_counted(rows)}"
+
+
+def wrong_in_words(report: Report) -> str:
+    """How much is wrong, and with what: the culprit and its line of code, else the mistake that most rows share."""
+    if report.culprit is not None:
+        return one_line_with_place(report)
+    mistakes = Counter(row.diagnosis.message for row in report.mismatches if row.diagnosis is not None)
+    return "; ".join(
+        [headline(report), *[" ".join(prose(message).splitlines()) for message, _ in mistakes.most_common(1)]]
+    )
 
 
 def summary_of(
@@ -46,7 +57,7 @@ def summary_of(
         errors: step → why it could not be checked.
         besides: lines on what else is to be said: steps that were not checked, gradients that vanish or explode.
     """
-    wrong = {step: headline(report) for step, report in reports.items() if report.mismatches}
+    wrong = {step: wrong_in_words(report) for step, report in reports.items() if report.mismatches}
     unknown = {step: words for step, report in reports.items() if (words := unproven(report))}
     failed = {step: f"could not be checked: {error}" for step, error in errors.items()}
     grad = sum(".grad" in words for words in unknown.values())

@@ -20,7 +20,7 @@ from torch_gradcheck.objective.given import Given, of_tensor, of_value
 from torch_gradcheck.objective.nested import children_of, tensors_in
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.wants import wants_of, wants_of_function
-from torch_gradcheck.torch_internals.code_lines import raising_line
+from torch_gradcheck.torch_internals.code_lines import raising_line, users_part
 from torch_gradcheck.torch_internals.modules import calls_in_traceback, named_modules
 from torch_gradcheck.torch_internals.refused_calls import (
     RefusedCall,
@@ -28,8 +28,10 @@ from torch_gradcheck.torch_internals.refused_calls import (
     has_no_forward,
     lacks_backward,
     may_be_torchs,
+    no_gradient_returned,
     raises_itself,
     refused_call,
+    without_backward,
 )
 
 LONGEST = 60
@@ -59,15 +61,18 @@ def refusal(error: Exception, again: Callable[[], object], model: nn.Module, giv
             return MisfitError(_sentence(error, call, model, given))
     if isinstance(error, TypeError | AttributeError) and not raises_itself(error):
         foreign = _of_foreign(error, given)
-        return MisfitError(f"{foreign} ({type(error).__name__}: {_first_line(error)}).") if foreign else None
+        return MisfitError(f"{foreign} ({type(error).__name__}: {first_line(error)}).") if foreign else None
     return None
 
 
 def raise_any(why: Exception | None, error: Exception) -> None:
-    """Raises the one exception from the other, if there is one; no frame holds on to it then."""
+    """Raises the one exception from the other, if there is one; no frame holds on to it then.
+
+    The other one keeps the user's frames alone: dozens of torch's and of ours would stand above the sentence.
+    """
     try:
         if why is not None:
-            raise why from error
+            raise why from error.with_traceback(users_part(error))
     finally:
         del why, error
 
@@ -82,7 +87,7 @@ def refused_output(error: Exception, output: Any, given: Given) -> MisfitError |
     """
     if isinstance(error, GradcheckError) or isinstance(output, torch.Tensor) or not comes_from_torch(error):
         return None
-    kind, said = type(output).__name__, _first_line(error)
+    kind, said = type(output).__name__, first_line(error)
     if kind not in said:
         return None
     if output is None:
@@ -95,12 +100,21 @@ def refused_output(error: Exception, output: Any, given: Given) -> MisfitError |
 
 
 def refused_backward(error: Exception) -> MisfitError | None:
-    """The error to raise where an operation of torch's has no backward for such tensors as it was given; else None."""
+    """The error to raise where a Function, or an operation of torch's for such tensors, has no backward; else None."""
+    function = without_backward(error)
+    if function is not None:
+        return MisfitError(f"autograd.Function {function} has no backward: write one, as a static method of that name.")
+    returned = no_gradient_returned(error)
+    if returned is not None:
+        return MisfitError(
+            f"the backward of an autograd.Function returned a {returned} among its gradients: return a tensor, or "
+            "None, for each argument of its forward."
+        )
     if isinstance(error, GradcheckError) or not lacks_backward(error):
         return None
     return MisfitError(
         f"the backward of an operation has no kernel in torch for the tensors that it was given, so there is no "
-        f"gradient to check (torch says: {_first_line(error)}): give that operation dense tensors, as x.to_dense(), or "
+        f"gradient to check (torch says: {first_line(error)}): give that operation dense tensors, as x.to_dense(), or "
         "write its backward in an autograd.Function."
     )
 
@@ -115,14 +129,14 @@ def _parts(output: Any) -> tuple[str, str]:
 
 def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Given) -> str:
     """Where torch refused, what it was given there, what it wants, its own words, and the batch."""
-    says = f"(torch says: {_first_line(error)})."
+    says = f"(torch says: {first_line(error)})."
     foreign = _of_foreign(error, given) if isinstance(error, TypeError) else ""
     if foreign:
         return f"{foreign} {says}"
     calls = calls_in_traceback(error)
     names = {id(module): name for name, module in named_modules(model)}
     inner = calls[-1] if calls and id(calls[-1].module) in names else None
-    place = given.named if inner is None else _place(names[id(inner.module)], inner.module)
+    place = given.named if inner is None else named_module(names[id(inner.module)], inner.module)
     if inner is not None and has_no_forward(error):
         return f"{place} was called and has no forward{_forward_of(inner.module)}"
     given_as = _kinds if isinstance(error, TypeError) else _given
@@ -152,10 +166,10 @@ def _of_foreign(error: Exception, given: Given) -> str:
     return ""
 
 
-def _place(name: str, module: nn.Module) -> str:
+def named_module(name: str, module: nn.Module) -> str:
     """A module by its name in the model, and by its own words where these are short."""
-    own = repr(module)
-    told = own if _is_torchs(module) and len(own) <= LONGEST and "\n" not in own else type(module).__name__
+    own = repr(module) if _is_torchs(module) and not [*module.children()] else ""  # no words of the user's code
+    told = own if 0 < len(own) <= LONGEST and "\n" not in own else type(module).__name__
     return f"{name!r} ({told})" if name else f"the model itself ({told})"
 
 
@@ -208,7 +222,7 @@ def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tenso
     return [tensor for _, tensor in tensors_in([list(args), dict(kwargs)])]
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     """What torch said, in one line: the first one, or the last one behind a trace of TorchScript's.
 
     Of an operation that a backend does not have, torch goes on to say how it was built; that is left out.

@@ -23,6 +23,7 @@ from torch_gradcheck.processes.groups import team_of
 from torch_gradcheck.reporting.progress import ProgressBar, progress_bar
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Mode, callable_argument, validated_request
+from torch_gradcheck.tracebacks import UsersFrames
 
 if TYPE_CHECKING:  # a build of torch may come without it
     from torch.distributed import ProcessGroup
@@ -66,7 +67,7 @@ def blind_spots(
         InvalidRequestError: an argument that cannot be used.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss that cannot be checked.
     """
-    with team_of(group).together() as team:
+    with UsersFrames(), team_of(group).together() as team:
         request = validated_request(
             model, METHOD_NAMES, mode=mode, seed=seed, progress=progress, perturb=perturb, team=team
         )

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from torch_gradcheck.planting.page import page
+from torch_gradcheck.planting.fragment import fragment
 from torch_gradcheck.planting.table import Hidden, table
 from torch_gradcheck.reporting.render.terminal import page_of
 
@@ -28,7 +28,7 @@ class BlindSpot:
     reason: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BlindSpots:
     """All planted faults; iterates over its rows in the order of `named_modules()`, and prints as a table.
 
@@ -62,11 +62,14 @@ class BlindSpots:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"<BlindSpots: {len(self) - len(self.hidden):,} of {len(self):,} faults would be found; {self._where}>"
+
     def __str__(self) -> str:
         return table(self._told, len(self.rows), self._where, self.notes, page_of(sys.stdout))
 
     def _repr_html_(self) -> str:
-        return page(self._told, len(self.rows), self._where, self.notes)
+        return fragment(self._told, len(self.rows), self._where, self.notes)
 
     @property
     def _told(self) -> list[Hidden]:

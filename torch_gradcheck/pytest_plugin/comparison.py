@@ -7,6 +7,7 @@ from types import UnionType
 from typing import Any
 
 import torch_gradcheck
+from torch_gradcheck.pytest_plugin.frames import is_of_package
 
 PLAIN = str | float | int | None
 """Facts that fit on a line."""
@@ -19,17 +20,12 @@ def differences(operator: str, left: object, right: object) -> list[str] | None:
 
     pytest shows eight of them, and all with -vv: so what became wrong comes first.
     """
-    if operator != "==" or not (_is_of_ours(left) and _is_of_ours(right)):
+    if operator != "==" or not (is_of_package(left) and is_of_package(right)):
         return None
     if not (isinstance(left, torch_gradcheck.Report) and isinstance(right, torch_gradcheck.Report)):
         return None
     told = left.compare(right).text(width=80).splitlines()
     return [f"{left!r} == {right!r}", SIDES, *told, *_unequal(left, right)]
-
-
-def _is_of_ours(value: object) -> bool:
-    """Whether a value is of a class of this package; no import is needed to tell that it is not."""
-    return type(value).__module__.startswith(f"{torch_gradcheck.__name__}.")
 
 
 def _unequal(left: torch_gradcheck.Report, right: torch_gradcheck.Report) -> list[str]:

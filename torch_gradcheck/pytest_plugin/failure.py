@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.frames import chain, without_plugin
+from torch_gradcheck.pytest_plugin.frames import is_of_package, without_package, without_plugin
 from torch_gradcheck.pytest_plugin.outcome import attached
+from torch_gradcheck.tracebacks import chain
 
 SECTION = "gradcheck"
 """Title of the table below a traceback."""
@@ -116,14 +117,19 @@ def shorten(reports: Iterable[object], config: pytest.Config) -> None:
     """Has the short summary say of failed checks what fits on a line, where pytest would cut the culprit off."""
     if not _cuts_lines(config):
         return
-    width = config.get_terminal_writer().fullwidth
-    relative: Any = config.cwd_relative_nodeid  # its types are other ones in each version
     for report in reports:
         crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
         if crash is not None and isinstance(report, pytest.TestReport):
-            room = width - len(f"FAILED {relative(report.nodeid)} - ")
+            room = config.get_terminal_writer().fullwidth - len(_before(report, config))
             fitting = {outcome.said: outcome.within(room) for outcome in attached(report)}
             crash.message = fitting.get(crash.message, crash.message)
+
+
+def _before(report: pytest.TestReport, config: pytest.Config) -> str:
+    """What stands before the message on a line of the short summary: "FAILED test_net.py::test_it - "."""
+    relative: Any = config.cwd_relative_nodeid  # its types are other ones in each version
+    _, _, word = config.hook.pytest_report_teststatus(report=report, config=config)
+    return f"{word if isinstance(word, str) else word[0]} {relative(report.nodeid)} - "
 
 
 def _cuts_lines(config: pytest.Config) -> bool:
@@ -132,7 +138,13 @@ def _cuts_lines(config: pytest.Config) -> bool:
     return config.getoption("force_short_summary", False) or not (is_in_ci or config.getoption("verbose") > 1)
 
 
-def hide_plugin(excinfo: pytest.ExceptionInfo[BaseException] | None) -> None:
-    """Takes the frames of the plugin out of a traceback, for those styles that would show them."""
-    if excinfo is not None:
+def hide_package(excinfo: pytest.ExceptionInfo[BaseException] | None, failures: Iterable[Failure]) -> None:
+    """Takes our frames out of a traceback, for those styles that would show them too.
+
+    Where the fixture has failed these are the plugin's; those below are gone. Where a test has called the package
+    itself, all frames of it go if it has raised the error.
+    """
+    if excinfo is not None and any(failures):
         without_plugin(excinfo.value)
+    elif excinfo is not None and is_of_package(excinfo.value):
+        without_package(excinfo.value)

@@ -94,9 +94,10 @@ def settings_of(config: pytest.Config) -> Settings:
 def _number(config: pytest.Config, key: str, kind: Callable[[Any], float]) -> float | None:
     try:
         value = config.getini(key)
-        return None if value in (None, "") else kind(value)
+        return None if value in (None, "", []) else kind(value)  # by version
     except (TypeError, ValueError, pytest.UsageError) as error:  # by version
-        raise pytest.UsageError(f"{key} must be a number: {error}.") from None
+        named = "an integer" if kind is int else "a number"
+        raise pytest.UsageError(f"{key} must be {named}: {error}.") from None
 
 
 def _mode(config: pytest.Config) -> str | None:
@@ -170,5 +171,5 @@ def _refuse_unknown(given: Mapping[str, Any], known: set[str], whose: str) -> No
 
 def closest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence on a name that there is not: "; did you mean 'seed'?", or "." where none is close."""
-    close = get_close_matches(name, list(known), n=1)
+    close = get_close_matches(name, sorted(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else "."

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 ATTRIBUTE = "gradcheck"
 """Of a test report of pytest: the outcomes of the checks since the report before it, in JSON's types."""
@@ -53,20 +53,21 @@ class Outcome:
 
 def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: bool, file: str) -> Outcome:
     """The outcome of a check that came to a report. What is frozen was not checked."""
-    checked = [row for row in report if row.status != "frozen"]
+    checked = [row for row in report if row.status.is_checked]
     wrong, proven = len(report.mismatches), sum(row.status.is_proven for row in checked)
-    place = f", {printable(report.place)}" if report.place else ""
+    place, unproven = f", {printable(report.place)}" if report.place else "", [] if passed else _unproven(report)
+    culprit = report.one_line.removeprefix(report.headline)
     return Outcome(
         test=test,
         number=number,
-        said="; ".join([report.one_line + place, *([] if passed else _unproven(report))]),
+        said="; ".join([report.one_line + place, *unproven]),
         passed=passed,
         proven=proven,
         not_proven=len(checked) - wrong - proven,
         wrong=wrong,
         broken=len(report.broken),
         file=file,
-        shorter=shorter_forms(report.headline, report.one_line.removeprefix(report.headline), place),
+        shorter=(*shorter_forms(report.headline, culprit, place), *unproven),
     )
 
 
@@ -80,7 +81,7 @@ def shorter_forms(headline: str, culprit: str, place: str) -> tuple[str, ...]:
 
 def _unproven(report: torch_gradcheck.Report) -> list[str]:
     """What was not proven, where a test fails for nothing else: it is strict."""
-    names = [row.name for row in report if not (row.status.is_proven or row.status == "frozen")]
+    names = [printable(row.name) for row in report if row.status.is_checked and not row.status.is_proven]
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
     return [f"not proven: {', '.join(names[:NAMED])}{more}"] if report.passed else []
 

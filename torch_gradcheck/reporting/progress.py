@@ -9,6 +9,7 @@ from time import monotonic
 from typing import Protocol
 
 from torch_gradcheck.reporting.progress_screens import Screen, screen_in_notebook, screen_on_terminal
+from torch_gradcheck.reporting.render.terminal import is_dumb, is_terminal
 
 PATIENCE = 1.0
 """Seconds of work before a bar that nobody asked for is shown."""
@@ -58,13 +59,8 @@ def _screen(enabled: bool | None) -> Screen | None:
     notebook = screen_in_notebook()
     if notebook is not None:
         return notebook
-    return screen_on_terminal() if sys.stderr is not None and (enabled or _is_terminal()) else None
-
-
-def _is_terminal() -> bool:
-    """Whether stderr is a terminal that can redraw a line."""
-    isatty = getattr(sys.stderr, "isatty", None)  # stderr may be a logger in disguise
-    return isatty is not None and isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
+    can_redraw = is_terminal(sys.stderr) and not is_dumb()
+    return screen_on_terminal() if sys.stderr is not None and (enabled or can_redraw) else None
 
 
 class _Silent:

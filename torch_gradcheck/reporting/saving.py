@@ -32,6 +32,8 @@ def require_place_for(path: Path) -> None:
 
 
 def _why_unwritable(path: Path) -> str:
+    if "\0" in str(path):
+        return "a path holds no null character"
     try:
         return _what_is_in_the_way(path)
     except OSError as error:  # a folder that may not be looked into, a name that is too long

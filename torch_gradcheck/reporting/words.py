@@ -122,8 +122,8 @@ class LossWords:
     with_model: str = "the model's forward or the loss"
     given: str = "with the batch"
     must_be: str = (
-        "Is it the loss of another model, or a count such as an accuracy? It must be computed from the output of the "
-        "model that is checked, by operations that have a gradient."
+        "Is it the loss of another model, one computed beforehand, or a count such as an accuracy? It must be "
+        "computed from the output of the model that is checked, by operations that have a gradient."
     )
 
     @classmethod

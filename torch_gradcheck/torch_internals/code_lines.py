@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType
+from types import CodeType, FrameType, TracebackType
 
 import torch
 
@@ -24,6 +24,9 @@ def _beginnings(folder: str | Path) -> tuple[str, ...]:
 
 OF_TORCH, OF_OURS = _beginnings(torch.__path__[0]), _beginnings(Path(__file__).parents[1])
 """Torch and this package: their lines tell the user nothing."""
+
+GENERATED, PACKAGES = "<string>", ("torch", __name__.partition(".")[0])
+"""What Python calls the file of code that a dataclass has written, and the packages that are not the user's."""
 
 OF_PYTHON = _beginnings(sysconfig.get_path("stdlib"))
 """The standard library, in which the packages that are installed may lie."""
@@ -63,7 +66,7 @@ def calling_line(frame: FrameType | None = None, *, inside: CodeType | None = No
     if frame is None:
         frame = sys._getframe(1)
     while frame is not None and frame.f_code is not inside:
-        if is_of_the_user(frame.f_code):
+        if is_frame_of_the_user(frame):
             return CodeLine(frame.f_code.co_filename, frame.f_lineno)
         frame = frame.f_back
     return None
@@ -73,11 +76,21 @@ def raising_line(error: BaseException) -> CodeLine | None:
     """The innermost line of the user's that an exception has come through; None where there is none."""
     traceback, found = error.__traceback__, None
     while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if is_of_the_user(code):
-            found = CodeLine(code.co_filename, traceback.tb_lineno)
+        if is_frame_of_the_user(traceback.tb_frame):
+            found = CodeLine(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
         traceback = traceback.tb_next
     return found
+
+
+def users_part(error: BaseException) -> TracebackType | None:
+    """The traceback of an exception without the frames of torch and of this package; None where it has no others."""
+    kept, entry = [], error.__traceback__
+    while entry is not None:
+        kept += [entry] if is_frame_of_the_user(entry.tb_frame) else []
+        entry = entry.tb_next
+    for each, following in zip(kept, [*kept[1:], None], strict=False):
+        each.tb_next = following
+    return kept[0] if kept else None
 
 
 def defining_line(function: object) -> CodeLine | None:
@@ -129,6 +142,12 @@ def _innermost(function: object) -> object:
             function = type(function).__call__
         function = inspect.unwrap(function)
     return function
+
+
+def is_frame_of_the_user(frame: FrameType) -> bool:
+    """Whether the user's code runs in a frame, and none that was generated for torch or for this package."""
+    package = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+    return is_of_the_user(frame.f_code) and not (frame.f_code.co_filename == GENERATED and package in PACKAGES)
 
 
 def is_of_the_user(code: CodeType) -> bool:

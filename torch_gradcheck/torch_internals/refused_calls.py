@@ -11,6 +11,7 @@ from types import CodeType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import Function
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from torch_gradcheck.torch_internals.code_lines import is_of_the_user, is_of_torch
@@ -43,6 +44,9 @@ OF_GRAPHS = ("requires grad", "require grad", "in-place operation", "inplace ope
 
 OF_ARGUMENTS = re.compile(r"^(\w+)\(\): argument '\w+'|^(\w+)\(\) received an invalid combination of arguments")
 """How torch begins where an argument is of another type than it takes, before any watch sees the call."""
+
+OF_RETURNED = re.compile(r"expected Variable or None \(got (\w+)\)")
+"""What torch says where a backward returns anything else. It names no Function."""
 
 RUNS_A_BACKWARD = "_engine_run_backward"
 """The function of torch through which every backward goes."""
@@ -91,7 +95,7 @@ def may_be_torchs(error: BaseException) -> bool:
     False where memory ran out, where a device failed, where torch speaks of graphs, where a generator of the user's has
     ended in an iteration of torch's, and where code that is not of its operations and layers says `raise`.
     """
-    codes = [each.tb_frame.f_code for each in _traces(error)]
+    codes = codes_of(error)
     if (
         isinstance(error.__cause__, StopIteration)
         or type(error) not in KINDS
@@ -108,7 +112,7 @@ def may_be_torchs(error: BaseException) -> bool:
 
 def comes_from_torch(error: BaseException) -> bool:
     """Whether the innermost Python function that an exception has come through is torch's, or it says that it is."""
-    codes = [each.tb_frame.f_code for each in _traces(error)]
+    codes = codes_of(error)
     return bool(codes) and (_is_of_operations(codes[-1]) or OF_ARGUMENTS.match(str(error)) is not None)
 
 
@@ -117,12 +121,29 @@ def lacks_backward(error: BaseException) -> bool:
 
     Its words name an operation that a backend does not have, or sparse tensors, and no Function of the user's has run.
     """
-    codes = [each.tb_frame.f_code for each in _traces(error)]
+    codes = codes_of(error)
     runs = [k for k, code in enumerate(codes) if code.co_name == RUNS_A_BACKWARD]
     if not runs or type(error) not in KINDS or any(is_of_the_user(code) for code in codes[runs[-1] :]):
         return False
     said = str(error)
     return said.startswith("Could not run 'aten::") or "sparse" in said.lower()
+
+
+def without_backward(error: BaseException) -> str | None:
+    """The name of the autograd.Function without a backward for which torch has raised an exception; None of another."""
+    last = _traces(error)[-1:]
+    if type(error) is not NotImplementedError or not last or last[0].tb_frame.f_code is not Function.backward.__code__:
+        return None
+    return str(getattr(type(last[0].tb_frame.f_locals.get("ctx")), "_forward_cls", Function).__name__)
+
+
+def no_gradient_returned(error: BaseException) -> str | None:
+    """What a Function's backward has returned that torch can take for no gradient, as "float"; None of other errors."""
+    names = [each.tb_frame.f_code.co_name for each in _traces(error)]
+    if type(error) is not RuntimeError or RUNS_A_BACKWARD not in names:
+        return None
+    found = OF_RETURNED.fullmatch(str(error))
+    return found[1] if found else None
 
 
 def has_no_forward(error: BaseException) -> bool:
@@ -177,10 +198,15 @@ def _call_of(error: Exception, second: Exception, refused: RefusedCall | None) -
 
 def _called_by_user(error: Exception) -> str:
     """The function of torch behind the last frame that is the user's, as "Normal.__init__"; "" where there is none."""
-    codes = [each.tb_frame.f_code for each in _traces(error)]
+    codes = codes_of(error)
     last = max([k for k, code in enumerate(codes) if is_of_the_user(code)], default=len(codes))
     names = [code.co_qualname for code in codes[last + 1 :] if is_of_torch(code)]
     return names[0] if names else ""
+
+
+def codes_of(error: BaseException) -> list[CodeType]:
+    """The code that an exception has come through, the outermost first."""
+    return [each.tb_frame.f_code for each in _traces(error)]
 
 
 def _traces(error: BaseException) -> list[TracebackType]:

@@ -175,7 +175,11 @@ class Mistakes:
         trials: Mapping[int, ParameterTrial],
         found: Mapping[int, Diagnosis],
     ) -> dict[int, Diagnosis]:
-        """What is left unknown, explained by inputs of the step's forward that are not those of its batch."""
+        """What is left unknown, explained by inputs of the step's forward that are not those of its batch.
+
+        So are rows that are a multiple of the right gradient beside others that are not: of two numbers whose sum is 0,
+        as in the last bias before a softmax of two classes, any gradient is a multiple of any other.
+        """
         words = self._other_inputs()
         if not words:
             return {}
@@ -183,6 +187,9 @@ class Mistakes:
         reference = Reference("the gradient of the inputs that the forward of this step saw", self._as_seen())
         again = self._diagnosed(judged, trials, [reference])
         unknown = [position for position, diagnosis in found.items() if diagnosis.kind is DiagnosisKind.UNKNOWN]
+        if unknown:
+            multiples = (DiagnosisKind.SCALED, DiagnosisKind.SIGN_FLIPPED)
+            unknown += [position for position, diagnosis in found.items() if diagnosis.kind in multiples]
         by_inputs = Diagnosis(DiagnosisKind.UNKNOWN, f"{OTHER_INPUTS} ({words}): .grad is of another batch")
         return {at: again[at] if again[at].kind is DiagnosisKind.STALE else by_inputs for at in unknown}
 

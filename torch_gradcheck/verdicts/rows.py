@@ -259,7 +259,7 @@ def refuse_unreached(rows: Sequence[ParameterReport], words: LossWords) -> None:
 
     A closure that captures what the model has put out before has nothing to do with the model.
     """
-    checked = [row for row in rows if row.status is not Status.FROZEN]
+    checked = [row for row in rows if row.status.is_checked]
     parameters = [row for row in checked if row.role is not Role.CAPTURED]
     checked = parameters or checked
     if {row.status for row in checked} != {Status.UNUSED}:  # no generator: it would swallow a Ctrl-C

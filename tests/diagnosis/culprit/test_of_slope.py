@@ -33,7 +33,7 @@ def test_a_wrong_first_order_is_said_first_and_its_culprit_is_named() -> None:
     report = check_module(nn.Sequential(Gated(), nn.Tanh()), lambda y: y.square().sum(), noise(3, 4), order=2)
     assert not report.passed
     assert report.culprit == "0"
-    assert report.notes[1].startswith("by a check of order=1, the mistake is in the backward of 0 (Gated)")
+    assert report.notes[1].startswith("by a check of order=1, the mistake is in 0 (Gated): in its own forward")
     assert report.notes[2].startswith(
         "the first-order gradient is wrong already: along v the loss itself has the slope"
     )

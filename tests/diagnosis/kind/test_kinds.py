@@ -138,6 +138,27 @@ def test_one_number_proves_little(change: Callable[[Floats], Floats], kind: str)
     assert found.kind == kind
 
 
+def test_a_number_alone_is_compared_without_an_angle() -> None:
+    found = diagnose(Evidence.of(np.array([-22.63]), np.array([1.0]), np.array([1.0])))
+    assert found is not None
+    assert found.message == "dθ is -22.63 times the right gradient, a factor of no known meaning"
+
+
+def test_two_numbers_that_cancel_prove_no_factor() -> None:
+    right, factor = np.array([0.3, -0.3]), -0.612
+    alone = diagnose(Evidence.of(factor * right, right, np.ones(2)))
+    assert alone is not None
+    assert alone.kind == "unknown"
+    both = {"bias": Evidence.of(factor * right, right, np.ones(2)), "weight": evidence(factor * G)}
+    assert {found.kind.value for found in diagnose_all(both).values()} == {"scaled"}
+
+
+def test_a_few_wrong_entries_are_named_where_the_rest_of_their_row_passes() -> None:
+    found = diagnose(Evidence.of(entry((1, 2), 1.5 * G[1, 2]) * (1 + 1e-7), G, THETA, BAR))
+    assert found is not None
+    assert found.message.startswith("dθ is right except in entry [1, 2]")
+
+
 def test_one_number_is_believed_in_company() -> None:
     one = np.array([0.7])
     found = diagnose_all({"scale": Evidence.of(1.37 * one, one, one), "weight": evidence(1.37 * G)})

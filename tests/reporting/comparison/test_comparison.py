@@ -40,8 +40,10 @@ def test_what_became_wrong_is_told_first_with_its_mistake() -> None:
     lines = found.text(width=120).splitlines()
     assert lines[0] == "2 BECAME WRONG, 1 changed, 5 better, 4 as before"
     assert lines[1].startswith("old: gradients right: 6 of 12 parameters")
-    assert lines[3] == "new: gradients WRONG in 2 of 12 parameters; culprit: norm1"
-    assert lines[7] == "became wrong self_attn.out_proj.weight 16×16 match        3.1e-09 mismatch    2.1e-03"
+    assert lines[3] == "new: gradients WRONG in 2 of 12 parameters; culprit: norm1, in the backward of FusedNorm at"
+    assert lines[4] == "net.py:13"
+    assert lines[8].startswith("became wrong norm1.weight"), "the worst"
+    assert lines[9] == "became wrong self_attn.out_proj.weight 16×16 match        3.1e-09 mismatch    2.1e-03"
     assert "    scaled: dθ = 2.000 × the right gradient in every entry" in found.text()
 
 
@@ -153,7 +155,15 @@ def test_a_terminal_has_colours_and_a_formatted_string_has_none(monkeypatch: pyt
 
 def test_long_lists_are_counted() -> None:
     shown = compared("two_hundred_tensors", "no_parameters").text()
-    assert "… and 175 more rows that changed; the lists of the comparison name them all" in shown
+    assert "\n\n… and 185 more rows that changed; the lists of the comparison name them all\n\n" in f"{shown}\n\n"
+
+
+def test_of_what_became_wrong_the_worst_is_told_first() -> None:
+    errors = {"a": 0.1, "b": 0.9, "c": 0.5}
+    new = facts(*[wrong(name, 3, relative_error=error) for name, error in errors.items()])
+    found = Comparison.of(new, facts(*[match(name, 3) for name in errors]))
+    assert found.became_wrong == ["a", "b", "c"], "in the order of the model"
+    assert [line.split()[2] for line in found.text().splitlines() if line.startswith("became")] == ["b", "c", "a"]
 
 
 def test_a_notebook_shows_a_table_in_which_names_are_no_markup() -> None:

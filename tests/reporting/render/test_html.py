@@ -14,6 +14,7 @@ from tests.reporting.render.samples import ANY_FACTS, DRAWN_FACTS, NAN, SAMPLES,
 from tests.zoo.sweeps import EXAMPLES
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, Facts, WrongMap
 from torch_gradcheck.reporting.render.html import html, page
+from torch_gradcheck.reporting.render.html.heat_map import heat_maps
 from torch_gradcheck.reporting.render.html.scales import Axis, percent_of_log
 from torch_gradcheck.reporting.render.html.scatter import scatter
 
@@ -234,3 +235,14 @@ def test_the_contract_has_its_badges_and_its_messages() -> None:
     assert "12 of 12 entries changed" in read.words
     assert "forward_ad, vmap: The Function has no jvp." in read.words
     assert 'title="The backward says' in html(SAMPLES["broken_contract"])
+
+
+def test_shares_of_wrong_entries_that_are_no_shares_are_drawn_as_the_nearest_one() -> None:
+    """As a document of somebody else's may hold them."""
+    where = WrongMap(((math.inf, 0.5, 0.0, -1.0),), "", "4 entries", (1, 1))
+    [panel] = heat_maps(where, ("analytic", "numeric"))
+    assert re.findall('class="(w8|w4|right)" d="([^"]*)"', panel.drawing) == [
+        ("right", "m2 0h2"),
+        ("w4", "m1 0h1"),
+        ("w8", "m0 0h1"),
+    ]

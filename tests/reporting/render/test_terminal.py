@@ -118,6 +118,12 @@ def closed() -> io.StringIO:
     return stream
 
 
+def detached() -> io.TextIOWrapper:
+    stream = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    stream.detach()
+    return stream
+
+
 class Notebook:
     """As ipykernel's stream, which has no file and is no terminal."""
 
@@ -139,8 +145,17 @@ class Strange:
 
 @pytest.mark.parametrize(
     "stream",
-    [None, closed(), io.StringIO(), io.TextIOWrapper(io.BytesIO(), "utf-8"), Notebook(), Strange(), object()],
-    ids=["none", "closed", "StringIO", "bytes", "notebook", "unknown encoding", "object"],
+    [
+        None,
+        closed(),
+        io.StringIO(),
+        io.TextIOWrapper(io.BytesIO(), "utf-8"),
+        Notebook(),
+        Strange(),
+        detached(),
+        object(),
+    ],
+    ids=["none", "closed", "StringIO", "bytes", "notebook", "unknown encoding", "detached", "object"],
 )
 def test_any_stream_gives_the_plain_text(stream: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", stream)

@@ -293,7 +293,7 @@ def _by_slices(explanation: Explanation, evidence: Evidence, terms: Sequence[Ter
             fit = fitted_by_slices(off, [evidence.grid(term.values)], axes, LEFT_AT_FIRST)
             if fit is not None and explanation.passes_without(fit.ravel()):
                 words = "1 (its mean)" if term.words == CONSTANT else term.words
-                message = f"dθ is right up to a multiple of {words} {along_in_words(axes)}, another one in each slice"
+                message = f"dθ is off by a multiple of {words} {along_in_words(axes)}, another one in each slice"
                 return Diagnosis(DiagnosisKind.PROJECTION, message)
         fit = None if terms else fitted_by_slices(off, [right], axes, LEFT_AT_FIRST)
         if fit is not None and are_independent(right, axes) and explanation.passes_without(fit.ravel()):

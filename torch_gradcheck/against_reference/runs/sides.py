@@ -15,6 +15,7 @@ from torch_gradcheck.against_reference.runs.counterparts import parts_of_gradien
 from torch_gradcheck.against_reference.runs.run import Run, ran, run_of
 from torch_gradcheck.borrowing.loan import Borrowed, Loan, Start, lend
 from torch_gradcheck.borrowing.random_state import RandomState
+from torch_gradcheck.gradients.refused_gradients import raise_misfit
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.refusals import raise_any, refusal
 from torch_gradcheck.objective.theta import Theta, theta_of
@@ -87,6 +88,7 @@ def _ran(
     except Exception as error:
         again = partial(ran, forward, parts, borrowed)
         raise_any(refusal(error, again, computation.model, computation.loss.given), error)
+        raise_misfit(error, again, computation.model)
         raise
 
 

@@ -170,8 +170,8 @@ def _projection(gradient: InputGradient) -> InputMistake | None:
             fit = fitted_by_slices(gradient.error, basis, axes, EXACT)
             if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
                 words = (
-                    f"is right up to a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in "
-                    "each slice: the terms that take this part out are missing or wrong"
+                    f"is off by a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in each "
+                    f"slice: the backward lacks the term with {' and '.join(names)} there, or has it wrong"
                 )
                 return InputMistake(DiagnosisKind.PROJECTION, words, fit)
     return None

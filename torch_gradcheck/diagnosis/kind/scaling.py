@@ -19,6 +19,9 @@ ROUNDINGS = 4.0
 ENOUGH_ROUNDED = 4
 """So many entries, at least, make a factor between rounded numbers more than a coincidence."""
 
+CANCEL = 1e-6
+"""Two entries cancel where their sum is a millionth of their sizes."""
+
 CLEARLY_NOT_ONE = 3.0
 """A factor is a mistake only if it is more than this many residuals of its fit away from 1."""
 
@@ -35,7 +38,13 @@ def scaled(evidence: Evidence, meanings: Sequence[FactorMeaning]) -> Finding | N
         return _scaled_and_rounded(evidence, meanings)
     if factor == 0 or abs(factor - 1) <= CLEARLY_NOT_ONE * residual:
         return None
-    return _by_factor(factor, residual, _everywhere(n, residual), meanings, proven=len(n) > 1)
+    return _by_factor(factor, residual, _everywhere(n, residual), meanings, proven=_prove(n))
+
+
+def _prove(resolved: Floats) -> bool:
+    """Whether these entries show a factor. Two that cancel do not: those of two logits always do."""
+    cancel = len(resolved) == 2 and abs(np.sum(resolved)) <= CANCEL * np.sum(np.abs(resolved))
+    return len(resolved) > 1 and not cancel
 
 
 def _by_factor(

@@ -45,8 +45,8 @@ def projection(evidence: Evidence, _: Sequence[FactorMeaning]) -> Finding | None
             fit = fitted_by_slices(off, [basis], axes)
             if fit is not None and evidence.explains(evidence.numeric + fit.ravel()):
                 message = (
-                    f"dθ is right up to a multiple of {name} {along_in_words(axes)}, another one in each slice: the "
-                    "terms that take this part out are missing or wrong"
+                    f"dθ is off by a multiple of {name} {along_in_words(axes)}, another one in each slice: the "
+                    f"backward lacks the term with {name} there, or has it wrong"
                 )
                 return conclusive(DiagnosisKind.PROJECTION, message)
     return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import ContractEntry, ContractStatus, Facts
 from torch_gradcheck.reporting.facts.content import Record
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from torch_gradcheck.reporting.facts import Facts, ParameterReport, Role, Status, badness
 from torch_gradcheck.reporting.facts.content import Record
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 BEYOND_NOISE = 2.0
 """The factor by which a relative error must have grown or shrunk to be worse or better."""

@@ -85,7 +85,7 @@ class Facts(Record):
     @property
     def proven(self) -> bool:
         """`passed`, and every checked parameter is a match or a kink: none is flat, unused or undecided."""
-        return self.passed and all(row.status.is_proven for row in self.parameters if row.status is not Status.FROZEN)
+        return self.passed and all(row.status.is_proven for row in self.parameters if row.status.is_checked)
 
     @property
     def verdict(self) -> Verdict | None:
@@ -131,6 +131,7 @@ class Facts(Record):
     def __getitem__(self, key: slice) -> list[ParameterReport]: ...
     def __getitem__(self, key: str | SupportsIndex | slice) -> ParameterReport | list[ParameterReport]:
         """The row of a name or alias, the row at a position, or a list of rows for a slice of positions."""
+        __tracebackhide__ = True  # pytest shows the caller's line
         if isinstance(key, str):
             return self._named(key)
         if isinstance(key, slice):
@@ -140,6 +141,7 @@ class Facts(Record):
         return self._at(index(key))
 
     def _named(self, name: str) -> ParameterReport:
+        __tracebackhide__ = True
         for row in self.parameters:
             if name == row.name or name in row.aliases:
                 return row
@@ -149,6 +151,7 @@ class Facts(Record):
         raise KeyError(f"no row {name!r} in this report; {hint}")
 
     def _at(self, position: int) -> ParameterReport:
+        __tracebackhide__ = True
         if not -len(self) <= position < len(self):
             raise IndexError(f"no row {position} in this report; {_in_short([row.name for row in self.parameters])}")
         return self.parameters[position]

@@ -11,7 +11,7 @@ from torch_gradcheck.reporting.facts.diagnosis import Diagnosis
 from torch_gradcheck.reporting.facts.one_line import shape_of
 from torch_gradcheck.reporting.facts.pairs import Pairs
 from torch_gradcheck.reporting.facts.status import Status, Verdict
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 
 class Role(StrEnum):

@@ -31,6 +31,11 @@ class Status(Word):
         return Trait.NAMED_AS_UNPROVEN in self.traits
 
     @property
+    def is_checked(self) -> bool:
+        """False where the gradient was not looked at."""
+        return self is not Status.FROZEN
+
+    @property
     def is_proven(self) -> bool:
         """True where differences of J agree with the gradient."""
         return Trait.PROVEN in self.traits

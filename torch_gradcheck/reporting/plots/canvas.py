@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from torch_gradcheck.errors import MissingMatplotlibError
 from torch_gradcheck.reporting.kept_random import kept_random
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MISSING = "plot() needs matplotlib, which is not installed: pip install 'torch-gradcheck[plot]'"
+MISSING = "plot() needs matplotlib, which is not installed: pip install matplotlib (the extra torch-gradcheck[plot])"
 
 FAINT = "#8c959f"
 """Of axes, and of lines that guide the eye."""

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from torch_gradcheck.reporting.facts import Facts, ParameterReport, Role, Status
+from torch_gradcheck.reporting.printable import printable
 from torch_gradcheck.reporting.render.figures import figure
-from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import counted, listed, times
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import Facts, ParameterReport, Status
+from torch_gradcheck.reporting.printable import printable
 from torch_gradcheck.reporting.render.figures import UNMEASURED, error_bar, figure, short, word
-from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import percent, times
 
 
@@ -42,8 +42,9 @@ def columns_of(facts: Facts) -> tuple[Column, ...]:
 
 def _relative_error(row: ParameterReport, _: float) -> str:
     ratio = row.relative_error
-    has_none = ratio is None or (math.isnan(ratio) and row.status is Status.UNDECIDED)
-    return UNMEASURED if has_none or ratio is None else figure(ratio)
+    if ratio is None or (math.isnan(ratio) and row.status is Status.UNDECIDED):
+        return UNMEASURED
+    return figure(ratio)
 
 
 def _verdict(row: ParameterReport, tolerance: float) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import ContractEntry, ContractStatus, Facts
-from torch_gradcheck.reporting.render.printable import printable, prose
+from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.words import listed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 LISTED = 8
 """Groups of unproven parameters and tied parameters that are described one by one: 8 of each."""

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import Coordinate, DiagnosisKind, Facts, ParameterReport, Status
 from torch_gradcheck.reporting.facts.one_line import shape_of
+from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.figures import error_bar, figure
 from torch_gradcheck.reporting.render.limits import Limits
 from torch_gradcheck.reporting.render.picture import Picture, picture_of
-from torch_gradcheck.reporting.render.printable import printable, prose
 
 VARIOUS = "various"
 """The shape of several parameters that have not the same."""

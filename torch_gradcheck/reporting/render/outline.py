@@ -15,16 +15,16 @@ from torch_gradcheck.reporting.facts import (
     badness,
 )
 from torch_gradcheck.reporting.facts.one_line import shape_of
+from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.beside_reference import outcome_beside, summary_beside, tightness
 from torch_gradcheck.reporting.render.columns import Column, columns_of
 from torch_gradcheck.reporting.render.contract import Contract, contract_outcome, contract_section
 from torch_gradcheck.reporting.render.figures import error_bar, figure, raised, word
 from torch_gradcheck.reporting.render.limits import ALL, Limits
 from torch_gradcheck.reporting.render.mistakes import Mistake, alike, mistakes_of
-from torch_gradcheck.reporting.render.printable import printable, prose
 from torch_gradcheck.reporting.words import STATUS_WORDS, counted, noun, tolerance_in_words
 
-FIGURE = re.compile(r"(?<![\w.:\[=])\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: of \d+)?(?![\w.\]]*\w)")
+FIGURE = re.compile(r"(?<![\w.:\[=-])-?\d+(?:\.\d+)?(?:e[-+]?\d+)?(?: of \d+)?(?![\w.\]]*\w)")
 """A measured number in a sentence, or how many of how many; no index, line of code or option."""
 
 MAX_ROWS = 10
@@ -163,6 +163,11 @@ def one_line(facts: Facts) -> str:
     return headline(facts) if culprit is None else f"{headline(facts)}; culprit: {culprit}"
 
 
+def one_line_with_place(facts: Facts) -> str:
+    """Returns the same, and where in the code the mistake is, where that is known."""
+    return f"{one_line(facts)}, {printable(facts.place)}" if facts.place else one_line(facts)
+
+
 def headline(facts: Facts) -> str:
     """Returns the outcome on one line: the numbers of gradients that are wrong, right, or neither; the contract."""
     counts = Counter(row.status for row in facts)
@@ -201,8 +206,13 @@ def _summary(facts: Facts) -> tuple[str, ...]:
 def _allowed(facts: Facts) -> str:
     """Returns what else passes, where a ratio beyond the tolerance did: what rounding explains."""
     ratio = facts.relative_error
-    beyond = ratio is not None and ratio > facts.tolerance and not facts.mismatches
-    return ", and what the error bars explain" if beyond else ""
+    if ratio is None or not math.isfinite(ratio) or (ratio > facts.tolerance) is bool(facts.mismatches):
+        return ""
+    if not facts.mismatches:
+        return ", and what the error bars explain"
+    worst = max(facts.mismatches, key=badness)
+    are = "is" if worst.mismatched == 1 else "are"
+    return f" in every entry: {worst.mismatched:,} of {worst.checked:,} {are} wrong in {printable(worst.name)}"
 
 
 def _effort(facts: Facts) -> str:
@@ -225,7 +235,7 @@ def ratio_in_words(facts: Facts) -> str:
 
 
 def _decided_part(facts: Facts) -> str:
-    checked = [row.status for row in facts if row.status is not Status.FROZEN]
+    checked = [row.status for row in facts if row.status.is_checked]
     return "the whole θ" if all(status.is_decided for status in checked) else "the decided part of θ"
 
 

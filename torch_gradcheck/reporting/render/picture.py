@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import WrongMap
-from torch_gradcheck.reporting.render.printable import printable
+from torch_gradcheck.reporting.printable import printable
 
 SHADES = "·░▒▓█"
 """Characters of a cell, from all right to more than three quarters wrong."""

@@ -50,22 +50,28 @@ def page_of(stream: Any) -> Page:
     The width is `COLUMNS`, else that of the terminal, else 80. Only a terminal has colours, unless the variable
     `FORCE_COLOR` asks for them; none has where `NO_COLOR` is set, or `TERM` is `dumb`.
     """
-    is_terminal = _is_terminal(stream)
-    return Page(_width(stream, is_terminal), _has_color(stream, is_terminal), _encoding(stream))
+    on_terminal = is_terminal(stream)
+    return Page(_width(stream, on_terminal), _has_color(stream, on_terminal), _encoding(stream))
 
 
-def _is_terminal(stream: Any) -> bool:
+def is_terminal(stream: Any) -> bool:
+    """Whether a stream says that it is a terminal; it may be None, closed or no file at all."""
     try:
         return bool(stream.isatty())
     except (AttributeError, ValueError, OSError):  # no stream, or a closed one
         return False
 
 
-def _width(stream: Any, is_terminal: bool) -> int:
+def is_dumb() -> bool:
+    """Whether terminals here only print: without colours, and without going back in a line."""
+    return os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+
+
+def _width(stream: Any, on_terminal: bool) -> int:
     columns = os.environ.get("COLUMNS", "")
     if columns.isdecimal() and int(columns):
         return int(columns)
-    if not is_terminal:
+    if not on_terminal:
         return WIDTH
     try:
         return os.get_terminal_size(stream.fileno()).columns or WIDTH
@@ -73,12 +79,12 @@ def _width(stream: Any, is_terminal: bool) -> int:
         return WIDTH
 
 
-def _has_color(stream: Any, is_terminal: bool) -> bool:
+def _has_color(stream: Any, on_terminal: bool) -> bool:
     if os.environ.get("NO_COLOR"):
         return False
     if os.environ.get("FORCE_COLOR", "0") not in ("", "0"):
         return True
-    if not is_terminal or os.environ.get("TERM", "").lower() in ("dumb", "unknown"):
+    if not on_terminal or is_dumb():
         return False
     return not type(stream).__module__.startswith("idlelib") and not _is_old_console()
 
@@ -96,5 +102,5 @@ def _is_old_console() -> bool:
 def _encoding(stream: Any) -> str:
     try:
         return codecs.lookup(stream.encoding).name
-    except (AttributeError, TypeError, LookupError):  # a StringIO has none
+    except (AttributeError, TypeError, ValueError, LookupError):  # a StringIO has none, nor what has been detached
         return "utf-8"

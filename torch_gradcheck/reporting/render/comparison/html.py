@@ -9,10 +9,10 @@ from torch_gradcheck.reporting.render.comparison.outline import (
     explanations,
     headline_of,
     lines_of,
+    told,
     unlike,
 )
 from torch_gradcheck.reporting.render.html.templates import filled
-from torch_gradcheck.reporting.render.outline import one_line
 
 
 def html_of(found: Difference) -> str:
@@ -21,7 +21,7 @@ def html_of(found: Difference) -> str:
         FRAGMENT,
         headline=headline_of(found),
         style="color: #cf222e" if found.regressed else "",
-        sentences=[f"old: {one_line(found.old)}", f"new: {one_line(found.new)}", *unlike(found)],
+        sentences=[*told(found), *unlike(found)],
         headers=HEADERS,
         lines=lines_of(found),
         explanations=[(name, in_one_line(message)) for name, message in explanations(found)],

@@ -11,8 +11,9 @@ from torch_gradcheck.reporting.comparison.difference import Difference
 from torch_gradcheck.reporting.comparison.rows import Change, ComparedRow
 from torch_gradcheck.reporting.facts import ParameterReport
 from torch_gradcheck.reporting.facts.one_line import shape_of
+from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.figures import UNMEASURED, figure
-from torch_gradcheck.reporting.render.printable import printable, prose
+from torch_gradcheck.reporting.render.outline import one_line, one_line_with_place
 from torch_gradcheck.reporting.words import listed
 
 EXPLAINED = 8
@@ -83,8 +84,19 @@ def _another_loss(found: Difference) -> list[str]:
 def lines_of(found: Difference) -> list[Line]:
     """The rows that are not as before, the worst first."""
     order = list(Change)
-    changed = [row for row in found.rows if row.change is not Change.SAME]
+    changed = [row for row in _worst_first(found) if row.change is not Change.SAME]
     return [Line(row.change, _cells(row)) for row in sorted(changed, key=lambda row: order.index(row.change))]
+
+
+def told(found: Difference) -> list[str]:
+    """What each report says in a line, and where in the code the new one's mistake is."""
+    return [f"old: {one_line(found.old)}", f"new: {one_line_with_place(found.new)}"]
+
+
+def _worst_first(found: Difference) -> list[ComparedRow]:
+    """The rows with those that are wrong now in the order of the new report's `mismatches`, then the others."""
+    place = {id(row): k for k, row in enumerate(found.new.mismatches)}
+    return sorted(found.rows, key=lambda row: place.get(id(row.new), len(place)))
 
 
 def _cells(row: ComparedRow) -> tuple[str, ...]:
@@ -105,7 +117,7 @@ def _figures(row: ParameterReport | None) -> tuple[str, str]:
 def explanations(found: Difference) -> Iterator[tuple[str, str]]:
     """What became wrong, and the evidence: of rows the mistake, of entries of the contract the message."""
     rows: dict[str, list[str]] = {}
-    for each in found.rows:
+    for each in _worst_first(found):
         if each.change is Change.BECAME_WRONG:
             rows.setdefault(_evidence(each.row), []).append(printable(each.name))
     rows.pop("", None)

@@ -14,10 +14,10 @@ from torch_gradcheck.reporting.render.comparison.outline import (
     explanations,
     headline_of,
     lines_of,
+    told,
     unlike,
 )
 from torch_gradcheck.reporting.render.layout import indented, rendered, styled
-from torch_gradcheck.reporting.render.outline import one_line
 from torch_gradcheck.reporting.render.shorten import cells_of, shortened
 from torch_gradcheck.reporting.render.terminal import Page
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-MANY = 30
+MANY = 20
 """Rows of the table; further ones are counted."""
 
 
@@ -41,15 +41,15 @@ def text_of(found: Difference, page: Page) -> str:
     sections = [
         rendered(_opening(found), page),
         rendered([_table(lines[:MANY], page)], page, is_table=True) if lines else "",
-        rendered(_below(found, len(lines)), page),
+        rendered(_left_out(len(lines) - MANY), page),
+        rendered(_below(found), page),
     ]
     return "\n\n".join(section for section in sections if section)
 
 
 def _opening(found: Difference) -> Iterator[RenderableType]:
     yield styled(headline_of(found), "bold red" if found.regressed else "bold")
-    for called, facts in (("old", found.old), ("new", found.new)):
-        yield styled(f"{called}: {one_line(facts)}")
+    yield from map(styled, told(found))
     yield from [styled(sentence, "yellow") for sentence in unlike(found)]
 
 
@@ -74,11 +74,12 @@ def _names(lines: Sequence[Line], page: Page) -> list[str]:
     return shortened([line.cells[1] for line in lines], max(room, SHORTEST), "…" if page.can_show("…") else "...")
 
 
-def _below(found: Difference, number: int) -> Iterator[RenderableType]:
-    if number > MANY:
-        yield styled(
-            f"… and {number - MANY:,} more rows that changed; the lists of the comparison name them all", "dim"
-        )
+def _left_out(number: int) -> list[RenderableType]:
+    more = f"… and {number:,} more rows that changed; the lists of the comparison name them all"
+    return [styled(more, "dim")] if number > 0 else []
+
+
+def _below(found: Difference) -> Iterator[RenderableType]:
     for line, message in explanations(found):
         yield styled(line, "red")
         yield indented(styled(message))

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts import ParameterReport, WrongMap
+from torch_gradcheck.reporting.printable import printable
 from torch_gradcheck.reporting.render.html.heat_map import Panel, heat_maps
 from torch_gradcheck.reporting.render.html.scatter import Scatter, scatter
-from torch_gradcheck.reporting.render.printable import printable
 
 
 @dataclass(frozen=True, slots=True)

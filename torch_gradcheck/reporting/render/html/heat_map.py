@@ -64,7 +64,7 @@ def _share_class(share: float) -> str:
     """The class of a share of wrong entries: not judged, right, or a shade of wrong."""
     if math.isnan(share):
         return "none"
-    return f"w{max(1, math.ceil(share * SHADES))}" if share else "right"
+    return f"w{max(1, math.ceil(min(share, 1.0) * SHADES))}" if share > 0 else "right"
 
 
 def _signed_class(value: float, largest: float) -> str:

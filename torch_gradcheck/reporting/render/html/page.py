@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch_gradcheck.reporting.facts import Facts
+from torch_gradcheck.reporting.facts import Facts, Status
+from torch_gradcheck.reporting.printable import printable
 from torch_gradcheck.reporting.render.figures import raised
 from torch_gradcheck.reporting.render.html.bars import bar
 from torch_gradcheck.reporting.render.html.drawings import Drawings, drawings_of
@@ -11,7 +12,6 @@ from torch_gradcheck.reporting.render.html.styles import BODY, STYLE
 from torch_gradcheck.reporting.render.html.templates import FRAGMENT, PAGE, filled
 from torch_gradcheck.reporting.render.mistakes import Mistake
 from torch_gradcheck.reporting.render.outline import Line, headline, outline
-from torch_gradcheck.reporting.render.printable import printable
 from torch_gradcheck.reporting.words import tolerance_in_words
 
 ROWS = 20
@@ -57,10 +57,10 @@ def page(facts: Facts, title: str) -> str:
     return filled(PAGE, title=outcome, body=BODY, fragment=html(facts))
 
 
-def _outcome(facts: Facts) -> tuple[str, str]:
+def _outcome(facts: Facts) -> tuple[Status, str]:
     """Returns the status whose colour the headline has, and its word."""
     if facts.is_wrong or facts.backward_spread:
-        return "mismatch", "wrong"
+        return Status.MISMATCH, "wrong"
     if facts.proven:
-        return "match", f"right{raised(facts.tolerance)}" if facts.reference is None else "right"
-    return "undecided", "not all proven" if facts.passed else "not proven"
+        return Status.MATCH, f"right{raised(facts.tolerance)}" if facts.reference is None else "right"
+    return Status.UNDECIDED, "not all proven" if facts.passed else "not proven"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch_gradcheck.planting.table import Hidden, outcome, together
+from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.html.styles import STYLE
 from torch_gradcheck.reporting.render.html.templates import filled
-from torch_gradcheck.reporting.render.printable import printable, prose
 
 FRAGMENT = """
 <div class="torch-gradcheck">
@@ -37,7 +37,7 @@ FRAGMENT = """
 """
 
 
-def page(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[str]) -> str:
+def fragment(hidden: Sequence[Hidden], planted: int, where: str, notes: Sequence[str]) -> str:
     """Returns the fragment; names and messages are escaped.
 
     Args:
