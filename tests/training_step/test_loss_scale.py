@@ -1,4 +1,4 @@
-"""A loss scale that overflows: the scaler skips that step, so nothing is called wrong that only the scale has spoilt."""
+"""A loss scale that overflows: the scaler skips that step, so what only the scale has spoilt is not called wrong."""
 
 from __future__ import annotations
 

@@ -203,7 +203,8 @@ class GradientMonitor:
 
         Returns:
             The report of a scheduled step, else None. A row is that of the model's backward, or that of `.grad` where
-            only `.grad` is wrong, or undecided because a loss scale overflowed; `report.in_grad` is the whole report on `.grad`.
+            only `.grad` is wrong, or undecided because a loss scale overflowed; `report.in_grad` is the whole report on
+            `.grad`.
 
         Raises:
             GradientMismatchError: a gradient is wrong, and `on_mismatch` is `"raise"`.
