@@ -17,7 +17,6 @@ from torch_gradcheck.torch_internals.refused_calls import (
     has_no_forward,
     lacks_backward,
     may_be_torchs,
-    no_gradient_returned,
     raises_itself,
     refused_call,
     without_backward,
@@ -170,21 +169,6 @@ def test_a_function_without_a_backward() -> None:
     leaf = torch.ones(2, requires_grad=True)
     assert without_backward(error_of(lambda: Half.apply(leaf).sum().backward())) == "Half"
     assert without_backward(error_of(raises)) is None
-
-
-def test_a_backward_that_returns_no_gradient() -> None:
-    class Number(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-            return x / 2
-
-        @staticmethod
-        def backward(ctx: Any, grad: torch.Tensor) -> Any:
-            return 0.5
-
-    leaf = torch.ones(2, requires_grad=True)
-    assert no_gradient_returned(error_of(lambda: Number.apply(leaf).sum().backward())) == "float"
-    assert no_gradient_returned(error_of(raises)) is None
 
 
 def test_an_operation_without_a_backward_for_sparse_tensors() -> None:

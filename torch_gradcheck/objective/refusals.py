@@ -28,7 +28,6 @@ from torch_gradcheck.torch_internals.refused_calls import (
     has_no_forward,
     lacks_backward,
     may_be_torchs,
-    no_gradient_returned,
     raises_itself,
     refused_call,
     without_backward,
@@ -104,12 +103,6 @@ def refused_backward(error: Exception) -> MisfitError | None:
     function = without_backward(error)
     if function is not None:
         return MisfitError(f"autograd.Function {function} has no backward: write one, as a static method of that name.")
-    returned = no_gradient_returned(error)
-    if returned is not None:
-        return MisfitError(
-            f"the backward of an autograd.Function returned a {returned} among its gradients: return a tensor, or "
-            "None, for each argument of its forward."
-        )
     if isinstance(error, GradcheckError) or not lacks_backward(error):
         return None
     return MisfitError(

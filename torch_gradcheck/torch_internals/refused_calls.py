@@ -45,9 +45,6 @@ OF_GRAPHS = ("requires grad", "require grad", "in-place operation", "inplace ope
 OF_ARGUMENTS = re.compile(r"^(\w+)\(\): argument '\w+'|^(\w+)\(\) received an invalid combination of arguments")
 """How torch begins where an argument is of another type than it takes, before any watch sees the call."""
 
-OF_RETURNED = re.compile(r"expected Variable or None \(got (\w+)\)")
-"""What torch says where a backward returns anything else. It names no Function."""
-
 RUNS_A_BACKWARD = "_engine_run_backward"
 """The function of torch through which every backward goes."""
 
@@ -135,15 +132,6 @@ def without_backward(error: BaseException) -> str | None:
     if type(error) is not NotImplementedError or not last or last[0].tb_frame.f_code is not Function.backward.__code__:
         return None
     return str(getattr(type(last[0].tb_frame.f_locals.get("ctx")), "_forward_cls", Function).__name__)
-
-
-def no_gradient_returned(error: BaseException) -> str | None:
-    """What a Function's backward has returned that torch can take for no gradient, as "float"; None of other errors."""
-    names = [each.tb_frame.f_code.co_name for each in _traces(error)]
-    if type(error) is not RuntimeError or RUNS_A_BACKWARD not in names:
-        return None
-    found = OF_RETURNED.fullmatch(str(error))
-    return found[1] if found else None
 
 
 def has_no_forward(error: BaseException) -> bool:
