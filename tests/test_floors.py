@@ -18,8 +18,7 @@ ROOT = Path(torch_gradcheck.__file__).parent
 
 FLOORS = """
     version errors arrays torch_internals
-    tracebacks
-    processes precision differences reporting
+    processes precision differences reporting tracebacks
     request
     borrowing
     objective

@@ -19,6 +19,7 @@ from torch_gradcheck.torch_internals.refused_calls import (
     may_be_torchs,
     raises_itself,
     refused_call,
+    without_backward,
 )
 
 X = torch.ones(2, 3)
@@ -157,6 +158,17 @@ class WithoutKernel(torch.autograd.Function):
 def test_a_module_without_a_forward() -> None:
     assert has_no_forward(error_of(lambda: Unfinished()(X)))
     assert not has_no_forward(error_of(raises))
+
+
+def test_a_function_without_a_backward() -> None:
+    class Half(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x / 2
+
+    leaf = torch.ones(2, requires_grad=True)
+    assert without_backward(error_of(lambda: Half.apply(leaf).sum().backward())) == "Half"
+    assert without_backward(error_of(raises)) is None
 
 
 def test_an_operation_without_a_backward_for_sparse_tensors() -> None:

@@ -30,6 +30,7 @@ from torch_gradcheck.torch_internals.refused_calls import (
     may_be_torchs,
     raises_itself,
     refused_call,
+    without_backward,
 )
 
 LONGEST = 60
@@ -95,7 +96,10 @@ def refused_output(error: Exception, output: Any, given: Given) -> MisfitError |
 
 
 def refused_backward(error: Exception) -> MisfitError | None:
-    """The error to raise where an operation of torch's has no backward for such tensors as it was given; else None."""
+    """The error to raise where a Function, or an operation of torch's for such tensors, has no backward; else None."""
+    function = without_backward(error)
+    if function is not None:
+        return MisfitError(f"autograd.Function {function} has no backward: write one, as a static method of that name.")
     if isinstance(error, GradcheckError) or not lacks_backward(error):
         return None
     return MisfitError(

@@ -135,8 +135,8 @@ FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 def is_set_up(module: nn.Module) -> bool:
-    """Whether the constructor of modules has run; a class may forget to call it."""
-    return "_modules" in vars(module)
+    """Whether the constructor of modules has run; a class may forget to call it. Those of TorchScript keep no dict."""
+    return "_modules" in vars(module) or isinstance(module, torch.jit.ScriptModule)
 
 
 def has_forward_hooks(module: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from types import CodeType, TracebackType
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import Function
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from torch_gradcheck.torch_internals.code_lines import is_of_the_user, is_of_torch
@@ -123,6 +124,14 @@ def lacks_backward(error: BaseException) -> bool:
         return False
     said = str(error)
     return said.startswith("Could not run 'aten::") or "sparse" in said.lower()
+
+
+def without_backward(error: BaseException) -> str | None:
+    """The name of the autograd.Function without a backward for which torch has raised an exception; None of another."""
+    last = _traces(error)[-1:]
+    if type(error) is not NotImplementedError or not last or last[0].tb_frame.f_code is not Function.backward.__code__:
+        return None
+    return str(getattr(type(last[0].tb_frame.f_locals.get("ctx")), "_forward_cls", Function).__name__)
 
 
 def has_no_forward(error: BaseException) -> bool:
