@@ -18,7 +18,8 @@ ROOT = Path(torch_gradcheck.__file__).parent
 
 FLOORS = """
     version errors arrays torch_internals
-    processes precision differences reporting tracebacks
+    tracebacks
+    processes precision differences reporting
     request
     borrowing
     objective

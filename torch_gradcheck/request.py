@@ -13,6 +13,7 @@ import torch
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.processes.team import Team
+from torch_gradcheck.torch_internals.modules import is_set_up
 
 Mode = Literal["eval", "train", "keep"]
 
@@ -200,7 +201,7 @@ def _module(name: str, model: object) -> torch.nn.Module:
         raise InvalidRequestError(f"{name} is the class {model.__name__}; give an instance: {model.__name__}(...).")
     if not isinstance(model, torch.nn.Module):
         raise InvalidRequestError(f"{name} must be a torch.nn.Module, got {_found(model)}.{_instead_of_model(model)}")
-    if "_modules" not in vars(model):
+    if not is_set_up(model):
         kind = type(model).__name__
         raise InvalidRequestError(f"{name} ({kind}) is not set up: call super().__init__() in the __init__ of {kind}.")
     return model

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from torch_gradcheck.borrowing.captures import captures_of
+from torch_gradcheck.borrowing.captures import MANY, captures_of
 
 T = torch.ones(3)
 M = nn.Linear(2, 2)
@@ -220,3 +220,15 @@ def test_what_a_module_holds_has_no_name_but_for_plain_attributes() -> None:
     holder = {"a": module}
     assert named(lambda: holder["a"]) == {"holder['a'].cache": 7, "holder['a'].0.cache": 8}
     assert named(module.forward) == {"self.cache": 7, "self.0.cache": 8}
+
+
+def test_an_optimizers_state_is_found_however_many_weights_it_moves_and_however_far_away() -> None:
+    weights = [torch.ones(1, requires_grad=True) for _ in range(MANY + 1)]
+    optimizer = torch.optim.SGD(weights, lr=0.1, momentum=0.9)
+    for weight in weights:
+        weight.grad = torch.ones(1)
+    optimizer.step()
+    captured = captures_of(closure_over([[optimizer]]))
+    momenta = {id(state["momentum_buffer"]) for state in optimizer.state.values()}
+    assert momenta <= captured.tensors.keys()
+    assert {id(each) for each in (optimizer, optimizer.state, optimizer.param_groups)} <= captured.of_steppers

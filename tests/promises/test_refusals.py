@@ -121,14 +121,6 @@ class Unprepared(nn.Module):
         pass
 
 
-class Half(torch.autograd.Function):
-    """Has no backward."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x / 2
-
-
 class Nothing(NamedTuple):
     """A tuple with names, for nothing."""
 
@@ -317,11 +309,6 @@ REFUSED: dict[str, Case] = {
         lambda: check_function(lambda a, b: a + b, {"a": torch.ones(2), "b": torch.ones(3)}),
         MisfitError,
         ("function (lambda at", "calls torch.Tensor.add", "a of shape (2,)", "b of shape (3,)"),
-    ),
-    "no backward": (
-        lambda: check_function(Half.apply, (torch.ones(3),)),
-        MisfitError,
-        ("autograd.Function Half has no backward",),
     ),
     "no backward for sparse tensors": (
         lambda: check_function(lambda x: x.sin().to_dense(), (torch.eye(3).to_sparse(),)),

@@ -25,6 +25,7 @@ from torch_gradcheck.torch_internals.modules import (
     is_dropout,
     is_for_no_forward,
     is_made_of_code,
+    is_set_up,
     module_at,
     modules_in_traceback,
     named_buffers,
@@ -315,3 +316,12 @@ def test_hooks_on_all_modules_are_noticed() -> None:
 def test_what_is_made_of_code() -> None:
     assert is_made_of_code(type(torch.fx.symbolic_trace(nn.Linear(1, 1))))
     assert not is_made_of_code(nn.Linear)
+
+
+def test_a_module_that_has_not_called_its_constructor_is_known() -> None:
+    class Forgets(nn.Module):
+        def __init__(self) -> None:
+            pass
+
+    assert not is_set_up(Forgets())
+    assert is_set_up(nn.Linear(2, 2))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -28,7 +29,7 @@ DEPTH = 4
 """The number of references followed from a holder: list → object → method → function → tensor in its closure is 4."""
 
 MANY = 1000
-"""The largest number of items of a container that is looked through; a larger container holds data."""
+"""The largest number of items of a container that is looked through; a larger one holds data, but in an optimizer."""
 
 NOT_ENTERED = {"_thread", "asyncio", "concurrent", "io", "logging", "multiprocessing", "rich", "threading", "tqdm"}
 """Packages whose objects are not looked into: they are no state of a model, and other threads may change them."""
@@ -126,7 +127,8 @@ class _Walk:
         for kind in self._kinds(value, owner):
             kind[id(value)] = value
         owner = Owner.FUNCTION if is_a(value, FunctionType, MethodType, functools.partial) else owner
-        for held_name, held in _held(value, None if is_a(value, torch.optim.Optimizer) else name):
+        most = sys.maxsize if owner is Owner.STEPPER else MANY
+        for held_name, held in _held(value, None if is_a(value, torch.optim.Optimizer) else name, most):
             self.into(held, held_name, depth - 1, owner)
 
     def _into_module(self, module: nn.Module) -> None:
@@ -165,7 +167,7 @@ Held = Iterator[tuple[str | None, Any]]
 """The expressions for what is held, and what they stand for."""
 
 
-def _held(value: Any, name: str | None) -> Held:
+def _held(value: Any, name: str | None, most: int) -> Held:
     if is_a(value, functools.partial):
         yield None if name is None else "", value.func
         yield from ((_named(name, "args", f"[{k}]"), each) for k, each in enumerate(value.args))
@@ -176,7 +178,7 @@ def _held(value: Any, name: str | None) -> Held:
     elif is_a(value, FunctionType):
         yield from ((_named(name, own), each) for own, each in _held_by_function(value))
     else:
-        if builtin_base(value) is not None and size_of(value) <= MANY:
+        if builtin_base(value) is not None and size_of(value) <= most:
             yield from _items(value, name)
         if _has_attributes(value):
             yield from _held_by_object(value, name)

@@ -47,7 +47,7 @@ def gradients_of(
         seen: called with each gradient that goes.
 
     Raises:
-        MisfitError: a Function has no backward, or torch none of some operation for such tensors, as for sparse ones.
+        MisfitError: torch has no backward of some operation for such tensors, as of many for sparse ones.
     """
     asked = [each for each in inputs if each.requires_grad]  # no generator: to end one early would swallow a Ctrl-C
     if not (outputs and asked):

@@ -78,7 +78,8 @@ class GradientMonitor:
             after each backward; batches of one optimizer step count as one step. Its J is Σ wᵢ Jᵢ / Σ wᵢ with Jᵢ the
             loss of a batch and wᵢ the `weight` that `step` is given with it, 1 by default.
         clip_norm, clip_value: the loop has clipped `.grad` to this norm, or value, when it calls `step`.
-        scaler: a `torch.amp.GradScaler` whose scale `.grad` carries when the loop calls `step` before `unscale_`.
+        scaler: a `torch.amp.GradScaler` whose scale `.grad` carries when the loop calls `step` before `unscale_`. Where
+            that scale overflows, the scaler skips the step: such entries of `.grad` are undecided, and not wrong.
         method, eps, tolerance, include, exclude, mode, dtype, seed, progress, hold_detached: as in `check_module`. The
             `mode` is that of the model's check; `.grad` is judged in the mode the loop trains in. There is no
             `perturb`: what the loop left in `.grad` belongs to its own θ, and after a few steps that is no
@@ -202,7 +203,8 @@ class GradientMonitor:
 
         Returns:
             The report of a scheduled step, else None. A row is that of the model's backward, or that of `.grad` where
-            only `.grad` is wrong; `report.in_grad` is the whole report on `.grad`.
+            only `.grad` is wrong, or undecided because a loss scale overflowed; `report.in_grad` is the whole report on
+            `.grad`.
 
         Raises:
             GradientMismatchError: a gradient is wrong, and `on_mismatch` is `"raise"`.

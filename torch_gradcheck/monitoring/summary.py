@@ -22,7 +22,7 @@ def unproven(report: Report) -> str:
         return headline(report)
     skipped = [row.reason for row in report if row.status is Status.UNDECIDED and row.reason.endswith(SKIPPED)]
     if skipped:
-        return f"of {len(skipped)} of {len(report)} parameters {skipped[0]}"
+        return f"{len(skipped)} of {len(report)} parameters are undecided, {skipped[0]}"
     if not any(row.status.is_proven for row in report):
         return f"nothing was proven: {_counted(list(report))}"
     rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status.is_checked]

@@ -20,7 +20,7 @@ from torch_gradcheck.objective.given import Given, of_tensor, of_value
 from torch_gradcheck.objective.nested import children_of, tensors_in
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.wants import wants_of, wants_of_function
-from torch_gradcheck.torch_internals.code_lines import raising_line, users_part
+from torch_gradcheck.torch_internals.code_lines import raising_line
 from torch_gradcheck.torch_internals.modules import calls_in_traceback, named_modules
 from torch_gradcheck.torch_internals.refused_calls import (
     RefusedCall,
@@ -65,13 +65,10 @@ def refusal(error: Exception, again: Callable[[], object], model: nn.Module, giv
 
 
 def raise_any(why: Exception | None, error: Exception) -> None:
-    """Raises the one exception from the other, if there is one; no frame holds on to it then.
-
-    The other one keeps the user's frames alone: dozens of torch's and of ours would stand above the sentence.
-    """
+    """Raises the one exception from the other, if there is one; no frame holds on to it then."""
     try:
         if why is not None:
-            raise why from error.with_traceback(users_part(error))
+            raise why from error
     finally:
         del why, error
 

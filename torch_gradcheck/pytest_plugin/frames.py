@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch_gradcheck
 from torch_gradcheck.errors import MisfitError
-from torch_gradcheck.tracebacks import OURS, chain, entries_of, is_in, keep, not_ours, users_alone
+from torch_gradcheck.tracebacks import OURS, chain, entries_of, is_in, keep, users_alone
 
 PLUGIN = str(Path(__file__).parent)
 """The folder of the plugin."""
@@ -25,10 +25,8 @@ def without_ours(error: BaseException) -> None:
         if isinstance(one, torch_gradcheck.GradcheckError):
             keep(one, [])
             _forget_causes_of_ours(one)
-        elif is_on_purpose:
+        elif is_on_purpose or (entries and not is_in(OURS, entries[-1])):
             keep(one, users_alone(entries))
-        elif entries and not is_in(OURS, entries[-1]):
-            keep(one, users_alone(entries) or not_ours(entries))
 
 
 def without_package(error: BaseException) -> None:

@@ -10,7 +10,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
-from types import CodeType, FrameType, TracebackType
+from types import CodeType, FrameType
 
 import torch
 
@@ -80,17 +80,6 @@ def raising_line(error: BaseException) -> CodeLine | None:
             found = CodeLine(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
         traceback = traceback.tb_next
     return found
-
-
-def users_part(error: BaseException) -> TracebackType | None:
-    """The traceback of an exception without the frames of torch and of this package; None where it has no others."""
-    kept, entry = [], error.__traceback__
-    while entry is not None:
-        kept += [entry] if is_frame_of_the_user(entry.tb_frame) else []
-        entry = entry.tb_next
-    for each, following in zip(kept, [*kept[1:], None], strict=False):
-        each.tb_next = following
-    return kept[0] if kept else None
 
 
 def defining_line(function: object) -> CodeLine | None:

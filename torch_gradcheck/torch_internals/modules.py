@@ -134,6 +134,11 @@ FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 """The attributes of a module in which torch keeps the hooks that run with its forward."""
 
 
+def is_set_up(module: nn.Module) -> bool:
+    """Whether the constructor of modules has run; a class may forget to call it."""
+    return "_modules" in vars(module)
+
+
 def has_forward_hooks(module: nn.Module) -> bool:
     """Whether hooks run before or after the forward of a module."""
     return any(map(vars(module).get, FORWARD_HOOKS))

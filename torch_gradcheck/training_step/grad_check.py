@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 
@@ -26,7 +26,7 @@ from torch_gradcheck.training_step.clipping import Clipping
 from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
-from torch_gradcheck.training_step.loss_scale import excused, skipped_row, unjudged_by_overflow
+from torch_gradcheck.training_step.loss_scale import bars_where_finite, excused, skipped_row, unjudged_by_overflow
 from torch_gradcheck.training_step.mistakes import Mistakes
 from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
 from torch_gradcheck.training_step.ranks.reduction import Reduction
@@ -149,20 +149,21 @@ class GradCheck:
         trials: Mapping[int, ParameterTrial],
     ) -> dict[int, Judged]:
         """Every `.grad`, with the error bars that these replays give; what only a loss scale has spoilt, undecided."""
-        overflowing = replays.overflowing if replays and replays.unscaled else frozenset()
+        spoilt = replays if replays and replays.unscaled else None
         within = replays and replays.within_range
-        judged = self._judged_within(within, overflowing, objective, autograd_float64, trials)
+        judged = self._judged_within(within, spoilt, objective, autograd_float64, trials)
         return excused(judged, replays, self._step, self._inputs)
 
     def _judged_within(
         self,
         replays: Replays | None,
-        overflowing: Collection[int],
+        spoilt: Replays | None,
         objective: Objective,
         autograd_float64: Mapping[int, AnalyticGradient],
         trials: Mapping[int, ParameterTrial],
     ) -> dict[int, Judged]:
-        """The same by replays that no loss scale has spoilt: without one for the `overflowing` tensors."""
+        """The same by replays without a loss scale for tensors for which it overflows, as in the `spoilt` ones."""
+        overflowing = spoilt.overflowing if spoilt else frozenset()
         dtype = coarsest(self.theta, replays.regime if replays else None)
         kernels = KernelGradients(objective, self.theta, dtype, self._request.seed)
         clipping = Clipping(self._step, not (self._request.include or self._request.exclude), self._inputs)
@@ -176,7 +177,12 @@ class GradCheck:
             runs = [trial.at(run) for run in replays.gradients[position]] if replays else []
             exact = trial.at(autograd_float64[position].values)
             left = clipping.of(position, fraction)
-            bars = bars_of(runs, exact, partial(kernels.of, position, trial)).beside(summing[position])
+            of_kernels = partial(kernels.of, position, trial)
+            bars = bars_of(runs, exact, of_kernels)
+            if spoilt and position in overflowing:
+                scaled = [trial.at(run) for run in spoilt.gradients[position]]
+                bars = bars_where_finite(bars, scaled, exact, of_kernels)
+            bars = bars.beside(summing[position])
             own_bar = by_number(partial(np.multiply, left), trial.results.error_bar)
             right = replace(trial.results, numeric=expected[position], error_bar=own_bar)
             on_trial = replace(trial, analytic=given[position], reached=self.left[position].reached, results=right)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 
@@ -12,6 +12,7 @@ from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.objective.theta import ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.training_step.error_bars import Bars, bars_of
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.training_step.replay import Regime, Replays
 from torch_gradcheck.training_step.step import TrainingStep
@@ -28,6 +29,24 @@ def with_unscaled(run: Callable[[Regime], Replays | None], regime: Regime, step:
     if replays is None or not step.skips_infinite or regime.scale == 1 or not replays.overflowing:
         return replays
     return replace(replays, unscaled=run(replace(regime, scale=1.0)))
+
+
+def bars_where_finite(
+    bars: Bars, scaled: Sequence[Floats], exact: Floats, kernels: Callable[[], Sequence[Floats]]
+) -> Bars:
+    """The bars, for entries that do not overflow by these alone: they are far smaller than those that do.
+
+    Args:
+        bars: of the whole tensor.
+        scaled: the runs with the loss scale.
+        exact: autograd's own gradient in the precision of the check.
+        kernels: as for `bars_of`.
+    """
+    which = reduce(np.logical_and, [np.isfinite(run) for run in scaled])
+    if not which.any():
+        return bars
+    own = bars_of([run[which] for run in scaled], exact[which], lambda: [run[which] for run in kernels()])
+    return Bars(np.where(which, own.entry, bars.entry), bars.norm)
 
 
 def excused(
