@@ -56,23 +56,6 @@ def told(report: Report) -> dict[str, str]:
     return {row.name: str(row.diagnosis.kind) for row in report.mismatches if row.diagnosis}
 
 
-class Gate(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.both = nn.Linear(3, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.both(x).chunk(2, dim=-1)
-        gated: Tensor = Silu.apply(gate) * value
-        return gated
-
-
-def test_half_a_tensor_is_told_with_those_that_are_wrong_throughout() -> None:
-    torch.manual_seed(0)
-    report = check(nn.Sequential(nn.Linear(3, 3), Gate(), nn.Linear(3, 2)))
-    assert told(report) == dict.fromkeys(["0.weight", "0.bias", "1.both.weight", "1.both.bias"], "slope")
-
-
 def test_calls_in_a_row_are_put_right_from_the_loss_upwards() -> None:
     report = check(chain(3))
     assert set(told(report).values()) == {"slope"}

@@ -57,7 +57,7 @@ def test_a_large_model_is_projected_and_the_report_says_why() -> None:
     report = check(perceptron(300, 2000, 2000, 3), 300)
     assert report.method == "projected"
     assert {row.status for row in report} == {"match"}
-    [why] = [note for note in report.notes if note.startswith("projected method:")]
+    [why] = [note for note in report.notes if note.startswith("projected method, since ")]
     assert "differences at all 4,610,003 coordinates would take about" in why
 
 

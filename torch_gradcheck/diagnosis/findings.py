@@ -74,7 +74,7 @@ def findings_of(
     evidences = Evidences(problem, trials)
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
     diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
-    diagnoses |= propagated(problem, culprit, evidences, _unexplained(diagnoses))
+    diagnoses |= propagated(problem, culprit, evidences, _unknown(diagnoses))
     diagnoses |= stale_calls(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= wrong_sums(problem.theta, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= {k: found for k in _unknown(diagnoses) if (found := slicewise(evidences[k])) is not None}
@@ -90,17 +90,6 @@ def findings_of(
 def _unknown(diagnoses: Mapping[int, Diagnosis]) -> list[int]:
     """The positions of the parameters whose mistake is not known."""
     return [position for position, diagnosis in diagnoses.items() if not diagnosis.kind.is_known]
-
-
-def _unexplained(diagnoses: Mapping[int, Diagnosis]) -> list[int]:
-    """The positions of those and, where there are any, of the parameters that are wrong in places.
-
-    What is wrong upstream in all entries may spoil but a part of another tensor, as softmax does the queries and keys
-    that one layer makes together with the values.
-    """
-    places = [position for position, diagnosis in diagnoses.items() if diagnosis.kind is DiagnosisKind.PARTIAL]
-    unknown = _unknown(diagnoses)
-    return sorted([*unknown, *places]) if unknown else []
 
 
 def _culprit(
