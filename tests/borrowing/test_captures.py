@@ -109,6 +109,11 @@ def test_a_module_with_all_inside_of_it() -> None:
         assert {id(tensor) for tensor in tensors} == {id(tensor) for tensor in net.state_dict(keep_vars=True).values()}
 
 
+def test_all_tensors_of_a_module_however_many() -> None:
+    many = nn.ParameterList([nn.Parameter(torch.zeros(1)) for _ in range(MANY + 1)])
+    assert len(captures_of(many).tensors) == MANY + 1
+
+
 def test_each_once() -> None:
     modules, tensors = found(closure_over(T, [T, T], M, {"m": M}))
     assert (len(modules), len(tensors)) == (1, 3)

@@ -6,8 +6,9 @@ import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -452,6 +453,37 @@ def test_a_loss_after_the_closures_own_step_is_refused(lr: float) -> None:
     else:
         assert check_closure(model, closure).passed
     assert not optimizer.state
+
+
+class Unseen(torch.optim.Optimizer):
+    """Writes past autograd."""
+
+    def __init__(self, weights: Iterable[Tensor]) -> None:
+        super().__init__(weights, {"lr": 0.1})
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for weight in self.param_groups[0]["params"]:
+            weight.data -= 0.1 * weight.grad
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Unseen, torch.optim.Adam, partial(torch.optim.Adam, fused=True)],
+    ids=["past autograd", "in place", "fused"],
+)
+def test_a_backward_behind_the_closures_own_step_is_that_of_the_weights_before(make: Callable[..., Any]) -> None:
+    """A graph that is retained is run a second time, when the step has moved the weights that it was made with."""
+    model, x = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), torch.randn(5, 3)
+    optimizer = make(model.parameters())
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = probe(model(x))
+        loss.backward(retain_graph=True)
+        optimizer.step()
+        return loss
+
+    assert check_closure(model, closure).proven
 
 
 def test_a_closure_that_steps_other_weights_first_is_one_function_of_its_own() -> None:

@@ -32,6 +32,7 @@ from torch_gradcheck.torch_internals.modules import (
     named_inner_modules,
     named_modules,
     named_parameters,
+    own_tensors,
     parametrization_cache,
     plain_names,
     running_module,
@@ -290,6 +291,12 @@ def test_the_modules_inside_are_those_that_torch_keeps() -> None:
     assert inner_modules(module) == [module.part]
     assert inner_modules(nn.Linear(1, 1)) == []
     assert named_inner_modules(module) == [("part", module.part)]
+
+
+def test_own_tensors_are_those_that_a_module_has_registered() -> None:
+    norm = nn.Sequential(nn.BatchNorm1d(2, affine=False))[0]
+    assert own_tensors(norm) == list(norm.buffers())
+    assert own_tensors(nn.Sequential(nn.Linear(1, 1))) == []
 
 
 def test_hooks_of_the_forward_are_told_from_others() -> None:

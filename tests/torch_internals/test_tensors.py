@@ -11,6 +11,7 @@ from torch_gradcheck.torch_internals.missing import MissingInTorchError
 from torch_gradcheck.torch_internals.tensors import (
     is_efficient_zero,
     is_wrapper,
+    keeping_versions,
     storage_key,
     swap,
     version_of,
@@ -108,3 +109,12 @@ def test_a_tensor_made_of_tensors_is_a_wrapper() -> None:
 def test_zeros_without_memory_are_known() -> None:
     assert is_efficient_zero(torch._efficientzerotensor(2))
     assert not is_efficient_zero(torch.zeros(2))
+
+
+def test_versions_are_kept_for_a_backward_behind_what_was_put_back() -> None:
+    leaf = torch.ones(2, requires_grad=True)
+    squared, version = (leaf * leaf).sum(), version_of(leaf)
+    with keeping_versions([leaf]), torch.no_grad():
+        leaf.add_(1).sub_(1)
+    assert version_of(leaf) == version
+    squared.backward()

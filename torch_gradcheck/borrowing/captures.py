@@ -21,7 +21,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.builtin_content import CONTAINERS, attributes_of, builtin_base, content_of, is_a, size_of
 from torch_gradcheck.borrowing.random_state import is_generator
-from torch_gradcheck.torch_internals.modules import inner_modules, named_inner_modules
+from torch_gradcheck.torch_internals.modules import inner_modules, named_inner_modules, own_tensors
 from torch_gradcheck.torch_internals.scripted import attributes_in_code, is_scripted
 from torch_gradcheck.torch_internals.sharded import is_about_ranks
 
@@ -141,7 +141,7 @@ class _Walk:
             waiting += [each for each in inner_modules(module) if id(each) not in self.found.modules]
         for each in list(self.found.modules.values())[known:]:
             of_code = attributes_in_code(each) if is_scripted(each) else {}
-            for held in [*(attributes_of(each) or {}).values(), *of_code.values()]:
+            for held in [*(attributes_of(each) or {}).values(), *of_code.values(), *own_tensors(each)]:
                 self.into(held, None, DEPTH, Owner.MODULE)
 
     def _kinds(self, value: Any, owner: Owner) -> list[dict[int, Any]]:

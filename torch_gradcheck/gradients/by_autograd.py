@@ -42,7 +42,7 @@ def autograd_gradients(
     """
 
     def run() -> dict[int, AnalyticGradient]:
-        with torch.enable_grad(), objective.evaluation(mode, at_theta=at_theta):
+        with torch.enable_grad(), objective.evaluation(mode, at_theta=at_theta), objective.without_its_steps():
             return theta_gradients(objective.compute, theta, epsilon(objective.dtype), wanted)
 
     return told(run, objective.model)

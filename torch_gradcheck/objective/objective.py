@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from typing import Any
 
@@ -203,12 +203,15 @@ class Objective:
 
     def is_after_its_step(self) -> bool:
         """Whether J has another value where each step that it takes is taken back at once; two more evaluations."""
-        firsts = {leaf: first for leaf in self.leaves if (first := self.at_theta(leaf)) is not None}
         values = []
-        for watch in (StepWatch([*firsts]), StepWatch([*firsts], [*firsts.values()])):
+        for watch in (StepWatch(self.leaves), StepWatch(self.leaves, takes_back=True)):
             with torch.enable_grad(), self.evaluation(at_theta=True), watch:
                 values.append(float(self.compute().detach()))
         return self.same(values[0], self.loss) and not self.same(values[1], self.loss)
+
+    def without_its_steps(self) -> AbstractContextManager[object]:
+        """A block in which each step that J takes is taken back at once, so that the backward of J is that at θ."""
+        return StepWatch(self.leaves, takes_back=True) if self.stepped else nullcontext()
 
     def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:
         self.activity.saw(name, tensors)

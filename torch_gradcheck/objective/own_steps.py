@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from torch_gradcheck.borrowing.tensor_copies import write_back
+from torch_gradcheck.torch_internals.tensors import keeping_versions
 
 
 class StepWatch:
@@ -18,31 +19,44 @@ class StepWatch:
 
     Args:
         leaves: the tensors on trial.
-        first: what each of them is put back to right after such a step; None leaves it moved.
+        takes_back: each step is taken back at once, unseen by autograd, so that a backward behind it is that before it.
 
     Attributes:
         stepped: the classes of the optimizers.
     """
 
-    def __init__(self, leaves: Sequence[torch.Tensor], first: Sequence[torch.Tensor] | None = None) -> None:
-        self._leaves, self._first = leaves, first
+    def __init__(self, leaves: Sequence[torch.Tensor], takes_back: bool = False) -> None:
+        self._leaves, self._takes_back = leaves, takes_back
+        self._before: list[torch.Tensor] = []
         self.stepped: list[str] = []
 
     def __enter__(self) -> StepWatch:
-        self._handle = register_optimizer_step_post_hook(self._after_step)
+        hooks = [register_optimizer_step_post_hook(self._after_step)]
+        if self._takes_back:
+            hooks.append(register_optimizer_step_pre_hook(self._before_step))
+        self._hooks = hooks
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._handle.remove()
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before_step(self, *_: Any) -> None:
+        self._before = [leaf.detach().clone() for leaf in self._leaves]
+        self._versions = keeping_versions(self._leaves)
+        self._versions.__enter__()
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for leaf, before in zip(self._leaves, self._before, strict=False):
+            write_back(leaf, before)
+        if self._before:
+            self._versions.__exit__(None, None, None)
+            self._before = []
         moved = {id(each) for group in optimizer.param_groups for each in group["params"]}
         if moved.isdisjoint([id(leaf) for leaf in self._leaves]):
             return
         if type(optimizer).__name__ not in self.stepped:
             self.stepped.append(type(optimizer).__name__)
-        for leaf, first in zip(self._leaves, self._first or (), strict=False):
-            write_back(leaf, first)
 
 
 def after_its_step(code: str, optimizers: Sequence[str]) -> str:

@@ -125,6 +125,12 @@ def named_inner_modules(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [("" if name == WRAPPED else name, each) for name, each in named]
 
 
+def own_tensors(module: nn.Module) -> list[torch.Tensor]:
+    """The parameters and buffers that are a module's own, as torch keeps them, past any `parameters()` of its class."""
+    kept = [vars(module).get(name) for name in ("_parameters", "_buffers")]
+    return [tensor for held in kept for tensor in (held or {}).values() if tensor is not None]
+
+
 def is_made_of_code(kind: type) -> bool:
     """Whether the objects of a class hold code that torch has traced or compiled, or live in C++."""
     return any(str(cls.__module__).startswith(("torch.fx", "torch._C", "torch._dynamo")) for cls in kind.__mro__)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -28,6 +29,12 @@ def swapped(one: torch.Tensor, other: torch.Tensor) -> Callable[[], None]:
 def version_of(x: torch.Tensor) -> int:
     """How often a tensor, or another that shares its memory, has been written to in place; not so through `.data`."""
     return x._version
+
+
+def keeping_versions(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+    """A block behind which tensors count as written to as often as before: who writes there puts them back himself."""
+    keep = internal(torch.autograd, "_unsafe_preserve_version_counter", "take back a step that a closure takes")
+    return keep(tuple(tensors))  # type: ignore[no-any-return]
 
 
 def storage_key(x: torch.Tensor | torch.UntypedStorage) -> int:
