@@ -466,10 +466,19 @@ class Unseen(torch.optim.Optimizer):
             weight.data -= 0.1 * weight.grad
 
 
+class Wrapped(Unseen):
+    """Steps another optimizer, and then moves the weights some more."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        Unseen(self.param_groups[0]["params"]).step()
+        for weight in self.param_groups[0]["params"]:
+            weight.data *= 0.5
+
+
 @pytest.mark.parametrize(
     "make",
-    [Unseen, torch.optim.Adam, partial(torch.optim.Adam, fused=True)],
-    ids=["past autograd", "in place", "fused"],
+    [Unseen, torch.optim.Adam, partial(torch.optim.Adam, fused=True), Wrapped],
+    ids=["past autograd", "in place", "fused", "a step in a step"],
 )
 def test_a_backward_behind_the_closures_own_step_is_that_of_the_weights_before(make: Callable[..., Any]) -> None:
     """A graph that is retained is run a second time, when the step has moved the weights that it was made with."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ class StepWatch:
 
     def __init__(self, leaves: Sequence[torch.Tensor], takes_back: bool = False) -> None:
         self._leaves, self._takes_back = leaves, takes_back
-        self._before: list[torch.Tensor] = []
+        self._under_way: list[tuple[list[torch.Tensor], AbstractContextManager[None]]] = []
         self.stepped: list[str] = []
 
     def __enter__(self) -> StepWatch:
@@ -42,16 +43,16 @@ class StepWatch:
             hook.remove()
 
     def _before_step(self, *_: Any) -> None:
-        self._before = [leaf.detach().clone() for leaf in self._leaves]
-        self._versions = keeping_versions(self._leaves)
-        self._versions.__enter__()
+        versions = keeping_versions(self._leaves)
+        versions.__enter__()
+        self._under_way.append(([leaf.detach().clone() for leaf in self._leaves], versions))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for leaf, before in zip(self._leaves, self._before, strict=False):
-            write_back(leaf, before)
-        if self._before:
-            self._versions.__exit__(None, None, None)
-            self._before = []
+        if self._under_way:  # an optimizer may step another one inside of its own step
+            firsts, versions = self._under_way.pop()
+            for leaf, first in zip(self._leaves, firsts, strict=True):
+                write_back(leaf, first)
+            versions.__exit__(None, None, None)
         moved = {id(each) for group in optimizer.param_groups for each in group["params"]}
         if moved.isdisjoint([id(leaf) for leaf in self._leaves]):
             return
