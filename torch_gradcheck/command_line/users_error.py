@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from pathlib import Path
 from traceback import FrameSummary, StackSummary, TracebackException, walk_tb
 
 from torch_gradcheck.errors import GradcheckError, ProcessGroupError
 from torch_gradcheck.processes.failure import RAISED
-from torch_gradcheck.torch_internals.code_lines import is_frame_of_the_user
+from torch_gradcheck.torch_internals.code_lines import is_frame_of_the_user, is_ours
 from torch_gradcheck.version import __version__
-
-OURS = Path(__file__).parents[1]
-"""The folder of this package."""
 
 HEADER, IN_YOUR_CODE = "Traceback (most recent call last):", "In your code (most recent call last):"
 """What Python prints above frames, and what the command does: the frames are not all that led there."""
@@ -79,9 +75,9 @@ def _trim(shown: TracebackException, error: BaseException) -> None:
 
 def _is_our_mistake(error: BaseException) -> bool:
     """Whether an exception was raised in this package itself, on this rank: it raises errors of its own on purpose."""
-    stack = TracebackException.from_exception(error).stack
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     is_from_elsewhere = any(note.startswith(RAISED) for note in getattr(error, "__notes__", ()))
-    return bool(stack) and not is_from_elsewhere and OURS in Path(stack[-1].filename).parents
+    return bool(frames) and not is_from_elsewhere and is_ours(frames[-1].f_code)
 
 
 def _kept(error: BaseException) -> str:

@@ -229,11 +229,7 @@ class GradientMonitor:
         weights.
         """
         due = self._schedule.called()
-        if due is None:
-            return None
-        self._recorder.note_update(self._model)
-        if due is Due.AFTER:
-            self._recorder.write_update()
+        if due is None or not self._goes_on_behind_the_update(due):
             return None
         seen, step = list(batches()), self._under_way
         step.divisor = divisor
@@ -317,9 +313,7 @@ class GradientMonitor:
             self._hook.attach()
 
     def _wake_up(self, due: Due, batch: Any, weight: Any, last: bool) -> Report | None:
-        self._recorder.note_update(self._model)
-        if due is Due.AFTER:
-            self._recorder.write_update()
+        if not self._goes_on_behind_the_update(due):
             return None
         if batch is NOTHING and self._needs_batch:
             raise InvalidRequestError("step() was called without a batch: give it what this step was trained on.")
@@ -329,6 +323,13 @@ class GradientMonitor:
         self._schedule.wake_next()
         self._under_way.add(batch, weight)
         return self._finish() if last or len(self._under_way.batches) == self._schedule.accumulate else None
+
+    def _goes_on_behind_the_update(self, due: Due) -> bool:
+        """Measures the update of the step before; whether this call is for anything else."""
+        self._recorder.note_update(self._model)
+        if due is Due.AFTER:
+            self._recorder.write_update()
+        return due is not Due.AFTER
 
     def _begin_after(self, batches: Sequence[Any]) -> None:
         """The next call of `step` begins a scheduled step; these batches were those of the step before."""

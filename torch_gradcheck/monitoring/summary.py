@@ -11,7 +11,7 @@ from torch_gradcheck.reporting.printable import prose
 from torch_gradcheck.reporting.render.outline import headline, one_line_with_place
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.training_step.loss_scale import SKIPPED
+from torch_gradcheck.training_step.loss_scale import is_skipped
 
 
 def unproven(report: Report) -> str:
@@ -20,7 +20,7 @@ def unproven(report: Report) -> str:
         return ""
     if report.backward_spread:
         return headline(report)
-    skipped = [row.reason for row in report if row.status is Status.UNDECIDED and row.reason.endswith(SKIPPED)]
+    skipped = [row.reason for row in report if is_skipped(row)]
     if skipped:
         return f"{len(skipped)} of {len(report)} parameters are undecided, {skipped[0]}"
     if not any(row.status.is_proven for row in report):

@@ -10,6 +10,7 @@ import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+from traceback import walk_tb
 from types import CodeType, FrameType
 
 import torch
@@ -74,12 +75,9 @@ def calling_line(frame: FrameType | None = None, *, inside: CodeType | None = No
 
 def raising_line(error: BaseException) -> CodeLine | None:
     """The innermost line of the user's that an exception has come through; None where there is none."""
-    traceback, found = error.__traceback__, None
-    while traceback is not None:
-        if is_frame_of_the_user(traceback.tb_frame):
-            found = CodeLine(traceback.tb_frame.f_code.co_filename, traceback.tb_lineno)
-        traceback = traceback.tb_next
-    return found
+    come_through = [*walk_tb(error.__traceback__)]
+    lines = [CodeLine(frame.f_code.co_filename, line) for frame, line in come_through if is_frame_of_the_user(frame)]
+    return lines[-1] if lines else None
 
 
 def defining_line(function: object) -> CodeLine | None:

@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from traceback import walk_tb
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -49,14 +50,12 @@ def modules_in_traceback(error: BaseException) -> Iterator[nn.Module]:
 
 def calls_in_traceback(error: BaseException) -> list[ModuleCall]:
     """The calls of modules that were running when an exception was raised, the outermost first."""
-    found, traceback = [], error.__traceback__
-    while traceback is not None:
-        frame = traceback.tb_frame
+    found = []
+    for frame, _ in walk_tb(error.__traceback__):
         module = _module_of(frame) if _calls_a_module(frame) else None
         if module is not None:
             given = frame.f_locals
             found.append(ModuleCall(module, given.get("args", ()), given.get("kwargs", {})))
-        traceback = traceback.tb_next
     return found
 
 

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from traceback import walk_tb
 from types import CodeType, TracebackType
 from typing import Any, NamedTuple
 
@@ -128,16 +129,16 @@ def lacks_backward(error: BaseException) -> bool:
 
 def without_backward(error: BaseException) -> str | None:
     """The name of the autograd.Function without a backward for which torch has raised an exception; None of another."""
-    last = _traces(error)[-1:]
-    if type(error) is not NotImplementedError or not last or last[0].tb_frame.f_code is not Function.backward.__code__:
+    last = _innermost(error)
+    if type(error) is not NotImplementedError or last is None or last.tb_frame.f_code is not Function.backward.__code__:
         return None
-    return str(getattr(type(last[0].tb_frame.f_locals.get("ctx")), "_forward_cls", Function).__name__)
+    return str(getattr(type(last.tb_frame.f_locals.get("ctx")), "_forward_cls", Function).__name__)
 
 
 def has_no_forward(error: BaseException) -> bool:
     """Whether torch has raised an exception because a module that was called has no forward."""
-    last = _traces(error)[-1:]
-    return any(each.tb_frame.f_code.co_name == WITHOUT_FORWARD for each in last) and raises_itself(error)
+    last = _innermost(error)
+    return last is not None and last.tb_frame.f_code.co_name == WITHOUT_FORWARD and raises_itself(error)
 
 
 def _is_of_operations(code: CodeType) -> bool:
@@ -150,8 +151,8 @@ def _is_of_operations(code: CodeType) -> bool:
 
 def raises_itself(error: BaseException) -> bool:
     """Whether the innermost Python function that an exception has come through has raised it by `raise`."""
-    last = _traces(error)[-1:]
-    return any(_instruction(each) in RAISES for each in last)
+    last = _innermost(error)
+    return last is not None and dis.opname[last.tb_frame.f_code.co_code[last.tb_lasti]] in RAISES
 
 
 def refused_call(error: Exception, again: Callable[[], object]) -> RefusedCall | None:
@@ -178,7 +179,7 @@ def _call_of(error: Exception, second: Exception, refused: RefusedCall | None) -
     parsed = OF_ARGUMENTS.match(str(error)) if isinstance(error, TypeError) else None
     if parsed is not None and refused is None:
         return RefusedCall(f"torch.{parsed[1] or parsed[2]}", (), {})
-    code = _traces(second)[-1].tb_frame.f_code
+    code = codes_of(second)[-1]
     if not _is_of_operations(code) and code is not CallWatch.__torch_function__.__code__:
         return None
     return refused or RefusedCall(_called_by_user(second), (), {})
@@ -194,18 +195,12 @@ def _called_by_user(error: Exception) -> str:
 
 def codes_of(error: BaseException) -> list[CodeType]:
     """The code that an exception has come through, the outermost first."""
-    return [each.tb_frame.f_code for each in _traces(error)]
+    return [frame.f_code for frame, _ in walk_tb(error.__traceback__)]
 
 
-def _traces(error: BaseException) -> list[TracebackType]:
-    """What an exception has come through, the outermost first."""
-    found, traceback = [], error.__traceback__
-    while traceback is not None:
-        found.append(traceback)
-        traceback = traceback.tb_next
-    return found
-
-
-def _instruction(traceback: TracebackType) -> str:
-    """The name of the instruction at which a frame was left."""
-    return dis.opname[traceback.tb_frame.f_code.co_code[traceback.tb_lasti]]
+def _innermost(error: BaseException) -> TracebackType | None:
+    """The last thing that an exception has come through, where it was raised; None of one that was not."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last

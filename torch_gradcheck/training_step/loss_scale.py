@@ -112,6 +112,11 @@ def skipped_row(row: ParameterReport, replays: Replays | None) -> ParameterRepor
     return replace(row, status=Status.UNDECIDED, reason=_reason(replays), mismatched=0)
 
 
+def is_skipped(row: ParameterReport) -> bool:
+    """Whether a row is undecided because the loss scale has spoilt it, so that the scaler skips the step."""
+    return row.status is Status.UNDECIDED and row.reason.endswith(SKIPPED)
+
+
 def unjudged_by_overflow(
     entry: ThetaEntry, left: AnalyticGradient, position: int, replays: Replays | None
 ) -> ParameterReport | None:
