@@ -29,6 +29,23 @@ settings.register_profile("any machine", derandomize=True, deadline=None, suppre
 settings.load_profile("any machine")
 
 
+SHAPES_OUTPUT = (
+    *("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS"),  # a summary that is not cut, other words
+    *("COLUMNS", "LINES", "TERM", "COLORTERM", "FORCE_COLOR", "NO_COLOR", "PY_COLORS", "TTY_COMPATIBLE"),
+    "TORCH_GRADCHECK_FULL_TRACE",
+)
+"""Environment variables by which pytest, rich and we write differently: a CI sets some, a developer others."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_environment() -> Iterator[None]:
+    """What is printed is the same wherever the tests run, also by the processes that they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in SHAPES_OUTPUT:
+            patch.delenv(name, raising=False)
+        yield
+
+
 @pytest.fixture(scope="session")
 def two_ranks() -> Iterator[Ranks]:
     """Two processes on loopback, started when the first test asks for them."""

@@ -51,8 +51,6 @@ def wrong_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
 @pytest.fixture
 def run(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, wrong_report: Report) -> Run:
     """Runs pytest with these words on a file of these tests."""
-    for name in ("CI", "BUILD_NUMBER", "FORCE_COLOR", "PY_COLORS", "NO_COLOR"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 
     def run(tests: str, *words: str) -> pytest.RunResult:
