@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from torch_gradcheck.reporting.close_names import close_names
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.words import close_names, counted, duration, listed, noun
+from torch_gradcheck.reporting.words import counted, duration, listed, noun
 
 
 @pytest.mark.parametrize(
