@@ -73,6 +73,23 @@ right: Callable[[Tensor], Tensor] = Right.apply
 """An alias made before any check."""
 
 
+class Product(torch.autograd.Function):
+    """x · y · z, where autograd is told of y, and z is in a list, whose tensors it does not follow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, zs: list[Tensor]) -> Tensor:
+        ctx.save_for_backward(x, y, *zs)
+        return x * y * zs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x, y, z = ctx.saved_tensors
+        return grads[0] * y * z, grads[0] * x * z, None
+
+
+product: Callable[[Tensor, Tensor, list[Tensor]], Tensor] = Product.apply
+
+
 def straight_through() -> tuple[nn.Module, Closure]:
     model, x = _two(), _data(5, 4)
 
@@ -131,6 +148,28 @@ def td_targets() -> tuple[nn.Module, Closure]:
         with torch.no_grad():
             target = 1.0 + 0.9 * model(y).amax(dim=1)
         return F.smooth_l1_loss(model(x)[:, 0], target)
+
+    return model, closure
+
+
+def argument_of_a_function() -> tuple[nn.Module, Closure]:
+    model, x = _two(), _data(5, 4)
+
+    def closure() -> Tensor:
+        h = model["a"](x)
+        return model["b"](product(h, h.detach(), [h.data])).square().mean()
+
+    return model, closure
+
+
+def function_without_grad() -> tuple[nn.Module, Closure]:
+    model, x = _two(), _data(5, 4)
+
+    def closure() -> Tensor:
+        h = model["a"](x)
+        with torch.no_grad():
+            target = product(h, h, [h])
+        return model["b"](h * target).square().mean()
 
     return model, closure
 
@@ -253,6 +292,8 @@ CASES: dict[str, Case] = {
     "SimSiam": simsiam,
     "GRPO": grpo,
     "TD targets": td_targets,
+    "argument of a Function": argument_of_a_function,
+    "Function under no_grad": function_without_grad,
     ".data": by_data,
     ".item()": by_item,
     ".tolist() and .numpy()": by_list_and_array,
@@ -298,7 +339,8 @@ MISTAKES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize(
     ("name", "mistake"),
     in_turn(
-        [(name,) for name in ("straight-through", "VQ-VAE", "GRPO", "TD targets", "new leaf", "reentrant checkpoint")],
+        [(name,) for name in ("straight-through", "VQ-VAE", "GRPO", "argument of a Function", "TD targets", "new leaf")]
+        + [("reentrant checkpoint",)],
         [(mistake,) for mistake in MISTAKES],
     ),
 )

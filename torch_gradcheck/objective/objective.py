@@ -16,7 +16,8 @@ from torch_gradcheck.borrowing.random_state import RandomState
 from torch_gradcheck.objective.collectives import CollectiveWatch, collective_watch
 from torch_gradcheck.objective.domain import Domain
 from torch_gradcheck.objective.given import UNKNOWN, Given
-from torch_gradcheck.objective.held_values import HeldValues, Holding, in_words
+from torch_gradcheck.objective.held_values import HeldValues, in_words
+from torch_gradcheck.objective.holding import Holding
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.own_steps import StepWatch
 from torch_gradcheck.objective.returned import scalar
