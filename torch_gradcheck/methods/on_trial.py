@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import nn
 
 from torch_gradcheck.errors import InvalidRequestError
@@ -11,8 +12,8 @@ from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.objective import Objective
 from torch_gradcheck.objective.reads import read_by
 from torch_gradcheck.objective.second_order import Slope
-from torch_gradcheck.objective.theta import Theta, matches, theta_of
-from torch_gradcheck.objective.variables import Variable
+from torch_gradcheck.objective.theta import Theta, check_selection, matches, theta_of
+from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.request import Request
@@ -27,6 +28,12 @@ def variables_on_trial(loss: Loss, request: Request) -> list[Variable]:
     if not isinstance(given, Mapping):
         return list(loss.variables)
     return [each for each in loss.variables if set(each.names) & set(given) or matches(each.names, request.include)]
+
+
+def not_selected(model: nn.Module, loss: Loss, request: Request) -> list[torch.Tensor]:
+    """The parameters and variables that the patterns leave out."""
+    selected = {id(each) for each, _ in check_selection(model, request.include, request.exclude, loss.variables)}
+    return [each for each in [*model.parameters(), *objects_of(loss.variables)] if id(each) not in selected]
 
 
 def theta_on_trial(model: nn.Module, loss: Loss, request: Request, evaluated: Callable[[], Objective]) -> Theta:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from torch_gradcheck.methods.line import Line
 from torch_gradcheck.methods.noise import NoiseNear, distances_near, noise_near
 from torch_gradcheck.methods.noise_along import quieter_noise
 from torch_gradcheck.methods.not_finite import finite
-from torch_gradcheck.methods.on_trial import slope_on_trial, theta_on_trial
+from torch_gradcheck.methods.on_trial import not_selected, slope_on_trial, theta_on_trial
 from torch_gradcheck.methods.points_near_theta import PointsNearTheta
 from torch_gradcheck.objective.loss import Loss, on_not_perturbed
 from torch_gradcheck.objective.objective import Objective
@@ -173,6 +173,7 @@ class Problem:
                 self._loss.words,
                 self.slope,
                 self._loss.given,
+                partial(not_selected, self.model, self._loss, self.request),
             )
 
         def evaluated() -> Objective:

@@ -50,7 +50,9 @@ class Objective:
         replaced: whether grouped products were computed by other operations than torch's own.
         needs_graph: J is another function without autograd, or calls autograd itself.
         runs_backward: an evaluation calls `backward()` itself, as closures of `torch.optim` do.
-        stepped: the classes of the optimizers that an evaluation has move tensors on trial.
+        stepped: the classes of the optimizers that an evaluation has move tensors that require a gradient.
+        aside: the ids of such tensors that are not on trial, and that J reads after its own step.
+        reads_held_steps: J reads what its steps have moved, as held values only: so it is held at θ, too.
         activity: the modules that ran at θ, and which of their units fired.
         drawn_in: the precisions in which random numbers are drawn; None: that of the check.
         with_graph: the value that J, a slope, has where its backward makes a graph, if that is another one; else None.
@@ -84,6 +86,8 @@ class Objective:
         self.needs_graph = True
         self.runs_backward = False
         self.stepped: tuple[str, ...] = ()
+        self.aside: frozenset[int] = frozenset()
+        self.reads_held_steps = False
         self.with_graph: float | None = None
         self.activity = Activity(model)
         self._compute, self._borrowed, self._beat = compute, borrowed, beat
@@ -149,11 +153,12 @@ class Objective:
     def evaluation(self, mode: PrecisionMode | None = None, *, at_theta: bool = False) -> _Evaluation:
         """The regime of one evaluation; `compute` inside the block, and a backward, so that it shares the regime.
 
-        At θ, values are held by themselves: with `at_theta` nothing is done to hold them.
+        At θ, values are held by themselves: with `at_theta` nothing is done to hold them, unless J's own steps, taken
+        back, would change them.
         """
         self.evaluations += 1
         self._beat()
-        return self.regime(mode, None if at_theta else self.held)
+        return self.regime(mode, self.held if self.reads_held_steps or not at_theta else None)
 
     def regime(self, mode: PrecisionMode | None = None, held: HeldValues | None = None) -> _Evaluation:
         """The same for a part of J that is run alone, which is no evaluation of J; `held` are its values."""
@@ -202,17 +207,25 @@ class Objective:
         self._needs_mode = bool(mode.overridden) or mode.replaced or mode.has_drawn
         return value
 
-    def is_after_its_step(self) -> bool:
-        """Whether J has another value where each step that it takes is taken back at once; two more evaluations."""
+    def is_after_its_step(self, *, holding: bool = False) -> bool:
+        """Whether J has another value where each step that it takes is taken back at once; two more evaluations.
+
+        With `holding` what is held stays as it was when J had taken its steps.
+        """
         values = []
-        for watch in (StepWatch(self.leaves), StepWatch(self.leaves, takes_back=True)):
-            with torch.enable_grad(), self.evaluation(at_theta=True), watch:
+        for takes_back in (False, True):
+            with torch.enable_grad(), self.evaluation(at_theta=not holding), StepWatch(self._moving, takes_back):
                 values.append(float(self.compute().detach()))
         return self.same(values[0], self.loss) and not self.same(values[1], self.loss)
 
     def without_its_steps(self) -> AbstractContextManager[object]:
         """A block in which each step that J takes is taken back at once, so that the backward of J is that at θ."""
-        return StepWatch(self.leaves, takes_back=True) if self.stepped else nullcontext()
+        return StepWatch(self._moving, takes_back=True) if self.stepped else nullcontext()
+
+    @property
+    def _moving(self) -> list[torch.Tensor]:
+        """The leaves whose steps are taken back."""
+        return [leaf for leaf in self.leaves if id(leaf) not in self.aside]
 
     def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:
         self.activity.saw(name, tensors)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,7 @@ def preflighted(
     words: LossWords = LOSS_WORDS,
     slope: Slope | None = None,
     given: Given = UNKNOWN,
+    aside: Callable[[], Collection[torch.Tensor]] = list,
 ) -> Objective:
     """J, finished: evaluated at θ with a graph, then without one; without one is kept where both agree to the bit.
 
@@ -62,6 +63,7 @@ def preflighted(
         words: what a report calls the code that computes J.
         slope: J itself, where it is the slope of another one.
         given: what the caller gave to compute J.
+        aside: gives the tensors that require a gradient and are not on trial; asked where J takes a step.
 
     Raises:
         NonScalarLossError: J is not one real number.
@@ -81,8 +83,8 @@ def preflighted(
         raise
     if not math.isfinite(objective.loss):
         raise _non_finite(objective)
-    if objective.stepped and objective.is_after_its_step():
-        raise InvalidRequestError(after_its_step(words.runs_backward, objective.stepped))
+    if objective.stepped:
+        _settle_steps(objective, aside)
     if objective.held is not None and not objective.held.values:
         objective.held = None
     if objective.held is not None:
@@ -93,6 +95,21 @@ def preflighted(
         objective.needs_graph = True
         check_unchanged(objective)
     return objective
+
+
+def _settle_steps(objective: Objective, aside: Callable[[], Collection[torch.Tensor]]) -> None:
+    """Finds out what J may read of the weights that it has moved itself: what is not on trial, and what is held.
+
+    Raises:
+        InvalidRequestError: it reads others.
+    """
+    if not objective.is_after_its_step():
+        return
+    objective.aside = frozenset(map(id, aside()))
+    if not (objective.aside and not objective.is_after_its_step()):
+        objective.reads_held_steps = objective.held is not None and not objective.is_after_its_step(holding=True)
+        if not objective.reads_held_steps:
+            raise InvalidRequestError(after_its_step(objective.words.runs_backward, objective.stepped))
 
 
 def _refusal(objective: Objective, error: Exception) -> InvalidRequestError | None:

@@ -9,6 +9,7 @@ import torch
 
 from torch_gradcheck.precision.dtypes import in_precision, is_lower
 from torch_gradcheck.precision.grouped_products import grouped_product
+from torch_gradcheck.precision.scaler_kernels import in_any_precision
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
     GROUPED_PRODUCTS,
@@ -49,7 +50,7 @@ class PrecisionMode(DispatchMode):
 
     A model that casts inside (`.float()` before a softmax, autocast, a float32 mask) would otherwise compute in that
     lower precision whatever its parameters hold. Works below autograd, so that custom Functions are reached too.
-    An operation that has no float64 kernel is computed by others that do.
+    An operation that has no float64 kernel is computed by others that do: grouped products, a gradient scaler's steps.
 
     Attributes:
         overridden: name of an operation → names of the modules in which its precision was raised. The names come from
@@ -86,7 +87,8 @@ class PrecisionMode(DispatchMode):
         if func in GROUPED_PRODUCTS and _lacks_kernel(raised[0].dtype):
             self.replaced = True
             return grouped_product(*raised, **raised_kwargs)
-        return func(*raised, **raised_kwargs)
+        of_scaler = in_any_precision(func) if _lacks_kernel(self.precision) else None
+        return (of_scaler or func)(*raised, **raised_kwargs)
 
     def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], drawn_in: DrawnIn) -> Any:
         """The result of a draw in the caller's precision, cast to that of the check."""
@@ -122,7 +124,7 @@ class PrecisionMode(DispatchMode):
 
 
 def _lacks_kernel(dtype: torch.dtype) -> bool:
-    """Whether torch has no grouped product in this precision."""
+    """Whether torch has no grouped product in this precision, and no step of a gradient scaler."""
     return dtype.itemsize > torch.float32.itemsize
 
 

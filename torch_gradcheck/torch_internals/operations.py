@@ -137,6 +137,14 @@ GROUPED_PRODUCTS = existing("_grouped_mm.default")
 """The operation behind torch.nn.functional.grouped_mm and its backward, where this version of torch has it."""
 
 
+UNSCALINGS = existing("_amp_foreach_non_finite_check_and_unscale_.default")
+"""The operation by which a gradient scaler divides gradients by its scale."""
+
+
+SCALE_UPDATES = existing("_amp_update_scale_.default")
+"""The operation by which it moves its scale."""
+
+
 ATTENTION_BACKWARD = overloads("_scaled_dot_product_flash_attention_for_cpu_backward")
 """The backward of fused attention on a processor."""
 
