@@ -19,7 +19,8 @@ from torch_gradcheck.gradients.function_backwards import FunctionBackwards
 from torch_gradcheck.gradients.watched_backwards import CalledModules
 from torch_gradcheck.objective.given import of_tensor, of_value
 from torch_gradcheck.objective.module_hooks import forward_hooks
-from torch_gradcheck.objective.refusals import first_line, named_module, raise_any, refused_backward
+from torch_gradcheck.objective.refusals import raise_any, refused_backward
+from torch_gradcheck.objective.refused_places import first_line, named_module
 from torch_gradcheck.objective.signatures import argument_names, signature_of
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, function_of, input_forms, number_of

@@ -216,7 +216,7 @@ class Objective:
     def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:
         self.activity.saw(name, tensors)
         for tensor in tensors:
-            if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
+            if tensor.numel() and not tensor.is_meta and (tensor.is_floating_point() or tensor.is_complex()):
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
 
     @property

@@ -149,6 +149,12 @@ def _is_of_operations(code: CodeType) -> bool:
     return parts[0] not in OTHER_ROOMS and (parts != OF_MODULES or code.co_name == WITHOUT_FORWARD)
 
 
+def is_raised_by_the_user(error: BaseException) -> bool:
+    """Whether code of the user's has raised an exception by `raise`, and neither torch nor Python itself."""
+    codes = codes_of(error)
+    return not codes or (raises_itself(error) and is_of_the_user(codes[-1]))
+
+
 def raises_itself(error: BaseException) -> bool:
     """Whether the innermost Python function that an exception has come through has raised it by `raise`."""
     last = _innermost(error)
