@@ -20,6 +20,7 @@ from torch_gradcheck.objective.given import Given, of_tensor, of_value
 from torch_gradcheck.objective.nested import children_of, tensors_in
 from torch_gradcheck.objective.refused_functions import of_function
 from torch_gradcheck.objective.refused_graphs import of_graph
+from torch_gradcheck.objective.refused_module_calls import of_module_call
 from torch_gradcheck.objective.refused_places import at_line, first_line, is_torchs, place_of
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.wants import wants_of, wants_of_function
@@ -29,6 +30,7 @@ from torch_gradcheck.torch_internals.refused_calls import (
     has_no_forward,
     lacks_backward,
     may_be_torchs,
+    operator_without_backward,
     raises_itself,
     refused_call,
     without_backward,
@@ -52,11 +54,9 @@ def refusal(error: Exception, again: Callable[[], object], model: nn.Module, giv
     """
     if isinstance(error, GradcheckError):
         return None
-    does, advice = of_function(error), ""
-    if does is None:
-        does, advice = of_graph(error) or (None, "")
-    if does is not None:
-        return MisfitError(_doing(error, does, advice, model, given))
+    misfit = _misfit(error, model, given)
+    if misfit is not None:
+        return misfit
     if may_be_torchs(error):
         call = refused_call(error, again)
         if call is not None:
@@ -103,6 +103,12 @@ def refused_backward(error: Exception) -> MisfitError | None:
     function = without_backward(error)
     if function is not None:
         return MisfitError(f"autograd.Function {function} has no backward: write one, as a static method of that name.")
+    operator = operator_without_backward(error)
+    if operator is not None:
+        return MisfitError(
+            f"the operator {operator} has no backward: register one, by its register_autograd(backward, "
+            "setup_context=setup_context)."
+        )
     if isinstance(error, GradcheckError) or not lacks_backward(error):
         return None
     return MisfitError(
@@ -129,7 +135,7 @@ def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Give
     place, inner = place_of(error, model, given)
     if inner is not None and has_no_forward(error):
         return f"{place} was called and has no forward{_forward_of(inner.module)}"
-    given_as = _kinds if isinstance(error, TypeError) else _given
+    given_as = _way_of_telling(error)
     if inner is not None and is_torchs(inner.module):
         told = f"{place} was given {given_as(inner.args, inner.kwargs)}{wants_of(inner.module, inner.args)}"
     elif _is_itself(call, given):
@@ -140,9 +146,33 @@ def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Give
     return f"{told} {says}{handed}"
 
 
-def _doing(error: Exception, does: str, advice: str, model: nn.Module, given: Given) -> str:
+def call_in_words(error: Exception, call: RefusedCall) -> str:
+    """A call of torch that an exception has come out of, and what it was given."""
+    return _of_function(call, _way_of_telling(error))
+
+
+def _way_of_telling(error: Exception) -> InWords:
+    """Tells of the arguments of a call: by their kinds where one is of the wrong kind, else by their shapes."""
+    return _kinds if isinstance(error, TypeError) else _given
+
+
+def misdeed(error: Exception) -> tuple[str, str] | None:
+    """What code does to a Function or to a graph that torch has refused, and what to do; None of other things."""
+    of_call = of_function(error)
+    return of_graph(error) if of_call is None else (of_call, "")
+
+
+def _misfit(error: Exception, model: nn.Module, given: Given) -> MisfitError | None:
+    """The error to raise where a Function, a graph, or the call of a module is not as torch takes it; else None."""
+    of_call = of_module_call(error, model)
+    if of_call is not None:
+        return MisfitError(of_call)
+    does = misdeed(error)
+    return None if does is None else MisfitError(doing(error, *does, place_of(error, model, given).named))
+
+
+def doing(error: Exception, does: str, advice: str, place: str) -> str:
     """What the code at the place where torch refused does, torch's own words, and what to do."""
-    place = place_of(error, model, given).named
     said = first_line(error).partition(". ")[0]  # what follows is torch's advice
     told = f"{place}{at_line(error, place)} {does} (torch says: {said})."
     return f"{told} {advice[0].upper()}{advice[1:]}." if advice else told

@@ -14,7 +14,8 @@ from torch_gradcheck.objective.given import of_value
 from torch_gradcheck.objective.refused_places import first_line
 from torch_gradcheck.objective.signatures import signature_of
 from torch_gradcheck.torch_internals.code_lines import at_line_of
-from torch_gradcheck.torch_internals.function_calls import Application, application_of, is_of_operator, unbound
+from torch_gradcheck.torch_internals.custom_ops import CustomOp, custom_op_of, users_function
+from torch_gradcheck.torch_internals.function_calls import Application, application_of, unbound
 from torch_gradcheck.torch_internals.refused_calls import is_raised_by_the_user
 
 MOST = 6
@@ -72,7 +73,7 @@ SLIPS = (
         re.compile(r"^In order to use an autograd\.Function with functorch transforms"),
         "forward",
         "takes ctx, and torch.func goes through it (vmap, grad, jvp, ...)",
-        "have forward take its arguments without ctx, and keep what backward needs in setup_context(ctx, inputs, output)",
+        "have forward take its arguments alone, and save for the backward in setup_context(ctx, inputs, output)",
     ),
     Slip(
         re.compile(r"^You tried to vmap over \w+, but it does not have vmap support"),
@@ -87,7 +88,7 @@ SLIPS = (
         "leave out generate_vmap_rule = True or its vmap",
     ),
     Slip(
-        re.compile(r"^(?:Expected the vmap staticmethod to have two|The autograd\.Function's vmap staticmethod returned)"),
+        re.compile(r"^Expected the vmap staticmethod to have two|^The autograd\.Function's vmap staticmethod returned"),
         "vmap",
         "does not return what torch.vmap takes",
         "return two things: the output, and in which of its dimensions the batch is, as (y, 0), in the same nest",
@@ -113,13 +114,37 @@ SLIPS = (
 def of_function(error: Exception) -> str | None:
     """What is wrong with the call of a Function, or with the Function, that torch has refused; None of other things."""
     applied = None if is_raised_by_the_user(error) else application_of(error)
-    if applied is None or is_of_operator(applied.function):
+    if applied is None:
         return None
+    operator = custom_op_of(applied.function)
+    if operator is not None or users_function(applied.function) is not applied.function:
+        return None if operator is None else _of_operator(operator)
     name = applied.function.__name__
     if applied.is_an_instance:
         return f"calls an instance of {name}: apply the Function itself, as {name}.apply(x)"
     of_call = _of_call(applied) if isinstance(error, TypeError) else None
     return of_call or _of_slip(first_line(error), applied)
+
+
+def about_context(applied: Application) -> str:
+    """What to do where forward does not take ctx and should, or does and should not; "" elsewhere."""
+    forward, given = applied.function.forward, applied.args
+    if not (applied.has_context_apart or _takes_context(forward) or unbound(forward, *given, **applied.kwargs)):
+        return "torch gives it ctx in front of these; have it take ctx first, or write a setup_context"
+    if applied.has_context_apart and not unbound(forward, None, *given, **applied.kwargs):
+        return "beside a setup_context it is given no ctx; have it take the others alone"
+    return ""
+
+
+def _of_operator(operator: CustomOp) -> str | None:
+    """The words on a setup_context that torch cannot call for an operator of torch.library."""
+    setup = operator.setup_context
+    if setup is None or not unbound(setup, ctx=None, inputs=None, output=None):
+        return None
+    return (
+        f"calls {operator.name}, and the setup_context of its backward{at_line_of(setup)} has the signature "
+        f"{_signature(setup)}: torch calls it with ctx, inputs and output, by these names"
+    )
 
 
 def _of_slip(said: str, applied: Application) -> str | None:
@@ -155,13 +180,8 @@ def _calls(applied: Application) -> list[tuple[str, str, list[Any]]]:
 
 def _advice(applied: Application, misfits: str) -> str:
     """What to do where forward does not fit: give it ctx, take ctx from it, or give other arguments."""
-    forward, given = applied.function.forward, applied.args
-    if not (applied.has_context_apart or _takes_context(forward) or unbound(forward, *given, **applied.kwargs)):
-        return "torch gives it ctx in front of these; have it take ctx first, or write a setup_context"
-    if applied.has_context_apart and not unbound(forward, None, *given, **applied.kwargs):
-        return "beside a setup_context it is given no ctx; have it take the others alone"
     in_front = "" if applied.has_context_apart else ", behind the ctx that torch gives it"
-    return f"{misfits}{in_front}"
+    return about_context(applied) or f"{misfits}{in_front}"
 
 
 def _takes_context(forward: Callable[..., Any]) -> bool:

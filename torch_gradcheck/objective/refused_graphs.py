@@ -39,7 +39,7 @@ OF_GRAPHS = (
     (
         r"element \d+ of tensors does not require grad and does not have a grad_fn",
         "asks for the gradient of something that no parameter or input has a part in, for autograd",
-        "look for a detach(), .data, .item() or torch.no_grad() on the way there, or whether it was meant to be another one",
+        "look for a detach(), .data, .item() or torch.no_grad() on the way there",
     ),
     (
         r"(?:The differentiated Tensor at index (\d+)|One of the differentiated Tensors) appears to not have been used",
@@ -54,7 +54,7 @@ OF_GRAPHS = (
     (
         r"grad can be implicitly created only for scalar outputs",
         "runs a backward from a tensor with several entries",
-        "make one number of it, by .sum() or .mean(), or say what to weigh its entries by (grad_outputs, or backward(v))",
+        "make one number of it, by .sum() or .mean(), or say what its entries count (grad_outputs, or backward(v))",
     ),
     (
         r"Trying to backward through the graph a second time",
@@ -78,6 +78,16 @@ OF_GRAPHS = (
         "make the checkpoint with use_reentrant=False",
     ),
     (
+        r"Output of saved tensor unpack_hook expected to be a Tensor",
+        "unpacks what was saved for the backward to something that is no tensor",
+        "have the second hook of saved_tensors_hooks return the tensor that the first one was given",
+    ),
+    (
+        r"vmap: It looks like you're (?:attempting to use a Tensor in some data-dependent|calling \.item\(\))",
+        "reads the numbers of a tensor, or decides by them, of which torch.vmap has as many as there are samples",
+        "compute it in operations of torch, as torch.where",
+    ),
+    (
         r"Output \d+ of \w+ is a view and is being modified inplace|A view was created in no_grad mode and is being",
         "writes to a view that autograd cannot follow such a write through",
         "write to a copy of it, by .clone(), or compute a new tensor",
@@ -88,7 +98,7 @@ OF_GRAPHS = (
 
 def of_graph(error: Exception) -> tuple[str, str] | None:
     """What J does to its graph that torch has refused, and what to do; None of other things."""
-    if not isinstance(error, RuntimeError) or is_raised_by_the_user(error):
+    if not isinstance(error, RuntimeError | TypeError) or is_raised_by_the_user(error):
         return None
     said = first_line(error)
     return next((found[1:] for found in OF_GRAPHS if re.match(found[0], said)), None)

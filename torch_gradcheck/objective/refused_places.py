@@ -60,4 +60,5 @@ def first_line(error: Exception) -> str:
     """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     behind = lines[-1].partition(": ")[2] if "TorchScript interpreter" in lines[0] else ""
-    return (behind or lines[0]).partition(" This could be because")[0].rstrip(".:")
+    said = (behind or lines[0]).partition(" This could be because")[0]
+    return said.partition("  (Could this error message be improved?")[0].rstrip(".:")

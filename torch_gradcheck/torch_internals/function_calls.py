@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 from torch.autograd import Function
 
 from torch_gradcheck.torch_internals.code_lines import is_frame_of_the_user
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
 
 APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]
 """The code by which every Function is applied."""
 
-LEGACY = Function.__call__.__code__  # type: ignore[operator]
+LEGACY = Function.__call__.__code__
 """The code that runs where an instance of a Function is called."""
 
 
@@ -71,8 +70,3 @@ def unbound(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     except ValueError:  # it has no signature
         return ""
     return ""
-
-
-def is_of_operator(function: type[Function]) -> bool:
-    """Whether torch has made a Function of an operator of torch.library."""
-    return custom_op_of(function) is not None or function.__name__.startswith("GeneratedBackwardFor_")
