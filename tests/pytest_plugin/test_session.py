@@ -67,8 +67,8 @@ def test_the_line_counts_checks_and_tensors(run):
     )
 
 
-def test_nothing_is_said_where_nothing_was_checked(run):
-    result = run("def test_it(gradcheck): pass")
+def test_nothing_is_said_where_no_test_has_taken_the_fixture(run):
+    result = run("def test_it(): pass")
 
     assert "gradcheck:" not in result.stdout.str()
 

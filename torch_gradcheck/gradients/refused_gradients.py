@@ -1,41 +1,60 @@
 """What torch does not take of the backward of a Function, told with its line, the argument, what it got and wants.
 
 Torch names none of these: it looks at gradients when the backward has returned. So J and its backward are run once
-more, and the last backward that has run is the one that torch speaks of. What a backward raises itself comes through as
-it is.
+more, and the last backward that has run is the one that torch speaks of. So it is with hooks, with what was written to
+after it was saved, and with operations that a backward calls. What code of the user's raises itself comes through as it
+is.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from types import CodeType
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.autograd import Function
 
 from torch_gradcheck.errors import GradcheckError, MisfitError
-from torch_gradcheck.gradients.function_backwards import FunctionBackwards
-from torch_gradcheck.gradients.watched_backwards import CalledModules
+from torch_gradcheck.gradients.context_notes import note_what_is_missing
+from torch_gradcheck.gradients.kept_graphs import KeptGraphs
+from torch_gradcheck.gradients.last_backward import LastBackward
+from torch_gradcheck.gradients.overwritten_values import of_overwritten
+from torch_gradcheck.gradients.refused_hooks import of_hook as of_hook_of
 from torch_gradcheck.objective.given import of_tensor, of_value
-from torch_gradcheck.objective.module_hooks import forward_hooks
-from torch_gradcheck.objective.refusals import first_line, named_module, raise_any, refused_backward
-from torch_gradcheck.objective.signatures import argument_names, signature_of
+from torch_gradcheck.objective.refusals import call_in_words, doing, misdeed, raise_any, refused_backward
+from torch_gradcheck.objective.refused_places import first_line
+from torch_gradcheck.objective.signatures import signature_of
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.torch_internals.autograd import backward_of, function_of, input_forms, number_of
-from torch_gradcheck.torch_internals.code_lines import at_line_of
-from torch_gradcheck.torch_internals.custom_ops import custom_op_of
-from torch_gradcheck.torch_internals.modules import module_at
+from torch_gradcheck.torch_internals.autograd import backward_of, graph_is_used_up, input_forms
+from torch_gradcheck.torch_internals.modules import named_modules
+from torch_gradcheck.torch_internals.refused_calls import (
+    KINDS,
+    RefusedCall,
+    call_of,
+    has_run_a_backward,
+    is_raised_by_the_user,
+    may_be_of_an_operation,
+)
 from torch_gradcheck.torch_internals.refused_gradients import (
+    code_in_a_backward,
     is_of_calling_backward,
     is_of_returned_gradients,
     refused_position,
+    returned_under_vmap,
 )
+from torch_gradcheck.torch_internals.watched_hooks import HookWatch, tensors_with_hooks
+from torch_gradcheck.torch_internals.written_tensors import WriteWatch, overwritten_in
 
 T = TypeVar("T")
 
 IN_ORDER = (
     "Return as a tuple what forward's arguments get, in their order: a tensor, or None for one that needs no gradient."
+)
+
+ORDINARY = (
+    "Return an ordinary real tensor of the argument's own shape: of a complex one its .real, where that is meant."
 )
 
 MOST_ARGUMENTS = 6
@@ -53,107 +72,155 @@ def told(run: Callable[[], T], model: nn.Module) -> T:
         return run()
     except Exception as error:
         raise_any(_refused(error, run, model), error)
+        note_what_is_missing(error)
         raise
 
 
 def _refused(error: Exception, again: Callable[[], object], model: nn.Module) -> MisfitError | None:
-    has_returned = is_of_returned_gradients(error)
-    if isinstance(error, GradcheckError) or not (has_returned or is_of_calling_backward(error)):
+    """The error to raise from one that came out of a run of J; None where that is the user's own."""
+    if isinstance(error, GradcheckError) or not _is_of_a_backward(error):
         return refused_backward(error)
-    last = _LastBackward(model)
+    run = _SecondRun(model)
     try:
-        with last:
+        with warnings.catch_warnings(), run:
+            warnings.simplefilter("ignore")  # they have been shown
             again()
     except Exception as second:
-        if type(second) is type(error) and str(second) == str(error) and last.is_known(has_returned):
-            return _of_returned(error, last) if has_returned else _of_called(error, last)
+        said = run.said(error, second)
+        return refused_backward(error) if said is None else MisfitError(said)
     return None
 
 
-class _LastBackward:
-    """The backward of a Function of the user's that has run last inside the block.
+def _is_of_a_backward(error: Exception) -> bool:
+    """Whether torch or Python has raised an exception in a backward."""
+    is_torchs = type(error) in KINDS or returned_under_vmap(error) is not None
+    return is_torchs and has_run_a_backward(error) and not is_raised_by_the_user(error)
 
-    Attributes:
-        node: its node in the graph; None where none has run.
-        function: the Function.
-        given: how many gradients it was given.
-        returned: what it has returned; None where it has not.
-    """
+
+class _SecondRun:
+    """All that is watched while a run is repeated whose backward has been refused."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.node: Any = None
-        self.function: type[Function] = Function
-        self.given = 0
-        self.returned: tuple[Any, ...] | None = None
-        self._model, self._modules = model, CalledModules()
-        self._hooks = forward_hooks(model, stack=self._modules)
-        self._backwards = FunctionBackwards(self._looked_at)
+        self._model, self._last, hooked = model, LastBackward(model), tensors_with_hooks(model)
+        modules = list(named_modules(model))
+        where = self._where
+        self._hooks = HookWatch(
+            [tensor for _, tensor in hooked], [module for _, module in modules], where, self._last.calls
+        )
+        self._writes = WriteWatch(where)
+        self._kept = KeptGraphs(model)
+        self._names = {id(each): name for name, each in [*modules, *hooked]}
+        self._open: list[Any] = []
 
     def __enter__(self) -> None:
-        self._backwards.__enter__()
-        self._hooks.__enter__()
+        for watch in (self._last, self._kept, self._hooks, self._writes):
+            watch.__enter__()
+            self._open.append(watch)
 
     def __exit__(self, *exception: object) -> None:
-        self._hooks.__exit__(None, None, None)
-        self._backwards.__exit__(*exception)
+        while self._open:
+            self._open.pop().__exit__(*exception)
 
-    def _looked_at(
-        self, node: Any, function: type[Function], gradients: tuple[Any, ...], run: Callable[[], Any]
-    ) -> Any:
-        self.node, self.function, self.given, self.returned = node, function, len(gradients), None
-        returned = run()
-        self.node, self.function = node, function  # it may have run others
-        self.returned = returned if isinstance(returned, tuple) else (returned,)
-        return returned
+    def _where(self) -> str | None:
+        return self._last.current_module
 
-    def is_known(self, has_returned: bool) -> bool:
-        """Whether it is a Function as the user wrote it, and has returned, or not, as torch says."""
-        is_written = self.node is not None and function_of(self.node) is self.function
-        return is_written and (self.returned is not None) == has_returned
+    def said(self, error: Exception, second: Exception) -> str | None:
+        """What is wrong, from the error and the one of the second run; None where that is another, or nobody knows."""
+        call = self._last.calls.refused(second)
+        if type(second) is not type(error) or str(second) != str(error):
+            return None
+        of_hook, overwritten = of_hook_of(error, self._hooks, self._names), overwritten_in(error)
+        if of_hook is not None or overwritten is not None:
+            return of_hook if overwritten is None else of_overwritten(overwritten, self._writes)
+        return self._of_backward(error) or self._of_code(error, call_of(error, second, call))
 
-    @property
-    def name(self) -> str:
-        """The backward with its line and the module in which its Function was called."""
-        operator, module = custom_op_of(self.function), self._modules.of_node(number_of(self.node))
-        called = f"{self.function.__name__}.backward" if operator is None else f"the backward of {operator.name}"
-        inside = "" if module is None else f", of {named_module(module, module_at(self._model, module))},"
-        return f"{called}{at_line_of(backward_of(self.function))}{inside}"
+    def _of_backward(self, error: Exception) -> str | None:
+        """What is wrong with how a backward is called, or with what it returns."""
+        has_returned = is_of_returned_gradients(error)
+        if has_returned and returned_under_vmap(error) is not None:
+            return _of_vmap(error, self._last) if self._last.is_known(False) else None
+        if not (has_returned or is_of_calling_backward(error)) or not self._last.is_known(has_returned):
+            return None
+        return _of_returned(error, self._last) if has_returned else _of_called(error, self._last)
 
-    @property
-    def count(self) -> int | None:
-        """Where in what was returned the last gradient of the user's is: of an operator torch adds some; None: last."""
-        added = len(self.node.needs_input_grad) - len(self.arguments)
-        return -added if custom_op_of(self.function) is not None and added > 0 else None
+    def _of_code(self, error: Exception, call: RefusedCall | None) -> str | None:
+        """What code of the user's does in a backward that torch has refused."""
+        code, does = code_in_a_backward(error), misdeed(error)
+        if code is None and graph_is_used_up(error):
+            return self._kept.said
+        if does is None and code is not None and call is not None and may_be_of_an_operation(error):
+            does = f"calls {call_in_words(error, call)}", ""
+        if does is None:
+            return None
+        return doing(error, *does, self._running(code))
 
-    @property
-    def arguments(self) -> list[str]:
-        """The names of the arguments that the Function was called with."""
-        count, operator = len(self.node.needs_input_grad), custom_op_of(self.function)
-        return argument_names(self.function.apply, count) if operator is None else list(operator.arguments)
+    def _running(self, code: CodeType | None) -> str:
+        """What runs this code: the backward of a Function, else what has it."""
+        function = self._last.function
+        if code is None:
+            return "J"
+        if self._last.node is not None and getattr(backward_of(function), "__code__", None) is code:
+            return self._last.name.rstrip(",")
+        return f"{code.co_name.strip('<>')}, which runs in a backward"
 
 
-def _of_returned(error: Exception, last: _LastBackward) -> MisfitError | None:
+def _of_returned(error: Exception, last: LastBackward) -> str | None:
     """The words on gradients that torch does not take; None where they are right, and a hook has changed them."""
     assert last.returned is not None
     position = refused_position(error, last.node, last.returned)
     names, says = last.arguments, f"(torch says: {first_line(error)})."
     if position is None:
         counted = f"{_counted(last.returned[: last.count])} and forward takes {_takes(names)}"
-        return MisfitError(f"{last.name} returned {counted} {says} {IN_ORDER}")
+        return f"{last.name} returned {counted} {says} {IN_ORDER}"
     gradient, form = last.returned[position], input_forms(last.node).get(position)
-    name = names[position] if position < len(names) else f"argument {position}"
+    name = _name(names, position)
     if form is None or not isinstance(gradient, torch.Tensor):
         of_none = ", which needs none" if form is None else ""
-        return MisfitError(
-            f"{last.name} returned {of_value(gradient)} as the gradient of {name}{of_none} {says} {IN_ORDER}"
-        )
+        return f"{last.name} returned {of_value(gradient)} as the gradient of {name}{of_none} {says} {IN_ORDER}"
+    if gradient.is_nested or gradient.is_quantized or (gradient.is_complex() and not form.dtype.is_complex):
+        return f"{last.name} returned for {name} {_unlike(gradient)}, and {name} is {form.dtype} {says} {ORDINARY}"
     if (tuple(gradient.shape), gradient.device) == (form.shape, form.device):
         return None
     where = "" if gradient.device == form.device else f" on {form.device}"
-    return MisfitError(
+    return (
         f"{last.name} returned for {name} a gradient of shape {of_tensor(gradient)}, and {name} has shape "
         f"{form.shape}{where} {says} Return for each argument a gradient of its own shape, on its device."
     )
+
+
+def _unlike(gradient: torch.Tensor) -> str:
+    """A gradient in a form that its argument has not."""
+    kind = "nested" if gradient.is_nested else "quantized" if gradient.is_quantized else f"complex ({gradient.dtype})"
+    return f"a gradient that is {kind}"
+
+
+def _of_vmap(error: Exception, last: LastBackward) -> str | None:
+    """The words on what a backward that runs under torch.vmap has returned, of one sample."""
+    found, names = returned_under_vmap(error), last.arguments
+    if found is None:
+        return None
+    says = f"(torch says: {first_line(error)})."
+    for position, (gradient, shape) in enumerate(zip(found.returned, found.wanted, strict=False)):
+        name = _name(names, position)
+        if gradient is not None and not isinstance(gradient, torch.Tensor):
+            return f"{last.name} returned {of_value(gradient)} as the gradient of {name} {says} {IN_ORDER}"
+        if gradient is not None and shape is not None and not _sums_to(tuple(gradient.shape), shape):
+            return (
+                f"{last.name} returned for {name} a gradient of shape {of_tensor(gradient)} for each sample of "
+                f"torch.vmap, and {name} has shape {shape} there {says} Return for each argument a gradient of its own "
+                "shape."
+            )
+    return None
+
+
+def _sums_to(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether autograd can sum a gradient of one shape to that of its argument, which broadcasting has enlarged."""
+    ends = shape[len(shape) - len(wanted) :]
+    return len(shape) >= len(wanted) and all(b in (a, 1) for a, b in zip(ends, wanted, strict=True))
+
+
+def _name(names: Sequence[str], position: int) -> str:
+    return names[position] if position < len(names) else f"argument {position}"
 
 
 def _counted(returned: tuple[Any, ...]) -> str:
@@ -168,11 +235,11 @@ def _takes(names: Sequence[str]) -> str:
     return f"{len(names)} argument{'' if len(names) == 1 else 's'} ({listed(names, MOST_ARGUMENTS)})"
 
 
-def _of_called(error: Exception, last: _LastBackward) -> MisfitError:
+def _of_called(error: Exception, last: LastBackward) -> str:
     """The words on a backward that torch cannot call."""
     says = f"(torch says: {first_line(error)})."
     gradients = "1 gradient" if last.given == 1 else f"{last.given} gradients"
-    return MisfitError(
+    return (
         f"{last.name} has the signature {_signature(backward_of(last.function))}, and torch calls it with ctx and "
         f"{gradients}, one for each output of forward {says} Have it take these."
     )

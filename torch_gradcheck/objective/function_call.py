@@ -17,10 +17,19 @@ from torch_gradcheck.borrowing.layout_copies import strided_copy
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.argument_memory import ArgumentMemory
 from torch_gradcheck.objective.nested import PLAIN, rebuilt, tensors_in
-from torch_gradcheck.objective.signatures import argument_names, callable_name, counted, misfit, positional
+from torch_gradcheck.objective.refused_functions import about_context
+from torch_gradcheck.objective.signatures import (
+    argument_names,
+    callable_name,
+    counted,
+    function_applied_by,
+    misfit,
+    positional,
+)
 from torch_gradcheck.objective.sparse_arguments import SparseFromValues, is_sparse, values_of
 from torch_gradcheck.objective.variables import Variable, can_be_perturbed, distinct, variables_in
 from torch_gradcheck.precision.dtypes import is_inexact
+from torch_gradcheck.torch_internals.function_calls import Application
 
 
 @dataclass(frozen=True)
@@ -75,9 +84,12 @@ class FunctionCall:
             why = misfit(self.function, args, kwargs) or _refused_by_builtin(error)
             if not why:
                 raise
+            applied = function_applied_by(self.function)
+            of_context = "" if applied is None else about_context(Application(applied, args, kwargs))
             raise InvalidRequestError(
                 f"inputs do not fit {callable_name(self.function)}: it is called with {counted(args, kwargs)}, and "
-                f"{why}. inputs is a tuple of its positional arguments or a mapping of its keyword arguments."
+                f"{why}.{of_context and f' Look at its forward: {of_context}.'} inputs is a tuple "
+                "of its positional arguments or a mapping of its keyword arguments."
             ) from error
 
     def _with(self, tensors: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any]]:

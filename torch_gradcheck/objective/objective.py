@@ -13,6 +13,7 @@ from torch import nn
 
 from torch_gradcheck.borrowing.loan import Borrowed
 from torch_gradcheck.borrowing.random_state import RandomState
+from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.collectives import CollectiveWatch, collective_watch
 from torch_gradcheck.objective.domain import Domain
 from torch_gradcheck.objective.given import UNKNOWN, Given
@@ -20,12 +21,14 @@ from torch_gradcheck.objective.held_values import HeldValues, in_words
 from torch_gradcheck.objective.holding import Holding
 from torch_gradcheck.objective.module_hooks import forward_hooks
 from torch_gradcheck.objective.own_steps import StepWatch
+from torch_gradcheck.objective.refused_places import named_module
 from torch_gradcheck.objective.returned import scalar
 from torch_gradcheck.objective.unseen import Activity
 from torch_gradcheck.objective.variables import Variable, objects_of
 from torch_gradcheck.precision.dtypes import epsilon, name_of
 from torch_gradcheck.precision.mode import DrawnIn, PrecisionMode
 from torch_gradcheck.reporting.words import LOSS_WORDS, LossWords, listed
+from torch_gradcheck.torch_internals.modules import module_at
 from torch_gradcheck.torch_internals.scripted import hides_interrupt
 
 ROUNDOFF_BETWEEN_CALLS = 1e3
@@ -230,6 +233,8 @@ class Objective:
     def _record_output(self, name: str, tensors: list[torch.Tensor]) -> None:
         self.activity.saw(name, tensors)
         for tensor in tensors:
+            if tensor.is_meta:
+                raise InvalidRequestError(on_meta(named_module(name, module_at(self.model, name))))
             if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex()):
                 self.largest_output = max(self.largest_output, float(tensor.detach().abs().max()))
 
@@ -279,6 +284,13 @@ class _Evaluation:
         self._borrowed.after_evaluation()
         if hides_interrupt(exception[1]):
             raise KeyboardInterrupt
+
+
+def on_meta(module: str) -> str:
+    """The words on a module whose output has no numbers."""
+    return (
+        f"{module} returned a tensor on the meta device, which has no numbers: compute it on the device of its input."
+    )
 
 
 def evaluation_of(borrowed: Borrowed) -> AbstractContextManager[None]:

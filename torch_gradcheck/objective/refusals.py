@@ -18,23 +18,23 @@ from torch import nn
 from torch_gradcheck.errors import GradcheckError, MisfitError
 from torch_gradcheck.objective.given import Given, of_tensor, of_value
 from torch_gradcheck.objective.nested import children_of, tensors_in
+from torch_gradcheck.objective.refused_functions import of_function
+from torch_gradcheck.objective.refused_graphs import of_graph
+from torch_gradcheck.objective.refused_module_calls import of_module_call
+from torch_gradcheck.objective.refused_places import at_line, first_line, is_torchs, place_of
 from torch_gradcheck.objective.signatures import callable_name
 from torch_gradcheck.objective.wants import wants_of, wants_of_function
-from torch_gradcheck.torch_internals.code_lines import raising_line
-from torch_gradcheck.torch_internals.modules import calls_in_traceback, named_modules
 from torch_gradcheck.torch_internals.refused_calls import (
     RefusedCall,
     comes_from_torch,
     has_no_forward,
     lacks_backward,
     may_be_torchs,
+    operator_without_backward,
     raises_itself,
     refused_call,
     without_backward,
 )
-
-LONGEST = 60
-"""Letters of a layer's own words, as "Linear(in_features=8, out_features=16, bias=True)", that a refusal repeats."""
 
 InWords = Callable[[Sequence[Any], Mapping[str, Any]], str]
 """Tells of positional and keyword arguments."""
@@ -54,6 +54,9 @@ def refusal(error: Exception, again: Callable[[], object], model: nn.Module, giv
     """
     if isinstance(error, GradcheckError):
         return None
+    misfit = _misfit(error, model, given)
+    if misfit is not None:
+        return misfit
     if may_be_torchs(error):
         call = refused_call(error, again)
         if call is not None:
@@ -100,6 +103,12 @@ def refused_backward(error: Exception) -> MisfitError | None:
     function = without_backward(error)
     if function is not None:
         return MisfitError(f"autograd.Function {function} has no backward: write one, as a static method of that name.")
+    operator = operator_without_backward(error)
+    if operator is not None:
+        return MisfitError(
+            f"the operator {operator} has no backward: register one, by its register_autograd(backward, "
+            "setup_context=setup_context)."
+        )
     if isinstance(error, GradcheckError) or not lacks_backward(error):
         return None
     return MisfitError(
@@ -123,21 +132,50 @@ def _sentence(error: Exception, call: RefusedCall, model: nn.Module, given: Give
     foreign = _of_foreign(error, given) if isinstance(error, TypeError) else ""
     if foreign:
         return f"{foreign} {says}"
-    calls = calls_in_traceback(error)
-    names = {id(module): name for name, module in named_modules(model)}
-    inner = calls[-1] if calls and id(calls[-1].module) in names else None
-    place = given.named if inner is None else named_module(names[id(inner.module)], inner.module)
+    place, inner = place_of(error, model, given)
     if inner is not None and has_no_forward(error):
         return f"{place} was called and has no forward{_forward_of(inner.module)}"
-    given_as = _kinds if isinstance(error, TypeError) else _given
-    if inner is not None and _is_torchs(inner.module):
+    given_as = _way_of_telling(error)
+    if inner is not None and is_torchs(inner.module):
         told = f"{place} was given {given_as(inner.args, inner.kwargs)}{wants_of(inner.module, inner.args)}"
     elif _is_itself(call, given):
         told = f"{place} was given {given_as(call.args, call.kwargs)}"
     else:
-        told = f"{place}{_at_line(error, place)} calls {_of_function(call, given_as)}"
+        told = f"{place}{at_line(error, place)} calls {_of_function(call, given_as)}"
     handed = f" The check was given {given.shapes}." if given.shapes else ""
     return f"{told} {says}{handed}"
+
+
+def call_in_words(error: Exception, call: RefusedCall) -> str:
+    """A call of torch that an exception has come out of, and what it was given."""
+    return _of_function(call, _way_of_telling(error))
+
+
+def _way_of_telling(error: Exception) -> InWords:
+    """Tells of the arguments of a call: by their kinds where one is of the wrong kind, else by their shapes."""
+    return _kinds if isinstance(error, TypeError) else _given
+
+
+def misdeed(error: Exception) -> tuple[str, str] | None:
+    """What code does to a Function or to a graph that torch has refused, and what to do; None of other things."""
+    of_call = of_function(error)
+    return of_graph(error) if of_call is None else (of_call, "")
+
+
+def _misfit(error: Exception, model: nn.Module, given: Given) -> MisfitError | None:
+    """The error to raise where a Function, a graph, or the call of a module is not as torch takes it; else None."""
+    of_call = of_module_call(error, model)
+    if of_call is not None:
+        return MisfitError(of_call)
+    does = misdeed(error)
+    return None if does is None else MisfitError(doing(error, *does, place_of(error, model, given).named))
+
+
+def doing(error: Exception, does: str, advice: str, place: str) -> str:
+    """What the code at the place where torch refused does, torch's own words, and what to do."""
+    said = first_line(error).partition(". ")[0]  # what follows is torch's advice
+    told = f"{place}{at_line(error, place)} {does} (torch says: {said})."
+    return f"{told} {advice[0].upper()}{advice[1:]}." if advice else told
 
 
 def _is_itself(call: RefusedCall, given: Given) -> bool:
@@ -156,33 +194,15 @@ def _of_foreign(error: Exception, given: Given) -> str:
     return ""
 
 
-def named_module(name: str, module: nn.Module) -> str:
-    """A module by its name in the model, and by its own words where these are short."""
-    own = repr(module) if _is_torchs(module) and not [*module.children()] else ""  # no words of the user's code
-    told = own if 0 < len(own) <= LONGEST and "\n" not in own else type(module).__name__
-    return f"{name!r} ({told})" if name else f"the model itself ({told})"
-
-
 def _forward_of(module: nn.Module) -> str:
     """What to do where a module has no forward: it is a container, calls it otherwise, or none was written."""
-    if _is_torchs(module):
+    if is_torchs(module):
         return ": it only holds others; call these one by one, or put them into nn.Sequential."
     own = {name for name in dir(type(module)) if not name.startswith("_")} - {*dir(nn.Module)}
     close = get_close_matches("forward", own, n=1)
     return (
         f"; is its {close[0]} meant?" if close else ": define one, as `def forward(self, x): ...` inside of the class."
     )
-
-
-def _is_torchs(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own layers."""
-    return type(module).__module__.startswith("torch.nn.")
-
-
-def _at_line(error: Exception, place: str) -> str:
-    """The line of the user's that has called torch, unless the place has it."""
-    line = raising_line(error)
-    return "" if line is None or str(line) in place else f", at {line},"
 
 
 def _of_function(call: RefusedCall, given_as: InWords) -> str:
@@ -210,13 +230,3 @@ def _given(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
 def _tensors(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
     return [tensor for _, tensor in tensors_in([list(args), dict(kwargs)])]
-
-
-def first_line(error: Exception) -> str:
-    """What torch said, in one line: the first one, or the last one behind a trace of TorchScript's.
-
-    Of an operation that a backend does not have, torch goes on to say how it was built; that is left out.
-    """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    behind = lines[-1].partition(": ")[2] if "TorchScript interpreter" in lines[0] else ""
-    return (behind or lines[0]).partition(" This could be because")[0].rstrip(".:")

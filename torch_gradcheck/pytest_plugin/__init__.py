@@ -19,11 +19,10 @@ from torch_gradcheck.pytest_plugin.fixture import FAILURES, OUTCOMES, GradcheckF
 from torch_gradcheck.pytest_plugin.options import MARKER, Settings, add_options, settings_of
 from torch_gradcheck.pytest_plugin.outcome import attach
 from torch_gradcheck.pytest_plugin.session import GradcheckSession
+from torch_gradcheck.pytest_plugin.unused import FIXTURE, mark, notice
 from torch_gradcheck.tracebacks import show_all_frames
 
 __all__ = ["GradcheckFixture", "gradcheck"]
-
-FIXTURE = "gradcheck"
 
 SETTINGS = pytest.StashKey[Settings]()
 
@@ -68,6 +67,12 @@ def gradcheck(request: pytest.FixtureRequest) -> GradcheckFixture:
     return GradcheckFixture(request.node, request.config.stash[SETTINGS])
 
 
+@pytest.hookimpl(trylast=True)  # behind the test, and only if that has come to its end
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Notices a test that took the fixture and has checked nothing; where that is strict, it fails."""
+    notice(item, item.config.stash[SETTINGS].strict)
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Shows a failed check by the user's line and the table, and has the report carry what was found."""
@@ -79,6 +84,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
         outcome: Any = yield
     report = outcome.get_result()
     attach(item.stash.setdefault(OUTCOMES, []), report)
+    mark(item, report)
     if call.excinfo is not None:
         if item.config.getoption("tbstyle", "auto") != "line":
             show(of_test(failures, call.excinfo), report, terminal_of(item.config))

@@ -52,6 +52,11 @@ class GradcheckFixture:
     def __repr__(self) -> str:
         return f"<the fixture gradcheck, used {self._checks} time{'s' * (self._checks != 1)}>"
 
+    @property
+    def is_used(self) -> bool:
+        """Whether a check was called, whatever came of it."""
+        return self._checks > 0
+
     if not TYPE_CHECKING:  # for type checkers there is nothing but what is written here
 
         def __getattr__(self, name: str) -> object:

@@ -11,6 +11,7 @@ from torch_gradcheck.pytest_plugin.failure import colour, shorten
 from torch_gradcheck.pytest_plugin.options import Settings
 from torch_gradcheck.pytest_plugin.outcome import Outcome, attached, named
 from torch_gradcheck.pytest_plugin.report_files import write_index
+from torch_gradcheck.pytest_plugin.unused import is_marked, told
 
 
 class GradcheckSession:
@@ -23,6 +24,7 @@ class GradcheckSession:
         self._config = config
         self._settings = settings
         self._by_test: dict[tuple[str, str], list[Outcome]] = {}
+        self._unused: set[tuple[str, str]] = set()
         self._about_files: list[str] = []
 
     @property
@@ -44,8 +46,11 @@ class GradcheckSession:
         """Takes what the test has found; what an attempt that is run again has found does not count."""
         key = (getattr(report, "worker_id", ""), report.nodeid)
         self._by_test.setdefault(key, []).extend(attached(report))
+        if is_marked(report):
+            self._unused.add(key)
         if str(report.outcome) == "rerun":  # a word of pytest-rerunfailures
             del self._by_test[key]
+            self._unused.discard(key)
 
     def pytest_sessionfinish(self) -> None:
         """Writes the index, and colours the tables that the terminal is about to show."""
@@ -57,18 +62,25 @@ class GradcheckSession:
                 colour(report)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        """Says what the checks have found, with -v each on a line; nothing where no test has checked anything.
+        """Says what the checks have found, with -v each on a line; nothing where no test has taken the fixture.
 
         Tracebacks have been shown by now and the short summary has not: it gets as many words as fit.
         """
-        if not self.outcomes:
+        if not (self.outcomes or self._unused):
             return
         shorten([report for reports in terminalreporter.stats.values() for report in reports], self._config)
         terminalreporter.ensure_newline()
         for outcome in self._told():
             terminalreporter.write_line(f"gradcheck: {named(outcome)}: {outcome.said}")
-        for line in (counted(self.outcomes), *self._about_files):
+        for line in self._lines():
             terminalreporter.write_line(line)
+
+    def _lines(self) -> list[str]:
+        """The lines on the session as a whole."""
+        about_checks = [counted(self.outcomes)] if self.outcomes else []
+        unused = [test for _, test in sorted(self._unused)]
+        about_unused = [told(unused, self._config.getoption("verbose") > 0)] if unused else []
+        return [*about_checks, *about_unused, *self._about_files]
 
     def _told(self) -> list[Outcome]:
         """The outcomes that have a line of their own: all with -v, and what nothing else would say with --tb=no."""

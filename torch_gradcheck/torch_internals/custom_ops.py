@@ -17,11 +17,13 @@ class CustomOp:
         name: such as `mylib::swish`.
         arguments: their names.
         backward: the function that was given to `register_autograd`.
+        setup_context: what was given with it; None for none.
     """
 
     name: str
     arguments: tuple[str, ...]
     backward: Callable[..., Any]
+    setup_context: Callable[..., Any] | None = None
 
 
 def custom_op_of(function: type[Function]) -> CustomOp | None:
@@ -32,11 +34,12 @@ def custom_op_of(function: type[Function]) -> CustomOp | None:
     if not function.__name__.startswith("GeneratedBackwardFor_"):
         return None
     kept = {**_closure(function.forward), **_closure(function.backward)}
-    backward = getattr(kept.get("info"), "_backward_fn", None)
+    info = kept.get("info")
+    backward, setup = getattr(info, "_backward_fn", None), getattr(info, "_setup_context_fn", None)
     schema = getattr(kept.get("op"), "_schema", None)
     if backward is None or schema is None:
         return None
-    return CustomOp(schema.name, tuple(argument.name for argument in schema.arguments), backward)
+    return CustomOp(schema.name, tuple(argument.name for argument in schema.arguments), backward, setup)
 
 
 def written_for(operator: Any) -> Any:

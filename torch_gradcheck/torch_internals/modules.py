@@ -18,6 +18,10 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from torch_gradcheck.torch_internals.missing import internal
+from torch_gradcheck.torch_internals.refused_calls import raises_itself
+
+MODULE_FILE = nn.Module.__call__.__code__.co_filename
+"""The file of `nn.Module`."""
 
 
 def running_module() -> nn.Module | None:
@@ -57,6 +61,34 @@ def calls_in_traceback(error: BaseException) -> list[ModuleCall]:
             given = frame.f_locals
             found.append(ModuleCall(module, given.get("args", ()), given.get("kwargs", {})))
     return found
+
+
+class VainCall(NamedTuple):
+    """A call of a module in which Python could not call its forward, or a hook.
+
+    Attributes:
+        module: what was called.
+        args, kwargs: what its forward is given, changed by hooks that came before.
+        hook: the hook that was called last; None for none.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    hook: Callable[..., Any] | None
+
+
+def called_in_vain(error: TypeError) -> VainCall | None:
+    """The call of a module of which Python has said that forward, or a hook, takes other arguments; else None."""
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    if not frames or frames[-1].f_code.co_filename != MODULE_FILE or raises_itself(error):
+        return None
+    module, given = _module_of(frames[-1]), frames[-1].f_locals
+    return (
+        None
+        if module is None or "args" not in given
+        else VainCall(module, given["args"], given["kwargs"], given.get("hook"))
+    )
 
 
 def _calls_a_module(frame: FrameType) -> bool:

@@ -88,18 +88,23 @@ class CallWatch(TorchFunctionMode):
 
 
 def may_be_torchs(error: BaseException) -> bool:
-    """Whether torch may have raised an exception because of what an operation was given, and not in a backward.
+    """Whether torch may have raised an exception because of what an operation was given, and not in a backward."""
+    return not has_run_a_backward(error) and may_be_of_an_operation(error)
+
+
+def has_run_a_backward(error: BaseException) -> bool:
+    """Whether an exception has come out of a backward."""
+    return RUNS_A_BACKWARD in [code.co_name for code in codes_of(error)]
+
+
+def may_be_of_an_operation(error: BaseException) -> bool:
+    """Whether torch may have raised an exception because of what an operation was given, wherever it was.
 
     False where memory ran out, where a device failed, where torch speaks of graphs, where a generator of the user's has
     ended in an iteration of torch's, and where code that is not of its operations and layers says `raise`.
     """
     codes = codes_of(error)
-    if (
-        isinstance(error.__cause__, StopIteration)
-        or type(error) not in KINDS
-        or not codes
-        or RUNS_A_BACKWARD in [code.co_name for code in codes]
-    ):
+    if isinstance(error.__cause__, StopIteration) or type(error) not in KINDS or not codes:
         return False
     if raises_itself(error) and not _is_of_operations(codes[-1]):
         return False
@@ -135,6 +140,16 @@ def without_backward(error: BaseException) -> str | None:
     return str(getattr(type(last.tb_frame.f_locals.get("ctx")), "_forward_cls", Function).__name__)
 
 
+WITHOUT_FORMULA = re.compile(r"^Trying to backward through ([\w.]+) but no autograd formula was registered")
+"""What torch says of an operator of torch.library for which no backward was registered."""
+
+
+def operator_without_backward(error: BaseException) -> str | None:
+    """The operator of torch.library without a backward for which torch has raised an exception; None of another."""
+    found = WITHOUT_FORMULA.match(str(error)) if type(error) is RuntimeError else None
+    return None if found is None else "::".join(found[1].split(".")[:2])
+
+
 def has_no_forward(error: BaseException) -> bool:
     """Whether torch has raised an exception because a module that was called has no forward."""
     last = _innermost(error)
@@ -147,6 +162,12 @@ def _is_of_operations(code: CodeType) -> bool:
         return False
     parts = Path(code.co_filename).resolve().relative_to(HOME).parts
     return parts[0] not in OTHER_ROOMS and (parts != OF_MODULES or code.co_name == WITHOUT_FORWARD)
+
+
+def is_raised_by_the_user(error: BaseException) -> bool:
+    """Whether code of the user's has raised an exception by `raise`, and neither torch nor Python itself."""
+    codes = codes_of(error)
+    return not codes or (raises_itself(error) and is_of_the_user(codes[-1]))
 
 
 def raises_itself(error: BaseException) -> bool:
@@ -168,11 +189,11 @@ def refused_call(error: Exception, again: Callable[[], object]) -> RefusedCall |
             warnings.simplefilter("ignore")  # they have been shown
             again()
     except Exception as second:
-        return _call_of(error, second, watch.refused(second))
+        return call_of(error, second, watch.refused(second))
     return None
 
 
-def _call_of(error: Exception, second: Exception, refused: RefusedCall | None) -> RefusedCall | None:
+def call_of(error: Exception, second: Exception, refused: RefusedCall | None) -> RefusedCall | None:
     """The call that raised, of an exception, the one that came when it was done again, and what was noted then."""
     if type(second) is not type(error) or str(second) != str(error):
         return None
