@@ -88,7 +88,7 @@ class GradientMonitor:
             their gradients; None: those of the model, where it is under DistributedDataParallel or FSDP2. J is then the
             mean of the losses of all ranks, or by the weights of all their batches. Every rank has a monitor with the
             same schedule, and gets the same reports; the ranks send each other their batches on scheduled steps.
-        log: where figures of each step that is checked are written, under the names of docs/guide/training.md: a
+        log: where figures of each step that is checked are written, under the names of docs/guide/history.md: a
             function of `(values, step)`, such as `wandb.log`; a SummaryWriter of TensorBoard, or another object with
             `add_scalar(name, value, step)`; a logger of Lightning. Of several ranks the first one writes.
 

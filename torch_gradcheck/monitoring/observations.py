@@ -1,7 +1,7 @@
 """What the history of a run says of the flow of gradients: that they vanish, explode, or never reach a layer.
 
 These are observations, not mistakes: a gradient may be right to the last digit and too small to train anything. Each
-rule is meant to be silent on nets that train; the figures behind the thresholds are in docs/guide/training.md.
+rule is meant to be silent on nets that train; the figures behind the thresholds are in docs/guide/history.md.
 """
 
 from __future__ import annotations
