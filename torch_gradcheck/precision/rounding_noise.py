@@ -15,6 +15,7 @@ import torch
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.precision.dtypes import is_lower
+from torch_gradcheck.precision.exponential_sums import ExponentialSums
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
@@ -89,7 +90,7 @@ class RoundingMode(DispatchMode):
 
     def __init__(self, generator: torch.Generator, between: torch.dtype | None = None) -> None:
         super().__init__()
-        self._generator, self._between = generator, between
+        self._generator, self._between, self._sums = generator, between, ExponentialSums()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -99,6 +100,9 @@ class RoundingMode(DispatchMode):
             whatever_dtype = func in ATTENTION  # which hands weights of its own making on to a second product
             args = (*args[:factor], self._moved(args[factor], whatever_dtype), *args[factor + 1 :])
         result = func(*args, **(kwargs or {}))
+        logarithm = self._sums.logarithm(func, args, kwargs or {}, result)
+        if logarithm is not None:
+            self._move_as_exponential(result, logarithm)
         if rounds(func, args):
             results = _floating(result)
             largest = max([tensor.numel() for tensor in results], default=0)
@@ -161,10 +165,15 @@ class RoundingMode(DispatchMode):
             return
         with torch.no_grad():
             wide = logits.detach().to(result.dtype)
-            sums = torch.logsumexp(wide, dim, keepdim=True).nan_to_num_(0.0, 0.0, 0.0)
-            moved = sums.clone()
-            move_at_random(moved, result.dtype, self._generator)
-            result.mul_(moved.sub_(sums).exp_())
+            self._move_as_exponential(result, torch.logsumexp(wide, dim, keepdim=True))
+
+    def _move_as_exponential(self, tensor: torch.Tensor, logarithm: torch.Tensor) -> None:
+        """Moves a tensor in place by the factor by which rounding moves the exponential of this logarithm."""
+        with torch.no_grad():
+            known = logarithm.nan_to_num(0.0, 0.0, 0.0)
+            moved = known.clone()
+            move_at_random(moved, tensor.dtype, self._generator)
+            tensor.mul_(moved.sub_(known).exp_())
 
     def _moved(self, argument: Any, whatever_dtype: bool) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
