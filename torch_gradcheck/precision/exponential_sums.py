@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
@@ -30,13 +30,25 @@ MASKS = overloads("masked_fill", "masked_fill_")
 SUMS = overloads("sum")
 
 
+class Subtracted(NamedTuple):
+    """What was subtracted of numbers before they were exponentiated, and where these come from.
+
+    Attributes:
+        constant: c, a tensor that is broadcast.
+        is_given: whether the numbers are an input, which nobody computes.
+    """
+
+    constant: torch.Tensor
+    is_given: bool
+
+
 class ExponentialSums:
     """Follows differences x − c, and exponentials of them, through a computation; keeps none of them alive."""
 
     def __init__(self) -> None:
         self._differences, self._exponentials = WeakIdKeyDictionary(), WeakIdKeyDictionary()
 
-    def logarithm(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> torch.Tensor | None:
+    def logarithm(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Subtracted | None:
         """c + log Σ exp(x − c), where an operation takes this sum, in the form of the sum; else None.
 
         Args:
@@ -52,40 +64,46 @@ class ExponentialSums:
         _note(self._exponentials, result, exponential)
         return None
 
-    def _subtracted(self, func: Any, args: Sequence[Any], result: torch.Tensor) -> torch.Tensor | None:
+    def _subtracted(self, func: Any, args: Sequence[Any], result: torch.Tensor) -> Subtracted | None:
         """c, where the result is some x − c."""
         if func in SUBTRACTIONS and isinstance(args[1], torch.Tensor) and args[1].numel() < result.numel():
-            return args[1].detach()
-        known: torch.Tensor | None = self._differences.get(args[0])
+            return Subtracted(args[1].detach(), is_given(args[0]))
+        known: Subtracted | None = self._differences.get(args[0])
         if known is None or func in MASKS or changes_dtype(func):
             return known
-        scaled: torch.Tensor | None = SCALES[func](known, args[1]) if func in SCALES and _is_number(args[1]) else None
-        return scaled
+        is_scaled = func in SCALES and _is_number(args[1])
+        return known._replace(constant=SCALES[func](known.constant, args[1])) if is_scaled else None
 
-    def _in_exponent(self, func: Any, argument: torch.Tensor) -> torch.Tensor | None:
+    def _in_exponent(self, func: Any, argument: torch.Tensor) -> Subtracted | None:
         """c, where the result is some exp(x − c)."""
         if func in BASES:
-            return BASES[func] * self._differences.get(argument, argument.new_zeros(()))
+            nothing = Subtracted(argument.new_zeros(()), is_given(argument))
+            known: Subtracted = self._differences.get(argument, nothing)
+            return known._replace(constant=BASES[func] * known.constant)
         return self._exponentials.get(argument) if func in MASKS or changes_dtype(func) else None
 
-    def _of_sum(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: torch.Tensor) -> torch.Tensor | None:
-        constant = self._exponentials.get(args[0])
-        if constant is None:
+    def _of_sum(self, args: Sequence[Any], kwargs: Mapping[str, Any], result: torch.Tensor) -> Subtracted | None:
+        known: Subtracted | None = self._exponentials.get(args[0])
+        if known is None:
             return None
         given = args[1] if len(args) > 1 else kwargs.get("dim")
         dimensions = tuple(given or range(args[0].ndim))
-        constant = constant.reshape((1,) * (args[0].ndim - constant.ndim) + constant.shape)
+        constant = known.constant.reshape((1,) * (args[0].ndim - known.constant.ndim) + known.constant.shape)
         if any(constant.shape[each] != 1 for each in dimensions):
             return None
         constant = constant if result.ndim == args[0].ndim else constant.squeeze(dimensions)
-        logarithm: torch.Tensor = constant + result.detach().log()
-        return logarithm
+        return known._replace(constant=constant + result.detach().log())
 
 
-def _note(known: WeakIdKeyDictionary, tensor: torch.Tensor, constant: torch.Tensor | None) -> None:
+def is_given(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is an input on trial, and not computed from others."""
+    return tensor.requires_grad and tensor.is_leaf
+
+
+def _note(known: WeakIdKeyDictionary, tensor: torch.Tensor, subtracted: Subtracted | None) -> None:
     """Notes what is known of a tensor, which may be one that another operation has written to."""
-    if constant is not None:
-        known[tensor] = constant
+    if subtracted is not None:
+        known[tensor] = subtracted
     else:
         known.pop(tensor, None)
 

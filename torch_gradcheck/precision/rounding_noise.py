@@ -15,7 +15,7 @@ import torch
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.precision.dtypes import is_lower
-from torch_gradcheck.precision.exponential_sums import ExponentialSums
+from torch_gradcheck.precision.exponential_sums import ExponentialSums, Subtracted, is_given
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
@@ -166,23 +166,33 @@ class RoundingMode(DispatchMode):
         if result.dtype not in ROUNDED_INSIDE or not result.numel():
             return
         with torch.no_grad():
-            noise = self._rounding_of(torch.logsumexp(logits.detach().to(result.dtype), dim, keepdim=True))
-            _ = result.mul_(noise.exp_()) if func in SOFTMAX else result.sub_(noise)
+            sums = torch.logsumexp(logits.detach().to(result.dtype), dim, keepdim=True)
+            if func in SOFTMAX:
+                result.mul_(self._rounding_of(sums, is_given(logits)).exp_())
+            else:
+                result.sub_(self._rounding_of(sums))
 
-    def _move_sum(self, result: torch.Tensor, logarithm: torch.Tensor | None) -> None:
+    def _move_sum(self, result: torch.Tensor, logarithm: Subtracted | None) -> None:
         """Moves a sum of exponentials as rounding moves its logarithm: see `_move_rows`; nothing where that is None."""
         if logarithm is not None and result.dtype in ROUNDED_INSIDE:
             with torch.no_grad():
-                result.mul_(self._rounding_of(logarithm).exp_())
+                result.mul_(self._rounding_of(*logarithm).exp_())
 
-    def _rounding_of(self, numbers: torch.Tensor) -> torch.Tensor:
-        """How far rounding moves each of these numbers; 0 where one is not finite.
+    def _rounding_of(self, sums: torch.Tensor, is_given: bool = True) -> torch.Tensor:
+        """How far rounding moves each of these logarithms; 0 where one is not finite.
 
         Rounded itself, the move would be none in most of the runs where a number is just above a power of 2.
+
+        Args:
+            sums: the logarithms.
+            is_given: whether the logits are an input. Others are computed once more in the backward of attention, as
+                sums of products, which may be added up in another order there.
         """
-        known = numbers.nan_to_num(0.0, 0.0, 0.0)
+        known = sums.nan_to_num(0.0, 0.0, 0.0)
         noise = _moves(known, known.dtype, self._generator)
-        return noise if self._between is not None else noise.add_(known).sub_(known)
+        if self._between is None:
+            return noise.add_(known).sub_(known)
+        return noise if is_given else noise.mul_(ROUNDINGS)
 
     def _moved(self, argument: Any, whatever_dtype: bool) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
