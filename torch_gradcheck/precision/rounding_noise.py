@@ -15,11 +15,13 @@ import torch
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.precision.dtypes import is_lower
+from torch_gradcheck.precision.exponential_sums import ExponentialSums, Subtracted, is_given
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
     ATTENTION,
     ATTENTION_BACKWARD,
+    LOG_SOFTMAX,
     SOFTMAX,
     SOFTMAX_BACKWARD,
     changes_dtype,
@@ -81,15 +83,16 @@ class RoundingMode(DispatchMode):
 
     Args:
         generator: draws the noise.
-        between: the dtype that results are rounded to where they are handed on to another operation, though the
-            computation keeps them in a finer one: see `HANDED_ON`. None: each in its own.
+        between: of a run that stands for other ways to compute the same, a kernel's: the dtype that results are rounded
+            to where they are handed on to another operation, though the computation keeps them in a finer one: see
+            `KEPT_FINE`. None: it stands for itself, and each is rounded in its own.
     """
 
     supports_higher_order_operators = True
 
     def __init__(self, generator: torch.Generator, between: torch.dtype | None = None) -> None:
         super().__init__()
-        self._generator, self._between = generator, between
+        self._generator, self._between, self._sums = generator, between, ExponentialSums()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -99,6 +102,8 @@ class RoundingMode(DispatchMode):
             whatever_dtype = func in ATTENTION  # which hands weights of its own making on to a second product
             args = (*args[:factor], self._moved(args[factor], whatever_dtype), *args[factor + 1 :])
         result = func(*args, **(kwargs or {}))
+        if self._between is not None:
+            self._move_sum(result, self._sums.logarithm(func, args, kwargs or {}, result))
         if rounds(func, args):
             results = _floating(result)
             largest = max([tensor.numel() for tensor in results], default=0)
@@ -109,8 +114,8 @@ class RoundingMode(DispatchMode):
                 move_at_random(tensor, rounding, self._generator, terms=terms)
                 if func in GAUSSIAN:
                     self._move_by(tensor, args[0])
-            if func in SOFTMAX:
-                self._move_rows(result, *args[:2])
+            if func in SOFTMAX or (func in LOG_SOFTMAX and self._between is not None):
+                self._move_rows(func, result, *args[:2])
             if func in SOFTMAX_BACKWARD:
                 self._move_sums(result, *args[:3])
         return result
@@ -151,20 +156,43 @@ class RoundingMode(DispatchMode):
         move_at_random(moved, rounding, self._generator)
         result.add_((y.detach() * moved.sub_(sums)).to(result.dtype))
 
-    def _move_rows(self, result: torch.Tensor, logits: torch.Tensor, dim: int) -> None:
-        """Moves the weights of a row alike, as rounding moves the logarithm of their sum.
+    def _move_rows(self, func: Any, result: torch.Tensor, logits: torch.Tensor, dim: int) -> None:
+        """Moves the weights of a row alike, or their logarithms, as rounding moves the logarithm of the row's sum.
 
-        Kernels of attention keep that in float32, and take exp(logit − logarithm) in their backward: what they lose
-        grows with the logits, and does not when the largest of these is subtracted first.
+        Kernels of attention keep that in float32, and take exp(logit − logarithm) in their backward; those of a cross
+        entropy take logarithm − logit. What they lose grows with the logits, and does not when the largest of these is
+        subtracted first.
         """
         if result.dtype not in ROUNDED_INSIDE or not result.numel():
             return
         with torch.no_grad():
-            wide = logits.detach().to(result.dtype)
-            sums = torch.logsumexp(wide, dim, keepdim=True).nan_to_num_(0.0, 0.0, 0.0)
-            moved = sums.clone()
-            move_at_random(moved, result.dtype, self._generator)
-            result.mul_(moved.sub_(sums).exp_())
+            sums = torch.logsumexp(logits.detach().to(result.dtype), dim, keepdim=True)
+            if func in SOFTMAX:
+                result.mul_(self._rounding_of(sums, is_given(logits)).exp_())
+            else:
+                result.sub_(self._rounding_of(sums))
+
+    def _move_sum(self, result: torch.Tensor, logarithm: Subtracted | None) -> None:
+        """Moves a sum of exponentials as rounding moves its logarithm: see `_move_rows`; nothing where that is None."""
+        if logarithm is not None and result.dtype in ROUNDED_INSIDE:
+            with torch.no_grad():
+                result.mul_(self._rounding_of(*logarithm).exp_())
+
+    def _rounding_of(self, sums: torch.Tensor, is_given: bool = True) -> torch.Tensor:
+        """How far rounding moves each of these logarithms; 0 where one is not finite.
+
+        Rounded itself, the move would be none in most of the runs where a number is just above a power of 2.
+
+        Args:
+            sums: the logarithms.
+            is_given: whether the logits are an input. Others are computed once more in the backward of attention, as
+                sums of products, which may be added up in another order there.
+        """
+        known = sums.nan_to_num(0.0, 0.0, 0.0)
+        noise = _moves(known, known.dtype, self._generator)
+        if self._between is None:
+            return noise.add_(known).sub_(known)
+        return noise if is_given else noise.mul_(ROUNDINGS)
 
     def _moved(self, argument: Any, whatever_dtype: bool) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
@@ -251,16 +279,20 @@ def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch
 
     Where entries are sums of `terms` of this size, they move as much as these do, in the precision of the kernel.
     """
-    info = torch.finfo(rounding)
-    least = max(info.smallest_normal, terms * min(1.0, torch.finfo(torch.float32).eps / info.eps))
     wide = torch.float64 if tensor.dtype is torch.float64 else torch.float32  # float8 has no operations of its own
     with torch.no_grad():
-        xi = torch.rand(tensor.shape, generator=generator, dtype=torch.float32, device="cpu").to(tensor.device, wide)
         numbers = tensor.to(wide)
-        size = numbers.abs().clamp_(min=least).mul_(MOVED * info.eps)
-        moved = xi.mul_(2).sub_(1).mul_(size).add_(numbers)
+        moved = _moves(numbers, rounding, generator, terms).add_(numbers)
         stays = moved.isfinite().logical_not_()
         tensor.copy_(torch.where(stays if terms else stays.logical_or_(numbers == 0), numbers, moved))
+
+
+def _moves(numbers: torch.Tensor, rounding: torch.dtype, generator: torch.Generator, terms: float = 0.0) -> torch.Tensor:
+    """The moves of `move_at_random`, drawn."""
+    info = torch.finfo(rounding)
+    least = max(info.smallest_normal, terms * min(1.0, torch.finfo(torch.float32).eps / info.eps))
+    xi = torch.rand(numbers.shape, generator=generator, dtype=torch.float32, device="cpu").to(numbers)
+    return xi.mul_(2).sub_(1).mul_(numbers.abs().clamp_(min=least).mul_(MOVED * info.eps))
 
 
 def _floating(result: Any) -> list[torch.Tensor]:

@@ -162,6 +162,10 @@ SOFTMAX = overloads("_softmax", "_safe_softmax")
 """The operations of a softmax."""
 
 
+LOG_SOFTMAX = overloads("_log_softmax")
+"""The operation of the logarithm of a softmax."""
+
+
 SOFTMAX_BACKWARD = overloads("_softmax_backward_data")
 """The operation in the backward of a softmax."""
 

@@ -52,6 +52,10 @@ TOGETHER = 2**18
 """So many numbers are multiplied and summed at once: runs of a small tensor all together, of a large one after another,
 which takes no more memory than the tensor itself."""
 
+NEGLIGIBLE = 1e-60
+"""The share of a direction's largest entry below which another counts as 0. No dtype shows an error proportional to it
+beside the others, and squares of such numbers underflow: of the gradient at a saturated softmax a row may be 1e-170."""
+
 SHOWN_IN_DIGITS = 1e-3
 """What a factor differs from 1 by at least, to be seen in five digits."""
 
@@ -117,7 +121,7 @@ def findings_of(each: Compared, bars: Bars, tolerance: float) -> list[Finding]:
     known = ~bars.overflowed & np.isfinite(error)
     sums = _Sums(np.where(known, error, 0.0), np.where(known, each.right, 0.0), bars, known, tolerance, each.epsilon)
     directions = {ITSELF: each.right, CONSTANT: np.ones(len(error)), **each.beside}
-    along = {name: np.where(known, direction, 0.0) for name, direction in directions.items()}
+    along = {name: _in_range(np.where(known, direction, 0.0)) for name, direction in directions.items()}
     cuts = [cut for cut in cuts_of(each.shape) if cut.largest >= ENTRIES_NEEDED or not cut.axes]
     squares, *products = _of_runs(bars, [None, *along.values()], cuts)
     found = [sums.of_squares(cut, runs) for cut, runs in zip(cuts, squares, strict=True)]
@@ -125,6 +129,12 @@ def findings_of(each: Compared, bars: Bars, tolerance: float) -> list[Finding]:
         weighted = _Along(sums, direction)
         found += [weighted.of(cut, runs, name) for cut, runs in zip(cuts, of_cuts, strict=True)]
     return found
+
+
+def _in_range(direction: Floats) -> Floats:
+    """The direction, 0 where it is `NEGLIGIBLE`."""
+    size = np.abs(direction)
+    return np.where(size > NEGLIGIBLE * np.max(size, initial=0.0), direction, 0.0)
 
 
 def _of_runs(bars: Bars, directions: Sequence[Floats | None], cuts: Sequence[Cut]) -> list[list[Floats]]:

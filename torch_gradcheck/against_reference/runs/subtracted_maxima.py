@@ -21,6 +21,7 @@ from torch_gradcheck.against_reference.runs.sides import Candidate, lent
 from torch_gradcheck.borrowing.loan import Start
 from torch_gradcheck.objective.theta import theta_of
 from torch_gradcheck.precision.mode import PrecisionMode
+from torch_gradcheck.precision.rounding_noise import KernelsInMode
 from torch_gradcheck.request import Request
 
 MAXIMA = frozenset({torch.amax, torch.max, torch.maximum, torch.Tensor.amax, torch.Tensor.max, torch.Tensor.maximum})
@@ -28,6 +29,10 @@ MAXIMA = frozenset({torch.amax, torch.max, torch.maximum, torch.Tensor.amax, tor
 
 THE_SAME = 1e-10
 """Gradients that differ by less, relative to their largest entry, are the same in float64."""
+
+ROUNDED = 100.0
+"""So are those that differ by less than this many times what rounding in float64 does: of a saturated softmax terms of
+any size cancel, and leave their roundings alone."""
 
 
 class Maxima(TorchFunctionMode):
@@ -67,21 +72,29 @@ def are_constants(computation: Computation, candidate: Candidate, request: Reque
         theta = theta_of(computation.model, (), (), computation.loss.variables)
         parts, forward = parts_of_gradients(candidate.theta, theta, computation.loss), computation.at(torch.float64)
 
-        def gradients(maxima: Maxima) -> list[torch.Tensor | None]:
-            mode = PrecisionMode(torch.float64)
+        def gradients(*, as_constants: bool, noise: torch.Generator | None = None) -> list[torch.Tensor | None]:
+            mode = PrecisionMode(torch.float64) if noise is None else KernelsInMode(torch.float64, torch.float64, noise)
             mode.drawn_in = candidate.drawn_in
-            with maxima:
+            with Maxima(as_constants=as_constants):
                 return list(ran(forward, parts, borrowed, mode).gradients)
 
-        through, constant = gradients(Maxima()), gradients(Maxima(as_constants=True))
-        return all(_are_the_same(*pair) for pair in zip(through, constant, strict=True))
+        noise = torch.Generator("cpu").manual_seed(request.seed % 2**63)
+        runs = gradients(as_constants=False), gradients(as_constants=True), gradients(as_constants=True, noise=noise)
+        return all(_are_the_same(*three) for three in zip(*runs, strict=True))
 
 
-def _are_the_same(one: torch.Tensor | None, other: torch.Tensor | None) -> bool:
-    if one is None or other is None or not one.numel():
-        return one is other or (one is not None and not one.numel())
-    off: float = (one - other).abs().max().item()
-    return off <= THE_SAME * one.abs().max().item()
+def _are_the_same(through: torch.Tensor | None, constant: torch.Tensor | None, noisy: torch.Tensor | None) -> bool:
+    """Whether a gradient is the same with maxima as constants; `noisy` is that with rounding as noise."""
+    if through is None or constant is None or noisy is None or not through.numel():
+        return through is constant or (through is not None and not through.numel())
+    return _distance(through, constant) <= max(
+        THE_SAME * through.abs().max().item(), ROUNDED * _distance(noisy, constant)
+    )
+
+
+def _distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    distance: float = (one - other).abs().max().item()
+    return distance
 
 
 def _needs_gradient(result: torch.Tensor | tuple[torch.Tensor, ...]) -> bool:
