@@ -76,7 +76,7 @@ def findings_of(
     diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
     diagnoses |= propagated(problem, culprit, evidences, _unknown(diagnoses))
     diagnoses |= stale_calls(problem, culprit.suspects, evidences, _unknown(diagnoses))
-    diagnoses |= wrong_sums(problem.theta, culprit.suspects, evidences, _unknown(diagnoses))
+    diagnoses |= wrong_sums(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= {k: found for k in _unknown(diagnoses) if (found := slicewise(evidences[k])) is not None}
     diagnosed = [
         replace(row, diagnosis=diagnoses.get(k), map=wrong_map(evidences[k])) if k in wrong else row

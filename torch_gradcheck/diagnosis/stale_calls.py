@@ -51,21 +51,28 @@ def stale_calls(
 
 def _told(problem: Problem, calls: Calls, position: int, evidence: Evidence, name: str) -> Diagnosis | None:
     runner = CallRunner(problem.objective, [], 8 * MOST_CALLS, problem.hidden_noise)
+    parameter = problem.theta[position].parameter
+    own = _given(parameter, runner, calls, calls)
+    if own is None or evidence.explains(own):  # its backward is right: what arrives there is not
+        return None
     for words, instead in INSTEAD:
-        try:
-            values = [
-                right_gradient_of(problem.theta[position].parameter, runner, call, given)
-                for call, given in zip(calls, instead(calls), strict=True)
-            ]
-        except (Untraceable, CannotBeRunAlone, RuntimeError):  # of other shapes, say
-            continue
-        if evidence.explains(_sum(values)):
+        values = _given(parameter, runner, calls, instead(calls))
+        if values is not None and evidence.explains(values):
             message = (
                 f"dθ is what {name or 'the model itself'}, called {len(calls)} times, gives for the inputs of {words} "
                 "in place of its own: what the backward has saved is stale"
             )
             return Diagnosis(DiagnosisKind.STALE, message)
     return None
+
+
+def _given(parameter: torch.Tensor, runner: CallRunner, calls: Calls, inputs_of: Calls) -> Floats | None:
+    """The right gradient of the parameter where each call has the inputs of another one; None if it is not known."""
+    try:
+        values = [right_gradient_of(parameter, runner, *each) for each in zip(calls, inputs_of, strict=True)]
+    except (Untraceable, CannotBeRunAlone, RuntimeError):  # of other shapes, say
+        return None
+    return _sum(values)
 
 
 def _sum(gradients: Sequence[torch.Tensor]) -> Floats:

@@ -90,7 +90,7 @@ MASK = np.where(DRAW.uniform(size=(5, 6)) < 0.5, 0.0, 1.0)
 def test_what_is_masked_in_the_forward_only() -> None:
     found = input_mistake(gradient(UP * Y, MASK * UP * Y))
     assert found is not None
-    assert (found.kind, "masked in the forward" in found.words) == ("unmasked", True)
+    assert (found.kind, "lacks the mask of its forward" in found.words) == ("unmasked", True)
     also_wrong_elsewhere = np.where(np.arange(6) == 2, 2, 1) * UP * Y
     elsewhere = input_mistake(gradient(also_wrong_elsewhere, MASK * UP * Y))
     assert elsewhere is None or elsewhere.kind is not DiagnosisKind.UNMASKED

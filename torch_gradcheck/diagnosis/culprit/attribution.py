@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import NamedTuple
 
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 from torch_gradcheck.diagnosis.kind.factors import FactorMeaning
 from torch_gradcheck.precision.lower_precisions import Rounding
+
+
+class Lost(Enum):
+    """Where a gradient is lost at a call that J depends on: made under no_grad, behind its output, before its input."""
+
+    UNDER_NO_GRAD = auto()
+    BEHIND = auto()
+    BEFORE = auto()
+
+
+class LostPath(NamedTuple):
+    """A call at which a gradient is lost, and where."""
+
+    call: RecordedCall
+    how: Lost
 
 
 class Suspect(NamedTuple):
@@ -53,9 +69,12 @@ class Attribution:
         own: the part of E that arises in a call itself, for calls where it is large; None is the loss function or
             closure itself.
         hook: the part of E that the parameter's hooks add.
-        mutating: calls whose backward writes to the gradient it is given.
+        mutating: calls whose backward writes to the gradient it is given; in the end those that this is the fault of.
+        lost: for a module or the loss with a mistake: the call that it makes and loses the gradient of.
         unlike: calls of the parameter's modules whose gradients for it, each call run alone, do not add up to that of
-            the run.
+            the run, where that is the error.
+        only_alone: whether calls that are right alone may do something else in the run: where they do not add up for
+            another reason, such as a penalty on the parameter, or write to gradients.
         roundings: lower precisions that calls with a mistake round their gradients to.
         inputs: for an autograd.Function with a mistake, the paths of the inputs whose gradients are wrong.
         reasons: for the backward of a Function that J differentiates, with a mistake: why it is wrong, in words.
@@ -72,6 +91,8 @@ class Attribution:
     hook: float = 0.0
     mutating: list[RecordedCall] = field(default_factory=list)
     unlike: list[RecordedCall] = field(default_factory=list)
+    lost: dict[RecordedCall | None, LostPath] = field(default_factory=dict)
+    only_alone: bool = False
     roundings: list[Rounding] = field(default_factory=list)
     inputs: dict[RecordedCall | None, list[str]] = field(default_factory=dict)
     reasons: dict[RecordedCall | None, str] = field(default_factory=dict)

@@ -21,14 +21,16 @@ from torch_gradcheck.diagnosis.culprit.followed import (
 )
 from torch_gradcheck.diagnosis.culprit.footing import Footing, Measures
 from torch_gradcheck.diagnosis.culprit.kept_constants import why_wrong
+from torch_gradcheck.diagnosis.culprit.lost_paths import lost_path
 from torch_gradcheck.diagnosis.culprit.of_slope import named_by_node
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting, find_overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
 from torch_gradcheck.diagnosis.culprit.recorded_run import recorded_calls
 from torch_gradcheck.diagnosis.culprit.sentences import Sentences
 from torch_gradcheck.diagnosis.culprit.shared_calls import SharedCalls
-from torch_gradcheck.diagnosis.culprit.single_calls import ERROR_BARS_OFF, Contribution, in_one_line
+from torch_gradcheck.diagnosis.culprit.single_calls import ERROR_BARS_OFF, CallRunner, Contribution, in_one_line
 from torch_gradcheck.diagnosis.culprit.split import Split
+from torch_gradcheck.diagnosis.culprit.spoiled_branches import spoiling
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents, WrongCoordinate
 from torch_gradcheck.differences.step_size import first_step
 from torch_gradcheck.gradients.analytic import AnalyticGradient
@@ -123,7 +125,7 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
         shared.finish()
         return Culprit(None, (sentences.no_culprit("the inputs of all modules together take more than 1 GiB"),))
     overwriting = None if accumulated or not run.disturbing else _overwriting(objective, wrong)
-    attributions = _attributions(footing, shared) if overwriting is None and run.same else []
+    attributions = _attributions(problem, footing, shared) if overwriting is None and run.same else []
     if not accumulated and not run.disturbing and _combines_functions(attributions, run.calls):
         overwriting = _overwriting(objective, wrong)
     if overwriting is not None:
@@ -158,12 +160,12 @@ def _code(call: RecordedCall) -> type:
     return type(call.owner) if isinstance(call.owner, nn.Module) else call.owner
 
 
-def _attributions(footing: Footing, shared: SharedCalls) -> list[Attribution]:
+def _attributions(problem: Problem, footing: Footing, shared: SharedCalls) -> list[Attribution]:
     """The errors of the coordinates that are followed, attributed to calls: one after the other, while it is cheap."""
     attributions: list[Attribution] = []
     for each, tangents in zip(footing.wrong, footing.tangents, strict=True):
         own = [call for attribution in attributions for call in attribution.own if call not in attribution.made_by]
-        attributions.append(_attribution(each, footing, tangents, list(dict.fromkeys(own)), shared))
+        attributions.append(_attribution(problem, each, footing, tangents, list(dict.fromkeys(own)), shared))
         if attributions[-1].own and footing.runner.runs > ENOUGH_RUNS:
             break
     return attributions
@@ -183,6 +185,7 @@ def _overwriting(objective: Objective, wrong: Sequence[WrongCoordinate]) -> Over
 
 
 def _attribution(
+    problem: Problem,
     wrong: WrongCoordinate,
     footing: Footing,
     tangents: dict[RecordedCall, Tangents] | None,
@@ -192,6 +195,7 @@ def _attribution(
     """The error of one coordinate, attributed to calls.
 
     Args:
+        problem: J and θ, the model lent.
         wrong: the coordinate.
         footing: J recorded at θ, and what runs its calls alone.
         tangents: of the calls along the coordinate; None where they are not known.
@@ -212,8 +216,21 @@ def _attribution(
     if not search.explained_by(known, whole):
         search.split(None, whole, run.roots)
     search.compare_with_run(before)
+    _keep_what_is_at_fault(attribution, problem, runner)
     for call in attribution.own:
         if call in run.calls and isinstance(call.owner, type):
             attribution.inputs[call] = search.wrong_inputs(call)
             attribution.reasons[call] = why_wrong(runner, call, tangents, wrong)
     return attribution
+
+
+def _keep_what_is_at_fault(attribution: Attribution, problem: Problem, runner: CallRunner) -> None:
+    """Keeps of the calls that write to their gradients those that spoil others, and finds the calls that lose one."""
+    inside = {each for call in attribution.own if call is not None for each in (call, *call.inside())}
+    writing = [call for call in attribution.mutating if None in attribution.own or call in inside]
+    attribution.mutating = spoiling(problem, writing, attribution.wrong) if writing else []
+    attribution.only_alone = attribution.only_alone or len(attribution.mutating) < len(writing)
+    for call in attribution.own:
+        if call is None or isinstance(call.owner, nn.Module):
+            path = lost_path(problem, runner, call, attribution.tangents, attribution.wrong)
+            attribution.lost |= {} if path is None else {call: path}

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.autograd import Function
 
-from torch_gradcheck.diagnosis.culprit.attribution import Attribution
+from torch_gradcheck.diagnosis.culprit.attribution import Attribution, Lost, LostPath
 from torch_gradcheck.diagnosis.culprit.hooks import ChangingHook, hooks_on
 from torch_gradcheck.diagnosis.culprit.overwritten import Overwriting
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
@@ -221,23 +221,19 @@ class Sentences:
             return f": in {_kind(call)}{_at_forward_of(call.owner)}, which is no module of the model"
         children = [child for child in attribution.tangents if child.parent is call]
         return (
-            self._cut(call, children, attribution) or self._hooked(call) or self._combined(call, children, attribution)
+            self._lost(attribution.lost.get(call)) or self._hooked(call) or self._combined(call, children, attribution)
         )
 
-    def _cut(self, call: RecordedCall | None, children: Sequence[RecordedCall], attribution: Attribution) -> str:
-        """Words on a cut of the graph between the child calls, by no_grad or detach; "" where none is seen."""
-        here = call is None or call.grad_enabled
-        for child in children:
-            name = self._short(child)
-            if here and not child.grad_enabled:
-                return f": it calls {name} under no_grad"
-            if child.cotangents and not child.receives and child.grad_enabled and _moves(child, attribution):
-                return f": no gradient arrives at the output of {name}, though J depends on it (detached?)"
-        for child in children:
-            moving = zip(attribution.tangents[child], child.differentiable, strict=True)
-            if child.grad_enabled and any(tangent is not None and not asked for tangent, asked in moving):
-                return f": the input of {self._short(child)} is detached, though it depends on θ"
-        return ""
+    def _lost(self, path: LostPath | None) -> str:
+        """Words on the call whose gradient is lost; "" for none."""
+        if path is None:
+            return ""
+        name = self._short(path.call)
+        if path.how is Lost.UNDER_NO_GRAD:
+            return f": it calls {name} under no_grad"
+        if path.how is Lost.BEHIND:
+            return f": no gradient arrives at the output of {name}, though J depends on it (detached?)"
+        return f": the input of {name} is detached, though it depends on θ"
 
     def _hooked(self, call: RecordedCall | None) -> str:
         """Words on the hooks that changed gradients in this call; "" where none did."""
@@ -260,7 +256,7 @@ class Sentences:
         """Words on the calls that make no error; one that could not be run alone may make it."""
         unclear = next(((call, why) for call, why in attribution.unclear if call in children), None)
         if unclear is None:
-            return "none of them makes the error"
+            return f"none of them makes the error{' when it is run alone' if attribution.only_alone else ''}"
         call, why = unclear
         return f"{self._short(call)} {why}, so it may make the error; what else could be run alone makes none"
 
@@ -334,13 +330,6 @@ def function_name(function: type[Function]) -> str:
     """A Function, or the operator of torch.library that it belongs to, by name."""
     operator = custom_op_of(function)
     return f"autograd.Function {_written(function).__name__}" if operator is None else f"operator {operator.name}"
-
-
-def _moves(call: RecordedCall, attribution: Attribution) -> bool:
-    return any(tangent is not None for tangent in attribution.tangents[call]) or bool(
-        isinstance(call.owner, nn.Module)
-        and any(parameter is attribution.wrong.entry.parameter for parameter in call.owner.parameters())
-    )
 
 
 def _written(function: type[Function]) -> type[Function]:

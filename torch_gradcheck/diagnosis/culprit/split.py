@@ -24,6 +24,9 @@ from torch_gradcheck.diagnosis.culprit.single_calls import (
 from torch_gradcheck.diagnosis.culprit.tangents import Tangents
 from torch_gradcheck.objective.nested import tensors_in
 
+ALL_OF_IT = 1e-3
+"""What calls lack together is all of an error if both are the same number to 1e-3 of it."""
+
 
 class Split:
     """Splits the contribution of a call into those of the calls inside of it and the rest, which is its own.
@@ -127,10 +130,12 @@ class Split:
         self._attribution.repeated |= {each: [found.error, *others] for each in new}
 
     def compare_with_run(self, whole: float) -> None:
-        """Notes the calls that use the parameter as `unlike`, if their gradients for it, run alone, do not add up.
+        """Notes the calls that use the parameter as `unlike`, if the error is what their gradients, run alone, lack.
 
         Matters where the mistake seems to be that of a call around them, or of the loss. A Function around them gives
-        the parameter's gradient itself, and may be wrong where they are right.
+        the parameter's gradient itself, and may be wrong where they are right. What uses the parameter besides, such as
+        a penalty, a tied layer or a derivative that J takes, adds to its gradient as well: then the error is another
+        number than what is missing.
 
         Args:
             whole: the parameter's gradient in the run, before its hooks.
@@ -144,9 +149,15 @@ class Split:
         for call in holders:
             if call not in self._of_theta:
                 self._note_gradient_of_theta(call)
-        alone = [self._of_theta.get(call, math.nan) for call in holders]
-        if abs(sum(alone) - whole) > OWN_MISTAKE * abs(self._error):
-            self._attribution.unlike += holders
+        lacking = whole - sum(self._of_theta.get(call, math.nan) for call in holders)
+        if abs(lacking) > OWN_MISTAKE * abs(self._error):
+            of_around = sum(own[wrong] for wrong in suspected if wrong is None or _is_around(wrong, holders))
+            self._attribution.unlike += holders if self._is_same_error(lacking, of_around) else []
+            self._attribution.only_alone = not self._attribution.unlike
+
+    def _is_same_error(self, one: float, other: float) -> bool:
+        wrong = self._attribution.wrong
+        return abs(one - other) <= max(ALL_OF_IT * abs(self._error), ERROR_BARS_OFF * wrong.error_bar)
 
     def wrong_inputs(self, call: RecordedCall) -> list[str]:
         """The paths of the inputs whose gradients, each by itself, are wrong."""
@@ -214,6 +225,10 @@ class Split:
         if not math.isfinite(error) or not math.isfinite(self._error):
             return not math.isfinite(error)
         return abs(error) > max(OWN_MISTAKE * abs(self._error), ERROR_BARS_OFF * contribution.error_bar)
+
+
+def _is_around(call: RecordedCall, holders: Sequence[RecordedCall]) -> bool:
+    return not set(call.inside()).isdisjoint(holders)
 
 
 def _holds(owner: Owner, parameter: torch.Tensor) -> bool:

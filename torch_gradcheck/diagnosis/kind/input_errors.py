@@ -207,7 +207,8 @@ def _unmasked(gradient: InputGradient) -> InputMistake | None:
     if np.any(wrong & ~zero) or count < 2 or int(np.sum(~zero)) < ENOUGH:
         return None
     words = (
-        f"is not zero at {count} of the {masked} entries where it should be: masked in the forward, not in the backward"
+        f"is not zero at {count} of the {masked} entries where it should be, as where a backward lacks the mask of its "
+        "forward"
     )
     return InputMistake(DiagnosisKind.UNMASKED, words, np.where(wrong, gradient.error, 0.0))
 
