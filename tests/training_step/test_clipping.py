@@ -14,7 +14,8 @@ RIGHT = {0: np.array([3.0, -0.5]), 1: np.array([4.0])}
 
 
 def clipped(step: TrainingStep, whole: bool = True) -> tuple[dict[int, list[float]], float]:
-    values, fraction = Clipping(step, whole).of_right(RIGHT, RIGHT)
+    values, fractions = Clipping(step, whole).of_right(RIGHT, RIGHT)
+    (fraction,) = set(fractions.values())
     return {position: each.tolist() for position, each in values.items()}, fraction
 
 
@@ -35,23 +36,45 @@ def test_a_norm_within_the_limit_stays() -> None:
 
 def test_where_the_norm_of_all_is_not_known_the_gradients_tell_the_fraction() -> None:
     given = {position: 0.25 * values for position, values in RIGHT.items()}
-    assert Clipping(TrainingStep(clip_norm=2.0), whole=False).fraction(RIGHT, given) == pytest.approx(0.25)
+    fractions = Clipping(TrainingStep(clip_norm=2.0), whole=False).fractions(RIGHT, given)
+    assert fractions == pytest.approx({0: 0.25, 1: 0.25})
 
 
 def test_the_norm_of_some_is_no_larger_than_that_of_all() -> None:
     """So gradients that were not clipped are not taken for clipped ones where only some are known."""
-    fraction = Clipping(TrainingStep(clip_norm=1.0), whole=False).fraction(RIGHT, RIGHT)
-    assert fraction == pytest.approx(1 / (math.sqrt(3.0**2 + 0.5**2 + 4.0**2) + CLIP_EPS))
+    fractions = Clipping(TrainingStep(clip_norm=1.0), whole=False).fractions(RIGHT, RIGHT)
+    assert fractions[0] == pytest.approx(1 / (math.sqrt(3.0**2 + 0.5**2 + 4.0**2) + CLIP_EPS))
+
+
+@pytest.mark.parametrize(
+    ("held", "fraction"), [(2.0, 0.25), (1.9, 1.0), (math.nan, 0.25)], ids=["at the limit", "below it", "not known"]
+)
+def test_what_is_held_by_less_than_the_limit_was_not_clipped(held: float, fraction: float) -> None:
+    """So a scale that was taken out after clipping is not taken for a fraction."""
+    given = {position: 0.25 * values for position, values in RIGHT.items()}
+    clipping = Clipping(TrainingStep(clip_norm=2.0), whole=False, held=held)
+    assert clipping.fractions(RIGHT, given)[0] == pytest.approx(fraction)
+
+
+def test_nothing_at_all_is_no_clipped_gradient() -> None:
+    given = {position: 0.0 * values for position, values in RIGHT.items()}
+    assert Clipping(TrainingStep(clip_norm=2.0), whole=False).fractions(RIGHT, given) == {0: 1.0, 1: 1.0}
+
+
+def test_the_norms_of_several_optimizers_are_limited_one_by_one() -> None:
+    clipping = Clipping(TrainingStep(clip_norm=2.0), whole=True, groups=[frozenset({0}), frozenset({1})])
+    fractions = clipping.fractions(RIGHT, RIGHT)
+    assert fractions == pytest.approx({0: 2 / math.sqrt(3.0**2 + 0.5**2), 1: 0.5}, rel=1e-5)
 
 
 def test_what_is_not_finite_counts_for_nothing() -> None:
-    values, fraction = Clipping(TrainingStep(), whole=True).of_right({0: np.array([np.nan, 1.0])}, {})
-    assert (values[0].tolist(), fraction) == ([0.0, 1.0], 1.0)
+    values, fractions = Clipping(TrainingStep(), whole=True).of_right({0: np.array([np.nan, 1.0])}, {})
+    assert (values[0].tolist(), fractions) == ([0.0, 1.0], {0: 1.0})
 
 
 def test_inputs_are_not_clipped() -> None:
     clipping = Clipping(TrainingStep(clip_value=2.0, clip_norm=1.0), whole=True, inputs=[1])
-    values, fraction = clipping.of_right(RIGHT, RIGHT)
-    assert fraction == pytest.approx(1 / (math.sqrt(2.0**2 + 0.5**2) + CLIP_EPS), rel=1e-12)
+    values, fractions = clipping.of_right(RIGHT, RIGHT)
+    assert fractions[0] == pytest.approx(1 / (math.sqrt(2.0**2 + 0.5**2) + CLIP_EPS), rel=1e-12)
     assert values[1].tolist() == [4.0]
-    assert (clipping.of(0, fraction), clipping.of(1, fraction)) == (fraction, 1.0)
+    assert fractions[1] == 1.0

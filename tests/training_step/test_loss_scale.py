@@ -141,3 +141,129 @@ def test_what_is_wrong_stays_wrong(how: dict[str, Any], mismatched: int) -> None
 def test_infinity_that_the_scaler_did_not_find_is_wrong() -> None:
     monitor = monitored(net(), spoil=infinite, unscale=True, on=batch(first=1.0), on_mismatch="record")
     assert in_grad(monitor)["0.weight"].mismatched == 1
+
+
+# Two optimizers ----------------------------------------------------------------------------------------------------
+
+
+class Pair(nn.Module):
+    """Two layers, each of them for an optimizer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.a(x), self.b(x)], 1)
+
+
+SMALL, A_OVERFLOWS, B_OVERFLOWS = [1.0] * 4, [LARGE, 1.0, 1.0, 1.0], [1.0, 1.0, LARGE, 1.0]
+
+
+def of_pair(
+    coefficients: list[float],
+    unscaled: str = "",
+    clipped: str = "",
+    spoil: Callable[[Pair], None] = lambda _: None,
+    before: bool = False,
+    together: bool = False,
+    **options: Any,
+) -> list[str]:
+    """The status of each `.grad` of a and b, after a step whose loop unscales and clips parts by their letters.
+
+    Args:
+        coefficients: the slopes.
+        unscaled: the optimizers whose gradients are unscaled.
+        clipped: the layers whose norm is limited, "ab" that of both together, "a b" one after the other.
+        spoil: changes `.grad` before the check.
+        before: clipped before unscaled.
+        together: one optimizer steps both.
+        options: of the monitor.
+    """
+    model = Pair()
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10 if coefficients is SMALL else SCALE)
+    optimizers = {"a": torch.optim.SGD((model if together else model.a).parameters())}
+    optimizers |= {} if together else {"b": torch.optim.SGD(model.b.parameters())}
+    options |= {"clip_norm": 1.0} if clipped else {}
+    monitor = GradientMonitor(model, partly, scaler=scaler, on_mismatch="record", **options)
+    x, target = torch.linspace(0.5, 1, 12).view(4, 3), torch.tensor(coefficients)
+    scaler.scale(partly(model(x), target)).backward()
+
+    def unscale() -> None:
+        for letter in unscaled:
+            scaler.unscale_(optimizers[letter])
+
+    def clip() -> None:
+        for letters in clipped.split():
+            parts = [weight for letter in letters for weight in getattr(model, letter).parameters()]
+            nn.utils.clip_grad_norm_(parts, 1.0)
+
+    for act in (clip, unscale) if before else (unscale, clip):
+        act()
+    spoil(model)
+    monitor.step((x, target))
+    return [str(row.status) for row in in_grad(monitor)]
+
+
+@pytest.mark.parametrize(
+    ("how", "found"),
+    [
+        ({"coefficients": SMALL, "unscaled": "ab"}, "mmmm"),
+        ({"coefficients": SMALL, "unscaled": "a"}, "mmmm"),
+        ({"coefficients": SMALL, "unscaled": "ab", "clipped": "ab"}, "mmmm"),
+        ({"coefficients": SMALL, "unscaled": "ab", "clipped": "a b"}, "mmmm"),
+        ({"coefficients": SMALL, "unscaled": "a", "clipped": "a"}, "mmmm"),
+        ({"coefficients": A_OVERFLOWS, "unscaled": "ab"}, "uumm"),
+        ({"coefficients": A_OVERFLOWS, "unscaled": "a"}, "uumm"),
+        ({"coefficients": A_OVERFLOWS, "unscaled": "b"}, "uumm"),
+        ({"coefficients": A_OVERFLOWS, "unscaled": "ab", "clipped": "ab"}, "uuuu"),
+        ({"coefficients": A_OVERFLOWS, "unscaled": "ab", "clipped": "a b"}, "uumm"),
+        ({"coefficients": B_OVERFLOWS, "unscaled": "a", "clipped": "a"}, "mmuu"),
+        ({"coefficients": SMALL, "unscaled": "a", "clipped": "ab", "together": True, "include": "b*"}, "mm"),
+        ({"coefficients": A_OVERFLOWS, "unscaled": "a", "clipped": "ab", "together": True, "include": "b*"}, "uu"),
+        ({"coefficients": A_OVERFLOWS, "unscaled": "ab", "clipped": "ab", "include": "a.bias"}, "u"),
+        ({"coefficients": A_OVERFLOWS, "unscaled": "ab", "clipped": "a b", "include": "b*"}, "mm"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "-".join(f"{v}" for v in list(value.values())[1:]),
+)
+def test_each_optimizer_is_unscaled_clipped_and_skipped_by_itself(how: dict[str, Any], found: str) -> None:
+    """What is clipped by the norm of an overflow is undecided, all of it."""
+    words = {"m": "match", "u": "undecided"}
+    assert of_pair(**how) == [words[letter] for letter in found]
+
+
+def b_doubled(model: Pair) -> None:
+    model.b.weight.grad[1] *= 2  # type: ignore[index]
+
+
+def b_zeroed(model: Pair) -> None:
+    for weight in model.b.parameters():
+        weight.grad = torch.zeros_like(weight)
+
+
+def a_unscaled_again(model: Pair) -> None:
+    for weight in model.a.parameters():
+        weight.grad /= 2.0**10
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"coefficients": SMALL, "unscaled": "ab", "spoil": a_unscaled_again},
+        {"coefficients": SMALL, "unscaled": "ab", "clipped": "ab", "before": True},
+        {"coefficients": SMALL, "unscaled": "a", "clipped": "ab", "before": True, "together": True, "include": "b*"},
+        {"coefficients": SMALL, "unscaled": "a", "clipped": "ab"},
+        {"coefficients": SMALL, "unscaled": "ab", "clipped": "a"},
+        {"coefficients": A_OVERFLOWS, "unscaled": "a", "spoil": b_doubled},
+        {"coefficients": A_OVERFLOWS, "unscaled": "ab", "spoil": b_doubled},
+        {"coefficients": A_OVERFLOWS, "unscaled": "ab", "spoil": b_zeroed, "include": "b*"},
+        {"coefficients": SMALL, "unscaled": "a", "clipped": "ab", "spoil": b_zeroed, "together": True, "include": "b*"},
+    ],
+    ids=[
+        "unscaled twice", "clipped before", "clipped before, some checked", "one clipped with its scale",
+        "one not clipped", "doubled, not unscaled", "doubled, unscaled", "zeroed, not clipped", "zeroed, no overflow",
+    ],
+)  # fmt: skip
+def test_mistakes_with_one_optimizer_of_two_stay_wrong(how: dict[str, Any]) -> None:
+    assert "mismatch" in of_pair(**how)

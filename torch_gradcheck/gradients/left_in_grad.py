@@ -13,17 +13,19 @@ from torch_gradcheck.objective.variables import Variable
 from torch_gradcheck.precision.dtypes import epsilon
 from torch_gradcheck.reporting.facts import Role
 from torch_gradcheck.reporting.words import listed
+from torch_gradcheck.torch_internals.optimizers import Scaling
+
+NOT_SCALED = Scaling()
 
 
 def left_gradients(
-    theta: Theta, scale: float = 1.0, loss_scale: float = 1.0, reduced_in: torch.dtype | None = None
+    theta: Theta, scaling: Scaling = NOT_SCALED, reduced_in: torch.dtype | None = None
 ) -> dict[int, AnalyticGradient]:
     """The gradients in `.grad` now, divided by the loss scale they still carry, by position in θ.
 
     Args:
         theta: the caller's own tensors.
-        scale: what `.grad` of parameters carries; a scaler may have unscaled it.
-        loss_scale: that of the backward, which `.grad` of other tensors carries: no optimizer knows them.
+        scaling: the loss scale; `.grad` of tensors that are no parameters carries it: no optimizer knows them.
         reduced_in: the dtype that they were summed in, over the ranks of a group, where it is a coarser one.
     """
     summed = 0.0 if reduced_in is None else epsilon(reduced_in)
@@ -33,7 +35,7 @@ def left_gradients(
         grad = entry.parameter.grad
         eps = max(summed, epsilon(entry.parameter.dtype if grad is None else grad.dtype))
         left = analytic_gradient(entry, grad, eps)
-        carried = scale if entry.role is Role.PARAMETER else loss_scale
+        carried = scaling.carried(entry.parameter) if entry.role is Role.PARAMETER else scaling.scale
         gradients[position] = AnalyticGradient(left.values / carried, left.reached, eps)
     return gradients
 

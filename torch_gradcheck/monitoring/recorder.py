@@ -20,6 +20,7 @@ from torch_gradcheck.processes.channel import LEADER
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import named_parameters
+from torch_gradcheck.torch_internals.optimizers import Scaling
 
 
 class Recorder:
@@ -57,21 +58,21 @@ class Recorder:
         """Whether the update of a step that was checked has not been measured yet."""
         return self._awaited is not None
 
-    def note_gradients(self, step: int, model: nn.Module, variables: Sequence[Variable], scale: float) -> None:
+    def note_gradients(self, step: int, model: nn.Module, variables: Sequence[Variable], scaling: Scaling) -> None:
         """Records the step; the model is whole, and its parameters as the loop left them.
 
         Args:
             step: its number.
             model: what is trained.
             variables: the tensors of its batch that are on trial, too; they have no record.
-            scale: the loss scale that `.grad` still carries.
+            scaling: the loss scale that `.grad` may still carry.
 
         Raises:
             InvalidRequestError: as the check itself, where nothing is to be checked.
         """
         self._rows[step] = {}
         for name, parameter in self._parameters(model, variables).items():
-            self._rows[step][name] = record_of(step, name, parameter, scale)
+            self._rows[step][name] = record_of(step, name, parameter, scaling.carried(parameter))
 
     def keep_weights(self, step: int, model: nn.Module, is_sharded: bool) -> None:
         """Keeps a copy of the weights, until the update of this step has been measured.

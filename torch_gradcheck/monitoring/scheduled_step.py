@@ -21,7 +21,7 @@ from torch_gradcheck.pipeline.backward import check_backward
 from torch_gradcheck.pipeline.provenance import with_provenance
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.request import Request, positive_number
-from torch_gradcheck.torch_internals.optimizers import has_unscaled, skips_infinite
+from torch_gradcheck.torch_internals.optimizers import Scaling
 from torch_gradcheck.training_step.check import check_left_in_grad
 from torch_gradcheck.training_step.ranks.exchange import step_of_all
 from torch_gradcheck.training_step.step import TrainingStep
@@ -46,14 +46,9 @@ class Declared:
     scaler: torch.amp.GradScaler | None
 
     @property
-    def loss_scale(self) -> float:
-        """The factor on the loss before its backward."""
-        return 1.0 if self.scaler is None else self.scaler.get_scale()
-
-    @property
-    def carried(self) -> float:
-        """The loss scale that `.grad` still carries: the scaler's, unless an optimizer's gradients were unscaled."""
-        return 1.0 if self.scaler is None or has_unscaled(self.scaler) else self.loss_scale
+    def scaling(self) -> Scaling:
+        """The loss scale, and what the scaler has done about it since its last update."""
+        return Scaling.of(self.scaler)
 
 
 class ScheduledStep:
@@ -101,7 +96,7 @@ class ScheduledStep:
         request, declared = self._request, self._declared
         with request.team.together(), assembled(self._model):
             theta = theta_in_grad(self._model, request.include, request.exclude, self._previous.variables)
-            left = left_gradients(theta, declared.carried, declared.loss_scale)
+            left = left_gradients(theta, declared.scaling)
             self._earlier = {theta[at].parameter: each.values for at, each in left.items()}
 
     def forget(self) -> None:
@@ -117,7 +112,7 @@ class ScheduledStep:
         """
         request, loss, step = self._request, self.loss(self.batches[0]), self._training_step()
         with request.team.together(), assembled(self._model, loss.holders) as whole:
-            recorder.note_gradients(number, self._model, loss.variables, step.scale)
+            recorder.note_gradients(number, self._model, loss.variables, step.scaling)
             try:
                 report = whole.told(self._judged(step_of_all(request, self._model, loss, step)))
                 call = f"GradientMonitor(model, loss_fn, at={number})"
@@ -140,9 +135,7 @@ class ScheduledStep:
             forwards=tuple(self._hook.calls),
             batches=len(self.batches),
             compiled=declared.compiled,
-            loss_scale=declared.loss_scale,
-            scale=declared.carried,
-            skips_infinite=declared.scaler is not None and skips_infinite(declared.scaler),
+            scaling=declared.scaling,
             clip_norm=declared.clip_norm,
             clip_value=declared.clip_value,
             earlier=self._earlier,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -22,6 +23,7 @@ from torch_gradcheck.precision.mode import DrawnIn
 from torch_gradcheck.reporting.facts import DiagnosisKind, ParameterReport, Role
 from torch_gradcheck.request import Request
 from torch_gradcheck.torch_internals.modules import is_compiled
+from torch_gradcheck.training_step.clipped_together import ClippedBesides, groups_by_optimizer
 from torch_gradcheck.training_step.clipping import Clipping
 from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
 from torch_gradcheck.training_step.grad_before import GradBefore
@@ -68,11 +70,14 @@ class GradCheck:
         self._not_judged = [note for note in (on_missing_grad(loss.variables), before.note) if note]
         if not len(self.theta):
             raise InvalidRequestError(f"{'; '.join(self._not_judged)}; and nothing else is selected.")
-        self.left = left_gradients(self.theta, step.scale, step.loss_scale, step.reduced_in)
+        self.left = left_gradients(self.theta, step.scaling, step.reduced_in)
         self.why_unjudged = step.weights_moved() or ("" if step.forwards else taken_in_backward(self.theta))
         self._missing: set[int] = set()
         self._hides = 0.0
         self._default = torch.get_default_dtype()
+        self._whole = not (request.include or request.exclude)
+        clips_others = step.clip_norm is not None and not self._whole
+        self._besides = ClippedBesides.of(model, self.theta, step.scaling) if clips_others else ClippedBesides()
         self.replays: Replays | None = None
         self._in_other_regimes: list[Replays] = []
         self._of_ranks = GradsOfRanks(request.team, self.theta, self.left)
@@ -148,11 +153,37 @@ class GradCheck:
         autograd_float64: Mapping[int, AnalyticGradient],
         trials: Mapping[int, ParameterTrial],
     ) -> dict[int, Judged]:
-        """Every `.grad`, with the error bars that these replays give; what only a loss scale has spoilt, undecided."""
+        """Every `.grad`, with the error bars that these replays give; what only a loss scale has spoilt, undecided.
+
+        It is clipped as explains most of it.
+        """
         spoilt = replays if replays and replays.unscaled else None
         within = replays and replays.within_range
-        judged = self._judged_within(within, spoilt, objective, autograd_float64, trials)
-        return excused(judged, replays, self._step, self._inputs)
+
+        def clipped_by(clipping: Clipping, besides: ClippedBesides) -> dict[int, Judged]:
+            judged = self._judged_within(within, spoilt, objective, autograd_float64, trials, clipping)
+            return excused(judged, replays, self._step, self.theta, self._unclipped, besides)
+
+        judged = clipped_by(self._clipping(self._besides), self._besides)
+        for clipping, besides in self._other_clippings() if _wrong(judged) else []:
+            other = clipped_by(clipping, besides)
+            judged = other if _wrong(other) < _wrong(judged) else judged
+        return judged
+
+    def _clipping(self, besides: ClippedBesides, groups: Sequence[frozenset[int]] = ()) -> Clipping:
+        """The limits, where these gradients are clipped besides: where there are none, all that is clipped is known."""
+        own = [each.values for at, each in self.left.items() if at not in self._unclipped]
+        held = math.hypot(besides.norm, *[float(np.linalg.norm(values)) for values in own])
+        return Clipping(self._step, self._whole and not besides.there, self._unclipped, held, groups)
+
+    def _other_clippings(self) -> list[tuple[Clipping, ClippedBesides]]:
+        """Other ways in which a loop may clip norms: those of each optimizer, and of what is no part of this model."""
+        if self._step.clip_norm is None:
+            return []
+        besides = ClippedBesides.of(self._model, self.theta, self._step.scaling) if self._whole else self._besides
+        together = [(self._clipping(besides), besides)] if self._whole and besides.there else []
+        groups = groups_by_optimizer(self.theta)
+        return together + ([(self._clipping(self._besides, groups), self._besides)] if groups else [])
 
     def _judged_within(
         self,
@@ -161,22 +192,22 @@ class GradCheck:
         objective: Objective,
         autograd_float64: Mapping[int, AnalyticGradient],
         trials: Mapping[int, ParameterTrial],
+        clipping: Clipping,
     ) -> dict[int, Judged]:
         """The same by replays without a loss scale for tensors for which it overflows, as in the `spoilt` ones."""
         overflowing = spoilt.overflowing if spoilt else frozenset()
         dtype = coarsest(self.theta, replays.regime if replays else None)
         kernels = KernelGradients(objective, self.theta, dtype, self._request.seed)
-        clipping = Clipping(self._step, not (self._request.include or self._request.exclude), self._inputs)
         given = {position: trial.at(self.left[position].values) for position, trial in trials.items()}
-        expected, fraction = clipping.of_right({at: trial.results.numeric for at, trial in trials.items()}, given)
+        expected, fractions = clipping.of_right({at: trial.results.numeric for at, trial in trials.items()}, given)
         plain = PlainRun(replays, trials)
-        fraction_of_replay = clipping.fraction(plain, given) if len(plain) else fraction
+        fractions_of_replay = clipping.fractions(plain, given) if len(plain) else fractions
         summing = {position: self._of_reduction(position, trial) for position, trial in trials.items()}
         judged = {}
         for position, trial in trials.items():
             runs = [trial.at(run) for run in replays.gradients[position]] if replays else []
             exact = trial.at(autograd_float64[position].values)
-            left = clipping.of(position, fraction)
+            left = fractions[position]
             of_kernels = partial(kernels.of, position, trial)
             bars = bars_of(runs, exact, of_kernels)
             if spoilt and position in overflowing:
@@ -188,12 +219,12 @@ class GradCheck:
             on_trial = replace(trial, analytic=given[position], reached=self.left[position].reached, results=right)
             judged[position] = judge(on_trial, bars.times(min(1.0, 2 * left)), self._request.tolerance)
             if runs and self._step.clip_value is None and position not in overflowing:
-                left = clipping.of(position, fraction_of_replay)
+                left = fractions_of_replay[position]
                 judged[position] = self._judged_by_rerun(position, judged[position], runs, summing[position], left)
         if replays is None or self._step.clip_value is not None or self._is_compiled or not replays.again:
             return judged
         in_range = {position: each for position, each in judged.items() if position not in overflowing}
-        left_of = {position: clipping.of(position, fraction_of_replay) for position in in_range}
+        left_of = {position: fractions_of_replay[position] for position in in_range}
         rerun = {position: left_of[position] * plain[position] for position in in_range}
         again = {at: left_of[at] * trials[at].at(replays.again[at]) for at in replays.again if at in left_of}
         own = {position: self.left[position].epsilon for position in in_range}
@@ -206,6 +237,13 @@ class GradCheck:
         """The positions of tensors that are no parameters."""
         return [position for position, entry in enumerate(self.theta) if entry.role is not Role.PARAMETER]
 
+    @cached_property
+    def _unclipped(self) -> list[int]:
+        """The positions of what a loop does not clip: no parameters, and what its scaler has not unscaled yet."""
+        scaling, theta = self._step.scaling, self.theta
+        scaled = [at for at in theta.checked if scaling.has_unscaled and scaling.carried(theta[at].parameter) != 1]
+        return sorted({*self._inputs, *scaled})
+
     def _of_reduction(self, position: int, trial: ParameterTrial) -> Floats:
         """How far the sum over the ranks may move each entry that was tried, where it is coarser than float32's.
 
@@ -217,7 +255,7 @@ class GradCheck:
         if not isinstance(window, WindowOfRanks) or epsilon(dtype) <= epsilon(torch.float32):
             return np.broadcast_to(0.0, len(trial.coordinates))  # of no memory
         parts = self._mistakes.gradients_by_batch()
-        error = Reduction(window, parts, dtype, self._step.loss_scale).error(position)
+        error = Reduction(window, parts, dtype, self._step.scaling.scale).error(position)
         return error[trial.coordinates] if error.ndim else np.full(len(trial.coordinates), error)
 
     @property
@@ -256,10 +294,10 @@ class GradCheck:
                 rows.append(frozen_row(entry))
             elif position in judged:
                 row = judged_row(entry, judged[position], diagnoses.get(position))
-                rows.append(skipped_row(row, self.replays) if judged[position].skipped else row)
+                rows.append(skipped_row(row, judged[position].skipped) if judged[position].skipped else row)
             else:
                 missing, left = position in self._missing, self.left[position]
-                row_by_overflow = unjudged_by_overflow(entry, left, position, self.replays)
+                row_by_overflow = unjudged_by_overflow(entry, left, position, self.replays, self._step)
                 rows.append(row_by_overflow or unjudged_row(entry, left, self.why_unjudged, missing))
         unknown = {self.theta[at].name for at in self.theta.checked if self._may_have_held(self.theta[at].parameter)}
         return [accumulated_maybe(row) if row.name in unknown else row for row in rows]

@@ -60,12 +60,12 @@ class Judged:
         tried: what was found, entry by entry; `answer.numeric` is what `.grad` should be (clipped, where the loop
             clips), `answer.error` its error bar with that of rounding.
         bars: what rounding may do.
-        skipped: entries are undecided that the loss scale has spoilt; the scaler skips such a step.
+        skipped: why entries are undecided that a loss scale has spoilt; "" where none is.
     """
 
     trial: ParameterTrial
     bars: Bars
-    skipped: bool = False
+    skipped: str = ""
 
     @property
     def is_wrong(self) -> bool:

@@ -10,8 +10,9 @@ import numpy as np
 
 from torch_gradcheck.arrays import Flags, Floats
 from torch_gradcheck.gradients.analytic import AnalyticGradient
-from torch_gradcheck.objective.theta import ThetaEntry
+from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.reporting.facts import ParameterReport, Status
+from torch_gradcheck.training_step.clipped_together import ClippedBesides
 from torch_gradcheck.training_step.error_bars import Bars, bars_of
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.training_step.replay import Regime, Replays
@@ -22,13 +23,42 @@ from torch_gradcheck.verdicts.rows import frozen_row
 SKIPPED = "the scaler skips this step and lowers its scale, so nothing is trained wrong"
 """Why a gradient that a loss scale has made infinite is not called wrong."""
 
+BY_OTHERS = "the norm that .grad is clipped by is infinite, by parameters that are not checked"
+"""What has spoilt a gradient that was clipped together with others."""
 
-def with_unscaled(run: Callable[[Regime], Replays | None], regime: Regime, step: TrainingStep) -> Replays | None:
-    """The step run again; without its loss scale as well, where that overflows and a scaler skips such a step."""
-    replays = run(regime)
-    if replays is None or not step.skips_infinite or regime.scale == 1 or not replays.overflowing:
+
+def with_unscaled(
+    run: Callable[[Regime], Replays | None],
+    regime: Regime,
+    step: TrainingStep,
+    theta: Theta,
+    left: Mapping[int, AnalyticGradient],
+) -> Replays | None:
+    """The step run again; without its loss scale as well, where that overflows and a scaler skips such a step.
+
+    Args:
+        run: runs it again.
+        regime: that of the step.
+        step: what is known of it.
+        theta: the caller's own parameters.
+        left: what `.grad` holds, by position in θ.
+    """
+    replays, skipped = run(regime), step.scaling.skipped_of([entry.parameter for entry in theta])
+    if replays is None or regime.scale == 1 or not skipped:
+        return replays
+    infinite = {at for at in skipped & left.keys() if not np.isfinite(left[at].values).all()}
+    if infinite - replays.overflowing:
+        replays = _unshared(run, replays, step)
+    if not skipped & replays.overflowing:
         return replays
     return replace(replays, unscaled=run(replace(regime, scale=1.0)))
+
+
+def _unshared(run: Callable[[Regime], Replays | None], replays: Replays, step: TrainingStep) -> Replays:
+    """The step run again as loud as where each loss is divided by the batches of the step, or by ranks, only later."""
+    batches = 1 if step.window is None else len(step.window.losses)
+    louder = run(replace(replays.regime, scale=batches * replays.regime.scale)) if batches > 1 else None
+    return replays if louder is None else replace(louder, regime=replays.regime)
 
 
 def bars_where_finite(
@@ -50,7 +80,12 @@ def bars_where_finite(
 
 
 def excused(
-    judged: Mapping[int, Judged], replays: Replays | None, step: TrainingStep, inputs: Collection[int]
+    judged: Mapping[int, Judged],
+    replays: Replays | None,
+    step: TrainingStep,
+    theta: Theta,
+    unclipped: Collection[int],
+    besides: ClippedBesides,
 ) -> dict[int, Judged]:
     """The gradients, with entries UNDECIDED that only the loss scale has spoilt: in the rerun, too, and only with it.
 
@@ -58,17 +93,22 @@ def excused(
         judged: what was found, by position in θ.
         replays: the step run again.
         step: what is known of it.
-        inputs: positions of tensors that are no parameters: a loop does not clip them.
+        theta: the caller's own parameters.
+        unclipped: positions of tensors that a loop does not clip, such as those that are no parameters.
+        besides: what may have been clipped together with them.
     """
-    if replays is None or replays.unscaled is None:
+    skipped = step.scaling.skipped_of([entry.parameter for entry in theta])
+    known = skipped & judged.keys() if replays is not None and replays.unscaled is not None else set()
+    spoilt = {at: _overflowed(judged[at], at, replays) for at in known}  # type: ignore[arg-type]
+    here = any(flags.any() for flags in spoilt.values())
+    if not here and not (besides.is_skipped and step.clip_norm is not None):
         return dict(judged)
-    spoilt = {at: _overflowed(each, at, replays) for at, each in judged.items()}
-    if not any(flags.any() for flags in spoilt.values()):
-        return dict(judged)
-    found = {at: flags & ~np.isfinite(judged[at].trial.analytic) for at, flags in spoilt.items()}
-    for at in found.keys() - set(inputs):
-        found[at] |= _clipped(judged[at].trial.analytic, spoilt[at], step)
-    return {at: _undecided(each, found[at]) for at, each in judged.items()}
+    reason = _reason(step) if here else f"{BY_OTHERS}: {SKIPPED}"
+    nothing = {at: np.full(len(each.trial.analytic), False) for at, each in judged.items()}
+    found = {at: spoilt.get(at, none) & ~np.isfinite(judged[at].trial.analytic) for at, none in nothing.items()}
+    for at in found.keys() - set(unclipped):
+        found[at] |= _clipped(judged[at].trial.analytic, spoilt.get(at, nothing[at]), step)
+    return {at: _undecided(each, found[at], reason) for at, each in judged.items()}
 
 
 def _overflowed(judged: Judged, position: int, replays: Replays) -> Flags:
@@ -95,21 +135,21 @@ def _clipped(given: Floats, spoilt: Flags, step: TrainingStep) -> Flags:
     return np.full(len(given), False)
 
 
-def _undecided(judged: Judged, found: Flags) -> Judged:
-    """The same, with the wrong ones of these entries UNDECIDED."""
+def _undecided(judged: Judged, found: Flags, reason: str) -> Judged:
+    """The same, with the wrong ones of these entries UNDECIDED, for this reason."""
     results = judged.trial.results
     which = found & (results.outcome == Outcome.MISMATCH)
     if not which.any():
         return judged
     outcome = np.where(which, Outcome.UNDECIDED, results.outcome).astype(np.int8)
-    return replace(judged, trial=replace(judged.trial, results=replace(results, outcome=outcome)), skipped=True)
+    return replace(judged, trial=replace(judged.trial, results=replace(results, outcome=outcome)), skipped=reason)
 
 
-def skipped_row(row: ParameterReport, replays: Replays | None) -> ParameterReport:
+def skipped_row(row: ParameterReport, reason: str) -> ParameterReport:
     """The row of a gradient that `excused` left undecided, with the reason; as it is where it is wrong elsewhere."""
-    if row.status is Status.MISMATCH or replays is None:
+    if row.status is Status.MISMATCH:
         return row
-    return replace(row, status=Status.UNDECIDED, reason=_reason(replays), mismatched=0)
+    return replace(row, status=Status.UNDECIDED, reason=reason, mismatched=0)
 
 
 def is_skipped(row: ParameterReport) -> bool:
@@ -118,15 +158,16 @@ def is_skipped(row: ParameterReport) -> bool:
 
 
 def unjudged_by_overflow(
-    entry: ThetaEntry, left: AnalyticGradient, position: int, replays: Replays | None
+    entry: ThetaEntry, left: AnalyticGradient, position: int, replays: Replays | None, step: TrainingStep
 ) -> ParameterReport | None:
     """The row of a `.grad` that cannot be compared, and that the loss scale has spoilt; None where it has not."""
     if replays is None or replays.unscaled is None or np.isfinite(left.values).all():
         return None
-    if position not in replays.overflowing or not np.isfinite(replays.unscaled.gradients[position][0]).all():
+    spoilt = position in replays.overflowing and step.scaling.skips(entry.parameter)
+    if not spoilt or not np.isfinite(replays.unscaled.gradients[position][0]).all():
         return None
-    return replace(frozen_row(entry), status=Status.UNDECIDED, reason=_reason(replays))
+    return replace(frozen_row(entry), status=Status.UNDECIDED, reason=_reason(step))
 
 
-def _reason(replays: Replays) -> str:
-    return f"the loss scale of {replays.regime.scale:g} overflows in this step's own precision: {SKIPPED}"
+def _reason(step: TrainingStep) -> str:
+    return f"the loss scale of {step.scaling.scale:g} overflows in this step's own precision: {SKIPPED}"

@@ -39,14 +39,17 @@ def replays_in_regimes(
     """
 
     def run(regime: Regime) -> Replays | None:
-        return with_unscaled(lambda each: replays_of(model, loss, theta, each, seed, step.start), regime, step)
+        def again(each: Regime) -> Replays | None:
+            return replays_of(model, loss, theta, each, seed, step.start)
+
+        return with_unscaled(again, regime, step, theta, left)
 
     if step.autocast is not None or step.computed_in is not None:
-        return run(Regime(step.autocast or autocast_now(), step.loss_scale, step.computed_in)), []
-    plain = run(Regime(autocast_now(), step.loss_scale))
+        return run(Regime(step.autocast or autocast_now(), step.scaling.scale, step.computed_in)), []
+    plain = run(Regime(autocast_now(), step.scaling.scale))
     if plain is None or fraction_alike(left, plain) > 0.5:
         return plain, []
-    others = [replays for regime in _autocasts(theta, step.loss_scale) if (replays := run(regime))]
+    others = [replays for regime in _autocasts(theta, step.scaling.scale) if (replays := run(regime))]
     for replays in others:
         if _fraction_closer(left, replays, plain) > 0.5:
             return replays, []

@@ -17,6 +17,7 @@ from torch_gradcheck.torch_internals.autograd import has_post_accumulate_hooks, 
 from torch_gradcheck.torch_internals.code_lines import at_line_of
 from torch_gradcheck.torch_internals.data_parallel import computed_in, reduced_in, waiting_for_reduction
 from torch_gradcheck.torch_internals.modules import is_dropout, named_modules
+from torch_gradcheck.torch_internals.optimizers import Scaling
 from torch_gradcheck.training_step.forward_state import Autocast, SeenForward
 from torch_gradcheck.training_step.window import Window
 
@@ -29,9 +30,7 @@ class TrainingStep:
         forwards: the model's own forwards of this step; None where nobody watched.
         batches: how many forwards and backwards make up the step.
         compiled: the loop called a compiled form of the model.
-        loss_scale: the factor on the loss before its backward.
-        scale: the factor that `.grad` still carries.
-        skips_infinite: a gradient scaler skips the step where its `.grad` is not finite.
+        scaling: the loss scale, which `.grad` may still carry, and what a gradient scaler has found in `.grad`.
         clip_norm, clip_value: limits the loop has put on `.grad` already.
         earlier: parameter → its `.grad` when the step before was done with it.
         previous: J of the batch before.
@@ -47,9 +46,7 @@ class TrainingStep:
     forwards: tuple[SeenForward, ...] | None = None
     batches: int = 1
     compiled: bool = False
-    loss_scale: float = 1.0
-    scale: float = 1.0
-    skips_infinite: bool = False
+    scaling: Scaling = field(default_factory=Scaling)
     clip_norm: float | None = None
     clip_value: float | None = None
     earlier: Mapping[torch.Tensor, Floats] = field(default_factory=dict)
