@@ -7,7 +7,7 @@ from torch import nn
 
 from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.theta import theta_of
-from torch_gradcheck.reporting.words import close_names
+from torch_gradcheck.reporting.close_names import close_names
 
 
 class Tied(nn.Module):

@@ -146,7 +146,7 @@ def test_tests_that_call_the_package_themselves_show_no_frame_of_it(run):
             ">   *check_module(linear(), loss, torch.ones(2, 3))",
             ">   *DataLoader([[]1]))",
             ">   *torch_gradcheck.gradcheck(lambda*",
-            "E   *no row 'biass' in this report; close: bias*",
+            "E   *no row 'biass' in this report; close names: bias*",
             ">   *raise torch_gradcheck.InvalidRequestError(*",
         ]
     )

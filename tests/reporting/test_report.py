@@ -202,8 +202,12 @@ def test_rows_are_found_by_name_alias_and_position() -> None:
     [
         (10, IndexError, "no row 10 in this report; there are scale, empty, embedding.weight and 7 more"),
         (-11, IndexError, "no row -11 in this report"),
-        ("heed.weight", KeyError, "no row 'heed.weight' in this report; close: head.weight"),
-        ("zzz", KeyError, "no row 'zzz' in this report; there are scale, empty, embedding.weight and 9 more"),
+        ("heed.weight", KeyError, "no row 'heed.weight' in this report; close names: head.weight"),
+        (
+            "zzz",
+            KeyError,
+            "no row 'zzz' in this report; known names: scale, empty, embedding.weight, ",
+        ),
         (1.5, TypeError, "found by its name or its position, not by a float"),
         (None, TypeError, "not by a NoneType"),
     ],

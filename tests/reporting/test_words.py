@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.words import close_names, counted, duration, listed, noun
+from torch_gradcheck.reporting.words import counted, duration, listed, noun
 
 
 @pytest.mark.parametrize(
@@ -20,20 +20,6 @@ def test_three_names_are_listed_and_the_others_counted() -> None:
     assert listed(["a"]) == "a"
     assert listed(["a", "b", "c"]) == "a, b, c"
     assert listed(list("abcde")) == "a, b, c and 2 more"
-
-
-@pytest.mark.parametrize(
-    ("name", "known", "words"),
-    [
-        ("wieght", ["weight", "bias"], "close names: weight"),
-        ("xyz", ["weight", "bias"], "known names: weight, bias"),
-        ("xyz", ["aa", "bb", "cc", "dd", "ee", "ff"], "known names: aa, bb, cc, dd, ee, ..."),
-        ("xyz", [], "there are no names at all"),
-    ],
-    ids=["close", "few", "many", "none"],
-)
-def test_a_wrong_name_is_answered_with_those_there_are(name: str, known: list[str], words: str) -> None:
-    assert close_names(name, known) == words
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ from types import ModuleType
 from typing import Any
 
 from torch_gradcheck.errors import InvalidRequestError
-from torch_gradcheck.reporting.words import close_names, listed
+from torch_gradcheck.reporting.close_names import close_names
+from torch_gradcheck.reporting.words import listed
 
 FUNCTION_ARGUMENTS = ("function", "inputs", "reference")
 MODEL_ARGUMENTS = ("model", "loss_fn", "batch", "reference")

@@ -13,7 +13,8 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.gradients.analytic import AnalyticGradient, analytic_gradient
 from torch_gradcheck.objective.theta import Theta, ThetaEntry
 from torch_gradcheck.precision.dtypes import epsilon
-from torch_gradcheck.reporting.words import close_names, noun
+from torch_gradcheck.reporting.close_names import close_names
+from torch_gradcheck.reporting.words import noun
 
 
 def check_names(gradients: Mapping[str, Any], names: Sequence[Sequence[str]], may_be_named: Sequence[str] = ()) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+from torch_gradcheck.reporting.close_names import close_names
 from torch_gradcheck.reporting.printable import printable
 from torch_gradcheck.reporting.render.encodable import encodable
 from torch_gradcheck.reporting.render.json_report import fields_in_json
 from torch_gradcheck.reporting.render.terminal import page_of
-from torch_gradcheck.reporting.words import close_names
 
 PRINTED = 40
 """The largest number of records that `print` shows."""

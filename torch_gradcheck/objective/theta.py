@@ -15,8 +15,9 @@ from torch_gradcheck.errors import InvalidRequestError
 from torch_gradcheck.objective.by_design import padding_coordinates
 from torch_gradcheck.objective.perturbation import infinite_coordinates, real_view
 from torch_gradcheck.objective.variables import Variable
+from torch_gradcheck.reporting.close_names import close_names
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.words import close_names, counted, noun
+from torch_gradcheck.reporting.words import counted, noun
 from torch_gradcheck.torch_internals.modules import named_parameters, plain_names
 from torch_gradcheck.torch_internals.tensors import is_wrapper
 

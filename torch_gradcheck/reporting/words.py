@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import TypeVar
 
 from torch_gradcheck.reporting.facts import Role, Status
@@ -142,16 +141,6 @@ def listed(names: Sequence[T], most: int = 3, in_words: Callable[[T], str] = str
     """The first `most` names, each written by `in_words`, and how many more there are: "a, b, c and 4 more"."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(in_words, names[:most])) + more
-
-
-def close_names(name: str, known: Sequence[str]) -> str:
-    """Returns a hint with the known names closest to a wrong one, as in "close names: weight"."""
-    if not known:
-        return "there are no names at all"
-    close = get_close_matches(name, known, n=3, cutoff=0.4)
-    named = close or list(known[:5])
-    more = "" if close or len(known) <= 5 else ", ..."
-    return f"{'close' if close else 'known'} names: {', '.join(named)}{more}"
 
 
 def tolerance_in_words(tolerance: float) -> str:

@@ -18,8 +18,9 @@ from torch_gradcheck.objective.function_loss import FunctionModule
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
 from torch_gradcheck.precision.dtypes import is_inexact
+from torch_gradcheck.reporting.close_names import close_names
 from torch_gradcheck.reporting.facts import Role
-from torch_gradcheck.reporting.words import close_names, listed
+from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.modules import named_buffers, named_parameters, plain_names
 from torch_gradcheck.torch_internals.tensors import storage_key
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from operator import index
 from typing import SupportsIndex, overload
 
+from torch_gradcheck.reporting.close_names import close_names
 from torch_gradcheck.reporting.facts.content import Record
 from torch_gradcheck.reporting.facts.contract import ContractEntry, ContractStatus
 from torch_gradcheck.reporting.facts.provenance import Provenance
@@ -146,9 +146,7 @@ class Facts(Record):
             if name == row.name or name in row.aliases:
                 return row
         known = [other for row in self.parameters for other in (row.name, *row.aliases)]
-        close = get_close_matches(name, known, n=3)
-        hint = f"close: {', '.join(close)}" if close else _in_short(known)
-        raise KeyError(f"no row {name!r} in this report; {hint}")
+        raise KeyError(f"no row {name!r} in this report; {close_names(name, known)}")
 
     def _at(self, position: int) -> ParameterReport:
         __tracebackhide__ = True

@@ -9,7 +9,7 @@ from torch_gradcheck.reporting.render.html.bars import bar
 from torch_gradcheck.reporting.render.html.drawings import Drawings, drawings_of
 from torch_gradcheck.reporting.render.html.origin import origin_of
 from torch_gradcheck.reporting.render.html.styles import BODY, STYLE
-from torch_gradcheck.reporting.render.html.templates import FRAGMENT, PAGE, filled
+from torch_gradcheck.reporting.render.html.templates import filled
 from torch_gradcheck.reporting.render.mistakes import Mistake
 from torch_gradcheck.reporting.render.outline import Line, headline, outline
 from torch_gradcheck.reporting.words import tolerance_in_words
@@ -37,7 +37,8 @@ def html(facts: Facts) -> str:
         return drawings_of(rows[mistake.name] if mistake.name in drawn else None, said.sides)
 
     return filled(
-        FRAGMENT,
+        __package__,
+        "report",
         said=said,
         most_folded=FOLDED,
         outcome=_outcome(facts),
@@ -54,7 +55,7 @@ def html(facts: Facts) -> str:
 def page(facts: Facts, title: str) -> str:
     """Returns the report as a complete document; its title is the outcome, and `title` behind it."""
     outcome = printable(f"{headline(facts)} – {title}")
-    return filled(PAGE, title=outcome, body=BODY, fragment=html(facts))
+    return filled(__package__, "page", title=outcome, body=BODY, fragment=html(facts))
 
 
 def _outcome(facts: Facts) -> tuple[Status, str]:
