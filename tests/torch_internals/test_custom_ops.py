@@ -15,6 +15,9 @@ def backward(ctx: Any, grad: Tensor) -> Any:
     return 3 * grad, None
 
 
+def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+
 class Plain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -30,7 +33,7 @@ def test_the_formula_of_an_operator_is_found_from_its_node() -> None:
     def triple(x: Tensor, unused: float) -> Tensor:
         return 3 * x
 
-    triple.register_autograd(backward)
+    triple.register_autograd(backward, setup_context=setup_context)
     node = triple(torch.ones(2, requires_grad=True), 1.0).grad_fn
     function = function_of(node)
     assert function is not None
@@ -38,6 +41,7 @@ def test_the_formula_of_an_operator_is_found_from_its_node() -> None:
     assert operator is not None
     assert (operator.name, operator.arguments) == ("torch_gradcheck_tests::triple", ("x", "unused"))
     assert operator.backward is backward
+    assert operator.setup_context is setup_context
     assert name_of_function(function) == "torch_gradcheck_tests::triple"
 
 

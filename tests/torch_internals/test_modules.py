@@ -16,6 +16,7 @@ from torch_gradcheck.torch_internals.modules import (
     NO_CACHE,
     Calls,
     ParametrizationCache,
+    called_in_vain,
     current_calls,
     has_backward_hooks,
     has_forward_hooks,
@@ -332,3 +333,21 @@ def test_a_module_that_has_not_called_its_constructor_is_known() -> None:
 
     assert not is_set_up(Forgets())
     assert is_set_up(nn.Linear(2, 2))
+
+
+def test_a_call_that_does_not_fit_is_told_from_others() -> None:
+    def error_of(module: nn.Module, *args: Any) -> TypeError:
+        with pytest.raises(TypeError) as caught:
+            module(*args)
+        return caught.value
+
+    hooked, hook = nn.Tanh(), lambda module: None
+    hooked.register_forward_hook(hook)
+    for module in (nn.Tanh(), hooked):
+        found = called_in_vain(error_of(module, 1, 2))
+        assert found is not None
+        assert (found.module, found.args, found.kwargs) == (module, (1, 2), {})
+    found = called_in_vain(error_of(hooked, torch.ones(2)))
+    assert found is not None
+    assert found.hook is hook
+    assert called_in_vain(error_of(nn.Tanh(), "x")) is None

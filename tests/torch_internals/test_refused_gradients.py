@@ -9,9 +9,11 @@ import torch
 from torch.autograd import Function
 
 from torch_gradcheck.torch_internals.refused_gradients import (
+    code_in_a_backward,
     is_of_calling_backward,
     is_of_returned_gradients,
     refused_position,
+    returned_under_vmap,
 )
 
 SAID = "function F returned an incorrect number of gradients (expected 2, got 1)"
@@ -33,8 +35,15 @@ def run(backward: Any) -> tuple[Exception, Any]:
 
 @pytest.mark.parametrize(
     ("returned", "position"),
-    [((None, None, torch.ones(2)), 2), ((None, None, 1), 2), ((1.0, None, None), 0), ((None,), None)],
-    ids=["shape", "no tensor", "of a number", "too few"],
+    [
+        ((None, None, torch.ones(2)), 2),
+        ((None, None, 1), 2),
+        ((1.0, None, None), 0),
+        ((None,), None),
+        ((None, None, torch.ones(3) * 1j), 2),
+        ((None, None, Function), 2),
+    ],
+    ids=["shape", "no tensor", "of a number", "too few", "complex", "class"],
 )
 def test_returned_gradients(returned: tuple[Any, ...], position: int | None) -> None:
     """The index that torch tells counts tensors; a constant one has its place among these."""
@@ -69,3 +78,35 @@ def test_what_a_backward_raises_itself_or_where_there_is_none(backward: Any) -> 
 def test_nothing_has_run_a_backward() -> None:
     assert not is_of_returned_gradients(RuntimeError(SAID))
     assert not is_of_calling_backward(TypeError())
+
+
+def test_the_code_that_a_backward_has_called() -> None:
+    error, _ = run(calls_wrongly)
+    assert code_in_a_backward(error) is calls_wrongly.__code__
+    assert code_in_a_backward(RuntimeError(SAID)) is None
+
+
+class Doubled(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> torch.Tensor:
+        return grad[:1]
+
+
+def test_what_a_backward_has_returned_under_vmap() -> None:
+    y = torch.vmap(Doubled.apply)(torch.ones(4, 3, requires_grad=True))
+    with pytest.raises(RuntimeError) as caught:
+        y.sum().backward()
+    assert is_of_returned_gradients(caught.value)
+    found = returned_under_vmap(caught.value)
+    assert found is not None
+    assert ([tuple(each.shape) for each in found.returned], found.wanted) == ([(1,)], ((3,),))
+    assert returned_under_vmap(RuntimeError(SAID)) is None

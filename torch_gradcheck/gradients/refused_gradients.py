@@ -24,7 +24,7 @@ from torch_gradcheck.gradients.overwritten_values import of_overwritten
 from torch_gradcheck.gradients.refused_hooks import of_hook as of_hook_of
 from torch_gradcheck.objective.given import of_tensor, of_value
 from torch_gradcheck.objective.refusals import call_in_words, doing, misdeed, raise_any, refused_backward
-from torch_gradcheck.objective.refused_places import first_line
+from torch_gradcheck.objective.refused_places import at_line, first_line
 from torch_gradcheck.objective.signatures import signature_of
 from torch_gradcheck.reporting.words import listed
 from torch_gradcheck.torch_internals.autograd import backward_of, graph_is_used_up, input_forms
@@ -148,11 +148,12 @@ class _SecondRun:
         code, does = code_in_a_backward(error), misdeed(error)
         if code is None and graph_is_used_up(error):
             return self._kept.said
-        if does is None and code is not None and call is not None and may_be_of_an_operation(error):
-            does = f"calls {call_in_words(error, call)}", ""
-        if does is None:
+        if does is not None:
+            return doing(error, *does, self._running(code))
+        if code is None or call is None or not may_be_of_an_operation(error):
             return None
-        return doing(error, *does, self._running(code))
+        place = self._running(code)
+        return f"{place}{at_line(error, place)} calls {call_in_words(error, call)} (torch says: {first_line(error)})."
 
     def _running(self, code: CodeType | None) -> str:
         """What runs this code: the backward of a Function, else what has it."""

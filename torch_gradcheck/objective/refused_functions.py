@@ -131,7 +131,7 @@ def about_context(applied: Application) -> str:
     forward, given = applied.function.forward, applied.args
     if not (applied.has_context_apart or _takes_context(forward) or unbound(forward, *given, **applied.kwargs)):
         return "torch gives it ctx in front of these; have it take ctx first, or write a setup_context"
-    if applied.has_context_apart and not unbound(forward, None, *given, **applied.kwargs):
+    if applied.has_context_apart and _takes_context(forward) and not unbound(forward, None, *given, **applied.kwargs):
         return "beside a setup_context it is given no ctx; have it take the others alone"
     return ""
 

@@ -97,10 +97,10 @@ class WriteWatch(TorchFunctionMode):
 
 
 def _written_by(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.Tensor]:
-    """The tensors that a function of torch may write to: the first argument, or those in it, and `out`."""
+    """The tensors that a function of torch may write to, each once: the first argument, or those in it, and `out`."""
     given = [*args[:1], kwargs.get("out")]
     flat = [inner for each in given for inner in (each if isinstance(each, tuple | list) else [each])]
-    return [each for each in flat if isinstance(each, torch.Tensor)]
+    return list({id(each): each for each in flat if isinstance(each, torch.Tensor)}.values())
 
 
 def _version(tensor: torch.Tensor) -> int:
