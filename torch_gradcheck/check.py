@@ -73,61 +73,61 @@ def check_module(
     reference: Callable[..., Any] | None = None,
     group: ProcessGroup | None = None,
 ) -> Report:
-    """Checks the gradients of `model` under `loss_fn` on `batch` against centered differences.
+    """Checks the gradient of the loss for every parameter of `model`, against centered differences.
 
-    The method of Andrew Ng's lecture: every entry of dθ is compared with (J(θ+ε) − J(θ−ε)) / 2ε, and judged by
-    ‖dθapprox − dθ‖₂ / (‖dθapprox‖₂ + ‖dθ‖₂). Everything runs in `dtype`; nothing of the caller's changes.
+    J is the loss as a function of the parameters θ. Every entry of dθ, the gradient on trial, is compared with
+    (J(θ+ε) − J(θ−ε)) / 2ε, and its relative error is ‖dθapprox − dθ‖₂ / (‖dθapprox‖₂ + ‖dθ‖₂). Everything runs in
+    `dtype`. Nothing of yours changes.
 
     Args:
-        model: what is checked.
-        loss_fn: gives the scalar loss from the model's output (and the targets); may read the model's parameters.
-        batch: how the model is called. A tuple or list `(inputs, *targets)`: `loss_fn(model(inputs), *targets)`, inputs
-            that are a tuple or list being positional arguments and a mapping keyword arguments. A mapping:
+        model: the module to check.
+        loss_fn: gives the scalar loss from the model's output and the targets. It may read the model's parameters.
+        batch: how the model is called. A tuple or list `(inputs, *targets)`: `loss_fn(model(inputs), *targets)`, where
+            inputs that are a tuple or list are `model(*inputs)`, and a mapping is `model(**inputs)`. A mapping:
             `loss_fn(model(**batch))`. Anything else: `loss_fn(model(batch))`. Tensors in it that require a gradient are
             on trial too, as rows named after their place: `batch[0]`, `batch['x']`, `batch`.
-        gradients: what is on trial. None: what one backward of J leaves in `.grad`, whichever way it gets there (hooks
-            of `register_post_accumulate_grad_hook` sleep). A mapping from parameter name to tensor or array: gradients
-            derived by hand; an input is on trial where they name it, or `include` does. `"grad"`: what the `.grad` of
-            parameters, and of inputs that have one, holds now, as a training step left it, judged by what rounding can
-            do in the step's own precision; the mode is then `"keep"`, unless `"train"`. Of a model under
-            DistributedDataParallel or FSDP2, or with `group`, J is the mean of the losses of all ranks, each on its own
-            batch: every rank calls the check, and the ranks send each other their batches.
-        method: `"exact"`: centered differences on every coordinate. `"projected"`: along random directions, which
-            verify a gradient that is compared entry by entry, for models too large for that. `"auto"`: exact while
-            that takes seconds, estimated from the operations of J, else projected.
-        eps: the step of the centered difference; None chooses one per parameter from the measured noise of J.
-        tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
-        include: glob pattern or list of them, on the names of parameters and inputs: only these are checked. Brackets
-            stand for one of several characters, as in any glob, and for themselves: `batch[0]`.
-        exclude: the same: these are not.
-        mode: `"eval"`, `"train"` or `"keep"` (each module's own flag). The random state is the same at every
-            evaluation of J in each of them.
+        gradients: what is on trial. None: what one backward of J leaves in `.grad`; hooks of
+            `register_post_accumulate_grad_hook` do not run. A mapping from parameter name to tensor or array: gradients
+            derived by hand. They may name inputs. `"grad"`: what `.grad` holds now, as a training step left it. It is
+            judged by what rounding can do in the step's own precision, and the mode is then `"keep"`, unless it is
+            `"train"`. If ranks train the model (DistributedDataParallel, FSDP2 or `group`), every rank calls the check,
+            and J is the mean of their losses, each on its own batch.
+        method: `"exact"`: differences at every coordinate. `"projected"`: differences along random directions, for
+            models that are too large for that; the gradient is still compared entry by entry. `"auto"`: exact while
+            that takes seconds, as estimated from the operations of J, else projected.
+        eps: the step of the centered difference. None chooses one for each parameter from the measured noise of J.
+        tolerance: the largest relative error that passes. None: 1e-5 in float64, 1e-3 in float32.
+        include: glob pattern or list of them. Only parameters and inputs with such names are checked. Brackets stand
+            for one of several characters, as in any glob, and also for themselves: `batch[0]`.
+        exclude: glob pattern or list of them. Parameters and inputs with such names are not checked.
+        mode: `"eval"`, `"train"` or `"keep"` (each module's own flag). In each of them the random state is the same at
+            every evaluation of J.
         dtype: the precision of the check, `torch.float64` or `torch.float32`.
         seed: of everything that is drawn at random: same seed, same report.
-        progress: True or False; None shows a bar only for long work, on a terminal or in a notebook.
-        order: 1: the gradient of J. 2: the gradient of its slope ⟨v, ∇J(θ)⟩ for a random v, which a double backward
-            gives, against differences of the first-order gradient, which is not on trial itself.
-        perturb: 0.0: at the model's own θ. A positive number: at θ + perturb · s · N(0, 1), s the standard deviation of
-            the tensor, 1 where it is constant, drawn from `seed`. Mistakes that weights of exactly 1 or 0 hide show
-            there. All parameters that require a gradient move, for the check alone; inputs stay.
-        hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ in every
+        progress: True or False. None shows a bar only for long work, on a terminal or in a notebook.
+        order: 1: the gradient of J. 2: the gradient of the slope ⟨v, ∇J(θ)⟩ for a random v, which a double backward
+            gives. It is compared with differences of the first-order gradient, which is not on trial itself.
+        perturb: 0.0: at the model's own θ. A positive number: at θ + perturb · s · N(0, 1), where s is the standard
+            deviation of the tensor, or 1 where it is constant. Mistakes that weights of exactly 1 or 0 hide show there.
+            Parameters that require a gradient move for the time of the check. Inputs stay.
+        hold_detached: True: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ in every
             evaluation, so that deliberate stop-gradients are right. False: it moves with θ, and a gradient that is
             lost there is a mismatch.
-        reference: None, or a module that computes the same by plain operations and is known to be right, with the same
-            names of parameters, whose values it is given for the check. `model` then runs as it is, in its own dtypes,
-            and on the devices that it is on; its outputs (rows `output`, `output[1]`, `output['logits']`) and its
-            gradients are compared with those of the reference in float64, on the same inputs, with error bars for what
-            rounding in its dtypes may do, measured on the reference. `report.reference` is the report on the
-            reference's own gradient, to which `method`, `eps` and `hold_detached` belong. Outputs are compared whatever
-            `include` and `exclude` select. Goes with neither `gradients`, nor `order=2`, nor another `dtype`.
+        reference: None, or a module that computes the same by plain operations and is known to be right. It has the
+            same names of parameters, and is given their values for the check. `model` then runs as it is, in its own
+            dtypes. Its outputs (rows `output`, `output[1]`, `output['logits']`) and its gradients are compared with
+            those of the reference in float64, on the same inputs. Error bars for what rounding may do are measured on
+            the reference. `report.reference` is the report on the reference's own gradient, to which `method`, `eps`
+            and `hold_detached` belong. `include` and `exclude` do not select outputs. Not together with `gradients`,
+            `order=2` or another `dtype`.
         group: None, or a `torch.distributed` process group whose ranks share the evaluations of J. Every rank calls
-            the check with the same arguments, and gets the same report; an exception on one ends it on all. Where the
-            model is under DistributedDataParallel or FSDP2, the batches may differ: J is then the mean of the ranks'
+            the check with the same arguments, and gets the same report. An exception on one ends it on all. If the
+            model is under DistributedDataParallel or FSDP2, the batches may differ, and J is the mean of the ranks'
             losses.
 
     Raises:
-        InvalidRequestError: an argument that cannot be used, or what the model or the loss hands to torch does not fit
-            (then raised from torch's own exception). Exceptions of your own code come through as they are.
+        InvalidRequestError: an argument cannot be used, or torch refuses what the model or the loss gives to it; it is
+            then raised from torch's own exception. Exceptions of your own code come through as they are.
         NonScalarLossError, NonFiniteLossError, NonDeterministicLossError: a loss or a reference that cannot be checked.
     """
     step = _step_of(model, gradients)
@@ -184,13 +184,13 @@ def check_closure(
     reference: Callable[..., Any] | None = None,
     group: ProcessGroup | None = None,
 ) -> Report:
-    """Checks the gradients of `model` under a zero-argument `closure` that returns the scalar loss.
+    """Checks the gradients of `model` under a `closure` without arguments that returns the scalar loss.
 
-    For every shape that `check_module` has no words for: several losses, GAN steps, regularisers, parameters captured
-    in a list. A closure that calls `backward()` itself, as those of `torch.optim` do, is judged by what that leaves in
-    `.grad`. Modules and tensors that the closure captures are lent in `dtype` too. Captured tensors that require a
-    gradient and that J reads are on trial, as rows named after the variables that hold them: `x`, `inputs['x']`,
-    `self.z`. Options, result and errors are those of `check_module`.
+    It is for losses that are not `loss_fn(model(inputs), *targets)`: several losses, GAN steps, regularisers,
+    parameters captured in a list. If the closure calls `backward()` itself, as those of `torch.optim` do, what that
+    leaves in `.grad` is on trial. Modules and tensors that the closure captures run in `dtype` too. Captured tensors
+    that require a gradient and that J reads are on trial, as rows named after the variables that hold them: `x`,
+    `inputs['x']`, `self.z`. Options, result and errors are those of `check_module`.
     """
     ranks = team_of(_ranks_of(model, gradients, group))
     step = _step_of(model, gradients)
@@ -251,43 +251,44 @@ def check_function(
 ) -> Report:
     """Checks the gradients of a function of tensors under random gradients of its outputs, and its contract.
 
-    J = Σ ⟨v, y⟩ over all differentiable outputs y, in any nest of tuples, lists, mappings and dataclasses; v is drawn
-    from `seed`: signed, of sizes between ½ and 1½, divided by the size n · rms(y) of the output. Differentiable are
-    the outputs that have a graph or, where none has one, all of floating point or complex numbers: then every gradient
-    is missing. A wrong row says for which output's gradient it is wrong.
+    Every differentiable output y is multiplied by random numbers v, and the sum of all is the loss: J = Σ ⟨v, y⟩.
+    Outputs may be any nest of tuples, lists, mappings and dataclasses. v has random signs and sizes between ½ and 1½,
+    and is divided by the size n · rms(y) of the output. Differentiable are the outputs that have a graph. If none has
+    one, all outputs of floating point or complex numbers are taken, and every gradient is missing. A wrong row says
+    for which output's gradient it is wrong.
 
     Rows are named after the arguments of the function, of `forward` without `ctx` for an `autograd.Function`: `x`,
-    `tensors[0]` inside a list, `args[2]` where there is no name. `report.contract` says what else holds of it.
+    `tensors[0]` inside a list, `args[2]` where there is no name. `report.contract` says what else others can rely on.
 
     Args:
-        function: a plain function, `MyFunction.apply`, an operator of `torch.library`, or a module, whose parameters
-            are rows too and whose mode stays as it is; a bound method of a module is the module with another forward.
-            One that writes to its arguments is given copies, which are no leaves.
-        inputs: a tuple or list of its positional arguments, or a mapping of keyword arguments. On trial are the tensors
-            that require a gradient or, where none does, all of floating point or complex numbers; of sparse ones the
-            values that they specify.
+        function: a plain function, `MyFunction.apply`, an operator of `torch.library`, or a module. The parameters of a
+            module are rows too, and its mode stays as it is. A bound method of a module is the module with another
+            forward. A function that writes to its arguments is given copies, which are no leaves.
+        inputs: a tuple or list of positional arguments, or a mapping of keyword arguments. On trial are the tensors
+            that require a gradient or, where none does, all of floating point or complex numbers. Of a sparse tensor
+            the values that it specifies are on trial.
         order: as in `check_module`. With 2, v depends on y as well, so that the gradients that a backward is given are
-            on trial too. The contract is tried at either.
-        tolerance: the largest relative error that passes; None: 1e-5 in float64, 1e-3 in float32.
-        dtype: the precision of the check, `torch.float64` or `torch.float32`; floating and complex arguments are copied
-            into it, and casts to a lower one inside the function are raised.
-        eps: the step of the centered difference; None chooses one per argument from the measured noise of J.
+            on trial too. The contract is tried with either.
+        tolerance: the largest relative error that passes. None: 1e-5 in float64, 1e-3 in float32.
+        dtype: the precision of the check, `torch.float64` or `torch.float32`. Floating point and complex arguments are
+            copied into it, and casts to a lower one inside the function are raised.
+        eps: the step of the centered difference. None chooses one for each argument from the measured noise of J.
         seed: of v, and of everything else that is drawn at random: same seed, same report.
-        hold_detached: what passes through `detach()`, `.data` or `no_grad` is held at its value at θ.
-        progress: True or False; None shows a bar only for long work, on a terminal or in a notebook.
+        hold_detached: as in `check_module`.
+        progress: True or False. None shows a bar only for long work, on a terminal or in a notebook.
         reference: None, or a function of the same arguments that computes the same by plain operations and is known to
-            be right. `function`, a kernel, then runs as it is: on its arguments in their dtypes, devices and layouts,
-            copied anew for every run, under v rounded to the dtype of its outputs and not divided. Its outputs (rows
-            `output`, `output[1]`) and its gradients are compared with those of the reference in float64, under the same
-            v, with error bars for what rounding in its dtypes may do, measured on the reference. The contract is tried
-            in its own dtypes. `report.reference` is the report on the reference's own gradient.
+            be right. `function`, a kernel, then runs as it is, on copies of its arguments in their own dtypes, devices
+            and layouts. v is rounded to the dtype of its outputs, and not divided. Its outputs (rows `output`,
+            `output[1]`) and its gradients are compared with those of the reference in float64, under the same v. Error
+            bars for what rounding may do are measured on the reference. The contract is tried in the kernel's own
+            dtypes. `report.reference` is the report on the reference's own gradient.
         group: None, or a `torch.distributed` process group whose ranks share the evaluations of J. Every rank calls
-            the check with the same arguments, and gets the same report; an exception on one ends it on all.
+            the check with the same arguments, and gets the same report. An exception on one ends it on all.
 
     Raises:
         InvalidRequestError: the function cannot be called with these arguments, or has no gradient to check.
         NonFiniteLossError, NonDeterministicLossError: J or the reference cannot be checked. An exception from the
-            function itself comes through as it is; inside of the contract it becomes an entry.
+            function itself comes through as it is; while the contract is tried it becomes an entry.
     """
     with UsersFrames(), team_of(group).together() as team, assembled(function, inputs, reference) as whole:
         function_argument(function)

@@ -60,37 +60,39 @@ class GradientMonitor:
                 monitor.step(batch)
                 optimizer.step()
 
-    The run with the monitor is bit for bit the run without it. It needs no `with`: `close()` does what leaving the
-    block does. A step that draws random numbers (dropout) can be judged because the monitor sees what its forward
-    started from: on scheduled steps, and only then, a hook on the model keeps the random state and the buffers.
-    Tensors of the batch that require a gradient are on trial too, and the `.grad` that the loop has left on them; they
-    are `batch[0]`, or `batches[1][0]` where a step has several batches. Nobody has to zero their `.grad`: one that was
-    there when the forward began is not judged, and a note says so.
+    The run with the monitor is bit for bit the run without it. Without `with`, `close()` does what leaving the block
+    does.
+
+    A step that draws random numbers (dropout) can be judged because a hook on the model keeps the random state and the
+    buffers with which its forward began. The hook is there on scheduled steps only.
+
+    Tensors of the batch that require a gradient are on trial too, and so is the `.grad` that the loop has left on them.
+    Their rows are `batch[0]`, or `batches[1][0]` where a step has several batches. Nobody has to zero the `.grad` of an
+    input: what it held when the forward began is not judged, and a note says so.
 
     Args:
-        model: what is trained. Of a compiled model, the compiled backward is on trial.
+        model: the model that is trained. If it is compiled, the compiled backward is on trial.
         loss_fn: as in `check_module`.
         at: the steps that are checked, counted from 0. A missing `zero_grad()` shows from step 1 on.
-        every: every so many steps, 0 included, are checked too.
-        on_mismatch: what a wrong gradient does: `"raise"` GradientMismatchError from `step`, `"warn"` with a
-            GradientMismatchWarning, or `"record"`. What cannot be checked (a loss that is NaN) is treated alike.
-        accumulate: gradients are accumulated over so many batches before each optimizer step. `step` is then called
-            after each backward; batches of one optimizer step count as one step. Its J is Σ wᵢ Jᵢ / Σ wᵢ with Jᵢ the
-            loss of a batch and wᵢ the `weight` that `step` is given with it, 1 by default.
+        every: with 1000, steps 0, 1000, 2000, ... are checked too.
+        on_mismatch: what a wrong gradient does: `"raise"` a GradientMismatchError from `step`, `"warn"` with a
+            GradientMismatchWarning, or `"record"` it. What cannot be checked (a loss that is NaN) is treated alike.
+        accumulate: how many batches are accumulated before each optimizer step. Call `step` after each backward; the
+            batches of one optimizer step count as one step. Its J is Σ wᵢ Jᵢ / Σ wᵢ, where Jᵢ is the loss of a batch
+            and wᵢ the `weight` that `step` is given with it, 1 by default.
         clip_norm, clip_value: the loop has clipped `.grad` to this norm, or value, when it calls `step`.
-        scaler: a `torch.amp.GradScaler` whose scale `.grad` carries when the loop calls `step` before `unscale_`. Where
+        scaler: a `torch.amp.GradScaler` whose scale `.grad` carries, if the loop calls `step` before `unscale_`. Where
             that scale overflows, the scaler skips the step: such entries of `.grad` are undecided, and not wrong.
         method, eps, tolerance, include, exclude, mode, dtype, seed, progress, hold_detached: as in `check_module`. The
             `mode` is that of the model's check; `.grad` is judged in the mode the loop trains in. There is no
-            `perturb`: what the loop left in `.grad` belongs to its own θ, and after a few steps that is no
-            initialisation any more.
+            `perturb`, since what the loop left in `.grad` belongs to its own θ.
         group: the ranks of a `torch.distributed` process group that each train on batches of their own and average
-            their gradients; None: those of the model, where it is under DistributedDataParallel or FSDP2. J is then the
-            mean of the losses of all ranks, or by the weights of all their batches. Every rank has a monitor with the
-            same schedule, and gets the same reports; the ranks send each other their batches on scheduled steps.
-        log: where figures of each step that is checked are written, under the names of docs/guide/history.md: a
-            function of `(values, step)`, such as `wandb.log`; a SummaryWriter of TensorBoard, or another object with
-            `add_scalar(name, value, step)`; a logger of Lightning. Of several ranks the first one writes.
+            their gradients. None: those of the model, if it is under DistributedDataParallel or FSDP2. J is then the
+            mean of the losses of all ranks, weighted where their batches are. Every rank has a monitor with the same
+            schedule, and gets the same reports. The ranks send each other their batches on scheduled steps.
+        log: where the figures of each checked step are written, under the names of docs/guide/history.md. A function of
+            `(values, step)`, such as `wandb.log`; a SummaryWriter of TensorBoard, or another object with
+            `add_scalar(name, value, step)`; or a logger of Lightning. Of several ranks the first one writes.
 
     Attributes:
         reports: step → its report.
@@ -98,8 +100,8 @@ class GradientMonitor:
         history: for each step that was checked and each parameter a `GradientRecord`: the norm of `.grad`, the share of
             zeros in it, how far the optimizer then moved the weights, and more; see `GradientHistory`.
         observations: gradients that vanish, explode or reach nothing, each with its layers; they change no verdict.
-        summary: what came of it, in lines: steps that are wrong, that could not be checked, on which nothing was
-            proven, those that were scheduled and never came, and the observations.
+        summary: the outcome in lines: steps that are wrong, that could not be checked, or on which nothing was proven;
+            steps that were scheduled and never came; and the observations.
 
     Raises:
         InvalidRequestError: an argument that cannot be used.
@@ -173,7 +175,7 @@ class GradientMonitor:
 
     @classmethod
     def of_closure(cls, model: nn.Module, closure: Callable[..., Any], **options: Any) -> GradientMonitor:
-        """A monitor of a loss that `loss_fn(model(inputs), *targets)` has no words for.
+        """A monitor of a loss that is not `loss_fn(model(inputs), *targets)`.
 
         `step(batch)` then takes `closure(batch)` for the loss, and `step()` takes `closure()`, as `check_closure` does.
         Options are those of the class. Call `watch()` where the forward begins, if the step is random.
@@ -186,7 +188,7 @@ class GradientMonitor:
     def watch(self) -> AbstractContextManager[None]:
         """Says that a forward begins here, where the model is not called as a whole: `with monitor.watch(): ...`.
 
-        Enter it within autocast, once for each batch. What a call of the model shows needs no `watch`.
+        Enter it within autocast, once for each batch. Where the loop calls the model itself, `watch` is not needed.
         """
         if self._hook.attached:
             self._hook.note_now()
@@ -246,7 +248,7 @@ class GradientMonitor:
         return self._hook.calls
 
     def close(self) -> None:
-        """Lets go of the model and of everything remembered, and logs the summary; more calls do nothing."""
+        """Ends the monitor and logs the summary; calling it again does nothing."""
         if self._schedule.is_closed:
             return
         self._schedule.close()
@@ -275,7 +277,7 @@ class GradientMonitor:
 
     @property
     def observations(self) -> list[Observation]:
-        """Gradients that vanish, explode or reach nothing, by the history so far; `passed` knows nothing of them."""
+        """Gradients that vanish, explode or reach nothing, by the history so far; they change no verdict."""
         return observed(self.history, scaled=self._is_scaled)
 
     def plot(self) -> Figure:

@@ -42,14 +42,19 @@ def blind_spots(
 ) -> BlindSpots:
     """Plants faults in the backward of every module of `model`, and says which `check_module` would not find, and why.
 
-    The gradient that arrives for a module's output is scaled by 1.01, flipped, zeroed, or loses one entry: one of a
-    unit for which none arrives on the whole batch or which never fires, where there is one, else the largest. Each
-    parameter's gradient likewise; the entry is one that is exactly 0, where there is one. And each of a module's own
-    parameters is left out of the gradient of its input: that gradient is computed as if the parameter were 1
-    everywhere (0 where its name says that it is a bias). Which of these change the gradient of J by more than a check
-    passes, entry by entry, takes a backward a fault and no differences; at a kink of J a check may pass more.
+    The faults, planted one at a time:
 
-    Autograd's own gradient is taken for right: check it first. A parameter of several modules is told of once. A module
+    - The gradient that arrives for a module's output is scaled by 1.01, flipped, zeroed, or loses one entry. That entry
+      belongs to a unit that never fires, or that gets no gradient on the whole batch; where there is none, it is the
+      largest.
+    - The gradient of each parameter likewise. The entry is one that is exactly 0, where there is one.
+    - Each of a module's own parameters is left out of the gradient of its input, which is computed as if the parameter
+      were 1 everywhere, or 0 where its name says that it is a bias.
+
+    A fault is found if it changes some entry of the gradient of J by more than a check passes. To know that takes one
+    backward for each fault, and no differences. At a kink of J a check may pass more.
+
+    Autograd's own gradient is taken for right: check it first. A parameter of several modules is listed once. A module
     that is not called, but whose parameters or inner modules are used all the same, has no backward of its own.
 
     Args:

@@ -29,8 +29,8 @@ class Report(Facts):
     """The result of a check; `print(report)` shows it as a table, a notebook in colour.
 
     Iteration, `len`, `report[name]` and `report[0]` give its `ParameterReport`s; see `Facts` for everything else it
-    holds. Two reports are equal where all that was found is: the seconds that it took and the provenance do not count,
-    and NaN equals NaN. Equal reports have equal hashes.
+    holds. Two reports are equal if they found the same: seconds and provenance do not count, and NaN equals NaN. Equal
+    reports have equal hashes.
     """
 
     @property
@@ -44,7 +44,7 @@ class Report(Facts):
         return one_line(self)
 
     def raise_if_failed(self, strict: bool = False) -> None:
-        """Raises if a gradient or the contract is wrong, or nothing was proven; the text of the error is the table.
+        """Raises if a gradient is wrong, the contract is broken, or nothing was proven. The error's text is the table.
 
         Args:
             strict: raise as well where a checked parameter is flat, unused or undecided.
@@ -121,10 +121,10 @@ class Report(Facts):
     def compare(self, old: Facts) -> Comparison:
         """What became of every row since an older report on the same model or function.
 
-        Rows are the same where they have one name, or where one's name is an alias of the other. A row became wrong
-        where it is a mismatch and was none, right where it was one and is proven. It is worse where it is no longer
-        proven, or where its relative error has more than doubled and grown by more than the error bars of both; better
-        the other way round. So noise changes nothing.
+        A row became wrong if it is a mismatch and was none; it became right if it was one and is proven. It is worse if
+        it is no longer proven, or if its relative error has more than doubled and grown by more than the error bars of
+        both, so that noise changes nothing. It is better the other way round. Rows are the same if they have the same
+        name, or one's name is an alias of the other.
 
         Args:
             old: the report of an earlier check, as `Report.load(path)` reads it.

@@ -21,7 +21,8 @@ class Facts(Record):
 
     Attributes:
         parameters: one row a distinct parameter, then one a tensor on trial that J is given.
-        relative_error: Ng's ratio over the decided tensors of θ; None where nothing was decided.
+        relative_error: ‖numeric − analytic‖₂ / (‖numeric‖₂ + ‖analytic‖₂) over the decided rows; None where nothing was
+            decided.
         loss: J(θ).
         method: `"exact"` or `"projected"`.
         evaluations: the number of evaluations of J, forward passes for the analytic side included.
@@ -32,9 +33,9 @@ class Facts(Record):
         seed: the seed of the check's own random choices.
         noise: the noise of J, one standard deviation, in the unit of J: as measured, but no less than the rounding of
             J(θ).
-        culprit: the innermost module whose own backward is wrong ("" for the model's own forward), `"loss_fn"` or, of
-            a function, the name of the Function or operator at fault or its own; the
-            name of a parameter whose hook is at fault, or None; `notes` says more, and why it is None.
+        culprit: where the mistake is: the innermost module whose own backward is wrong ("" for the model's own
+            forward), `"loss_fn"`, or a parameter whose hook is at fault. Of a function: the Function or operator at
+            fault, or its own name. None where nothing is wrong, or it cannot be told; `notes` says why.
         notes: one sentence each on what the figures do not say.
         in_grad: the report on the `.grad` that a training step left, where `.grad` was checked too. The row of a
             parameter is then the worse of the two.
