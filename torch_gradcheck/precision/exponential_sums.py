@@ -1,8 +1,8 @@
 """Sums of exponentials, as of a softmax written out: their logarithms, which kernels keep in place of the sums.
 
-exp(x − c) / Σ exp(x − c) is the same for every c. Plain code subtracts the maximum, so that the largest term is 1 to the
-last digit. Kernels of attention subtract c + log Σ exp(x − c) in their backward, which is rounded like a number of the
-size of x. What a reference loses says nothing of that, unless the sum is moved as much; for this c has to be known.
+exp(x − c) / Σ exp(x − c) is the same for every c. Plain code subtracts the maximum, so that the largest term is 1 to
+the last digit. Kernels of attention subtract c + log Σ exp(x − c) in their backward, which is rounded like a number of
+the size of x. What a reference loses says nothing of that, unless the sum is moved as much; for this c has to be known.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class ExponentialSums:
         """c + log Σ exp(x − c), where an operation takes this sum, in the form of the sum; else None.
 
         Args:
-            func, args, kwargs: each operation of a computation, in turn.
+            func: each operation of a computation, in turn.
+            args: its arguments.
+            kwargs: those by name.
             result: what it gave.
         """
         if not isinstance(result, torch.Tensor) or not args or not isinstance(args[0], torch.Tensor):

@@ -287,7 +287,9 @@ def move_at_random(tensor: torch.Tensor, rounding: torch.dtype, generator: torch
         tensor.copy_(torch.where(stays if terms else stays.logical_or_(numbers == 0), numbers, moved))
 
 
-def _moves(numbers: torch.Tensor, rounding: torch.dtype, generator: torch.Generator, terms: float = 0.0) -> torch.Tensor:
+def _moves(
+    numbers: torch.Tensor, rounding: torch.dtype, generator: torch.Generator, terms: float = 0.0
+) -> torch.Tensor:
     """The moves of `move_at_random`, drawn."""
     info = torch.finfo(rounding)
     least = max(info.smallest_normal, terms * min(1.0, torch.finfo(torch.float32).eps / info.eps))
