@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -206,6 +208,105 @@ def by_list_and_array() -> tuple[nn.Module, Closure]:
     return model, closure
 
 
+def of_numbers_in_a_list(make: Callable[[list[Tensor], Tensor], Tensor]) -> Case:
+    """Weights of the columns, of a list of detached numbers that torch makes a tensor of."""
+
+    def case() -> tuple[nn.Module, Closure]:
+        model, x = _two(), _data(5, 4)
+
+        def closure() -> Tensor:
+            h = model["a"](x)
+            return model["b"](h * make([each.detach() for each in h.norm(dim=0)], h)).square().mean()
+
+        return model, closure
+
+    return case
+
+
+def deep_copy() -> tuple[nn.Module, Closure]:
+    model, x = _two(), _data(5, 4)
+
+    def closure() -> Tensor:
+        h = model["a"](x)
+        return model["b"](h * copy.deepcopy({"kept": h.detach()})["kept"]).square().mean()
+
+    return model, closure
+
+
+def view_of_what_is_written_later() -> tuple[nn.Module, Closure]:
+    """A row that is read through a view made before, each time after somebody has added to it."""
+    model, x = _two(), _data(2, 4)
+
+    def closure() -> Tensor:
+        total, loss = torch.zeros(2, 3), torch.zeros(())
+        row = total[0]
+        for each in x:
+            h = model["a"](each)
+            with torch.no_grad():
+                total[0].add_(h)
+            loss = loss + (h + row).square().sum()
+        return loss + model["b"](h).square().mean()
+
+    return model, closure
+
+
+def forward_called_plainly() -> tuple[nn.Module, Closure]:
+    model, x = _two(), _data(5, 4)
+
+    def closure() -> Tensor:
+        h = model["a"](x)
+        with torch.no_grad():
+            target = Half.forward(SimpleNamespace(save_for_backward=lambda y: None), h)
+        return model["b"](h * target).square().mean()
+
+    return model, closure
+
+
+def inner_steps(step: Callable[[Tensor, Tensor], object]) -> Case:
+    """First-order MAML with a head that the inner steps write to."""
+
+    def case() -> tuple[nn.Module, Closure]:
+        model, x, start = _two(), _data(5, 4), _data(2, 3)
+
+        def closure() -> Tensor:
+            head = start.clone().requires_grad_()
+            for _ in range(2):
+                (gradient,) = torch.autograd.grad((model["a"](x) @ head.T).square().mean(), head)
+                step(head, gradient)
+            return (model["a"](x) @ head.T).square().mean() + model["b"](model["a"](x)).square().mean()
+
+        return model, closure
+
+    return case
+
+
+def _written_to(head: Tensor, gradient: Tensor) -> None:
+    with torch.no_grad():
+        head -= 0.1 * gradient
+
+
+def _stepped(head: Tensor, gradient: Tensor) -> None:
+    head.grad = gradient
+    torch.optim.SGD([head], lr=0.1).step()
+
+
+def target_network(is_new: bool) -> Case:
+    """A target that is given the weights in every call, and whose parameters require gradients as its own do."""
+
+    def case() -> tuple[nn.Module, Closure]:
+        model, x = _two(), _data(5, 4)
+        kept = nn.Linear(4, 3)
+
+        def closure() -> Tensor:
+            target = nn.Linear(4, 3) if is_new else kept
+            target.load_state_dict(model["a"].state_dict())
+            return model["b"](model["a"](x) * target(0.5 * x)).square().mean()
+
+        return model, closure
+
+    return case
+
+
 def views_without_grad() -> tuple[nn.Module, Closure]:
     model, x = _two(), _data(5, 4)
 
@@ -297,7 +398,18 @@ CASES: dict[str, Case] = {
     ".data": by_data,
     ".item()": by_item,
     ".tolist() and .numpy()": by_list_and_array,
+    "torch.as_tensor of a list": of_numbers_in_a_list(lambda numbers, _: torch.as_tensor(numbers)),
+    "torch.asarray of lists": of_numbers_in_a_list(lambda numbers, _: torch.asarray([numbers, numbers])[0]),
+    "torch.Tensor of a list": of_numbers_in_a_list(lambda numbers, h: torch.Tensor(numbers).to(h)),
+    "new_tensor of a list": of_numbers_in_a_list(lambda numbers, h: h.new_tensor(numbers)),
+    "deep copy": deep_copy,
     "views under no_grad": views_without_grad,
+    "view of what is written later": view_of_what_is_written_later,
+    "forward of a Function as a function": forward_called_plainly,
+    "inner steps under no_grad": inner_steps(_written_to),
+    "inner steps of an optimizer": inner_steps(_stepped),
+    "target network": target_network(is_new=False),
+    "new target network": target_network(is_new=True),
     "new leaf": new_leaf,
     "first-order MAML": gradient_without_graph,
     "inference mode": inference_mode,

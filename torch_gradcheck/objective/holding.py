@@ -49,19 +49,26 @@ PACKAGE = str(Path(__file__).resolve().parents[1])
 PARTS_OF_J = str(Path(__file__).resolve().with_name("loss"))
 """How the files of this package begin whose operations are part of J."""
 
-READS = frozenset({"numpy", "tolist", "__array__"})
-"""Methods of a tensor that take its numbers to Python by no operation that a dispatch mode sees."""
+READS = frozenset({"numpy", "tolist", "__array__", "__float__", "__complex__"})
+"""Methods of a tensor that take its numbers to Python, some of them by no operation that a dispatch mode sees."""
+
+FACTORIES = frozenset({"tensor", "as_tensor", "asarray", "new_tensor"})
+"""Functions that make a tensor of the numbers of those in a list, by no operation that a dispatch mode sees."""
 
 
 class _Memory(Enum):
     """What lies in a storage that depends on θ."""
 
+    THETA = auto()
+    """A tensor that is on trial: the graph begins at it, whoever writes to it."""
     LEAF = auto()
-    """A tensor that the graph begins at."""
+    """Another tensor that the graph begins at."""
     GRAPH = auto()
     """Computed with a graph."""
     CUT = auto()
     """Computed without one."""
+    CUT_LEAF = auto()
+    """That of a leaf, and since then computed without a graph, as the weights of a target network are."""
     OF_FUNCTION = auto()
     """Computed without one by a custom Function or in a backward: never held."""
 
@@ -123,11 +130,11 @@ class HoldMode(DispatchMode):
         self._alive: dict[int, Any] = {}  # weak references: no storage takes the place of another
         self._inside_operations = WeakIdKeyDictionary()  # views whose graph the operation that made them will attach
         self._forwards = function_forwards()
-        self._functions_are_plain = False  # while one runs that was applied without a graph
+        self._applies_function = False  # while one runs that was applied with a graph
         if self._records:
             held.values.clear()
         for tensor in theta:
-            self._see(tensor)
+            self._mark(tensor, _Memory.THETA)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -158,6 +165,18 @@ class HoldMode(DispatchMode):
         held = self._taken_tensor(name, tensor, self._cut(Way.READ, frame))
         return held.requires_grad_(tensor.requires_grad)
 
+    def copied(self, tensor: torch.Tensor, copy: torch.Tensor, frame: FrameType | None) -> None:
+        """Notes that a copy was made of a tensor by no operation, which has no graph.
+
+        Args:
+            tensor: what was copied.
+            copy: its copy.
+            frame: where.
+        """
+        if self._depends(tensor) and not copy.requires_grad and not self._is_private(frame):
+            self._mark(copy, _Memory.CUT)
+            self._cut_through(copy, Way.READ, frame)
+
     def applied(self, function: Any, run: Callable[..., Any], args: Sequence[Any]) -> Any:
         """What a custom Function gives; of its arguments, those are held that the graph has lost.
 
@@ -166,16 +185,14 @@ class HoldMode(DispatchMode):
             run: applies it.
             args: its arguments.
         """
-        frame, with_graph, before = calling_frame(), torch.is_grad_enabled(), self._functions_are_plain
-        if self._is_private(frame):
+        frame = calling_frame()
+        if self._is_private(frame) or not torch.is_grad_enabled():
             return run(*args)
-        if with_graph:
-            args = [self._held(function, x, frame) for x in args]
-        self._functions_are_plain = not with_graph
+        self._applies_function = True
         try:
-            return run(*args)
+            return run(*[self._held(function, x, frame) for x in args])
         finally:
-            self._functions_are_plain = before
+            self._applies_function = False
 
     def finished(self, loss: torch.Tensor) -> torch.Tensor:
         """See `Holding.finished`."""
@@ -210,13 +227,17 @@ class HoldMode(DispatchMode):
         return type(x)([self._held(func, item, frame) for item in x]) if type(x) in (list, tuple) else x
 
     def _held_tensor(self, func: Any, tensor: torch.Tensor, frame: FrameType | None) -> torch.Tensor:
-        value = self._taken_tensor(_name(func), tensor, self._cut_of(tensor, frame))
+        memory, cut = self._memory_of(tensor), self._cut_of(tensor, frame)
+        value = self._taken_tensor(_name(func), tensor, cut)
+        if self._records:
+            return tensor
         if self._is_lent(tensor):
-            return value
+            return value.requires_grad_(tensor.requires_grad)
         try:
             tensor.data = value  # so that autograd, which has saved the tensor before, reads the held value too
         except RuntimeError:  # of inference mode
             return value
+        self._mark(tensor, _Memory.CUT_LEAF if memory is _Memory.CUT_LEAF else _Memory.CUT)
         return tensor
 
     def _number(self, func: Any, tensor: torch.Tensor, frame: FrameType | None) -> Any:
@@ -266,10 +287,17 @@ class HoldMode(DispatchMode):
             kind = _Memory.OF_FUNCTION if self._is_inside_function(frame) else _Memory.CUT
         written = [x for position, x in enumerate(args) if position in written_arguments(func)]
         for x in _tensors([written, result, kwargs.get("out")]):
-            if is_inexact(x) and self._memory_of(x) is not _Memory.LEAF:
-                self._mark(x, kind)
+            if is_inexact(x) and self._is_changed(x, kind, inputs):
+                self._mark(x, kind if self._memory_of(x) not in _OTHER_LEAVES else _Memory.CUT_LEAF)
                 if kind is _Memory.CUT:
                     self._cut_through(x, self._way(), frame)
+
+    def _is_changed(self, written: torch.Tensor, kind: _Memory, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether memory that is written to is something else now; that of a leaf only by what comes from elsewhere."""
+        known = self._memory_of(written)
+        if known not in _OTHER_LEAVES:
+            return known is not _Memory.THETA
+        return kind is _Memory.CUT and any(storage_key(x) != storage_key(written) for x in inputs)
 
     def _note_view(self, func: Any, base: torch.Tensor, result: Any, frame: FrameType | None) -> None:
         """Notes the line where memory of the graph is given a view without one.
@@ -307,9 +335,11 @@ class HoldMode(DispatchMode):
     def _is_cut(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor depends on θ, and the graph does not say so."""
         memory = self._memory_of(tensor) if is_inexact(tensor) else None
+        if memory is _Memory.CUT_LEAF:
+            return True
         if memory is None or memory is _Memory.OF_FUNCTION or self._inside_operations.get(tensor, False):
             return False
-        return not tensor.requires_grad or (tensor.is_leaf and memory is not _Memory.LEAF)
+        return not tensor.requires_grad or (tensor.is_leaf and memory not in _LEAVES)
 
     def _is_private(self, frame: FrameType | None) -> bool:
         """Whether what runs here is the own affair of a backward or of a custom Function."""
@@ -317,7 +347,7 @@ class HoldMode(DispatchMode):
 
     def _is_inside_function(self, frame: FrameType | None) -> bool:
         """Whether a custom Function that was applied with a graph runs its forward in this frame."""
-        return not self._functions_are_plain and is_inside_function(frame, self._forwards)
+        return self._applies_function and is_inside_function(frame, self._forwards)
 
     def _way(self) -> Way:
         return Way.IN_BACKWARD if in_backward() else Way.WITHOUT_GRAD
@@ -330,7 +360,7 @@ class HoldMode(DispatchMode):
             self._cuts[storage_key(tensor)] = self._cut(way, frame)
 
     def _cut_of(self, tensor: torch.Tensor, frame: FrameType | None) -> Cut:
-        way = Way.FROZEN if self._memory_of(tensor) is _Memory.LEAF else Way.DETACHED
+        way = Way.FROZEN if self._memory_of(tensor) in _LEAVES else Way.DETACHED
         return self._cuts.get(storage_key(tensor)) or self._cut(way, frame)
 
 
@@ -344,10 +374,30 @@ class HeldReads(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
+        name, kwargs = getattr(func, "__name__", ""), dict(kwargs or {})
         if name in READS and isinstance(args[0], torch.Tensor):
             args = (self._mode.read(name, args[0], calling_frame()), *args[1:])
-        return func(*args, **(kwargs or {}))
+        elif name in FACTORIES:
+            frame = calling_frame()
+            args, kwargs = (
+                tuple(self._listed(x, frame) for x in args),
+                {k: self._listed(x, frame) for k, x in kwargs.items()},
+            )
+        result = func(*args, **kwargs)
+        if name == "__deepcopy__" and isinstance(result, torch.Tensor):
+            self._mode.copied(args[0], result, calling_frame())
+        return result
+
+    def _listed(self, x: Any, frame: FrameType | None) -> Any:
+        """A list of tensors, or of lists of them, those held whose numbers are read; anything else as it is."""
+        if type(x) not in (list, tuple):
+            return x
+        are_tensors = [isinstance(each, torch.Tensor) for each in x]
+        read = [
+            self._mode.read("tensor", each, frame) if it_is else each
+            for each, it_is in zip(x, are_tensors, strict=True)
+        ]
+        return type(x)([self._listed(each, frame) for each in read])
 
 
 def _with_held_arguments(calls: Calls, mode: HoldMode) -> Calls:
@@ -387,6 +437,10 @@ def _name(func: Any) -> str:
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return flatten(tree)
 
+
+_LEAVES = frozenset([_Memory.THETA, _Memory.LEAF])
+
+_OTHER_LEAVES = frozenset([_Memory.LEAF, _Memory.CUT_LEAF])
 
 _DETACHES = frozenset(existing("detach.default", "detach_.default"))
 
