@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.frames import is_of_package, without_package, without_plugin
 from torch_gradcheck.pytest_plugin.outcome import attached
 from torch_gradcheck.tracebacks import chain
 
@@ -136,15 +135,3 @@ def _cuts_lines(config: pytest.Config) -> bool:
     """Whether pytest cuts a line of its short summary where the terminal ends, and not in CI or with -vv."""
     is_in_ci = any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER"))
     return config.getoption("force_short_summary", False) or not (is_in_ci or config.getoption("verbose") > 1)
-
-
-def hide_package(excinfo: pytest.ExceptionInfo[BaseException] | None, failures: Iterable[Failure]) -> None:
-    """Takes our frames out of a traceback, for those styles that would show them too.
-
-    Where the fixture has failed these are the plugin's; those below are gone. Where a test has called the package
-    itself, all frames of it go if it has raised the error.
-    """
-    if excinfo is not None and any(failures):
-        without_plugin(excinfo.value)
-    elif excinfo is not None and is_of_package(excinfo.value):
-        without_package(excinfo.value)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import pytest
 
 import torch_gradcheck
+from torch_gradcheck.tracebacks import shows_all_frames
 
 MARKER = (
     "gradcheck(**options): keywords of check_module, and strict, that the fixture `gradcheck` takes in this test where "
@@ -87,7 +88,7 @@ def settings_of(config: pytest.Config) -> Settings:
         strict=config.getoption("gradcheck_strict") or config.getini("gradcheck_strict"),
         options={name: value for name, value in options.items() if value is not None},
         directory=_directory(config),
-        shows_all_frames=config.getoption("fulltrace", False),
+        shows_all_frames=config.getoption("fulltrace", False) or shows_all_frames(),
     )
 
 
