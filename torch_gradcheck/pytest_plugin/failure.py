@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.outcome import attached
+from torch_gradcheck.pytest_plugin.outcome import Outcome, attached
 from torch_gradcheck.tracebacks import chain
 
 SECTION = "gradcheck"
@@ -112,16 +112,21 @@ def colour(report: object) -> None:
         sections[:] = [(name, coloured.get(text, text), separator) for name, text, separator in sections]
 
 
-def shorten(reports: Iterable[object], config: pytest.Config) -> None:
-    """Has the short summary say of failed checks what fits on a line, where pytest would cut the culprit off."""
-    if not _cuts_lines(config):
-        return
-    for report in reports:
+def shorten(reports: Iterable[object], config: pytest.Config) -> list[Outcome]:
+    """Has the short summary say of failed checks what fits on a line, where pytest would cut the culprit off.
+
+    Returns those of which no line has room for what is wrong and the culprit, so that they have to be told elsewhere.
+    """
+    untold = []
+    for report in reports if cuts_lines(config) else ():
         crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
-        if crash is not None and isinstance(report, pytest.TestReport):
-            room = config.get_terminal_writer().fullwidth - len(_before(report, config))
-            fitting = {outcome.said: outcome.within(room) for outcome in attached(report)}
-            crash.message = fitting.get(crash.message, crash.message)
+        if crash is None or not isinstance(report, pytest.TestReport):
+            continue
+        room = config.get_terminal_writer().fullwidth - len(_before(report, config))
+        for outcome in [outcome for outcome in attached(report) if outcome.said == crash.message]:
+            crash.message = outcome.within(room)
+            untold += [outcome] if report.failed and not outcome.has_room(room) else []
+    return untold
 
 
 def _before(report: pytest.TestReport, config: pytest.Config) -> str:
@@ -131,7 +136,7 @@ def _before(report: pytest.TestReport, config: pytest.Config) -> str:
     return f"{word if isinstance(word, str) else word[0]} {relative(report.nodeid)} - "
 
 
-def _cuts_lines(config: pytest.Config) -> bool:
+def cuts_lines(config: pytest.Config) -> bool:
     """Whether pytest cuts a line of its short summary where the terminal ends, and not in CI or with -vv."""
     is_in_ci = any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER"))
     return config.getoption("force_short_summary", False) or not (is_in_ci or config.getoption("verbose") > 1)
