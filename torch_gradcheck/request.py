@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -232,7 +233,9 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> str:
     """`value`, which argument `name` is given; raises unless it is one of the choices."""
     if isinstance(value, str) and value in choices:
         return value
-    raise InvalidRequestError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_found(value)}.")
+    close = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    raise InvalidRequestError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_found(value)}{meant}")
 
 
 def positive_number(name: str, value: object) -> float:

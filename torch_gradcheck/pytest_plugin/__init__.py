@@ -17,7 +17,7 @@ from torch_gradcheck.pytest_plugin.comparison import differences
 from torch_gradcheck.pytest_plugin.failure import in_one_line, of_test, say, show, terminal_of
 from torch_gradcheck.pytest_plugin.fixture import FAILURES, OUTCOMES, GradcheckFixture
 from torch_gradcheck.pytest_plugin.frames import FrameFilter
-from torch_gradcheck.pytest_plugin.options import MARKER, Settings, add_options, settings_of
+from torch_gradcheck.pytest_plugin.options import MARKER, Settings, add_options, refuse_unknown_words, settings_of
 from torch_gradcheck.pytest_plugin.outcome import attach
 from torch_gradcheck.pytest_plugin.session import GradcheckSession
 from torch_gradcheck.pytest_plugin.unused import FIXTURE, mark, notice
@@ -31,6 +31,12 @@ SETTINGS = pytest.StashKey[Settings]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds `--gradcheck-strict`, `--gradcheck-report` and `--gradcheck-seed`, and the keys of the ini file."""
     add_options(parser)
+
+
+@pytest.hookimpl(trylast=True)  # behind all that adds options
+def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> None:
+    """Refuses what looks like an option of ours and is none, with the closest one that there is."""
+    refuse_unknown_words(parser, args)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -124,6 +124,12 @@ class GradcheckFixture:
         self._node.user_properties.append(("gradcheck", outcome.said))
 
 
+# what Python calls them where arguments are missing or too many
+GradcheckFixture.__call__.__qualname__ = "gradcheck"
+GradcheckFixture.closure.__qualname__ = "gradcheck.closure"
+GradcheckFixture.function.__qualname__ = "gradcheck.function"
+
+
 def _failure_of(report: torch_gradcheck.Report, strict: bool) -> AssertionError | None:
     """The error that a report ends its test with."""
     try:

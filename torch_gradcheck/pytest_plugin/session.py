@@ -44,7 +44,10 @@ class GradcheckSession:
         try:
             self._settings.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise pytest.UsageError(f"reports cannot be written to {self._settings.directory}: {error}") from error
+            raise pytest.UsageError(
+                f"reports cannot be written to {self._settings.directory}, the directory of --gradcheck-report or "
+                f"gradcheck_report: {error.strerror or error}."
+            ) from error
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Takes what the test has found; what an attempt that is run again has found does not count."""
