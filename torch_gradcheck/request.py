@@ -163,6 +163,12 @@ def _instead_of_function(name: str, value: object) -> str:
     """What was probably meant by something else than a function, as a sentence; "" where it cannot be told."""
     if isinstance(value, torch.optim.Optimizer):
         return f" That is an optimizer: give the function that computes the loss as {name}."
+    if value is None and name == "loss_fn":
+        return (
+            " Where the model returns its loss, give `lambda loss: loss`; where there is no batch, use check_closure."
+        )
+    if isinstance(value, str):
+        return " Give the function itself, not its name."
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return " That is a value: give the function that computes it, not what it returned."
     if isinstance(value, torch.Tensor | tuple | list | Mapping) and name == "loss_fn":
@@ -216,6 +222,8 @@ def _instead_of_model(value: object) -> str:
         return " Is that a state_dict? Load it: model.load_state_dict(...), and give the model."
     if isinstance(value, torch.optim.Optimizer):
         return " That is an optimizer: give the model that it trains."
+    if isinstance(value, list | tuple) and any(isinstance(each, torch.nn.Module) for each in value):
+        return " Put its modules into a torch.nn.Sequential, or give the one that calls them."
     return ""
 
 
@@ -338,5 +346,9 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _found(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text}" if len(text) <= 60 else f"a {type(value).__name__}"
+    """What was given, in words: its type and, where that is short, what it is."""
+    if value is None:
+        return "None"
+    text, kind = repr(value), type(value).__name__
+    article = "an" if kind[0] in "AEIOUaeiou" else "a"
+    return f"{kind} {text}" if len(text) <= 60 else f"{article} {kind}"

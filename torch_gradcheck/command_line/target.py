@@ -108,7 +108,8 @@ def _function(where: str, name: str) -> Callable[[], Any]:
             key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
         ]
         own = [key for key in functions if vars(module)[key].__module__ == module.__name__]
-        raise InvalidRequestError(f"{where} has no function {name!r}; {close_names(name, own or functions)}")
+        there = f": that is of type {type(found).__name__}" if hasattr(module, name) else ""
+        raise InvalidRequestError(f"{where} has no function {name!r}{there}; {close_names(name, own or functions)}")
     return found  # type: ignore[no-any-return]
 
 
