@@ -196,6 +196,7 @@ NOT_CHECKED = {
     "misnamed": "returned a mapping of ['kernel', 'inputs']: its keys must be",
     "many_targets": "batch does not fit loss_fn",
     "rigth": "no function 'rigth'; close names: right",
+    "__name__": "no function '__name__': that is of type str; ",
 }
 
 

@@ -309,3 +309,33 @@ def test_a_terminal_gets_characters_that_it_can_encode(run, monkeypatch):
 
     assert "x mismatch weight" in out
     assert out.isascii()
+
+
+DOCTEST = '''
+def documented():
+    """
+    >>> gradcheck = getfixture("gradcheck")
+    >>> gradcheck(linear(), loss, X).passed
+    True
+    >>> gradcheck(linear(), loss, X, gradients=NOTHING).passed
+    True
+    """
+'''
+
+
+@pytest.mark.parametrize("words", [[], ["--doctest-continue-on-failure"]], ids=["first", "all"])
+def test_a_doctest_shows_the_table_and_no_frame_of_the_package(run, words):
+    result = run(DOCTEST, "--doctest-modules", *words)
+
+    result.assert_outcomes(failed=1)
+    out = result.stdout.str()
+    assert not OF_THE_PACKAGE.search(re.sub("torch_gradcheck\\.[a-z_.]+Error", "", out))
+    assert len(re.findall(r"^✗ mismatch", out, flags=re.MULTILINE)) == 2
+    result.stdout.fnmatch_lines(["gradcheck: test_made.py::test_made.documented, check 2:", f"  {SAID}"])
+
+
+def test_a_session_without_a_terminal_is_silent(run):
+    result = run(WRONG, "-p", "no:terminal")
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.stdout.str() == ""

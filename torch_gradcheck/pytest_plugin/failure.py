@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
+from torch_gradcheck.pytest_plugin.frames import with_examples
 from torch_gradcheck.pytest_plugin.outcome import Outcome, attached
 from torch_gradcheck.tracebacks import chain
 
@@ -60,7 +61,8 @@ def terminal_of(config: pytest.Config) -> Terminal:
 
 def of_test(failures: Iterable[Failure], excinfo: pytest.ExceptionInfo[BaseException] | None) -> list[Failure]:
     """The failures that a test has ended with, or that led to its end."""
-    errors = [] if excinfo is None else chain(excinfo.value)
+    ended = [] if excinfo is None else with_examples(excinfo.value)
+    errors = [error for one in ended for error in chain(one)]
     return [failure for failure in failures if any(failure.error is error for error in errors)]
 
 
@@ -118,14 +120,15 @@ def shorten(reports: Iterable[object], config: pytest.Config) -> list[Outcome]:
     Returns those of which no line has room for what is wrong and the culprit, so that they have to be told elsewhere.
     """
     untold = []
-    for report in reports if cuts_lines(config) else ():
-        crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
-        if crash is None or not isinstance(report, pytest.TestReport):
-            continue
-        room = config.get_terminal_writer().fullwidth - len(_before(report, config))
-        for outcome in [outcome for outcome in attached(report) if outcome.said == crash.message]:
-            crash.message = outcome.within(room)
-            untold += [outcome] if report.failed and not outcome.has_room(room) else []
+    for report in [report for report in reports if isinstance(report, pytest.TestReport)]:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if crash is None:  # that of a doctest, which has a line without a message
+            untold += [outcome for outcome in attached(report) if report.failed and outcome.said in report.longreprtext]
+        elif cuts_lines(config):
+            room = config.get_terminal_writer().fullwidth - len(_before(report, config))
+            shown = [outcome for outcome in attached(report) if outcome.said == crash.message]
+            crash.message = shown[0].within(room) if shown else crash.message
+            untold += [outcome for outcome in shown if report.failed and not outcome.has_room(room)]
     return untold
 
 

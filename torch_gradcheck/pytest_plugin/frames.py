@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,15 @@ class FrameFilter:
     def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
         """Takes them out of the traceback of a test that has failed."""
         if call.excinfo is not None:
-            without_package(call.excinfo.value)
+            for error in with_examples(call.excinfo.value):
+                without_package(error)
+
+
+def with_examples(error: BaseException) -> list[BaseException]:
+    """An error and, where a doctest has ended with it, what its examples have raised."""
+    kind = type(error).__name__
+    ended: list[Any] = getattr(error, "failures", []) if kind == "MultipleDoctestFailures" else [error]
+    return [error, *(one.exc_info[1] for one in ended if type(one).__name__ == "UnexpectedException")]
 
 
 def is_hidden(_: object = None) -> bool:
