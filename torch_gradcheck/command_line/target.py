@@ -25,7 +25,7 @@ def function_named(target: str) -> Callable[[], Any]:
     """The function that the target names, after running its file.
 
     Raises:
-        InvalidRequestError: there is no such function, or it asks for arguments.
+        InvalidRequestError: there is no such function, it asks for arguments, or it does not run when it is called.
     """
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name or name.endswith(".py"):
@@ -33,6 +33,9 @@ def function_named(target: str) -> Callable[[], Any]:
             f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.{_functions_in(target)}"
         )
     function = _function(where, name)
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        word = "async" if inspect.iscoroutinefunction(function) else "yield"
+        raise InvalidRequestError(f"{target} is a function with `{word}`: name one that returns what is to be checked.")
     try:
         inspect.signature(function).bind()
     except ValueError:  # built in
