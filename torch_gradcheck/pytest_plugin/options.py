@@ -74,7 +74,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     group.addoption("--gradcheck-seed", type=_seed, metavar="N", help="seed of the checks: an integer from 0 on (0)")
     parser.addini("gradcheck_strict", "as --gradcheck-strict", type="bool", default=False)
-    parser.addini("gradcheck_report", "as --gradcheck-report; from the ini file on", type="string", default="")
+    parser.addini("gradcheck_report", "as --gradcheck-report, beside the ini file", type="string", default="")
     parser.addini("gradcheck_seed", "as --gradcheck-seed", type=INTEGER, default=None)
     parser.addini(
         "gradcheck_tolerance",
