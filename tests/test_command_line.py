@@ -60,6 +60,12 @@ def misfits():
 def leaves():
     sys.exit(0)
 
+async def waits():
+    return right()
+
+def yields():
+    yield right()
+
 def is_interrupted():
     raise KeyboardInterrupt
 
@@ -196,6 +202,9 @@ NOT_CHECKED = {
     "misnamed": "returned a mapping of ['kernel', 'inputs']: its keys must be",
     "many_targets": "batch does not fit loss_fn",
     "rigth": "no function 'rigth'; close names: right",
+    "waits": "waits is a function with `async`: name one that returns what is to be checked.",
+    "yields": "yields is a function with `yield`: name one",
+    "__name__": "no function '__name__': that is of type str; ",
 }
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from types import MappingProxyType
 from typing import Any
@@ -99,7 +100,7 @@ def test_gradients_are_any_mapping(mapping: Any) -> None:
         ("perturb", float("nan"), "perturb must be 0 or a positive finite number, got nan"),
         ("perturb", "much", "perturb must be 0 or a positive number, got str 'much'"),
         ("perturb", True, "perturb must be 0 or a positive number, got bool True"),
-        ("perturb", None, "perturb must be 0 or a positive number, got NoneType None"),
+        ("perturb", None, "perturb must be 0 or a positive number, got None"),
         ("order", 3, r"order must be 1 \(the gradient of J\) or 2 \(that of its slope\), got int 3"),
         ("order", 2.0, "got float 2.0"),
         ("order", True, "got bool True"),
@@ -123,9 +124,14 @@ def test_gradients_that_are_given_are_of_first_order(gradients: Any) -> None:
     [
         (nn.Linear, r"model is the class Linear; give an instance: Linear\(\.\.\.\)"),
         (torch.sum, r"model must be a torch\.nn\.Module, got"),
-        (None, r"model must be a torch\.nn\.Module, got NoneType None"),
+        (None, r"model must be a torch\.nn\.Module, got None\."),
+        (
+            [nn.Linear(1, 1)] * 9,
+            r"model must be a torch\.nn\.Module, got a list\. Put its modules into a torch\.nn\.Seq",
+        ),
+        (nn.Linear(9, 9).state_dict(), r"got an OrderedDict\. Is that a state_dict\?"),
     ],
-    ids=["class", "function", "nothing"],
+    ids=["class", "function", "nothing", "list", "state"],
 )
 def test_a_model_that_is_none(model: object, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
@@ -136,6 +142,26 @@ def test_a_function_that_is_none() -> None:
     callable_argument("closure", print)
     with pytest.raises(InvalidRequestError, match="closure must be callable, got int 3"):
         callable_argument("closure", 3)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (None, "got None. Where the model returns its loss, give `lambda loss: loss`; where there is no batch, use"),
+        ("mse_loss", "got str 'mse_loss'. Give the function itself, not its name."),
+        ((1, 2), "Is that the batch? The order is check_module(model, loss_fn, batch)."),
+    ],
+    ids=["nothing", "name", "batch"],
+)
+def test_what_was_meant_by_something_else_than_a_loss(value: object, words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=re.escape(words)):
+        callable_argument("loss_fn", value)
+
+
+@pytest.mark.parametrize(("value", "end"), [("trian", "; did you mean 'train'?"), ("?", "got str '?'.")])
+def test_the_closest_choice_is_offered(value: str, end: str) -> None:
+    with pytest.raises(InvalidRequestError, match=re.escape(end) + "$"):
+        asked(mode=value)
 
 
 def test_long_values_are_not_printed() -> None:

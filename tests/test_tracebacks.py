@@ -68,10 +68,12 @@ def test_from_the_call_to_the_layer(call: Callable[[], object]) -> None:
     "call",
     [
         lambda: check_module(Net(), torch.sum, X, method="no such"),
+        lambda: GradientMonitor(Net(), torch.sum, every=0),
+        lambda: GradientMonitor.of_closure(Net(), 3),
         lambda: gradcheck(torch.sin, (torch.ones(2),)),
         lambda: gradcheck(torch.Tensor.detach, (torch.ones(2, dtype=torch.float64, requires_grad=True),)),
     ],
-    ids=["request", "no input of gradcheck", "failure of gradcheck"],
+    ids=["request", "monitor", "monitor of a closure", "no input of gradcheck", "failure of gradcheck"],
 )
 def test_of_requests_and_failures_the_call_alone_is_left(call: Callable[[], object]) -> None:
     with pytest.raises(GradcheckError) as caught:

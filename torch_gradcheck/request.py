@@ -7,6 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
@@ -162,6 +163,12 @@ def _instead_of_function(name: str, value: object) -> str:
     """What was probably meant by something else than a function, as a sentence; "" where it cannot be told."""
     if isinstance(value, torch.optim.Optimizer):
         return f" That is an optimizer: give the function that computes the loss as {name}."
+    if value is None and name == "loss_fn":
+        return (
+            " Where the model returns its loss, give `lambda loss: loss`; where there is no batch, use check_closure."
+        )
+    if isinstance(value, str):
+        return " Give the function itself, not its name."
     if isinstance(value, torch.Tensor) and value.numel() == 1:
         return " That is a value: give the function that computes it, not what it returned."
     if isinstance(value, torch.Tensor | tuple | list | Mapping) and name == "loss_fn":
@@ -215,6 +222,8 @@ def _instead_of_model(value: object) -> str:
         return " Is that a state_dict? Load it: model.load_state_dict(...), and give the model."
     if isinstance(value, torch.optim.Optimizer):
         return " That is an optimizer: give the model that it trains."
+    if isinstance(value, list | tuple) and any(isinstance(each, torch.nn.Module) for each in value):
+        return " Put its modules into a torch.nn.Sequential, or give the one that calls them."
     return ""
 
 
@@ -232,7 +241,9 @@ def one_of(name: str, value: object, choices: Sequence[str]) -> str:
     """`value`, which argument `name` is given; raises unless it is one of the choices."""
     if isinstance(value, str) and value in choices:
         return value
-    raise InvalidRequestError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_found(value)}.")
+    close = get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    meant = f"; did you mean {close[0]!r}?" if close else "."
+    raise InvalidRequestError(f"{name} must be one of {', '.join(map(repr, choices))}, got {_found(value)}{meant}")
 
 
 def positive_number(name: str, value: object) -> float:
@@ -335,5 +346,9 @@ def _flag(name: str, value: object) -> bool:
 
 
 def _found(value: object) -> str:
-    text = repr(value)
-    return f"{type(value).__name__} {text}" if len(text) <= 60 else f"a {type(value).__name__}"
+    """What was given, in words: its type and, where that is short, what it is."""
+    if value is None:
+        return "None"
+    text, kind = repr(value), type(value).__name__
+    article = "an" if kind[0] in "AEIOUaeiou" else "a"
+    return f"{kind} {text}" if len(text) <= 60 else f"{article} {kind}"

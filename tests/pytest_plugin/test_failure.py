@@ -70,19 +70,54 @@ def test_the_culprit_stands_in_the_short_summary(run, monkeypatch, ci):
         monkeypatch.setenv("CI", "1")
     result = run(CULPRIT)
 
-    whole = "gradients WRONG in 2 of 2 parameters; culprit: 1, in the backward of Doubling at test_made.py:26"
-    shown = whole if ci else "gradients WRONG in 2 of 2 parameters; culprit: 1"
-    result.stdout.fnmatch_lines([f"E *: {whole}", f"FAILED test_made.py::test_it - {shown}"])
+    shown = WHOLE if ci else "gradients WRONG in 2 of 2 parameters; culprit: 1"
+    result.stdout.fnmatch_lines([f"E *: {WHOLE}", f"FAILED test_made.py::test_it - {shown}"])
     assert result.stdout.str().count("notes\n") == 1
 
 
 @pytest.mark.parametrize("style", ["line", "no"])
-def test_without_a_traceback_the_line_of_the_culprit_is_told_all_the_same(run, style):
+def test_without_a_traceback_the_line_of_the_culprit_is_told_all_the_same(run, monkeypatch, style):
+    monkeypatch.setenv("COLUMNS", "140")
+
     result = run(CULPRIT, f"--tb={style}")
 
     result.stdout.fnmatch_lines(
         ["*test_made.py:*: gradients *culprit: 1, in the backward of Doubling at test_made.py:26"]
     )
+
+
+WHOLE = "gradients WRONG in 2 of 2 parameters; culprit: 1, in the backward of Doubling at test_made.py:26"
+LONG_NAME = "test_of_everything_that_doubles_what_it_is_given"
+
+
+def between(out: str, first: str, last: str) -> list[str]:
+    """The lines behind the last one that begins with `first`, up to the next that begins with `last`."""
+    return out.rpartition(f"\n{first}")[2].partition(f"\n{last}")[0].splitlines()[1:]
+
+
+@pytest.mark.parametrize("columns", [40, 60, 80])
+def test_what_the_short_summary_has_no_room_for_is_told_above_it(run, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+
+    out = run(CULPRIT.replace("test_it", LONG_NAME)).stdout.str()
+
+    told = between(out, f"gradcheck: test_made.py::{LONG_NAME}:", "gradcheck: 1 check")
+    assert " ".join(line.strip() for line in told) == WHOLE
+    assert max(map(len, told)) <= columns
+
+
+@pytest.mark.parametrize("said", ["in CI", "on the line", "caught", "on a wide terminal"])
+def test_what_is_told_elsewhere_is_not_told_above_the_short_summary(run, monkeypatch, said):
+    name = "test_it" if said == "on the line" else LONG_NAME
+    monkeypatch.setenv("CI" if said == "in CI" else "COLUMNS", {"on a wide terminal": "140"}.get(said, "80"))
+    tests = CULPRIT.replace("test_it", name)
+    if said == "caught":
+        tests = tests.replace("    gradcheck(", "    with pytest.raises(GradientMismatchError):\n        gradcheck(")
+
+    out = run(tests).stdout.str()
+
+    assert "gradcheck: test_made" not in out
+    assert "gradcheck: 1 check; 0 tensors proven, 0 not proven, 2 wrong" in out
 
 
 MISFIT = """
@@ -274,3 +309,33 @@ def test_a_terminal_gets_characters_that_it_can_encode(run, monkeypatch):
 
     assert "x mismatch weight" in out
     assert out.isascii()
+
+
+DOCTEST = '''
+def documented():
+    """
+    >>> gradcheck = getfixture("gradcheck")
+    >>> gradcheck(linear(), loss, X).passed
+    True
+    >>> gradcheck(linear(), loss, X, gradients=NOTHING).passed
+    True
+    """
+'''
+
+
+@pytest.mark.parametrize("words", [[], ["--doctest-continue-on-failure"]], ids=["first", "all"])
+def test_a_doctest_shows_the_table_and_no_frame_of_the_package(run, words):
+    result = run(DOCTEST, "--doctest-modules", *words)
+
+    result.assert_outcomes(failed=1)
+    out = result.stdout.str()
+    assert not OF_THE_PACKAGE.search(re.sub("torch_gradcheck\\.[a-z_.]+Error", "", out))
+    assert len(re.findall(r"^✗ mismatch", out, flags=re.MULTILINE)) == 2
+    result.stdout.fnmatch_lines(["gradcheck: test_made.py::test_made.documented, check 2:", f"  {SAID}"])
+
+
+def test_a_session_without_a_terminal_is_silent(run):
+    result = run(WRONG, "-p", "no:terminal")
+
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    assert result.stdout.str() == ""

@@ -10,7 +10,10 @@ from torch import nn
 
 import torch_gradcheck
 from torch_gradcheck.pytest_plugin.frames import without_ours
-from torch_gradcheck.tracebacks import OURS, chain
+from torch_gradcheck.tracebacks import ALL_FRAMES, OURS, chain
+
+OUR_FILES = ("pytest_plugin/fixture.py", "torch_gradcheck/check.py", "objective/loss.py")
+"""Some that an error of the user's comes through."""
 
 
 class Raises(nn.Module):
@@ -179,3 +182,93 @@ def test_it(gradcheck):
     )
 
     result.assert_outcomes(passed=1)
+
+
+USERS_ERRORS = """
+import sys
+import unittest
+
+
+class Raises(nn.Module):
+    def forward(self, x):
+        raise ZeroDivisionError("mine")
+
+
+class Ends(nn.Module):
+    def forward(self, x):
+        sys.exit("mine")
+
+
+class TestCase(unittest.TestCase):
+    @pytest.fixture(autouse=True)
+    def _take(self, gradcheck):
+        self.gradcheck = gradcheck
+
+    def test_of_unittest(self):
+        self.gradcheck(Raises(), loss, X.requires_grad_())
+
+
+@pytest.fixture
+def checked(gradcheck):
+    return gradcheck(Raises(), loss, X.requires_grad_())
+
+
+def test_in_a_fixture(checked):
+    pass
+
+
+@pytest.mark.parametrize("layer", [Raises, Ends])
+def test_in_a_test(gradcheck, layer):
+    gradcheck(layer(), loss, X.requires_grad_())
+
+
+def test_in_a_function(gradcheck):
+    gradcheck.function(Raises(), (X,))
+
+
+def test_led_to_another(gradcheck):
+    try:
+        gradcheck(Raises(), loss, X.requires_grad_())
+    except ZeroDivisionError:
+        raise KeyError("mine")
+
+
+def test_without_the_fixture():
+    torch_gradcheck.check_module(Raises(), loss, X.requires_grad_())
+
+
+def test_of_a_name(gradcheck):
+    gradcheck.modul()
+"""
+
+
+@pytest.mark.parametrize("style", ["auto", "long", "short", "native", "line", "no"])
+def test_no_style_shows_a_frame_of_the_package_around_the_users_error(run, style):
+    result = run(USERS_ERRORS, f"--tb={style}")
+
+    result.assert_outcomes(failed=7, errors=1)
+    out = result.stdout.str()
+    assert not [file for file in (*OUR_FILES, "functools.py") if file in out]
+    if style not in ("line", "no"):
+        assert out.count('raise ZeroDivisionError("mine")') == 6
+
+
+@pytest.mark.parametrize("style", ["auto", "long", "short", "native"])
+@pytest.mark.parametrize("way", ["option", "variable"])
+def test_all_frames_are_shown_to_those_who_ask_for_them(run, monkeypatch, style, way):
+    if way == "variable":
+        monkeypatch.setenv(ALL_FRAMES, "1")
+    out = run(USERS_ERRORS, f"--tb={style}", "-k", "in_a_test", *["--full-trace"] * (way == "option")).stdout.str()
+
+    assert not [file for file in OUR_FILES if file not in out]
+
+
+def test_a_test_that_does_not_call_the_package_keeps_its_traceback(run):
+    out = run(
+        """
+def test_it():
+    linear()(torch.ones(2, 3))
+"""
+    ).stdout.str()
+
+    assert "in _call_impl" in out or "_call_impl(" in out

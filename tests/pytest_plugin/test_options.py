@@ -61,8 +61,9 @@ def test_it(gradcheck):
 INI = "[pytest]\ngradcheck_seed = 3\ngradcheck_tolerance = 1e-3\ngradcheck_mode = keep\n"
 
 
-def test_the_modes_are_those_of_a_request():
+def test_the_modes_and_seeds_are_those_of_a_request():
     assert options.MODES == request.MODES
+    assert options.MAX_SEED == request.MAX_SEED
 
 
 def test_what_stands_nearer_counts(run):
@@ -155,13 +156,22 @@ def test_strict(gradcheck):
 
 def test_value(gradcheck):
     gradcheck(linear(), loss, X, mode="sideways")
+
+
+@pytest.mark.gradcheck(mode="trian")
+def test_value_of_a_marker(gradcheck):
+    gradcheck.function(linear(), (X,))
+
+
+def test_too_few(gradcheck):
+    gradcheck.function(linear())
 """
 
 
 def test_what_cannot_be_used_is_told_at_the_users_line(run):
     result = run(WRONG_KEYWORDS)
 
-    result.assert_outcomes(failed=5)
+    result.assert_outcomes(failed=7)
     result.stdout.fnmatch_lines(
         [
             "E *@pytest.mark.gradcheck has an unknown option 'tolerence'; did you mean 'tolerance'? There are: *seed*",
@@ -169,20 +179,37 @@ def test_what_cannot_be_used_is_told_at_the_users_line(run):
             "E *gradcheck was called with an unknown option 'mode'*There are: dtype, *",
             "E *strict must be True or False, got 'yes'.",
             "E *mode must be one of 'eval', 'train', 'keep', got str 'sideways'.",
-            "gradcheck: 5 checks; 0 tensors proven, 0 not proven, 0 wrong; 5 ended in an error",
+            "E *mode of @pytest.mark.gradcheck must be one of 'eval', *, got 'trian'; did you mean 'train'?",
+            "E *TypeError: gradcheck.function() missing 1 required positional argument: 'inputs'",
+            "gradcheck: 6 checks; 0 tensors proven, 0 not proven, 0 wrong; 6 ended in an error",
         ]
     )
     assert "fixture.py" not in result.stdout.str()
 
 
+A_SEED = "must be an integer from 0 to 9223372036854775807"
+A_TOLERANCE = "gradcheck_tolerance must be a number above 0 and below 1"
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        pytest.param(["-o", "gradcheck_seed=many"], "*gradcheck_seed must be an integer*many*", id="seed"),
-        pytest.param(["-o", "gradcheck_tolerance=low"], "*gradcheck_tolerance*low*", id="tolerance"),
-        pytest.param(["-o", "gradcheck_mode=test"], "*gradcheck_mode must be one of eval, train, keep*", id="mode"),
-        pytest.param(["--gradcheck-report", "test_made.py"], "*cannot be written to *test_made.py: *", id="directory"),
+        (["-o", "gradcheck_seed=many"], f"*gradcheck_seed {A_SEED}: *many*"),
+        (["-o", "gradcheck_seed=-3"], f"*gradcheck_seed {A_SEED}: got *-3*"),
+        (["--gradcheck-seed=abc"], f"*argument --gradcheck-seed: {A_SEED}, got 'abc'"),
+        (["--gradcheck-seed=-1"], f"*argument --gradcheck-seed: {A_SEED}, got '-1'"),
+        (["-o", "gradcheck_tolerance=low"], f"*{A_TOLERANCE}: *low*"),
+        (["-o", "gradcheck_tolerance=2"], f"*{A_TOLERANCE}: got *2*"),
+        (["-o", "gradcheck_tolerance=nan"], f"*{A_TOLERANCE}: got *nan*"),
+        (["-o", "gradcheck_mode=trian"], "*gradcheck_mode must be one of eval, train, keep, got 'trian'; *'train'[?]"),
+        (["-o", "gradcheck_strict=maybe"], "*gradcheck_strict must be true or false: *maybe*"),
+        (["--gradcheck-report=test_made.py"], "*--gradcheck-report must name a directory, got 'test_made.py': * file."),
+        (["--gradcheck-report=test_made.py/in"], "*--gradcheck-report must name *test_made.py is a file."),
+        (["-o", "gradcheck_report=test_made.py"], "*gradcheck_report must name *test_made.py is a file."),
+        (["--gradcheck-report="], "*--gradcheck-report must name a directory, got ''."),
+        (["--gradcheck-sed=3"], "*there is no option --gradcheck-sed; did you mean '--gradcheck-seed'[?] There are: *"),
     ],
+    ids=lambda value: "" if isinstance(value, str) else value[-1],
 )
 def test_settings_that_cannot_be_used_end_the_session(run, words, said):
     result = run("", *words)
@@ -217,4 +244,10 @@ def test_a_session_does_without_the_plugin(pytester):
 def test_a_key_that_is_not_set_is_none_in_every_version_of_pytest(value):
     config = SimpleNamespace(getini=lambda _: value)
 
-    assert options._number(config, "gradcheck_seed", int) is None
+    assert options._set(config, "gradcheck_seed", options.SEEDS, int) is None
+
+
+def test_options_of_others_that_begin_alike_are_left_to_them(pytester, run):
+    pytester.makeconftest("def pytest_addoption(parser): parser.addoption('--gradcheck-slow', action='store_true')")
+
+    run("def test_it(): pass", "--gradcheck-slow").assert_outcomes(passed=1)

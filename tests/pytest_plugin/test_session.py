@@ -14,7 +14,7 @@ import torch_gradcheck
 from tests.pytest_plugin.conftest import MADE
 from tests.pytest_plugin.loading import PLUGIN
 from torch_gradcheck.pytest_plugin.options import Settings
-from torch_gradcheck.pytest_plugin.outcome import Outcome, attach, outcome_of, shorter_forms
+from torch_gradcheck.pytest_plugin.outcome import Outcome, attach, beginning, outcome_of, shorter_forms
 from torch_gradcheck.pytest_plugin.session import GradcheckSession, counted
 
 RIGHT = Outcome("test_a.py::test", 1, "gradients right", passed=True, proven=2)
@@ -115,6 +115,21 @@ def test_the_culprit_goes_last_where_there_is_less_room(columns, words):
     shorter = shorter_forms(headline, culprit, place)
 
     assert Outcome("", 1, headline + culprit + place, passed=False, shorter=shorter).within(columns) == words
+
+
+@pytest.mark.parametrize(
+    ("headline", "words"),
+    [
+        ("gradients WRONG in 2 of 4 parameters, 1 unused", "gradients WRONG"),
+        ("the REFERENCE is WRONG in 1 of 2 arguments, gradients WRONG in 1 of 2 arguments", "the REFERENCE is WRONG"),
+        ("the backward is NOT ONE FUNCTION, 1 of 2 parameters right", "the backward is NOT ONE FUNCTION"),
+        ("gradients right in bfloat16: 1 of 1 argument, output WRONG", None),
+        ("gradients right: 1 of 1 argument, contract BROKEN in 1 of 9 entries: layouts", None),
+    ],
+    ids=["gradients", "reference", "repeated", "output", "contract"],
+)
+def test_a_headline_is_never_cut_to_what_is_right(headline, words):
+    assert beginning(headline) == (words or headline)
 
 
 def report_of(outcomes: list[Outcome], **facts: object) -> pytest.TestReport:

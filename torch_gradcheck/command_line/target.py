@@ -25,7 +25,7 @@ def function_named(target: str) -> Callable[[], Any]:
     """The function that the target names, after running its file.
 
     Raises:
-        InvalidRequestError: there is no such function, or it asks for arguments.
+        InvalidRequestError: there is no such function, it asks for arguments, or it does not run when it is called.
     """
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name or name.endswith(".py"):
@@ -33,6 +33,9 @@ def function_named(target: str) -> Callable[[], Any]:
             f"{target!r} is not of the form FILE.py:FUNCTION or package.module:FUNCTION.{_functions_in(target)}"
         )
     function = _function(where, name)
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        word = "async" if inspect.iscoroutinefunction(function) else "yield"
+        raise InvalidRequestError(f"{target} is a function with `{word}`: name one that returns what is to be checked.")
     try:
         inspect.signature(function).bind()
     except ValueError:  # built in
@@ -108,7 +111,8 @@ def _function(where: str, name: str) -> Callable[[], Any]:
             key for key, value in vars(module).items() if inspect.isfunction(value) and not key.startswith("_")
         ]
         own = [key for key in functions if vars(module)[key].__module__ == module.__name__]
-        raise InvalidRequestError(f"{where} has no function {name!r}; {close_names(name, own or functions)}")
+        there = f": that is of type {type(found).__name__}" if hasattr(module, name) else ""
+        raise InvalidRequestError(f"{where} has no function {name!r}{there}; {close_names(name, own or functions)}")
     return found  # type: ignore[no-any-return]
 
 

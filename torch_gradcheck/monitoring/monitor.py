@@ -132,46 +132,49 @@ class GradientMonitor:
         group: ProcessGroup | None = None,
         log: Any = None,
     ) -> None:
-        is_module = isinstance(model, nn.Module)
-        team = team_of(data_parallel_group(model) if group is None and is_module else group)
-        self._request = validated_request(
-            model,
-            METHOD_NAMES,
-            method=method,
-            eps=eps,
-            tolerance=tolerance,
-            include=include,
-            exclude=exclude,
-            mode=mode,
-            dtype=dtype,
-            seed=seed,
-            progress=progress,
-            hold_detached=hold_detached,
-            team=team,
-        )
-        callable_argument("loss_fn", loss_fn)
-        if scaler is not None and not hasattr(scaler, "get_scale"):
-            raise InvalidRequestError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}.")
-        self._model = uncompiled(model)
-        self._needs_batch, self._is_scaled = True, scaler is not None
-        self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
-        self._schedule = Schedule(at, every, accumulate)
-        declared = Declared(
-            compiled=self._model is not model,
-            accumulate=self._schedule.accumulate,
-            clip_norm=None if clip_norm is None else positive_number("clip_norm", clip_norm),
-            clip_value=None if clip_value is None else positive_number("clip_value", clip_value),
-            scaler=scaler,
-        )
-        self._hook = ForwardHook(model if data_parallel_group(model) is None else without_parallel(model))
-        loss = partial(ModuleLoss, model, loss_fn)
-        self._under_way = ScheduledStep(self._model, loss, self._request, declared, self._hook)
-        self._recorder = Recorder(self._request, log)
-        self.reports: dict[int, Report] = {}
-        self.errors: dict[int, GradcheckError] = {}
-        self._ended: dict[int, str] = {}
-        self._arrived = 0
-        self._await(0)
+        with UsersFrames():
+            is_module = isinstance(model, nn.Module)
+            team = team_of(data_parallel_group(model) if group is None and is_module else group)
+            self._request = validated_request(
+                model,
+                METHOD_NAMES,
+                method=method,
+                eps=eps,
+                tolerance=tolerance,
+                include=include,
+                exclude=exclude,
+                mode=mode,
+                dtype=dtype,
+                seed=seed,
+                progress=progress,
+                hold_detached=hold_detached,
+                team=team,
+            )
+            callable_argument("loss_fn", loss_fn)
+            if scaler is not None and not hasattr(scaler, "get_scale"):
+                raise InvalidRequestError(
+                    f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}."
+                )
+            self._model = uncompiled(model)
+            self._needs_batch, self._is_scaled = True, scaler is not None
+            self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
+            self._schedule = Schedule(at, every, accumulate)
+            declared = Declared(
+                compiled=self._model is not model,
+                accumulate=self._schedule.accumulate,
+                clip_norm=None if clip_norm is None else positive_number("clip_norm", clip_norm),
+                clip_value=None if clip_value is None else positive_number("clip_value", clip_value),
+                scaler=scaler,
+            )
+            self._hook = ForwardHook(model if data_parallel_group(model) is None else without_parallel(model))
+            loss = partial(ModuleLoss, model, loss_fn)
+            self._under_way = ScheduledStep(self._model, loss, self._request, declared, self._hook)
+            self._recorder = Recorder(self._request, log)
+            self.reports: dict[int, Report] = {}
+            self.errors: dict[int, GradcheckError] = {}
+            self._ended: dict[int, str] = {}
+            self._arrived = 0
+            self._await(0)
 
     @classmethod
     def of_closure(cls, model: nn.Module, closure: Callable[..., Any], **options: Any) -> GradientMonitor:
@@ -180,7 +183,8 @@ class GradientMonitor:
         `step(batch)` then takes `closure(batch)` for the loss, and `step()` takes `closure()`, as `check_closure` does.
         Options are those of the class. Call `watch()` where the forward begins, if the step is random.
         """
-        callable_argument("closure", closure)
+        with UsersFrames():
+            callable_argument("closure", closure)
         monitor = cls(model, closure, **options)
         monitor._under_way.loss, monitor._needs_batch = partial(ClosureLoss, closure), False
         return monitor

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from torch_gradcheck.pytest_plugin.comparison import differences
-from torch_gradcheck.pytest_plugin.failure import hide_package, in_one_line, of_test, say, show, terminal_of
+from torch_gradcheck.pytest_plugin.failure import in_one_line, of_test, say, show, terminal_of
 from torch_gradcheck.pytest_plugin.fixture import FAILURES, OUTCOMES, GradcheckFixture
-from torch_gradcheck.pytest_plugin.options import MARKER, Settings, add_options, settings_of
+from torch_gradcheck.pytest_plugin.frames import FrameFilter
+from torch_gradcheck.pytest_plugin.options import MARKER, Settings, add_options, refuse_unknown_words, settings_of
 from torch_gradcheck.pytest_plugin.outcome import attach
 from torch_gradcheck.pytest_plugin.session import GradcheckSession
 from torch_gradcheck.pytest_plugin.unused import FIXTURE, mark, notice
@@ -32,12 +33,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add_options(parser)
 
 
+@pytest.hookimpl(trylast=True)  # behind all that adds options
+def pytest_load_initial_conftests(parser: pytest.Parser, args: list[str]) -> None:
+    """Refuses what looks like an option of ours and is none, with the closest one that there is."""
+    refuse_unknown_words(parser, args)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Registers the marker and, in the process that prints, what tells the outcomes at the end."""
     config.addinivalue_line("markers", MARKER)
     settings = config.stash[SETTINGS] = settings_of(config)
     if settings.shows_all_frames:
         config.add_cleanup(show_all_frames())
+    else:
+        config.pluginmanager.register(FrameFilter(), "torch_gradcheck_frames")
     if settings.directory is not None:
         config.option.gradcheck_report = str(settings.directory)  # workers of xdist may start in another directory
     if not hasattr(config, "workerinput"):
@@ -75,10 +84,8 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Shows a failed check by the user's line and the table, and has the report carry what was found."""
+    """Shows a failed check by its outcome and the table, and has the report carry what was found."""
     failures = item.stash.get(FAILURES, [])
-    if not item.config.stash[SETTINGS].shows_all_frames:
-        hide_package(call.excinfo, failures)
     # a TestCase keeps its error to itself until pytest makes the report
     with in_one_line(failures if call.excinfo is None else of_test(failures, call.excinfo)):
         outcome: Any = yield

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import torch_gradcheck
-from torch_gradcheck.pytest_plugin.frames import is_of_package, without_package, without_plugin
-from torch_gradcheck.pytest_plugin.outcome import attached
+from torch_gradcheck.pytest_plugin.frames import with_examples
+from torch_gradcheck.pytest_plugin.outcome import Outcome, attached
 from torch_gradcheck.tracebacks import chain
 
 SECTION = "gradcheck"
@@ -61,7 +61,8 @@ def terminal_of(config: pytest.Config) -> Terminal:
 
 def of_test(failures: Iterable[Failure], excinfo: pytest.ExceptionInfo[BaseException] | None) -> list[Failure]:
     """The failures that a test has ended with, or that led to its end."""
-    errors = [] if excinfo is None else chain(excinfo.value)
+    ended = [] if excinfo is None else with_examples(excinfo.value)
+    errors = [error for one in ended for error in chain(one)]
     return [failure for failure in failures if any(failure.error is error for error in errors)]
 
 
@@ -113,16 +114,22 @@ def colour(report: object) -> None:
         sections[:] = [(name, coloured.get(text, text), separator) for name, text, separator in sections]
 
 
-def shorten(reports: Iterable[object], config: pytest.Config) -> None:
-    """Has the short summary say of failed checks what fits on a line, where pytest would cut the culprit off."""
-    if not _cuts_lines(config):
-        return
-    for report in reports:
-        crash = getattr(getattr(report, "longrepr", None), "reprcrash", None)
-        if crash is not None and isinstance(report, pytest.TestReport):
+def shorten(reports: Iterable[object], config: pytest.Config) -> list[Outcome]:
+    """Has the short summary say of failed checks what fits on a line, where pytest would cut the culprit off.
+
+    Returns those of which no line has room for what is wrong and the culprit, so that they have to be told elsewhere.
+    """
+    untold = []
+    for report in [report for report in reports if isinstance(report, pytest.TestReport)]:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        if crash is None:  # that of a doctest, which has a line without a message
+            untold += [outcome for outcome in attached(report) if report.failed and outcome.said in report.longreprtext]
+        elif cuts_lines(config):
             room = config.get_terminal_writer().fullwidth - len(_before(report, config))
-            fitting = {outcome.said: outcome.within(room) for outcome in attached(report)}
-            crash.message = fitting.get(crash.message, crash.message)
+            shown = [outcome for outcome in attached(report) if outcome.said == crash.message]
+            crash.message = shown[0].within(room) if shown else crash.message
+            untold += [outcome for outcome in shown if report.failed and not outcome.has_room(room)]
+    return untold
 
 
 def _before(report: pytest.TestReport, config: pytest.Config) -> str:
@@ -132,19 +139,7 @@ def _before(report: pytest.TestReport, config: pytest.Config) -> str:
     return f"{word if isinstance(word, str) else word[0]} {relative(report.nodeid)} - "
 
 
-def _cuts_lines(config: pytest.Config) -> bool:
+def cuts_lines(config: pytest.Config) -> bool:
     """Whether pytest cuts a line of its short summary where the terminal ends, and not in CI or with -vv."""
     is_in_ci = any(os.environ.get(name) for name in ("CI", "BUILD_NUMBER"))
     return config.getoption("force_short_summary", False) or not (is_in_ci or config.getoption("verbose") > 1)
-
-
-def hide_package(excinfo: pytest.ExceptionInfo[BaseException] | None, failures: Iterable[Failure]) -> None:
-    """Takes our frames out of a traceback, for those styles that would show them too.
-
-    Where the fixture has failed these are the plugin's; those below are gone. Where a test has called the package
-    itself, all frames of it go if it has raised the error.
-    """
-    if excinfo is not None and any(failures):
-        without_plugin(excinfo.value)
-    elif excinfo is not None and is_of_package(excinfo.value):
-        without_package(excinfo.value)

@@ -9,7 +9,7 @@ import pytest
 
 import torch_gradcheck
 from torch_gradcheck.pytest_plugin.failure import Failure
-from torch_gradcheck.pytest_plugin.frames import without_ours
+from torch_gradcheck.pytest_plugin.frames import is_hidden, without_ours
 from torch_gradcheck.pytest_plugin.options import Settings, asked, closest
 from torch_gradcheck.pytest_plugin.outcome import Outcome, outcome_of
 from torch_gradcheck.pytest_plugin.report_files import write_report
@@ -61,38 +61,38 @@ class GradcheckFixture:
 
         def __getattr__(self, name: str) -> object:
             """Raises `AttributeError`, with the closest of the names that there are."""
-            __tracebackhide__ = True
+            __tracebackhide__ = is_hidden
             raise AttributeError(f"gradcheck has no {name!r}{closest(name, CALLS)} There are: {', '.join(CALLS)}.")
 
     def __call__(
         self, model: nn.Module, loss_fn: Callable[..., Any], batch: Any, **options: Any
     ) -> torch_gradcheck.Report:
         """Checks `model` under `loss_fn` on `batch`, as `torch_gradcheck.check_module` does."""
-        __tracebackhide__ = True
+        __tracebackhide__ = is_hidden
         return self._checked(torch_gradcheck.check_module, (model, loss_fn, batch), options)
 
     def closure(self, model: nn.Module, closure: Callable[[], Any], **options: Any) -> torch_gradcheck.Report:
         """Checks `model` under a `closure` that returns the loss, as `torch_gradcheck.check_closure` does."""
-        __tracebackhide__ = True
+        __tracebackhide__ = is_hidden
         return self._checked(torch_gradcheck.check_closure, (model, closure), options)
 
     def function(
         self, function: Callable[..., Any], inputs: Sequence[Any] | Mapping[str, Any], **options: Any
     ) -> torch_gradcheck.Report:
         """Checks a function of tensors or a layer, and its contract, as `torch_gradcheck.check_function` does."""
-        __tracebackhide__ = True
+        __tracebackhide__ = is_hidden
         return self._checked(torch_gradcheck.check_function, (function, inputs), options)
 
     def _checked(
         self, check: Callable[..., torch_gradcheck.Report], arguments: tuple[Any, ...], options: Mapping[str, Any]
     ) -> torch_gradcheck.Report:
-        __tracebackhide__ = True
+        __tracebackhide__ = is_hidden
         self._checks += 1
         try:
             wanted = asked(check, options, self._node, self._settings)
             report = check(*arguments, **wanted.options)
             file = self._written(report)
-        except (Exception, pytest.fail.Exception) as error:  # the second one of pytest-timeout, too
+        except (Exception, SystemExit, pytest.fail.Exception) as error:  # the last one of pytest-timeout, too
             self._end(error)
             raise
         failure = _failure_of(report, wanted.strict)
@@ -122,6 +122,12 @@ class GradcheckFixture:
     def _note(self, outcome: Outcome) -> None:
         self._node.stash.setdefault(OUTCOMES, []).append(outcome)
         self._node.user_properties.append(("gradcheck", outcome.said))
+
+
+# what Python calls them where arguments are missing or too many
+GradcheckFixture.__call__.__qualname__ = "gradcheck"
+GradcheckFixture.closure.__qualname__ = "gradcheck.closure"
+GradcheckFixture.function.__qualname__ = "gradcheck.function"
 
 
 def _failure_of(report: torch_gradcheck.Report, strict: bool) -> AssertionError | None:

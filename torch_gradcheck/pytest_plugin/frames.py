@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import pytest
 
 import torch_gradcheck
-from torch_gradcheck.errors import MisfitError
-from torch_gradcheck.tracebacks import OURS, chain, entries_of, is_in, keep, users_alone
+from torch_gradcheck.errors import GradcheckError, MisfitError
+from torch_gradcheck.tracebacks import OURS, chain, entries_of, is_in, keep, shows_all_frames, users_alone
 
-PLUGIN = str(Path(__file__).parent)
-"""The folder of the plugin."""
+
+class FrameFilter:
+    """A plugin that takes our frames out of every traceback, for those styles of pytest that would show them too.
+
+    Its hook runs behind the one by which a `TestCase` hands its error over, and before the report is made.
+    """
+
+    def pytest_runtest_makereport(self, call: pytest.CallInfo[None]) -> None:
+        """Takes them out of the traceback of a test that has failed."""
+        if call.excinfo is not None:
+            for error in with_examples(call.excinfo.value):
+                without_package(error)
+
+
+def with_examples(error: BaseException) -> list[BaseException]:
+    """An error and, where a doctest has ended with it, what its examples have raised."""
+    kind = type(error).__name__
+    ended: list[Any] = getattr(error, "failures", []) if kind == "MultipleDoctestFailures" else [error]
+    return [error, *(one.exc_info[1] for one in ended if type(one).__name__ == "UnexpectedException")]
+
+
+def is_hidden(_: object = None) -> bool:
+    """What a frame of the plugin says in its `__tracebackhide__`: it is shown only where all frames are asked for."""
+    return not shows_all_frames()
 
 
 def without_ours(error: BaseException) -> None:
@@ -19,10 +45,10 @@ def without_ours(error: BaseException) -> None:
     where the check was called. All others keep the frames of the user's code alone, without torch's. One whose
     innermost frame is ours, and that led to none on purpose, keeps them all: it is a mistake of this package.
     """
-    is_on_purpose = isinstance(error, torch_gradcheck.GradcheckError)
+    is_on_purpose = isinstance(error, GradcheckError)
     for one in chain(error):
         entries = entries_of(one)
-        if isinstance(one, torch_gradcheck.GradcheckError):
+        if isinstance(one, GradcheckError):
             keep(one, [])
             _forget_causes_of_ours(one)
         elif is_on_purpose or (entries and not is_in(OURS, entries[-1])):
@@ -30,21 +56,31 @@ def without_ours(error: BaseException) -> None:
 
 
 def without_package(error: BaseException) -> None:
-    """Leaves the frames of the user's code alone, the test's too, where the package has raised an error on purpose."""
+    """Takes the frames of this package out of all that has come through it, also where a test has called it itself.
+
+    Nothing changes in a traceback that has none of them, nor in that of a mistake of this package, beside the frames of
+    the fixture that only pass on.
+    """
+    is_on_purpose = is_of_package(error)
     for one in chain(error):
-        _forget_causes_of_ours(one)
-        keep(one, users_alone(entries_of(one)))
+        if is_of_package(one):
+            _forget_causes_of_ours(one)
+        entries = [entry for entry in entries_of(one) if not _only_passes_on(entry)]
+        keep(one, users_alone(entries) if is_on_purpose or _came_through(entries) else entries)
+
+
+def _only_passes_on(entry: TracebackType) -> bool:
+    return entry.tb_frame.f_locals.get("__tracebackhide__") is is_hidden
+
+
+def _came_through(entries: Sequence[TracebackType]) -> bool:
+    """Whether an error of other code has come through this package."""
+    return any(is_in(OURS, entry) for entry in entries) and not is_in(OURS, entries[-1])
 
 
 def is_of_package(value: object) -> bool:
     """Whether an error, or any object, is of a class of this package; no import is needed to tell that it is not."""
     return type(value).__module__.startswith(f"{torch_gradcheck.__name__}.")
-
-
-def without_plugin(error: BaseException) -> None:
-    """Takes the frames of the plugin out of the traceback of an error that has come through it, or led to one."""
-    for one in chain(error):
-        keep(one, [entry for entry in entries_of(one) if not is_in(PLUGIN, entry)])
 
 
 def _forget_causes_of_ours(error: BaseException) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -32,6 +33,7 @@ class Outcome:
         is_report: whether the check came to a report; False where it ended with an exception.
         file: the name of its files, without their suffix; "" where none were written.
         shorter: what is wrong and the culprit in fewer and fewer words, for where `said` has no room.
+        fewest: the fewest of these words that still say both; "" where nothing has to be said.
     """
 
     test: str
@@ -45,10 +47,15 @@ class Outcome:
     is_report: bool = True
     file: str = ""
     shorter: tuple[str, ...] = ()
+    fewest: str = ""
 
     def within(self, columns: int) -> str:
         """What it says in so many columns: `said`, or the longest of `shorter` that fits; `said` where none does."""
         return next((words for words in (self.said, *self.shorter) if len(words) <= columns), self.said)
+
+    def has_room(self, columns: int) -> bool:
+        """Whether so many columns say what is wrong and the culprit."""
+        return len(self.fewest) <= columns
 
 
 def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: bool, file: str) -> Outcome:
@@ -68,6 +75,7 @@ def outcome_of(report: torch_gradcheck.Report, test: str, number: int, passed: b
         broken=len(report.broken),
         file=file,
         shorter=(*shorter_forms(report.headline, culprit, place), *unproven),
+        fewest="" if passed else "".join(unproven) or beginning(report.headline) + culprit,
     )
 
 
@@ -75,8 +83,14 @@ def shorter_forms(headline: str, culprit: str, place: str) -> tuple[str, ...]:
     """The culprit behind the headline, behind what that begins with, and alone; each time with its line and without."""
     line = place.rpartition(" at ")[2]
     ends = (f"{culprit}, at {line}", culprit) if line else (culprit,)
-    starts = (headline, headline.partition(" in ")[0], "") if culprit else ()
+    starts = (headline, beginning(headline), "") if culprit else ()
     return tuple((start + end).removeprefix("; ") for start in starts for end in ends)
+
+
+def beginning(headline: str) -> str:
+    """What a headline begins with that says what is wrong, without figures; all of it where that stands further on."""
+    words = re.split(" in |, ", headline)[0]
+    return words if "WRONG" in words or "NOT ONE" in words else headline
 
 
 def _unproven(report: torch_gradcheck.Report) -> list[str]:

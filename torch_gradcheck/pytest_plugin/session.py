@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import pytest
 
-from torch_gradcheck.pytest_plugin.failure import colour, shorten
+from torch_gradcheck.pytest_plugin.failure import colour, cuts_lines, shorten
 from torch_gradcheck.pytest_plugin.options import Settings
 from torch_gradcheck.pytest_plugin.outcome import Outcome, attached, named
 from torch_gradcheck.pytest_plugin.report_files import write_index
 from torch_gradcheck.pytest_plugin.unused import is_marked, told
+
+NARROWEST = 20
+"""Columns that what is told has at least."""
 
 
 class GradcheckSession:
@@ -40,7 +44,10 @@ class GradcheckSession:
         try:
             self._settings.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise pytest.UsageError(f"reports cannot be written to {self._settings.directory}: {error}") from error
+            raise pytest.UsageError(
+                f"reports cannot be written to {self._settings.directory}, the directory of --gradcheck-report or "
+                f"gradcheck_report: {error.strerror or error}."
+            ) from error
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Takes what the test has found; what an attempt that is run again has found does not count."""
@@ -68,12 +75,21 @@ class GradcheckSession:
         """
         if not (self.outcomes or self._unused):
             return
-        shorten([report for reports in terminalreporter.stats.values() for report in reports], self._config)
+        reports = [report for reports in terminalreporter.stats.values() for report in reports]
+        told = self._told(shorten(reports, self._config))
         terminalreporter.ensure_newline()
-        for outcome in self._told():
-            terminalreporter.write_line(f"gradcheck: {named(outcome)}: {outcome.said}")
-        for line in self._lines():
+        for line in [*(line for outcome in told for line in self._told_of(outcome)), *self._lines()]:
             terminalreporter.write_line(line)
+
+    def _told_of(self, outcome: Outcome) -> list[str]:
+        """What is told of one check: a line or, where that is too long for the terminal, its test and lines below."""
+        test = f"gradcheck: {named(outcome)}:"
+        width = self._config.get_terminal_writer().fullwidth
+        if len(f"{test} {outcome.said}") <= width or not cuts_lines(self._config):
+            return [f"{test} {outcome.said}"]
+        indent = "  "
+        parts = wrap(outcome.said, max(width - len(indent), NARROWEST), break_long_words=False, break_on_hyphens=False)
+        return [test, *(indent + part for part in parts)]
 
     def _lines(self) -> list[str]:
         """The lines on the session as a whole."""
@@ -82,12 +98,16 @@ class GradcheckSession:
         about_unused = [told(unused, self._config.getoption("verbose") > 0)] if unused else []
         return [*about_checks, *about_unused, *self._about_files]
 
-    def _told(self) -> list[Outcome]:
-        """The outcomes that have a line of their own: all with -v, and what nothing else would say with --tb=no."""
+    def _told(self, untold: Sequence[Outcome]) -> list[Outcome]:
+        """The outcomes that have a line of their own: all with -v, and failures that nothing else would say.
+
+        Those are the ones that are `untold` in the short summary, and all of them with --tb=no.
+        """
         if self._config.getoption("verbose") > 0:
             return self.outcomes
-        is_untold = self._config.getoption("tbstyle", "auto") == "no"
-        return [outcome for outcome in self.outcomes if is_untold and not outcome.passed]
+        if self._config.getoption("tbstyle", "auto") == "no":
+            return [outcome for outcome in self.outcomes if not outcome.passed]
+        return [outcome for outcome in self.outcomes if outcome in untold]
 
 
 def _written(outcomes: Sequence[Outcome], directory: Path) -> str:
