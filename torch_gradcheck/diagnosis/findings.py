@@ -73,8 +73,9 @@ def findings_of(
     culprit = _culprit(problem, trials, gradients, finite)
     evidences = Evidences(problem, trials)
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
-    diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
-    diagnoses |= propagated(problem, culprit, evidences, _unknown(diagnoses))
+    diagnoses |= stops.diagnoses(rows, _without_cause(diagnoses))
+    proven = propagated(problem, culprit, evidences, _without_cause(diagnoses, DiagnosisKind.SPURIOUS))
+    diagnoses |= {k: found for k, found in proven.items() if found.kind.is_told or not diagnoses[k].kind.is_known}
     diagnoses |= stale_calls(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= wrong_sums(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= {k: found for k in _unknown(diagnoses) if (found := slicewise(evidences[k])) is not None}
@@ -90,6 +91,11 @@ def findings_of(
 def _unknown(diagnoses: Mapping[int, Diagnosis]) -> list[int]:
     """The positions of the parameters whose mistake is not known."""
     return [position for position, diagnosis in diagnoses.items() if not diagnosis.kind.is_known]
+
+
+def _without_cause(diagnoses: Mapping[int, Diagnosis], *kinds: DiagnosisKind) -> list[int]:
+    """The same, those of which only the place is known, and those of these kinds: what is wrong may be further down."""
+    return [k for k, diagnosis in diagnoses.items() if not diagnosis.kind.is_told or diagnosis.kind in kinds]
 
 
 def _culprit(
@@ -186,13 +192,14 @@ def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> E
 
 def _in_common(rows: Sequence[ParameterReport], culprit: Culprit) -> list[str]:
     """One sentence for each kind of mistake that several parameters share."""
-    groups: dict[tuple[DiagnosisKind, str], list[ParameterReport]] = {}
+    groups: dict[tuple[DiagnosisKind, str, str], list[ParameterReport]] = {}
     for row in rows:
         if row.diagnosis is not None and row.diagnosis.kind.is_told_together:
-            groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row)
+            mistake = row.diagnosis.kind, _factor(row.diagnosis), row.diagnosis.made_downstream
+            groups.setdefault(mistake, []).append(row)
     return [
         f"the same mistake in {_in_all(group, culprit)}: {_in_words(kind)}{factor}"
-        for (kind, factor), group in groups.items()
+        for (kind, factor, _), group in groups.items()
         if len(group) > 1
     ]
 
@@ -203,7 +210,12 @@ def _in_all(rows: Sequence[ParameterReport], culprit: Culprit) -> str:
 
 
 def _upstream(rows: Sequence[ParameterReport], culprit: Culprit) -> str:
-    """The words " upstream of <culprit>" if the modules of all these parameters are called before it; else ""."""
+    """The words " upstream of <culprit>" if the modules of all these parameters are called before it; else "".
+
+    Where other modules are wrong as well, the mistake may be theirs.
+    """
+    if {suspect.name for suspect in culprit.suspects} - {culprit.name}:
+        return ""
     position = {module: k for k, module in enumerate(culprit.order)}
     end = position.get(culprit.name or "")
     modules = [row.name.rpartition(".")[0] for row in rows if row.role is Role.PARAMETER]

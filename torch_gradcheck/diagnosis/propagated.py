@@ -27,6 +27,7 @@ from torch_gradcheck.diagnosis.kind.input_errors import InputMistake, input_mist
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+from torch_gradcheck.reporting.facts.diagnosis import OF_INPUT
 
 MOST_CALLS = 24
 """So many calls, at most, are recorded to see what is wrong with them."""
@@ -57,10 +58,10 @@ class _Fitted(NamedTuple):
         return Correction(torch.from_numpy(-self.mistake.error), self.position in self.suspect.call.returned)
 
     @property
-    def name(self) -> tuple[type, int, DiagnosisKind]:
-        """The mistake's name: one that the same code makes in several calls has the same one."""
+    def code(self) -> tuple[type, int]:
+        """What makes the mistake: the same code makes one mistake, though it may fit another kind in each call."""
         owner = self.suspect.call.owner
-        return type(owner) if isinstance(owner, nn.Module) else owner, self.position, self.mistake.kind
+        return type(owner) if isinstance(owner, nn.Module) else owner, self.position
 
 
 @dataclass
@@ -143,11 +144,12 @@ def _is_right_now(evidence: Evidence, repair: _Repair, position: int) -> bool:
 
 def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
     """The diagnosis of a parameter that these mistakes spoil: of one kind, or PROPAGATED."""
-    firsts = {each.name: each for each in reversed(fitted)}
-    sentences = [f"the gradient of {each.where} {each.mistake.words}" for each in reversed(firsts.values())]
-    kinds = {each.mistake.kind for each in fitted}
+    firsts = {each.code: each for each in reversed(fitted)}
+    sentences = [f"{OF_INPUT}{each.where} {each.mistake.words}" for each in reversed(firsts.values())]
+    kinds = {each.mistake.kind for each in firsts.values()}
     more = len(fitted) - len(firsts)
-    again = f" (and likewise in {more} more call{'s' * (more > 1)})" if more else ""
+    alike = all(each.mistake.kind is firsts[each.code].mistake.kind for each in fitted)
+    again = f" (and {'likewise' if alike else 'is wrong'} in {more} more call{'s' * (more > 1)})" if more else ""
     return Diagnosis(
         kinds.pop() if len(kinds) == 1 else DiagnosisKind.PROPAGATED,
         f"{'; '.join(sentences)}{again}. With that put right, dθ is right",

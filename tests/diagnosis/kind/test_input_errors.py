@@ -88,12 +88,64 @@ MASK = np.where(DRAW.uniform(size=(5, 6)) < 0.5, 0.0, 1.0)
 
 
 def test_what_is_masked_in_the_forward_only() -> None:
-    found = input_mistake(gradient(UP * Y, MASK * UP * Y))
+    found = input_mistake(replace(gradient(UP * Y, MASK * UP * Y), elementwise=True))
     assert found is not None
     assert (found.kind, "lacks the mask of its forward" in found.words) == ("unmasked", True)
     also_wrong_elsewhere = np.where(np.arange(6) == 2, 2, 1) * UP * Y
     elsewhere = input_mistake(gradient(also_wrong_elsewhere, MASK * UP * Y))
     assert elsewhere is None or elsewhere.kind is not DiagnosisKind.UNMASKED
+
+
+def test_no_mask_is_told_where_none_is_known() -> None:
+    found = input_mistake(gradient(UP * Y, MASK * UP * Y))
+    assert found is not None
+    assert found.kind == "unmasked"
+    assert found.words.endswith(f"of the {np.sum(MASK == 0)} entries where it should be")
+
+
+def test_what_is_zero_because_another_input_is() -> None:
+    other = {"the input c": MASK * Y}
+    found = input_mistake(replace(gradient(UP, MASK * UP * Y), elementwise=True, others=other))
+    assert found is None or found.kind is not DiagnosisKind.UNMASKED
+    lacking = input_mistake(replace(gradient(UP * Y, MASK * UP * Y), elementwise=True, others=other))
+    assert lacking is not None
+    assert lacking.words.endswith("as where a backward lacks the factor the input c, which is zero there")
+
+
+def test_a_gate_of_which_the_right_gradient_is_zero_is_told_by_its_place() -> None:
+    first_columns = np.where(np.arange(6) < 2, 0, 1)
+    found = input_mistake(gradient(UP * Y, first_columns * UP * Y))
+    assert found is not None
+    assert (found.kind, found.words) == ("block", "is right except in columns 0-1 of 6, where it should be zero")
+
+
+MAP = DRAW.normal(size=(4, 6, 5))
+HALVES = DRAW.normal(size=(4, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "kind", "words"),
+    [
+        pytest.param(
+            MAP + HALVES.repeat(3, axis=1),
+            "projection",
+            "1 (its mean) along axes 1, 2 in each of 2 groups of axis 1,",
+            id="the mean of groups of channels",
+        ),
+        pytest.param(
+            MAP * (1 + HALVES.repeat(3, axis=1)),
+            "propagated",
+            "another factor in each slice along axes 1, 2 in each of 2 groups of axis 1,",
+            id="a factor for each group",
+        ),
+        pytest.param(MAP + HALVES[:, :1], "projection", "1 (its mean) along axes 1, 2,", id="one group"),
+        pytest.param(MAP + MAP[:, :, :1], "projection", "1 (its mean) along axis 2,", id="a mean for each channel"),
+    ],
+)
+def test_slices_are_as_large_as_they_can_be(spoiled: Floats, kind: str, words: str) -> None:
+    found = input_mistake(gradient(spoiled, MAP, np.roll(MAP, 1)))
+    assert found is not None
+    assert (found.kind, words in found.words) == (kind, True), found.words
 
 
 @pytest.mark.parametrize(

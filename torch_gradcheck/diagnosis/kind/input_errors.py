@@ -19,13 +19,7 @@ from torch_gradcheck.diagnosis.kind.finding import Kind
 from torch_gradcheck.diagnosis.kind.kinds import partial
 from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
-from torch_gradcheck.diagnosis.kind.slicewise import (
-    ENOUGH,
-    along_in_words,
-    are_independent,
-    axes_of_slices,
-    fitted_by_slices,
-)
+from torch_gradcheck.diagnosis.kind.slicewise import ENOUGH, Slices, ways_to_slice
 from torch_gradcheck.diagnosis.kind.terms import factors_by_slices, factors_in_words
 from torch_gradcheck.reporting.facts import DiagnosisKind
 
@@ -164,37 +158,46 @@ def _terms(gradient: InputGradient) -> list[tuple[str, Floats]]:
 
 
 def _projection(gradient: InputGradient) -> InputMistake | None:
-    """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each."""
-    for axes in axes_of_slices(gradient.right.ndim):
-        for names, basis in _bases(gradient, axes):
-            fit = fitted_by_slices(gradient.error, basis, axes, EXACT)
-            if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
-                words = (
-                    f"is off by a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in each "
-                    f"slice: the backward lacks the term with {' and '.join(names)} there, or has it wrong"
-                )
-                return InputMistake(DiagnosisKind.PROJECTION, words, fit)
+    """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each.
+
+    Of the fits that explain it, the one with the fewest coefficients is told.
+    """
+    bases = list(_bases(gradient))
+    fits = [(way, names, basis) for way in ways_to_slice(gradient.right.shape) for names, basis in bases]
+    for way, names, basis in sorted(fits, key=lambda each: each[0].count * len(each[1])):
+        fit = way.fitted(gradient.error, basis(way), EXACT)
+        if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
+            words = (
+                f"is off by a multiple of {' and one of '.join(names)} {way.words}, another one in each "
+                f"slice: the backward lacks the term with {' and '.join(names)} there, or has it wrong"
+            )
+            return InputMistake(DiagnosisKind.PROJECTION, words, fit)
     return None
 
 
-def _bases(gradient: InputGradient, axes: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], list[Floats]]]:
+def _bases(gradient: InputGradient) -> Iterator[tuple[tuple[str, ...], Callable[[Slices], list[Floats]]]]:
     """What the error may be a multiple of, slice by slice, with names: single things before pairs of them."""
     ones, value = np.ones(gradient.right.shape), gradient.value
     outputs = list(gradient.outputs.items())
     single = [("1 (its mean)", ones), ("the input", value), *outputs]
     single += [(f"exp({name})", np.exp(values)) for name, values in outputs if np.all(values <= 0)]
-    yield from (((name,), [values]) for name, values in single)
-    yield ("the input less its mean",), [value - np.mean(value, axis=axes, keepdims=True)]
-    yield from ((("1 (its mean)", name), [ones, values]) for name, values in single[1:])
+    yield from (((name,), _always(values)) for name, values in single)
+    yield ("the input less its mean",), lambda way: [way.centred(value)]
+    yield from ((("1 (its mean)", name), _always(ones, values)) for name, values in single[1:])
+
+
+def _always(*basis: Floats) -> Callable[[Slices], list[Floats]]:
+    """The same basis whatever the slices."""
+    return lambda _: list(basis)
 
 
 def _slicewise(gradient: InputGradient) -> InputMistake | None:
     """PROPAGATED: the right gradient times another factor in every slice."""
-    for axes in axes_of_slices(gradient.right.ndim):
-        fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes, EXACT)
+    for way in ways_to_slice(gradient.right.shape):
+        fit = way.fitted(gradient.on_trial, [gradient.right], EXACT)
         fits = fit is not None and _leaves_nothing(gradient.on_trial - fit, gradient.error)
-        if fit is not None and fits and are_independent(gradient.right, axes):
-            words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), axes)}"
+        if fit is not None and fits and way.are_independent(gradient.right):
+            words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), way.words)}"
             return InputMistake(DiagnosisKind.PROPAGATED, words, fit - gradient.right)
     return None
 
@@ -206,11 +209,23 @@ def _unmasked(gradient: InputGradient) -> InputMistake | None:
     count, masked = int(np.sum(wrong)), int(np.sum(zero))
     if np.any(wrong & ~zero) or count < 2 or int(np.sum(~zero)) < ENOUGH:
         return None
-    words = (
-        f"is not zero at {count} of the {masked} entries where it should be, as where a backward lacks the mask of its "
-        "forward"
-    )
-    return InputMistake(DiagnosisKind.UNMASKED, words, np.where(wrong, gradient.error, 0.0))
+    reason = _why_zero(gradient, wrong, zero)
+    words = f"is not zero at {count} of the {masked} entries where it should be{reason}"
+    told = None if reason else _block(gradient)
+    return told or InputMistake(DiagnosisKind.UNMASKED, words, np.where(wrong, gradient.error, 0.0))
+
+
+def _why_zero(gradient: InputGradient, wrong: Flags, zero: Flags) -> str:
+    """Words on what makes the right gradient zero where the one on trial is not; "" where that is not known.
+
+    It is another input that is zero in these entries only. Or it is a mask, where the call works entry by entry and what
+    arrives is not zero there: the output does not change with the input.
+    """
+    for name, other in gradient.others.items():
+        if np.all(other[wrong] == 0) and np.all(other[~zero] != 0):
+            return f", as where a backward lacks the factor {name}, which is zero there"
+    is_mask = gradient.elementwise and len(gradient.upstream) == 1 and bool(np.all(_arrived(gradient)[wrong]))
+    return ", as where a backward lacks the mask of its forward" if is_mask else ""
 
 
 def _slope(gradient: InputGradient) -> InputMistake | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +22,9 @@ INDEPENDENT = 1e-3
 MANY, FIRST = 50_000, 4
 """Of tensors with more than 50,000 entries, the first 4 slices along each axis are fitted first."""
 
+MOST_GROUPS = 64
+"""An axis is cut into at most 64 groups, as channels are by GroupNorm."""
+
 SPOILED = 1e-8
 """A slice counts if its norm is more than 1e-8 of the largest one's."""
 
@@ -30,6 +35,69 @@ def axes_of_slices(dimensions: int) -> Iterator[tuple[int, ...]]:
     if dimensions > 2:
         for kept in (0, 1, dimensions - 1):
             yield tuple(axis for axis in range(dimensions) if axis != kept)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """A way to cut a tensor into slices.
+
+    Attributes:
+        shape: that the tensor is viewed in; has one axis more where one is cut into groups.
+        axes: of that shape, along which each slice goes.
+        words: such as "along axes 2, 3" or "along axes 1, 2, 3 in each of 2 groups of axis 1".
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
+    words: str
+
+    @property
+    def count(self) -> int:
+        """How many slices there are."""
+        return math.prod(length for axis, length in enumerate(self.shape) if axis not in self.axes)
+
+    def fitted(self, values: Floats, basis: Sequence[Floats], left: float = 0.25) -> Floats | None:
+        """As `fitted_by_slices`, shape of `values`."""
+        fit = fitted_by_slices(
+            values.reshape(self.shape), [each.reshape(self.shape) for each in basis], self.axes, left
+        )
+        return None if fit is None else fit.reshape(values.shape)
+
+    def centred(self, values: Floats) -> Floats:
+        """`values` less the mean of each slice."""
+        viewed = values.reshape(self.shape)
+        return np.asarray(viewed - np.mean(viewed, axis=self.axes, keepdims=True)).reshape(values.shape)
+
+    def are_independent(self, values: Floats) -> bool:
+        """As the function of that name."""
+        return are_independent(values.reshape(self.shape), self.axes)
+
+
+def ways_to_slice(shape: tuple[int, ...]) -> list[Slices]:
+    """Ways to cut a tensor into slices, those with the fewest slices first.
+
+    Each goes along the axes that `axes_of_slices` has, along several in a row or, as groups of channels do, along all axes
+    but the first in each of several groups of axis 1; or along one of several groups of the last axis.
+    """
+    dimensions = len(shape)
+    in_a_row = [tuple(range(a, b)) for a in range(dimensions) for b in range(a + 2, dimensions + 1) if b - a < dimensions]
+    axes = dict.fromkeys([*axes_of_slices(dimensions), *in_a_row])
+    whole = [Slices(shape, each, along_in_words(each)) for each in axes]
+    grouped = [
+        _grouped(shape, axis, groups)
+        for axis in sorted({1, dimensions - 1})
+        if 0 < axis < dimensions
+        for groups in range(2, min(shape[axis], MOST_GROUPS + 1))
+        if shape[axis] % groups == 0
+    ]
+    return sorted([*whole, *grouped], key=lambda way: way.count)
+
+
+def _grouped(shape: tuple[int, ...], axis: int, groups: int) -> Slices:
+    """Slices along an axis in each of several groups of it, and along all axes after it."""
+    viewed = (*shape[:axis], groups, shape[axis] // groups, *shape[axis + 1 :])
+    words = f"{along_in_words(tuple(range(axis, len(shape))))} in each of {groups} groups of axis {axis}"
+    return Slices(viewed, tuple(range(axis + 1, len(viewed))), words)
 
 
 def fitted_by_slices(
