@@ -74,7 +74,8 @@ def findings_of(
     evidences = Evidences(problem, trials)
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
     diagnoses |= stops.diagnoses(rows, _without_cause(diagnoses))
-    proven = propagated(problem, culprit, evidences, _without_cause(diagnoses, DiagnosisKind.SPURIOUS))
+    spurious = () if stops.right else (DiagnosisKind.SPURIOUS,)  # where a path is lost on purpose, that says more
+    proven = propagated(problem, culprit, evidences, _without_cause(diagnoses, *spurious))
     diagnoses |= {k: found for k, found in proven.items() if found.kind.is_told or not diagnoses[k].kind.is_known}
     diagnoses |= stale_calls(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= wrong_sums(problem, culprit.suspects, evidences, _unknown(diagnoses))

@@ -116,7 +116,7 @@ def test_a_gate_of_which_the_right_gradient_is_zero_is_told_by_its_place() -> No
     first_columns = np.where(np.arange(6) < 2, 0, 1)
     found = input_mistake(gradient(UP * Y, first_columns * UP * Y))
     assert found is not None
-    assert (found.kind, found.words) == ("block", "is right except in columns 0-1 of 6, where it should be zero")
+    assert (found.kind, found.words) == ("unmasked", "is right except in columns 0-1 of 6, where it should be zero")
 
 
 MAP = DRAW.normal(size=(4, 6, 5))

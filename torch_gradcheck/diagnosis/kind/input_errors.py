@@ -6,7 +6,7 @@ its few coefficients counts against coincidence. What fits nothing is not named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -54,6 +54,7 @@ class InputGradient:
         upstream: the gradients that arrived for outputs of this shape, by name.
         outputs: the outputs of this shape, by name.
         others: other inputs of this shape, such as targets, by name.
+        elsewhere: gradients that would be right for something else, with words for the end of the same sentence.
         elementwise: every entry of the output, and of both gradients, depends on the same entry of the input only.
     """
 
@@ -64,6 +65,7 @@ class InputGradient:
     outputs: Mapping[str, Floats] = field(default_factory=dict)
     others: Mapping[str, Floats] = field(default_factory=dict)
     elementwise: bool = False
+    elsewhere: Callable[[], Iterable[tuple[str, Floats]]] = tuple
 
     @property
     def error(self) -> Floats:
@@ -93,12 +95,14 @@ class InputMistake:
         words: what is wrong with it, as the end of a sentence that begins "the gradient of the input".
         error: by how much it is off according to the fit, shape of the input.
         factor: on the right gradient or on the term, None without one.
+        own_kind: of a parameter that is this input itself, where it is another one.
     """
 
     kind: DiagnosisKind
     words: str
     error: Floats
     factor: float | None = None
+    own_kind: DiagnosisKind | None = None
 
 
 def input_mistake(gradient: InputGradient) -> InputMistake | None:
@@ -210,9 +214,10 @@ def _unmasked(gradient: InputGradient) -> InputMistake | None:
     if np.any(wrong & ~zero) or count < 2 or int(np.sum(~zero)) < ENOUGH:
         return None
     reason = _why_zero(gradient, wrong, zero)
+    place = None if reason else _block(gradient)
     words = f"is not zero at {count} of the {masked} entries where it should be{reason}"
-    told = None if reason else _block(gradient)
-    return told or InputMistake(DiagnosisKind.UNMASKED, words, np.where(wrong, gradient.error, 0.0))
+    told, own_kind = (words, None) if place is None else (place.words, place.own_kind)
+    return InputMistake(DiagnosisKind.UNMASKED, told, np.where(wrong, gradient.error, 0.0), own_kind=own_kind)
 
 
 def _why_zero(gradient: InputGradient, wrong: Flags, zero: Flags) -> str:
@@ -226,6 +231,15 @@ def _why_zero(gradient: InputGradient, wrong: Flags, zero: Flags) -> str:
             return f", as where a backward lacks the factor {name}, which is zero there"
     is_mask = gradient.elementwise and len(gradient.upstream) == 1 and bool(np.all(_arrived(gradient)[wrong]))
     return ", as where a backward lacks the mask of its forward" if is_mask else ""
+
+
+def _elsewhere(gradient: InputGradient) -> InputMistake | None:
+    """PROPAGATED: right for something else, such as without what arrives for another output."""
+    for words, values in gradient.elsewhere():
+        fits = values.shape == gradient.right.shape and _leaves_nothing(gradient.on_trial - values, gradient.error)
+        if fits and np.sum(values != 0) >= ENOUGH:
+            return InputMistake(DiagnosisKind.PROPAGATED, words, gradient.error)
+    return None
 
 
 def _slope(gradient: InputGradient) -> InputMistake | None:
@@ -306,13 +320,14 @@ def _as_of_parameter(gradient: InputGradient, kinds: tuple[Kind, ...], kind: Dia
     if found is None:
         return None
     words = found.diagnosis.message.removeprefix("dθ ").replace("dθ", "it")
-    return InputMistake(kind, words, gradient.error)
+    return InputMistake(kind, words, gradient.error, own_kind=found.diagnosis.kind)
 
 
 FITS: tuple[Callable[[InputGradient], InputMistake | None], ...] = (
     _factor,
     _term,
     _unmasked,
+    _elsewhere,
     _slope,
     _term_and_constant,
     _projection,

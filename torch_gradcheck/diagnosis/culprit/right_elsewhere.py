@@ -1,0 +1,102 @@
+"""Gradients that would be right for something else than the call: what a wrong backward may have computed instead.
+
+Each comes with the end of a sentence that begins "the gradient of the input". Whether it is the one on trial is left to
+who asks; that it is, entry by entry, leaves no room for coincidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import chain
+
+import torch
+
+from torch_gradcheck.diagnosis.culprit.argument_copies import replaced, tensors_of
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
+from torch_gradcheck.diagnosis.culprit.right_gradients import right_gradients
+from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
+from torch_gradcheck.engines.traced.untraceable import Untraceable
+
+MOST_TRIED = 8
+"""Of more outputs than 8, or other inputs, none is left out."""
+
+Elsewhere = tuple[str, torch.Tensor]
+
+
+def right_elsewhere(
+    runner: CallRunner, call: RecordedCall, position: int, name_of: Callable[[int], str]
+) -> Iterator[Elsewhere]:
+    """Gradients of one input, with words; each takes a run of the call, and is left out where that raises.
+
+    Args:
+        runner: runs calls in the regime that J is evaluated in.
+        call: the call, with the gradients that arrived.
+        position: of the input among its tensors.
+        name_of: what the input at a position is called.
+    """
+    made = chain(
+        _without_an_output(runner, call, position),
+        _without_an_input(runner, call, position, name_of),
+        _by_the_forward(runner, call, position),
+    )
+    for words, compute in made:
+        try:
+            gradient = compute()
+        except (Untraceable, CannotBeRunAlone, RuntimeError, ValueError):  # another J may not be computed
+            continue
+        if gradient is not None:
+            yield words, gradient
+
+
+Made = Iterator[tuple[str, Callable[[], torch.Tensor | None]]]
+
+
+def _without_an_output(runner: CallRunner, call: RecordedCall, position: int) -> Made:
+    """Right but for what arrives for one of the outputs."""
+    arrived = [k for k, each in enumerate(call.cotangents) if each is not None]
+    if not 1 < len(arrived) <= MOST_TRIED:
+        return
+    for k in arrived:
+        others = [None if j == k else each for j, each in enumerate(call.cotangents)]
+        yield (
+            f"lacks what arrives for output {k}, and is right but for that",
+            lambda others=others: right_gradients(runner, call, others)[position],  # type: ignore[misc]
+        )
+
+
+def _without_an_input(runner: CallRunner, call: RecordedCall, position: int, name_of: Callable[[int], str]) -> Made:
+    """Right where another input is 1, or 0, in every entry."""
+    inputs = call.inputs
+    others = [k for k, each in enumerate(inputs) if each is not inputs[position] and each.numel()]
+    for k in others if len(others) <= MOST_TRIED else []:
+        is_number = inputs[k].dtype != torch.bool
+        for value in (1, 0):
+            if inputs[k].dtype not in (torch.float64, torch.bool) or bool((inputs[k] == value).all()):
+                continue
+            changed = replace(call, inputs=[torch.full_like(x, value) if x is inputs[k] else x for x in inputs])
+            yield (
+                f"is right for an {name_of(k)} of {value if is_number else bool(value)} in every entry: the backward "
+                "leaves that out",
+                lambda changed=changed: right_gradients(runner, changed, call.cotangents)[position],  # type: ignore[misc]
+            )
+
+
+def _by_the_forward(runner: CallRunner, call: RecordedCall, position: int) -> Made:
+    """What the forward makes of the upstream gradient, where it gives one tensor of the input's shape."""
+    if len(call.cotangents) != 1 or (upstream := call.cotangents[0]) is None:
+        return
+    if upstream.shape == call.inputs[position].shape:
+        yield (
+            "is what the forward makes of the upstream gradient: the backward lacks the transpose",
+            lambda: _forward_of(runner, call, position, upstream),
+        )
+
+
+def _forward_of(runner: CallRunner, call: RecordedCall, position: int, value: torch.Tensor) -> torch.Tensor | None:
+    given = call.inputs[position]
+    copies = iter([(value if each is given else each).detach().clone() for each in call.inputs])
+    arguments = replaced(call.arguments, lambda tensor: next(copies, tensor))
+    with runner.alone(call), torch.no_grad():
+        outputs = tensors_of(call.run(arguments))
+    return outputs[0] if len(outputs) == 1 and outputs[0].shape == value.shape else None
