@@ -79,8 +79,9 @@ class _Fitted(NamedTuple):
         return type(owner) if isinstance(owner, nn.Module) else owner, self.position
 
     def is_told_by(self, other: _Fitted) -> bool:
-        """Whether one sentence does for both: the same code makes one mistake of a kind; in one module of any kind."""
-        return self.code == other.code and (self.kind is other.kind or self.suspect.name == other.suspect.name)
+        """Whether one sentence does for both: the same code makes them, in one module, or wherever the words agree."""
+        alike = self.kind is other.kind and self.mistake.form == other.mistake.form
+        return self.code == other.code and (alike or self.suspect.name == other.suspect.name)
 
 
 @dataclass
@@ -169,7 +170,7 @@ def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
     sentences = [f"{OF_INPUT}{each.where} {each.mistake.words}" for each in firsts]
     kinds = {each.kind for each in firsts}
     more = len(fitted) - len(firsts)
-    alike = {(each.code, each.kind) for each in fitted} == {(each.code, each.kind) for each in firsts}
+    alike = {(each.code, each.mistake.form) for each in fitted} == {(each.code, each.mistake.form) for each in firsts}
     again = f" (and {'likewise' if alike else 'is wrong'} in {more} more call{'s' * (more > 1)})" if more else ""
     return Diagnosis(
         kinds.pop() if len(kinds) == 1 else DiagnosisKind.PROPAGATED,

@@ -6,27 +6,29 @@ who asks; that it is, entry by entry, leaves no room for coincidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 
 import torch
 
 from torch_gradcheck.diagnosis.culprit.argument_copies import replaced, tensors_of
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
-from torch_gradcheck.diagnosis.culprit.right_gradients import right_gradients
+from torch_gradcheck.diagnosis.culprit.right_gradients import Cotangents, right_gradients
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 
 MOST_TRIED = 8
 """Of more outputs than 8, or other inputs, none is left out."""
 
-Elsewhere = tuple[str, torch.Tensor]
+Tried = Iterator[tuple[str, Callable[[], torch.Tensor | None]]]
+"""Words, and what computes the gradient that they stand for."""
 
 
 def right_elsewhere(
     runner: CallRunner, call: RecordedCall, position: int, name_of: Callable[[int], str]
-) -> Iterator[Elsewhere]:
+) -> Iterator[tuple[str, torch.Tensor]]:
     """Gradients of one input, with words; each takes a run of the call, and is left out where that raises.
 
     Args:
@@ -35,12 +37,12 @@ def right_elsewhere(
         position: of the input among its tensors.
         name_of: what the input at a position is called.
     """
-    made = chain(
+    tried = chain(
         _without_an_output(runner, call, position),
         _without_an_input(runner, call, position, name_of),
         _by_the_forward(runner, call, position),
     )
-    for words, compute in made:
+    for words, compute in tried:
         try:
             gradient = compute()
         except (Untraceable, CannotBeRunAlone, RuntimeError, ValueError):  # another J may not be computed
@@ -49,48 +51,44 @@ def right_elsewhere(
             yield words, gradient
 
 
-Made = Iterator[tuple[str, Callable[[], torch.Tensor | None]]]
-
-
-def _without_an_output(runner: CallRunner, call: RecordedCall, position: int) -> Made:
+def _without_an_output(runner: CallRunner, call: RecordedCall, position: int) -> Tried:
     """Right but for what arrives for one of the outputs."""
     arrived = [k for k, each in enumerate(call.cotangents) if each is not None]
     if not 1 < len(arrived) <= MOST_TRIED:
         return
+    right = partial(_right, runner, call, position)
     for k in arrived:
         others = [None if j == k else each for j, each in enumerate(call.cotangents)]
-        yield (
-            f"lacks what arrives for output {k}, and is right but for that",
-            lambda others=others: right_gradients(runner, call, others)[position],  # type: ignore[misc]
-        )
+        yield f"lacks what arrives for output {k}, and is right but for that", partial(right, others)
 
 
-def _without_an_input(runner: CallRunner, call: RecordedCall, position: int, name_of: Callable[[int], str]) -> Made:
+def _without_an_input(runner: CallRunner, call: RecordedCall, position: int, name_of: Callable[[int], str]) -> Tried:
     """Right where another input is 1, or 0, in every entry."""
     inputs = call.inputs
     others = [k for k, each in enumerate(inputs) if each is not inputs[position] and each.numel()]
     for k in others if len(others) <= MOST_TRIED else []:
-        is_number = inputs[k].dtype != torch.bool
-        for value in (1, 0):
-            if inputs[k].dtype not in (torch.float64, torch.bool) or bool((inputs[k] == value).all()):
-                continue
-            changed = replace(call, inputs=[torch.full_like(x, value) if x is inputs[k] else x for x in inputs])
-            yield (
-                f"is right for an {name_of(k)} of {value if is_number else bool(value)} in every entry: the backward "
-                "leaves that out",
-                lambda changed=changed: right_gradients(runner, changed, call.cotangents)[position],  # type: ignore[misc]
-            )
+        for value in _LEFT_OUT.get(inputs[k].dtype, ()):
+            if not bool((inputs[k] == value).all()):
+                changed = replace(call, inputs=[torch.full_like(x, value) if x is inputs[k] else x for x in inputs])
+                words = f"is right for an {name_of(k)} of {value} in every entry: the backward leaves that out"
+                yield words, partial(_right, runner, changed, position, call.cotangents)
 
 
-def _by_the_forward(runner: CallRunner, call: RecordedCall, position: int) -> Made:
+_LEFT_OUT: Mapping[torch.dtype, tuple[float, ...]] = {torch.float64: (1, 0), torch.bool: (True, False)}
+"""The values of an input that is not there, by its dtype."""
+
+
+def _right(runner: CallRunner, call: RecordedCall, position: int, cotangents: Cotangents) -> torch.Tensor:
+    return right_gradients(runner, call, cotangents)[position]
+
+
+def _by_the_forward(runner: CallRunner, call: RecordedCall, position: int) -> Tried:
     """What the forward makes of the upstream gradient, where it gives one tensor of the input's shape."""
     if len(call.cotangents) != 1 or (upstream := call.cotangents[0]) is None:
         return
     if upstream.shape == call.inputs[position].shape:
-        yield (
-            "is what the forward makes of the upstream gradient: the backward lacks the transpose",
-            lambda: _forward_of(runner, call, position, upstream),
-        )
+        words = "is what the forward makes of the upstream gradient: the backward lacks the transpose"
+        yield words, partial(_forward_of, runner, call, position, upstream)
 
 
 def _forward_of(runner: CallRunner, call: RecordedCall, position: int, value: torch.Tensor) -> torch.Tensor | None:

@@ -6,6 +6,7 @@ its few coefficients counts against coincidence. What fits nothing is not named.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
@@ -38,6 +39,9 @@ RUN = 3
 ZERO = 1e-13
 """An entry below 1e-13 of the largest is zero."""
 
+
+MEASURED = re.compile(r"-?\d+\.\d+(e[-+]?\d+)?|\d+ of (the )?\d+")
+"""Numbers in words that say no more than how large the mistake is."""
 
 EVERYWHERE = "everywhere"
 """Where a slope is wrong that is wrong at every input."""
@@ -103,6 +107,11 @@ class InputMistake:
     error: Floats
     factor: float | None = None
     own_kind: DiagnosisKind | None = None
+
+    @property
+    def form(self) -> str:
+        """The words without what differs from call to call: measured numbers, and how many entries are wrong."""
+        return MEASURED.sub("…", self.words)
 
 
 def input_mistake(gradient: InputGradient) -> InputMistake | None:
@@ -223,8 +232,8 @@ def _unmasked(gradient: InputGradient) -> InputMistake | None:
 def _why_zero(gradient: InputGradient, wrong: Flags, zero: Flags) -> str:
     """Words on what makes the right gradient zero where the one on trial is not; "" where that is not known.
 
-    It is another input that is zero in these entries only. Or it is a mask, where the call works entry by entry and what
-    arrives is not zero there: the output does not change with the input.
+    It is another input that is zero in these entries only. Or it is a mask, where the call works entry by entry and
+    what arrives is not zero there: the output does not change with the input.
     """
     for name, other in gradient.others.items():
         if np.all(other[wrong] == 0) and np.all(other[~zero] != 0):

@@ -76,11 +76,13 @@ class Slices:
 def ways_to_slice(shape: tuple[int, ...]) -> list[Slices]:
     """Ways to cut a tensor into slices, those with the fewest slices first.
 
-    Each goes along the axes that `axes_of_slices` has, along several in a row or, as groups of channels do, along all axes
-    but the first in each of several groups of axis 1; or along one of several groups of the last axis.
+    Each goes along the axes that `axes_of_slices` has, along several in a row or, as groups of channels do, along all
+    axes but the first in each of several groups of axis 1; or along one of several groups of the last axis.
     """
     dimensions = len(shape)
-    in_a_row = [tuple(range(a, b)) for a in range(dimensions) for b in range(a + 2, dimensions + 1) if b - a < dimensions]
+    in_a_row = [
+        tuple(range(a, b)) for a in range(dimensions) for b in range(a + 2, dimensions + 1) if b - a < dimensions
+    ]
     axes = dict.fromkeys([*axes_of_slices(dimensions), *in_a_row])
     whole = [Slices(shape, each, along_in_words(each)) for each in axes]
     grouped = [

@@ -9,9 +9,8 @@ from torch_gradcheck.reporting.facts.content import Record
 from torch_gradcheck.reporting.facts.one_line import in_one_line
 from torch_gradcheck.reporting.facts.trait import Trait, Word
 
-
 OF_INPUT = "the gradient of "
-"""So begins the message on a mistake that a parameter has from further downstream: on the gradient of a call's input."""
+"""So begins the message on a mistake that is made further downstream, in the gradient of a call's input."""
 
 AGAIN = re.compile(r" \([^()]* in \d+ more calls?\)")
 """What such a message says of other calls that make the mistake, which differs from parameter to parameter."""
