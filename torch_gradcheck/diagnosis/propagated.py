@@ -132,8 +132,18 @@ def propagated(
     objective = problem.objective
     if not unknown or not culprit.suspects or objective.dtype != torch.float64 or objective.held is not None:
         return {}
+    everywhere = sorted([*culprit.suspects, *culprit.functions], key=lambda each: each.number)
+    found = _proven(problem, culprit.suspects, evidences, unknown)
+    left = [k for k in unknown if k not in found]
+    return found | (_proven(problem, everywhere, evidences, left) if left and culprit.functions else {})
+
+
+def _proven(
+    problem: Problem, suspects: Sequence[Suspect], evidences: Mapping[int, Evidence], unknown: Sequence[int]
+) -> dict[int, Diagnosis]:
+    """Diagnoses of those parameters whose gradients are right when the mistakes of these calls are put right."""
     try:
-        repair = _repaired(problem, culprit.suspects[-MOST_CALLS:], unknown)
+        repair = _repaired(problem, suspects[-MOST_CALLS:], unknown)
     except Exception:  # whatever J or a call raises here, the verdict on the gradients stands
         return {}
     proven = [k for k in unknown if _is_right_now(evidences[k], repair, k)]

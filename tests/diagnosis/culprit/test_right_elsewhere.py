@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -106,6 +107,47 @@ TOLD = {
     ),
 }
 """The forward, the backward, the other input, and the words; None: others say it."""
+
+
+class Table(nn.Module):
+    """Looks up rows of a table by `index` and gives their sums in each bag."""
+
+    def __init__(self, backward: Backward, index: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 2))
+        self.by_hand = function(lambda w, i: w[i].sum(1), backward)
+        self.index = index
+
+    def forward(self, shift: Tensor) -> Tensor:
+        y: Tensor = self.by_hand.apply(self.weight, self.index)
+        return torch.tanh(y + shift)
+
+
+def put(g: Tensor, w: Tensor, index: Tensor, flipped: bool = False, scale: float = 1.0) -> tuple[Tensor, None]:
+    """The gradient of the table by assignment, in which a later use of a row takes the place of earlier ones."""
+    uses = g[:, None].expand(*index.shape, 2).reshape(-1, 2) * scale
+    order = range(len(uses) - 1, -1, -1) if flipped else range(len(uses))
+    found = torch.zeros_like(w)
+    for k in order:
+        found[index.flatten()[k]] = uses[k]
+    return found, None
+
+
+@pytest.mark.parametrize(
+    ("backward", "words"),
+    [
+        pytest.param(put, "counts only the last use of each row by input other", id="last"),
+        pytest.param(partial(put, flipped=True), "counts only the first use of each row by input other", id="first"),
+        pytest.param(partial(put, scale=1.1), "no simple relation", id="last, scaled"),
+    ],
+)
+def test_uses_of_a_row_that_are_not_added(backward: Backward, words: str) -> None:
+    torch.manual_seed(0)
+    model = Table(backward, torch.tensor([[0, 3, 1], [1, 3, 3], [4, 0, 0], [1, 1, 4]]))
+    row = check_module(model, squared_error, (torch.randn(4, 2), torch.randn(4, 2)))["weight"]
+    assert row.diagnosis is not None
+    assert words in row.diagnosis.message
+
 
 NOT_TOLD = {
     "half of another output": (PAIR, lambda g, h, x, w: first_only(g, h, x, w, share=0.5), ROW),

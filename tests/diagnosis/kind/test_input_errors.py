@@ -119,6 +119,38 @@ def test_a_gate_of_which_the_right_gradient_is_zero_is_told_by_its_place() -> No
     assert (found.kind, found.words) == ("unmasked", "is right except in columns 0-1 of 6, where it should be zero")
 
 
+OTHER_MASK = np.roll(MASK, 1)
+
+
+def test_another_mask_than_the_forward_has() -> None:
+    found = input_mistake(gradient(2 * OTHER_MASK * UP, 2 * MASK * UP))
+    assert found is not None
+    assert (found.kind, "another mask than the forward" in found.words) == ("unmasked", True)
+    counts = f"is zero at {np.sum(MASK * (1 - OTHER_MASK)):.0f} entries where it should not be and not zero at "
+    assert found.words.startswith(f"{counts}{np.sum(OTHER_MASK * (1 - MASK)):.0f} where it should be")
+
+
+@pytest.mark.parametrize("scale", [X, 3.0, UP], ids=["the input", "another factor", "upstream"])
+def test_two_masks_of_two_things_are_not_told(scale: Floats | float) -> None:
+    found = input_mistake(gradient(scale * OTHER_MASK * UP, 2 * MASK * UP))
+    assert found is None or "another mask" not in found.words
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        pytest.param(abs(X - Y) > 1, "where the input less the input target is -1.", id="far from the target"),
+        pytest.param(X > Y, "where the input less the input target is 0.", id="above the target"),
+        pytest.param(np.sin(40 * X) > 0, "of 30 entries", id="neither"),
+    ],
+)
+def test_where_a_slope_is_wrong_beside_another_input(wrong: Floats, where: str) -> None:
+    pointwise = replace(gradient(UP * np.where(wrong, X - Y, 1), UP), elementwise=True, others={"the input target": Y})
+    found = input_mistake(pointwise)
+    assert found is not None
+    assert (found.kind, where in found.words) == ("slope", True), found.words
+
+
 MAP = DRAW.normal(size=(4, 6, 5))
 HALVES = DRAW.normal(size=(4, 2, 1))
 
@@ -155,7 +187,8 @@ def test_slices_are_as_large_as_they_can_be(spoiled: Floats, kind: str, words: s
         pytest.param(lambda x: np.where(x < 0, 0.1, 1 - np.tanh(x) ** 2), "or less", id="on the left"),
         pytest.param(lambda x: np.where(x > 0, 0.1, 1 - np.tanh(x) ** 2), "or more", id="on the right"),
         pytest.param(lambda x: np.where(abs(x) < 0.5, 0.1, 1 - np.tanh(x) ** 2), "from -0.", id="in the middle"),
-        pytest.param(lambda x: np.where(abs(x) > 0.5, 0.1, 1 - np.tanh(x) ** 2), "of 30 entries", id="outside"),
+        pytest.param(lambda x: np.where(abs(x) > 0.5, 0.1, 1 - np.tanh(x) ** 2), "or less, or 0.", id="outside"),
+        pytest.param(lambda x: np.where(np.sin(40 * x) > 0, 0.1, 1 - np.tanh(x) ** 2), "of 30 entries", id="anywhere"),
     ],
 )
 def test_where_a_slope_is_wrong(slope: Callable[[Floats], Floats], where: str) -> None:

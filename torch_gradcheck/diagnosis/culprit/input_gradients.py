@@ -166,9 +166,9 @@ def _others(suspect: Suspect, k: int) -> dict[str, Floats]:
     found: dict[str, Floats] = {}
     for j, other in enumerate(suspect.call.inputs):
         if other is not like and other.shape == like.shape and other.dtype == like.dtype:
-            found[where_in_words(suspect, j)] = as_array(other)
+            found[f"the {_name(suspect.call, j)}"] = as_array(other)
         elif other.dtype == torch.int64 and like.dim() > 1 and other.shape == like.shape[:1] + like.shape[2:]:
-            found[f"the one-hot rows of {where_in_words(suspect, j)}"] = _one_hot(other, like)
+            found[f"the one-hot rows of {_name(suspect.call, j)}"] = _one_hot(other, like)
     return found
 
 

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import chain
 
 import torch
+from torch import nn
 
 from torch_gradcheck.diagnosis.culprit.argument_copies import replaced, tensors_of
 from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
@@ -21,6 +22,9 @@ from torch_gradcheck.engines.traced.untraceable import Untraceable
 
 MOST_TRIED = 8
 """Of more outputs than 8, or other inputs, none is left out."""
+
+MOST_USES = 2_000
+"""Of more look-ups than 2,000 in one call, none is left out."""
 
 Tried = Iterator[tuple[str, Callable[[], torch.Tensor | None]]]
 """Words, and what computes the gradient that they stand for."""
@@ -41,6 +45,7 @@ def right_elsewhere(
         _without_an_output(runner, call, position),
         _without_an_input(runner, call, position, name_of),
         _by_the_forward(runner, call, position),
+        _of_one_use(runner, call, position, name_of),
     )
     for words, compute in tried:
         try:
@@ -63,9 +68,10 @@ def _without_an_output(runner: CallRunner, call: RecordedCall, position: int) ->
 
 
 def _without_an_input(runner: CallRunner, call: RecordedCall, position: int, name_of: Callable[[int], str]) -> Tried:
-    """Right where another input is 1, or 0, in every entry."""
+    """Right where another input, or the parameter itself, is 1, or 0, in every entry."""
     inputs = call.inputs
-    others = [k for k, each in enumerate(inputs) if each is not inputs[position] and each.numel()]
+    own = None if isinstance(inputs[position], nn.Parameter) else inputs[position]
+    others = [k for k, each in enumerate(inputs) if each is not own and each.numel()]
     for k in others if len(others) <= MOST_TRIED else []:
         for value in _LEFT_OUT.get(inputs[k].dtype, ()):
             if not bool((inputs[k] == value).all()):
@@ -98,3 +104,33 @@ def _forward_of(runner: CallRunner, call: RecordedCall, position: int, value: to
     with runner.alone(call), torch.no_grad():
         outputs = tensors_of(call.run(arguments))
     return outputs[0] if len(outputs) == 1 and outputs[0].shape == value.shape else None
+
+
+def _of_one_use(runner: CallRunner, call: RecordedCall, position: int, name_of: Callable[[int], str]) -> Tried:
+    """That of the last use, or the first, of each row of a table which another input looks up."""
+    table = call.inputs[position]
+    for k, index in enumerate(call.inputs):
+        is_index = table.dim() and index.dtype == torch.int64 and 1 < index.numel() <= MOST_USES
+        if not is_index or not bool(((index >= 0) & (index < len(table))).all()):
+            continue
+        used = index.flatten()
+        for which, number in (("last", _last_uses(used)), ("first", _last_uses(used.flip(0)))):
+            where = number if which == "last" else {row: len(used) - 1 - use for row, use in number.items()}
+            if len(where) < len(used):
+                words = f"counts only the {which} use of each row by {name_of(k)}: uses of the same row are not added"
+                yield words, partial(_of_uses, runner, call, (position, k), where)
+
+
+def _last_uses(used: torch.Tensor) -> dict[int, int]:
+    return {row: use for use, row in enumerate(used.tolist())}
+
+
+def _of_uses(runner: CallRunner, call: RecordedCall, places: tuple[int, int], uses: Mapping[int, int]) -> torch.Tensor:
+    """The gradient of a table of which each row has that of one use: for this, each use looks up a row of its own."""
+    table, index = (call.inputs[place] for place in places)
+    own = table.detach()[index.flatten()], torch.arange(index.numel()).reshape(index.shape)
+    inputs = [own[0] if each is table else own[1] if each is index else each for each in call.inputs]
+    each_use = _right(runner, replace(call, inputs=inputs), places[0], call.cotangents)
+    found = torch.zeros_like(table)
+    found[list(uses)] = each_use[list(uses.values())]
+    return found

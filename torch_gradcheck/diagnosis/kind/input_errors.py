@@ -33,6 +33,9 @@ RIGHT = 1e-9
 LARGEST = 4_000_000
 """Larger gradients are not fitted."""
 
+SEVERAL = 6
+"""So many wrong slopes, and as many right ones, show that the wrong ones lie outside of a range."""
+
 RUN = 3
 """So many wrong slopes, at least, show where on the axis of the input they lie."""
 
@@ -256,7 +259,7 @@ def _slope(gradient: InputGradient) -> InputMistake | None:
 
     Where it is a constant factor off in every slice, that says more.
     """
-    where = _where(*_tried(gradient)) if _is_pointwise(gradient) else ""
+    where = _region(gradient) if _is_pointwise(gradient) else ""
     sliced = _slicewise(gradient) if where == EVERYWHERE else None
     return sliced or (_with_slope(gradient, where) if where else None)
 
@@ -300,7 +303,21 @@ def _with_slope(gradient: InputGradient, where: str) -> InputMistake:
     return InputMistake(DiagnosisKind.SLOPE, words, gradient.error)
 
 
-def _where(values: Floats, wrong: Flags) -> str:
+def _region(gradient: InputGradient) -> str:
+    """Where the slope is wrong, in words: by the input or, as for a loss, by its difference to another one."""
+    values, wrong = _tried(gradient)
+    known = _arrived(gradient)
+    where = _where("the input", values, wrong) or _outside("the input", values, wrong)
+    for name, other in gradient.others.items():
+        difference = values - other[known]
+        enough = SEVERAL <= np.sum(wrong) <= len(wrong) - SEVERAL and np.all(np.isfinite(difference))
+        name_of = f"the input less {name}"
+        told = _where(name_of, difference, wrong) or _outside(name_of, difference, wrong) if enough else ""
+        where = where or told
+    return where
+
+
+def _where(what: str, values: Floats, wrong: Flags) -> str:
     """The inputs with a wrong slope, in words: all, or those on one side of a value or between two; "" for others."""
     if np.all(wrong):
         return EVERYWHERE
@@ -308,8 +325,43 @@ def _where(values: Floats, wrong: Flags) -> str:
     if np.sum(wrong) < RUN or np.any(~wrong & (values >= low) & (values <= high)):
         return ""
     if high == np.max(values):
-        return f"where the input is {low:.4g} or more"
-    return f"where the input is {high:.4g} or less" if low == np.min(values) else f"from {low:.4g} to {high:.4g}"
+        return f"where {what} is {low:.4g} or more"
+    return f"where {what} is {high:.4g} or less" if low == np.min(values) else f"from {low:.4g} to {high:.4g}"
+
+
+def _outside(what: str, values: Floats, wrong: Flags) -> str:
+    """The inputs with a wrong slope, in words, where they are all below one value or above another; else ""."""
+    if not SEVERAL <= np.sum(wrong) <= len(wrong) - SEVERAL:
+        return ""
+    low, high = float(np.min(values[~wrong])), float(np.max(values[~wrong]))
+    if np.any(wrong & (values >= low) & (values <= high)):
+        return ""
+    below, above = (
+        float(np.max(values[values < low], initial=-np.inf)),
+        float(np.min(values[values > high], initial=np.inf)),
+    )
+    return f"where {what} is {below:.4g} or less, or {above:.4g} or more" if np.isfinite(below - above) else ""
+
+
+def _other_mask(gradient: InputGradient) -> InputMistake | None:
+    """UNMASKED: both gradients are one multiple of the upstream gradient or zero, but not in the same entries."""
+    if len(gradient.upstream) != 1:
+        return None
+    known = _arrived(gradient)
+    (upstream,) = gradient.upstream.values()
+    right, on_trial = (each[known] / upstream[known] for each in (gradient.right, gradient.on_trial))
+    factor = float(right[np.argmax(np.abs(right))])
+    allowed = EXACT * abs(factor)
+    if not all(np.all((np.abs(each) <= allowed) | (np.abs(each - factor) <= allowed)) for each in (right, on_trial)):
+        return None
+    lost, kept = (int(np.sum(np.abs(each) <= allowed)) for each in (on_trial[right != 0], right[on_trial != 0]))
+    if min(lost, kept) < RUN or np.any(gradient.error[~known]):
+        return None
+    words = (
+        f"is zero at {lost} entries where it should not be and not zero at {kept} where it should be: the backward has "
+        "another mask than the forward"
+    )
+    return InputMistake(DiagnosisKind.UNMASKED, words, gradient.error)
 
 
 def _misplaced(gradient: InputGradient) -> InputMistake | None:
@@ -336,6 +388,7 @@ FITS: tuple[Callable[[InputGradient], InputMistake | None], ...] = (
     _factor,
     _term,
     _unmasked,
+    _other_mask,
     _elsewhere,
     _slope,
     _term_and_constant,
