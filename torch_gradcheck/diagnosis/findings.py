@@ -27,6 +27,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry, flat_values
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Role, Status
+from torch_gradcheck.reporting.facts.diagnosis import OF_PART
 from torch_gradcheck.reporting.words import counted, listed
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -76,7 +77,7 @@ def findings_of(
     diagnoses |= stops.diagnoses(rows, _without_cause(diagnoses))
     spurious = () if stops.right else (DiagnosisKind.SPURIOUS,)  # where a path is lost on purpose, that says more
     proven = propagated(problem, culprit, evidences, _without_cause(diagnoses, *spurious))
-    diagnoses |= {k: found for k, found in proven.items() if found.kind.is_told or not diagnoses[k].kind.is_known}
+    diagnoses |= {k: _told_by_both(diagnoses[k], found) for k, found in proven.items()}
     diagnoses |= stale_calls(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= wrong_sums(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= {k: found for k in _unknown(diagnoses) if (found := slicewise(evidences[k])) is not None}
@@ -92,6 +93,15 @@ def findings_of(
 def _unknown(diagnoses: Mapping[int, Diagnosis]) -> list[int]:
     """The positions of the parameters whose mistake is not known."""
     return [position for position, diagnosis in diagnoses.items() if not diagnosis.kind.is_known]
+
+
+def _told_by_both(seen: Diagnosis, proven: Diagnosis) -> Diagnosis:
+    """What is seen of a parameter, and what is proven of a call that spoils it: places, or the mistake, or both."""
+    if seen.kind.is_known and not proven.kind.is_told:
+        return seen
+    if seen.kind.is_known and proven.kind is DiagnosisKind.PROPAGATED and proven.message.startswith(OF_PART):
+        return replace(seen, message=f"{seen.message}: {proven.message}")  # nothing reached it: the mistake is its own
+    return proven
 
 
 def _without_cause(diagnoses: Mapping[int, Diagnosis], *kinds: DiagnosisKind) -> list[int]:
@@ -196,7 +206,7 @@ def _in_common(rows: Sequence[ParameterReport], culprit: Culprit) -> list[str]:
     groups: dict[tuple[DiagnosisKind, str, str], list[ParameterReport]] = {}
     for row in rows:
         if row.diagnosis is not None and row.diagnosis.kind.is_told_together:
-            mistake = row.diagnosis.kind, _factor(row.diagnosis), row.diagnosis.made_downstream
+            mistake = row.diagnosis.kind, _factor(row.diagnosis), row.diagnosis.made_in_a_call
             groups.setdefault(mistake, []).append(row)
     return [
         f"the same mistake in {_in_all(group, culprit)}: {_in_words(kind)}{factor}"

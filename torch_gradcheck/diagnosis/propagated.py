@@ -27,7 +27,7 @@ from torch_gradcheck.diagnosis.kind.input_errors import InputMistake, input_mist
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
-from torch_gradcheck.reporting.facts.diagnosis import OF_INPUT
+from torch_gradcheck.reporting.facts.diagnosis import OF_INPUT, OF_PART
 
 MOST_CALLS = 24
 """So many calls, at most, are recorded to see what is wrong with them."""
@@ -177,7 +177,9 @@ def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
     firsts: list[_Fitted] = []
     for each in fitted:
         firsts += [] if any(each.is_told_by(other) for other in firsts) else [each]
-    sentences = [f"{OF_INPUT}{each.where} {each.mistake.words}" for each in firsts]
+    sentences = [
+        f"{OF_INPUT if each.parameter is None else OF_PART}{each.where} {each.mistake.words}" for each in firsts
+    ]
     kinds = {each.kind for each in firsts}
     more = len(fitted) - len(firsts)
     alike = {(each.code, each.mistake.form) for each in fitted} == {(each.code, each.mistake.form) for each in firsts}

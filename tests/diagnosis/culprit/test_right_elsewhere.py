@@ -149,6 +149,16 @@ def test_uses_of_a_row_that_are_not_added(backward: Backward, words: str) -> Non
     assert words in row.diagnosis.message
 
 
+def test_places_and_the_reason_are_told_together() -> None:
+    torch.manual_seed(0)
+    model = Table(put, torch.tensor([[0, 5, 1], [2, 3, 3]]))
+    row = check_module(model, squared_error, (torch.randn(2, 2), torch.randn(2, 2)))["weight"]
+    assert row.diagnosis is not None
+    assert row.diagnosis.kind == "partial"
+    assert row.diagnosis.message.startswith("dθ is right except in row 3 of 6, where it is 0.5 × the right one")
+    assert ": the part of dθ for the input x of autograd.Function ByHand counts only the last" in row.diagnosis.message
+
+
 NOT_TOLD = {
     "half of another output": (PAIR, lambda g, h, x, w: first_only(g, h, x, w, share=0.5), ROW),
     "nearly no scale": (

@@ -336,11 +336,10 @@ def _outside(what: str, values: Floats, wrong: Flags) -> str:
     low, high = float(np.min(values[~wrong])), float(np.max(values[~wrong]))
     if np.any(wrong & (values >= low) & (values <= high)):
         return ""
-    below, above = (
-        float(np.max(values[values < low], initial=-np.inf)),
-        float(np.min(values[values > high], initial=np.inf)),
-    )
-    return f"where {what} is {below:.4g} or less, or {above:.4g} or more" if np.isfinite(below - above) else ""
+    below, above = values[values < low], values[values > high]
+    if not below.size or not above.size:
+        return ""
+    return f"where {what} is {float(np.max(below)):.4g} or less, or {float(np.min(above)):.4g} or more"
 
 
 def _other_mask(gradient: InputGradient) -> InputMistake | None:

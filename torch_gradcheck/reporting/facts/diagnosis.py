@@ -12,6 +12,9 @@ from torch_gradcheck.reporting.facts.trait import Trait, Word
 OF_INPUT = "the gradient of "
 """So begins the message on a mistake that is made further downstream, in the gradient of a call's input."""
 
+OF_PART = "the part of dθ for "
+"""So begins the message on a mistake in what one call gives for the parameter itself."""
+
 AGAIN = re.compile(r" \([^()]* in \d+ more calls?\)")
 """What such a message says of other calls that make the mistake, which differs from parameter to parameter."""
 
@@ -90,9 +93,9 @@ class Diagnosis(Record):
     factor: float | None = None
 
     @property
-    def made_downstream(self) -> str:
-        """The mistake in the gradient of a call's input that this one comes from; "" for the parameter's own."""
-        return AGAIN.sub("", self.message) if self.message.startswith(OF_INPUT) else ""
+    def made_in_a_call(self) -> str:
+        """The mistake of a call that this one is, as parameters share it; "" where it is told without the call."""
+        return AGAIN.sub("", self.message) if self.message.startswith((OF_INPUT, OF_PART)) else ""
 
     def __repr__(self) -> str:
         return f"<Diagnosis {self.kind}: {in_one_line(self.message)}>"

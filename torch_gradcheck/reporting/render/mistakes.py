@@ -59,7 +59,7 @@ def alike(facts: Facts) -> list[list[ParameterReport]]:
 
 def _mistake_of(found: Diagnosis) -> tuple[object, ...]:
     """What equal mistakes of several parameters have in common."""
-    return found.kind, found.factor and figure(found.factor), found.made_downstream
+    return found.kind, found.factor and figure(found.factor), found.made_in_a_call
 
 
 def _little_told(found: Diagnosis | None) -> int:
