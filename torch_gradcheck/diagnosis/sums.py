@@ -1,4 +1,4 @@
-"""Explains a wrong vector by the sum that a Function's backward takes for it, from what the one call has at hand."""
+"""Explains a wrong gradient by the sum that a Function's backward takes for it, from what the one call has at hand."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch_gradcheck.diagnosis.culprit.right_gradients import right_gradients
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner, CannotBeRunAlone
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.input_errors import RIGHT
+from torch_gradcheck.diagnosis.kind.lost_rows import lost_rows
 from torch_gradcheck.diagnosis.kind.sums import wrong_sum
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.methods.problem import Problem
@@ -38,7 +39,8 @@ def _of_parameter(problem: Problem, suspects: Sequence[Suspect], evidence: Evide
     upstream = [each for each in user.call.cotangents if each is not None]
     if len(upstream) != 1 or upstream[0].is_complex() or upstream[0].layout is not torch.strided:
         return None
-    found = wrong_sum(evidence, as_array(upstream[0]), _factors(user, upstream[0]))
+    arrived, factors = as_array(upstream[0]), _factors(user, upstream[0])
+    found = wrong_sum(evidence, arrived, factors) or lost_rows(evidence, arrived, factors)
     return None if found is None or _is_right(problem, user, parameter, evidence.analytic) else found
 
 
@@ -50,7 +52,7 @@ def _is_right(problem: Problem, user: Suspect, parameter: torch.Tensor, on_trial
     runner = CallRunner(problem.objective, [], 1, problem.hidden_noise)
     k = next(k for k, each in enumerate(user.call.inputs) if _is_same(each, parameter))
     try:
-        right = as_array(right_gradients(runner, user.call, user.call.cotangents)[k])
+        right = as_array(right_gradients(runner, user.call, user.call.cotangents)[k]).ravel()
     except (Untraceable, CannotBeRunAlone, KeyError):
         return True
     return bool(np.linalg.norm(right - on_trial) <= RIGHT * np.linalg.norm(right))
@@ -65,7 +67,7 @@ def _is_same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def _factors(suspect: Suspect, like: torch.Tensor) -> dict[str, Floats]:
-    """The inputs of the call that have the shape of its upstream gradient, by name."""
-    inputs = list(enumerate(suspect.call.inputs))
-    fitting = [(k, each) for k, each in inputs if each.shape == like.shape and each.dtype == like.dtype]
+    """The inputs of the call that have the shape of its upstream gradient but for the last axis, by name."""
+    inputs = [(k, each) for k, each in enumerate(suspect.call.inputs) if each.dtype == like.dtype]
+    fitting = [(k, each) for k, each in inputs if like.ndim and each.ndim and each.shape[:-1] == like.shape[:-1]]
     return {where_in_words(suspect, k): as_array(each) for k, each in fitting}

@@ -105,10 +105,8 @@ def slices(evidence: Evidence, axis: int, which: Indices) -> str:
     if len(shape) > 1 and axis == len(shape) - 1 and evidence.has_complex_axis:
         return "the imaginary part" if which[0] else "the real part"
     one, many = words_of_axis(len(shape) - evidence.has_complex_axis, axis, evidence.has_channels)
-    ranges = _ranges(which)
-    named = ", ".join(ranges[:MOST_NAMED]) + (", ..." if len(ranges) > MOST_NAMED else "")
     noun, _, along = (one if len(which) == 1 else many).partition(" along ")
-    return f"{noun} {named} of {shape[axis]}" + (f" along {along}" if along else "")
+    return f"{noun} {in_ranges(which)} of {shape[axis]}" + (f" along {along}" if along else "")
 
 
 def words_of_axis(dimensions: int, axis: int, has_channels: bool = True) -> tuple[str, str]:
@@ -122,8 +120,9 @@ def words_of_axis(dimensions: int, axis: int, has_channels: bool = True) -> tupl
     return f"index along axis {axis}", f"indices along axis {axis}"
 
 
-def _ranges(which: Indices) -> list[str]:
-    """Sorted indices as ranges: `["0", "3-5"]` for 0, 3, 4, 5."""
+def in_ranges(which: Indices) -> str:
+    """Sorted indices as ranges: "0, 3-5" for 0, 3, 4, 5."""
     breaks = np.flatnonzero(np.diff(which) > 1) + 1
-    runs = np.split(which, breaks)
-    return [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs if len(run)]
+    runs = [run for run in np.split(which, breaks) if len(run)]
+    named = [f"{run[0]}" if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs[:MOST_NAMED]]
+    return ", ".join(named) + (", ..." if len(runs) > MOST_NAMED else "")

@@ -27,7 +27,7 @@ def wrong_sum(evidence: Evidence, upstream: Floats, factors: Mapping[str, Floats
     Args:
         evidence: of the vector.
         upstream: the gradient that arrived at the one call that uses it.
-        factors: tensors of the same shape that the upstream gradient may be multiplied by first, by name.
+        factors: tensors by name; by those of its shape, the upstream gradient may be multiplied first.
     """
     if len(evidence.shape) != 1 or len(evidence.analytic) < ENOUGH or not evidence.finite:
         return None
@@ -43,7 +43,8 @@ def wrong_sum(evidence: Evidence, upstream: Floats, factors: Mapping[str, Floats
 def _sums(upstream: Floats, factors: Mapping[str, Floats], length: int) -> Iterator[tuple[str, Floats]]:
     """The sums of this length, with words: over all axes but one, and single rows instead of a sum."""
     products = [("the upstream gradient", upstream)]
-    products += [(f"the upstream gradient times {name}", upstream * values) for name, values in factors.items()]
+    same = {name: values for name, values in factors.items() if values.shape == upstream.shape}
+    products += [(f"the upstream gradient times {name}", upstream * values) for name, values in same.items()]
     for axis, size in enumerate(upstream.shape):
         others = tuple(other for other in range(upstream.ndim) if other != axis)
         if size == length and others:
