@@ -19,8 +19,8 @@ LONG = 8
 INDEPENDENT = 1e-3
 """Slices are independent if a singular value is more than 1e-3 of the largest one."""
 
-MANY, FIRST = 50_000, 4
-"""Of tensors with more than 50,000 entries, the first 4 slices along each axis are fitted first."""
+MANY, FIRST, ALONG = 50_000, 4, 4096
+"""Of tensors with more than 50,000 entries, 4 slices along each axis are fitted first, and of these 4096 entries."""
 
 MOST_GROUPS = 64
 """An axis is cut into at most 64 groups, as channels are by GroupNorm."""
@@ -112,19 +112,18 @@ def fitted_by_slices(
     first: a fit that leaves more than a share `left` of these is dropped.
     """
     count = int(np.prod([values.shape[axis] for axis in axes]))
-    if count < len(basis) + 2:
+    if count < len(basis) + 2 or (values.size > MANY and not _fits_at_first(values, basis, axes, left)):
         return None
     sizes = np.sqrt(np.sum(np.square(values), axis=axes))
     spoiled = int(np.sum(sizes > SPOILED * np.max(sizes, initial=0.0)))
     too_few = (spoiled < 2 and count < LONG) or spoiled * (count - len(basis)) < ENOUGH
-    if too_few or (values.size > MANY and not _fits_at_first(values, basis, axes, left)):
-        return None
-    return _projected(values, basis, axes)
+    return None if too_few else _projected(values, basis, axes)
 
 
 def _fits_at_first(values: Floats, basis: Sequence[Floats], axes: tuple[int, ...], left: float) -> bool:
-    """Whether the first slices fit; those that are next to zero do."""
-    first = tuple(slice(None) if axis in axes else slice(FIRST) for axis in range(values.ndim))
+    """Whether the beginnings of the first slices fit; those that are next to zero do."""
+    along = max(FIRST, round(ALONG ** (1 / len(axes))))
+    first = tuple(slice(along if axis in axes else FIRST) for axis in range(values.ndim))
     fitted = _projected(values[first], [each[first] for each in basis], axes)
     allowed = left * np.linalg.norm(values[first]) + SPOILED * np.max(np.abs(values))
     return bool(np.linalg.norm(values[first] - fitted) <= allowed)
