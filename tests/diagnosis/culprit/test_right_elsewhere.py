@@ -105,6 +105,12 @@ TOLD = {
         ROW,
         "is what the forward makes of the upstream gradient: the backward lacks the transpose",
     ),
+    "the transpose of what arrives": (
+        lambda x, w: w @ x.T,
+        lambda g, x, w: (g @ w, None),
+        torch.randn(5, 4, generator=torch.Generator().manual_seed(2)),
+        "is right for the upstream gradient transposed in its last two axes",
+    ),
 }
 """The forward, the backward, the other input, and the words; None: others say it."""
 

@@ -140,6 +140,7 @@ def test_two_masks_of_two_things_are_not_told(scale: Floats | float) -> None:
     ("wrong", "where"),
     [
         pytest.param(abs(X - Y) > 1, "where the input less the input target is -1.", id="far from the target"),
+        pytest.param(Y > 0.3, "where the input target is 0.", id="by the target"),
         pytest.param(X > Y, "where the input less the input target is 0.", id="above the target"),
         pytest.param(np.sin(40 * X) > 0, "of 30 entries", id="neither"),
     ],
@@ -186,7 +187,11 @@ def test_slices_are_as_large_as_they_can_be(spoiled: Floats, kind: str, words: s
         pytest.param(lambda x: 1 - np.tanh(x), "everywhere", id="everywhere"),
         pytest.param(lambda x: np.where(x < 0, 0.1, 1 - np.tanh(x) ** 2), "or less", id="on the left"),
         pytest.param(lambda x: np.where(x > 0, 0.1, 1 - np.tanh(x) ** 2), "or more", id="on the right"),
-        pytest.param(lambda x: np.where(abs(x) < 0.5, 0.1, 1 - np.tanh(x) ** 2), "from -0.", id="in the middle"),
+        pytest.param(
+            lambda x: np.where(abs(x) < 0.5, 0.1, 1 - np.tanh(x) ** 2),
+            "where the input is from -0.",
+            id="in the middle",
+        ),
         pytest.param(lambda x: np.where(abs(x) > 0.5, 0.1, 1 - np.tanh(x) ** 2), "or less, or 0.", id="outside"),
         pytest.param(lambda x: np.where(np.sin(40 * x) > 0, 0.1, 1 - np.tanh(x) ** 2), "of 30 entries", id="anywhere"),
     ],

@@ -45,6 +45,7 @@ def right_elsewhere(
         _without_an_output(runner, call, position),
         _without_an_input(runner, call, position, name_of),
         _by_the_forward(runner, call, position),
+        _of_the_transposed(runner, call, position),
         _of_one_use(runner, call, position, name_of),
     )
     for words, compute in tried:
@@ -104,6 +105,22 @@ def _forward_of(runner: CallRunner, call: RecordedCall, position: int, value: to
     with runner.alone(call), torch.no_grad():
         outputs = tensors_of(call.run(arguments))
     return outputs[0] if len(outputs) == 1 and outputs[0].shape == value.shape else None
+
+
+def _of_the_transposed(runner: CallRunner, call: RecordedCall, position: int) -> Tried:
+    """Right for the upstream gradient transposed, where its last two axes are of one length; of no parameter.
+
+    A bias that is summed over the wrong axis has that gradient, too.
+    """
+    if isinstance(call.inputs[position], nn.Parameter):
+        return
+    if len(call.cotangents) == 1 and (upstream := call.cotangents[0]) is not None and _is_square(upstream):
+        words = "is right for the upstream gradient transposed in its last two axes"
+        yield words, partial(_right, runner, call, position, [upstream.mT])
+
+
+def _is_square(tensor: torch.Tensor) -> bool:
+    return tensor.dim() > 1 and tensor.shape[-1] == tensor.shape[-2] > 1
 
 
 def _of_one_use(runner: CallRunner, call: RecordedCall, position: int, name_of: Callable[[int], str]) -> Tried:

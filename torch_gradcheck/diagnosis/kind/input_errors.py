@@ -304,17 +304,16 @@ def _with_slope(gradient: InputGradient, where: str) -> InputMistake:
 
 
 def _region(gradient: InputGradient) -> str:
-    """Where the slope is wrong, in words: by the input or, as for a loss, by its difference to another one."""
+    """Where the slope is wrong, in words: by the input or, as for a loss, by another one, or by their difference."""
     values, wrong = _tried(gradient)
-    known = _arrived(gradient)
-    where = _where("the input", values, wrong) or _outside("the input", values, wrong)
-    for name, other in gradient.others.items():
-        difference = values - other[known]
-        enough = SEVERAL <= np.sum(wrong) <= len(wrong) - SEVERAL and np.all(np.isfinite(difference))
-        name_of = f"the input less {name}"
-        told = _where(name_of, difference, wrong) or _outside(name_of, difference, wrong) if enough else ""
-        where = where or told
-    return where
+    if where := _where("the input", values, wrong) or _outside("the input", values, wrong):
+        return where
+    others = {name: other[_arrived(gradient)] for name, other in gradient.others.items()}
+    axes = others | {f"the input less {name}": values - other for name, other in others.items()}
+    if not SEVERAL <= np.sum(wrong) <= len(wrong) - SEVERAL:
+        return ""
+    told = (_where(name, x, wrong) or _outside(name, x, wrong) for name, x in axes.items() if np.all(np.isfinite(x)))
+    return next(filter(None, told), "")
 
 
 def _where(what: str, values: Floats, wrong: Flags) -> str:
@@ -326,7 +325,9 @@ def _where(what: str, values: Floats, wrong: Flags) -> str:
         return ""
     if high == np.max(values):
         return f"where {what} is {low:.4g} or more"
-    return f"where {what} is {high:.4g} or less" if low == np.min(values) else f"from {low:.4g} to {high:.4g}"
+    if low == np.min(values):
+        return f"where {what} is {high:.4g} or less"
+    return f"where {what} is from {low:.4g} to {high:.4g}"
 
 
 def _outside(what: str, values: Floats, wrong: Flags) -> str:
