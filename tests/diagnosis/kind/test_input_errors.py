@@ -230,6 +230,17 @@ def test_a_product_of_vectors_has_a_factor_for_each_row_whatever_is_wrong() -> N
     assert input_mistake(gradient(ROW * Y[:1], ROW * X[:1])) is None
 
 
+def test_entries_that_are_zero_anyway_prove_nothing() -> None:
+    kept = np.isin(np.arange(6), (1, 4))  # one entry in each of two groups
+    right, output = kept * G, {"the output": kept * X}
+    assert input_mistake(InputGradient(right + kept * UP**2, right, Y, outputs=output)) is None
+    assert input_mistake(InputGradient(right + kept * UP**2, right, kept * Y)) is None
+    several = np.isin(np.arange(6), (1, 2, 4))
+    found = input_mistake(InputGradient(several * (G + ROW * X), several * G, Y, outputs={"the output": several * X}))
+    assert found is not None
+    assert (found.kind, "a multiple of the output along axis 1," in found.words) == ("projection", True)
+
+
 @pytest.mark.parametrize(("added", "kind"), [("row", "projection"), ("noise", None)])
 def test_of_many_slices_a_few_are_tried_first(added: str, kind: str | None) -> None:
     draw = np.random.default_rng(0)

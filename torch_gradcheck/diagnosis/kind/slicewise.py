@@ -25,6 +25,9 @@ MANY, FIRST, ALONG = 50_000, 4, 4096
 MOST_GROUPS = 64
 """An axis is cut into at most 64 groups, as channels are by GroupNorm."""
 
+ZERO = 1e-13
+"""An entry of at most 1e-13 of the largest is zero."""
+
 SPOILED = 1e-8
 """A slice counts if its norm is more than 1e-8 of the largest one's."""
 
@@ -108,15 +111,18 @@ def fitted_by_slices(
     """The combination of `basis` that is closest to `values` in every slice along `axes`; None if it proved nothing.
 
     It proves something where each slice has two entries more than coefficients, and where the entries beyond the
-    coefficients of all slices that are not zero are enough to exclude coincidence. Of many slices, a few are tried
+    coefficients of all slices that are not zero are enough to exclude coincidence; one that is zero proves nothing, as
+    where a mask makes it so. Of many slices, a few are tried
     first: a fit that leaves more than a share `left` of these is dropped.
     """
     count = int(np.prod([values.shape[axis] for axis in axes]))
     if count < len(basis) + 2 or (values.size > MANY and not _fits_at_first(values, basis, axes, left)):
         return None
     sizes = np.sqrt(np.sum(np.square(values), axis=axes))
-    spoiled = int(np.sum(sizes > SPOILED * np.max(sizes, initial=0.0)))
-    too_few = (spoiled < 2 and count < LONG) or spoiled * (count - len(basis)) < ENOUGH
+    spoiled = sizes > SPOILED * np.max(sizes, initial=0.0)
+    nonzero = np.sum(np.abs(values) > ZERO * np.max(np.abs(values), initial=0.0), axis=axes)
+    beyond = int(np.sum(np.maximum(nonzero - len(basis), 0)[spoiled]))
+    too_few = (int(np.sum(spoiled)) < 2 and count < LONG) or beyond < ENOUGH
     return None if too_few else _projected(values, basis, axes)
 
 
