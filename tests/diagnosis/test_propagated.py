@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -116,3 +117,84 @@ def test_the_factor_of_a_branch_is_measured() -> None:
     assert row.diagnosis is not None
     assert row.diagnosis.kind == "propagated"
     assert row.diagnosis.factor == pytest.approx(0.5, rel=1e-12)
+
+
+def square(wrong: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """x Wᵀ; what is wrong is done to the gradient of W."""
+    return lambda x, w: HandWritten.apply(  # type: ignore[no-any-return]
+        lambda x, w: x @ w.T, lambda g, x, w: (g @ w, wrong(g.T @ x)), x, w
+    )
+
+
+class UsedAgain(nn.Module):
+    """A square weight on two paths, the first of them with a wrong gradient; or on the first one several times."""
+
+    def __init__(self, wrong: Callable[[Tensor], Tensor], times: int = 1) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 3))
+        self.by_hand, self.times = square(wrong), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = torch.tanh(self.by_hand(x, self.weight))
+        return (x @ self.weight)[:, :2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "times", "kind", "words"),
+    [
+        pytest.param(lambda g: g.T, 1, "transposed", "is the right gradient transposed", id="transposed"),
+        pytest.param(lambda g: g.T, 3, "transposed", "likewise in 2 more calls", id="transposed in three calls"),
+        pytest.param(lambda g: g.flip(0), 1, "permuted", "with rows reversed", id="reversed"),
+        pytest.param(lambda g: g / 5, 1, "propagated", "is 0.2 × the right one", id="a mean over the batch"),
+        pytest.param(lambda g: g * g, 1, "unknown", "no simple relation", id="nothing that is known"),
+    ],
+)
+def test_a_parameter_that_a_function_is_given_and_others_use_as_well(
+    wrong: Callable[[Tensor], Tensor], times: int, kind: str, words: str
+) -> None:
+    torch.manual_seed(0)
+    row = check(UsedAgain(wrong, times))["weight"]
+    assert row.diagnosis is not None
+    assert (row.diagnosis.kind, words in row.diagnosis.message) == (kind, True), row.diagnosis.message
+
+
+def centred(x: Tensor) -> Tensor:
+    return x - x.mean(0)
+
+
+class Centred(nn.Module):
+    """x less its mean over the batch; wrong: the mean is not taken out of the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = HandWritten.apply(centred, lambda g, x: (g.clone(),), x)
+        return y
+
+
+def test_a_bias_that_j_does_not_depend_on_is_told_by_the_mistake_that_reaches_it() -> None:
+    torch.manual_seed(0)
+    report = check(nn.Sequential(nn.Linear(3, 3), Centred(), nn.Tanh(), nn.Linear(3, 2)))
+    assert told(report) == {"0.weight": "projection", "0.bias": "projection"}
+
+
+def test_mistakes_of_one_kind_in_two_places_are_told_apart() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(3, 3), nn.Tanh(), Unscaled(), nn.Linear(3, 3), nn.Tanh(), Centred(), nn.Tanh(), nn.Linear(3, 2)]
+    report = check(nn.Sequential(*layers))
+    assert set(told(report).values()) == {"projection"}
+    text = " ".join(str(report).split())
+    assert "less its mean" not in text
+    assert text.count("the same mistake in 2 parameters") == 2
+    assert "upstream of" not in text.partition("the same mistake")[2]
+
+
+def unit(x: Tensor) -> Tensor:
+    return x / x.norm(dim=1, keepdim=True)
+
+
+class Unscaled(nn.Module):
+    """Rows of length 1; wrong: what is along a row is not taken out of the gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = HandWritten.apply(unit, lambda g, x: (g / x.norm(dim=1, keepdim=True),), x)
+        return y

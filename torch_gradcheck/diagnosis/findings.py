@@ -27,6 +27,7 @@ from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.theta import ThetaEntry, flat_values
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind, ParameterReport, Role, Status
+from torch_gradcheck.reporting.facts.diagnosis import OF_PART
 from torch_gradcheck.reporting.words import counted, listed
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -73,8 +74,10 @@ def findings_of(
     culprit = _culprit(problem, trials, gradients, finite)
     evidences = Evidences(problem, trials)
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
-    diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
-    diagnoses |= propagated(problem, culprit, evidences, _unknown(diagnoses))
+    diagnoses |= stops.diagnoses(rows, _without_cause(diagnoses))
+    spurious = () if stops.right else (DiagnosisKind.SPURIOUS,)  # where a path is lost on purpose, that says more
+    proven = propagated(problem, culprit, evidences, _without_cause(diagnoses, *spurious))
+    diagnoses |= {k: _told_by_both(diagnoses[k], found) for k, found in proven.items()}
     diagnoses |= stale_calls(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= wrong_sums(problem, culprit.suspects, evidences, _unknown(diagnoses))
     diagnoses |= {k: found for k in _unknown(diagnoses) if (found := slicewise(evidences[k])) is not None}
@@ -90,6 +93,20 @@ def findings_of(
 def _unknown(diagnoses: Mapping[int, Diagnosis]) -> list[int]:
     """The positions of the parameters whose mistake is not known."""
     return [position for position, diagnosis in diagnoses.items() if not diagnosis.kind.is_known]
+
+
+def _told_by_both(seen: Diagnosis, proven: Diagnosis) -> Diagnosis:
+    """What is seen of a parameter, and what is proven of a call that spoils it: places, or the mistake, or both."""
+    if seen.kind.is_known and not proven.kind.is_told:
+        return seen
+    if seen.kind.is_known and proven.kind is DiagnosisKind.PROPAGATED and proven.message.startswith(OF_PART):
+        return replace(seen, message=f"{seen.message}: {proven.message}")  # nothing reached it: the mistake is its own
+    return proven
+
+
+def _without_cause(diagnoses: Mapping[int, Diagnosis], *kinds: DiagnosisKind) -> list[int]:
+    """The same, those of which only the place is known, and those of these kinds: what is wrong may be further down."""
+    return [k for k, diagnosis in diagnoses.items() if not diagnosis.kind.is_told or diagnosis.kind in kinds]
 
 
 def _culprit(
@@ -186,13 +203,14 @@ def evidence_of(entry: ThetaEntry, trial: ParameterTrial, tolerance: float) -> E
 
 def _in_common(rows: Sequence[ParameterReport], culprit: Culprit) -> list[str]:
     """One sentence for each kind of mistake that several parameters share."""
-    groups: dict[tuple[DiagnosisKind, str], list[ParameterReport]] = {}
+    groups: dict[tuple[DiagnosisKind, str, str], list[ParameterReport]] = {}
     for row in rows:
         if row.diagnosis is not None and row.diagnosis.kind.is_told_together:
-            groups.setdefault((row.diagnosis.kind, _factor(row.diagnosis)), []).append(row)
+            mistake = row.diagnosis.kind, _factor(row.diagnosis), row.diagnosis.made_in_a_call
+            groups.setdefault(mistake, []).append(row)
     return [
         f"the same mistake in {_in_all(group, culprit)}: {_in_words(kind)}{factor}"
-        for (kind, factor), group in groups.items()
+        for (kind, factor, _), group in groups.items()
         if len(group) > 1
     ]
 
@@ -203,7 +221,12 @@ def _in_all(rows: Sequence[ParameterReport], culprit: Culprit) -> str:
 
 
 def _upstream(rows: Sequence[ParameterReport], culprit: Culprit) -> str:
-    """The words " upstream of <culprit>" if the modules of all these parameters are called before it; else ""."""
+    """The words " upstream of <culprit>" if the modules of all these parameters are called before it; else "".
+
+    Where other modules are wrong as well, the mistake may be theirs.
+    """
+    if {suspect.name for suspect in culprit.suspects} - {culprit.name}:
+        return ""
     position = {module: k for k, module in enumerate(culprit.order)}
     end = position.get(culprit.name or "")
     modules = [row.name.rpartition(".")[0] for row in rows if row.role is Role.PARAMETER]

@@ -27,9 +27,13 @@ from torch_gradcheck.diagnosis.kind.input_errors import InputMistake, input_mist
 from torch_gradcheck.engines.traced.untraceable import Untraceable
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
+from torch_gradcheck.reporting.facts.diagnosis import OF_INPUT, OF_PART
 
 MOST_CALLS = 24
 """So many calls, at most, are recorded to see what is wrong with them."""
+
+MOST_RUNS = 40
+"""So many runs of single calls, at most, are made for each suspect."""
 
 MOST_CORRECTIONS = 16
 """Up to 16 mistakes are put right, each by one more run of J and its backward: those nearest to the loss."""
@@ -52,15 +56,32 @@ class _Fitted(NamedTuple):
         return self.suspect.number, self.position
 
     @property
-    def correction(self) -> Correction:
-        """What puts it right."""
-        return Correction(torch.from_numpy(-self.mistake.error), self.position in self.suspect.call.returned)
+    def parameter(self) -> torch.Tensor | None:
+        """The parameter that the input is; None for what was computed."""
+        call = self.suspect.call
+        return None if self.position in call.tapped else call.inputs[self.position]
 
     @property
-    def name(self) -> tuple[type, int, DiagnosisKind]:
-        """The mistake's name: one that the same code makes in several calls has the same one."""
+    def kind(self) -> DiagnosisKind:
+        """Of a parameter that it spoils."""
+        return self.mistake.kind if self.parameter is None else self.mistake.own_kind or self.mistake.kind
+
+    @property
+    def correction(self) -> Correction:
+        """What puts it right."""
+        arrives = self.position in self.suspect.call.returned
+        return Correction(torch.from_numpy(-self.mistake.error), arrives, self.parameter)
+
+    @property
+    def code(self) -> tuple[type, int]:
+        """What makes the mistake."""
         owner = self.suspect.call.owner
-        return type(owner) if isinstance(owner, nn.Module) else owner, self.position, self.mistake.kind
+        return type(owner) if isinstance(owner, nn.Module) else owner, self.position
+
+    def is_told_by(self, other: _Fitted) -> bool:
+        """Whether one sentence does for both: the same code makes them, in one module, or wherever the words agree."""
+        alike = self.kind is other.kind and self.mistake.form == other.mistake.form
+        return self.code == other.code and (alike or self.suspect.name == other.suspect.name)
 
 
 @dataclass
@@ -111,8 +132,18 @@ def propagated(
     objective = problem.objective
     if not unknown or not culprit.suspects or objective.dtype != torch.float64 or objective.held is not None:
         return {}
+    everywhere = sorted([*culprit.suspects, *culprit.functions], key=lambda each: each.number)
+    found = _proven(problem, culprit.suspects, evidences, unknown)
+    left = [k for k in unknown if k not in found]
+    return found | (_proven(problem, everywhere, evidences, left) if left and culprit.functions else {})
+
+
+def _proven(
+    problem: Problem, suspects: Sequence[Suspect], evidences: Mapping[int, Evidence], unknown: Sequence[int]
+) -> dict[int, Diagnosis]:
+    """Diagnoses of those parameters whose gradients are right when the mistakes of these calls are put right."""
     try:
-        repair = _repaired(problem, culprit.suspects[-MOST_CALLS:], unknown)
+        repair = _repaired(problem, suspects[-MOST_CALLS:], unknown)
     except Exception:  # whatever J or a call raises here, the verdict on the gradients stands
         return {}
     proven = [k for k in unknown if _is_right_now(evidences[k], repair, k)]
@@ -121,12 +152,12 @@ def propagated(
 
 def _repaired(problem: Problem, suspects: Sequence[Suspect], positions: Sequence[int]) -> _Repair:
     """J's backward with the mistakes of all suspects put right, as far as they are known, the last one first."""
-    runner = CallRunner(problem.objective, [], 8 * len(suspects), problem.hidden_noise)
+    runner = CallRunner(problem.objective, [], MOST_RUNS * len(suspects), problem.hidden_noise)
     repair = _Repair(problem, positions, corrected_run(problem, {}))
     for suspect in reversed(suspects):
         now = suspect._replace(call=repair.run.calls[suspect.number])
         try:
-            mistakes = _mistakes_of(runner, now)
+            mistakes = _mistakes_of(runner, now, [problem.theta[k].parameter for k in positions])
         except (Untraceable, CannotBeRunAlone):  # what it spoils stays unknown
             continue
         for mistake in mistakes[: MOST_CORRECTIONS - len(repair.fitted)]:
@@ -143,11 +174,16 @@ def _is_right_now(evidence: Evidence, repair: _Repair, position: int) -> bool:
 
 def _diagnosis(fitted: Sequence[_Fitted]) -> Diagnosis:
     """The diagnosis of a parameter that these mistakes spoil: of one kind, or PROPAGATED."""
-    firsts = {each.name: each for each in reversed(fitted)}
-    sentences = [f"the gradient of {each.where} {each.mistake.words}" for each in reversed(firsts.values())]
-    kinds = {each.mistake.kind for each in fitted}
+    firsts: list[_Fitted] = []
+    for each in fitted:
+        firsts += [] if any(each.is_told_by(other) for other in firsts) else [each]
+    sentences = [
+        f"{OF_INPUT if each.parameter is None else OF_PART}{each.where} {each.mistake.words}" for each in firsts
+    ]
+    kinds = {each.kind for each in firsts}
     more = len(fitted) - len(firsts)
-    again = f" (and likewise in {more} more call{'s' * (more > 1)})" if more else ""
+    alike = {(each.code, each.mistake.form) for each in fitted} == {(each.code, each.mistake.form) for each in firsts}
+    again = f" (and {'likewise' if alike else 'is wrong'} in {more} more call{'s' * (more > 1)})" if more else ""
     return Diagnosis(
         kinds.pop() if len(kinds) == 1 else DiagnosisKind.PROPAGATED,
         f"{'; '.join(sentences)}{again}. With that put right, dθ is right",
@@ -163,6 +199,6 @@ def _factor(mistakes: Sequence[InputMistake]) -> float | None:
     return first if alike and len(known) == len(mistakes) else None
 
 
-def _mistakes_of(runner: CallRunner, suspect: Suspect) -> list[_Fitted]:
-    fitted = [(k, input_mistake(each)) for k, each in input_gradients(runner, suspect).items()]
+def _mistakes_of(runner: CallRunner, suspect: Suspect, parameters: Sequence[torch.Tensor]) -> list[_Fitted]:
+    fitted = [(k, input_mistake(each)) for k, each in input_gradients(runner, suspect, parameters).items()]
     return [_Fitted(suspect, k, where_in_words(suspect, k), found) for k, found in fitted if found is not None]

@@ -88,12 +88,97 @@ MASK = np.where(DRAW.uniform(size=(5, 6)) < 0.5, 0.0, 1.0)
 
 
 def test_what_is_masked_in_the_forward_only() -> None:
-    found = input_mistake(gradient(UP * Y, MASK * UP * Y))
+    found = input_mistake(replace(gradient(UP * Y, MASK * UP * Y), elementwise=True))
     assert found is not None
     assert (found.kind, "lacks the mask of its forward" in found.words) == ("unmasked", True)
     also_wrong_elsewhere = np.where(np.arange(6) == 2, 2, 1) * UP * Y
     elsewhere = input_mistake(gradient(also_wrong_elsewhere, MASK * UP * Y))
     assert elsewhere is None or elsewhere.kind is not DiagnosisKind.UNMASKED
+
+
+def test_no_mask_is_told_where_none_is_known() -> None:
+    found = input_mistake(gradient(UP * Y, MASK * UP * Y))
+    assert found is not None
+    assert found.kind == "unmasked"
+    assert found.words.endswith(f"of the {np.sum(MASK == 0)} entries where it should be")
+
+
+def test_what_is_zero_because_another_input_is() -> None:
+    other = {"the input c": MASK * Y}
+    found = input_mistake(replace(gradient(UP, MASK * UP * Y), elementwise=True, others=other))
+    assert found is None or found.kind is not DiagnosisKind.UNMASKED
+    lacking = input_mistake(replace(gradient(UP * Y, MASK * UP * Y), elementwise=True, others=other))
+    assert lacking is not None
+    assert lacking.words.endswith("as where a backward lacks the factor the input c, which is zero there")
+
+
+def test_a_gate_of_which_the_right_gradient_is_zero_is_told_by_its_place() -> None:
+    first_columns = np.where(np.arange(6) < 2, 0, 1)
+    found = input_mistake(gradient(UP * Y, first_columns * UP * Y))
+    assert found is not None
+    assert (found.kind, found.words) == ("unmasked", "is right except in columns 0-1 of 6, where it should be zero")
+
+
+OTHER_MASK = np.roll(MASK, 1)
+
+
+def test_another_mask_than_the_forward_has() -> None:
+    found = input_mistake(gradient(2 * OTHER_MASK * UP, 2 * MASK * UP))
+    assert found is not None
+    assert (found.kind, "another mask than the forward" in found.words) == ("unmasked", True)
+    counts = f"is zero at {np.sum(MASK * (1 - OTHER_MASK)):.0f} entries where it should not be and not zero at "
+    assert found.words.startswith(f"{counts}{np.sum(OTHER_MASK * (1 - MASK)):.0f} where it should be")
+
+
+@pytest.mark.parametrize("scale", [X, 3.0, UP], ids=["the input", "another factor", "upstream"])
+def test_two_masks_of_two_things_are_not_told(scale: Floats | float) -> None:
+    found = input_mistake(gradient(scale * OTHER_MASK * UP, 2 * MASK * UP))
+    assert found is None or "another mask" not in found.words
+
+
+@pytest.mark.parametrize(
+    ("wrong", "where"),
+    [
+        pytest.param(abs(X - Y) > 1, "where the input less the input target is -1.", id="far from the target"),
+        pytest.param(Y > 0.3, "where the input target is 0.", id="by the target"),
+        pytest.param(X > Y, "where the input less the input target is 0.", id="above the target"),
+        pytest.param(np.sin(40 * X) > 0, "of 30 entries", id="neither"),
+    ],
+)
+def test_where_a_slope_is_wrong_beside_another_input(wrong: Floats, where: str) -> None:
+    pointwise = replace(gradient(UP * np.where(wrong, X - Y, 1), UP), elementwise=True, others={"the input target": Y})
+    found = input_mistake(pointwise)
+    assert found is not None
+    assert (found.kind, where in found.words) == ("slope", True), found.words
+
+
+MAP = DRAW.normal(size=(4, 6, 5))
+HALVES = DRAW.normal(size=(4, 2, 1))
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "kind", "words"),
+    [
+        pytest.param(
+            MAP + HALVES.repeat(3, axis=1),
+            "projection",
+            "1 (its mean) along axes 1, 2 in each of 2 groups of axis 1,",
+            id="the mean of groups of channels",
+        ),
+        pytest.param(
+            MAP * (1 + HALVES.repeat(3, axis=1)),
+            "propagated",
+            "another factor in each slice along axes 1, 2 in each of 2 groups of axis 1,",
+            id="a factor for each group",
+        ),
+        pytest.param(MAP + HALVES[:, :1], "projection", "1 (its mean) along axes 1, 2,", id="one group"),
+        pytest.param(MAP + MAP[:, :, :1], "projection", "1 (its mean) along axis 2,", id="a mean for each channel"),
+    ],
+)
+def test_slices_are_as_large_as_they_can_be(spoiled: Floats, kind: str, words: str) -> None:
+    found = input_mistake(gradient(spoiled, MAP, np.roll(MAP, 1)))
+    assert found is not None
+    assert (found.kind, words in found.words) == (kind, True), found.words
 
 
 @pytest.mark.parametrize(
@@ -102,8 +187,13 @@ def test_what_is_masked_in_the_forward_only() -> None:
         pytest.param(lambda x: 1 - np.tanh(x), "everywhere", id="everywhere"),
         pytest.param(lambda x: np.where(x < 0, 0.1, 1 - np.tanh(x) ** 2), "or less", id="on the left"),
         pytest.param(lambda x: np.where(x > 0, 0.1, 1 - np.tanh(x) ** 2), "or more", id="on the right"),
-        pytest.param(lambda x: np.where(abs(x) < 0.5, 0.1, 1 - np.tanh(x) ** 2), "from -0.", id="in the middle"),
-        pytest.param(lambda x: np.where(abs(x) > 0.5, 0.1, 1 - np.tanh(x) ** 2), "of 30 entries", id="outside"),
+        pytest.param(
+            lambda x: np.where(abs(x) < 0.5, 0.1, 1 - np.tanh(x) ** 2),
+            "where the input is from -0.",
+            id="in the middle",
+        ),
+        pytest.param(lambda x: np.where(abs(x) > 0.5, 0.1, 1 - np.tanh(x) ** 2), "or less, or 0.", id="outside"),
+        pytest.param(lambda x: np.where(np.sin(40 * x) > 0, 0.1, 1 - np.tanh(x) ** 2), "of 30 entries", id="anywhere"),
     ],
 )
 def test_where_a_slope_is_wrong(slope: Callable[[Floats], Floats], where: str) -> None:
@@ -138,6 +228,17 @@ def test_few_entries_prove_no_projection(rows: int, columns: int) -> None:
 
 def test_a_product_of_vectors_has_a_factor_for_each_row_whatever_is_wrong() -> None:
     assert input_mistake(gradient(ROW * Y[:1], ROW * X[:1])) is None
+
+
+def test_entries_that_are_zero_anyway_prove_nothing() -> None:
+    kept = np.isin(np.arange(6), (1, 4))  # one entry in each of two groups
+    right, output = kept * G, {"the output": kept * X}
+    assert input_mistake(InputGradient(right + kept * UP**2, right, Y, outputs=output)) is None
+    assert input_mistake(InputGradient(right + kept * UP**2, right, kept * Y)) is None
+    several = np.isin(np.arange(6), (1, 2, 4))
+    found = input_mistake(InputGradient(several * (G + ROW * X), several * G, Y, outputs={"the output": several * X}))
+    assert found is not None
+    assert (found.kind, "a multiple of the output along axis 1," in found.words) == ("projection", True)
 
 
 @pytest.mark.parametrize(("added", "kind"), [("row", "projection"), ("noise", None)])

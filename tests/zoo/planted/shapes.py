@@ -59,7 +59,7 @@ def shape_bugs() -> Iterator[Planted]:
     undivided = lambda g, x: (g.repeat_interleave(2, 1),)  # noqa: E731
     yield simple("mean-pool-not-divided", lambda x: pairs(x).mean(2), undivided, "scaled", width=4, out=2)
     yield simple("roll-same-way", lambda x: x.roll(1, 1), lambda g, x: (g.roll(1, 1),), "permuted")
-    yield simple("cumsum-not-reversed", lambda x: x.cumsum(1), lambda g, x: (g.cumsum(1),))
+    yield simple("cumsum-not-reversed", lambda x: x.cumsum(1), lambda g, x: (g.cumsum(1),), "propagated")
     shuffled = torch.tensor([2, 0, 1])
     yield simple("gather-scattered-wrong", lambda x: x[:, shuffled], lambda g, x: (g[:, shuffled],), "permuted")
 

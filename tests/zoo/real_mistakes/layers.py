@@ -48,7 +48,7 @@ def spread(x: Tensor, *axes: int) -> Tensor:
     return torch.sqrt(x.var(axes, unbiased=False, keepdim=True) + 1e-5)
 
 
-_NORMED = {"front.weight": "projection", "front.bias": "spurious"}
+_NORMED = "projection"
 """J does not depend on a bias before a batch normalisation."""
 
 

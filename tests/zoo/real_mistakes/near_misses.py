@@ -24,8 +24,6 @@ def not_told() -> Iterator[Planted]:
     """Near relations of what is told, which the numbers do not prove."""
     yield upstream("softmax, diagonal only", "unknown", softmax, lambda g, x: (g * softmax(x) * (1 - softmax(x)),))
     yield upstream("softmax, sum over the batch", "unknown", softmax, _sum_over_batch)
-    yield upstream("cumulative sum not reversed", "unknown", lambda x: x.cumsum(-1), lambda g, x: (g.cumsum(-1),))
-    yield upstream("rotation not undone", "unknown", lambda x: x @ _TURN.T, lambda g, x: (g @ _TURN.T,))
     yield upstream("wrong in the upstream gradient", "unknown", torch.sin, _spoiled)
     yield plant("a mistake that is told behind one that is not", sandwich(_two, 4), FRONT, "unknown", "layer.1")
     yield plant(
@@ -41,9 +39,6 @@ def _sum_over_batch(g: Tensor, x: Tensor) -> tuple[Tensor]:
 
 def _spoiled(g: Tensor, x: Tensor) -> tuple[Tensor]:
     return (g * x.cos() * (1 + 0.3 * torch.sin(50 * g)),)
-
-
-_TURN = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)).double())[0]
 
 
 def _two(wrong: bool) -> nn.Module:

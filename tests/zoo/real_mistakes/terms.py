@@ -49,6 +49,11 @@ def terms() -> Iterator[Planted]:
         lambda g, x: (cumsum(g) * x.cos(),),
     )
     yield upstream("flip not undone", "permuted", lambda x: x.flip(-1), lambda g, x: (g,))
+    yield upstream("cumulative sum not reversed", "propagated", lambda x: x.cumsum(-1), lambda g, x: (g.cumsum(-1),))
+    yield upstream("rotation not undone", "propagated", lambda x: x @ _TURN.T, lambda g, x: (g @ _TURN.T,))
+
+
+_TURN = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3)).double())[0]
 
 
 def cumsum(g: Tensor) -> Tensor:
@@ -56,14 +61,10 @@ def cumsum(g: Tensor) -> Tensor:
     return g.flip(-1).cumsum(-1).flip(-1)
 
 
-_SMOOTHED = {**dict.fromkeys(NETWORK, "missing_term"), "2.bias": "partial"}
-"""The bias of a class that is the target in its share of the rows is right without smoothing."""
-
-
 def losses() -> Iterator[Planted]:
     yield plant("squared error without target", _without_target, NETWORK, "missing_term", "loss_fn")
     yield plant("cross-entropy without target", _class_forgotten, NETWORK, "missing_term", "loss_fn")
-    yield plant("cross-entropy, smoothing forgotten", _smoothing_forgotten, NETWORK, _SMOOTHED, "loss_fn")
+    yield plant("cross-entropy, smoothing forgotten", _smoothing_forgotten, NETWORK, "missing_term", "loss_fn")
     yield plant("huber, never linear", _never_linear, NETWORK, "slope", "loss_fn")
     yield plant("logistic loss, weight of positives forgotten", _positives_forgotten, NETWORK, "slope", "loss_fn")
 

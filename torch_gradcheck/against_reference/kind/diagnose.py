@@ -298,5 +298,7 @@ def _by_slices(explanation: Explanation, evidence: Evidence, terms: Sequence[Ter
         fit = None if terms else fitted_by_slices(off, [right], axes, LEFT_AT_FIRST)
         if fit is not None and are_independent(right, axes) and explanation.passes_without(fit.ravel()):
             factors = 1 + factors_by_slices(fit, right)
-            return Diagnosis(DiagnosisKind.SLICEWISE, f"dθ is the right gradient {factors_in_words(factors, axes)}")
+            return Diagnosis(
+                DiagnosisKind.SLICEWISE, f"dθ is the right gradient {factors_in_words(factors, along_in_words(axes))}"
+            )
     return None

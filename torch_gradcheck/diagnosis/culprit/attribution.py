@@ -47,6 +47,7 @@ class Culprit:
         order: names of the model's modules in the order in which they were first called.
         rounding: the lower precision that the culprit rounds gradients to; None where it does not.
         suspects: the calls found wrong and all other calls of the same code.
+        functions: all other calls of Functions, whose mistakes may be too small beside these to be found by following.
         place: where in the code the mistake is, see `Facts.place`.
     """
 
@@ -56,6 +57,7 @@ class Culprit:
     order: tuple[str, ...] = ()
     rounding: Rounding | None = None
     suspects: tuple[Suspect, ...] = ()
+    functions: tuple[Suspect, ...] = ()
     place: str = ""
 
 

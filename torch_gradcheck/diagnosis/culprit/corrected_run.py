@@ -1,7 +1,7 @@
 """J's backward with the mistakes in single calls put right: each gives c more for its input x.
 
-Where a gradient arrives at x, a hook adds c to it; where none does, the loss gets the term ⟨c, x⟩. What the upstream
-parameters get more is linear in c, so the effect of each correction is known by itself.
+Where a gradient arrives at x, a hook adds c to it; where none does, and where x is a parameter, the loss gets the term
+⟨c, x⟩. What the upstream parameters get more is linear in c, so the effect of each correction is known by itself.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from torch_gradcheck.precision.dtypes import epsilon
 
 
 class Correction(NamedTuple):
-    """What is added to the gradient of an input, and whether one arrives there without it."""
+    """What is added to the gradient of an input, whether one arrives there without it, and the parameter that it is."""
 
     added: torch.Tensor
     arrives: bool
+    parameter: torch.Tensor | None = None
 
 
 Corrections = Mapping[tuple[int, int], Correction]
@@ -41,10 +42,12 @@ def corrected_run(problem: Problem, corrections: Corrections) -> CorrectedRun:
     """One evaluation of J and its backward with these corrections, recorded."""
     objective = problem.objective
     recording = _Correcting(problem, corrections)
+    given = [(each.added, each.parameter) for each in corrections.values()]
 
     def compute() -> torch.Tensor:
         loss = objective.compute()
-        return torch.stack([loss, *recording.terms]).sum() if recording.terms else loss
+        terms = [*recording.terms, *[added * parameter for added, parameter in given if parameter is not None]]
+        return torch.stack([loss, *[term.sum() for term in terms]]).sum() if terms else loss
 
     with torch.enable_grad(), objective.evaluation(at_theta=True), recording:
         gradients = theta_gradients(compute, problem.theta, epsilon(objective.dtype))
@@ -65,4 +68,4 @@ class _Correcting(Recording):
         if correction is not None and correction.arrives:
             copy.register_hook(lambda gradient: gradient + correction.added)
         elif correction is not None:
-            self.terms.append((correction.added * copy).sum())
+            self.terms.append(correction.added * copy)

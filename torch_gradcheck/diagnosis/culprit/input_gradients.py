@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 from torch import nn
 
 from torch_gradcheck.arrays import Floats
+from torch_gradcheck.diagnosis.culprit.argument_copies import replaced
 from torch_gradcheck.diagnosis.culprit.attribution import Suspect
+from torch_gradcheck.diagnosis.culprit.recorded_call import RecordedCall
+from torch_gradcheck.diagnosis.culprit.right_elsewhere import right_elsewhere
 from torch_gradcheck.diagnosis.culprit.right_gradients import right_gradients
 from torch_gradcheck.diagnosis.culprit.sentences import function_name, input_name
 from torch_gradcheck.diagnosis.culprit.single_calls import CallRunner
@@ -24,31 +28,71 @@ UPSTREAM = "the upstream gradient"
 """The name of the gradient that arrived."""
 
 
-def input_gradients(runner: CallRunner, suspect: Suspect) -> dict[int, InputGradient]:
+def input_gradients(
+    runner: CallRunner, suspect: Suspect, parameters: Collection[torch.Tensor] = ()
+) -> dict[int, InputGradient]:
     """Those of the inputs with a graph, by position; empty where no gradient arrived, or none was recorded.
+
+    Args:
+        runner: runs calls in the regime that J is evaluated in.
+        suspect: with the call.
+        parameters: those among the inputs of a Function that are asked for as well.
 
     Raises:
         Untraceable, CannotBeRunAlone: as `right_gradients`.
     """
     call = suspect.call
-    if not call.receives or not call.tapped:
+    given = _positions(call, parameters)
+    if not call.receives or not (call.tapped or given):
         return {}
     right = right_gradients(runner, call, call.cotangents)
     outputs, _ = runner.outputs_and_gradients(call)
+    on_trial = call.returned | (_of_parameters(runner, call, given) if given else {})
     found: dict[int, InputGradient] = {}
-    for k in (k for k in call.tapped if k in right):
+    for k in (k for k in (*call.tapped, *given) if k in right):
         found[k] = InputGradient(
-            as_array(call.returned.get(k, torch.zeros_like(right[k]))),
+            as_array(on_trial.get(k, torch.zeros_like(right[k]))),
             as_array(right[k]),
             as_array(call.inputs[k]),
             _of_shape(UPSTREAM, call.cotangents, right[k]),
             _of_shape("the output", outputs, right[k]),
             _others(suspect, k),
+            elsewhere=partial(_elsewhere, runner, suspect, k),
         )
-    wrong = [k for k, each in found.items() if not each.is_right]
+    wrong = [k for k in call.tapped if k in found and not found[k].is_right]
     if len(outputs) == 1 and len(wrong) == 1:
         found[wrong[0]] = _with_slopes(runner, suspect, wrong[0], found[wrong[0]])
     return found
+
+
+def _elsewhere(runner: CallRunner, suspect: Suspect, k: int) -> Iterator[tuple[str, Floats]]:
+    """What would be right for something else, with words."""
+    names = partial(_name, suspect.call)
+    return ((words, as_array(each)) for words, each in right_elsewhere(runner, suspect.call, k, names))
+
+
+def _positions(call: RecordedCall, parameters: Collection[torch.Tensor]) -> list[int]:
+    """Where a Function is given these, each at the first place of its arguments that holds it."""
+    if isinstance(call.owner, nn.Module):
+        return []
+    first: dict[int, int] = {}
+    for k, tensor in enumerate(call.inputs):
+        first.setdefault(id(tensor), k)
+    known = {id(each) for each in parameters}
+    return [k for key, k in first.items() if key in known and call.differentiable[k]]
+
+
+def _of_parameters(runner: CallRunner, call: RecordedCall, positions: Sequence[int]) -> dict[int, torch.Tensor]:
+    """The gradients that the call gives for parameters when it is run alone, with copies in their place."""
+    copies = {id(each): each.detach().clone() for each in call.inputs}
+    with_copies = replace(
+        call,
+        arguments=replaced(call.arguments, lambda tensor: copies.get(id(tensor), tensor)),
+        inputs=[copies[id(each)] for each in call.inputs],
+        returned={},
+    )
+    _, gradients = runner.outputs_and_gradients(with_copies)
+    return {k: found for k in positions if (found := gradients[k]) is not None}
 
 
 def where_in_words(suspect: Suspect, k: int) -> str:
@@ -56,8 +100,13 @@ def where_in_words(suspect: Suspect, k: int) -> str:
     call, module = suspect.call, _named(suspect.name)
     if isinstance(call.owner, nn.Module):
         return f"the input of {module}" if len(call.inputs) == 1 else f"input {k} of {module}"
+    return f"the {_name(call, k)} of {function_name(call.owner)}{f' in {module}' if suspect.name else ''}"
+
+
+def _name(call: RecordedCall, k: int) -> str:
+    """An input by its name in a Function's signature, or its number, such as "input weight"."""
     path = next((path for path, tensor in tensors_in(call.arguments) if tensor is call.inputs[k]), f"[0][{k}]")
-    return f"the input {input_name(call, path)} of {function_name(call.owner)}{f' in {module}' if suspect.name else ''}"
+    return f"input {k if isinstance(call.owner, nn.Module) else input_name(call, path)}"
 
 
 def as_array(tensor: torch.Tensor) -> Floats:
@@ -117,9 +166,9 @@ def _others(suspect: Suspect, k: int) -> dict[str, Floats]:
     found: dict[str, Floats] = {}
     for j, other in enumerate(suspect.call.inputs):
         if other is not like and other.shape == like.shape and other.dtype == like.dtype:
-            found[where_in_words(suspect, j)] = as_array(other)
+            found[f"the {_name(suspect.call, j)}"] = as_array(other)
         elif other.dtype == torch.int64 and like.dim() > 1 and other.shape == like.shape[:1] + like.shape[2:]:
-            found[f"the one-hot rows of {where_in_words(suspect, j)}"] = _one_hot(other, like)
+            found[f"the one-hot rows of {_name(suspect.call, j)}"] = _one_hot(other, like)
     return found
 
 

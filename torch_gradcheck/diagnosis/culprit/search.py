@@ -140,20 +140,24 @@ def _searched(problem: Problem, wrong: Sequence[WrongCoordinate], sentences: Sen
     cost = sentences.cost(runner.runs, objective.evaluations - evaluations)
     shared.finish()
     rounding = next((each for attribution in attributions for each in attribution.roundings), None)
-    suspects = _suspects(attributions, run.calls, sentences)
+    suspects, functions = _suspects(attributions, run.calls, sentences)
     order = sentences.order(run.calls)
-    culprit = Culprit(name, (*notes, cost), meanings_of(run.calls), order, rounding, suspects, place)
+    culprit = Culprit(name, (*notes, cost), meanings_of(run.calls), order, rounding, suspects, functions, place)
     of_functions = any(isinstance(suspect.call.owner, type) for suspect in suspects)
     return culprit if problem.slope is None or of_functions else named_by_node(problem, culprit, wrong[0])
 
 
 def _suspects(
     attributions: Sequence[Attribution], calls: Sequence[RecordedCall], sentences: Sentences
-) -> tuple[Suspect, ...]:
-    """Calls with a mistake, and those of the same Function or class of module: they are likely to make it, too."""
+) -> tuple[tuple[Suspect, ...], tuple[Suspect, ...]]:
+    """Calls with a mistake, and those of the same Function or class of module: they are likely to make it, too.
+
+    Then all other calls of Functions.
+    """
     wrong = {_code(call) for each in attributions for call in (*each.own, *each.unlike) if call is not None}
-    alike = [(k, call) for k, call in enumerate(calls) if _code(call) in wrong]
-    return tuple(Suspect(k, call, sentences.name_of(call)) for k, call in alike)
+    found = [Suspect(k, call, sentences.name_of(call)) for k, call in enumerate(calls)]
+    others = [each for each in found if isinstance(each.call.owner, type) and _code(each.call) not in wrong]
+    return tuple(each for each in found if _code(each.call) in wrong), tuple(others if wrong else ())
 
 
 def _code(call: RecordedCall) -> type:

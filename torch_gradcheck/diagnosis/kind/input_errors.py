@@ -6,7 +6,8 @@ its few coefficients counts against coincidence. What fits nothing is not named.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 
@@ -19,13 +20,7 @@ from torch_gradcheck.diagnosis.kind.finding import Kind
 from torch_gradcheck.diagnosis.kind.kinds import partial
 from torch_gradcheck.diagnosis.kind.limits import clipped
 from torch_gradcheck.diagnosis.kind.orders import permuted, transposed
-from torch_gradcheck.diagnosis.kind.slicewise import (
-    ENOUGH,
-    along_in_words,
-    are_independent,
-    axes_of_slices,
-    fitted_by_slices,
-)
+from torch_gradcheck.diagnosis.kind.slicewise import ENOUGH, Slices, ways_to_slice
 from torch_gradcheck.diagnosis.kind.terms import factors_by_slices, factors_in_words
 from torch_gradcheck.reporting.facts import DiagnosisKind
 
@@ -38,12 +33,18 @@ RIGHT = 1e-9
 LARGEST = 4_000_000
 """Larger gradients are not fitted."""
 
+SEVERAL = 6
+"""So many wrong slopes, and as many right ones, show that the wrong ones lie outside of a range."""
+
 RUN = 3
 """So many wrong slopes, at least, show where on the axis of the input they lie."""
 
 ZERO = 1e-13
 """An entry below 1e-13 of the largest is zero."""
 
+
+MEASURED = re.compile(r"-?\d+\.\d+(e[-+]?\d+)?|\d+ of (the )?\d+")
+"""Numbers in words that say no more than how large the mistake is."""
 
 EVERYWHERE = "everywhere"
 """Where a slope is wrong that is wrong at every input."""
@@ -60,6 +61,7 @@ class InputGradient:
         upstream: the gradients that arrived for outputs of this shape, by name.
         outputs: the outputs of this shape, by name.
         others: other inputs of this shape, such as targets, by name.
+        elsewhere: gradients that would be right for something else, with words for the end of the same sentence.
         elementwise: every entry of the output, and of both gradients, depends on the same entry of the input only.
     """
 
@@ -70,6 +72,7 @@ class InputGradient:
     outputs: Mapping[str, Floats] = field(default_factory=dict)
     others: Mapping[str, Floats] = field(default_factory=dict)
     elementwise: bool = False
+    elsewhere: Callable[[], Iterable[tuple[str, Floats]]] = tuple
 
     @property
     def error(self) -> Floats:
@@ -99,12 +102,19 @@ class InputMistake:
         words: what is wrong with it, as the end of a sentence that begins "the gradient of the input".
         error: by how much it is off according to the fit, shape of the input.
         factor: on the right gradient or on the term, None without one.
+        own_kind: of a parameter that is this input itself, where it is another one.
     """
 
     kind: DiagnosisKind
     words: str
     error: Floats
     factor: float | None = None
+    own_kind: DiagnosisKind | None = None
+
+    @property
+    def form(self) -> str:
+        """The words without what differs from call to call: measured numbers, and how many entries are wrong."""
+        return MEASURED.sub("…", self.words)
 
 
 def input_mistake(gradient: InputGradient) -> InputMistake | None:
@@ -164,37 +174,46 @@ def _terms(gradient: InputGradient) -> list[tuple[str, Floats]]:
 
 
 def _projection(gradient: InputGradient) -> InputMistake | None:
-    """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each."""
-    for axes in axes_of_slices(gradient.right.ndim):
-        for names, basis in _bases(gradient, axes):
-            fit = fitted_by_slices(gradient.error, basis, axes, EXACT)
-            if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
-                words = (
-                    f"is off by a multiple of {' and one of '.join(names)} {along_in_words(axes)}, another one in each "
-                    f"slice: the backward lacks the term with {' and '.join(names)} there, or has it wrong"
-                )
-                return InputMistake(DiagnosisKind.PROJECTION, words, fit)
+    """PROJECTION: off by a multiple of 1, the input or an output in every slice, another one in each.
+
+    Of the fits that explain it, the one with the fewest coefficients is told.
+    """
+    bases = list(_bases(gradient))
+    fits = [(way, names, basis) for way in ways_to_slice(gradient.right.shape) for names, basis in bases]
+    for way, names, basis in sorted(fits, key=lambda each: each[0].count * len(each[1])):
+        fit = way.fitted(gradient.error, basis(way), EXACT)
+        if fit is not None and _leaves_nothing(gradient.error - fit, gradient.error):
+            words = (
+                f"is off by a multiple of {' and one of '.join(names)} {way.words}, another one in each "
+                f"slice: the backward lacks the term with {' and '.join(names)} there, or has it wrong"
+            )
+            return InputMistake(DiagnosisKind.PROJECTION, words, fit)
     return None
 
 
-def _bases(gradient: InputGradient, axes: tuple[int, ...]) -> Iterator[tuple[tuple[str, ...], list[Floats]]]:
+def _bases(gradient: InputGradient) -> Iterator[tuple[tuple[str, ...], Callable[[Slices], list[Floats]]]]:
     """What the error may be a multiple of, slice by slice, with names: single things before pairs of them."""
     ones, value = np.ones(gradient.right.shape), gradient.value
     outputs = list(gradient.outputs.items())
     single = [("1 (its mean)", ones), ("the input", value), *outputs]
     single += [(f"exp({name})", np.exp(values)) for name, values in outputs if np.all(values <= 0)]
-    yield from (((name,), [values]) for name, values in single)
-    yield ("the input less its mean",), [value - np.mean(value, axis=axes, keepdims=True)]
-    yield from ((("1 (its mean)", name), [ones, values]) for name, values in single[1:])
+    yield from (((name,), _always(values)) for name, values in single)
+    yield ("the input less its mean",), lambda way: [way.centred(value)]
+    yield from ((("1 (its mean)", name), _always(ones, values)) for name, values in single[1:])
+
+
+def _always(*basis: Floats) -> Callable[[Slices], list[Floats]]:
+    """The same basis whatever the slices."""
+    return lambda _: list(basis)
 
 
 def _slicewise(gradient: InputGradient) -> InputMistake | None:
     """PROPAGATED: the right gradient times another factor in every slice."""
-    for axes in axes_of_slices(gradient.right.ndim):
-        fit = fitted_by_slices(gradient.on_trial, [gradient.right], axes, EXACT)
+    for way in ways_to_slice(gradient.right.shape):
+        fit = way.fitted(gradient.on_trial, [gradient.right], EXACT)
         fits = fit is not None and _leaves_nothing(gradient.on_trial - fit, gradient.error)
-        if fit is not None and fits and are_independent(gradient.right, axes):
-            words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), axes)}"
+        if fit is not None and fits and way.are_independent(gradient.right):
+            words = f"is the right one {factors_in_words(factors_by_slices(fit, gradient.right), way.words)}"
             return InputMistake(DiagnosisKind.PROPAGATED, words, fit - gradient.right)
     return None
 
@@ -206,11 +225,33 @@ def _unmasked(gradient: InputGradient) -> InputMistake | None:
     count, masked = int(np.sum(wrong)), int(np.sum(zero))
     if np.any(wrong & ~zero) or count < 2 or int(np.sum(~zero)) < ENOUGH:
         return None
-    words = (
-        f"is not zero at {count} of the {masked} entries where it should be, as where a backward lacks the mask of its "
-        "forward"
-    )
-    return InputMistake(DiagnosisKind.UNMASKED, words, np.where(wrong, gradient.error, 0.0))
+    reason = _why_zero(gradient, wrong, zero)
+    place = None if reason else _block(gradient)
+    words = f"is not zero at {count} of the {masked} entries where it should be{reason}"
+    told, own_kind = (words, None) if place is None else (place.words, place.own_kind)
+    return InputMistake(DiagnosisKind.UNMASKED, told, np.where(wrong, gradient.error, 0.0), own_kind=own_kind)
+
+
+def _why_zero(gradient: InputGradient, wrong: Flags, zero: Flags) -> str:
+    """Words on what makes the right gradient zero where the one on trial is not; "" where that is not known.
+
+    It is another input that is zero in these entries only. Or it is a mask, where the call works entry by entry and
+    what arrives is not zero there: the output does not change with the input.
+    """
+    for name, other in gradient.others.items():
+        if np.all(other[wrong] == 0) and np.all(other[~zero] != 0):
+            return f", as where a backward lacks the factor {name}, which is zero there"
+    is_mask = gradient.elementwise and len(gradient.upstream) == 1 and bool(np.all(_arrived(gradient)[wrong]))
+    return ", as where a backward lacks the mask of its forward" if is_mask else ""
+
+
+def _elsewhere(gradient: InputGradient) -> InputMistake | None:
+    """PROPAGATED: right for something else, such as without what arrives for another output."""
+    for words, values in gradient.elsewhere():
+        fits = values.shape == gradient.right.shape and _leaves_nothing(gradient.on_trial - values, gradient.error)
+        if fits and np.sum(values != 0) >= ENOUGH:
+            return InputMistake(DiagnosisKind.PROPAGATED, words, gradient.error)
+    return None
 
 
 def _slope(gradient: InputGradient) -> InputMistake | None:
@@ -218,7 +259,7 @@ def _slope(gradient: InputGradient) -> InputMistake | None:
 
     Where it is a constant factor off in every slice, that says more.
     """
-    where = _where(*_tried(gradient)) if _is_pointwise(gradient) else ""
+    where = _region(gradient) if _is_pointwise(gradient) else ""
     sliced = _slicewise(gradient) if where == EVERYWHERE else None
     return sliced or (_with_slope(gradient, where) if where else None)
 
@@ -262,7 +303,20 @@ def _with_slope(gradient: InputGradient, where: str) -> InputMistake:
     return InputMistake(DiagnosisKind.SLOPE, words, gradient.error)
 
 
-def _where(values: Floats, wrong: Flags) -> str:
+def _region(gradient: InputGradient) -> str:
+    """Where the slope is wrong, in words: by the input or, as for a loss, by another one, or by their difference."""
+    values, wrong = _tried(gradient)
+    if where := _where("the input", values, wrong) or _outside("the input", values, wrong):
+        return where
+    others = {name: other[_arrived(gradient)] for name, other in gradient.others.items()}
+    axes = others | {f"the input less {name}": values - other for name, other in others.items()}
+    if not SEVERAL <= np.sum(wrong) <= len(wrong) - SEVERAL:
+        return ""
+    told = (_where(name, x, wrong) or _outside(name, x, wrong) for name, x in axes.items() if np.all(np.isfinite(x)))
+    return next(filter(None, told), "")
+
+
+def _where(what: str, values: Floats, wrong: Flags) -> str:
     """The inputs with a wrong slope, in words: all, or those on one side of a value or between two; "" for others."""
     if np.all(wrong):
         return EVERYWHERE
@@ -270,8 +324,44 @@ def _where(values: Floats, wrong: Flags) -> str:
     if np.sum(wrong) < RUN or np.any(~wrong & (values >= low) & (values <= high)):
         return ""
     if high == np.max(values):
-        return f"where the input is {low:.4g} or more"
-    return f"where the input is {high:.4g} or less" if low == np.min(values) else f"from {low:.4g} to {high:.4g}"
+        return f"where {what} is {low:.4g} or more"
+    if low == np.min(values):
+        return f"where {what} is {high:.4g} or less"
+    return f"where {what} is from {low:.4g} to {high:.4g}"
+
+
+def _outside(what: str, values: Floats, wrong: Flags) -> str:
+    """The inputs with a wrong slope, in words, where they are all below one value or above another; else ""."""
+    if not SEVERAL <= np.sum(wrong) <= len(wrong) - SEVERAL:
+        return ""
+    low, high = float(np.min(values[~wrong])), float(np.max(values[~wrong]))
+    if np.any(wrong & (values >= low) & (values <= high)):
+        return ""
+    below, above = values[values < low], values[values > high]
+    if not below.size or not above.size:
+        return ""
+    return f"where {what} is {float(np.max(below)):.4g} or less, or {float(np.min(above)):.4g} or more"
+
+
+def _other_mask(gradient: InputGradient) -> InputMistake | None:
+    """UNMASKED: both gradients are one multiple of the upstream gradient or zero, but not in the same entries."""
+    if len(gradient.upstream) != 1:
+        return None
+    known = _arrived(gradient)
+    (upstream,) = gradient.upstream.values()
+    right, on_trial = (each[known] / upstream[known] for each in (gradient.right, gradient.on_trial))
+    factor = float(right[np.argmax(np.abs(right))])
+    allowed = EXACT * abs(factor)
+    if not all(np.all((np.abs(each) <= allowed) | (np.abs(each - factor) <= allowed)) for each in (right, on_trial)):
+        return None
+    lost, kept = (int(np.sum(np.abs(each) <= allowed)) for each in (on_trial[right != 0], right[on_trial != 0]))
+    if min(lost, kept) < RUN or np.any(gradient.error[~known]):
+        return None
+    words = (
+        f"is zero at {lost} entries where it should not be and not zero at {kept} where it should be: the backward has "
+        "another mask than the forward"
+    )
+    return InputMistake(DiagnosisKind.UNMASKED, words, gradient.error)
 
 
 def _misplaced(gradient: InputGradient) -> InputMistake | None:
@@ -291,13 +381,15 @@ def _as_of_parameter(gradient: InputGradient, kinds: tuple[Kind, ...], kind: Dia
     if found is None:
         return None
     words = found.diagnosis.message.removeprefix("dθ ").replace("dθ", "it")
-    return InputMistake(kind, words, gradient.error)
+    return InputMistake(kind, words, gradient.error, own_kind=found.diagnosis.kind)
 
 
 FITS: tuple[Callable[[InputGradient], InputMistake | None], ...] = (
     _factor,
     _term,
     _unmasked,
+    _other_mask,
+    _elsewhere,
     _slope,
     _term_and_constant,
     _projection,

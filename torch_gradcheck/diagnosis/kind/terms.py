@@ -66,7 +66,7 @@ def slicewise(evidence: Evidence) -> Diagnosis | None:
             continue
         factors = factors_by_slices(fit, right)
         if np.isfinite(evidence.residual(fit.ravel(), float(np.max(np.abs(factors))))):
-            message = f"dθ is the right gradient {factors_in_words(factors, axes)}"
+            message = f"dθ is the right gradient {factors_in_words(factors, along_in_words(axes))}"
             return Diagnosis(DiagnosisKind.SLICEWISE, message)
     return None
 
@@ -76,10 +76,10 @@ def factors_by_slices(fitted: Floats, right: Floats) -> Floats:
     return np.asarray(fitted[right != 0] / right[right != 0])
 
 
-def factors_in_words(factors: Floats, axes: tuple[int, ...]) -> str:
+def factors_in_words(factors: Floats, slices: str) -> str:
     """The words "times another factor in each slice along axis 1, from 0.5 to 2"."""
     low, high = factor_in_words(float(np.min(factors))), factor_in_words(float(np.max(factors)))
-    return f"times another factor in each slice {along_in_words(axes)}, from {low} to {high}"
+    return f"times another factor in each slice {slices}, from {low} to {high}"
 
 
 def _is_whole(evidence: Evidence) -> bool:

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from torch_gradcheck.reporting.facts.content import Record
 from torch_gradcheck.reporting.facts.one_line import in_one_line
 from torch_gradcheck.reporting.facts.trait import Trait, Word
+
+OF_INPUT = "the gradient of "
+"""So begins the message on a mistake that is made further downstream, in the gradient of a call's input."""
+
+OF_PART = "the part of dθ for "
+"""So begins the message on a mistake in what one call gives for the parameter itself."""
+
+AGAIN = re.compile(r" \([^()]* in \d+ more calls?\)")
+"""What such a message says of other calls that make the mistake, which differs from parameter to parameter."""
 
 
 class DiagnosisKind(Word):
@@ -19,7 +29,7 @@ class DiagnosisKind(Word):
     WEIGHT_DECAY = "weight_decay", Trait.WHOLE
     TRANSPOSED = "transposed", Trait.PLACED
     PERMUTED = "permuted", Trait.PLACED
-    PARTIAL = "partial", Trait.PLACED, Trait.UNSURE, Trait.SEPARATE
+    PARTIAL = "partial", Trait.PLACED, Trait.UNSURE, Trait.SEPARATE, Trait.WHERE
     CLIPPED = "clipped"
     LOW_PRECISION = "low_precision"
     ACCUMULATED = "accumulated", Trait.WHOLE
@@ -31,7 +41,7 @@ class DiagnosisKind(Word):
     SLICEWISE = "slicewise", Trait.SEPARATE
     UNMASKED = "unmasked"
     SLOPE = "slope"
-    BLOCK = "block"
+    BLOCK = "block", Trait.WHERE
     PROPAGATED = "propagated"
     WRONG_SUM = "wrong_sum", Trait.SEPARATE
     DETACHED = "detached"
@@ -58,6 +68,11 @@ class DiagnosisKind(Word):
         return self is not DiagnosisKind.UNKNOWN
 
     @property
+    def is_told(self) -> bool:
+        """True where the message says what is wrong, and not only where."""
+        return self.is_known and Trait.WHERE not in self.traits
+
+    @property
     def is_told_together(self) -> bool:
         """True where equal diagnoses of several parameters, with the same factor, are one mistake."""
         return Trait.SEPARATE not in self.traits
@@ -76,6 +91,11 @@ class Diagnosis(Record):
     kind: DiagnosisKind
     message: str
     factor: float | None = None
+
+    @property
+    def made_in_a_call(self) -> str:
+        """The mistake of a call that this one is, as parameters share it; "" where it is told without the call."""
+        return AGAIN.sub("", self.message) if self.message.startswith((OF_INPUT, OF_PART)) else ""
 
     def __repr__(self) -> str:
         return f"<Diagnosis {self.kind}: {in_one_line(self.message)}>"

@@ -26,6 +26,8 @@ class Trait(Enum):
     """A tensor of few entries may look like this by chance."""
     SEPARATE = auto()
     """Equal in two parameters, it is no sign of one mistake in both."""
+    WHERE = auto()
+    """It says where the gradient is wrong, and not what is wrong with it."""
 
 
 class Word(StrEnum):

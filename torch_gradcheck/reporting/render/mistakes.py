@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch_gradcheck.reporting.facts import Coordinate, DiagnosisKind, Facts, ParameterReport, Status
+from torch_gradcheck.reporting.facts import Coordinate, Diagnosis, DiagnosisKind, Facts, ParameterReport, Status
 from torch_gradcheck.reporting.facts.one_line import shape_of
 from torch_gradcheck.reporting.printable import printable, prose
 from torch_gradcheck.reporting.render.figures import error_bar, figure
@@ -40,9 +40,9 @@ class Mistake:
 
 
 def alike(facts: Facts) -> list[list[ParameterReport]]:
-    """Returns the wrong rows in groups that one mistake explains, those of a known kind first.
+    """Returns the wrong rows in groups that one mistake explains, the most telling kinds first.
 
-    With a culprit, all unknown rows are one group.
+    These say what is wrong; then come those that say where, and the unknown ones, which are one group with a culprit.
     """
     groups: dict[object, list[ParameterReport]] = {}
     for row in facts.mismatches:
@@ -52,9 +52,19 @@ def alike(facts: Facts) -> list[list[ParameterReport]]:
             or found.kind.is_about_places
             or (found.kind is DiagnosisKind.UNKNOWN and facts.culprit is None)
         )
-        key = row.name if single or found is None else (found.kind, found.factor and figure(found.factor))
+        key = row.name if single or found is None else _mistake_of(found)
         groups.setdefault(key, []).append(row)
-    return sorted(groups.values(), key=lambda rows: rows[0].diagnosis is None or not rows[0].diagnosis.kind.is_known)
+    return sorted(groups.values(), key=lambda rows: _little_told(rows[0].diagnosis))
+
+
+def _mistake_of(found: Diagnosis) -> tuple[object, ...]:
+    """What equal mistakes of several parameters have in common."""
+    return found.kind, found.factor and figure(found.factor), found.made_in_a_call
+
+
+def _little_told(found: Diagnosis | None) -> int:
+    """0 where it is said what is wrong, 1 where it is said where, 2 where neither is known."""
+    return 2 if found is None else 2 - found.kind.is_known - found.kind.is_told
 
 
 def mistakes_of(rows: Sequence[ParameterReport], limits: Limits) -> list[Mistake]:
