@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.training_step.grad_check import ON_TRIAL
-from torch_gradcheck.training_step.loss_scale import is_skipped
+from torch_gradcheck.training_step.regimes import is_left_open
 
 
 def joined(backward: Report, in_grad: Report) -> Report:
@@ -29,7 +29,7 @@ def joined(backward: Report, in_grad: Report) -> Report:
 
 
 def _worse(row: ParameterReport, left: ParameterReport) -> ParameterReport:
-    if row.status is Status.MISMATCH or not (left.status is Status.MISMATCH or is_skipped(left)):
+    if row.status is Status.MISMATCH or not (left.status is Status.MISMATCH or is_left_open(left)):
         return row
     return replace(left, reason=f".grad: {left.reason}")
 

@@ -11,7 +11,7 @@ from torch_gradcheck.reporting.printable import prose
 from torch_gradcheck.reporting.render.outline import headline, one_line_with_place
 from torch_gradcheck.reporting.report import Report
 from torch_gradcheck.reporting.words import listed
-from torch_gradcheck.training_step.loss_scale import is_skipped
+from torch_gradcheck.training_step.regimes import is_left_open
 
 
 def unproven(report: Report) -> str:
@@ -20,9 +20,9 @@ def unproven(report: Report) -> str:
         return ""
     if report.backward_spread:
         return headline(report)
-    skipped = [row.reason for row in report if is_skipped(row)]
-    if skipped:
-        return f"{len(skipped)} of {len(report)} parameters are undecided, {skipped[0]}"
+    left_open = [row.reason for row in report if is_left_open(row)]
+    if left_open:
+        return f"{len(left_open)} of {len(report)} parameters are undecided, {left_open[0]}"
     if not any(row.status.is_proven for row in report):
         return f"nothing was proven: {_counted(list(report))}"
     rows = [] if report.in_grad is None else [row for row in report.in_grad if row.status.is_checked]

@@ -28,12 +28,12 @@ from torch_gradcheck.training_step.clipping import Clipping
 from torch_gradcheck.training_step.error_bars import KernelGradients, bars_of
 from torch_gradcheck.training_step.grad_before import GradBefore
 from torch_gradcheck.training_step.judge import Judged, NoiseOfRerun, judge, judge_by_rerun
-from torch_gradcheck.training_step.loss_scale import bars_where_finite, excused, skipped_row, unjudged_by_overflow
+from torch_gradcheck.training_step.loss_scale import bars_where_finite, excused, open_row, unjudged_by_overflow
 from torch_gradcheck.training_step.mistakes import Mistakes
 from torch_gradcheck.training_step.ranks.grads import GradsOfRanks, Left
 from torch_gradcheck.training_step.ranks.reduction import Reduction
 from torch_gradcheck.training_step.ranks.window import WindowOfRanks
-from torch_gradcheck.training_step.regimes import replays_in_regimes
+from torch_gradcheck.training_step.regimes import decided_by_both, is_seen, replays_in_regimes
 from torch_gradcheck.training_step.replay import Replays, coarsest
 from torch_gradcheck.training_step.reproduced import judged_by_rerun
 from torch_gradcheck.training_step.rows import accumulated_maybe, hidden_share, judged_row, unjudged_row
@@ -140,11 +140,17 @@ class GradCheck:
         found = self._mistakes.of_the_step(judged, trials)
         if 2 * sum(diagnosis.kind.is_of_the_whole_gradient for diagnosis in found.values()) >= len(found):
             return judged  # a plain mistake to the last digits: no rounding does that
+        assert self.replays is not None, "there are others only beside the plain one"
+        plain, best = self.replays, judged
         for replays in self._in_other_regimes:
             other = self._judged_by(replays, objective, autograd_float64, trials)
-            if _wrong(other) < _wrong(judged):
-                self.replays, judged = replays, other
-        return judged
+            if _wrong(other) >= _wrong(best):
+                continue
+            if is_seen(replays, self.left, plain):
+                self.replays, best = replays, other
+            else:
+                best = decided_by_both(judged, other, replays.regime)
+        return best
 
     def _judged_by(
         self,
@@ -294,7 +300,7 @@ class GradCheck:
                 rows.append(frozen_row(entry))
             elif position in judged:
                 row = judged_row(entry, judged[position], diagnoses.get(position))
-                rows.append(skipped_row(row, judged[position].skipped) if judged[position].skipped else row)
+                rows.append(open_row(row, judged[position].open) if judged[position].open else row)
             else:
                 missing, left = position in self._missing, self.left[position]
                 row_by_overflow = unjudged_by_overflow(entry, left, position, self.replays, self._step)

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from torch_gradcheck.arrays import Floats, by_number
+from torch_gradcheck.arrays import Flags, Floats, by_number
 from torch_gradcheck.training_step.error_bars import Bars, spread_by_entry
 from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.trial import ParameterTrial
@@ -60,17 +60,26 @@ class Judged:
         tried: what was found, entry by entry; `answer.numeric` is what `.grad` should be (clipped, where the loop
             clips), `answer.error` its error bar with that of rounding.
         bars: what rounding may do.
-        skipped: why entries are undecided that a loss scale has spoilt; "" where none is.
+        open: why entries are undecided, which a loss scale has spoilt or an autocast may explain; "" where none is.
     """
 
     trial: ParameterTrial
     bars: Bars
-    skipped: str = ""
+    open: str = ""
 
     @property
     def is_wrong(self) -> bool:
         """Whether an entry is."""
         return bool(np.any(self.trial.results.outcome == Outcome.MISMATCH))
+
+    def undecided(self, found: Flags | bool, reason: str) -> Judged:
+        """The same, with the wrong ones of these entries UNDECIDED, for this reason."""
+        results = self.trial.results
+        which = found & (results.outcome == Outcome.MISMATCH)
+        if not which.any():
+            return self
+        outcome = np.where(which, Outcome.UNDECIDED, results.outcome).astype(np.int8)
+        return replace(self, trial=replace(self.trial, results=replace(results, outcome=outcome)), open=reason)
 
 
 def judge(trial: ParameterTrial, bars: Bars, tolerance: float) -> Judged:

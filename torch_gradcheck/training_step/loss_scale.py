@@ -17,7 +17,6 @@ from torch_gradcheck.training_step.error_bars import Bars, bars_of
 from torch_gradcheck.training_step.judge import Judged
 from torch_gradcheck.training_step.replay import Regime, Replays
 from torch_gradcheck.training_step.step import TrainingStep
-from torch_gradcheck.verdicts.entry_check import Outcome
 from torch_gradcheck.verdicts.rows import frozen_row
 
 SKIPPED = "the scaler skips this step and lowers its scale, so nothing is trained wrong"
@@ -108,7 +107,7 @@ def excused(
     found = {at: spoilt.get(at, none) & ~np.isfinite(judged[at].trial.analytic) for at, none in nothing.items()}
     for at in found.keys() - set(unclipped):
         found[at] |= _clipped(judged[at].trial.analytic, spoilt.get(at, nothing[at]), step)
-    return {at: _undecided(each, found[at], reason) for at, each in judged.items()}
+    return {at: each.undecided(found[at], reason) for at, each in judged.items()}
 
 
 def _overflowed(judged: Judged, position: int, replays: Replays) -> Flags:
@@ -135,18 +134,8 @@ def _clipped(given: Floats, spoilt: Flags, step: TrainingStep) -> Flags:
     return np.full(len(given), False)
 
 
-def _undecided(judged: Judged, found: Flags, reason: str) -> Judged:
-    """The same, with the wrong ones of these entries UNDECIDED, for this reason."""
-    results = judged.trial.results
-    which = found & (results.outcome == Outcome.MISMATCH)
-    if not which.any():
-        return judged
-    outcome = np.where(which, Outcome.UNDECIDED, results.outcome).astype(np.int8)
-    return replace(judged, trial=replace(judged.trial, results=replace(results, outcome=outcome)), skipped=reason)
-
-
-def skipped_row(row: ParameterReport, reason: str) -> ParameterReport:
-    """The row of a gradient that `excused` left undecided, with the reason; as it is where it is wrong elsewhere."""
+def open_row(row: ParameterReport, reason: str) -> ParameterReport:
+    """The row of a gradient of which entries were left undecided, with the reason; as it is where others are wrong."""
     if row.status is Status.MISMATCH:
         return row
     return replace(row, status=Status.UNDECIDED, reason=reason, mismatched=0)

@@ -12,11 +12,16 @@ from torch_gradcheck.arrays import Floats
 from torch_gradcheck.gradients.analytic import AnalyticGradient
 from torch_gradcheck.objective.loss import Loss
 from torch_gradcheck.objective.theta import Theta
+from torch_gradcheck.reporting.facts import ParameterReport, Status
 from torch_gradcheck.training_step.error_bars import spread
 from torch_gradcheck.training_step.forward_state import autocast_now
-from torch_gradcheck.training_step.loss_scale import with_unscaled
+from torch_gradcheck.training_step.judge import Judged
+from torch_gradcheck.training_step.loss_scale import is_skipped, with_unscaled
 from torch_gradcheck.training_step.replay import Regime, Replays, coarsest, replays_of
+from torch_gradcheck.training_step.rounded_gradients import are_rounded
 from torch_gradcheck.training_step.step import TrainingStep
+
+UNSEEN = "Nobody saw the step's forward: let a monitor watch() it, or call the check under the step's autocast"
 
 
 def replays_in_regimes(
@@ -51,9 +56,25 @@ def replays_in_regimes(
         return plain, []
     others = [replays for regime in _autocasts(theta, step.scaling.scale) if (replays := run(regime))]
     for replays in others:
-        if _fraction_closer(left, replays, plain) > 0.5:
+        if is_seen(replays, left, plain) and _fraction_closer(left, replays, plain) > 0.5:
             return replays, []
     return plain, others
+
+
+def is_seen(replays: Replays, left: Mapping[int, AnalyticGradient], plain: Replays) -> bool:
+    """Whether `.grad` shows that it was computed under the autocast of these replays, and not under none."""
+    return any(are_rounded(left, plain, dtype) for enabled, dtype in replays.regime.autocast.values() if enabled)
+
+
+def decided_by_both(plain: Mapping[int, Judged], other: Mapping[int, Judged], regime: Regime) -> dict[int, Judged]:
+    """Every `.grad` as judged without an autocast; undecided where it is wrong, and right by one that nobody saw."""
+    reason = f"the step run again gives something else in float32, and under {regime} it may give this. {UNSEEN}"
+    return {at: other[at] if other[at].is_wrong else each.undecided(True, reason) for at, each in plain.items()}
+
+
+def is_left_open(row: ParameterReport) -> bool:
+    """Whether a `.grad` that was compared is undecided: a loss scale spoilt it, or an unseen autocast explains it."""
+    return is_skipped(row) or (row.status is Status.UNDECIDED and row.reason.endswith(UNSEEN))
 
 
 def fraction_alike(gradients: Mapping[int, AnalyticGradient], replays: Replays) -> float:
