@@ -208,6 +208,23 @@ def test_hooks_on_saved_tensors_that_an_interrupt_leaves_behind_are_taken_away()
     pop_saved_tensor_hooks_down_to(None)
 
 
+def test_a_torch_that_does_not_show_hooks_on_saved_tensors_says_whether_there_are_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As torch 2.6; where a transform forbids them, there are none."""
+    monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks", raising=False)
+    assert saved_tensor_hooks() is None
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert saved_tensor_hooks() is True
+    torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x).__enter__()
+    pop_saved_tensor_hooks_down_to(None)
+    assert saved_tensor_hooks() is None
+    with torch.autograd.graph.disable_saved_tensors_hooks("as in a transform"):
+        assert saved_tensor_hooks() is None
+        with pytest.raises(RuntimeError, match="as in a transform"):
+            torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x).__enter__()
+
+
 def test_a_frozen_parameter_has_no_gradients_before_hooks() -> None:
     with before_hooks(torch.ones(2)) as raw:
         assert raw == []
