@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -77,6 +79,24 @@ def test_a_layout_says_how_a_tensor_lies_on_its_mesh() -> None:
     assert [group.size() for group in mesh_groups(weight)] == [1]
     (only,) = shards_of(weight)
     assert only == (0, (0, 0), (2, 3))
+
+
+def test_shards_of_other_ranks_are_asked_for_as_torch_2_6_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a mesh, and asks it where the present rank is: another one's mesh is made up."""
+    from torch.distributed.tensor import Shard, _utils
+
+    def rows(shape: torch.Size, mesh: Any, placements: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        (there,), (placement,) = mesh.get_coordinate(), placements
+        assert mesh.ndim == 1
+        assert placement == Shard(0)
+        height = shape[0] // mesh.size(mesh_dim=0)
+        return (height, *shape[1:]), (there * height, 0)
+
+    monkeypatch.delattr(_utils, "_compute_local_shape_and_global_offset", raising=False)
+    monkeypatch.setattr(_utils, "compute_local_shape_and_global_offset", rows)
+    mesh = SimpleNamespace(mesh=torch.tensor([5, 7]))
+    sharded: Any = SimpleNamespace(shape=torch.Size([4, 3]), device_mesh=mesh, placements=(Shard(0),))
+    assert shards_of(sharded) == [(5, (0, 0), (2, 3)), (7, (2, 0), (2, 3))]
 
 
 def test_parameters_of_fsdp_are_known_whether_they_are_sharded_now_or_not() -> None:
