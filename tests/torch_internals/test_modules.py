@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from torch_gradcheck.torch_internals import modules
 from torch_gradcheck.torch_internals.modules import (
     NO_CACHE,
     Calls,
@@ -124,6 +125,30 @@ def test_calls_of_all_modules_and_functions_can_be_replaced_and_come_back(calls:
     assert current_calls() == calls
     model(Double.apply(x))
     assert len(seen) == 3
+
+
+def test_functions_are_seen_where_torch_applies_them_in_cpp(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch 2.15 does; what was fetched before is not seen there."""
+    if not modules.APPLIES_IN_CPP:
+        monkeypatch.delattr(torch.autograd.Function, "apply")
+        monkeypatch.setattr(modules, "APPLIES_IN_CPP", True)
+    seen: list[Any] = []
+
+    def apply(function: Any, *args: Any) -> Any:
+        seen.append(function)
+        return torchs_apply(function)(*args)
+
+    before = current_calls()
+    assert before.function is None
+    x = torch.ones(1, requires_grad=True)
+    set_calls(Calls(before.module, classmethod(apply)))
+    Double.apply(x).backward()
+    set_calls(before)
+    assert x.grad is not None
+    assert x.grad.tolist() == [2]
+    Double.apply(x)
+    assert seen == [Double]
+    assert current_calls() == before
 
 
 def test_a_module_that_was_compiled_in_place_is_compiled() -> None:
