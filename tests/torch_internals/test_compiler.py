@@ -41,11 +41,15 @@ def fresh_compiler() -> None:
     torch._dynamo.reset()  # type: ignore[no-untyped-call]
 
 
+def rectified(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.relu(x)
+
+
 def test_each_call_of_something_compiled_is_asked_for() -> None:
     backend = Counting()
     linear = nn.Linear(2, 2)
     model: Any = nn.Sequential(torch.compile(linear, backend=backend), nn.Tanh())
-    function = torch.compile(torch.nn.functional.relu, backend="eager")
+    function = torch.compile(rectified, backend="eager")
     calls: list[CompiledCall] = []
 
     def eagerly(call: CompiledCall) -> bool:
@@ -56,7 +60,7 @@ def test_each_call_of_something_compiled_is_asked_for() -> None:
         function(model(torch.ones(1, 2)))
     assert [call.module for call in calls] == [linear, None]
     assert [call.backend for call in calls] == ["counting", "eager"]
-    assert calls[1].function is torch.nn.functional.relu
+    assert calls[1].function is rectified
     assert calls[0].key != calls[1].key
     assert backend.graphs == 0
     with compiled_calls(lambda call: call.module is linear):

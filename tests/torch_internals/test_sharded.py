@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.zoo.kernels import skip_without_fsdp2
 from torch_gradcheck.torch_internals.parallel_wrappers import (
     full_precision_of,
     functions_behind,
@@ -100,6 +101,7 @@ def test_shards_of_other_ranks_are_asked_for_as_torch_2_6_wants_it(monkeypatch: 
 
 
 def test_parameters_of_fsdp_are_known_whether_they_are_sharded_now_or_not() -> None:
+    skip_without_fsdp2()
     model = a_sharded_model()
     sharded = list(model.parameters())
     assert [each.is_registered for each in fully_sharded([model])] == [True, True]
@@ -137,6 +139,7 @@ def test_hooks_of_sharding_are_told_from_the_callers() -> None:
     assert not is_about_ranks(model)
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not")  # torch 2.6, of every mesh of CPUs
 def test_a_function_given_to_distribute_module_is_found_behind_the_hook() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_module
