@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from torch_gradcheck.torch_internals import function_calls
 from torch_gradcheck.torch_internals.function_calls import application_of, unbound
 
 X = torch.ones(2, requires_grad=True)
@@ -72,3 +73,9 @@ def test_code_of_the_users_since_has_raised_itself() -> None:
 
 def test_what_has_no_signature_can_be_called_for_all_one_knows() -> None:
     assert unbound(torch.add, 1, 2, 3, 4) == ""
+
+
+def test_an_application_in_cpp_leaves_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torch 2.15: the error is then told without the call."""
+    monkeypatch.setattr(function_calls, "APPLY", None)
+    assert application_of(error_of(lambda: Scaled.apply(X))) is None

@@ -12,8 +12,8 @@ from torch.autograd import Function
 
 from torch_gradcheck.torch_internals.code_lines import is_frame_of_the_user
 
-APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]
-"""The code by which every Function is applied."""
+APPLY = getattr(getattr(Function.apply, "__func__", None), "__code__", None)
+"""The code by which every Function is applied; None where it is C++, as from torch 2.15 on, and has no frames."""
 
 LEGACY = Function.__call__.__code__
 """The code that runs where an instance of a Function is called."""
