@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from torch_gradcheck.torch_internals import function_calls
-from torch_gradcheck.torch_internals.function_calls import application_of, unbound
+from torch_gradcheck.torch_internals.function_calls import application_of, is_apply, unbound
 
 X = torch.ones(2, requires_grad=True)
 
@@ -79,3 +79,17 @@ def test_an_application_in_cpp_leaves_no_frame(monkeypatch: pytest.MonkeyPatch) 
     """As in torch 2.15: the error is then told without the call."""
     monkeypatch.setattr(function_calls, "APPLY", None)
     assert application_of(error_of(lambda: Scaled.apply(X))) is None
+
+
+class Overridden(Scaled):
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        return args
+
+
+def test_torchs_own_apply_is_told_from_one_that_overrides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch 2.15 it is a builtin method, like that of the class that torch's C++ defines here."""
+    assert [is_apply(each) for each in (Scaled.apply, Overridden.apply, torch.sin)] == [True, False, False]
+    monkeypatch.setattr(function_calls, "APPLY", None)
+    builtin = super(torch.autograd.function._SingleLevelFunction, Scaled).apply  # type: ignore[misc]
+    assert [is_apply(each) for each in (builtin, Overridden.apply, torch.sin)] == [True, False, False]

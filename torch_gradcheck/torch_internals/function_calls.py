@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from traceback import walk_tb
-from types import FrameType
+from types import BuiltinMethodType, FrameType
 from typing import Any, NamedTuple
 
 from torch.autograd import Function
@@ -59,6 +59,13 @@ def _applied_in(frame: FrameType) -> Application | None:
     if frame.f_code is LEGACY:
         return Application(type(given["self"]), given["args"], given["kwargs"], is_an_instance=True)
     return None
+
+
+def is_apply(function: object) -> bool:
+    """Whether this is the `apply` of a Function that does not override it."""
+    if APPLY is None:
+        return isinstance(function, BuiltinMethodType) and function.__name__ == "apply"
+    return getattr(getattr(function, "__func__", None), "__code__", None) is APPLY
 
 
 def unbound(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
