@@ -18,7 +18,7 @@ OVERWRITTEN = re.compile(
 )
 """What autograd says of a tensor that was written to after it was saved: its shape, where it comes from, its writes.
 
-torch 2.6 says ExpBackward0 where later ones say Exp."""
+torch 2.6 and 2.10 say ExpBackward0 where 2.13 says Exp."""
 
 
 class Overwritten(NamedTuple):
