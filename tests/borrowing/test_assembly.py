@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from tests.zoo.kernels import skip_without_fsdp2
 from torch_gradcheck.borrowing import assembly
 from torch_gradcheck.borrowing.assembly import assembled, shard_rows
 from torch_gradcheck.errors import InvalidRequestError
@@ -29,6 +30,7 @@ def group_of_one() -> Iterator[None]:
 def sharded() -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
+    skip_without_fsdp2()
     model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
     fully_shard(model[0], reshard_after_forward=False)
     fully_shard(model)

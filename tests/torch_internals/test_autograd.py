@@ -195,6 +195,9 @@ def test_a_gradient_that_is_shared_among_tied_entries_is_seen(operation: Any) ->
     assert not shares_among_tied(tied.amax().grad_fn)
 
 
+@pytest.mark.skipif(
+    not hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"), reason="this torch does not tell hooks apart"
+)
 def test_hooks_on_saved_tensors_that_an_interrupt_leaves_behind_are_taken_away() -> None:
     """The search for a culprit looks at what is saved for the backward."""
     kept = torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x)
@@ -206,6 +209,23 @@ def test_hooks_on_saved_tensors_that_an_interrupt_leaves_behind_are_taken_away()
         assert saved_tensor_hooks() == before
     assert saved_tensor_hooks() is None
     pop_saved_tensor_hooks_down_to(None)
+
+
+def test_a_torch_that_does_not_show_hooks_on_saved_tensors_says_whether_there_are_any(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As torch 2.6; where a transform forbids them, there are none."""
+    monkeypatch.delattr(torch._C._autograd, "_top_saved_tensors_default_hooks", raising=False)
+    assert saved_tensor_hooks() is None
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x):
+        assert saved_tensor_hooks() is True
+    torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x).__enter__()
+    pop_saved_tensor_hooks_down_to(None)
+    assert saved_tensor_hooks() is None
+    with torch.autograd.graph.disable_saved_tensors_hooks("as in a transform"):
+        assert saved_tensor_hooks() is None
+        with pytest.raises(RuntimeError, match="as in a transform"):
+            torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x).__enter__()
 
 
 def test_a_frozen_parameter_has_no_gradients_before_hooks() -> None:
@@ -503,9 +523,10 @@ class _Batched(_Scaled):
 def test_a_node_knows_the_forms_of_the_arguments_that_require_a_gradient() -> None:
     x = torch.ones(2, 3, dtype=torch.float64)
     b = torch.ones(3, requires_grad=True)
-    node = _Scaled.apply(x, 2, b.double()).grad_fn  # type: ignore[no-untyped-call]
-    assert input_forms(node) == {2: InputForm((3,), torch.float64, torch.device("cpu"))}
-    assert input_forms(_Scaled.apply(b.exp().expand(2, 3), 2, b).grad_fn) == {  # type: ignore[no-untyped-call]
+    one = _Scaled.apply(x, 2, b.double())  # type: ignore[no-untyped-call]
+    both = _Scaled.apply(b.exp().expand(2, 3), 2, b)  # type: ignore[no-untyped-call]
+    assert input_forms(one.grad_fn) == {2: InputForm((3,), torch.float64, torch.device("cpu"))}
+    assert input_forms(both.grad_fn) == {
         0: InputForm((2, 3), torch.float32, torch.device("cpu")),
         2: InputForm((3,), torch.float32, torch.device("cpu")),
     }

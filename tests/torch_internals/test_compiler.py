@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,11 +41,15 @@ def fresh_compiler() -> None:
     torch._dynamo.reset()  # type: ignore[no-untyped-call]
 
 
+def rectified(x: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.relu(x)
+
+
 def test_each_call_of_something_compiled_is_asked_for() -> None:
     backend = Counting()
     linear = nn.Linear(2, 2)
     model: Any = nn.Sequential(torch.compile(linear, backend=backend), nn.Tanh())
-    function = torch.compile(torch.nn.functional.relu, backend="eager")
+    function = torch.compile(rectified, backend="eager")
     calls: list[CompiledCall] = []
 
     def eagerly(call: CompiledCall) -> bool:
@@ -54,12 +60,27 @@ def test_each_call_of_something_compiled_is_asked_for() -> None:
         function(model(torch.ones(1, 2)))
     assert [call.module for call in calls] == [linear, None]
     assert [call.backend for call in calls] == ["counting", "eager"]
-    assert calls[1].function is torch.nn.functional.relu
+    assert calls[1].function is rectified
     assert calls[0].key != calls[1].key
     assert backend.graphs == 0
     with compiled_calls(lambda call: call.module is linear):
         model(torch.ones(1, 2))
     assert backend.graphs == 1
+
+
+def test_a_backend_is_found_behind_the_name_that_torch_2_6_has_for_it() -> None:
+    backend = Counting()
+    wrapped, twice = (lambda: None), (lambda: None)
+    wrapped._torchdynamo_orig_callable = backend  # type: ignore[attr-defined]
+    twice._torchdynamo_orig_callable = wrapped  # type: ignore[attr-defined]
+    assert compiler._backend_of(twice) == "counting"
+
+
+def test_limits_are_lifted_under_the_names_that_torch_2_6_has_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = SimpleNamespace(cache_size_limit=8, patch=nullcontext)
+    monkeypatch.setitem(sys.modules, "made_up_config", config)
+    with compiler._patched("made_up_config", {"recompile_limit": 100, "of_another_torch": 1}) as changed:
+        assert changed == {"cache_size_limit": 100}
 
 
 def test_a_stance_of_eager_code_does_not_matter_where_a_call_is_to_run_compiled() -> None:

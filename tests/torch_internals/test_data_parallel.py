@@ -13,6 +13,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.processes.ranks import Ranks
+from tests.zoo.kernels import skip_without_fsdp2
 from torch_gradcheck.torch_internals.data_parallel import (
     comm_hooks,
     computed_in,
@@ -63,6 +64,7 @@ def of_fsdp() -> dict[str, Any]:
 
 
 def test_fsdp(two_ranks: Ranks) -> None:
+    skip_without_fsdp2()
     assert two_ranks.run(of_fsdp)[0] == {
         "group": 2,
         "computed in": torch.bfloat16,

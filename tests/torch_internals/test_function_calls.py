@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from torch_gradcheck.torch_internals.function_calls import application_of, unbound
+from torch_gradcheck.torch_internals import function_calls
+from torch_gradcheck.torch_internals.function_calls import application_of, is_apply, unbound
 
 X = torch.ones(2, requires_grad=True)
 
@@ -36,6 +37,7 @@ def error_of(run: Any) -> Exception:
     return error
 
 
+@pytest.mark.skipif(function_calls.APPLY is None, reason="this torch applies Functions in C++, which leaves no frame")
 @pytest.mark.parametrize(
     ("run", "function", "misfits"),
     [
@@ -72,3 +74,23 @@ def test_code_of_the_users_since_has_raised_itself() -> None:
 
 def test_what_has_no_signature_can_be_called_for_all_one_knows() -> None:
     assert unbound(torch.add, 1, 2, 3, 4) == ""
+
+
+def test_an_application_in_cpp_leaves_no_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in torch 2.15: the error is then told without the call."""
+    monkeypatch.setattr(function_calls, "APPLY", None)
+    assert application_of(error_of(lambda: Scaled.apply(X))) is None
+
+
+class Overridden(Scaled):
+    @classmethod
+    def apply(cls, *args: Any) -> Any:
+        return args
+
+
+def test_torchs_own_apply_is_told_from_one_that_overrides_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In torch 2.15 it is a builtin method, like that of the class that torch's C++ defines here."""
+    assert [is_apply(each) for each in (Scaled.apply, Overridden.apply, torch.sin)] == [True, False, False]
+    monkeypatch.setattr(function_calls, "APPLY", None)
+    builtin = super(torch.autograd.function._SingleLevelFunction, Scaled).apply  # type: ignore[misc]
+    assert [is_apply(each) for each in (builtin, Overridden.apply, torch.sin)] == [True, False, False]

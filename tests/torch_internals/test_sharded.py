@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.zoo.kernels import skip_without_fsdp2
 from torch_gradcheck.torch_internals.parallel_wrappers import (
     full_precision_of,
     functions_behind,
@@ -79,7 +82,26 @@ def test_a_layout_says_how_a_tensor_lies_on_its_mesh() -> None:
     assert only == (0, (0, 0), (2, 3))
 
 
+def test_shards_of_other_ranks_are_asked_for_as_torch_2_6_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a mesh, and asks it where the present rank is: another one's mesh is made up."""
+    from torch.distributed.tensor import Shard, _utils
+
+    def rows(shape: torch.Size, mesh: Any, placements: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        (there,), (placement,) = mesh.get_coordinate(), placements
+        assert mesh.ndim == 1
+        assert placement == Shard(0)
+        height = shape[0] // mesh.size(mesh_dim=0)
+        return (height, *shape[1:]), (there * height, 0)
+
+    monkeypatch.delattr(_utils, "_compute_local_shape_and_global_offset", raising=False)
+    monkeypatch.setattr(_utils, "compute_local_shape_and_global_offset", rows)
+    mesh = SimpleNamespace(mesh=torch.tensor([5, 7]))
+    sharded: Any = SimpleNamespace(shape=torch.Size([4, 3]), device_mesh=mesh, placements=(Shard(0),))
+    assert shards_of(sharded) == [(5, (0, 0), (2, 3)), (7, (2, 0), (2, 3))]
+
+
 def test_parameters_of_fsdp_are_known_whether_they_are_sharded_now_or_not() -> None:
+    skip_without_fsdp2()
     model = a_sharded_model()
     sharded = list(model.parameters())
     assert [each.is_registered for each in fully_sharded([model])] == [True, True]
@@ -117,6 +139,7 @@ def test_hooks_of_sharding_are_told_from_the_callers() -> None:
     assert not is_about_ranks(model)
 
 
+@pytest.mark.filterwarnings("ignore:DTensor random operators may not")  # torch 2.6, of every mesh of CPUs
 def test_a_function_given_to_distribute_module_is_found_behind_the_hook() -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import distribute_module

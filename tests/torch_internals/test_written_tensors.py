@@ -50,3 +50,12 @@ def test_the_write_that_a_backward_cannot_do_without(write: Callable[[Tensor], N
 def test_other_words_are_not_understood() -> None:
     assert overwritten_in(RuntimeError("one of the variables")) is None
     assert overwritten_in(ValueError("x")) is None
+
+
+@pytest.mark.parametrize("name", ["Exp", "ExpBackward0"], ids=["torch 2.13", "torch 2.6"])
+def test_the_operation_has_one_name_in_every_torch(name: str) -> None:
+    error = RuntimeError(
+        "one of the variables needed for gradient computation has been modified by an inplace operation: "
+        f"[torch.FloatTensor [2, 3]], which is output 0 of {name}, is at version 1; expected version 0 instead."
+    )
+    assert overwritten_in(error) == ((2, 3), "Exp", 0, 1)

@@ -329,6 +329,10 @@ def clipped(step: Callable[[Any, int], Batch]) -> Report:
     return monitored(sharded(), step, clip_norm=0.1)
 
 
+BY_FSDP2: set[Callable[..., Report]] = {left_by_fsdp, in_mixed_precision, clipped}
+"""Those that run a step of a model that FSDP2 shards."""
+
+
 def monitored(model: nn.Module, step: Callable[[Any, int], Batch], **options: Any) -> Report:
     """The report of a monitor on one step."""
     with GradientMonitor(model, cross_entropy, at=0, on_mismatch="record", **options) as monitor:

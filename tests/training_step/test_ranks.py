@@ -10,6 +10,7 @@ import torch
 
 from tests.processes.ranks import Ranks
 from tests.training_step import steps_of_ranks as steps
+from tests.zoo.kernels import skip_without_fsdp2
 from torch_gradcheck import Report
 
 Case = tuple[Any, ...]
@@ -17,6 +18,8 @@ Case = tuple[Any, ...]
 
 def run(ranks: Ranks, function: Callable[..., Report], *arguments: Any) -> Report:
     """The report, which is the same on both ranks."""
+    if function in steps.BY_FSDP2:
+        skip_without_fsdp2()
     one, other = ranks.run(function, *arguments)
     assert str(one) == str(other)
     report: Report = one

@@ -1,4 +1,4 @@
-"""Kernels that some processors lack: tried once with torch alone; a test that needs one skips and says why."""
+"""What some processors, or some versions of torch, lack: a test that needs it skips and says why."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ def skip_without_lstm(regime: Regime) -> None:
     """
     if why := _why_no_lstm(regime):
         pytest.skip(f"no LSTM in {regime.weights} with autocast {regime.autocast} on this processor: {why}")
+
+
+def skip_without_fsdp2() -> None:
+    """Skips the test where FSDP2 runs no forward on a CPU, as in torch 2.6: it asks the CPU's stream for an event."""
+    if not hasattr(torch.cpu.Stream, "record_event"):
+        pytest.skip(f"FSDP2 of torch {torch.__version__} does not run on a CPU")
 
 
 @functools.cache

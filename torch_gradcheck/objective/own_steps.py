@@ -28,7 +28,7 @@ class StepWatch:
 
     def __init__(self, leaves: Sequence[torch.Tensor], takes_back: bool = False) -> None:
         self._leaves, self._takes_back = leaves, takes_back
-        self._under_way: list[tuple[list[torch.Tensor], AbstractContextManager[None]]] = []
+        self._under_way: list[tuple[list[torch.Tensor], AbstractContextManager[object]]] = []
         self.stepped: list[str] = []
 
     def __enter__(self) -> StepWatch:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.autograd import Function
 
+from torch_gradcheck.torch_internals.function_calls import is_apply
 from torch_gradcheck.torch_internals.modules import uncompiled
 from torch_gradcheck.torch_internals.operations import operator_name, schemas_of
 
@@ -38,8 +39,7 @@ def signature_of(function: Callable[..., Any]) -> inspect.Signature | None:
 def function_applied_by(function: Any) -> type[Function] | None:
     """The Function whose own `apply` this is; None of anything else, also of an `apply` that a Function overrides."""
     owner = getattr(function, "__self__", None)
-    is_apply = getattr(function, "__func__", None) is Function.apply.__func__  # type: ignore[attr-defined]
-    return owner if is_apply and isinstance(owner, type) and issubclass(owner, Function) else None
+    return owner if is_apply(function) and isinstance(owner, type) and issubclass(owner, Function) else None
 
 
 def argument_names(function: Callable[..., Any], count: int) -> list[str]:

@@ -243,9 +243,26 @@ def shares_among_tied(node: Any) -> bool:
 
 
 def saved_tensor_hooks() -> Any:
-    """The innermost pair of `torch.autograd.graph.saved_tensors_hooks` in force; None where there is none."""
+    """The innermost pair of `torch.autograd.graph.saved_tensors_hooks` in force; None where there is none.
+
+    torch 2.6 does not show them, and True stands for whichever it is.
+    """
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
-    return None if top is None else top(True)
+    return (_has_saved_tensor_hooks() or None) if top is None else top(True)
+
+
+def _has_saved_tensor_hooks() -> bool:
+    """Whether there are any: torch does not let them be forbidden then."""
+    hooks = torch._C._autograd
+    if not internal(hooks, "_saved_tensors_hooks_is_enabled", "see hooks on saved tensors")():
+        return False
+    try:
+        hooks._saved_tensors_hooks_disable("")
+    except RuntimeError:
+        return True
+    finally:  # forbidden they are, even so
+        hooks._saved_tensors_hooks_enable()
+    return False
 
 
 def pop_saved_tensor_hooks_down_to(innermost: Any) -> None:

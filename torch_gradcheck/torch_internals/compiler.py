@@ -158,9 +158,14 @@ def _backend_of(callback: Any) -> str:
 
 
 def _innermost_backend(callback: Any) -> Any:
-    while (inner := getattr(callback, "_torchdynamo_orig_backend", None)) is not None:
+    while (inner := _inside(callback)) is not None:
         callback = inner
     return callback
+
+
+def _inside(callback: Any) -> Any:
+    """What a callback of dynamo wraps; None for a backend. torch 2.6 has another name for it."""
+    return getattr(callback, "_torchdynamo_orig_backend", getattr(callback, "_torchdynamo_orig_callable", None))
 
 
 # What compilation leaves ----------------------------------------------------------------------------------------------
@@ -193,10 +198,14 @@ _WHILE_COMPILING = {
 }
 """Settings of the compiler that keep it from giving up on a function, and from writing what it learns to disk."""
 
+_IN_TORCH_2_6 = {"recompile_limit": "cache_size_limit", "accumulated_recompile_limit": "accumulated_cache_size_limit"}
+"""The names that some of them have in torch 2.6."""
+
 
 def _patched(module: str, settings: dict[str, Any]) -> AbstractContextManager[Any]:
     config: Any = sys.modules[module]
-    known = {name: value for name, value in settings.items() if hasattr(config, name)}
+    named = {name if hasattr(config, name) else _IN_TORCH_2_6.get(name, name): settings[name] for name in settings}
+    known = {name: value for name, value in named.items() if hasattr(config, name)}
     patch: AbstractContextManager[Any] = config.patch(known)
     return patch
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from traceback import walk_tb
-from types import FrameType
+from types import BuiltinMethodType, FrameType
 from typing import Any, NamedTuple
 
 from torch.autograd import Function
 
 from torch_gradcheck.torch_internals.code_lines import is_frame_of_the_user
 
-APPLY = Function.apply.__func__.__code__  # type: ignore[attr-defined]
-"""The code by which every Function is applied."""
+APPLY = getattr(getattr(Function.apply, "__func__", None), "__code__", None)
+"""The code by which every Function is applied; None where it is C++, as from torch 2.15 on, and has no frames."""
 
 LEGACY = Function.__call__.__code__
 """The code that runs where an instance of a Function is called."""
@@ -59,6 +59,13 @@ def _applied_in(frame: FrameType) -> Application | None:
     if frame.f_code is LEGACY:
         return Application(type(given["self"]), given["args"], given["kwargs"], is_an_instance=True)
     return None
+
+
+def is_apply(function: object) -> bool:
+    """Whether this is the `apply` of a Function that does not override it."""
+    if APPLY is None:
+        return isinstance(function, BuiltinMethodType) and function.__name__ == "apply"
+    return getattr(getattr(function, "__func__", None), "__code__", None) is APPLY
 
 
 def unbound(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:

@@ -121,26 +121,36 @@ class Calls(NamedTuple):
 
 def current_calls() -> Calls:
     """What runs at present."""
-    return Calls(nn.Module.__call__, vars(_below_function()).get("apply"))
+    return Calls(nn.Module.__call__, vars(_applying()).get("apply"))
 
 
 def set_calls(calls: Calls) -> None:
     """Has these run from now on."""
     nn.Module.__call__ = calls.module  # type: ignore[method-assign]
     if calls.function is not None:
-        _below_function().apply = calls.function
-    elif "apply" in vars(_below_function()):
-        del _below_function().apply
+        _applying().apply = calls.function
+    elif "apply" in vars(_applying()):
+        del _applying().apply
 
 
 def torchs_apply(function: type[Function]) -> Callable[..., Any]:
     """torch's own application of a Function, behind `Function.apply`."""
-    found: Callable[..., Any] = super(_below_function(), function).apply
+    found: Callable[..., Any] = super(_applying(), function).apply
     return found
 
 
-def _below_function() -> Any:
-    """The class whose `apply`, if it had one, `Function.apply` would call: the next in the order of inheritance."""
+APPLIES_IN_CPP = not isinstance(vars(Function).get("apply"), classmethod)
+"""Whether `Function.apply` calls nothing that could be replaced, as from torch 2.15 on."""
+
+
+def _applying() -> Any:
+    """The class whose `apply` sees where Functions are applied.
+
+    It is the one that `Function.apply` would call if it had one, the next in the order of inheritance. Where that is
+    written in C++, it is `Function` itself, and an `apply` that was fetched before it was replaced goes unseen.
+    """
+    if APPLIES_IN_CPP:
+        return Function
     return internal(torch.autograd.function, "_SingleLevelFunction", "see where Functions are applied")
 
 

@@ -80,15 +80,49 @@ class Shard(NamedTuple):
 
 def shards_of(x: torch.Tensor) -> list[Shard]:
     """The parts of a DTensor that each rank of its mesh holds, without asking them."""
-    from torch.distributed.tensor import _utils
-
-    extent = internal(_utils, "_compute_local_shape_and_global_offset", "know which rank holds which entries")
-    mesh, placements = x.device_mesh, x.placements  # type: ignore[attr-defined]
+    mesh = x.device_mesh  # type: ignore[attr-defined]
     found = []
     for place in itertools.product(*map(range, mesh.mesh.shape)):
-        shape, offset = extent(x.shape, mesh.mesh.shape, list(place), placements)
+        shape, offset = _extent(x, place)
         found.append(Shard(int(mesh.mesh[place]), tuple(offset), tuple(shape)))
     return found
+
+
+def _extent(x: torch.Tensor, place: tuple[int, ...]) -> tuple[Sequence[int], Sequence[int]]:
+    """Shape and offset of the part that a place on the mesh holds; torch 2.6 takes a mesh that knows its own place."""
+    from torch.distributed.tensor import _utils
+
+    mesh, placements = x.device_mesh, x.placements  # type: ignore[attr-defined]
+    if (extent := getattr(_utils, "_compute_local_shape_and_global_offset", None)) is not None:
+        return extent(x.shape, mesh.mesh.shape, list(place), placements)  # type: ignore[no-any-return]
+    extent = internal(_utils, "compute_local_shape_and_global_offset", "know which rank holds which entries")
+    there = _MeshSeenFrom(mesh.mesh.shape, list(place))
+    return extent(x.shape, there, placements)  # type: ignore[no-any-return]
+
+
+class _MeshSeenFrom(NamedTuple):
+    """A mesh as a rank at another place sees it: all that torch 2.6 asks of one.
+
+    Attributes:
+        shape: that of the mesh.
+        place: of the rank.
+    """
+
+    shape: tuple[int, ...]
+    place: list[int]
+
+    @property
+    def ndim(self) -> int:
+        """How many dimensions the mesh has."""
+        return len(self.shape)
+
+    def get_coordinate(self) -> list[int]:
+        """The place of the rank."""
+        return self.place
+
+    def size(self, mesh_dim: int) -> int:
+        """How many ranks lie along a dimension."""
+        return self.shape[mesh_dim]
 
 
 class Gathered(torch.Tensor):
@@ -221,8 +255,8 @@ def mixed_precision(model: nn.Module) -> dict[nn.Parameter, ReducedPrecision]:
     """The precision that FSDP2 computes in, by the sharded parameter; empty without FSDP2."""
     found = {}
     for group in _parameter_groups(list(model.modules())):
-        policy = group.mp_policy
         for each in group.fsdp_params:
+            policy = internal(each, "mp_policy", _PURPOSE)
             found[each.sharded_param] = ReducedPrecision(policy.param_dtype, policy.reduce_dtype)
     return found
 

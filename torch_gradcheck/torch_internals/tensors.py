@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -31,10 +31,13 @@ def version_of(x: torch.Tensor) -> int:
     return x._version
 
 
-def keeping_versions(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
+def keeping_versions(tensors: Sequence[torch.Tensor]) -> AbstractContextManager[object]:
     """A block behind which tensors count as written to as often as before: who writes there puts them back himself."""
     keep = internal(torch.autograd, "_unsafe_preserve_version_counter", "take back a step that a closure takes")
-    return keep(tuple(tensors))  # type: ignore[no-any-return]
+    kept = ExitStack()
+    for tensor in tensors:  # torch 2.6 takes only one
+        kept.enter_context(keep(tensor))
+    return kept
 
 
 def storage_key(x: torch.Tensor | torch.UntypedStorage) -> int:

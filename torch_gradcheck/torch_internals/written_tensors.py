@@ -13,10 +13,12 @@ from torch_gradcheck.torch_internals.code_lines import CodeLine, calling_frame, 
 
 OVERWRITTEN = re.compile(
     r"^one of the variables needed for gradient computation has been modified by an inplace operation: "
-    r"\[torch\.[\w.]*?Tensor \[([\d, ]*)\]\](?:, which is output \d+ of (\w+),)? is at version (\d+); "
+    r"\[torch\.[\w.]*?Tensor \[([\d, ]*)\]\](?:, which is output \d+ of (\w+?)(?:Backward\d+)?,)? is at version (\d+); "
     r"expected version (\d+) instead"
 )
-"""What autograd says of a tensor that was written to after it was saved: its shape, where it comes from, its writes."""
+"""What autograd says of a tensor that was written to after it was saved: its shape, where it comes from, its writes.
+
+torch 2.6 and 2.10 say ExpBackward0 where 2.13 says Exp."""
 
 
 class Overwritten(NamedTuple):
