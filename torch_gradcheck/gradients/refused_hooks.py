@@ -13,6 +13,7 @@ from torch_gradcheck.objective.given import of_value
 from torch_gradcheck.objective.refused_places import first_line, named_module
 from torch_gradcheck.objective.signatures import callable_name, signature_of
 from torch_gradcheck.torch_internals.code_lines import at_line_of
+from torch_gradcheck.torch_internals.function_calls import unbound
 from torch_gradcheck.torch_internals.watched_hooks import HookKind, HookRun, HookWatch
 
 OF_RETURNED = re.compile(
@@ -35,7 +36,8 @@ def of_hook(error: Exception, watch: HookWatch, names: Mapping[int, str]) -> str
     """
     last = watch.last
     if last is not None and not last.is_finished:
-        return _of_call(error, last, names) if isinstance(error, TypeError) else None
+        does_not_fit = isinstance(error, TypeError) and unbound(last.hook, *last.given)
+        return _of_call(error, last, names) if does_not_fit else None
     found = watch.last_to_change
     return None if found is None or not OF_RETURNED.match(str(error)) else _of_returned(error, found, names)
 
