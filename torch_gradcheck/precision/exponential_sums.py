@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from torch_gradcheck.torch_internals.operations import changes_dtype, overloads
+from torch_gradcheck.torch_internals.operations import changes_dtype, is_view, overloads
 
 SUBTRACTIONS = overloads("sub", "sub_")
 
@@ -35,11 +35,11 @@ class Subtracted(NamedTuple):
 
     Attributes:
         constant: c, a tensor that is broadcast.
-        is_given: whether the numbers are an input, which nobody computes.
+        is_added_up: whether the numbers are sums, as of products: see `ExponentialSums.adds_up`.
     """
 
     constant: torch.Tensor
-    is_given: bool
+    is_added_up: bool
 
 
 class ExponentialSums:
@@ -47,6 +47,7 @@ class ExponentialSums:
 
     def __init__(self) -> None:
         self._differences, self._exponentials = WeakIdKeyDictionary(), WeakIdKeyDictionary()
+        self._added_up = WeakIdKeyDictionary()
 
     def logarithm(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Subtracted | None:
         """c + log Σ exp(x − c), where an operation takes this sum, in the form of the sum; else None.
@@ -59,6 +60,7 @@ class ExponentialSums:
         """
         if not isinstance(result, torch.Tensor) or not args or not isinstance(args[0], torch.Tensor):
             return None
+        _note(self._added_up, result, self._combines(func, args) or None)
         if func in SUMS:
             return self._of_sum(args, kwargs, result)
         difference, exponential = self._subtracted(func, args, result), self._in_exponent(func, args[0])
@@ -66,10 +68,21 @@ class ExponentialSums:
         _note(self._exponentials, result, exponential)
         return None
 
+    def adds_up(self, tensor: torch.Tensor) -> bool:
+        """Whether numbers are sums, which others may add up in another order, or come from such.
+
+        Inputs are not, nor what is computed of them entry by entry.
+        """
+        return tensor in self._added_up
+
+    def _combines(self, func: Any, args: Sequence[Any]) -> bool:
+        is_by_entry = torch.Tag.pointwise in getattr(func, "tags", ()) or changes_dtype(func) or is_view(func)
+        return not is_by_entry or any(isinstance(arg, torch.Tensor) and self.adds_up(arg) for arg in args)
+
     def _subtracted(self, func: Any, args: Sequence[Any], result: torch.Tensor) -> Subtracted | None:
         """c, where the result is some x − c."""
         if func in SUBTRACTIONS and isinstance(args[1], torch.Tensor) and args[1].numel() < result.numel():
-            return Subtracted(args[1].detach(), is_given(args[0]))
+            return Subtracted(args[1].detach(), self.adds_up(args[0]))
         known: Subtracted | None = self._differences.get(args[0])
         if known is None or func in MASKS or changes_dtype(func):
             return known
@@ -79,7 +92,7 @@ class ExponentialSums:
     def _in_exponent(self, func: Any, argument: torch.Tensor) -> Subtracted | None:
         """c, where the result is some exp(x − c)."""
         if func in BASES:
-            nothing = Subtracted(argument.new_zeros(()), is_given(argument))
+            nothing = Subtracted(argument.new_zeros(()), self.adds_up(argument))
             known: Subtracted = self._differences.get(argument, nothing)
             return known._replace(constant=BASES[func] * known.constant)
         return self._exponentials.get(argument) if func in MASKS or changes_dtype(func) else None
@@ -97,15 +110,10 @@ class ExponentialSums:
         return known._replace(constant=constant + result.detach().log())
 
 
-def is_given(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is an input on trial, and not computed from others."""
-    return tensor.requires_grad and tensor.is_leaf
-
-
-def _note(known: WeakIdKeyDictionary, tensor: torch.Tensor, subtracted: Subtracted | None) -> None:
-    """Notes what is known of a tensor, which may be one that another operation has written to."""
-    if subtracted is not None:
-        known[tensor] = subtracted
+def _note(known: WeakIdKeyDictionary, tensor: torch.Tensor, fact: Any) -> None:
+    """Notes what is known of a tensor, which may be one that another operation has written to; None: nothing."""
+    if fact is not None:
+        known[tensor] = fact
     else:
         known.pop(tensor, None)
 

@@ -15,7 +15,7 @@ import torch
 
 from torch_gradcheck.arrays import Floats
 from torch_gradcheck.precision.dtypes import is_lower
-from torch_gradcheck.precision.exponential_sums import ExponentialSums, Subtracted, is_given
+from torch_gradcheck.precision.exponential_sums import ExponentialSums, Subtracted
 from torch_gradcheck.precision.mode import PrecisionMode
 from torch_gradcheck.torch_internals.dispatch import DispatchMode
 from torch_gradcheck.torch_internals.operations import (
@@ -168,7 +168,7 @@ class RoundingMode(DispatchMode):
         with torch.no_grad():
             sums = torch.logsumexp(logits.detach().to(result.dtype), dim, keepdim=True)
             if func in SOFTMAX:
-                result.mul_(self._rounding_of(sums, is_given(logits)).exp_())
+                result.mul_(self._rounding_of(sums, self._sums.adds_up(logits)).exp_())
             else:
                 result.sub_(self._rounding_of(sums))
 
@@ -178,21 +178,21 @@ class RoundingMode(DispatchMode):
             with torch.no_grad():
                 result.mul_(self._rounding_of(*logarithm).exp_())
 
-    def _rounding_of(self, sums: torch.Tensor, is_given: bool = True) -> torch.Tensor:
+    def _rounding_of(self, sums: torch.Tensor, are_added_up: bool = False) -> torch.Tensor:
         """How far rounding moves each of these logarithms; 0 where one is not finite.
 
         Rounded itself, the move would be none in most of the runs where a number is just above a power of 2.
 
         Args:
             sums: the logarithms.
-            is_given: whether the logits are an input. Others are computed once more in the backward of attention, as
-                sums of products, which may be added up in another order there.
+            are_added_up: whether the logits are sums of products. Attention computes them once more in its backward,
+                and may add them up in another order there.
         """
         known = sums.nan_to_num(0.0, 0.0, 0.0)
         noise = _moves(known, known.dtype, self._generator)
         if self._between is None:
             return noise.add_(known).sub_(known)
-        return noise if is_given else noise.mul_(ROUNDINGS)
+        return noise.mul_(ROUNDINGS) if are_added_up else noise
 
     def _moved(self, argument: Any, whatever_dtype: bool) -> Any:
         """A copy with noise of a tensor whose kernels round inside; anything else as it is."""
