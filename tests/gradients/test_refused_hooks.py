@@ -93,6 +93,14 @@ def test_what_one_raises_itself_comes_through() -> None:
     assert caught.value is error
 
 
+def test_a_call_in_one_that_does_not_fit_comes_through() -> None:
+    def takes_two(grad: Tensor, factor: float) -> Tensor:
+        return factor * grad
+
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'factor'"):
+        check_function(hooked(lambda grad: 2 * takes_two(grad)), (X,))  # type: ignore[call-arg]
+
+
 def test_right_ones_are_right() -> None:
     assert check_function(hooked(lambda grad: None), (X,)).passed
     assert check_module(model_with(FULL, lambda m, i, o: None), torch.sum, X).passed

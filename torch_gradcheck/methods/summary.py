@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from torch_gradcheck.gradients.analytic import AnalyticGradient
+from torch_gradcheck.gradients.cleared_grad import on_added
 from torch_gradcheck.methods.choice import MethodChoice
 from torch_gradcheck.methods.problem import Problem
 from torch_gradcheck.objective.by_design import remarks_on
@@ -49,6 +50,7 @@ def notes_of(
         on_replaced(objective),
         on_held(objective, problem.request.hold_detached),
         on_graph(objective, accumulated),
+        on_added(objective, problem.theta) if accumulated and problem.request.team.size == 1 else "",
         on_spread(objective),
         on_domain(objective.domain),
         problem.on_not_perturbed,
