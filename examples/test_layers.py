@@ -66,9 +66,9 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("mode", ["eval", "train"])
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
 def test_gradients(gradcheck: GradcheckFixture, layer: Callable[[], nn.Module], mode: str) -> None:
-    """Autograd agrees with the layer's own forward."""
+    """Autograd agrees with the layer's own forward, for its parameters and its input."""
     torch.manual_seed(0)
-    gradcheck(layer(), lambda y: y.square().mean(), torch.randn(5, 6), mode=mode)
+    gradcheck(layer(), lambda y: y.square().mean(), torch.randn(5, 6, requires_grad=True), mode=mode)
 
 
 @pytest.mark.parametrize("layer", LAYERS.values(), ids=LAYERS.keys())
