@@ -74,7 +74,7 @@ def findings_of(
     culprit = _culprit(problem, trials, gradients, finite)
     evidences = Evidences(problem, trials)
     diagnoses = diagnose_all(evidences, culprit.meanings, culprit.rounding)
-    diagnoses |= stops.diagnoses(rows, _without_cause(diagnoses))
+    diagnoses |= stops.diagnoses(rows, _unknown(diagnoses))
     spurious = () if stops.right else (DiagnosisKind.SPURIOUS,)  # where a path is lost on purpose, that says more
     proven = propagated(problem, culprit, evidences, _without_cause(diagnoses, *spurious))
     diagnoses |= {k: _told_by_both(diagnoses[k], found) for k, found in proven.items()}
