@@ -151,10 +151,7 @@ class GradientMonitor:
                 team=team,
             )
             callable_argument("loss_fn", loss_fn)
-            if scaler is not None and not hasattr(scaler, "get_scale"):
-                raise InvalidRequestError(
-                    f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}."
-                )
+            _check_scaler(scaler)
             self._model = uncompiled(model)
             self._needs_batch, self._is_scaled = True, scaler is not None
             self._on_mismatch = one_of("on_mismatch", on_mismatch, ("raise", "warn", "record"))
@@ -378,3 +375,8 @@ class GradientMonitor:
             words = str(error) if report is None else wrong_in_words(report)
             warnings.warn(f"step {step}: {words}", GradientMismatchWarning, stacklevel=5)
         return report
+
+
+def _check_scaler(scaler: object) -> None:
+    if scaler is not None and not hasattr(scaler, "get_scale"):
+        raise InvalidRequestError(f"scaler must be a torch.amp.GradScaler, got {type(scaler).__name__} {scaler!r}.")

@@ -13,7 +13,6 @@ its own affair: nothing in it is held, nor what a backward reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from enum import Enum, auto
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -24,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from torch_gradcheck.objective.held_values import Cut, HeldValue, HeldValues, Way
+from torch_gradcheck.objective.memory_of_theta import LEAVES, OTHER_LEAVES, Made, MemoryOfTheta
 from torch_gradcheck.precision.dtypes import is_inexact
 from torch_gradcheck.torch_internals.autograd import (
     function_forwards,
@@ -42,7 +42,7 @@ from torch_gradcheck.torch_internals.operations import (
     overloads,
     written_arguments,
 )
-from torch_gradcheck.torch_internals.tensors import storage_key, weak_storage
+from torch_gradcheck.torch_internals.tensors import storage_key
 
 PACKAGE = str(Path(__file__).resolve().parents[1])
 
@@ -54,23 +54,6 @@ READS = frozenset({"numpy", "tolist", "__array__", "__float__", "__complex__"})
 
 FACTORIES = frozenset({"tensor", "as_tensor", "asarray", "new_tensor"})
 """Functions that make a tensor of the numbers of those in a list, by no operation that a dispatch mode sees."""
-
-
-class _Memory(Enum):
-    """What lies in a storage that depends on θ."""
-
-    THETA = auto()
-    """A tensor that is on trial: the graph begins at it, whoever writes to it."""
-    LEAF = auto()
-    """Another tensor that the graph begins at."""
-    GRAPH = auto()
-    """Computed with a graph."""
-    CUT = auto()
-    """Computed without one."""
-    CUT_LEAF = auto()
-    """That of a leaf, and since then computed without a graph, as the weights of a target network are."""
-    OF_FUNCTION = auto()
-    """Computed without one by a custom Function or in a backward: never held."""
 
 
 class Holding:
@@ -125,16 +108,14 @@ class HoldMode(DispatchMode):
         self.held, self._is_lent = held, is_lent
         self._records = not held.complete
         self._position, self._strayed = 0, False
-        self._memory: dict[int, _Memory] = {}
-        self._cuts: dict[int, Cut] = {}  # the last cut through a storage
-        self._alive: dict[int, Any] = {}  # weak references: no storage takes the place of another
+        self._memory = MemoryOfTheta()
         self._inside_operations = WeakIdKeyDictionary()  # views whose graph the operation that made them will attach
         self._forwards = function_forwards()
         self._applies_function = False  # while one runs that was applied with a graph
         if self._records:
             held.values.clear()
         for tensor in theta:
-            self._mark(tensor, _Memory.THETA)
+            self._memory.mark(tensor, Made.THETA)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -160,7 +141,7 @@ class HoldMode(DispatchMode):
         if _is_ours(frame) or not is_inexact(tensor):
             return tensor
         self._see(tensor)
-        if not self._depends(tensor) or self._is_private(frame) or self._memory_of(tensor) is _Memory.OF_FUNCTION:
+        if not self._depends(tensor) or self._is_private(frame) or self._memory.of(tensor) is Made.OF_FUNCTION:
             return tensor
         held = self._taken_tensor(name, tensor, self._cut(Way.READ, frame))
         return held.requires_grad_(tensor.requires_grad)
@@ -174,7 +155,7 @@ class HoldMode(DispatchMode):
             frame: where.
         """
         if self._depends(tensor) and not copy.requires_grad and not self._is_private(frame):
-            self._mark(copy, _Memory.CUT)
+            self._memory.mark(copy, Made.CUT)
             self._cut_through(copy, Way.READ, frame)
 
     def applied(self, function: Any, run: Callable[..., Any], args: Sequence[Any]) -> Any:
@@ -227,7 +208,7 @@ class HoldMode(DispatchMode):
         return type(x)([self._held(func, item, frame) for item in x]) if type(x) in (list, tuple) else x
 
     def _held_tensor(self, func: Any, tensor: torch.Tensor, frame: FrameType | None) -> torch.Tensor:
-        memory, cut = self._memory_of(tensor), self._cut_of(tensor, frame)
+        memory, cut = self._memory.of(tensor), self._cut_of(tensor, frame)
         value = self._taken_tensor(_name(func), tensor, cut)
         if self._records:
             return tensor
@@ -237,12 +218,12 @@ class HoldMode(DispatchMode):
             tensor.data = value  # so that autograd, which has saved the tensor before, reads the held value too
         except RuntimeError:  # of inference mode
             return value
-        self._mark(tensor, _Memory.CUT_LEAF if memory is _Memory.CUT_LEAF else _Memory.CUT)
+        self._memory.mark(tensor, Made.CUT_LEAF if memory is Made.CUT_LEAF else Made.CUT)
         return tensor
 
     def _number(self, func: Any, tensor: torch.Tensor, frame: FrameType | None) -> Any:
         """The number that Python gets."""
-        if self._is_private(frame) or self._memory_of(tensor) is _Memory.OF_FUNCTION:
+        if self._is_private(frame) or self._memory.of(tensor) is Made.OF_FUNCTION:
             return func(tensor)
         return self._taken(_name(func), tensor, self._cut(Way.READ, frame), func)
 
@@ -282,22 +263,22 @@ class HoldMode(DispatchMode):
             return
         if with_graph:
             lost = not any(x.requires_grad for x in inputs)
-            kind = _Memory.OF_FUNCTION if lost else _Memory.GRAPH
+            kind = Made.OF_FUNCTION if lost else Made.GRAPH
         else:
-            kind = _Memory.OF_FUNCTION if self._is_inside_function(frame) else _Memory.CUT
+            kind = Made.OF_FUNCTION if self._is_inside_function(frame) else Made.CUT
         written = [x for position, x in enumerate(args) if position in written_arguments(func)]
         for x in _tensors([written, result, kwargs.get("out")]):
             if is_inexact(x) and self._is_changed(x, kind, inputs):
-                self._mark(x, kind if self._memory_of(x) not in _OTHER_LEAVES else _Memory.CUT_LEAF)
-                if kind is _Memory.CUT:
+                self._memory.mark(x, kind if self._memory.of(x) not in OTHER_LEAVES else Made.CUT_LEAF)
+                if kind is Made.CUT:
                     self._cut_through(x, self._way(), frame)
 
-    def _is_changed(self, written: torch.Tensor, kind: _Memory, inputs: Sequence[torch.Tensor]) -> bool:
+    def _is_changed(self, written: torch.Tensor, kind: Made, inputs: Sequence[torch.Tensor]) -> bool:
         """Whether memory that is written to is something else now; that of a leaf only by what comes from elsewhere."""
-        known = self._memory_of(written)
-        if known not in _OTHER_LEAVES:
-            return known is not _Memory.THETA
-        return kind is _Memory.CUT and any(storage_key(x) != storage_key(written) for x in inputs)
+        known = self._memory.of(written)
+        if known not in OTHER_LEAVES:
+            return known is not Made.THETA
+        return kind is Made.CUT and any(storage_key(x) != storage_key(written) for x in inputs)
 
     def _note_view(self, func: Any, base: torch.Tensor, result: Any, frame: FrameType | None) -> None:
         """Notes the line where memory of the graph is given a view without one.
@@ -310,36 +291,25 @@ class HoldMode(DispatchMode):
                 self._cut_through(base, Way.DETACHED, frame)
             for view in _tensors([result]):
                 self._inside_operations[view] = func not in _DETACHES
-        if not torch.is_grad_enabled() and self._memory_of(base) is not _Memory.CUT:
+        if not torch.is_grad_enabled() and self._memory.of(base) is not Made.CUT:
             self._cut_through(base, self._way(), frame)
 
     def _see(self, tensor: torch.Tensor) -> None:
         """Notes memory that is seen to have a graph for the first time."""
-        if tensor.requires_grad and self._memory_of(tensor) in (None, _Memory.OF_FUNCTION):
-            self._mark(tensor, _Memory.LEAF if tensor.is_leaf else _Memory.GRAPH)
-
-    def _mark(self, tensor: torch.Tensor, kind: _Memory) -> None:
-        if tensor.layout is not torch.strided:
-            return
-        key = storage_key(tensor)
-        if key not in self._alive:
-            self._alive[key] = weak_storage(tensor)
-        self._memory[key] = kind
-
-    def _memory_of(self, tensor: torch.Tensor) -> _Memory | None:
-        return self._memory.get(storage_key(tensor)) if tensor.layout is torch.strided else None
+        if tensor.requires_grad and self._memory.of(tensor) in (None, Made.OF_FUNCTION):
+            self._memory.mark(tensor, Made.LEAF if tensor.is_leaf else Made.GRAPH)
 
     def _depends(self, tensor: torch.Tensor) -> bool:
-        return tensor.requires_grad or self._memory_of(tensor) is not None
+        return tensor.requires_grad or self._memory.of(tensor) is not None
 
     def _is_cut(self, tensor: torch.Tensor) -> bool:
         """Whether a tensor depends on θ, and the graph does not say so."""
-        memory = self._memory_of(tensor) if is_inexact(tensor) else None
-        if memory is _Memory.CUT_LEAF:
+        memory = self._memory.of(tensor) if is_inexact(tensor) else None
+        if memory is Made.CUT_LEAF:
             return True
-        if memory is None or memory is _Memory.OF_FUNCTION or self._inside_operations.get(tensor, False):
+        if memory is None or memory is Made.OF_FUNCTION or self._inside_operations.get(tensor, False):
             return False
-        return not tensor.requires_grad or (tensor.is_leaf and memory not in _LEAVES)
+        return not tensor.requires_grad or (tensor.is_leaf and memory not in LEAVES)
 
     def _is_private(self, frame: FrameType | None) -> bool:
         """Whether what runs here is the own affair of a backward or of a custom Function."""
@@ -356,12 +326,12 @@ class HoldMode(DispatchMode):
         return Cut(way, calling_line(frame) if self._records else None)
 
     def _cut_through(self, tensor: torch.Tensor, way: Way, frame: FrameType | None) -> None:
-        if self._records and tensor.layout is torch.strided:
-            self._cuts[storage_key(tensor)] = self._cut(way, frame)
+        if self._records:
+            self._memory.cut_through(tensor, self._cut(way, frame))
 
     def _cut_of(self, tensor: torch.Tensor, frame: FrameType | None) -> Cut:
-        way = Way.FROZEN if self._memory_of(tensor) in _LEAVES else Way.DETACHED
-        return self._cuts.get(storage_key(tensor)) or self._cut(way, frame)
+        way = Way.FROZEN if self._memory.of(tensor) in LEAVES else Way.DETACHED
+        return self._memory.last_cut(tensor) or self._cut(way, frame)
 
 
 class HeldReads(TorchFunctionMode):
@@ -437,10 +407,6 @@ def _name(func: Any) -> str:
 def _tensors(tree: Any) -> list[torch.Tensor]:
     return flatten(tree)
 
-
-_LEAVES = frozenset([_Memory.THETA, _Memory.LEAF])
-
-_OTHER_LEAVES = frozenset([_Memory.LEAF, _Memory.CUT_LEAF])
 
 _DETACHES = frozenset(existing("detach.default", "detach_.default"))
 
