@@ -42,6 +42,16 @@ class ClippedBesides:
         skipped = any(not math.isfinite(_norm(each)) and scaling.skips(each) for each in others)
         return cls(math.sqrt(sum(norm * norm for norm in norms)), skipped, bool(clipped))
 
+    @property
+    def words(self) -> str:
+        """What is said of them where `.grad` was judged; "" where there is none."""
+        if not self.there:
+            return ""
+        return (
+            f"; it was clipped together with .grad that is not checked, whose norm of {self.norm:.4g} is taken as it "
+            "is: a mistake there that changes how much everything was clipped is not seen"
+        )
+
 
 def groups_by_optimizer(theta: Theta) -> list[frozenset[int]]:
     """The positions of the parameters that each of several optimizers steps; none where they share some."""

@@ -312,7 +312,7 @@ class GradCheck:
         """The notes on the step, where there is something to say of it, on what was judged, and on the error bars."""
         of_window = "" if self._step.window is None else self._step.window.note
         notes = [note for note in (self._mistakes.saw_other_inputs, of_window, *self._not_judged) if note]
-        notes.append(f"{ON_TRIAL}: {self.why_unjudged or self._precision()}")
+        notes.append(f"{ON_TRIAL}: {self.why_unjudged or self._precision()}{self._besides.words}")
         if rows and all(row.diagnosis and row.diagnosis.kind is DiagnosisKind.MISSING for row in rows):
             notes.append("no parameter has a .grad: was zero_grad() called after backward(), or backward() not at all?")
         return notes
