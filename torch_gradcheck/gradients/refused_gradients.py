@@ -21,7 +21,7 @@ from torch_gradcheck.gradients.context_notes import note_what_is_missing
 from torch_gradcheck.gradients.kept_graphs import KeptGraphs
 from torch_gradcheck.gradients.last_backward import LastBackward
 from torch_gradcheck.gradients.overwritten_values import of_overwritten
-from torch_gradcheck.gradients.refused_hooks import of_hook as of_hook_of
+from torch_gradcheck.gradients.refused_hooks import of_hook
 from torch_gradcheck.objective.given import of_tensor, of_value
 from torch_gradcheck.objective.refusals import call_in_words, doing, misdeed, raise_any, refused_backward
 from torch_gradcheck.objective.refused_places import at_line, first_line
@@ -129,9 +129,10 @@ class _SecondRun:
         call = self._last.calls.refused(second)
         if type(second) is not type(error) or str(second) != str(error):
             return None
-        of_hook, overwritten = of_hook_of(error, self._hooks, self._names), overwritten_in(error)
-        if of_hook is not None or overwritten is not None:
-            return of_hook if overwritten is None else of_overwritten(overwritten, self._writes)
+        if (overwritten := overwritten_in(error)) is not None:
+            return of_overwritten(overwritten, self._writes)
+        if (hook := of_hook(error, self._hooks, self._names)) is not None:
+            return hook
         return self._of_backward(error) or self._of_code(error, call_of(error, second, call))
 
     def _of_backward(self, error: Exception) -> str | None:

@@ -10,13 +10,8 @@ import numpy as np
 from torch_gradcheck.arrays import Floats, Indices
 from torch_gradcheck.diagnosis.kind.evidence import Evidence
 from torch_gradcheck.diagnosis.kind.places import in_ranges
+from torch_gradcheck.diagnosis.kind.sums import ENOUGH, EXACT, is_right_sum, products_with
 from torch_gradcheck.reporting.facts import Diagnosis, DiagnosisKind
-
-EXACT = 1e-9
-"""What a sum lacks is known to rounding."""
-
-ENOUGH = 3
-"""A sum is recognised in at least 3 entries."""
 
 MOST_TERMS = 4_000_000
 """No more numbers than this are laid out, one a row and entry."""
@@ -68,7 +63,7 @@ def lost_rows(evidence: Evidence, upstream: Floats, factors: Mapping[str, Floats
     if len(evidence.analytic) < ENOUGH or not evidence.finite or not evidence.judged.all():
         return None
     for terms in _sums(evidence.shape, upstream, factors):
-        if _is_right(evidence, terms.values.sum(0)) and (rows := rows_lost_by(evidence.analytic, terms.values)):
+        if is_right_sum(evidence, terms.values.sum(0)) and (rows := rows_lost_by(evidence.analytic, terms.values)):
             return Diagnosis(DiagnosisKind.WRONG_SUM, _in_words(terms, rows))
     return None
 
@@ -96,9 +91,7 @@ def _sums(shape: tuple[int, ...], upstream: Floats, factors: Mapping[str, Floats
 
 def _sums_to_vector(length: int, upstream: Floats, factors: Mapping[str, Floats]) -> Iterator[Terms]:
     """Over all axes but one: b_j = Σ_i g_ij, or Σ_i g_ij x_ij."""
-    products = [("the upstream gradient", upstream)]
-    same = {name: values for name, values in factors.items() if values.shape == upstream.shape}
-    products += [(f"the upstream gradient times {name}", upstream * values) for name, values in same.items()]
+    products = products_with(upstream, factors)
     for kept in (axis for axis, size in enumerate(upstream.shape) if size == length):
         for axis in (axis for axis in range(upstream.ndim) if axis != kept):
             others = tuple(other for other in range(upstream.ndim) if other not in (kept, axis))
@@ -123,13 +116,13 @@ def _sums_to_matrix(shape: tuple[int, int], upstream: Floats, factors: Mapping[s
 
 
 def _runs(terms: Floats, off: Floats) -> list[Rows]:
-    """Runs of neighbours whose terms, seen along what is lacking, add up to it; the closest ones."""
+    """Runs of neighbours whose terms, seen along what is lacking, add up to it, or to as much too much."""
     if len(terms) > MOST_ROWS:
         return []
     ends = np.concatenate([[0.0], np.cumsum(terms @ off) / (off @ off)])
     shares = np.abs(ends[None, :] - ends[:, None])
-    signed = np.triu(np.abs(shares - 1) <= EXACT * len(terms) * (1 + np.max(np.abs(ends))))
-    found = np.argwhere(signed)[:MOST_TRIED]
+    fitting = np.triu(np.abs(shares - 1) <= EXACT * len(terms) * (1 + np.max(np.abs(ends))))
+    found = np.argwhere(fitting)[:MOST_TRIED]
     return [Rows(np.arange(first, last), bool(ends[last] < ends[first])) for first, last in found if first < last]
 
 
@@ -155,11 +148,6 @@ def _explains(rows: Rows, terms: Floats, off: Floats) -> bool:
         return False
     sign = -1 if rows.twice else 1
     return bool(np.linalg.norm(sign * terms[rows.indices].sum(0) - off) <= EXACT * np.linalg.norm(off))
-
-
-def _is_right(evidence: Evidence, values: Floats) -> bool:
-    off = np.linalg.norm(values - evidence.numeric)
-    return bool(off <= evidence.tolerance * np.linalg.norm(values) + np.linalg.norm(evidence.error_bar))
 
 
 def _in_words(terms: Terms, rows: Rows) -> str:

@@ -35,16 +35,14 @@ def wrong_sum(evidence: Evidence, upstream: Floats, factors: Mapping[str, Floats
     taken = next((words for words, values in sums if _equal(values, evidence.analytic)), "")
     if not taken or not np.any(evidence.analytic):
         return None
-    instead = next((words for words, values in sums if evidence.judged.all() and _is_right(evidence, values)), "")
+    instead = next((words for words, values in sums if evidence.judged.all() and is_right_sum(evidence, values)), "")
     message = f"dθ is {taken}" + (f", where {instead} is right" if instead else ", which is not the right one")
     return Diagnosis(DiagnosisKind.WRONG_SUM, message)
 
 
 def _sums(upstream: Floats, factors: Mapping[str, Floats], length: int) -> Iterator[tuple[str, Floats]]:
     """The sums of this length, with words: over all axes but one, and single rows instead of a sum."""
-    products = [("the upstream gradient", upstream)]
-    same = {name: values for name, values in factors.items() if values.shape == upstream.shape}
-    products += [(f"the upstream gradient times {name}", upstream * values) for name, values in same.items()]
+    products = products_with(upstream, factors)
     for axis, size in enumerate(upstream.shape):
         others = tuple(other for other in range(upstream.ndim) if other != axis)
         if size == length and others:
@@ -61,6 +59,14 @@ def _equal(one: Floats, other: Floats) -> bool:
     return bool(np.linalg.norm(one - other) <= EXACT * np.linalg.norm(other))
 
 
-def _is_right(evidence: Evidence, values: Floats) -> bool:
+def products_with(upstream: Floats, factors: Mapping[str, Floats]) -> list[tuple[str, Floats]]:
+    """The upstream gradient, and its products with those of the factors that have its shape, with words."""
+    same = {name: values for name, values in factors.items() if values.shape == upstream.shape}
+    products = [(f"the upstream gradient times {name}", upstream * values) for name, values in same.items()]
+    return [("the upstream gradient", upstream), *products]
+
+
+def is_right_sum(evidence: Evidence, values: Floats) -> bool:
+    """Whether a sum is the right gradient."""
     off = np.linalg.norm(values - evidence.numeric)
     return bool(off <= evidence.tolerance * np.linalg.norm(values) + np.linalg.norm(evidence.error_bar))
